@@ -1,0 +1,165 @@
+#!/bin/sh
+# Starts a program as PID 1 of a fresh namespace, and leaves the machine as it was.
+#
+#   init/namespace.sh PROGRAM [ARG...]
+#
+# The program finds in there: a PID namespace of its own, private mounts, copies of /etc/passwd and /etc/group with
+# the user tl-user and its empty home, a cgroup of its own where cgroup v2 can be written, and TL_INIT_RUN_DIR and
+# TL_INIT_LOG_DIR in its environment. SIGTERM and SIGINT to this script end it in order, a second one at once.
+# Everything that was made goes when it ends, also when this script is killed.
+#
+# Without root a user namespace takes the place of root: commands then run as the current user.
+#
+# Settings, all of them optional:
+#   TL_NS_DIR      where its files go; must not exist yet (default: a temporary directory)
+#   TL_NS_CGROUP   "no": cgroups cannot be written in there
+#   TL_NS_PID_MAX  the highest PID in there; for kernels that count it per namespace (6.14 on)
+set -eu
+
+# Runs as PID 1 of the namespace; what it mounts is seen in there only.
+inside() {
+    dir=$1 cgroup=$2
+    shift 2
+    if [ -n "$cgroup" ]; then echo 0 >"$cgroup/cgroup.procs"; fi
+    if [ "${TL_NS_CGROUP-}" = no ]; then
+        awk '$3 == "cgroup2" { print $2 }' /proc/mounts | while read -r mounted; do
+            mount -o remount,bind,ro "$mounted"
+        done
+    fi
+    mount --bind "$dir/passwd" /etc/passwd
+    mount --bind "$dir/group" /etc/group
+    # In a user namespace there is one user only, who has a home.
+    if [ -e "$dir/owner" ]; then make_home "$dir/home"; fi
+    if [ -n "${TL_NS_PID_MAX-}" ]; then echo "$TL_NS_PID_MAX" >/proc/sys/kernel/pid_max; fi
+    unset TL_NS_DIR TL_NS_CGROUP TL_NS_PID_MAX
+    exec "$@"
+}
+
+# Lays a new /home over the old one: all that was there, and the home of tl-user.
+make_home() {
+    [ -d /home ] || return 0
+    mkdir "$1"
+    mount -t tmpfs -o mode=755 tmpfs "$1"
+    for old in /home/*/; do
+        name=$(basename "$old")
+        if [ -d "$old" ] && [ "$name" != tl-user ]; then
+            mkdir "$1/$name"
+            mount --rbind "$old" "$1/$name"
+        fi
+    done
+    mkdir "$1/tl-user"
+    chown --reference "$dir/owner" "$1/tl-user"
+    mount --move "$1" /home
+}
+
+# Outlives the script, whatever ends it: waits until nobody holds the other end of the pipe, then removes everything.
+guard() {
+    dir=$1 cgroup=$2
+    child=
+    { read -r child && read -r _; } <"$dir/guard" || true
+    # The PID may be another process's by now: ours has our directory on its command line.
+    if [ -n "$child" ] && grep -qsF "$dir" "/proc/$child/cmdline"; then kill -KILL "$child" 2>/dev/null || true; fi
+    tries=0
+    while [ $tries -lt 100 ]; do
+        if [ -n "$cgroup" ]; then
+            # The kill reaches what is left before its cgroup can go.
+            echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
+            find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+        fi
+        rm -rf "$dir" 2>/dev/null || true
+        if [ ! -e "$dir" ] && { [ -z "$cgroup" ] || [ ! -e "$cgroup" ]; }; then exit 0; fi
+        tries=$((tries + 1))
+        sleep 0.05
+    done
+    echo "$0: could not remove $dir $cgroup" >&2
+}
+
+# The copies of /etc/passwd and /etc/group, with a tl-user who has the first free id from 1000 on.
+make_users() {
+    root_home=$1
+    id=1000
+    while grep -q "^[^:]*:[^:]*:$id:" /etc/passwd /etc/group; do id=$((id + 1)); done
+    awk -F: -v OFS=: -v home="$root_home" '$1 != "tl-user" { if ($3 == "0" && home != "") $6 = home; print }' \
+        /etc/passwd >"$dir/passwd"
+    awk -F: '$1 != "tl-user"' /etc/group >"$dir/group"
+    echo "tl-user:x:$id:$id:tl-user:/home/tl-user:/bin/sh" >>"$dir/passwd"
+    echo "tl-user:x:$id:" >>"$dir/group"
+    chmod 644 "$dir/passwd" "$dir/group"
+    if [ -z "$privileges" ]; then : >"$dir/owner" && chown "$id:$id" "$dir/owner"; fi
+}
+
+# Prints a new cgroup below our own, or nothing where there can be none.
+make_cgroup() {
+    mounted=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
+    own=$(sed -n 's/^0:://p' /proc/self/cgroup)
+    made="$mounted${own%/}/tl-init.$$"
+    if [ -n "$mounted" ] && mkdir "$made" 2>/dev/null; then
+        if [ -w "$made/cgroup.procs" ]; then echo "$made"; else rmdir "$made"; fi
+    fi
+}
+
+# The program's PID as seen from out here.
+pid1() {
+    cat "/proc/$child/task/$child/children" 2>/dev/null || true
+}
+
+stop() {
+    signal=$1
+    # Before it has forked there is only unshare itself, and nothing in there to end in order.
+    target=$(pid1)
+    kill "-$signal" ${target:-$child} 2>/dev/null || true
+    trap 'stop KILL' INT TERM HUP
+}
+
+case "${1-}" in
+--inside) shift; inside "$@" ;;
+--guard) shift; guard "$@"; exit 0 ;;
+'') echo "usage: $0 PROGRAM [ARG...]" >&2; exit 1 ;;
+esac
+
+if [ -n "${TL_NS_PID_MAX-}" ]; then
+    # Older kernels have one pid_max, and this would be everybody's.
+    uname -r | awk -F. '{ exit !($1 > 6 || ($1 == 6 && $2 + 0 >= 14)) }' ||
+        { echo "$0: TL_NS_PID_MAX needs Linux 6.14" >&2; exit 1; }
+fi
+
+if [ -n "${TL_NS_DIR-}" ]; then
+    dir=$TL_NS_DIR
+    mkdir -m 700 "$dir"
+else
+    dir=$(mktemp -d "${TMPDIR:-/tmp}/tl-init.XXXXXX")
+fi
+cgroup=
+if [ "$(id -u)" = 0 ]; then
+    privileges=
+    make_users ''
+    if [ "${TL_NS_CGROUP-}" != no ]; then cgroup=$(make_cgroup); fi
+else
+    privileges='--user --map-root-user'
+    make_users "${HOME-/}"
+    export TL_INIT_DEFAULT_USER="${TL_INIT_DEFAULT_USER-0}"
+    echo "$0: not root: in a user namespace, where every command runs as $(id -un)" >&2
+fi
+export TL_INIT_RUN_DIR="${TL_INIT_RUN_DIR-$dir/run}" TL_INIT_LOG_DIR="${TL_INIT_LOG_DIR-$dir/log}"
+
+mkfifo "$dir/guard"
+# Sessions of their own: Ctrl-C on the terminal is for this script, which passes it on once.
+setsid "$0" --guard "$dir" "$cgroup" </dev/null &
+guard=$!
+exec 9>"$dir/guard"
+# The child itself tells the guard its PID, so that there is no moment at which nobody knows it.
+setsid sh -c 'echo $$ >&9; exec 9>&-; exec unshare "$@"' unshare \
+    $privileges --pid --fork --kill-child --mount --mount-proc "$0" --inside "$dir" "$cgroup" "$@" &
+child=$!
+trap 'stop TERM' INT TERM HUP
+
+status=0
+while :; do
+    # A trapped signal ends the wait early.
+    wait "$child" && status=0 || status=$?
+    kill -0 "$child" 2>/dev/null || break
+done
+exec 9>&-
+trap '' INT TERM HUP
+wait "$guard" || true
+exit $status

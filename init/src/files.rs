@@ -1,0 +1,148 @@
+//! The files of a start: the token, the environment of commands, and the address that is listened on.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use tl_supervisor::os::random;
+
+/// The longest file that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// The token in `path`, without the white space around it.
+///
+/// # Errors
+/// A sentence, also when others than its owner can read it.
+pub(crate) fn read_token(path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |error: io::Error| format!("--token-file: {}: {error}", path.display());
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(format!(
+            "--token-file: {}: others than its owner can read it (mode {:04o}; 0600 is right)",
+            path.display(),
+            mode & 0o7777
+        ));
+    }
+    let token = read_bounded(file).map_err(failed)?.trim_ascii().to_vec();
+    // What a header can carry (RFC 6750, section 2.1).
+    if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
+        return Err(format!("--token-file: {}: it must hold printable characters and no spaces", path.display()));
+    }
+    Ok(token)
+}
+
+/// A new random token: 32 bytes in hex.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn make_token() -> Result<Vec<u8>, String> {
+    random::hex::<32>().map(String::into_bytes).map_err(|error| format!("no random bytes for a token: {error}"))
+}
+
+/// Writes the token to `<run-dir>/token`, for its owner only.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
+    let path = run_dir.join("token");
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    // Never into a file that somebody has prepared or holds open.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+    file.write_all(token).map_err(failed)
+}
+
+/// Makes the run directory, with its parents.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn make_run_dir(run_dir: &Path) -> Result<(), String> {
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(run_dir);
+    made.map_err(|error| format!("--run-dir: {}: {error}", run_dir.display()))
+}
+
+/// Writes where the API is to `<run-dir>/address`, whole or not at all.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), String> {
+    let (path, new) = (run_dir.join("address"), run_dir.join("address.new"));
+    let written = fs::write(&new, format!("{address}\n")).and_then(|()| fs::rename(&new, &path));
+    written.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// The `KEY=value` lines of a file. Empty lines and lines that begin with `#` say nothing; a value is taken as it is,
+/// quotes included.
+///
+/// # Errors
+/// A sentence that names the line.
+pub(crate) fn read_env(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let failed = |error: io::Error| format!("--env-file: {}: {error}", path.display());
+    let bytes = File::open(path).and_then(read_bounded).map_err(failed)?;
+    parse_env(&bytes).map_err(|line| format!("--env-file: {}: line {line} is not KEY=value", path.display()))
+}
+
+fn parse_env(bytes: &[u8]) -> Result<Vec<(String, String)>, usize> {
+    let lines = bytes.split(|byte| *byte == b'\n').zip(1..);
+    let says = lines.filter(|(line, _)| !line.trim_ascii().is_empty() && !line.trim_ascii_start().starts_with(b"#"));
+    says.map(|(line, number)| {
+        let line = std::str::from_utf8(line).map_err(|_| number)?;
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let (key, value) = line.split_once('=').filter(|_| !line.contains('\0')).ok_or(number)?;
+        let key = key.trim();
+        if key.is_empty() { Err(number) } else { Ok((key.to_owned(), value.to_owned())) }
+    })
+    .collect()
+}
+
+fn read_bounded(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(io::Error::other("it is longer than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_file_has_comments_and_anything_in_its_values() {
+        let file = b"# a comment\n\nA=1\r\n B =x=y\"z\"\nEMPTY=\n";
+        let pairs = [("A", "1"), ("B", "x=y\"z\""), ("EMPTY", "")];
+        assert_eq!(parse_env(file), Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()));
+        for (file, line) in [(&b"A=1\nnonsense"[..], 2), (b"=x", 1), (b"A=\0", 1), (b"A=1\n\xff=1", 2)] {
+            assert_eq!(parse_env(file), Err(line));
+        }
+    }
+
+    #[test]
+    fn a_token_is_its_owners_secret() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("given");
+        fs::write(&path, "secret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(read_token(&path).unwrap_err().contains("0640"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(read_token(&path), Ok(b"secret".to_vec()));
+        fs::write(&path, "two words").unwrap();
+        assert!(read_token(&path).is_err());
+
+        let (first, second) = (make_token().unwrap(), make_token().unwrap());
+        assert_ne!(first, second);
+        assert_eq!(first.len(), 64);
+        for token in [&first, &second] {
+            write_token(dir.path(), token).unwrap();
+        }
+        assert_eq!(fs::read(dir.path().join("token")).unwrap(), second);
+        assert_eq!(fs::metadata(dir.path().join("token")).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

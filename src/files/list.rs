@@ -1,0 +1,203 @@
+//! Listing a directory.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+
+use super::walk::{hold, look, open};
+use super::{FileError, FilePath, is, unsigned};
+
+/// As many entries are listed; which ones, where there are more, is the file system's choice.
+pub const MAX_ENTRIES: usize = 200_000;
+
+/// A directory's entries, directories first, then by name. Their names lie one after another in one piece of memory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    names: Vec<u8>,
+    records: Vec<Record>,
+    /// There were more than [`MAX_ENTRIES`].
+    pub truncated: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    /// Where the name begins, and how long it is.
+    name: (usize, u16),
+    is_dir: bool,
+    size: Option<u64>,
+    modified_at: Option<i64>,
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry<'l> {
+    /// With U+FFFD for what is not UTF-8.
+    pub name: Cow<'l, str>,
+    /// A directory, or a symlink to one: what can be listed in turn.
+    pub is_dir: bool,
+    /// Of a file, or of what a symlink leads to; none for a directory, and where it cannot be found out.
+    pub size: Option<u64>,
+    /// Milliseconds since the epoch; none where it cannot be found out.
+    pub modified_at: Option<i64>,
+}
+
+/// Lists the directory at `path`, without `.` and `..`.
+///
+/// # Errors
+/// Why it cannot be listed.
+pub fn list(path: &FilePath) -> Result<Listing, FileError> {
+    list_up_to(path, MAX_ENTRIES).map_err(|errno| FileError::of(path, &errno.into()))
+}
+
+fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
+    let fd = open(AT_FDCWD, path.as_os_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
+    let mut listing = Listing::default();
+    // A second descriptor: what reads the names borrows the first.
+    let place = fd.try_clone().map_err(|_| Errno::EMFILE)?;
+    for entry in Dir::from_fd(fd)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        if listing.records.len() >= most {
+            listing.truncated = true;
+            break;
+        }
+        if let Some(record) = examine(&place, name, entry.file_type(), listing.names.len()) {
+            listing.names.extend_from_slice(name);
+            listing.records.push(record);
+        }
+    }
+    listing.sort();
+    Ok(listing)
+}
+
+/// What there is to say of one; none where it has gone meanwhile.
+fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<Record> {
+    let record = Record { name: (at, u16::try_from(name.len()).ok()?), is_dir: false, size: None, modified_at: None };
+    let os_name = OsStr::from_bytes(name);
+    let stat = match look(dir, os_name) {
+        Ok(stat) if is(&stat, SFlag::S_IFLNK) => behind(dir, os_name).unwrap_or(stat),
+        Ok(stat) => stat,
+        Err(Errno::ENOENT) => return None,
+        // The user may read the names and no more.
+        Err(_) => return Some(Record { is_dir: kind == Some(Type::Directory), ..record }),
+    };
+    let is_dir = is(&stat, SFlag::S_IFDIR);
+    let size = (!is_dir).then(|| unsigned(stat.st_size));
+    let modified_at = Some(stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec / 1_000_000));
+    Some(Record { is_dir, size, modified_at, ..record })
+}
+
+/// What a symlink leads to, if anything.
+fn behind(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
+    fstat(hold(dir, name)?)
+}
+
+impl Listing {
+    fn sort(&mut self) {
+        let names = &self.names;
+        self.records.sort_unstable_by(|a, b| (!a.is_dir, bytes(names, a)).cmp(&(!b.is_dir, bytes(names, b))));
+    }
+
+    /// The one at this place.
+    pub fn get(&self, at: usize) -> Option<Entry<'_>> {
+        let record = self.records.get(at)?;
+        let name = String::from_utf8_lossy(bytes(&self.names, record));
+        Some(Entry { name, is_dir: record.is_dir, size: record.size, modified_at: record.modified_at })
+    }
+}
+
+fn bytes<'n>(names: &'n [u8], record: &Record) -> &'n [u8] {
+    let (from, length) = record.name;
+    names.get(from..from + usize::from(length)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn path(dir: &std::path::Path) -> FilePath {
+        FilePath::parse(dir.as_os_str().as_bytes(), "/").unwrap()
+    }
+
+    #[test]
+    fn directories_first_then_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &[u8]| dir.path().join(OsStr::from_bytes(name));
+        fs::create_dir(at(b"z-dir")).unwrap();
+        fs::create_dir(at(b"B-dir")).unwrap();
+        for name in [&b"b"[..], b"a", b"C", b"\xff", b"new\nline", b".hidden"] {
+            fs::write(at(name), name).unwrap();
+        }
+        symlink("z-dir", at(b"to-dir")).unwrap();
+        symlink("new\nline", at(b"to-file")).unwrap();
+        symlink("nowhere", at(b"dangling")).unwrap();
+        symlink("itself", at(b"itself")).unwrap();
+        nix::unistd::mkfifo(&at(b"fifo"), Mode::S_IRWXU).unwrap();
+        let listing = list(&path(dir.path())).unwrap();
+        let names: Vec<_> = (0..listing.records.len()).map(|at| listing.get(at).unwrap().name.into_owned()).collect();
+        let right = [
+            "B-dir",
+            "to-dir",
+            "z-dir",
+            ".hidden",
+            "C",
+            "a",
+            "b",
+            "dangling",
+            "fifo",
+            "itself",
+            "new\nline",
+            "to-file",
+            "\u{fffd}",
+        ];
+        assert_eq!(names, right);
+        let sizes: Vec<_> = (0..listing.records.len()).map(|at| listing.get(at).unwrap().size).collect();
+        assert_eq!(sizes[..4], [None, None, None, Some(7)]);
+        assert_eq!(sizes[11], Some(8), "a symlink has the size of what it leads to");
+        assert!((0..listing.records.len()).all(|at| listing.get(at).unwrap().modified_at > Some(1_500_000_000_000)));
+        assert!(!listing.truncated && listing.get(13).is_none());
+    }
+
+    #[test]
+    fn the_time_is_in_milliseconds() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = fs::File::create(dir.path().join("x")).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_234_567_890_123_999_999);
+        file.set_modified(time).unwrap();
+        assert_eq!(list(&path(dir.path())).unwrap().get(0).unwrap().modified_at, Some(1_234_567_890_123));
+    }
+
+    #[test]
+    fn only_so_many() {
+        let dir = tempfile::tempdir().unwrap();
+        (0..10).for_each(|n| fs::write(dir.path().join(n.to_string()), "").unwrap());
+        let listed = |most| {
+            list_up_to(&path(dir.path()), most).map(|listing| (listing.records.len(), listing.truncated)).unwrap()
+        };
+        assert_eq!((listed(9), listed(10), listed(11)), ((9, true), (10, false), (10, false)));
+    }
+
+    #[test]
+    fn what_is_no_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();
+        for name in ["file", "fifo", "file/x"] {
+            assert!(matches!(list(&path(&dir.path().join(name))), Err(FileError::NotADirectory(_))), "{name}");
+        }
+        assert!(matches!(list(&path(&dir.path().join("nothing"))), Err(FileError::NotFound(_))));
+        assert!(list(&path(dir.path())).unwrap().get(2).is_none());
+    }
+}

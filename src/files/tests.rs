@@ -1,0 +1,254 @@
+//! Reading, replacing and removing, with the rights of whoever runs the tests.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use nix::sys::stat::Mode;
+use tempfile::TempDir;
+
+use super::read::WHOLE;
+use super::*;
+
+fn path(path: impl AsRef<Path>) -> FilePath {
+    FilePath::parse(path.as_ref().as_os_str().as_bytes(), "/").unwrap()
+}
+
+fn put(target: impl AsRef<Path>, content: &[u8]) -> Result<(), FileError> {
+    let path = path(target);
+    let mut upload = Upload::begin(&path, Some(content.len() as u64))?;
+    content.chunks(1000).try_for_each(|piece| upload.write(piece))?;
+    upload.commit()
+}
+
+fn get(target: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
+    Ok(match read(&path(target))? {
+        Content::Whole(bytes) => bytes,
+        Content::Long(file, length) => {
+            let mut bytes = vec![0; usize::try_from(length).unwrap()];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        }
+        Content::Unmeasured(begin, _) => begin,
+    })
+}
+
+/// The names in a directory.
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let dir = dir();
+    let file = dir.path().join("file");
+    for size in [0, 1, WHOLE - 1, WHOLE, WHOLE + 1, 1 << 20, 3] {
+        let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        put(&file, &content).unwrap();
+        assert!(get(&file).unwrap() == content, "{size}");
+        assert_eq!(names(dir.path()), ["file"]);
+    }
+}
+
+#[test]
+fn parents_are_made() {
+    let dir = dir();
+    put(dir.path().join("a/./b//c/file"), b"x").unwrap();
+    assert_eq!(fs::read(dir.path().join("a/b/c/file")).unwrap(), b"x");
+    fs::write(dir.path().join("plain"), "").unwrap();
+    assert!(matches!(put(dir.path().join("plain/x"), b""), Err(FileError::NotADirectory(_))));
+    symlink("nowhere", dir.path().join("link")).unwrap();
+    assert!(matches!(put(dir.path().join("link/x"), b""), Err(FileError::NotFound(_))));
+    assert_eq!(names(dir.path()), ["a", "link", "plain"]);
+}
+
+#[test]
+fn mode_and_owner_stay() {
+    let dir = dir();
+    let file = dir.path().join("file");
+    fs::write(&file, "old").unwrap();
+    for bits in [0o600, 0o640, 0o755, 0o4711, 0o400, 0] {
+        fs::set_permissions(&file, PermissionsExt::from_mode(bits)).unwrap();
+        put(&file, b"new").unwrap();
+        assert_eq!(mode(&file), bits, "{bits:o}");
+    }
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&file, Some(4242), Some(4243)).unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o4755)).unwrap();
+        put(&file, b"newer").unwrap();
+        let meta = fs::metadata(&file).unwrap();
+        assert_eq!((meta.uid(), meta.gid(), mode(&file)), (4242, 4243, 0o4755));
+    }
+}
+
+#[test]
+fn a_hard_link_keeps_the_old_content() {
+    let dir = dir();
+    let (file, other) = (dir.path().join("file"), dir.path().join("other"));
+    fs::write(&file, "old").unwrap();
+    fs::hard_link(&file, &other).unwrap();
+    let reader = File::open(&file).unwrap();
+    put(&file, b"new!").unwrap();
+    assert_eq!((fs::read(&file).unwrap(), fs::read(&other).unwrap()), (b"new!".to_vec(), b"old".to_vec()));
+    let mut seen = [0; 8];
+    assert_eq!(reader.read_at(&mut seen, 0).unwrap(), 3, "a reader sees the old one to its end");
+}
+
+#[test]
+fn symlinks_are_followed() {
+    let dir = dir();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("sub")).unwrap();
+    fs::write(at("sub/target"), "old").unwrap();
+    symlink("sub/link2", at("link1")).unwrap();
+    symlink("../sub/target", at("sub/link2")).unwrap();
+    put(at("link1"), b"new").unwrap();
+    assert_eq!(fs::read(at("sub/target")).unwrap(), b"new");
+    assert_eq!(get(at("link1")).unwrap(), b"new");
+    // Dangling, relative and absolute, into a directory that is not there yet.
+    symlink("made/here", at("dangling")).unwrap();
+    put(at("dangling"), b"1").unwrap();
+    assert_eq!(fs::read(at("made/here")).unwrap(), b"1");
+    symlink(at("there"), at("absolute")).unwrap();
+    put(at("absolute"), b"2").unwrap();
+    assert_eq!(fs::read(at("there")).unwrap(), b"2");
+    symlink("sub", at("to-dir")).unwrap();
+    put(at("to-dir/new"), b"3").unwrap();
+    assert_eq!(fs::read(at("sub/new")).unwrap(), b"3");
+    assert!(matches!(put(at("to-dir"), b""), Err(FileError::IsDirectory(_))));
+    symlink("sub/", at("to-form")).unwrap();
+    assert!(matches!(put(at("to-form"), b""), Err(FileError::IsDirectory(_))));
+    symlink("loop", at("loop")).unwrap();
+    assert!(matches!(put(at("loop"), b""), Err(FileError::Invalid(_))));
+    assert!(matches!(get(at("loop")), Err(FileError::Invalid(_))));
+    for link in ["link1", "dangling", "absolute", "to-dir", "loop"] {
+        assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink(), "{link}");
+    }
+    // A symlink itself is removed.
+    remove(&path(at("link1"))).unwrap();
+    assert!(at("sub/link2").exists() && !at("link1").exists());
+}
+
+#[test]
+fn what_is_no_file() {
+    let dir = dir();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let socket = dir.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    symlink("/dev/zero", dir.path().join("zero")).unwrap();
+    for special in [&fifo, &socket, &dir.path().join("zero"), Path::new("/dev/null")] {
+        assert!(matches!(get(special), Err(FileError::NotARegularFile(_))), "{special:?}");
+        assert!(matches!(put(special, b"x"), Err(FileError::NotARegularFile(_))), "{special:?}");
+    }
+    for form in ["", ".", "sub/.", "sub/"] {
+        fs::create_dir_all(dir.path().join("sub")).unwrap();
+        let target = format!("{}/{form}", dir.path().display());
+        assert!(matches!(get(&target), Err(FileError::IsDirectory(_))), "{target}");
+        assert!(matches!(put(&target, b"x"), Err(FileError::IsDirectory(_))), "{target}");
+        assert!(matches!(remove(&path(&target)), Err(FileError::IsDirectory(_))), "{target}");
+    }
+    for form in ["/", "//", "/."] {
+        assert!(matches!(remove(&path(form)), Err(FileError::IsDirectory(_))), "{form}");
+    }
+    let absent = dir.path().join("absent");
+    assert!(matches!(get(&absent), Err(FileError::NotFound(_))));
+    assert!(matches!(remove(&path(&absent)), Err(FileError::NotFound(_))));
+    assert!(matches!(remove(&path(absent.join(""))), Err(FileError::NotFound(_))));
+    let long = dir.path().join("x".repeat(300));
+    for error in [get(&long).err(), put(&long, b"").err(), put(format!("/{}", "x/".repeat(3000)), b"").err()] {
+        assert!(matches!(error, Some(FileError::Invalid(_) | FileError::IsDirectory(_))), "{error:?}");
+    }
+    remove(&path(&fifo)).unwrap();
+    assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+    assert_eq!(names(dir.path()), ["socket", "sub", "zero"]);
+}
+
+#[test]
+fn what_is_given_up_leaves_nothing() {
+    let dir = dir();
+    let file = dir.path().join("file");
+    fs::write(&file, "old").unwrap();
+    let target = path(&file);
+    let mut upload = Upload::begin(&target, None).unwrap();
+    upload.write(b"new").unwrap();
+    assert_eq!(names(dir.path()), ["file"], "it has no name yet");
+    drop(upload);
+    assert_eq!((names(dir.path()), fs::read(&file).unwrap()), (vec!["file".to_owned()], b"old".to_vec()));
+    // The directory goes away meanwhile.
+    let sub = dir.path().join("sub");
+    fs::create_dir(&sub).unwrap();
+    let target = path(sub.join("file"));
+    let upload = Upload::begin(&target, None).unwrap();
+    fs::remove_dir(&sub).unwrap();
+    assert!(matches!(upload.commit(), Err(FileError::NotFound(_))));
+    // The target becomes a directory.
+    let target = path(&sub);
+    let upload = Upload::begin(&target, None).unwrap();
+    fs::create_dir(&sub).unwrap();
+    assert!(matches!(upload.commit(), Err(FileError::IsDirectory(_))));
+    assert_eq!(names(dir.path()), ["file", "sub"]);
+}
+
+#[test]
+fn what_has_no_room_is_refused_early() {
+    let dir = dir();
+    let target = path(dir.path().join("file"));
+    for length in [1 << 62, u64::MAX] {
+        assert!(matches!(Upload::begin(&target, Some(length)), Err(FileError::NoSpace { .. })), "{length}");
+    }
+    assert!(names(dir.path()).is_empty());
+}
+
+#[test]
+fn files_of_the_kernel() {
+    let status = String::from_utf8(get("/proc/self/status").unwrap()).unwrap();
+    assert!(status.starts_with("Name:") && status.contains("Threads:"), "{status}");
+    assert_eq!(get("/proc/sys/kernel/ostype").unwrap(), b"Linux\n");
+    if Path::new("/sys/kernel/mm/transparent_hugepage/enabled").exists() {
+        // Its size is said to be a page.
+        assert!(get("/sys/kernel/mm/transparent_hugepage/enabled").unwrap().ends_with(b"\n"));
+    }
+    // No new file can be made in there, so this is written in place.
+    put("/proc/thread-self/comm", b"renamed").unwrap();
+    assert_eq!(fs::read("/proc/thread-self/comm").unwrap(), b"renamed\n");
+    assert!(matches!(put("/proc/thread-self/absent", b""), Err(FileError::NotFound(_) | FileError::Denied { .. })));
+}
+
+#[test]
+fn descriptors_of_the_daemon_are_no_paths() {
+    let dir = dir();
+    let mut file = File::create(dir.path().join("secret")).unwrap();
+    file.write_all(b"secret").unwrap();
+    let fd = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    symlink(&fd, dir.path().join("link")).unwrap();
+    for magic in [Path::new(&fd), &dir.path().join("link"), Path::new("/proc/self/cwd/Cargo.toml")] {
+        assert!(matches!(get(magic), Err(FileError::Invalid(_))), "{magic:?}");
+        assert!(matches!(put(magic, b"x"), Err(FileError::Invalid(_))), "{magic:?}");
+    }
+    assert_eq!(fs::read(dir.path().join("secret")).unwrap(), b"secret");
+}
+
+#[test]
+fn names_of_any_bytes() {
+    let dir = dir();
+    let file = dir.path().join(OsStr::from_bytes(b"\xff\n \\\""));
+    put(&file, b"x").unwrap();
+    assert_eq!(get(&file).unwrap(), b"x");
+    remove(&path(&file)).unwrap();
+    assert!(names(dir.path()).is_empty());
+}

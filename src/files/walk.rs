@@ -1,0 +1,147 @@
+//! From a path to an open directory and a name in it, or to an open file.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
+
+use super::is;
+use super::path::split;
+
+/// As many symlinks as the kernel follows on one way.
+const MOST_LINKS: usize = 40;
+
+/// A name in a directory, and what has it.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// Opened for its place only (`O_PATH`).
+    pub(super) dir: OwnedFd,
+    pub(super) name: OsString,
+    /// Never a symlink.
+    pub(super) found: Option<FileStat>,
+}
+
+/// `openat(2)`, close-on-exec, but never through a magic link of `/proc`.
+pub(super) fn open(dir: impl AsFd, path: &OsStr, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
+    let flags = flags | OFlag::O_CLOEXEC;
+    let how = OpenHow::new().flags(flags).mode(mode).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    match fcntl::openat2(dir.as_fd(), path, how) {
+        // Before Linux 5.6, and where a container's filter does not know it.
+        Err(Errno::ENOSYS | Errno::EPERM) => fcntl::openat(dir.as_fd(), path, flags, mode),
+        result => result,
+    }
+}
+
+/// Takes hold of what is there without opening it. Follows symlinks.
+pub(super) fn hold(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+    open(dir, path, OFlag::O_PATH, Mode::empty())
+}
+
+/// The same for a directory.
+pub(super) fn hold_dir(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+    open(dir, path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())
+}
+
+/// Opens the regular file at `path`, and no other one; none where it is something else.
+pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::Result<Option<(File, FileStat)>> {
+    let held = hold(dir, path)?;
+    let stat = fstat(&held)?;
+    if is(&stat, SFlag::S_IFDIR) {
+        return Err(Errno::EISDIR);
+    }
+    if !is(&stat, SFlag::S_IFREG) {
+        return Ok(None);
+    }
+    // The one way to open what is held. The kernel asks for its permissions as ever.
+    let again = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let file = fcntl::open(&*again, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
+    Ok(Some((File::from(file), stat)))
+}
+
+/// What has this name, a symlink itself.
+pub(super) fn look(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
+    fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT)
+}
+
+impl Place {
+    /// Where writing to `path` would end up: its directories are made, and a symlink is followed, also a dangling one.
+    ///
+    /// # Errors
+    /// EISDIR where it names a directory by its form; what the kernel says on the way.
+    pub(super) fn for_writing(path: &OsStr) -> nix::Result<Place> {
+        let mut path = path.to_owned();
+        let mut dir: Option<OwnedFd> = None;
+        for _ in 0..MOST_LINKS {
+            let (parent, name) = split(&path);
+            let name = name.ok_or(Errno::EISDIR)?;
+            let within = match &dir {
+                Some(dir) => make_dirs(dir.as_fd(), parent)?,
+                None => make_dirs(AT_FDCWD, parent)?,
+            };
+            let found = match look(&within, name) {
+                Ok(stat) => Some(stat),
+                Err(Errno::ENOENT) => None,
+                Err(errno) => return Err(errno),
+            };
+            if !found.as_ref().is_some_and(|stat| is(stat, SFlag::S_IFLNK)) {
+                return Ok(Place { name: name.to_owned(), dir: within, found });
+            }
+            // Whether this user may follow this link is the kernel's decision (protected_symlinks in proc_sys_fs(5)).
+            match hold(&within, name) {
+                Ok(_) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+            path = readlinkat(&within, name)?;
+            dir = Some(within);
+        }
+        Err(Errno::ELOOP)
+    }
+}
+
+/// Takes hold of a directory that is made where it is missing, with those above it.
+fn make_dirs(from: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+    match hold_dir(from.as_fd(), path) {
+        Err(Errno::ENOENT) => {}
+        result => return result,
+    }
+    let bytes = path.as_bytes();
+    let begin = if bytes.starts_with(b"/") { "/" } else { "." };
+    let mut dir = hold_dir(from.as_fd(), OsStr::new(begin))?;
+    for component in bytes.split(|byte| *byte == b'/').filter(|component| !component.is_empty()) {
+        let component = OsStr::from_bytes(component);
+        dir = match hold_dir(&dir, component) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(&dir, component, Mode::from_bits_truncate(0o777)) {
+                    Ok(()) => sync_dir(&dir)?,
+                    // Somebody was faster; or it is a symlink that leads nowhere, as opening it will say.
+                    Err(Errno::EEXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
+                hold_dir(&dir, component)?
+            }
+            result => result?,
+        };
+    }
+    Ok(dir)
+}
+
+/// Puts the names in a directory on the disk, as far as the user and its file system let us.
+pub(super) fn sync_dir(dir: impl AsFd) -> nix::Result<()> {
+    match open(dir, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()) {
+        Ok(dir) => sync(dir),
+        Err(Errno::EACCES) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// `fsync(2)`, where there is anything to put on a disk.
+pub(super) fn sync(file: impl AsFd) -> nix::Result<()> {
+    match nix::unistd::fsync(file) {
+        Err(Errno::EINVAL | Errno::EROFS | Errno::EOPNOTSUPP) => Ok(()),
+        result => result,
+    }
+}

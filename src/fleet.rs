@@ -1,0 +1,306 @@
+//! All units: who is addressed by what, what is due when, and which ended ones are still remembered.
+//!
+//! Pure, like [`Unit`]: it keeps its indexes right around every step of a unit. `T` is what the supervisor keeps
+//! beside each unit.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::model::{ManagedSpec, Pid, Target, UnitId};
+use crate::unit::{Action, Event, Now, Unit};
+
+/// How many earlier PIDs of one managed process go on addressing it: the first, which its client was given, and the
+/// latest. More would let a process that crashes for days grow us.
+const OLD_PIDS: usize = 256;
+
+/// How many bytes the specs of ended units may take together, however many may be remembered: each can be as long as a
+/// request may be.
+const KEPT_BYTES: usize = 16 << 20;
+
+/// The bounds of section 7.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Units that may be up or backing off at once.
+    pub max_running: usize,
+    /// Ended units that are remembered.
+    pub keep_ended: usize,
+    /// Terminal sessions that may be up; as many ended ones are remembered. They are not among the others.
+    pub max_sessions: usize,
+}
+
+/// A unit and what belongs to it.
+#[derive(Debug)]
+pub struct Slot<T> {
+    /// The unit.
+    pub unit: Unit,
+    /// What the supervisor keeps beside it.
+    pub data: T,
+    weight: usize,
+    deadline: Option<Duration>,
+    pids: VecDeque<Pid>,
+    ended: Option<u64>,
+    session: bool,
+}
+
+/// Units that are down, in the order in which they ended, and what they take in bytes.
+#[derive(Debug, Default)]
+struct Ended {
+    units: BTreeMap<u64, UnitId>,
+    weight: usize,
+}
+
+/// All units.
+#[derive(Debug)]
+pub struct Fleet<T> {
+    bounds: Bounds,
+    slots: BTreeMap<UnitId, Slot<T>>,
+    by_pid: HashMap<Pid, UnitId>,
+    by_name: HashMap<String, UnitId>,
+    due: BTreeSet<(Duration, UnitId)>,
+    ended: Ended,
+    sessions: usize,
+    ended_sessions: Ended,
+    last_ended: u64,
+}
+
+impl<T> Fleet<T> {
+    /// No units yet.
+    pub fn new(bounds: Bounds) -> Fleet<T> {
+        Fleet {
+            bounds,
+            slots: BTreeMap::new(),
+            by_pid: HashMap::new(),
+            by_name: HashMap::new(),
+            due: BTreeSet::new(),
+            ended: Ended::default(),
+            sessions: 0,
+            ended_sessions: Ended::default(),
+            last_ended: 0,
+        }
+    }
+
+    /// Lets a unit in, down as yet, under an id that was never given before. `data` is made once it is certain that it
+    /// is let in; `weight` is what that takes in bytes.
+    ///
+    /// # Errors
+    /// [`Error::TooManyProcesses`] or [`Error::NameInUse`].
+    pub fn admit(
+        &mut self,
+        id: UnitId,
+        managed: Option<ManagedSpec>,
+        timeout: Option<Duration>,
+        weight: usize,
+        data: impl FnOnce() -> T,
+    ) -> Result<(), Error> {
+        self.has_room()?;
+        let name = managed.as_ref().and_then(|managed| managed.name.clone());
+        if let Some(name) = &name {
+            self.name_is_free(name, None)?;
+        }
+        if let Some(name) = name {
+            self.by_name.insert(name, id);
+        }
+        self.insert(id, Unit::new(managed, timeout), weight, data(), false);
+        Ok(())
+    }
+
+    /// The same for a terminal session. Nobody finds it by its PID.
+    ///
+    /// # Errors
+    /// [`Error::TooManySessions`].
+    pub fn admit_session(&mut self, id: UnitId, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+        if self.sessions - self.ended_sessions.units.len() >= self.bounds.max_sessions {
+            return Err(Error::TooManySessions(self.bounds.max_sessions));
+        }
+        self.sessions += 1;
+        self.insert(id, Unit::with_terminal(), weight, data(), true);
+        Ok(())
+    }
+
+    fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, data: T, session: bool) {
+        let slot = Slot { unit, data, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
+        self.slots.insert(id, slot);
+    }
+
+    fn has_room(&self) -> Result<(), Error> {
+        if self.running() >= self.bounds.max_running {
+            return Err(Error::TooManyProcesses(self.bounds.max_running));
+        }
+        Ok(())
+    }
+
+    fn name_is_free(&self, name: &str, but: Option<UnitId>) -> Result<(), Error> {
+        match self.by_name.get(name) {
+            Some(holder) if Some(*holder) != but && self.get(*holder).is_some_and(|slot| !slot.unit.is_released()) => {
+                Err(Error::NameInUse(name.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a managed unit's name back for a restart, unless it is another's by now; and there must be room if it is down.
+    ///
+    /// # Errors
+    /// [`Error::NameInUse`] or [`Error::TooManyProcesses`].
+    pub fn claim_for_restart(&mut self, id: UnitId) -> Result<(), Error> {
+        let Some(slot) = self.slots.get(&id) else { return Ok(()) };
+        if slot.unit.is_down() {
+            self.has_room()?;
+        }
+        let Some(name) = slot.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
+        self.name_is_free(&name, Some(id))?;
+        self.by_name.insert(name, id);
+        Ok(())
+    }
+
+    /// Gives one event to a unit and puts right what the indexes say of it.
+    pub fn step(&mut self, id: UnitId, now: Now, event: Event, out: &mut Vec<Action>) {
+        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let spawned = match event {
+            Event::Spawned(pid) => Some(pid),
+            _ => None,
+        };
+        slot.unit.step(now, event, out);
+        if let Some(pid) = spawned {
+            slot.pids.push_back(pid);
+            if slot.pids.len() > OLD_PIDS
+                && let Some(old) = slot.pids.remove(1)
+                && self.by_pid.get(&old) == Some(&id)
+                && !slot.pids.contains(&old)
+            {
+                self.by_pid.remove(&old);
+            }
+            self.by_pid.insert(pid, id);
+        }
+        let deadline = slot.unit.deadline();
+        if deadline != slot.deadline {
+            if let Some(old) = slot.deadline {
+                self.due.remove(&(old, id));
+            }
+            if let Some(new) = deadline {
+                self.due.insert((new, id));
+            }
+            slot.deadline = deadline;
+        }
+        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
+        match (slot.unit.is_down(), slot.ended) {
+            (true, None) => {
+                self.last_ended += 1;
+                slot.ended = Some(self.last_ended);
+                ended.units.insert(self.last_ended, id);
+                ended.weight += slot.weight;
+            }
+            (false, Some(order)) => {
+                slot.ended = None;
+                ended.units.remove(&order);
+                ended.weight -= slot.weight;
+            }
+            _ => {}
+        }
+    }
+
+    /// The next deadline of any unit.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// A unit whose deadline has passed at `now`.
+    pub fn due(&self, now: Now) -> Option<UnitId> {
+        self.due.first().filter(|(at, _)| *at <= now.mono).map(|(_, id)| *id)
+    }
+
+    /// Takes out the ended unit that is too many, the one that ended first.
+    pub fn pop_surplus(&mut self) -> Option<Slot<T>> {
+        let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
+        let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
+        // One with a deadline still has its tree to kill.
+        let is_done = |id: &&UnitId| self.slots.get(id).is_some_and(|slot| slot.deadline.is_none());
+        let surplus = kinds.into_iter().filter(is_too_much);
+        let oldest = surplus.filter_map(|(ended, _)| ended.units.values().find(is_done).copied()).next()?;
+        self.remove(oldest)
+    }
+
+    /// Takes a unit out.
+    pub fn remove(&mut self, id: UnitId) -> Option<Slot<T>> {
+        let slot = self.slots.remove(&id)?;
+        for pid in &slot.pids {
+            if self.by_pid.get(pid) == Some(&id) {
+                self.by_pid.remove(pid);
+            }
+        }
+        if let Some(name) = slot.unit.managed().and_then(|managed| managed.name.as_ref())
+            && self.by_name.get(name) == Some(&id)
+        {
+            self.by_name.remove(name);
+        }
+        if let Some(at) = slot.deadline {
+            self.due.remove(&(at, id));
+        }
+        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
+        if let Some(order) = slot.ended {
+            ended.units.remove(&order);
+            ended.weight -= slot.weight;
+        }
+        self.sessions -= usize::from(slot.session);
+        Some(slot)
+    }
+
+    /// Whom a request means.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn find(&self, target: &Target) -> Result<UnitId, Error> {
+        let found = match target {
+            Target::Unit(id) => Some(*id),
+            Target::Pid(pid) => Pid::try_from(*pid).ok().and_then(|pid| self.by_pid.get(&pid).copied()),
+            Target::Name(name) => self.by_name.get(name).copied(),
+        };
+        let shown = |id: &UnitId| self.slots.get(id).is_some_and(|slot| !slot.session);
+        found.filter(shown).ok_or_else(|| Error::NotFound(target.clone()))
+    }
+
+    /// The unit that `pid` is the unreaped leader of.
+    pub fn led_by(&self, pid: Pid) -> Option<UnitId> {
+        let id = *self.by_pid.get(&pid)?;
+        (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
+    }
+
+    /// Whether the newest process that had this PID was this unit's.
+    pub fn owns_pid(&self, id: UnitId, pid: Pid) -> bool {
+        self.by_pid.get(&pid) == Some(&id)
+    }
+
+    /// One unit.
+    pub fn get(&self, id: UnitId) -> Option<&Slot<T>> {
+        self.slots.get(&id)
+    }
+
+    /// One unit.
+    pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Slot<T>> {
+        self.slots.get_mut(&id)
+    }
+
+    /// All units, the oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Slot<T>)> {
+        self.slots.iter().map(|(id, slot)| (*id, slot))
+    }
+
+    /// Units that are up or will be by themselves, sessions aside.
+    pub fn running(&self) -> usize {
+        self.len() - self.ended.units.len()
+    }
+
+    /// Whether nothing is up, sessions included.
+    pub fn is_quiet(&self) -> bool {
+        self.running() == 0 && self.sessions == self.ended_sessions.units.len()
+    }
+
+    /// Units that are remembered, running ones included, sessions aside.
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.sessions
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,250 @@
+//! One probe: a connection to the service and, for HTTP, one question and the status line of the answer.
+//!
+//! Nothing that a service does can hold or grow the daemon: no call here blocks, at most [`status_line::MAX`] bytes of
+//! the answer are kept, and the schedule ends a probe that takes too long.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::status_line::{self, Reading};
+use crate::model::{HealthCheck, HealthKind};
+
+/// How a probe ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// As it should.
+    Healthy,
+    /// The service failed it: a sentence.
+    Failed(String),
+    /// We could not even ask: out of descriptors, ports or memory. Says nothing about the service.
+    Void(io::Error),
+}
+
+/// A probe in flight.
+#[derive(Debug)]
+pub(super) struct Probe {
+    stream: TcpStream,
+    port: u16,
+    connected: bool,
+    registered: bool,
+    /// None for TCP.
+    http: Option<Http>,
+}
+
+/// The question and what came back.
+#[derive(Debug)]
+struct Http {
+    request: Vec<u8>,
+    sent: usize,
+    answer: Vec<u8>,
+}
+
+impl Probe {
+    /// Begins to connect.
+    pub(super) fn connect(check: &HealthCheck) -> Result<Probe, Outcome> {
+        let port = check.port;
+        let stream = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) {
+            Ok(stream) => stream,
+            Err(error) if is_our_trouble(&error) => return Err(Outcome::Void(error)),
+            Err(error) => return Err(unreachable(port, &error)),
+        };
+        let http = (check.kind == HealthKind::Http).then(|| Http {
+            request: request(port, check.path.as_deref().unwrap_or("/")).into_bytes(),
+            sent: 0,
+            answer: Vec::new(),
+        });
+        Ok(Probe { stream, port, connected: false, registered: false, http })
+    }
+
+    /// Asks for events; to be called after [`Probe::advance`] has come to its end for now.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        self.registered = true;
+        Ok(())
+    }
+
+    /// Goes as far as it can without waiting; an outcome when it is at its end.
+    pub(super) fn advance(&mut self) -> Option<Outcome> {
+        if !self.connected {
+            match self.finish_connecting() {
+                Ok(true) => self.connected = true,
+                Ok(false) => return None,
+                Err(outcome) => return Some(outcome),
+            }
+        }
+        let Some(http) = &mut self.http else { return Some(Outcome::Healthy) };
+        let sending = http.send(&mut self.stream);
+        // Even if that failed: what refuses a request before it has read it may have answered first.
+        match http.receive(&mut self.stream) {
+            Ok(Some(reading)) => http.judge(self.port, reading),
+            Ok(None) => sending.err().map(|error| broken(self.port, &error)),
+            Err(error) => Some(broken(self.port, &error)),
+        }
+    }
+
+    /// What to say when its time is over.
+    pub(super) fn timed_out(&self, timeout_ms: u64) -> Outcome {
+        let what = match &self.http {
+            _ if !self.connected => "did not accept a connection",
+            Some(http) if !http.answer.is_empty() => "did not finish its status line",
+            Some(http) if http.sent < http.request.len() => "did not read the request",
+            _ => "did not answer",
+        };
+        failed(self.port, format_args!("{what} within {timeout_ms} ms"))
+    }
+
+    /// Closes the connection: with a FIN where `politely`, else with a reset, which leaves nothing behind.
+    ///
+    /// A FIN from us leaves the connection in TIME_WAIT for a minute: 1,000 probes a second would hold 60,000 of them,
+    /// more than there are ephemeral ports for one service, and slow down everybody's `connect(2)`. A reset, on the
+    /// other hand, is an error to the service, and many write a trace of it into their log.
+    pub(super) fn close(mut self, registry: &Registry, politely: bool) {
+        if self.registered {
+            // Not left to close(2): a child between fork and exec holds the connection open, and its events would come
+            // in under the token of a later probe.
+            let _ = registry.deregister(&mut self.stream);
+        }
+        if !politely {
+            let _ = setsockopt(&self.stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+        }
+    }
+
+    /// Whether the connection stands by now.
+    fn finish_connecting(&self) -> Result<bool, Outcome> {
+        match self.stream.take_error() {
+            Ok(None) => {}
+            // Only what was connected can be reset.
+            Ok(Some(error)) if error.kind() == ErrorKind::ConnectionReset => {
+                return if self.http.is_some() { Err(broken(self.port, &error)) } else { Ok(true) };
+            }
+            Ok(Some(error)) | Err(error) => return Err(unreachable(self.port, &error)),
+        }
+        let peer = match self.stream.peer_addr() {
+            Ok(peer) => peer,
+            Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(false),
+            Err(error) => return Err(unreachable(self.port, &error)),
+        };
+        // Where nobody listens on a port of the ephemeral range, the kernel may pick that very port for our end, and
+        // TCP then connects the socket to itself.
+        if self.stream.local_addr().is_ok_and(|local| local == peer) {
+            return Err(failed(self.port, "has no listener; the connection met itself"));
+        }
+        Ok(true)
+    }
+}
+
+impl Http {
+    fn send(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+        while let Some(rest) = self.request.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match stream.write(rest) {
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads until there is something to judge, but no more than a status line; none: it has not come yet.
+    fn receive(&mut self, stream: &mut TcpStream) -> io::Result<Option<Reading>> {
+        loop {
+            let mut room = [0; status_line::MAX];
+            let room = room.get_mut(self.answer.len()..).unwrap_or_default();
+            match stream.read(room) {
+                Ok(0) => return Ok(Some(Reading::Incomplete)),
+                Ok(count) => self.answer.extend(room.iter().take(count)),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            match status_line::read(&self.answer) {
+                Reading::Incomplete => {}
+                reading => return Ok(Some(reading)),
+            }
+        }
+    }
+
+    fn judge(&self, port: u16, reading: Reading) -> Option<Outcome> {
+        Some(match reading {
+            Reading::Status(200..=399) => Outcome::Healthy,
+            Reading::Status(status) => failed(port, format_args!("answered with status {status}, not 2xx or 3xx")),
+            Reading::TooLong => {
+                failed(port, format_args!("answered with a status line of more than {} bytes", status_line::MAX))
+            }
+            Reading::Garbage => {
+                let start = self.answer.get(..40).unwrap_or(&self.answer);
+                failed(port, format_args!("answered with what is not HTTP: {:?}", String::from_utf8_lossy(start)))
+            }
+            Reading::Incomplete if self.answer.is_empty() => failed(port, "closed the connection without an answer"),
+            Reading::Incomplete => failed(port, "closed the connection within its status line"),
+        })
+    }
+}
+
+fn request(port: u16, path: &str) -> String {
+    let agent = concat!("tl-supervisor/", env!("CARGO_PKG_VERSION"));
+    let headers = format!("Host: 127.0.0.1:{port}\r\nUser-Agent: {agent}\r\nAccept: */*\r\nConnection: close\r\n");
+    format!("GET {path} HTTP/1.1\r\n{headers}\r\n")
+}
+
+fn failed(port: u16, what: impl fmt::Display) -> Outcome {
+    Outcome::Failed(format!("127.0.0.1:{port} {what}"))
+}
+
+fn unreachable(port: u16, error: &io::Error) -> Outcome {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => failed(port, "refused the connection"),
+        _ => failed(port, format_args!("cannot be connected to: {error}")),
+    }
+}
+
+fn broken(port: u16, error: &io::Error) -> Outcome {
+    match error.kind() {
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => failed(port, "reset the connection"),
+        _ => failed(port, format_args!("cannot be talked to: {error}")),
+    }
+}
+
+/// Whether connecting failed for want of something on our side: descriptors, memory, ephemeral ports.
+fn is_our_trouble(error: &io::Error) -> bool {
+    let ours = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| ours.contains(&code))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
+
+    use super::*;
+
+    #[test]
+    fn a_connection_to_itself_is_a_failure() {
+        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let own = SockaddrIn::new(127, 0, 0, 1, port);
+        let fd = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
+        {
+            use std::os::fd::AsRawFd;
+            socket::bind(fd.as_raw_fd(), &own).unwrap();
+            socket::connect(fd.as_raw_fd(), &own).unwrap();
+        }
+        let stream = TcpStream::from_std(fd.into());
+        let mut probe = Probe { stream, port, connected: false, registered: false, http: None };
+        assert!(matches!(probe.advance(), Some(Outcome::Failed(why)) if why.contains("met itself")));
+    }
+
+    #[test]
+    fn what_is_asked() {
+        let text = request(80, "/a?b=c");
+        assert!(text.starts_with("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:80\r\nUser-Agent: tl-supervisor/"), "{text}");
+        assert!(text.ends_with("\r\nConnection: close\r\n\r\n"), "{text}");
+    }
+}

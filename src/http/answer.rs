@@ -1,0 +1,250 @@
+//! What a handler hands back: a whole reply, or a stream that it writes itself.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+use std::time::{Duration, Instant};
+
+use crate::os::poll::Waker;
+
+use super::reply::{Ending, Reply};
+use super::socket::{Patience, Socket, Woken};
+
+/// A burst of a stream: as much as is gathered for one write.
+pub(super) const BURST: usize = 64 << 10;
+
+/// More than this is given back after a large line.
+const LARGEST_BUFFER: usize = 4 * BURST;
+
+/// Room for the size line of a chunk: eight digits and CRLF.
+const SIZE_LINE: usize = 10;
+
+/// Writes the body of a stream. An error ends the connection without the last chunk, so that the client can tell.
+pub(super) type Writer = Box<dyn FnOnce(&mut Stream<'_>) -> io::Result<()>>;
+
+const JSON: &str = "application/json";
+
+/// An answer.
+pub(super) enum Answer {
+    /// All of it.
+    Whole(Reply),
+    /// Its head, and who writes the rest.
+    Streamed {
+        /// The head.
+        reply: Reply,
+        /// How long the body is, where that is known. The writer fails if it has less.
+        length: Option<u64>,
+        /// What to do when the client does not read.
+        patience: Patience,
+        /// Writes the body; never called for HEAD.
+        write: Writer,
+    },
+    /// The connection is a WebSocket from here on.
+    Upgraded {
+        /// The head, as it is sent.
+        head: Vec<u8>,
+        /// Has the connection to itself, until it ends.
+        serve: Box<dyn FnOnce(&mut Socket)>,
+    },
+}
+
+impl Answer {
+    /// Server-sent events, for as long as the client is there.
+    pub(super) fn events(write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static) -> Answer {
+        let reply = Reply::new(200).with("Content-Type", "text/event-stream").with("Cache-Control", "no-cache");
+        Answer::Streamed { reply, length: None, patience: Patience::WhileThere, write: Box::new(write) }
+    }
+
+    /// A body of unknown length that has an end.
+    pub(super) fn download(
+        content_type: &str,
+        write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
+    ) -> Answer {
+        let reply = Reply::new(200).with("Content-Type", content_type);
+        Answer::Streamed { reply, length: None, patience: Patience::ForEver, write: Box::new(write) }
+    }
+
+    /// JSON that `more` makes a burst at a time, and says when that was the last: there can be any amount of it. What is no
+    /// more than one burst has a length and goes in one write.
+    ///
+    /// # Errors
+    /// What `more` says of the first burst, before anything is sent.
+    pub(super) fn in_bursts(mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static) -> io::Result<Answer> {
+        let mut begun = Vec::new();
+        if more(&mut begun)? {
+            return Ok(Reply::bytes(200, JSON, begun).into());
+        }
+        Ok(Answer::download(JSON, move |stream| {
+            stream.buffer().extend_from_slice(&begun);
+            drop(begun);
+            loop {
+                stream.flush()?;
+                if more(stream.buffer())? {
+                    return Ok(());
+                }
+            }
+        }))
+    }
+
+    /// A body of this length.
+    pub(super) fn measured(
+        reply: Reply,
+        length: u64,
+        write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
+    ) -> Answer {
+        Answer::Streamed { reply, length: Some(length), patience: Patience::ForEver, write: Box::new(write) }
+    }
+
+    /// The status.
+    pub(super) fn status(&self) -> u16 {
+        match self {
+            Answer::Whole(reply) | Answer::Streamed { reply, .. } => reply.status(),
+            Answer::Upgraded { .. } => 101,
+        }
+    }
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Answer {
+        Answer::Whole(reply)
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Answer").field(&self.status()).finish()
+    }
+}
+
+/// The body of an answer on its way out, one chunk and one write for each [`Stream::flush`].
+#[derive(Debug)]
+pub(super) struct Stream<'c> {
+    socket: &'c mut Socket,
+    /// The head, while it was not sent; room for a size line; the payload.
+    buffer: Vec<u8>,
+    head: usize,
+    payload: usize,
+    chunked: bool,
+    patience: Patience,
+}
+
+impl<'c> Stream<'c> {
+    /// `head` goes out with the first flush.
+    pub(super) fn new(socket: &'c mut Socket, head: Vec<u8>, ending: Ending, patience: Patience) -> Stream<'c> {
+        let chunked = ending == Ending::Chunked;
+        let mut stream = Stream { socket, buffer: head, head: 0, payload: 0, chunked, patience };
+        stream.begin_chunk();
+        stream
+    }
+
+    fn begin_chunk(&mut self) {
+        self.head = self.buffer.len();
+        self.payload = self.head + if self.chunked { SIZE_LINE } else { 0 };
+        self.buffer.resize(self.payload, 0);
+    }
+
+    /// What is to be sent is appended here.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Whether so much is gathered that it should be flushed.
+    pub(super) fn is_burst(&self) -> bool {
+        self.buffer.len() >= self.payload + BURST
+    }
+
+    /// Sends what is gathered.
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        let from = self.end_chunk();
+        self.send(from)
+    }
+
+    /// Sends what is gathered and the end of the body.
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        let from = self.end_chunk();
+        if self.chunked {
+            self.buffer.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.send(from)
+    }
+
+    /// Frames the gathered payload as one chunk; where in the buffer that which is to be sent begins.
+    fn end_chunk(&mut self) -> usize {
+        let length = self.buffer.len() - self.payload;
+        if !self.chunked {
+            return 0;
+        }
+        if length == 0 {
+            // An empty chunk would be the last one.
+            self.buffer.truncate(self.head);
+            return 0;
+        }
+        let size = format!("{length:x}\r\n");
+        let at = self.payload - size.len();
+        if let Some(room) = self.buffer.get_mut(at..self.payload) {
+            room.copy_from_slice(size.as_bytes());
+        }
+        self.buffer.extend_from_slice(b"\r\n");
+        // The head is the shorter one to move up to the size line.
+        self.buffer.copy_within(..self.head, at - self.head);
+        at - self.head
+    }
+
+    fn send(&mut self, from: usize) -> io::Result<()> {
+        let sent = self.socket.send(self.buffer.get(from..).unwrap_or_default(), self.patience);
+        self.buffer.clear();
+        self.buffer.shrink_to(LARGEST_BUFFER);
+        self.begin_chunk();
+        sent
+    }
+
+    /// Gives back the memory of the buffer, if nothing is in it: nothing was to be sent for a while.
+    pub(super) fn release(&mut self) {
+        if self.head == 0 && self.buffer.len() == self.payload {
+            self.buffer = Vec::new();
+            self.begin_chunk();
+        }
+    }
+
+    /// Waits for a while.
+    ///
+    /// # Errors
+    /// When the client goes.
+    pub(super) fn pause(&self, time: Duration) -> io::Result<()> {
+        match self.socket.wait_for_its_end(Instant::now() + time)? {
+            Woken::Gone => Err(ErrorKind::ConnectionAborted.into()),
+            Woken::Waker | Woken::Deadline => Ok(()),
+        }
+    }
+
+    /// Waits until `waker` is woken: true; or until the deadline: false.
+    ///
+    /// # Errors
+    /// When the client goes.
+    pub(super) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> io::Result<bool> {
+        match self.socket.wait_beside(waker, deadline)? {
+            Woken::Waker => Ok(true),
+            Woken::Deadline => Ok(false),
+            Woken::Gone => Err(ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.buffer.extend_from_slice(bytes);
+        if self.is_burst() {
+            Stream::flush(self)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Stream::flush(self)
+    }
+}

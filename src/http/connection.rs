@@ -1,0 +1,213 @@
+//! One connection, one thread: head, handler, answer, and again.
+
+use std::io::{self, ErrorKind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tiny_http::Method;
+
+use crate::error::Error;
+use crate::os::fsuser;
+use crate::os::poll::Events;
+
+use super::Options;
+use super::answer::{Answer, Stream};
+use super::body::Body;
+use super::head::{self, Head};
+use super::reply::{Ending, Problem, Reply};
+use super::request::Request;
+use super::seats::{Phase, Seated};
+use super::socket::{Patience, Socket};
+
+/// Answers requests, on many threads at once.
+pub(super) type Service = Arc<dyn Fn(&mut Request<'_>) -> Result<Answer, Problem> + Send + Sync>;
+
+/// What a client that is told to go may still send, and for how long, so that it gets to read why: more than fits into the
+/// buffers of both sockets, which a client that uploads has filled before it looks.
+const LINGER: (Duration, usize) = (Duration::from_secs(2), 16 << 20);
+
+/// A connection being served.
+pub(super) struct Connection {
+    socket: Socket,
+    service: Service,
+    options: Arc<Options>,
+}
+
+impl Connection {
+    /// Serves the connection in `seat` until it ends.
+    pub(super) fn serve(seat: Seated, service: Service, options: Arc<Options>) {
+        let mut connection = Connection { socket: Socket::new(seat), service, options };
+        let mut first = true;
+        loop {
+            // Nothing of a connection is used after its panic but the socket.
+            match catch_unwind(AssertUnwindSafe(|| connection.step(first))) {
+                Ok(true) => first = false,
+                Ok(false) => return,
+                Err(_) => {
+                    if !connection.socket.answered() {
+                        let why = "the request could not be handled; the log says more";
+                        connection.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for one request and answers it; whether another may follow.
+    fn step(&mut self, first: bool) -> bool {
+        self.socket.begin_exchange();
+        match self.next_head(first) {
+            Ok(Some(head)) => self.exchange(&head),
+            Ok(None) | Err(Problem::Gone) => false,
+            Err(problem) => {
+                self.refuse(&problem);
+                false
+            }
+        }
+    }
+
+    /// Waits for a request and reads its head; none when the client has gone, has been idle for too long, or has to go.
+    fn next_head(&mut self, first: bool) -> Result<Option<Head>, Problem> {
+        if self.socket.stopping() {
+            return Ok(None);
+        }
+        if !first && self.socket.buffered().is_empty() {
+            self.socket.release();
+            let deadline = Instant::now() + self.options.idle_timeout;
+            if !self.socket.enter(Phase::Idle) || self.socket.wait(Events::READ, Some(deadline)).is_err() {
+                return Ok(None);
+            }
+        }
+        // A new connection is in this phase since it was accepted.
+        if !first && !self.socket.enter(Phase::Head) {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + self.options.head_timeout;
+        let head = self.read_head(deadline)?;
+        Ok(head.filter(|_| self.socket.enter(Phase::Busy)))
+    }
+
+    fn read_head(&mut self, deadline: Instant) -> Result<Option<Head>, Problem> {
+        let limit = self.options.max_head;
+        // A parse starts from the beginning, so one byte at a time must not mean one parse each.
+        let (mut scanned, mut parse_at) = (0, 1);
+        loop {
+            if scanned == 0 {
+                self.skip_blank_lines();
+            }
+            let bytes = self.socket.buffered();
+            if ends_within(bytes, scanned) || bytes.len() >= parse_at {
+                if let Some((head, length)) = head::parse(bytes)? {
+                    if length > limit {
+                        return Err(too_large(limit));
+                    }
+                    self.socket.consume(length);
+                    return Ok(Some(head));
+                }
+                parse_at = bytes.len() * 2;
+            }
+            if bytes.len() >= limit {
+                return Err(too_large(limit));
+            }
+            scanned = bytes.len();
+            match self.socket.fill(limit, Some(deadline)) {
+                Ok(0) if scanned == 0 => return Ok(None),
+                Ok(0) => return Err(Problem::Malformed("the request head has no end".to_owned())),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::TimedOut => return Err(Problem::TimedOut("the request head")),
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Lines that a client sent too many of before its request (RFC 9112, section 2.2).
+    fn skip_blank_lines(&mut self) {
+        let blank = self.socket.buffered().iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        self.socket.consume(blank);
+    }
+
+    fn exchange(&mut self, head: &Head) -> bool {
+        let mut body = match Body::of(head, self.options.idle_timeout) {
+            Ok(body) => body,
+            Err(problem) => {
+                self.refuse(&problem);
+                return false;
+            }
+        };
+        let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body);
+        let (answer, ends) = match (self.service)(&mut request) {
+            Ok(answer) => (answer, false),
+            Err(Problem::Gone) => return false,
+            Err(problem) => (problem.reply().into(), problem.ends_connection()),
+        };
+        log::debug!("{} {} {}", head.method, head.path, answer.status());
+        let complete = !ends && body.discard_ready(&mut self.socket);
+        let upgraded = matches!(answer, Answer::Upgraded { .. });
+        let reuse = complete && head.keeps_alive() && !upgraded && !self.socket.stopping();
+        match self.answer(answer, head, !reuse) {
+            Ok(()) if !complete => self.socket.linger(LINGER.0, LINGER.1),
+            Ok(()) => return reuse && !fsuser::is_stuck(),
+            Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
+        }
+        false
+    }
+
+    fn answer(&mut self, answer: Answer, head: &Head, close: bool) -> io::Result<()> {
+        let head_only = head.method == Method::Head;
+        match answer {
+            Answer::Whole(reply) => self.send_whole(&reply, head_only, close),
+            Answer::Streamed { reply, length, patience, write } => {
+                let ending = match length.map(usize::try_from) {
+                    Some(Ok(length)) => Ending::Length(length),
+                    _ if head.is_old => Ending::Close,
+                    _ => Ending::Chunked,
+                };
+                let printed = reply.head(ending, close)?;
+                if head_only {
+                    return self.socket.send(&printed, self.patience());
+                }
+                let mut stream = Stream::new(&mut self.socket, printed, ending, patience);
+                write(&mut stream)?;
+                stream.finish()
+            }
+            Answer::Upgraded { head, serve } => {
+                self.socket.send(&head, self.patience())?;
+                serve(&mut self.socket);
+                Ok(())
+            }
+        }
+    }
+
+    /// Answers what is no request, or one that cannot be delimited, and ends the connection.
+    fn refuse(&mut self, problem: &Problem) {
+        log::debug!("refused: {problem}");
+        if self.send_whole(&problem.reply(), false, true).is_ok() {
+            self.socket.linger(LINGER.0, LINGER.1);
+        }
+    }
+
+    fn send_whole(&mut self, reply: &Reply, head_only: bool, close: bool) -> io::Result<()> {
+        let mut bytes = reply.head(Ending::Length(reply.body.len()), close)?;
+        if !head_only {
+            bytes.extend_from_slice(&reply.body);
+        }
+        self.socket.send(&bytes, self.patience())
+    }
+
+    fn patience(&self) -> Patience {
+        Patience::For(self.options.idle_timeout)
+    }
+}
+
+/// Whether an empty line, and with it the head, ends in the bytes after the first `scanned`.
+fn ends_within(bytes: &[u8], scanned: usize) -> bool {
+    let from = scanned.saturating_sub(2);
+    let new = bytes.get(from..).unwrap_or_default();
+    memchr::memchr_iter(b'\n', new).any(|at| matches!(new.get(at + 1..), Some([b'\n', ..] | [b'\r', b'\n', ..])))
+}
+
+fn too_large(limit: usize) -> Problem {
+    Problem::HeadTooLarge(format!("{limit} bytes long"))
+}

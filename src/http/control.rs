@@ -1,0 +1,123 @@
+//! Signals, stdin, restart, wait and `DELETE` of one process.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::model::Target;
+
+use super::answer::Answer;
+use super::json;
+use super::reply::{Problem, Reply};
+use super::request::Request;
+use super::routes::Api;
+
+/// As much of a body as is handed to stdin at once.
+const PIECE: usize = 64 << 10;
+
+/// A wait beyond this is one without an end.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+#[derive(Debug, Deserialize)]
+struct SignalBody {
+    signal: i64,
+}
+
+#[derive(Serialize)]
+struct Success {
+    success: bool,
+}
+
+/// To the group, 9 to the whole tree.
+pub(super) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let body = json::parse::<SignalBody>(&request.whole_body()?)?;
+    api.handle.signal(target, body.signal)?;
+    Ok(Reply::json(200, &Success { success: true }).into())
+}
+
+/// Answers when the tree is gone, or after 2 s.
+pub(super) fn kill(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    api.handle.kill(target)?;
+    Ok(Reply::no_content().into())
+}
+
+/// Answers with the new run.
+pub(super) fn restart(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    Ok(Reply::json(200, &api.handle.restart(target)?).into())
+}
+
+/// Streams the body into stdin, one piece at a time: a reader that does not read holds up this request only.
+pub(super) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let waker = request.waker()?;
+    let mut stdin = api.handle.stdin(target)?;
+    while let Some(piece) = request.body_piece(PIECE)? {
+        let writing = stdin.begin_write(piece, Some(waker.clone()));
+        loop {
+            if let Some(written) = writing.try_take() {
+                // By what the client calls it, not by its handle.
+                written.map_err(|error| match error {
+                    Error::StdinClosed(_) => Error::StdinClosed(target.clone()),
+                    error => error,
+                })?;
+                break;
+            }
+            request.wait(&waker, None)?;
+        }
+    }
+    Ok(Reply::no_content().into())
+}
+
+/// Also when it is closed already.
+pub(super) fn close_stdin(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    api.handle.close_stdin(target)?;
+    Ok(Reply::no_content().into())
+}
+
+/// Answers at the end of the process or of the time.
+pub(super) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let deadline = timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
+    let waker = request.waker()?;
+    let process = api.handle.look_up(target)?;
+    let _watch = process.log.watch_end(waker.clone());
+    while process.log.ended().is_none() && request.wait(&waker, deadline)? {}
+    let end = process.log.ended();
+    Ok(Reply::json(200, &api.handle.after_wait(process.info, end)?).into())
+}
+
+fn timeout(query: Option<&str>) -> Result<Option<Duration>, Problem> {
+    let Some(text) = query else { return Ok(None) };
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
+            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)))
+        }
+        _ => Err(Problem::Invalid(format!("the query parameter `timeout` must be a number of seconds, not {text:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(timeout(None).unwrap(), None);
+        for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
+            assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
+        }
+        assert_eq!(timeout(Some("1e300")).unwrap(), Some(LONGEST));
+        for text in ["", "-1", "inf", "NaN", "5s", "1e999"] {
+            assert!(timeout(Some(text)).unwrap_err().to_string().contains("`timeout`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal);
+        assert_eq!(signal(r#"{"signal":15}"#).unwrap(), 15);
+        assert_eq!(signal(r#"{"signal":-1}"#).unwrap(), -1);
+        for body in [r#"{"signal":"TERM"}"#, r#"{"signal":1.0}"#, r#"{"signal":null}"#, "{}"] {
+            assert!(signal(body).unwrap_err().to_string().contains("`signal`"), "{body}");
+        }
+    }
+}

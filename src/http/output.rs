@@ -1,0 +1,122 @@
+//! `GET /processes/{process}/stdout`, `stderr` and `output`: as JSON, as raw bytes, and followed.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::logs::{Cursor, From, Item, Lines, OutputLog, View};
+use crate::model::Target;
+
+use super::answer::{Answer, BURST};
+use super::events;
+use super::reply::{Problem, Reply};
+use super::request::Request;
+use super::routes::Api;
+
+const BYTES: &str = "application/octet-stream";
+
+/// What is kept as of now.
+pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Answer, Problem> {
+    let tail = tail(request)?;
+    let process = api.handle.look_up(target)?;
+    if request.accepts(BYTES) {
+        if tail.is_some() {
+            return Err(Problem::Invalid("the query parameter `tail` counts lines: it goes with JSON only".to_owned()));
+        }
+        return raw(process.log.raw(view));
+    }
+    let lines = process.log.lines(view, tail);
+    let mut listing = Listing { lines, log: process.log, written: 0 };
+    let mut head = Some(format!("{{\"pid\":{},\"lines\":[", process.info.pid));
+    let more = move |out: &mut Vec<u8>| {
+        out.extend(head.take().unwrap_or_default().into_bytes());
+        listing.more(out)
+    };
+    Answer::in_bursts(more).map_err(unreadable)
+}
+
+/// Everything kept, or the last lines of it, or what came after the last event seen; then live, up to the end.
+pub(super) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Answer, Problem> {
+    let tail = tail(request)?.map_or(From::Beginning, From::Tail);
+    // An id that is none of ours can only be answered with everything: nothing is lost then.
+    let last_seen = request.field("Last-Event-ID").map(|id| id.parse::<Cursor>().map_or(From::Beginning, From::After));
+    let from = last_seen.unwrap_or(tail);
+    let waker = request.waker()?;
+    let log = api.handle.look_up(target)?.log;
+    Ok(Answer::events(move |stream| {
+        let mut follower = log.follow(view, from, waker.clone());
+        events::pump(stream, &mut follower, &waker, |out, item| match item {
+            Item::Line(line, cursor) => {
+                write!(out, "id: {cursor}\nevent: output\n")?;
+                events::line(out, &line, view == View::Combined)
+            }
+            Item::Gap { lost_bytes, cursor } => {
+                writeln!(out, "id: {cursor}")?;
+                events::gap(out, lost_bytes)
+            }
+            Item::End(_) => {
+                out.extend_from_slice(b"event: eof\ndata: {}\n\n");
+                Ok(())
+            }
+        })
+    }))
+}
+
+fn tail(request: &Request<'_>) -> Result<Option<u64>, Problem> {
+    let Some(tail) = request.query("tail") else { return Ok(None) };
+    let wrong = |_| Problem::Invalid(format!("the query parameter `tail` must be a number of lines, not {tail:?}"));
+    tail.parse().map(Some).map_err(wrong)
+}
+
+fn raw(mut bytes: impl Read + 'static) -> Result<Answer, Problem> {
+    let mut begin = Vec::new();
+    bytes.by_ref().take(BURST as u64).read_to_end(&mut begin).map_err(unreadable)?;
+    if begin.len() < BURST {
+        return Ok(Reply::bytes(200, BYTES, begin).into());
+    }
+    Ok(Answer::download(BYTES, move |stream| {
+        stream.write_all(&begin)?;
+        drop(begin);
+        let mut piece = vec![0; BURST];
+        loop {
+            match bytes.read(&mut piece) {
+                Ok(0) => return Ok(()),
+                Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }))
+}
+
+fn unreadable(error: io::Error) -> Problem {
+    Problem::Refused(Error::from_io("reading the log", &error))
+}
+
+/// Writes the JSON of the lines while they are read.
+struct Listing {
+    lines: Lines,
+    log: Arc<OutputLog>,
+    written: u64,
+}
+
+impl Listing {
+    /// Appends lines until there is a burst of them; whether these were the last.
+    fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        let full = out.len() + BURST;
+        while out.len() < full {
+            let Some(line) = self.lines.next() else {
+                self.lines.failure().map_or(Ok(()), Err)?;
+                let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
+                write!(out, "],\"line_count\":{}{truncated}}}", self.written)?;
+                return Ok(true);
+            };
+            if self.written > 0 {
+                out.push(b',');
+            }
+            serde_json::to_writer(&mut *out, &line.text)?;
+            self.written += 1;
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,151 @@
+//! A request in the hands of its handler: the head, the body still in the socket, and a way to wait.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tiny_http::Method;
+
+use crate::os::poll::Waker;
+
+use super::body::Body;
+use super::head::Head;
+use super::reply::{Problem, out_of};
+use super::socket::{Socket, Woken};
+
+/// A request whose body was not read yet.
+#[derive(Debug)]
+pub(super) struct Request<'c> {
+    head: &'c Head,
+    body: &'c mut Body,
+    socket: &'c mut Socket,
+    max_body: usize,
+}
+
+impl<'c> Request<'c> {
+    /// `max_body` bounds what [`Request::whole_body`] reads.
+    pub(super) fn new(head: &'c Head, body: &'c mut Body, socket: &'c mut Socket, max_body: usize) -> Request<'c> {
+        Request { head, body, socket, max_body }
+    }
+
+    /// The method, GET in place of HEAD: whoever answers need not know, the body is left out later.
+    pub(super) fn method(&self) -> &'c Method {
+        match &self.head.method {
+            Method::Head => &Method::Get,
+            method => method,
+        }
+    }
+
+    /// Whether it is HEAD: the few who need know.
+    pub(super) fn is_head(&self) -> bool {
+        self.head.method == Method::Head
+    }
+
+    /// The path, percent-encoded still.
+    pub(super) fn path(&self) -> &'c str {
+        &self.head.path
+    }
+
+    /// The segments of the path; see [`Head::segments`].
+    pub(super) fn segments(&self) -> Option<Vec<String>> {
+        self.head.segments()
+    }
+
+    /// The first field of this name.
+    pub(super) fn field<'n>(&self, name: &'n str) -> Option<Cow<'n, str>>
+    where
+        'c: 'n,
+    {
+        self.head.field(name)
+    }
+
+    /// Whether the client lists `media_type` in `Accept`.
+    pub(super) fn accepts(&self, media_type: &str) -> bool {
+        self.head.lists("Accept", media_type)
+    }
+
+    /// Whether the client asks to go on with this protocol on the same connection (RFC 9110, section 7.8).
+    pub(super) fn upgrades_to(&self, protocol: &str) -> bool {
+        let asks = self.head.lists("Connection", "upgrade") && self.head.lists("Upgrade", protocol);
+        asks && !self.head.is_old && self.head.method == Method::Get
+    }
+
+    /// Whether there is no body.
+    pub(super) fn is_bare(&self) -> bool {
+        self.body.is_done()
+    }
+
+    /// Our own port, as the client sees it.
+    pub(super) fn local_port(&self) -> Option<u16> {
+        self.socket.local_port()
+    }
+
+    /// The first value of a parameter of the query.
+    pub(super) fn query(&self, name: &str) -> Option<String> {
+        self.head.query(name)
+    }
+
+    /// The same, where it need not be text.
+    pub(super) fn query_bytes(&self, name: &str) -> Option<Vec<u8>> {
+        self.head.query_bytes(name)
+    }
+
+    /// How many bytes of the body are left, where the client has said so.
+    pub(super) fn body_left(&self) -> Option<u64> {
+        self.body.left()
+    }
+
+    /// Reads some of the body; 0 at its end.
+    pub(super) fn read_body(&mut self, out: &mut [u8]) -> Result<usize, Problem> {
+        self.body.read(self.socket, out)
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// [`Problem::BodyTooLarge`] before any of it is read, where its length is announced; else those of reading.
+    pub(super) fn whole_body(&mut self) -> Result<Vec<u8>, Problem> {
+        let announced = self.body.left().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
+        if announced.is_some_and(|length| length > self.max_body) {
+            return Err(Problem::BodyTooLarge(self.max_body));
+        }
+        let mut whole = Vec::new();
+        while let Some(mut piece) = self.body_piece(16 << 10)? {
+            if whole.len() + piece.len() > self.max_body {
+                return Err(Problem::BodyTooLarge(self.max_body));
+            }
+            if whole.is_empty() {
+                whole = piece;
+            } else {
+                whole.append(&mut piece);
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The next bytes of the body, at most `most`; none at its end.
+    pub(super) fn body_piece(&mut self, most: usize) -> Result<Option<Vec<u8>>, Problem> {
+        let left = self.body.left().and_then(|left| usize::try_from(left).ok());
+        let mut piece = vec![0; left.map_or(most, |left| left.min(most))];
+        let read = self.body.read(self.socket, &mut piece)?;
+        piece.truncate(read);
+        Ok((read > 0).then_some(piece))
+    }
+
+    /// A waker for [`Request::wait`].
+    pub(super) fn waker(&self) -> Result<Arc<Waker>, Problem> {
+        Ok(Arc::new(Waker::new().map_err(|error| out_of("an eventfd", &error))?))
+    }
+
+    /// Waits until `waker` is woken: true; or until the deadline: false.
+    ///
+    /// # Errors
+    /// [`Problem::Gone`] when the client goes.
+    pub(super) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> Result<bool, Problem> {
+        match self.socket.wait_beside(waker, deadline) {
+            Ok(Woken::Waker) => Ok(true),
+            Ok(Woken::Deadline) => Ok(false),
+            Ok(Woken::Gone) | Err(_) => Err(Problem::Gone),
+        }
+    }
+}

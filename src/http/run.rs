@@ -1,0 +1,195 @@
+//! `POST /processes/run`: start, follow and report the end in one answer; a client that goes takes the process with it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, SpecError};
+use crate::logs::{From, Item, View};
+use crate::model::{Exit, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
+use crate::supervisor::Handle;
+
+use super::answer::Answer;
+use super::events;
+use super::json;
+use super::processes::command;
+use super::reply::Problem;
+use super::request::Request;
+use super::routes::Api;
+use super::user::User;
+
+/// A timeout beyond this never expires in practice, and would overflow clocks.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The body. The three modes of `POST /processes` are not looked at: whatever they are, they have no effect.
+#[derive(Debug, Deserialize)]
+struct RunBody {
+    command: String,
+    args: Option<Vec<String>>,
+    env: Option<BTreeMap<String, String>>,
+    working_dir: Option<String>,
+    user: Option<User>,
+    timeout: Option<f64>,
+    name: Option<IgnoredAny>,
+    restart: Option<IgnoredAny>,
+    health_check: Option<IgnoredAny>,
+}
+
+impl RunBody {
+    fn into_spec(self) -> Result<ProcessSpec, SpecError> {
+        let managed = [("name", self.name), ("restart", self.restart), ("health_check", self.health_check)];
+        if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
+            return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
+        }
+        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user);
+        if let Some(seconds) = self.timeout {
+            spec = spec.timeout(timeout(seconds)?);
+        }
+        spec.build()
+    }
+}
+
+fn timeout(seconds: f64) -> Result<Duration, SpecError> {
+    if seconds.is_nan() || seconds <= 0.0 {
+        return Err(SpecError::new("timeout", "must be more than 0 seconds"));
+    }
+    // What overflows is longer than the longest; what is not a nanosecond is not nothing.
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
+    Ok(time.clamp(Duration::from_nanos(1), LONGEST))
+}
+
+/// The first event.
+#[derive(Serialize)]
+struct Begin {
+    handle: UnitId,
+    pid: Pid,
+    started_at: Millis,
+}
+
+/// The last event. No `pid` and no `started_at`: clients would take it for the first one.
+#[derive(Serialize)]
+struct End {
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    oom_killed: bool,
+    reason: &'static str,
+}
+
+impl std::convert::From<RunEnd> for End {
+    fn from(end: RunEnd) -> End {
+        End {
+            exit_code: end.exit.code(),
+            signal: end.exit.signal(),
+            oom_killed: end.exit == Exit::OomKilled,
+            reason: end.reason(),
+        }
+    }
+}
+
+/// Kills the tree when it is dropped before the end: whatever the reason is that nobody listens any more.
+struct KillUnheard {
+    handle: Handle,
+    unit: Option<UnitId>,
+}
+
+impl KillUnheard {
+    fn ended(&mut self) {
+        self.unit = None;
+    }
+}
+
+impl Drop for KillUnheard {
+    fn drop(&mut self) {
+        if let Some(unit) = self.unit {
+            // Nobody waits for the end of it either.
+            drop(self.handle.begin_kill(&Target::Unit(unit)));
+        }
+    }
+}
+
+/// Runs a command.
+pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+    let spec = json::parse::<RunBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let waker = request.waker()?;
+    let (unit, starting) = api.handle.begin_start(spec, waker.clone());
+    let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
+    let started = loop {
+        if let Some(started) = starting.try_take() {
+            break started;
+        }
+        request.wait(&waker, None)?;
+    };
+    let started = started.inspect_err(|_| guard.ended())?;
+    Ok(Answer::events(move |stream| {
+        let info = &started.info;
+        events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
+        let mut follower = started.log.follow(View::Combined, From::Beginning, waker.clone());
+        events::pump(stream, &mut follower, &waker, |out, item| match item {
+            Item::Line(line, _) => events::line(out, &line, true),
+            Item::Gap { lost_bytes, .. } => events::gap(out, lost_bytes),
+            Item::End(end) => {
+                guard.ended();
+                events::data(out, &End::from(end))
+            }
+        })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(fields: &str) -> Result<ProcessSpec, String> {
+        let body = format!("{{\"command\":\"sh\"{fields}}}");
+        let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
+        body.into_spec().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn bodies() {
+        let plain = || ProcessSpec::command("sh");
+        let wrong_modes = r#","stdin_mode":"pipe","stdout_mode":5,"stderr_mode":"discard","stop_grace_ms":-1"#;
+        for (fields, right) in [
+            ("", plain()),
+            (r#","name":null,"restart":null,"health_check":null,"timeout":null"#, plain()),
+            (wrong_modes, plain()),
+            (r#","timeout":2"#, plain().timeout(Duration::from_secs(2))),
+            (r#","timeout":0.25"#, plain().timeout(Duration::from_millis(250))),
+            (r#","timeout":1e300"#, plain().timeout(LONGEST)),
+            (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
+        ] {
+            assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");
+        }
+        for (fields, part) in [
+            (r#","timeout":0"#, "`timeout` must be more than 0"),
+            (r#","timeout":-1"#, "`timeout` must be more than 0"),
+            (r#","timeout":1e999"#, "`timeout`"),
+            (r#","timeout":"1""#, "`timeout`"),
+            (r#","name":"web""#, "`name` makes a process managed"),
+            (r#","restart":{}"#, "`restart` makes a process managed"),
+            (r#","health_check":0"#, "`health_check` makes a process managed"),
+        ] {
+            let sentence = spec(fields).unwrap_err();
+            assert!(sentence.contains(part), "{fields}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn the_last_event() {
+        let end = |exit, timed_out| {
+            let mut out = Vec::new();
+            events::data(&mut out, &End::from(RunEnd { exit, timed_out, ended_at: 1 })).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        for (exit, timed_out, right) in [
+            (Exit::Code(3), false, r#"{"exit_code":3,"signal":null,"oom_killed":false,"reason":"exited"}"#),
+            (Exit::Signal(15), false, r#"{"exit_code":null,"signal":15,"oom_killed":false,"reason":"signaled"}"#),
+            (Exit::OomKilled, false, r#"{"exit_code":null,"signal":9,"oom_killed":true,"reason":"oom_killed"}"#),
+            (Exit::Signal(9), true, r#"{"exit_code":null,"signal":9,"oom_killed":false,"reason":"timed_out"}"#),
+        ] {
+            assert_eq!(end(exit, timed_out), format!("data: {right}\n\n"));
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Who is connected, what each connection is doing, and who gives way when all seats are taken.
+//!
+//! A connection thread says what it does by [`Seated::enter`]. The acceptor, finding every seat taken and a client in
+//! the kernel's queue, shows one out that executes no request. Both moves are compare-and-swap on the same
+//! phase, so that a request which has begun is never cut off.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::os::poll::Waker;
+
+/// What a connection has to be left to send its head, or to take its answer, before it may be shown out: a new client's
+/// head is often a moment behind its connection, and two newcomers must not push each other out for ever.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Phase {
+    /// Between two requests.
+    Idle,
+    /// Sending the head of a request.
+    Head,
+    /// Slow to take a finished answer, or told to go.
+    Flushing,
+    /// Executing a request.
+    Busy,
+    /// Shown out. The last phase.
+    Out,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Seat {
+    id: u64,
+    stream: TcpStream,
+    phase: AtomicU8,
+    /// Microseconds from the opening of the house to the last change of phase.
+    since: AtomicU64,
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(super) struct House {
+    seats: Mutex<HashMap<u64, Arc<Seat>>>,
+    size: usize,
+    next: AtomicU64,
+    opened: Instant,
+    /// A client waits outside: whoever leaves or falls idle wakes the acceptor.
+    crowded: AtomicBool,
+    stopping: AtomicBool,
+    /// Woken, with the seats' lock, when the last one is given back.
+    emptied: Condvar,
+    waker: Waker,
+}
+
+/// A connection in its seat; dropping it gives the seat back.
+#[derive(Debug)]
+pub(super) struct Seated {
+    house: Arc<House>,
+    seat: Arc<Seat>,
+}
+
+/// What came of asking somebody to give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// One is on its way out.
+    Soon,
+    /// One may be asked from this moment on.
+    After(Instant),
+    /// All are executing requests.
+    None,
+}
+
+impl House {
+    /// An empty house with so many seats.
+    pub(super) fn new(size: usize) -> io::Result<House> {
+        Ok(House {
+            seats: Mutex::new(HashMap::new()),
+            size: size.max(1),
+            next: AtomicU64::new(0),
+            opened: Instant::now(),
+            crowded: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            emptied: Condvar::new(),
+            waker: Waker::new()?,
+        })
+    }
+
+    /// Gives `stream` a seat. Its head is expected from now on.
+    pub(super) fn seat(self: &Arc<Self>, stream: TcpStream) -> Seated {
+        let id = self.next.fetch_add(1, SeqCst);
+        let phase = AtomicU8::new(Phase::Head as u8);
+        let seat = Arc::new(Seat { id, stream, phase, since: AtomicU64::new(self.micros()) });
+        self.lock().insert(id, Arc::clone(&seat));
+        Seated { house: Arc::clone(self), seat }
+    }
+
+    /// Whether every seat is taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.lock().len() >= self.size
+    }
+
+    /// Says whether a client waits outside.
+    pub(super) fn set_crowded(&self, crowded: bool) {
+        self.crowded.store(crowded, SeqCst);
+    }
+
+    /// Shows one connection out: the one that has been idle longest, else the one that has been sending its head, or not
+    /// taking its answer, for longest.
+    pub(super) fn make_room(&self) -> Room {
+        let seats = self.lock();
+        let mut idle = in_phase(&seats, &[Phase::Idle]);
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        // Bytes that wait to be read are a request that has not been noticed yet.
+        if idle.iter().any(|(_, seat)| !seat.has_bytes() && seat.show_out(Phase::Idle)) {
+            return Room::Soon;
+        }
+        let mut slow = in_phase(&seats, &[Phase::Head, Phase::Flushing]);
+        slow.sort_unstable_by_key(|(since, _)| *since);
+        let now = Instant::now();
+        let mut later = Room::None;
+        for (since, seat) in slow {
+            let free_from = self.opened + Duration::from_micros(since) + GRACE;
+            if free_from > now {
+                return Room::After(free_from);
+            }
+            // A head that has come and not been read is no fault of the client's.
+            if !seat.has_bytes() && seat.show_out(Phase::Head) || seat.show_out(Phase::Flushing) {
+                return Room::Soon;
+            }
+            later = Room::After(now + GRACE);
+        }
+        later
+    }
+
+    /// Lets nobody in any more, and shows out all that execute no request.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.waker.wake();
+        for seat in self.lock().values() {
+            let _ = seat.show_out(Phase::Idle) || seat.show_out(Phase::Head);
+        }
+    }
+
+    /// Waits until everybody has left, for `patience` at most; whether they have.
+    pub(super) fn await_empty(&self, patience: Duration) -> bool {
+        let waited = self.emptied.wait_timeout_while(self.lock(), patience, |seats| !seats.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+
+    /// Whether [`House::stop`] was called.
+    pub(super) fn stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    /// Wakes the acceptor.
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// How many seats are taken.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// How many are idle.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        in_phase(&self.lock(), &[Phase::Idle]).len()
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Seat>>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn in_phase<'s>(seats: &'s HashMap<u64, Arc<Seat>>, phases: &[Phase]) -> Vec<(u64, &'s Arc<Seat>)> {
+    let is_in = |seat: &&Arc<Seat>| phases.iter().any(|phase| seat.phase.load(SeqCst) == *phase as u8);
+    seats.values().filter(is_in).map(|seat| (seat.since.load(SeqCst), seat)).collect()
+}
+
+impl Seat {
+    /// Ends the connection, if it is in this phase still. Its thread sees the end of the stream.
+    fn show_out(&self, from: Phase) -> bool {
+        let shown = self.phase.compare_exchange(from as u8, Phase::Out as u8, SeqCst, SeqCst).is_ok();
+        if shown {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        shown
+    }
+
+    /// The connection.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
+    }
+}
+
+impl Seated {
+    /// Says what the connection does from now on. False when it was shown out: it ends without another byte.
+    pub(super) fn enter(&self, phase: Phase) -> bool {
+        self.seat.since.store(self.house.micros(), SeqCst);
+        // Only the connection's own thread and `show_out` write the phase, and the latter is for good.
+        let entered = self
+            .seat
+            .phase
+            .fetch_update(SeqCst, SeqCst, |now| (now != Phase::Out as u8).then_some(phase as u8))
+            .is_ok();
+        if phase != Phase::Busy && self.house.crowded.load(SeqCst) {
+            self.house.waker.wake();
+        }
+        entered && (phase != Phase::Idle || !self.house.stopping())
+    }
+
+    /// The connection.
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.seat.stream
+    }
+
+    /// Whether the server is being stopped.
+    pub(super) fn stopping(&self) -> bool {
+        self.house.stopping()
+    }
+
+    /// The same connection, for when its thread cannot be started.
+    pub(super) fn seat(&self) -> Arc<Seat> {
+        Arc::clone(&self.seat)
+    }
+}
+
+impl AsFd for Seated {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.seat.stream.as_fd()
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        let mut seats = self.house.lock();
+        seats.remove(&self.seat.id);
+        if seats.is_empty() {
+            self.house.emptied.notify_all();
+        }
+        drop(seats);
+        if self.house.crowded.load(SeqCst) {
+            self.house.waker.wake();
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! The socket of one connection: non-blocking, with its read buffer. Every wait has a deadline or watches the client.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use crate::os::poll::{self, Events, Waker};
+use crate::os::tcp::silence;
+
+use super::seats::{Phase, Seated};
+
+/// The first size of the read buffer: most heads, and most JSON bodies with them, fit.
+const SMALL: usize = 4 << 10;
+
+/// How long to wait for a client that does not take what is sent to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Patience {
+    /// So long without any progress; it may be shown out before that.
+    For(Duration),
+    /// For ever, even when it has closed its own half: what is sent has an end.
+    ForEver,
+    /// Until it goes; a client that has closed its half has gone.
+    WhileThere,
+}
+
+/// What ended a wait beside another thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Woken {
+    /// The waker was woken, and is cleared.
+    Waker,
+    /// The time is over.
+    Deadline,
+    /// The client has gone.
+    Gone,
+}
+
+/// A connection and what was read from it but not used yet.
+#[derive(Debug)]
+pub(super) struct Socket {
+    seat: Seated,
+    /// Zeroed once, when it grows; what is buffered is `start..end`.
+    data: Vec<u8>,
+    start: usize,
+    end: usize,
+    answered: bool,
+}
+
+impl Socket {
+    /// A connection that nothing was read from yet.
+    pub(super) fn new(seat: Seated) -> Socket {
+        Socket { seat, data: Vec::new(), start: 0, end: 0, answered: false }
+    }
+
+    /// The port that the client has connected to.
+    pub(super) fn local_port(&self) -> Option<u16> {
+        self.seat.stream().local_addr().ok().map(|addr| addr.port())
+    }
+
+    /// Says what the connection does; see [`Seated::enter`].
+    pub(super) fn enter(&self, phase: Phase) -> bool {
+        self.seat.enter(phase)
+    }
+
+    /// Whether the server is being stopped.
+    pub(super) fn stopping(&self) -> bool {
+        self.seat.stopping()
+    }
+
+    /// What was read and not consumed.
+    pub(super) fn buffered(&self) -> &[u8] {
+        self.data.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Drops the first `count` buffered bytes.
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start = self.end.min(self.start.saturating_add(count));
+    }
+
+    /// Gives the memory of an empty buffer back: an idle connection keeps none.
+    pub(super) fn release(&mut self) {
+        if self.start == self.end {
+            (self.data, self.start, self.end) = (Vec::new(), 0, 0);
+        }
+    }
+
+    /// Reads more into the buffer, which may grow to `limit` bytes and must not be full; 0 at the client's end.
+    pub(super) fn fill(&mut self, limit: usize, deadline: Option<Instant>) -> io::Result<usize> {
+        loop {
+            match self.fill_now(limit) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(Events::READ, deadline)?,
+                result => return result,
+            }
+        }
+    }
+
+    /// The same, without waiting: [`ErrorKind::WouldBlock`] when nothing is there.
+    pub(super) fn fill_now(&mut self, limit: usize) -> io::Result<usize> {
+        self.make_room(limit);
+        let room = self.data.get_mut(self.end..).unwrap_or_default();
+        if room.is_empty() {
+            return Err(io::Error::other("the read buffer is full"));
+        }
+        let read = read_now(&self.seat, room)?;
+        self.end += read;
+        Ok(read)
+    }
+
+    fn make_room(&mut self, limit: usize) {
+        if self.start > 0 && (self.start == self.end || self.end == self.data.len()) {
+            self.data.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.end == self.data.len() && self.data.len() < limit {
+            let size = (self.data.len() * 4).clamp(SMALL.min(limit), limit);
+            self.data.resize(size, 0);
+        }
+    }
+
+    /// Reads into `out`, from the buffer first; 0 at the client's end.
+    pub(super) fn read(&mut self, out: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
+        let buffered = self.buffered();
+        if !buffered.is_empty() {
+            let count = copy(buffered, out);
+            self.consume(count);
+            return Ok(count);
+        }
+        loop {
+            match read_now(&self.seat, out) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(Events::READ, deadline)?,
+                result => return result,
+            }
+        }
+    }
+
+    /// Reads what is there, from the buffer first: [`ErrorKind::WouldBlock`] when nothing is.
+    pub(super) fn read_now(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self.buffered() {
+            [] => read_now(&self.seat, out),
+            _ => self.read(out, None),
+        }
+    }
+
+    /// Writes what the kernel takes: [`ErrorKind::WouldBlock`] when that is nothing.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.seat.stream().write(bytes)
+    }
+
+    /// How long ago the client's machine was last heard of.
+    pub(super) fn silence(&self) -> io::Result<Duration> {
+        silence(self.seat.stream())
+    }
+
+    /// Waits for what `poll(2)` reports.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TimedOut`] at the deadline.
+    pub(super) fn wait(&self, events: Events, deadline: Option<Instant>) -> io::Result<()> {
+        let [ready] = poll::wait([(self.seat.as_fd(), events)], deadline)?;
+        if ready == Events::NONE { Err(ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    /// Waits for another thread, the deadline or the client's going, whichever is first.
+    pub(super) fn wait_beside(&self, waker: &Waker, deadline: Option<Instant>) -> io::Result<Woken> {
+        let [socket, woken] = poll::wait([(self.seat.as_fd(), Events::GONE), (waker.as_fd(), Events::READ)], deadline)?;
+        if socket.any(Events::GONE) {
+            return Ok(Woken::Gone);
+        }
+        if woken.any(Events::READ) {
+            waker.clear();
+            return Ok(Woken::Waker);
+        }
+        Ok(Woken::Deadline)
+    }
+
+    /// Waits for the deadline or the client's going.
+    pub(super) fn wait_for_its_end(&self, deadline: Instant) -> io::Result<Woken> {
+        let [socket] = poll::wait([(self.seat.as_fd(), Events::GONE)], Some(deadline))?;
+        Ok(if socket.any(Events::GONE) { Woken::Gone } else { Woken::Deadline })
+    }
+
+    /// Sends an interim answer (`1xx`), after which the real one can be another still.
+    pub(super) fn invite(&mut self, bytes: &[u8], patience: Patience) -> io::Result<()> {
+        self.send(bytes, patience)?;
+        self.answered = false;
+        if self.enter(Phase::Busy) { Ok(()) } else { Err(ErrorKind::ConnectionAborted.into()) }
+    }
+
+    /// Sends all of `bytes`, in one system call where the client keeps up.
+    ///
+    /// # Errors
+    /// When the client has gone, or `patience` is over.
+    pub(super) fn send(&mut self, mut bytes: &[u8], patience: Patience) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.seat.stream().write(bytes) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(sent) => {
+                    self.answered = true;
+                    bytes = bytes.get(sent..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(patience)?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_to_send(&self, patience: Patience) -> io::Result<()> {
+        match patience {
+            Patience::For(time) => {
+                if !self.enter(Phase::Flushing) {
+                    return Err(ErrorKind::ConnectionAborted.into());
+                }
+                self.wait(Events::WRITE, Some(Instant::now() + time))
+            }
+            Patience::ForEver => self.wait(Events::WRITE, None),
+            Patience::WhileThere => {
+                let [ready] = poll::wait([(self.seat.as_fd(), Events::WRITE.and(Events::GONE))], None)?;
+                if ready.any(Events::GONE) { Err(ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Whether a byte of an answer to the request at hand was sent.
+    pub(super) fn answered(&self) -> bool {
+        self.answered
+    }
+
+    /// The next request begins.
+    pub(super) fn begin_exchange(&mut self) {
+        self.answered = false;
+    }
+
+    /// Ends a connection whose client may be sending still: says that no more comes, then reads and drops for a while.
+    ///
+    /// Closed at once, the kernel would answer the unread bytes with a reset, which takes the answer away from the
+    /// client before it has read it (RFC 9112, section 9.6).
+    pub(super) fn linger(&mut self, time: Duration, mut bytes: usize) {
+        if self.seat.stream().shutdown(Shutdown::Write).is_err() || !self.enter(Phase::Flushing) {
+            return;
+        }
+        let deadline = Some(Instant::now() + time);
+        // Many a client looks for an answer only when there is no room to send more: so let there be none for a moment.
+        let _ = self.wait(Events::GONE, Some(Instant::now() + time / 4));
+        while bytes > 0 {
+            self.consume(usize::MAX);
+            match self.fill(SMALL, deadline) {
+                Ok(0) | Err(_) => return,
+                Ok(read) => bytes = bytes.saturating_sub(read),
+            }
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.seat.as_fd()
+    }
+}
+
+fn read_now(seat: &Seated, out: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match seat.stream().read(out) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// Copies as much as fits.
+pub(super) fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let count = from.len().min(to.len());
+    if let (Some(from), Some(to)) = (from.get(..count), to.get_mut(..count)) {
+        to.copy_from_slice(from);
+    }
+    count
+}

@@ -1,0 +1,255 @@
+//! Cuts the bytes of one stream into lines (section 4), however they arrive.
+//!
+//! A line is what stands between newlines. One that is longer than [`MAX_LINE`] is given in pieces, the last of which
+//! is the line that is not partial. Where the cuts fall depends on the bytes alone, never on how they were chunked.
+
+use memchr::memchr;
+
+/// The longest piece of a line, in bytes.
+pub const MAX_LINE: usize = 1024 * 1024;
+
+/// A line, or a piece of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// Its bytes, without the newline.
+    pub bytes: &'a [u8],
+    /// More of the same line follows.
+    pub partial: bool,
+}
+
+/// What [`Splitter::feed`] made of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fed<'a> {
+    /// How much of the input was taken, in bytes.
+    pub used: usize,
+    /// What it completed; None only when all of the input was taken.
+    pub piece: Option<Piece<'a>>,
+}
+
+/// The unfinished line of one stream.
+#[derive(Clone, Debug)]
+pub struct Splitter {
+    held: Vec<u8>,
+    /// So many bytes at the front of `held` were given out by the last call.
+    given: usize,
+    max: usize,
+}
+
+impl Default for Splitter {
+    fn default() -> Splitter {
+        Splitter::new(MAX_LINE)
+    }
+}
+
+impl Splitter {
+    /// Holds nothing; cuts lines longer than `max` bytes, at least 4.
+    pub fn new(max: usize) -> Splitter {
+        Splitter { held: Vec::new(), given: 0, max: max.max(4) }
+    }
+
+    /// Bytes of the unfinished line.
+    pub fn held(&self) -> usize {
+        self.held.len().saturating_sub(self.given)
+    }
+
+    /// Takes from `input` up to the end of the next line or piece. Call it again with the rest.
+    pub fn feed<'a>(&'a mut self, input: &'a [u8]) -> Fed<'a> {
+        self.settle();
+        let room = self.max.saturating_sub(self.held.len());
+        // One byte more than there is room for: a newline there ends a line of exactly the longest length.
+        let (window, _) = input.split_at(input.len().min(room + 1));
+        if let Some(at) = memchr(b'\n', window) {
+            let (line, _) = input.split_at(at);
+            let used = at + 1;
+            if self.held.is_empty() {
+                return Fed { used, piece: Some(Piece { bytes: line, partial: false }) };
+            }
+            self.held.extend_from_slice(line);
+            self.given = self.held.len();
+            return Fed { used, piece: Some(Piece { bytes: &self.held, partial: false }) };
+        }
+        let Some(&next) = window.get(room) else {
+            self.held.extend_from_slice(window);
+            return Fed { used: window.len(), piece: None };
+        };
+        let (fitting, _) = window.split_at(room);
+        self.held.extend_from_slice(fitting);
+        self.given = boundary(&self.held, next);
+        Fed { used: room, piece: self.held.get(..self.given).map(|bytes| Piece { bytes, partial: true }) }
+    }
+
+    /// Ends the unfinished line here, if there is one.
+    pub fn flush(&mut self) -> Option<Piece<'_>> {
+        self.settle();
+        if self.held.is_empty() {
+            return None;
+        }
+        self.given = self.held.len();
+        Some(Piece { bytes: &self.held, partial: false })
+    }
+
+    /// Gives back memory that the unfinished line does not need.
+    pub fn shrink(&mut self) {
+        self.settle();
+        // Not below what growing would take again at once.
+        if self.held.capacity() > 2 * self.held.len() + 4096 {
+            self.held.shrink_to_fit();
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.given > 0 {
+            self.held.drain(..self.given);
+            self.given = 0;
+        }
+    }
+}
+
+/// Where to cut `full` when `next` follows it: at its end, or before a UTF-8 character that `next` goes on with.
+fn boundary(full: &[u8], next: u8) -> usize {
+    for back in 1..=3 {
+        let start = full.len().saturating_sub(back);
+        let Some(tail) = full.get(start..) else { break };
+        let length = match tail.first() {
+            Some(0x80..=0xBF) => continue,
+            Some(0xC2..=0xDF) => 2,
+            Some(0xE0..=0xEF) => 3,
+            Some(0xF0..=0xF4) => 4,
+            _ => 1,
+        };
+        if length <= back {
+            break;
+        }
+        let mut character = [0; 4];
+        for (to, from) in character.iter_mut().zip(tail.iter().chain([&next])) {
+            *to = *from;
+        }
+        let valid = match std::str::from_utf8(character.get(..=back).unwrap_or_default()) {
+            Ok(_) => true,
+            Err(error) => error.error_len().is_none(),
+        };
+        return if valid { start } else { full.len() };
+    }
+    full.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All at once, and as plainly as it can be said.
+    fn model(bytes: &[u8], max: usize) -> Vec<(Vec<u8>, bool)> {
+        let mut out = Vec::new();
+        let mut lines: Vec<&[u8]> = bytes.split(|b| *b == b'\n').collect();
+        if lines.last().is_some_and(|line| line.is_empty()) {
+            lines.pop();
+        }
+        for mut line in lines {
+            while line.len() > max {
+                let mut at = max;
+                for back in 1..=3 {
+                    // A character that begins before the cut and goes on after it.
+                    let rest = &line[max - back..(max + 1).min(line.len())];
+                    let goes_on = |e: std::str::Utf8Error| e.valid_up_to() == 0 && e.error_len().is_none();
+                    let whole = std::str::from_utf8(rest);
+                    let one = whole.is_ok_and(|text| text.chars().count() == 1);
+                    if one || whole.is_err_and(goes_on) {
+                        at = max - back;
+                        break;
+                    }
+                }
+                out.push((line[..at].to_vec(), true));
+                line = &line[at..];
+            }
+            out.push((line.to_vec(), false));
+        }
+        out
+    }
+
+    fn split(chunks: &[&[u8]], max: usize) -> Vec<(Vec<u8>, bool)> {
+        let mut splitter = Splitter::new(max);
+        let mut out = Vec::new();
+        for chunk in chunks {
+            let mut rest = *chunk;
+            loop {
+                let fed = splitter.feed(rest);
+                rest = &rest[fed.used..];
+                match fed.piece {
+                    Some(piece) => out.push((piece.bytes.to_vec(), piece.partial)),
+                    None => break assert!(rest.is_empty()),
+                }
+                assert!(splitter.held() <= max);
+            }
+        }
+        out.extend(splitter.flush().map(|piece| (piece.bytes.to_vec(), piece.partial)));
+        assert!(splitter.flush().is_none());
+        out
+    }
+
+    struct Random(u64);
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % n as u64) as usize
+        }
+    }
+
+    #[test]
+    fn cuts_alike_however_the_bytes_arrive() {
+        let parts: [&[u8]; 13] = [
+            b"a",
+            b"bc",
+            b"\n",
+            b"\n\n",
+            b"\r\n",
+            b"\0",
+            b"\xff",
+            b"\xe2\x82",
+            b"\xf0\x9f\x98",
+            "é".as_bytes(),
+            "€".as_bytes(),
+            "😀".as_bytes(),
+            b"\x80",
+        ];
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        for round in 0..20_000 {
+            let bytes: Vec<u8> =
+                (0..random.below(24)).flat_map(|_| parts[random.below(parts.len())].to_vec()).collect();
+            let mut chunks = Vec::new();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (chunk, more) = rest.split_at(1 + random.below(rest.len().min(9)));
+                chunks.push(chunk);
+                rest = more;
+            }
+            let max = [4, 5, 7, 11, 1000][round % 5];
+            assert_eq!(split(&chunks, max), model(&bytes, max), "{bytes:x?} in {chunks:x?}, max {max}");
+        }
+    }
+
+    #[test]
+    fn a_line_of_the_longest_length_is_one_line() {
+        let line = vec![b'x'; MAX_LINE];
+        let with =
+            |end: &[u8]| split(&[&line, end], MAX_LINE).into_iter().map(|(l, p)| (l.len(), p)).collect::<Vec<_>>();
+        assert_eq!(with(b""), [(MAX_LINE, false)]);
+        assert_eq!(with(b"\n"), [(MAX_LINE, false)]);
+        assert_eq!(with(b"\n\n"), [(MAX_LINE, false), (0, false)]);
+        assert_eq!(with(b"y"), [(MAX_LINE, true), (1, false)]);
+        assert_eq!(with(b"y\n"), [(MAX_LINE, true), (1, false)]);
+    }
+
+    #[test]
+    fn a_cut_spares_characters_but_not_what_only_looks_like_one() {
+        let cut = |text: &[u8]| split(&[text], 4)[0].0.len();
+        assert_eq!(cut("abcé".as_bytes()), 3);
+        assert_eq!(cut("ab€".as_bytes()), 2);
+        assert_eq!(cut("a😀".as_bytes()), 1);
+        assert_eq!(cut("😀b".as_bytes()), 4);
+        assert_eq!(cut(b"abc\xe2x"), 4, "the sequence is broken anyway");
+        assert_eq!(cut(b"abc\x80\x80"), 4);
+        assert_eq!(cut(b"\x80\x80\x80\x80\x80"), 4);
+    }
+}

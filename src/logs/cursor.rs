@@ -1,0 +1,96 @@
+//! The SSE `id:`, a place between two items of a follower.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::record::PerStream;
+
+/// A place right after a line (or gap), with what is needed to cut the next lines alike. Display/FromStr is the SSE
+/// `id:`: six numbers in hex with `-` between them.
+///
+/// One that does not fit the log it is used with (garbage, or from another log) makes a follower begin at the
+/// beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of the log that it belongs to.
+    pub(super) log: u64,
+    /// The start of the record to read from.
+    pub(super) at: u64,
+    /// Bytes of output before that record.
+    pub(super) base: PerStream<u64>,
+    /// Bytes of output that were given; what comes after them begins a line or a piece of one. Not below `base`.
+    pub(super) from: PerStream<u64>,
+}
+
+/// The text of a cursor was not one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a cursor")]
+pub struct BadCursor;
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cursor { log, at, base, from } = self;
+        let (out, err) = (from.out.saturating_sub(base.out), from.err.saturating_sub(base.err));
+        write!(f, "{log:x}-{at:x}-{:x}-{:x}-{out:x}-{err:x}", base.out, base.err)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = BadCursor;
+
+    fn from_str(text: &str) -> Result<Cursor, BadCursor> {
+        let mut fields = text.split('-');
+        let mut next = || {
+            let field = fields.next().filter(|field| field.bytes().all(|b| b.is_ascii_hexdigit())).ok_or(BadCursor)?;
+            u64::from_str_radix(field, 16).map_err(|_| BadCursor)
+        };
+        let (log, at) = (next()?, next()?);
+        let base = PerStream { out: next()?, err: next()? };
+        let (out, err) = (base.out.checked_add(next()?), base.err.checked_add(next()?));
+        let from = PerStream { out: out.ok_or(BadCursor)?, err: err.ok_or(BadCursor)? };
+        if fields.next().is_some() {
+            return Err(BadCursor);
+        }
+        Ok(Cursor { log, at, base, from })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_the_trip() {
+        let cursor = Cursor {
+            log: u64::MAX,
+            at: 1 << 40,
+            base: PerStream { out: 0, err: 77 },
+            from: PerStream { out: u64::MAX, err: 78 },
+        };
+        let text = cursor.to_string();
+        assert_eq!(text, "ffffffffffffffff-10000000000-0-4d-ffffffffffffffff-1");
+        assert_eq!(text.parse(), Ok(cursor));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        let bad = [
+            "",
+            "-",
+            "17",
+            "1-2-3-4-5",
+            "1-2-3-4-5-6-7",
+            "1-2-3-4-5-6-",
+            "1-2-3-4-5-g",
+            "1-2-3-4-5- 6",
+            "+1-2-3-4-5-6",
+            "1-2-ffffffffffffffff-4-1-6",
+            "10000000000000000-2-3-4-5-6",
+            "1-2--3-4-5",
+            "é-2-3-4-5-6",
+        ];
+        for text in bad {
+            assert_eq!(text.parse::<Cursor>(), Err(BadCursor), "{text:?}");
+        }
+    }
+}

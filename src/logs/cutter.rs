@@ -1,0 +1,263 @@
+//! Lines out of records: one splitter for each stream of the view, and the cursors that go with them.
+
+use std::io;
+use std::sync::Arc;
+
+use memchr::memchr;
+
+use super::cursor::Cursor;
+use super::log::{Bound, OutputLog};
+use super::record::{PerStream, Place};
+use super::records::{Peek, Records};
+use super::{Line, View};
+use crate::lines::{Piece, Splitter};
+use crate::model::{Millis, Stream};
+
+/// What a [`Cutter`] comes upon.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A line, and the cursor after it.
+    Line(Line, Cursor),
+    /// Bytes of the view that were dropped, and the cursor after them.
+    Gap(u64, Cursor),
+    /// The first whole line of a stream begins after this: what came before it was not told.
+    Synced,
+    /// The bound.
+    AtEnd,
+    /// It cannot be read now.
+    Failed(io::Error),
+}
+
+/// Where a reader begins in one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Begin {
+    /// Bytes of the stream before the first that counts.
+    pub(super) from: u64,
+    /// A line begins there. Otherwise what comes before the next line is passed over.
+    pub(super) synced: bool,
+}
+
+/// Cuts the records of one view into lines.
+pub(super) struct Cutter {
+    records: Records,
+    view: View,
+    lanes: PerStream<Lane>,
+    /// Whether lines carry their text: counting needs none.
+    pub(super) texts: bool,
+}
+
+/// One stream.
+struct Lane {
+    begin: Begin,
+    splitter: Splitter,
+    /// The record with the first byte that is held, or one before it.
+    origin: Place,
+    /// The record in which the held bytes came so close to the longest line that a cut may leave bytes from there on.
+    late: Place,
+    /// Of the last record that was read.
+    time: Millis,
+}
+
+impl Cutter {
+    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, place: Place, begin: PerStream<Begin>) -> Cutter {
+        let lane =
+            |begin| Lane { begin, splitter: Splitter::new(log.disk().max_line), origin: place, late: place, time: 0 };
+        let lanes = PerStream { out: lane(begin.out), err: lane(begin.err) };
+        Cutter { records: Records::new(Arc::clone(log), bound, place), view, lanes, texts: true }
+    }
+
+    /// From the first byte ever on.
+    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> Cutter {
+        let begin = Begin { from: 0, synced: true };
+        Cutter::new(log, view, bound, Place::default(), PerStream { out: begin, err: begin })
+    }
+
+    /// Right after the item that had `cursor`; from the beginning where the cursor does not fit the log.
+    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> Cutter {
+        let Some(place) = find(log, cursor) else { return Cutter::from_beginning(log, view, bound) };
+        let begin = |from| Begin { from, synced: true };
+        Cutter::new(log, view, bound, place, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
+    }
+
+    /// Reads further than it was allowed to at first.
+    pub(super) fn set_bound(&mut self, bound: Bound) {
+        self.records.bound = bound;
+    }
+
+    /// The position, in bytes of records.
+    pub(super) fn at(&self) -> u64 {
+        self.records.at()
+    }
+
+    /// Whether whole lines of this stream have begun.
+    pub(super) fn synced(&self, stream: Stream) -> bool {
+        self.lanes.get(stream).begin.synced
+    }
+
+    /// Gives back the memory that an unfinished line does not need.
+    pub(super) fn release(&mut self) {
+        self.records.release();
+        self.lanes.out.splitter.shrink();
+        self.lanes.err.splitter.shrink();
+    }
+
+    pub(super) fn next(&mut self) -> Event {
+        loop {
+            let event = match self.records.peek() {
+                Peek::Output(stream, _) if !self.view.has(stream) => {
+                    self.records.skip_record();
+                    None
+                }
+                Peek::Output(stream, time) => self.feed(stream, time),
+                Peek::Cut(time) => self.cut(time),
+                Peek::Dropped(place) => self.dropped(place),
+                Peek::AtEnd => Some(Event::AtEnd),
+                Peek::Failed(error) => Some(Event::Failed(error)),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    /// Ends the unfinished line of one stream, if any has one. `time` is that of the end, else that of its last byte.
+    pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<Event> {
+        for &stream in self.view.streams() {
+            let lane = self.lanes.get_mut(stream);
+            let time = time.unwrap_or(lane.time);
+            if let Some(piece) = lane.splitter.flush() {
+                let line = line(piece, time, stream, self.texts);
+                return Some(Event::Line(line, self.cursor()));
+            }
+        }
+        None
+    }
+
+    fn feed(&mut self, stream: Stream, time: Millis) -> Option<Event> {
+        let record = self.records.place();
+        let count = self.records.count(stream);
+        let lane = self.lanes.get_mut(stream);
+        let payload = self.records.payload();
+        lane.time = time;
+        if let Some(before) = lane.begin.from.checked_sub(count).filter(|before| *before > 0) {
+            let skipped = payload.len().min(usize::try_from(before).unwrap_or(usize::MAX));
+            self.records.take(skipped);
+            return None;
+        }
+        if !lane.begin.synced {
+            let newline = memchr(b'\n', payload);
+            let passed = newline.map_or(payload.len(), |at| at + 1);
+            lane.begin.synced = newline.is_some();
+            self.records.take(passed);
+            return newline.map(|_| Event::Synced);
+        }
+        let before = lane.splitter.held();
+        let fed = lane.splitter.feed(payload);
+        let used = fed.used;
+        let line = fed.piece.map(|piece| line(piece, time, stream, self.texts));
+        // A cut leaves three bytes at the most.
+        let late = self.records.log.disk().max_line.saturating_sub(3);
+        if before <= late && before + used > late {
+            lane.late = record;
+        }
+        let held = lane.splitter.held() as u64;
+        let whole_piece = line.is_some();
+        if held > 0 && (whole_piece || before == 0) {
+            let first = count + used as u64 - held;
+            lane.origin = if first >= *record.counts.get(stream) { record } else { lane.late };
+        }
+        self.records.take(used);
+        line.map(|line| Event::Line(line, self.cursor()))
+    }
+
+    fn cut(&mut self, time: Millis) -> Option<Event> {
+        if let Some(event) = self.flush(Some(time)) {
+            return Some(event);
+        }
+        self.records.take_cut();
+        self.sync().then_some(Event::Synced)
+    }
+
+    /// Lines begin here in both streams; false when that was known.
+    fn sync(&mut self) -> bool {
+        let mut news = false;
+        for &stream in self.view.streams() {
+            let begin = &mut self.lanes.get_mut(stream).begin;
+            news |= !begin.synced;
+            begin.synced = true;
+        }
+        news
+    }
+
+    fn dropped(&mut self, place: Place) -> Option<Event> {
+        let lost: u64 = self.view.streams().iter().map(|&stream| self.lost(stream, place)).sum();
+        let cut_lost = place.cuts > self.records.place().cuts;
+        if lost == 0 && !cut_lost {
+            self.records.jump(place);
+            return None;
+        }
+        // What is held must not be glued to what comes after the gap.
+        if let Some(event) = self.flush(None) {
+            return Some(event);
+        }
+        self.records.jump(place);
+        let news = self.sync();
+        match lost {
+            0 => news.then_some(Event::Synced),
+            _ => Some(Event::Gap(lost, self.cursor())),
+        }
+    }
+
+    /// Bytes of this stream between what was read (or given, before the cursor) and `place`.
+    fn lost(&self, stream: Stream, place: Place) -> u64 {
+        let read = self.records.count(stream).max(self.lanes.get(stream).begin.from);
+        place.counts.get(stream).saturating_sub(read)
+    }
+
+    fn cursor(&self) -> Cursor {
+        let mut start = self.records.place();
+        let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
+        for &stream in self.view.streams() {
+            let lane = self.lanes.get(stream);
+            let held = lane.splitter.held() as u64;
+            let from = from.get_mut(stream);
+            *from = from.saturating_sub(held).max(lane.begin.from);
+            if held > 0 && lane.origin.at < start.at {
+                start = lane.origin;
+            }
+        }
+        Cursor { log: self.records.log.tag(), at: start.at, base: start.counts, from }
+    }
+}
+
+fn line(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> Line {
+    let text = if with_text { String::from_utf8_lossy(piece.bytes).into_owned() } else { String::new() };
+    Line { text, partial: piece.partial, timestamp, stream }
+}
+
+/// The place of the record that `cursor` begins with; None when there is no such thing.
+fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
+    let end = log.snapshot().end;
+    let beyond = cursor.from.out > end.counts.out || cursor.from.err > end.counts.err || cursor.at > end.at;
+    if cursor.log != log.tag() || beyond {
+        return None;
+    }
+    if cursor.at == end.at {
+        return Some(end);
+    }
+    let Some(floor) = log.floor(cursor.at) else {
+        // Dropped. What was lost since is counted by what the cursor says of itself.
+        return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 });
+    };
+    // A position inside a record must not be taken for one: what a process wrote may look like a header.
+    let mut records = Records::new(Arc::clone(log), Bound::At(end), floor);
+    while records.place().at < cursor.at {
+        match records.peek() {
+            Peek::Output(..) => records.skip_record(),
+            Peek::Cut(_) => records.take_cut(),
+            Peek::Dropped(_) => return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 }),
+            Peek::AtEnd | Peek::Failed(_) => return None,
+        }
+    }
+    (records.place().at == cursor.at).then(|| records.place())
+}

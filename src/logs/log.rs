@@ -1,0 +1,312 @@
+//! One unit's log, as the output thread and the supervisor know it: appending, ending, and who is to be woken.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::chain::{Chain, Home, Located, Snapshot, Source};
+use super::record::{HEADER, Place};
+use super::store::{Disk, LogStore};
+use super::{EndWatch, lock};
+use crate::model::{Millis, RunEnd, Stream, UnitId};
+use crate::os::poll::{Events, Waker, wait};
+use crate::retention::Holding;
+
+/// One unit's log. Its files go when the last reference goes (retention dropped the unit).
+pub struct OutputLog {
+    store: Arc<LogStore>,
+    unit: UnitId,
+    truncated: AtomicBool,
+    state: Mutex<State>,
+    wakers: Mutex<Wakers>,
+    /// How many followers may have their flag up: an append looks at nothing else when it is 0.
+    armed: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    chain: Chain,
+    end: Option<End>,
+}
+
+/// A `finish` that stands.
+#[derive(Clone, Copy)]
+struct End {
+    place: Place,
+    run: RunEnd,
+    /// Its rank among all ends, for retention.
+    order: u64,
+}
+
+#[derive(Default)]
+struct Wakers {
+    next: u64,
+    followers: Vec<(u64, Arc<Armed>)>,
+    ends: Vec<(u64, Arc<Waker>)>,
+}
+
+/// A follower's waker, with the flag that it raises when it found nothing.
+pub(super) struct Armed {
+    flag: AtomicBool,
+    pub(super) waker: Arc<Waker>,
+}
+
+/// How far a reader may read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bound {
+    /// Up to the end of the log, whatever it is then, or of the run that ended.
+    Live,
+    /// Up to this place.
+    At(Place),
+}
+
+impl fmt::Debug for OutputLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputLog").field("unit", &self.unit).finish_non_exhaustive()
+    }
+}
+
+impl OutputLog {
+    pub(super) fn new(store: Arc<LogStore>, unit: UnitId) -> OutputLog {
+        OutputLog {
+            store,
+            unit,
+            truncated: AtomicBool::new(false),
+            state: Mutex::default(),
+            wakers: Mutex::default(),
+            armed: AtomicUsize::new(0),
+        }
+    }
+
+    /// Appends what was read from `stream` at `now`. Never fails, and never blocks on a full disk: then the log is
+    /// truncated, and its last 64 KiB are kept in memory.
+    pub fn append(&self, now: Millis, stream: Stream, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        // A record lies in one segment.
+        for piece in bytes.chunks((self.store.disk.segment as usize).saturating_sub(HEADER).max(1)) {
+            self.store.make_room((HEADER + piece.len()) as u64);
+            lock(&self.state).chain.append(self.home(), now, stream, piece);
+        }
+        self.wake_armed();
+    }
+
+    /// The leader has ended or is restarted: unfinished lines of both streams are cut here for good.
+    pub fn cut(&self, now: Millis) {
+        self.store.make_room(HEADER as u64);
+        lock(&self.state).chain.cut(self.home(), now);
+        self.wake_armed();
+    }
+
+    /// Cut, and followers end here (`eof`). Also makes the log one of the ended ones for retention.
+    pub fn finish(&self, end: RunEnd) {
+        self.store.make_room(HEADER as u64);
+        {
+            let mut state = lock(&self.state);
+            state.chain.cut(self.home(), end.ended_at);
+            state.chain.retry(self.home());
+            let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
+            state.end = Some(End { place, run: end, order });
+        }
+        let wakers = lock(&self.wakers);
+        wakers.followers.iter().for_each(|(_, armed)| armed.waker.wake());
+        wakers.ends.iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    /// Starting again after `finish` (managed): followers go on. What a child in the background left unfinished since
+    /// then is cut here.
+    pub fn reopen(&self) {
+        {
+            let mut state = lock(&self.state);
+            let time = state.chain.last_time();
+            state.chain.cut(self.home(), time);
+            state.end = None;
+        }
+        self.wake_armed();
+    }
+
+    /// No pipe writes to this log any more: give back the descriptor. A later append takes one again.
+    pub fn close_file(&self) {
+        let mut state = lock(&self.state);
+        state.chain.retry(self.home());
+        state.chain.close_file();
+    }
+
+    /// The `finish` that stands, unless reopened.
+    pub fn ended(&self) -> Option<RunEnd> {
+        lock(&self.state).end.map(|end| end.run)
+    }
+
+    /// Wakes `waker` when `finish` is called (at once if it was). For `wait`.
+    pub fn watch_end(self: &Arc<Self>, waker: Arc<Waker>) -> EndWatch {
+        let id = {
+            let mut wakers = lock(&self.wakers);
+            wakers.next += 1;
+            let id = wakers.next;
+            wakers.ends.push((id, Arc::clone(&waker)));
+            id
+        };
+        if self.ended().is_some() {
+            waker.wake();
+        }
+        EndWatch { log: Arc::clone(self), id }
+    }
+
+    /// Waits for `finish`: until `deadline`, or for good. Polls `waker`, and takes its wakes back.
+    ///
+    /// # Errors
+    /// What `poll(2)` says.
+    pub fn wait_end(self: &Arc<Self>, waker: &Arc<Waker>, deadline: Option<Instant>) -> io::Result<Option<RunEnd>> {
+        let _watch = self.watch_end(Arc::clone(waker));
+        loop {
+            if let Some(end) = self.ended() {
+                return Ok(Some(end));
+            }
+            let [events] = wait([(waker.as_fd(), Events::READ)], deadline)?;
+            if !events.any(Events::READ) {
+                return Ok(self.ended());
+            }
+            waker.clear();
+        }
+    }
+
+    pub(super) fn unwatch_end(&self, id: u64) {
+        lock(&self.wakers).ends.retain(|(other, _)| *other != id);
+    }
+
+    /// Whether anything was dropped, or could not be brought to the disk.
+    pub fn truncated(&self) -> bool {
+        self.truncated.load(Ordering::Relaxed)
+    }
+
+    fn home(&self) -> Home<'_> {
+        Home { disk: &self.store.disk, unit: self.unit, truncated: &self.truncated }
+    }
+
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &LogStore {
+        &self.store
+    }
+
+    pub(super) fn disk(&self) -> &Disk {
+        &self.store.disk
+    }
+
+    /// What cursors of this log begin with.
+    pub(super) fn tag(&self) -> u64 {
+        (self.store.disk.nonce << 32) ^ self.unit.0
+    }
+
+    pub(super) fn holding(&self) -> Holding {
+        let state = lock(&self.state);
+        Holding { unit: self.unit, ended: state.end.map(|end| end.order), segments: state.chain.file_sizes() }
+    }
+
+    pub(super) fn drop_oldest(&self, segments: usize) {
+        let mut state = lock(&self.state);
+        for _ in 0..segments {
+            state.chain.drop_oldest(self.home());
+        }
+    }
+
+    // For readers.
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        lock(&self.state).chain.snapshot()
+    }
+
+    /// Where a follower that begins now would find nothing more.
+    pub(super) fn live_snapshot(&self) -> Snapshot {
+        let state = lock(&self.state);
+        // Nothing is unfinished where a run has ended.
+        state.end.map_or(state.chain.snapshot(), |end| Snapshot { end: end.place, ..Snapshot::default() })
+    }
+
+    pub(super) fn oldest(&self) -> Place {
+        lock(&self.state).chain.oldest()
+    }
+
+    pub(super) fn floor(&self, at: u64) -> Option<Place> {
+        lock(&self.state).chain.floor(at)
+    }
+
+    pub(super) fn locate(&self, at: u64, bound: Bound) -> Located {
+        let state = lock(&self.state);
+        let limit = match bound {
+            Bound::Live => state.end.map_or(state.chain.snapshot().end, |end| end.place),
+            Bound::At(place) => place,
+        };
+        state.chain.locate(at, limit, self.store.disk.chunk as u64)
+    }
+
+    /// The end, if `at` has reached it.
+    pub(super) fn ended_at(&self, at: u64) -> Option<RunEnd> {
+        lock(&self.state).end.filter(|end| at >= end.place.at).map(|end| end.run)
+    }
+
+    pub(super) fn open_segment(&self, number: u64, source: &Source) -> std::io::Result<Arc<File>> {
+        match source {
+            Source::Active(file) => Ok(Arc::clone(file)),
+            _ => File::open(self.store.disk.path(self.unit, number)).map(Arc::new),
+        }
+    }
+
+    pub(super) fn damaged(&self, number: u64) {
+        lock(&self.state).chain.damaged(self.home(), number);
+    }
+
+    // Followers.
+
+    pub(super) fn register(&self, waker: Arc<Waker>) -> (u64, Arc<Armed>) {
+        let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker });
+        let mut wakers = lock(&self.wakers);
+        wakers.next += 1;
+        let id = wakers.next;
+        wakers.followers.push((id, Arc::clone(&armed)));
+        (id, armed)
+    }
+
+    pub(super) fn unregister(&self, id: u64, armed: &Armed) {
+        lock(&self.wakers).followers.retain(|(other, _)| *other != id);
+        self.disarm(armed);
+    }
+
+    /// Asks for a wake at the next append. Look once more after it: what came before it wakes nobody.
+    pub(super) fn arm(&self, armed: &Armed) {
+        // Counted before the flag is up, so that the count is never below the number of flags.
+        self.armed.fetch_add(1, Ordering::SeqCst);
+        if armed.flag.swap(true, Ordering::SeqCst) {
+            self.armed.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn disarm(&self, armed: &Armed) {
+        if armed.flag.swap(false, Ordering::SeqCst) {
+            self.armed.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    fn wake_armed(&self) {
+        if self.armed.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        for (_, armed) in &lock(&self.wakers).followers {
+            if armed.flag.swap(false, Ordering::SeqCst) {
+                self.armed.fetch_sub(1, Ordering::SeqCst);
+                armed.waker.wake();
+            }
+        }
+    }
+}
+
+impl Drop for OutputLog {
+    fn drop(&mut self) {
+        self.store.forget(self.unit);
+        lock(&self.state).chain.clear(self.home());
+    }
+}

@@ -1,0 +1,142 @@
+//! Finds where the last so many lines begin, without reading the whole log.
+//!
+//! Going back from the end by more and more, it counts the lines from a place that the index knows. There it may have
+//! begun inside a line: what comes before the first newline (or cut) of a stream belongs to a line that cannot be
+//! judged, so that only lines after that count. Once there are enough of them, a second reader passes over the others.
+
+use std::sync::Arc;
+
+use super::View;
+use super::chain::Snapshot;
+use super::cutter::{Begin, Cutter, Event};
+use super::log::{Bound, OutputLog};
+use super::record::{PerStream, Place};
+
+/// What came of counting from one place.
+#[derive(Default)]
+struct Count {
+    /// Lines before the last stream was in step.
+    before: u64,
+    /// Lines after that.
+    after: u64,
+    /// Whether each stream came into step.
+    synced: PerStream<bool>,
+}
+
+/// A reader with the last `n` lines before the snapshot's end in front of it, and how many lines to pass over
+/// once it is there (lines that are unfinished at the end; only with `unfinished`, which counts those as lines too).
+///
+/// The reader's bound is the end of the snapshot.
+pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot, unfinished: bool) -> (Cutter, u64) {
+    let end = snapshot.end;
+    let open = view.streams().iter().filter(|stream| snapshot.open.get(**stream).is_some()).count() as u64;
+    let extra = if unfinished { open } else { 0 };
+    if n == 0
+        && let Some(start) = Start::at_end(log, view, &snapshot)
+    {
+        return (start.reader(log, view, end), extra);
+    }
+    let mut back = log.disk().index_every;
+    loop {
+        let place = end.at.checked_sub(back).and_then(|at| log.floor(at));
+        let (mut start, first) = match place {
+            Some(place) if place.at > log.oldest().at => (Start::inside(place), false),
+            _ => (Start::whole(log.oldest()), true),
+        };
+        let count = count(start.reader(log, view, end), view);
+        let known = first || start.settle(log, view, &snapshot, count.synced);
+        if known && (first || count.after + extra >= n) {
+            let mut reader = start.reader(log, view, end);
+            let skip = count.before + (count.after + extra).saturating_sub(n);
+            let left = pass_over(&mut reader, skip, end);
+            return (reader, left);
+        }
+        back = back.saturating_mul(2);
+    }
+}
+
+/// Where a reader begins.
+#[derive(Clone, Copy)]
+struct Start {
+    place: Place,
+    begin: PerStream<Begin>,
+}
+
+impl Start {
+    /// At a place where lines begin.
+    fn whole(place: Place) -> Start {
+        let begin = |from| Begin { from, synced: true };
+        Start { place, begin: PerStream { out: begin(place.counts.out), err: begin(place.counts.err) } }
+    }
+
+    /// At a place that may be inside a line.
+    fn inside(place: Place) -> Start {
+        let mut start = Start::whole(place);
+        (start.begin.out.synced, start.begin.err.synced) = (false, false);
+        start
+    }
+
+    /// After the last finished line; None when that cannot be told.
+    fn at_end(log: &OutputLog, view: View, snapshot: &Snapshot) -> Option<Start> {
+        let mut start = Start::whole(snapshot.end);
+        start.settle(log, view, snapshot, PerStream::default()).then_some(start)
+    }
+
+    /// Settles the streams that had no newline and no cut up to the end; false when that cannot be done.
+    fn settle(&mut self, log: &OutputLog, view: View, snapshot: &Snapshot, synced: PerStream<bool>) -> bool {
+        let oldest = log.oldest();
+        for &stream in view.streams().iter().filter(|stream| !*synced.get(**stream)) {
+            let Some(open) = *snapshot.open.get(stream) else {
+                // Nothing is unfinished, and nothing came: its next byte begins a line.
+                self.begin.get_mut(stream).synced = true;
+                continue;
+            };
+            // One line, however far back it begins; or what is left of it.
+            let from = open.from.max(*oldest.counts.get(stream));
+            if snapshot.end.counts.get(stream).saturating_sub(from) > log.disk().max_line as u64 {
+                return false;
+            }
+            *self.begin.get_mut(stream) = Begin { from, synced: true };
+            let place = if open.place.at < oldest.at { oldest } else { open.place };
+            if place.at < self.place.at {
+                self.place = place;
+            }
+        }
+        true
+    }
+
+    fn reader(&self, log: &Arc<OutputLog>, view: View, end: Place) -> Cutter {
+        Cutter::new(log, view, Bound::At(end), self.place, self.begin)
+    }
+}
+
+fn count(mut reader: Cutter, view: View) -> Count {
+    reader.texts = false;
+    let mut count = Count::default();
+    loop {
+        match reader.next() {
+            Event::Line(..) => count.after += 1,
+            Event::Synced => (count.before, count.after) = (count.before + count.after, 0),
+            Event::Gap(..) => {}
+            Event::AtEnd | Event::Failed(_) => break,
+        }
+    }
+    for &stream in view.streams() {
+        *count.synced.get_mut(stream) = reader.synced(stream);
+    }
+    count
+}
+
+/// Passes over so many lines, but not over `end`; how many are left.
+fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place) -> u64 {
+    reader.texts = false;
+    while lines > 0 && reader.at() < end.at {
+        match reader.next() {
+            Event::Line(..) => lines -= 1,
+            Event::AtEnd | Event::Failed(_) => break,
+            Event::Synced | Event::Gap(..) => {}
+        }
+    }
+    reader.texts = true;
+    lines
+}

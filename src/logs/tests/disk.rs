@@ -1,0 +1,203 @@
+//! The directory, its lock, and disks that fail.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+
+const LIMITS: Limits = Limits { per_unit: 64 * MIB, total: 256 * MIB };
+
+#[test]
+fn the_directory_is_ours_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("a/logs");
+    fs::create_dir_all(&logs).unwrap();
+    fs::set_permissions(&logs, fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, ours) in [("17.3", true), ("0.0", true), ("notes.txt", false), ("17", false), ("1.2.3", false)] {
+        fs::write(logs.join(name), name).unwrap();
+        assert_eq!(ours, name.split('.').count() == 2 && !name.contains('n'));
+    }
+    fs::create_dir(logs.join("5.5")).unwrap();
+    let foreign = LogStore::open(&logs, LIMITS).unwrap_err();
+    assert_eq!(foreign.kind(), ErrorKind::DirectoryNotEmpty, "nobody's directory is taken over");
+    assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o755);
+    // What an earlier daemon has left.
+    fs::write(logs.join("lock"), "").unwrap();
+    let store = LogStore::open(&logs, LIMITS).unwrap();
+    assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o700);
+    let mut left: Vec<_> =
+        fs::read_dir(&logs).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["1.2.3", "17", "5.5", "lock", "notes.txt"]);
+
+    let second = LogStore::open(&logs, LIMITS).unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::ResourceBusy);
+    assert!(second.to_string().contains("in use by another daemon"), "{second}");
+    drop(store);
+    drop(LogStore::open(&logs, LIMITS).unwrap());
+}
+
+#[test]
+fn a_closed_log_takes_its_file_again() {
+    let (dir, log) = log();
+    log.append(1, OUT, b"one\n");
+    log.finish(end(1));
+    log.close_file();
+    log.append(2, OUT, b"two\n");
+    log.close_file();
+    assert_eq!(texts(log.lines(View::Stdout, None)), ["one", "two"]);
+    assert_eq!(fs::read_dir(dir.path().join("logs")).unwrap().count(), 2, "the lock and one segment");
+}
+
+/// Far more than memory keeps, in numbered lines of 16 bytes.
+fn flood(log: &OutputLog, lines: std::ops::Range<u64>) {
+    for number in lines {
+        log.append(number, OUT, format!("line {number:010}\n").as_bytes());
+    }
+}
+
+/// The lines are whole, in order, and end with `last`; at least so many bytes of them.
+fn check_kept(log: &Arc<OutputLog>, last: u64, at_least: usize) {
+    let lines = texts(log.lines(View::Stdout, None));
+    let whole: Vec<u64> = lines.iter().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect();
+    assert!(whole.is_sorted() && whole.len() + 10 > lines.len());
+    assert_eq!(whole.last(), Some(&last));
+    assert!(whole.len() * 16 >= at_least, "{} lines", whole.len());
+}
+
+#[test]
+fn without_a_directory_the_last_output_stays_in_memory() {
+    let (dir, log) = log();
+    log.append(0, OUT, b"line 0000000000\n");
+    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    assert_eq!(drain(&mut follower).len(), 1);
+    log.close_file();
+    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    log.append(1, OUT, b"line 0000000001\n");
+    assert!(log.truncated());
+    assert_eq!(texts(lines_of(&drain(&mut follower))), ["line 0000000001"]);
+    flood(&log, 2..20_000);
+    check_kept(&log, 19_999, 60_000);
+    let end = log.snapshot().end;
+    let items = drain(&mut follower);
+    assert!(matches!(items[0], Item::Gap { lost_bytes, .. } if lost_bytes > 200_000), "{:?}", items[0]);
+
+    // Back again: after another 64 KiB at the latest it is used.
+    fs::create_dir(dir.path().join("logs")).unwrap();
+    flood(&log, 20_000..26_000);
+    check_kept(&log, 25_999, 96_000);
+    let kept = fs::read_dir(dir.path().join("logs")).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+    let kept: u64 = kept.sum();
+    assert!(kept > 90_000, "{kept} bytes are on disk");
+    let more = lines_of(&drain(&mut follower));
+    assert_eq!(more.len(), 6000, "nothing was lost for one who kept up");
+    assert!(log.snapshot().end.at > end.at);
+}
+
+#[test]
+fn memory_is_bounded_for_tiny_records_as_well() {
+    let (dir, log) = log();
+    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    for _ in 0..200_000 {
+        log.append(1, OUT, b"\n");
+    }
+    let kept = log.snapshot().end.at - log.oldest().at;
+    assert!(kept <= 2 * 64 * 1024 + 8 * 1024, "{kept}");
+    log.finish(end(1));
+    assert!(matches!(follow(&log, View::Stdout, From::Beginning).last(), Some(Item::End(_))));
+}
+
+/// A file system of so many bytes, where we may mount one.
+struct Small(TempDir);
+
+impl Small {
+    fn mount(bytes: u64) -> Option<Small> {
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={bytes}");
+        let flags = MsFlags::empty();
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), flags, Some(options.as_str())).ok()?;
+        Some(Small(dir))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(self.0.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_stops_nobody() {
+    let Some(disk) = Small::mount(600 * 1024) else {
+        eprintln!("not tried: mounting a file system takes root");
+        return;
+    };
+    let ballast = disk.0.path().join("ballast");
+    fs::write(&ballast, vec![0; 400 * 1024]).unwrap();
+    let store = LogStore::open(&disk.0.path().join("logs"), LIMITS).unwrap();
+    let log = store.create(UnitId(1));
+    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut followed = Vec::new();
+    // Records of a size that leaves the last one torn.
+    let mut text = String::new();
+    for number in 0..60_000 {
+        text.push_str(&format!("line {number:010}\n"));
+        if text.len() >= 5000 {
+            log.append(1, OUT, text.as_bytes());
+            text.clear();
+            followed.extend(lines_of(&drain(&mut follower)));
+        }
+    }
+    assert!(log.truncated());
+    assert!(follower.try_next().is_none());
+    for (number, line) in followed.iter().enumerate() {
+        assert_eq!(line.text, format!("line {number:010}"), "one who keeps up loses nothing");
+    }
+    let count = followed.len() as u64;
+    assert!(count > 59_600);
+    check_kept(&log, count - 1, 150 * 1024);
+    fs::remove_file(&ballast).unwrap();
+    flood(&log, count..count + 5000);
+    check_kept(&log, count + 4999, 200 * 1024);
+    assert_eq!(lines_of(&drain(&mut follower)).len(), 5000);
+    let on_disk = store.total_bytes();
+    flood(&log, count + 5000..count + 5010);
+    assert!(store.total_bytes() > on_disk, "it goes on with files");
+}
+
+#[test]
+fn a_file_that_was_tampered_with_is_a_gap() {
+    let damage: [fn(&std::path::Path); 5] = [
+        |file| fs::remove_file(file).unwrap(),
+        |file| fs::OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap(),
+        |file| fs::OpenOptions::new().write(true).open(file).unwrap().set_len(1003).unwrap(),
+        |file| fs::write(file, vec![0xff; 4000]).unwrap(),
+        |file| fs::write(file, b"tlr\x01\xff\xff\xff\xff01234567".repeat(300)).unwrap(),
+    ];
+    for harm in damage {
+        for (segment, closed) in [(0, false), (1, true), (2, false), (2, true)] {
+            let (dir, store) = store(64 * MIB, 256 * MIB, |disk| disk.segment = 4000);
+            let log = store.create(UnitId(1));
+            flood(&log, 0..300);
+            if closed {
+                log.close_file();
+            }
+            harm(&dir.path().join(format!("logs/1.{segment}")));
+            for view in VIEWS {
+                let items = follow(&log, view, From::Beginning);
+                let lost: u64 =
+                    items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
+                let kept: usize = lines_of(&items).iter().map(|line| line.text.len() + 1).sum();
+                // The file of a live log that was deleted can still be read; for others it is a gap of that size.
+                let expected = if view == View::Stderr { 0 } else { 300 * 16 };
+                assert_eq!(lost + kept as u64, expected, "{items:?}");
+            }
+            log.lines(View::Combined, Some(10)).for_each(drop);
+            raw(&log, View::Combined);
+            flood(&log, 300..310);
+            assert_eq!(lines_of(&follow(&log, View::Stdout, From::Tail(10))).len(), 10);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Followers: ends, wakes, cuts, and many at once.
+
+use std::os::fd::AsFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::os::poll::{Events, wait};
+
+fn woken(waker: &Waker) -> bool {
+    let [events] = wait([(waker.as_fd(), Events::READ)], Some(Instant::now())).unwrap();
+    waker.clear();
+    events.any(Events::READ)
+}
+
+fn soon() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(60))
+}
+
+#[test]
+fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
+    let (_dir, log) = log();
+    log.append(1, OUT, b"one\nunfinished");
+    log.append(2, ERR, b"too");
+    let mut early = log.follow(View::Combined, From::Beginning, waker());
+    assert_eq!(texts(lines_of(&drain(&mut early))), ["one"]);
+    log.finish(end(9));
+    log.append(10, OUT, b"from the background\n");
+    assert_eq!(log.ended(), Some(end(9)));
+    let rest = drain(&mut early);
+    assert_eq!(texts(lines_of(&rest)), ["unfinished", "too"]);
+    assert_eq!(lines_of(&rest)[0].timestamp, 9, "a line's time is that of its end");
+    assert_eq!(rest.last(), Some(&Item::End(end(9))));
+    assert_eq!(early.try_next(), None);
+    assert_eq!(early.next(None).unwrap(), None, "and does not block");
+    let late = follow(&log, View::Combined, From::Beginning);
+    assert_eq!(texts(lines_of(&late)), ["one", "unfinished", "too"]);
+    assert_eq!(follow(&log, View::Combined, From::After(cursor(&late[2]).unwrap())), [Item::End(end(9))]);
+    assert_eq!(
+        texts(log.lines(View::Combined, None)),
+        ["one", "unfinished", "too", "from the background"],
+        "the listing has it all"
+    );
+    assert_eq!(follow(&log, View::Combined, From::Tail(1))[1..], [Item::End(end(9))]);
+}
+
+#[test]
+fn a_reopened_log_goes_on() {
+    let (_dir, log) = log();
+    log.append(1, OUT, b"first\n");
+    let mut behind = log.follow(View::Stdout, From::Beginning, waker());
+    let mut ended = log.follow(View::Stdout, From::Beginning, waker());
+    log.finish(end(2));
+    assert_eq!(drain(&mut ended).len(), 2);
+    log.append(3, OUT, b"back");
+    log.reopen();
+    assert_eq!(log.ended(), None);
+    log.append(4, OUT, b"second\n");
+    log.finish(end(5));
+    let expected = ["first", "back", "second"];
+    let items = drain(&mut behind);
+    assert_eq!(texts(lines_of(&items)), expected, "through the first end");
+    assert_eq!(items.last(), Some(&Item::End(end(5))));
+    assert_eq!(drain(&mut ended), [], "an end is an end");
+    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, From::Beginning))), expected);
+}
+
+#[test]
+fn a_cut_is_for_good_in_every_replay() {
+    let (_dir, log) = log();
+    log.append(1, OUT, b"a");
+    log.append(1, ERR, b"b");
+    let mut live = log.follow(View::Combined, From::Beginning, waker());
+    assert_eq!(drain(&mut live), []);
+    log.cut(2);
+    log.cut(3);
+    log.append(4, OUT, b"c\n");
+    let expected = ["a", "b", "c"];
+    assert_eq!(texts(lines_of(&drain(&mut live))), expected);
+    assert_eq!(texts(log.lines(View::Combined, None)), expected);
+    assert_eq!(raw(&log, View::Combined), b"abc\n");
+}
+
+#[test]
+fn wakes_come_once_for_each_time_it_found_nothing() {
+    let (_dir, log) = log();
+    let (bell, other) = (waker(), waker());
+    let mut follower = log.follow(View::Stdout, From::Beginning, Arc::clone(&bell));
+    let idle = log.follow(View::Stdout, From::Beginning, Arc::clone(&other));
+    log.append(1, OUT, b"one\n");
+    assert!(!woken(&bell), "it never asked");
+    assert_eq!(drain(&mut follower).len(), 1);
+    log.append(2, OUT, b"two\n");
+    assert!(woken(&bell));
+    log.append(3, OUT, b"three\n");
+    assert!(!woken(&bell), "it knows");
+    assert_eq!(drain(&mut follower).len(), 2);
+    assert!(!woken(&other));
+    log.finish(end(4));
+    assert!(woken(&bell) && woken(&other), "an end wakes all");
+    drop((follower, idle));
+    log.reopen();
+    log.append(5, OUT, b"four\n");
+    log.finish(end(6));
+    assert!(!woken(&bell), "gone");
+}
+
+#[test]
+fn an_end_watch_is_woken_by_the_end() {
+    let (_dir, log) = log();
+    let (bell, gone) = (waker(), waker());
+    let watch = log.watch_end(Arc::clone(&bell));
+    drop(log.watch_end(Arc::clone(&gone)));
+    log.append(1, OUT, b"x\n");
+    assert!(!woken(&bell));
+    log.finish(end(2));
+    assert!(woken(&bell) && !woken(&gone));
+    let _late = log.watch_end(Arc::clone(&gone));
+    assert!(woken(&gone), "at once");
+    drop(watch);
+}
+
+#[test]
+fn next_waits_for_output_and_for_the_deadline() {
+    let (_dir, log) = log();
+    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    assert_eq!(follower.next(Some(Instant::now())).unwrap(), None);
+    let writer = Arc::clone(&log);
+    let thread = thread::spawn(move || {
+        writer.append(1, OUT, b"one\n");
+        writer.finish(end(2));
+    });
+    assert!(matches!(follower.next(soon()).unwrap(), Some(Item::Line(line, _)) if line.text == "one"));
+    assert_eq!(follower.next(soon()).unwrap(), Some(Item::End(end(2))));
+    thread.join().unwrap();
+}
+
+#[test]
+fn half_a_million_lines_reach_every_follower() {
+    const LINES: u64 = 500_000;
+    let (_dir, log) = log();
+    let read = |view, slow: bool| {
+        let log = Arc::clone(&log);
+        thread::spawn(move || {
+            let mut follower = log.follow(view, From::Beginning, waker());
+            let mut expected = 0;
+            let mut resumed = 0;
+            loop {
+                match follower.next(soon()).unwrap().unwrap() {
+                    Item::Line(line, cursor) => {
+                        let number: u64 = line.text.strip_prefix("line ").unwrap().parse().unwrap();
+                        assert_eq!(number, expected);
+                        expected += 1;
+                        if slow && expected % 4099 == 0 {
+                            // A client that comes and goes.
+                            follower = log.follow(view, From::After(cursor), waker());
+                            resumed += 1;
+                            thread::yield_now();
+                        }
+                    }
+                    Item::End(_) => break assert!(expected == LINES && (!slow || resumed > 100)),
+                    gap @ Item::Gap { .. } => panic!("{gap:?}"),
+                }
+            }
+        })
+    };
+    let threads = [read(View::Stdout, false), read(View::Combined, true)];
+    let mut bytes = Vec::new();
+    for number in 0..LINES {
+        bytes.extend(format!("line {number}\n").into_bytes());
+        if bytes.len() > 3000 {
+            // Cut anywhere.
+            let rest = bytes.split_off(2990);
+            log.append(1, OUT, &bytes);
+            bytes = rest;
+        }
+    }
+    log.append(1, OUT, &bytes);
+    log.finish(end(2));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn a_thousand_idle_followers_are_cheap() {
+    let (_dir, log) = log();
+    let bell = waker();
+    log.append(1, OUT, &[b'x'; 10_000]);
+    let mut followers: Vec<_> =
+        (0..1000).map(|_| log.follow(View::Combined, From::Tail(0), Arc::clone(&bell))).collect();
+    assert!(followers.iter_mut().all(|follower| follower.try_next().is_none()));
+    assert!(size_of::<Follower>() < 1024, "{}", size_of::<Follower>());
+    log.append(2, OUT, b"\n");
+    for follower in &mut followers {
+        let Some(Item::Line(line, _)) = follower.try_next() else { panic!() };
+        assert_eq!(line.text.len(), 10_000);
+    }
+}

@@ -1,0 +1,172 @@
+//! Tests of the whole: each has a store in a directory of its own.
+
+mod disk;
+mod figures;
+mod follow;
+mod oddities;
+mod replay;
+mod retain;
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::record::PerStream;
+use super::store::Disk;
+use super::*;
+use crate::lines::Splitter;
+use crate::model::{Exit, UnitId};
+use crate::os::poll::Waker;
+
+pub(super) const OUT: Stream = Stream::Stdout;
+pub(super) const ERR: Stream = Stream::Stderr;
+pub(super) const VIEWS: [View; 3] = [View::Stdout, View::Stderr, View::Combined];
+pub(super) const MIB: u64 = 1024 * 1024;
+
+pub(super) fn store(per_unit: u64, total: u64, tune: impl FnOnce(&mut Disk)) -> (TempDir, Arc<LogStore>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LogStore::open_with(&dir.path().join("logs"), Limits { per_unit, total }, tune).unwrap();
+    (dir, store)
+}
+
+pub(super) fn log() -> (TempDir, Arc<OutputLog>) {
+    let (dir, store) = store(64 * MIB, 256 * MIB, |_| {});
+    (dir, store.create(UnitId(1)))
+}
+
+pub(super) fn waker() -> Arc<Waker> {
+    Arc::new(Waker::new().unwrap())
+}
+
+pub(super) fn end(ended_at: Millis) -> RunEnd {
+    RunEnd { exit: Exit::Code(0), timed_out: false, ended_at }
+}
+
+/// All that a follower has now.
+pub(super) fn drain(follower: &mut Follower) -> Vec<Item> {
+    std::iter::from_fn(|| follower.try_next()).collect()
+}
+
+pub(super) fn follow(log: &Arc<OutputLog>, view: View, from: From) -> Vec<Item> {
+    drain(&mut log.follow(view, from, waker()))
+}
+
+pub(super) fn texts(lines: impl IntoIterator<Item = Line>) -> Vec<String> {
+    lines.into_iter().map(|line| line.text).collect()
+}
+
+pub(super) fn lines_of(items: &[Item]) -> Vec<Line> {
+    let line = |item: &Item| match item {
+        Item::Line(line, _) => Some(line.clone()),
+        _ => None,
+    };
+    items.iter().filter_map(line).collect()
+}
+
+pub(super) fn raw(log: &Arc<OutputLog>, view: View) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut log.raw(view), &mut bytes).unwrap();
+    bytes
+}
+
+/// The cursor after an item.
+pub(super) fn cursor(item: &Item) -> Option<Cursor> {
+    match item {
+        Item::Line(_, cursor) | Item::Gap { cursor, .. } => Some(*cursor),
+        Item::End(_) => None,
+    }
+}
+
+/// xorshift64: the same numbers at every run.
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % n as u64) as usize
+    }
+}
+
+/// What was done to a log.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    Append(Stream, Vec<u8>),
+    Cut,
+}
+
+pub(super) fn random_ops(random: &mut Random, count: usize) -> Vec<Op> {
+    let parts: [&[u8]; 12] = [
+        b"a",
+        b"bcd",
+        b"\n",
+        b"x\n",
+        b"\n\n",
+        b"long long long",
+        b"\r",
+        b"\0",
+        b"\xff",
+        b"\xe2\x82",
+        "\u{1F600}".as_bytes(),
+        "é€".as_bytes(),
+    ];
+    (0..count)
+        .map(|_| match random.below(12) {
+            0 => Op::Cut,
+            n => {
+                let stream = if n < 8 { OUT } else { ERR };
+                let bytes = (0..=random.below(5)).flat_map(|_| parts[random.below(parts.len())].to_vec()).collect();
+                Op::Append(stream, bytes)
+            }
+        })
+        .collect()
+}
+
+/// Does `ops` to a log; the time of each is its number.
+pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
+    for (time, op) in ops.iter().enumerate() {
+        match op {
+            Op::Append(stream, bytes) => log.append(time as u64, *stream, bytes),
+            Op::Cut => log.cut(time as u64),
+        }
+    }
+}
+
+/// The lines that come of `ops`, as section 4 says it, in memory and all at once.
+pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bool) -> Vec<Line> {
+    let mut lines = Vec::new();
+    let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
+    let mut last = [0, 0];
+    let line = |piece: crate::lines::Piece<'_>, timestamp, stream| Line {
+        text: String::from_utf8_lossy(piece.bytes).into_owned(),
+        partial: piece.partial,
+        timestamp,
+        stream,
+    };
+    for (time, op) in ops.iter().enumerate() {
+        let time = time as u64;
+        match op {
+            Op::Append(stream, bytes) => {
+                let mut rest = &bytes[..];
+                last[*stream as usize] = time;
+                loop {
+                    let fed = splitters[*stream as usize].feed(rest);
+                    rest = &rest[fed.used..];
+                    let Some(piece) = fed.piece else { break };
+                    lines.push(line(piece, time, *stream));
+                }
+            }
+            Op::Cut => {
+                for stream in [OUT, ERR] {
+                    lines.extend(splitters[stream as usize].flush().map(|piece| line(piece, time, stream)));
+                }
+            }
+        }
+    }
+    for stream in [OUT, ERR].into_iter().filter(|_| with_unfinished) {
+        lines.extend(splitters[stream as usize].flush().map(|piece| line(piece, last[stream as usize], stream)));
+    }
+    lines.retain(|line| view.has(line.stream));
+    lines
+}

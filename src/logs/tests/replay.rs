@@ -1,0 +1,170 @@
+//! Every replay gives the same, from wherever it begins.
+
+use super::*;
+
+struct Case {
+    _dir: TempDir,
+    log: Arc<OutputLog>,
+    ops: Vec<Op>,
+    max_line: usize,
+}
+
+/// Random logs whose segments, chunks, index steps and lines are so small that everything falls across everything.
+fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
+    let mut random = Random(seed);
+    (0..count).map(move |round| {
+        let max_line = [8, 9, 13, 1000][round % 4];
+        let (dir, store) = store(64 * MIB, 256 * MIB, |disk| {
+            disk.max_line = max_line;
+            disk.segment = [60, 200, 5000][random.below(3)];
+            disk.index_every = [1, 50, 300][random.below(3)];
+            disk.chunk = [16, 17, 40, 65536][random.below(4)];
+        });
+        let log = store.create(UnitId(round as u64));
+        let length = 1 + random.below(45);
+        let ops = random_ops(&mut random, length);
+        apply(&log, &ops);
+        Case { _dir: dir, log, ops, max_line }
+    })
+}
+
+#[test]
+fn lines_and_raw_are_what_was_written() {
+    for case in cases(11, 300) {
+        for view in VIEWS {
+            let expected = model(&case.ops, view, case.max_line, true);
+            assert_eq!(case.log.lines(view, None).collect::<Vec<_>>(), expected, "{view:?} of {:?}", case.ops);
+            let written: Vec<u8> = case
+                .ops
+                .iter()
+                .filter_map(|op| match op {
+                    Op::Append(stream, bytes) if view.has(*stream) => Some(bytes.clone()),
+                    _ => None,
+                })
+                .flatten()
+                .collect();
+            assert_eq!(raw(&case.log, view), written);
+        }
+        assert!(!case.log.truncated());
+    }
+}
+
+#[test]
+fn a_cursor_goes_on_right_after_its_item() {
+    for case in cases(22, 100) {
+        for view in VIEWS {
+            let all = follow(&case.log, view, From::Beginning);
+            assert_eq!(lines_of(&all), model(&case.ops, view, case.max_line, false));
+            for (i, item) in all.iter().enumerate() {
+                let cursor: Cursor = cursor(item).unwrap().to_string().parse().unwrap();
+                let rest = follow(&case.log, view, From::After(cursor));
+                assert_eq!(rest, all[i + 1..], "{view:?} after item {i} at {cursor} of {:?}", case.ops);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_goes_on_alike_when_more_has_come() {
+    for case in cases(33, 60) {
+        let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, From::Beginning)).into();
+        case.log.append(90, ERR, b"more\nand more");
+        case.log.append(91, OUT, b"more\nand more");
+        case.log.finish(end(92));
+        case.log.append(93, OUT, b"from the background\n");
+        for (view, before) in VIEWS.into_iter().zip(before) {
+            let all = follow(&case.log, view, From::Beginning);
+            assert_eq!(all[..before.len()], before);
+            assert_eq!(all.last(), Some(&Item::End(end(92))));
+            for (i, item) in before.iter().enumerate() {
+                assert_eq!(follow(&case.log, view, From::After(cursor(item).unwrap())), all[i + 1..]);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tail_is_the_end_of_the_whole() {
+    for case in cases(44, 30) {
+        for view in VIEWS {
+            let all: Vec<_> = case.log.lines(view, None).collect();
+            let finished = lines_of(&follow(&case.log, view, From::Beginning));
+            for n in 0..=all.len() + 1 {
+                let tail: Vec<_> = case.log.lines(view, Some(n as u64)).collect();
+                assert_eq!(tail, all[all.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
+                let tail = lines_of(&follow(&case.log, view, From::Tail(n as u64)));
+                assert_eq!(tail, finished[finished.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
+            }
+            assert_eq!(case.log.lines(view, Some(u64::MAX)).collect::<Vec<_>>(), all);
+        }
+    }
+}
+
+#[test]
+fn after_a_tail_the_next_line_is_whole() {
+    for case in cases(55, 150) {
+        for view in VIEWS {
+            let mut followers: Vec<_> = (0..4).map(|n| case.log.follow(view, From::Tail(n), waker())).collect();
+            let before = lines_of(&follow(&case.log, view, From::Beginning));
+            let tails: Vec<_> = followers.iter_mut().map(|follower| lines_of(&drain(follower))).collect();
+            case.log.append(90, OUT, b"the end\nnew\n");
+            case.log.append(91, ERR, b"the end\nnew\n");
+            let after = lines_of(&follow(&case.log, view, From::Beginning));
+            for (follower, tail) in followers.iter_mut().zip(tails) {
+                assert_eq!(tail, before[before.len() - tail.len()..]);
+                assert_eq!(lines_of(&drain(follower)), after[before.len()..], "{view:?} of {:?}", case.ops);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tail_does_not_read_the_whole_log() {
+    let (dir, log) = log();
+    let chunk: Vec<u8> = b"0123456789\n".iter().copied().cycle().take(65_538).collect();
+    for _ in 0..400 {
+        log.append(1, OUT, &chunk);
+    }
+    log.append(1, OUT, b"last\n");
+    // What is not there cannot be read.
+    for n in 0..2 {
+        std::fs::remove_file(dir.path().join(format!("logs/1.{n}"))).unwrap();
+    }
+    assert_eq!(texts(log.lines(View::Combined, Some(2))), ["0123456789", "last"]);
+    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, From::Tail(1)))), ["last"]);
+    assert!(!log.truncated(), "nobody noticed");
+}
+
+#[test]
+fn a_cursor_that_does_not_fit_is_the_beginning() {
+    for case in cases(66, 6) {
+        let view = View::Combined;
+        let all = follow(&case.log, view, From::Beginning);
+        let good = case.log.snapshot().end;
+        let starts: Vec<u64> = all.iter().filter_map(cursor).map(|cursor| cursor.at).collect();
+        for at in (0..good.at + 40).chain([u64::MAX, 1 << 40]) {
+            let fits = Cursor { log: case.log.tag(), at, base: PerStream::default(), from: PerStream::default() };
+            let items = follow(&case.log, view, From::After(fits));
+            if at > good.at {
+                assert_eq!(items, all);
+            }
+            assert!(items.len() <= all.len() + 2 || starts.contains(&at));
+            let foreign = Cursor { log: case.log.tag() ^ 1, ..fits };
+            assert_eq!(follow(&case.log, view, From::After(foreign)), all);
+        }
+        let wild = PerStream { out: u64::MAX, err: u64::MAX };
+        let wild = Cursor { log: case.log.tag(), at: 0, base: wild, from: wild };
+        assert_eq!(follow(&case.log, view, From::After(wild)), all);
+    }
+}
+
+#[test]
+fn a_header_in_the_output_is_no_record() {
+    use crate::logs::record::{HEADER, Header, Kind};
+    let (_dir, log) = log();
+    let forged = Header { kind: Kind::Output(ERR), len: 5, time: 1 }.encode();
+    log.append(1, OUT, &[&forged[..], b"evil\n", b"good\n"].concat());
+    let all = follow(&log, View::Combined, From::Beginning);
+    let inside = Cursor { log: log.tag(), at: HEADER as u64, base: PerStream::default(), from: PerStream::default() };
+    assert_eq!(follow(&log, View::Combined, From::After(inside)), all);
+}

@@ -1,0 +1,204 @@
+//! What is dropped, and what readers are told of it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use super::*;
+
+const KIB: u64 = 1024;
+
+fn files(dir: &TempDir) -> u64 {
+    let sizes = std::fs::read_dir(dir.path().join("logs")).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+    sizes.sum()
+}
+
+#[test]
+fn one_log_keeps_its_limit_and_its_newest() {
+    let (dir, store) = store(64 * KIB, 1000 * KIB, |_| {});
+    let log = store.create(UnitId(1));
+    for number in 0..10_000 {
+        log.append(1, OUT, format!("line {number:05}\n").as_bytes());
+        assert!(store.total_bytes() <= 64 * KIB);
+    }
+    assert_eq!(files(&dir), store.total_bytes());
+    assert!(store.total_bytes() > 52 * KIB, "only a segment goes at once");
+    assert!(log.truncated());
+    let lines = texts(log.lines(View::Stdout, None));
+    assert_eq!(lines.last().unwrap(), "line 09999");
+    assert!(lines.iter().zip(10_000 - lines.len()..).all(|(line, number)| *line == format!("line {number:05}")));
+    drop(log);
+    assert_eq!((files(&dir), store.total_bytes()), (0, 0), "its files go with it");
+}
+
+#[test]
+fn a_gap_counts_what_was_lost_exactly() {
+    let mut random = Random(77);
+    for round in 0..40 {
+        let (_dir, store) = store(4 * KIB * 8, 1000 * KIB, |disk| {
+            disk.segment = 300;
+            disk.per_unit = 1500;
+            disk.chunk = [50, 300, 65536][round % 3];
+            disk.max_line = [20, 100_000][round % 2];
+        });
+        let log = store.create(UnitId(1));
+        let mut followers = VIEWS.map(|view| (view, log.follow(view, From::Beginning, waker()), 0));
+        let mut written = [0, 0];
+        for _ in 0..30 {
+            let length = 1 + random.below(20);
+            let ops = random_ops(&mut random, length);
+            apply(&log, &ops);
+            for op in &ops {
+                if let Op::Append(stream, bytes) = op {
+                    written[*stream as usize] += bytes.len() as u64;
+                }
+            }
+            if random.below(3) > 0 {
+                continue;
+            }
+            for (view, follower, lost) in &mut followers {
+                let items = drain(follower);
+                let gaps = items.iter().filter(|item| matches!(item, Item::Gap { .. })).count();
+                assert!(gaps <= 1, "one gap for one loss: {items:?}");
+                for item in &items {
+                    if let Item::Gap { lost_bytes, .. } = item {
+                        assert!(*lost_bytes > 0);
+                        *lost += lost_bytes;
+                    }
+                }
+                // Whoever comes now is told of all that is not there.
+                let fresh = follow(&log, *view, From::Beginning);
+                let kept = raw(&log, *view).len() as u64;
+                let all: u64 = written.iter().zip([OUT, ERR]).filter(|(_, s)| view.has(*s)).map(|(n, _)| n).sum();
+                match fresh.first() {
+                    Some(Item::Gap { lost_bytes, .. }) => assert_eq!(lost_bytes + kept, all),
+                    _ => assert_eq!(kept, all),
+                }
+                assert!(!matches!(follow(&log, *view, From::Tail(1)).first(), Some(Item::Gap { .. })));
+                // Gaps are no place to lose one's way either.
+                let cursors: Vec<_> = items.iter().map(|item| cursor(item).unwrap()).collect();
+                if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
+                    assert_eq!(follow(&log, *view, From::After(cursors[gap])), items[gap + 1..]);
+                    if gap > 0 {
+                        // The unfinished line was given before it, and the gap is the same.
+                        let resumed = follow(&log, *view, From::After(cursors[gap - 1]));
+                        assert_eq!(resumed, items[gap..], "after {:?}", items[gap - 1]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_glued_over_a_gap() {
+    let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
+    let log = store.create(UnitId(1));
+    let mut follower = log.follow(View::Combined, From::Beginning, waker());
+    log.append(1, OUT, b"head of a line");
+    log.append(2, ERR, b"and another");
+    assert_eq!(drain(&mut follower), []);
+    for _ in 0..20 {
+        log.append(3, OUT, &[b'x'; 900]);
+    }
+    log.append(4, OUT, b"\n");
+    let items = drain(&mut follower);
+    assert_eq!(texts(lines_of(&items[..2])), ["head of a line", "and another"]);
+    let Item::Gap { lost_bytes, .. } = items[2] else { panic!("{:?}", items[2]) };
+    let Item::Line(line, _) = &items[3] else { panic!() };
+    assert_eq!(lost_bytes + line.text.len() as u64, 20 * 900);
+    assert_eq!(items.len(), 4);
+}
+
+#[test]
+fn what_another_stream_lost_does_not_cut_a_line() {
+    let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
+    let log = store.create(UnitId(1));
+    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    log.append(1, OUT, b"head ");
+    assert_eq!(drain(&mut follower), []);
+    for _ in 0..20 {
+        log.append(3, ERR, &[b'x'; 900]);
+    }
+    log.append(4, OUT, b"and tail\n");
+    assert_eq!(texts(lines_of(&drain(&mut follower))), ["head and tail"]);
+}
+
+#[test]
+fn over_the_total_ended_logs_go_first() {
+    let (dir, store) = store(100 * KIB, 100 * KIB, |disk| disk.segment = 4096);
+    let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
+    for log in &logs {
+        (0..20).for_each(|_| log.append(1, OUT, &[b'x'; 1000]));
+    }
+    logs[2].finish(end(1));
+    logs[1].finish(end(2));
+    logs[1].reopen();
+    logs[0].finish(end(3));
+    let kept = |log: &Arc<OutputLog>| raw(log, View::Stdout).len();
+    // 80 KB stand; the next 80 KB take the place of the two ended ones first, the one that ended first first.
+    for round in 0..80 {
+        logs[3].append(1, OUT, &[b'y'; 1000]);
+        assert!(store.total_bytes() <= 100 * KIB);
+        assert!(kept(&logs[2]) == 0 || kept(&logs[0]) == 20_000, "round {round}");
+        assert!(kept(&logs[0]) == 0 || kept(&logs[3]) >= 20_000 + 1000 * (round + 1));
+    }
+    assert_eq!((kept(&logs[2]), kept(&logs[0]), kept(&logs[1])), (0, 0, 20_000));
+    assert!(logs[2].truncated() && logs[0].truncated() && logs[3].truncated() && !logs[1].truncated());
+    assert_eq!(files(&dir), store.total_bytes());
+    assert_eq!(follow(&logs[2], View::Stdout, From::Beginning).len(), 2, "a gap and the end");
+    assert_eq!(texts(logs[2].lines(View::Combined, Some(4))), Vec::<String>::new());
+}
+
+#[test]
+fn writers_followers_and_retention_at_once() {
+    let (dir, store) = store(64 * KIB, 128 * KIB, |_| {});
+    let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for log in &logs {
+            scope.spawn(|| {
+                let mut follower = log.follow(View::Combined, From::Beginning, waker());
+                // Each byte of the output is there, or counted.
+                let mut bytes = 0;
+                let mut last = None;
+                while let Some(item) = follower.next(None).unwrap() {
+                    match item {
+                        Item::Line(line, _) => {
+                            bytes += line.text.len() as u64 + 1;
+                            if let Some(Ok(number)) = line.text.strip_prefix("line ").map(str::parse::<u64>) {
+                                assert!(last.is_none_or(|last| last < number), "{last:?} {number}");
+                                last = (line.text.len() == 15).then_some(number).or(last);
+                            }
+                        }
+                        Item::Gap { lost_bytes, .. } => bytes += lost_bytes,
+                        Item::End(_) => break,
+                    }
+                }
+                // A line that a gap has torn was counted with a newline twice at the most.
+                assert!(bytes >= 16 * 20_000, "{bytes}");
+            });
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert!(log.lines(View::Combined, Some(7)).count() <= 7);
+                    log.lines(View::Combined, None).take(50).for_each(drop);
+                }
+            });
+        }
+        let writers: Vec<_> = logs
+            .iter()
+            .map(|log| {
+                scope.spawn(|| {
+                    for number in 0..20_000 {
+                        log.append(1, OUT, format!("line {number:010}\n").as_bytes());
+                    }
+                    log.finish(end(1));
+                    log.close_file();
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(store.total_bytes() <= 128 * KIB);
+    assert_eq!(files(&dir), store.total_bytes());
+}

@@ -1,0 +1,114 @@
+//! What a log holds as of one moment: its lines, and its bytes.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use super::cutter::{Cutter, Event};
+use super::log::{Bound, OutputLog};
+use super::record::Place;
+use super::records::{Peek, Records};
+use super::{Line, View, tail};
+
+/// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+pub struct Lines {
+    cutter: Cutter,
+    /// Lines to pass over.
+    skip: u64,
+    failure: Option<io::Error>,
+}
+
+/// The bytes of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+pub struct Raw {
+    records: Records,
+    view: View,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raw").finish_non_exhaustive()
+    }
+}
+
+impl OutputLog {
+    /// The lines kept as of now (a last unfinished one included); `tail`: only the last so many.
+    pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
+        let snapshot = self.snapshot();
+        match tail {
+            None => {
+                Lines { cutter: Cutter::from_beginning(self, view, Bound::At(snapshot.end)), skip: 0, failure: None }
+            }
+            Some(n) => {
+                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
+                Lines { cutter, skip, failure: None }
+            }
+        }
+    }
+
+    /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view).
+    pub fn raw(self: &Arc<Self>, view: View) -> Raw {
+        let bound = Bound::At(self.snapshot().end);
+        Raw { records: Records::new(Arc::clone(self), bound, Place::default()), view }
+    }
+}
+
+impl Lines {
+    /// Why the lines ended before their end, if they did: the log could not be read for want of descriptors or memory.
+    pub fn failure(&mut self) -> Option<io::Error> {
+        self.failure.take()
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Line;
+
+    fn next(&mut self) -> Option<Line> {
+        loop {
+            let line = match self.cutter.next() {
+                Event::Line(line, _) => line,
+                Event::Gap(..) | Event::Synced => continue,
+                Event::AtEnd => match self.cutter.flush(None)? {
+                    Event::Line(line, _) => line,
+                    _ => return None,
+                },
+                Event::Failed(error) => {
+                    self.failure = Some(error);
+                    return None;
+                }
+            };
+            match self.skip.checked_sub(1) {
+                None => return Some(line),
+                Some(left) => self.skip = left,
+            }
+        }
+    }
+}
+
+impl Read for Raw {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            match self.records.peek() {
+                Peek::Output(stream, _) if self.view.has(stream) => {
+                    // A slice reads as much as fits, and cannot fail.
+                    let n = self.records.payload().read(buf)?;
+                    self.records.take(n);
+                    return Ok(n);
+                }
+                Peek::Output(..) => self.records.skip_record(),
+                Peek::Cut(_) => self.records.take_cut(),
+                Peek::Dropped(place) => self.records.jump(place),
+                Peek::AtEnd => return Ok(0),
+                Peek::Failed(error) => return Err(error),
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! [`ProcessSpec`]: what is asked for, validated once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{HealthKind, ManagedSpec, OutputMode, StdinMode, UserSpec};
+use crate::error::SpecError;
+use crate::window::Window;
+
+/// The longest duration that a spec may ask for: a day, in milliseconds.
+pub const MAX_MS: u64 = 86_400_000;
+
+/// A process to start, valid by construction: see [`ProcessSpec::command`].
+///
+/// ```
+/// use tl_supervisor::ProcessSpec;
+/// let spec = ProcessSpec::command("sh").args(["-c", "echo hello"]).env("KEY", "value").build()?;
+/// # Ok::<(), tl_supervisor::SpecError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessSpec {
+    pub(crate) command: Arc<str>,
+    pub(crate) args: Arc<[String]>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) working_dir: Option<String>,
+    pub(crate) user: Option<UserSpec>,
+    pub(crate) stdin: StdinMode,
+    pub(crate) stdout: OutputMode,
+    pub(crate) stderr: OutputMode,
+    pub(crate) inherit: bool,
+    pub(crate) terminal: Option<Window>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) managed: Option<ManagedSpec>,
+}
+
+impl ProcessSpec {
+    /// Begins the spec of a plain process: `program` is looked up in the `PATH` that the child will have.
+    pub fn command(program: impl Into<Arc<str>>) -> SpecBuilder {
+        SpecBuilder {
+            spec: ProcessSpec {
+                command: program.into(),
+                args: Arc::default(),
+                env: Vec::new(),
+                working_dir: None,
+                user: None,
+                stdin: StdinMode::Closed,
+                stdout: OutputMode::Capture,
+                stderr: OutputMode::Capture,
+                inherit: false,
+                terminal: None,
+                timeout: None,
+                managed: None,
+            },
+        }
+    }
+}
+
+impl ProcessSpec {
+    /// About the bytes of memory that it takes.
+    pub(crate) fn size(&self) -> usize {
+        // A string costs its own fields and the allocator's least piece even if it is empty.
+        const STRING: usize = size_of::<String>() + 32;
+        let args = self.args.iter().map(|arg| STRING + arg.len());
+        let env = self.env.iter().map(|(key, value)| 2 * STRING + key.len() + value.len());
+        size_of::<ProcessSpec>() + self.command.len() + args.chain(env).sum::<usize>()
+    }
+}
+
+/// Collects a [`ProcessSpec`]; [`SpecBuilder::build`] validates it.
+#[derive(Clone, Debug)]
+pub struct SpecBuilder {
+    spec: ProcessSpec,
+}
+
+impl SpecBuilder {
+    /// The arguments after the program's own name.
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.spec.args = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// One variable on top of the base environment (section 8).
+    pub fn env(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.spec.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// The working directory; a relative one is below the user's home. It must exist.
+    pub fn working_dir(mut self, dir: impl Into<String>) -> Self {
+        self.spec.working_dir = Some(dir.into());
+        self
+    }
+
+    /// Whom it runs as, instead of the supervisor's default user.
+    pub fn user(mut self, user: UserSpec) -> Self {
+        self.spec.user = Some(user);
+        self
+    }
+
+    /// What stdin is.
+    pub fn stdin(mut self, mode: StdinMode) -> Self {
+        self.spec.stdin = mode;
+        self
+    }
+
+    /// What stdout is.
+    pub fn stdout(mut self, mode: OutputMode) -> Self {
+        self.spec.stdout = mode;
+        self
+    }
+
+    /// What stderr is.
+    pub fn stderr(mut self, mode: OutputMode) -> Self {
+        self.spec.stderr = mode;
+        self
+    }
+
+    /// Takes the supervisor's own stdin, stdout and stderr instead of pipes: for a container's main process.
+    pub fn inherit_stdio(mut self) -> Self {
+        self.spec.inherit = true;
+        self
+    }
+
+    /// Takes a terminal of this size instead of pipes.
+    pub fn terminal(mut self, window: Window) -> Self {
+        self.spec.terminal = Some(window);
+        self
+    }
+
+    /// After this time the whole tree is killed with SIGKILL.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.spec.timeout = Some(timeout);
+        self
+    }
+
+    /// Makes it managed.
+    pub fn managed(mut self, managed: ManagedSpec) -> Self {
+        self.spec.managed = Some(managed);
+        self
+    }
+
+    /// Validates everything that can be judged without looking at the machine.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the first field that is wrong and what would be right.
+    pub fn build(self) -> Result<ProcessSpec, SpecError> {
+        let spec = self.spec;
+        if spec.command.is_empty() {
+            return Err(SpecError::new("command", "must not be empty"));
+        }
+        no_nul("command", &spec.command)?;
+        for (i, arg) in spec.args.iter().enumerate() {
+            no_nul(&format!("args[{i}]"), arg)?;
+        }
+        for (key, value) in &spec.env {
+            if key.is_empty() || key.contains('=') {
+                return Err(SpecError::new("env", format!("the name {key:?} must not be empty and have no `=`")));
+            }
+            no_nul("env", key)?;
+            no_nul(&format!("env.{key}"), value)?;
+        }
+        if let Some(dir) = &spec.working_dir {
+            if dir.is_empty() {
+                return Err(SpecError::new("working_dir", "must not be empty"));
+            }
+            no_nul("working_dir", dir)?;
+        }
+        if let Some(UserSpec::Name { name, .. }) = &spec.user
+            && (name.is_empty() || name.contains([':', '\0', '\n']))
+        {
+            return Err(SpecError::new("user", "must be a name, a UID, `uid:gid` or an object with one of them"));
+        }
+        if spec.timeout == Some(Duration::ZERO) {
+            return Err(SpecError::new("timeout", "must be more than 0 seconds"));
+        }
+        if let Some(managed) = &spec.managed {
+            validate_managed(managed)?;
+        }
+        Ok(spec)
+    }
+}
+
+fn no_nul(field: &str, text: &str) -> Result<(), SpecError> {
+    if text.contains('\0') { Err(SpecError::new(field, "must not contain a NUL character")) } else { Ok(()) }
+}
+
+fn validate_managed(managed: &ManagedSpec) -> Result<(), SpecError> {
+    if let Some(name) = &managed.name {
+        if name.is_empty() || name.contains('/') || name.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(SpecError::new("name", "must not be empty, not be all digits and have no `/`"));
+        }
+        no_nul("name", name)?;
+    }
+    at_most_a_day("stop_grace_ms", managed.stop_grace.as_millis())?;
+    at_most_a_day("restart.initial_backoff_ms", managed.restart.initial_backoff_ms.into())?;
+    at_most_a_day("restart.max_backoff_ms", managed.restart.max_backoff_ms.into())?;
+    let Some(health) = &managed.health else { return Ok(()) };
+    if health.port == 0 {
+        return Err(SpecError::new("health_check.port", "must be 1..=65535"));
+    }
+    match (health.kind, &health.path) {
+        (HealthKind::Tcp, Some(_)) => {
+            return Err(SpecError::new("health_check.path", "goes only with the type `http`"));
+        }
+        (HealthKind::Http, Some(path)) if !is_request_path(path) => {
+            let right = "must begin with `/` and have no spaces or control characters";
+            return Err(SpecError::new("health_check.path", right));
+        }
+        _ => {}
+    }
+    at_most_a_day("health_check.initial_delay_ms", health.initial_delay_ms.into())?;
+    for (field, ms) in [("interval_ms", health.interval_ms), ("timeout_ms", health.timeout_ms)] {
+        let field = format!("health_check.{field}");
+        at_most_a_day(&field, ms.into())?;
+        if ms == 0 {
+            return Err(SpecError::new(field, "must be at least 1"));
+        }
+    }
+    if health.failure_threshold == 0 {
+        return Err(SpecError::new("health_check.failure_threshold", "must be at least 1"));
+    }
+    Ok(())
+}
+
+/// What can stand in a request line (RFC 9112, section 3) without breaking it.
+fn is_request_path(path: &str) -> bool {
+    path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
+}
+
+fn at_most_a_day(field: &str, ms: u128) -> Result<(), SpecError> {
+    if ms > u128::from(MAX_MS) {
+        return Err(SpecError::new(field, format!("must be at most {MAX_MS} ms, a day")));
+    }
+    Ok(())
+}

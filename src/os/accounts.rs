@@ -1,0 +1,111 @@
+//! Reads `/etc/passwd` and `/etc/group`, anew at each call: what runs in the sandbox may add users at any time.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use crate::error::Error;
+use crate::model::UserSpec;
+use crate::users::{self, Identity};
+
+/// The most that one of the files may hold, in bytes: some 200,000 users.
+const LIMIT: u64 = 16 << 20;
+
+/// Finds out whom `spec` means. Reads `/etc/group` only where supplementary groups matter.
+///
+/// # Errors
+/// What `users::resolve` says, and [`Error::from_io`] for a file that cannot be read; one that is not there is
+/// taken for an empty one.
+pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
+    resolve_in(spec, Path::new("/etc"))
+}
+
+fn resolve_in(spec: &UserSpec, dir: &Path) -> Result<Identity, Error> {
+    users::resolve(spec, &read(&dir.join("passwd"))?, || read(&dir.join("group")))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    match read_bounded(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        result => result.map_err(|error| Error::from_io(&format!("reading {}", path.display()), &error)),
+    }
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // Without O_NONBLOCK, whoever puts a FIFO there would stop the caller for good.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // One more than the limit tells a file that is too long from one that just fits.
+    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+
+    use nix::sys::stat::Mode;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn root() -> UserSpec {
+        UserSpec::Name { name: "root".into(), gid: None }
+    }
+
+    fn dir(passwd: &str) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("passwd"), passwd).unwrap();
+        dir
+    }
+
+    #[test]
+    fn root_of_this_machine() {
+        let root = resolve(&root()).unwrap();
+        assert_eq!((root.uid, root.gid, root.groups.first()), (0, 0, Some(&0)));
+    }
+
+    #[test]
+    fn files_are_read_anew_and_may_be_missing() {
+        let dir = dir("");
+        assert_eq!(resolve_in(&root(), dir.path()), Err(Error::UserNotFound("root".into())));
+        fs::write(dir.path().join("passwd"), "root:x:0:0::/root:/bin/sh").unwrap();
+        assert_eq!(resolve_in(&root(), dir.path()).unwrap().groups, [0]);
+        fs::write(dir.path().join("group"), "wheel:x:10:root").unwrap();
+        assert_eq!(resolve_in(&root(), dir.path()).unwrap().groups, [0, 10]);
+        fs::remove_file(dir.path().join("passwd")).unwrap();
+        assert_eq!(resolve_in(&root(), dir.path()), Err(Error::UserNotFound("root".into())));
+    }
+
+    #[test]
+    fn what_is_no_file_is_an_error_and_does_not_block() {
+        let dir = dir("root:x:0:0::/root:/bin/sh");
+        let group = dir.path().join("group");
+        nix::unistd::mkfifo(&group, Mode::S_IRWXU).unwrap();
+        assert!(matches!(resolve_in(&root(), dir.path()), Err(Error::Internal(_))));
+        // Nothing is asked of it where the gid is given.
+        assert!(resolve_in(&"0:0".parse().unwrap(), dir.path()).is_ok());
+        fs::remove_file(&group).unwrap();
+        fs::create_dir(&group).unwrap();
+        assert!(matches!(resolve_in(&root(), dir.path()), Err(Error::Internal(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_an_error() {
+        let dir = dir("root:x:0:0::/root:/bin/sh");
+        let group = File::create(dir.path().join("group")).unwrap();
+        group.set_len(LIMIT).unwrap();
+        assert!(resolve_in(&root(), dir.path()).is_ok());
+        group.set_len(LIMIT + 1).unwrap();
+        let error = resolve_in(&root(), dir.path()).unwrap_err();
+        assert!(error.to_string().contains("longer than"), "{error}");
+    }
+}

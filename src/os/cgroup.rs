@@ -1,0 +1,214 @@
+//! cgroup v2: one leaf for each run, so that a tree can be killed whole and its end be seen (cgroups(7)).
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::random;
+use crate::model::Pid;
+
+/// How deep below its leaf a tree may have made cgroups of its own that we still clear away.
+const DEPTH: usize = 16;
+/// What the names of all slices begin with.
+const PREFIX: &str = "tl-units.";
+
+/// The cgroup below which the leaves are.
+#[derive(Debug)]
+pub struct Slice {
+    dir: PathBuf,
+    born_into: Arc<AtomicBool>,
+    /// Says that we live: whoever gets this lock may clear the directory away.
+    _lock: Flock<File>,
+}
+
+impl Slice {
+    /// A slice of our own below the cgroup that this process is in; none where cgroup v2 is not there or not writable.
+    pub fn find() -> Option<Slice> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = own_dir(&mounts, &own)?;
+        remove_stale(&own);
+        // Two supervisors in one cgroup must not meet, and both may be PID 1.
+        let (dir, lock) = (0..16).find_map(|_| {
+            let dir = own.join(format!("{PREFIX}{}", random::hex::<8>().ok()?));
+            fs::create_dir(&dir).ok()?;
+            Some((dir.clone(), lock(&dir)?))
+        })?;
+        // Without the memory controller there is no telling who was killed for want of memory.
+        for above in [&own, &dir] {
+            if let Err(error) = fs::write(above.join("cgroup.subtree_control"), "+memory") {
+                log::debug!("{}: no memory controller for units: {error}", above.display());
+            }
+        }
+        let slice = Slice { dir, born_into: Arc::new(AtomicBool::new(true)), _lock: lock };
+        // A leaf tells whether this is a real cgroup v2 that can kill.
+        let leaf = slice.leaf("probe").ok()?;
+        let usable = leaf.dir.join("cgroup.kill").exists();
+        leaf.remove().ok()?;
+        usable.then_some(slice)
+    }
+
+    /// Makes a leaf.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
+        let dir = self.dir.join(name);
+        fs::create_dir(&dir)?;
+        Ok(Leaf { dir, born_into: Arc::clone(&self.born_into) })
+    }
+}
+
+impl Drop for Slice {
+    fn drop(&mut self) {
+        let _ = remove_tree(&self.dir, DEPTH);
+    }
+}
+
+/// One run's cgroup.
+#[derive(Debug)]
+pub struct Leaf {
+    dir: PathBuf,
+    born_into: Arc<AtomicBool>,
+}
+
+impl Leaf {
+    /// The directory, for `CLONE_INTO_CGROUP`.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn open(&self) -> io::Result<File> {
+        File::open(&self.dir)
+    }
+
+    /// Whether a child can be born in it, as far as we know.
+    pub fn born_into(&self) -> bool {
+        self.born_into.load(Ordering::Relaxed)
+    }
+
+    /// The kernel would not: not to be tried again, with any leaf.
+    pub fn not_born_into(&self) {
+        self.born_into.store(false, Ordering::Relaxed);
+    }
+
+    /// `cgroup.procs`, for a child to join by itself.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn procs(&self) -> io::Result<File> {
+        File::options().write(true).open(self.dir.join("cgroup.procs"))
+    }
+
+    /// SIGKILL to everything in it. A fork that goes on meanwhile does not escape.
+    ///
+    /// # Errors
+    /// What writing `cgroup.kill` says.
+    pub fn kill(&self) -> io::Result<()> {
+        fs::write(self.dir.join("cgroup.kill"), "1")
+    }
+
+    /// Whether nothing lives in it any more; a zombie does not count.
+    fn is_empty(&self) -> bool {
+        match fs::read_to_string(self.dir.join("cgroup.events")) {
+            Ok(events) => events.lines().any(|line| line == "populated 0"),
+            Err(_) => true,
+        }
+    }
+
+    /// Whether the kernel's out-of-memory killer has killed something in it.
+    pub fn had_oom_kill(&self) -> bool {
+        let Ok(events) = fs::read_to_string(self.dir.join("memory.events")) else { return false };
+        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        kills.is_some_and(|kills| kills.trim() != "0")
+    }
+
+    /// Removes it, with what its tree has made below it.
+    ///
+    /// # Errors
+    /// While something lives in it. One that is gone already is no error.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.dir) {
+            // Either somebody lives in it, or what lived there has made cgroups of its own.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && self.is_empty() => remove_tree(&self.dir, DEPTH),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// The processes in it.
+    pub fn members(&self) -> Vec<Pid> {
+        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        procs.lines().filter_map(|pid| pid.parse().ok()).collect()
+    }
+}
+
+/// Takes away what supervisors that have ended without a word have left, as far as nothing lives in it.
+fn remove_stale(own: &Path) {
+    let Ok(entries) = fs::read_dir(own) else { return };
+    let stale = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    for dir in stale.map(|entry| entry.path()) {
+        if let Some(_lock) = lock(&dir) {
+            let _ = remove_tree(&dir, DEPTH);
+        }
+    }
+}
+
+fn lock(dir: &Path) -> Option<Flock<File>> {
+    Flock::lock(File::open(dir).ok()?, FlockArg::LockExclusiveNonblock).ok()
+}
+
+fn remove_tree(dir: &Path, depth: usize) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) && depth > 0 => {
+            let children =
+                fs::read_dir(dir)?.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+            for child in children {
+                remove_tree(&child.path(), depth - 1)?;
+            }
+            fs::remove_dir(dir)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The directory of this process's own cgroup, from `/proc/self/mountinfo` and `/proc/self/cgroup`.
+fn own_dir(mountinfo: &str, cgroup: &str) -> Option<PathBuf> {
+    let own = cgroup.lines().find_map(|line| line.strip_prefix("0::"))?;
+    mountinfo.lines().find_map(|line| {
+        let (mount, rest) = line.split_once(" - ")?;
+        if rest.split(' ').next() != Some("cgroup2") {
+            return None;
+        }
+        let mut fields = mount.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        // The mount shows the hierarchy from `root` down.
+        let below = Path::new(own).strip_prefix(root).ok()?;
+        Some(Path::new(point).join(below))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "30 29 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                          31 29 0:28 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+
+    #[test]
+    fn our_own_cgroup_is_found() {
+        let own = "12:memory:/x\n0::/a/b\n";
+        assert_eq!(own_dir(HYBRID, own), Some("/sys/fs/cgroup/unified/a/b".into()));
+        assert_eq!(own_dir(HYBRID, "0::/\n"), Some("/sys/fs/cgroup/unified/".into()));
+        assert_eq!(own_dir(HYBRID, "1:name=systemd:/\n"), None);
+        let bound = "31 29 0:28 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(own_dir(bound, "0::/a/b\n"), Some("/sys/fs/cgroup/b".into()));
+        assert_eq!(own_dir(bound, "0::/else\n"), None);
+        assert_eq!(own_dir("garbage\n\n", own), None);
+    }
+}

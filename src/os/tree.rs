@@ -1,0 +1,220 @@
+//! Signals to process groups and trees. Where there is no cgroup, the tree is what /proc shows of it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::wait::{has_children, reap};
+use crate::model::Pid;
+
+/// How often /proc is read again for what was forked meanwhile.
+const ROUNDS: usize = 8;
+
+/// Sends a signal, 1..=64, to the process group of a leader that has not been reaped.
+///
+/// # Errors
+/// What `kill(2)` says.
+pub fn signal_group(leader: Pid, signal: i32) -> io::Result<()> {
+    match kill(-leader, signal) {
+        // Forked and not in its own group yet.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => kill(leader, signal),
+        result => result,
+    }
+}
+
+/// SIGHUP to everything of the session of a leader that has not been reaped, whichever job it belongs to; SIGCONT, so
+/// that what is stopped hears of it.
+pub fn hang_up(leader: Pid) {
+    let members = processes().into_iter().filter(|process| process.session == leader && !process.zombie);
+    // The leader by its PID in any case: /proc may not be there, or its session not made yet.
+    for pid in members.map(|process| process.pid).filter(|pid| *pid != leader).chain([leader]) {
+        // Gone meanwhile is as good.
+        let _ = kill(pid, libc::SIGHUP);
+        let _ = kill(pid, libc::SIGCONT);
+    }
+}
+
+fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory involved.
+    Errno::result(unsafe { libc::kill(pid, signal) })?;
+    Ok(())
+}
+
+/// Only as PID 1: a signal to all processes in our namespace but ourselves (kill(2)). As any other process it would
+/// reach all that we may signal, wherever they come from.
+pub fn signal_everybody(signal: i32) {
+    if std::process::id() == 1
+        && let Err(error) = kill(-1, signal)
+        && error.raw_os_error() != Some(libc::ESRCH)
+    {
+        log::warn!("signal {signal} to everybody: {error}");
+    }
+}
+
+/// What a leader has started, without a cgroup to hold it together: its session, and what descends from that.
+#[derive(Debug)]
+pub struct Session {
+    leader: Pid,
+    /// Who was sent a SIGKILL, and may need a moment to die.
+    doomed: HashSet<Pid>,
+}
+
+impl Session {
+    /// The session of a leader.
+    pub fn new(leader: Pid) -> Session {
+        Session { leader, doomed: HashSet::new() }
+    }
+
+    /// Its leader's PID, while that is its own.
+    pub fn leader(&self) -> Pid {
+        self.leader
+    }
+
+    /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own. If it is not and a process with that PID
+    /// exists, the session has ended long ago: the kernel gives out no PID that is still the id of a session.
+    pub fn kill(&mut self, unreaped: bool) {
+        // Stopped first, all of them: what dies while others still fork leaves orphans that nothing leads back to.
+        let mut stopped = HashSet::new();
+        for _ in 0..ROUNDS {
+            let members = session_tree(&processes(), self.leader, unreaped);
+            let fresh: Vec<Pid> = members.into_iter().filter(|pid| stopped.insert(*pid)).collect();
+            if fresh.is_empty() {
+                break;
+            }
+            signal_all(&fresh, libc::SIGSTOP);
+        }
+        let doomed: Vec<Pid> = stopped.into_iter().collect();
+        signal_all(&doomed, libc::SIGKILL);
+        self.doomed.extend(doomed);
+    }
+
+    /// Sends a signal to all of it, as it is now.
+    pub fn signal(&self, signal: i32) {
+        signal_all(&session_tree(&processes(), self.leader, false), signal);
+    }
+
+    /// Whether nothing of it lives any more.
+    pub fn is_gone(&self) -> bool {
+        let all = processes();
+        let dying = |process: &Process| !process.zombie && self.doomed.contains(&process.pid);
+        session_tree(&all, self.leader, false).is_empty() && !all.iter().any(dying)
+    }
+}
+
+/// The last resort, when there is no supervisor any more: SIGKILL to everything that descends from this process (as
+/// PID 1: to everything), and reaps it, for `patience` at most.
+pub fn kill_everything(patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let myself = std::process::id() as Pid;
+    loop {
+        signal_everybody(libc::SIGKILL);
+        signal_all(&session_tree(&processes(), myself, true), libc::SIGKILL);
+        while reap().is_some() {}
+        if !has_children() || Instant::now() >= deadline {
+            return;
+        }
+        // There is nothing left that could wake us.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal to each; gone meanwhile is as good.
+pub fn signal_all(pids: &[Pid], signal: i32) {
+    for pid in pids {
+        let _ = kill(*pid, signal);
+    }
+}
+
+/// What `/proc/<pid>/stat` says of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Process {
+    pid: Pid,
+    parent: Pid,
+    group: Pid,
+    session: Pid,
+    zombie: bool,
+}
+
+fn processes() -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<Pid>().ok());
+    pids.filter_map(|pid| parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)).collect()
+}
+
+fn parse_stat(stat: &[u8]) -> Option<Process> {
+    // The name may hold anything, parentheses included: what counts is after the last one (proc_pid_stat(5)).
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
+    let mut fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace();
+    let zombie = matches!(fields.next()?, "Z" | "X");
+    let mut number = || fields.next()?.parse().ok();
+    Some(Process { pid, zombie, parent: number()?, group: number()?, session: number()? })
+}
+
+/// The members of the session and all their descendants, zombies aside. Never this process itself.
+fn session_tree(all: &[Process], leader: Pid, unreaped: bool) -> Vec<Pid> {
+    let myself = std::process::id() as Pid;
+    if !unreaped && all.iter().any(|process| process.pid == leader) {
+        return Vec::new();
+    }
+    let ours = |process: &Process| process.session == leader || process.group == leader || process.pid == leader;
+    let mut members: HashSet<Pid> = all.iter().filter(|process| ours(process)).map(|process| process.pid).collect();
+    loop {
+        let before = members.len();
+        for process in all {
+            if members.contains(&process.parent) {
+                members.insert(process.pid);
+            }
+        }
+        if members.len() == before {
+            break;
+        }
+    }
+    let live = all.iter().filter(|process| !process.zombie && process.pid != myself);
+    live.map(|process| process.pid).filter(|pid| members.contains(pid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: Pid, parent: Pid, session: Pid) -> Process {
+        Process { pid, parent, group: session, session, zombie: false }
+    }
+
+    #[test]
+    fn a_stat_line_may_hold_any_name() {
+        let stat = b"305 (a) b (c)) S 1 305 305 0 -1 4194560";
+        assert_eq!(parse_stat(stat), Some(process(305, 1, 305)));
+        assert_eq!(parse_stat(b"305 (\xff\xfe) Z 1 305 305 0").map(|process| process.zombie), Some(true));
+        for broken in [&b""[..], b"305", b"x (a) S 1 2 3", b"305 (a) S 1", b")"] {
+            assert_eq!(parse_stat(broken), None);
+        }
+    }
+
+    #[test]
+    fn a_tree_is_the_session_and_what_descends_from_it() {
+        let all = [
+            process(100, 1, 100),
+            process(101, 100, 100),
+            process(102, 101, 102), // its own session
+            process(103, 102, 102),
+            process(104, 1, 100), // an orphan of the session
+            process(200, 1, 200),
+            Process { zombie: true, ..process(105, 100, 100) },
+        ];
+        let mut tree = session_tree(&all, 100, true);
+        tree.sort_unstable();
+        assert_eq!(tree, [100, 101, 102, 103, 104]);
+    }
+
+    #[test]
+    fn a_recycled_leader_has_no_tree() {
+        let all = [process(100, 1, 100), process(101, 100, 100)];
+        assert_eq!(session_tree(&all, 100, false), [] as [Pid; 0]);
+        assert_eq!(session_tree(&all[1..], 100, false), [101]);
+    }
+}

@@ -1,0 +1,439 @@
+//! The loop of the output thread.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use nix::errno::Errno;
+use nix::unistd::read;
+
+use super::stdin::{StdinQueue, closed};
+use super::{Attach, Message, Notice, RunKey, WAKE};
+use crate::error::Error;
+use crate::logs::OutputLog;
+use crate::model::{RunNo, Stream, UnitId};
+use crate::os::clock::wall;
+use crate::os::pipe::{bytes_in, has_reader};
+use crate::os::pty::{self, HELD};
+use crate::os::spawn::{ExecFailure, ReportBuffer};
+use crate::terminal::Terminal;
+use crate::window::Window;
+
+/// Bytes of one read: as much as a pipe holds by default.
+const CHUNK: usize = 64 * 1024;
+/// Reads in a row from one pipe before the others have their turn.
+const TURN: usize = 16;
+
+/// Messages taken in a row before the pipes have their turn.
+const MESSAGES: usize = 256;
+
+type Notify = Box<dyn FnMut(RunKey, Notice) + Send>;
+
+pub(super) struct Actor {
+    poll: Poll,
+    inbox: Receiver<Option<(RunKey, Message)>>,
+    notify: Notify,
+    sources: HashMap<Token, Source>,
+    runs: HashMap<RunKey, Run>,
+    /// Which run's output was the last to go into a unit's log.
+    last_run: HashMap<UnitId, RunNo>,
+    /// Pipes that had more when their turn was over: the kernel tells only once.
+    unfinished: VecDeque<Token>,
+    last_token: usize,
+    buffer: Box<[u8]>,
+    open: Arc<AtomicUsize>,
+}
+
+struct Source {
+    fd: OwnedFd,
+    run: RunKey,
+    kind: Kind,
+    /// It is among the unfinished.
+    queued: bool,
+}
+
+enum Kind {
+    Output { stream: Stream, drain: Drain },
+    Stdin(StdinQueue),
+    Report,
+}
+
+/// How far a pipe is with what was in it when its leader was reaped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    /// The leader lives, or the drain is over: read whatever comes.
+    Open,
+    /// So many bytes are still to be read for the end.
+    Left(usize),
+    /// Done, but the other pipe is not: what comes now belongs after the end.
+    Held,
+}
+
+struct Run {
+    log: Arc<OutputLog>,
+    terminal: Option<Arc<Terminal>>,
+    tokens: Vec<Token>,
+    draining: bool,
+    drained: bool,
+}
+
+impl Actor {
+    pub(super) fn new(
+        poll: Poll,
+        inbox: Receiver<Option<(RunKey, Message)>>,
+        notify: Notify,
+        open: Arc<AtomicUsize>,
+    ) -> Actor {
+        Actor {
+            poll,
+            inbox,
+            notify,
+            sources: HashMap::new(),
+            runs: HashMap::new(),
+            last_run: HashMap::new(),
+            unfinished: VecDeque::new(),
+            last_token: WAKE.0,
+            buffer: vec![0; CHUNK].into_boxed_slice(),
+            open,
+        }
+    }
+
+    /// Runs until it is told to end.
+    ///
+    /// # Errors
+    /// When it cannot wait for its pipes any more.
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        let mut more = false;
+        loop {
+            let timeout = if self.unfinished.is_empty() && !more { None } else { Some(Duration::ZERO) };
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            for event in &events {
+                self.serve(event.token());
+            }
+            for _ in 0..self.unfinished.len() {
+                if let Some(token) = self.unfinished.pop_front() {
+                    if let Some(source) = self.sources.get_mut(&token) {
+                        source.queued = false;
+                    }
+                    self.serve(token);
+                }
+            }
+            // Last, so that a drain finds the readiness of its pipes taken.
+            more = true;
+            for _ in 0..MESSAGES {
+                let Ok(message) = self.inbox.try_recv() else {
+                    more = false;
+                    break;
+                };
+                let Some((run, message)) = message else { return Ok(()) };
+                self.receive(run, message);
+            }
+        }
+    }
+
+    fn receive(&mut self, key: RunKey, message: Message) {
+        match message {
+            Message::Attach(attach) => self.attach(key, *attach),
+            Message::Drain => self.drain(key),
+            Message::Forget => self.forget(key),
+            Message::CloseStdin => {
+                if let Some(token) = self.stdin_of(key) {
+                    self.close(token);
+                }
+            }
+            Message::Write { writer, bytes, reply } => match self.stdin_of(key).and_then(|token| self.queue(token)) {
+                Some((token, queue)) => {
+                    queue.push(writer, bytes, reply);
+                    self.serve(token);
+                }
+                None => reply.send(Err(closed(key.0))),
+            },
+            Message::HangUp => self.hang_up(key),
+            Message::Resize(window, reply) => reply.send(self.resize(key, window)),
+            Message::Abandon { writer } => {
+                if let Some((_, queue)) = self.stdin_of(key).and_then(|token| self.queue(token)) {
+                    queue.abandon(writer);
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, key: RunKey, attach: Attach) {
+        self.runs.insert(
+            key,
+            Run { log: attach.log, terminal: attach.terminal, tokens: Vec::new(), draining: false, drained: false },
+        );
+        let output = |stream| Kind::Output { stream, drain: Drain::Open };
+        let sources = [
+            (attach.stdout, output(Stream::Stdout)),
+            (attach.stderr, output(Stream::Stderr)),
+            (attach.stdin, Kind::Stdin(StdinQueue::new(key.0))),
+            (Some(attach.report), Kind::Report),
+        ];
+        for (fd, kind) in sources {
+            if let Some(fd) = fd {
+                self.register(key, fd, kind);
+            }
+        }
+    }
+
+    fn register(&mut self, key: RunKey, fd: OwnedFd, kind: Kind) {
+        self.last_token += 1;
+        let token = Token(self.last_token);
+        let interest = match kind {
+            Kind::Stdin(_) => Interest::WRITABLE,
+            _ => Interest::READABLE,
+        };
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest) {
+            log::error!("unit {}: a pipe cannot be watched: {error}", key.0);
+            if matches!(kind, Kind::Report) {
+                (self.notify)(key, Notice::ExecOk);
+            }
+            return;
+        }
+        self.sources.insert(token, Source { fd, run: key, kind, queued: false });
+        self.open.store(self.sources.len(), Ordering::Relaxed);
+        if let Some(run) = self.runs.get_mut(&key) {
+            run.tokens.push(token);
+        }
+    }
+
+    fn serve(&mut self, token: Token) {
+        let Some(source) = self.sources.get_mut(&token) else { return };
+        match &mut source.kind {
+            Kind::Output { .. } => self.read_output(token),
+            Kind::Report => self.read_report(token),
+            Kind::Stdin(queue) => {
+                let run = source.run;
+                let (failed, unread) = (queue.write_to(&source.fd).is_err(), !has_reader(&source.fd));
+                if failed || unread && !self.is_open_terminal(run) {
+                    self.close(token);
+                    (self.notify)(run, Notice::StdinClosed);
+                }
+            }
+        }
+    }
+
+    fn read_output(&mut self, token: Token) {
+        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return };
+        let may_open_again = self.is_open_terminal(key);
+        for _ in 0..TURN {
+            let Some(Source { fd, kind: Kind::Output { stream, drain }, .. }) = self.sources.get_mut(&token) else {
+                return;
+            };
+            let most = match *drain {
+                Drain::Open => self.buffer.len(),
+                Drain::Left(left) => left.min(self.buffer.len()),
+                Drain::Held => return,
+            };
+            let Some(space) = self.buffer.get_mut(..most) else { return };
+            let count = match read(fd.as_fd(), space) {
+                // EIO is how a terminal says that nobody has it open; its leader may open it again.
+                Err(Errno::EIO) if may_open_again => return,
+                Ok(0) | Err(Errno::EIO) => return self.close(token),
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return self.end_drain_of(token),
+                Err(errno) => {
+                    log::error!("unit {}: reading a pipe: {errno}", key.0);
+                    return self.close(token);
+                }
+            };
+            let bytes = space.get(..count).unwrap_or_default();
+            let stream = *stream;
+            if let Drain::Left(left) = drain {
+                *left = left.saturating_sub(count);
+            }
+            let ended = *drain == Drain::Left(0);
+            let Some(run) = self.runs.get(&key) else { return };
+            // What an earlier run left unfinished, or a child of it still writes, is not glued to this.
+            if self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1 {
+                run.log.cut(wall());
+            }
+            match &run.terminal {
+                Some(terminal) => terminal.append(bytes),
+                None => run.log.append(wall(), stream, bytes),
+            }
+            let is_pipe = run.terminal.is_none();
+            if ended {
+                return self.end_drain_of(token);
+            }
+            // A short read has emptied a pipe; what comes later is told anew (epoll(7), question 9). A terminal gives
+            // 4 KiB at most, however much it has.
+            if count < most && is_pipe {
+                // Less was there than FIONREAD said: somebody else reads the pipe too.
+                return self.end_drain_of(token);
+            }
+        }
+        self.again(token);
+    }
+
+    /// Serves a pipe once more when the others have had their turn.
+    fn again(&mut self, token: Token) {
+        if let Some(source) = self.sources.get_mut(&token)
+            && !std::mem::replace(&mut source.queued, true)
+        {
+            self.unfinished.push_back(token);
+        }
+    }
+
+    /// Whether the run has a terminal and its leader lives: closing our end would hang up on it, whatever it has done with
+    /// its own.
+    fn is_open_terminal(&self, key: RunKey) -> bool {
+        self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
+    }
+
+    fn read_report(&mut self, token: Token) {
+        let Some(Source { fd, run, .. }) = self.sources.get(&token) else { return };
+        let (key, mut report) = (*run, ReportBuffer::default());
+        let notice = match read(fd.as_fd(), &mut report) {
+            Ok(count) => ExecFailure::read(report.get(..count).unwrap_or_default()),
+            Err(Errno::EAGAIN | Errno::EINTR) => return,
+            Err(_) => None,
+        };
+        self.close(token);
+        (self.notify)(key, notice.map_or(Notice::ExecOk, Notice::ExecFailed));
+    }
+
+    /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.
+    fn drain(&mut self, key: RunKey) {
+        if let Some(token) = self.stdin_of(key) {
+            self.close(token);
+        }
+        let Some(run) = self.runs.get_mut(&key) else { return (self.notify)(key, Notice::Drained) };
+        run.draining = true;
+        let tokens = run.tokens.clone();
+        let is_terminal = run.terminal.is_some();
+        for token in &tokens {
+            if let Some(Source { fd, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(token) {
+                // FIONREAD does not see all of what a terminal holds; a read that would block has.
+                *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
+                    0 => Drain::Held,
+                    left => Drain::Left(left),
+                };
+            }
+        }
+        for token in tokens {
+            self.serve(token);
+        }
+        self.end_drain(key);
+    }
+
+    /// The pipe has nothing left for its drain, if there is one.
+    fn end_drain_of(&mut self, token: Token) {
+        let Some(Source { run, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) else { return };
+        if !matches!(drain, Drain::Left(_)) {
+            return;
+        }
+        *drain = Drain::Held;
+        let key = *run;
+        self.end_drain(key);
+    }
+
+    /// Ends the drain of a run if none of its pipes has anything left for it.
+    fn end_drain(&mut self, key: RunKey) {
+        let Some(run) = self.runs.get_mut(&key) else { return };
+        let is_left = |token| {
+            matches!(self.sources.get(token), Some(Source { kind: Kind::Output { drain: Drain::Left(_), .. }, .. }))
+        };
+        if !run.draining || run.tokens.iter().any(is_left) {
+            return;
+        }
+        run.draining = false;
+        run.drained = true;
+        if run.terminal.is_some() {
+            // As at the end of any login: whoever has it open still gets a hang-up.
+            let tokens = run.tokens.clone();
+            tokens.into_iter().for_each(|token| self.close(token));
+            (self.notify)(key, Notice::Drained);
+            return self.end_run(key);
+        }
+        run.log.cut(wall());
+        // What a child of the leader writes from now on comes after the end.
+        for token in run.tokens.clone() {
+            if let Some(Source { kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) {
+                *drain = Drain::Open;
+                self.again(token);
+            }
+        }
+        (self.notify)(key, Notice::Drained);
+        self.end_run(key);
+    }
+
+    fn hang_up(&mut self, key: RunKey) {
+        let tokens = self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default();
+        for token in tokens {
+            if self.sources.get(&token).is_some_and(|source| !matches!(source.kind, Kind::Report)) {
+                self.close(token);
+            }
+        }
+    }
+
+    fn resize(&mut self, key: RunKey, window: Window) -> Result<(), Error> {
+        let run = self.runs.get(&key).ok_or_else(|| closed(key.0))?;
+        let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
+        let mut sources = run.tokens.iter().filter_map(|token| self.sources.get(token));
+        let master = sources.find(|source| !matches!(source.kind, Kind::Report)).ok_or_else(|| closed(key.0))?;
+        pty::resize(&master.fd, window).map_err(|error| Error::from_io("resizing a terminal", &error))?;
+        terminal.set_window(window);
+        Ok(())
+    }
+
+    fn forget(&mut self, key: RunKey) {
+        let Some(run) = self.runs.get_mut(&key) else { return };
+        run.drained = true;
+        for token in run.tokens.clone() {
+            self.close(token);
+        }
+        self.end_run(key);
+    }
+
+    fn close(&mut self, token: Token) {
+        let Some(source) = self.sources.remove(&token) else { return };
+        self.open.store(self.sources.len(), Ordering::Relaxed);
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&source.fd.as_raw_fd())) {
+            log::debug!("unit {}: a pipe was not watched: {error}", source.run.0);
+        }
+        if let Some(run) = self.runs.get_mut(&source.run) {
+            run.tokens.retain(|other| *other != token);
+        }
+        self.end_drain(source.run);
+        self.end_run(source.run);
+    }
+
+    /// Lets go of a run that is drained and that nobody writes for any more.
+    fn end_run(&mut self, key: RunKey) {
+        if self.runs.get(&key).is_some_and(|run| run.drained && run.tokens.is_empty())
+            && let Some(run) = self.runs.remove(&key)
+        {
+            run.log.close_file();
+            if self.last_run.get(&key.0) == Some(&key.1) {
+                self.last_run.remove(&key.0);
+            }
+        }
+    }
+
+    fn stdin_of(&self, key: RunKey) -> Option<Token> {
+        let tokens = &self.runs.get(&key)?.tokens;
+        let is_stdin = |token: &&Token| matches!(self.sources.get(token), Some(Source { kind: Kind::Stdin(_), .. }));
+        tokens.iter().find(is_stdin).copied()
+    }
+
+    fn queue(&mut self, token: Token) -> Option<(Token, &mut StdinQueue)> {
+        match self.sources.get_mut(&token)? {
+            Source { kind: Kind::Stdin(queue), .. } => Some((token, queue)),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,565 @@
+//! When each health check is probed, given up on, and probed again; and what a gap in time does to that.
+//!
+//! Pure: time comes in as the time since some epoch of the caller's, so that a clock that jumps is one more test case.
+//! A check is in one of three states, each with one deadline:
+//!
+//! | state | ends at | or when | a gap |
+//! |---|---|---|---|
+//! | starting | the end of the initial delay: [`Due::Begin`] | | prolongs it |
+//! | waiting | its next probe is due: [`Due::Begin`] | | leaves it |
+//! | probing | its timeout is over: [`Due::Expired`] | the probe has an outcome: [`Schedule::finished`] | voids it |
+//!
+//! The next probe begins `interval` after the begin of the one before, or at its end if that is later: one at a time,
+//! and one that was really late is not followed by a burst to catch up. Deadlines are rounded up a little (see
+//! `quantum`), so that thousands of checks share their wake-ups: each costs about as much as a probe. The begin that
+//! counts is the one before rounding, so the rate stays true.
+//!
+//! A *gap* is time in which this thread did not run although it should have: SIGSTOP, a paused or restored machine.
+//! Whatever was in flight then says nothing about the service, which most likely stood still as well. So a gap voids
+//! it, and what fell due meanwhile is due once. The initial delay is time that a service is given to come up, so what it
+//! may have lost of it is given back. (Suspend-to-RAM stops CLOCK_MONOTONIC, and with it every deadline here.)
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+use std::time::Duration;
+
+/// How late the thread may be before it counts as a gap.
+///
+/// Above what a busy machine or a CPU quota (periods of 100 ms) does to a thread that wants to run, for a machine that
+/// is always late would never get a verdict; yet short, since a pause of less than this and one timeout can cost a
+/// service one failure. To take a busy moment for a gap costs only a repeated probe.
+pub const GAP: Duration = Duration::from_millis(250);
+
+/// The times of one check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From the call of [`Schedule::watch`] to the first probe.
+    pub initial_delay: Duration,
+    /// From the begin of one probe to the begin of the next.
+    pub interval: Duration,
+    /// What one probe may take.
+    pub timeout: Duration,
+}
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due<K> {
+    /// Begin a probe; it is in flight from here on.
+    Begin(K),
+    /// The probe in flight has had its time. It stays in flight until [`Schedule::finished`], and is not said again.
+    Expired(K),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Starting,
+    Waiting,
+    Probing { begun: Duration },
+}
+
+#[derive(Debug)]
+struct Check {
+    timing: Timing,
+    state: State,
+    /// When its state is to end.
+    due: Duration,
+    /// The same, rounded up: where it stands in [`Schedule::deadlines`].
+    deadline: Duration,
+}
+
+impl Check {
+    fn enter(&mut self, state: State, due: Duration) {
+        let span = match state {
+            State::Starting => self.timing.initial_delay,
+            State::Waiting => self.timing.interval,
+            State::Probing { .. } => self.timing.timeout,
+        };
+        (self.state, self.due, self.deadline) = (state, due, round_up(due, quantum(span)));
+    }
+}
+
+/// What the end of a span of time is rounded up to: under a 64th of the span and a power of two, so that the grids of
+/// different checks coincide; 1 ms, as exact as `epoll_wait(2)` is, to 8 ms.
+fn quantum(span: Duration) -> Duration {
+    let sixty_fourth = u64::try_from(span.as_millis() / 64).unwrap_or(u64::MAX);
+    Duration::from_millis(1 << sixty_fourth.max(1).ilog2().min(3))
+}
+
+fn round_up(at: Duration, step: Duration) -> Duration {
+    let rounded = at.as_nanos().next_multiple_of(step.as_nanos().max(1));
+    u64::try_from(rounded).map_or(at, Duration::from_nanos)
+}
+
+/// The checks by key, and their deadlines in order. Every operation but a gap takes logarithmic time.
+#[derive(Debug)]
+pub struct Schedule<K> {
+    checks: HashMap<K, Check>,
+    deadlines: BTreeSet<(Duration, K)>,
+    /// The latest that the next [`Schedule::look`] should come.
+    expected: Duration,
+    /// When the last one came.
+    looked: Duration,
+}
+
+impl<K: Copy + Ord + Hash> Default for Schedule<K> {
+    fn default() -> Self {
+        let (checks, deadlines) = (HashMap::new(), BTreeSet::new());
+        Schedule { checks, deadlines, expected: Duration::MAX, looked: Duration::ZERO }
+    }
+}
+
+impl<K: Copy + Ord + Hash> Schedule<K> {
+    /// Watches `key` from `since` on; an earlier watch of it, and its probe in flight, is forgotten.
+    pub fn watch(&mut self, since: Duration, key: K, timing: Timing) {
+        self.unwatch(key);
+        let mut check = Check { timing, state: State::Starting, due: since, deadline: since };
+        check.enter(State::Starting, since.saturating_add(timing.initial_delay));
+        self.deadlines.insert((check.deadline, key));
+        self.checks.insert(key, check);
+    }
+
+    /// Forgets `key`.
+    pub fn unwatch(&mut self, key: K) {
+        if let Some(check) = self.checks.remove(&key) {
+            self.deadlines.remove(&(check.deadline, key));
+        }
+    }
+
+    /// The earliest deadline, where there is one: the caller is about to sleep until then.
+    pub fn sleep(&mut self) -> Option<Duration> {
+        let next = self.deadlines.first().map(|(at, _)| *at);
+        // Not before the last look: that deadlines lie in the past means that there is more to do than time, no gap.
+        self.expected = match next {
+            Some(at) if self.expected != Duration::MAX => at.max(self.expected),
+            Some(at) => at,
+            None => Duration::MAX,
+        };
+        next
+    }
+
+    /// To be called after each sleep, and often enough in between that work alone never takes as long as [`GAP`].
+    ///
+    /// Returns the checks whose probes in flight are void because there was a gap; they are due again at once.
+    pub fn look(&mut self, now: Duration) -> Vec<K> {
+        let gap = now > self.expected.saturating_add(GAP);
+        // How long we stood still is not known; at most this.
+        let stood = now.saturating_sub(self.looked);
+        (self.expected, self.looked) = (now, now);
+        if gap { self.gap(now, stood) } else { Vec::new() }
+    }
+
+    fn gap(&mut self, now: Duration, stood: Duration) -> Vec<K> {
+        let mut void = Vec::new();
+        self.deadlines.clear();
+        for (key, check) in &mut self.checks {
+            match check.state {
+                State::Starting => {
+                    let anew = now.saturating_add(check.timing.initial_delay);
+                    check.enter(State::Starting, check.due.saturating_add(stood).min(anew));
+                }
+                State::Waiting => {}
+                State::Probing { .. } => {
+                    void.push(*key);
+                    check.enter(State::Waiting, now);
+                    check.deadline = now;
+                }
+            }
+            self.deadlines.insert((check.deadline, *key));
+        }
+        void.sort_unstable();
+        void
+    }
+
+    /// The earliest thing that is due, once; nothing when all is done for now.
+    pub fn due(&mut self, now: Duration) -> Option<Due<K>> {
+        let (at, key) = *self.deadlines.first()?;
+        if at > now {
+            return None;
+        }
+        self.deadlines.remove(&(at, key));
+        let check = self.checks.get_mut(&key)?;
+        if let State::Probing { .. } = check.state {
+            return Some(Due::Expired(key));
+        }
+        // As if on time, unless it is later than rounding accounts for.
+        let begun = if now < at.saturating_add(quantum(check.timing.interval)) { check.due } else { now };
+        check.enter(State::Probing { begun }, now.saturating_add(check.timing.timeout));
+        self.deadlines.insert((check.deadline, key));
+        Some(Due::Begin(key))
+    }
+
+    /// The probe of `key` has ended, for whatever reason. Does nothing where none is in flight.
+    pub fn finished(&mut self, now: Duration, key: K) {
+        let Some(check) = self.checks.get_mut(&key) else { return };
+        if let State::Probing { begun } = check.state {
+            self.deadlines.remove(&(check.deadline, key));
+            check.enter(State::Waiting, begun.saturating_add(check.timing.interval).max(now));
+            self.deadlines.insert((check.deadline, key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMING: Timing = Timing { initial_delay: ms(5000), interval: ms(1000), timeout: ms(500) };
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// A schedule and a clock that does what it is told.
+    struct Bench {
+        schedule: Schedule<u32>,
+        now: Duration,
+    }
+
+    impl Bench {
+        fn new(timing: Timing) -> Bench {
+            let mut bench = Bench { schedule: Schedule::default(), now: ms(1_000_000) };
+            assert!(bench.schedule.sleep().is_none());
+            assert!(bench.schedule.look(bench.now).is_empty());
+            bench.schedule.watch(bench.now, 1, timing);
+            bench
+        }
+
+        /// Sleeps until the next deadline and `late` more; how long, and what was void.
+        fn sleep(&mut self, late: Duration) -> (Duration, Vec<u32>) {
+            let next = self.schedule.sleep().expect("a deadline");
+            let slept = next.saturating_sub(self.now);
+            self.now = self.now.max(next) + late;
+            (slept, self.schedule.look(self.now))
+        }
+
+        fn works_for(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.now < end {
+                self.now = end.min(self.now + GAP);
+                assert!(self.schedule.look(self.now).is_empty());
+            }
+        }
+
+        fn due(&mut self) -> Vec<Due<u32>> {
+            std::iter::from_fn(|| self.schedule.due(self.now)).collect()
+        }
+
+        #[track_caller]
+        fn step(&mut self, slept: u64, want: Due<u32>) {
+            assert_eq!(self.sleep(ms(0)), (ms(slept), vec![]));
+            assert_eq!(self.due(), [want]);
+        }
+
+        fn finish(&mut self) {
+            self.schedule.finished(self.now, 1);
+        }
+    }
+
+    #[test]
+    fn the_first_probe_and_the_rate() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        bench.works_for(ms(10));
+        bench.finish();
+        bench.step(990, Due::Begin(1));
+        bench.finish();
+        bench.step(1000, Due::Begin(1));
+    }
+
+    #[test]
+    fn a_timeout_is_said_once_and_the_rate_stays() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        bench.step(500, Due::Expired(1));
+        assert_eq!(bench.schedule.sleep(), None, "nothing is due until the caller is done with it");
+        bench.finish();
+        bench.step(500, Due::Begin(1));
+    }
+
+    #[test]
+    fn a_timeout_longer_than_the_interval_delays_the_next_probe() {
+        let mut bench = Bench::new(Timing { timeout: ms(3600), ..TIMING });
+        bench.step(5000, Due::Begin(1));
+        bench.step(3600, Due::Expired(1));
+        bench.finish();
+        bench.step(0, Due::Begin(1));
+        bench.works_for(ms(1));
+        bench.finish();
+        bench.step(999, Due::Begin(1));
+    }
+
+    #[test]
+    fn a_late_begin_is_not_caught_up_with() {
+        let mut bench = Bench::new(TIMING);
+        assert_eq!(bench.sleep(ms(200)), (ms(5000), vec![]));
+        assert_eq!(bench.due(), [Due::Begin(1)]);
+        bench.finish();
+        bench.step(1000, Due::Begin(1));
+    }
+
+    #[test]
+    fn a_gap_voids_what_is_in_flight() {
+        for gap in [ms(252), ms(1004), ms(3_600_004), ms(86_400_004 * 365)] {
+            let mut bench = Bench::new(TIMING);
+            bench.step(5000, Due::Begin(1));
+            assert_eq!(bench.sleep(gap), (ms(500), vec![1]), "{gap:?}");
+            assert_eq!(bench.due(), [Due::Begin(1)], "{gap:?}: once, and no failure");
+            bench.finish();
+            bench.step(1000, Due::Begin(1));
+            bench.step(500, Due::Expired(1));
+        }
+    }
+
+    #[test]
+    fn being_a_little_late_is_no_gap() {
+        for late in [ms(1), ms(100), GAP] {
+            let mut bench = Bench::new(TIMING);
+            bench.step(5000, Due::Begin(1));
+            assert_eq!(bench.sleep(late), (ms(500), vec![]), "{late:?}");
+            assert_eq!(bench.due(), [Due::Expired(1)], "{late:?}");
+        }
+    }
+
+    #[test]
+    fn what_fell_due_in_a_gap_is_due_once() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        bench.finish();
+        assert_eq!(bench.sleep(ms(3_600_000)), (ms(1000), vec![]));
+        assert_eq!(bench.due(), [Due::Begin(1)]);
+        bench.finish();
+        bench.step(1000, Due::Begin(1));
+    }
+
+    #[test]
+    fn a_gap_gives_back_the_initial_delay() {
+        let mut bench = Bench::new(TIMING);
+        bench.sleep(ms(3_600_000));
+        assert_eq!(bench.due(), []);
+        bench.step(5000, Due::Begin(1));
+
+        // No more than it can have cost.
+        let mut bench = Bench::new(TIMING);
+        bench.works_for(ms(4896));
+        bench.schedule.watch(bench.now, 2, TIMING);
+        assert_eq!(bench.sleep(ms(304)), (ms(104), vec![]));
+        assert_eq!(bench.due(), []);
+        bench.step(104, Due::Begin(1));
+        bench.finish();
+        bench.schedule.unwatch(1);
+        bench.step(4896, Due::Begin(2));
+    }
+
+    #[test]
+    fn a_gap_between_looks_is_one_too() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        bench.now += GAP;
+        assert!(bench.schedule.look(bench.now).is_empty());
+        bench.now += GAP + ms(1);
+        assert_eq!(bench.schedule.look(bench.now), [1]);
+        assert_eq!(bench.due(), [Due::Begin(1)]);
+    }
+
+    #[test]
+    fn a_gap_that_ends_before_the_deadline_does_nothing() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        assert_eq!(bench.schedule.sleep(), Some(bench.now + ms(500)));
+        bench.now += ms(499);
+        assert!(bench.schedule.look(bench.now).is_empty());
+        assert_eq!(bench.due(), []);
+    }
+
+    #[test]
+    fn a_sleep_without_deadline_has_no_gap() {
+        let mut bench = Bench::new(TIMING);
+        bench.schedule.unwatch(1);
+        assert_eq!(bench.schedule.sleep(), None);
+        bench.now += ms(3_600_000);
+        assert!(bench.schedule.look(bench.now).is_empty());
+        bench.schedule.watch(bench.now, 1, TIMING);
+        bench.step(5000, Due::Begin(1));
+        assert_eq!(bench.sleep(GAP + ms(1)), (ms(500), vec![1]));
+    }
+
+    #[test]
+    fn more_work_than_time_is_no_gap() {
+        let mut bench = Bench::new(Timing { initial_delay: ms(0), interval: ms(1), timeout: ms(10_000) });
+        for key in 2..2000 {
+            bench.schedule.watch(bench.now, key, TIMING);
+        }
+        bench.step(0, Due::Begin(1));
+        // Work for 8 s, looked at every 200 ms: the deadlines of others pass, the probe in flight is not void.
+        for _ in 0..40 {
+            bench.works_for(ms(200));
+            assert_eq!(bench.schedule.sleep(), Some(ms(1_005_000)));
+            bench.now += ms(1);
+            assert!(bench.schedule.look(bench.now).is_empty());
+        }
+        assert_eq!(bench.due().len(), 1998);
+    }
+
+    #[test]
+    fn deadlines_are_rounded_up_and_the_rate_stays_true() {
+        for (span, step) in
+            [(0, 1), (1, 1), (127, 1), (128, 2), (255, 2), (256, 4), (500, 4), (1000, 8), (86_400_000, 8)]
+        {
+            assert_eq!(quantum(ms(span)), ms(step), "{span}");
+        }
+        assert_eq!(quantum(Duration::MAX), ms(8));
+        for interval in [1, 2, 7, 99, 333, 1001, 4999] {
+            let interval = ms(interval);
+            let mut bench = Bench::new(Timing { initial_delay: ms(3), interval, timeout: ms(500) });
+            for n in 0..100 {
+                let late = Duration::from_micros(n * 7 % 1000);
+                bench.sleep(late);
+                assert_eq!(bench.due(), [Due::Begin(1)]);
+                let due = ms(1_000_003) + interval * n as u32;
+                assert!(bench.now >= due && bench.now <= due + quantum(interval) + late, "{interval:?} {n}");
+                bench.finish();
+            }
+        }
+    }
+
+    #[test]
+    fn checks_share_their_wake_ups() {
+        let mut bench = Bench::new(TIMING);
+        for key in 2..=1000 {
+            bench.schedule.watch(bench.now + ms(key.into()), key, TIMING);
+        }
+        let mut wake_ups = 0;
+        let mut begun = 0;
+        while begun < 3000 {
+            bench.sleep(Duration::from_micros(700));
+            wake_ups += 1;
+            for due in bench.due() {
+                let Due::Begin(key) = due else { panic!("{due:?}") };
+                bench.schedule.finished(bench.now, key);
+                begun += 1;
+            }
+        }
+        assert_eq!(wake_ups, 3000 / 8 + 1);
+    }
+
+    #[test]
+    fn a_watch_replaces_an_earlier_one() {
+        let mut bench = Bench::new(TIMING);
+        bench.step(5000, Due::Begin(1));
+        bench.schedule.watch(bench.now, 1, Timing { initial_delay: ms(70), ..TIMING });
+        // The end of the earlier one's probe is nobody's.
+        bench.finish();
+        bench.step(70, Due::Begin(1));
+        bench.schedule.unwatch(1);
+        bench.finish();
+        assert_eq!(bench.schedule.sleep(), None);
+        assert!(bench.schedule.checks.is_empty() && bench.schedule.deadlines.is_empty());
+    }
+
+    #[test]
+    fn the_initial_delay_counts_from_the_watch() {
+        let mut bench = Bench::new(TIMING);
+        bench.works_for(ms(100));
+        bench.schedule.watch(bench.now - ms(100), 2, Timing { initial_delay: ms(50), ..TIMING });
+        assert_eq!(bench.due(), [Due::Begin(2)]);
+    }
+
+    #[test]
+    fn times_out_of_this_world_do_not_overflow() {
+        let mut bench = Bench::new(Timing { initial_delay: Duration::MAX, interval: ms(1), timeout: ms(1) });
+        assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
+        bench.schedule.watch(
+            bench.now,
+            1,
+            Timing { initial_delay: ms(0), interval: Duration::MAX, timeout: Duration::MAX },
+        );
+        bench.now += ms(1);
+        assert_eq!(bench.due(), [Due::Begin(1)]);
+        bench.finish();
+        assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
+    }
+
+    /// Every path of a few steps for two checks: whatever time does, a probe begins only when none is in flight, each
+    /// ends at most once, none is failed after a gap, and there is always a deadline while something is watched.
+    #[test]
+    fn every_path_with_a_clock_that_jumps() {
+        #[derive(Clone, Copy, Debug)]
+        enum Step {
+            Pass(u64),
+            Sleep(u64),
+            Finish(u32),
+            Watch(u32),
+            Unwatch(u32),
+        }
+        use Step::*;
+        let steps = [Pass(0), Pass(40), Pass(9000), Sleep(0), Sleep(100), Sleep(9000), Finish(1), Watch(2), Unwatch(2)];
+        let timing = Timing { initial_delay: ms(50), interval: ms(100), timeout: ms(30) };
+        let depth = 6;
+        let mut walked = 0;
+        for path in 0..steps.len().pow(depth) {
+            let mut bench = Bench::new(timing);
+            let mut in_flight = BTreeSet::new();
+            let mut watched = BTreeSet::from([1]);
+            let mut code = path;
+            for _ in 0..depth {
+                let step = steps[code % steps.len()];
+                code /= steps.len();
+                let trace = || format!("path {path}, {step:?}");
+                let before = bench.now;
+                let mut void = Vec::new();
+                let mut late = 0;
+                match step {
+                    Pass(time) => {
+                        bench.now += ms(time);
+                        void = bench.schedule.look(bench.now);
+                        late = time;
+                    }
+                    Sleep(time) => {
+                        void = bench.sleep(ms(time)).1;
+                        late = time;
+                    }
+                    Finish(key) => {
+                        bench.schedule.finished(bench.now, key);
+                        in_flight.remove(&key);
+                    }
+                    Watch(key) => {
+                        bench.schedule.watch(bench.now, key, timing);
+                        in_flight.remove(&key);
+                        watched.insert(key);
+                    }
+                    Unwatch(key) => {
+                        bench.schedule.unwatch(key);
+                        in_flight.remove(&key);
+                        watched.remove(&key);
+                    }
+                }
+                if late > 250 {
+                    assert!(in_flight.iter().eq(void.iter()), "{}", trace());
+                    in_flight.clear();
+                } else {
+                    assert!(void.is_empty(), "{}", trace());
+                }
+                let mut said = BTreeSet::new();
+                for due in bench.due() {
+                    let (Due::Begin(key) | Due::Expired(key)) = due;
+                    assert!(watched.contains(&key) && said.insert(key), "{}: {due:?}", trace());
+                    match due {
+                        Due::Begin(_) => assert!(in_flight.insert(key), "{}: two at once", trace()),
+                        Due::Expired(_) => {
+                            assert!(late <= 250, "{}: failed over a gap", trace());
+                            assert!(in_flight.remove(&key) && bench.now > before, "{}", trace());
+                            bench.schedule.finished(bench.now, key);
+                        }
+                    }
+                }
+                assert_eq!(bench.schedule.checks.len(), watched.len(), "{}", trace());
+                assert_eq!(bench.schedule.deadlines.len(), watched.len(), "{}", trace());
+                walked += 1;
+                if watched.is_empty() {
+                    break;
+                }
+            }
+        }
+        assert!(walked >= steps.len().pow(depth));
+    }
+}

@@ -1,0 +1,438 @@
+//! The supervisor thread: the only one that forks, waits and kills. It takes messages, asks the fleet what follows from
+//! them, and performs that. It waits for nothing but its own queue and the next deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::entry::{Entry, Tree, Unit, info};
+use super::handle::{Counts, Started, Stdin};
+use super::message::{Command, Message};
+use super::probes::Probes;
+use super::shutdown::Shutdown;
+use crate::error::Error;
+use crate::fleet::Fleet;
+use crate::logs::LogStore;
+use crate::model::{Exit, ProcessSpec, StdinMode, Target, UnitId, UserSpec};
+use crate::os::cgroup::Slice;
+use crate::os::clock::Clock;
+use crate::os::spawn::Spawner;
+use crate::os::tree;
+use crate::os::wait::reap;
+use crate::output::{Message as ToOutput, Notice, Output, RunKey};
+use crate::pending::Reply;
+use crate::unit::{Event, Now};
+
+/// How long a DELETE is held while the tree is not gone yet (section 5).
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// A restart waits for what is left of the old run, which has got its SIGKILL: it may hold the port that the next one
+/// needs. Its end is mostly seen when it is reaped, but a cgroup can be empty a moment later than that: so we look
+/// again after this time, twice that, and so on…
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// …up to this, about a second in all. What is still there then is in the kernel's hands.
+const LAST_LOOK: Duration = Duration::from_millis(512);
+/// From the death of an orphan to the look at the trees that it may have been the last of.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+/// Children reaped in a row before the queue has its turn: a storm of them must not hold up the clients.
+const REAP_TURN: usize = 256;
+
+/// What the thread is made of.
+pub(super) struct Parts {
+    pub(super) inbox: Receiver<Message>,
+    /// Set by the signals thread when it has sent [`Message::Child`]; cleared here before we look.
+    pub(super) child_pending: Arc<AtomicBool>,
+    pub(super) fleet: Fleet<Entry>,
+    pub(super) logs: Arc<LogStore>,
+    pub(super) output: Output,
+    pub(super) probes: Probes,
+    pub(super) spawner: Spawner,
+    pub(super) slice: Option<Slice>,
+    pub(super) default_user: UserSpec,
+    pub(super) base_env: Vec<(String, String)>,
+    /// Pipes that may be open at once.
+    pub(super) max_pipes: usize,
+    pub(super) session_idle: Duration,
+}
+
+pub(super) struct Actor {
+    pub(super) parts: Parts,
+    pub(super) clock: Clock,
+    /// Somebody who waits for a DELETE, until when.
+    kills: Vec<(UnitId, Duration, Reply<()>)>,
+    /// Runs that are drained, and wait for the rest of their tree to die before the next one; when we
+    /// look again, and how long we have waited for that.
+    dying: Vec<(RunKey, Duration, Duration)>,
+    /// Units whose leader was reaped while others of the tree lived on.
+    pub(super) lingering: BTreeSet<UnitId>,
+    /// When to look whether these, and those in the graveyard, have ended.
+    look_at: Option<Duration>,
+    /// Trees of runs and units that are history, and not quite dead.
+    pub(super) graveyard: Vec<Tree>,
+    pub(super) shutdown: Option<Shutdown>,
+    more_to_reap: bool,
+    pub(super) last_writer: u64,
+    /// The terminal sessions, by the ids that clients know.
+    pub(super) sessions: BTreeMap<String, UnitId>,
+}
+
+impl Actor {
+    pub(super) fn new(parts: Parts) -> Actor {
+        Actor {
+            parts,
+            clock: Clock::start(),
+            kills: Vec::new(),
+            dying: Vec::new(),
+            lingering: BTreeSet::new(),
+            look_at: None,
+            graveyard: Vec::new(),
+            shutdown: None,
+            more_to_reap: false,
+            last_writer: 0,
+            sessions: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn run(&mut self) {
+        loop {
+            let message = match self.next_wake() {
+                Some(at) => self.parts.inbox.recv_deadline(self.clock.instant(at)),
+                None => self.parts.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match message {
+                Ok(Message::Command(Command::Quit)) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => self.receive(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.more_to_reap {
+                self.reap();
+            }
+            self.tick();
+            if self.shutdown.as_ref().is_some_and(Shutdown::is_the_end) {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn next_wake(&self) -> Option<Duration> {
+        if self.more_to_reap {
+            return Some(Duration::ZERO);
+        }
+        let kills = self.kills.iter().map(|(_, until, _)| *until);
+        let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
+        let probes = self.parts.probes.deadline();
+        let dying = self.dying.iter().map(|(_, at, _)| *at);
+        let units = self.parts.fleet.deadline().into_iter().chain(self.sessions_deadline());
+        kills.chain(self.look_at).chain(dying).chain(units).chain(shutdown).chain(probes).min()
+    }
+
+    pub(super) fn tick(&mut self) {
+        let now = self.clock.now();
+        if self.dying.iter().any(|(_, at, _)| *at <= now.mono) {
+            self.settle_dying(now);
+        }
+        while let Some(id) = self.parts.fleet.due(now) {
+            self.step(id, now, Event::Tick);
+        }
+        for (_, _, reply) in self.kills.extract_if(.., |(_, until, _)| *until <= now.mono) {
+            reply.send(Ok(()));
+        }
+        self.tend_sessions(now);
+        if self.look_at.is_some_and(|at| at <= now.mono) {
+            self.look_at = None;
+            self.clear_trees();
+        }
+        while let Some(slot) = self.parts.fleet.pop_surplus() {
+            self.part_with(slot);
+        }
+        if self.parts.probes.revive(now.mono) {
+            self.watch_all();
+        }
+        self.advance_shutdown(now);
+    }
+
+    fn watch_all(&self) {
+        for (id, slot) in self.parts.fleet.iter() {
+            if let Some(check) = slot.unit.probed() {
+                self.parts.probes.watch(id, slot.unit.run_no(), check.clone());
+            }
+        }
+    }
+
+    pub(super) fn receive(&mut self, message: Message) {
+        match message {
+            Message::Command(command) => self.obey(command),
+            Message::Child => self.reap(),
+            Message::Output(run, notice) => self.notice(run, notice),
+            Message::Health(verdict) => {
+                let now = self.clock.now();
+                self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
+            }
+            Message::HealthDied => self.parts.probes.died(self.clock.now().mono),
+            Message::Died(thread) => self.begin_shutdown(Duration::ZERO, None, Some(thread)),
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start { id, spec, reply } => self.start(id, *spec, reply),
+            Command::List(reply) => {
+                let processes = self.parts.fleet.iter().filter(|(_, slot)| slot.data.pty.is_none());
+                let all = processes.filter_map(|(id, slot)| info(id, slot));
+                reply.send(Ok(all.collect()));
+            }
+            Command::LookUp(target, reply) => {
+                reply.send(self.find(&target).and_then(|id| self.started(id).ok_or(Error::NotFound(target))));
+            }
+            Command::Counts(reply) => {
+                reply.send(Ok(Counts { running: self.parts.fleet.running(), total: self.parts.fleet.len() }));
+            }
+            Command::Signal(target, signal, reply) => reply.send(self.signal(&target, signal)),
+            Command::Kill(target, reply) => self.kill(&target, reply),
+            Command::Restart(target, reply) => self.restart(target, reply),
+            Command::Stdin(target, reply) => reply.send(self.stdin(&target)),
+            Command::CloseStdin(target, reply) => reply.send(self.close_stdin(&target)),
+            Command::OpenPty { id, spec, key, reply } => self.open_pty(id, *spec, key, reply),
+            Command::ListPtys(reply) => reply.send(Ok(self.ptys())),
+            Command::LookUpPty(session, reply) => reply.send(self.look_up_pty(&session)),
+            Command::KillPty(session, reply) => self.kill_pty(&session, reply),
+            Command::Attach(key, reply) => reply.send(self.attach(&key)),
+            Command::Detach(id) => self.detach(id),
+            Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), None),
+            Command::Quit => {}
+        }
+    }
+
+    fn find(&self, target: &Target) -> Result<UnitId, Error> {
+        self.parts.fleet.find(target)
+    }
+
+    pub(super) fn slot(&self, target: &Target) -> Result<(UnitId, &Unit), Error> {
+        let not_found = || Error::NotFound(target.clone());
+        let id = self.find(target)?;
+        Ok((id, self.parts.fleet.get(id).ok_or_else(not_found)?))
+    }
+
+    pub(super) fn started(&self, id: UnitId) -> Option<Started> {
+        let slot = self.parts.fleet.get(id)?;
+        Some(Started { info: info(id, slot)?, log: Arc::clone(&slot.data.log) })
+    }
+
+    fn start(&mut self, id: UnitId, spec: ProcessSpec, reply: Reply<Started>) {
+        if self.shutdown.is_some() {
+            return reply.send(Err(Error::ShuttingDown));
+        }
+        let (managed, timeout) = (spec.managed.clone(), spec.timeout);
+        let mut reply = Some(reply);
+        let logs = &self.parts.logs;
+        let admitted = self.parts.fleet.admit(id, managed, timeout, spec.size(), || Entry {
+            stdin_open: false,
+            log: logs.create(id),
+            tree: Tree::Gone,
+            killed: false,
+            starting: reply.take().map(|reply| (1, reply)).into_iter().collect(),
+            pty: None,
+            spec,
+        });
+        match (admitted, reply) {
+            (Err(error), Some(reply)) => reply.send(Err(error)),
+            _ => self.step(id, self.clock.now(), Event::Start),
+        }
+    }
+
+    fn signal(&mut self, target: &Target, signal: i64) -> Result<(), Error> {
+        let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
+        let number = number.ok_or(Error::InvalidSignal(signal))?;
+        let (id, slot) = self.slot(target)?;
+        let leader = slot.unit.leader().ok_or_else(|| Error::NotRunning(target.clone()))?;
+        if number == libc::SIGKILL {
+            self.kill_tree(id);
+            return Ok(());
+        }
+        tree::signal_group(leader, number).map_err(|error| Error::from_io("sending the signal", &error))
+    }
+
+    fn kill(&mut self, target: &Target, reply: Reply<()>) {
+        match self.find(target) {
+            Ok(id) => self.kill_unit(id, reply),
+            Err(error) => reply.send(Err(error)),
+        }
+    }
+
+    /// Answers when the tree is gone, or after a while.
+    pub(super) fn kill_unit(&mut self, id: UnitId, reply: Reply<()>) {
+        let now = self.clock.now();
+        self.step(id, now, Event::Stop);
+        self.kills.push((id, now.mono + KILL_PATIENCE, reply));
+        self.settle_kills();
+    }
+
+    /// Answers the DELETEs whose tree is gone.
+    fn settle_kills(&mut self) {
+        let fleet = &mut self.parts.fleet;
+        let gone = |id: UnitId| match fleet.get_mut(id) {
+            Some(slot) => slot.unit.is_down() && slot.data.tree.is_gone(),
+            None => true,
+        };
+        let mut gone = gone;
+        for (_, _, reply) in self.kills.extract_if(.., |(id, _, _)| gone(*id)) {
+            reply.send(Ok(()));
+        }
+    }
+
+    fn restart(&mut self, target: Target, reply: Reply<Started>) {
+        let may = self.slot(&target).and_then(|(id, slot)| match slot.unit.managed() {
+            Some(_) => Ok(id),
+            None => Err(Error::NotManaged(target)),
+        });
+        let may = may.and_then(|id| match self.shutdown {
+            Some(_) => Err(Error::ShuttingDown),
+            None => self.parts.fleet.claim_for_restart(id).map(|()| id),
+        });
+        let id = match may {
+            Ok(id) => id,
+            Err(error) => return reply.send(Err(error)),
+        };
+        if let Some(slot) = self.parts.fleet.get_mut(id) {
+            // Not the run that is to end: its exec may just have succeeded.
+            slot.data.starting.push((slot.unit.run_no() + 1, reply));
+        }
+        self.step(id, self.clock.now(), Event::Restart);
+    }
+
+    fn stdin(&mut self, target: &Target) -> Result<Stdin, Error> {
+        let (id, slot) = self.slot(target)?;
+        if slot.data.spec.stdin != StdinMode::Pipe {
+            return Err(Error::StdinNotWritable(target.clone()));
+        }
+        if !slot.data.stdin_open || slot.unit.leader().is_none() {
+            return Err(Error::StdinClosed(target.clone()));
+        }
+        let run = (id, slot.unit.run_no());
+        self.last_writer += 1;
+        Ok(Stdin { output: self.parts.output.sender(), run, writer: self.last_writer })
+    }
+
+    fn close_stdin(&mut self, target: &Target) -> Result<(), Error> {
+        let (id, slot) = self.slot(target)?;
+        if slot.data.spec.stdin != StdinMode::Pipe {
+            return Err(Error::StdinNotWritable(target.clone()));
+        }
+        let run = (id, slot.unit.run_no());
+        if let Some(slot) = self.parts.fleet.get_mut(id)
+            && std::mem::take(&mut slot.data.stdin_open)
+        {
+            self.parts.output.sender().send(run, ToOutput::CloseStdin);
+        }
+        Ok(())
+    }
+
+    fn notice(&mut self, (id, run): RunKey, notice: Notice) {
+        let Some(slot) = self.parts.fleet.get_mut(id) else { return };
+        if slot.unit.run_no() != run {
+            return;
+        }
+        let event = match notice {
+            Notice::ExecOk => Event::ExecOk,
+            Notice::ExecFailed(failure) => Event::ExecFailed(failure.explain(&slot.data.spec)),
+            Notice::Drained => Event::Drained,
+            Notice::StdinClosed => {
+                slot.data.stdin_open = false;
+                return;
+            }
+        };
+        if event == Event::Drained && self.leaves_somebody(id) {
+            self.dying.push(((id, run), self.clock.now().mono + FIRST_LOOK, FIRST_LOOK));
+            return;
+        }
+        let drained = event == Event::Drained;
+        self.step(id, self.clock.now(), event);
+        if drained {
+            self.settle_kills();
+        }
+    }
+
+    /// Whether anybody of the old run lives whom the next one would meet.
+    fn leaves_somebody(&mut self, id: UnitId) -> bool {
+        match self.parts.fleet.get_mut(id) {
+            // Without cgroups it would take a look at all of /proc.
+            Some(Unit { data: Entry { tree: Tree::Session(_), .. }, .. }) | None => false,
+            Some(slot) => slot.unit.will_come_again() && !slot.data.tree.is_gone(),
+        }
+    }
+
+    fn settle_dying(&mut self, now: Now) {
+        for ((id, run), at, wait) in std::mem::take(&mut self.dying) {
+            let (due, last) = (at <= now.mono, wait >= LAST_LOOK);
+            if !(due && last) && self.leaves_somebody(id) {
+                let (at, wait) = if due { (now.mono + 2 * wait, 2 * wait) } else { (at, wait) };
+                self.dying.push(((id, run), at, wait));
+            } else if self.parts.fleet.get(id).is_some_and(|slot| slot.unit.run_no() == run) {
+                self.step(id, now, Event::Drained);
+            }
+        }
+    }
+
+    /// Reaps whoever has ended: leaders of ours, and orphans of anybody.
+    fn reap(&mut self) {
+        // Cleared before we look: a child that ends from now on is announced anew.
+        self.parts.child_pending.store(false, Ordering::SeqCst);
+        self.more_to_reap = true;
+        let now = self.clock.now();
+        for _ in 0..REAP_TURN {
+            let Some(reaped) = reap() else {
+                self.more_to_reap = false;
+                break;
+            };
+            match self.parts.fleet.led_by(reaped.pid) {
+                Some(id) => self.leader_ended(id, reaped.exit, now),
+                // Every last process of a tree ends as a child of ours, so that is when to look. There may be thousands
+                // of trees: one look for all that die meanwhile.
+                None => self.look_at = self.look_at.or(Some(now.mono + LOOK_AFTER)),
+            }
+        }
+        self.settle_dying(now);
+        self.settle_kills();
+    }
+
+    fn leader_ended(&mut self, id: UnitId, exit: Exit, now: Now) {
+        let mut exit = exit;
+        if let Some(slot) = self.parts.fleet.get_mut(id) {
+            slot.data.stdin_open = false;
+            if let (Exit::Signal(libc::SIGKILL), false, Tree::Leaf(leaf)) = (exit, slot.data.killed, &slot.data.tree)
+                && leaf.had_oom_kill()
+            {
+                exit = Exit::OomKilled;
+            }
+        }
+        self.step(id, now, Event::Exited(exit));
+        if let Some(slot) = self.parts.fleet.get_mut(id)
+            && slot.unit.leader().is_none()
+            // Without cgroups it would take a look at all of /proc, and there is nothing to give back.
+            && !matches!(slot.data.tree, Tree::Session(_))
+            && !slot.data.tree.is_gone()
+        {
+            self.lingering.insert(id);
+        }
+    }
+
+    /// Lets go of the trees whose last process has ended.
+    fn clear_trees(&mut self) {
+        let fleet = &mut self.parts.fleet;
+        self.lingering.retain(|id| match fleet.get_mut(*id) {
+            // A leader that was not reaped leads another run.
+            Some(slot) => slot.unit.leader().is_none() && !slot.data.tree.is_gone(),
+            None => false,
+        });
+        self.graveyard.retain_mut(|tree| !tree.is_gone());
+    }
+
+    /// Keeps a tree that is not gone until it is.
+    pub(super) fn bury(&mut self, mut tree: Tree) {
+        if !matches!(tree, Tree::Session(_)) && !tree.is_gone() {
+            self.graveyard.push(tree);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the supervisor thread is told.
+//!
+//! Its queue has no bound of its own: whoever asks waits for the answer before it asks again, each unit has a few notices
+//! on the way at most, and SIGCHLD is announced once until it has been looked at.
+
+use std::time::Duration;
+
+use super::handle::{Counts, Started, Stdin};
+use super::pty::{Found, SessionKey};
+use crate::health::Verdict;
+use crate::model::{ProcessInfo, ProcessSpec, Target, UnitId};
+use crate::output::{Notice, RunKey};
+use crate::pending::Reply;
+use crate::session::SessionInfo;
+
+/// A request, with where its answer goes.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Start {
+        id: UnitId,
+        spec: Box<ProcessSpec>,
+        reply: Reply<Started>,
+    },
+    List(Reply<Vec<ProcessInfo>>),
+    LookUp(Target, Reply<Started>),
+    Counts(Reply<Counts>),
+    Signal(Target, i64, Reply<()>),
+    Kill(Target, Reply<()>),
+    Restart(Target, Reply<Started>),
+    Stdin(Target, Reply<Stdin>),
+    CloseStdin(Target, Reply<()>),
+    OpenPty {
+        id: UnitId,
+        spec: Box<ProcessSpec>,
+        key: SessionKey,
+        reply: Reply<Started>,
+    },
+    ListPtys(Reply<Vec<SessionInfo>>),
+    LookUpPty(String, Reply<Found>),
+    KillPty(String, Reply<()>),
+    /// With the token.
+    Attach(SessionKey, Reply<Found>),
+    Detach(UnitId),
+    Shutdown(Duration, Reply<()>),
+    /// The thread ends; what runs goes on without it.
+    Quit,
+}
+
+/// Anything that comes.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Command(Command),
+    /// SIGCHLD: somebody is to be reaped.
+    Child,
+    Output(RunKey, Notice),
+    Health(Verdict),
+    /// The health thread has panicked: there is to be another.
+    HealthDied,
+    /// An actor has panicked: without it nothing works, so everything ends.
+    Died(&'static str),
+}

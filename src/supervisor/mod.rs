@@ -1,0 +1,263 @@
+//! The supervisor: its builder, and the [`Handle`] through which everybody asks it.
+
+mod actor;
+mod entry;
+mod handle;
+mod message;
+mod perform;
+mod probes;
+mod pty;
+mod sessions;
+mod shutdown;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+pub use handle::{Counts, Handle, Started, Stdin};
+pub use pty::{Attached, SessionKey};
+
+use crate::budget::{self, Budget};
+use crate::fleet::{Bounds, Fleet};
+use crate::health::Health;
+use crate::logs::{Limits, LogStore};
+use crate::model::UserSpec;
+use crate::os::cgroup::Slice;
+use crate::os::limits::{become_subreaper, raise_nofile};
+use crate::os::spawn::Spawner;
+use crate::output::Output;
+use crate::signals::SignalThread;
+use crate::worker;
+use actor::{Actor, Parts};
+use message::{Command, Message};
+use probes::{News, Probes};
+
+/// What a supervisor is made of; the defaults are those of section 7.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    default_user: UserSpec,
+    base_env: Vec<(String, String)>,
+    log_dir: PathBuf,
+    log_limits: Limits,
+    max_processes: usize,
+    keep_ended: usize,
+    max_connections: usize,
+    max_sessions: usize,
+    session_idle: Duration,
+}
+
+impl Builder {
+    /// Whom a process runs as that does not say; `tl-user` by default.
+    pub fn default_user(mut self, user: UserSpec) -> Self {
+        self.default_user = user;
+        self
+    }
+
+    /// Variables on top of the base environment of every process.
+    pub fn base_env(mut self, env: Vec<(String, String)>) -> Self {
+        self.base_env = env;
+        self
+    }
+
+    /// How many bytes of output are kept.
+    pub fn log_limits(mut self, limits: Limits) -> Self {
+        self.log_limits = limits;
+        self
+    }
+
+    /// Processes that may run at once.
+    pub fn max_processes(mut self, most: usize) -> Self {
+        self.max_processes = most;
+        self
+    }
+
+    /// Ended processes that are remembered.
+    pub fn keep_ended(mut self, most: usize) -> Self {
+        self.keep_ended = most;
+        self
+    }
+
+    /// Connections of a front-end that descriptors are to be left for.
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.max_connections = most;
+        self
+    }
+
+    /// Terminal sessions that may run at once.
+    pub fn max_sessions(mut self, most: usize) -> Self {
+        self.max_sessions = most;
+        self
+    }
+
+    /// A terminal session that nobody is attached to ends after this time.
+    pub fn session_idle(mut self, time: Duration) -> Self {
+        self.session_idle = time;
+        self
+    }
+
+    /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
+    ///
+    /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
+    ///
+    /// # Errors
+    /// When the log directory cannot be made or is another supervisor's, or a thread or descriptor cannot be had.
+    ///
+    /// ```no_run
+    /// # use tl_supervisor::*;
+    /// let supervisor = Supervisor::builder("/tmp/logs").start()?;
+    /// let handle = supervisor.handle();
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn start(self) -> io::Result<Supervisor> {
+        let (nofile, most_files) = raise_nofile()?;
+        let wanted = Budget { processes: self.max_processes, connections: self.max_connections };
+        let budget = budget::fit(wanted, most_files);
+        let mut warnings = Vec::new();
+        if budget != wanted {
+            let (processes, connections) = (budget.processes, budget.connections);
+            warnings.push(format!(
+                "RLIMIT_NOFILE is {most_files}: at most {processes} processes and {connections} connections"
+            ));
+        }
+        if std::process::id() != 1 {
+            become_subreaper()?;
+        }
+        let spawner = Spawner::new(Some(nofile))?;
+        let logs = LogStore::open(&self.log_dir, self.log_limits)?;
+        let (messages, inbox) = unbounded();
+        let child_pending = Arc::new(AtomicBool::new(false));
+        let signals = watch_children(messages.clone(), Arc::clone(&child_pending))?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let output = Output::start(
+            move |run, notice| drop(to_self.send(Message::Output(run, notice))),
+            move || drop(died.send(Message::Died("output"))),
+        )?;
+        let probes = probe_for(messages.clone())?;
+        let slice = Slice::find();
+        if slice.is_none() {
+            warnings.push("no writable cgroup v2: a process that leaves its session may escape a kill".to_owned());
+        }
+        let (tell, ended) = bounded(1);
+        let default_user = Arc::new(self.default_user.clone());
+        let (max_running, max_sessions) = (budget.processes, self.max_sessions);
+        let bounds = Bounds { max_running, keep_ended: self.keep_ended, max_sessions };
+        let body = move || {
+            let parts = Parts {
+                inbox,
+                child_pending,
+                fleet: Fleet::new(bounds),
+                logs,
+                output,
+                probes,
+                spawner,
+                slice,
+                default_user: self.default_user,
+                base_env: self.base_env,
+                max_pipes: budget::pipes(most_files, budget.connections),
+                session_idle: self.session_idle,
+            };
+            Actor::new(parts).run();
+            drop(tell);
+            Ok(())
+        };
+        let thread = worker::spawn("supervisor", body, || {})?;
+        // A child that ended before the signals were watched.
+        let _ = messages.send(Message::Child);
+        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+        Ok(Supervisor { handle, budget, warnings, ended, signals: Some(signals), thread: Some(thread) })
+    }
+}
+
+fn probe_for(messages: Sender<Message>) -> io::Result<Probes> {
+    Probes::new(move || {
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let news = News::default();
+        Health::start(
+            move |verdict| {
+                if news.has(&verdict) {
+                    drop(to_self.send(Message::Health(verdict)));
+                }
+            },
+            move || drop(died.send(Message::HealthDied)),
+        )
+    })
+}
+
+fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Result<SignalThread> {
+    let died = messages.clone();
+    let notice = move |_| {
+        // One announcement at a time, however fast they die.
+        if !pending.swap(true, Ordering::SeqCst) {
+            let _ = messages.send(Message::Child);
+        }
+    };
+    SignalThread::start(&[libc::SIGCHLD], notice, move || drop(died.send(Message::Died("signals"))))
+}
+
+/// A running supervisor. Dropped, its threads end; what it has started goes on without it: see [`Handle::shutdown`].
+#[derive(Debug)]
+pub struct Supervisor {
+    handle: Handle,
+    budget: Budget,
+    warnings: Vec<String>,
+    ended: Receiver<()>,
+    signals: Option<SignalThread>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Supervisor {
+    /// Begins to build one that keeps its logs below `log_dir`.
+    pub fn builder(log_dir: impl Into<PathBuf>) -> Builder {
+        Builder {
+            default_user: UserSpec::Name { name: "tl-user".to_owned(), gid: None },
+            base_env: Vec::new(),
+            log_dir: log_dir.into(),
+            log_limits: Limits { per_unit: 256 << 20, total: 1 << 30 },
+            max_processes: 4_096,
+            keep_ended: 1_000,
+            max_connections: 1_024,
+            max_sessions: 64,
+            session_idle: Duration::from_secs(300),
+        }
+    }
+
+    /// To ask it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The connections that descriptors were left for.
+    pub fn max_connections(&self) -> usize {
+        self.budget.connections
+    }
+
+    /// What is less than it was asked for, or than it should be, a sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Gives nothing; disconnected when the supervisor thread has ended, which it does of itself only by a panic.
+    pub fn ended(&self) -> Receiver<()> {
+        self.ended.clone()
+    }
+
+    /// The longest that [`Handle::shutdown`] takes on top of its grace.
+    pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(3);
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        let _ = self.handle.messages.send(Message::Command(Command::Quit));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        drop(self.signals.take());
+    }
+}

@@ -1,0 +1,178 @@
+//! Performs what a unit's state machine asks for.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::actor::Actor;
+use super::entry::Tree;
+use super::shutdown::is_pid_1;
+use crate::budget;
+use crate::error::Error;
+use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
+use crate::os::accounts;
+use crate::os::clock;
+use crate::os::launch::Launch;
+use crate::os::tree::{self, Session};
+use crate::output::{Attach, Message as ToOutput};
+use crate::unit::{Action, Event, Now};
+
+impl Actor {
+    /// Gives an event to a unit and performs what follows, and what follows from that.
+    pub(super) fn step(&mut self, id: UnitId, now: Now, event: Event) {
+        let mut actions = Vec::new();
+        self.parts.fleet.step(id, now, event, &mut actions);
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            let Some(event) = self.perform(id, action) else { continue };
+            let mut more = Vec::new();
+            self.parts.fleet.step(id, now, event, &mut more);
+            queue.extend(more);
+        }
+    }
+
+    /// Performs one action; a fork's outcome is an event at once.
+    fn perform(&mut self, id: UnitId, action: Action) -> Option<Event> {
+        match action {
+            Action::Spawn => {
+                return Some(match self.spawn(id) {
+                    Ok(pid) => Event::Spawned(pid),
+                    Err(error) => Event::SpawnFailed(error),
+                });
+            }
+            // They have it already, with everybody else.
+            Action::Signal(_) if self.shutdown.is_some() && is_pid_1() => {}
+            Action::Signal(signal) => {
+                if let Some(leader) = self.parts.fleet.get(id).and_then(|slot| slot.unit.leader())
+                    && let Err(error) = tree::signal_group(leader, signal)
+                {
+                    log::warn!("unit {id}: sending signal {signal}: {error}");
+                }
+            }
+            Action::HangUp => tree::hang_up(self.parts.fleet.get(id)?.unit.leader()?),
+            Action::Disconnect => self.tell_output(id, ToOutput::HangUp),
+            Action::KillTree => self.kill_tree(id),
+            Action::Watch => {
+                let slot = self.parts.fleet.get(id)?;
+                let check = slot.unit.probed()?.clone();
+                self.parts.probes.watch(id, slot.unit.run_no(), check);
+            }
+            Action::Unwatch => self.parts.probes.unwatch(id),
+            Action::Drain => self.tell_output(id, ToOutput::Drain),
+            Action::Complain(error) => {
+                let line = format!("tl-init: {error}\n");
+                let entry = &self.parts.fleet.get(id)?.data;
+                match &entry.pty {
+                    Some(session) => session.terminal.append(line.as_bytes()),
+                    None => entry.log.append(clock::wall(), Stream::Stderr, line.as_bytes()),
+                }
+            }
+            Action::Started => {
+                let started = self.started(id)?;
+                let slot = self.parts.fleet.get_mut(id)?;
+                let run = slot.unit.run_no();
+                for (_, reply) in slot.data.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
+                    reply.send(Ok(started.clone()));
+                }
+            }
+            Action::StartFailed(run, error) => {
+                self.parts.output.sender().send((id, run), ToOutput::Forget);
+                self.refuse_starts(id, run, &error);
+            }
+            Action::Finish(end) => {
+                self.refuse_starts(id, RunNo::MAX, &Error::NotRunning(Target::Unit(id)));
+                let entry = &mut self.parts.fleet.get_mut(id)?.data;
+                if entry.spec.managed.is_none() {
+                    // It never starts again: what is shown is all that is kept.
+                    entry.spec.env = Vec::new();
+                }
+                entry.log.finish(end);
+                if let Some(session) = &mut entry.pty {
+                    session.terminal.finish(end);
+                    session.life.end(self.clock.now().mono);
+                }
+            }
+            Action::Reopen => self.parts.fleet.get(id)?.data.log.reopen(),
+            Action::Forget => {
+                self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
+                let slot = self.parts.fleet.remove(id)?;
+                self.part_with(slot);
+            }
+        }
+        None
+    }
+
+    fn tell_output(&self, id: UnitId, message: ToOutput) {
+        if let Some(slot) = self.parts.fleet.get(id) {
+            self.parts.output.sender().send((id, slot.unit.run_no()), message);
+        }
+    }
+
+    /// Tells all who wait for this run or one before it.
+    fn refuse_starts(&mut self, id: UnitId, run: RunNo, error: &Error) {
+        if let Some(slot) = self.parts.fleet.get_mut(id) {
+            for (_, reply) in slot.data.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
+                reply.send(Err(error.clone()));
+            }
+        }
+    }
+
+    pub(super) fn kill_tree(&mut self, id: UnitId) {
+        let fleet = &mut self.parts.fleet;
+        let Some(slot) = fleet.get(id) else { return };
+        let leader = slot.unit.leader();
+        // A leader's PID that went to another unit of ours: its session has ended long ago.
+        let ours = match &slot.data.tree {
+            Tree::Session(session) => fleet.owns_pid(id, session.leader()),
+            Tree::Gone | Tree::Leaf(_) => true,
+        };
+        if let Some(slot) = fleet.get_mut(id) {
+            slot.data.killed = true;
+            if ours {
+                slot.data.tree.kill(leader.is_some());
+            }
+        }
+        if let Some(leader) = leader
+            // It may not have joined its cgroup or its session yet.
+            && let Err(error) = tree::signal_group(leader, libc::SIGKILL)
+        {
+            log::debug!("unit {id}: killing the leader: {error}");
+        }
+    }
+
+    fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
+        let gone = || Error::Internal("the unit is gone".to_owned());
+        // Children in the background may hold pipes of processes that have ended: those count too.
+        if self.parts.output.sender().open_pipes() + budget::PIPES > self.parts.max_pipes {
+            return Err(Error::OutOfResources("too many pipes are open".to_owned()));
+        }
+        let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        let run = slot.unit.run_no();
+        let old = std::mem::replace(&mut slot.data.tree, Tree::Gone);
+        self.bury(old);
+        let slot = self.parts.fleet.get(id).ok_or_else(gone)?;
+        let spec = &slot.data.spec;
+        let identity = accounts::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
+        let launch = Launch::new(spec, &identity, &self.parts.base_env)?;
+        let leaf = self.parts.slice.as_ref().map(|slice| slice.leaf(&format!("{id}.{run}")));
+        let leaf = leaf.transpose().map_err(|error| Error::from_io("making a cgroup", &error))?;
+        let child = self.parts.spawner.spawn(spec, &launch, leaf.as_ref()).inspect_err(|_| {
+            if let Some(leaf) = &leaf {
+                let _ = leaf.remove();
+            }
+        })?;
+        let attach = Attach {
+            log: slot.data.log.clone(),
+            terminal: slot.data.pty.as_ref().map(|session| Arc::clone(&session.terminal)),
+            stdin: child.stdin,
+            stdout: child.stdout,
+            stderr: child.stderr,
+            report: child.report,
+        };
+        self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
+        let entry = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.data;
+        entry.stdin_open = entry.spec.stdin == StdinMode::Pipe;
+        entry.killed = false;
+        entry.tree = leaf.map_or_else(|| Tree::Session(Session::new(child.pid)), Tree::Leaf);
+        Ok(child.pid)
+    }
+}

@@ -1,0 +1,108 @@
+//! The supervisor's thread by hand: no fork, and nobody's children are reaped.
+
+use std::net::TcpListener;
+use std::time::Instant;
+
+use super::entry::{Entry, Tree};
+use super::*;
+use crate::health::Verdict;
+use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId};
+use crate::unit::Event;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Actor {
+    Actor::new(Parts {
+        inbox,
+        child_pending: Arc::default(),
+        fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
+        logs: LogStore::open(dir, Limits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
+        output: Output::start(|_, _| {}, || {}).unwrap(),
+        probes,
+        spawner: Spawner::new(None).unwrap(),
+        slice: None,
+        default_user: UserSpec::Uid { uid: 0, gid: None },
+        base_env: Vec::new(),
+        max_pipes: 100,
+        session_idle: LONG,
+    })
+}
+
+fn checked(port: u16) -> ProcessSpec {
+    let check = HealthCheck {
+        kind: HealthKind::Tcp,
+        port,
+        path: None,
+        initial_delay_ms: 0,
+        interval_ms: 20,
+        timeout_ms: 60_000,
+        failure_threshold: 1,
+    };
+    let managed = ManagedSpec { health: Some(check), ..ManagedSpec::new(Policy::Never) };
+    ProcessSpec::command("true").managed(managed).build().unwrap()
+}
+
+/// Takes messages until `want` likes one.
+fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Message) -> bool) {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let wake = actor.next_wake().map_or(deadline, |at| actor.clock.instant(at));
+        let message = inbox.recv_deadline(wake.min(deadline));
+        let wanted = message.as_ref().is_ok_and(&mut want);
+        assert!(wanted || Instant::now() < deadline, "not in time");
+        if let Ok(message) = message {
+            actor.receive(message);
+        }
+        actor.tick();
+        if wanted {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (messages, inbox) = unbounded();
+    let (doomed, died) = (messages.clone(), AtomicBool::new(false));
+    // The first thread dies of its first verdict.
+    let start = move || {
+        let first = !died.swap(true, Ordering::SeqCst);
+        let (to_self, died) = (doomed.clone(), doomed.clone());
+        let report = move |verdict: Verdict| {
+            assert!(!first, "on purpose");
+            drop(to_self.send(Message::Health(verdict)));
+        };
+        Health::start(report, move || drop(died.send(Message::HealthDied)))
+    };
+    let mut actor = actor(dir.path(), inbox.clone(), Probes::new(start).unwrap());
+    let service = TcpListener::bind("127.0.0.1:0").unwrap();
+    let spec = checked(service.local_addr().unwrap().port());
+    let now = actor.clock.now();
+    for n in 1..=3 {
+        let (id, spec) = (UnitId(n), spec.clone());
+        let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
+        let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
+        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty };
+        actor.parts.fleet.admit(id, managed, None, 0, entry).unwrap();
+        // As if forked; its PID is no process of ours.
+        for event in [Event::Start, Event::Spawned(1_000_000 + n as i32)] {
+            actor.parts.fleet.step(id, now, event, &mut Vec::new());
+        }
+        // The third has ended meanwhile.
+        actor.step(id, now, Event::ExecOk);
+        if n == 3 {
+            actor.step(id, now, Event::Exited(crate::model::Exit::Code(0)));
+        }
+    }
+    until(&mut actor, &inbox, |message| matches!(message, Message::HealthDied));
+    let mut seen = Vec::new();
+    until(&mut actor, &inbox, |message| {
+        if let Message::Health(verdict) = message {
+            assert_eq!(verdict.outcome, Ok(()));
+            seen.push(verdict.unit.0);
+        }
+        seen.contains(&1) && seen.contains(&2)
+    });
+    assert!(!seen.contains(&3), "{seen:?}");
+}

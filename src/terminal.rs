@@ -1,0 +1,324 @@
+//! What a terminal session shows: its last bytes, and each viewer's place in them.
+//!
+//! A terminal is no log of lines: what counts is what a screen needs. The output thread appends and never waits; a
+//! viewer reads at its own pace, and is told when it is so far behind that what it has not seen is gone.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::RunEnd;
+use crate::os::poll::Waker;
+use crate::ring::Ring;
+use crate::window::Window;
+
+/// What a viewer that comes later gets to see (section 11).
+pub const REPLAY: usize = 1 << 20;
+
+/// How far behind a viewer may be. The kernel makes a terminal's output at some 200 MB/s at most, so this is what a
+/// viewer that reads can fall behind while others have the processor.
+const BEHIND: usize = 16 << 20;
+
+/// A place that no stream reaches.
+const NEVER: u64 = u64::MAX;
+
+/// The output of one session.
+#[derive(Debug)]
+pub struct Terminal(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    ring: Ring,
+    window: Window,
+    end: Option<RunEnd>,
+    terminated: bool,
+    forgotten: bool,
+    viewers: BTreeMap<u64, Place>,
+    last_viewer: u64,
+}
+
+#[derive(Debug)]
+struct Place {
+    at: u64,
+    /// It is not ready to be shown anything.
+    held: bool,
+    /// It is woken when the stream gets to here.
+    wake_at: u64,
+    waker: Arc<Waker>,
+}
+
+/// What a viewer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Bytes, which it has now seen.
+    Bytes,
+    /// Nothing new: its waker will be woken.
+    Nothing,
+    /// What it should see next is gone: it was too slow.
+    Behind,
+    /// More was written than is kept for it, and it is not ready.
+    Overdue,
+    /// It has seen all, and the session has ended.
+    Ended(RunEnd),
+    /// The session was ended over the API.
+    Terminated,
+}
+
+impl Terminal {
+    /// An empty one.
+    pub fn new(window: Window) -> Terminal {
+        let ring = Ring::new(REPLAY, BEHIND);
+        let viewers = BTreeMap::new();
+        let (terminated, forgotten) = (false, false);
+        Terminal(Mutex::new(State { ring, window, end: None, terminated, forgotten, viewers, last_viewer: 0 }))
+    }
+
+    /// Appends what the session has written.
+    pub fn append(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let slowest = state.slowest();
+        state.ring.append(bytes, slowest);
+        let end = state.ring.end();
+        for viewer in state.viewers.values_mut().filter(|viewer| viewer.wake_at <= end) {
+            viewer.wake_at = NEVER;
+            viewer.waker.wake();
+        }
+    }
+
+    /// Nothing more will be appended.
+    pub fn finish(&self, end: RunEnd) {
+        let mut state = self.lock();
+        state.end = Some(end);
+        state.wake_all();
+    }
+
+    /// Somebody has asked for its end: viewers go without waiting for it.
+    pub fn terminate(&self) {
+        let mut state = self.lock();
+        state.terminated = true;
+        state.wake_all();
+    }
+
+    /// It is found by nobody any more: who has not asked to see its end so far goes.
+    pub fn forget(&self) {
+        let mut state = self.lock();
+        state.forgotten = true;
+        state.wake_all();
+    }
+
+    /// Its size.
+    pub fn window(&self) -> Window {
+        self.lock().window
+    }
+
+    /// Notes its new size.
+    pub fn set_window(&self, window: Window) {
+        self.lock().window = window;
+    }
+
+    /// A viewer that is not ready yet. `waker` is woken when there may be something for it.
+    pub fn view(self: &Arc<Self>, waker: Arc<Waker>) -> Viewer {
+        let mut state = self.lock();
+        state.last_viewer += 1;
+        let id = state.last_viewer;
+        let at = state.ring.end();
+        state.viewers.insert(id, Place { at, held: true, wake_at: NEVER, waker });
+        Viewer { terminal: Arc::clone(self), id }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that died with the lock left nothing half done that would be worse than dying as well.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn slowest(&self) -> u64 {
+        self.viewers.values().filter(|viewer| !viewer.held).map(|viewer| viewer.at).min().unwrap_or(NEVER)
+    }
+
+    fn wake_all(&self) {
+        self.viewers.values().for_each(|viewer| viewer.waker.wake());
+    }
+}
+
+/// Sees all of a session from its replay on. Dropped, nothing is kept for it any more.
+#[derive(Debug)]
+pub struct Viewer {
+    terminal: Arc<Terminal>,
+    id: u64,
+}
+
+impl Viewer {
+    /// Lets it see: the replay first.
+    pub fn ready(&self) {
+        let mut state = self.terminal.lock();
+        let replay = state.ring.replay();
+        if let Some(place) = state.viewers.get_mut(&self.id)
+            && place.held
+        {
+            (place.held, place.at) = (false, replay);
+        }
+    }
+
+    /// Appends up to `most` of the bytes that it has not seen to `into`.
+    pub fn look(&self, most: usize, into: &mut Vec<u8>) -> Seen {
+        let mut state = self.terminal.lock();
+        let State { ring, end, terminated, forgotten, viewers, .. } = &mut *state;
+        let Some(place) = viewers.get_mut(&self.id) else { return Seen::Behind };
+        if *terminated || place.held && *forgotten {
+            return Seen::Terminated;
+        }
+        if place.held {
+            place.wake_at = place.at + REPLAY as u64 + 1;
+            return if ring.end() >= place.wake_at { Seen::Overdue } else { Seen::Nothing };
+        }
+        match ring.read(place.at, most, into) {
+            None => Seen::Behind,
+            Some(at) if at > place.at => {
+                place.at = at;
+                Seen::Bytes
+            }
+            Some(at) => match end {
+                Some(end) => Seen::Ended(*end),
+                None => {
+                    place.wake_at = at + 1;
+                    Seen::Nothing
+                }
+            },
+        }
+    }
+}
+
+impl Viewer {
+    /// For one that cannot take more just now: whether it has to go all the same. Its waker is woken when it has.
+    pub fn glance(&self) -> Seen {
+        let mut state = self.terminal.lock();
+        let State { ring, terminated, forgotten, viewers, .. } = &mut *state;
+        let Some(place) = viewers.get_mut(&self.id) else { return Seen::Behind };
+        if *terminated || place.held && *forgotten {
+            return Seen::Terminated;
+        }
+        place.wake_at = place.at + BEHIND as u64 + 1;
+        if ring.end() >= place.wake_at { Seen::Behind } else { Seen::Nothing }
+    }
+}
+
+impl Drop for Viewer {
+    fn drop(&mut self) {
+        let mut state = self.terminal.lock();
+        state.viewers.remove(&self.id);
+        let slowest = state.slowest();
+        state.ring.trim(slowest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Exit;
+    use crate::os::poll::{Events, wait};
+    use std::os::fd::AsFd;
+    use std::time::Instant;
+
+    const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
+
+    fn terminal() -> Arc<Terminal> {
+        Arc::new(Terminal::new(Window::default()))
+    }
+
+    fn view(terminal: &Arc<Terminal>) -> (Viewer, Arc<Waker>) {
+        let waker = Arc::new(Waker::new().unwrap());
+        (terminal.view(waker.clone()), waker)
+    }
+
+    fn woken(waker: &Waker) -> bool {
+        let woken = wait([(waker.as_fd(), Events::READ)], Some(Instant::now())).unwrap() == [Events::READ];
+        waker.clear();
+        woken
+    }
+
+    fn all(viewer: &Viewer) -> (Vec<u8>, Seen) {
+        let mut out = Vec::new();
+        loop {
+            let seen = viewer.look(7, &mut out);
+            if seen != Seen::Bytes {
+                return (out, seen);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_shown_before_it_is_asked_for_and_nothing_twice() {
+        let terminal = terminal();
+        terminal.append(b"before ");
+        let (viewer, waker) = view(&terminal);
+        assert_eq!(all(&viewer), (vec![], Seen::Nothing));
+        terminal.append(b"while held ");
+        assert!(!woken(&waker), "it would not be shown");
+        viewer.ready();
+        viewer.ready();
+        assert_eq!(all(&viewer), (b"before while held ".to_vec(), Seen::Nothing));
+        terminal.append(b"more");
+        assert!(woken(&waker));
+        terminal.append(b" and more");
+        assert!(!woken(&waker), "it has been woken");
+        viewer.ready();
+        assert_eq!(all(&viewer), (b"more and more".to_vec(), Seen::Nothing));
+        terminal.append(b".");
+        terminal.finish(END);
+        assert!(woken(&waker));
+        assert_eq!(all(&viewer), (b".".to_vec(), Seen::Ended(END)));
+        assert_eq!(all(&viewer), (vec![], Seen::Ended(END)));
+        let (late, _) = view(&terminal);
+        assert_eq!(all(&late).1, Seen::Nothing, "the end is held back as well");
+        late.ready();
+        assert_eq!(all(&late), (b"before while held more and more.".to_vec(), Seen::Ended(END)));
+        let (later, _) = view(&terminal);
+        terminal.forget();
+        assert_eq!((all(&later).1, all(&late).1), (Seen::Terminated, Seen::Ended(END)), "who is ready sees it all");
+        terminal.terminate();
+        assert_eq!(all(&late).1, Seen::Terminated);
+    }
+
+    #[test]
+    fn who_is_never_ready_is_overdue_after_as_much_as_is_kept() {
+        let terminal = terminal();
+        terminal.append(&vec![0; 3 * REPLAY]);
+        let (viewer, waker) = view(&terminal);
+        assert_eq!(all(&viewer).1, Seen::Nothing);
+        terminal.append(&vec![1; REPLAY]);
+        assert!(!woken(&waker));
+        assert_eq!(all(&viewer).1, Seen::Nothing);
+        terminal.append(&[1]);
+        assert!(woken(&waker));
+        assert_eq!(all(&viewer).1, Seen::Overdue);
+    }
+
+    #[test]
+    fn who_is_too_slow_has_lost_and_others_have_not() {
+        let terminal = terminal();
+        let ((slow, waker), (quick, _)) = (view(&terminal), view(&terminal));
+        slow.ready();
+        quick.ready();
+        assert_eq!(slow.glance(), Seen::Nothing);
+        assert!(!woken(&waker));
+        let mut seen = 0;
+        for _ in 0..(REPLAY + BEHIND) / 100_000 + 2 {
+            terminal.append(&[b'x'; 100_000]);
+            let mut out = Vec::new();
+            while quick.look(usize::MAX, &mut out) == Seen::Bytes {}
+            seen += out.len();
+        }
+        assert!(woken(&waker));
+        assert_eq!(slow.glance(), Seen::Behind);
+        assert_eq!(slow.look(1, &mut Vec::new()), Seen::Behind);
+        assert_eq!(quick.glance(), Seen::Nothing);
+        assert_eq!(seen % 100_000, 0);
+        drop(slow);
+        let (late, _) = view(&terminal);
+        late.ready();
+        let mut out = Vec::new();
+        assert_eq!(late.look(usize::MAX, &mut out), Seen::Bytes);
+        assert_eq!(out.len(), REPLAY);
+    }
+}

@@ -1,0 +1,331 @@
+//! The life of one unit, as a pure state machine: events and the time go in, actions come out.
+//!
+//! A unit is *down*, *up* (it has a leader that was not yet reaped, or whose output is not yet drained) or *backing
+//! off* until its next restart. A run goes through these phases:
+//!
+//! ```text
+//!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, backing off, or Spawn again
+//!              │ 5 s                ▲
+//!              ├──────► Slow ───────┤ (a hanging exec counts as started)
+//!              │ reaped    │ reaped │
+//!              ├──► Reaped ┴────────┘ (the exec's outcome is still on its way)
+//!              └─exec failed─► Broken ──reaped──► the start has failed
+//! ```
+//!
+//! What follows the end of the run is its `Then`: the policy's word, unless somebody asked for something else.
+//! There is no I/O here, no clock, and nothing that blocks; the supervisor performs the actions.
+
+mod backoff;
+mod health;
+mod run;
+mod stop;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::time::Duration;
+
+use self::health::Health;
+use crate::error::Error;
+use crate::model::{Exit, HealthStatus, ManagedSpec, Millis, Pid, RestartPolicy, RunEnd, RunNo};
+
+/// After this long a hanging exec counts as a start (section 2).
+pub const EXEC_PATIENCE: Duration = Duration::from_secs(5);
+
+/// From the hang-up of a terminal to SIGKILL.
+const HANG_UP: Duration = Duration::from_secs(5);
+
+/// From the hang-up to the end of the terminal itself: a shell may miss a signal between its prompt and its read.
+const DISCONNECT: Duration = Duration::from_secs(1);
+
+/// SIGTERM; this layer knows no operating system.
+pub const TERM: i32 = 15;
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic, since the supervisor began. All deadlines are in it.
+    pub mono: Duration,
+    /// The wall clock, for showing.
+    pub wall: Millis,
+}
+
+/// What happens to a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// It was admitted.
+    Start,
+    /// The fork that [`Action::Spawn`] asked for gave this child.
+    Spawned(Pid),
+    /// That fork, or what had to be found out before it, failed.
+    SpawnFailed(Error),
+    /// The program runs.
+    ExecOk,
+    /// The program could not be run.
+    ExecFailed(Error),
+    /// The leader was reaped.
+    Exited(Exit),
+    /// Everything the leader wrote is in the log.
+    Drained,
+    /// `DELETE`: end it, and never restart it.
+    Stop,
+    /// End it if it is up, and start it again.
+    Restart,
+    /// Everything ends: SIGTERM now, SIGKILL to the tree at this time, no restart.
+    ShutDown(Duration),
+    /// A health probe of a run has finished.
+    Verdict(RunNo, Result<(), String>),
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What the supervisor has to do for a unit, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Fork, then give [`Event::Spawned`] or [`Event::SpawnFailed`] at once.
+    Spawn,
+    /// Send this signal to the leader's process group. The leader has not been reaped.
+    Signal(i32),
+    /// SIGHUP to the whole session of the leader, which has not been reaped.
+    HangUp,
+    /// Let go of the terminal.
+    Disconnect,
+    /// SIGKILL to everything that the unit has started.
+    KillTree,
+    /// Begin to probe its health.
+    Watch,
+    /// Stop probing.
+    Unwatch,
+    /// Read what is in the pipes, then give [`Event::Drained`].
+    Drain,
+    /// A line for its stderr: the exec that hung has failed after all.
+    Complain(Error),
+    /// Whoever waits for the start gets a yes.
+    Started,
+    /// Whoever waits for this run gets this. The next one may be asked for in the same step.
+    StartFailed(RunNo, Error),
+    /// It is down for good: followers end.
+    Finish(RunEnd),
+    /// It is coming up again after a [`Action::Finish`].
+    Reopen,
+    /// It never ran: nobody shall know of it.
+    Forget,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum State {
+    Down,
+    /// [`Action::Spawn`] is being performed.
+    Forking,
+    Up(Run),
+    BackingOff {
+        until: Duration,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Run {
+    pid: Pid,
+    since: Duration,
+    phase: Phase,
+    then: Then,
+    kill_at: Option<Duration>,
+    disconnect_at: Option<Duration>,
+    expires: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Phase {
+    Execing { give_up: Duration },
+    Slow,
+    Running,
+    Broken(Error),
+    Reaped { end: RunEnd, slow: bool },
+    Draining { end: RunEnd },
+}
+
+/// What follows the end of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Then {
+    Policy,
+    /// It was unhealthy: a failure, whatever it exits with.
+    Fail,
+    Stop,
+    Restart,
+    /// Its time was over.
+    Expired,
+}
+
+/// The run that is shown: the current one, or the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shown {
+    /// Its leader.
+    pub pid: Pid,
+    /// When it was forked.
+    pub started_at: Millis,
+    /// How it ended; none while it is up.
+    pub end: Option<RunEnd>,
+}
+
+/// One unit. See the module's documentation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Unit {
+    managed: Option<ManagedSpec>,
+    timeout: Option<Duration>,
+    /// It has a terminal: it is ended by a hang-up.
+    terminal: bool,
+    state: State,
+    run: RunNo,
+    shown: Option<Shown>,
+    last_exit: Option<RunEnd>,
+    last_error: Option<String>,
+    next_restart_at: Option<Millis>,
+    health: Health,
+    streak: u32,
+    short_runs: u32,
+    /// Out of supervision: its name is free.
+    released: bool,
+    /// When what a stopped leader left behind is killed.
+    sweep_at: Option<Duration>,
+}
+
+type Out<'a> = &'a mut Vec<Action>;
+
+impl Unit {
+    /// A unit that is down; [`Event::Start`] starts it.
+    pub fn new(managed: Option<ManagedSpec>, timeout: Option<Duration>) -> Unit {
+        let status = match &managed {
+            Some(ManagedSpec { health: Some(_), .. }) => HealthStatus::Starting,
+            _ => HealthStatus::Disabled,
+        };
+        Unit {
+            managed,
+            timeout,
+            terminal: false,
+            state: State::Down,
+            run: 0,
+            shown: None,
+            last_exit: None,
+            last_error: None,
+            next_restart_at: None,
+            health: Health { status, failures: 0, healthy_since: None, stable: false },
+            streak: 0,
+            short_runs: 0,
+            released: false,
+            sweep_at: None,
+        }
+    }
+
+    /// The same with a terminal.
+    pub fn with_terminal() -> Unit {
+        Unit { terminal: true, ..Unit::new(None, None) }
+    }
+
+    /// Takes one event. Events that do not fit the state change nothing.
+    pub fn step(&mut self, now: Now, event: Event, out: Out) {
+        match event {
+            Event::Start => self.start(out),
+            Event::Spawned(pid) => self.spawned(now, pid),
+            Event::SpawnFailed(error) => {
+                if self.state == State::Forking {
+                    self.start_failed(now, error, Then::Policy, None, out);
+                }
+            }
+            Event::ExecOk => self.exec_ok(now, out),
+            Event::ExecFailed(error) => self.exec_failed(now, error, out),
+            Event::Exited(exit) => self.exited(now, exit, out),
+            Event::Drained => self.drained(now, out),
+            Event::Stop => self.stop(now, out),
+            Event::Restart => self.restart(now, out),
+            Event::ShutDown(kill_at) => self.shut_down(now, kill_at, out),
+            Event::Verdict(run, outcome) => self.verdict(now, run, outcome, out),
+            Event::Tick => self.tick(now, out),
+        }
+    }
+
+    fn start(&mut self, out: Out) {
+        if self.state == State::Down && self.run == 0 {
+            self.spawn(out);
+        }
+    }
+
+    fn spawn(&mut self, out: Out) {
+        self.state = State::Forking;
+        self.run += 1;
+        self.next_restart_at = None;
+        self.sweep_at = None;
+        let status = match self.health.status {
+            HealthStatus::Disabled => HealthStatus::Disabled,
+            _ => HealthStatus::Starting,
+        };
+        self.health = Health { status, failures: 0, healthy_since: None, stable: false };
+        out.push(Action::Spawn);
+    }
+
+    fn tick(&mut self, now: Now, out: Out) {
+        if self.sweep_at.is_some_and(|at| at <= now.mono) {
+            self.sweep_at = None;
+            out.push(Action::KillTree);
+        }
+        match &mut self.state {
+            State::Down | State::Forking => {}
+            State::BackingOff { until } => {
+                if *until <= now.mono {
+                    self.spawn(out);
+                }
+            }
+            State::Up(run) => {
+                if run.disconnect_at.is_some_and(|at| at <= now.mono) {
+                    run.disconnect_at = None;
+                    out.push(Action::Disconnect);
+                }
+                if run.kill_at.is_some_and(|at| at <= now.mono) {
+                    run.kill_at = None;
+                    out.push(Action::KillTree);
+                }
+                if run.expires.is_some_and(|at| at <= now.mono) {
+                    run.expires = None;
+                    if !matches!(run.phase, Phase::Reaped { .. } | Phase::Draining { .. }) {
+                        run.then = Then::Expired;
+                        out.push(Action::KillTree);
+                    }
+                }
+                if matches!(run.phase, Phase::Execing { give_up } if give_up <= now.mono) {
+                    run.phase = Phase::Slow;
+                    self.is_up(out);
+                }
+            }
+        }
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn deadline(&self) -> Option<Duration> {
+        let of_state = match &self.state {
+            State::Down | State::Forking => None,
+            State::BackingOff { until } => Some(*until),
+            State::Up(run) => {
+                let give_up = match run.phase {
+                    Phase::Execing { give_up } => Some(give_up),
+                    _ => None,
+                };
+                [run.kill_at, run.disconnect_at, run.expires, give_up].into_iter().flatten().min()
+            }
+        };
+        [of_state, self.sweep_at].into_iter().flatten().min()
+    }
+
+    fn policy(&self) -> Option<RestartPolicy> {
+        self.managed.as_ref().map(|managed| managed.restart)
+    }
+
+    fn watched(&self) -> bool {
+        self.health.status != HealthStatus::Disabled
+    }
+
+    fn then(&self) -> Then {
+        match &self.state {
+            State::Up(run) => run.then,
+            _ => Then::Policy,
+        }
+    }
+}

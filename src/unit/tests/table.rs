@@ -1,0 +1,308 @@
+//! What each event does in each state, in one place. What is not in the table does nothing, and the test holds that too.
+
+use std::fmt::Write;
+
+use super::*;
+
+/// A managed unit with a check, `on_failure`, the default backoff; then a plain one with a timeout.
+const TABLE: &str = "
+new                 | start        | spawn                       | forking
+new                 | stop         | kill                        | down
+new                 | restart      | reopen kill spawn           | forking
+forking             | spawned      |                             | execing
+forking             | spawn failed | start-failed forget         | down
+forking             | stop         |                             | forking
+execing             | exec ok      | started watch               | running
+execing             | exec failed  |                             | broken
+execing             | exited 0     |                             | reaped
+execing             | exited 1     |                             | reaped
+execing             | stop         | term unwatch                | execing, stop
+execing             | restart      | term unwatch                | execing, restart
+execing             | shut down    | term unwatch                | execing, stop
+execing             | tick, due    | started watch               | slow
+slow                | exec ok      |                             | running
+slow                | exec failed  | complain                    | running
+slow                | exited 0     |                             | slow, reaped
+slow                | exited 1     |                             | slow, reaped
+slow                | stop         | term unwatch                | slow, stop
+slow                | restart      | term unwatch                | slow, restart
+slow                | shut down    | term unwatch                | slow, stop
+slow                | healthy      |                             | slow
+slow                | sick         | term unwatch                | slow, fail
+broken              | exited 0     | start-failed forget         | down
+broken              | exited 1     | start-failed forget         | down
+broken              | stop         |                             | broken, stop
+broken              | restart      |                             | broken, restart
+broken              | shut down    |                             | broken, stop
+reaped              | exec ok      | started unwatch kill drain  | draining
+reaped              | exec failed  | start-failed forget         | down
+reaped              | stop         | kill                        | reaped, stop
+reaped              | restart      | kill                        | reaped, restart
+reaped              | shut down    | kill                        | reaped, stop
+slow, reaped        | exec ok      | unwatch kill drain          | draining
+slow, reaped        | exec failed  | complain unwatch kill drain | draining
+slow, reaped        | stop         | kill                        | slow, reaped, stop
+slow, reaped        | restart      | kill                        | slow, reaped, restart
+slow, reaped        | shut down    | kill                        | slow, reaped, stop
+running             | exited 0     | unwatch drain               | draining
+running             | exited 1     | unwatch kill drain          | draining
+running             | stop         | term unwatch                | running, stop
+running             | restart      | term unwatch                | running, restart
+running             | shut down    | term unwatch                | running, stop
+running             | healthy      |                             | running
+running             | sick         | term unwatch                | running, fail
+running, stop       | exited 0     | unwatch drain               | draining, stop
+running, stop       | exited 1     | unwatch drain               | draining, stop
+running, stop       | restart      |                             | running, restart
+running, stop       | shut down    |                             | running, stop
+running, stop       | tick, due    | kill                        | running, stop
+running, restart    | exited 0     | unwatch kill drain          | draining, restart
+running, restart    | exited 1     | unwatch kill drain          | draining, restart
+running, restart    | stop         |                             | running, stop
+running, restart    | shut down    |                             | running, stop
+running, restart    | tick, due    | kill                        | running, restart
+running, fail       | exited 0     | unwatch kill drain          | draining, fail
+running, fail       | exited 1     | unwatch kill drain          | draining, fail
+running, fail       | stop         |                             | running, stop
+running, fail       | restart      |                             | running, restart
+running, fail       | shut down    |                             | running, stop
+running, fail       | tick, due    | kill                        | running, fail
+draining            | drained      |                             | backing off
+draining            | stop         | kill                        | draining, stop
+draining            | restart      | kill                        | draining, restart
+draining            | shut down    | kill                        | draining, stop
+draining, stop      | drained      | finish                      | down
+draining, stop      | stop         | kill                        | draining, stop
+draining, stop      | restart      | kill                        | draining, restart
+draining, stop      | shut down    | kill                        | draining, stop
+draining, stop      | tick, due    | kill                        | draining, stop
+draining, restart   | drained      | spawn                       | forking
+draining, restart   | stop         | kill                        | draining, stop
+draining, restart   | restart      | kill                        | draining, restart
+draining, restart   | shut down    | kill                        | draining, stop
+draining, restart   | tick, due    | kill                        | draining, restart
+draining, fail      | drained      |                             | backing off
+draining, fail      | stop         | kill                        | draining, stop
+draining, fail      | restart      | kill                        | draining, restart
+draining, fail      | shut down    | kill                        | draining, stop
+draining, fail      | tick, due    | kill                        | draining, fail
+backing off         | stop         | kill finish                 | down
+backing off         | restart      | kill spawn                  | forking
+backing off         | shut down    | kill finish                 | down
+backing off         | tick, due    | spawn                       | forking
+down                | stop         | kill                        | down
+down                | restart      | reopen kill spawn           | forking
+down, leftovers     | stop         | kill                        | down
+down, leftovers     | restart      | reopen kill spawn           | forking
+down, leftovers     | tick, due    | kill                        | down
+2nd forking         | spawned      |                             | execing
+2nd forking         | spawn failed | start-failed                | backing off
+2nd forking         | stop         |                             | forking
+2nd execing         | exec ok      | started watch               | running
+2nd execing         | exec failed  |                             | broken
+2nd execing         | exited 0     |                             | reaped
+2nd execing         | exited 1     |                             | reaped
+2nd execing         | stop         | term unwatch                | execing, stop
+2nd execing         | restart      | term unwatch                | execing, restart
+2nd execing         | shut down    | term unwatch                | execing, stop
+2nd execing         | tick, due    | started watch               | slow
+2nd broken          | exited 0     | start-failed                | backing off
+2nd broken          | exited 1     | start-failed                | backing off
+2nd broken          | stop         |                             | broken, stop
+2nd broken          | restart      |                             | broken, restart
+2nd broken          | shut down    |                             | broken, stop
+2nd broken, stop    | exited 0     | start-failed finish         | down
+2nd broken, stop    | exited 1     | start-failed finish         | down
+2nd broken, stop    | restart      |                             | broken, restart
+2nd broken, restart | exited 0     | start-failed spawn          | forking
+2nd broken, restart | exited 1     | start-failed spawn          | forking
+2nd broken, restart | stop         |                             | broken, stop
+2nd broken, restart | shut down    |                             | broken, stop
+2nd reaped          | exec ok      | started unwatch kill drain  | draining
+2nd reaped          | exec failed  | start-failed                | backing off
+2nd reaped          | stop         | kill                        | reaped, stop
+2nd reaped          | restart      | kill                        | reaped, restart
+2nd reaped          | shut down    | kill                        | reaped, stop
+plain new           | start        | spawn                       | forking
+plain new           | stop         | kill                        | down
+plain execing       | exec ok      | started                     | running
+plain execing       | exec failed  |                             | broken
+plain execing       | exited 0     |                             | reaped
+plain execing       | exited 1     |                             | reaped
+plain execing       | stop         | kill                        | execing, stop
+plain execing       | shut down    | term                        | execing, stop
+plain execing       | tick, due    | started                     | slow
+plain broken        | exited 0     | start-failed forget         | down
+plain broken        | exited 1     | start-failed forget         | down
+plain broken        | stop         | kill                        | broken, stop
+plain broken        | shut down    |                             | broken, stop
+plain broken        | tick, due    | kill                        | broken, expired
+plain reaped        | exec ok      | started drain               | draining
+plain reaped        | exec failed  | start-failed forget         | down
+plain reaped        | stop         | kill                        | reaped, stop
+plain reaped        | shut down    | kill                        | reaped, stop
+plain reaped        | tick, due    |                             | reaped
+plain running       | exited 0     | drain                       | draining
+plain running       | exited 1     | drain                       | draining
+plain running       | stop         | kill                        | running, stop
+plain running       | shut down    | term                        | running, stop
+plain running       | tick, due    | kill                        | running, expired
+plain running, stop | exited 0     | drain                       | draining, stop
+plain running, stop | exited 1     | drain                       | draining, stop
+plain running, stop | stop         | kill                        | running, stop
+plain running, stop | tick, due    | kill                        | running, expired
+plain draining      | drained      | finish                      | down
+plain draining      | stop         | kill                        | draining, stop
+plain draining      | shut down    | kill                        | draining, stop
+plain draining      | tick, due    |                             | draining
+plain down          | stop         | kill                        | down
+";
+
+/// How to come to each state that an event can meet.
+fn states() -> Vec<(&'static str, Story)> {
+    let checked = || Story::managed(Policy::OnFailure, health(1));
+    let plain = || Story { unit: Unit::new(None, Some(60_000 * MS)), ..Story::plain() };
+    let told = |mut story: Story, events: &[Event]| {
+        for event in events {
+            story.event(event.clone());
+        }
+        story
+    };
+    let failed = || Event::ExecFailed(Error::CommandNotFound("x".into()));
+    let exited = |code| Event::Exited(Exit::Code(code));
+    let late = |mut story: Story| {
+        story.event(Event::Start);
+        story.after(EXEC_PATIENCE).event(Event::Tick);
+        story
+    };
+    let forking = |mut story: Story| {
+        story.unit.step(story.clock(), Event::Start, &mut Vec::new());
+        story
+    };
+    let again = |events: &[Event]| {
+        let mut story = told(checked(), &[Event::Start, Event::ExecOk, Event::Exited(Exit::Code(1)), Event::Drained]);
+        story.after(story.unit.deadline().unwrap_or_default());
+        for event in [&[Event::Tick], events].concat() {
+            story.unit.step(story.clock(), event, &mut Vec::new());
+        }
+        story
+    };
+    let (start, up) = (|| vec![Event::Start], || vec![Event::Start, Event::ExecOk]);
+    let with = |mut events: Vec<Event>, more: &[Event]| {
+        events.extend_from_slice(more);
+        events
+    };
+    vec![
+        ("new", checked()),
+        ("forking", forking(checked())),
+        ("execing", told(checked(), &start())),
+        ("slow", late(checked())),
+        ("broken", told(checked(), &with(start(), &[failed()]))),
+        ("reaped", told(checked(), &with(start(), &[exited(1)]))),
+        ("slow, reaped", told(late(checked()), &[exited(1)])),
+        ("running", told(checked(), &up())),
+        ("running, stop", told(checked(), &with(up(), &[Event::Stop]))),
+        ("running, restart", told(checked(), &with(up(), &[Event::Restart]))),
+        ("running, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
+        ("draining", told(checked(), &with(up(), &[exited(1)]))),
+        ("draining, stop", told(checked(), &with(up(), &[Event::Stop, exited(1)]))),
+        ("draining, restart", told(checked(), &with(up(), &[Event::Restart, exited(1)]))),
+        ("draining, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
+        ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
+        ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
+        ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
+        ("2nd forking", again(&[])),
+        ("2nd execing", again(&[Event::Spawned(8)])),
+        ("2nd broken", again(&[Event::Spawned(8), failed()])),
+        ("2nd broken, stop", again(&[Event::Spawned(8), failed(), Event::Stop])),
+        ("2nd broken, restart", again(&[Event::Spawned(8), failed(), Event::Restart])),
+        ("2nd reaped", again(&[Event::Spawned(8), exited(1)])),
+        ("plain new", plain()),
+        ("plain execing", told(plain(), &start())),
+        ("plain broken", told(plain(), &with(start(), &[failed()]))),
+        ("plain reaped", told(plain(), &with(start(), &[exited(1)]))),
+        ("plain running", told(plain(), &up())),
+        ("plain running, stop", told(plain(), &with(up(), &[Event::Stop]))),
+        ("plain draining", told(plain(), &with(up(), &[exited(1)]))),
+        ("plain down", told(plain(), &with(up(), &[exited(0), Event::Drained]))),
+    ]
+}
+
+fn events(story: &Story) -> Vec<(&'static str, Event)> {
+    let run = story.unit.run;
+    vec![
+        ("start", Event::Start),
+        ("spawned", Event::Spawned(7)),
+        ("spawn failed", Event::SpawnFailed(Error::OutOfResources("forks".into()))),
+        ("exec ok", Event::ExecOk),
+        ("exec failed", Event::ExecFailed(Error::CommandNotFound("x".into()))),
+        ("exited 0", Event::Exited(Exit::Code(0))),
+        ("exited 1", Event::Exited(Exit::Code(1))),
+        ("drained", Event::Drained),
+        ("stop", Event::Stop),
+        ("restart", Event::Restart),
+        ("shut down", Event::ShutDown(story.now + 3_000 * MS)),
+        ("healthy", Event::Verdict(run, Ok(()))),
+        ("sick", Event::Verdict(run, sick())),
+        ("sick before", Event::Verdict(run.wrapping_sub(1), sick())),
+        ("tick", Event::Tick),
+        ("tick, due", Event::Tick),
+    ]
+}
+
+fn name(unit: &Unit) -> String {
+    let State::Up(run) = &unit.state else {
+        return match unit.state {
+            State::BackingOff { .. } => "backing off".to_owned(),
+            State::Forking => "forking".to_owned(),
+            _ => "down".to_owned(),
+        };
+    };
+    let phase = match run.phase {
+        Phase::Execing { .. } => "execing",
+        Phase::Slow => "slow",
+        Phase::Running => "running",
+        Phase::Broken(_) => "broken",
+        Phase::Reaped { slow: false, .. } => "reaped",
+        Phase::Reaped { slow: true, .. } => "slow, reaped",
+        Phase::Draining { .. } => "draining",
+    };
+    match run.then {
+        Then::Policy => phase.to_owned(),
+        then => format!("{phase}, {}", format!("{then:?}").to_lowercase()),
+    }
+}
+
+fn words(actions: &[Action]) -> String {
+    let word = |action: &Action| match action {
+        Action::Signal(_) => "term".to_owned(),
+        Action::KillTree => "kill".to_owned(),
+        Action::StartFailed(..) => "start-failed".to_owned(),
+        action => format!("{action:?}").split('(').next().unwrap_or_default().to_lowercase(),
+    };
+    actions.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn every_event_in_every_state() {
+    let mut table = String::new();
+    for (state, story) in states() {
+        for (event, input) in events(&story) {
+            let mut unit = story.unit.clone();
+            let mut now = story.clock();
+            if event == "tick, due" {
+                let Some(at) = unit.deadline() else { continue };
+                now.mono = at;
+            }
+            let mut actions = Vec::new();
+            unit.step(now, input, &mut actions);
+            let after = name(&unit);
+            if actions.is_empty() && unit == story.unit {
+                continue;
+            }
+            let line = format!("{state:<20}| {event:<13}| {:<28}| {after}", words(&actions));
+            writeln!(table, "{}", line.trim_end()).unwrap();
+        }
+    }
+    assert!(table.trim() == TABLE.trim(), "\n{table}");
+}

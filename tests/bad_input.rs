@@ -1,0 +1,341 @@
+//! Every error that a client can cause: its status, its code, and a sentence that names what was wrong.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, TOKEN, daemon, daemon_with, pid_of};
+
+#[test]
+fn bad_bodies_of_a_start() {
+    let daemon = daemon();
+    let bad = |code: &'static str, needle: &'static str, body: Value| (code, needle, body);
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"command": "true"});
+        body[field] = value;
+        body
+    };
+    const INVALID: &str = "INVALID_REQUEST";
+    let cases = [
+        bad(INVALID, "command", json!({})),
+        bad(INVALID, "command", json!({"command": ""})),
+        bad(INVALID, "command", json!({"command": null})),
+        bad(INVALID, "command", json!({"command": 5})),
+        bad(INVALID, "command", json!({"command": ["true"]})),
+        bad(INVALID, "command", json!({"command": "tr\u{0}ue"})),
+        bad(INVALID, "args", with("args", json!("x"))),
+        bad(INVALID, "args", with("args", json!([1]))),
+        bad(INVALID, "args", with("args", json!(["a\u{0}b"]))),
+        bad(INVALID, "args", with("args", json!(["x".repeat(200_000)]))),
+        bad(INVALID, "env", with("env", json!([]))),
+        bad(INVALID, "env", with("env", json!({"A": 1}))),
+        bad(INVALID, "env", with("env", json!({"": "x"}))),
+        bad(INVALID, "env", with("env", json!({"A=B": "x"}))),
+        bad(INVALID, "env", with("env", json!({"A\u{0}": "x"}))),
+        bad(INVALID, "env", with("env", json!({"A": "x\u{0}"}))),
+        bad(INVALID, "working_dir", with("working_dir", json!(1))),
+        bad(INVALID, "working_dir", with("working_dir", json!("/tmp\u{0}"))),
+        bad(INVALID, "stdin_mode", with("stdin_mode", json!("open"))),
+        bad(INVALID, "stdin_mode", with("stdin_mode", json!(true))),
+        bad(INVALID, "stdout_mode", with("stdout_mode", json!("pipe"))),
+        bad(INVALID, "stderr_mode", with("stderr_mode", json!("Capture"))),
+        bad("COMMAND_NOT_FOUND", "no-such-command", json!({"command": "no-such-command"})),
+        bad("COMMAND_NOT_FOUND", "/no/such/command", json!({"command": "/no/such/command"})),
+        bad("COMMAND_NOT_FOUND", "command", json!({"command": "true", "env": {"PATH": "/nowhere"}})),
+        bad("NOT_EXECUTABLE", "/etc/passwd", json!({"command": "/etc/passwd"})),
+        bad("NOT_EXECUTABLE", "/usr", json!({"command": "/usr"})),
+        bad("COMMAND_NOT_FOUND", "command", json!({"command": "/etc/passwd/x"})),
+        bad("WORKING_DIR_NOT_FOUND", "/no/such", with("working_dir", json!("/no/such"))),
+        bad("WORKING_DIR_NOT_FOUND", "/etc/passwd", with("working_dir", json!("/etc/passwd"))),
+        bad("USER_NOT_FOUND", "nobody-here", with("user", json!("nobody-here"))),
+        bad(INVALID, "name", with("name", json!(""))),
+        bad(INVALID, "name", with("name", json!("a/b"))),
+        bad(INVALID, "name", with("name", json!("123"))),
+        bad(INVALID, "restart", with("restart", json!("always"))),
+        bad(INVALID, "restart.policy", with("restart", json!({"policy": "sometimes"}))),
+        bad(INVALID, "restart.max_restarts", with("restart", json!({"max_restarts": -1}))),
+        bad(INVALID, "health_check", with("health_check", json!({"type": "http"}))),
+        bad(INVALID, "health_check.port", with("health_check", json!({"type": "tcp", "port": 0}))),
+        bad(INVALID, "health_check.port", with("health_check", json!({"type": "tcp", "port": 70_000}))),
+        bad(INVALID, "health_check.type", with("health_check", json!({"type": "udp", "port": 1}))),
+        bad(INVALID, "health_check.path", with("health_check", json!({"type": "http", "port": 1, "path": "x"}))),
+    ];
+    for (code, needle, body) in &cases {
+        daemon.post("/processes", body).expect_error(400, code, needle);
+    }
+    for (code, needle, body) in cases.iter().filter(|(_, _, body)| body.get("stdin_mode").is_none()) {
+        let ignored = ["stdout_mode", "stderr_mode"].iter().any(|field| body.get(*field).is_some());
+        let reply = daemon.post("/processes/run", body);
+        if ignored {
+            continue;
+        }
+        // What makes it managed is refused as a whole.
+        let managed = ["name", "restart", "health_check"].iter().find(|field| body.get(**field).is_some());
+        reply.expect_error(400, code, managed.copied().unwrap_or(needle));
+    }
+    for body in [json!({"name": "x"}), json!({"restart": {}}), json!({"health_check": {"type": "tcp", "port": 1}})] {
+        let field = body.as_object().and_then(|body| body.keys().next().cloned()).expect("a field");
+        let mut body = body;
+        body["command"] = json!("true");
+        daemon.post("/processes/run", &body).expect_error(400, INVALID, &field);
+    }
+    for timeout in [json!(0), json!(-1), json!("1"), json!([])] {
+        daemon.post("/processes/run", &with("timeout", timeout)).expect_error(400, INVALID, "timeout");
+    }
+    nothing_started(&daemon);
+}
+
+fn nothing_started(daemon: &Daemon) {
+    let running: Vec<Value> = daemon.list().into_iter().filter(|info| info["status"] == "running").collect();
+    assert_eq!(running, [Value::Null; 0]);
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "it still works");
+}
+
+#[test]
+fn programs_that_the_kernel_will_not_run() {
+    let daemon = daemon();
+    for (name, text) in [("no-interpreter", "#!/no/such/interpreter\n"), ("no-format", "just text\n"), ("empty", "")] {
+        let path = daemon.script(name, text);
+        daemon.post("/processes", &json!({"command": path})).expect_error(400, "NOT_EXECUTABLE", name);
+    }
+    let plain = daemon.script("plain", "#!/bin/sh\n");
+    std::fs::set_permissions(&plain, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("not executable");
+    daemon.post("/processes", &json!({"command": plain})).expect_error(400, "NOT_EXECUTABLE", "plain");
+    nothing_started(&daemon);
+}
+
+#[test]
+fn bodies_that_are_not_json() {
+    let daemon = daemon();
+    let bodies: &[&[u8]] = &[
+        b"",
+        b"{",
+        b"{\"command\": \"true\"",
+        b"{\"command\": \"true\"} x",
+        b"[]",
+        b"null",
+        b"\"true\"",
+        b"5",
+        b"nonsense",
+        b"{\"command\": \"\xff\"}",
+        b"{\"command\": \"\\ud800\"}",
+        b"command=true",
+        b"\0",
+        b"{'command': 'true'}",
+        b"{\"command\": \"true\", \"command\": \"true\"}",
+    ];
+    for path in ["/processes", "/processes/run", "/processes/1/signal"] {
+        for body in bodies {
+            let reply = daemon.request("POST", path, Some(body));
+            let code = reply.json()["code"].clone();
+            assert!(
+                reply.status == 400 && code == "INVALID_REQUEST" || path.ends_with("signal") && reply.status == 404,
+                "{} {code} for {}",
+                reply.status,
+                String::from_utf8_lossy(body)
+            );
+        }
+    }
+    let deep = "[".repeat(100_000);
+    daemon.request("POST", "/processes", Some(deep.as_bytes())).expect_error(400, "INVALID_REQUEST", "");
+    // A POST without a body and without Content-Length.
+    daemon.open("POST", "/processes", "", b"").into_reply("no body").expect_error(400, "INVALID_REQUEST", "");
+    nothing_started(&daemon);
+}
+
+#[test]
+fn bodies_and_heads_beyond_their_limits() {
+    let daemon = daemon();
+    let huge = json!({"command": "true", "args": ["x".repeat(1 << 20)]});
+    for path in ["/processes", "/processes/run"] {
+        daemon.post_refused(path, huge.to_string().as_bytes()).expect_error(413, "BODY_TOO_LARGE", "");
+    }
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000)).repeat(17);
+    let head = format!(
+        "POST /api/v1/processes HTTP/1.1\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n",
+        daemon.token
+    );
+    let reply = crate::harness::http::Stream::send(daemon.connect(), head.as_bytes()).into_reply("chunks");
+    reply.expect_error(413, "BODY_TOO_LARGE", "");
+    let long = format!("X-Long: {}\r\n", "x".repeat(70_000));
+    daemon.open("GET", "/info", &long, b"").into_reply("a long head").expect_error(431, "HEAD_TOO_LARGE", "");
+    let small = daemon_with(&["--max-body", "1000", "--max-head", "2000"]);
+    let body = json!({"command": "true", "args": ["x".repeat(1000)]});
+    small.post("/processes", &body).expect_error(413, "BODY_TOO_LARGE", "1000");
+    let long = format!("X-Long: {}\r\n", "x".repeat(3_000));
+    small.open("GET", "/info", &long, b"").into_reply("a long head").expect_error(431, "HEAD_TOO_LARGE", "2000");
+    nothing_started(&daemon);
+    nothing_started(&small);
+}
+
+#[test]
+fn processes_that_are_not_there() {
+    let daemon = daemon();
+    let gone = [
+        "0",
+        "-1",
+        "99999999999999",
+        "99999999999999999999999999",
+        "1",
+        "no-such-name",
+        "%20",
+        "%2F",
+        "%ff",
+        "1.5",
+        "0x1",
+    ];
+    for process in gone {
+        for (method, rest) in [
+            ("GET", ""),
+            ("GET", "/stdout"),
+            ("GET", "/stderr"),
+            ("GET", "/output"),
+            ("GET", "/stdout/follow"),
+            ("GET", "/stderr/follow"),
+            ("GET", "/output/follow"),
+            ("GET", "/wait?timeout=1"),
+            ("DELETE", ""),
+            ("POST", "/restart"),
+            ("POST", "/stdin"),
+            ("POST", "/stdin/close"),
+        ] {
+            let body = (method == "POST").then_some(b"".as_slice());
+            let reply = daemon.request(method, &format!("/processes/{process}{rest}"), body);
+            // What is not UTF-8 is no name at all.
+            reply.expect_error(404, "NOT_FOUND", if process == "%ff" { "" } else { "no process" });
+        }
+        let reply = daemon.post(&format!("/processes/{process}/signal"), &json!({"signal": 15}));
+        assert!([404, 400].contains(&reply.status), "{process}");
+    }
+    nothing_started(&daemon);
+}
+
+#[test]
+fn routes_and_methods_that_are_not_there() {
+    let daemon = daemon();
+    for path in [
+        "/nothing",
+        "/",
+        "",
+        "/processes/1/nothing",
+        "/processes/1/stdout/nothing",
+        "/processes/",
+        "/../v1/health",
+        "/processes//stdout",
+    ] {
+        daemon.get(path).expect_error(404, "NOT_FOUND", "");
+    }
+    let outside = crate::harness::http::Stream::send(
+        daemon.connect(),
+        format!("GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", daemon.token).as_bytes(),
+    );
+    outside.into_reply("GET / outside the API").expect_error(404, "NOT_FOUND", "");
+    for (method, path, allow) in [
+        ("PUT", "/processes", vec!["GET", "POST"]),
+        ("DELETE", "/processes", vec!["GET", "POST"]),
+        ("GET", "/processes/run/follow", vec![]),
+        ("POST", "/processes/1", vec!["GET", "DELETE"]),
+        ("POST", "/processes/1/stdout", vec!["GET"]),
+        ("GET", "/processes/1/signal", vec!["POST"]),
+        ("GET", "/processes/1/stdin", vec!["POST"]),
+        ("PUT", "/processes/1/stdin/close", vec!["POST"]),
+        ("POST", "/health", vec!["GET"]),
+        ("DELETE", "/info", vec!["GET"]),
+        ("BREW", "/processes", vec!["GET", "POST"]),
+    ] {
+        let reply = daemon.open(method, path, "Content-Length: 0\r\n", b"").into_reply(&format!("{method} {path}"));
+        if allow.is_empty() {
+            reply.expect_error(404, "NOT_FOUND", "");
+            continue;
+        }
+        reply.expect_error(405, "METHOD_NOT_ALLOWED", "");
+        let allowed = reply.header("allow").expect("it says what is allowed").to_owned();
+        for method in allow {
+            assert!(allowed.split(", ").any(|word| word == method), "{allowed} for {path}");
+        }
+    }
+}
+
+#[test]
+fn bad_signals() {
+    let daemon = daemon();
+    let pid = daemon.sh("sleep 4900");
+    let path = format!("/processes/{pid}/signal");
+    for signal in [json!(0), json!(65), json!(-1), json!(1_000_000_000_000_u64)] {
+        let reply = daemon.post(&path, &json!({"signal": signal}));
+        reply.expect_error(400, "INVALID_SIGNAL", "signal");
+    }
+    for body in [json!({}), json!({"signal": "15"}), json!({"signal": 1.5}), json!({"signal": null}), json!([15])] {
+        daemon.post(&path, &body).expect_error(400, "INVALID_REQUEST", if body.is_object() { "signal" } else { "" });
+    }
+    assert_eq!(daemon.info(pid)["status"], "running");
+}
+
+#[test]
+fn conflicts() {
+    let daemon = daemon();
+    let running = daemon.sh("sleep 4901");
+    let ended = daemon.run_sh("exit 0").pid();
+    let restart = |pid: u64| daemon.request("POST", &format!("/processes/{pid}/restart"), Some(b""));
+    restart(running).expect_error(409, "NOT_MANAGED", "managed");
+    restart(ended).expect_error(409, "NOT_MANAGED", "managed");
+    daemon.post(&format!("/processes/{ended}/signal"), &json!({"signal": 9})).expect_error(409, "NOT_RUNNING", "ended");
+    let named = json!({"command": "sleep", "args": ["4901"], "name": "taken"});
+    let first = pid_of(&daemon.start_process(&named));
+    daemon.post("/processes", &named).expect_error(409, "NAME_IN_USE", "taken");
+    assert_eq!(daemon.get("/processes/taken").expect(200)["pid"], first);
+    daemon.delete("/processes/taken").expect(204);
+}
+
+#[test]
+fn only_the_token_opens() {
+    let daemon = Options::default().start();
+    let ask = |head: &str, path: &str| {
+        let text = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}\r\n");
+        crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).into_reply(head)
+    };
+    let token = &daemon.token;
+    assert!(token.len() >= 32, "{token}");
+    let wrong = [
+        String::new(),
+        "Authorization: Bearer\r\n".into(),
+        "Authorization: Bearer \r\n".into(),
+        "Authorization: Bearer wrong\r\n".into(),
+        format!("Authorization: Bearer {token}x\r\n"),
+        format!("Authorization: Bearer {}\r\n", &token[1..]),
+        format!("Authorization: Basic {token}\r\n"),
+        format!("Authorization: {token}\r\n"),
+        format!("X-Token: {token}\r\n"),
+        format!("Authorization: Bearer {}\r\n", token.chars().rev().collect::<String>()),
+    ];
+    for head in &wrong {
+        for path in ["/info", "/processes", "/processes/1", "/nothing"] {
+            let reply = ask(head, path);
+            reply.expect_error(401, "UNAUTHORIZED", "");
+            assert!(reply.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")), "{head}");
+        }
+        assert_eq!(ask(head, "/health").status, 200);
+    }
+    assert_eq!(ask(&format!("Authorization: Bearer {token}\r\n"), "/info").status, 200);
+    assert_eq!(ask(&format!("authorization: bearer {token}\r\n"), "/info").status, 200, "the scheme has no case");
+    // Other headers of the clients are taken and ignored.
+    let head = format!(
+        "Authorization: Bearer {token}\r\nOrigin: https://x.example\r\nX-Tensorlake-Sandbox-Id: sbx-1\r\n\
+         X-Forwarded-For: 1.2.3.4\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
+    );
+    assert_eq!(ask(&head, "/info").status, 200);
+    // And without the token nothing was started.
+    let text = "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"command\":\"true\"}";
+    let reply = crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).into_reply("without a token");
+    reply.expect_error(401, "UNAUTHORIZED", "");
+    nothing_started(&daemon);
+}
+
+#[test]
+fn no_auth_must_be_asked_for_and_opens_all() {
+    let daemon = daemon_with(&["--no-auth"]);
+    let text = "GET /api/v1/processes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    assert_eq!(crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).status, 200);
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "a token that is sent all the same does no harm");
+    assert!(daemon.log().to_lowercase().contains("warn"), "it is logged as a warning: {}", daemon.log());
+    assert!(!daemon.state_dir().join("run/token").exists());
+    assert_eq!(daemon.token, TOKEN);
+}

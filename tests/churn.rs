@@ -1,0 +1,195 @@
+//! Many managed processes that crash as they like, and clients that list, restart and kill them meanwhile.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, PATIENCE, daemon_with, machine, wait_until};
+
+/// `TL_TEST_CHURN` says for how many seconds.
+fn duration() -> Duration {
+    Duration::from_secs(std::env::var("TL_TEST_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(10))
+}
+
+const PROCESSES: usize = 200;
+
+/// A generator as good as this needs (Marsaglia's xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// Says that it runs, holds a lock for as long as anything of it lives, and crashes within 6 s. One that cannot have
+/// the lock exits with 99: an earlier run lives.
+fn start(daemon: &Daemon, name: &str) -> Value {
+    let run = "echo run; n=$(($$ % 60)); sleep $((n / 10)).$((n % 10)) 3>&-; kill -$((n % 2 * 9)) $$; exit $((n % 3))";
+    let script = format!("echo start; exec flock -F -n -E 99 {}/{name} sh -c '{run}'", daemon.scratch().display());
+    daemon.start_process(&json!({
+        "command": "sh", "args": ["-c", script], "name": name, "stop_grace_ms": 1_000,
+        "restart": {"policy": "always", "initial_backoff_ms": 10, "max_backoff_ms": 200},
+    }))
+}
+
+fn restarts(info: &Value) -> u64 {
+    info["managed"]["restart_count"].as_u64().unwrap_or_else(|| panic!("no count: {info}"))
+}
+
+/// What every listing must be like, after the one before.
+fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
+    for info in list {
+        let managed = &info["managed"];
+        let up = info["status"] == "running";
+        match managed["status"].as_str() {
+            Some("running") => assert!(up, "{info}"),
+            Some("backing_off") => assert!(!up && managed["next_restart_at"].is_u64(), "{info}"),
+            Some("stopped") => assert!(!up && managed["next_restart_at"].is_null(), "{info}"),
+            Some("starting") => {}
+            _ => panic!("{info}"),
+        }
+        assert_ne!(managed["last_exit"]["exit_code"], 99, "two of it at once: {info}");
+        let handle = info["handle"].as_u64().expect("a handle");
+        let last = before.insert(handle, restarts(info)).unwrap_or(0);
+        assert!(restarts(info) >= last, "a count that went back: {info}");
+    }
+    let mut pids: Vec<_> = list.iter().filter(|info| info["status"] == "running").map(|info| &info["pid"]).collect();
+    let count = pids.len();
+    pids.sort_by_key(|pid| pid.as_u64());
+    pids.dedup();
+    assert_eq!(pids.len(), count, "two processes with one PID");
+    let live = list.iter().filter(|info| info["managed"]["status"] != "stopped");
+    let mut names: Vec<_> = live.filter_map(|info| info["managed"]["name"].as_str()).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "two live processes with one name");
+}
+
+/// One client: lists all, and restarts, signals and kills its own few. Returns the handles that it has killed, with their counts.
+fn meddle(daemon: &Daemon, own: &[String], mut dice: Dice, over: &AtomicBool) -> HashMap<u64, u64> {
+    let (mut before, mut killed) = (HashMap::new(), HashMap::new());
+    while !over.load(Ordering::SeqCst) {
+        let name = &own[dice.roll(own.len() as u64) as usize];
+        let path = format!("/processes/{name}");
+        match dice.roll(6) {
+            0 | 1 => {
+                let old = daemon.get(&path).expect(200);
+                let new = daemon.post(&format!("{path}/restart"), &json!({})).expect(200);
+                assert!(new["handle"] == old["handle"] && restarts(&new) > restarts(&old), "{old} {new}");
+                assert_eq!(new["status"], "running");
+            }
+            2 => {
+                let old = daemon.get(&path).expect(200);
+                daemon.delete(&format!("/processes/{}", old["pid"])).expect(204);
+                let stopped = wait_until(PATIENCE, "it is stopped", || {
+                    let now = daemon.get(&path).expect(200);
+                    (now["managed"]["status"] == "stopped").then_some(now)
+                });
+                killed.insert(stopped["handle"].as_u64().expect("a handle"), restarts(&stopped));
+                start(daemon, name);
+            }
+            3 => {
+                let signal = [9, 15, 1][dice.roll(3) as usize];
+                let reply = daemon.post(&format!("{path}/signal"), &json!({"signal": signal}));
+                assert!(reply.status == 200 || reply.status == 409, "{}", reply.status);
+            }
+            _ => check(&daemon.list(), &mut before),
+        }
+    }
+    killed
+}
+
+/// No dead process lies about for long.
+fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
+    let mut seen: HashMap<i32, Instant> = HashMap::new();
+    while !over.load(Ordering::SeqCst) {
+        let zombies: Vec<i32> =
+            machine::children(daemon.pid).into_iter().filter(|pid| machine::is_zombie(*pid)).collect();
+        seen.retain(|pid, _| zombies.contains(pid));
+        for pid in zombies {
+            let since = seen.entry(pid).or_insert_with(Instant::now).elapsed();
+            assert!(since < Duration::from_secs(2), "a zombie for {since:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn none_is_lost_and_none_is_there_twice() {
+    let daemon = daemon_with(&["--keep-ended", "100000"]);
+    let names: Vec<String> = (0..PROCESSES).map(|n| format!("s{n}")).collect();
+    names.iter().for_each(|name| drop(start(&daemon, name)));
+    // The first half is left to itself, the clients share the other.
+    let (alone, shared) = names.split_at(PROCESSES / 2);
+    let over = AtomicBool::new(false);
+    let killed: HashMap<u64, u64> = std::thread::scope(|scope| {
+        let seeds = 0x9E37_79B9_7F4A_7C15_u64..;
+        let clients: Vec<_> = shared
+            .chunks(PROCESSES / 8)
+            .zip(seeds)
+            .map(|(own, seed)| (own, Dice(seed)))
+            .map(|(own, dice)| scope.spawn(|| Ends(&over).of(|| meddle(&daemon, own, dice, &over))))
+            .collect();
+        scope.spawn(|| Ends(&over).of(|| no_zombie_stays(&daemon, &over)));
+        let begun = Instant::now();
+        while begun.elapsed() < duration() && !over.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        over.store(true, Ordering::SeqCst);
+        clients.into_iter().flat_map(|client| client.join().expect("a client")).collect()
+    });
+    let list = daemon.list();
+    check(&list, &mut HashMap::new());
+    assert_eq!(list.len(), PROCESSES + killed.len(), "one is lost");
+    for info in &list {
+        let handle = info["handle"].as_u64().expect("a handle");
+        assert_eq!(info["managed"]["status"] == "stopped", killed.contains_key(&handle), "{info}");
+        if let Some(count) = killed.get(&handle) {
+            assert_eq!(restarts(info), *count, "it was killed: {info}");
+        }
+    }
+    // Each of them goes on.
+    let before: HashMap<_, _> = list.iter().map(|info| (info["handle"].to_string(), restarts(info))).collect();
+    wait_until(PATIENCE, "each is started again", || {
+        let on = |info: &Value| restarts(info) > before[&info["handle"].to_string()];
+        let live = daemon.list();
+        live.iter().all(|info| info["managed"]["status"] == "stopped" || on(info)).then_some(())
+    });
+    names.iter().for_each(|name| drop(daemon.delete(&format!("/processes/{name}")).expect(204)));
+    for name in alone {
+        let info = daemon.get(&format!("/processes/{name}")).expect(200);
+        let lines = daemon.get(&format!("/processes/{name}/stdout")).expect(200);
+        let count = |word: &str| lines["lines"].as_array().expect("lines").iter().filter(|line| *line == word).count();
+        let starts = count("start") as u64;
+        // Our SIGTERM may have come before its first word.
+        let early = u64::from(info["signal"] == 15);
+        assert!((restarts(&info)..=restarts(&info) + 1).contains(&starts), "{info} {lines}");
+        assert!(starts + early > restarts(&info), "{starts} starts: {info}");
+        assert!(count("run") as u64 + early >= starts, "two at once: {info} {lines}");
+    }
+    daemon.await_gone(PATIENCE, "");
+}
+
+/// Ends the others when one fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Ends<'_> {
+    fn of<T>(self, job: impl FnOnce() -> T) -> T {
+        job()
+    }
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The command line, the same settings in the environment, and the files of a start.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{Options, PATIENCE, TOKEN, daemon, daemon_with, die_with_us, wait_until};
+
+/// Runs the program to its end, which comes soon: none of these starts a daemon. What it logs before it fails,
+/// such as limits that had to be lowered, is not the question.
+fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
+    command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if !args.contains(&"--log-level") && !env.iter().any(|(key, _)| *key == "TL_INIT_LOG_LEVEL") {
+        command.env("TL_INIT_LOG_LEVEL", "error");
+    }
+    command.env("TL_INIT_RUN_DIR", dir.join("run")).env("TL_INIT_LOG_DIR", dir.join("log"));
+    die_with_us(&mut command);
+    let mut child = command.spawn().expect("start it");
+    let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_until(PATIENCE, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
+    }));
+    if ended.is_err() {
+        let _ = child.kill();
+    }
+    child.wait_with_output().expect("its output")
+}
+
+#[test]
+fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, mode: u32, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("write it");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        path.to_str().expect("a path").to_owned()
+    };
+    let good = file("good", 0o600, TOKEN);
+    let open = file("open", 0o644, TOKEN);
+    let group = file("group", 0o640, TOKEN);
+    let empty = file("empty", 0o600, "\n");
+    let missing = dir.path().join("missing").to_str().expect("a path").to_owned();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("its address").to_string();
+    let at = ["--listen", "127.0.0.1:0"];
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (vec!["--no-such-option"], "--no-such-option"),
+        (vec!["-x"], "-x"),
+        (vec!["stray"], "stray"),
+        (vec!["--listen"], "--listen"),
+        (vec!["--listen", "nonsense"], "nonsense"),
+        (vec!["--listen", "127.0.0.1:99999"], "127.0.0.1:99999"),
+        (vec!["--listen", &taken], &taken),
+        (vec!["--token-file", &missing], &missing),
+        (vec!["--token-file", &open], &open),
+        (vec!["--token-file", &group], &group),
+        (vec!["--token-file", &empty], &empty),
+        (vec!["--token-file", "/"], "/"),
+        (vec!["--token-file", &good, "--no-auth"], "--no-auth"),
+        (vec!["--default-user", ""], "--default-user"),
+        (vec!["--default-user", "1:2:3"], "--default-user"),
+        (vec!["--env-file", &missing], &missing),
+        (vec!["--log-dir", "/proc/nowhere"], "/proc/nowhere"),
+        (vec!["--run-dir", "/proc/nowhere"], "/proc/nowhere"),
+        (vec!["--log-level", "loud"], "loud"),
+        (vec!["--log-format", "xml"], "xml"),
+        (vec!["--shutdown-grace", "-1"], "--shutdown-grace"),
+        (vec!["--shutdown-grace", "soon"], "soon"),
+        (vec!["--keep-ended", "x"], "--keep-ended"),
+        (vec!["--max-processes", "-5"], "--max-processes"),
+        (vec!["--max-body", "1e9"], "--max-body"),
+        (vec!["--max-head", ""], "--max-head"),
+        (vec!["--head-secs", "x"], "--head-secs"),
+        (vec!["--log-limit", "99999999999999999999999"], "--log-limit"),
+    ];
+    for (args, needle) in cases {
+        let mut line = args.clone();
+        if !args.contains(&"--listen") {
+            line.splice(0..0, at);
+        }
+        let output = tl_init(dir.path(), &line, &[]);
+        one_line(&output, &format!("{args:?}"), needle);
+    }
+    for (key, value, needle) in [
+        ("TL_INIT_LISTEN", "nonsense", "nonsense"),
+        ("TL_INIT_MAX_PROCESSES", "many", "many"),
+        ("TL_INIT_LOG_LEVEL", "loud", "loud"),
+        ("TL_INIT_TOKEN_FILE", open.as_str(), open.as_str()),
+    ] {
+        let args = if key == "TL_INIT_LISTEN" { vec![] } else { at.to_vec() };
+        let output = tl_init(dir.path(), &args, &[(key, value)]);
+        one_line(&output, key, needle);
+    }
+}
+
+fn one_line(output: &Output, what: &str, needle: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{what}: {} {stderr}", output.status);
+    assert_eq!(stderr.lines().count(), 1, "{what}: {stderr}");
+    assert!(stderr.contains(needle), "{what}: no {needle:?} in {stderr}");
+    assert!(!stderr.contains("panicked"), "{what}: {stderr}");
+}
+
+#[test]
+fn help_and_version() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let help = tl_init(dir.path(), &["--help"], &[]);
+    assert_eq!(help.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&help.stdout);
+    for option in [
+        "--listen",
+        "--token-file",
+        "--no-auth",
+        "--default-user",
+        "--env-file",
+        "--log-dir",
+        "--run-dir",
+        "--log-level",
+        "--log-format",
+        "--shutdown-grace",
+        "--log-limit",
+        "--log-total",
+        "--keep-ended",
+        "--max-processes",
+        "--max-connections",
+        "--max-body",
+        "--max-head",
+        "--head-secs",
+        "--idle-secs",
+    ] {
+        assert!(text.contains(option), "no {option} in {text}");
+    }
+    let version = tl_init(dir.path(), &["--version"], &[]);
+    assert_eq!(version.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&version.stdout), format!("tl-init {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn every_option_is_an_environment_variable_too() {
+    let env_file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write it");
+    let daemon = Options::default()
+        .env("TL_INIT_MAX_PROCESSES", "1")
+        .env("TL_INIT_KEEP_ENDED", "2")
+        .env("TL_INIT_MAX_BODY", "5000")
+        .env("TL_INIT_ENV_FILE", env_file.path().to_str().expect("a path"))
+        .env("TL_INIT_LOG_FORMAT", "json")
+        .env("TL_INIT_LOG_LEVEL", "info")
+        .env("TL_INIT_NO_AUTH", "1")
+        .start();
+    for _ in 0..4 {
+        assert_eq!(daemon.run_sh("echo $FROM_FILE").stdout(), "yes");
+    }
+    assert_eq!(daemon.list().len(), 2);
+    daemon.sh("sleep 5000");
+    daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "1");
+    daemon.post("/processes", &json!({"command": "x".repeat(6000)})).expect_error(413, "BODY_TOO_LARGE", "5000");
+    let log = daemon.log();
+    let lines: Vec<&str> = log.lines().collect();
+    assert!(!lines.is_empty());
+    for line in lines {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+    }
+    // The command line wins.
+    let daemon = Options::default().env("TL_INIT_KEEP_ENDED", "2").args(&["--keep-ended", "4"]).start();
+    for _ in 0..6 {
+        daemon.run_sh("true");
+    }
+    assert_eq!(daemon.list().len(), 4);
+}
+
+#[test]
+fn files_of_a_start_are_the_owners_only() {
+    let daemon = daemon();
+    let mode = |path: &str| {
+        let data = std::fs::metadata(daemon.state_dir().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+        data.permissions().mode() & 0o7777
+    };
+    assert_eq!(mode("run/token"), 0o600);
+    assert_eq!(mode("log"), 0o700);
+    daemon.run_sh("echo secret");
+    let environ = std::fs::read(format!("/proc/{}/environ", daemon.pid)).expect("its environment");
+    let cmdline = std::fs::read(format!("/proc/{}/cmdline", daemon.pid)).expect("its command line");
+    for place in [environ, cmdline, daemon.log().into_bytes()] {
+        assert!(!place.windows(daemon.token.len()).any(|window| window == daemon.token.as_bytes()));
+    }
+    let token = daemon.state_dir().join("run/token");
+    let run = daemon.run(&json!({"command": "cat", "args": [token]}));
+    if nix::unistd::geteuid().is_root() {
+        assert_ne!(run.code(), Some(0), "a process of another user cannot get it");
+    }
+}
+
+#[test]
+fn the_token_of_a_file_is_the_one_that_counts() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("token");
+    std::fs::write(&path, format!("{TOKEN}\n")).expect("write it");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its mode");
+    let daemon = daemon_with(&["--token-file", path.to_str().expect("a path")]);
+    assert_eq!(daemon.token, TOKEN);
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+}
+
+#[test]
+fn two_daemons_do_not_share_a_log_directory() {
+    let daemon = Options::plain().start();
+    let log = daemon.state_dir().join("log");
+    let dir = tempfile::tempdir().expect("a directory");
+    let args = ["--listen", "127.0.0.1:0", "--log-dir", log.to_str().expect("a path")];
+    one_line(&tl_init(dir.path(), &args, &[]), "a second daemon", log.to_str().expect("a path"));
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+}
+
+#[test]
+fn a_command_of_its_own_runs_beside_the_api() {
+    let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
+    wait_until(PATIENCE, "it runs", || (!daemon.find("sleep 5001").is_empty()).then_some(()));
+    // Its output is the daemon's own.
+    wait_until(PATIENCE, "it is heard", || daemon.log().contains("from the command").then_some(()));
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+}
+
+#[test]
+fn the_end_of_its_command_is_the_end_of_all() {
+    for (script, code) in [("exit 7", 7), ("kill -9 $$", 137)] {
+        let script = format!("read x <go; {script}");
+        let scratch = tempfile::tempdir().expect("a directory");
+        let go = scratch.path().join("go");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+        let script = script.replace("go;", &format!("{};", go.display()));
+        let uid = nix::unistd::geteuid().to_string();
+        let mut daemon = Options::default().args(&["--default-user", &uid, "--", "sh", "-c", &script]).start();
+        daemon.sh("sleep 5002");
+        std::fs::write(&go, "go\n").expect("let it end");
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(code));
+    }
+}
+
+#[test]
+fn signals_that_mean_nothing_to_it_change_nothing() {
+    let daemon = daemon();
+    for signal in [Signal::SIGPIPE, Signal::SIGCHLD, Signal::SIGURG, Signal::SIGWINCH, Signal::SIGCONT] {
+        daemon.signal(signal);
+    }
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+}

@@ -1,0 +1,205 @@
+//! Looking at processes, signalling, killing and waiting for them.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, pid_of, wait_until};
+
+#[test]
+fn a_process_is_shown_with_all_its_fields() {
+    let daemon = daemon();
+    let args = ["-c", "exit 3", "", "ünï\n"];
+    let info = daemon.start_process(&json!({"command": "sh", "args": args}));
+    let fields = [
+        "handle",
+        "pid",
+        "status",
+        "exit_code",
+        "signal",
+        "oom_killed",
+        "stdin_writable",
+        "command",
+        "args",
+        "started_at",
+        "ended_at",
+        "managed",
+    ];
+    for field in fields {
+        assert!(info.get(field).is_some(), "no {field} in {info}");
+    }
+    let pid = pid_of(&info);
+    let ended = daemon.ended(pid);
+    let (begun, over) = (ended["started_at"].as_u64().expect("a start"), ended["ended_at"].as_u64().expect("an end"));
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("the time").as_millis() as u64;
+    assert!(begun <= over && over <= now && now - begun < 60_000, "{ended} at {now}");
+    let expected = json!({"handle": info["handle"], "pid": pid, "status": "exited", "exit_code": 3, "signal": null,
+        "oom_killed": false, "stdin_writable": false, "command": "sh", "args": args, "started_at": begun,
+        "ended_at": over, "managed": null});
+    assert_eq!(ended, expected);
+    assert_eq!(daemon.list(), [expected]);
+    let running = daemon.start_process(&json!({"command": "sleep", "args": ["4500"]}));
+    assert_eq!(
+        (&running["status"], &running["ended_at"], &running["args"]),
+        (&json!("running"), &Value::Null, &json!(["4500"]))
+    );
+    let bare = daemon.start_process(&json!({"command": "true"}));
+    assert_eq!(bare["args"], json!([]));
+    assert!(
+        info["handle"].as_u64() < running["handle"].as_u64() && running["handle"].as_u64() < bare["handle"].as_u64()
+    );
+    let listed: Vec<Value> = daemon.list().into_iter().map(|info| info["handle"].clone()).collect();
+    assert_eq!(listed, [&info, &running, &bare].map(|info| info["handle"].clone()), "oldest first");
+}
+
+#[test]
+fn the_daemon_tells_about_itself() {
+    let daemon = daemon();
+    assert_eq!(daemon.get("/health").expect(200), json!({"healthy": true}));
+    daemon.run_sh("true");
+    daemon.sh("sleep 4501");
+    let info = daemon.get("/info").expect(200);
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!((info["running_processes"].as_u64(), info["total_processes"].as_u64()), (Some(1), Some(2)), "{info}");
+    assert!(info["uptime_secs"].as_u64().is_some_and(|secs| secs < 60), "{info}");
+}
+
+#[test]
+fn a_signal_goes_to_the_group() {
+    let daemon = daemon();
+    let pid = daemon.sh("trap 'echo usr1' USR1; (trap 'echo child' USR1; echo up; while :; do sleep 0.05; done) & \
+                         echo up; while :; do sleep 0.05; done");
+    wait_until(PATIENCE, "both are up", || (daemon.lines(pid, "stdout").len() == 2).then_some(()));
+    let sent = daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10}));
+    assert_eq!(sent.expect(200), json!({"success": true}));
+    wait_until(PATIENCE, "both got it", || {
+        let lines = daemon.lines(pid, "stdout");
+        (lines.contains(&"usr1".to_owned()) && lines.contains(&"child".to_owned())).then_some(())
+    });
+    daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect(200);
+    let info = daemon.ended(pid);
+    assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(15)));
+    daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect_error(409, "NOT_RUNNING", "ended");
+}
+
+const TREE: &str =
+    "setsid sleep 4502 & setsid sh -c 'setsid sleep 4502 & sleep 4502' & trap '' TERM; sleep 4502 & wait; wait";
+
+fn kills_the_tree(daemon: &Daemon) {
+    for how in ["delete", "signal 9"] {
+        let pid = daemon.sh(TREE);
+        wait_until(PATIENCE, "the tree is up", || (daemon.executing("sleep 4502").len() == 4).then_some(()));
+        match how {
+            "delete" => assert_eq!(daemon.delete(&format!("/processes/{pid}")).expect(204), Value::Null),
+            _ => assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200),
+        }
+        if how == "delete" {
+            assert_eq!(daemon.find("4502"), [0; 0], "it answers when the tree is gone");
+        }
+        daemon.await_gone(Duration::from_secs(2), "4502");
+        let info = daemon.ended(pid);
+        assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(9)), "{how}");
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    }
+}
+
+#[test]
+fn a_kill_takes_the_whole_tree() {
+    kills_the_tree(&daemon());
+}
+
+#[test]
+fn a_kill_takes_the_whole_tree_without_a_cgroup() {
+    kills_the_tree(&Options::default().without_cgroup().start());
+}
+
+#[test]
+fn a_kill_takes_the_whole_tree_as_a_subreaper() {
+    kills_the_tree(&Options::plain().start());
+}
+
+#[test]
+fn a_kill_reaches_what_outlived_its_leader() {
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.start();
+        let pid = daemon.sh("sleep 4503 & sleep 4503 & exit 0");
+        assert_eq!(daemon.ended(pid)["exit_code"], 0);
+        wait_until(PATIENCE, "both are up", || (daemon.executing("sleep 4503").len() == 2).then_some(()));
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        daemon.await_gone(Duration::from_secs(2), "4503");
+        assert_eq!(daemon.info(pid)["exit_code"], 0, "its end stays as it was");
+    }
+}
+
+#[test]
+fn wait_answers_at_the_end_or_at_its_time() {
+    let daemon = daemon();
+    let pid = daemon.sh("sleep 0.4; exit 9");
+    let begun = Instant::now();
+    let early = daemon.get(&format!("/processes/{pid}/wait?timeout=0.1")).expect(200);
+    assert_eq!(early["status"], "running");
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    let info = daemon.get(&format!("/processes/{pid}/wait?timeout=30")).expect(200);
+    assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(9)));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    for bad in ["x", "-1", ""] {
+        daemon.get(&format!("/processes/{pid}/wait?timeout={bad}")).expect_error(400, "INVALID_REQUEST", "timeout");
+    }
+}
+
+#[test]
+fn a_shutdown_ends_everything_in_order() {
+    let mut daemon = daemon_with(&["--shutdown-grace", "20"]);
+    let scratch = daemon.scratch();
+    let body = json!({"command": "sh", "working_dir": scratch,
+        "args": ["-c", "trap 'echo got it >told; exit 0' TERM; echo up; while :; do sleep 0.05; done"]});
+    let pid = pid_of(&daemon.start_process(&body));
+    daemon.sh("setsid sleep 4504 & sleep 4504");
+    wait_until(PATIENCE, "both are up", || {
+        (daemon.lines(pid, "stdout") == ["up"] && daemon.executing("sleep 4504").len() == 2).then_some(())
+    });
+    let begun = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    daemon.await_end(Duration::from_secs(15));
+    assert!(begun.elapsed() < Duration::from_secs(15), "nobody needed the grace: {:?}", begun.elapsed());
+    assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("it was told"), "got it\n");
+    assert!(!daemon.state_dir().exists(), "the launcher has cleared up");
+}
+
+#[test]
+fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
+    let mut daemon = daemon_with(&["--shutdown-grace", "2"]);
+    let pid = daemon.sh("trap 'echo ignored' TERM; echo up; while :; do sleep 0.05; done");
+    wait_until(PATIENCE, "it is up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+    let begun = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    wait_until(PATIENCE, "the shutdown has begun", || (daemon.lines(pid, "stdout").len() > 1).then_some(()));
+    let refused = daemon.post("/processes", &json!({"command": "true"}));
+    refused.expect_error(503, "SHUTTING_DOWN", "shutting down");
+    assert!(refused.header("retry-after").is_some());
+    daemon.await_end(PATIENCE);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(1900) && took < Duration::from_secs(12), "{took:?}");
+}
+
+#[test]
+fn answers_that_are_on_their_way_at_the_end_are_finished() {
+    let mut daemon = daemon();
+    // Far more than the sockets hold, written when it is told to end.
+    let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";
+    let body = json!({"command": "bash", "args": ["-c", script]});
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| daemon.run(&body))).collect();
+        wait_until(PATIENCE, "all are up", || {
+            let pids: Vec<u64> = daemon.list().iter().map(pid_of).collect();
+            (pids.len() == 3 && pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"])).then_some(())
+        });
+        daemon.signal(Signal::SIGTERM);
+        for run in runs {
+            let run = run.join().expect("it has a last event");
+            assert_eq!((run.code(), run.lines("stdout").len()), (Some(3), 200_001));
+        }
+    });
+    daemon.await_end(PATIENCE);
+}

@@ -1,0 +1,334 @@
+//! Files: read, ranges, users, listings, and what is refused.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::hanging::Lease;
+use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+
+/// `/files?path=…`, form-encoded; more parameters may follow in `more`.
+pub fn files(path: impl AsRef<Path>, more: &str) -> String {
+    format!("/files?path={}{more}", encoded(path))
+}
+
+pub fn encoded(path: impl AsRef<Path>) -> String {
+    let bytes = path.as_ref().as_os_str().as_encoded_bytes();
+    bytes
+        .iter()
+        .map(|byte| match byte {
+            b' ' => "+".to_owned(),
+            b'/' | b'.' | b'-' | b'_' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(*byte).to_string(),
+            byte => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+pub fn put(daemon: &Daemon, path: impl AsRef<Path>, more: &str, content: &[u8]) -> Reply {
+    daemon.request("PUT", &files(path, more), Some(content))
+}
+
+fn get(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Reply {
+    daemon.get(&files(path, more))
+}
+
+fn list(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Reply {
+    daemon.get(&format!("/files/list?path={}{more}", encoded(path)))
+}
+
+/// The names that a listing has.
+pub fn names(daemon: &Daemon, path: impl AsRef<Path>) -> Vec<String> {
+    let listing = list(daemon, path, "&user=root").expect(200);
+    let entries = listing["entries"].as_array().expect("entries");
+    entries.iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[test]
+fn a_file_goes_there_and_back() {
+    // Without root the home would be that of whoever runs the tests.
+    if !root("a_file_goes_there_and_back") {
+        return;
+    }
+    let daemon = daemon();
+    let content: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+    for (path, size) in [("empty", 0), ("a b+c%", 5), ("sub/deep/ünï ✓.bin", 65_536), ("large", 200_000)] {
+        let content = &content[..size];
+        let reply = put(&daemon, path, "", content);
+        assert_eq!((reply.status, reply.body.len()), (204, 0), "{path}");
+        for path in [path.to_owned(), format!("./{path}"), format!("/home/tl-user//{path}")] {
+            let reply = get(&daemon, &path, "");
+            assert_eq!((reply.status, reply.body == content), (200, true), "{path}");
+            assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
+            assert_eq!(reply.header("content-length"), Some(&*size.to_string()), "{path}");
+            assert_eq!(reply.header("accept-ranges"), Some("bytes"));
+        }
+        let head = daemon.request("HEAD", &files(path, ""), None);
+        assert_eq!((head.status, head.body.len()), (200, 0));
+        assert_eq!(head.header("content-length"), Some(&*size.to_string()), "{path}");
+    }
+    // What was made is the user's, as if the user had made it.
+    let made = daemon.run_sh("cd; stat -c '%U %G %a %n' sub sub/deep large 'a b+c%'; umask");
+    let user = "tl-user tl-user";
+    let right = format!("{user} 755 sub\n{user} 755 sub/deep\n{user} 644 large\n{user} 644 a b+c%");
+    assert!(made.stdout().starts_with(&right), "{}", made.stdout());
+    let listing = list(&daemon, "sub", "").expect(200);
+    assert_eq!(listing["path"], "/home/tl-user/sub");
+    assert_eq!(listing["entries"][0]["name"], "deep");
+    assert_eq!(listing["entries"][0]["size"], Value::Null);
+    daemon.delete(&files("a b+c%", "")).expect(204);
+    get(&daemon, "a b+c%", "").expect_error(404, "NOT_FOUND", "/home/tl-user/a b+c%");
+    assert_eq!(names(&daemon, "/home/tl-user"), ["sub", "empty", "large"]);
+}
+
+#[test]
+fn ranges() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    for size in [1000_usize, 1 << 20] {
+        let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let file = scratch.join("file");
+        fs::write(&file, &content).expect("write it");
+        let ask = |method: &str, head: &str| {
+            daemon.open(method, &files(&file, ""), head, b"").into_reply(&format!("{method} {head:?} of {size}"))
+        };
+        let last = size - 1;
+        for (value, first, end) in [
+            ("bytes=0-0".to_owned(), 0, 1),
+            ("bytes=10-19".to_owned(), 10, 20),
+            ("bytes=10-".to_owned(), 10, size),
+            ("bytes=-7".to_owned(), size - 7, size),
+            (format!("bytes={last}-"), last, size),
+            (format!("bytes=5-{}", size * 2), 5, size),
+            (format!("bytes=-{}", size * 2), 0, size),
+        ] {
+            let reply = ask("GET", &format!("Range: {value}\r\n"));
+            assert_eq!((reply.status, reply.body == content[first..end]), (206, true), "{value}");
+            let said = format!("bytes {first}-{}/{size}", end - 1);
+            assert_eq!(reply.header("content-range"), Some(&*said), "{value}");
+            assert_eq!(reply.header("content-length"), Some(&*(end - first).to_string()), "{value}");
+        }
+        for value in [format!("bytes={size}-"), format!("bytes={size}-{}", size * 2), "bytes=-0".to_owned()] {
+            let reply = ask("GET", &format!("Range: {value}\r\n"));
+            reply.expect_error(416, "RANGE_NOT_SATISFIABLE", &size.to_string());
+            assert_eq!(reply.header("content-range"), Some(&*format!("bytes */{size}")));
+        }
+        for head in [
+            "Range: bytes=0-1,5-6\r\n",
+            "Range: bytes=6-5\r\n",
+            "Range: lines=0-1\r\n",
+            "Range: nonsense\r\n",
+            "Range: bytes=0-1\r\nIf-Range: \"etag\"\r\n",
+        ] {
+            let reply = ask("GET", head);
+            assert_eq!((reply.status, reply.body == content), (200, true), "{head:?}");
+        }
+        let head = daemon.open("HEAD", &files(&file, ""), "Range: bytes=0-1\r\n", b"");
+        assert_eq!((head.status, head.header("content-length")), (200, Some(&*size.to_string())));
+    }
+    fs::write(scratch.join("empty"), "").expect("write it");
+    let empty = daemon.open("GET", &files(scratch.join("empty"), ""), "Range: bytes=0-\r\n", b"");
+    let reply = empty.into_reply("of nothing");
+    reply.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
+    assert_eq!(reply.header("content-range"), Some("bytes */0"));
+}
+
+#[test]
+fn a_user_may_what_it_may() {
+    if !root("a_user_may_what_it_may") {
+        return;
+    }
+    let daemon = daemon();
+    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let pid_max = get(&daemon, "/proc/sys/kernel/pid_max", "").body;
+    for user in ["", "&user=tl-user", "&user=12345", "&user=12345:12346"] {
+        denied(get(&daemon, "/etc/shadow", user));
+        denied(list(&daemon, "/root", user));
+        denied(put(&daemon, "/etc/made-by-a-test", user, b"x"));
+        denied(put(&daemon, "/etc/passwd", user, b"x"));
+        denied(put(&daemon, "/no-such/directory/x", user, b"x"));
+        denied(daemon.delete(&files("/etc/hostname", user)));
+        denied(get(&daemon, "/proc/1/environ", user));
+        // This asks for other ids than files do. It would change nothing.
+        denied(put(&daemon, "/proc/sys/kernel/pid_max", user, &pid_max));
+    }
+    let shadow = fs::read("/etc/shadow").expect("as root");
+    for user in ["&user=root", "&user=0", "&user=0:0", "&user=0:12345"] {
+        assert!(get(&daemon, "/etc/shadow", user).body == shadow, "{user}");
+        assert_eq!(list(&daemon, "/root", user).status, 200);
+    }
+    put(&daemon, "/proc/sys/kernel/pid_max", "&user=root", &pid_max).expect(204);
+    get(&daemon, "x", "&user=nobody-here").expect_error(400, "USER_NOT_FOUND", "nobody-here");
+    for user in ["", ":", "1:", "root:root", "1:2:3", "4294967295", "99999999999"] {
+        get(&daemon, "/etc/passwd", &format!("&user={user}")).expect_error(400, "INVALID_REQUEST", "user");
+    }
+    // Whose home a relative path is in, and what is made whose.
+    let scratch = daemon.scratch();
+    for (user, owner) in [("root", "0 0"), ("12345", "12345 12345"), ("12345:12346", "12345 12346")] {
+        put(&daemon, scratch.join(user), &format!("&user={user}"), b"x").expect(204);
+        let made = daemon.run_sh(&format!("stat -c '%u %g %a' {}", scratch.join(user).display()));
+        assert_eq!(made.stdout(), format!("{owner} 644"), "{user}");
+    }
+    assert_eq!(list(&daemon, ".", "&user=root").expect(200)["path"], "/root/.");
+    // A file of one group is for its members only.
+    let secret = scratch.join("secret");
+    fs::write(&secret, "x").expect("write it");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).expect("for its group");
+    std::os::unix::fs::chown(&secret, Some(0), Some(777)).expect("a group");
+    denied(get(&daemon, &secret, "&user=12345"));
+    assert_eq!(get(&daemon, &secret, "&user=12345:777").body, b"x");
+    // No link of a process's leads anywhere, and the thread is the daemon's again: it starts processes as anybody.
+    for link in ["/proc/1/cwd/etc/passwd", "/proc/self/root/etc/passwd", "/proc/self/fd/1"] {
+        get(&daemon, link, "").expect_error(400, "INVALID_REQUEST", link);
+    }
+    assert_eq!(daemon.run_sh("id -un").stdout(), "tl-user");
+}
+
+#[test]
+fn what_is_refused() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let at = |name: &str| scratch.join(name);
+    fs::write(at("a..b"), "dots").expect("write it");
+    fs::write(at("..."), "dots").expect("write it");
+    fs::create_dir(at("dir")).expect("a directory");
+    nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
+    symlink("loop", at("loop")).expect("a link");
+    let raw = |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_reply(target);
+    for method in ["GET", "PUT", "DELETE"] {
+        for (query, status, code, needle) in [
+            ("", 400, "INVALID_REQUEST", "`path`"),
+            ("?", 400, "INVALID_REQUEST", "`path`"),
+            ("?Path=/x", 400, "INVALID_REQUEST", "`path`"),
+            ("?path", 400, "INVALID_REQUEST", "empty"),
+            ("?path=", 400, "INVALID_REQUEST", "empty"),
+            ("?path=%00", 400, "INVALID_REQUEST", "NUL"),
+            ("?path=/etc/passwd%00.txt", 400, "INVALID_REQUEST", "NUL"),
+            ("?path=..", 403, "PATH_TRAVERSAL", ".."),
+            ("?path=/etc/../etc/passwd", 403, "PATH_TRAVERSAL", ".."),
+            ("?path=%2e%2e/x", 403, "PATH_TRAVERSAL", ".."),
+            ("?path=a/..", 403, "PATH_TRAVERSAL", ".."),
+            ("?path=..%2Fx", 403, "PATH_TRAVERSAL", ".."),
+        ] {
+            raw(method, &format!("/files{query}")).expect_error(status, code, needle);
+        }
+        let denied = |reply: Reply, code: &str, name: &str| reply.expect_error(400, code, name);
+        denied(raw(method, &files(at("dir"), "")), "IS_DIRECTORY", "dir");
+        denied(raw(method, &files("/", "")), "IS_DIRECTORY", "/");
+        denied(raw(method, &files(at("a..b/x"), "")), "NOT_A_DIRECTORY", "a..b");
+        denied(raw(method, &files(at(&"x".repeat(256)), "")), "INVALID_REQUEST", "path");
+    }
+    for method in ["GET", "PUT"] {
+        for special in [at("fifo"), at("socket"), "/dev/zero".into(), "/dev/null".into(), "/dev/full".into()] {
+            raw(method, &files(&special, "")).expect_error(400, "NOT_A_REGULAR_FILE", &special.to_string_lossy());
+        }
+        raw(method, &files(at("loop"), "")).expect_error(400, "INVALID_REQUEST", "link");
+    }
+    for absent in [at("absent"), at("absent/x")] {
+        raw("GET", &files(&absent, "")).expect_error(404, "NOT_FOUND", "absent");
+        raw("DELETE", &files(&absent, "")).expect_error(404, "NOT_FOUND", "absent");
+        list(&daemon, &absent, "").expect_error(404, "NOT_FOUND", "absent");
+    }
+    for no_directory in ["a..b", "fifo", "socket"] {
+        list(&daemon, at(no_directory), "").expect_error(400, "NOT_A_DIRECTORY", no_directory);
+    }
+    for (query, status, code) in [("", 400, "INVALID_REQUEST"), ("?path=..", 403, "PATH_TRAVERSAL")] {
+        daemon.get(&format!("/files/list{query}")).expect_error(status, code, "path");
+    }
+    for (method, path, allowed) in [("POST", "/files", "GET, HEAD, PUT, DELETE"), ("PUT", "/files/list", "GET, HEAD")] {
+        let reply = raw(method, &format!("{path}?path=/x"));
+        reply.expect_error(405, "METHOD_NOT_ALLOWED", "");
+        assert_eq!(reply.header("allow"), Some(allowed));
+    }
+    assert_eq!(get(&daemon, at("a..b"), "").body, b"dots");
+    assert_eq!(get(&daemon, at("..."), "").body, b"dots");
+    let mut left = names(&daemon, &scratch);
+    left.sort();
+    assert_eq!(left, ["...", "a..b", "dir", "fifo", "loop", "socket"], "nothing was made or removed");
+    // One that waits for the word to send is told before it sends anything.
+    let reply = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
+    reply.into_reply("not invited").expect_error(400, "IS_DIRECTORY", "dir");
+}
+
+#[test]
+fn a_large_directory() {
+    let daemon = daemon();
+    let dir = daemon.scratch().join("many");
+    fs::create_dir_all(dir.join("zz-dir")).expect("a directory");
+    let name = |number: usize| format!("entry-{number:06}");
+    (0..100_000).for_each(|number| drop(fs::File::create(dir.join(name(number))).expect("a file")));
+    symlink("zz-dir", dir.join("zy-link")).expect("a link");
+    let mut times = Vec::new();
+    let mut listing = Value::Null;
+    for _ in 0..3 {
+        // What it takes on a processor: what it takes on the clock depends on who else is busy, and is the bench's.
+        let before = machine::cpu_time(daemon.pid);
+        let mut body = daemon.open("GET", &format!("/files/list?path={}", encoded(&dir)), "", b"").expect_status(200);
+        let mut text = Vec::new();
+        body.read_to_end(&mut text).expect("all of it");
+        times.push(machine::cpu_time(daemon.pid) - before);
+        listing = serde_json::from_slice(&text).expect("JSON");
+    }
+    assert!(times.iter().any(|time| *time <= Duration::from_secs(1)), "{times:?}");
+    assert_eq!(listing["path"], dir.to_str().expect("text"));
+    assert_eq!(listing.get("truncated"), None);
+    let entries = listing["entries"].as_array().expect("entries");
+    let listed = entries.iter().map(|entry| entry["name"].as_str().unwrap_or_default().to_owned());
+    assert!(listed.eq(["zy-link".to_owned(), "zz-dir".to_owned()].into_iter().chain((0..100_000).map(name))));
+    assert!(entries[..2].iter().all(|entry| entry["is_dir"] == true && entry["size"].is_null()));
+    let file = &entries[2];
+    assert!(file["is_dir"] == false && file["size"] == 0 && file["modified_at"].as_u64() > Some(1_500_000_000_000));
+}
+
+#[test]
+fn files_that_the_kernel_makes_up() {
+    let daemon = daemon();
+    let memory = get(&daemon, "/proc/meminfo", "");
+    assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
+    assert_eq!(get(&daemon, "/proc/sys/kernel/ostype", "").body, b"Linux\n");
+    let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
+    let answer = get(&daemon, "/proc/kallsyms", "&user=root");
+    assert!(symbols.is_empty() || answer.body.len() == symbols.len(), "{} {}", answer.body.len(), symbols.len());
+    assert_eq!(daemon.request("HEAD", &files("/proc/kallsyms", ""), None).body.len(), 0);
+    assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
+}
+
+#[test]
+fn a_file_that_becomes_shorter_ends_the_connection() {
+    let daemon = daemon();
+    let file = daemon.scratch().join("file");
+    let length = 64 << 20;
+    fs::File::create(&file).and_then(|file| file.set_len(length)).expect("a file");
+    let mut answer = daemon.open("GET", &files(&file, ""), "", b"").expect_status(200);
+    assert_eq!(answer.header("content-length"), Some(&*length.to_string()));
+    fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(100)).expect("shorten it");
+    let mut body = Vec::new();
+    let error = answer.read_to_end(&mut body).expect_err("it is not padded");
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert!((body.len() as u64) < length);
+    assert_eq!(get(&daemon, &file, "").body.len(), 100);
+}
+
+#[test]
+fn a_file_that_hangs_holds_up_its_own_request() {
+    if !root("a_file_that_hangs_holds_up_its_own_request") {
+        return;
+    }
+    let daemon = daemon();
+    let file = daemon.scratch().join("leased");
+    fs::write(&file, "x").expect("write it");
+    let lease = Lease::take(&file);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| get(&daemon, &file, ""));
+        wait_until(PATIENCE, "a thread waits for the lease", || machine::waits_in(daemon.pid, "lease").then_some(()));
+        assert_eq!(daemon.try_health(), Some(200));
+        put(&daemon, "x", "", b"y").expect(204);
+        assert_eq!(get(&daemon, "x", "").body, b"y");
+        drop(lease);
+        assert_eq!(reader.join().expect("the reader").body, b"x");
+    });
+}

@@ -1,0 +1,147 @@
+//! Followers: late, slow, resumed, many at once.
+
+use std::io::BufRead;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::http::Events;
+use crate::harness::{Daemon, PATIENCE, daemon, pid_of, wait_until};
+
+const LINES: u64 = 500_000;
+
+/// Reads a follower of `seq -f %060.0f` to its end: every number once, in order, then `eof`.
+fn read_numbers(events: Events) {
+    let mut reader = events.into_reader();
+    let (mut next, mut eof, mut line) = (1, false, Vec::new());
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).expect("the stream goes on") == 0 {
+            break;
+        }
+        assert!(!line.starts_with(b"event: gap"), "a gap before line {next}");
+        eof |= line.starts_with(b"event: eof");
+        let text = std::str::from_utf8(&line).expect("UTF-8");
+        let Some((_, rest)) = text.strip_prefix("data:").and_then(|data| data.split_once("\"line\":\"")) else {
+            continue;
+        };
+        let number: u64 = rest[..60].parse().expect("a number");
+        assert_eq!(number, next);
+        next += 1;
+    }
+    assert_eq!(next, LINES + 1, "lines are missing at the end");
+    assert!(eof, "no eof");
+}
+
+#[test]
+fn a_slow_follower_loses_nothing_and_slows_nobody() {
+    let daemon = daemon();
+    let script = format!("read x; seq -f %060.0f 1 {LINES}");
+    let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
+    let pid = pid_of(&daemon.start_process(&start));
+    let slow = daemon.follow(pid, "stdout");
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (0..19).map(|_| daemon.follow(pid, "stdout")).collect();
+        let others: Vec<_> = others.into_iter().map(|events| scope.spawn(move || read_numbers(events))).collect();
+        let begun = Instant::now();
+        daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
+        let info = daemon.ended(pid);
+        let took = info["ended_at"].as_u64().expect("an end") - info["started_at"].as_u64().expect("a start");
+        assert!(took < 20_000, "the writer took {took} ms");
+        for other in others {
+            other.join().expect("another follower");
+        }
+        // 10 s at least, however fast the others were.
+        std::thread::sleep(Duration::from_secs(10).saturating_sub(begun.elapsed()));
+        read_numbers(slow);
+    });
+}
+
+/// A process that has written `count` lines and lives on until its stdin ends.
+fn held(daemon: &Daemon, count: u64) -> u64 {
+    let start =
+        json!({"command": "sh", "args": ["-c", format!("seq 1 {count}; read x; echo end")], "stdin_mode": "pipe"});
+    let pid = pid_of(&daemon.start_process(&start));
+    wait_until(PATIENCE, "it has written", || (daemon.lines(pid, "stdout").len() as u64 == count).then_some(()));
+    pid
+}
+
+fn release(daemon: &Daemon, pid: u64) {
+    daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b"")).expect(204);
+}
+
+fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
+    range.map(|number| number.to_string()).chain(["end".to_owned()]).collect()
+}
+
+#[test]
+fn follow_replays_and_goes_on_live() {
+    let daemon = daemon();
+    let pid = held(&daemon, 1000);
+    let mut early = daemon.follow(pid, "stdout");
+    let first = early.next_frame().expect("a frame");
+    assert_eq!((first.event.as_str(), &first.data["line"]), ("output", &json!("1")));
+    release(&daemon, pid);
+    assert_eq!(early.all_lines(), numbers(2..=1000));
+    assert_eq!(daemon.follow(pid, "stdout").all_lines(), numbers(1..=1000), "late");
+}
+
+#[test]
+fn last_event_id_goes_on_right_after_it() {
+    let daemon = daemon();
+    for view in ["stdout", "output"] {
+        let pid = held(&daemon, 500);
+        let mut first = daemon.follow(pid, view);
+        let mut id = String::new();
+        for _ in 0..123 {
+            id = first.next_frame().expect("a frame").id;
+        }
+        drop(first);
+        let again = daemon.follow_with(pid, view, &format!("Last-Event-ID: {id}\r\n"));
+        release(&daemon, pid);
+        assert_eq!(again.all_lines(), numbers(124..=500), "{view}");
+        let after = daemon.follow_with(pid, view, &format!("Last-Event-ID: {id}\r\n"));
+        assert_eq!(after.all_lines(), numbers(124..=500), "{view}, after its end");
+    }
+}
+
+#[test]
+fn tail_gives_the_last_lines() {
+    let daemon = daemon();
+    let pid = held(&daemon, 500);
+    assert_eq!(daemon.lines(pid, "stdout?tail=3"), ["498", "499", "500"]);
+    let live = daemon.follow(pid, "stdout?tail=2");
+    // The answer's head comes at once, its cursor with it.
+    release(&daemon, pid);
+    let lines = live.all_lines();
+    assert!(lines == numbers(499..=500) || lines == numbers(500..=500), "{lines:?}");
+    daemon.ended(pid);
+    for (tail, expected) in [(0, 0), (1, 1), (501, 501), (1_000_000, 501)] {
+        for view in ["stdout", "output"] {
+            let all = numbers(1..=500);
+            let expected = &all[all.len() - expected..];
+            assert_eq!(daemon.lines(pid, &format!("{view}?tail={tail}")), expected);
+            assert_eq!(daemon.follow(pid, &format!("{view}?tail={tail}")).all_lines(), expected);
+        }
+    }
+    for bad in ["x", "-1", "", "1.5"] {
+        daemon.get(&format!("/processes/{pid}/stdout?tail={bad}")).expect_error(400, "INVALID_REQUEST", "tail");
+    }
+}
+
+#[test]
+fn silence_is_kept_alive_with_a_comment() {
+    let daemon = daemon();
+    let pid = held(&daemon, 1);
+    let mut reader = daemon.follow(pid, "stdout").into_reader();
+    let begun = Instant::now();
+    let mut line = String::new();
+    while !line.starts_with(':') {
+        line.clear();
+        assert!(reader.read_line(&mut line).expect("the stream goes on") > 0, "it ended");
+    }
+    let silent = begun.elapsed().as_secs();
+    assert!((14..25).contains(&silent), "the comment came after {silent} s");
+    release(&daemon, pid);
+    assert!(reader.lines().any(|line| line.is_ok_and(|line| line == "event: eof")));
+}

@@ -1,0 +1,173 @@
+//! Programs and directories that hang hold up their own request and nobody else.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, pid_of, root, wait_until};
+
+/// `fcntl.h`; the libc crate does not have it.
+const F_SETSIG: libc::c_int = 10;
+
+/// Holds a write lease on a file: whoever opens or executes it meanwhile waits in the kernel, killably.
+pub struct Lease(File);
+
+impl Lease {
+    pub fn take(path: &Path) -> Lease {
+        let file = OpenOptions::new().read(true).open(path).expect("open the script");
+        // Not for writing: that alone would keep it from being executed (ETXTBSY).
+        // The kernel tells a holder that somebody waits; SIGIO would end the test, SIGURG does nothing.
+        // SAFETY: an fcntl on an open descriptor of ours, with an integer argument.
+        assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) }, 0);
+        // SAFETY: as above.
+        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
+        assert_eq!(taken, 0, "{}", std::io::Error::last_os_error());
+        Lease(file)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // SAFETY: as above. A descriptor that another test's fork still holds would keep the lease: give it back by name.
+        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
+    }
+}
+
+/// The entry of the start that hangs.
+fn hanging(daemon: &Daemon, command: &str) -> Value {
+    wait_until(PATIENCE, "the start that hangs is listed", || {
+        daemon.list().into_iter().find(|info| info["command"] == command && info["status"] == "running")
+    })
+}
+
+/// Everybody else is served as ever.
+fn others_are_served(daemon: &Daemon) {
+    for _ in 0..20 {
+        let begun = Instant::now();
+        assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+        assert_eq!(daemon.try_health(), Some(200));
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    }
+}
+
+fn delete_ends_a_hanging_program(daemon: &Daemon) {
+    let script = daemon.script("hangs", "#!/bin/sh\necho ran\n");
+    let command = script.to_str().expect("a path");
+    let lease = Lease::take(&script);
+    std::thread::scope(|scope| {
+        let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": command})));
+        let pid = pid_of(&hanging(daemon, command));
+        others_are_served(daemon);
+        let begun = Instant::now();
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(daemon.info(pid)["status"], "signaled");
+        // Its request is answered now, one way or another.
+        starter.join().expect("the one who started it");
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    });
+    drop(lease);
+    assert_eq!(daemon.run(&json!({"command": command})).stdout(), "ran");
+}
+
+#[test]
+fn a_program_that_hangs_is_killed_by_its_delete() {
+    if root("a_program_that_hangs_is_killed_by_its_delete") {
+        delete_ends_a_hanging_program(&daemon());
+    }
+}
+
+#[test]
+fn a_program_that_hangs_is_killed_by_its_delete_without_a_cgroup() {
+    if root("a_program_that_hangs_is_killed_by_its_delete_without_a_cgroup") {
+        delete_ends_a_hanging_program(&Options::default().without_cgroup().start());
+    }
+}
+
+#[test]
+fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
+    if !root("a_program_that_hangs_is_answered_after_5_s_and_runs_later") {
+        return;
+    }
+    let daemon = daemon();
+    let cases = [
+        ("good", "#!/bin/sh\necho ran\n", 0, vec!["ran"]),
+        // Its interpreter is missing, which the kernel finds out once it has the script.
+        ("bad", "#!/no/such/interpreter\n", 126, vec![]),
+    ];
+    let scripts = cases.map(|(name, text, code, lines)| (daemon.script(name, text), code, lines));
+    let leases: Vec<Lease> = scripts.iter().map(|(script, ..)| Lease::take(script)).collect();
+    let pids: Vec<u64> = std::thread::scope(|scope| {
+        let starters: Vec<_> = scripts
+            .iter()
+            .map(|(script, ..)| {
+                let daemon = &daemon;
+                scope.spawn(move || {
+                    let begun = Instant::now();
+                    let pid = pid_of(&daemon.start_process(&json!({"command": script})));
+                    let took = begun.elapsed();
+                    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(9), "{took:?}");
+                    pid
+                })
+            })
+            .collect();
+        starters.into_iter().map(|starter| starter.join().expect("a starter")).collect()
+    });
+    drop(leases);
+    for (pid, (_, code, lines)) in pids.into_iter().zip(scripts) {
+        let info = daemon.ended(pid);
+        assert_eq!(info["exit_code"], code, "{info}");
+        assert_eq!(daemon.lines(pid, "stdout"), lines);
+        assert_eq!(daemon.lines(pid, "stderr").len(), usize::from(code != 0), "one line about the failure");
+    }
+}
+
+#[test]
+fn a_run_whose_program_hangs_times_out() {
+    if !root("a_run_whose_program_hangs_times_out") {
+        return;
+    }
+    let daemon = daemon();
+    let script = daemon.script("hangs", "#!/bin/sh\necho ran\n");
+    let lease = Lease::take(&script);
+    let begun = Instant::now();
+    // Whether it is a stream already or an error: it comes at its time-out, and nothing is left.
+    let reply = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    let text = String::from_utf8_lossy(&reply.body).into_owned();
+    assert!(reply.status == 200 && text.contains("\"timed_out\""), "{} {text}", reply.status);
+    assert!(daemon.list().iter().all(|info| info["status"] != "running"));
+    drop(lease);
+}
+
+#[test]
+fn a_directory_that_hangs_delays_only_its_own_request() {
+    if !root("a_directory_that_hangs_delays_only_its_own_request") {
+        return;
+    }
+    let daemon = daemon();
+    let dir = daemon.scratch().join("stuck");
+    std::fs::create_dir(&dir).expect("a directory");
+    // A file system whose server has its descriptor and never answers.
+    let mount = "exec 3<>/dev/fuse; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other stuck \
+                 \"$0\" && echo mounted && exec sleep 4400";
+    let server = daemon.start_process(&json!({"command": "sh", "args": ["-c", mount, dir], "user": "root"}));
+    let server = pid_of(&server);
+    wait_until(PATIENCE, "it is mounted", || {
+        assert_eq!(daemon.info(server)["status"], "running", "{:?}", daemon.lines(server, "output"));
+        (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
+    });
+    std::thread::scope(|scope| {
+        let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": "stuck-there", "working_dir": dir})));
+        let pid = pid_of(&hanging(&daemon, "stuck-there"));
+        others_are_served(&daemon);
+        let begun = Instant::now();
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        starter.join().expect("the one who started it");
+        assert_eq!(daemon.info(pid)["status"], "signaled");
+    });
+}

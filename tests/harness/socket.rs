@@ -1,0 +1,257 @@
+//! A WebSocket client that is not ours: tungstenite's, over a blocking socket.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tungstenite::client::IntoClientRequest;
+use tungstenite::http::HeaderValue;
+use tungstenite::protocol::{CloseFrame, WebSocketConfig};
+use tungstenite::{Error, HandshakeError, Message, WebSocket};
+
+use super::http::{Reply, Stream};
+use super::{Daemon, PATIENCE};
+
+/// What every client sends to become one.
+pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                           Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+/// Opens a WebSocket at `path` below `/api/v1`, or gives the answer that refused it.
+pub fn try_open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Result<WebSocket<TcpStream>, u16> {
+    let mut request = format!("ws://{}/api/v1{path}", daemon.addr).into_client_request().expect("a request");
+    for (name, value) in headers {
+        let name: tungstenite::http::HeaderName = name.parse().expect("a name");
+        request.headers_mut().insert(name, HeaderValue::from_str(value).expect("a value"));
+    }
+    let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
+    match tungstenite::client::client_with_config(request, daemon.connect(), Some(config)) {
+        Ok((socket, answer)) => {
+            assert!(!answer.headers().contains_key("sec-websocket-extensions"), "no extension is negotiated");
+            Ok(socket)
+        }
+        Err(HandshakeError::Failure(Error::Http(answer))) => Err(answer.status().as_u16()),
+        Err(error) => panic!("{path}: {error}"),
+    }
+}
+
+/// Sends an upgrade by hand; the answer, which is none.
+pub fn refused(daemon: &Daemon, path: &str, headers: &str) -> Reply {
+    let request = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    Stream::send(daemon.connect(), request.as_bytes()).into_reply(path)
+}
+
+/// A terminal session.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub id: String,
+    pub token: String,
+}
+
+impl Daemon {
+    pub fn open_pty(&self, body: &Value) -> Session {
+        let answer = self.post("/pty", body).expect(201);
+        let text = |field: &str| answer[field].as_str().unwrap_or_else(|| panic!("no {field} in {answer}")).to_owned();
+        let session = Session { id: text("session_id"), token: text("token") };
+        assert!(session.id.len() >= 22 && session.id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{session:?}");
+        assert!(session.token.len() == 64 && session.token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{session:?}");
+        session
+    }
+
+    /// A session of `sh -c script`.
+    pub fn pty_sh(&self, script: &str) -> Session {
+        self.open_pty(&json!({"command": "sh", "args": ["-c", script]}))
+    }
+
+    pub fn pty_info(&self, session: &Session) -> Value {
+        let info = self.get(&format!("/pty/{}", session.id)).expect(200);
+        assert!(info.get("token").is_none() && !info.to_string().contains(&session.token), "{info}");
+        info
+    }
+
+    /// Attaches with the session's own token and no other.
+    pub fn attach(&self, session: &Session) -> Terminal {
+        let path = format!("/pty/{}/ws", session.id);
+        let socket = try_open(self, &path, &[("X-PTY-Token", &session.token)]).expect("attached");
+        Terminal { socket, shown: Vec::new(), seen: 0 }
+    }
+
+    /// The same, and says that it is ready.
+    pub fn watch(&self, session: &Session) -> Terminal {
+        let mut terminal = self.attach(session);
+        terminal.ready();
+        terminal
+    }
+
+    pub fn tunnel(&self, port: u16) -> WebSocket<TcpStream> {
+        let bearer = format!("Bearer {}", self.token);
+        try_open(self, &format!("/tunnels/tcp?port={port}"), &[("Authorization", &bearer)]).expect("a tunnel")
+    }
+}
+
+/// How a session ended for one of its clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// What the EXIT frame said, where one came.
+    pub exit: Option<i32>,
+    pub close: Option<(u16, String)>,
+}
+
+impl Ended {
+    /// By itself, with this code.
+    pub fn exited(code: i32) -> Ended {
+        Ended { exit: Some(code), close: Some((1000, format!("exit:{code}"))) }
+    }
+}
+
+/// A client at a session.
+pub struct Terminal {
+    pub socket: WebSocket<TcpStream>,
+    /// All that was shown so far.
+    pub shown: Vec<u8>,
+    /// How much of it was waited for already.
+    seen: usize,
+}
+
+impl Terminal {
+    fn send(&mut self, opcode: u8, payload: &[u8]) {
+        self.socket.send(Message::binary([&[opcode], payload].concat())).expect("send");
+    }
+
+    pub fn ready(&mut self) {
+        self.send(2, b"");
+    }
+
+    pub fn type_in(&mut self, text: impl AsRef<[u8]>) {
+        self.send(0, text.as_ref());
+    }
+
+    pub fn resize(&mut self, rows: u16, cols: u16) {
+        self.send(1, &[cols.to_be_bytes(), rows.to_be_bytes()].concat());
+    }
+
+    /// Takes one message; the end, if it is one.
+    fn take(&mut self, exit: &mut Option<i32>) -> Option<Option<(u16, String)>> {
+        match self.socket.read() {
+            Ok(Message::Binary(bytes)) => match &bytes[..] {
+                [0, bytes @ ..] => {
+                    assert!(exit.is_none(), "output after EXIT");
+                    self.shown.extend_from_slice(bytes);
+                }
+                [3, code @ ..] => *exit = Some(i32::from_be_bytes(code.try_into().expect("four bytes"))),
+                other => panic!("what is {other:?}?"),
+            },
+            Ok(Message::Ping(_)) => {}
+            Ok(Message::Close(words)) => {
+                let words = words.map(|CloseFrame { code, reason }| (code.into(), reason.as_str().to_owned()));
+                return Some(words);
+            }
+            Ok(other) => panic!("what is {other:?}?"),
+            Err(error) => panic!("{error} after {:?}", self.tail()),
+        }
+        None
+    }
+
+    fn tail(&self) -> String {
+        let from = self.shown.len().saturating_sub(300);
+        String::from_utf8_lossy(&self.shown[from..]).into_owned()
+    }
+
+    /// Reads until `text` is shown, after what was waited for before; what came in between.
+    pub fn expect(&mut self, text: &str) -> String {
+        let begun = Instant::now();
+        let mut from = self.seen;
+        loop {
+            let new = &self.shown[from..];
+            if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
+                let before = String::from_utf8_lossy(&self.shown[self.seen..from + at]).into_owned();
+                self.seen = from + at + text.len();
+                return before;
+            }
+            // What was looked at is not looked at again.
+            from = self.seen.max((self.shown.len() + 1).saturating_sub(text.len()));
+            assert!(begun.elapsed() < PATIENCE, "no {text:?} in {:?}", self.tail());
+            let ended = self.take(&mut None);
+            assert!(ended.is_none(), "{ended:?} before {text:?} in {:?}", self.tail());
+        }
+    }
+
+    /// Types a line and waits until `text` is shown.
+    pub fn ask(&mut self, line: &str, text: &str) -> String {
+        self.type_in(format!("{line}\n"));
+        self.expect(text)
+    }
+
+    /// Reads to the end.
+    pub fn end(&mut self) -> Ended {
+        let mut exit = None;
+        loop {
+            if let Some(close) = self.take(&mut exit) {
+                // The answer to it goes out, and the connection ends.
+                while self.socket.read().is_ok() {}
+                return Ended { exit, close };
+            }
+        }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.shown).into_owned()
+    }
+
+    /// Says goodbye and waits for the answer.
+    pub fn leave(mut self) {
+        self.socket.close(None).expect("close");
+        loop {
+            match self.socket.read() {
+                Ok(_) => {}
+                Err(Error::ConnectionClosed) => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// The bytes of one frame of a client.
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        length @ 0..=125 => bytes.push(0x80 | length as u8),
+        length @ 126..=0xffff => {
+            bytes.push(0x80 | 126);
+            bytes.extend((length as u16).to_be_bytes());
+        }
+        length => {
+            bytes.push(0x80 | 127);
+            bytes.extend((length as u64).to_be_bytes());
+        }
+    }
+    let mask = [0x5a, 0xa5, 0x11, 0xee];
+    bytes.extend(mask);
+    bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
+    bytes
+}
+
+/// Sends bytes as they are on the connection of a WebSocket, and reads until it closes: the code that it closes with.
+pub fn code_after(mut socket: WebSocket<TcpStream>, bytes: &[u8]) -> Option<u16> {
+    // It may be refused before all of it has left.
+    let _ = socket.get_mut().write_all(bytes);
+    loop {
+        match socket.read() {
+            Ok(Message::Close(words)) => return words.map(|words| words.code.into()),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Reads a connection to its end.
+pub fn drain(mut socket: &TcpStream, time: Duration) -> io::Result<usize> {
+    socket.set_read_timeout(Some(time))?;
+    let (mut all, mut buffer) = (0, [0; 1 << 16]);
+    loop {
+        match socket.read(&mut buffer)? {
+            0 => return Ok(all),
+            count => all += count,
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! What no client sends: requests made to hurt. The daemon answers or closes, stays small, and serves the others.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::http::Stream;
+use crate::harness::{Daemon, PATIENCE, daemon, daemon_with, machine, wait_until};
+
+const SMALL_KB: u64 = 32 * 1024;
+
+/// It is well: it answers health and does its work, and has never been large.
+fn well(daemon: &Daemon, after: &str) {
+    let begun = Instant::now();
+    assert_eq!(daemon.try_health(), Some(200), "{after}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "health took {:?} {after}", begun.elapsed());
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "{after}");
+    let peak = machine::kilobytes(daemon.pid, "VmHWM");
+    assert!(peak < SMALL_KB, "{peak} kB {after}");
+}
+
+/// Sends bytes and reads whatever comes until the daemon closes or is silent.
+fn provoke(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
+    let mut socket = daemon.connect();
+    let _ = socket.write_all(bytes);
+    let _ = socket.shutdown(std::net::Shutdown::Write);
+    let mut answer = Vec::new();
+    let _ = socket.read_to_end(&mut answer);
+    answer
+}
+
+fn status_of(answer: &[u8]) -> u16 {
+    let head = String::from_utf8_lossy(answer);
+    head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn an_announced_body_without_end_allocates_nothing() {
+    let daemon = daemon();
+    let token = format!("Authorization: Bearer {}\r\n", daemon.token);
+    for (path, auth, expected) in [
+        ("/processes", "", 401),
+        ("/processes", &*token, 413),
+        ("/processes/run", &*token, 413),
+        ("/processes/1/stdin", "", 401),
+        ("/processes/1/stdin", &*token, 404),
+        ("/nothing", &*token, 404),
+        ("/health", "", 401),
+    ] {
+        for length in ["10000000000000", "18446744073709551615", "9223372036854775807"] {
+            let request =
+                format!("POST /api/v1{path} HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: {length}\r\n\r\nabc");
+            let status = status_of(&provoke(&daemon, request.as_bytes()));
+            assert_eq!(status, expected, "{path} {length}");
+        }
+    }
+    well(&daemon, "after announced bodies");
+}
+
+#[test]
+fn a_head_without_end_is_cut_off() {
+    let daemon = daemon();
+    for start in ["GET /api/v1/health HTTP/1.1\r\nX-Long: ", "GET /", "", "GET /api/v1/health HTTP/1.1\r\n"] {
+        let mut socket = daemon.connect();
+        let filler = if start.ends_with("\r\n") { b"A: b\r\n".repeat(1000) } else { vec![b'a'; 64 * 1024] };
+        let _ = socket.write_all(start.as_bytes());
+        let mut sent = 0;
+        while sent < 100 << 20 && socket.write_all(&filler).is_ok() {
+            sent += filler.len();
+        }
+        assert!(sent < 64 << 20, "it took {sent} bytes of {start:?}");
+        let mut answer = Vec::new();
+        let _ = socket.read_to_end(&mut answer);
+        // A reset may have overtaken the answer.
+        assert!(answer.is_empty() || [400, 431].contains(&status_of(&answer)), "{}", String::from_utf8_lossy(&answer));
+    }
+    well(&daemon, "after endless heads");
+}
+
+#[test]
+fn garbage_is_answered_as_such() {
+    let daemon = daemon();
+    let auth = format!("Authorization: Bearer {}", daemon.token);
+    let requests: Vec<Vec<u8>> = vec![
+        b"\0\0\0\0\0\0\r\n\r\n".to_vec(),
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n".to_vec(),
+        b"garbage\r\n\r\n".to_vec(),
+        b"GET\r\n\r\n".to_vec(),
+        b"GET /api/v1/health\r\n\r\n".to_vec(),
+        b"GET /api/v1/health HTTP/9.9\r\n\r\n".to_vec(),
+        b"GET /api/v1/health HTTP/2.0\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        b"GET /api/v1/health HTTP/1.1\r\nno colon\r\n\r\n".to_vec(),
+        b"GET /api/v1/health HTTP/1.1\r\nBad Name: x\r\n\r\n".to_vec(),
+        b"GET /api/v1/health HTTP/1.1\r\nX: \x01\r\n\r\n".to_vec(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nContent-Length: x\r\n\r\n").into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nContent-Length: -5\r\n\r\n").into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nContent-Length: 99999999999999999999999\r\n\r\n")
+            .into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}x")
+            .into_bytes(),
+        format!(
+            "POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{{}}"
+        )
+        .into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nTransfer-Encoding: gzip\r\n\r\n{{}}").into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n").into_bytes(),
+        format!(
+            "POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\n"
+        )
+        .into_bytes(),
+        format!("POST /api/v1/processes HTTP/1.1\r\n{auth}\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n").into_bytes(),
+    ];
+    for request in &requests {
+        let shown = String::from_utf8_lossy(&request[..request.len().min(200)]).into_owned();
+        let answer = provoke(&daemon, request);
+        let status = status_of(&answer);
+        assert!([400, 413, 431, 501, 505].contains(&status), "{status} for {shown:?}");
+        let text = String::from_utf8_lossy(&answer);
+        let (_, body) = text.split_once("\r\n\r\n").expect("a body");
+        let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{text} for {shown:?}"));
+        assert!(body["error"].is_string() && body["code"].is_string(), "{body} for {shown:?}");
+    }
+    let mut noise = 0x2545_f491_4f6c_dd1d_u64;
+    for _ in 0..200 {
+        let bytes: Vec<u8> = (0..2048)
+            .map(|_| {
+                noise ^= noise << 13;
+                noise ^= noise >> 7;
+                noise ^= noise << 17;
+                noise as u8
+            })
+            .collect();
+        provoke(&daemon, &bytes);
+    }
+    assert_eq!(daemon.list().len(), 0, "nothing was started");
+    well(&daemon, "after garbage");
+}
+
+#[test]
+fn a_request_that_stops_half_way_starts_nothing() {
+    let daemon = daemon();
+    let body = json!({"command": "sleep", "args": ["4800"]}).to_string();
+    let request = format!(
+        "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+        daemon.token,
+        body.len()
+    );
+    for cut in (0..request.len()).step_by(7) {
+        provoke(&daemon, &request.as_bytes()[..cut]);
+    }
+    assert_eq!(daemon.list().len(), 0);
+    well(&daemon, "after halves of requests");
+}
+
+#[test]
+fn one_byte_at_a_time_holds_up_nobody_and_ends_at_the_deadline() {
+    let daemon = daemon_with(&["--head-secs", "2"]);
+    let mut drips: Vec<TcpStream> = (0..200).map(|_| daemon.connect()).collect();
+    let text = b"GET /api/v1/health HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n";
+    let begun = Instant::now();
+    let mut bytes = text.iter().copied();
+    // One byte per 100 ms never gets there in 2 s.
+    while begun.elapsed() < Duration::from_secs(3) {
+        let byte = bytes.next().expect("more bytes than time");
+        for drip in &mut drips {
+            let _ = drip.write_all(&[byte]);
+        }
+        assert_eq!(daemon.try_health(), Some(200));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    for mut drip in drips {
+        let mut answer = Vec::new();
+        let _ = drip.read_to_end(&mut answer);
+        assert!(answer.is_empty() || status_of(&answer) == 408, "{}", String::from_utf8_lossy(&answer));
+    }
+    well(&daemon, "after slow heads");
+}
+
+#[test]
+fn a_slow_head_is_told_so() {
+    let daemon = daemon_with(&["--head-secs", "1"]);
+    let mut socket = daemon.connect();
+    socket.write_all(b"GET /api/v1/health HT").expect("a part of a head");
+    let answer = Stream::read(socket).expect("an answer").into_reply("half a head");
+    answer.expect_error(408, "REQUEST_TIMEOUT", "");
+}
+
+#[test]
+fn pipelined_requests_are_answered_one_by_one() {
+    let daemon = daemon();
+    let mut socket = daemon.connect();
+    let mut reader = socket.try_clone().expect("a second handle");
+    const COUNT: usize = 300_000;
+    let request = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n";
+    std::thread::scope(|scope| {
+        // Nobody reads the answers at first: the daemon must stop reading then.
+        let writer = scope.spawn(move || {
+            let block = request.repeat(1000);
+            for _ in 0..COUNT / 1000 {
+                socket.write_all(&block)?;
+            }
+            socket.shutdown(std::net::Shutdown::Write)
+        });
+        for _ in 0..20 {
+            assert_eq!(daemon.try_health(), Some(200));
+            assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+        }
+        let mut answers = 0;
+        let (mut buffer, mut carry) = (vec![0; 1 << 16], Vec::new());
+        while let Ok(got @ 1..) = reader.read(&mut buffer) {
+            carry.extend_from_slice(&buffer[..got]);
+            answers += carry.windows(13).filter(|window| window == b"HTTP/1.1 200 ").count();
+            // A match that lies across two reads is counted with the second.
+            carry.drain(..carry.len().saturating_sub(12));
+        }
+        // Either all were answered or the daemon closed; it must not have choked.
+        let _ = writer.join().expect("the writer");
+        assert!(answers > 0);
+        well(&daemon, &format!("after {answers} pipelined answers"));
+    });
+}
+
+/// As many descriptors for the test itself as there can be.
+fn raise_our_own_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("our limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise our limit");
+    hard
+}
+
+#[test]
+fn idle_connections_give_way() {
+    if raise_our_own_limit() < 4_000 {
+        eprintln!("idle_connections_give_way: skipped, there are too few descriptors");
+        return;
+    }
+    let daemon = daemon();
+    let idle: Vec<TcpStream> =
+        (0..3_000).map_while(|_| TcpStream::connect_timeout(&daemon.addr, Duration::from_secs(5)).ok()).collect();
+    assert!(idle.len() > 1_000, "{} connections", idle.len());
+    well(&daemon, "with 3,000 idle connections");
+    drop(idle);
+    well(&daemon, "after 3,000 idle connections");
+    wait_until(PATIENCE, "their descriptors are free", || (machine::descriptors(daemon.pid).len() < 60).then_some(()));
+}
+
+#[test]
+fn work_goes_on_while_connections_are_at_their_limit() {
+    let daemon = daemon_with(&["--max-connections", "8"]);
+    // Seven that stream; the eighth place serves all others, one after the other.
+    let start = json!({"command": "sh", "args": ["-c", "echo up; exec sleep 4801"]});
+    let streams: Vec<_> = (0..6)
+        .map(|_| {
+            let pid = daemon.start_process(&start)["pid"].as_u64().expect("a pid");
+            let mut events = daemon.follow(pid, "stdout");
+            assert_eq!(events.next_frame().expect("a frame").data["line"], "up");
+            events
+        })
+        .collect();
+    for _ in 0..50 {
+        let idle = daemon.connect();
+        assert_eq!(daemon.try_health(), Some(200));
+        drop(idle);
+    }
+    drop(streams);
+    well(&daemon, "after a full house");
+}

@@ -1,0 +1,73 @@
+//! The namespace launcher: it leaves nothing behind, whatever ends it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{PATIENCE, die_with_us, machine, wait_until};
+
+fn launch(dir: &Path, script: &str) -> Child {
+    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"));
+    command.args(["/bin/sh", "-c", script]).env("TL_NS_DIR", dir).stdin(Stdio::null());
+    die_with_us(&mut command);
+    command.spawn().expect("start the launcher")
+}
+
+fn inside(launcher: &Child) -> i32 {
+    wait_until(PATIENCE, "somebody is PID 1 in there", || {
+        let below = machine::children(launcher.id() as i32);
+        below.into_iter().flat_map(machine::children).find(|&pid| machine::is_pid1(pid))
+    })
+}
+
+/// The cgroup that the launcher made, where it could make one.
+fn cgroup(launcher: &Child) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
+    let mounted = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?.split(' ').nth(1)?;
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("our cgroup");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let path = format!("{mounted}{}/tl-init.{}", own.trim_end_matches('/'), launcher.id());
+    Path::new(&path).exists().then(|| path.into())
+}
+
+#[test]
+fn nothing_is_left_however_it_ends() {
+    for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGINT), Some(Signal::SIGKILL)] {
+        let parent = tempfile::tempdir().expect("a directory");
+        let dir = parent.path().join("state");
+        // PID 1 gets no signal that it does not handle: only then is it up.
+        let script = "trap 'exit 5' TERM; touch $TL_INIT_RUN_DIR.up; setsid sleep 5100 & while :; do sleep 0.02; done";
+        let mut launcher = launch(&dir, script);
+        let pid1 = inside(&launcher);
+        wait_until(PATIENCE, "it is up", || dir.join("run.up").exists().then_some(()));
+        let cgroup = cgroup(&launcher);
+        match signal {
+            // Its program ends by itself.
+            None => kill(Pid::from_raw(pid1), Signal::SIGTERM).expect("end the program"),
+            Some(signal) => kill(Pid::from_raw(launcher.id() as i32), signal).expect("end the launcher"),
+        }
+        let status = launcher.wait().expect("the launcher ends");
+        if signal != Some(Signal::SIGKILL) {
+            assert_eq!(status.code(), Some(5), "{signal:?}: the program's own exit status");
+            assert!(!dir.exists(), "{signal:?}: it waits until all is gone");
+        }
+        wait_until(PATIENCE, "all is gone", || {
+            let gone = !dir.exists() && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists());
+            (gone && !Path::new(&format!("/proc/{pid1}")).exists()).then_some(())
+        });
+    }
+}
+
+#[test]
+fn the_machine_stays_as_it_is() {
+    let before = (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group"));
+    let home = Path::new("/home/tl-user").exists();
+    let parent = tempfile::tempdir().expect("a directory");
+    let script = "echo x >>/etc/passwd; echo x >>/etc/group; [ \"$(id -u)\" != 0 ] || touch /home/tl-user/x; exit 3";
+    let status = launch(&parent.path().join("state"), script).wait().expect("the launcher ends");
+    assert_eq!(status.code(), Some(3));
+    assert!(before == (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group")));
+    assert_eq!(Path::new("/home/tl-user").exists(), home);
+}

@@ -1,0 +1,103 @@
+//! Retention and the limits of section 7.
+
+use serde_json::{Value, json};
+
+use crate::harness::{daemon_with, pid_of};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn ended_processes_go_oldest_first_and_live_ones_stay() {
+    let daemon = daemon_with(&["--keep-ended", "5"]);
+    let live = daemon.sh("echo up; sleep 4950");
+    let runs: Vec<_> = (0..20).map(|number| daemon.run_sh(&format!("echo {number}"))).collect();
+    let list = daemon.list();
+    let handles: Vec<u64> = list.iter().filter_map(|info| info["handle"].as_u64()).collect();
+    let last_five: Vec<u64> = runs[15..].iter().filter_map(|run| run.first["handle"].as_u64()).collect();
+    assert_eq!(list[0]["pid"], live);
+    assert_eq!(&handles[1..], last_five);
+    daemon.get(&format!("/processes/{}", runs[0].pid())).expect_error(404, "NOT_FOUND", "");
+    daemon.get(&format!("/processes/{}/stdout", runs[0].pid())).expect_error(404, "NOT_FOUND", "");
+    assert_eq!(daemon.lines(runs[19].pid(), "stdout"), ["19"]);
+    assert_eq!(daemon.lines(live, "stdout"), ["up"]);
+}
+
+#[test]
+fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
+    let limit = 4 * MIB;
+    let daemon = daemon_with(&["--log-limit", &limit.to_string()]);
+    // 16 bytes a line, 16 MiB in all.
+    let lines = MIB;
+    let script = format!("seq -f %015.0f 1 {lines}");
+    let pid = daemon.sh(&script);
+    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    let expected = |first: u64| (first..=lines).map(|number| format!("{number:015}"));
+    let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+    assert_eq!(answer["truncated"], true);
+    let kept = answer["lines"].as_array().expect("lines");
+    // What begins in the middle of a line is a line as well.
+    let first = lines + 1 - kept.len() as u64 + 1;
+    assert!(kept[1..].iter().map(|line| line.as_str().unwrap_or("").to_owned()).eq(expected(first)));
+    let raw = daemon.raw_output(pid, "stdout");
+    assert!(raw.len() as u64 <= limit && raw.len() as u64 >= limit / 4, "{} bytes are kept", raw.len());
+    let frames = daemon.follow(pid, "stdout").until_eof();
+    assert_eq!(frames[0].event, "gap");
+    let lost = frames[0].data["lost_bytes"].as_u64().expect("a number");
+    assert_eq!(lost + raw.len() as u64, lines * 16);
+    assert!(frames[1..].iter().all(|frame| frame.event == "output"));
+    assert_eq!(frames.len() - 1, kept.len());
+    assert_eq!(frames[frames.len() - 1].data["line"], format!("{lines:015}"));
+    let disk = disk_use(&daemon.state_dir().join("log"));
+    assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
+    // What was not truncated does not say so.
+    let small = daemon.run_sh("echo x").pid();
+    let answer = daemon.get(&format!("/processes/{small}/stdout")).expect(200);
+    assert!(answer.get("truncated").is_none_or(|truncated| truncated == false), "{answer}");
+}
+
+/// Bytes of all files below a directory.
+fn disk_use(dir: &std::path::Path) -> u64 {
+    let entries = std::fs::read_dir(dir).expect("the log directory").flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(data) if data.is_dir() => disk_use(&entry.path()),
+            Ok(data) => data.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[test]
+fn all_logs_together_stay_below_their_limit() {
+    let limit = 8 * MIB;
+    let daemon = daemon_with(&["--log-total", &limit.to_string()]);
+    let live = daemon.start_process(&json!({"command": "sh", "args": ["-c", "echo live; sleep 4951"]}));
+    let runs: Vec<u64> = (0..8)
+        .map(|_| {
+            let pid = daemon.sh("head -c 2097152 /dev/zero | tr '\\0' '\\n'");
+            daemon.ended(pid);
+            pid
+        })
+        .collect();
+    let disk = disk_use(&daemon.state_dir().join("log"));
+    assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
+    // The newest is whole, the oldest is not, and says so; a live one's is the last to go.
+    assert_eq!(daemon.raw_output(runs[7], "stdout").len() as u64, 2 * MIB);
+    let oldest = daemon.get(&format!("/processes/{}/stdout?tail=1", runs[0])).expect(200);
+    assert_eq!(oldest["truncated"], true);
+    assert_eq!(daemon.lines(pid_of(&live), "stdout"), ["live"]);
+}
+
+#[test]
+fn only_so_many_run_at_once() {
+    let daemon = daemon_with(&["--max-processes", "3"]);
+    let pids: Vec<u64> = (0..3).map(|_| daemon.sh("sleep 4952")).collect();
+    for path in ["/processes", "/processes/run"] {
+        let refused = daemon.post(path, &json!({"command": "true"}));
+        refused.expect_error(429, "TOO_MANY_PROCESSES", "3");
+    }
+    assert_eq!(daemon.list().len(), 3, "what was refused leaves nothing");
+    daemon.delete(&format!("/processes/{}", pids[0])).expect(204);
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+    let _: Vec<Value> = daemon.list();
+}

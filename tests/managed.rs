@@ -1,0 +1,411 @@
+//! Managed processes: restarts and their backoff, stops, names and PIDs, one log.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+
+fn wall() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis() as u64
+}
+
+/// Starts `sh -c script` as a managed process; `more` goes over the default body.
+fn service(daemon: &Daemon, name: &str, policy: &str, script: &str, more: Value) -> Value {
+    let mut body = json!({
+        "command": "sh", "args": ["-c", script], "name": name,
+        "restart": {"policy": policy, "initial_backoff_ms": 0},
+    });
+    for (key, value) in more.as_object().expect("fields") {
+        body[key] = value.clone();
+    }
+    daemon.start_process(&body)
+}
+
+fn get(daemon: &Daemon, name: &str) -> Value {
+    daemon.get(&format!("/processes/{name}")).expect(200)
+}
+
+/// The process once its supervision says so.
+fn await_status(daemon: &Daemon, name: &str, status: &str) -> Value {
+    wait_until(PATIENCE, &format!("{name} is {status}"), || {
+        let info = get(daemon, name);
+        (info["managed"]["status"] == status).then_some(info)
+    })
+}
+
+fn await_restarts(daemon: &Daemon, name: &str, count: u64) -> Value {
+    wait_until(PATIENCE, &format!("{name} has been restarted {count} times"), || {
+        let info = get(daemon, name);
+        (info["managed"]["restart_count"].as_u64() >= Some(count) && info["status"] == "running").then_some(info)
+    })
+}
+
+#[test]
+fn a_crash_is_followed_by_the_next_run_at_once() {
+    let daemon = daemon();
+    let mut times = Vec::new();
+    // A process may crash four times before its runs count as too short to be restarted without a wait.
+    for n in 0..8 {
+        let word = format!("sleep 481{n}");
+        let info = service(&daemon, &format!("s{n}"), "always", &format!("echo up; exec {word}"), json!({}));
+        let mut frames = daemon.follow(pid_of(&info), "stdout");
+        let mut next = || assert_eq!(frames.next_frame().expect("goes on").data["line"], "up");
+        next();
+        for _ in 0..4 {
+            let pid = wait_until(PATIENCE, "it is up", || daemon.find(&word).first().copied());
+            let killed = Instant::now();
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("crash it");
+            next();
+            times.push(killed.elapsed());
+        }
+        assert_eq!(get(&daemon, &format!("s{n}"))["managed"]["restart_count"], 4);
+    }
+    times.sort();
+    let median = times[times.len() / 2];
+    // The aim is 5 ms; the rest is for a busy machine.
+    assert!(median < Duration::from_millis(50), "{times:?}");
+}
+
+#[test]
+fn the_backoff_is_the_one_that_was_promised() {
+    let daemon = daemon();
+    let body = json!({"command": "sh", "args": ["-c", "exit 3"], "name": "web", "restart": {"policy": "always"}});
+    let first = daemon.start_process(&body);
+    let mut follow = daemon.follow(pid_of(&first), "stdout");
+    let mut starts = vec![first["started_at"].as_u64().expect("a time")];
+    let mut announced = 0;
+    for _ in 0..3 {
+        let info = wait_until(PATIENCE, "it waits or runs again", || {
+            let info = get(&daemon, "web");
+            let count = info["managed"]["restart_count"].as_u64().expect("a count");
+            let started_again = count == starts.len() as u64;
+            if info["managed"]["status"] == "backing_off" && !started_again {
+                announced = info["managed"]["next_restart_at"].as_u64().expect("when it comes back");
+                assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(3)));
+                assert_eq!(info["managed"]["last_exit"]["exit_code"], 3);
+            }
+            started_again.then_some(info)
+        });
+        let started = info["started_at"].as_u64().expect("a time");
+        // The aim is 50 ms; the rest is for a busy machine. Never early.
+        assert!(started + 2 >= announced && started < announced + 500, "{started} for {announced}");
+        starts.push(started);
+    }
+    let offsets: Vec<u64> = starts.iter().map(|start| start - starts[0]).collect();
+    for (offset, right) in offsets.iter().zip([0, 500, 1_500, 3_500]) {
+        assert!((right..right + 500).contains(offset), "{offsets:?}");
+    }
+    // A kill in the middle of the wait ends it for good.
+    let due = await_status(&daemon, "web", "backing_off")["managed"]["next_restart_at"].as_u64().expect("a time");
+    daemon.delete("/processes/web").expect(204);
+    let stopped = get(&daemon, "web");
+    assert_eq!(stopped["managed"]["status"], "stopped", "{stopped}");
+    assert_eq!((&stopped["managed"]["next_restart_at"], &stopped["exit_code"]), (&Value::Null, &json!(3)));
+    assert_eq!(follow.next_frame().map(|frame| frame.event), Some("eof".to_owned()));
+    wait_until(PATIENCE, "its next start would have come", || {
+        assert_eq!(get(&daemon, "web"), stopped);
+        (wall() > due + 300).then_some(())
+    });
+}
+
+#[test]
+fn each_policy_and_its_limit() {
+    let daemon = daemon();
+    for (policy, script, restarts) in [
+        ("never", "exit 1", false),
+        ("on_failure", "exit 0", false),
+        ("on_failure", "exit 1", true),
+        ("on_failure", "kill -9 $$", true),
+        ("always", "exit 0", true),
+    ] {
+        let limit = json!({"restart": {"policy": policy, "max_restarts": 2, "initial_backoff_ms": 1}});
+        let pid = pid_of(&service(&daemon, "limited", policy, script, limit));
+        let info = daemon.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200);
+        let managed = &info["managed"];
+        assert_eq!(managed["status"], "stopped", "{info}");
+        assert_eq!(managed["restart_count"], if restarts { 2 } else { 0 }, "{policy} {script}: {info}");
+        let gave_up = managed["last_error"].as_str().is_some_and(|error| error.contains("2 restarts"));
+        assert_eq!(gave_up, restarts, "{info}");
+        if policy == "always" {
+            // It has as many again after a restart by hand, and the sentence is about those.
+            daemon.post(&format!("/processes/{pid}/restart"), &json!({})).expect(200);
+            let again = daemon.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200);
+            assert_eq!(again["managed"]["restart_count"], 5, "{again}");
+            assert_eq!(again["managed"]["last_error"], managed["last_error"]);
+        }
+    }
+}
+
+#[test]
+fn one_log_and_the_stdin_of_the_current_run() {
+    let daemon = daemon();
+    let script = "echo run; read line; printf \"got $line\"; exit 1";
+    let info = service(&daemon, "cat", "on_failure", script, json!({"stdin_mode": "pipe"}));
+    let (pid, handle) = (pid_of(&info), &info["handle"]);
+    let mut follow = daemon.follow(pid, "stdout");
+    let mut lines = Vec::new();
+    for (n, word) in ["a", "b", "c"].iter().enumerate() {
+        lines.push(follow.next_frame().expect("goes on").data["line"].clone());
+        let now = get(&daemon, "cat");
+        assert_eq!((&now["handle"], &now["managed"]["restart_count"]), (handle, &json!(n)));
+        assert_eq!(now["stdin_writable"], true, "{now}");
+        daemon.request("POST", "/processes/cat/stdin", Some(format!("{word}\n").as_bytes())).expect(204);
+        lines.push(follow.next_frame().expect("goes on").data["line"].clone());
+    }
+    lines.push(follow.next_frame().expect("goes on").data["line"].clone());
+    let right = ["run", "got a", "run", "got b", "run", "got c", "run"];
+    assert_eq!(lines, right);
+    daemon.delete("/processes/cat").expect(204);
+    assert_eq!(follow.until_eof().len(), 0);
+    let kept = daemon.get("/processes/cat/stdout").expect(200);
+    assert_eq!(kept["lines"], json!(right));
+    daemon.request("POST", "/processes/cat/stdin", Some(b"x")).expect_error(409, "STDIN_CLOSED", "stdin");
+}
+
+/// How many programs run with this command line; a script that only names them is none.
+fn count(daemon: &Daemon, command: &str) -> usize {
+    daemon.find(command).into_iter().filter(|pid| machine::command_line(*pid).starts_with(command)).count()
+}
+
+/// What ignores SIGTERM goes after the grace, and its tree with it.
+fn stubborn(daemon: &Daemon, cgroup: bool) {
+    // Without a cgroup an orphan that has left its session cannot be told from anybody's.
+    let daemonized = if cgroup { "(setsid sleep 4821 &);" } else { "" };
+    let script =
+        format!("trap '' TERM; {daemonized} setsid sleep 4822 & sleep 4823 & echo up; while :; do sleep 4824; done");
+    let info = service(daemon, "deaf", "always", &script, json!({"stop_grace_ms": 400}));
+    let mut frames = daemon.follow(pid_of(&info), "stdout");
+    frames.next_frame().expect("it is up");
+    let words = if cgroup { &["4821", "4822", "4823", "4824"][..] } else { &["4822", "4823", "4824"] };
+    wait_until(PATIENCE, "all are up", || {
+        words.iter().all(|word| count(daemon, &format!("sleep {word}")) == 1).then_some(())
+    });
+    let begun = Instant::now();
+    daemon.delete("/processes/deaf").expect(204);
+    assert!(begun.elapsed() >= Duration::from_millis(400), "killed after {:?}", begun.elapsed());
+    daemon.await_gone(PATIENCE, "sleep 482");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let stopped = await_status(daemon, "deaf", "stopped");
+    assert_eq!((&stopped["status"], &stopped["signal"]), (&json!("signaled"), &json!(9)));
+    assert_eq!(stopped["managed"]["restart_count"], 0);
+    assert!(frames.until_eof().is_empty());
+}
+
+#[test]
+fn what_ignores_the_end_is_killed_with_its_tree() {
+    // Only root can make cgroups here.
+    stubborn(&daemon(), root("daemons in their own session"));
+}
+
+#[test]
+fn what_ignores_the_end_is_killed_with_its_tree_without_a_cgroup() {
+    stubborn(&Options::default().without_cgroup().start(), false);
+}
+
+#[test]
+fn a_stop_asks_the_whole_group_first() {
+    let daemon = daemon();
+    let script = "trap 'wait; echo leader; exit 0' TERM
+                  (trap 'echo child; exit' TERM; echo up; while :; do sleep 0.02; done) &
+                  while :; do sleep 0.02; done";
+    let info = service(&daemon, "polite", "always", script, json!({}));
+    let mut frames = daemon.follow(pid_of(&info), "stdout");
+    frames.next_frame().expect("it is up");
+    daemon.delete("/processes/polite").expect(204);
+    assert_eq!(frames.all_lines(), ["child", "leader"]);
+    let stopped = get(&daemon, "polite");
+    assert_eq!((&stopped["exit_code"], &stopped["managed"]["status"]), (&json!(0), &json!("stopped")));
+    // Again, and by the earlier PID: no error.
+    daemon.delete("/processes/polite").expect(204);
+    daemon.delete(&format!("/processes/{}", pid_of(&info))).expect(204);
+}
+
+#[test]
+fn a_restart_takes_the_tree_along() {
+    let daemon = daemon();
+    let script = "setsid sleep 4841 & trap '' TERM; echo up; sleep 4842";
+    let info = service(&daemon, "tree", "never", script, json!({"stop_grace_ms": 300}));
+    let mut frames = daemon.follow(pid_of(&info), "stdout");
+    for n in 1..=3 {
+        frames.next_frame().expect("it is up");
+        wait_until(PATIENCE, "its tree is up", || (count(&daemon, "sleep 4842") == 1).then_some(()));
+        let again = daemon.post("/processes/tree/restart", &json!({})).expect(200);
+        assert_eq!((&again["status"], &again["managed"]["restart_count"]), (&json!("running"), &json!(n)));
+        assert_ne!(again["pid"], info["pid"]);
+        assert_eq!(again["managed"]["last_exit"]["signal"], 9);
+    }
+    frames.next_frame().expect("it is up");
+    wait_until(PATIENCE, "one tree is up", || {
+        let (own, left) = (count(&daemon, "sleep 4841"), count(&daemon, "sleep 4842"));
+        assert!(own <= 1 && left <= 1, "an earlier run's tree lives on");
+        (own == 1 && left == 1).then_some(())
+    });
+    let plain = daemon.sh("exec sleep 4843");
+    daemon.post(&format!("/processes/{plain}/restart"), &json!({})).expect_error(409, "NOT_MANAGED", "");
+    assert_eq!(daemon.info(plain)["status"], "running");
+}
+
+fn encoded(name: &str) -> String {
+    name.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+#[test]
+fn names_and_earlier_pids_address_it() {
+    let daemon = daemon();
+    let odd = ["my service", "ünï ✓", "a%b?c#d&e+f=g;h", "%2F", "~!@$^*()[]{}|\\\"'<>`,", "1a", "run", " ", "9½", "-"];
+    for name in odd {
+        let info = service(&daemon, name, "always", "echo $$; exec sleep 4850", json!({}));
+        let path = format!("/processes/{}", encoded(name));
+        assert_eq!((&info["managed"]["name"], &info["managed"]["id"]), (&json!(name), &json!(name)));
+        assert_eq!(daemon.get(&path).expect(200)["handle"], info["handle"], "{name}");
+        daemon.post(&format!("{path}/signal"), &json!({"signal": 9})).expect(200);
+        let second = wait_until(PATIENCE, "it is up again", || {
+            let now = daemon.get(&path).expect(200);
+            (now["managed"]["restart_count"] == 1 && now["managed"]["status"] == "running").then_some(now)
+        });
+        let third = daemon.post(&format!("{path}/restart"), &json!({})).expect(200);
+        for earlier in [&info, &second, &third] {
+            let found = daemon.info(pid_of(earlier));
+            assert_eq!((&found["handle"], &found["pid"]), (&info["handle"], &third["pid"]), "{name}");
+        }
+        daemon.delete(&format!("/processes/{}", pid_of(&info))).expect(204);
+        assert_eq!(daemon.get(&path).expect(200)["managed"]["status"], "stopped", "{name}");
+    }
+    let nameless = daemon.start_process(&json!({"command": "sleep", "args": ["4851"], "restart": {}}));
+    assert!(nameless["managed"]["id"].is_string() && nameless["managed"]["name"].is_null(), "{nameless}");
+    assert_eq!(nameless["managed"]["restart"]["policy"], "on_failure");
+}
+
+#[test]
+fn a_name_is_free_when_its_holder_is_stopped() {
+    let daemon = daemon();
+    let start = |script: &str| {
+        let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 60_000});
+        daemon.post("/processes", &body)
+    };
+    let first = pid_of(&start("trap '' TERM; echo up; while :; do sleep 0.05; done").expect(201));
+    wait_until(PATIENCE, "it is up", || (daemon.lines(first, "stdout") == ["up"]).then_some(()));
+    start("exec sleep 4861").expect_error(409, "NAME_IN_USE", "web");
+    // Free from the DELETE on, although the first takes its time.
+    daemon.delete("/processes/web").expect(204);
+    assert_eq!(daemon.info(first)["status"], "running");
+    let second = pid_of(&start("exec sleep 4861").expect(201));
+    assert_eq!(pid_of(&get(&daemon, "web")), second);
+    let restart = |pid| daemon.post(&format!("/processes/{pid}/restart"), &json!({}));
+    restart(first).expect_error(409, "NAME_IN_USE", "web");
+    daemon.post(&format!("/processes/{first}/signal"), &json!({"signal": 9})).expect(200);
+    wait_until(PATIENCE, "the first is down", || (daemon.info(first)["status"] == "signaled").then_some(()));
+    restart(first).expect_error(409, "NAME_IN_USE", "web");
+    daemon.delete("/processes/web").expect(204);
+    // It takes its name back.
+    let again = restart(first).expect(200);
+    assert_eq!((&again["status"], &again["managed"]["restart_count"]), (&json!("running"), &json!(1)));
+    assert_eq!(get(&daemon, "web")["handle"], again["handle"]);
+    start("exec sleep 4861").expect_error(409, "NAME_IN_USE", "web");
+    restart(second).expect_error(409, "NAME_IN_USE", "web");
+}
+
+/// Ends its run while it cannot start, sees it back off, lets it start again.
+fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(), mend: impl FnOnce()) {
+    spoil();
+    daemon.post(&format!("/processes/{name}/signal"), &json!({"signal": 9})).expect(200);
+    let waiting = wait_until(PATIENCE, "its restart has failed twice", || {
+        let info = get(daemon, name);
+        let managed = &info["managed"];
+        (managed["status"] == "backing_off" && managed["restart_count"].as_u64() >= Some(2)).then_some(info)
+    });
+    let error = waiting["managed"]["last_error"].as_str().unwrap_or_default();
+    assert!(error.contains(name), "{waiting}");
+    assert_ne!(waiting["status"], "running", "{waiting}");
+    // By hand it cannot be either, and the answer says why.
+    daemon.post(&format!("/processes/{name}/restart"), &json!({})).expect_error(400, code, name);
+    mend();
+    await_restarts(daemon, name, 3);
+    daemon.delete(&format!("/processes/{name}")).expect(204);
+}
+
+#[test]
+fn a_restart_that_cannot_start_backs_off() {
+    let daemon = daemon();
+    let policy = json!({"policy": "always", "initial_backoff_ms": 5, "max_backoff_ms": 50});
+    let script = daemon.script("tool", "#!/bin/sh\necho up\nexec sleep 4871\n");
+    let away = script.with_file_name("away");
+    let tool = pid_of(&daemon.start_process(&json!({"command": script, "name": "tool", "restart": policy})));
+    // The shell opens it after the exec.
+    wait_until(PATIENCE, "the script is read", || (daemon.lines(tool, "stdout") == ["up"]).then_some(()));
+    let rename = |from: &std::path::Path, to: &std::path::Path| std::fs::rename(from, to).expect("rename it");
+    fails_to_restart(&daemon, "tool", "COMMAND_NOT_FOUND", || rename(&script, &away), || rename(&away, &script));
+    if !root("a user that is removed") {
+        return;
+    }
+    // Only ever the namespace's own file, which is gone should somebody replace the machine's meanwhile.
+    let as_root = |script: &str| {
+        let script = format!("grep -q ^tl-user: /etc/passwd || exit 9; {script}");
+        assert_eq!(daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"})).code(), Some(0));
+    };
+    let line = "eve:x:2005:2005::/:/bin/sh";
+    let add = || as_root(&format!("echo {line} >>/etc/passwd"));
+    add();
+    let body = json!({"command": "sleep", "args": ["4872"], "name": "eve", "restart": policy, "user": "eve"});
+    daemon.start_process(&body);
+    // In place: the file is a mount of the namespace's own.
+    let remove = || as_root("left=$(grep -v ^eve: /etc/passwd); echo \"$left\" >/etc/passwd");
+    fails_to_restart(&daemon, "eve", "USER_NOT_FOUND", remove, add);
+}
+
+#[test]
+fn bad_specs_are_refused_by_field() {
+    let daemon = daemon();
+    let check = |field: &str, value: Value| {
+        let mut check = json!({"type": "http", "port": 80});
+        check[field] = value;
+        json!({"health_check": check})
+    };
+    let cases = [
+        (json!({"name": ""}), "name"),
+        (json!({"name": "a/b"}), "name"),
+        (json!({"name": "/"}), "name"),
+        (json!({"name": "123"}), "name"),
+        (json!({"name": 5}), "name"),
+        (json!({"name": "a\u{0}b"}), "name"),
+        (json!({"restart": "always"}), "restart"),
+        (json!({"restart": {"policy": "sometimes"}}), "restart.policy"),
+        (json!({"restart": {"policy": 1}}), "restart.policy"),
+        (json!({"restart": {"max_restarts": -1}}), "restart.max_restarts"),
+        (json!({"restart": {"initial_backoff_ms": -1}}), "restart.initial_backoff_ms"),
+        (json!({"restart": {"initial_backoff_ms": 1e18}}), "restart.initial_backoff_ms"),
+        (json!({"restart": {"max_backoff_ms": 86_400_001}}), "restart.max_backoff_ms"),
+        (json!({"restart": {"max_backoff_ms": "5s"}}), "restart.max_backoff_ms"),
+        (json!({"name": "a", "stop_grace_ms": -1}), "stop_grace_ms"),
+        (json!({"name": "a", "stop_grace_ms": 86_400_001}), "stop_grace_ms"),
+        (json!({"stop_grace_ms": 1.5}), "stop_grace_ms"),
+        (json!({"health_check": {"type": "tcp"}}), "port"),
+        (json!({"health_check": {"port": 80}}), "type"),
+        (json!({"health_check": []}), "health_check"),
+        (json!({"health_check": {"type": "tcp", "port": 80, "path": "/"}}), "health_check.path"),
+        (check("type", json!("udp")), "health_check.type"),
+        (check("port", json!(0)), "health_check.port"),
+        (check("port", json!(70_000)), "health_check.port"),
+        (check("port", json!(-1)), "health_check.port"),
+        (check("path", json!("up")), "health_check.path"),
+        (check("path", json!("/a b")), "health_check.path"),
+        (check("path", json!("/\r\nX: y")), "health_check.path"),
+        (check("initial_delay_ms", json!(-1)), "health_check.initial_delay_ms"),
+        (check("interval_ms", json!(0)), "health_check.interval_ms"),
+        (check("interval_ms", json!(1e15)), "health_check.interval_ms"),
+        (check("timeout_ms", json!(0)), "health_check.timeout_ms"),
+        (check("timeout_ms", json!(u64::MAX)), "health_check.timeout_ms"),
+        (check("failure_threshold", json!(0)), "health_check.failure_threshold"),
+    ];
+    for (fields, needle) in cases {
+        let mut body = json!({"command": "true"});
+        for (key, value) in fields.as_object().expect("fields") {
+            body[key] = value.clone();
+        }
+        daemon.post("/processes", &body).expect_error(400, "INVALID_REQUEST", needle);
+    }
+    assert_eq!(daemon.list(), [Value::Null; 0], "nothing was started");
+}

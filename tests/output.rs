@@ -1,0 +1,135 @@
+//! Every kind of output, byte for byte, through every view of it.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+
+/// The lines that these bytes are, decoded leniently.
+fn decoded(bytes: &[u8]) -> Vec<String> {
+    let mut pieces: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
+    if pieces.last().is_some_and(|piece| piece.is_empty()) {
+        pieces.pop();
+    }
+    pieces.into_iter().map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
+}
+
+/// Runs a script and checks every view of its stdout against the bytes that it writes.
+fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
+    let expected = decoded(bytes);
+    let run = daemon.run_sh(script);
+    assert_eq!(run.code(), Some(0), "{script}: {}", run.last);
+    assert_eq!(run.lines("stdout"), expected, "run: {script}");
+    let pid = run.pid();
+    assert_eq!(daemon.lines(pid, "stdout"), expected, "GET stdout: {script}");
+    assert_eq!(daemon.lines(pid, "output"), expected, "GET output: {script}");
+    assert_eq!(daemon.lines(pid, "stderr"), [""; 0], "GET stderr: {script}");
+    assert_eq!(daemon.raw_output(pid, "stdout"), bytes, "raw: {script}");
+    assert_eq!(daemon.raw_output(pid, "output"), bytes, "raw output: {script}");
+    for view in ["stdout", "output"] {
+        assert_eq!(daemon.follow(pid, view).all_lines(), expected, "follow {view}: {script}");
+    }
+}
+
+#[test]
+fn odd_output_is_kept_exactly() {
+    let daemon = daemon();
+    let cases: &[(&str, &[u8])] = &[
+        ("true", b""),
+        ("printf 'a\\nb\\n'", b"a\nb\n"),
+        ("printf 'a\\nunterminated'", b"a\nunterminated"),
+        ("printf '\\n\\na\\n\\n'", b"\n\na\n\n"),
+        ("printf '\\n'", b"\n"),
+        ("printf 'a\\rb\\r\\n'", b"a\rb\r\n"),
+        ("printf 'nul \\000 byte\\n'", b"nul \0 byte\n"),
+        ("printf '\\377\\376 odd\\n'", b"\xff\xfe odd\n"),
+        ("printf '\\360\\237\\n\\230'", b"\xf0\x9f\n\x98"),
+        ("printf '\\303'; sleep 0.05; printf '\\251t\\303\\251\\n'", "été\n".as_bytes()),
+        ("printf 'data: x\\nevent: eof\\nid: 1\\n: c\\n'", b"data: x\nevent: eof\nid: 1\n: c\n"),
+        ("printf 'quote \" back \\\\ tab \\t esc \\033[0m\\n'", b"quote \" back \\ tab \t esc \x1b[0m\n"),
+        ("printf '\\342\\200\\250 \\357\\277\\277 \\177\\n'", "\u{2028} \u{ffff} \u{7f}\n".as_bytes()),
+    ];
+    for (script, bytes) in cases {
+        check(&daemon, script, bytes);
+    }
+}
+
+#[test]
+fn a_line_longer_than_1_mib_comes_in_pieces() {
+    let daemon = daemon();
+    const MIB: usize = 1 << 20;
+    let run = daemon.run_sh("head -c 67108864 /dev/zero | tr '\\0' x; echo tail; printf short");
+    let pieces = &run.events;
+    assert_eq!(pieces.len(), 66, "64 pieces, the rest of the line, one more line");
+    for (number, event) in pieces.iter().enumerate() {
+        let line = event["line"].as_str().expect("a line");
+        let partial = event.get("partial").is_some_and(|partial| partial == true);
+        match number {
+            0..64 => assert!(partial && line.len() == MIB && line.bytes().all(|b| b == b'x'), "piece {number}"),
+            64 => assert!(!partial && line == "tail", "{line}"),
+            _ => assert!(!partial && line == "short", "{line}"),
+        }
+    }
+    let raw = daemon.raw_output(run.pid(), "stdout");
+    assert_eq!(raw.len(), 64 * MIB + 10);
+    assert!(raw[..64 * MIB].iter().all(|&byte| byte == b'x') && &raw[64 * MIB..] == b"tail\nshort");
+}
+
+#[test]
+fn both_streams_keep_their_order() {
+    let daemon = daemon();
+    // A pause longer than any reading delay makes the order between the streams certain.
+    let script = "echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3; sleep 0.2; echo 4 >&2";
+    let run = daemon.run_sh(script);
+    let told: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
+    let expected: Vec<_> = [("stdout", "1"), ("stderr", "2"), ("stdout", "3"), ("stderr", "4")]
+        .map(|(stream, line)| (json!(stream), json!(line)))
+        .to_vec();
+    assert_eq!(told, expected);
+    assert_eq!(daemon.lines(run.pid(), "output"), ["1", "2", "3", "4"]);
+    let frames = daemon.follow(run.pid(), "output").until_eof();
+    let followed: Vec<_> = frames.iter().map(|f| (f.data["stream"].clone(), f.data["line"].clone())).collect();
+    assert_eq!(followed, expected);
+    // Only the combined one names the stream.
+    assert!(daemon.follow(run.pid(), "stdout").until_eof().iter().all(|frame| frame.data.get("stream").is_none()));
+}
+
+#[test]
+fn an_unfinished_line_is_seen_at_once() {
+    let daemon = daemon();
+    let start = json!({"command": "sh", "args": ["-c", "printf prompt; read x; echo \" $x\""], "stdin_mode": "pipe"});
+    let pid = pid_of(&daemon.start_process(&start));
+    wait_until(Duration::from_secs(10), "the prompt is there", || {
+        (daemon.lines(pid, "stdout") == ["prompt"]).then_some(())
+    });
+    daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"answer\n")).expect(204);
+    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.lines(pid, "stdout"), ["prompt answer"]);
+}
+
+#[test]
+fn discarded_output_goes_nowhere() {
+    let daemon = daemon();
+    let start =
+        json!({"command": "sh", "args": ["-c", "echo out; echo err >&2; exec sleep 5200"], "stdout_mode": "discard"});
+    let pid = pid_of(&daemon.start_process(&start));
+    let host = wait_until(PATIENCE, "it is up", || daemon.executing("sleep 5200").first().copied());
+    wait_until(PATIENCE, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
+    assert_eq!(machine::descriptors(host)[1].1, "/dev/null");
+    assert_eq!(daemon.lines(pid, "stdout"), [""; 0]);
+}
+
+#[test]
+fn output_is_complete_as_soon_as_the_end_is_told() {
+    let daemon = daemon();
+    for _ in 0..100 {
+        let pid = daemon.sh("seq 1 3000");
+        let mut info = daemon.info(pid);
+        // No wait endpoint here: clients poll like this.
+        while info["status"] == "running" {
+            info = daemon.info(pid);
+        }
+        assert_eq!(daemon.lines(pid, "stdout").len(), 3000);
+    }
+}

@@ -1,0 +1,463 @@
+//! Terminal sessions: what a program finds, and what a client at it sees.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::socket::{Ended, Session, frame};
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, wait_until};
+
+fn is_gone(daemon: &Daemon, session: &Session) {
+    wait_until(PATIENCE, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
+}
+
+#[test]
+fn a_program_finds_a_terminal_of_its_own() {
+    let daemon = daemon();
+    let script = "tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all; echo $TERM; \
+                  ps -o sid=,tpgid= -p $$ | tr -s ' '; echo $$; exec 3</dev/tty && echo controlling; \
+                  ls /proc/self/fd | wc -l; stat -c %u $(tty); id -u";
+    let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", script], "rows": 40, "cols": 132}));
+    let mut terminal = daemon.watch(&session);
+    assert_eq!(terminal.end(), Ended::exited(0));
+    let text = terminal.text();
+    let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r').trim()).collect();
+    assert!(lines[0].starts_with("/dev/pts/"), "{text:?}");
+    assert_eq!(lines[1..4], ["40 132", "all", "xterm-256color"], "{text:?}");
+    assert_eq!(lines[4], format!("{0} {0}", lines[5]), "it leads the session and is in the foreground: {text:?}");
+    assert_eq!(lines[6..8], ["controlling", "5"], "0 to 2, the one just opened and the one of `ls`: {text:?}");
+    assert_eq!(lines[8], lines[9], "the terminal is its user's: {text:?}");
+    let info = daemon.pty_info(&session);
+    for (field, right) in
+        [("is_alive", json!(false)), ("exit_code", json!(0)), ("rows", json!(40)), ("cols", json!(132))]
+    {
+        assert_eq!(info[field], right, "{info}");
+    }
+    assert!(info["ended_at"].as_u64() >= info["created_at"].as_u64(), "{info}");
+}
+
+#[test]
+fn sizes_are_clamped_and_change() {
+    let daemon = daemon();
+    let script = "trap 'stty size' WINCH; echo up; while :; do sleep 0.01; done";
+    let open = |rows: u32, cols: u32| {
+        daemon.open_pty(&json!({"command": "sh", "args": ["-c", script], "rows": rows, "cols": cols}))
+    };
+    for (asked, right) in [((0, 0), (24, 80)), ((1, 1), (1, 1)), ((9_999, 70_000), (500, 1000))] {
+        let info = daemon.pty_info(&open(asked.0, asked.1));
+        assert_eq!((info["rows"].as_u64(), info["cols"].as_u64()), (Some(right.0), Some(right.1)), "{info}");
+    }
+    let session = open(24, 80);
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.resize(50, 200);
+    terminal.expect("50 200");
+    daemon.post(&format!("/pty/{}/resize", session.id), &json!({"rows": 7, "cols": 2_000})).expect(204);
+    terminal.expect("7 1000");
+    terminal.resize(0, 0);
+    terminal.expect("24 80");
+    let info = daemon.pty_info(&session);
+    assert_eq!((info["rows"].as_u64(), info["cols"].as_u64()), (Some(24), Some(80)), "{info}");
+}
+
+#[test]
+fn control_characters_reach_the_program() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("trap 'echo interrupted' INT; echo up; cat; cat; echo over; exit 5");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.ask("first", "first\r\nfirst");
+    // The kernel discards what is being typed, so the second `cat` has to be there first.
+    terminal.type_in("\x03");
+    terminal.expect("interrupted");
+    terminal.ask("second", "second\r\nsecond");
+    terminal.type_in("\x04");
+    terminal.expect("over");
+    assert_eq!(terminal.end(), Ended::exited(5));
+}
+
+#[test]
+fn jobs_are_controlled() {
+    let daemon = daemon();
+    let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("$ ");
+    terminal.ask("sleep 4711", "sleep 4711");
+    wait_until(PATIENCE, "the job runs", || (!daemon.executing("sleep 4711").is_empty()).then_some(()));
+    terminal.type_in("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect("$ ");
+    assert!(machine::status(daemon.executing("sleep 4711")[0], "State").is_some_and(|state| state.starts_with('T')));
+    terminal.ask("bg", "sleep 4711 &");
+    terminal.ask("jobs", "Running");
+    terminal.expect("$ ");
+    terminal.ask("fg", "sleep 4711\r\n");
+    terminal.type_in("\x03");
+    terminal.expect("$ ");
+    terminal.ask("echo $?", "130");
+    terminal.type_in("exit 3\n");
+    assert_eq!(terminal.end(), Ended::exited(3));
+    assert!(daemon.executing("sleep 4711").is_empty());
+}
+
+#[test]
+fn any_bytes_pass() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; head -c 300 | od -An -v -tu1; printf 'ünï ✓ \\377\\000.'");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    let bytes: Vec<u8> = (0..300).map(|number| (number % 256) as u8).collect();
+    // A character may be cut between two messages.
+    bytes.chunks(7).for_each(|piece| terminal.type_in(piece));
+    assert_eq!(terminal.end(), Ended::exited(0));
+    let tail = "ünï ✓ ".as_bytes().iter().chain(b"\xff\0.").copied().collect::<Vec<u8>>();
+    assert!(terminal.shown.ends_with(&tail), "{:?}", terminal.text());
+    let shown = &terminal.shown[..terminal.shown.len() - tail.len()];
+    let numbers: Vec<u8> =
+        String::from_utf8_lossy(shown).split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(numbers, bytes);
+}
+
+/// A shell with line editing, driven as a person would, prompt by prompt.
+#[test]
+fn two_hundred_prompts_without_a_lost_or_doubled_byte() {
+    let daemon = daemon();
+    let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "<$> "},
+        "cols": 500}));
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("<$> ");
+    // Bracketed paste would put its own codes around each prompt.
+    terminal.ask("bind 'set enable-bracketed-paste off' 2>/dev/null", "<$> ");
+    let begin = terminal.shown.len();
+    let mut right = String::new();
+    for number in 0..200 {
+        let line = format!("echo {number} {}", "é".repeat(number));
+        terminal.type_in(format!("{line}\n"));
+        terminal.expect("<$> ");
+        right += &format!("{line}\r\n{number} {}\r\n<$> ", "é".repeat(number));
+    }
+    // An empty word is no word.
+    let right = right.replace("echo 0 \r\n0 \r\n", "echo 0 \r\n0\r\n");
+    assert_eq!(String::from_utf8_lossy(&terminal.shown[begin..]), right);
+    terminal.type_in("\x04");
+    assert_eq!(terminal.end(), Ended::exited(0));
+}
+
+#[test]
+fn all_output_comes_before_the_exit() {
+    let daemon = daemon();
+    for round in 0..20 {
+        let session = daemon.pty_sh("seq 1 20000; exit 9");
+        let mut terminal = daemon.watch(&session);
+        assert_eq!(terminal.end(), Ended::exited(9));
+        let text = terminal.text();
+        let tail: Vec<&str> = text.split_terminator("\r\n").collect();
+        assert_eq!(tail.last(), Some(&"20000"), "round {round}");
+        assert!(tail.windows(2).skip(1).all(|two| two[1].parse::<u32>().ok() > two[0].parse().ok()), "round {round}");
+    }
+}
+
+#[test]
+fn a_background_child_delays_no_end() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("trap '' HUP; (while :; do echo noise; done) & sleep 0.05; echo last; exit 4");
+    let mut terminal = daemon.watch(&session);
+    let begun = Instant::now();
+    assert_eq!(terminal.end(), Ended::exited(4));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(terminal.text().contains("last"));
+}
+
+#[test]
+fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
+    const SIZE: usize = 100 << 20;
+    let daemon = daemon();
+    let source = daemon.script("print", "#!/bin/sh\nstty raw; seq -f %015.0f 1 6553600 | cat\n");
+    let large = daemon.open_pty(&json!({"command": source}));
+    let echo = daemon.pty_sh("stty raw -echo; echo up; exec cat");
+    let mut terminal = daemon.watch(&echo);
+    terminal.expect("up");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let begun = Instant::now();
+            let mut terminal = daemon.watch(&large);
+            assert_eq!(terminal.end(), Ended::exited(0));
+            (terminal.shown, begun.elapsed())
+        });
+        let mut times = Vec::new();
+        while !reader.is_finished() {
+            let begun = Instant::now();
+            terminal.type_in("x");
+            terminal.expect("x");
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        let (shown, took) = reader.join().expect("the reader");
+        assert_eq!(shown.len(), SIZE);
+        assert!(shown.chunks(16).zip(1..).all(|(line, number): (&[u8], u32)| {
+            std::str::from_utf8(line).is_ok_and(|line| line.trim_end().parse() == Ok(number))
+        }));
+        let p99 = times[(times.len() - 1) * 99 / 100];
+        eprintln!("100 MiB in {took:?}; {} echoes, p50 {:?}, p99 {p99:?}", times.len(), times[times.len() / 2]);
+        assert!(p99 < Duration::from_millis(50), "{p99:?} of {}", times.len());
+    });
+}
+
+#[test]
+fn what_is_typed_ahead_waits() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line </dev/null; sleep 0.3; head -c 3000000 | wc -c");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    for _ in 0..30 {
+        terminal.type_in([b'x'; 100_000]);
+    }
+    terminal.expect("3000000");
+    assert_eq!(terminal.end(), Ended::exited(0));
+}
+
+#[test]
+fn a_long_line_without_its_end_holds_up_nothing() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty -echo; echo up; exec cat");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    // The kernel keeps 4 KiB of a line and drops the rest.
+    terminal.type_in([b'x'; 500_000]);
+    terminal.type_in("\nnext\n");
+    terminal.expect("next\r\n");
+}
+
+#[test]
+fn a_session_outlives_its_clients_and_replays_what_it_showed_last() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty -echo -onlcr; echo up; while read -r n; do seq -f %015.0f 1 $n; echo done; done");
+    let mut terminal = daemon.watch(&session);
+    terminal.ask("10", "done");
+    terminal.leave();
+    wait_until(PATIENCE, "nobody is there", || (daemon.pty_info(&session)["client_count"] == 0).then_some(()));
+    let mut terminal = daemon.watch(&session);
+    assert_eq!(terminal.expect("done\n").lines().count(), 11, "all of it is replayed");
+    terminal.type_in("200000\n");
+    // Goes without a word, in the middle of it.
+    drop(terminal);
+    let mut terminal = wait_until(PATIENCE, "it has written all", || {
+        let mut terminal = daemon.watch(&session);
+        while terminal.shown.len() < 1 << 20 && !terminal.shown.ends_with(b"done\n") {
+            terminal.expect("\n");
+        }
+        terminal.shown.ends_with(b"200000\ndone\n").then_some(terminal)
+    });
+    let text = terminal.text();
+    let numbers: Vec<u32> = text.lines().rev().skip(1).filter_map(|line| line.parse().ok()).collect();
+    assert!(numbers.len() > 65_000 && numbers[0] == 200_000, "{}", numbers.len());
+    assert!(numbers[..65_000].windows(2).all(|two| two[0] == two[1] + 1));
+    terminal.shown.clear();
+    let mut terminal = daemon.watch(&session);
+    terminal.type_in("3\n\x04");
+    terminal.expect("000000000000003\ndone\n");
+    assert_eq!(terminal.end(), Ended::exited(0));
+    let mut late = daemon.watch(&session);
+    assert_eq!(late.end(), Ended::exited(0), "an ended session tells its exit for a while");
+    assert!(late.text().ends_with("000000000000003\ndone\n"));
+}
+
+#[test]
+fn several_clients_see_all_and_any_may_type() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty -echo; echo up; cat");
+    let mut terminals: Vec<_> = (0..5).map(|_| daemon.watch(&session)).collect();
+    terminals.iter_mut().for_each(|terminal| drop(terminal.expect("up")));
+    assert_eq!(daemon.pty_info(&session)["client_count"], 5);
+    for number in 0..5 {
+        terminals[number].type_in(format!("line {number}\n"));
+        let line = format!("line {number}\r\n");
+        terminals
+            .iter_mut()
+            .for_each(|terminal| assert_eq!(terminal.expect(&line), if number == 0 { "\r\n" } else { "" }));
+    }
+    terminals.remove(0).leave();
+    wait_until(PATIENCE, "one has gone", || (daemon.pty_info(&session)["client_count"] == 4).then_some(()));
+    terminals[0].type_in("\x04");
+    for terminal in &mut terminals {
+        assert_eq!(terminal.end(), Ended::exited(0));
+    }
+}
+
+#[test]
+fn a_signal_is_told_as_a_shell_does() {
+    let daemon = daemon();
+    for (signal, code) in [("KILL", 137), ("TERM", 143)] {
+        let session = daemon.pty_sh(&format!("kill -{signal} $$"));
+        assert_eq!(daemon.watch(&session).end(), Ended::exited(code));
+        assert_eq!(daemon.pty_info(&session)["exit_code"], code);
+    }
+}
+
+fn terminated() -> Ended {
+    Ended { exit: None, close: Some((1001, "session terminated".to_owned())) }
+}
+
+#[test]
+fn a_delete_hangs_up_and_takes_everything() {
+    let daemon = daemon();
+    delete_hangs_up(&daemon);
+    // It made a session of its own: the hang-up was not for it, the kill is.
+    daemon.await_gone(Duration::from_secs(8), "sleep 4713");
+}
+
+#[test]
+fn a_delete_hangs_up_without_a_cgroup() {
+    delete_hangs_up(&Options::default().without_cgroup().start());
+}
+
+fn delete_hangs_up(daemon: &Daemon) {
+    let session = daemon.pty_sh(
+        "trap 'exit 0' HUP; set -m; sleep 4712 & setsid sleep 4713 & echo up; \
+                                 while :; do sleep 0.01; done",
+    );
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    // A shell that is yet to become one of them would have the trap still.
+    for words in ["sleep 4712", "sleep 4713"] {
+        wait_until(PATIENCE, words, || (!daemon.executing(words).is_empty()).then_some(()));
+    }
+    daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+    assert_eq!(terminal.end(), terminated());
+    is_gone(daemon, &session);
+    assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "it had its chance to end well");
+    daemon.await_gone(Duration::from_secs(1), "sleep 4712");
+    daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+    assert_eq!(daemon.watch(&session).end(), terminated());
+}
+
+#[test]
+fn who_ignores_the_hang_up_is_killed() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("trap '' HUP; echo up; while :; do sleep 4714; done");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    let begun = Instant::now();
+    daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(terminal.end(), terminated());
+    is_gone(&daemon, &session);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(daemon.pty_info(&session)["exit_code"], 137);
+    daemon.await_gone(Duration::from_secs(2), "sleep 4714");
+}
+
+#[test]
+fn a_session_that_nobody_is_attached_to_ends() {
+    let daemon = daemon_with(&["--pty-idle-secs", "1"]);
+    let left = daemon.pty_sh("echo up; sleep 4715");
+    let never = daemon.pty_sh("sleep 4716");
+    let watched = daemon.pty_sh("sleep 4717");
+    let _terminal = daemon.watch(&watched);
+    daemon.watch(&left).leave();
+    is_gone(&daemon, &left);
+    is_gone(&daemon, &never);
+    assert_eq!(daemon.pty_info(&watched)["is_alive"], true);
+    assert_eq!(daemon.pty_info(&never)["exit_code"], 129);
+}
+
+#[test]
+fn sessions_are_counted_and_listed_apart() {
+    let daemon = daemon_with(&["--max-pty-sessions", "3", "--max-processes", "2"]);
+    let sessions: Vec<Session> = (0..3).map(|number| daemon.pty_sh(&format!("sleep 472{number}"))).collect();
+    let refused = daemon.post("/pty", &json!({"command": "true"}));
+    refused.expect_error(429, "TOO_MANY_SESSIONS", "3");
+    let _processes = [daemon.sh("sleep 4730"), daemon.sh("sleep 4731")];
+    let list = daemon.get("/pty").expect(200);
+    let ids: Vec<&str> =
+        list["sessions"].as_array().expect("a list").iter().filter_map(|s| s["session_id"].as_str()).collect();
+    assert_eq!(ids, sessions.iter().map(|session| &*session.id).collect::<Vec<_>>());
+    assert!(sessions.iter().all(|session| !list.to_string().contains(&session.token)), "{list}");
+    assert_eq!(daemon.list().len(), 2, "no sessions among the processes");
+    let pid = list["sessions"][0]["pid"].as_u64().expect("a PID");
+    daemon.get(&format!("/processes/{pid}")).expect_error(404, "NOT_FOUND", "");
+    let info = daemon.get("/info").expect(200);
+    assert_eq!((info["running_processes"].as_u64(), info["total_processes"].as_u64()), (Some(2), Some(2)));
+    daemon.delete(&format!("/pty/{}", sessions[0].id)).expect(204);
+    is_gone(&daemon, &sessions[0]);
+    daemon.open_pty(&json!({"command": "true"}));
+}
+
+#[test]
+fn what_cannot_start_leaves_nothing() {
+    let daemon = daemon();
+    for (body, status, code) in [
+        (json!({"command": "no-such-program"}), 400, "COMMAND_NOT_FOUND"),
+        (json!({"command": "/etc/passwd"}), 400, "NOT_EXECUTABLE"),
+        (json!({"command": "sh", "working_dir": "/no/such"}), 400, "WORKING_DIR_NOT_FOUND"),
+        (json!({"command": "sh", "user": "nobody-here"}), 400, "USER_NOT_FOUND"),
+        (json!({"command": "sh", "rows": -1}), 400, "INVALID_REQUEST"),
+        (json!({"rows": 24}), 400, "INVALID_REQUEST"),
+        (json!([]), 400, "INVALID_REQUEST"),
+    ] {
+        daemon.post("/pty", &body).expect_error(status, code, "");
+    }
+    daemon.request("POST", "/pty", Some(b"{")).expect_error(400, "INVALID_REQUEST", "");
+    assert_eq!(daemon.get("/pty").expect(200), json!({"sessions": []}));
+}
+
+#[test]
+fn a_shutdown_ends_sessions() {
+    let mut daemon = daemon_with(&["--shutdown-grace", "5"]);
+    let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("$ ");
+    let begun = Instant::now();
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.await_end(PATIENCE);
+    assert!(begun.elapsed() < Duration::from_secs(4), "an interactive shell ignores SIGTERM: {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_leader_that_turns_away_from_its_terminal_is_not_hung_up_on() {
+    let daemon = daemon();
+    // Nobody has the terminal open for a while; it is opened again, and the exit is its own.
+    let script = "exec <&- >&- 2>&-; sleep 0.3; exec </dev/tty >/dev/tty 2>&1; echo back; exit 3";
+    let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("back");
+    assert_eq!(terminal.end(), Ended::exited(3));
+    // Also one that never comes back to it.
+    let script = "exec </dev/null >/dev/null 2>&1; sleep 0.3; exit 4";
+    let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
+    assert_eq!(daemon.watch(&session).end(), Ended::exited(4));
+}
+
+#[test]
+fn a_client_that_floods_holds_up_nobody_and_grows_nothing() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("sleep 60");
+    let terminal = daemon.watch(&session);
+    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let mut socket = terminal.socket.get_ref().try_clone().expect("a copy");
+    socket.set_write_timeout(Some(Duration::from_millis(200))).expect("a limit");
+    // Resizes and pings by turns, as fast as they go, and nothing is ever read.
+    let sizes = [[0, 80, 0, 24], [0, 81, 0, 25]];
+    let frames: Vec<u8> = sizes.map(|size| frame(0x82, &[&[1][..], &size].concat())).concat();
+    let flood = [frames, frame(0x89, &[b'x'; 125])].concat().repeat(500);
+    let begun = Instant::now();
+    let flooding = std::thread::spawn(move || {
+        while begun.elapsed() < Duration::from_secs(3) {
+            if socket.write_all(&flood).is_err() {
+                return;
+            }
+        }
+    });
+    let mut slowest = Duration::ZERO;
+    while !flooding.is_finished() {
+        let asked = Instant::now();
+        assert_eq!(daemon.run_sh("echo hi").stdout(), "hi");
+        slowest = slowest.max(asked.elapsed());
+    }
+    flooding.join().expect("the flood");
+    assert!(slowest < Duration::from_secs(2), "a run took {slowest:?}");
+    let grown = machine::kilobytes(daemon.pid, "VmRSS").saturating_sub(before);
+    assert!(grown < 16 << 10, "it has grown by {grown} kB");
+}

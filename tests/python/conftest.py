@@ -1,0 +1,75 @@
+"""The real daemon as PID 1 of a namespace, and the public client connected to it."""
+
+import os
+import pathlib
+import subprocess
+import time
+
+import pytest
+from tensorlake.sandbox import Sandbox
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+BINARY = os.environ.get("TL_INIT_BIN", str(TARGET / "debug" / "tl-init"))
+PATIENCE = 30
+
+
+def until(what, condition, patience=PATIENCE):
+    """Asks `condition` until it gives something true, and fails at the deadline."""
+    deadline = time.monotonic() + patience
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+        time.sleep(0.01)
+
+
+class Daemon:
+    def __init__(self, directory):
+        self.state = directory / "state"
+        self.log = open(directory / "daemon.log", "w+b")
+        # Settings of whoever runs the tests are not ours.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("TL_")}
+        self.launcher = subprocess.Popen(
+            [str(ROOT / "init" / "namespace.sh"), BINARY, "--listen", "127.0.0.1:0", "--shutdown-grace", "1"],
+            env=env | {"TL_NS_DIR": str(self.state)},
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+        )
+        address = self.state / "run" / "address"
+        until("the daemon listens", lambda: self.alive() and address.exists() and address.read_text().strip())
+        self.url = "http://" + address.read_text().strip()
+        self.token = (self.state / "run" / "token").read_text().strip()
+
+    def alive(self):
+        assert self.launcher.poll() is None, "the daemon ended:\n" + self.told()
+        return True
+
+    def told(self):
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def stop(self):
+        self.launcher.terminate()
+        self.launcher.wait(PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory):
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"))
+    yield daemon
+    daemon.alive()
+    daemon.stop()
+
+
+@pytest.fixture
+def sandbox(daemon):
+    with Sandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
+        yield sandbox
+        # Each test leaves the daemon empty of what still runs.
+        for process in sandbox.list_processes():
+            managed = process.managed
+            if process.status == "running" or managed and managed.status != "stopped":
+                sandbox.kill_process(process.pid)

@@ -1,0 +1,305 @@
+"""The public client's terminals, tunnels and desktop against the real daemon."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zlib
+
+import pytest
+from conftest import ROOT, until
+from tensorlake.sandbox import AsyncSandbox
+from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
+
+PATIENCE = 30
+
+
+class Screen:
+    """Collects what a terminal shows."""
+
+    def __init__(self):
+        self.bytes = b""
+        self.changed = threading.Condition()
+
+    def __call__(self, data):
+        with self.changed:
+            self.bytes += data
+            self.changed.notify_all()
+
+    def expect(self, text):
+        with self.changed:
+            assert self.changed.wait_for(lambda: text.encode() in self.bytes, PATIENCE), self.bytes[-500:]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def available(tool, program):
+    """Whether it is there, or could be installed."""
+    if shutil.which(program):
+        return True
+    needed = subprocess.run([ROOT / "tests" / "need", tool], stdin=subprocess.DEVNULL)
+    return needed.returncode == 0 and shutil.which(program) is not None
+
+
+# --- terminals
+
+
+def test_a_shell(sandbox):
+    screen, exits = Screen(), []
+    pty = sandbox.create_pty("bash", ["--norc", "-i"], env={"PS1": "<$> "}, rows=30, cols=100,
+                             on_data=screen, on_exit=exits.append)
+    screen.expect("<$> ")
+    pty.send_input("stty size; tty; echo $TERM ünï\n")
+    screen.expect("30 100\r\n/dev/pts/")
+    screen.expect("xterm-256color ünï\r\n")
+    pty.resize(132, 43)
+    pty.send_input("stty size\n")
+    screen.expect("43 132")
+    # Not before the shell has given the terminal its echo back.
+    pty.send_input("echo read''y; cat\n")
+    screen.expect("ready\r\n")
+    pty.send_input("typed\n")
+    screen.expect("typed\r\ntyped\r\n")
+    drawn = len(screen.bytes)
+    pty.send_input("\x03")
+    # An interrupt throws away what was typed after it as well, until the shell has it.
+    until("a prompt", lambda: screen.bytes[drawn:].endswith(b"<$> "))
+    pty.send_input("echo status $?\n")
+    screen.expect("status 130")
+    pty.send_input("exit 7\n")
+    assert pty.wait(PATIENCE) == 7 and exits == [7]
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 137)])
+def test_exit_codes(sandbox, script, code):
+    assert sandbox.create_pty("sh", ["-c", script]).wait(PATIENCE) == code
+
+
+def test_detach_and_come_back(sandbox):
+    first = Screen()
+    pty = sandbox.create_pty("sh", ["-c", "stty -echo; echo up; while read line; do echo got $line; done; exit 3"],
+                             on_data=first)
+    first.expect("up")
+    pty.disconnect()
+    second = Screen()
+    again = sandbox.connect_pty(pty.session_id, pty.token, on_data=second)
+    second.expect("up\r\n")
+    third = Screen()
+    other = sandbox.connect_pty(pty.session_id, pty.token, on_data=third)
+    other.send_input("from the other\n")
+    second.expect("got from the other")
+    third.expect("got from the other")
+    again.send_input("\x04")
+    assert again.wait(PATIENCE) == 3 and other.wait(PATIENCE) == 3
+    # Its exit can be asked for still.
+    assert sandbox.connect_pty(pty.session_id, pty.token).wait(PATIENCE) == 3
+
+
+def test_kill(sandbox):
+    pty = sandbox.create_pty("sleep", ["600"])
+    pty.kill()
+    # The synchronous client does not get to see why a connection was closed.
+    with pytest.raises(SandboxError):
+        pty.wait(PATIENCE)
+
+
+def test_a_wrong_token(sandbox):
+    session = sandbox.create_pty_session("sleep", ["600"]).value
+    with pytest.raises(SandboxError, match="403"):
+        sandbox.connect_pty(session["session_id"], "0" * 64)
+    with pytest.raises(SandboxError, match="404"):
+        sandbox.connect_pty("nobody", session["token"])
+    sandbox.connect_pty(session["session_id"], session["token"]).kill()
+
+
+def test_what_cannot_start(sandbox):
+    with pytest.raises(RemoteAPIError) as error:
+        sandbox.create_pty("no-such-program")
+    assert error.value.status_code == 400 and "COMMAND_NOT_FOUND" in str(error.value)
+
+
+def test_much_output(sandbox):
+    pieces = []
+    pty = sandbox.create_pty("sh", ["-c", "stty raw; seq -f %015.0f 1 1310720 | cat"], on_data=pieces.append)
+    assert pty.wait(120) == 0
+    shown = b"".join(pieces)
+    assert len(shown) == 20 << 20
+    assert shown.splitlines() == [b"%015d" % number for number in range(1, 1310721)]
+
+
+@pytest.mark.parametrize(("program", "args", "show", "quit_with"), [
+    ("vim", ["-u", "NONE", "-N", "/etc/passwd"], "root:", "\x1b:q!\r"),
+    ("less", ["/etc/passwd"], "root:", "q"),
+    ("top", [], "PID", "q"),
+])
+def test_full_screen_programs(sandbox, program, args, show, quit_with):
+    if not available(program, program):
+        pytest.skip(f"no {program} here")
+    screen = Screen()
+    pty = sandbox.create_pty(program, args, rows=20, cols=90, on_data=screen)
+    screen.expect(show)
+    drawn = len(screen.bytes)
+    pty.resize(60, 12)
+    until("it draws itself anew", lambda: len(screen.bytes) > drawn)
+    pty.send_input(quit_with)
+    assert pty.wait(PATIENCE) == 0
+
+
+def test_the_asynchronous_client(daemon):
+    async def work():
+        async with AsyncSandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
+            shown = bytearray()
+            pty = await sandbox.create_pty("sh", ["-c", "stty -echo; echo up; read line; echo got $line; exit 5"],
+                                           on_data=shown.extend)
+            await pty.send_input("hello\n")
+            assert await pty.wait(PATIENCE) == 5
+            assert b"got hello" in shown
+            killed = await sandbox.create_pty("sleep", ["600"])
+            await killed.kill()
+            with pytest.raises(SandboxError, match="terminated"):
+                await killed.wait(PATIENCE)
+
+    asyncio.run(work())
+
+
+# --- tunnels
+
+
+@contextlib.contextmanager
+def served(sandbox, command, args, port, **more):
+    process = sandbox.start_process(command, args, user="root", **more)
+
+    def listens():
+        assert sandbox.get_process(process.pid).status == "running", sandbox.get_output(process.pid).lines
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+            return True
+
+    until(f"{command} listens", listens)
+    yield process
+    sandbox.kill_process(process.pid)
+
+
+def test_http_through_a_tunnel(sandbox, tmp_path):
+    (tmp_path / "large").write_bytes(os.urandom(20_000_000))
+    port = free_port()
+    server = ["-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    with served(sandbox, sys.executable, server, port, working_dir=str(tmp_path)):
+        with sandbox.create_tunnel(port, local_port=0) as tunnel:
+            assert tunnel.local_port != port
+            url = f"http://127.0.0.1:{tunnel.local_port}/large"
+            assert urllib.request.urlopen(url, timeout=PATIENCE).read() == (tmp_path / "large").read_bytes()
+            several = [threading.Thread(target=lambda: urllib.request.urlopen(url, timeout=PATIENCE).read()) for _ in range(5)]
+            [thread.start() for thread in several]
+            [thread.join(PATIENCE) for thread in several]
+            assert not any(thread.is_alive() for thread in several)
+
+
+def test_a_half_closed_connection(sandbox):
+    port = free_port()
+    program = f"""
+import socket
+server = socket.create_server(("127.0.0.1", {port}))
+while True:
+    peer, _ = server.accept()
+    count = 0
+    while piece := peer.recv(65536):
+        count += len(piece)
+    peer.sendall(b"got %d" % count)
+    peer.close()
+"""
+    with served(sandbox, sys.executable, ["-c", program], port), sandbox.create_tunnel(port, local_port=0) as tunnel:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+            peer.sendall(b"x" * 3_000_000)
+            peer.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := peer.recv(65536):
+                answer += piece
+            assert answer == b"got 3000000"
+
+
+def test_nobody_listens(sandbox):
+    with sandbox.create_tunnel(free_port(), local_port=0) as tunnel:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+            peer.settimeout(PATIENCE)
+            with contextlib.suppress(ConnectionResetError):
+                assert peer.recv(1) == b""
+
+
+def test_redis_through_a_tunnel(sandbox):
+    if not available("redis", "redis-server"):
+        pytest.skip("no redis-server here")
+    port = free_port()
+    args = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
+    with served(sandbox, "redis-server", args, port), sandbox.create_tunnel(port, local_port=0) as tunnel:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+            stream = peer.makefile("rwb")
+
+            def ask(*words):
+                stream.write(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in words))
+                stream.flush()
+                head = stream.readline().strip()
+                return stream.read(int(head[1:]) + 2)[:-2] if head[:1] == b"$" else head
+
+            assert ask(b"PING") == b"+PONG"
+            value = os.urandom(1_000_000)
+            assert ask(b"SET", b"key", value) == b"+OK"
+            assert ask(b"GET", b"key") == value
+            begun = time.monotonic()
+            for number in range(1000):
+                assert ask(b"INCR", b"count") == b":%d" % (number + 1)
+            assert time.monotonic() - begun < PATIENCE
+
+
+# --- desktop
+
+
+def pixels(png):
+    """Width, height and the rows of an image of 8-bit samples, as far as this test needs it."""
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    at, data, head = 8, b"", None
+    while at < len(png):
+        length, kind = struct.unpack(">I4s", png[at:at + 8])
+        chunk = png[at + 8:at + 8 + length]
+        head = chunk if kind == b"IHDR" else head
+        data += chunk if kind == b"IDAT" else b""
+        at += 12 + length
+    width, height, depth, color = struct.unpack(">IIBB", head[:10])
+    assert depth == 8
+    return width, height, zlib.decompress(data), {2: 3, 6: 4}[color]
+
+
+def test_a_screenshot_of_a_desktop(sandbox, tmp_path):
+    if not available("vnc", "Xvnc"):
+        pytest.skip("no Xvnc here")
+    port = free_port()
+    args = [f":{port - 1000}", "-rfbport", str(port), "-SecurityTypes", "None", "-geometry", "640x480", "-depth", "24",
+            "-localhost", "-nolisten", "local"]
+    with served(sandbox, "Xvnc", args, port) as server:
+        with sandbox.connect_desktop(port=port, connect_timeout=PATIENCE) as desktop:
+            assert (desktop.width, desktop.height) == (640, 480)
+            png = desktop.screenshot(timeout=PATIENCE)
+            desktop.move_mouse(100, 100)
+            desktop.click(200, 150)
+            desktop.type_text("hello")
+            again = desktop.screenshot(timeout=PATIENCE)
+        # Asked nicely it removes its lock.
+        sandbox.send_signal(server.pid, 15)
+        until("it has ended", lambda: sandbox.get_process(server.pid).status != "running")
+    for image in (png, again):
+        width, height, data, samples = pixels(image)
+        assert (width, height) == (640, 480) and len(data) == height * (1 + width * samples)
+    keep = os.environ.get("TL_SCREENSHOT")
+    if keep:
+        pathlib.Path(keep).write_bytes(png)

@@ -1,0 +1,123 @@
+//! What the daemon does not do: grow, leak, wake up, leave the dead lying about.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, wait_until};
+
+fn runs(daemon: &Daemon, count: usize) {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..count / 4 {
+                    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
+    let daemon = daemon_with(&["--keep-ended", "50"]);
+    runs(&daemon, 1_000);
+    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    runs(&daemon, 2_000);
+    let after = machine::kilobytes(daemon.pid, "VmRSS");
+    assert!(after < before + 2 * 1024, "memory rose from {before} to {after} kB");
+    assert!(after < 32 * 1024, "{after} kB");
+    wait_until(PATIENCE, "no descriptor is left of them", || {
+        (machine::descriptors(daemon.pid).len() < 40).then_some(())
+    });
+    assert_eq!(daemon.list().len(), 50);
+    let kept = walk(&daemon.state_dir().join("log"));
+    assert!(kept <= 50 * 4 + 10, "{kept} files for 50 logs");
+    if machine::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
+        let leaves = cgroup_of(daemon.pid).map_or(0, |dir| walk_dirs(&dir));
+        assert!(leaves <= 2, "{leaves} cgroups for nothing that runs");
+    }
+}
+
+fn walk(dir: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(dir).expect("a directory").flatten();
+    entries.map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()
+}
+
+fn walk_dirs(dir: &std::path::Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + walk_dirs(&entry.path())).sum()
+}
+
+fn cgroup_of(pid: i32) -> Option<std::path::PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
+    let mounted = mounts.lines().find_map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words[2] == "cgroup2").then(|| words[1].to_owned())
+    })?;
+    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+    // The daemon may have moved itself into a leaf beside those of its units.
+    let launchers = own.split('/').position(|name| name.starts_with("tl-init."))?;
+    let path: Vec<&str> = own.split('/').take(launchers + 1).collect();
+    Some(std::path::PathBuf::from(mounted + &path.join("/")))
+}
+
+/// No thread wakes for as long as nothing happens.
+fn sleeps(daemon: &Daemon) {
+    // What the test itself caused must be over first; how long that takes is not the question.
+    let mut count = machine::wakeups(daemon.pid);
+    let mut since = Instant::now();
+    wait_until(PATIENCE, "the daemon sleeps for 5 s", || {
+        let now = machine::wakeups(daemon.pid);
+        if now != count {
+            count = now;
+            since = Instant::now();
+        }
+        (since.elapsed() > Duration::from_secs(5)).then_some(())
+    });
+}
+
+#[test]
+fn an_idle_daemon_makes_no_wake_up() {
+    let daemon = daemon();
+    sleeps(&daemon);
+    for _ in 0..3 {
+        daemon.start_process(&json!({"command": "sleep", "args": ["4700"], "stdin_mode": "pipe"}));
+    }
+    let pid = daemon.sh("echo x; exec sleep 4700");
+    let _follower = daemon.follow(pid, "stdout");
+    daemon.run_sh("sleep 4700 & echo x");
+    sleeps(&daemon);
+}
+
+fn no_zombie_stays(daemon: &Daemon) {
+    // A hundred orphans that end at about the same time.
+    daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
+    let mut seen: Vec<(i32, Instant)> = Vec::new();
+    wait_until(PATIENCE, "all orphans have ended", || {
+        let ours = machine::descendants(daemon.pid);
+        seen.retain(|(pid, since)| {
+            let still = ours.contains(pid) && machine::is_zombie(*pid);
+            // The contract says 50 ms; the rest is for a busy machine.
+            assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
+            still
+        });
+        for &pid in &ours {
+            if machine::is_zombie(pid) && !seen.iter().any(|(known, _)| *known == pid) {
+                seen.push((pid, Instant::now()));
+            }
+        }
+        ours.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn orphans_are_reaped_at_once() {
+    no_zombie_stays(&daemon());
+}
+
+#[test]
+fn orphans_are_reaped_at_once_as_a_subreaper() {
+    no_zombie_stays(&Options::plain().start());
+}

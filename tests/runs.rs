@@ -1,0 +1,257 @@
+//! Runs to completion: exact exits, whole outputs, whole trees.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, pid_of, root, wait_until};
+
+/// `count` jobs with numbers of their own, done by `clients` threads.
+fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
+    let next = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    job(number);
+                }
+            });
+        }
+    });
+}
+
+fn exit_codes(daemon: &Daemon, count: u64) {
+    by_clients(8, count, |number| {
+        let code = number % 256;
+        let body = json!({"command": "sh", "args": ["-c", format!("exit {code}")]});
+        if number % 2 == 0 {
+            let run = daemon.run(&body);
+            assert_eq!(run.code(), Some(code), "{}", run.last);
+            assert_eq!(run.last["reason"], "exited");
+        } else {
+            let pid = pid_of(&daemon.start_process(&body));
+            let info = daemon.ended(pid);
+            assert_eq!(info["status"], "exited", "{info}");
+            assert_eq!(info["exit_code"], code, "{info}");
+            assert_eq!(info["signal"], Value::Null, "{info}");
+        }
+    });
+}
+
+#[test]
+fn every_exit_code_is_right_as_pid_1() {
+    exit_codes(&daemon(), 2_000);
+}
+
+#[test]
+fn every_exit_code_is_right_as_a_subreaper() {
+    exit_codes(&Options::plain().start(), 400);
+}
+
+#[test]
+fn death_by_a_signal_is_told_as_such() {
+    let daemon = daemon();
+    for signal in [1, 2, 6, 9, 11, 15, 34, 64] {
+        let run = daemon.run_sh(&format!("kill -{signal} $$"));
+        assert_eq!(run.last["signal"], signal, "{}", run.last);
+        assert_eq!(run.last["reason"], "signaled", "{}", run.last);
+        let info = daemon.info(run.pid());
+        assert_eq!(info["status"], "signaled", "{info}");
+        assert_eq!(info["signal"], signal, "{info}");
+        assert_eq!(info["exit_code"], Value::Null, "{info}");
+        assert_eq!(info["oom_killed"], false, "{info}");
+    }
+}
+
+#[test]
+fn outputs_are_whole_in_order_and_told_once() {
+    let daemon = daemon();
+    let expected: Vec<String> = (1..=2000).map(|number| number.to_string()).collect();
+    let body = json!({"command": "seq", "args": ["1", "2000"]});
+    by_clients(4, 500, |number| {
+        let lines = match number % 3 {
+            0 => daemon.run(&body).lines("stdout"),
+            1 => {
+                let pid = pid_of(&daemon.start_process(&body));
+                let lines = daemon.follow(pid, "stdout").all_lines();
+                // When follow ends, the process is known to have ended.
+                assert_eq!(daemon.info(pid)["status"], "exited");
+                lines
+            }
+            _ => {
+                let pid = pid_of(&daemon.start_process(&body));
+                daemon.ended(pid);
+                daemon.lines(pid, "output")
+            }
+        };
+        assert!(lines == expected, "{} lines instead of 2,000", lines.len());
+    });
+}
+
+#[test]
+fn recycled_pids_mix_nothing() {
+    if !root("recycled_pids_mix_nothing") {
+        return;
+    }
+    let daemon = Options::default().pid_max(400).start();
+    by_clients(4, 900, |number| {
+        let code = number % 200;
+        let script = format!("echo {number}; read x; echo {number} >&2; exit {code}");
+        if number % 2 == 0 {
+            let run = daemon.run(&json!({"command": "sh", "args": ["-c", script]}));
+            assert_eq!(
+                (run.lines("stdout"), run.lines("stderr")),
+                (vec![number.to_string()], vec![number.to_string()])
+            );
+            assert_eq!(run.code(), Some(code));
+        } else {
+            // Held alive until the follower is attached: from its end on, its PID may be another's.
+            let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
+            let pid = pid_of(&daemon.start_process(&start));
+            let follower = daemon.follow(pid, "output");
+            daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b"")).expect(204);
+            assert_eq!(follower.all_lines(), vec![number.to_string(); 2]);
+        }
+    });
+    let mut pids = std::collections::BTreeSet::new();
+    let list = daemon.list();
+    for info in &list {
+        let script = info["args"][1].as_str().expect("the script");
+        let code: u64 = script.rsplit(' ').next().and_then(|code| code.parse().ok()).expect("its exit code");
+        assert_eq!(info["exit_code"], code, "{info}");
+        pids.insert(info["pid"].as_u64());
+    }
+    assert!(pids.len() < list.len(), "no PID was recycled, so this proves nothing");
+}
+
+#[test]
+fn a_background_child_does_not_delay_the_end() {
+    let daemon = daemon();
+    // The contract says 50 ms; the rest is for a busy machine, which the two noisy ones make it. The first of them
+    // writes what stays below the limit of the log, so that nothing is dropped before it was followed.
+    let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
+    for (child, most) in [("sleep 30", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
+        let begun = Instant::now();
+        let run = daemon.run_sh(&format!("{child} >&2 & seq 1 5000; exit 4"));
+        assert!(begun.elapsed() < Duration::from_millis(most), "{child}: {:?}", begun.elapsed());
+        assert_eq!(run.code(), Some(4));
+        assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
+        daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
+        for word in ["noise", "sleep 30"] {
+            daemon.await_gone(Duration::from_secs(2), word);
+        }
+    }
+}
+
+#[test]
+fn what_outlives_its_leader_writes_on_without_sigpipe() {
+    let daemon = daemon();
+    let script = "(read x <fifo; echo late; echo later) & echo early";
+    let scratch = daemon.scratch();
+    let fifo = scratch.join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+    // Open for both, so that nobody waits in open.
+    let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open it");
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}));
+    assert_eq!(run.stdout(), "early");
+    std::io::Write::write_all(&mut fifo, b"go\n").expect("let it go on");
+    wait_until(PATIENCE, "the late lines are in the log", || {
+        (daemon.lines(run.pid(), "stdout") == ["early", "late", "later"]).then_some(())
+    });
+}
+
+fn timeout_kills_the_tree(daemon: &Daemon) {
+    let script = "setsid sleep 4201 & setsid sh -c 'setsid sleep 4201 & sleep 4201' & sleep 4201 & echo up; wait";
+    let begun = Instant::now();
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 0.3}));
+    assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(1300), "{:?}", begun.elapsed());
+    assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
+    assert_eq!(run.lines("stdout"), ["up"]);
+    daemon.await_gone(Duration::from_secs(1), "4201");
+    assert_eq!(daemon.info(run.pid())["status"], "signaled");
+}
+
+#[test]
+fn a_timeout_kills_the_whole_tree() {
+    timeout_kills_the_tree(&daemon());
+}
+
+#[test]
+fn a_timeout_kills_the_whole_tree_without_a_cgroup() {
+    timeout_kills_the_tree(&Options::default().without_cgroup().start());
+}
+
+#[test]
+fn a_timeout_kills_the_whole_tree_as_a_subreaper() {
+    timeout_kills_the_tree(&Options::plain().start());
+}
+
+#[test]
+fn a_timeout_that_is_not_reached_changes_nothing() {
+    let daemon = daemon();
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", "echo x; exit 3"], "timeout": 30.5}));
+    assert_eq!((run.code(), run.last["reason"].as_str()), (Some(3), Some("exited")));
+}
+
+#[test]
+fn a_client_that_goes_away_takes_its_run_along() {
+    let daemon = daemon();
+    for script in ["sleep 4202 & setsid sleep 4202 & wait", "setsid sleep 4202 & yes 4202"] {
+        let stream = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
+        wait_until(PATIENCE, "the run is up", || {
+            (daemon.executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
+        });
+        drop(stream);
+        // The contract says 1 s; the rest is for a busy machine.
+        daemon.await_gone(Duration::from_secs(2), "4202");
+    }
+}
+
+#[test]
+fn a_run_ignores_the_modes_of_its_streams() {
+    let daemon = daemon();
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", "cat; echo out; echo err >&2"], "stdin_mode": "pipe",
+        "stdout_mode": "discard", "stderr_mode": "discard", "unknown": [1]}));
+    assert_eq!((run.lines("stdout"), run.lines("stderr")), (vec!["out".to_owned()], vec!["err".to_owned()]));
+}
+
+#[test]
+fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
+    let daemon = daemon();
+    let body = json!({"command": "true"});
+    let mut times: Vec<Duration> = (0..60)
+        .map(|_| {
+            let begun = Instant::now();
+            daemon.run(&body);
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    // Nagle against delayed ACK costs 40 ms; even a busy machine gets most runs done in less.
+    assert!(times[30] < Duration::from_millis(35), "{times:?}");
+}
+
+#[test]
+fn a_connection_serves_one_run_after_the_other() {
+    let daemon = daemon();
+    let body = json!({"command": "echo", "args": ["x"]}).to_string();
+    let request = format!(
+        "POST /api/v1/processes/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
+        daemon.token,
+        body.len()
+    );
+    let mut socket = daemon.connect();
+    for _ in 0..20 {
+        let mut stream = crate::harness::http::Stream::send(socket, request.as_bytes()).expect_status(200);
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut text).expect("the whole body");
+        assert!(text.contains("\"reason\":\"exited\""), "{text}");
+        socket = stream.into_socket();
+    }
+}

@@ -1,0 +1,122 @@
+//! stdin through the API: any amount, bounded memory, no waiting for others.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::http::Stream;
+use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+
+fn with_pipe(daemon: &Daemon, script: &str) -> u64 {
+    pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})))
+}
+
+fn write(daemon: &Daemon, pid: u64, bytes: &[u8]) -> crate::harness::Reply {
+    daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(bytes))
+}
+
+fn close(daemon: &Daemon, pid: u64) -> crate::harness::Reply {
+    daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b""))
+}
+
+#[test]
+fn what_is_written_arrives_until_it_is_closed() {
+    let daemon = daemon();
+    let pid = with_pipe(&daemon, "cat");
+    assert_eq!(daemon.info(pid)["stdin_writable"], true);
+    for bytes in [b"one\n".as_slice(), b"", b"two \xff\0\n", b"three"] {
+        assert_eq!(write(&daemon, pid, bytes).expect(204), Value::Null);
+    }
+    close(&daemon, pid).expect(204);
+    let info = daemon.ended(pid);
+    assert_eq!((info["exit_code"].as_u64(), &info["stdin_writable"]), (Some(0), &json!(false)));
+    assert_eq!(daemon.raw_output(pid, "stdout"), b"one\ntwo \xff\0\nthree");
+    write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
+    close(&daemon, pid).expect(204);
+}
+
+#[test]
+fn a_closed_stdin_takes_nothing_more() {
+    let daemon = daemon();
+    let pid = with_pipe(&daemon, "cat; sleep 4300");
+    close(&daemon, pid).expect(204);
+    close(&daemon, pid).expect(204);
+    assert_eq!(daemon.info(pid)["stdin_writable"], false);
+    write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
+    // The reader closes it by itself.
+    let pid = with_pipe(&daemon, "exec <&-; echo closed; sleep 4300");
+    wait_until(PATIENCE, "it has closed its stdin", || (daemon.lines(pid, "stdout") == ["closed"]).then_some(()));
+    write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
+}
+
+#[test]
+fn a_process_without_a_pipe_says_so() {
+    let daemon = daemon();
+    let pid = daemon.sh("sleep 4301");
+    assert_eq!(daemon.info(pid)["stdin_writable"], false);
+    write(&daemon, pid, b"x").expect_error(400, "STDIN_NOT_WRITABLE", "stdin_mode");
+    close(&daemon, pid).expect_error(400, "STDIN_NOT_WRITABLE", "stdin_mode");
+}
+
+#[test]
+fn sixty_four_mib_go_through_with_flat_memory() {
+    let daemon = daemon();
+    let pid = with_pipe(&daemon, "cat");
+    let block: Vec<u8> = (0..1_u32 << 20).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let before = machine::kilobytes(daemon.pid, "VmHWM");
+    let head = format!(
+        "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
+        daemon.token,
+        64 << 20
+    );
+    let mut socket = daemon.connect();
+    socket.write_all(head.as_bytes()).expect("the head");
+    for _ in 0..64 {
+        socket.write_all(&block).expect("a block");
+    }
+    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
+    close(&daemon, pid).expect(204);
+    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    let raw = daemon.raw_output(pid, "stdout");
+    assert!(raw.len() == 64 << 20 && raw.chunks(1 << 20).all(|chunk| chunk == block), "{} bytes", raw.len());
+    let after = machine::kilobytes(daemon.pid, "VmHWM");
+    assert!(after < before + 8 * 1024, "memory rose from {before} to {after} kB");
+}
+
+#[test]
+fn a_chunked_body_is_taken_as_it_comes() {
+    let daemon = daemon();
+    let pid = with_pipe(&daemon, "cat");
+    let mut socket = daemon.connect();
+    let head = format!(
+        "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        daemon.token
+    );
+    socket.write_all(head.as_bytes()).expect("the head");
+    socket.write_all(b"6\r\nfirst\n\r\n").expect("a chunk");
+    wait_until(PATIENCE, "the first chunk is through", || (daemon.lines(pid, "stdout") == ["first"]).then_some(()));
+    socket.write_all(b"7;x=y\r\nsecond\n\r\n0\r\n\r\n").expect("the rest");
+    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
+    wait_until(PATIENCE, "all is through", || (daemon.lines(pid, "stdout") == ["first", "second"]).then_some(()));
+}
+
+#[test]
+fn a_process_that_never_reads_makes_only_its_writer_wait() {
+    let daemon = daemon();
+    let deaf = with_pipe(&daemon, "exec sleep 4302");
+    let cat = with_pipe(&daemon, "cat");
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| daemon.post_refused(&format!("/processes/{deaf}/stdin"), &vec![b'x'; 4 << 20]));
+        for number in 0..200 {
+            let begun = Instant::now();
+            write(&daemon, cat, format!("{number}\n").as_bytes()).expect(204);
+            assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+            assert_eq!(daemon.info(deaf)["status"], "running");
+            assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        }
+        assert!(!writer.is_finished(), "the pipe holds less than that");
+        daemon.delete(&format!("/processes/{deaf}")).expect(204);
+        writer.join().expect("the writer").expect_error(409, "STDIN_CLOSED", "");
+    });
+}

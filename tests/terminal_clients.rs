@@ -1,0 +1,294 @@
+//! Clients of terminals that do what they should not, and what is left of them.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tungstenite::Message;
+
+use crate::harness::socket::{Ended, Session, UPGRADE, code_after, drain, frame, refused, try_open};
+use crate::harness::{Daemon, PATIENCE, daemon, machine, wait_until};
+
+/// Threads and descriptors of the daemon.
+fn held(daemon: &Daemon) -> (usize, usize) {
+    let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
+    (threads, machine::descriptors(daemon.pid).len())
+}
+
+/// Runs `job` and waits until the daemon holds no more than before it.
+fn leaves_nothing(daemon: &Daemon, job: impl FnOnce()) {
+    // A connection of the harness may be idle still.
+    let before = held(daemon);
+    job();
+    wait_until(PATIENCE, &format!("threads and descriptors are {before:?} again"), || {
+        let now = held(daemon);
+        (now.0 <= before.0 && now.1 <= before.1).then_some(())
+    });
+}
+
+fn reader(daemon: &Daemon) -> Session {
+    daemon.pty_sh("stty raw -echo; echo up; exec cat")
+}
+
+fn ws(session: &Session) -> String {
+    format!("/pty/{}/ws", session.id)
+}
+
+#[test]
+fn tokens_are_asked_for() {
+    let daemon = daemon();
+    let session = reader(&daemon);
+    let path = ws(&session);
+    let bearer = format!("Bearer {}", daemon.token);
+    let last = if session.token.ends_with('0') { '1' } else { '0' };
+    let almost = format!("{}{last}", &session.token[..63]);
+    let open = |path: &str, headers: &[(&str, &str)]| try_open(&daemon, path, headers).map(drop);
+    assert_eq!(open(&path, &[("X-PTY-Token", &session.token)]), Ok(()));
+    assert_eq!(open(&format!("{path}?token={}", session.token), &[]), Ok(()));
+    for wrong in ["", "x", &almost, &session.token[..63], &daemon.token] {
+        assert_eq!(open(&path, &[("X-PTY-Token", wrong)]), Err(403), "{wrong}");
+        assert_eq!(open(&format!("{path}?token={wrong}"), &[]), Err(403), "{wrong}");
+    }
+    // The header is preferred, and the daemon's token does not take the place of the session's.
+    assert_eq!(open(&format!("{path}?token={}", session.token), &[("X-PTY-Token", "x")]), Err(403));
+    assert_eq!(open(&path, &[("Authorization", &bearer)]), Err(403));
+    assert_eq!(open(&path, &[]), Err(403));
+    let other = reader(&daemon);
+    assert_eq!(open(&path, &[("X-PTY-Token", &other.token)]), Err(403));
+    assert_eq!(open("/pty/00000000000000000000000000000000/ws", &[("X-PTY-Token", &session.token)]), Err(404));
+    // Everything else of a session takes the daemon's.
+    for (method, rest) in [("GET", ""), ("DELETE", ""), ("POST", "/resize")] {
+        let request = format!(
+            "{method} /api/v1/pty/{}{rest} HTTP/1.1\r\nHost: x\r\nX-PTY-Token: {}\r\n\r\n",
+            session.id, session.token
+        );
+        let reply = crate::harness::http::Stream::send(daemon.connect(), request.as_bytes()).into_reply(method);
+        reply.expect_error(401, "UNAUTHORIZED", "");
+    }
+}
+
+#[test]
+fn what_is_no_websocket_is_told_so() {
+    let daemon = daemon();
+    let session = reader(&daemon);
+    let path = ws(&session);
+    let token = format!("X-PTY-Token: {}\r\n", session.token);
+    leaves_nothing(&daemon, || {
+        refused(&daemon, &path, &token).expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        refused(&daemon, &path, "").expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        refused(&daemon, "/pty/nobody/ws", "").expect_error(404, "SESSION_NOT_FOUND", "nobody");
+        refused(&daemon, &path, "X-PTY-Token: x\r\n").expect_error(403, "INVALID_TOKEN", "token");
+        for (with, without) in [
+            ("", "Connection: Upgrade\r\n"),
+            ("", "Upgrade: websocket\r\n"),
+            ("Upgrade: h2c\r\n", "Upgrade: websocket\r\n"),
+        ] {
+            let headers = format!("{token}{with}{}", UPGRADE.replace(without, ""));
+            refused(&daemon, &path, &headers).expect_error(426, "UPGRADE_REQUIRED", "");
+        }
+        for (old, new, part) in [
+            ("dGhlIHNhbXBsZSBub25jZQ==", "", "Sec-WebSocket-Key"),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25j", "Sec-WebSocket-Key"),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "not base64 at all!!!!!!!", "Sec-WebSocket-Key"),
+            ("Version: 13", "Version: 8", "Sec-WebSocket-Version"),
+            ("Sec-WebSocket-Version: 13\r\n", "", "Sec-WebSocket-Version"),
+            ("Upgrade: websocket\r\n", "Upgrade: websocket\r\nContent-Length: 3\r\n", "body"),
+        ] {
+            let headers = format!("{token}{}", UPGRADE.replace(old, new));
+            refused(&daemon, &path, &headers).expect_error(400, "INVALID_REQUEST", part);
+        }
+    });
+    let gone = format!("/pty/{}/resize", "x".repeat(32));
+    daemon.post(&gone, &json!({"rows": 1, "cols": 1})).expect_error(404, "SESSION_NOT_FOUND", "xxx");
+    daemon.delete("/pty/x").expect_error(404, "SESSION_NOT_FOUND", "x");
+    daemon.get("/pty/x").expect_error(404, "SESSION_NOT_FOUND", "x");
+    daemon.post(&format!("/pty/{}/resize", session.id), &json!({"rows": 1})).expect_error(
+        400,
+        "INVALID_REQUEST",
+        "cols",
+    );
+    daemon.post("/pty/x/ws", &json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "");
+}
+
+#[test]
+fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
+    let daemon = daemon();
+    let session = reader(&daemon);
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    leaves_nothing(&daemon, || {
+        let mut noisy = daemon.watch(&session);
+        for message in [
+            Message::text("\u{0}typed as text"),
+            Message::text(""),
+            Message::binary(vec![]),
+            Message::binary(vec![1, 2, 3]),
+            Message::binary(vec![3, 0, 0, 0, 0]),
+            Message::binary(vec![77; 1000]),
+            Message::Ping("are you there".into()),
+            Message::Pong("".into()),
+        ] {
+            noisy.socket.send(message).expect("send");
+        }
+        let payload = b"\0fragmented";
+        let pieces = payload.chunks(3).enumerate().map(|(at, piece)| {
+            let first = if at == 0 { 0x02 } else { 0x00 };
+            let last = if (at + 1) * 3 >= payload.len() { 0x80 } else { 0 };
+            [frame(first | last, piece), if last == 0 { frame(0x89, b"in between") } else { vec![] }].concat()
+        });
+        let bytes: Vec<u8> = pieces.flatten().collect();
+        // Each byte by itself.
+        bytes.iter().for_each(|byte| noisy.socket.get_mut().write_all(&[*byte]).expect("send"));
+        wait_until(PATIENCE, "a pong", || match noisy.socket.read() {
+            Ok(Message::Pong(payload)) => {
+                assert!(payload == "are you there" || payload == "in between", "{payload:?}");
+                Some(())
+            }
+            Ok(_) => None,
+            Err(error) => panic!("{error}"),
+        });
+        noisy.leave();
+    });
+    terminal.expect("fragmented");
+    assert!(!terminal.text().contains("typed as text"));
+    leaves_nothing(&daemon, || {
+        let over = vec![0; (1 << 20) + 1];
+        for (bytes, code) in [
+            (frame(0x82, &over), Some(1009)),
+            // Announced, and never sent.
+            ([&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat(), Some(1009)),
+            ([frame(0x02, &over[2..]), frame(0x80, b"xx")].concat(), Some(1009)),
+            (vec![0x82, 0x01, 0x02], Some(1002)),
+            (frame(0x83, b"x"), Some(1002)),
+            (frame(0xc2, b"x"), Some(1002)),
+            (frame(0x80, b"x"), Some(1002)),
+            (frame(0x09, b"x"), Some(1002)),
+            (frame(0x89, &[0; 126]), Some(1002)),
+            (frame(0x81, b"\xff\xfe"), Some(1007)),
+        ] {
+            assert_eq!(code_after(daemon.attach(&session).socket, &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
+        }
+        let mut garbage = daemon.attach(&session);
+        let _ = garbage.socket.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n");
+        assert!(drain(garbage.socket.get_ref(), PATIENCE).is_ok());
+    });
+    // The largest that is allowed.
+    terminal.type_in(vec![b'y'; (1 << 20) - 1]);
+    terminal.expect(&"y".repeat((1 << 20) - 1));
+}
+
+#[test]
+fn output_is_held_back_until_the_client_is_ready() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 3000000 /dev/zero; sleep 4740");
+    let mut patient = daemon.attach(&session);
+    let mut impatient = daemon.attach(&session);
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    let quiet = patient.socket.get_ref();
+    quiet.set_read_timeout(Some(Duration::from_millis(100))).expect("a time-out");
+    assert!(patient.socket.read().is_err(), "nothing before READY");
+    patient.socket.get_ref().set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    patient.ready();
+    patient.expect("up");
+    terminal.type_in("go\r\n");
+    let close = impatient.end().close.expect("a word");
+    assert_eq!(close.0, 1008, "{close:?}");
+    for terminal in [&mut terminal, &mut patient] {
+        while terminal.shown.len() < 3_000_000 {
+            terminal.expect("\0");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw; echo up; read -r line; seq -f %015.0f 1 5000000 | cat; sleep 4741");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    let idle = daemon.watch(&session);
+    wait_until(PATIENCE, "both are there", || (daemon.pty_info(&session)["client_count"] == 2).then_some(()));
+    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let begun = Instant::now();
+    terminal.type_in("go\r\n");
+    terminal.expect("000000005000000");
+    let took = begun.elapsed();
+    assert!(terminal.shown.len() > 80_000_000 && took < PATIENCE, "{took:?}");
+    wait_until(PATIENCE, "who does not read is dropped", || {
+        (daemon.pty_info(&session)["client_count"] == 1).then_some(())
+    });
+    let grown = machine::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
+    assert!(grown < 48 << 10, "{grown} KiB for a backlog of 16 MiB");
+    // It may be told, where it reads in the end.
+    drop(idle);
+    leaves_nothing(&daemon, || {
+        daemon.watch(&session).leave();
+    });
+}
+
+#[test]
+fn nothing_is_left_of_clients_and_sessions() {
+    let daemon = daemon();
+    // What is made once is made now.
+    let session = daemon.pty_sh("echo up; read -r line");
+    daemon.watch(&session).ask("x", "up");
+    wait_until(PATIENCE, "it has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+    leaves_nothing(&daemon, || {
+        for round in 0..30 {
+            let session = daemon.pty_sh("echo up; read -r line");
+            let mut terminals: Vec<_> = (0..3).map(|_| daemon.watch(&session)).collect();
+            terminals[0].expect("up");
+            match round % 3 {
+                // In order, by hanging up, and while the client is not there any more.
+                0 => {
+                    terminals[0].type_in("\n");
+                    for terminal in &mut terminals {
+                        assert_eq!(terminal.end(), Ended::exited(0));
+                    }
+                }
+                1 => drop(daemon.delete(&format!("/pty/{}", session.id)).expect(204)),
+                _ => {
+                    drop(terminals);
+                    daemon.watch(&session).type_in("\n");
+                }
+            }
+        }
+    });
+    // What a client types last is taken even if it goes at once.
+    let list = daemon.get("/pty").expect(200);
+    assert!(list["sessions"].as_array().is_some_and(|all| all.iter().all(|one| one["is_alive"] == false)), "{list}");
+}
+
+#[test]
+fn what_a_client_types_before_it_leaves_is_taken() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.type_in(vec![b'x'; 200_000]);
+    terminal.leave();
+    daemon.watch(&session).expect("200000");
+}
+
+/// A client that vanishes does not answer any more; nothing else tells it from one that is only silent.
+#[test]
+fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("sleep 4743");
+    let mut alive = daemon.watch(&session);
+    let silent = daemon.watch(&session);
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        // Reading answers pings.
+        let alive = scope.spawn(move || alive.end());
+        wait_until(Duration::from_secs(95), "one is dropped", || {
+            (daemon.pty_info(&session)["client_count"] == 1).then_some(())
+        });
+        assert!(begun.elapsed() > Duration::from_secs(55), "{:?}", begun.elapsed());
+        daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+        let ended = alive.join().expect("who answers");
+        assert_eq!(ended.close.map(|(code, _)| code), Some(1001));
+    });
+    drop(silent);
+}

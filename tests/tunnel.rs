@@ -1,0 +1,300 @@
+//! Tunnels to ports of the loopback.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use tungstenite::protocol::CloseFrame;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::{Message, WebSocket};
+
+use crate::harness::socket::{UPGRADE, code_after, frame, refused, try_open};
+use crate::harness::{Daemon, PATIENCE, daemon, machine, wait_until};
+
+/// A service on a port of its own; each connection is `serve`d by a thread.
+fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let serve = std::sync::Arc::new(serve);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let serve = serve.clone();
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    port
+}
+
+fn echo() -> u16 {
+    service(|mut stream| {
+        let mut copy = stream.try_clone().expect("a second handle");
+        let _ = std::io::copy(&mut copy, &mut stream);
+    })
+}
+
+fn held(daemon: &Daemon) -> (usize, usize) {
+    let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
+    (threads, machine::descriptors(daemon.pid).len())
+}
+
+fn await_held(daemon: &Daemon, before: (usize, usize)) {
+    wait_until(PATIENCE, &format!("threads and descriptors are {before:?} again"), || {
+        let now = held(daemon);
+        (now.0 <= before.0 && now.1 <= before.1).then_some(())
+    });
+}
+
+/// Reads binary messages until so many bytes came, or the Close.
+fn receive(socket: &mut WebSocket<TcpStream>, count: usize) -> (Vec<u8>, Option<CloseFrame>) {
+    let mut bytes = Vec::new();
+    while bytes.len() < count {
+        match socket.read().expect("the tunnel goes on") {
+            Message::Binary(piece) => bytes.extend_from_slice(&piece),
+            Message::Close(words) => return (bytes, words),
+            Message::Ping(_) | Message::Pong(_) => {}
+            other => panic!("what is {other:?}?"),
+        }
+    }
+    (bytes, None)
+}
+
+fn pattern(count: usize) -> Vec<u8> {
+    (0..count).map(|at| (at * 7 + at / 251) as u8).collect()
+}
+
+#[test]
+fn bytes_go_both_ways() {
+    let daemon = daemon();
+    let port = echo();
+    let before = held(&daemon);
+    let mut tunnel = daemon.tunnel(port);
+    for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
+        let bytes = pattern(size);
+        tunnel.send(Message::binary(bytes.clone())).expect("send");
+        assert_eq!(receive(&mut tunnel, size).0, bytes);
+    }
+    // Fragments, with a ping between them, one byte at a time.
+    let bytes = [frame(0x02, b"one "), frame(0x89, b"ping"), frame(0x00, b"two "), frame(0x80, b"three")].concat();
+    bytes.iter().for_each(|byte| tunnel.get_mut().write_all(&[*byte]).expect("send"));
+    let (mut text, mut ponged) = (Vec::new(), false);
+    while text.len() < 13 || !ponged {
+        match tunnel.read().expect("the tunnel goes on") {
+            Message::Binary(piece) => text.extend_from_slice(&piece),
+            Message::Pong(payload) => ponged = payload == "ping",
+            other => panic!("what is {other:?}?"),
+        }
+    }
+    assert_eq!(text, b"one two three");
+    tunnel.close(None).expect("close");
+    let (rest, words) = receive(&mut tunnel, 1);
+    assert!(rest.is_empty() && words.is_none_or(|words| words.code == CloseCode::Normal));
+    drop(tunnel);
+    await_held(&daemon, before);
+}
+
+#[test]
+fn the_end_of_the_service_is_a_close() {
+    let daemon = daemon();
+    let before = held(&daemon);
+    let port = service(|mut stream| {
+        stream.write_all(&pattern(3_000_000)).expect("send");
+    });
+    let mut tunnel = daemon.tunnel(port);
+    let (bytes, words) = receive(&mut tunnel, usize::MAX);
+    assert_eq!(bytes, pattern(3_000_000), "all of it comes before the close");
+    assert_eq!(words.map(|words| words.code), Some(CloseCode::Normal));
+    drop(tunnel);
+    await_held(&daemon, before);
+}
+
+#[test]
+fn a_close_from_the_client_is_only_half_of_one() {
+    let daemon = daemon();
+    // Answers when it has read all.
+    let port = service(|mut stream| {
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("all of it");
+        let sum: u64 = all.iter().map(|byte| u64::from(*byte)).sum();
+        stream.write_all(&pattern(2_000_000)).expect("send");
+        stream.write_all(format!("{} {sum}", all.len()).as_bytes()).expect("send");
+    });
+    let before = held(&daemon);
+    let mut tunnel = daemon.tunnel(port);
+    let sent = pattern(2_500_000);
+    for piece in sent.chunks(100_000) {
+        tunnel.send(Message::binary(piece.to_vec())).expect("send");
+    }
+    // By hand: after its own Close this client would read no more data.
+    tunnel.get_mut().write_all(&frame(0x88, b"\x03\xe8that is all")).expect("send");
+    // It may close its half of the connection as well: that says no more than the Close.
+    tunnel.get_mut().shutdown(std::net::Shutdown::Write).expect("close that half");
+    let (bytes, words) = receive(&mut tunnel, usize::MAX);
+    let sum: u64 = sent.iter().map(|byte| u64::from(*byte)).sum();
+    assert_eq!(bytes[..2_000_000], pattern(2_000_000));
+    assert_eq!(String::from_utf8_lossy(&bytes[2_000_000..]), format!("2500000 {sum}"));
+    let words = words.expect("its Close is answered");
+    assert_eq!((words.code, words.reason.as_str()), (CloseCode::Normal, "that is all"));
+    drop(tunnel);
+    await_held(&daemon, before);
+}
+
+#[test]
+fn where_nobody_listens_there_is_no_tunnel() {
+    let daemon = daemon();
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
+    let bearer = format!("Authorization: Bearer {}\r\n", daemon.token);
+    let upgrade = format!("{bearer}{UPGRADE}");
+    let path = |port: &str| format!("/tunnels/tcp{port}");
+    // Its connection stays open.
+    daemon.post("/tunnels/tcp?port=80", &serde_json::json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "");
+    let before = held(&daemon);
+    let gone = path(&format!("?port={free}"));
+    refused(&daemon, &gone, &upgrade).expect_error(502, "CONNECTION_REFUSED", &free.to_string());
+    for port in ["", "?port=", "?port=0", "?port=65536", "?port=-1", "?port=http", "?port=8+0", "?ports=80"] {
+        refused(&daemon, &path(port), &upgrade).expect_error(400, "INVALID_REQUEST", "`port`");
+        refused(&daemon, &path(port), &bearer).expect_error(400, "INVALID_REQUEST", "`port`");
+    }
+    let own = path(&format!("?port={}", daemon.addr.port()));
+    refused(&daemon, &own, &upgrade).expect_error(400, "INVALID_REQUEST", "own");
+    refused(&daemon, &gone, &bearer).expect_error(426, "UPGRADE_REQUIRED", "");
+    refused(&daemon, &gone, UPGRADE).expect_error(401, "UNAUTHORIZED", "");
+    let short = upgrade.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhl");
+    refused(&daemon, &gone, &short).expect_error(400, "INVALID_REQUEST", "Sec-WebSocket-Key");
+    await_held(&daemon, before);
+}
+
+#[test]
+fn a_service_on_the_other_loopback_is_found() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
+    let daemon = daemon();
+    let port = listener.local_addr().expect("its address").port();
+    let mut tunnel = daemon.tunnel(port);
+    let (mut stream, _) = listener.accept().expect("the tunnel's connection");
+    stream.write_all(b"six").expect("send");
+    assert_eq!(receive(&mut tunnel, 3).0, b"six");
+}
+
+#[test]
+fn bad_frames_end_a_tunnel() {
+    let daemon = daemon();
+    let port = echo();
+    let before = held(&daemon);
+    for (bytes, code) in [
+        (frame(0x81, b"text"), Some(1003)),
+        (frame(0x01, b"te"), Some(1003)),
+        (frame(0x82, &vec![0; (1 << 20) + 1]), Some(1009)),
+        ([&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat(), Some(1009)),
+        (vec![0x82, 0x01, 0x02], Some(1002)),
+        (frame(0x83, b"x"), Some(1002)),
+        (frame(0xc2, b"x"), Some(1002)),
+        (frame(0x80, b"x"), Some(1002)),
+        ([frame(0x02, b"x"), frame(0x82, b"y")].concat(), Some(1002)),
+        (frame(0x09, b"x"), Some(1002)),
+        (frame(0x89, &[0; 126]), Some(1002)),
+    ] {
+        assert_eq!(code_after(daemon.tunnel(port), &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
+    }
+    await_held(&daemon, before);
+}
+
+#[test]
+fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
+    let daemon = daemon();
+    let port = service(|mut stream| {
+        // Closed with something unread, the kernel resets the connection.
+        stream.read_exact(&mut [0]).expect("a byte");
+        stream.peek(&mut [0]).expect("another");
+    });
+    let mut tunnel = daemon.tunnel(port);
+    tunnel.send(Message::binary(vec![0; 1000])).expect("send");
+    let words = receive(&mut tunnel, 1).1.expect("a word");
+    assert_eq!(words.code, CloseCode::Error, "{words:?}");
+}
+
+#[test]
+fn a_client_that_goes_ends_the_connection() {
+    let daemon = daemon();
+    let (tell, ended) = channel();
+    let port = service(move |mut stream| {
+        let _ = stream.write_all(b"hello");
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+        let _ = tell.send(rest.len());
+    });
+    let before = held(&daemon);
+    for way in 0..3 {
+        let mut tunnel = daemon.tunnel(port);
+        assert_eq!(receive(&mut tunnel, 5).0, b"hello");
+        tunnel.send(Message::binary(vec![0; 10_000])).expect("send");
+        match way {
+            0 => drop(tunnel),
+            1 => tunnel.get_ref().shutdown(Shutdown::Both).expect("shut down"),
+            _ => {
+                // A Close, and then it does not wait for the answer.
+                tunnel.get_mut().write_all(&frame(0x88, b"")).expect("send");
+                drop(tunnel);
+            }
+        }
+        let read = ended.recv_timeout(PATIENCE).expect("the service sees the end");
+        assert!(read == 10_000 || way < 2, "{read}");
+    }
+    await_held(&daemon, before);
+}
+
+#[test]
+fn neither_end_is_read_faster_than_the_other_takes() {
+    let daemon = daemon();
+    let (tell, told) = channel();
+    // Reads nothing, sends without end, and says how much it could send in the end.
+    let port = service(move |mut stream| {
+        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
+        let mut sent = 0;
+        while let Ok(count) = stream.write(&[0; 100_000]) {
+            sent += count;
+        }
+        let _ = tell.send((sent, stream));
+    });
+    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let mut tunnel = daemon.tunnel(port);
+    tunnel.get_ref().set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
+    let mut sent = 0;
+    while tunnel.send(Message::binary(vec![0; 100_000])).is_ok() {
+        sent += 100_000;
+    }
+    let (from_service, _stream) = told.recv_timeout(PATIENCE).expect("the service is held up");
+    let grown = machine::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
+    assert!(sent < 64 << 20 && from_service < 64 << 20, "{sent} and {from_service} are in the kernel's buffers");
+    assert!(grown < 8 << 10, "{grown} KiB");
+}
+
+#[test]
+fn two_hundred_tunnels_at_once() {
+    let daemon = daemon();
+    let port = echo();
+    let before = held(&daemon);
+    let begun = Instant::now();
+    let mut tunnels: Vec<_> = (0..200).map(|_| daemon.tunnel(port)).collect();
+    for round in 0..3 {
+        for (number, tunnel) in tunnels.iter_mut().enumerate() {
+            tunnel.send(Message::binary(pattern(1_000 * round + number))).expect("send");
+        }
+        for (number, tunnel) in tunnels.iter_mut().enumerate() {
+            let size = 1_000 * round + number;
+            assert_eq!(receive(tunnel, size).0, pattern(size));
+        }
+    }
+    assert!(begun.elapsed() < PATIENCE);
+    assert_eq!(daemon.try_health(), Some(200));
+    drop(tunnels);
+    await_held(&daemon, before);
+}
+
+#[test]
+fn without_a_token_there_is_no_tunnel() {
+    let daemon = daemon();
+    let port = echo();
+    let path = format!("/tunnels/tcp?port={port}");
+    assert_eq!(try_open(&daemon, &path, &[]).err(), Some(401));
+    assert_eq!(try_open(&daemon, &path, &[("Authorization", "Bearer x")]).err(), Some(401));
+}

@@ -1,0 +1,281 @@
+//! Uploads: one version or the other, whatever happens on the way.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::files::{files, names, put};
+use crate::harness::http::Stream;
+use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+
+/// The head of an upload, and its body as it goes over the wire.
+fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let framing = match chunked {
+        true => "Transfer-Encoding: chunked".to_owned(),
+        false => format!("Content-Length: {}", content.len()),
+    };
+    let head = format!(
+        "PUT /api/v1{} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{framing}\r\n\r\n",
+        files(path, ""),
+        daemon.token
+    );
+    let mut body = content.to_vec();
+    if chunked {
+        let (first, rest) = content.split_at(content.len() / 3);
+        body = format!("{:x}\r\n", first.len()).into_bytes();
+        body.extend_from_slice(first);
+        body.extend_from_slice(format!("\r\n{:x}\r\n", rest.len()).as_bytes());
+        body.extend_from_slice(rest);
+        body.extend_from_slice(b"\r\n0\r\n\r\n");
+    }
+    (head.into_bytes(), body)
+}
+
+/// Closes with a reset.
+fn reset(socket: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let size = size_of::<libc::linger>() as libc::socklen_t;
+    // SAFETY: the option's value is valid for reading for its length.
+    let set = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
+    };
+    assert_eq!(set, 0);
+}
+
+#[test]
+fn an_upload_cut_at_any_byte_changes_nothing() {
+    let daemon = daemon();
+    let dir = daemon.scratch().join("cut");
+    fs::create_dir(&dir).expect("a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    let file = dir.join("file");
+    put(&daemon, &file, "", b"the old content").expect(204);
+    let threads = machine::threads(daemon.pid).len();
+    let cut = |content: &[u8], chunked: bool, at: &mut dyn Iterator<Item = usize>| {
+        let (head, body) = upload(&daemon, &file, chunked, content);
+        for (turn, at) in at.take_while(|at| *at < body.len()).enumerate() {
+            let mut socket = daemon.connect();
+            let _ = socket.write_all(&[&head, &body[..at]].concat());
+            if turn % 2 == 0 {
+                let _ = socket.shutdown(Shutdown::Write);
+                let mut answer = Vec::new();
+                let _ = socket.read_to_end(&mut answer);
+                assert!(answer.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&answer));
+            } else {
+                reset(&socket);
+                drop(socket);
+            }
+            assert_eq!(fs::read(&file).expect("the file"), b"the old content", "{at}");
+        }
+    };
+    for chunked in [false, true] {
+        cut(b"new content, up to here or there", chunked, &mut (0..));
+        cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
+    }
+    // The last ones may be on their way out.
+    wait_until(PATIENCE, "all uploads are gone", || (machine::threads(daemon.pid).len() <= threads).then_some(()));
+    assert_eq!(names(&daemon, &dir), ["file"]);
+    assert_eq!(fs::read(&file).expect("the file"), b"the old content");
+    // And uncut it is there.
+    let (head, body) = upload(&daemon, &file, true, b"the new content");
+    assert_eq!(Stream::send(daemon.connect(), &[head, body].concat()).status, 204);
+    assert_eq!(fs::read(&file).expect("the file"), b"the new content");
+}
+
+#[test]
+fn parallel_uploads_leave_one_whole_version() {
+    const SIZE: usize = 300_000;
+    let daemon = daemon();
+    let dir = daemon.scratch().join("parallel");
+    fs::create_dir(&dir).expect("a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    let file = dir.join("file");
+    let whole = |content: &[u8]| content.len() == SIZE && content.iter().all(|byte| *byte == content[0]);
+    put(&daemon, &file, "", &[b'x'; SIZE]).expect(204);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                assert!(whole(&daemon.get(&files(&file, "")).body), "half of one was read");
+            }
+        });
+        let writers: Vec<_> = (0..50_u8)
+            .map(|number| {
+                scope.spawn({
+                    let (daemon, file) = (&daemon, &file);
+                    move || put(daemon, file, "", &[number; SIZE]).expect(204)
+                })
+            })
+            .collect();
+        writers.into_iter().for_each(|writer| drop(writer.join().expect("an upload")));
+        done.store(true, Ordering::SeqCst);
+        reader.join().expect("the reader");
+    });
+    let content = fs::read(&file).expect("the file");
+    assert!(whole(&content) && content[0] < 50);
+    assert_eq!(names(&daemon, &dir), ["file"]);
+}
+
+/// MiB that go there and back; the bench takes 1,024.
+const MIB: u64 = 96;
+
+#[test]
+fn memory_stays_flat() {
+    let daemon = daemon();
+    let path = daemon.scratch().join("large");
+    let block = vec![b'x'; 1 << 20];
+    put(&daemon, &path, "", &block).expect(204);
+    daemon.get(&files(&path, ""));
+    let before = machine::kilobytes(daemon.pid, "VmHWM");
+    let (head, _) = upload(&daemon, &path, false, b"");
+    let head = String::from_utf8(head).expect("text").replace("Length: 0", &format!("Length: {}", MIB << 20));
+    let mut socket = daemon.connect();
+    socket.write_all(head.as_bytes()).expect("the head");
+    (0..MIB).for_each(|_| socket.write_all(&block).expect("the body"));
+    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
+    let mut answer = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
+    assert_eq!(std::io::copy(&mut answer, &mut std::io::sink()).expect("all of it"), MIB << 20);
+    let grown = machine::kilobytes(daemon.pid, "VmHWM") - before;
+    assert!(grown < 4096, "{grown} kB more");
+}
+
+#[test]
+fn threads_and_descriptors_come_back() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let (file, large) = (scratch.join("file"), scratch.join("large"));
+    let now = || (machine::threads(daemon.pid).len(), machine::descriptors(daemon.pid).len());
+    let once = || {
+        put(&daemon, &file, "", b"x").expect(204);
+        daemon.get(&files(&file, ""));
+        daemon.get(&files(scratch.join("absent"), ""));
+        put(&daemon, &scratch, "", b"x").expect_error(400, "IS_DIRECTORY", "");
+        names(&daemon, &scratch);
+    };
+    once();
+    fs::File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("a file");
+    let before = now();
+    for _ in 0..30 {
+        once();
+        // One that stops reading, and leaves.
+        drop(daemon.open("GET", &files(&large, ""), "", b"").expect_status(200));
+        drop(daemon.open("HEAD", &files(&large, ""), "", b"").expect_status(200));
+        let (head, body) = upload(&daemon, &file, false, &[b'x'; 5000]);
+        daemon.connect().write_all(&[&head, &body[..100]].concat()).expect("some of it");
+        daemon.delete(&files(&file, "")).expect(204);
+    }
+    wait_until(PATIENCE, "threads and descriptors are what they were", || {
+        (now().0 <= before.0 && now().1 <= before.1).then_some(())
+    });
+}
+
+/// What is answered to an upload that is refused: before all of it was read, maybe.
+fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Reply {
+    let (head, body) = upload(daemon, path, chunked, content);
+    let mut socket = daemon.connect();
+    socket.write_all(&head).expect("the head");
+    let mut sender = socket.try_clone().expect("a second handle");
+    std::thread::scope(|scope| {
+        scope.spawn(move || sender.write_all(&body));
+        Stream::read(socket).expect("an answer").into_reply("refused")
+    })
+}
+
+/// Runs a script as root in the daemon's namespace.
+fn as_root(daemon: &Daemon, script: &str) -> String {
+    daemon.run(&serde_json::json!({"command": "sh", "args": ["-ec", script], "user": "root"})).stdout()
+}
+
+#[test]
+fn a_full_disk_leaves_the_old_file() {
+    if !root("a_full_disk_leaves_the_old_file") {
+        return;
+    }
+    let daemon = daemon();
+    let dir = daemon.scratch().join("small");
+    as_root(&daemon, &format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
+    let file = dir.join("file");
+    put(&daemon, &file, "", b"old").expect(204);
+    let content = vec![b'x'; 2 << 20];
+    // Announced, and found out on the way.
+    for chunked in [false, true] {
+        refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
+        assert_eq!(daemon.get(&files(&file, "")).body, b"old");
+        wait_until(PATIENCE, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
+    }
+    put(&daemon, &file, "", &content[..1 << 19]).expect(204);
+    // In place, where the disk is too full for it to grow.
+    let small = "echo other >other; echo behind >behind; mount --bind behind other; chmod 666 behind";
+    as_root(&daemon, &format!("cd {}; {small}", dir.display()));
+    let old = daemon.get(&files(dir.join("other"), "")).body;
+    refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
+    assert!(daemon.get(&files(dir.join("other"), "")).body == old);
+}
+
+#[test]
+fn what_cannot_be_renamed_over_is_written_in_place() {
+    if !root("what_cannot_be_renamed_over_is_written_in_place") {
+        return;
+    }
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let at = |name: &str| scratch.join(name);
+    // A mount point.
+    let (behind, mounted) = (at("behind"), at("mounted"));
+    as_root(&daemon, &format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
+    as_root(&daemon, &format!("mount --bind {} {}", behind.display(), mounted.display()));
+    let (head, body) = upload(&daemon, &mounted, false, b"cut off");
+    let mut socket = daemon.connect();
+    socket.write_all(&[&head, &body[..3]].concat()).expect("some of it");
+    let _ = socket.shutdown(Shutdown::Write);
+    let _ = socket.read_to_end(&mut Vec::new());
+    assert_eq!(fs::read(&behind).expect("behind"), b"old, and long\n", "nothing is written before all is there");
+    for content in [&b"new"[..], b"new, and longer than the old", b""] {
+        put(&daemon, &mounted, "", content).expect(204);
+        assert_eq!(fs::read(&behind).expect("behind"), content);
+    }
+    // A file of the user's where it can make none, and one for all in a sticky directory.
+    let dir = at("closed");
+    fs::create_dir(&dir).expect("a directory");
+    let own = dir.join("own");
+    fs::write(&own, "old").expect("write it");
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("for all");
+    let common = at("common");
+    fs::copy(&own, &common).expect("a copy");
+    for file in [&own, &common] {
+        let before = fs::metadata(file).expect("the file").ino();
+        put(&daemon, file, "", b"new").expect(204);
+        let meta = fs::metadata(file).expect("the file");
+        assert_eq!((fs::read(file).expect("the file"), meta.ino(), meta.uid()), (b"new".to_vec(), before, 0));
+        fs::set_permissions(file, PermissionsExt::from_mode(0o644)).expect("for root");
+        put(&daemon, file, "", b"newer").expect_error(403, "PERMISSION_DENIED", "");
+        assert_eq!(fs::read(file).expect("the file"), b"new");
+    }
+    assert_eq!(names(&daemon, &dir), ["own"]);
+}
+
+#[test]
+fn mode_and_owner_are_kept_as_far_as_the_user_may() {
+    if !root("mode_and_owner_are_kept_as_far_as_the_user_may") {
+        return;
+    }
+    let daemon = daemon();
+    let about = |path: &str| daemon.run_sh(&format!("stat -c '%U:%G %a' {path}")).stdout();
+    for name in ["private", "script"] {
+        put(&daemon, name, "", b"old").expect(204);
+    }
+    daemon.run_sh("cd; chmod 600 private; chmod 755 script");
+    // Root replaces what is the user's, and it stays the user's.
+    put(&daemon, "/home/tl-user/private", "&user=root", b"new").expect(204);
+    assert_eq!(about("private"), "tl-user:tl-user 600");
+    put(&daemon, "script", "", b"new").expect(204);
+    assert_eq!(about("script"), "tl-user:tl-user 755");
+    // The user cannot make a file root's, and what was root's promise is not the user's to keep.
+    as_root(&daemon, "cd ~tl-user; echo x >roots; chmod 4755 roots");
+    put(&daemon, "roots", "", b"new").expect(204);
+    assert_eq!(about("roots"), "tl-user:tl-user 755");
+}
