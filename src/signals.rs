@@ -4,9 +4,28 @@ use std::io;
 use std::thread::JoinHandle;
 
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::iterator::{Handle, Signals};
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::iterator::{Handle, SignalsInfo};
 
 use crate::worker;
+
+/// A signal that has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its number.
+    pub signal: i32,
+    /// The process that sent it; none where the kernel did.
+    pub sender: Option<Sender>,
+}
+
+/// Who has sent a signal, as siginfo tells it (sigaction(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// Its PID; 0 where it is outside of our PID namespace (pid_namespaces(7)).
+    pub pid: i32,
+    /// Its real UID.
+    pub uid: u32,
+}
 
 /// The thread; ends and is joined on drop.
 #[derive(Debug)]
@@ -25,16 +44,17 @@ impl SignalThread {
     /// When a signal cannot be taken over, or the kernel gives no thread.
     pub fn start(
         signals: &[i32],
-        mut notice: impl FnMut(i32) + Send + 'static,
+        mut notice: impl FnMut(Received) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<SignalThread> {
         let mine: SigSet = signals.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
         mine.thread_unblock()?;
-        let mut signals = Signals::new(signals)?;
+        let mut signals = SignalsInfo::<WithOrigin>::new(signals)?;
         let handle = signals.handle();
         let body = move || {
-            for signal in signals.forever() {
-                notice(signal);
+            for origin in signals.forever() {
+                let sender = origin.process.map(|process| Sender { pid: process.pid, uid: process.uid });
+                notice(Received { signal: origin.signal, sender });
             }
             Ok(())
         };

@@ -1,4 +1,5 @@
-//! The command line and its `TL_INIT_…` twins in the environment, read into [`Config`] without any effect.
+//! The command line, its `TL_INIT_…` twins in the environment and those in `init.conf`, read into [`Config`] without
+//! any effect. The first of them that names an option decides.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -31,6 +32,8 @@ const OPTIONS: &[Opt] = &[
     opt("no-auth", "", "", "ask for no token, behind a proxy that has done so"),
     opt("default-user", "USER", "tl-user", "whom commands run as: a name, a UID, UID:GID or a JSON object"),
     opt("env-file", "FILE", "", "KEY=value lines for the environment of all commands"),
+    opt("command", "JSON", "", "the main process as an array of strings, where no -- can stand"),
+    opt("config-dir", "DIR", "/etc/tl-init", "init.conf and services/*.json"),
     opt("log-dir", "DIR", "/var/log/tl-init", "where the output of commands is kept"),
     opt("run-dir", "DIR", "/run/tl-init", "where the token and the address are written"),
     opt("log-level", "LEVEL", "info", "off, error, warn, info, debug or trace"),
@@ -80,33 +83,42 @@ pub(crate) struct Config {
     pub(crate) max_head: usize,
     pub(crate) head_time: Duration,
     pub(crate) idle_time: Duration,
-    /// The command after `--` and its arguments.
+    pub(crate) config_dir: PathBuf,
+    /// The main process and its arguments.
     pub(crate) entry: Vec<String>,
 }
 
 /// What the command line asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Asked {
-    Run(Box<Config>),
+    Run(Given),
     Help(String),
     Version,
 }
 
-/// Reads the arguments (without the program's name) and the environment; an argument wins over its twin.
+/// What was given, not yet looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    values: HashMap<&'static str, Value>,
+    /// The command after `--` and its arguments.
+    entry: Vec<String>,
+    /// Names that begin as ours do, and are none.
+    unknown: Vec<String>,
+}
+
+/// Reads the arguments (without the program's name) and the environment.
 ///
 /// # Errors
 /// One sentence that names the option.
 pub(crate) fn parse(
     args: impl IntoIterator<Item = OsString>,
-    env: impl Fn(&str) -> Option<OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Asked, String> {
-    let mut values: HashMap<&str, Given> = HashMap::new();
-    let mut entry = Vec::new();
-    for option in OPTIONS {
-        if let Some(value) = env(&variable(option.name)) {
-            let value = value.into_string().map_err(|_| format!("{} is not UTF-8", variable(option.name)))?;
-            values.insert(option.name, Given { by: variable(option.name), value });
-        }
+    let mut given = Given::default();
+    for (name, value) in env {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+        let value = value.into_string().map_err(|_| format!("{name} is not UTF-8"))?;
+        given.add(name.to_owned(), value);
     }
     let mut parser = lexopt::Parser::from_args(args);
     loop {
@@ -115,7 +127,8 @@ pub(crate) fn parse(
             && raw.peek().is_some_and(|arg| arg == "--")
         {
             raw.next();
-            entry = raw.map(OsString::into_string).collect::<Result<_, _>>().map_err(|_| "the command is not UTF-8")?;
+            given.entry =
+                raw.map(OsString::into_string).collect::<Result<_, _>>().map_err(|_| "the command is not UTF-8")?;
             break;
         }
         let Some(arg) = parser.next().map_err(|error| error.to_string())? else { break };
@@ -134,23 +147,82 @@ pub(crate) fn parse(
                 value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))?
             }
         };
-        values.insert(option.name, Given { by: format!("--{name}"), value });
+        given.values.insert(option.name, Value { by: format!("--{name}"), text: value });
     }
-    resolve(&values, entry).map(|config| Asked::Run(Box::new(config)))
+    Ok(Asked::Run(given))
 }
+
+/// What the twins' names begin with.
+const PREFIX: &str = "TL_INIT_";
 
 /// The variable that is an option's twin.
 fn variable(option: &str) -> String {
-    format!("TL_INIT_{}", option.to_ascii_uppercase().replace('-', "_"))
+    format!("{PREFIX}{}", option.to_ascii_uppercase().replace('-', "_"))
 }
 
 /// A value, and what to call it when it is wrong.
-struct Given {
+#[derive(Clone, Debug)]
+struct Value {
     by: String,
-    value: String,
+    text: String,
 }
 
-fn resolve(values: &HashMap<&str, Given>, entry: Vec<String>) -> Result<Config, String> {
+/// A value that is wrong.
+#[derive(Debug)]
+struct Wrong {
+    option: &'static str,
+    sentence: String,
+}
+
+impl Given {
+    /// One variable, of the environment or of `init.conf`; what was given before stands.
+    pub(crate) fn add(&mut self, name: String, text: String) {
+        match OPTIONS.iter().find(|option| variable(option.name) == name) {
+            Some(option) => drop(self.values.entry(option.name).or_insert(Value { by: name, text })),
+            None => self.unknown.push(name),
+        }
+    }
+
+    /// Where `init.conf` and the services are.
+    pub(crate) fn config_dir(&self) -> PathBuf {
+        Values { values: &self.values, name: "config-dir" }.path().unwrap_or_default()
+    }
+
+    /// All of it as a configuration.
+    ///
+    /// # Errors
+    /// One sentence that names the option.
+    pub(crate) fn strictly(&self) -> Result<Config, String> {
+        resolve(&self.values, &self.entry).map_err(|wrong| wrong.sentence)
+    }
+
+    /// The same where there must be one: what is wrong is left at its default. Says what that was.
+    pub(crate) fn leniently(&self) -> (Config, Vec<String>) {
+        let (mut values, mut problems) = (self.values.clone(), Vec::new());
+        loop {
+            match resolve(&values, &self.entry) {
+                Ok(config) => return (config, problems),
+                // Each time around there is one value less, and the defaults are right.
+                Err(wrong) => {
+                    values.remove(wrong.option);
+                    problems.push(wrong.sentence);
+                }
+            }
+        }
+    }
+
+    /// Whether there is to be a main process.
+    pub(crate) fn has_entry(&self) -> bool {
+        !self.entry.is_empty() || self.values.contains_key("command")
+    }
+
+    /// Names that begin as ours do, and are none.
+    pub(crate) fn unknown(&self) -> &[String] {
+        &self.unknown
+    }
+}
+
+fn resolve(values: &HashMap<&'static str, Value>, entry: &[String]) -> Result<Config, Wrong> {
     let get = |name: &'static str| Values { values, name };
     let config = Config {
         listen: get("listen").parsed("an address and a port")?,
@@ -179,36 +251,39 @@ fn resolve(values: &HashMap<&str, Given>, entry: Vec<String>) -> Result<Config, 
         max_head: get("max-head").size()?,
         head_time: get("head-secs").seconds(0.001)?,
         idle_time: get("idle-secs").seconds(0.001)?,
-        entry,
+        config_dir: get("config-dir").path().unwrap_or_default(),
+        entry: if entry.is_empty() { get("command").command()? } else { entry.to_vec() },
     };
     if config.no_auth && config.token_file.is_some() {
-        return Err("--no-auth and --token-file exclude each other".to_owned());
+        let sentence = "--no-auth and --token-file exclude each other".to_owned();
+        // The safe one of the two stays.
+        return Err(Wrong { option: "no-auth", sentence });
     }
     Ok(config)
 }
 
 /// The value of one option, to be read as something.
 struct Values<'a> {
-    values: &'a HashMap<&'a str, Given>,
+    values: &'a HashMap<&'static str, Value>,
     name: &'static str,
 }
 
 impl Values<'_> {
     fn text(&self) -> String {
         let default = OPTIONS.iter().find(|option| option.name == self.name).map_or("", |option| option.default);
-        self.values.get(self.name).map_or(default, |given| &given.value).to_owned()
+        self.values.get(self.name).map_or(default, |given| &given.text).to_owned()
     }
 
-    fn wrong(&self, right: &str) -> String {
+    fn wrong(&self, right: &str) -> Wrong {
         let by = self.values.get(self.name).map_or(self.name, |given| &given.by);
-        format!("{by}: {:?} is not {right}", self.text())
+        Wrong { option: self.name, sentence: format!("{by}: {:?} is not {right}", self.text()) }
     }
 
     fn path(&self) -> Option<PathBuf> {
         Some(self.text()).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
-    fn flag(&self) -> Result<bool, String> {
+    fn flag(&self) -> Result<bool, Wrong> {
         match self.text().as_str() {
             "" | "0" | "false" => Ok(false),
             "1" | "true" => Ok(true),
@@ -216,16 +291,16 @@ impl Values<'_> {
         }
     }
 
-    fn parsed<T: FromStr>(&self, right: &str) -> Result<T, String> {
+    fn parsed<T: FromStr>(&self, right: &str) -> Result<T, Wrong> {
         self.text().parse().map_err(|_| self.wrong(right))
     }
 
-    fn positive(&self) -> Result<usize, String> {
+    fn positive(&self) -> Result<usize, Wrong> {
         let number: usize = self.parsed("a number of at least 1")?;
         if number == 0 { Err(self.wrong("a number of at least 1")) } else { Ok(number) }
     }
 
-    fn seconds(&self, least: f64) -> Result<Duration, String> {
+    fn seconds(&self, least: f64) -> Result<Duration, Wrong> {
         let seconds: f64 = self.parsed("a number of seconds")?;
         // A day is more than anybody waits; it keeps deadlines far from any overflow.
         if !(least..=86_400.0).contains(&seconds) {
@@ -234,8 +309,15 @@ impl Values<'_> {
         Ok(Duration::from_secs_f64(seconds))
     }
 
+    fn command(&self) -> Result<Vec<String>, Wrong> {
+        match self.text().as_str() {
+            "" => Ok(Vec::new()),
+            text => serde_json::from_str(text).map_err(|_| self.wrong("a JSON array of strings")),
+        }
+    }
+
     /// A number of bytes, with K, M or G for the powers of 1024.
-    fn bytes(&self) -> Result<u64, String> {
+    fn bytes(&self) -> Result<u64, Wrong> {
         let wrong = || self.wrong("a number of bytes above 0, with K, M or G if you like");
         let text = self.text();
         let digits = text.trim_end_matches(|letter: char| !letter.is_ascii_digit());
@@ -250,7 +332,7 @@ impl Values<'_> {
         number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
     }
 
-    fn size(&self) -> Result<usize, String> {
+    fn size(&self) -> Result<usize, Wrong> {
         usize::try_from(self.bytes()?).map_err(|_| self.wrong("a number of bytes that fits into memory"))
     }
 }
@@ -265,7 +347,7 @@ fn help() -> String {
         text += &format!("  {left:<26} {}{default}\n", option.help);
     }
     text += "  --help, -h                 this text\n  --version, -V              the version\n\n\
-             Each option can stand in the environment too: TL_INIT_LOG_DIR is --log-dir.\n\
+             Each option can stand in the environment too, and in init.conf below that: TL_INIT_LOG_DIR is --log-dir.\n\
              COMMAND is the main process: when it ends, everything ends, with its exit code.\n";
     text
 }
@@ -275,15 +357,18 @@ mod tests {
     use super::*;
 
     fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Asked, String> {
-        let find = |name: &str| env.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-        parse(args.iter().map(OsString::from), find)
+        parse(args.iter().map(OsString::from), env.iter().map(|(key, value)| (key.into(), value.into())))
+    }
+
+    fn given(args: &[&str], env: &[(&str, &str)]) -> Given {
+        match parse_with(args, env) {
+            Ok(Asked::Run(given)) => given,
+            other => panic!("{args:?}: {other:?}"),
+        }
     }
 
     fn config(args: &[&str]) -> Config {
-        match parse_with(args, &[]) {
-            Ok(Asked::Run(config)) => *config,
-            other => panic!("{args:?}: {other:?}"),
-        }
+        given(args, &[]).strictly().unwrap()
     }
 
     #[test]
@@ -302,8 +387,43 @@ mod tests {
     #[test]
     fn an_argument_wins_over_its_twin_in_the_environment() {
         let env = [("TL_INIT_LOG_DIR", "/env"), ("TL_INIT_NO_AUTH", "1")];
-        let Ok(Asked::Run(config)) = parse_with(&["--log-dir=/arg"], &env) else { panic!() };
+        let config = given(&["--log-dir=/arg"], &env).strictly().unwrap();
         assert_eq!((config.log_dir, config.no_auth), (PathBuf::from("/arg"), true));
+    }
+
+    #[test]
+    fn the_file_is_below_both() {
+        let mut given = given(&["--log-dir=/arg"], &[("TL_INIT_RUN_DIR", "/env"), ("OTHER", "x"), ("TL_INIT_NO", "x")]);
+        for (name, value) in [("LOG_DIR", "/file"), ("RUN_DIR", "/file"), ("KEEP_ENDED", "7"), ("TOKEN", "s3cret")] {
+            given.add(format!("TL_INIT_{name}"), value.to_owned());
+        }
+        given.add("nonsense".to_owned(), String::new());
+        let config = given.strictly().unwrap();
+        assert_eq!((config.log_dir, config.run_dir, config.keep_ended), ("/arg".into(), "/env".into(), 7));
+        assert_eq!(given.unknown(), ["TL_INIT_NO", "TL_INIT_TOKEN", "nonsense"]);
+    }
+
+    #[test]
+    fn a_machine_comes_up_with_what_is_right() {
+        let env = [("TL_INIT_LISTEN", "nowhere"), ("TL_INIT_KEEP_ENDED", "7"), ("TL_INIT_MAX_BODY", "0")];
+        let (config, problems) = given(&["--no-auth", "--token-file", "x"], &env).leniently();
+        assert_eq!((config.listen.port(), config.keep_ended, config.max_body), (9501, 7, 1 << 20));
+        assert!(!config.no_auth && config.token_file.is_some());
+        let named = ["TL_INIT_LISTEN", "TL_INIT_MAX_BODY", "--no-auth"];
+        assert!(
+            problems.len() == 3 && problems.iter().zip(named).all(|(line, name)| line.starts_with(name)),
+            "{problems:?}"
+        );
+    }
+
+    #[test]
+    fn a_command_is_an_array() {
+        let entry = |value: &str| given(&[], &[("TL_INIT_COMMAND", value)]).strictly().map(|config| config.entry);
+        assert_eq!(entry(r#"["sh", "-c", "a b"]"#).unwrap(), ["sh", "-c", "a b"]);
+        assert_eq!(entry("[]").unwrap(), [] as [&str; 0]);
+        for wrong in ["sh -c x", r#"{"a": 1}"#, "[1]"] {
+            assert!(entry(wrong).unwrap_err().starts_with("TL_INIT_COMMAND"), "{wrong}");
+        }
     }
 
     #[test]
@@ -332,13 +452,14 @@ mod tests {
             &["--default-user", "1:2:3"],
         ];
         for case in cases {
-            let error = parse_with(case, &[]).unwrap_err();
+            let error = given(case, &[]).strictly().unwrap_err();
             assert!(error.contains(case[0].trim_start_matches("--")), "{case:?}: {error}");
         }
-        for case in [&["--nonsense"][..], &["stray"], &["-x"], &["--listen"], &["--no-auth", "--token-file", "x"]] {
+        for case in [&["--nonsense"][..], &["stray"], &["-x"], &["--listen"]] {
             assert!(parse_with(case, &[]).is_err(), "{case:?}");
         }
-        let error = parse_with(&[], &[("TL_INIT_NO_AUTH", "maybe")]).unwrap_err();
+        assert!(given(&["--no-auth", "--token-file", "x"], &[]).strictly().is_err());
+        let error = given(&[], &[("TL_INIT_NO_AUTH", "maybe")]).strictly().unwrap_err();
         assert!(error.starts_with("TL_INIT_NO_AUTH: "), "{error}");
     }
 
@@ -348,6 +469,6 @@ mod tests {
         for option in OPTIONS {
             assert!(help.contains(&format!("--{} ", option.name)));
         }
-        assert_eq!(parse_with(&["--version"], &[]), Ok(Asked::Version));
+        assert!(matches!(parse_with(&["--version"], &[]), Ok(Asked::Version)));
     }
 }

@@ -58,13 +58,13 @@ pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
     file.write_all(token).map_err(failed)
 }
 
-/// Makes the run directory, with its parents.
+/// Makes a directory, with its parents.
 ///
 /// # Errors
 /// A sentence.
-pub(crate) fn make_run_dir(run_dir: &Path) -> Result<(), String> {
-    let made = DirBuilder::new().recursive(true).mode(0o755).create(run_dir);
-    made.map_err(|error| format!("--run-dir: {}: {error}", run_dir.display()))
+pub(crate) fn make_dir(dir: &Path) -> Result<(), String> {
+    let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
+    made.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
 /// Writes where the API is to `<run-dir>/address`, whole or not at all.
@@ -86,6 +86,27 @@ pub(crate) fn read_env(path: &Path) -> Result<Vec<(String, String)>, String> {
     let failed = |error: io::Error| format!("--env-file: {}: {error}", path.display());
     let bytes = File::open(path).and_then(read_bounded).map_err(failed)?;
     parse_env(&bytes).map_err(|line| format!("--env-file: {}: line {line} is not KEY=value", path.display()))
+}
+
+/// The same of a regular file.
+///
+/// # Errors
+/// A sentence that names the file and the line.
+pub(crate) fn read_conf(path: &Path) -> Result<Vec<(String, String)>, String> {
+    let bytes = read_regular(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    parse_env(&bytes).map_err(|line| format!("{}: line {line} is not KEY=value", path.display()))
+}
+
+/// A regular file: nothing else could hold up the boot, as a FIFO would.
+///
+/// # Errors
+/// When it is none, cannot be read or is too long.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    read_bounded(file)
 }
 
 fn parse_env(bytes: &[u8]) -> Result<Vec<(String, String)>, usize> {

@@ -1,36 +1,86 @@
 //! `tl-init`: the supervisor and its API as one program, PID 1 of a sandbox.
 
+// Rust's own start ends the process where descriptors 0 to 2 are closed and there is no /dev/null: so it is in an
+// initramfs without /dev. Ours opens them first.
+#![cfg_attr(not(test), no_main)]
+
 mod args;
+mod boot;
+mod console;
+mod end;
+mod entry;
 mod files;
 mod logger;
+mod mounts;
+mod place;
+mod report;
 mod run;
+mod seed;
+mod services;
+mod signals;
+mod start;
 
-use std::process::ExitCode;
+use std::ffi::{OsString, c_char, c_int};
+use std::panic::catch_unwind;
+use std::time::Instant;
 
-use args::Asked;
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use args::{Asked, Given};
+use place::Place;
+use report::Report;
+use tl_supervisor::os::disposition;
 
-fn main() -> ExitCode {
-    // Whatever started us may have had signals blocked, and that is inherited. It cannot fail for these arguments.
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-    match args::parse(std::env::args_os().skip(1), |name| std::env::var_os(name)) {
-        Ok(Asked::Help(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+/// Where the C library hands over; std has the arguments from it already. In a build of the unit tests, their harness
+/// has a `main` of its own.
+// SAFETY: no other symbol of this program has that name, and the signature is what the C library calls.
+#[cfg_attr(not(test), unsafe(export_name = "main"))]
+#[cfg_attr(test, allow(dead_code))]
+extern "C" fn c_main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+    let begun = Instant::now();
+    // A panic must not cross into C.
+    let end = catch_unwind(|| start(begun));
+    end.unwrap_or_else(|_| end::after_panic(Place::find())).into()
+}
+
+/// Gives the exit status; on a machine it does not return.
+fn start(begun: Instant) -> u8 {
+    console::open();
+    let reset = disposition::reset();
+    let report = Report::new(begun);
+    if std::process::id() == 1 {
+        report.step(mounts::PROC.target, || mounts::PROC.provide(Place::find()));
+    }
+    let place = Place::find();
+    if let Err(error) = reset {
+        eprintln!("tl-init: signals: {error}");
+    }
+    // The kernel puts words of its own on the command line.
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let (words, ignored) = if place == Place::Machine { (Vec::new(), words) } else { (words, Vec::new()) };
+    let given = match args::parse(words, std::env::vars_os()) {
+        Ok(Asked::Run(given)) => given,
+        Ok(Asked::Help(text)) => return say(&text),
+        Ok(Asked::Version) => return say(&format!("tl-init {}\n", env!("CARGO_PKG_VERSION"))),
+        Err(error) if place == Place::Machine => {
+            report.failed("configuration", &error);
+            Given::default()
         }
-        Ok(Asked::Version) => {
-            println!("tl-init {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
-        Ok(Asked::Run(config)) => match run::run(*config) {
-            Ok(code) => ExitCode::from(code),
-            Err(error) => fail(&error),
-        },
+        Err(error) => return fail(&error),
+    };
+    if !ignored.is_empty() {
+        report.failed("kernel arguments", &format!("ignored: {ignored:?}"));
+    }
+    match run::run(place, given, report) {
+        Ok(ending) => end::finish(place, ending),
         Err(error) => fail(&error),
     }
 }
 
-fn fail(error: &str) -> ExitCode {
+fn say(text: &str) -> u8 {
+    print!("{text}");
+    0
+}
+
+fn fail(error: &str) -> u8 {
     eprintln!("tl-init: {error}");
-    ExitCode::FAILURE
+    1
 }

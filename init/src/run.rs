@@ -1,176 +1,309 @@
-//! From the configuration to a running daemon, and to its ordered end.
+//! The main thread: brings everything up, waits for a reason to end, and ends everything in order.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, select, unbounded};
-use nix::sys::statvfs::statvfs;
-use tl_supervisor::http::{Auth, Options, Server};
-use tl_supervisor::logs::Limits;
-use tl_supervisor::os::poll::Waker;
-use tl_supervisor::os::tree::kill_everything;
-use tl_supervisor::signals::SignalThread;
-use tl_supervisor::{Exit, Handle, ProcessSpec, Supervisor, Target, worker};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+use nix::unistd::geteuid;
+use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
+use tl_supervisor::pending::Pending;
+use tl_supervisor::signals::{Received, SignalThread};
+use tl_supervisor::{SpecError, Target, UnitId, worker};
 
-use crate::args::Config;
-use crate::{files, logger};
+use crate::args::Given;
+use crate::end::{Ending, last_resort};
+use crate::place::Place;
+use crate::report::Report;
+use crate::services::Services;
+use crate::signals::{self, Meaning};
+use crate::start::{self, Base, RETRY};
+use crate::{entry, files};
 
-/// Why everything ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Signal(i32),
-    /// The entry command has ended, and this is to be our exit code.
-    Entry(u8),
+/// What the main thread is told.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Signal(Received),
+    /// `POST /shutdown`.
+    ShutDown(EndAction, Option<Duration>),
+    /// The main process has ended: this is what a shell would call it.
+    EntryEnded(u8),
 }
 
-/// Runs until everything has ended. Gives the exit status.
+/// From the answer that everything has ended to the news of the main process's own end.
+const NEWS: Duration = Duration::from_secs(1);
+
+/// Runs until everything has ended.
 ///
 /// # Errors
-/// One sentence about why it could not start.
-pub(crate) fn run(config: Config) -> Result<u8, String> {
-    logger::start(config.log_level, config.log_format);
-    files::make_run_dir(&config.run_dir)?;
-    let base_env = config.env_file.as_deref().map(files::read_env).transpose()?.unwrap_or_default();
-    let token = token(&config)?;
-    let (tell, ends) = unbounded();
-    let _signals = watch_signals(tell.clone())?;
-    let supervisor = start_supervisor(&config, base_env)?;
-    let auth = token.clone().map_or(Auth::Anybody, Auth::Token);
-    let server = serve(&config, auth, &supervisor)?;
-    // Only now: a start that fails says why in one line and nothing else.
-    if config.no_auth {
-        log::warn!("--no-auth: whoever reaches the port can run anything");
+/// One sentence about why it could not start; never on a machine.
+pub(crate) fn run(place: Place, given: Given, report: Report) -> Result<Ending, String> {
+    if given.has_entry() {
+        entry::leave_terminal(place);
     }
-    for warning in supervisor.warnings() {
-        log::warn!("{warning}");
+    let (tell, events) = unbounded();
+    let _signals = watch_signals(tell.clone(), place)?;
+    let base = start::start(place, given, report)?;
+    let mut main = Main { base, server: None, tell, entry: None, events };
+    let listening = main.listen();
+    if let Err(error) = listening {
+        if place != Place::Machine {
+            return Err(error);
+        }
+        main.base.report.failed("listening", &error);
+        log::error!("{error}");
     }
-    log::info!("listening on {}", server.local_addr());
-    // Also only now: another daemon that runs already would lose its token to us.
-    if let (Some(token), None) = (&token, &config.token_file) {
-        files::write_token(&config.run_dir, token)?;
+    let reload = main.start_services();
+    if let Some(code) = main.start_entry() {
+        let _ = main.tell.send(Event::EntryEnded(code));
     }
-    files::write_address(&config.run_dir, server.local_addr())?;
-    if let Some((command, args)) = config.entry.split_first() {
-        start_entry(&supervisor.handle(), command, args, tell)?;
+    let ending = main.wait_for_the_end(&reload);
+    if let Some(server) = &main.server {
+        server.shutdown();
     }
-    let code = wait_for_the_end(&config, &supervisor, &ends);
-    server.shutdown();
-    Ok(code)
+    Ok(ending)
 }
 
-/// The bearer token, where one is asked for.
-fn token(config: &Config) -> Result<Option<Vec<u8>>, String> {
-    match (&config.token_file, config.no_auth) {
-        (_, true) => Ok(None),
-        (Some(path), false) => files::read_token(path).map(Some),
-        (None, false) => files::make_token().map(Some),
-    }
-}
-
-fn start_supervisor(config: &Config, base_env: Vec<(String, String)>) -> Result<Supervisor, String> {
-    let total = config.log_total.unwrap_or_else(|| default_log_total(&config.log_dir));
-    Supervisor::builder(&config.log_dir)
-        .default_user(config.default_user.clone())
-        .base_env(base_env)
-        .log_limits(Limits { per_unit: config.log_limit, total })
-        .max_processes(config.max_processes)
-        .keep_ended(config.keep_ended)
-        .max_connections(config.max_connections)
-        .max_sessions(config.max_sessions)
-        .session_idle(config.session_idle)
-        .start()
-        .map_err(|error| format!("cannot start with --log-dir {}: {error}", config.log_dir.display()))
-}
-
-/// 1 GiB or a tenth of the file system, the smaller (section 7).
-fn default_log_total(log_dir: &Path) -> u64 {
-    const MOST: u64 = 1 << 30;
-    // The directory may not be there yet: its file system is that of the nearest one that is.
-    let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
-    let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
-    here.map_or(MOST, |fs| (fs.blocks() * fs.fragment_size() / 10).min(MOST))
-}
-
-fn serve(config: &Config, auth: Auth, supervisor: &Supervisor) -> Result<Server, String> {
-    let options = Options {
-        auth,
-        max_connections: supervisor.max_connections(),
-        max_body: config.max_body,
-        max_head: config.max_head,
-        head_timeout: config.head_time,
-        idle_timeout: config.idle_time,
-    };
-    Server::bind(config.listen, supervisor.handle(), options)
-        .map_err(|error| format!("--listen: cannot listen on {}: {error}", config.listen))
-}
-
-fn watch_signals(tell: Sender<End>) -> Result<SignalThread, String> {
-    let notice = move |signal| {
-        let _ = tell.send(End::Signal(signal));
-    };
+fn watch_signals(tell: Sender<Event>, place: Place) -> Result<Option<SignalThread>, String> {
+    let notice = move |received| drop(tell.send(Event::Signal(received)));
     // Without the thread there is no ordered end by a signal; everything else goes on.
     let died = || log::error!("signals are not watched any more");
-    SignalThread::start(&[libc::SIGTERM, libc::SIGINT], notice, died)
-        .map_err(|error| format!("cannot watch signals: {error}"))
-}
-
-/// Starts the main process, on our own stdin, stdout and stderr, and tells when it has ended.
-fn start_entry(handle: &Handle, command: &str, args: &[String], tell: Sender<End>) -> Result<(), String> {
-    let failed = |error: &dyn std::fmt::Display| format!("the command {command:?} cannot be started: {error}");
-    let spec = ProcessSpec::command(command).args(args).inherit_stdio().build().map_err(|error| failed(&error))?;
-    // Before it starts, so that there is nothing left that could fail between its end and ours.
-    let waker = Arc::new(Waker::new().map_err(|error| failed(&error))?);
-    let started = handle.start(spec).map_err(|error| failed(&error))?;
-    let log = handle.look_up(&Target::Unit(started.handle)).map_err(|error| failed(&error))?.log;
-    let wait = move || {
-        if let Some(end) = log.wait_end(&waker, None)? {
-            let _ = tell.send(End::Entry(exit_code(end.exit)));
+    match SignalThread::start(&signals::all(), notice, died) {
+        Ok(thread) => Ok(Some(thread)),
+        Err(error) if place == Place::Machine => {
+            eprintln!("tl-init: cannot watch signals: {error}");
+            Ok(None)
         }
-        Ok(())
-    };
-    worker::spawn("entry", wait, || {}).map_err(|error| failed(&error))?;
-    Ok(())
-}
-
-/// As a shell says it: the code, or 128 and the signal.
-fn exit_code(exit: Exit) -> u8 {
-    let code = exit.code().or(exit.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
-}
-
-/// Waits for the first reason to end, ends everything within the grace, and cuts that short at a second signal.
-fn wait_for_the_end(config: &Config, supervisor: &Supervisor, ends: &Receiver<End>) -> u8 {
-    let died = supervisor.ended();
-    let code = select! {
-        recv(ends) -> end => match end {
-            Ok(End::Signal(libc::SIGINT)) => 128 + libc::SIGINT as u8,
-            Ok(End::Signal(_)) | Err(_) => 0,
-            Ok(End::Entry(code)) => code,
-        },
-        recv(died) -> _ => return last_resort(),
-    };
-    log::info!("shutting down, with {} s of grace", config.shutdown_grace.as_secs_f64());
-    let handle = supervisor.handle();
-    let done = handle.begin_shutdown(config.shutdown_grace);
-    loop {
-        select! {
-            recv(done.receiver()) -> answer => match answer {
-                Ok(_) => return code,
-                Err(_) => return last_resort(),
-            },
-            recv(died) -> _ => return last_resort(),
-            recv(ends) -> end => if let Ok(End::Signal(_)) = end {
-                log::info!("a second signal: no more grace");
-                drop(handle.begin_shutdown(Duration::ZERO));
-            },
-        }
+        Err(error) => Err(format!("cannot watch signals: {error}")),
     }
 }
 
-/// Without a supervisor there is nobody left to end things in order.
-fn last_resort() -> u8 {
-    log::error!("the supervisor has ended: killing everything");
-    kill_everything(Supervisor::SHUTDOWN_MARGIN);
-    1
+/// The program to the API.
+#[derive(Debug)]
+struct Program {
+    place: Place,
+    report: Report,
+    tell: Sender<Event>,
+}
+
+impl Host for Program {
+    fn boot(&self) -> BootReport {
+        self.report.so_far()
+    }
+
+    fn shut_down(&self, action: EndAction, grace: Option<Duration>) -> Result<(), SpecError> {
+        let (right, words) = match self.place {
+            Place::Machine => (action != EndAction::Exit, "must be `poweroff`, `reboot` or `halt`: this is a machine"),
+            Place::Container | Place::Process => (action == EndAction::Exit, "must be `exit`: this is no machine"),
+        };
+        if !right {
+            return Err(SpecError::new("action", words));
+        }
+        let _ = self.tell.send(Event::ShutDown(action, grace));
+        Ok(())
+    }
+}
+
+/// An end that goes on.
+struct Ongoing {
+    ending: Ending,
+    done: Pending<()>,
+}
+
+struct Main {
+    base: Base,
+    server: Option<Server>,
+    tell: Sender<Event>,
+    events: Receiver<Event>,
+    /// The main process, while it has not ended; of a machine there is none.
+    entry: Option<UnitId>,
+}
+
+impl Main {
+    /// Makes the API available, and says where.
+    fn listen(&mut self) -> Result<(), String> {
+        let Base { place, config, report, token, supervisor } = &self.base;
+        let host = Program { place: *place, report: report.clone(), tell: self.tell.clone() };
+        let options = Options {
+            auth: start::auth(token.as_ref()),
+            max_connections: supervisor.max_connections(),
+            max_body: config.max_body,
+            max_head: config.max_head,
+            head_timeout: config.head_time,
+            idle_timeout: config.idle_time,
+            host: Some(Arc::new(host)),
+        };
+        let server = Server::bind(config.listen, supervisor.handle(), options)
+            .map_err(|error| format!("--listen: cannot listen on {}: {error}", config.listen))?;
+        let address = server.local_addr();
+        // Only now: a start that fails says why in one line and nothing else.
+        if config.no_auth {
+            log::warn!("--no-auth: whoever reaches the port can run anything");
+        }
+        for warning in supervisor.warnings() {
+            log::warn!("{warning}");
+        }
+        report.reached("listening", address.to_string());
+        log::info!("listening on {address}");
+        self.server = Some(server);
+        // Also only now: another daemon that runs already would lose its token to us.
+        let token = match (token, &config.token_file) {
+            (Some(token), None) => files::write_token(&config.run_dir, token),
+            _ => Ok(()),
+        };
+        let written = token.and_then(|()| files::write_address(&config.run_dir, address));
+        match written {
+            // The API is up: that is what counts.
+            Err(error) if *place == Place::Machine => {
+                report.failed("run-dir", &error);
+                log::error!("{error}");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Starts the services from files, on a thread of their own: what hangs there holds up nobody. Gives what makes it
+    /// read them again.
+    fn start_services(&self) -> Sender<()> {
+        let (reload, asked) = bounded(1);
+        let Base { config, report, supervisor, .. } = &self.base;
+        let mut services = Services::new(&config.config_dir, supervisor.handle(), report.clone());
+        let body = move || {
+            services.load();
+            for () in asked {
+                services.load();
+            }
+            Ok(())
+        };
+        if let Err(error) = worker::spawn("services", body, || log::error!("the services thread has ended")) {
+            report.failed("services", &error.to_string());
+            log::error!("services: {error}");
+        }
+        reload
+    }
+
+    /// Starts the main process. Gives what a shell would say where it does not run.
+    fn start_entry(&mut self) -> Option<u8> {
+        let Base { place, config, report, supervisor, .. } = &self.base;
+        let (command, args) = config.entry.split_first()?;
+        let spec = entry::spec(*place, command, args).map_err(Into::into);
+        match spec.and_then(|spec| entry::start(&supervisor.handle(), spec, self.tell.clone())) {
+            Ok(unit) => {
+                self.entry = Some(unit).filter(|_| *place != Place::Machine);
+                None
+            }
+            Err(error) => {
+                log::error!("the command {command:?} cannot be started: {error}");
+                report.failed("command", &error.to_string());
+                Some(entry::code_of_failure(&error))
+            }
+        }
+    }
+
+    /// Waits for the first reason to end, ends everything within the grace, and cuts that short at a second signal.
+    fn wait_for_the_end(&mut self, reload: &Sender<()>) -> Ending {
+        let died = self.base.supervisor.ended();
+        let mut ongoing: Option<Ongoing> = None;
+        // The main process was asked to end.
+        let mut asked = false;
+        loop {
+            let done = ongoing.as_ref().map_or_else(never, |ongoing| ongoing.done.receiver().clone());
+            let again = if self.server.is_none() { after(RETRY) } else { never() };
+            let event = select! {
+                recv(self.events) -> event => event.ok(),
+                recv(done) -> answer => match (answer, ongoing) {
+                    (Ok(_), Some(Ongoing { ending, .. })) => return self.with_news(ending),
+                    _ => return last_resort(),
+                },
+                recv(died) -> _ => return last_resort(),
+                recv(again) -> _ => {
+                    // It was said at the first time.
+                    let _ = self.listen();
+                    continue;
+                }
+            };
+            match event {
+                Some(Event::Signal(received)) => self.obey(received, &mut ongoing, &mut asked, reload),
+                Some(Event::ShutDown(action, grace)) => {
+                    let grace = grace.unwrap_or(self.base.config.shutdown_grace);
+                    self.end(&mut ongoing, Ending { action, code: 0 }, grace);
+                }
+                Some(Event::EntryEnded(code)) => self.entry_ended(code, &mut ongoing),
+                // We hold a sender ourselves.
+                None => {}
+            }
+        }
+    }
+
+    fn obey(&self, received: Received, ongoing: &mut Option<Ongoing>, asked: &mut bool, reload: &Sender<()>) {
+        let signal = received.signal;
+        if !signals::counts(received, geteuid().as_raw()) {
+            return log::warn!("signal {signal} from {:?} does not count", received.sender);
+        }
+        // What is sent to a main process that is being ended anyway is for us.
+        let entry = self.entry.filter(|_| ongoing.is_none());
+        match signals::meaning(self.base.place, entry.is_some(), signal) {
+            Meaning::End { .. } if ongoing.is_some() => {
+                log::info!("signal {signal} again: no more grace");
+                self.hurry();
+            }
+            Meaning::End { action, grace, code } => {
+                log::info!("signal {signal}: shutting down");
+                let grace = if grace { self.base.config.shutdown_grace } else { Duration::ZERO };
+                self.end(ongoing, Ending { action, code }, grace);
+            }
+            Meaning::Forward { ends: true } if *asked => {
+                log::info!("signal {signal}: the main process has been asked before: no more grace");
+                self.end(ongoing, Ending { action: EndAction::Exit, code: 0 }, Duration::ZERO);
+            }
+            Meaning::Forward { ends } => {
+                *asked |= ends;
+                if let Some(unit) = entry
+                    && let Err(error) = self.base.supervisor.handle().signal(&Target::Unit(unit), signal.into())
+                {
+                    log::debug!("signal {signal} does not reach the main process: {error}");
+                }
+            }
+            // One that is waiting already does for both.
+            Meaning::Reload => drop(reload.try_send(())),
+            Meaning::Nothing => {}
+        }
+    }
+
+    /// Begins the ordered end, or shortens the one that goes on.
+    fn end(&self, ongoing: &mut Option<Ongoing>, ending: Ending, grace: Duration) {
+        log::info!("shutting down, with {} s of grace", grace.as_secs_f64());
+        let done = self.base.supervisor.handle().begin_shutdown(grace);
+        ongoing.get_or_insert(Ongoing { ending, done });
+    }
+
+    fn hurry(&self) {
+        drop(self.base.supervisor.handle().begin_shutdown(Duration::ZERO));
+    }
+
+    fn entry_ended(&mut self, code: u8, ongoing: &mut Option<Ongoing>) {
+        self.entry = None;
+        match ongoing {
+            _ if self.base.place == Place::Machine => {}
+            Some(ongoing) => ongoing.ending.code = code,
+            None => {
+                let ending = Ending { action: EndAction::Exit, code };
+                self.end(ongoing, ending, self.base.config.shutdown_grace);
+            }
+        }
+    }
+
+    /// How the main process has ended, if that was not known yet: it is our own end.
+    fn with_news(&self, ending: Ending) -> Ending {
+        if self.entry.is_none() {
+            return ending;
+        }
+        let deadline = std::time::Instant::now() + NEWS;
+        while let Ok(event) = self.events.recv_deadline(deadline) {
+            if let Event::EntryEnded(code) = event {
+                return Ending { code, ..ending };
+            }
+        }
+        ending
+    }
 }

@@ -15,6 +15,7 @@
 //! | `json`, `user` | bodies, with sentences about what is wrong with them |
 //! | `events` | server-sent events from a log |
 //! | `range` | which part of a file |
+//! | `host` | what the program around us tells, and how it is ended |
 //! | `websocket`, `frames` | the way into a WebSocket and out of it; its single frames |
 //! | `attach`, `tunnel` | what goes over one: a terminal, a connection |
 //! | the others | one resource each |
@@ -34,6 +35,7 @@ mod events;
 mod files;
 mod frames;
 mod head;
+mod host;
 mod json;
 mod output;
 mod processes;
@@ -63,6 +65,8 @@ use crate::worker;
 
 use acceptor::Acceptor;
 use connection::Service;
+pub use host::{BootReport, BootService, BootStep, EndAction, Host};
+pub use processes::{InvalidBody, parse_process};
 use routes::Api;
 use seats::House;
 pub use user::parse_user;
@@ -104,6 +108,8 @@ pub struct Options {
     pub head_timeout: Duration,
     /// Between two requests, between two pieces of a body, and between two pieces of an answer that a client takes.
     pub idle_timeout: Duration,
+    /// Whom `GET /boot` and `POST /shutdown` ask; without one there is nothing to tell or to end.
+    pub host: Option<Arc<dyn Host>>,
 }
 
 impl Default for Options {
@@ -115,6 +121,7 @@ impl Default for Options {
             max_head: 64 << 10,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            host: None,
         }
     }
 }
@@ -136,7 +143,7 @@ impl Server {
     /// # Errors
     /// When the address cannot be listened on, or a descriptor or the acceptor's thread is not to be had.
     pub fn bind(addr: SocketAddr, handle: Handle, options: Options) -> io::Result<Server> {
-        let api = Api::new(handle, options.auth.clone());
+        let api = Api::new(handle, options.auth.clone(), options.host.clone());
         Server::serve(addr, Arc::new(move |request| api.answer(request)), options)
     }
 

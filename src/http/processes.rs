@@ -136,6 +136,20 @@ impl From<HealthBody> for HealthCheck {
     }
 }
 
+/// A body of `POST /processes` that cannot be started; the sentence names the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidBody(String);
+
+/// Reads a body of `POST /processes` that comes from elsewhere: from a file, say.
+///
+/// # Errors
+/// When it is not JSON, or a field is missing or wrong.
+pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
+    let body = json::parse::<StartBody>(json).map_err(|problem| InvalidBody(problem.to_string()))?;
+    body.into_spec().map_err(|error| InvalidBody(error.to_string()))
+}
+
 /// Answers once the program runs, or has failed to.
 pub(super) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
     let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
@@ -173,8 +187,7 @@ mod tests {
     use crate::model::UserSpec;
 
     fn spec(body: &str) -> Result<ProcessSpec, String> {
-        let body = json::parse::<StartBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
-        body.into_spec().map_err(|error| error.to_string())
+        parse_process(body.as_bytes()).map_err(|error| error.to_string())
     }
 
     #[test]

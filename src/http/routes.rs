@@ -1,5 +1,6 @@
 //! From method and path to what was asked for, behind the token.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use subtle::ConstantTimeEq;
@@ -11,9 +12,10 @@ use crate::supervisor::Handle;
 
 use super::Auth;
 use super::answer::Answer;
+use super::host::Host;
 use super::reply::Problem;
 use super::request::Request;
-use super::{about, attach, control, files, output, processes, pty, run, tunnel};
+use super::{about, attach, control, files, host, output, processes, pty, run, tunnel};
 
 /// The methods that some path is known with, in the order in which `Allow` names them.
 const METHODS: [Method; 4] = [Method::Get, Method::Post, Method::Put, Method::Delete];
@@ -24,6 +26,8 @@ pub(super) struct Api {
     pub(super) handle: Handle,
     /// When the server began.
     pub(super) started: Instant,
+    /// The program around us.
+    pub(super) host: Option<Arc<dyn Host>>,
     auth: Auth,
 }
 
@@ -32,6 +36,8 @@ pub(super) struct Api {
 enum Endpoint {
     Health,
     Info,
+    Boot,
+    Shutdown,
     Start,
     List,
     Run,
@@ -63,6 +69,8 @@ fn route(method: &Method, path: &[&str]) -> Option<Endpoint> {
     let endpoint = match (method, path) {
         (Method::Get, ["health"]) => Endpoint::Health,
         (Method::Get, ["info"]) => Endpoint::Info,
+        (Method::Get, ["boot"]) => Endpoint::Boot,
+        (Method::Post, ["shutdown"]) => Endpoint::Shutdown,
         (Method::Post, ["processes"]) => Endpoint::Start,
         (Method::Get, ["processes"]) => Endpoint::List,
         (Method::Post, ["processes", "run"]) => Endpoint::Run,
@@ -119,8 +127,8 @@ fn no_route(method: &Method, path: &str, segments: &[&str]) -> Problem {
 
 impl Api {
     /// The API of `handle` for those whom `auth` lets in.
-    pub(super) fn new(handle: Handle, auth: Auth) -> Api {
-        Api { handle, started: Instant::now(), auth }
+    pub(super) fn new(handle: Handle, auth: Auth, host: Option<Arc<dyn Host>>) -> Api {
+        Api { handle, started: Instant::now(), host, auth }
     }
 
     /// Answers one request.
@@ -145,6 +153,8 @@ impl Api {
         match endpoint {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),
+            Endpoint::Boot => Ok(host::boot(self)),
+            Endpoint::Shutdown => host::shutdown(self, request),
             Endpoint::Start => processes::start(self, request),
             Endpoint::List => processes::list(self),
             Endpoint::Run => run::run(self, request),
@@ -199,6 +209,8 @@ mod tests {
         for (method, path, right) in [
             (Method::Get, "health", Endpoint::Health),
             (Method::Get, "info", Endpoint::Info),
+            (Method::Get, "boot", Endpoint::Boot),
+            (Method::Post, "shutdown", Endpoint::Shutdown),
             (Method::Get, "processes", Endpoint::List),
             (Method::Post, "processes", Endpoint::Start),
             (Method::Post, "processes/run", Endpoint::Run),

@@ -17,6 +17,63 @@ const DEPTH: usize = 16;
 /// What the names of all slices begin with.
 const PREFIX: &str = "tl-units.";
 
+/// The name of the leaf that [`settle`] makes.
+const LEAF: &str = "tl-init";
+/// What is enabled for units, as far as the kernel has it and lets us.
+const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
+/// Memory of this process that is not reclaimed for others (memory.min in the kernel's cgroup-v2.rst): several times
+/// what it needs.
+const PROTECTED: &str = "32M";
+
+/// Where [`settle`] has put this process.
+#[derive(Debug)]
+pub struct Settled {
+    /// The cgroup that its leaf and the units' slice are below.
+    pub parent: PathBuf,
+    /// What is enabled below it.
+    pub controllers: Vec<&'static str>,
+}
+
+/// Moves this process into a leaf of its own with its memory protected: only then can controllers be enabled for its
+/// units beside it ("no internal processes", cgroups(7)). Settled already is no error.
+///
+/// # Errors
+/// Where there is no cgroup v2 that we may change.
+pub fn settle() -> io::Result<Settled> {
+    let own = own_cgroup().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no cgroup v2 here"))?;
+    let parent = match own.parent() {
+        Some(parent) if own.ends_with(LEAF) => parent.to_owned(),
+        _ => own,
+    };
+    let leaf = parent.join(LEAF);
+    match fs::create_dir(&leaf) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    fs::write(leaf.join("cgroup.procs"), "0")?;
+    let controllers = enable(&parent);
+    if controllers.contains(&"memory") {
+        fs::write(leaf.join("memory.min"), PROTECTED)?;
+    }
+    Ok(Settled { parent, controllers })
+}
+
+/// Enables what there is for the cgroups below `dir`. Says what is enabled then.
+fn enable(dir: &Path) -> Vec<&'static str> {
+    let control = dir.join("cgroup.subtree_control");
+    for controller in CONTROLLERS {
+        // One that is not to be had is missing in the answer.
+        let _ = fs::write(&control, format!("+{controller}"));
+    }
+    let enabled = fs::read_to_string(&control).unwrap_or_default();
+    CONTROLLERS.into_iter().filter(|name| enabled.split_whitespace().any(|word| word == *name)).collect()
+}
+
+fn own_cgroup() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    own_dir(&mounts, &fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
 /// The cgroup below which the leaves are.
 #[derive(Debug)]
 pub struct Slice {
@@ -27,24 +84,21 @@ pub struct Slice {
 }
 
 impl Slice {
-    /// A slice of our own below the cgroup that this process is in; none where cgroup v2 is not there or not writable.
-    pub fn find() -> Option<Slice> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = own_dir(&mounts, &own)?;
-        remove_stale(&own);
+    /// A slice of our own below the cgroup `parent`, or the one that this process is in; none where cgroup v2 is not
+    /// there or not writable.
+    pub fn below(parent: Option<&Path>) -> Option<Slice> {
+        let parent = parent.map(Path::to_owned).or_else(own_cgroup)?;
+        remove_stale(&parent);
         // Two supervisors in one cgroup must not meet, and both may be PID 1.
         let (dir, lock) = (0..16).find_map(|_| {
-            let dir = own.join(format!("{PREFIX}{}", random::hex::<8>().ok()?));
+            let dir = parent.join(format!("{PREFIX}{}", random::hex::<8>().ok()?));
             fs::create_dir(&dir).ok()?;
             Some((dir.clone(), lock(&dir)?))
         })?;
         // Without the memory controller there is no telling who was killed for want of memory.
-        for above in [&own, &dir] {
-            if let Err(error) = fs::write(above.join("cgroup.subtree_control"), "+memory") {
-                log::debug!("{}: no memory controller for units: {error}", above.display());
-            }
-        }
+        enable(&parent);
+        let controllers = enable(&dir);
+        log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
         let slice = Slice { dir, born_into: Arc::new(AtomicBool::new(true)), _lock: lock };
         // A leaf tells whether this is a real cgroup v2 that can kill.
         let leaf = slice.leaf("probe").ok()?;
@@ -148,8 +202,8 @@ impl Leaf {
 }
 
 /// Takes away what supervisors that have ended without a word have left, as far as nothing lives in it.
-fn remove_stale(own: &Path) {
-    let Ok(entries) = fs::read_dir(own) else { return };
+fn remove_stale(parent: &Path) {
+    let Ok(entries) = fs::read_dir(parent) else { return };
     let stale = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
     for dir in stale.map(|entry| entry.path()) {
         if let Some(_lock) = lock(&dir) {

@@ -40,13 +40,24 @@ pub const REPORT: usize = 5;
 /// Where the report pipe is while everything else is closed.
 const REPORT_FD: RawFd = 3;
 
+/// A controlling terminal for the child's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controlling {
+    /// None.
+    No,
+    /// If stdin is a terminal that is nobody's.
+    IfFree,
+    /// Stdin, which is a terminal.
+    Yes,
+}
+
 /// What the child takes over besides its [`Launch`].
 #[derive(Clone, Copy, Debug)]
 pub struct Inherited {
     /// The descriptors for 0, 1 and 2.
     pub stdio: [RawFd; 3],
-    /// These are a terminal, which becomes the controlling one.
-    pub terminal: bool,
+    /// Whether these are a terminal that becomes the controlling one.
+    pub terminal: Controlling,
     /// The writing end of the report pipe.
     pub report: RawFd,
     /// `cgroup.procs` of the leaf to join, or -1: the child was born in it.
@@ -103,9 +114,12 @@ fn set_up(inherited: &Inherited) -> Result<(), i32> {
             check(unsafe { libc::dup2(source, target) })?;
         }
     }
-    if inherited.terminal {
-        // SAFETY: no memory involved. We lead a new session, and the terminal is nobody else's.
-        check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+    if inherited.terminal != Controlling::No {
+        // SAFETY: no memory involved. We lead a new session.
+        let taken = check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
+        if inherited.terminal == Controlling::Yes {
+            taken?;
+        }
     }
     if inherited.report != REPORT_FD {
         // SAFETY: no memory involved. 3 is none of the sources any more: those have been copied.

@@ -18,6 +18,19 @@ pub fn raise_nofile() -> io::Result<(libc::rlimit, u64)> {
     Ok((before, hard))
 }
 
+/// Lifts the hard limit of RLIMIT_NOFILE to `enough` where it is lower, which takes CAP_SYS_RESOURCE. Returns what it
+/// is then.
+///
+/// # Errors
+/// What `setrlimit(2)` says.
+pub fn lift_nofile(enough: u64) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if hard < enough {
+        setrlimit(Resource::RLIMIT_NOFILE, soft, enough)?;
+    }
+    Ok(hard.max(enough))
+}
+
 /// Makes orphans of our descendants our children, as they are anyway where we are PID 1 (PR_SET_CHILD_SUBREAPER).
 ///
 /// # Errors

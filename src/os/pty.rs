@@ -47,6 +47,13 @@ pub fn open(window: Window, uid: u32) -> io::Result<Pty> {
     Ok(Pty { master: master.into(), slave })
 }
 
+/// Gives up the controlling terminal, if there is one, so that a child's session can have it (ioctl_tty(2)). Its
+/// foreground processes get a SIGHUP if we lead its session.
+pub fn give_up_controlling() {
+    // SAFETY: no memory involved. It fails where stdin is not our controlling terminal, and nothing is to be done then.
+    unsafe { libc::ioctl(0, libc::TIOCNOTTY, 0) };
+}
+
 /// Sets the size of the window; the kernel sends SIGWINCH where it changes.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
 use super::cgroup::Leaf;
-use super::child::{self, Inherited, REPORT, Stage};
+use super::child::{self, Controlling, Inherited, REPORT, Stage};
 use super::launch::Launch;
 use super::pty::{self, Pty};
 use crate::error::Error;
@@ -78,7 +78,11 @@ impl Spawner {
         let report = unblocking(report).map_err(failed)?;
         let inherited = Inherited {
             stdio,
-            terminal: spec.terminal.is_some(),
+            terminal: match spec.terminal {
+                Some(_) => Controlling::Yes,
+                None if spec.inherit => Controlling::IfFree,
+                None => Controlling::No,
+            },
             report: report_write.as_raw_fd(),
             cgroup: -1,
             nofile: self.nofile,

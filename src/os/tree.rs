@@ -54,6 +54,26 @@ pub fn signal_everybody(signal: i32) {
     }
 }
 
+/// Only as PID 1: a signal to everybody else's processes: all but ourselves and those whose process group or session
+/// these leaders lead.
+pub fn signal_the_rest(signal: i32, leaders: &HashSet<Pid>) {
+    if std::process::id() != 1 {
+        return;
+    }
+    let all = processes();
+    if all.is_empty() {
+        // Without /proc there is no telling them apart.
+        return signal_everybody(signal);
+    }
+    signal_all(&rest(&all, leaders), signal);
+}
+
+fn rest(all: &[Process], leaders: &HashSet<Pid>) -> Vec<Pid> {
+    let spared = |process: &&Process| leaders.contains(&process.group) || leaders.contains(&process.session);
+    let live = all.iter().filter(|process| !process.zombie && process.pid != 1);
+    live.filter(|process| !spared(process)).map(|process| process.pid).collect()
+}
+
 /// What a leader has started, without a cgroup to hold it together: its session, and what descends from that.
 #[derive(Debug)]
 pub struct Session {
@@ -209,6 +229,19 @@ mod tests {
         let mut tree = session_tree(&all, 100, true);
         tree.sort_unstable();
         assert_eq!(tree, [100, 101, 102, 103, 104]);
+    }
+
+    #[test]
+    fn the_rest_are_those_that_nobody_leads() {
+        let all = [
+            process(1, 0, 0),
+            process(100, 1, 100),
+            Process { group: 101, ..process(101, 100, 100) }, // a job of the session
+            process(102, 100, 102),                           // left the session
+            process(200, 1, 200),
+            Process { zombie: true, ..process(300, 1, 300) },
+        ];
+        assert_eq!(rest(&all, &HashSet::from([100])), [102, 200]);
     }
 
     #[test]

@@ -51,6 +51,7 @@ pub struct Builder {
     max_connections: usize,
     max_sessions: usize,
     session_idle: Duration,
+    cgroup: Option<PathBuf>,
 }
 
 impl Builder {
@@ -102,6 +103,12 @@ impl Builder {
         self
     }
 
+    /// The cgroup below which units get theirs; by default the one that this process is in.
+    pub fn cgroup(mut self, parent: PathBuf) -> Self {
+        self.cgroup = Some(parent);
+        self
+    }
+
     /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
     ///
     /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
@@ -140,7 +147,7 @@ impl Builder {
             move || drop(died.send(Message::Died("output"))),
         )?;
         let probes = probe_for(messages.clone())?;
-        let slice = Slice::find();
+        let slice = Slice::below(self.cgroup.as_deref());
         if slice.is_none() {
             warnings.push("no writable cgroup v2: a process that leaves its session may escape a kill".to_owned());
         }
@@ -225,6 +232,7 @@ impl Supervisor {
             max_connections: 1_024,
             max_sessions: 64,
             session_idle: Duration::from_secs(300),
+            cgroup: None,
         }
     }
 

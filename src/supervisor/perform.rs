@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::actor::Actor;
 use super::entry::Tree;
-use super::shutdown::is_pid_1;
 use crate::budget;
 use crate::error::Error;
 use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
@@ -39,8 +38,6 @@ impl Actor {
                     Err(error) => Event::SpawnFailed(error),
                 });
             }
-            // They have it already, with everybody else.
-            Action::Signal(_) if self.shutdown.is_some() && is_pid_1() => {}
             Action::Signal(signal) => {
                 if let Some(leader) = self.parts.fleet.get(id).and_then(|slot| slot.unit.leader())
                     && let Err(error) = tree::signal_group(leader, signal)

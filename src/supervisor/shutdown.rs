@@ -59,21 +59,33 @@ impl Actor {
         shutdown.end |= died.is_some();
         shutdown.replies.extend(reply);
         let kill_at = shutdown.kill_at;
-        // The last started goes first.
-        let ids: Vec<UnitId> = self.parts.fleet.iter().map(|(id, _)| id).rev().collect();
+        let ids = self.by_turn();
+        for id in &ids {
+            self.step(*id, now, Event::ShutDown(kill_at));
+        }
         if first {
             self.ask_the_rest(&ids);
-        }
-        for id in ids {
-            self.step(id, now, Event::ShutDown(kill_at));
         }
         self.advance_shutdown(now);
     }
 
-    /// SIGTERM to what no unit that is up will pass it on to; as PID 1 to everybody, those units' groups included.
+    /// All units in the order in which they are asked to end: managed processes, then terminals, then the others, and
+    /// among these the last started first.
+    fn by_turn(&self) -> Vec<UnitId> {
+        let mut units: Vec<_> = self.parts.fleet.iter().rev().collect();
+        units.sort_by_key(|(_, slot)| match (slot.unit.managed(), &slot.data.pty) {
+            (Some(_), _) => 0,
+            (None, Some(_)) => 1,
+            (None, None) => 2,
+        });
+        units.into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// SIGTERM to whom no leader has passed it on; as PID 1 to all that there are.
     fn ask_the_rest(&mut self, ids: &[UnitId]) {
         if is_pid_1() {
-            return tree::signal_everybody(libc::SIGTERM);
+            let leaders = ids.iter().filter_map(|id| self.parts.fleet.get(*id)?.unit.leader()).collect();
+            return tree::signal_the_rest(libc::SIGTERM, &leaders);
         }
         for id in ids {
             if let Some(slot) = self.parts.fleet.get_mut(*id)
@@ -134,6 +146,6 @@ impl Actor {
 }
 
 /// Whether everything in our namespace is ours to end.
-pub(super) fn is_pid_1() -> bool {
+fn is_pid_1() -> bool {
     std::process::id() == 1
 }

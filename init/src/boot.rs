@@ -1,0 +1,175 @@
+//! The duties of a boot, as a table. Each can be done twice, and none is needed for the next.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use tl_supervisor::os::{cgroup, limits, loopback};
+
+use crate::mounts::{self, Mount};
+use crate::place::Place;
+use crate::report::Report;
+use crate::seed;
+
+/// Where a duty is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    /// On a machine only: in a container it was done, or would change the machine around it.
+    Machine,
+    /// In a container too, as far as it is missing there and allowed.
+    Both,
+}
+
+enum Duty {
+    Mount(&'static Mount),
+    Do(&'static str, On, fn() -> io::Result<String>),
+}
+
+use Duty::{Do, Mount as Provide};
+
+/// All of them, in order.
+const DUTIES: &[Duty] = &[
+    Do("root", On::Machine, mounts::make_root_writable),
+    Provide(&mounts::SYS),
+    Provide(&mounts::DEV),
+    Provide(&mounts::PTS),
+    Provide(&mounts::SHM),
+    Provide(&mounts::MQUEUE),
+    Do("device links", On::Both, link_devices),
+    Provide(&mounts::RUN),
+    Do("/run/lock", On::Both, || made("/run/lock")),
+    Provide(&mounts::TMP),
+    Provide(&mounts::CGROUP),
+    Do("oom score", On::Both, || set("/proc/self/oom_score_adj", "-1000")),
+    Do("descriptors", On::Machine, raise_descriptors),
+    Do("loopback", On::Both, set_loopback_up),
+    Do("hostname", On::Machine, set_hostname),
+    Do("ctrl-alt-del", On::Machine, take_over_ctrl_alt_del),
+    // Errors, and what is worse, are shown on the console (syslog(2)).
+    Do("console", On::Machine, || set("/proc/sys/kernel/printk", "4")),
+    Do("random seed", On::Machine, seed::load),
+];
+
+/// Does them. Gives the cgroup that units are to be below, where we have one.
+pub(crate) fn boot(place: Place, report: &Report) -> Option<PathBuf> {
+    for duty in DUTIES {
+        match duty {
+            Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
+            Do(_, On::Machine, _) if place != Place::Machine => {}
+            Do(name, _, run) => report.step(name, || tolerate(place, run())),
+        }
+    }
+    let mut parent = None;
+    report.step("cgroup", || {
+        let settled = cgroup::settle().map(|settled| {
+            parent = Some(settled.parent);
+            format!("controllers: {}", settled.controllers.join(" "))
+        });
+        tolerate(place, settled)
+    });
+    parent
+}
+
+/// What a container does not let us do is not ours to do.
+fn tolerate(place: Place, result: io::Result<String>) -> io::Result<String> {
+    match result {
+        Err(error) if place == Place::Container && is_refusal(&error) => Ok(format!("not for us: {error}")),
+        result => result,
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    let refusals = [libc::EPERM, libc::EACCES, libc::EROFS, libc::ENOENT, libc::ENODEV, libc::EBUSY];
+    error.raw_os_error().is_some_and(|errno| refusals.contains(&errno)) || error.kind() == io::ErrorKind::NotFound
+}
+
+fn set(file: &str, value: &str) -> io::Result<String> {
+    fs::write(file, value)?;
+    Ok(value.to_owned())
+}
+
+fn made(dir: &str) -> io::Result<String> {
+    match fs::create_dir(dir) {
+        Ok(()) => Ok("made".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok("there already".to_owned()),
+        Err(error) => Err(error),
+    }
+}
+
+/// What programs expect in /dev and the kernel does not make.
+fn link_devices() -> io::Result<String> {
+    let mut done = Vec::new();
+    for (link, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+        ("/dev/ptmx", "pts/ptmx"),
+    ] {
+        match symlink(target, link) {
+            Ok(()) => done.push(link),
+            // devtmpfs has a node for ptmx, which works as well.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if done.is_empty() { "there already".to_owned() } else { done.join(" ") })
+}
+
+/// The kernel starts us with 4,096 (INR_OPEN_MAX). The soft limit is the supervisor's to raise, for itself only.
+fn raise_descriptors() -> io::Result<String> {
+    const ENOUGH: u64 = 512 << 10;
+    Ok(format!("up to {}", limits::lift_nofile(ENOUGH)?))
+}
+
+fn set_loopback_up() -> io::Result<String> {
+    Ok(if loopback::up()? { "set up" } else { "up already" }.to_owned())
+}
+
+fn set_hostname() -> io::Result<String> {
+    let text = match fs::read_to_string("/etc/hostname") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        result => result?,
+    };
+    let name = hostname(&text);
+    nix::unistd::sethostname(name)?;
+    Ok(name.to_owned())
+}
+
+/// The first line that says something, as hostname(5) has it.
+fn hostname(text: &str) -> &str {
+    let lines = text.lines().map(str::trim);
+    lines.into_iter().find(|line| !line.is_empty() && !line.starts_with('#')).unwrap_or("localhost")
+}
+
+/// The kernel tells us by SIGINT instead of restarting at once (reboot(2)).
+fn take_over_ctrl_alt_del() -> io::Result<String> {
+    nix::sys::reboot::set_cad_enabled(false)?;
+    Ok("SIGINT".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_is_the_hostname() {
+        for (text, right) in [
+            ("box\n", "box"),
+            ("# a comment\n\n  box.local  \nother", "box.local"),
+            ("", "localhost"),
+            ("#\n", "localhost"),
+        ] {
+            assert_eq!(hostname(text), right, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_tolerates_nothing_in_silence() {
+        let refused = || Err(io::Error::from_raw_os_error(libc::EPERM));
+        assert!(tolerate(Place::Machine, refused()).is_err());
+        assert!(tolerate(Place::Container, refused()).unwrap().starts_with("not for us"));
+        assert!(tolerate(Place::Container, Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
+    }
+}

@@ -1,0 +1,81 @@
+//! What is left when every process has ended: of a machine its disks and its power, of a container an exit status.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use nix::errno::Errno;
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::unistd::sync;
+use tl_supervisor::http::EndAction;
+use tl_supervisor::os::tree::kill_everything;
+use tl_supervisor::{Supervisor, worker};
+
+use crate::place::Place;
+use crate::{mounts, seed};
+
+/// What everything ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    pub(crate) action: EndAction,
+    /// The exit status, where there is one.
+    pub(crate) code: u8,
+}
+
+/// A disk that does not answer must not keep the machine.
+const DISK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Ends the machine, which does not return; elsewhere gives the exit status.
+pub(crate) fn finish(place: Place, ending: Ending) -> u8 {
+    if place != Place::Machine {
+        return ending.code;
+    }
+    if let Err(error) = seed::save() {
+        log::warn!("the random seed is not saved: {error}");
+    }
+    settle_disks();
+    log::logger().flush();
+    let Err(errno) = end_machine(ending.action);
+    log::error!("the kernel does not end the machine: {errno}");
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Syncs and unmounts, on a thread that may be left behind.
+fn settle_disks() {
+    let (tell, done) = bounded::<()>(1);
+    let body = move || {
+        sync();
+        mounts::unmount_all();
+        sync();
+        drop(tell);
+        Ok(())
+    };
+    match worker::spawn("disks", body, || {}) {
+        // Disconnected, which is an error too, says that it is done.
+        Ok(_) if done.recv_timeout(DISK_PATIENCE) != Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+        Ok(_) => log::error!("a disk does not answer: not waited for"),
+        Err(error) => log::error!("no thread to unmount with: {error}"),
+    }
+}
+
+fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
+    reboot(match action {
+        EndAction::Reboot => RebootMode::RB_AUTOBOOT,
+        EndAction::Halt => RebootMode::RB_HALT_SYSTEM,
+        EndAction::PowerOff | EndAction::Exit => RebootMode::RB_POWER_OFF,
+    })
+}
+
+/// Without a supervisor there is nobody left to end things in order.
+pub(crate) fn last_resort() -> Ending {
+    log::error!("the supervisor has ended: killing everything");
+    kill_everything(Supervisor::SHUTDOWN_MARGIN);
+    Ending { action: EndAction::PowerOff, code: 1 }
+}
+
+/// The main thread has panicked, which has been told.
+pub(crate) fn after_panic(place: Place) -> u8 {
+    finish(place, last_resort())
+}

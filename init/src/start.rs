@@ -1,0 +1,214 @@
+//! From what was given to a supervisor that runs. The init of a machine cannot give up: it goes on with less, and says
+//! so; everybody else says in one line what is wrong, and ends.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+use tl_supervisor::Supervisor;
+use tl_supervisor::http::Auth;
+use tl_supervisor::logs::Limits;
+use tl_supervisor::supervisor::Builder;
+
+use crate::args::{Config, Given};
+use crate::place::Place;
+use crate::report::Report;
+use crate::{boot, files, logger};
+
+/// Until something that must not fail is tried again.
+pub(crate) const RETRY: Duration = Duration::from_secs(1);
+
+/// Memory, where nothing else can be written. Nobody else has been there before PID 1.
+const LAST_DIR: &str = "/dev/shm/tl-init";
+
+/// What is there before anything can be asked for.
+pub(crate) struct Base {
+    pub(crate) place: Place,
+    pub(crate) config: Config,
+    pub(crate) report: Report,
+    pub(crate) token: Option<Vec<u8>>,
+    pub(crate) supervisor: Supervisor,
+}
+
+/// Does what a boot has to do, and starts the supervisor.
+///
+/// # Errors
+/// One sentence; never on a machine.
+pub(crate) fn start(place: Place, mut given: Given, report: Report) -> Result<Base, String> {
+    let cgroup = if place == Place::Process { None } else { boot::boot(place, &report) };
+    let start = Start { place, report };
+    start.read_conf(&mut given);
+    for name in given.unknown() {
+        start.report.failed("configuration", &format!("there is no option {name}"));
+    }
+    let mut config = match (given.strictly(), place) {
+        (Ok(config), _) => config,
+        (Err(_), Place::Machine) => start.make_do(&given),
+        (Err(error), _) => return Err(error),
+    };
+    logger::start(config.log_level, config.log_format);
+    start.tell_failures();
+    config.run_dir = start.run_dir(&config)?;
+    let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), files::read_env);
+    let env = start.or("env-file", env, || Ok(Vec::new()))?;
+    let token = match (&config.token_file, config.no_auth) {
+        (_, true) => None,
+        (Some(path), false) => Some(start.or("token-file", files::read_token(path), files::make_token)?),
+        (None, false) => Some(files::make_token()?),
+    };
+    if start.place == Place::Machine
+        && token.is_some()
+        && config.token_file.is_some()
+        && !start.all_is_well("token-file")
+    {
+        // What was made instead has to be written where one without a file is.
+        config.token_file = None;
+    }
+    let supervisor = start.supervisor(&mut config, env, cgroup)?;
+    Ok(Base { place, config, report: start.report, token, supervisor })
+}
+
+/// Who may use the API.
+pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
+    token.map_or(Auth::Anybody, |token| Auth::Token(token.clone()))
+}
+
+struct Start {
+    place: Place,
+    report: Report,
+}
+
+impl Start {
+    /// What has failed, or on a machine what is done instead, with a word about it.
+    fn or<T, E: Display>(
+        &self,
+        name: &str,
+        result: Result<T, E>,
+        otherwise: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        match result {
+            Err(error) if self.place == Place::Machine => {
+                self.failed(name, &error);
+                otherwise()
+            }
+            result => result,
+        }
+    }
+
+    fn failed(&self, name: &str, error: &dyn Display) {
+        self.report.failed(name, &error.to_string());
+        log::error!("{name}: {error}");
+    }
+
+    /// Adds `init.conf` to what was given.
+    fn read_conf(&self, given: &mut Given) {
+        let path = given.config_dir().join("init.conf");
+        // By its metadata: a directory that cannot be entered is a problem as well.
+        if matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            return;
+        }
+        match files::read_conf(&path) {
+            Ok(pairs) => pairs.into_iter().for_each(|(name, value)| given.add(name, value)),
+            Err(error) => self.report.failed("init.conf", &error),
+        }
+    }
+
+    fn make_do(&self, given: &Given) -> Config {
+        let (config, problems) = given.leniently();
+        for problem in problems {
+            self.report.failed("configuration", &problem);
+        }
+        config
+    }
+
+    /// The log has just begun: what has failed before is told now.
+    fn tell_failures(&self) {
+        for step in self.report.so_far().steps.iter().filter(|step| !step.ok) {
+            log::error!("{}: {}", step.name, step.detail);
+        }
+    }
+
+    /// Whether no step of this name has failed.
+    fn all_is_well(&self, name: &str) -> bool {
+        self.report.so_far().steps.iter().all(|step| step.ok || step.name != name)
+    }
+
+    /// Where the token and the address go: for PID 1 there is one in the end.
+    fn run_dir(&self, config: &Config) -> Result<PathBuf, String> {
+        let made = usable(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
+        match made {
+            Err(error) if self.place != Place::Process => {
+                self.failed("run-dir", &error);
+                let last = PathBuf::from(LAST_DIR);
+                self.or("run-dir", usable(&last), || Ok(()))?;
+                Ok(last)
+            }
+            result => result.map(|()| config.run_dir.clone()),
+        }
+    }
+
+    /// Tries until it runs: as configured, then with its logs where they will be lost, then again.
+    fn supervisor(
+        &self,
+        config: &mut Config,
+        env: Vec<(String, String)>,
+        cgroup: Option<PathBuf>,
+    ) -> Result<Supervisor, String> {
+        let mut dirs = vec![config.log_dir.clone()];
+        if self.place != Place::Process {
+            dirs.extend([config.run_dir.join("log"), Path::new(LAST_DIR).join("log")]);
+        }
+        loop {
+            let mut last = String::new();
+            for dir in &dirs {
+                config.log_dir.clone_from(dir);
+                let mut builder = builder(config).base_env(env.clone());
+                if let Some(parent) = &cgroup {
+                    builder = builder.cgroup(parent.clone());
+                }
+                match builder.start() {
+                    Ok(supervisor) => return Ok(supervisor),
+                    Err(error) => last = format!("cannot start with --log-dir {}: {error}", dir.display()),
+                }
+                if dirs.len() > 1 {
+                    self.failed("log-dir", &last);
+                }
+            }
+            if self.place != Place::Machine {
+                return Err(last);
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+}
+
+/// Makes a directory that we can write in.
+fn usable(dir: &Path) -> Result<(), String> {
+    files::make_dir(dir)?;
+    access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))
+}
+
+fn builder(config: &Config) -> Builder {
+    let total = config.log_total.unwrap_or_else(|| default_log_total(&config.log_dir));
+    Supervisor::builder(&config.log_dir)
+        .default_user(config.default_user.clone())
+        .log_limits(Limits { per_unit: config.log_limit, total })
+        .max_processes(config.max_processes)
+        .keep_ended(config.keep_ended)
+        .max_connections(config.max_connections)
+        .max_sessions(config.max_sessions)
+        .session_idle(config.session_idle)
+}
+
+/// 1 GiB or a tenth of the file system, the smaller (section 7).
+fn default_log_total(log_dir: &Path) -> u64 {
+    const MOST: u64 = 1 << 30;
+    // The directory may not be there yet: its file system is that of the nearest one that is.
+    let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
+    let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
+    here.map_or(MOST, |fs| (fs.blocks() * fs.fragment_size() / 10).min(MOST))
+}
