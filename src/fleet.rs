@@ -286,6 +286,18 @@ impl<T> Fleet<T> {
         self.slots.iter().map(|(id, slot)| (*id, slot))
     }
 
+    /// All units in the order in which they are asked to end with everything else: managed processes, then terminals,
+    /// then the others, and among these the last started first.
+    pub fn in_order_of_end(&self) -> Vec<UnitId> {
+        let mut units: Vec<_> = self.iter().rev().collect();
+        units.sort_by_key(|(_, slot)| match (slot.unit.managed(), slot.unit.has_terminal()) {
+            (Some(_), _) => 0,
+            (None, true) => 1,
+            (None, false) => 2,
+        });
+        units.into_iter().map(|(id, _)| id).collect()
+    }
+
     /// Units that are up or will be by themselves, sessions aside.
     pub fn running(&self) -> usize {
         self.len() - self.ended.units.len()

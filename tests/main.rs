@@ -8,10 +8,12 @@
 mod harness;
 
 mod bad_input;
+mod boot;
 mod child;
 mod churn;
 mod command_line;
 mod control;
+mod ending;
 mod files;
 mod follow;
 mod hanging;
@@ -19,6 +21,7 @@ mod health_checks;
 mod hostile;
 mod launcher;
 mod limits;
+mod main_process;
 mod managed;
 mod output;
 mod pty;

@@ -64,7 +64,10 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<PathBuf> {
     report.step("cgroup", || {
         let settled = cgroup::settle().map(|settled| {
             parent = Some(settled.parent);
-            format!("controllers: {}", settled.controllers.join(" "))
+            match settled.controllers[..] {
+                [] => "no controllers here".to_owned(),
+                _ => format!("controllers: {}", settled.controllers.join(" ")),
+            }
         });
         tolerate(place, settled)
     });

@@ -163,3 +163,14 @@ fn long_specs_are_not_remembered_for_long() {
     }
     assert_eq!(fleet.len(), 4);
 }
+
+#[test]
+fn managed_processes_are_asked_to_end_first_and_the_last_started_of_them_before_the_others() {
+    let mut fleet = Fleet::new(Bounds { max_running: 9, ..BOUNDS });
+    for (id, managed) in [(1, None), (2, named("a", Policy::Never)), (4, named("b", Policy::Always)), (5, None)] {
+        start(&mut fleet, id, 300 + id as Pid, managed).unwrap();
+    }
+    fleet.admit_session(UnitId(3), 0, || ()).unwrap();
+    fleet.admit_session(UnitId(6), 0, || ()).unwrap();
+    assert_eq!(fleet.in_order_of_end(), [4, 2, 6, 3, 5, 1].map(UnitId));
+}

@@ -35,7 +35,8 @@ pub struct Settled {
 }
 
 /// Moves this process into a leaf of its own with its memory protected: only then can controllers be enabled for its
-/// units beside it ("no internal processes", cgroups(7)). Settled already is no error.
+/// units beside it ("no internal processes", cgroups(7)). Settled already is no error. Where there is
+/// none to enable it stays where it is: a move takes the kernel some 20 ms.
 ///
 /// # Errors
 /// Where there is no cgroup v2 that we may change.
@@ -45,6 +46,10 @@ pub fn settle() -> io::Result<Settled> {
         Some(parent) if own.ends_with(LEAF) => parent.to_owned(),
         _ => own,
     };
+    let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
+    if !CONTROLLERS.into_iter().any(|name| available.split_whitespace().any(|word| word == name)) {
+        return Ok(Settled { parent, controllers: Vec::new() });
+    }
     let leaf = parent.join(LEAF);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

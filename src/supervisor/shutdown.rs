@@ -59,7 +59,7 @@ impl Actor {
         shutdown.end |= died.is_some();
         shutdown.replies.extend(reply);
         let kill_at = shutdown.kill_at;
-        let ids = self.by_turn();
+        let ids = self.parts.fleet.in_order_of_end();
         for id in &ids {
             self.step(*id, now, Event::ShutDown(kill_at));
         }
@@ -67,18 +67,6 @@ impl Actor {
             self.ask_the_rest(&ids);
         }
         self.advance_shutdown(now);
-    }
-
-    /// All units in the order in which they are asked to end: managed processes, then terminals, then the others, and
-    /// among these the last started first.
-    fn by_turn(&self) -> Vec<UnitId> {
-        let mut units: Vec<_> = self.parts.fleet.iter().rev().collect();
-        units.sort_by_key(|(_, slot)| match (slot.unit.managed(), &slot.data.pty) {
-            (Some(_), _) => 0,
-            (None, Some(_)) => 1,
-            (None, None) => 2,
-        });
-        units.into_iter().map(|(id, _)| id).collect()
     }
 
     /// SIGTERM to whom no leader has passed it on; as PID 1 to all that there are.

@@ -4,6 +4,11 @@ use super::{Phase, Run, Shown, State, Unit};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {
+    /// Whether it is ended by the hang-up of a terminal.
+    pub fn has_terminal(&self) -> bool {
+        self.terminal
+    }
+
     /// What makes it managed, if it is.
     pub fn managed(&self) -> Option<&ManagedSpec> {
         self.managed.as_ref()

@@ -158,6 +158,8 @@ impl Daemon {
         let log = std::fs::File::create(dir.path().join("daemon.log")).expect("the daemon's log");
         command.args(["--listen", "127.0.0.1:0"]).args(&options.args);
         command.envs(options.env.iter().map(|(key, value)| (key, value)));
+        // A directory that every user can be in: a main process begins in ours.
+        command.current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second descriptor")).stderr(log);
         die_with_us(&mut command);
         let agent = ureq::Agent::config_builder()
@@ -381,6 +383,18 @@ impl Daemon {
     /// Sends a signal to the daemon itself.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid), signal).expect("signal the daemon");
+    }
+
+    /// The same by number, for those without a name.
+    pub fn signal_number(&self, signal: i32) {
+        // SAFETY: no memory involved.
+        let sent = unsafe { libc::kill(self.pid, signal) };
+        assert_eq!(sent, 0, "signal the daemon");
+    }
+
+    /// What `GET /boot` says.
+    pub fn boot(&self) -> Value {
+        self.get("/boot").expect(200)
     }
 
     /// Waits until the daemon has ended, and what launched it too.

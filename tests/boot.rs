@@ -1,0 +1,156 @@
+//! How it comes up as PID 1 of a namespace: the report, the configuration file, services from files.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, wait_until};
+
+/// A configuration directory with these files, and options that name it.
+fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("services")).expect("a folder");
+    for (name, text) in files {
+        fs::write(dir.path().join(name), text).expect("a file");
+    }
+    let options = Options::default().args(&["--config-dir", dir.path().to_str().expect("a path")]);
+    (dir, options)
+}
+
+/// What the report says of a service, once it says anything.
+fn service(daemon: &Daemon, file: &str) -> Value {
+    wait_until(PATIENCE, &format!("{file} is in the report"), || {
+        let report = daemon.boot();
+        let services = report["services"].as_array().expect("services");
+        services.iter().find(|service| service["file"] == file).cloned()
+    })
+}
+
+fn await_service(daemon: &Daemon, file: &str, what: &str, right: impl Fn(&Value) -> bool) -> Value {
+    wait_until(PATIENCE, &format!("{file}: {what}"), || Some(service(daemon, file)).filter(|service| right(service)))
+}
+
+#[test]
+fn the_report_says_what_was_done() {
+    let daemon = daemon();
+    let report = daemon.boot();
+    let steps = report["steps"].as_array().expect("steps");
+    for name in ["/proc", "/dev/pts", "/dev/shm", "/run", "/sys/fs/cgroup", "loopback", "cgroup", "listening"] {
+        let step = steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"));
+        assert!(step["ok"] == true && step["detail"].is_string() && step["ms"].is_f64(), "{step}");
+    }
+    // What is the machine's own is not done in a namespace of it.
+    for name in ["root", "hostname", "ctrl-alt-del", "console", "random seed"] {
+        assert!(steps.iter().all(|step| step["name"] != name), "{report}");
+    }
+    let listening = steps.last().expect("a step");
+    assert_eq!((&listening["name"], &listening["detail"]), (&json!("listening"), &json!(daemon.addr.to_string())));
+    // 5 ms is the goal.
+    assert!(listening["ms"].as_f64().expect("a number") < 50.0 * f64::from(BUSY), "{report}");
+    assert_eq!(report["services"], json!([]));
+    daemon.post("/boot", &json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "/api/v1/boot");
+}
+
+/// A debug build on a busy machine.
+const BUSY: u8 = 20;
+
+#[test]
+fn a_process_among_others_boots_nothing() {
+    let daemon = Options::plain().start();
+    let report = daemon.boot();
+    let names: Vec<&Value> = report["steps"].as_array().expect("steps").iter().map(|step| &step["name"]).collect();
+    assert_eq!(names, ["listening"]);
+}
+
+#[test]
+fn services_start_in_the_order_of_their_names() {
+    let body = |name: &str| format!(r#"{{"command": "sleep", "args": ["600"], "name": "{name}"}}"#).into_bytes();
+    let (_dir, options) = configured(&[
+        ("services/20-second.json", &body("second")),
+        ("services/10-first.json", &body("first")),
+        ("services/30-plain.json", br#"{"command": "sleep", "args": ["600"]}"#),
+        ("services/notes.txt", b"not one"),
+    ]);
+    let daemon = options.start();
+    let third = service(&daemon, "30-plain.json");
+    assert!(third["ok"] == true && third["pid"].is_u64(), "{third}");
+    let list = daemon.list();
+    let names: Vec<&Value> = list.iter().map(|info| &info["managed"]["name"]).collect();
+    assert_eq!(names, [&json!("first"), &json!("second"), &Value::Null], "{list:?}");
+    let report = daemon.boot();
+    let files: Vec<&Value> = report["services"].as_array().expect("services").iter().map(|one| &one["file"]).collect();
+    assert_eq!(files, ["10-first.json", "20-second.json", "30-plain.json"]);
+    assert_eq!(report["services"][0]["pid"], list[0]["pid"]);
+}
+
+#[test]
+fn a_broken_file_is_reported_and_skipped() {
+    let garbage = vec![b'{'; 10 << 20];
+    let (dir, options) = configured(&[
+        ("services/10-garbage.json", &garbage),
+        ("services/20-not-json.json", b"\xff\xfe{"),
+        ("services/30-bad-field.json", br#"{"command": "true", "restart": {"policy": "sometimes"}}"#),
+        ("services/40-no-program.json", br#"{"command": "/nowhere"}"#),
+        ("services/50-good.json", br#"{"command": "sleep", "args": ["600"]}"#),
+        ("init.conf", b"# settings\nTL_INIT_KEEP_ENDED=3\nTL_INIT_NONSENSE=1\nOTHER=2\n"),
+    ]);
+    nix::unistd::mkfifo(&dir.path().join("services/45-fifo.json"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    let daemon = options.start();
+    assert!(service(&daemon, "50-good.json")["ok"] == true);
+    for (file, part) in [
+        ("10-garbage.json", "1 MiB"),
+        ("20-not-json.json", "expected"),
+        ("30-bad-field.json", "restart.policy"),
+        ("40-no-program.json", "/nowhere"),
+        ("45-fifo.json", "regular"),
+    ] {
+        let told = service(&daemon, file);
+        assert!(told["ok"] == false && told["pid"].is_null(), "{told}");
+        assert!(told["detail"].as_str().expect("a sentence").contains(part), "{told}");
+        assert!(daemon.log().contains(file), "in the log as well");
+    }
+    let steps = daemon.boot()["steps"].to_string();
+    assert!(steps.contains("TL_INIT_NONSENSE") && steps.contains("OTHER") && !steps.contains("KEEP_ENDED"), "{steps}");
+}
+
+#[test]
+fn the_file_configures_and_the_environment_wins() {
+    let (_dir, options) = configured(&[("init.conf", b"TL_INIT_MAX_PROCESSES=1\nTL_INIT_MAX_BODY=100\n")]);
+    let daemon = options.env("TL_INIT_MAX_BODY", "1M").start();
+    let long = "x".repeat(1000);
+    daemon.start_process(&json!({"command": "sleep", "args": ["600"], "env": {"LONG": long}}));
+    daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "1");
+}
+
+#[test]
+fn hup_reads_the_services_again() {
+    let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "s{seconds}"}}"#);
+    let (dir, options) = configured(&[
+        ("services/stays.json", sleep("5601").as_bytes()),
+        ("services/changes.json", sleep("5602").as_bytes()),
+        ("services/goes.json", sleep("5603").as_bytes()),
+    ]);
+    let daemon = options.start();
+    let stays = await_service(&daemon, "stays.json", "it runs", |service| service["ok"] == true);
+    wait_until(PATIENCE, "all run", || (!daemon.executing("sleep 5602").is_empty()).then_some(()));
+    let path = |name: &str| dir.path().join("services").join(name);
+    write(&path("changes.json"), &sleep("5604"));
+    fs::remove_file(path("goes.json")).expect("remove it");
+    write(&path("new.json"), &sleep("5605"));
+    daemon.signal(Signal::SIGHUP);
+    await_service(&daemon, "new.json", "it runs", |service| service["ok"] == true);
+    assert_eq!(service(&daemon, "stays.json"), stays, "left alone");
+    for (sleeps, count) in [("5601", 1), ("5602", 0), ("5603", 0), ("5604", 1), ("5605", 1)] {
+        assert_eq!(daemon.executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
+    }
+    let report = daemon.boot();
+    assert_eq!(report["services"].as_array().expect("services").len(), 3, "{report}");
+    daemon.await_gone(Duration::from_secs(10), "sleep 5603");
+}
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).expect("write a service");
+}

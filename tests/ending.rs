@@ -1,0 +1,144 @@
+//! The ordered end as PID 1: who is asked when, who is killed when, and what followers hear of it.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{PATIENCE, daemon, daemon_with, wait_until};
+
+/// Answers SIGTERM by writing its name, then ends.
+fn tells(name: &str) -> String {
+    format!("trap 'echo {name} >>told; exit 0' TERM; echo up; while :; do sleep 0.02; done")
+}
+
+#[test]
+fn everybody_is_asked_once() {
+    let mut daemon = daemon();
+    let scratch = daemon.scratch();
+    let mut pids = Vec::new();
+    for name in ["plain-1", "first", "second", "plain-2", "third"] {
+        let mut body = json!({"command": "bash", "args": ["-c", tells(name)], "working_dir": scratch});
+        if !name.starts_with("plain") {
+            body["name"] = json!(name);
+        }
+        pids.push(daemon.start_process(&body)["pid"].as_u64().expect("a pid"));
+    }
+    wait_until(PATIENCE, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
+    daemon.signal(Signal::SIGTERM);
+    daemon.await_end(PATIENCE);
+    let told = std::fs::read_to_string(scratch.join("told")).expect("they told");
+    let mut names: Vec<&str> = told.lines().collect();
+    assert_eq!(names.len(), 5, "each exactly once: {told}");
+    names.sort_unstable();
+    assert_eq!(names, ["first", "plain-1", "plain-2", "second", "third"]);
+}
+
+#[test]
+fn five_hundred_that_obey_are_gone_at_once() {
+    let mut daemon = daemon();
+    for n in 0..500 {
+        let mut body = json!({"command": "sleep", "args": ["5621"]});
+        if n % 2 == 0 {
+            body["name"] = json!(format!("s{n}"));
+        }
+        daemon.start_process(&body);
+    }
+    let begun = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    // 1 s is the goal.
+    assert!(begun.elapsed() < Duration::from_secs(9), "nobody needed the grace: {:?}", begun.elapsed());
+}
+
+#[test]
+fn those_that_do_not_obey_go_after_the_grace_and_followers_hear_of_it() {
+    let mut daemon = daemon_with(&["--shutdown-grace", "2"]);
+    let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
+    let pids: Vec<u64> = (0..10).map(|_| daemon.sh(stubborn)).collect();
+    let followers: Vec<_> = pids.iter().map(|pid| daemon.follow(*pid, "stdout")).collect();
+    wait_until(PATIENCE, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
+    let begun = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    for follower in followers {
+        // Fails without an `eof`.
+        assert_eq!(follower.all_lines(), ["up", "heard it"]);
+    }
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(20), "{took:?}");
+}
+
+#[test]
+fn a_second_signal_gives_no_more_grace() {
+    let mut daemon = daemon_with(&["--shutdown-grace", "3600"]);
+    let pid = daemon.sh("trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done");
+    let said = |lines: &[&str]| {
+        wait_until(PATIENCE, &format!("it says {lines:?}"), || (daemon.lines(pid, "stdout") == lines).then_some(()));
+    };
+    said(&["up"]);
+    daemon.signal(Signal::SIGINT);
+    said(&["up", "heard it"]);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130), "the first one counts");
+}
+
+#[test]
+fn signals_and_exit_codes_without_a_main_process() {
+    // SIGRTMIN is 34.
+    for (signal, grace, code) in [
+        (15, true, 0),
+        (2, true, 130),
+        (30, true, 0),
+        (10, true, 0),
+        (12, true, 0),
+        (37, true, 0),
+        (38, true, 0),
+        (39, true, 0),
+        (47, false, 0),
+        (48, false, 0),
+        (49, false, 0),
+    ] {
+        let mut daemon = daemon();
+        let scratch = daemon.scratch();
+        let body = json!({"command": "bash", "args": ["-c", tells("asked")], "working_dir": scratch});
+        let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
+        wait_until(PATIENCE, "it is up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+        daemon.signal_number(signal);
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(code), "signal {signal}");
+        if grace {
+            assert!(scratch.join("told").exists(), "signal {signal}: it was asked");
+        }
+    }
+}
+
+#[test]
+fn the_api_can_end_it() {
+    let mut daemon = daemon();
+    for (body, field) in [
+        (json!({"action": "poweroff"}), "action"),
+        (json!({"action": "reboot"}), "action"),
+        (json!({"action": "halt"}), "action"),
+        (json!({"action": "explode"}), "action"),
+        (json!({}), "action"),
+        (json!({"action": "exit", "grace_ms": -1}), "grace_ms"),
+    ] {
+        daemon.post("/shutdown", &body).expect_error(400, "INVALID_REQUEST", field);
+    }
+    let pid = daemon.sh("trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done");
+    let mut follower = daemon.follow(pid, "stdout");
+    assert!(follower.next_frame().is_some());
+    daemon.post("/shutdown", &json!({"action": "exit", "grace_ms": 100})).expect(202);
+    follower.until_eof();
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+}
+
+/// The kernel refuses most of them; what counts in the end is who sent it.
+#[test]
+fn signals_of_other_users_change_nothing() {
+    let daemon = daemon();
+    let run =
+        daemon.run_sh("for s in 1 2 3 10 12 15 30 37 38 39 47 48 49; do kill -$s 1 2>/dev/null && echo $s; done; true");
+    assert_eq!((run.code(), run.stdout().as_str()), (Some(0), ""));
+    assert_eq!(daemon.run_sh("echo still here").stdout(), "still here");
+}

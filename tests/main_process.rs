@@ -1,0 +1,225 @@
+//! The main process of a container: what `docker run --init` users know from tini, and what is ours on top.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::harness::{Daemon, Options, PATIENCE, machine, root, wait_until};
+
+/// A daemon whose main process is this script of a shell, run as whoever the test is.
+struct Main {
+    daemon: Daemon,
+    _scratch: TempDir,
+    said: std::path::PathBuf,
+}
+
+impl Main {
+    /// Starts it. The script may write lines to `$SAID`; `up` has to be one of them.
+    fn start(script: &str) -> Main {
+        Main::start_with(Options::default(), script)
+    }
+
+    fn start_with(options: Options, script: &str) -> Main {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let said = scratch.path().join("said");
+        let uid = nix::unistd::geteuid().to_string();
+        let args = ["--default-user", &uid, "--shutdown-grace", "2", "--", "sh", "-c", script];
+        let options = options.args(&args).env("SAID", said.to_str().expect("a path"));
+        let main = Main { daemon: options.start(), _scratch: scratch, said };
+        main.await_word("up");
+        main
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.said).unwrap_or_default()
+    }
+
+    fn await_word(&self, word: &str) {
+        wait_until(PATIENCE, &format!("it says {word:?}"), || {
+            self.said().lines().any(|line| line == word).then_some(())
+        });
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        self.daemon.await_end(PATIENCE).code()
+    }
+}
+
+/// Says `up`, then answers every signal with its number until one of them has it exit.
+const ANSWERS: &str = "for signal in 1 2 3 10 12 15 28 30 34 37 38 39 47 48 49 64; do
+        trap \"echo $signal >>$SAID\" $signal
+    done
+    echo up >>$SAID
+    until grep -qx 64 $SAID; do sleep 0.02; done
+    exit 7";
+
+#[test]
+fn signals_are_forwarded() {
+    let mut main = Main::start(ANSWERS);
+    for signal in [1, 3, 10, 12, 28, 30, 34, 37, 38, 39, 47, 48, 49, 15] {
+        main.daemon.signal_number(signal);
+        main.await_word(&signal.to_string());
+    }
+    main.daemon.signal_number(64);
+    assert_eq!(main.code(), Some(7));
+}
+
+#[test]
+fn they_reach_the_whole_group() {
+    let mut main = Main::start(
+        "sh -c 'trap \"echo child >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
+         trap 'echo leader >>$SAID; wait; exit 5' TERM; wait",
+    );
+    main.daemon.signal(Signal::SIGTERM);
+    assert_eq!(main.code(), Some(5));
+    let said = main.said();
+    assert!(said.contains("child") && said.contains("leader"), "{said}");
+}
+
+#[test]
+fn its_exit_is_ours() {
+    for (end, code) in
+        [("exit 0", 0), ("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
+    {
+        let mut main = Main::start(&format!("echo up >>$SAID; until [ -e $SAID.go ]; do sleep 0.02; done; {end}"));
+        std::fs::write(format!("{}.go", main.said.display()), "").expect("let it end");
+        assert_eq!(main.code(), Some(code), "{end}");
+    }
+}
+
+#[test]
+fn a_term_that_it_does_not_handle_is_its_end() {
+    let mut main = Main::start("echo up >>$SAID; exec sleep 600");
+    main.daemon.signal(Signal::SIGTERM);
+    assert_eq!(main.code(), Some(143));
+    let mut main = Main::start("echo up >>$SAID; exec sleep 600");
+    main.daemon.signal(Signal::SIGINT);
+    assert_eq!(main.code(), Some(130));
+}
+
+#[test]
+fn a_second_term_gives_no_more_grace() {
+    let mut main = Main::start("trap 'echo asked >>$SAID' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
+    main.daemon.signal(Signal::SIGTERM);
+    main.await_word("asked");
+    let begun = Instant::now();
+    main.daemon.signal(Signal::SIGTERM);
+    assert_eq!(main.code(), Some(137));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn what_it_leaves_behind_ends_in_order() {
+    let mut main = Main::start(
+        "setsid sh -c 'trap \"echo asked too >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
+         until grep -qx up $SAID; do sleep 0.02; done
+         until [ -e $SAID.go ]; do sleep 0.02; done; exit 3",
+    );
+    std::fs::write(format!("{}.go", main.said.display()), "").expect("let it end");
+    assert_eq!(main.code(), Some(3));
+    assert!(main.said().contains("asked too"), "{}", main.said());
+}
+
+#[test]
+fn orphans_are_reaped() {
+    let main = Main::start("(setsid sleep 0.1 &) ; (setsid sleep 0.2 &); echo up >>$SAID; exec sleep 600");
+    wait_until(PATIENCE, "no child of PID 1 is left but the main process", || {
+        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    });
+    assert!(machine::descendants(main.daemon.pid).into_iter().all(|pid| !machine::is_zombie(pid)));
+}
+
+#[test]
+fn it_starts_clean_and_with_the_environment_that_was_meant_for_it() {
+    let options = Options::default().env("GREETING", "hello").env("TL_INIT_KEEP_ENDED", "5").env("HOME", "/nowhere");
+    let main = Main::start_with(
+        options,
+        "grep -E '^Sig(Blk|Ign)' /proc/self/status >>$SAID
+         echo $GREETING $(env | grep -c TL_INIT_) $PWD >>$SAID
+         test \"$HOME\" != /nowhere && echo home of its user >>$SAID
+         echo up >>$SAID; exec sleep 600",
+    );
+    let said = main.said();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(
+        lines,
+        ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "hello 0 /", "home of its user", "up"]
+    );
+    // A process of the API's gets nothing of that.
+    assert_eq!(main.daemon.run_sh("echo $GREETING").stdout(), "");
+}
+
+#[test]
+fn it_has_our_streams() {
+    let main = Main::start(
+        "read line; echo got $? >>$SAID; echo to stdout; echo to stderr >&2; echo up >>$SAID; exec sleep 600",
+    );
+    assert!(main.said().contains("got 1"), "stdin is /dev/null in these tests");
+    wait_until(PATIENCE, "both are heard", || {
+        let log = main.daemon.log();
+        (log.contains("to stdout") && log.contains("to stderr")).then_some(())
+    });
+}
+
+#[test]
+fn one_that_does_not_run_is_said_as_a_shell_would() {
+    for (program, code) in [("/nowhere/at-all", 127), ("no-such-program", 127), ("/etc/passwd", 126), ("/", 126)] {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"))
+            .args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--", program])
+            .env("TL_NS_DIR", scratch.path().join("state"))
+            // A directory of it that its user may not enter would be the reason.
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .current_dir("/")
+            .output()
+            .expect("run it");
+        assert_eq!(out.status.code(), Some(code), "{program}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(String::from_utf8_lossy(&out.stderr).contains(program), "it is named");
+    }
+}
+
+#[test]
+fn it_can_be_given_as_json() {
+    let daemon = Options::default().env("TL_INIT_COMMAND", r#"["sleep", "5611"]"#).start();
+    wait_until(PATIENCE, "it runs", || (!daemon.executing("sleep 5611").is_empty()).then_some(()));
+    let list = daemon.list();
+    assert_eq!((&list[0]["args"], &list[0]["managed"]), (&json!(["5611"]), &json!(null)));
+}
+
+#[test]
+fn the_api_ends_it_with_its_own_code() {
+    let mut main = Main::start("trap 'echo asked >>$SAID; exit 9' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
+    main.daemon.post("/shutdown", &json!({"action": "exit"})).expect(202);
+    assert_eq!(main.code(), Some(9));
+}
+
+/// `docker run -t`: the terminal is the main process's, so that Ctrl-C and the window's size are for it.
+#[test]
+fn a_terminal_is_its_own() {
+    if !root("a_terminal_is_its_own") {
+        return;
+    }
+    let scratch = tempfile::tempdir().expect("a directory");
+    let said = scratch.path().join("said");
+    let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
+                echo up >>$SAID; while :; do sleep 0.02; done";
+    let mut child = Command::new("python3");
+    child.args(["-c", include_str!("terminal.py")]);
+    // PID 1 leads the terminal's session, as a container's does.
+    child.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "setsid", "--ctty"]);
+    child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", "0"]);
+    child.arg("--run-dir").arg(scratch.path().join("run")).arg("--log-dir").arg(scratch.path().join("log"));
+    child.args(["--", "sh", "-c", main]).env("SAID", &said).current_dir("/");
+    let out = child.output().expect("run it");
+    let said = read(&said);
+    assert_eq!(out.status.code(), Some(8), "{said} {}", String::from_utf8_lossy(&out.stderr));
+    assert!(said.starts_with("/dev/pts/") && said.ends_with("up\ninterrupted\n"), "{said}");
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
