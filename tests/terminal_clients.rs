@@ -219,7 +219,7 @@ fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
         (daemon.pty_info(&session)["client_count"] == 1).then_some(())
     });
     let grown = machine::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
-    assert!(grown < 48 << 10, "{grown} KiB for a backlog of 16 MiB");
+    assert!(grown < 24 << 10, "{grown} KiB for a backlog of 8 MiB");
     // It may be told, where it reads in the end.
     drop(idle);
     leaves_nothing(&daemon, || {
@@ -282,7 +282,7 @@ fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
     std::thread::scope(|scope| {
         // Reading answers pings.
         let alive = scope.spawn(move || alive.end());
-        wait_until(Duration::from_secs(95), "one is dropped", || {
+        wait_until(Duration::from_secs(110), "one is dropped", || {
             (daemon.pty_info(&session)["client_count"] == 1).then_some(())
         });
         assert!(begun.elapsed() > Duration::from_secs(55), "{:?}", begun.elapsed());

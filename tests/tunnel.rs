@@ -10,7 +10,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
 use crate::harness::socket::{UPGRADE, code_after, frame, refused, try_open};
-use crate::harness::{Daemon, PATIENCE, daemon, machine, wait_until};
+use crate::harness::{Daemon, PATIENCE, daemon, machine, port_of_nobody, wait_until};
 
 /// A service on a port of its own; each connection is `serve`d by a thread.
 fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
@@ -142,7 +142,7 @@ fn a_close_from_the_client_is_only_half_of_one() {
 #[test]
 fn where_nobody_listens_there_is_no_tunnel() {
     let daemon = daemon();
-    let free = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address").port();
+    let (free, _held) = port_of_nobody();
     let bearer = format!("Authorization: Bearer {}\r\n", daemon.token);
     let upgrade = format!("{bearer}{UPGRADE}");
     let path = |port: &str| format!("/tunnels/tcp{port}");

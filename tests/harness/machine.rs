@@ -79,6 +79,14 @@ pub fn descriptors(pid: i32) -> Vec<(String, String)> {
     found
 }
 
+/// Whether it is in the foreground of its terminal.
+pub fn is_in_foreground(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // After the name: state, parent, group, session, terminal, and the group in the foreground of that.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    fields.get(2) == fields.get(5)
+}
+
 /// The names of its threads.
 pub fn threads(pid: i32) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");

@@ -111,6 +111,14 @@ pub fn wait_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut()
     }
 }
 
+/// A port where nobody listens, and nobody will for as long as the connection that has it is kept.
+pub fn port_of_nobody() -> (u16, [TcpStream; 2]) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let ours = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let theirs = listener.accept().expect("its other end").0;
+    (ours.local_addr().expect("its address").port(), [ours, theirs])
+}
+
 /// A running daemon. Dropping it kills it with everything that it started.
 pub struct Daemon {
     launcher: Child,

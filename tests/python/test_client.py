@@ -54,8 +54,8 @@ def test_run_tells_a_signal(sandbox):
 
 def test_run_ends_at_its_timeout(sandbox):
     begun = time.monotonic()
-    result = sandbox.run("sh", ["-c", "echo early; setsid sleep 60 & sleep 60"], timeout=0.3)
-    assert time.monotonic() - begun < 5
+    result = sandbox.run("sh", ["-c", "echo early; setsid sleep 600 & sleep 600"], timeout=3)
+    assert 3 <= time.monotonic() - begun < 30
     assert (result.exit_code, result.reason, result.stdout) == (-9, "timed_out", "early")
 
 
@@ -196,6 +196,7 @@ def test_a_service_comes_back(sandbox):
     first = sandbox.start_process("sh", ["-c", "echo run $$; exec sleep 600"], name="my service", restart=policy)
     assert first.managed.name == "my service" and first.managed.status in ("starting", "running")
     assert first.managed.restart.policy == "always" and first.managed.health_status == "disabled"
+    until("the first run has said so", lambda: sandbox.get_stdout("my service").line_count == 1)
     sandbox.send_signal("my service", 9)
     again = until("it runs again", lambda: (i := sandbox.get_process("my service")).managed.restart_count == 1
                   and i.status == "running" and i)
@@ -252,7 +253,9 @@ http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 
 def test_a_service_is_watched_over(sandbox, tmp_path):
     port = free_port()
-    check = {"type": "http", "port": port, "initial_delay_ms": 20, "interval_ms": 50, "timeout_ms": 2000, "failure_threshold": 3}
+    check = {"type": "http", "port": port, "initial_delay_ms": 20, "interval_ms": 50, "timeout_ms": 2000,
+             # It is not there at first: an interpreter takes its time on a busy machine.
+             "failure_threshold": 60}
     program = SERVER.replace("PORT", str(port))
     service = sandbox.start_process(sys.executable, ["-c", program], working_dir=str(tmp_path), user="root", name="web",
                                     restart={"initial_backoff_ms": 20}, health_check=check)

@@ -1,0 +1,187 @@
+//! Clients whose machine is gone: no end of the connection is told, and nothing is acknowledged any more.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use tungstenite::{Message, WebSocket};
+
+use crate::harness::socket::{Session, Terminal, frame};
+use crate::harness::{Daemon, PATIENCE, daemon, wait_until};
+
+/// From here on its kernel hears nothing, as if the network were gone.
+fn cut_off(socket: &TcpStream) {
+    // Drops whatever comes (socket(7), SO_ATTACH_FILTER).
+    let mut drop_all = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
+    let program = libc::sock_fprog { len: 1, filter: &raw mut drop_all };
+    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
+    // SAFETY: the program and its one instruction are valid for reading while this is called.
+    let set = unsafe {
+        let value = (&raw const program).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, size)
+    };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A service for one connection; when `serve` has ended it says so.
+fn service(serve: impl FnOnce(TcpStream) + Send + 'static) -> (u16, Receiver<Instant>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let (tell, told) = channel();
+    std::thread::spawn(move || {
+        serve(listener.accept().expect("the tunnel's connection").0);
+        let _ = tell.send(Instant::now());
+    });
+    (port, told)
+}
+
+fn wait_for_end(mut stream: TcpStream) {
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+fn send_without_end(mut stream: TcpStream) {
+    while stream.write(&[0; 1 << 16]).is_ok() {}
+}
+
+/// Neither reads nor sends, until the connection ends.
+fn stand_still(stream: TcpStream) {
+    let mut polled = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: `polled` is one initialised entry, valid for writing.
+    unsafe { libc::poll(&raw mut polled, 1, -1) };
+}
+
+/// Waits until nothing more goes into it.
+fn fill(socket: &mut TcpStream, bytes: &[u8]) {
+    socket.set_write_timeout(Some(Duration::from_secs(1))).expect("a limit");
+    while socket.write_all(bytes).is_ok() {}
+}
+
+/// Waits until as much has come as comes to one that does not read.
+fn await_full(socket: &TcpStream) {
+    let waiting = || {
+        let mut count: libc::c_int = 0;
+        // SAFETY: `count` is valid for writing, and is the integer that this request writes.
+        assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
+        count
+    };
+    let mut last = (0, Instant::now());
+    wait_until(PATIENCE, "its buffer is full", || {
+        let now = waiting();
+        if now != last.0 {
+            last = (now, Instant::now());
+        }
+        (now > 0 && last.1.elapsed() > Duration::from_secs(1)).then_some(())
+    });
+}
+
+fn clients(daemon: &Daemon, session: &Session) -> u64 {
+    daemon.pty_info(session)["client_count"].as_u64().expect("a count")
+}
+
+/// What is lost, and how to see that it was found out.
+enum Lost {
+    Tunnel(&'static str, WebSocket<TcpStream>, Receiver<Instant>),
+    Terminal(&'static str, Terminal, Session),
+}
+
+impl Lost {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Lost::Tunnel(_, socket, _) => socket.get_ref(),
+            Lost::Terminal(_, terminal, _) => terminal.socket.get_ref(),
+        }
+    }
+
+    /// When it was found out; none as long as it was not.
+    fn found(&self, daemon: &Daemon) -> Option<Instant> {
+        match self {
+            Lost::Tunnel(_, _, told) => told.try_recv().ok(),
+            Lost::Terminal(_, _, session) => (clients(daemon, session) == 0).then(Instant::now),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Lost::Tunnel(name, ..) | Lost::Terminal(name, ..) => name,
+        }
+    }
+}
+
+fn tunnel(daemon: &Daemon, name: &'static str, serve: impl FnOnce(TcpStream) + Send + 'static) -> Lost {
+    let (port, told) = service(serve);
+    Lost::Tunnel(name, daemon.tunnel(port), told)
+}
+
+fn terminal(daemon: &Daemon, name: &'static str, script: &str) -> Lost {
+    let session = daemon.pty_sh(script);
+    Lost::Terminal(name, daemon.watch(&session), session)
+}
+
+/// The kernel that runs this can be told to ask often enough (Linux 6.15).
+fn kernel_asks_often() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
+    let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+}
+
+#[test]
+fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
+    let daemon = daemon();
+    let mut all = vec![
+        tunnel(&daemon, "a quiet tunnel", wait_for_end),
+        tunnel(&daemon, "a tunnel to a service that reads nothing", stand_still),
+        tunnel(&daemon, "a tunnel whose client has sent all", |stream| {
+            let _ = stream.try_clone().map(wait_for_end);
+            stand_still(stream);
+        }),
+        terminal(&daemon, "a quiet terminal", "sleep 4760"),
+        terminal(&daemon, "a terminal whose program reads nothing", "stty raw -echo; sleep 4760"),
+        terminal(&daemon, "a terminal that shows too much", "stty raw; head -c 6000000 /dev/zero; sleep 4760"),
+    ];
+    if kernel_asks_often() {
+        all.push(tunnel(&daemon, "a tunnel whose client reads nothing", send_without_end));
+    }
+    for lost in &mut all {
+        match lost {
+            Lost::Tunnel("a tunnel to a service that reads nothing", socket, _) => {
+                fill(socket.get_mut(), &frame(0x82, &[0; 1 << 20]));
+            }
+            Lost::Tunnel("a tunnel whose client has sent all", socket, _) => {
+                socket.get_mut().write_all(&frame(0x88, b"")).expect("a Close");
+            }
+            Lost::Terminal("a terminal whose program reads nothing", terminal, _) => {
+                fill(terminal.socket.get_mut(), &frame(0x82, &[0; 1 << 19]));
+            }
+            Lost::Terminal("a terminal that shows too much", ..)
+            | Lost::Tunnel("a tunnel whose client reads nothing", ..) => await_full(lost.socket()),
+            _ => {}
+        }
+    }
+    let mut paused = tunnel(&daemon, "one whose client is there and reads nothing", send_without_end);
+    await_full(paused.socket());
+    all.iter().for_each(|lost| cut_off(lost.socket()));
+    let begun = Instant::now();
+    let mut left: Vec<&Lost> = all.iter().collect();
+    wait_until(Duration::from_secs(180), "all are found out", || {
+        left.retain(|lost| {
+            let Some(at) = lost.found(&daemon) else { return true };
+            let took = at - begun;
+            eprintln!("{}: {took:?}", lost.name());
+            // The rest is for a busy machine.
+            assert!(took < Duration::from_secs(100), "{}: {took:?}", lost.name());
+            false
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        left.is_empty().then_some(())
+    });
+    assert_eq!(paused.found(&daemon), None, "it is there");
+    let Lost::Tunnel(_, socket, _) = &mut paused else { return };
+    let mut bytes = 0;
+    while bytes < 20_000_000 {
+        if let Message::Binary(piece) = socket.read().expect("the tunnel goes on") {
+            bytes += piece.len();
+        }
+    }
+}
