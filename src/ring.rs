@@ -24,6 +24,16 @@ impl Ring {
         Ring { keep: keep as u64, most: most.max(keep) as u64, blocks: VecDeque::new(), start: 0, end: 0 }
     }
 
+    /// Bytes that are held.
+    pub fn held(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Changes how much is kept for readers that are behind; from the next byte or trim on.
+    pub fn set_most(&mut self, most: usize) {
+        self.most = self.keep.max(most as u64);
+    }
+
     /// The place after the last byte.
     pub fn end(&self) -> u64 {
         self.end
@@ -139,6 +149,13 @@ mod tests {
         fill(&mut ring, B, 5);
         assert_eq!(ring.read(5, 5, &mut out), None, "too far behind");
         assert_eq!(ring.blocks.len(), 4);
+        assert_eq!(ring.held(), 4 * B as u64);
+        ring.set_most(2 * B);
+        ring.trim(0);
+        assert_eq!((ring.blocks.len(), ring.held()), (2, 2 * B as u64), "a lower bound");
+        ring.set_most(0);
+        ring.trim(0);
+        assert_eq!(ring.held(), B as u64, "never less than a replay");
         ring.trim(u64::MAX);
         assert_eq!(ring.blocks.len(), 1, "given back when nobody needs it");
         assert_eq!(ring.read(ring.replay(), usize::MAX, &mut out), Some(ring.end()));

@@ -1,10 +1,16 @@
 //! What a terminal session shows: its last bytes, and each viewer's place in them.
 //!
-//! A terminal is no log of lines: what counts is what a screen needs. The output thread appends and never waits; a
-//! viewer reads at its own pace, and is told when it is so far behind that what it has not seen is gone.
+//! A terminal is no log of lines: what counts is what a screen needs. A viewer reads at its own pace, and is told when
+//! it is so far behind that what it has not seen is gone.
+//!
+//! The kernel makes a terminal's output at some 200 MB/s, which fills any backlog while a viewer waits for a processor.
+//! So a session that runs away from somebody who is reading is read at [`RATE`] meanwhile: who takes that much loses
+//! nothing. Nobody else is waited for.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
 use crate::os::poll::Waker;
@@ -14,12 +20,30 @@ use crate::window::Window;
 /// What a viewer that comes later gets to see (section 11).
 pub const REPLAY: usize = 1 << 20;
 
-/// How far behind a viewer may be. The kernel makes a terminal's output at some 200 MB/s at most, so this is what a
-/// viewer that reads can fall behind while others have the processor.
-const BEHIND: usize = 16 << 20;
+/// How far behind a viewer may be…
+const BEHIND: usize = 8 << 20;
+
+/// …and how far while all sessions together hold more than [`TOTAL`] for those who are behind.
+const BEHIND_IN_NEED: usize = 2 << 20;
+
+/// See [`BEHIND_IN_NEED`].
+const TOTAL: u64 = 64 << 20;
+
+/// From here on behind, a viewer is waited for…
+const LAG: u64 = REPLAY as u64;
+
+/// …at this many bytes a second…
+const RATE: u64 = 8 << 20;
+
+/// …if it has taken something within this time.
+const READS: Duration = Duration::from_secs(1);
 
 /// A place that no stream reaches.
 const NEVER: u64 = u64::MAX;
+
+/// What all sessions hold beyond their replays, for viewers that are behind.
+#[derive(Clone, Debug, Default)]
+pub struct Backlog(Arc<AtomicU64>);
 
 /// The output of one session.
 #[derive(Debug)]
@@ -27,6 +51,9 @@ pub struct Terminal(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
+    backlog: Backlog,
+    /// This session's part of it.
+    part: u64,
     ring: Ring,
     window: Window,
     end: Option<RunEnd>,
@@ -44,6 +71,15 @@ struct Place {
     /// It is woken when the stream gets to here.
     wake_at: u64,
     waker: Arc<Waker>,
+    /// When it took something last.
+    took: Instant,
+}
+
+impl Place {
+    /// Whether it is behind, and reads.
+    fn is_catching_up(&self, end: u64, now: Instant) -> bool {
+        !self.held && end.saturating_sub(self.at) > LAG && now.saturating_duration_since(self.took) < READS
+    }
 }
 
 /// What a viewer finds.
@@ -64,19 +100,37 @@ pub enum Seen {
 }
 
 impl Terminal {
-    /// An empty one.
-    pub fn new(window: Window) -> Terminal {
-        let ring = Ring::new(REPLAY, BEHIND);
-        let viewers = BTreeMap::new();
-        let (terminated, forgotten) = (false, false);
-        Terminal(Mutex::new(State { ring, window, end: None, terminated, forgotten, viewers, last_viewer: 0 }))
+    /// An empty one, whose backlog counts in `backlog`.
+    pub fn new(window: Window, backlog: &Backlog) -> Terminal {
+        Terminal(Mutex::new(State {
+            backlog: backlog.clone(),
+            part: 0,
+            ring: Ring::new(REPLAY, BEHIND),
+            window,
+            end: None,
+            terminated: false,
+            forgotten: false,
+            viewers: BTreeMap::new(),
+            last_viewer: 0,
+        }))
+    }
+
+    /// How long to leave the session alone that has written so many bytes in a row.
+    pub fn pause(&self, bytes: usize) -> Option<Duration> {
+        let (state, now) = (self.lock(), Instant::now());
+        let end = state.ring.end();
+        let waited_for = state.viewers.values().any(|place| place.is_catching_up(end, now));
+        waited_for.then(|| Duration::from_micros(bytes as u64 * 1_000_000 / RATE))
     }
 
     /// Appends what the session has written.
     pub fn append(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let slowest = state.slowest();
+        let most = state.backlog.most();
+        state.ring.set_most(most);
         state.ring.append(bytes, slowest);
+        state.count();
         let end = state.ring.end();
         for viewer in state.viewers.values_mut().filter(|viewer| viewer.wake_at <= end) {
             viewer.wake_at = NEVER;
@@ -121,7 +175,7 @@ impl Terminal {
         state.last_viewer += 1;
         let id = state.last_viewer;
         let at = state.ring.end();
-        state.viewers.insert(id, Place { at, held: true, wake_at: NEVER, waker });
+        state.viewers.insert(id, Place { at, held: true, wake_at: NEVER, waker, took: Instant::now() });
         Viewer { terminal: Arc::clone(self), id }
     }
 
@@ -136,8 +190,31 @@ impl State {
         self.viewers.values().filter(|viewer| !viewer.held).map(|viewer| viewer.at).min().unwrap_or(NEVER)
     }
 
+    /// Says how much this session holds for those who are behind.
+    fn count(&mut self) {
+        let part = self.ring.held().saturating_sub(REPLAY as u64);
+        self.backlog.change(std::mem::replace(&mut self.part, part), part);
+    }
+
     fn wake_all(&self) {
         self.viewers.values().for_each(|viewer| viewer.waker.wake());
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.backlog.change(self.part, 0);
+    }
+}
+
+impl Backlog {
+    /// What one session may hold just now.
+    fn most(&self) -> usize {
+        if self.0.load(Ordering::Relaxed) > TOTAL { BEHIND_IN_NEED } else { BEHIND }
+    }
+
+    fn change(&self, from: u64, to: u64) {
+        self.0.fetch_add(to.wrapping_sub(from), Ordering::Relaxed);
     }
 }
 
@@ -156,7 +233,7 @@ impl Viewer {
         if let Some(place) = state.viewers.get_mut(&self.id)
             && place.held
         {
-            (place.held, place.at) = (false, replay);
+            (place.held, place.at, place.took) = (false, replay, Instant::now());
         }
     }
 
@@ -175,7 +252,7 @@ impl Viewer {
         match ring.read(place.at, most, into) {
             None => Seen::Behind,
             Some(at) if at > place.at => {
-                place.at = at;
+                (place.at, place.took) = (at, Instant::now());
                 Seen::Bytes
             }
             Some(at) => match end {
@@ -209,6 +286,7 @@ impl Drop for Viewer {
         state.viewers.remove(&self.id);
         let slowest = state.slowest();
         state.ring.trim(slowest);
+        state.count();
     }
 }
 
@@ -223,7 +301,7 @@ mod tests {
     const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
 
     fn terminal() -> Arc<Terminal> {
-        Arc::new(Terminal::new(Window::default()))
+        Arc::new(Terminal::new(Window::default(), &Backlog::default()))
     }
 
     fn view(terminal: &Arc<Terminal>) -> (Viewer, Arc<Waker>) {
@@ -320,5 +398,43 @@ mod tests {
         let mut out = Vec::new();
         assert_eq!(late.look(usize::MAX, &mut out), Seen::Bytes);
         assert_eq!(out.len(), REPLAY);
+    }
+
+    #[test]
+    fn who_reads_is_waited_for_and_nobody_else() {
+        let terminal = terminal();
+        let ((reads, _), (other, _)) = (view(&terminal), view(&terminal));
+        let now = Instant::now();
+        let is_waited_for = |viewer: &Viewer, now: Instant| {
+            let state = terminal.lock();
+            state.viewers[&viewer.id].is_catching_up(state.ring.end(), now)
+        };
+        terminal.append(&vec![0; REPLAY]);
+        reads.ready();
+        terminal.append(&[0]);
+        assert!(is_waited_for(&reads, now) && !is_waited_for(&other, now), "it is not ready");
+        assert_eq!(terminal.pause(RATE as usize), Some(Duration::from_secs(1)));
+        assert!(!is_waited_for(&reads, now + READS + READS), "it does not read");
+        assert_eq!(reads.look(1, &mut Vec::new()), Seen::Bytes);
+        assert_eq!(terminal.pause(1000), None, "it is not that far behind");
+    }
+
+    #[test]
+    fn all_sessions_together_hold_so_much() {
+        let backlog = Backlog::default();
+        let sessions: Vec<_> = (0..20).map(|_| Arc::new(Terminal::new(Window::default(), &backlog))).collect();
+        let viewers: Vec<_> = sessions.iter().map(|terminal| view(terminal).0).collect();
+        viewers.iter().for_each(Viewer::ready);
+        for terminal in &sessions {
+            (0..90).for_each(|_| terminal.append(&[b'x'; 100_000]));
+        }
+        let held: u64 = sessions.iter().map(|terminal| terminal.lock().ring.held()).sum();
+        let replays = sessions.len() * BEHIND_IN_NEED;
+        assert!(held <= TOTAL + (replays + BEHIND) as u64, "{held}");
+        assert!(held > TOTAL, "{held}");
+        assert_eq!(backlog.0.load(Ordering::Relaxed), held - (sessions.len() * REPLAY) as u64);
+        drop(viewers);
+        drop(sessions);
+        assert_eq!(backlog.0.load(Ordering::Relaxed), 0);
     }
 }

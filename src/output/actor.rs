@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
@@ -19,8 +19,8 @@ use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::{RunNo, Stream, UnitId};
 use crate::os::clock::wall;
-use crate::os::pipe::{bytes_in, has_reader};
-use crate::os::pty::{self, HELD};
+use crate::os::pipe::has_reader;
+use crate::os::pty;
 use crate::os::spawn::{ExecFailure, ReportBuffer};
 use crate::terminal::Terminal;
 use crate::window::Window;
@@ -38,27 +38,29 @@ type Notify = Box<dyn FnMut(RunKey, Notice) + Send>;
 pub(super) struct Actor {
     poll: Poll,
     inbox: Receiver<Option<(RunKey, Message)>>,
-    notify: Notify,
-    sources: HashMap<Token, Source>,
-    runs: HashMap<RunKey, Run>,
+    pub(super) notify: Notify,
+    pub(super) sources: HashMap<Token, Source>,
+    pub(super) runs: HashMap<RunKey, Run>,
     /// Which run's output was the last to go into a unit's log.
     last_run: HashMap<UnitId, RunNo>,
     /// Pipes that had more when their turn was over: the kernel tells only once.
     unfinished: VecDeque<Token>,
+    /// Terminals whose viewers get a moment to catch up, and when it is over.
+    pausing: Vec<(Instant, Token)>,
     last_token: usize,
     buffer: Box<[u8]>,
     open: Arc<AtomicUsize>,
 }
 
-struct Source {
-    fd: OwnedFd,
-    run: RunKey,
-    kind: Kind,
+pub(super) struct Source {
+    pub(super) fd: OwnedFd,
+    pub(super) run: RunKey,
+    pub(super) kind: Kind,
     /// It is among the unfinished.
     queued: bool,
 }
 
-enum Kind {
+pub(super) enum Kind {
     Output { stream: Stream, drain: Drain },
     Stdin(StdinQueue),
     Report,
@@ -66,7 +68,7 @@ enum Kind {
 
 /// How far a pipe is with what was in it when its leader was reaped.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Drain {
+pub(super) enum Drain {
     /// The leader lives, or the drain is over: read whatever comes.
     Open,
     /// So many bytes are still to be read for the end.
@@ -75,12 +77,12 @@ enum Drain {
     Held,
 }
 
-struct Run {
-    log: Arc<OutputLog>,
-    terminal: Option<Arc<Terminal>>,
-    tokens: Vec<Token>,
-    draining: bool,
-    drained: bool,
+pub(super) struct Run {
+    pub(super) log: Arc<OutputLog>,
+    pub(super) terminal: Option<Arc<Terminal>>,
+    pub(super) tokens: Vec<Token>,
+    pub(super) draining: bool,
+    pub(super) drained: bool,
 }
 
 impl Actor {
@@ -98,6 +100,7 @@ impl Actor {
             runs: HashMap::new(),
             last_run: HashMap::new(),
             unfinished: VecDeque::new(),
+            pausing: Vec::new(),
             last_token: WAKE.0,
             buffer: vec![0; CHUNK].into_boxed_slice(),
             open,
@@ -112,7 +115,7 @@ impl Actor {
         let mut events = Events::with_capacity(256);
         let mut more = false;
         loop {
-            let timeout = if self.unfinished.is_empty() && !more { None } else { Some(Duration::ZERO) };
+            let timeout = if self.unfinished.is_empty() && !more { self.pause_left() } else { Some(Duration::ZERO) };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -121,6 +124,7 @@ impl Actor {
             for event in &events {
                 self.serve(event.token());
             }
+            self.end_pauses();
             for _ in 0..self.unfinished.len() {
                 if let Some(token) = self.unfinished.pop_front() {
                     if let Some(source) = self.sources.get_mut(&token) {
@@ -209,7 +213,7 @@ impl Actor {
         }
     }
 
-    fn serve(&mut self, token: Token) {
+    pub(super) fn serve(&mut self, token: Token) {
         let Some(source) = self.sources.get_mut(&token) else { return };
         match &mut source.kind {
             Kind::Output { .. } => self.read_output(token),
@@ -228,6 +232,10 @@ impl Actor {
     fn read_output(&mut self, token: Token) {
         let Some(key) = self.sources.get(&token).map(|source| source.run) else { return };
         let may_open_again = self.is_open_terminal(key);
+        if may_open_again && self.pausing.iter().any(|(_, pausing)| *pausing == token) {
+            return;
+        }
+        let mut all = 0;
         for _ in 0..TURN {
             let Some(Source { fd, kind: Kind::Output { stream, drain }, .. }) = self.sources.get_mut(&token) else {
                 return;
@@ -261,6 +269,7 @@ impl Actor {
             if self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1 {
                 run.log.cut(wall());
             }
+            all += count;
             match &run.terminal {
                 Some(terminal) => terminal.append(bytes),
                 None => run.log.append(wall(), stream, bytes),
@@ -276,11 +285,31 @@ impl Actor {
                 return self.end_drain_of(token);
             }
         }
-        self.again(token);
+        let terminal = self.runs.get(&key).and_then(|run| run.terminal.as_ref()).filter(|_| may_open_again);
+        match terminal.and_then(|terminal| terminal.pause(all)) {
+            Some(pause) => self.pausing.push((Instant::now() + pause, token)),
+            None => self.again(token),
+        }
+    }
+
+    /// How long until the first pause is over.
+    fn pause_left(&self) -> Option<Duration> {
+        let first = self.pausing.iter().map(|(until, _)| *until).min()?;
+        Some(first.saturating_duration_since(Instant::now()))
+    }
+
+    fn end_pauses(&mut self) {
+        if self.pausing.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let (over, left): (Vec<_>, Vec<_>) = self.pausing.drain(..).partition(|(until, _)| *until <= now);
+        self.pausing = left;
+        over.into_iter().for_each(|(_, token)| self.again(token));
     }
 
     /// Serves a pipe once more when the others have had their turn.
-    fn again(&mut self, token: Token) {
+    pub(super) fn again(&mut self, token: Token) {
         if let Some(source) = self.sources.get_mut(&token)
             && !std::mem::replace(&mut source.queued, true)
         {
@@ -304,71 +333,6 @@ impl Actor {
         };
         self.close(token);
         (self.notify)(key, notice.map_or(Notice::ExecOk, Notice::ExecFailed));
-    }
-
-    /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.
-    fn drain(&mut self, key: RunKey) {
-        if let Some(token) = self.stdin_of(key) {
-            self.close(token);
-        }
-        let Some(run) = self.runs.get_mut(&key) else { return (self.notify)(key, Notice::Drained) };
-        run.draining = true;
-        let tokens = run.tokens.clone();
-        let is_terminal = run.terminal.is_some();
-        for token in &tokens {
-            if let Some(Source { fd, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(token) {
-                // FIONREAD does not see all of what a terminal holds; a read that would block has.
-                *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
-                    0 => Drain::Held,
-                    left => Drain::Left(left),
-                };
-            }
-        }
-        for token in tokens {
-            self.serve(token);
-        }
-        self.end_drain(key);
-    }
-
-    /// The pipe has nothing left for its drain, if there is one.
-    fn end_drain_of(&mut self, token: Token) {
-        let Some(Source { run, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) else { return };
-        if !matches!(drain, Drain::Left(_)) {
-            return;
-        }
-        *drain = Drain::Held;
-        let key = *run;
-        self.end_drain(key);
-    }
-
-    /// Ends the drain of a run if none of its pipes has anything left for it.
-    fn end_drain(&mut self, key: RunKey) {
-        let Some(run) = self.runs.get_mut(&key) else { return };
-        let is_left = |token| {
-            matches!(self.sources.get(token), Some(Source { kind: Kind::Output { drain: Drain::Left(_), .. }, .. }))
-        };
-        if !run.draining || run.tokens.iter().any(is_left) {
-            return;
-        }
-        run.draining = false;
-        run.drained = true;
-        if run.terminal.is_some() {
-            // As at the end of any login: whoever has it open still gets a hang-up.
-            let tokens = run.tokens.clone();
-            tokens.into_iter().for_each(|token| self.close(token));
-            (self.notify)(key, Notice::Drained);
-            return self.end_run(key);
-        }
-        run.log.cut(wall());
-        // What a child of the leader writes from now on comes after the end.
-        for token in run.tokens.clone() {
-            if let Some(Source { kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) {
-                *drain = Drain::Open;
-                self.again(token);
-            }
-        }
-        (self.notify)(key, Notice::Drained);
-        self.end_run(key);
     }
 
     fn hang_up(&mut self, key: RunKey) {
@@ -399,7 +363,7 @@ impl Actor {
         self.end_run(key);
     }
 
-    fn close(&mut self, token: Token) {
+    pub(super) fn close(&mut self, token: Token) {
         let Some(source) = self.sources.remove(&token) else { return };
         self.open.store(self.sources.len(), Ordering::Relaxed);
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&source.fd.as_raw_fd())) {
@@ -413,7 +377,7 @@ impl Actor {
     }
 
     /// Lets go of a run that is drained and that nobody writes for any more.
-    fn end_run(&mut self, key: RunKey) {
+    pub(super) fn end_run(&mut self, key: RunKey) {
         if self.runs.get(&key).is_some_and(|run| run.drained && run.tokens.is_empty())
             && let Some(run) = self.runs.remove(&key)
         {
@@ -424,7 +388,7 @@ impl Actor {
         }
     }
 
-    fn stdin_of(&self, key: RunKey) -> Option<Token> {
+    pub(super) fn stdin_of(&self, key: RunKey) -> Option<Token> {
         let tokens = &self.runs.get(&key)?.tokens;
         let is_stdin = |token: &&Token| matches!(self.sources.get(token), Some(Source { kind: Kind::Stdin(_), .. }));
         tokens.iter().find(is_stdin).copied()

@@ -2,6 +2,7 @@
 //! and tells the supervisor how each exec went and when what a leader wrote has been read.
 
 mod actor;
+mod drain;
 mod stdin;
 
 use std::io;

@@ -24,6 +24,7 @@ use crate::os::tree;
 use crate::os::wait::reap;
 use crate::output::{Message as ToOutput, Notice, Output, RunKey};
 use crate::pending::Reply;
+use crate::terminal::Backlog;
 use crate::unit::{Event, Now};
 
 /// How long a DELETE is held while the tree is not gone yet (section 5).
@@ -76,6 +77,7 @@ pub(super) struct Actor {
     pub(super) last_writer: u64,
     /// The terminal sessions, by the ids that clients know.
     pub(super) sessions: BTreeMap<String, UnitId>,
+    pub(super) backlog: Backlog,
 }
 
 impl Actor {
@@ -92,6 +94,7 @@ impl Actor {
             more_to_reap: false,
             last_writer: 0,
             sessions: BTreeMap::new(),
+            backlog: Backlog::default(),
         }
     }
 
