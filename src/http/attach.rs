@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Role, WebSocketConfig};
@@ -24,7 +24,7 @@ use super::answer::Answer;
 use super::reply::Problem;
 use super::request::Request;
 use super::routes::Api;
-use super::websocket::{self, Beat, End, FRAMES, Handshake, LARGEST, Wire};
+use super::websocket::{self, Beat, End, FRAMES, Handshake, LARGEST, Line, Wire};
 
 // The first byte of each message.
 const DATA: u8 = 0x00;
@@ -37,6 +37,9 @@ const BURST: usize = 64 << 10;
 
 /// As much is handed to the terminal at once.
 const PIECE: usize = 16 << 10;
+
+/// How long a client may take for one of these: what it has not read is kept for it.
+const STUCK: Duration = Duration::from_secs(60);
 
 /// What a client may have typed ahead of the program.
 const TYPED_AHEAD: usize = 1 << 20;
@@ -89,11 +92,14 @@ struct Client<'c> {
     waker: Arc<Waker>,
     typing: Option<Pending<()>>,
     typed: Vec<u8>,
+    line: Line,
     beat: Beat,
     /// The socket may have more to read.
     readable: bool,
     /// All that was written has left.
     flushed: bool,
+    /// Until when what has not has to.
+    flush_by: Option<Instant>,
 }
 
 impl<'c> Client<'c> {
@@ -105,7 +111,9 @@ impl<'c> Client<'c> {
             .max_write_buffer_size(4 * BURST)
             .max_message_size(Some(LARGEST))
             .max_frame_size(Some(LARGEST));
+        let line = Line::new(wire.0);
         Client {
+            line,
             ws: WebSocket::from_raw_socket(wire, Role::Server, Some(config)),
             attached,
             waker,
@@ -114,6 +122,7 @@ impl<'c> Client<'c> {
             beat: Beat::new(Instant::now()),
             readable: true,
             flushed: true,
+            flush_by: None,
         }
     }
 
@@ -237,10 +246,16 @@ impl<'c> Client<'c> {
             // An answer to a ping may be among what is not read.
             self.beat.hear();
         }
-        if !self.beat.is_due(Instant::now()) {
+        let now = Instant::now();
+        if self.flushed {
+            self.flush_by = None;
+        } else if *self.flush_by.get_or_insert(now + STUCK) <= now {
+            return Err(End::close(CloseCode::Policy, "too slow: what was sent was not read within 60 s"));
+        }
+        if !self.beat.is_due(now) {
             return Ok(());
         }
-        if self.beat.is_over() || self.is_full() && websocket::is_lost(self.ws.get_ref().0, !self.flushed) {
+        if self.beat.is_over() || self.is_full() && self.line.is_lost(self.ws.get_ref().0) {
             return Err(End::close(CloseCode::Policy, "no answer to pings"));
         }
         // To one that does not take what it is sent a ping would only be more of that.
@@ -260,7 +275,10 @@ impl<'c> Client<'c> {
             events = events.and(Events::WRITE);
         }
         let unheard = self.readable && !self.is_full();
-        let deadline = if more && self.flushed || unheard { Instant::now() } else { self.beat.at() };
+        let deadline = match more && self.flushed || unheard {
+            true => Instant::now(),
+            false => self.beat.at().min(self.flush_by.unwrap_or(self.beat.at())),
+        };
         let fds = [(self.ws.get_ref().0.as_fd(), events), (self.waker.as_fd(), Events::READ)];
         let [socket, waker] = poll::wait(fds, Some(deadline)).map_err(|_| End::Gone)?;
         if waker.any(Events::READ) {
@@ -274,11 +292,21 @@ impl<'c> Client<'c> {
         Ok(())
     }
 
+    /// Takes what the client has sent before it went: writing to it may have failed before that was read.
+    fn hear_the_last(&mut self) {
+        self.readable = true;
+        let mut more = true;
+        while more {
+            more = self.listen().is_ok() && self.readable && !self.is_full();
+            self.pass_on();
+        }
+    }
+
     /// Sees to it that what the client typed last is taken, though not for ever, and tells it why it has to go.
     fn part(mut self, end: End) {
         let deadline = Instant::now() + websocket::FAREWELL;
         if end == End::Gone {
-            self.pass_on();
+            self.hear_the_last();
             while self.typing.is_some() && Instant::now() < deadline {
                 let _ = poll::wait([(self.waker.as_fd(), Events::READ)], Some(deadline));
                 self.waker.clear();

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::os::poll::{self, Events, Waker};
-use crate::os::tcp::silence;
+use crate::os::tcp;
 
 use super::seats::{Phase, Seated};
 
@@ -148,7 +148,17 @@ impl Socket {
 
     /// How long ago the client's machine was last heard of.
     pub(super) fn silence(&self) -> io::Result<Duration> {
-        silence(self.seat.stream())
+        tcp::silence(self.seat.stream())
+    }
+
+    /// See [`tcp::ask_at_least_every`].
+    pub(super) fn ask_at_least_every(&self, interval: Duration) -> io::Result<()> {
+        tcp::ask_at_least_every(self.seat.stream(), interval)
+    }
+
+    /// What was written and has no room at the client.
+    pub(super) fn unsent(&self) -> io::Result<usize> {
+        tcp::unsent(self.seat.stream())
     }
 
     /// Waits for what `poll(2)` reports.

@@ -20,7 +20,7 @@ use super::answer::Answer;
 use super::frames::{Incoming, Sequence};
 use super::reply::Problem;
 use super::request::Request;
-use super::websocket::{self, BEAT, End, FRAMES, Handshake, LARGEST, Wire};
+use super::websocket::{self, BEAT, End, FRAMES, Handshake, LARGEST, Line, Wire};
 
 /// The most that one frame carries to the client.
 const PIECE: usize = 128 << 10;
@@ -96,12 +96,15 @@ struct Tunnel<'c> {
     /// The client may have sent more than one turn has taken.
     unheard: bool,
     buffer: Box<[u8]>,
+    line: Line,
     beat: Instant,
 }
 
 impl<'c> Tunnel<'c> {
     fn new(wire: Wire<'c>, service: TcpStream) -> Tunnel<'c> {
+        let line = Line::new(wire.0);
         Tunnel {
+            line,
             frames: FrameSocket::new(wire),
             sequence: Sequence::default(),
             service,
@@ -229,7 +232,7 @@ impl<'c> Tunnel<'c> {
             return Ok(());
         }
         self.beat = now + BEAT;
-        if websocket::is_lost(self.frames.get_ref().0, !self.flushed) {
+        if self.line.is_lost(self.frames.get_ref().0) {
             return Err(End::Gone);
         }
         if self.flushed {

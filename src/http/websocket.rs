@@ -36,10 +36,13 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 /// What it may still have sent until it has read them.
 const STRAGGLERS: usize = 64 << 20;
 
-/// Without an acknowledgement for this long, while pings are sent, the client's machine is gone…
+/// How often the kernel asks a client that has not acknowledged something or has no room, where it can be told.
+const ASK: Duration = Duration::from_secs(15);
+
+/// Without an acknowledgement for this long, while it is asked, the client's machine is gone…
 const LOST: Duration = Duration::from_secs(55);
-/// …or for this long, while it takes nothing: the kernel asks it less and less often then, every 2 min at last.
-const LOST_WHILE_FULL: Duration = Duration::from_secs(150);
+/// …or for this long, while it has no room and the kernel cannot be told: it asks every 2 min at last then.
+const LOST_UNASKED: Duration = Duration::from_secs(150);
 
 /// A client's key, which proves that it means a WebSocket.
 #[derive(Debug)]
@@ -153,10 +156,27 @@ pub(super) fn part(socket: &mut Socket) {
     socket.linger(FAREWELL, STRAGGLERS);
 }
 
-/// Whether the client's machine has not been heard of for so long that it is gone.
-pub(super) fn is_lost(socket: &Socket, full: bool) -> bool {
-    let most = if full { LOST_WHILE_FULL } else { LOST };
-    socket.silence().is_ok_and(|silence| silence > most)
+/// Whether the client's machine is there: its kernel acknowledges pings and questions whether or not its program reads.
+#[derive(Debug)]
+pub(super) struct Line {
+    asked_often: bool,
+}
+
+impl Line {
+    /// From here on the client is asked often enough.
+    pub(super) fn new(socket: &Socket) -> Line {
+        Line { asked_often: socket.ask_at_least_every(ASK).is_ok() }
+    }
+
+    /// Whether it has not been heard of for so long that it is gone.
+    pub(super) fn is_lost(&self, socket: &Socket) -> bool {
+        let most = self.patience(|| socket.unsent().is_ok_and(|count| count > 0));
+        socket.silence().is_ok_and(|silence| silence > most)
+    }
+
+    fn patience(&self, no_room: impl FnOnce() -> bool) -> Duration {
+        if self.asked_often || !no_room() { LOST } else { LOST_UNASKED }
+    }
 }
 
 /// When a client is pinged.
@@ -170,6 +190,9 @@ pub(super) struct Beat {
 impl Beat {
     /// Pings missed until a client counts as gone.
     const MOST_MISSED: u32 = 2;
+
+    /// How long it has to answer the last of them: all in all less than 90 s.
+    const LAST: Duration = Duration::from_secs(25);
 
     pub(super) fn new(now: Instant) -> Beat {
         Beat { at: now + BEAT, heard: true, missed: 0 }
@@ -191,7 +214,7 @@ impl Beat {
         if due {
             self.missed = if self.heard { 0 } else { self.missed + 1 };
             self.heard = false;
-            self.at = now + BEAT;
+            self.at = now + if self.missed + 1 < Beat::MOST_MISSED { BEAT } else { Beat::LAST };
         }
         due
     }
@@ -221,9 +244,18 @@ mod tests {
         // The last that was heard of it, right after the first ping.
         assert!(beat.is_due(at(60)) && !beat.is_over());
         assert!(beat.is_due(at(90)) && !beat.is_over());
-        assert!(beat.is_due(at(120)) && beat.is_over());
+        assert!(!beat.is_due(at(114)) && beat.is_due(at(115)) && beat.is_over());
         beat.hear();
-        assert!(beat.is_due(at(150)) && !beat.is_over());
+        assert!(beat.is_due(at(140)) && !beat.is_over());
+        assert!(!beat.is_due(at(169)), "as ever, once it is heard again");
+    }
+
+    #[test]
+    fn a_kernel_that_asks_seldom_is_given_time_where_there_is_no_room() {
+        let patience = |asked_often, no_room| Line { asked_often }.patience(|| no_room);
+        assert_eq!([patience(true, true), patience(true, false), patience(false, false)], [LOST; 3]);
+        assert_eq!(patience(false, true), LOST_UNASKED);
+        assert!(LOST + BEAT < Duration::from_secs(90) && LOST > ASK * 3);
     }
 
     #[test]
