@@ -172,7 +172,9 @@ fn a_user_may_what_it_may() {
         let made = daemon.run_sh(&format!("stat -c '%u %g %a' {}", scratch.join(user).display()));
         assert_eq!(made.stdout(), format!("{owner} 644"), "{user}");
     }
-    assert_eq!(list(&daemon, ".", "&user=root").expect(200)["path"], "/root/.");
+    assert_eq!(list(&daemon, ".", "&user=root").expect(200)["path"], "/home/tl-user/.", "the default user's home");
+    put(&daemon, "by-root", "&user=root", b"x").expect(204);
+    assert_eq!(daemon.run_sh("cd; stat -c '%U' by-root").stdout(), "root");
     // A file of one group is for its members only.
     let secret = scratch.join("secret");
     fs::write(&secret, "x").expect("write it");
@@ -295,6 +297,56 @@ fn files_that_the_kernel_makes_up() {
     assert!(symbols.is_empty() || answer.body.len() == symbols.len(), "{} {}", answer.body.len(), symbols.len());
     assert_eq!(daemon.request("HEAD", &files("/proc/kallsyms", ""), None).body.len(), 0);
     assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
+}
+
+/// The kernel would let every thread of the daemon at them, whoever it acts as.
+#[test]
+fn the_daemons_own_entries_in_proc_are_nobodys() {
+    if !root("the_daemons_own_entries_in_proc_are_nobodys") {
+        return;
+    }
+    let daemon = daemon();
+    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let scratch = daemon.scratch();
+    symlink("/proc/self", scratch.join("link")).expect("a link");
+    let before = machine::threads(daemon.pid);
+    for user in ["", "&user=tl-user", "&user=root"] {
+        for name in ["maps", "smaps", "mem", "environ", "auxv", "stat", "io", "syscall", "oom_score_adj"] {
+            for dir in ["/proc/self", "/proc/thread-self", "/proc/1", "/proc/1/task/1"] {
+                let path = Path::new(dir).join(name);
+                if fs::exists(path.as_path()).is_ok_and(|there| there) {
+                    denied(get(&daemon, path, user));
+                }
+            }
+        }
+        denied(get(&daemon, scratch.join("link/maps"), user));
+        for name in ["comm", "oom_score_adj", "mem", "status", "coredump_filter"] {
+            for dir in [Path::new("/proc/self"), Path::new("/proc/thread-self"), &scratch.join("link")] {
+                assert!(matches!(put(&daemon, dir.join(name), user, b"other").status, 400 | 403), "{name}");
+            }
+        }
+        for dir in ["/proc/self/fd", "/proc/self/task", "/proc/thread-self/fd", "/proc/self/ns"] {
+            denied(list(&daemon, dir, user));
+        }
+        // What every process is shown.
+        for path in ["/proc/self/status", "/proc/1/cmdline", "/proc/mounts", "/proc/net/tcp", "/proc/thread-self/comm"]
+        {
+            assert_eq!(get(&daemon, path, user).status, 200, "{path}");
+        }
+        assert_eq!(list(&daemon, "/proc/self", user).status, 200);
+    }
+    let known = |name: &String| before.contains(name) || name.starts_with("http");
+    assert!(machine::threads(daemon.pid).iter().all(known), "{:?}", machine::threads(daemon.pid));
+    // Those of another process are its user's, and root's.
+    let own = daemon.sh("sleep 4780");
+    let score = format!("/proc/{own}/oom_score_adj");
+    for (user, value) in [("", "321\n"), ("&user=root", "123\n")] {
+        put(&daemon, &score, user, value.as_bytes()).expect(204);
+        assert_eq!(get(&daemon, &score, "").body, value.as_bytes());
+    }
+    let maps = format!("/proc/{own}/maps");
+    assert_eq!(get(&daemon, &maps, "").status, 200);
+    denied(get(&daemon, &maps, "&user=12345"));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 //!
 //! All of it is done with the rights of the calling thread, which `os::fsuser` makes the user's. Paths are followed by the
 //! kernel, so a symlink leads where it leads the user, with one exception: never through the links in `/proc` that are
-//! no paths (`/proc/self/fd/3`): there the kernel trusts every thread of the daemon.
+//! no paths (`/proc/self/fd/3`): there the kernel trusts every thread of the daemon, as it does with all of the daemon's
+//! own entries in `/proc` (`own`).
 //!
 //! Nothing here holds more than a buffer of a file's content. What is opened is first looked at without opening it
 //! (`O_PATH`): a FIFO would block and a device may act on it.
 
 mod list;
+mod own;
 mod path;
 mod read;
 mod remove;

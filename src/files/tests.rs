@@ -224,8 +224,15 @@ fn files_of_the_kernel() {
         assert!(get("/sys/kernel/mm/transparent_hugepage/enabled").unwrap().ends_with(b"\n"));
     }
     // No new file can be made in there, so this is written in place.
-    put("/proc/thread-self/comm", b"renamed").unwrap();
-    assert_eq!(fs::read("/proc/thread-self/comm").unwrap(), b"renamed\n");
+    let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+    let score = format!("/proc/{}/oom_score_adj", other.id());
+    let written = put(&score, b"321");
+    let read = fs::read(&score).unwrap();
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(written.is_ok() && read == b"321\n", "{written:?} {read:?}");
+    // Our own are nobody's.
+    assert!(matches!(put("/proc/thread-self/comm", b"renamed"), Err(FileError::Denied { .. })));
     assert!(matches!(put("/proc/thread-self/absent", b""), Err(FileError::NotFound(_) | FileError::Denied { .. })));
 }
 

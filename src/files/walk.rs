@@ -4,13 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 
-use super::is;
 use super::path::split;
+use super::{is, own};
 
 /// As many symlinks as the kernel follows on one way.
 const MOST_LINKS: usize = 40;
@@ -28,12 +29,21 @@ pub(super) struct Place {
 /// `openat(2)`, close-on-exec, but never through a magic link of `/proc`.
 pub(super) fn open(dir: impl AsFd, path: &OsStr, flags: OFlag, mode: Mode) -> nix::Result<OwnedFd> {
     let flags = flags | OFlag::O_CLOEXEC;
-    let how = OpenHow::new().flags(flags).mode(mode).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    match fcntl::openat2(dir.as_fd(), path, how) {
-        // Before Linux 5.6, and where a container's filter does not know it.
-        Err(Errno::ENOSYS | Errno::EPERM) => fcntl::openat(dir.as_fd(), path, flags, mode),
-        result => result,
+    if !has_openat2() {
+        return fcntl::openat(dir.as_fd(), path, flags, mode);
     }
+    let how = OpenHow::new().flags(flags).mode(mode).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    fcntl::openat2(dir.as_fd(), path, how)
+}
+
+/// Whether `openat2(2)` can be called: not before Linux 5.6, and not where a container's filter does not know it. Found
+/// out once, with what every user may open: later such an answer is about the file.
+fn has_openat2() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        !matches!(fcntl::openat2(AT_FDCWD, "/", how), Err(Errno::ENOSYS | Errno::EPERM))
+    })
 }
 
 /// Takes hold of what is there without opening it. Follows symlinks.
@@ -56,6 +66,7 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
     if !is(&stat, SFlag::S_IFREG) {
         return Ok(None);
     }
+    own::check(&held, flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR))?;
     // The one way to open what is held. The kernel asks for its permissions as ever.
     let again = format!("/proc/self/fd/{}", held.as_raw_fd());
     let file = fcntl::open(&*again, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;

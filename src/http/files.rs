@@ -29,8 +29,13 @@ fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem
     let path = request.query_bytes("path");
     let path = path.ok_or_else(|| Problem::Invalid("the query parameter `path` is missing".to_owned()))?;
     let asked = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
-    let user = accounts::resolve(asked.as_ref().unwrap_or(api.handle.default_user()))?;
-    let path = FilePath::parse(&path, &user.home)?;
+    let default = api.handle.default_user();
+    let user = accounts::resolve(asked.as_ref().unwrap_or(default))?;
+    // Whoever acts, a relative path is in the default user's home (section 10).
+    let path = match (path.first(), &asked) {
+        (Some(b'/'), _) | (_, None) => FilePath::parse(&path, &user.home)?,
+        _ => FilePath::parse(&path, &accounts::resolve(default)?.home)?,
+    };
     let failed = |error| Error::from_io(&format!("acting as the user {:?}", user.name), &error);
     Ok((Acting::begin(&user).map_err(failed)?, path))
 }
