@@ -25,8 +25,10 @@ use std::panic::catch_unwind;
 use std::time::Instant;
 
 use args::{Asked, Given};
+use end::Ending;
 use place::Place;
 use report::Report;
+use tl_supervisor::http::EndAction;
 use tl_supervisor::os::disposition;
 
 /// Where the C library hands over; std has the arguments from it already. In a build of the unit tests, their harness
@@ -71,7 +73,8 @@ fn start(begun: Instant) -> u8 {
     }
     match run::run(place, given, report) {
         Ok(ending) => end::finish(place, ending),
-        Err(error) => fail(&error),
+        // A machine has no other use for its power: an init that exits is a panic of the kernel.
+        Err(error) => end::finish(place, Ending { action: EndAction::PowerOff, code: fail(&error) }),
     }
 }
 

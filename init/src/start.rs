@@ -55,19 +55,7 @@ pub(crate) fn start(place: Place, mut given: Given, report: Report) -> Result<Ba
     config.run_dir = start.run_dir(&config)?;
     let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), files::read_env);
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
-    let token = match (&config.token_file, config.no_auth) {
-        (_, true) => None,
-        (Some(path), false) => Some(start.or("token-file", files::read_token(path), files::make_token)?),
-        (None, false) => Some(files::make_token()?),
-    };
-    if start.place == Place::Machine
-        && token.is_some()
-        && config.token_file.is_some()
-        && !start.all_is_well("token-file")
-    {
-        // What was made instead has to be written where one without a file is.
-        config.token_file = None;
-    }
+    let token = start.token(&mut config)?;
     let supervisor = start.supervisor(&mut config, env, cgroup)?;
     Ok(Base { place, config, report: start.report, token, supervisor })
 }
@@ -132,9 +120,19 @@ impl Start {
         }
     }
 
-    /// Whether no step of this name has failed.
-    fn all_is_well(&self, name: &str) -> bool {
-        self.report.so_far().steps.iter().all(|step| step.ok || step.name != name)
+    /// The bearer token, where one is asked for. Without the file that it was to come from, a machine makes one and
+    /// leaves it where one without a file is.
+    fn token(&self, config: &mut Config) -> Result<Option<Vec<u8>>, String> {
+        if config.no_auth {
+            return Ok(None);
+        }
+        let Some(path) = &config.token_file else { return files::make_token().map(Some) };
+        let token = self.or("token-file", files::read_token(path).map(Some), || Ok(None))?;
+        if token.is_some() {
+            return Ok(token);
+        }
+        config.token_file = None;
+        files::make_token().map(Some)
     }
 
     /// Where the token and the address go: for PID 1 there is one in the end.
