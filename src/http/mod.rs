@@ -126,8 +126,10 @@ impl Default for Options {
     }
 }
 
-/// What clients are given at the end to take the answers that are on their way.
+/// What clients are given at the end to take the answers that are on their way: so long while none takes anything,
 const FAREWELL: Duration = Duration::from_secs(2);
+/// and so long in any case.
+const LONG_FAREWELL: Duration = Duration::from_secs(10);
 
 /// The API on a port. Dropping it is [`Server::shutdown`].
 #[derive(Debug)]
@@ -167,15 +169,15 @@ impl Server {
     }
 
     /// Stops listening and ends the connections that execute no request. Requests that are being executed are answered,
-    /// and their connections end with the answer: it waits for them, for 2 s at most, since a client may be one that does
-    /// not read.
+    /// and their connections end with the answer: it waits for them, for 2 s at most while no client takes
+    /// anything, and for 10 s in any case.
     pub fn shutdown(&self) {
         self.house.stop();
         let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(acceptor) = acceptor {
             // It catches its own panics.
             let _ = acceptor.join();
-            if !self.house.await_empty(FAREWELL) {
+            if !self.house.await_empty(FAREWELL, LONG_FAREWELL) {
                 log::warn!("some clients have not taken their answers");
             }
         }

@@ -8,7 +8,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,6 +57,8 @@ pub(super) struct House {
     /// A client waits outside: whoever leaves or falls idle wakes the acceptor.
     crowded: AtomicBool,
     stopping: AtomicBool,
+    /// Set when a client has taken something, cleared by whoever waits for that.
+    progress: AtomicBool,
     /// Woken, with the seats' lock, when the last one is given back.
     emptied: Condvar,
     waker: Waker,
@@ -87,6 +92,7 @@ impl House {
             opened: Instant::now(),
             crowded: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            progress: AtomicBool::new(false),
             emptied: Condvar::new(),
             waker: Waker::new()?,
         })
@@ -148,10 +154,19 @@ impl House {
         }
     }
 
-    /// Waits until everybody has left, for `patience` at most; whether they have.
-    pub(super) fn await_empty(&self, patience: Duration) -> bool {
-        let waited = self.emptied.wait_timeout_while(self.lock(), patience, |seats| !seats.is_empty());
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    /// Waits until everybody has left; for `patience` at most while nobody takes anything, and for `longest` in any
+    /// case. Whether they have.
+    pub(super) fn await_empty(&self, patience: Duration, longest: Duration) -> bool {
+        let begun = Instant::now();
+        loop {
+            self.progress.store(false, SeqCst);
+            let left = patience.min(longest.saturating_sub(begun.elapsed()));
+            let waited = self.emptied.wait_timeout_while(self.lock(), left, |seats| !seats.is_empty());
+            let empty = waited.unwrap_or_else(PoisonError::into_inner).0.is_empty();
+            if empty || left < patience || !self.progress.load(SeqCst) {
+                return empty;
+            }
+        }
     }
 
     /// Whether [`House::stop`] was called.
@@ -211,6 +226,11 @@ impl Seat {
 }
 
 impl Seated {
+    /// The client has taken something.
+    pub(super) fn has_taken(&self) {
+        self.house.progress.store(true, Relaxed);
+    }
+
     /// Says what the connection does from now on. False when it was shown out: it ends without another byte.
     pub(super) fn enter(&self, phase: Phase) -> bool {
         self.seat.since.store(self.house.micros(), SeqCst);

@@ -143,7 +143,9 @@ impl Socket {
 
     /// Writes what the kernel takes: [`ErrorKind::WouldBlock`] when that is nothing.
     pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.seat.stream().write(bytes)
+        let written = self.seat.stream().write(bytes)?;
+        self.seat.has_taken();
+        Ok(written)
     }
 
     /// How long ago the client's machine was last heard of.
