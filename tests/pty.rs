@@ -45,6 +45,24 @@ fn a_program_finds_a_terminal_of_its_own() {
 }
 
 #[test]
+fn a_session_is_what_was_asked_for() {
+    let daemon = daemon();
+    let mut body = json!({"command": "sh", "args": ["-c", "echo \"$(id -u) $PWD $TERM $ONE\""], "working_dir": "/usr",
+        "env": {"TERM": "dumb", "ONE": "ünï"}});
+    if nix::unistd::geteuid().is_root() {
+        body["user"] = json!("12345:12346");
+    }
+    let session = daemon.open_pty(&body);
+    let mut terminal = daemon.watch(&session);
+    assert_eq!(terminal.end(), Ended::exited(0));
+    let text = terminal.text();
+    assert!(text.ends_with(" /usr dumb ünï\r\n"), "{text}");
+    assert!(body.get("user").is_none() || text.starts_with("12345 "), "{text}");
+    let info = daemon.pty_info(&session);
+    assert_eq!((&info["command"], &info["args"]), (&body["command"], &body["args"]));
+}
+
+#[test]
 fn sizes_are_clamped_and_change() {
     let daemon = daemon();
     let script = "trap 'stty size' WINCH; echo up; while :; do sleep 0.01; done";

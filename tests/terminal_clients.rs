@@ -228,6 +228,44 @@ fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
 }
 
 #[test]
+fn a_slow_client_is_told_so() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 40000000 /dev/zero; sleep 4744");
+    let mut slow = daemon.watch(&session);
+    slow.expect("up");
+    slow.type_in("go\n");
+    // By what it is behind, not by the ping that comes after 30 s.
+    wait_until(Duration::from_secs(25), "it is dropped", || {
+        (daemon.pty_info(&session)["client_count"] == 0).then_some(())
+    });
+    let ended = slow.end();
+    assert!(slow.shown.len() < 40_000_000 && ended.exit.is_none());
+    let (code, reason) = ended.close.expect("a word");
+    assert!(code == 1008 && reason.contains("too slow"), "{code} {reason}");
+    assert_eq!(daemon.pty_info(&session)["is_alive"], true);
+}
+
+#[test]
+fn a_client_that_pings_and_does_not_read_is_dropped() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 6000000 /dev/zero; sleep 4745");
+    let mut idle = daemon.watch(&session);
+    idle.expect("up");
+    idle.type_in("go\n");
+    let begun = Instant::now();
+    let mut socket = idle.socket.get_ref().try_clone().expect("a copy");
+    socket.set_write_timeout(Some(Duration::from_millis(100))).expect("a limit");
+    wait_until(Duration::from_secs(110), "it is dropped", || {
+        // Its pongs are not taken either, so in the end there may be no room for more.
+        let _ = socket.write_all(&frame(0x89, b"here"));
+        std::thread::sleep(Duration::from_millis(100));
+        (daemon.pty_info(&session)["client_count"] == 0).then_some(())
+    });
+    assert!(begun.elapsed() > Duration::from_secs(50), "{:?}", begun.elapsed());
+    drop(idle);
+}
+
+#[test]
 fn nothing_is_left_of_clients_and_sessions() {
     let daemon = daemon();
     // What is made once is made now.
@@ -256,8 +294,10 @@ fn nothing_is_left_of_clients_and_sessions() {
         }
     });
     // What a client types last is taken even if it goes at once.
-    let list = daemon.get("/pty").expect(200);
-    assert!(list["sessions"].as_array().is_some_and(|all| all.iter().all(|one| one["is_alive"] == false)), "{list}");
+    wait_until(PATIENCE, "all sessions have ended", || {
+        let list = daemon.get("/pty").expect(200);
+        list["sessions"].as_array().is_some_and(|all| all.iter().all(|one| one["is_alive"] == false)).then_some(())
+    });
 }
 
 #[test]

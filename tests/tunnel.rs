@@ -33,12 +33,12 @@ fn echo() -> u16 {
     })
 }
 
-fn held(daemon: &Daemon) -> (usize, usize) {
+pub fn held(daemon: &Daemon) -> (usize, usize) {
     let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
     (threads, machine::descriptors(daemon.pid).len())
 }
 
-fn await_held(daemon: &Daemon, before: (usize, usize)) {
+pub fn await_held(daemon: &Daemon, before: (usize, usize)) {
     wait_until(PATIENCE, &format!("threads and descriptors are {before:?} again"), || {
         let now = held(daemon);
         (now.0 <= before.0 && now.1 <= before.1).then_some(())

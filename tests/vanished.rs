@@ -9,6 +9,7 @@ use tungstenite::{Message, WebSocket};
 
 use crate::harness::socket::{Session, Terminal, frame};
 use crate::harness::{Daemon, PATIENCE, daemon, wait_until};
+use crate::tunnel::{await_held, held};
 
 /// From here on its kernel hears nothing, as if the network were gone.
 fn cut_off(socket: &TcpStream) {
@@ -132,13 +133,19 @@ fn kernel_asks_often() -> bool {
 #[test]
 fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
     let daemon = daemon();
+    daemon.get("/pty").expect(200);
+    let before = held(&daemon);
     let mut all = vec![
         tunnel(&daemon, "a quiet tunnel", wait_for_end),
         tunnel(&daemon, "a tunnel to a service that reads nothing", stand_still),
         tunnel(&daemon, "a tunnel whose client has sent all", stand_still),
         terminal(&daemon, "a quiet terminal", "sleep 4760"),
         terminal(&daemon, "a terminal whose program reads nothing", "stty raw -echo; sleep 4760"),
-        terminal(&daemon, "a terminal that shows too much", "stty raw; head -c 6000000 /dev/zero; sleep 4760"),
+        terminal(
+            &daemon,
+            "a terminal that shows too much",
+            "stty raw -echo; echo up; read -r line; head -c 6000000 /dev/zero; sleep 4760",
+        ),
     ];
     if kernel_asks_often() {
         all.push(tunnel(&daemon, "a tunnel whose client reads nothing", send_without_end));
@@ -154,8 +161,12 @@ fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
             Lost::Terminal("a terminal whose program reads nothing", terminal, _) => {
                 fill(terminal.socket.get_mut(), &frame(0x82, &[0; 1 << 19]));
             }
-            Lost::Terminal("a terminal that shows too much", ..)
-            | Lost::Tunnel("a tunnel whose client reads nothing", ..) => await_full(lost.socket()),
+            Lost::Terminal("a terminal that shows too much", terminal, _) => {
+                terminal.expect("up");
+                terminal.type_in("go\n");
+                await_full(lost.socket());
+            }
+            Lost::Tunnel("a tunnel whose client reads nothing", ..) => await_full(lost.socket()),
             _ => {}
         }
     }
@@ -179,11 +190,19 @@ fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
         left.is_empty().then_some(())
     });
     assert!(!paused.is_found(&daemon), "it is there");
-    let Lost::Tunnel(_, socket, _) = &mut paused else { return };
-    let mut bytes = 0;
-    while bytes < 20_000_000 {
-        if let Message::Binary(piece) = socket.read().expect("the tunnel goes on") {
-            bytes += piece.len();
+    if let Lost::Tunnel(_, socket, _) = &mut paused {
+        let mut bytes = 0;
+        while bytes < 20_000_000 {
+            if let Message::Binary(piece) = socket.read().expect("the tunnel goes on") {
+                bytes += piece.len();
+            }
         }
     }
+    drop(paused);
+    for lost in &all {
+        if let Lost::Terminal(_, _, session) = lost {
+            daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+        }
+    }
+    await_held(&daemon, before);
 }

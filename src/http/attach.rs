@@ -201,17 +201,15 @@ impl<'c> Client<'c> {
     /// Shows what is new, if the client has taken what was shown before; whether there may be more.
     fn show(&mut self) -> Result<bool, End> {
         if !self.flushed {
-            return match self.attached.viewer.glance() {
-                Seen::Nothing => Ok(false),
-                seen => Err(farewell(seen)),
-            };
+            return self.glance();
         }
         let mut message = Vec::with_capacity(1);
         message.push(DATA);
         match self.attached.viewer.look(BURST, &mut message) {
             Seen::Bytes => {
                 self.write(message)?;
-                Ok(true)
+                // Where it does not take all of it, only a glance has the waker woken when it is too far behind.
+                if self.flushed { Ok(true) } else { self.glance() }
             }
             Seen::Nothing => Ok(false),
             seen => {
@@ -222,6 +220,14 @@ impl<'c> Client<'c> {
                 }
                 Err(farewell(seen))
             }
+        }
+    }
+
+    /// Whether a client that takes nothing more just now may stay.
+    fn glance(&self) -> Result<bool, End> {
+        match self.attached.viewer.glance() {
+            Seen::Nothing => Ok(false),
+            seen => Err(farewell(seen)),
         }
     }
 

@@ -393,6 +393,8 @@ def test_what_is_no_file(sandbox):
     fails(400, "NOT_A_REGULAR_FILE", sandbox.read_file, "/dev/zero")
     fails(404, "NOT_FOUND", sandbox.list_directory, "/no/such")
     assert bytes(sandbox.read_file("/proc/self/status").value).startswith(b"Name:")
+    fails(403, "PERMISSION_DENIED", sandbox.read_file, "/proc/self/maps")
+    fails(403, "PERMISSION_DENIED", sandbox.write_file, "/proc/thread-self/comm", b"x")
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
