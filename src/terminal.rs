@@ -4,7 +4,7 @@
 //! it is so far behind that what it has not seen is gone.
 //!
 //! The kernel makes a terminal's output at some 200 MB/s, which fills any backlog while a viewer waits for a processor.
-//! So a session that runs away from somebody who is reading is read at [`RATE`] meanwhile: who takes that much loses
+//! So a session that runs away from somebody who is reading is read more slowly meanwhile: who takes 8 MiB/s loses
 //! nothing. Nobody else is waited for.
 
 use std::collections::BTreeMap;
