@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python bench
+.PHONY: help run test test-rust test-python test-vm bench dist rootfs
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,6 +26,21 @@ test-python: ## The public Python client, unmodified, against the real binary
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest -q -p no:cacheprovider tests/python
+
+test-vm: rootfs ## A real kernel in an emulated machine, with the root file systems of `make rootfs`
+	@tests/need python3
+	@images/fetch.sh qemu runc bwrap
+	@tests/python/venv
+	.cache/venv/bin/python -m pytest -q -p no:cacheprovider tests/vm
+
+dist: ## The static binary for images: dist/tl-init
+	@tests/need unshare cc
+	@images/dist.sh $(abspath $(TARGET))
+
+rootfs: dist ## Small root file systems with it, as directory, cpio and ext4, below dist/
+	@tests/need rootfs
+	@images/fetch.sh busybox kernel
+	@images/rootfs.sh
 
 bench: ## Figures, each beside its floor on this machine
 	@tests/need unshare cc

@@ -1,0 +1,44 @@
+import faulthandler
+import os
+import shutil
+
+import archive
+import pytest
+from machine import DIST, Machine
+
+# For one test. Whatever hangs, and why ever: the tests end and say where, and QEMU ends with them.
+LIMIT = 180
+
+
+@pytest.fixture(scope="session")
+def terminal(request):
+    """Our standard error from before it was captured."""
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        return os.fdopen(os.dup(2), "w")
+
+
+@pytest.fixture(autouse=True)
+def limit(terminal):
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=terminal)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def boot(tmp_path):
+    """Boots the initramfs of `make rootfs`, with changes to its files where they are given."""
+
+    def boot(without=(), files=None, arguments="", network=True):
+        initramfs = DIST / "vm.cpio"
+        if without or files:
+            initramfs = tmp_path / "initramfs"
+            initramfs.write_bytes(archive.changed((DIST / "vm.cpio").read_bytes(), without, files))
+        return Machine(tmp_path, initramfs=initramfs, arguments=arguments, network=network)
+
+    return boot
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A copy of the ext4 image, to be written to."""
+    return shutil.copy(DIST / "vm.ext4", tmp_path / "disk")

@@ -1,0 +1,173 @@
+"""tl-init as PID 1 of real containers: with a main process it behaves as `docker run --init` does, and it answers."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import urllib.request
+import uuid
+
+import pytest
+from machine import CACHE, DIST, ROOT, until
+from tensorlake.sandbox import Sandbox
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the runtimes want root here")
+TOKEN = "a-token-of-this-test"
+PATIENCE = 30
+
+
+class Container:
+    """One that runs. `signal` reaches its PID 1; `wait` gives what the runtime exits with."""
+
+    def __init__(self, runtime, rootfs, directory, args):
+        self.output = directory / "output"
+        self.listens = not args or args[0] != "--"
+        init = ["/sbin/init", "--listen", "127.0.0.1:0", "--token-file", "/etc/tl-init/token", *args]
+        self.runtime, self.id = runtime, f"tl-init-{uuid.uuid4()}"
+        pass_fds, info = (), None
+        if runtime == "runc":
+            # The example's own configuration; only the paths and the arguments are the test's.
+            config = json.loads((ROOT / "examples/runc/config.json").read_text())
+            config["root"]["path"] = str(rootfs)
+            config["process"]["args"] = init
+            (directory / "config.json").write_text(json.dumps(config))
+            line = [CACHE / "runc", "--root", directory / "state", "run", "--bundle", directory, self.id]
+        else:
+            info, given = os.pipe()
+            pass_fds = (given,)
+            line = [CACHE / "bwrap", "--bind", rootfs, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
+            line += ["--tmpfs", "/tmp", "--unshare-pid", "--as-pid-1", "--die-with-parent", "--cap-add", "ALL"]
+            line += ["--chdir", "/", "--info-fd", str(given), "--", *init]
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(
+                [str(word) for word in line], stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
+            )
+        self.init = self.process.pid  # runc passes signals on.
+        if info is not None:
+            os.close(given)
+            with os.fdopen(info) as stream:
+                self.init = json.load(stream)["child-pid"]
+
+    def told(self):
+        return self.output.read_text(errors="replace")
+
+    def says(self, text):
+        def said():
+            ended = self.process.poll() is not None
+            assert text in self.told() or not ended, f"it ended without {text!r}:\n{self.told()}"
+            return text in self.told()
+
+        until(text, said, PATIENCE)
+
+    def url(self):
+        self.says("listening on ")
+        return "http://" + self.told().split("listening on ")[1].split()[0]
+
+    def signal(self, number):
+        os.kill(self.init, number)
+
+    def wait(self):
+        return self.process.wait(PATIENCE)
+
+    def kill(self):
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.init, signal.SIGKILL)
+            if self.runtime == "runc":
+                # Killing `runc run` would leave the container.
+                state = self.output.parent / "state"
+                subprocess.run([CACHE / "runc", "--root", state, "delete", "--force", self.id], check=True)
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory):
+    made = tmp_path_factory.mktemp("container") / "rootfs"
+    subprocess.run(["cp", "-a", DIST / "rootfs", made], check=True)
+    token = made / "etc/tl-init/token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture(params=["runc", "bwrap"])
+def start(request, rootfs, tmp_path):
+    started = []
+
+    def start(*args):
+        started.append(Container(request.param, rootfs, tmp_path, args))
+        return started[-1]
+
+    yield start
+    for container in started:
+        container.kill()
+
+
+def test_the_api(start):
+    container = start()
+    with Sandbox("sbx-1", proxy_url=container.url(), api_key=TOKEN) as sandbox:
+        assert sandbox.run("sh", ["-c", "id -un; cat /proc/1/comm; exit 3"]).stdout.split() == ["tl-user", "init"]
+    request = urllib.request.Request(container.url() + "/api/v1/boot", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        report = json.load(answer)
+    assert all(step["ok"] for step in report["steps"] if step["name"] != "cgroup"), report
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_without_a_main_process(start, number, code):
+    container = start()
+    container.url()
+    container.signal(number)
+    assert container.wait() == code, container.told()
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143)]
+)
+def test_the_exit_code_is_passed_on(start, script, code):
+    container = start("--", "sh", "-c", f"echo main here; {script}")
+    assert container.wait() == code, container.told()
+    assert "main here\n" in container.told()
+
+
+def test_a_main_process_that_is_missing(start):
+    container = start("--", "/no/such/program")
+    assert container.wait() == 127, container.told()
+    assert "/no/such/program" in container.told()
+
+
+# SIGWINCH as well, but runc keeps that for itself.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_signals_are_passed_on(start, number):
+    name = number.name.removeprefix("SIG")
+    handles = f"trap 'echo got {name}; exit 42' {name}; echo ready; while :; do sleep 0.1; done"
+    container = start("--", "sh", "-c", handles)
+    container.says("ready")
+    container.signal(number)
+    assert container.wait() == 42, container.told()
+    assert f"got {name}" in container.told()
+
+
+def test_a_main_process_that_dies_of_a_signal(start):
+    container = start("--", "sh", "-c", "echo ready; exec sleep 1000")
+    container.says("ready")
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 143, container.told()
+
+
+def test_orphans_are_reaped_and_ended(start):
+    """As an init must: a zombie never stays, and what the main process leaves behind ends with it."""
+    script = """
+        (sleep 0.1 & exec true) & wait
+        (sleep 1000 &)
+        tries=0
+        while grep -qs '^State:.Z' /proc/[0-9]*/status; do
+            tries=$((tries + 1)); [ $tries -lt 100 ] || exit 1; sleep 0.05
+        done
+    """
+    container = start("--", "sh", "-c", script)
+    assert container.wait() == 0, container.told()
