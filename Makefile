@@ -29,18 +29,18 @@ test-python: ## The public Python client, unmodified, against the real binary
 
 test-vm: rootfs ## A real kernel in an emulated machine, with the root file systems of `make rootfs`
 	@tests/need python3
-	@images/fetch.sh qemu runc bwrap
+	@init/images/fetch.sh qemu runc bwrap
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest -q -p no:cacheprovider tests/vm
 
 dist: ## The static binary for images: dist/tl-init
 	@tests/need unshare cc
-	@images/dist.sh $(abspath $(TARGET))
+	@init/images/dist.sh $(abspath $(TARGET))
 
 rootfs: dist ## Small root file systems with it, as directory, cpio and ext4, below dist/
 	@tests/need rootfs
-	@images/fetch.sh busybox kernel
-	@images/rootfs.sh
+	@init/images/fetch.sh busybox kernel
+	@init/images/rootfs.sh
 
 bench: ## Figures, each beside its floor on this machine
 	@tests/need unshare cc

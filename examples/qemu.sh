@@ -1,5 +1,5 @@
 #!/bin/sh
-# After `make rootfs` and `images/fetch.sh qemu`: a machine whose API is on 127.0.0.1:9501. Its console is this terminal.
+# After `make rootfs` and `init/images/fetch.sh qemu`: a machine whose API is on 127.0.0.1:9501. Its console is this terminal.
 #   [PORT=9501] examples/qemu.sh
 #   curl -N -H "Authorization: Bearer $(cat dist/vm.token)" \
 #       http://127.0.0.1:9501/api/v1/processes/run -d '{"command": "uname", "args": ["-a"]}'

@@ -77,24 +77,26 @@ pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), S
     written.map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The `KEY=value` lines of a file. Empty lines and lines that begin with `#` say nothing; a value is taken as it is,
-/// quotes included.
+/// The `KEY=value` lines of a file, for the environment of commands.
 ///
 /// # Errors
-/// A sentence that names the line.
+/// A sentence that names the first line that is none.
 pub(crate) fn read_env(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let failed = |error: io::Error| format!("--env-file: {}: {error}", path.display());
-    let bytes = File::open(path).and_then(read_bounded).map_err(failed)?;
-    parse_env(&bytes).map_err(|line| format!("--env-file: {}: line {line} is not KEY=value", path.display()))
+    let bytes = File::open(path).and_then(read_bounded);
+    let bytes = bytes.map_err(|error| format!("--env-file: {}: {error}", path.display()))?;
+    match parse_pairs(&bytes) {
+        (pairs, None) => Ok(pairs),
+        (_, Some(problem)) => Err(format!("--env-file: {}: {problem}", path.display())),
+    }
 }
 
-/// The same of a regular file.
-///
-/// # Errors
-/// A sentence that names the file and the line.
-pub(crate) fn read_conf(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let bytes = read_regular(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    parse_env(&bytes).map_err(|line| format!("{}: line {line} is not KEY=value", path.display()))
+/// Those of a configuration: what can be read of it counts, and beside that a sentence about what cannot.
+pub(crate) fn read_conf(path: &Path) -> (Vec<(String, String)>, Option<String>) {
+    let (pairs, problem) = match read_regular(path) {
+        Ok(bytes) => parse_pairs(&bytes),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    (pairs, problem.map(|problem| format!("{}: {problem}", path.display())))
 }
 
 /// A regular file: nothing else could hold up the boot, as a FIFO would.
@@ -109,17 +111,32 @@ pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     read_bounded(file)
 }
 
-fn parse_env(bytes: &[u8]) -> Result<Vec<(String, String)>, usize> {
-    let lines = bytes.split(|byte| *byte == b'\n').zip(1..);
-    let says = lines.filter(|(line, _)| !line.trim_ascii().is_empty() && !line.trim_ascii_start().starts_with(b"#"));
-    says.map(|(line, number)| {
-        let line = std::str::from_utf8(line).map_err(|_| number)?;
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        let (key, value) = line.split_once('=').filter(|_| !line.contains('\0')).ok_or(number)?;
-        let key = key.trim();
-        if key.is_empty() { Err(number) } else { Ok((key.to_owned(), value.to_owned())) }
-    })
-    .collect()
+/// Empty lines and lines that begin with `#` say nothing; a value is taken as it is, quotes included. Beside the pairs a
+/// sentence about the lines that are none.
+fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
+    let (mut pairs, mut broken) = (Vec::new(), Vec::new());
+    for (line, number) in bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).zip(1..) {
+        if line.trim_ascii_end().is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        match parse_pair(line) {
+            Some(pair) => pairs.push(pair),
+            None => broken.push(number),
+        }
+    }
+    let problem = match broken[..] {
+        [] => None,
+        [line] => Some(format!("line {line} is not KEY=value")),
+        [line, ..] => Some(format!("{} lines are not KEY=value, the first of them line {line}", broken.len())),
+    };
+    (pairs, problem)
+}
+
+fn parse_pair(line: &[u8]) -> Option<(String, String)> {
+    let line = std::str::from_utf8(line).ok().filter(|line| !line.contains('\0'))?;
+    let (key, value) = line.strip_suffix('\r').unwrap_or(line).split_once('=')?;
+    let key = key.trim_ascii_end();
+    (!key.is_empty()).then(|| (key.to_owned(), value.to_owned()))
 }
 
 fn read_bounded(file: File) -> io::Result<Vec<u8>> {
@@ -139,10 +156,21 @@ mod tests {
     fn an_environment_file_has_comments_and_anything_in_its_values() {
         let file = b"# a comment\n\nA=1\r\n B =x=y\"z\"\nEMPTY=\n";
         let pairs = [("A", "1"), ("B", "x=y\"z\""), ("EMPTY", "")];
-        assert_eq!(parse_env(file), Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()));
-        for (file, line) in [(&b"A=1\nnonsense"[..], 2), (b"=x", 1), (b"A=\0", 1), (b"A=1\n\xff=1", 2)] {
-            assert_eq!(parse_env(file), Err(line));
+        let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        assert_eq!(parse_pairs(file), (pairs, None));
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_told_and_takes_no_other_with_it() {
+        for (file, line, read) in
+            [(&b"A=1\nnonsense\nB=2"[..], 2, 2), (b"=x", 1, 0), (b"A=\0", 1, 0), (b"A=1\n\xff=1", 2, 1)]
+        {
+            let (pairs, problem) = parse_pairs(file);
+            assert_eq!((pairs.len(), problem), (read, Some(format!("line {line} is not KEY=value"))));
         }
+        let (pairs, problem) = parse_pairs(b"A=1\nx\ny\nB=2");
+        assert_eq!(pairs.len(), 2);
+        assert_eq!(problem.as_deref(), Some("2 lines are not KEY=value, the first of them line 2"));
     }
 
     #[test]

@@ -99,9 +99,10 @@ impl Start {
         if matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
             return;
         }
-        match files::read_conf(&path) {
-            Ok(pairs) => pairs.into_iter().for_each(|(name, value)| given.add(name, value)),
-            Err(error) => self.report.failed("init.conf", &error),
+        let (pairs, problem) = files::read_conf(&path);
+        pairs.into_iter().for_each(|(name, value)| given.add(name, value));
+        if let Some(problem) = problem {
+            self.report.failed("init.conf", &problem);
         }
     }
 

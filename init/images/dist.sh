@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds dist/tl-init: the release binary, static, so that it runs in a root file system with nothing else in it.
-#   images/dist.sh TARGET_DIR
+#   init/images/dist.sh TARGET_DIR
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 # The flags are for the program alone, not for what runs while it is built: hence --target, even though it is this
 # machine's own. A target directory of its own: other flags in the same one would build everything anew each time.

@@ -6,14 +6,14 @@
 # Without root, dist/rootfs has the builder as its owner; the owners in the images are right all the same.
 set -eu
 [ "$(id -u)" = 0 ] || exec fakeroot "$0" "$@"
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 umask 022
 
 # What is mounted over is empty; the rest is what programs expect to be there.
 make_rootfs() {
     root=$1
     mkdir -p "$root"
-    cp -r images/rootfs/. "$root"
+    cp -r init/images/rootfs/. "$root"
     (
         cd "$root"
         mkdir -p bin sbin usr lib/modules dev proc sys run etc/tl-init/services home/tl-user var/log
@@ -38,7 +38,7 @@ make_rootfs() {
 make_vm() {
     root=$1
     mkdir -p "$root/lib/modules"
-    cp -r images/vm/. "$root"
+    cp -r init/images/vm/. "$root"
     cp .cache/vm/vmxnet3.ko "$root/lib/modules/vmxnet3.ko"
     install -m 600 dist/vm.token "$root/etc/tl-init/token"
     chown -R 0:0 "$root"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fetches what the images and their tests are made of, as Debian packages, into .cache/vm. Installs nothing, and does
 # nothing for what is there already.
-#   images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
+#   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
 #
 # busybox   .cache/vm/busybox
 # kernel    .cache/vm/vmlinux, and vmxnet3.ko, the one module that a test machine needs
@@ -10,12 +10,12 @@
 # runc      .cache/vm/runc
 # bwrap     .cache/vm/bwrap
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 if [ "${1-}" != --once ]; then
     for thing in "$@"; do
         # The second time with fresh lists: old ones name versions that are gone.
-        images/fetch.sh --once "$thing" || { apt-get -qq update && images/fetch.sh --once "$thing"; }
+        init/images/fetch.sh --once "$thing" || { apt-get -qq update && init/images/fetch.sh --once "$thing"; }
     done
     exit 0
 fi
