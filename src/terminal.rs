@@ -5,7 +5,7 @@
 //!
 //! The kernel makes a terminal's output at some 200 MB/s, which fills any backlog while a viewer waits for a processor.
 //! So a session that runs away from somebody who is reading is read more slowly meanwhile: who takes 8 MiB/s loses
-//! nothing. Nobody else is waited for.
+//! nothing. Nobody else is waited for, and nobody for long: the session goes on at its own pace then.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +38,12 @@ const RATE: u64 = 8 << 20;
 /// …if it has taken something within this time.
 const READS: Duration = Duration::from_secs(1);
 
+/// A session waits for so long, in which it writes 240 MiB…
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// …and gains some of it back: one part in so many of the time that passes.
+const REGAINED: u32 = 10;
+
 /// A place that no stream reaches.
 const NEVER: u64 = u64::MAX;
 
@@ -61,6 +67,9 @@ struct State {
     forgotten: bool,
     viewers: BTreeMap<u64, Place>,
     last_viewer: u64,
+    /// How long it has waited, less what it has gained back until then.
+    waited: Duration,
+    waited_at: Instant,
 }
 
 #[derive(Debug)]
@@ -112,15 +121,14 @@ impl Terminal {
             forgotten: false,
             viewers: BTreeMap::new(),
             last_viewer: 0,
+            waited: Duration::ZERO,
+            waited_at: Instant::now(),
         }))
     }
 
     /// How long to leave the session alone that has written so many bytes in a row.
     pub fn pause(&self, bytes: usize) -> Option<Duration> {
-        let (state, now) = (self.lock(), Instant::now());
-        let end = state.ring.end();
-        let waited_for = state.viewers.values().any(|place| place.is_catching_up(end, now));
-        waited_for.then(|| Duration::from_micros(bytes as u64 * 1_000_000 / RATE))
+        self.lock().pause(bytes, Instant::now())
     }
 
     /// Appends what the session has written.
@@ -188,6 +196,19 @@ impl Terminal {
 impl State {
     fn slowest(&self) -> u64 {
         self.viewers.values().filter(|viewer| !viewer.held).map(|viewer| viewer.at).min().unwrap_or(NEVER)
+    }
+
+    fn pause(&mut self, bytes: usize, now: Instant) -> Option<Duration> {
+        let end = self.ring.end();
+        let waited_for = self.viewers.values().any(|place| place.is_catching_up(end, now));
+        let passed = now.saturating_duration_since(std::mem::replace(&mut self.waited_at, now));
+        self.waited = self.waited.saturating_sub(passed / REGAINED);
+        if !waited_for || self.waited >= PATIENCE {
+            return None;
+        }
+        let pause = Duration::from_micros(bytes as u64 * 1_000_000 / RATE);
+        self.waited += pause;
+        Some(pause)
     }
 
     /// Says how much this session holds for those who are behind.
@@ -417,6 +438,28 @@ mod tests {
         assert!(!is_waited_for(&reads, now + READS + READS), "it does not read");
         assert_eq!(reads.look(1, &mut Vec::new()), Seen::Bytes);
         assert_eq!(terminal.pause(1000), None, "it is not that far behind");
+    }
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let terminal = terminal();
+        let (viewer, _) = view(&terminal);
+        viewer.ready();
+        terminal.append(&vec![0; 2 * REPLAY]);
+        let begun = Instant::now();
+        // How many of these seconds it is waited for.
+        let waited = |seconds: std::ops::Range<u64>| {
+            let mut state = terminal.lock();
+            let is_waited_for = |second: &u64| {
+                let now = begun + Duration::from_secs(*second);
+                state.viewers.get_mut(&viewer.id).unwrap().took = now;
+                state.pause(RATE as usize, now).is_some()
+            };
+            seconds.filter(is_waited_for).count()
+        };
+        assert_eq!(waited(1..31), 30);
+        assert!((1..10).contains(&waited(31..61)), "only what it has gained back");
+        assert_eq!(waited(400..430), 30, "as at first");
     }
 
     #[test]

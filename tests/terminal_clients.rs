@@ -1,8 +1,10 @@
 //! Clients of terminals that do what they should not, and what is left of them.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use tungstenite::Message;
 
@@ -247,6 +249,43 @@ fn a_slow_client_is_told_so() {
     let (code, reason) = ended.close.expect("a word");
     assert!(code == 1008 && reason.contains("too slow"), "{code} {reason}");
     assert_eq!(daemon.pty_info(&session)["is_alive"], true);
+}
+
+/// Reads as many bytes of it in so many milliseconds, on and on, until `over`.
+fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl FnMut() -> bool) {
+    let mut buffer = vec![0; bytes];
+    while !over() {
+        socket.read_exact(&mut buffer).expect("more to read");
+        std::thread::sleep(Duration::from_millis(millis));
+    }
+}
+
+#[test]
+fn who_reads_is_waited_for() {
+    let daemon = daemon();
+    // It writes no more at once than is read at once: the terminal is empty ever again.
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; seq 1 20000000 | cat; sleep 4746");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.type_in("go\n");
+    let begun = Instant::now();
+    // Half as fast as would be enough, so it is dropped: 7 MiB later, at 8 MiB/s.
+    read_slowly(terminal.socket.get_mut(), 16 << 10, 4, || daemon.pty_info(&session)["client_count"] == 0);
+    assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_client_that_takes_minutes_for_the_replay_stays() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; head -c 1200000 /dev/zero; echo up; sleep 4747");
+    let mut other = daemon.watch(&session);
+    other.expect("up");
+    let mut slow = daemon.attach(&session);
+    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &4096).expect("a buffer");
+    slow.ready();
+    let begun = Instant::now();
+    read_slowly(slow.socket.get_mut(), 1000, 100, || begun.elapsed() > Duration::from_secs(80));
+    assert_eq!(daemon.pty_info(&session)["client_count"], 2);
 }
 
 #[test]

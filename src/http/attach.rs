@@ -240,6 +240,9 @@ impl<'c> Client<'c> {
         if !self.flushed {
             self.flushed = websocket::is_flushed(self.ws.flush())?;
         }
+        if self.flushed {
+            self.flush_by = None;
+        }
         Ok(())
     }
 
@@ -253,9 +256,7 @@ impl<'c> Client<'c> {
             self.beat.hear();
         }
         let now = Instant::now();
-        if self.flushed {
-            self.flush_by = None;
-        } else if *self.flush_by.get_or_insert(now + STUCK) <= now {
+        if !self.flushed && *self.flush_by.get_or_insert(now + STUCK) <= now {
             return Err(End::close(CloseCode::Policy, "too slow: what was sent was not read within 60 s"));
         }
         if !self.beat.is_due(now) {

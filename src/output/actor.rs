@@ -252,7 +252,10 @@ impl Actor {
                 Ok(0) | Err(Errno::EIO) => return self.close(token),
                 Ok(count) => count,
                 Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return self.end_drain_of(token),
+                Err(Errno::EAGAIN) => {
+                    self.pause(token, all);
+                    return self.end_drain_of(token);
+                }
                 Err(errno) => {
                     log::error!("unit {}: reading a pipe: {errno}", key.0);
                     return self.close(token);
@@ -285,11 +288,21 @@ impl Actor {
                 return self.end_drain_of(token);
             }
         }
-        let terminal = self.runs.get(&key).and_then(|run| run.terminal.as_ref()).filter(|_| may_open_again);
-        match terminal.and_then(|terminal| terminal.pause(all)) {
-            Some(pause) => self.pausing.push((Instant::now() + pause, token)),
-            None => self.again(token),
+        if !self.pause(token, all) {
+            self.again(token);
         }
+    }
+
+    /// Leaves a terminal alone for a moment that has written so many bytes, if somebody has to catch up; whether it does.
+    fn pause(&mut self, token: Token, bytes: usize) -> bool {
+        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return false };
+        if !self.is_open_terminal(key) {
+            return false;
+        }
+        let terminal = self.runs.get(&key).and_then(|run| run.terminal.as_ref());
+        let pause = terminal.and_then(|terminal| terminal.pause(bytes));
+        self.pausing.extend(pause.map(|pause| (Instant::now() + pause, token)));
+        pause.is_some()
     }
 
     /// How long until the first pause is over.
