@@ -7,14 +7,13 @@ import os
 import pathlib
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
 import urllib.request
 
 import pytest
-from conftest import ROOT, until
+from conftest import until
 from PIL import Image
 from tensorlake.sandbox import AsyncSandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
@@ -49,12 +48,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def available(tool, program):
-    """Whether it is there, or could be installed."""
-    if shutil.which(program):
-        return True
-    needed = subprocess.run([ROOT / "tests" / "need", tool], stdin=subprocess.DEVNULL)
-    return needed.returncode == 0 and shutil.which(program) is not None
+def wanted(*programs):
+    """Skips a test where one is missing that could not be installed."""
+    missing = [program for program in programs if not shutil.which(program)]
+    return pytest.mark.skipif(bool(missing), reason=f"no {' and no '.join(missing)} here")
 
 
 # --- terminals
@@ -158,13 +155,11 @@ def quit(pty, keys):
 
 
 @pytest.mark.parametrize(("program", "args", "show", "quit_with"), [
-    ("vim", ["-u", "NONE", "-N", "/etc/passwd"], "root:", "\x1b:q!\r"),
-    ("less", ["/etc/passwd"], "root:", "q"),
-    ("top", [], "PID", "q"),
+    pytest.param("vim", ["-u", "NONE", "-N", "/etc/passwd"], "root:", "\x1b:q!\r", marks=wanted("vim")),
+    pytest.param("less", ["/etc/passwd"], "root:", "q", marks=wanted("less")),
+    pytest.param("top", [], "PID", "q", marks=wanted("top")),
 ])
 def test_full_screen_programs(sandbox, program, args, show, quit_with):
-    if not available(program, program):
-        pytest.skip(f"no {program} here")
     screen = Screen()
     pty = sandbox.create_pty(program, args, rows=20, cols=90, on_data=screen)
     screen.expect(show)
@@ -258,9 +253,8 @@ def test_nobody_listens(sandbox):
                 assert peer.recv(1) == b""
 
 
+@wanted("redis-server")
 def test_redis_through_a_tunnel(sandbox):
-    if not available("redis", "redis-server"):
-        pytest.skip("no redis-server here")
     port = free_port()
     args = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
     with served(sandbox, "redis-server", args, port), sandbox.create_tunnel(port, local_port=0) as tunnel:
@@ -293,10 +287,9 @@ def lit(png):
     return image.histogram()[255]
 
 
+@wanted("Xvnc", "xmessage")
 def test_a_desktop(sandbox):
     """A window is seen on it, and takes keys."""
-    if not available("vnc", "Xvnc") or not available("vnc", "xmessage"):
-        pytest.skip("no Xvnc here")
     port = free_port()
     args = [f":{port}", "-rfbport", str(port), "-SecurityTypes", "None", "-geometry", "640x480", "-depth", "24",
             "-localhost"]
