@@ -71,8 +71,9 @@ fn signals_are_forwarded() {
 #[test]
 fn they_reach_the_whole_group() {
     let mut main = Main::start(
-        "sh -c 'trap \"echo child >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
-         trap 'echo leader >>$SAID; wait; exit 5' TERM; wait",
+        "trap 'echo leader >>$SAID; wait; exit 5' TERM
+         sh -c 'trap \"echo child >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
+         wait",
     );
     main.daemon.signal(Signal::SIGTERM);
     assert_eq!(main.code(), Some(5));
