@@ -251,6 +251,35 @@ fn a_slow_client_is_told_so() {
     assert_eq!(daemon.pty_info(&session)["is_alive"], true);
 }
 
+/// What is on its way when the session ends is not taken from a client that is slow and types on.
+#[test]
+fn a_slow_client_gets_all_that_was_written_and_the_exit() {
+    let daemon = daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 2000000 /dev/zero; exit 3");
+    let mut slow = daemon.watch(&session);
+    slow.expect("up");
+    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &16_384).expect("a buffer");
+    slow.type_in("go\n");
+    let (mut seen, mut exit) = (0, None);
+    let close = loop {
+        let message = slow.socket.read().expect("the rest");
+        // So that it takes longer than anybody is waited for who takes nothing.
+        std::thread::sleep(Duration::from_micros(5 * message.len() as u64));
+        match message {
+            Message::Binary(bytes) => match bytes.split_first() {
+                Some((0, data)) => seen += data.len(),
+                Some((3, code)) => exit = Some(code.to_vec()),
+                _ => {}
+            },
+            Message::Close(close) => break close.expect("a word"),
+            _ => {}
+        }
+        let _ = slow.socket.get_mut().write_all(&frame(0x82, b"\0x"));
+    };
+    assert_eq!((seen, exit), (2_000_000, Some(vec![0, 0, 0, 3])));
+    assert_eq!((u16::from(close.code), close.reason.as_str()), (1000, "exit:3"));
+}
+
 /// Reads as many bytes of it in so many milliseconds, on and on, until `over`.
 fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl FnMut() -> bool) {
     let mut buffer = vec![0; bytes];

@@ -5,6 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
@@ -106,6 +107,32 @@ fn the_end_of_the_service_is_a_close() {
     assert_eq!(words.map(|words| words.code), Some(CloseCode::Normal));
     drop(tunnel);
     await_held(&daemon, before);
+}
+
+/// What is on its way when the service ends is not taken from a client that is slow and has something to say meanwhile.
+#[test]
+fn a_slow_client_gets_all_that_the_service_has_said() {
+    let daemon = daemon();
+    let port = service(|mut stream| {
+        stream.write_all(&pattern(2_000_000)).expect("send");
+    });
+    let mut tunnel = daemon.tunnel(port);
+    setsockopt(tunnel.get_ref(), sockopt::RcvBuf, &16_384).expect("a buffer");
+    let mut bytes = Vec::new();
+    let words = loop {
+        let message = tunnel.read().expect("the tunnel goes on");
+        // So that it takes longer than anybody is waited for who takes nothing.
+        std::thread::sleep(Duration::from_micros(5 * message.len() as u64));
+        match message {
+            Message::Binary(piece) => bytes.extend_from_slice(&piece),
+            Message::Close(words) => break words,
+            Message::Pong(_) => {}
+            other => panic!("what is {other:?}?"),
+        }
+        let _ = tunnel.get_mut().write_all(&frame(0x89, b"here"));
+    };
+    assert!(bytes == pattern(2_000_000), "{} bytes", bytes.len());
+    assert_eq!(words.map(|words| words.code), Some(CloseCode::Normal));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{Role, WebSocketConfig};
@@ -24,7 +24,7 @@ use super::answer::Answer;
 use super::reply::Problem;
 use super::request::Request;
 use super::routes::Api;
-use super::websocket::{self, Beat, End, FRAMES, Handshake, LARGEST, Line, Wire};
+use super::websocket::{self, Beat, End, FRAMES, Handshake, LARGEST, Line, STUCK, Wire};
 
 // The first byte of each message.
 const DATA: u8 = 0x00;
@@ -37,9 +37,6 @@ const BURST: usize = 64 << 10;
 
 /// As much is handed to the terminal at once.
 const PIECE: usize = 16 << 10;
-
-/// How long a client may take for one of these: what it has not read is kept for it.
-const STUCK: Duration = Duration::from_secs(60);
 
 /// What a client may have typed ahead of the program.
 const TYPED_AHEAD: usize = 1 << 20;
@@ -311,8 +308,8 @@ impl<'c> Client<'c> {
 
     /// Sees to it that what the client typed last is taken, though not for ever, and tells it why it has to go.
     fn part(mut self, end: End) {
-        let deadline = Instant::now() + websocket::FAREWELL;
         if end == End::Gone {
+            let deadline = Instant::now() + websocket::FAREWELL;
             self.hear_the_last();
             while self.typing.is_some() && Instant::now() < deadline {
                 let _ = poll::wait([(self.waker.as_fd(), Events::READ)], Some(deadline));
@@ -324,6 +321,8 @@ impl<'c> Client<'c> {
         drop(self.attached);
         let End::Close(code, reason) = end else { return };
         log::debug!("a terminal client is told to go: {code} {reason}");
+        let patience = websocket::patience(code);
+        let deadline = Instant::now() + patience;
         let frame = websocket::close_frame(code, &reason);
         let mut flushed = websocket::is_flushed(self.ws.close(Some(frame)));
         while let Ok(false) = flushed {
@@ -332,7 +331,7 @@ impl<'c> Client<'c> {
             }
             flushed = websocket::is_flushed(self.ws.flush());
         }
-        websocket::part(self.ws.get_mut().0);
+        websocket::part(self.ws.get_mut().0, patience);
     }
 }
 

@@ -147,7 +147,7 @@ impl Connection {
         let upgraded = matches!(answer, Answer::Upgraded { .. });
         let reuse = complete && head.keeps_alive() && !upgraded && !self.socket.stopping();
         match self.answer(answer, head, !reuse) {
-            Ok(()) if !complete => self.socket.linger(LINGER.0, LINGER.1),
+            Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !fsuser::is_stuck(),
             Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
@@ -184,8 +184,13 @@ impl Connection {
     fn refuse(&mut self, problem: &Problem) {
         log::debug!("refused: {problem}");
         if self.send_whole(&problem.reply(), false, true).is_ok() {
-            self.socket.linger(LINGER.0, LINGER.1);
+            self.linger();
         }
+    }
+
+    fn linger(&mut self) {
+        let (time, bytes) = LINGER;
+        self.socket.linger(time, Duration::ZERO, bytes);
     }
 
     fn send_whole(&mut self, reply: &Reply, head_only: bool, close: bool) -> io::Result<()> {

@@ -247,21 +247,37 @@ impl Socket {
     /// Ends a connection whose client may be sending still: says that no more comes, then reads and drops for a while.
     ///
     /// Closed at once, the kernel would answer the unread bytes with a reset, which takes the answer away from the
-    /// client before it has read it (RFC 9112, section 9.6).
-    pub(super) fn linger(&mut self, time: Duration, mut bytes: usize) {
+    /// client before it has read it (RFC 9112, section 9.6). A slow client gets more than `time`, until it has taken
+    /// nothing for as long as `stalled`.
+    pub(super) fn linger(&mut self, time: Duration, stalled: Duration, mut bytes: usize) {
         if self.seat.stream().shutdown(Shutdown::Write).is_err() || !self.enter(Phase::Flushing) {
             return;
         }
-        let deadline = Some(Instant::now() + time);
+        let begun = Instant::now();
+        let (mut left, mut taken, mut deadline) = (self.unacknowledged(), begun, begun + time);
         // Many a client looks for an answer only when there is no room to send more: so let there be none for a moment.
-        let _ = self.wait(Events::GONE, Some(Instant::now() + time / 4));
+        let _ = self.wait(Events::GONE, Some(begun + time / 4));
         while bytes > 0 {
             self.consume(usize::MAX);
-            match self.fill(SMALL, deadline) {
+            match self.fill(SMALL, Some(deadline)) {
+                Err(error) if error.kind() == ErrorKind::TimedOut => {
+                    let (now, still_left) = (Instant::now(), self.unacknowledged());
+                    if still_left < left {
+                        (left, taken) = (still_left, now);
+                    }
+                    if now - taken >= stalled {
+                        return;
+                    }
+                    deadline = now + time;
+                }
                 Ok(0) | Err(_) => return,
                 Ok(read) => bytes = bytes.saturating_sub(read),
             }
         }
+    }
+
+    fn unacknowledged(&self) -> usize {
+        tcp::unacknowledged(self.seat.stream()).unwrap_or(0)
     }
 }
 

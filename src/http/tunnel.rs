@@ -285,7 +285,8 @@ impl<'c> Tunnel<'c> {
     fn part(mut self, end: End) {
         let End::Close(code, reason) = end else { return };
         drop(self.service);
-        let deadline = Instant::now() + websocket::FAREWELL;
+        let patience = websocket::patience(code);
+        let deadline = Instant::now() + patience;
         let frame = Frame::close(Some(websocket::close_frame(code, &reason)));
         let mut flushed = websocket::is_flushed(self.frames.write(frame));
         while let Ok(false) = flushed {
@@ -294,7 +295,7 @@ impl<'c> Tunnel<'c> {
             }
             flushed = websocket::is_flushed(self.frames.flush());
         }
-        websocket::part(self.frames.get_mut().0);
+        websocket::part(self.frames.get_mut().0, patience);
     }
 }
 

@@ -30,7 +30,10 @@ pub(super) const LARGEST: usize = 1 << 20;
 /// How often a client is pinged.
 pub(super) const BEAT: Duration = Duration::from_secs(30);
 
-/// How long a client may take for the words that it is told to go with.
+/// How long a client may take for one thing that it is sent: what it has not read is kept for it.
+pub(super) const STUCK: Duration = Duration::from_secs(60);
+
+/// How long a client may take for the words that it is told to go with, if it has done something wrong.
 pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What it may still have sent until it has read them.
@@ -151,9 +154,21 @@ pub(super) fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// The last words are out: waits for the client to go, so that what it still sends does not take them away.
-pub(super) fn part(socket: &mut Socket) {
-    socket.linger(FAREWELL, STRAGGLERS);
+/// How long a client that is told this may take nothing of what was sent before it. The rest of a session or of a
+/// connection may still be on its way to one that is slow.
+pub(super) fn patience(code: CloseCode) -> Duration {
+    match code {
+        CloseCode::Policy | CloseCode::Protocol | CloseCode::Unsupported | CloseCode::Invalid | CloseCode::Size => {
+            FAREWELL
+        }
+        _ => STUCK,
+    }
+}
+
+/// The last words are out: waits for the client to go, so that what it still sends does not take them away, nor what
+/// was sent before them.
+pub(super) fn part(socket: &mut Socket, patience: Duration) {
+    socket.linger(FAREWELL, patience, STRAGGLERS);
 }
 
 /// Whether the client's machine is there: its kernel acknowledges pings and questions whether or not its program reads.

@@ -50,9 +50,22 @@ pub fn ask_at_least_every(stream: &TcpStream, interval: Duration) -> io::Result<
 /// # Errors
 /// What `ioctl(2)` says.
 pub fn unsent(stream: &TcpStream) -> io::Result<usize> {
+    queued(stream, SIOCOUTQNSD)
+}
+
+/// Bytes that were written and that the peer's kernel has not acknowledged; the end counts as one.
+///
+/// # Errors
+/// What `ioctl(2)` says.
+pub fn unacknowledged(stream: &TcpStream) -> io::Result<usize> {
+    // SIOCOUTQ is another name of this.
+    queued(stream, libc::TIOCOUTQ)
+}
+
+fn queued(stream: &TcpStream, request: libc::Ioctl) -> io::Result<usize> {
     let mut count: libc::c_int = 0;
-    // SAFETY: `count` is valid for writing, and is the integer that this request writes (tcp(7)).
-    let result = unsafe { libc::ioctl(stream.as_raw_fd(), SIOCOUTQNSD, &raw mut count) };
+    // SAFETY: `count` is valid for writing, and is the integer that both requests write (tcp(7)).
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), request, &raw mut count) };
     Errno::result(result)?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
@@ -80,14 +93,14 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_at_the_peer_is_unsent() {
+    fn what_has_no_room_at_the_peer_is_unsent_and_not_acknowledged() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let _theirs = listener.accept().unwrap();
-        assert_eq!(unsent(&ours).unwrap(), 0);
+        assert_eq!((unsent(&ours).unwrap(), unacknowledged(&ours).unwrap()), (0, 0));
         ours.set_nonblocking(true).unwrap();
         while ours.write(&[0; 1 << 16]).is_ok() {}
-        assert!(unsent(&ours).unwrap() > 0);
+        assert!(unsent(&ours).unwrap() > 0 && unacknowledged(&ours).unwrap() > 0);
         // Not every kernel has it.
         let _ = ask_at_least_every(&ours, Duration::from_secs(15));
     }
