@@ -8,11 +8,13 @@
 //! Where the directory takes no new file, or the target cannot be renamed over, but the user may write the target itself (a
 //! mount point, a file of the user's in `/etc`, a switch in `/sys`), it is written in place, once everything is there.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate, renameat};
@@ -141,6 +143,7 @@ impl<'p> Upload<'p> {
     /// Copies what is complete into the target. What it needs is reserved first, so that a full disk changes nothing.
     fn write_in_place(&self) -> io::Result<()> {
         let target = open_target(&self.place)?;
+        let _turn = Turn::take(&target)?;
         let length = self.file.metadata()?.len();
         let before = unsigned(fstat(&target)?.st_size);
         if length > before {
@@ -161,6 +164,33 @@ impl<'p> Upload<'p> {
 impl Drop for Upload<'_> {
     fn drop(&mut self) {
         self.remove_name();
+    }
+}
+
+/// The right to write a file in place, which one upload at a time has: two would leave something of each.
+#[derive(Debug)]
+struct Turn((u64, u64));
+
+/// The files that are being written in place, by device and inode.
+static IN_PLACE: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+static TURN_OVER: Condvar = Condvar::new();
+
+impl Turn {
+    /// Waits for those who write the same file, and for nobody else.
+    fn take(file: &File) -> io::Result<Turn> {
+        let stat = fstat(file)?;
+        let file = (stat.st_dev, stat.st_ino);
+        let files = IN_PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = TURN_OVER.wait_while(files, |files| files.contains(&file));
+        free.unwrap_or_else(PoisonError::into_inner).insert(file);
+        Ok(Turn(file))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        IN_PLACE.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        TURN_OVER.notify_all();
     }
 }
 
@@ -294,5 +324,29 @@ mod tests {
         fs::set_permissions(&target, PermissionsExt::from_mode(0o600)).unwrap();
         assert_eq!(begin_named(&path).file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(names(), ["file"]);
+    }
+
+    #[test]
+    fn of_many_uploads_in_place_one_is_left_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        let path = FilePath::parse(target.as_os_str().as_bytes(), "/").unwrap();
+        for round in 0..20 {
+            fs::write(&target, "old").unwrap();
+            std::thread::scope(|scope| {
+                for letter in b'a'..b'i' {
+                    let path = &path;
+                    scope.spawn(move || {
+                        let place = Place::for_writing(path.as_os_str()).unwrap();
+                        let mut upload = Upload { path, place, file: spool().unwrap(), name: None, in_place: true };
+                        upload.write(&vec![letter; usize::from(letter) * 5000]).unwrap();
+                        upload.commit().unwrap();
+                    });
+                }
+            });
+            let content = fs::read(&target).unwrap();
+            let letter = content[0];
+            assert!(content == vec![letter; usize::from(letter) * 5000], "round {round}: {} bytes", content.len());
+        }
     }
 }
