@@ -400,6 +400,24 @@ fn a_session_that_nobody_is_attached_to_ends() {
 }
 
 #[test]
+fn ended_sessions_are_kept_for_a_minute_and_their_memory_is_given_back() {
+    let daemon = daemon();
+    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let sessions: Vec<_> = (0..40).map(|_| daemon.pty_sh("head -c 1500000 /dev/zero; exit 7")).collect();
+    for session in &sessions {
+        wait_until(PATIENCE, "it has ended", || (daemon.pty_info(session)["exit_code"] == 7).then_some(()));
+    }
+    let full = machine::kilobytes(daemon.pid, "VmRSS");
+    assert!(full > before + (40 << 10), "{full} KiB after {before}, with replays of 1 MiB");
+    wait_until(Duration::from_secs(60) + PATIENCE, "all are forgotten", || {
+        daemon.get("/pty").expect(200)["sessions"].as_array().is_some_and(Vec::is_empty).then_some(())
+    });
+    wait_until(PATIENCE, &format!("{full} KiB are about {before} again"), || {
+        (machine::kilobytes(daemon.pid, "VmRSS") < before + (10 << 10)).then_some(())
+    });
+}
+
+#[test]
 fn sessions_are_counted_and_listed_apart() {
     let daemon = daemon_with(&["--max-pty-sessions", "3", "--max-processes", "2"]);
     let sessions: Vec<Session> = (0..3).map(|number| daemon.pty_sh(&format!("sleep 472{number}"))).collect();

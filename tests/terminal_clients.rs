@@ -258,7 +258,7 @@ fn a_slow_client_gets_all_that_was_written_and_the_exit() {
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 2000000 /dev/zero; exit 3");
     let mut slow = daemon.watch(&session);
     slow.expect("up");
-    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &16_384).expect("a buffer");
+    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &65_536).expect("a buffer");
     slow.type_in("go\n");
     let (mut seen, mut exit) = (0, None);
     let close = loop {

@@ -117,7 +117,7 @@ fn a_slow_client_gets_all_that_the_service_has_said() {
         stream.write_all(&pattern(2_000_000)).expect("send");
     });
     let mut tunnel = daemon.tunnel(port);
-    setsockopt(tunnel.get_ref(), sockopt::RcvBuf, &16_384).expect("a buffer");
+    setsockopt(tunnel.get_ref(), sockopt::RcvBuf, &65_536).expect("a buffer");
     let mut bytes = Vec::new();
     let words = loop {
         let message = tunnel.read().expect("the tunnel goes on");

@@ -9,6 +9,7 @@ pub mod fsuser;
 pub mod launch;
 pub mod limits;
 pub mod loopback;
+pub mod memory;
 pub mod pipe;
 pub mod poll;
 pub mod pty;

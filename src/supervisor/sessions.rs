@@ -11,6 +11,7 @@ use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
+use crate::os::memory;
 use crate::pending::Reply;
 use crate::session::{Due, Life, SessionInfo, exit_code};
 use crate::terminal::Terminal;
@@ -136,9 +137,14 @@ impl Actor {
 
     /// Lets go of a unit that was taken out of the fleet.
     pub(super) fn part_with(&mut self, slot: Unit) {
-        if let Some(session) = &slot.data.pty {
+        if let Some(session) = slot.data.pty {
             self.sessions.remove(&session.key.session_id);
             session.terminal.forget();
+            drop(session);
+            // What they all held may have been many MiB. Seldom, as it takes a while.
+            if self.sessions.is_empty() {
+                memory::give_back();
+            }
         }
         self.bury(slot.data.tree);
     }
