@@ -10,22 +10,14 @@ use tungstenite::Message;
 
 use crate::harness::socket::{Ended, Session, UPGRADE, code_after, drain, frame, refused, try_open};
 use crate::harness::{Daemon, PATIENCE, daemon, machine, wait_until};
-
-/// Threads and descriptors of the daemon.
-fn held(daemon: &Daemon) -> (usize, usize) {
-    let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
-    (threads, machine::descriptors(daemon.pid).len())
-}
+use crate::tunnel::{await_held, held};
 
 /// Runs `job` and waits until the daemon holds no more than before it.
 fn leaves_nothing(daemon: &Daemon, job: impl FnOnce()) {
     // A connection of the harness may be idle still.
     let before = held(daemon);
     job();
-    wait_until(PATIENCE, &format!("threads and descriptors are {before:?} again"), || {
-        let now = held(daemon);
-        (now.0 <= before.0 && now.1 <= before.1).then_some(())
-    });
+    await_held(daemon, before);
 }
 
 fn reader(daemon: &Daemon) -> Session {

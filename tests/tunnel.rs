@@ -34,6 +34,7 @@ fn echo() -> u16 {
     })
 }
 
+/// Threads and descriptors of the daemon.
 pub fn held(daemon: &Daemon) -> (usize, usize) {
     let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
     (threads, machine::descriptors(daemon.pid).len())
