@@ -167,6 +167,11 @@ impl Terminal {
         state.wake_all();
     }
 
+    /// Bytes that it holds.
+    pub fn held(&self) -> u64 {
+        self.lock().ring.held()
+    }
+
     /// Its size.
     pub fn window(&self) -> Window {
         self.lock().window

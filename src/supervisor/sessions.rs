@@ -17,6 +17,9 @@ use crate::session::{Due, Life, SessionInfo, exit_code};
 use crate::terminal::Terminal;
 use crate::unit::{Event, Now};
 
+/// The memory of a session that held so much is given back to the kernel.
+const LARGE: u64 = 64 << 10;
+
 impl Actor {
     pub(super) fn open_pty(&mut self, id: UnitId, spec: ProcessSpec, key: SessionKey, reply: Reply<Started>) {
         if self.shutdown.is_some() {
@@ -140,9 +143,10 @@ impl Actor {
         if let Some(session) = slot.data.pty {
             self.sessions.remove(&session.key.session_id);
             session.terminal.forget();
+            let held = session.terminal.held();
             drop(session);
-            // What they all held may have been many MiB. Seldom, as it takes a while.
-            if self.sessions.is_empty() {
+            // It takes a while, which a few screens are not worth.
+            if held >= LARGE {
                 memory::give_back();
             }
         }
