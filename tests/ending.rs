@@ -1,11 +1,12 @@
 //! The ordered end as PID 1: who is asked when, who is killed when, and what followers hear of it.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{PATIENCE, daemon, daemon_with, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, root, wait_until};
 
 /// Answers SIGTERM by writing its name, then ends.
 fn tells(name: &str) -> String {
@@ -141,4 +142,51 @@ fn signals_of_other_users_change_nothing() {
         daemon.run_sh("for s in 1 2 3 10 12 15 30 37 38 39 47 48 49; do kill -$s 1 2>/dev/null && echo $s; done; true");
     assert_eq!((run.code(), run.stdout().as_str()), (Some(0), ""));
     assert_eq!(daemon.run_sh("echo still here").stdout(), "still here");
+}
+
+/// A FUSE mount over /etc that never answers: whoever looks for a user there waits in the kernel, the supervisor too.
+const DEAD_DISK: &str = r#"
+import ctypes, os, time
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+assert ctypes.CDLL(None, use_errno=True).mount(b"none", b"/etc", b"fuse", 0, options) == 0, ctypes.get_errno()
+print("mounted", flush=True)
+time.sleep(600)
+"#;
+
+fn with_a_dead_disk(options: Options) -> Daemon {
+    let daemon = options.start();
+    let body = json!({"command": "python3", "args": ["-c", DEAD_DISK], "user": "root"});
+    let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
+    wait_until(PATIENCE, "it is mounted", || (daemon.lines(pid, "stdout") == ["mounted"]).then_some(()));
+    // Sent, and not waited for: nobody answers it.
+    let body = json!({"command": "true"}).to_string();
+    let head = format!("Authorization: Bearer {}\r\nContent-Length: {}\r\n", daemon.token, body.len());
+    let mut stream = daemon.connect();
+    write!(stream, "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").expect("send it");
+    wait_until(PATIENCE, "the supervisor waits for the disk", || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("its threads");
+        tasks.flatten().find(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            read("comm") == "supervisor\n" && read("status").contains("State:\tD")
+        })
+    });
+    daemon
+}
+
+#[test]
+fn a_disk_that_does_not_answer_does_not_keep_it() {
+    if !root("a_disk_that_does_not_answer_does_not_keep_it") {
+        return;
+    }
+    let mut daemon = with_a_dead_disk(Options::default().args(&["--shutdown-grace", "0.1"]));
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130));
+    assert!(daemon.log().contains("the supervisor does not answer"), "that is why");
+
+    // Of two signals the first is lost on its way to the main process.
+    let mut daemon = with_a_dead_disk(Options::default().args(&["--default-user", "0", "--", "sleep", "600"]));
+    daemon.signal(Signal::SIGTERM);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(137));
 }

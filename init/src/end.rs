@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
@@ -30,10 +30,9 @@ pub(crate) fn finish(place: Place, ending: Ending) -> u8 {
     if place != Place::Machine {
         return ending.code;
     }
-    if let Err(error) = seed::save() {
-        log::warn!("the random seed is not saved: {error}");
+    if !within(DISK_PATIENCE, "disks", settle_disks) {
+        log::error!("a disk does not answer: not waited for");
     }
-    settle_disks();
     log::logger().flush();
     let Err(errno) = end_machine(ending.action);
     log::error!("the kernel does not end the machine: {errno}");
@@ -42,22 +41,30 @@ pub(crate) fn finish(place: Place, ending: Ending) -> u8 {
     }
 }
 
-/// Syncs and unmounts, on a thread that may be left behind.
+/// Leaves the disks as they are to be found again.
 fn settle_disks() {
+    if let Err(error) = seed::save() {
+        log::warn!("the random seed is not saved: {error}");
+    }
+    sync();
+    mounts::unmount_all();
+    sync();
+}
+
+/// Does it on a thread that may be left behind, and says whether it was done in time.
+pub(crate) fn within(patience: Duration, name: &str, body: impl FnOnce() + Send + 'static) -> bool {
     let (tell, done) = bounded::<()>(1);
     let body = move || {
-        sync();
-        mounts::unmount_all();
-        sync();
-        drop(tell);
+        // Dropped after it, by a panic too.
+        let _tell = tell;
+        body();
         Ok(())
     };
-    match worker::spawn("disks", body, || {}) {
-        // Disconnected, which is an error too, says that it is done.
-        Ok(_) if done.recv_timeout(DISK_PATIENCE) != Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
-        Ok(_) => log::error!("a disk does not answer: not waited for"),
-        Err(error) => log::error!("no thread to unmount with: {error}"),
+    if let Err(error) = worker::spawn(name, body, || {}) {
+        log::error!("no thread for {name}: {error}");
     }
+    // Disconnected, which is an error too, says that it is done.
+    done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
 }
 
 fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
@@ -70,7 +77,6 @@ fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
 
 /// Without a supervisor there is nobody left to end things in order.
 pub(crate) fn last_resort() -> Ending {
-    log::error!("the supervisor has ended: killing everything");
     kill_everything(Supervisor::SHUTDOWN_MARGIN);
     Ending { action: EndAction::PowerOff, code: 1 }
 }

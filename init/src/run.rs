@@ -1,17 +1,17 @@
 //! The main thread: brings everything up, waits for a reason to end, and ends everything in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
 use nix::unistd::geteuid;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
 use tl_supervisor::pending::Pending;
 use tl_supervisor::signals::{Received, SignalThread};
-use tl_supervisor::{SpecError, Target, UnitId, worker};
+use tl_supervisor::{SpecError, Supervisor, Target, UnitId, worker};
 
 use crate::args::Given;
-use crate::end::{Ending, last_resort};
+use crate::end::{self, Ending, last_resort};
 use crate::place::Place;
 use crate::report::Report;
 use crate::services::Services;
@@ -31,6 +31,11 @@ pub(crate) enum Event {
 
 /// From the answer that everything has ended to the news of the main process's own end.
 const NEWS: Duration = Duration::from_secs(1);
+/// What a shell says of one that was killed: without any news it was.
+const KILLED: u8 = 128 + libc::SIGKILL as u8;
+
+/// For the threads to end, and to put away what is theirs, when everything else has ended.
+const TIDYING: Duration = Duration::from_secs(2);
 
 /// Runs until everything has ended.
 ///
@@ -59,6 +64,10 @@ pub(crate) fn run(place: Place, given: Given, report: Report) -> Result<Ending, 
     let ending = main.wait_for_the_end(&reload);
     if let Some(server) = &main.server {
         server.shutdown();
+    }
+    // A thread that waits for a dead disk is not waited for.
+    if !end::within(TIDYING, "tidying", move || drop(main)) {
+        log::error!("some threads do not end: not waited for");
     }
     Ok(ending)
 }
@@ -107,6 +116,8 @@ impl Host for Program {
 struct Ongoing {
     ending: Ending,
     done: Pending<()>,
+    /// The supervisor has kept its own deadline by then, unless something holds it up.
+    overdue: Instant,
 }
 
 struct Main {
@@ -208,14 +219,16 @@ impl Main {
         let mut asked = false;
         loop {
             let done = ongoing.as_ref().map_or_else(never, |ongoing| ongoing.done.receiver().clone());
+            let overdue = ongoing.as_ref().map_or_else(never, |ongoing| at(ongoing.overdue));
             let again = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
                 recv(done) -> answer => match (answer, ongoing) {
                     (Ok(_), Some(Ongoing { ending, .. })) => return self.with_news(ending),
-                    _ => return last_resort(),
+                    (_, ongoing) => return self.by_force("has ended", ongoing),
                 },
-                recv(died) -> _ => return last_resort(),
+                recv(died) -> _ => return self.by_force("has ended", ongoing),
+                recv(overdue) -> _ => return self.by_force("does not answer", ongoing),
                 recv(again) -> _ => {
                     // It was said at the first time.
                     let _ = self.listen();
@@ -245,7 +258,7 @@ impl Main {
         match signals::meaning(self.base.place, entry.is_some(), signal) {
             Meaning::End { .. } if ongoing.is_some() => {
                 log::info!("signal {signal} again: no more grace");
-                self.hurry();
+                self.hurry(ongoing);
             }
             Meaning::End { action, grace, code } => {
                 log::info!("signal {signal}: shutting down");
@@ -258,10 +271,9 @@ impl Main {
             }
             Meaning::Forward { ends } => {
                 *asked |= ends;
-                if let Some(unit) = entry
-                    && let Err(error) = self.base.supervisor.handle().signal(&Target::Unit(unit), signal.into())
-                {
-                    log::debug!("signal {signal} does not reach the main process: {error}");
+                if let Some(unit) = entry {
+                    // Not waited for: a second one has to be heard whatever the supervisor does.
+                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal.into()));
                 }
             }
             // One that is waiting already does for both.
@@ -274,11 +286,16 @@ impl Main {
     fn end(&self, ongoing: &mut Option<Ongoing>, ending: Ending, grace: Duration) {
         log::info!("shutting down, with {} s of grace", grace.as_secs_f64());
         let done = self.base.supervisor.handle().begin_shutdown(grace);
-        ongoing.get_or_insert(Ongoing { ending, done });
+        let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
+        let ongoing = ongoing.get_or_insert(Ongoing { ending, done, overdue });
+        ongoing.overdue = overdue.min(ongoing.overdue);
     }
 
-    fn hurry(&self) {
-        drop(self.base.supervisor.handle().begin_shutdown(Duration::ZERO));
+    /// No more grace for the end that goes on.
+    fn hurry(&self, ongoing: &mut Option<Ongoing>) {
+        if let Some(Ongoing { ending, .. }) = *ongoing {
+            self.end(ongoing, ending, Duration::ZERO);
+        }
     }
 
     fn entry_ended(&mut self, code: u8, ongoing: &mut Option<Ongoing>) {
@@ -293,17 +310,24 @@ impl Main {
         }
     }
 
+    /// Ends everything without the supervisor. What was asked for before still counts.
+    fn by_force(&self, why: &str, ongoing: Option<Ongoing>) -> Ending {
+        log::error!("the supervisor {why}: killing everything");
+        let ending = last_resort();
+        ongoing.map_or(ending, |ongoing| self.with_news(ongoing.ending))
+    }
+
     /// How the main process has ended, if that was not known yet: it is our own end.
     fn with_news(&self, ending: Ending) -> Ending {
         if self.entry.is_none() {
             return ending;
         }
-        let deadline = std::time::Instant::now() + NEWS;
+        let deadline = Instant::now() + NEWS;
         while let Ok(event) = self.events.recv_deadline(deadline) {
             if let Event::EntryEnded(code) = event {
                 return Ending { code, ..ending };
             }
         }
-        ending
+        Ending { code: KILLED, ..ending }
     }
 }

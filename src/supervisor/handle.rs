@@ -126,7 +126,14 @@ impl Handle {
     /// # Errors
     /// [`Error::InvalidSignal`], [`Error::NotFound`], [`Error::NotRunning`].
     pub fn signal(&self, target: &Target, signal: i64) -> Result<(), Error> {
-        self.ask(|reply| Command::Signal(target.clone(), signal, reply))
+        self.begin_signal(target, signal).wait()
+    }
+
+    /// The same without blocking.
+    pub fn begin_signal(&self, target: &Target, signal: i64) -> Pending<()> {
+        let (reply, answer) = pending(None);
+        self.send(Command::Signal(target.clone(), signal, reply));
+        answer
     }
 
     /// Ends a process and never restarts it: a plain one with SIGKILL to its tree; a managed one with SIGTERM first, and
