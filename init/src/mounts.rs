@@ -1,9 +1,11 @@
 //! The file systems that a running system has, and how they go again (mount(8), file-hierarchy(7)).
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
@@ -67,9 +69,7 @@ impl Mount {
     /// # Errors
     /// What `mkdir(2)` or `mount(2)` says.
     pub(crate) fn provide(&self, place: Place) -> io::Result<String> {
-        // Without /proc, `mount` itself says whether it is there.
-        let mounted = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        if self.is_there(place, kind_at(&mounted, self.target)) {
+        if self.is_there(place, kind_at(&mounted(&mountinfo()), self.target)) {
             return Ok("there already".to_owned());
         }
         DirBuilder::new().recursive(true).mode(0o755).create(self.target)?;
@@ -93,18 +93,44 @@ impl Mount {
 }
 
 /// What is mounted at `target`, the last mount winning (proc_pid_mountinfo(5)).
-fn kind_at<'a>(mountinfo: &'a str, target: &str) -> Option<&'a str> {
-    let points = mounted(mountinfo).filter(|(point, _)| *point == target);
-    points.map(|(_, kind)| kind).next_back()
+fn kind_at<'a>(mounted: &'a [(PathBuf, String)], target: &str) -> Option<&'a str> {
+    let last = mounted.iter().rev().find(|(point, _)| point == Path::new(target));
+    last.map(|(_, kind)| kind.as_str())
 }
 
-/// Mount points and kinds, in the order in which they were mounted.
-fn mounted(mountinfo: &str) -> impl DoubleEndedIterator<Item = (&str, &str)> {
-    let lines = mountinfo.lines().filter_map(|line| {
-        let (mount, source) = line.split_once(" - ")?;
-        Some((mount.split(' ').nth(4)?, source.split(' ').next()?))
+/// Nothing without /proc: then `mount` itself says what is there.
+fn mountinfo() -> Vec<u8> {
+    fs::read("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// Mount points, which need not be text, and kinds, in the order in which they were mounted.
+fn mounted(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
+    let lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let point = fields.nth(4)?;
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some((OsString::from_vec(unescaped(point)).into(), String::from_utf8_lossy(kind).into_owned()))
     });
-    lines.collect::<Vec<_>>().into_iter()
+    lines.collect()
+}
+
+/// A space, a tab, a newline and a backslash stand as three octal digits there.
+fn unescaped(mut field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((first, rest)) = field.split_first() {
+        let code = rest.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                field = rest.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                field = rest;
+            }
+        }
+    }
+    bytes
 }
 
 /// Makes `/` writable where the kernel has mounted it read-only, as it does unless told otherwise.
@@ -122,21 +148,19 @@ pub(crate) fn make_root_writable() -> io::Result<String> {
 /// Unmounts everything that holds data, in reverse order; what is busy, and `/`, becomes read-only, so that it is whole
 /// on the disk.
 pub(crate) fn unmount_all() {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for (point, kind) in holding_data(&mountinfo) {
-        // A space and the like stand as \040 there: such a point is not found, and becomes read-only with nobody.
-        if point != "/" && umount(point).is_ok() {
+    for (point, kind) in holding_data(&mountinfo()) {
+        if point != Path::new("/") && umount(&point).is_ok() {
             continue;
         }
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        if let Err(errno) = mount(None::<&str>, point, None::<&str>, flags, None::<&str>) {
-            log::warn!("{point} ({kind}) stays writable: {errno}");
+        if let Err(errno) = mount(None::<&str>, &point, None::<&str>, flags, None::<&str>) {
+            log::warn!("{} ({kind}) stays writable: {errno}", point.display());
         }
     }
 }
 
 /// The mounts that are to go, the last one first. Those of the kernel's own make, and in memory, hold nothing that lasts.
-fn holding_data(mountinfo: &str) -> Vec<(&str, &str)> {
+fn holding_data(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
     const NOTHING_LASTS: [&str; 12] = [
         "proc",
         "sysfs",
@@ -151,31 +175,35 @@ fn holding_data(mountinfo: &str) -> Vec<(&str, &str)> {
         "debugfs",
         "bpf",
     ];
-    mounted(mountinfo).rev().filter(|(_, kind)| !NOTHING_LASTS.contains(kind)).collect()
+    mounted(mountinfo).into_iter().rev().filter(|(_, kind)| !NOTHING_LASTS.contains(&kind.as_str())).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MOUNTS: &str = "20 1 259:0 / / ro,relatime - ext4 /dev/root ro\n\
+    const MOUNTS: &[u8] = b"20 1 259:0 / / ro,relatime - ext4 /dev/root ro\n\
                           21 20 0:5 / /dev rw,nosuid - devtmpfs devtmpfs rw\n\
                           22 20 0:21 / /proc rw - proc proc rw\n\
                           23 20 0:22 / /data rw shared:1 - tmpfs tmpfs rw\n\
                           24 23 259:1 / /data rw - ext4 /dev/nvme1n1 rw\n\
+                          25 20 259:2 / /my\\040disk\\134\xff rw shared:2 master:3 - ext4 /dev/nvme2n1 rw\n\
                           garbage\n";
 
     #[test]
     fn the_last_mount_at_a_point_counts() {
-        assert_eq!(kind_at(MOUNTS, "/data"), Some("ext4"));
-        assert_eq!(kind_at(MOUNTS, "/proc"), Some("proc"));
-        assert_eq!(kind_at(MOUNTS, "/run"), None);
-        assert_eq!(kind_at("", "/"), None);
+        let mounted = mounted(MOUNTS);
+        assert_eq!(kind_at(&mounted, "/data"), Some("ext4"));
+        assert_eq!(kind_at(&mounted, "/proc"), Some("proc"));
+        assert_eq!(kind_at(&mounted, "/run"), None);
+        assert_eq!(kind_at(&[], "/"), None);
     }
 
     #[test]
     fn what_holds_data_goes_in_reverse() {
-        assert_eq!(holding_data(MOUNTS), [("/data", "ext4"), ("/", "ext4")]);
+        let odd = OsString::from_vec(b"/my disk\\\xff".to_vec());
+        let right = [odd.into(), "/data".into(), "/".into()].map(|point: PathBuf| (point, "ext4".to_owned()));
+        assert_eq!(holding_data(MOUNTS), right);
     }
 
     #[test]
