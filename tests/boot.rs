@@ -151,6 +151,31 @@ fn hup_reads_the_services_again() {
     daemon.await_gone(Duration::from_secs(10), "sleep 5603");
 }
 
+/// It may take all of its grace, and the port that both want is free only then.
+#[test]
+fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
+    let old = r#"{"command": "sh", "name": "one", "args": ["-c",
+        "trap 'sleep 3; echo ended >>$SAID; exit' TERM; echo up >>$SAID; while :; do sleep 0.02; done"],
+        "env": {"SAID": "@"}}"#;
+    let new = r#"{"command": "sh", "name": "one", "args": ["-c", "echo new >>$SAID; exec sleep 600"],
+        "env": {"SAID": "@"}}"#;
+    let (dir, options) = configured(&[]);
+    let daemon = options.start();
+    let said = daemon.scratch().join("said");
+    let (file, fill) = (dir.path().join("services/one.json"), |text: &str| text.replace('@', &said.to_string_lossy()));
+    let await_said = |right: &str| {
+        let said = || std::fs::read_to_string(&said).unwrap_or_default();
+        wait_until(PATIENCE, &format!("it says {right:?}"), || (said().ends_with(right)).then_some(()));
+        said()
+    };
+    write(&file, &fill(old));
+    daemon.signal(Signal::SIGHUP);
+    await_said("up\n");
+    write(&file, &fill(new));
+    daemon.signal(Signal::SIGHUP);
+    assert_eq!(await_said("new\n"), "up\nended\nnew\n");
+}
+
 fn write(path: &Path, text: &str) {
     fs::write(path, text).expect("write a service");
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tl_supervisor::http::{BootService, parse_process};
 use tl_supervisor::os::poll::Waker;
@@ -17,6 +18,9 @@ use crate::report::Report;
 
 /// The most files.
 const MOST: usize = 1000;
+
+/// What is gone or has changed has this long to end, all together, before the others are started.
+const ENDING: Duration = Duration::from_secs(30);
 
 /// The services, and what they are to be.
 pub(crate) struct Services {
@@ -49,14 +53,21 @@ impl Services {
                 return;
             }
         };
+        let mut ending = Vec::new();
         self.known.retain(|file, service| {
             let same = files.get(file) == Some(&service.text);
             if let (false, Ok((unit, _))) = (same, &service.started) {
-                // Its name and its port are to be free.
-                let _ = self.handle.kill(&Target::Unit(*unit));
+                ending.push((Target::Unit(*unit), self.handle.begin_kill(&Target::Unit(*unit))));
             }
             same
         });
+        // Their names and their ports are to be free.
+        let deadline = Instant::now() + ENDING;
+        for (unit, end) in ending {
+            // Answered after a while even if its grace goes on.
+            let _ = end.wait();
+            let _ = self.handle.wait(&unit, Some(deadline.saturating_duration_since(Instant::now())));
+        }
         // All are asked for before any is waited for: a program on a hung disk holds up nobody but itself.
         let new: Vec<_> = files.into_iter().filter(|(file, _)| !self.known.contains_key(file)).collect();
         let starting: Vec<_> = new
