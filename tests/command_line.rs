@@ -248,3 +248,14 @@ fn signals_that_mean_nothing_to_it_change_nothing() {
     }
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
+
+#[test]
+fn what_nobody_can_hear_is_no_panic() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
+    for args in [&["--help"][..], &["--version"]] {
+        let out = Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run it");
+        assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stderr).as_ref()), (Some(1), ""), "{args:?}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
+    assert_eq!(command.arg("--nonsense").stderr(full()).status().expect("run it").code(), Some(1));
+}

@@ -50,7 +50,7 @@ impl Main {
 }
 
 /// Says `up`, then answers every signal with its number until one of them has it exit.
-const ANSWERS: &str = "for signal in 1 2 3 10 12 15 28 30 34 37 38 39 47 48 49 64; do
+const ANSWERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 49 64; do
         trap \"echo $signal >>$SAID\" $signal
     done
     echo up >>$SAID
@@ -60,7 +60,7 @@ const ANSWERS: &str = "for signal in 1 2 3 10 12 15 28 30 34 37 38 39 47 48 49 6
 #[test]
 fn signals_are_forwarded() {
     let mut main = Main::start(ANSWERS);
-    for signal in [1, 3, 10, 12, 28, 30, 34, 37, 38, 39, 47, 48, 49, 15] {
+    for signal in [1, 3, 10, 12, 20, 28, 30, 34, 37, 38, 39, 47, 48, 49, 15] {
         main.daemon.signal_number(signal);
         main.await_word(&signal.to_string());
     }
@@ -204,17 +204,24 @@ fn a_terminal_is_its_own() {
     if !root("a_terminal_is_its_own") {
         return;
     }
-    let scratch = tempfile::tempdir().expect("a directory");
-    let said = scratch.path().join("said");
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
                 echo up >>$SAID; while :; do sleep 0.02; done";
+    on_a_terminal(&["--", "sh", "-c", main], "");
+    // The file that names it is read in time.
+    on_a_terminal(&[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
+}
+
+fn on_a_terminal(command: &[&str], conf: &str) {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let said = scratch.path().join("said");
+    std::fs::write(scratch.path().join("init.conf"), conf).expect("write init.conf");
     let mut child = Command::new("python3");
     child.args(["-c", include_str!("terminal.py")]);
     // PID 1 leads the terminal's session, as a container's does.
     child.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "setsid", "--ctty"]);
     child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", "0"]);
     child.arg("--run-dir").arg(scratch.path().join("run")).arg("--log-dir").arg(scratch.path().join("log"));
-    child.args(["--", "sh", "-c", main]).env("SAID", &said).current_dir("/");
+    child.arg("--config-dir").arg(scratch.path()).args(command).env("SAID", &said).current_dir("/");
     let out = child.output().expect("run it");
     let said = read(&said);
     assert_eq!(out.status.code(), Some(8), "{said} {}", String::from_utf8_lossy(&out.stderr));

@@ -21,6 +21,7 @@ mod signals;
 mod start;
 
 use std::ffi::{OsString, c_char, c_int};
+use std::io::{self, Write};
 use std::panic::catch_unwind;
 use std::time::Instant;
 
@@ -53,7 +54,7 @@ fn start(begun: Instant) -> u8 {
     }
     let place = Place::find();
     if let Err(error) = reset {
-        eprintln!("tl-init: signals: {error}");
+        complain(&format!("signals: {error}"));
     }
     // The kernel puts words of its own on the command line.
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -79,11 +80,15 @@ fn start(begun: Instant) -> u8 {
 }
 
 fn say(text: &str) -> u8 {
-    print!("{text}");
-    0
+    u8::from(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err())
 }
 
 fn fail(error: &str) -> u8 {
-    eprintln!("tl-init: {error}");
+    complain(error);
     1
+}
+
+/// Before there is a log. `eprintln!` would panic where nobody hears it.
+fn complain(error: &str) {
+    let _ = writeln!(io::stderr(), "tl-init: {error}");
 }

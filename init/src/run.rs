@@ -41,13 +41,14 @@ const TIDYING: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// One sentence about why it could not start; never on a machine.
-pub(crate) fn run(place: Place, given: Given, report: Report) -> Result<Ending, String> {
+pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Ending, String> {
+    start::read_conf(&mut given, &report);
     if given.has_entry() {
         entry::leave_terminal(place);
     }
     let (tell, events) = unbounded();
-    let _signals = watch_signals(tell.clone(), place)?;
-    let base = start::start(place, given, report)?;
+    let _signals = watch_signals(tell.clone(), place, &report)?;
+    let base = start::start(place, &given, report)?;
     let mut main = Main { base, server: None, tell, entry: None, events };
     let listening = main.listen();
     if let Err(error) = listening {
@@ -72,14 +73,14 @@ pub(crate) fn run(place: Place, given: Given, report: Report) -> Result<Ending, 
     Ok(ending)
 }
 
-fn watch_signals(tell: Sender<Event>, place: Place) -> Result<Option<SignalThread>, String> {
+fn watch_signals(tell: Sender<Event>, place: Place, report: &Report) -> Result<Option<SignalThread>, String> {
     let notice = move |received| drop(tell.send(Event::Signal(received)));
     // Without the thread there is no ordered end by a signal; everything else goes on.
     let died = || log::error!("signals are not watched any more");
     match SignalThread::start(&signals::all(), notice, died) {
         Ok(thread) => Ok(Some(thread)),
         Err(error) if place == Place::Machine => {
-            eprintln!("tl-init: cannot watch signals: {error}");
+            report.failed("signals", &error.to_string());
             Ok(None)
         }
         Err(error) => Err(format!("cannot watch signals: {error}")),

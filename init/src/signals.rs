@@ -28,9 +28,9 @@ pub(crate) enum Meaning {
 }
 
 /// All that mean something anywhere. What the kernel sends for a fault of ours stays what it is, SIGCHLD is the
-/// supervisor's, and those that stop a process at its terminal must not stop us.
+/// supervisor's, and who writes to a terminal from the background is not to be told so again and again.
 pub(crate) fn all() -> Vec<i32> {
-    const NOT_OURS: [i32; 14] = [
+    const NOT_OURS: [i32; 13] = [
         libc::SIGKILL,
         libc::SIGSTOP,
         libc::SIGILL,
@@ -42,7 +42,6 @@ pub(crate) fn all() -> Vec<i32> {
         libc::SIGSYS,
         libc::SIGCHLD,
         libc::SIGPIPE,
-        libc::SIGTSTP,
         libc::SIGTTIN,
         libc::SIGTTOU,
     ];

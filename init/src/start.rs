@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::statvfs::statvfs;
+use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
 use tl_supervisor::Supervisor;
 use tl_supervisor::http::Auth;
@@ -38,16 +39,15 @@ pub(crate) struct Base {
 ///
 /// # Errors
 /// One sentence; never on a machine.
-pub(crate) fn start(place: Place, mut given: Given, report: Report) -> Result<Base, String> {
+pub(crate) fn start(place: Place, given: &Given, report: Report) -> Result<Base, String> {
     let cgroup = if place == Place::Process { None } else { boot::boot(place, &report) };
     let start = Start { place, report };
-    start.read_conf(&mut given);
     for name in given.unknown() {
         start.report.failed("configuration", &format!("there is no option {name}"));
     }
     let mut config = match (given.strictly(), place) {
         (Ok(config), _) => config,
-        (Err(_), Place::Machine) => start.make_do(&given),
+        (Err(_), Place::Machine) => start.make_do(given),
         (Err(error), _) => return Err(error),
     };
     logger::start(config.log_level, config.log_format);
@@ -58,6 +58,20 @@ pub(crate) fn start(place: Place, mut given: Given, report: Report) -> Result<Ba
     let token = start.token(&mut config)?;
     let supervisor = start.supervisor(&mut config, env, cgroup)?;
     Ok(Base { place, config, report: start.report, token, supervisor })
+}
+
+/// Adds `init.conf` to what was given.
+pub(crate) fn read_conf(given: &mut Given, report: &Report) {
+    let path = given.config_dir().join("init.conf");
+    // By its metadata: a directory that cannot be entered is a problem as well.
+    if matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return;
+    }
+    let (pairs, problem) = files::read_conf(&path);
+    pairs.into_iter().for_each(|(name, value)| given.add(name, value));
+    if let Some(problem) = problem {
+        report.failed("init.conf", &problem);
+    }
 }
 
 /// Who may use the API.
@@ -90,20 +104,6 @@ impl Start {
     fn failed(&self, name: &str, error: &dyn Display) {
         self.report.failed(name, &error.to_string());
         log::error!("{name}: {error}");
-    }
-
-    /// Adds `init.conf` to what was given.
-    fn read_conf(&self, given: &mut Given) {
-        let path = given.config_dir().join("init.conf");
-        // By its metadata: a directory that cannot be entered is a problem as well.
-        if matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
-            return;
-        }
-        let (pairs, problem) = files::read_conf(&path);
-        pairs.into_iter().for_each(|(name, value)| given.add(name, value));
-        if let Some(problem) = problem {
-            self.report.failed("init.conf", &problem);
-        }
     }
 
     fn make_do(&self, given: &Given) -> Config {
@@ -203,11 +203,26 @@ fn builder(config: &Config) -> Builder {
         .session_idle(config.session_idle)
 }
 
-/// 1 GiB or a tenth of the file system, the smaller (section 7).
+/// 1 GiB or a tenth of the file system, the smaller (section 7). One without a size, as an initramfs can be, is in
+/// memory.
 fn default_log_total(log_dir: &Path) -> u64 {
     const MOST: u64 = 1 << 30;
     // The directory may not be there yet: its file system is that of the nearest one that is.
     let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
     let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
-    here.map_or(MOST, |fs| (fs.blocks() * fs.fragment_size() / 10).min(MOST))
+    let size = here.map(|fs| fs.blocks().saturating_mul(fs.fragment_size())).filter(|size| *size > 0);
+    let size = size.or_else(|| sysinfo().ok().map(|memory| memory.ram_total()));
+    size.map_or(MOST, |size| (size / 10).min(MOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_logs_have_room_where_the_file_system_has_no_size() {
+        // Like ramfs, it says that it has 0 blocks.
+        assert!(default_log_total(Path::new("/proc/self")) >= 1 << 20);
+        assert!(default_log_total(Path::new("/nowhere/at/all")) >= 1 << 20);
+    }
 }
