@@ -104,6 +104,8 @@ pub(crate) struct Given {
     entry: Vec<String>,
     /// Names that begin as ours do, and are none.
     unknown: Vec<String>,
+    /// A sentence about each value that is no text.
+    garbled: Vec<String>,
 }
 
 /// Reads the arguments (without the program's name) and the environment.
@@ -117,8 +119,10 @@ pub(crate) fn parse(
     let mut given = Given::default();
     for (name, value) in env {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
-        let value = value.into_string().map_err(|_| format!("{name} is not UTF-8"))?;
-        given.add(name.to_owned(), value);
+        match value.into_string() {
+            Ok(value) => given.add(name.to_owned(), value),
+            Err(_) => given.garbled.push(format!("{name} is not UTF-8")),
+        }
     }
     let mut parser = lexopt::Parser::from_args(args);
     loop {
@@ -193,12 +197,15 @@ impl Given {
     /// # Errors
     /// One sentence that names the option.
     pub(crate) fn strictly(&self) -> Result<Config, String> {
-        resolve(&self.values, &self.entry).map_err(|wrong| wrong.sentence)
+        match self.garbled.first() {
+            Some(sentence) => Err(sentence.clone()),
+            None => resolve(&self.values, &self.entry).map_err(|wrong| wrong.sentence),
+        }
     }
 
     /// The same where there must be one: what is wrong is left at its default. Says what that was.
     pub(crate) fn leniently(&self) -> (Config, Vec<String>) {
-        let (mut values, mut problems) = (self.values.clone(), Vec::new());
+        let (mut values, mut problems) = (self.values.clone(), self.garbled.clone());
         loop {
             match resolve(&values, &self.entry) {
                 Ok(config) => return (config, problems),
@@ -354,6 +361,8 @@ fn help() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn parse_with(args: &[&str], env: &[(&str, &str)]) -> Result<Asked, String> {
@@ -414,6 +423,17 @@ mod tests {
             problems.len() == 3 && problems.iter().zip(named).all(|(line, name)| line.starts_with(name)),
             "{problems:?}"
         );
+    }
+
+    #[test]
+    fn a_value_that_is_no_text_takes_no_other_with_it() {
+        let env = [("TL_INIT_LOG_DIR", &b"/\xff"[..]), ("TL_INIT_RUN_DIR", b"/env"), ("OTHER", b"\xff")];
+        let env = env.map(|(name, value)| (name.into(), OsString::from_vec(value.to_vec())));
+        let Ok(Asked::Run(given)) = parse([], env) else { panic!() };
+        assert_eq!(given.strictly(), Err("TL_INIT_LOG_DIR is not UTF-8".to_owned()));
+        let (config, problems) = given.leniently();
+        assert_eq!((config.log_dir, config.run_dir), ("/var/log/tl-init".into(), "/env".into()));
+        assert_eq!(problems, ["TL_INIT_LOG_DIR is not UTF-8"]);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tl_supervisor::os::{cgroup, limits, loopback};
 
+use crate::files;
 use crate::mounts::{self, Mount};
 use crate::place::Place;
 use crate::report::Report;
@@ -131,10 +132,11 @@ fn set_loopback_up() -> io::Result<String> {
 }
 
 fn set_hostname() -> io::Result<String> {
-    let text = match fs::read_to_string("/etc/hostname") {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+    let text = match files::read_regular(Path::new("/etc/hostname")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         result => result?,
     };
+    let text = String::from_utf8_lossy(&text);
     let name = hostname(&text);
     nix::unistd::sethostname(name)?;
     Ok(name.to_owned())

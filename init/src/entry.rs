@@ -57,13 +57,15 @@ pub(crate) fn start(handle: &Handle, spec: ProcessSpec, tell: Sender<Event>) -> 
     let waker = Arc::new(Waker::new().map_err(failed)?);
     let unit = handle.start(spec)?.handle;
     let log = handle.look_up(&Target::Unit(unit))?.log;
+    // Without anybody who waits for it, its end would go unnoticed.
+    let lost = tell.clone();
     let wait = move || {
         if let Some(end) = log.wait_end(&waker, None)? {
             let _ = tell.send(Event::EntryEnded(code(end.exit)));
         }
         Ok(())
     };
-    worker::spawn("entry", wait, || {}).map_err(failed)?;
+    worker::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1)))).map_err(failed)?;
     Ok(unit)
 }
 
