@@ -1,7 +1,9 @@
 //! The daemon's own log, on stderr: one line a record, as text or as JSON.
 
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use env_logger::{Builder, Target};
@@ -16,12 +18,21 @@ const PIECE: usize = 4096;
 /// stderr, which may be a pipe that nobody reads or a console that was stopped: a line that it does not take at once is
 /// dropped and counted, because no thread of ours may ever wait for it. It is not made non-blocking: the main process
 /// shares it.
-#[derive(Default)]
 struct Stderr {
+    /// A terminal, opened once more. Unlike a pipe it may take the beginning of a line and wait with the rest: this one
+    /// does not wait.
+    terminal: Option<File>,
     dropped: u64,
 }
 
 impl Stderr {
+    fn new() -> Stderr {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let terminal = io::stderr().is_terminal().then(|| options.open("/proc/self/fd/2").ok()).flatten();
+        Stderr { terminal, dropped: 0 }
+    }
+
     fn takes_more(&self) -> bool {
         let stderr = io::stderr();
         let ready = poll::wait([(stderr.as_fd(), Events::WRITE)], Some(Instant::now()));
@@ -37,16 +48,22 @@ impl Write for Stderr {
             return Ok(record.len());
         }
         let mut out = Vec::new();
-        if self.dropped > 0 {
-            out = format!("tl-init: {} lines of this log were dropped\n", self.dropped).into_bytes();
-            self.dropped = 0;
+        let dropped = std::mem::take(&mut self.dropped);
+        if dropped > 0 {
+            out = format!("tl-init: {dropped} lines of this log were dropped\n").into_bytes();
         }
         out.extend_from_slice(record);
         if out.len() > PIECE {
             out.truncate(PIECE - 1);
             out.push(b'\n');
         }
-        let _ = io::stderr().write_all(&out);
+        let written = match &mut self.terminal {
+            Some(terminal) => terminal.write_all(&out),
+            None => io::stderr().write_all(&out),
+        };
+        if written.is_err() {
+            self.dropped = dropped + 1;
+        }
         Ok(record.len())
     }
 
@@ -57,7 +74,7 @@ impl Write for Stderr {
 
 pub(crate) fn start(level: LevelFilter, format: LogFormat) {
     let mut builder = Builder::new();
-    builder.filter_level(level).target(Target::Pipe(Box::new(Stderr::default())));
+    builder.filter_level(level).target(Target::Pipe(Box::new(Stderr::new())));
     builder.format(move |out, record| {
         let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         match format {

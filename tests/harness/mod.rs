@@ -8,10 +8,12 @@ pub mod socket;
 
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -36,11 +38,12 @@ pub struct Options {
     pid_max: Option<u32>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    stderr: Option<Arc<OwnedFd>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { namespace: true, cgroup: true, pid_max: None, args: Vec::new(), env: Vec::new() }
+        Options { namespace: true, cgroup: true, pid_max: None, args: Vec::new(), env: Vec::new(), stderr: None }
     }
 }
 
@@ -59,6 +62,12 @@ impl Options {
     /// One variable of the daemon's environment.
     pub fn env(mut self, key: &str, value: &str) -> Options {
         self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Where its own log goes, which the test cannot read then.
+    pub fn stderr(mut self, stderr: OwnedFd) -> Options {
+        self.stderr = Some(Arc::new(stderr));
         self
     }
 
@@ -169,6 +178,9 @@ impl Daemon {
         // A directory that every user can be in: a main process begins in ours.
         command.current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second descriptor")).stderr(log);
+        if let Some(stderr) = &options.stderr {
+            command.stderr(stderr.try_clone().expect("a second descriptor"));
+        }
         die_with_us(&mut command);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
