@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::ptr::null_mut;
 use std::time::Duration;
@@ -151,6 +152,23 @@ fn hup_reads_the_services_again() {
     let report = daemon.boot();
     assert_eq!(report["services"].as_array().expect("services").len(), 3, "{report}");
     daemon.await_gone(Duration::from_secs(10), "sleep 5603");
+}
+
+#[test]
+fn a_service_that_could_not_be_started_is_tried_again() {
+    let (dir, options) = configured(&[]);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it to all");
+    let program = dir.path().join("late");
+    write(&dir.path().join("services/late.json"), &json!({"command": program}).to_string());
+    let daemon = options.start();
+    assert_eq!(service(&daemon, "late.json")["ok"], false);
+    write(&program, "#!/bin/sh\nexec sleep 600\n");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
+    // A fork of another test's may hold the script open for a moment, which keeps it from being executed.
+    wait_until(PATIENCE, "it runs", || {
+        daemon.signal(Signal::SIGHUP);
+        (service(&daemon, "late.json")["ok"] == true).then_some(())
+    });
 }
 
 /// It may take all of its grace, and the port that both want is free only then.

@@ -42,8 +42,8 @@ impl Services {
         Services { dir: config_dir.join("services"), handle, report, known: BTreeMap::new() }
     }
 
-    /// Makes it what the files say: what is new is started, in the order of the names; what is gone is ended; what has
-    /// changed is both. What is as it was is left alone, whatever has become of it.
+    /// Makes it what the files say: what is new, or could not be started, is started, in the order of the names; what is
+    /// gone is ended; what has changed is both. What is as it was is left alone, whatever has become of it.
     pub(crate) fn load(&mut self) {
         let files = match read_all(&self.dir) {
             Ok(files) => files,
@@ -59,7 +59,8 @@ impl Services {
             if let (false, Ok((unit, _))) = (same, &service.started) {
                 ending.push((Target::Unit(*unit), self.handle.begin_kill(&Target::Unit(*unit))));
             }
-            same
+            // What kept one from its start may be gone.
+            same && service.started.is_ok()
         });
         // Their names and their ports are to be free.
         let deadline = Instant::now() + ENDING;

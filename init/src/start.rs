@@ -161,6 +161,7 @@ impl Start {
         if self.place != Place::Process {
             dirs.extend([config.run_dir.join("log"), Path::new(LAST_DIR).join("log")]);
         }
+        let mut told = false;
         loop {
             let mut last = String::new();
             for dir in &dirs {
@@ -173,10 +174,12 @@ impl Start {
                     Ok(supervisor) => return Ok(supervisor),
                     Err(error) => last = format!("cannot start with --log-dir {}: {error}", dir.display()),
                 }
-                if dirs.len() > 1 {
+                if dirs.len() > 1 && !told {
                     self.failed("log-dir", &last);
                 }
             }
+            // Once: this can go on for as long as the machine does.
+            told = true;
             if self.place != Place::Machine {
                 return Err(last);
             }
