@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::actor::Actor;
 use crate::error::Error;
-use crate::model::UnitId;
+use crate::model::{MAX_MS, UnitId};
 use crate::os::tree;
 use crate::os::wait::has_children;
 use crate::pending::Reply;
@@ -49,7 +49,8 @@ impl Actor {
     /// ends too then, as soon as everything else has.
     pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<Reply<()>>, died: Option<&str>) {
         let now = self.clock.now();
-        let kill_at = now.mono + grace;
+        // A day, as for every other time: it keeps the deadline far from any overflow.
+        let kill_at = now.mono + grace.min(Duration::from_millis(MAX_MS));
         if let Some(thread) = died {
             log::error!("without the {thread} thread nothing works: shutting down");
         }

@@ -106,3 +106,13 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     });
     assert!(!seen.contains(&3), "{seen:?}");
 }
+
+#[test]
+fn a_grace_without_end_is_a_long_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_messages, inbox) = unbounded();
+    let (sender, _) = unbounded();
+    let mut actor = actor(dir.path(), inbox, probe_for(sender).unwrap());
+    actor.begin_shutdown(Duration::MAX, None, None);
+    assert!(actor.shutdown.is_some());
+}
