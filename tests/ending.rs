@@ -1,12 +1,14 @@
 //! The ordered end as PID 1: who is asked when, who is killed when, and what followers hear of it.
 
 use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, root, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, die_with_us, machine, root, wait_until};
 
 /// Answers SIGTERM by writing its name, then ends.
 fn tells(name: &str) -> String {
@@ -172,6 +174,34 @@ fn with_a_dead_disk(options: Options) -> Daemon {
         })
     });
     daemon
+}
+
+/// The main process cannot be started, nor can the start fail.
+#[test]
+fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
+    if !root("a_disk_that_does_not_answer_at_the_start_does_not_keep_it") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let dead = DEAD_DISK.replace("rootmode=40000", "rootmode=100000").replace("/etc", "/etc/passwd");
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]);
+    command.arg("mkfifo go; python3 -c \"$DEAD_DISK\" >go & until [ -p go ]; do :; done; read x <go; exec \"$@\"");
+    command.args(["sh", env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--config-dir", "none"]);
+    command.args(["--run-dir", "run", "--log-dir", "log", "--", "sleep", "600"]);
+    command.env("DEAD_DISK", dead).current_dir(dir.path()).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    die_with_us(&mut command);
+    let mut launcher = command.spawn().expect("start it");
+    let address = dir.path().join("run/address");
+    wait_until(PATIENCE, "it listens", || address.exists().then_some(()));
+    let pid = machine::children(launcher.id() as i32)[0];
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        kill(Pid::from_raw(pid), signal).expect("signal it");
+    }
+    let end = wait_until(PATIENCE, "it ends", || launcher.try_wait().expect("wait for it"));
+    // The disk ends with everything else: the start may have failed by that, or be given up.
+    assert!(matches!(end.code(), Some(1 | 137)), "{end}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 use tl_supervisor::os::poll::Waker;
 use tl_supervisor::os::pty;
-use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, Target, UnitId, worker};
+use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, UnitId, worker};
 
 use crate::place::Place;
 use crate::run::Event;
@@ -47,23 +47,23 @@ pub(crate) fn leave_terminal(place: Place) {
     }
 }
 
-/// Starts it, and tells when it has ended.
+/// Starts it, and tells when it has ended, or why it does not run. Waits for neither: whatever holds up the supervisor
+/// must not hold up who ends everything.
 ///
 /// # Errors
-/// Why it does not run.
+/// When there is nobody to wait for it.
 pub(crate) fn start(handle: &Handle, spec: ProcessSpec, tell: Sender<Event>) -> Result<UnitId, Error> {
     let failed = |error: std::io::Error| Error::from_io("waiting for the main process", &error);
-    // Before it starts, so that there is nothing left that could fail between its end and ours.
     let waker = Arc::new(Waker::new().map_err(failed)?);
-    let unit = handle.start(spec)?.handle;
-    let log = handle.look_up(&Target::Unit(unit))?.log;
+    let (unit, started) = handle.begin_start(spec, Arc::clone(&waker));
     // Without anybody who waits for it, its end would go unnoticed.
     let lost = tell.clone();
     let wait = move || {
-        if let Some(end) = log.wait_end(&waker, None)? {
-            let _ = tell.send(Event::EntryEnded(code(end.exit)));
-        }
-        Ok(())
+        let end = match started.wait() {
+            Ok(started) => started.log.wait_end(&waker, None)?.map(|end| Event::EntryEnded(code(end.exit))),
+            Err(error) => Some(Event::EntryFailed(error)),
+        };
+        end.map_or(Ok(()), |end| tell.send(end).map_err(std::io::Error::other))
     };
     worker::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1)))).map_err(failed)?;
     Ok(unit)

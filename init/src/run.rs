@@ -8,7 +8,7 @@ use nix::unistd::geteuid;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
 use tl_supervisor::pending::Pending;
 use tl_supervisor::signals::{Received, SignalThread};
-use tl_supervisor::{SpecError, Supervisor, Target, UnitId, worker};
+use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId, worker};
 
 use crate::args::Given;
 use crate::end::{self, Ending, last_resort};
@@ -27,6 +27,8 @@ pub(crate) enum Event {
     ShutDown(EndAction, Option<Duration>),
     /// The main process has ended: this is what a shell would call it.
     EntryEnded(u8),
+    /// It does not run.
+    EntryFailed(Error),
 }
 
 /// From the answer that everything has ended to the news of the main process's own end.
@@ -59,9 +61,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         log::error!("{error}");
     }
     let reload = main.start_services();
-    if let Some(code) = main.start_entry() {
-        let _ = main.tell.send(Event::EntryEnded(code));
-    }
+    main.start_entry();
     let ending = main.wait_for_the_end(&reload);
     if let Some(server) = &main.server {
         server.shutdown();
@@ -194,21 +194,14 @@ impl Main {
         reload
     }
 
-    /// Starts the main process. Gives what a shell would say where it does not run.
-    fn start_entry(&mut self) -> Option<u8> {
-        let Base { place, config, report, supervisor, .. } = &self.base;
-        let (command, args) = config.entry.split_first()?;
+    /// Starts the main process, if there is to be one.
+    fn start_entry(&mut self) {
+        let Base { place, config, supervisor, .. } = &self.base;
+        let Some((command, args)) = config.entry.split_first() else { return };
         let spec = entry::spec(*place, command, args).map_err(Into::into);
         match spec.and_then(|spec| entry::start(&supervisor.handle(), spec, self.tell.clone())) {
-            Ok(unit) => {
-                self.entry = Some(unit).filter(|_| *place != Place::Machine);
-                None
-            }
-            Err(error) => {
-                log::error!("the command {command:?} cannot be started: {error}");
-                report.failed("command", &error.to_string());
-                Some(entry::code_of_failure(&error))
-            }
+            Ok(unit) => self.entry = Some(unit).filter(|_| *place != Place::Machine),
+            Err(error) => drop(self.tell.send(Event::EntryFailed(error))),
         }
     }
 
@@ -243,6 +236,10 @@ impl Main {
                     self.end(&mut ongoing, Ending { action, code: 0 }, grace);
                 }
                 Some(Event::EntryEnded(code)) => self.entry_ended(code, &mut ongoing),
+                Some(Event::EntryFailed(error)) => {
+                    let code = self.entry_failed(&error);
+                    self.entry_ended(code, &mut ongoing);
+                }
                 // We hold a sender ourselves.
                 None => {}
             }
@@ -299,6 +296,14 @@ impl Main {
         }
     }
 
+    /// Says so. Gives what a shell would exit with.
+    fn entry_failed(&self, error: &Error) -> u8 {
+        let command = self.base.config.entry.first().map_or("", String::as_str);
+        log::error!("the command {command:?} cannot be started: {error}");
+        self.base.report.failed("command", &error.to_string());
+        entry::code_of_failure(error)
+    }
+
     fn entry_ended(&mut self, code: u8, ongoing: &mut Option<Ongoing>) {
         self.entry = None;
         match ongoing {
@@ -325,8 +330,10 @@ impl Main {
         }
         let deadline = Instant::now() + NEWS;
         while let Ok(event) = self.events.recv_deadline(deadline) {
-            if let Event::EntryEnded(code) = event {
-                return Ending { code, ..ending };
+            match event {
+                Event::EntryEnded(code) => return Ending { code, ..ending },
+                Event::EntryFailed(error) => return Ending { code: self.entry_failed(&error), ..ending },
+                _ => {}
             }
         }
         Ending { code: KILLED, ..ending }
