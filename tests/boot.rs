@@ -222,8 +222,10 @@ fn terminal() -> (OwnedFd, OwnedFd) {
     let opened =
         unsafe { libc::openpty(&raw mut master, &raw mut slave, null_mut(), std::ptr::null(), std::ptr::null()) };
     assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: they have just been opened for us.
-    unsafe { (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave)) }
+    // SAFETY: it has just been opened for us.
+    let master = unsafe { OwnedFd::from_raw_fd(master) };
+    // SAFETY: as above.
+    (master, unsafe { OwnedFd::from_raw_fd(slave) })
 }
 
 fn write(path: &Path, text: &str) {
