@@ -3,9 +3,10 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tl_supervisor::os::{cgroup, limits, loopback};
+use tl_supervisor::os::cgroup::{self, Settled};
+use tl_supervisor::os::{limits, loopback};
 
 use crate::files;
 use crate::mounts::{self, Mount};
@@ -52,8 +53,8 @@ const DUTIES: &[Duty] = &[
     Do("random seed", On::Machine, seed::load),
 ];
 
-/// Does them. Gives the cgroup that units are to be below, where we have one.
-pub(crate) fn boot(place: Place, report: &Report) -> Option<PathBuf> {
+/// Does them. Gives what we have of cgroups.
+pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
     for duty in DUTIES {
         match duty {
             Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
@@ -61,18 +62,26 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<PathBuf> {
             Do(name, _, run) => report.step(name, || tolerate(place, run())),
         }
     }
-    let mut parent = None;
+    let mut found = None;
     report.step("cgroup", || {
         let settled = cgroup::settle().map(|settled| {
-            parent = Some(settled.parent);
-            match settled.controllers[..] {
+            let told = match settled.controllers[..] {
                 [] => "no controllers here".to_owned(),
                 _ => format!("controllers: {}", settled.controllers.join(" ")),
-            }
+            };
+            found = Some(settled);
+            told
         });
         tolerate(place, settled)
     });
-    parent
+    found
+}
+
+/// What can wait until the API is there: the move into our own cgroup takes longer than all the rest.
+pub(crate) fn finish(leaf: Option<&Path>, report: &Report) {
+    if let Some(leaf) = leaf {
+        report.step("own cgroup", || cgroup::enter(leaf).map(|()| leaf.display().to_string()));
+    }
 }
 
 /// What a container does not let us do is not ours to do.

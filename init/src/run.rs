@@ -17,7 +17,7 @@ use crate::report::Report;
 use crate::services::Services;
 use crate::signals::{self, Meaning};
 use crate::start::{self, Base, RETRY};
-use crate::{entry, files};
+use crate::{boot, entry, files};
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         main.base.report.failed("listening", &error);
         log::error!("{error}");
     }
+    boot::finish(main.base.leaf.as_deref(), &main.base.report);
     let reload = main.start_services();
     main.start_entry();
     let ending = main.wait_for_the_end(&reload);
@@ -133,7 +134,7 @@ struct Main {
 impl Main {
     /// Makes the API available, and says where.
     fn listen(&mut self) -> Result<(), String> {
-        let Base { place, config, report, token, supervisor } = &self.base;
+        let Base { place, config, report, token, supervisor, .. } = &self.base;
         let host = Program { place: *place, report: report.clone(), tell: self.tell.clone() };
         let options = Options {
             auth: start::auth(token.as_ref()),

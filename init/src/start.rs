@@ -32,6 +32,8 @@ pub(crate) struct Base {
     pub(crate) config: Config,
     pub(crate) report: Report,
     pub(crate) token: Option<Vec<u8>>,
+    /// The cgroup that is still to be entered.
+    pub(crate) leaf: Option<PathBuf>,
     pub(crate) supervisor: Supervisor,
 }
 
@@ -56,8 +58,9 @@ pub(crate) fn start(place: Place, given: &Given, report: Report) -> Result<Base,
     let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), files::read_env);
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
     let token = start.token(&mut config)?;
-    let supervisor = start.supervisor(&mut config, env, cgroup)?;
-    Ok(Base { place, config, report: start.report, token, supervisor })
+    let (parent, leaf) = cgroup.map_or((None, None), |settled| (Some(settled.parent), settled.leaf));
+    let supervisor = start.supervisor(&mut config, env, parent)?;
+    Ok(Base { place, config, report: start.report, token, leaf, supervisor })
 }
 
 /// Adds `init.conf` to what was given.

@@ -32,11 +32,14 @@ pub struct Settled {
     pub parent: PathBuf,
     /// What is enabled below it.
     pub controllers: Vec<&'static str>,
+    /// The leaf that is still to be entered, by [`enter`].
+    pub leaf: Option<PathBuf>,
 }
 
-/// Moves this process into a leaf of its own with its memory protected: only then can controllers be enabled for its
-/// units beside it ("no internal processes", cgroups(7)). Settled already is no error. Where there is
-/// none to enable it stays where it is: a move takes the kernel some 20 ms.
+/// Enables controllers for the units of this process. It has to be in a leaf beside them for that ("no internal
+/// processes", cgroups(7)), and its memory is protected there. A move takes the kernel some 20 ms: in the root cgroup,
+/// where it can come later, it is left to the caller, and where there is nothing to enable there is none. Settled
+/// already is no error.
 ///
 /// # Errors
 /// Where there is no cgroup v2 that we may change.
@@ -48,27 +51,55 @@ pub fn settle() -> io::Result<Settled> {
     };
     let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
     if !CONTROLLERS.into_iter().any(|name| available.split_whitespace().any(|word| word == name)) {
-        return Ok(Settled { parent, controllers: Vec::new() });
+        return Ok(Settled { parent, controllers: Vec::new(), leaf: None });
     }
     let leaf = parent.join(LEAF);
-    match fs::create_dir(&leaf) {
+    // Every cgroup but the root has this file.
+    if !parent.join("cgroup.type").exists() {
+        let controllers = enable(&parent);
+        return Ok(Settled { parent, controllers, leaf: Some(leaf) });
+    }
+    move_to(&leaf)?;
+    let controllers = enable(&parent);
+    protect(&leaf)?;
+    Ok(Settled { parent, controllers, leaf: None })
+}
+
+/// Moves this process into its leaf, where its memory is protected.
+///
+/// # Errors
+/// What the kernel says.
+pub fn enter(leaf: &Path) -> io::Result<()> {
+    move_to(leaf)?;
+    protect(leaf)
+}
+
+fn move_to(leaf: &Path) -> io::Result<()> {
+    match fs::create_dir(leaf) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,
     }
-    fs::write(leaf.join("cgroup.procs"), "0")?;
-    let controllers = enable(&parent);
-    if controllers.contains(&"memory") {
-        fs::write(leaf.join("memory.min"), PROTECTED)?;
+    fs::write(leaf.join("cgroup.procs"), "0")
+}
+
+fn protect(leaf: &Path) -> io::Result<()> {
+    match fs::write(leaf.join("memory.min"), PROTECTED) {
+        // There is no memory controller.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
-    Ok(Settled { parent, controllers })
 }
 
 /// Enables what there is for the cgroups below `dir`. Says what is enabled then.
 fn enable(dir: &Path) -> Vec<&'static str> {
     let control = dir.join("cgroup.subtree_control");
-    for controller in CONTROLLERS {
-        // One that is not to be had is missing in the answer.
-        let _ = fs::write(&control, format!("+{controller}"));
+    let words = CONTROLLERS.map(|controller| format!("+{controller}"));
+    // All at once is one piece of work for the kernel instead of four.
+    if fs::write(&control, words.join(" ")).is_err() {
+        for word in words {
+            // One that is not to be had is missing in the answer.
+            let _ = fs::write(&control, word);
+        }
     }
     let enabled = fs::read_to_string(&control).unwrap_or_default();
     CONTROLLERS.into_iter().filter(|name| enabled.split_whitespace().any(|word| word == *name)).collect()
@@ -100,16 +131,19 @@ impl Slice {
             fs::create_dir(&dir).ok()?;
             Some((dir.clone(), lock(&dir)?))
         })?;
-        // Without the memory controller there is no telling who was killed for want of memory.
-        enable(&parent);
-        let controllers = enable(&dir);
-        log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
         let slice = Slice { dir, born_into: Arc::new(AtomicBool::new(true)), _lock: lock };
-        // A leaf tells whether this is a real cgroup v2 that can kill.
+        // A leaf tells whether this is a real cgroup v2 that can kill. Controllers would make it take longer.
         let leaf = slice.leaf("probe").ok()?;
         let usable = leaf.dir.join("cgroup.kill").exists();
         leaf.remove().ok()?;
-        usable.then_some(slice)
+        if !usable {
+            return None;
+        }
+        // Without the memory controller there is no telling who was killed for want of memory.
+        enable(&parent);
+        let controllers = enable(&slice.dir);
+        log::debug!("{}: controllers for units: {}", slice.dir.display(), controllers.join(" "));
+        Some(slice)
     }
 
     /// Makes a leaf.
