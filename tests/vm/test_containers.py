@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import urllib.request
 import uuid
@@ -21,7 +22,7 @@ PATIENCE = 30
 class Container:
     """One that runs. `signal` reaches its PID 1; `wait` gives what the runtime exits with."""
 
-    def __init__(self, runtime, rootfs, directory, args):
+    def __init__(self, runtime, rootfs, directory, args, bare):
         self.output = directory / "output"
         self.listens = not args or args[0] != "--"
         init = ["/sbin/init", "--listen", "127.0.0.1:0", "--token-file", "/etc/tl-init/token", *args]
@@ -32,13 +33,17 @@ class Container:
             config = json.loads((ROOT / "examples/runc/config.json").read_text())
             config["root"]["path"] = str(rootfs)
             config["process"]["args"] = init
+            if bare:
+                config["root"]["readonly"] = True
+                config["mounts"] = [mount for mount in config["mounts"] if mount["destination"] in ("/proc", "/dev")]
             (directory / "config.json").write_text(json.dumps(config))
             line = [CACHE / "runc", "--root", directory / "state", "run", "--bundle", directory, self.id]
         else:
             info, given = os.pipe()
             pass_fds = (given,)
-            line = [CACHE / "bwrap", "--bind", rootfs, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/run"]
-            line += ["--tmpfs", "/tmp", "--unshare-pid", "--as-pid-1", "--die-with-parent", "--cap-add", "ALL"]
+            line = [CACHE / "bwrap", "--ro-bind" if bare else "--bind", rootfs, "/", "--proc", "/proc", "--dev", "/dev"]
+            line += [] if bare else ["--tmpfs", "/run", "--tmpfs", "/tmp"]
+            line += ["--unshare-pid", "--as-pid-1", "--die-with-parent", "--cap-add", "ALL"]
             line += ["--chdir", "/", "--info-fd", str(given), "--", *init]
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
@@ -94,12 +99,24 @@ def rootfs(tmp_path_factory):
     shutil.rmtree(made)
 
 
+@pytest.fixture(scope="module")
+def bare(rootfs, tmp_path_factory):
+    """The same without much of what programs expect. Its container cannot write there either."""
+    made = tmp_path_factory.mktemp("bare") / "rootfs"
+    subprocess.run(["cp", "-a", rootfs, made], check=True)
+    for name in ("etc/passwd", "etc/group", "etc/hostname"):
+        (made / name).unlink()
+    for name in ("run", "tmp", "var", "home"):
+        shutil.rmtree(made / name)
+    return made
+
+
 @pytest.fixture(params=["runc", "bwrap"])
 def start(request, rootfs, tmp_path):
     started = []
 
-    def start(*args):
-        started.append(Container(request.param, rootfs, tmp_path, args))
+    def start(*args, bare=None):
+        started.append(Container(request.param, bare or rootfs, tmp_path, args, bare))
         return started[-1]
 
     yield start
@@ -138,6 +155,28 @@ def test_a_main_process_that_is_missing(start):
     container = start("--", "/no/such/program")
     assert container.wait() == 127, container.told()
     assert "/no/such/program" in container.told()
+
+
+def test_a_read_only_root_where_much_is_missing(start, bare):
+    container = start(bare=bare)
+    with Sandbox("sbx-1", proxy_url=container.url(), api_key=TOKEN) as sandbox:
+        assert sandbox.run("id", ["-u"], user="0").stdout == "0"
+    container.signal(signal.SIGTERM)
+    assert container.wait() == 0, container.told()
+
+
+def test_a_taken_port(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        container = start("--listen", address)
+        assert container.wait() == 1, container.told()
+        assert address in container.told()
+
+
+def test_a_missing_token_file(start):
+    container = start("--token-file", "/nowhere")
+    assert container.wait() == 1, container.told()
+    assert "/nowhere" in container.told()
 
 
 # SIGWINCH as well, but runc keeps that for itself.
