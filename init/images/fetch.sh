@@ -50,14 +50,20 @@ uncompressed() {
 fetch_busybox() {
     [ ! -e busybox ] || return 0
     unpack busybox-static
-    mv unpacked/bin/busybox busybox
+    # In /bin or /usr/bin: that differs from release to release.
+    mv "$(find unpacked -path '*bin/busybox')" busybox
 }
 
 fetch_kernel() {
-    [ ! -e vmlinux ] || return 0
+    if [ -e vmlinux ] && [ -e vmxnet3.ko ]; then return 0; fi
     # The package's name carries a version that moves.
     unpack "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')"
-    find unpacked -name vmxnet3.ko -exec mv {} . \;
+    module=$(find unpacked -name 'vmxnet3.ko*')
+    case $module in
+    *.ko) mv "$module" vmxnet3.ko ;;
+    *.ko.xz) xz -dc "$module" >unpacked/vmxnet3.ko && mv unpacked/vmxnet3.ko . ;;
+    *) echo "$0: the kernel's package has no vmxnet3.ko: '$module'" >&2 && exit 1 ;;
+    esac
     uncompressed unpacked/boot/vmlinuz-* >unpacked/vmlinux
     mv unpacked/vmlinux vmlinux
 }
@@ -67,7 +73,7 @@ program() {
     name=$1 package=$2
     [ ! -e "$name" ] || return 0
     if installed=$(command -v "$name"); then
-        ln -s "$installed" "$name"
+        ln -sf "$installed" "$name"
         return 0
     fi
     unpack "$package" needed
