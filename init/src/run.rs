@@ -57,8 +57,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         if place != Place::Machine {
             return Err(error);
         }
-        main.base.report.failed("listening", &error);
-        log::error!("{error}");
+        main.tell_once(&error);
     }
     boot::finish(main.base.leaf.as_deref(), &main.base.report);
     let reload = main.start_services();
@@ -175,6 +174,15 @@ impl Main {
         }
     }
 
+    /// Why it does not listen, however often it tries.
+    fn tell_once(&self, error: &str) {
+        let report = &self.base.report;
+        if !report.so_far().steps.iter().any(|step| step.detail == error) {
+            report.failed("listening", error);
+            log::error!("{error}");
+        }
+    }
+
     /// Starts the services from files, on a thread of their own: what hangs there holds up nobody. Gives what makes it
     /// read them again.
     fn start_services(&self) -> Sender<()> {
@@ -225,8 +233,9 @@ impl Main {
                 recv(died) -> _ => return self.by_force("has ended", ongoing),
                 recv(overdue) -> _ => return self.by_force("does not answer", ongoing),
                 recv(again) -> _ => {
-                    // It was said at the first time.
-                    let _ = self.listen();
+                    if let Err(error) = self.listen() {
+                        self.tell_once(&error);
+                    }
                     continue;
                 }
             };

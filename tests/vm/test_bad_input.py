@@ -83,9 +83,13 @@ def test_an_address_that_is_not_there_yet(boot):
 
 def test_a_taken_port(boot):
     """The same, but another program is there before, and stays for a while."""
-    holder = {"name": "holder", "command": "timeout", "args": ["4", "nc", "-l", "-p", "9501"]}
+    holder = {"name": "holder", "command": "timeout", "args": ["6", "nc", "-l", "-p", "9501"]}
     files = {f"{SERVICES}/05-holder.json": json.dumps(holder)}
     with boot(files=files, arguments="TL_INIT_LISTEN=10.0.2.15:9501") as machine, machine.sandbox() as sandbox:
+        _, report = machine.http("GET", "/boot")
+        told = [step["detail"] for step in report["steps"] if step["name"] == "listening" and not step["ok"]]
+        # Each reason once, however often it has tried.
+        assert len(told) == 2 and "in use" in told[1] and machine.console().count(told[1]) == 1, report
         # It had the port for all its time; `timeout` has ended it.
         assert sandbox.get_process("holder").signal == 15, sandbox.get_stderr("holder").lines
 
