@@ -1,4 +1,21 @@
 //! The main process of a container: what `docker run --init` users know from tini, and what is ours on top.
+//!
+//! | what tini's README promises | here |
+//! |---|---|
+//! | it runs one child and ends with its exit code | `its_exit_is_ours` |
+//! | 128 and the signal where one was its end | `its_exit_is_ours`, `a_term_that_it_does_not_handle_is_its_end` |
+//! | 127 and 126 where it does not run | `one_that_does_not_run_is_said_as_a_shell_would` |
+//! | signals are forwarded, and do what they do by default | `signals_are_forwarded` |
+//! | `-g`: to the child's group | always: `they_reach_the_whole_group` |
+//! | zombies are reaped | `orphans_are_reaped` |
+//! | `-s`: as a subreaper too | always, where it is not PID 1: `it_need_not_be_pid_1` |
+//! | the child begins with no signal blocked or ignored | `it_starts_clean_and_with_the_environment_that_was_meant_for_it` |
+//! | the terminal's foreground is the child's | `a_terminal_is_its_own` |
+//! | a stopped child has not ended | `one_that_is_stopped_has_not_ended` |
+//! | what the child leaves behind ends with it | asked first: `what_it_leaves_behind_ends_in_order` |
+//! | `-e`, `-p`, `-v`, `-w` | there are no such options |
+//!
+//! SIGTSTP is the one signal that tini forwards and we do not: it is the terminal's, and the terminal is not ours.
 
 use std::path::Path;
 use std::process::Command;
@@ -132,6 +149,33 @@ fn orphans_are_reaped() {
         (machine::children(main.daemon.pid).len() == 1).then_some(())
     });
     assert!(machine::descendants(main.daemon.pid).into_iter().all(|pid| !machine::is_zombie(pid)));
+}
+
+#[test]
+fn it_need_not_be_pid_1() {
+    let mut main = Main::start_with(
+        Options::plain(),
+        "(setsid sleep 0.1 &); trap 'exit 7' TERM; echo up >>$SAID; while :; do sleep 0.02; done",
+    );
+    wait_until(PATIENCE, "the orphan came to us and is gone", || {
+        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    });
+    main.daemon.signal(Signal::SIGTERM);
+    assert_eq!(main.code(), Some(7));
+}
+
+#[test]
+fn one_that_is_stopped_has_not_ended() {
+    let mut main = Main::start("trap 'exit 7' TERM; echo up >>$SAID; kill -STOP $$; while :; do sleep 0.02; done");
+    let pid = main.daemon.list()[0]["pid"].clone();
+    wait_until(PATIENCE, "it is stopped", || {
+        let state = main.daemon.run_sh(&format!("cut -d ' ' -f 3 /proc/{pid}/stat"));
+        (state.stdout() == "T").then_some(())
+    });
+    assert_eq!(main.daemon.list()[0]["status"], "running");
+    main.daemon.signal(Signal::SIGCONT);
+    main.daemon.signal(Signal::SIGTERM);
+    assert_eq!(main.code(), Some(7));
 }
 
 #[test]
