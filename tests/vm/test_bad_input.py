@@ -29,6 +29,8 @@ def test_bad_configuration(boot):
     words = "nonsense other=words TL_INIT_OTHER=1 TL_INIT_MAX_BODY=lots -- more"
     with boot(files=files, arguments=words) as machine, machine.sandbox() as sandbox:
         _, report = machine.http("GET", "/boot")
+        ignored = next(step for step in report["steps"] if step["name"] == "kernel arguments")
+        assert not ignored["ok"] and "nonsense" in ignored["detail"] and "more" in ignored["detail"], ignored
         bad = [f for f in files if "/0" in f]
         assert [s["file"] for s in report["services"]] == sorted(
             [name.rsplit("/", 1)[1] for name in bad] + ["10-network.json", "90-good.json"]

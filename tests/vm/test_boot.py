@@ -72,8 +72,20 @@ def test_from_a_disk(tmp_path, disk):
         machine.ends("Power down")
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert bytes(sandbox.read_file("/home/tl-user/kept").value) == b"kept"
+        seed = next(step for step in check_report(machine)["steps"] if step["name"] == "random seed")
+        assert seed["detail"] == "loaded", seed
         # It was unmounted in order: there is no journal to recover.
         assert "recover" not in machine.console()
+
+
+def test_a_main_process(boot):
+    """A managed process like any other: the machine does not end with it."""
+    with boot(arguments='TL_INIT_COMMAND=["false"]') as machine, machine.sandbox() as sandbox:
+        main = lambda: machine.http("GET", "/processes/main")[1]
+        until("it has ended", lambda: main().get("status") == "exited")
+        told = main()
+        assert (told["exit_code"], told["managed"]["restart"]["policy"]) == (1, "never"), told
+        assert sandbox.run("echo", ["here"]).stdout == "here"
 
 
 def test_the_example(tmp_path):
