@@ -15,7 +15,7 @@
 //! | what the child leaves behind ends with it | asked first: `what_it_leaves_behind_ends_in_order` |
 //! | `-e`, `-p`, `-v`, `-w` | there are no such options |
 //!
-//! SIGTSTP is the one signal that tini forwards and we do not: it is the terminal's, and the terminal is not ours.
+//! SIGTSTP and SIGPIPE, which tini forwards, we do not: they come of a terminal and of a pipe, not of a person.
 
 use std::path::Path;
 use std::process::Command;
