@@ -15,7 +15,7 @@
 //! | what the child leaves behind ends with it | asked first: `what_it_leaves_behind_ends_in_order` |
 //! | `-e`, `-p`, `-v`, `-w` | there are no such options |
 //!
-//! SIGTSTP and SIGPIPE, which tini forwards, we do not: they come of a terminal and of a pipe, not of a person.
+//! SIGPIPE, which tini forwards, we do not: it comes of a pipe, not of a person.
 
 use std::path::Path;
 use std::process::Command;
