@@ -21,6 +21,8 @@ enum On {
     Machine,
     /// In a container too, as far as it is missing there and allowed.
     Both,
+    /// There only: a machine does it in [`finish`].
+    Container,
 }
 
 enum Duty {
@@ -45,7 +47,7 @@ const DUTIES: &[Duty] = &[
     Provide(&mounts::CGROUP),
     Do("oom score", On::Both, || set("/proc/self/oom_score_adj", "-1000")),
     Do("descriptors", On::Machine, raise_descriptors),
-    Do("loopback", On::Both, set_loopback_up),
+    Do("loopback", On::Container, set_loopback_up),
     Do("hostname", On::Machine, set_hostname),
     Do("ctrl-alt-del", On::Machine, take_over_ctrl_alt_del),
     // Errors, and what is worse, are shown on the console (syslog(2)).
@@ -59,6 +61,7 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
         match duty {
             Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
             Do(_, On::Machine, _) if place != Place::Machine => {}
+            Do(_, On::Container, _) if place == Place::Machine => {}
             Do(name, _, run) => report.step(name, || tolerate(place, run())),
         }
     }
@@ -77,8 +80,9 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
     found
 }
 
-/// What can wait until the API is there: the move into our own cgroup takes longer than all the rest.
+/// What takes long on a machine and can wait until the API is there: no client comes before the network does.
 pub(crate) fn finish(leaf: Option<&Path>, report: &Report) {
+    report.step("loopback", set_loopback_up);
     if let Some(leaf) = leaf {
         report.step("own cgroup", || cgroup::enter(leaf).map(|()| leaf.display().to_string()));
     }

@@ -53,13 +53,15 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     let base = start::start(place, &given, report)?;
     let mut main = Main { base, server: None, tell, entry: None, events };
     let listening = main.listen();
-    if let Err(error) = listening {
-        if place != Place::Machine {
-            return Err(error);
+    if place == Place::Machine {
+        boot::finish(main.base.leaf.as_deref(), &main.base.report);
+        // It may be the loopback's address, which is there only now.
+        if let Err(error) = listening.or_else(|_| main.listen()) {
+            main.tell_once(&error);
         }
-        main.tell_once(&error);
+    } else {
+        listening?;
     }
-    boot::finish(main.base.leaf.as_deref(), &main.base.report);
     let reload = main.start_services();
     main.start_entry();
     let ending = main.wait_for_the_end(&reload);

@@ -30,16 +30,16 @@ const PROTECTED: &str = "32M";
 pub struct Settled {
     /// The cgroup that its leaf and the units' slice are below.
     pub parent: PathBuf,
-    /// What is enabled below it.
+    /// What is enabled below it, or will be by the units' slice.
     pub controllers: Vec<&'static str>,
     /// The leaf that is still to be entered, by [`enter`].
     pub leaf: Option<PathBuf>,
 }
 
-/// Enables controllers for the units of this process. It has to be in a leaf beside them for that ("no internal
-/// processes", cgroups(7)), and its memory is protected there. A move takes the kernel some 20 ms: in the root cgroup,
-/// where it can come later, it is left to the caller, and where there is nothing to enable there is none. Settled
-/// already is no error.
+/// Makes it possible to enable controllers for the units of this process. It has to be in a leaf beside them for that ("no
+/// internal processes", cgroups(7)), and its memory is protected there. A move takes the kernel some 20 ms: in the root
+/// cgroup, where it can come later, it is left to the caller, and where there is nothing to enable there is none.
+/// Settled already is no error.
 ///
 /// # Errors
 /// Where there is no cgroup v2 that we may change.
@@ -49,15 +49,14 @@ pub fn settle() -> io::Result<Settled> {
         Some(parent) if own.ends_with(LEAF) => parent.to_owned(),
         _ => own,
     };
-    let available = fs::read_to_string(parent.join("cgroup.controllers"))?;
-    if !CONTROLLERS.into_iter().any(|name| available.split_whitespace().any(|word| word == name)) {
-        return Ok(Settled { parent, controllers: Vec::new(), leaf: None });
+    let available = known(&fs::read_to_string(parent.join("cgroup.controllers"))?);
+    if available.is_empty() {
+        return Ok(Settled { parent, controllers: available, leaf: None });
     }
     let leaf = parent.join(LEAF);
     // Every cgroup but the root has this file.
     if !parent.join("cgroup.type").exists() {
-        let controllers = enable(&parent);
-        return Ok(Settled { parent, controllers, leaf: Some(leaf) });
+        return Ok(Settled { parent, controllers: available, leaf: Some(leaf) });
     }
     move_to(&leaf)?;
     let controllers = enable(&parent);
@@ -101,8 +100,12 @@ fn enable(dir: &Path) -> Vec<&'static str> {
             let _ = fs::write(&control, word);
         }
     }
-    let enabled = fs::read_to_string(&control).unwrap_or_default();
-    CONTROLLERS.into_iter().filter(|name| enabled.split_whitespace().any(|word| word == *name)).collect()
+    known(&fs::read_to_string(&control).unwrap_or_default())
+}
+
+/// Those of our controllers that are among these words.
+fn known(words: &str) -> Vec<&'static str> {
+    CONTROLLERS.into_iter().filter(|name| words.split_whitespace().any(|word| word == *name)).collect()
 }
 
 fn own_cgroup() -> Option<PathBuf> {
@@ -132,18 +135,21 @@ impl Slice {
             Some((dir.clone(), lock(&dir)?))
         })?;
         let slice = Slice { dir, born_into: Arc::new(AtomicBool::new(true)), _lock: lock };
-        // A leaf tells whether this is a real cgroup v2 that can kill. Controllers would make it take longer.
+        // A leaf tells whether this is a real cgroup v2 that can kill.
         let leaf = slice.leaf("probe").ok()?;
         let usable = leaf.dir.join("cgroup.kill").exists();
         leaf.remove().ok()?;
-        if !usable {
-            return None;
+        usable.then_some(slice)
+    }
+
+    /// Enables what controllers there are for the leaves: without that of memory there is no telling who was killed for
+    /// want of it. Takes the kernel some milliseconds.
+    pub fn enable_controllers(&self) {
+        if let Some(parent) = self.dir.parent() {
+            enable(parent);
         }
-        // Without the memory controller there is no telling who was killed for want of memory.
-        enable(&parent);
-        let controllers = enable(&slice.dir);
-        log::debug!("{}: controllers for units: {}", slice.dir.display(), controllers.join(" "));
-        Some(slice)
+        let controllers = enable(&self.dir);
+        log::debug!("{}: controllers for units: {}", self.dir.display(), controllers.join(" "));
     }
 
     /// Makes a leaf.

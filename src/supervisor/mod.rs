@@ -156,6 +156,8 @@ impl Builder {
         let (max_running, max_sessions) = (budget.processes, self.max_sessions);
         let bounds = Bounds { max_running, keep_ended: self.keep_ended, max_sessions };
         let body = move || {
+            // Not before anybody can be told that we are here: nothing is in the slice yet.
+            slice.iter().for_each(Slice::enable_controllers);
             let parts = Parts {
                 inbox,
                 child_pending,

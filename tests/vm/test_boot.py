@@ -61,6 +61,13 @@ def test_from_memory(boot):
         look(sandbox)
 
 
+def test_only_for_itself(boot):
+    """The loopback comes up after the API has been tried: that is no problem."""
+    with boot(arguments="TL_INIT_LISTEN=127.0.0.1:9501", network=False) as machine:
+        machine.says("listening on 127.0.0.1:9501")
+        assert "Cannot assign" not in machine.console()
+
+
 def test_from_a_disk(tmp_path, disk):
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         report = check_report(machine)
