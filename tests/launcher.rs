@@ -1,7 +1,7 @@
 //! The namespace launcher: it leaves nothing behind, whatever ends it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +13,10 @@ fn launch(dir: &Path, script: &str) -> Child {
     command.args(["/bin/sh", "-c", script]).env("TL_NS_DIR", dir).stdin(Stdio::null());
     die_with_us(&mut command);
     command.spawn().expect("start the launcher")
+}
+
+fn end(launcher: &mut Child) -> ExitStatus {
+    wait_until(PATIENCE, "the launcher ends", || launcher.try_wait().expect("its status"))
 }
 
 fn inside(launcher: &Child) -> i32 {
@@ -48,7 +52,7 @@ fn nothing_is_left_however_it_ends() {
             None => kill(Pid::from_raw(pid1), Signal::SIGTERM).expect("end the program"),
             Some(signal) => kill(Pid::from_raw(launcher.id() as i32), signal).expect("end the launcher"),
         }
-        let status = launcher.wait().expect("the launcher ends");
+        let status = end(&mut launcher);
         if signal != Some(Signal::SIGKILL) {
             assert_eq!(status.code(), Some(5), "{signal:?}: the program's own exit status");
             assert!(!dir.exists(), "{signal:?}: it waits until all is gone");
@@ -66,7 +70,7 @@ fn the_machine_stays_as_it_is() {
     let home = Path::new("/home/tl-user").exists();
     let parent = tempfile::tempdir().expect("a directory");
     let script = "echo x >>/etc/passwd; echo x >>/etc/group; [ \"$(id -u)\" != 0 ] || touch /home/tl-user/x; exit 3";
-    let status = launch(&parent.path().join("state"), script).wait().expect("the launcher ends");
+    let status = end(&mut launch(&parent.path().join("state"), script));
     assert_eq!(status.code(), Some(3));
     assert!(before == (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group")));
     assert_eq!(Path::new("/home/tl-user").exists(), home);

@@ -16,7 +16,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -453,9 +453,16 @@ pub fn pid_of(info: &Value) -> u64 {
     info["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {info}"))
 }
 
-/// Has the child get SIGTERM when the test's thread ends without having dropped it.
+/// Has the child get SIGTERM when the test's thread ends without having dropped it, and hear signals that it would not
+/// where the tests run under `nohup` or in the background of a script.
 pub fn die_with_us(command: &mut Command) {
-    let set = || nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(std::io::Error::from);
-    // SAFETY: between fork and exec this makes one prctl, which is async-signal-safe, and allocates nothing.
+    let set = || {
+        for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+            // SAFETY: no handler is installed, the default is put back.
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl)? };
+        }
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(std::io::Error::from)
+    };
+    // SAFETY: between fork and exec this makes system calls that are async-signal-safe, and allocates nothing.
     unsafe { command.pre_exec(set) };
 }
