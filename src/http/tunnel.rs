@@ -22,6 +22,9 @@ use super::reply::Problem;
 use super::request::Request;
 use super::websocket::{self, BEAT, End, FRAMES, Handshake, LARGEST, Line, Wire};
 
+/// The API's port as clients know it (section 12). Where we listen on another one, a proxy may stand there for us.
+const API_PORT: u16 = 9501;
+
 /// The most that one frame carries to the client.
 const PIECE: usize = 128 << 10;
 
@@ -31,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Connects before it accepts: where nobody listens there is no WebSocket.
 pub(super) fn open(request: &Request<'_>) -> Result<Answer, Problem> {
     let port = port(request.query("port").as_deref())?;
-    if request.local_port() == Some(port) {
+    if port == API_PORT || request.local_port() == Some(port) {
         return Err(Problem::Invalid(format!("the query parameter `port`: {port} is this API's own")));
     }
     let handshake = Handshake::of(request)?;
