@@ -8,6 +8,8 @@ use std::path::Path;
 
 use tl_supervisor::os::random;
 
+use crate::place::Place;
+
 /// The longest file that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
 
@@ -15,9 +17,9 @@ const LIMIT: u64 = 1 << 20;
 ///
 /// # Errors
 /// A sentence, also when others than its owner can read it.
-pub(crate) fn read_token(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_token(place: Place, path: &Path) -> Result<Vec<u8>, String> {
     let failed = |error: io::Error| format!("--token-file: {}: {error}", path.display());
-    let file = File::open(path).map_err(failed)?;
+    let file = open(place, path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(format!(
@@ -81,8 +83,8 @@ pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), S
 ///
 /// # Errors
 /// A sentence that names the first line that is none.
-pub(crate) fn read_env(path: &Path) -> Result<Vec<(String, String)>, String> {
-    let bytes = File::open(path).and_then(read_bounded);
+pub(crate) fn read_env(place: Place, path: &Path) -> Result<Vec<(String, String)>, String> {
+    let bytes = open(place, path).and_then(read_bounded);
     let bytes = bytes.map_err(|error| format!("--env-file: {}: {error}", path.display()))?;
     match parse_pairs(&bytes) {
         (pairs, None) => Ok(pairs),
@@ -99,16 +101,26 @@ pub(crate) fn read_conf(path: &Path) -> (Vec<(String, String)>, Option<String>) 
     (pairs, problem.map(|problem| format!("{}: {problem}", path.display())))
 }
 
-/// A regular file: nothing else could hold up the boot, as a FIFO would.
+/// A regular file: anything else could hold up the boot, as a FIFO would.
 ///
 /// # Errors
 /// When it is none, cannot be read or is too long.
 pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    open_regular(path).and_then(read_bounded)
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
-    read_bounded(file)
+    Ok(file)
+}
+
+/// A file that an option names. Nobody stands by a machine that waits for the writer of a FIFO; elsewhere it may be a
+/// shell's `<(...)`.
+fn open(place: Place, path: &Path) -> io::Result<File> {
+    if place == Place::Machine { open_regular(path) } else { File::open(path) }
 }
 
 /// Empty lines and lines that begin with `#` say nothing; a value is taken as it is, quotes included. Beside the pairs a
@@ -174,16 +186,38 @@ mod tests {
     }
 
     #[test]
+    fn only_elsewhere_than_on_a_machine_may_a_file_be_a_fifo() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+        // Nobody writes to it: whoever opens it as usual waits for ever.
+        assert!(read_token(Place::Machine, &path).unwrap_err().contains("regular"));
+        assert!(read_env(Place::Machine, &path).unwrap_err().contains("regular"));
+        for place in [Place::Container, Place::Process] {
+            let write = |text: &'static str| {
+                let path = path.clone();
+                std::thread::spawn(move || fs::write(path, text).unwrap())
+            };
+            let writer = write("secret\n");
+            assert_eq!(read_token(place, &path), Ok(b"secret".to_vec()));
+            writer.join().unwrap();
+            let writer = write("A=1\n");
+            assert_eq!(read_env(place, &path), Ok(vec![("A".to_owned(), "1".to_owned())]));
+            writer.join().unwrap();
+        }
+    }
+
+    #[test]
     fn a_token_is_its_owners_secret() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("given");
         fs::write(&path, "secret\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(read_token(&path).unwrap_err().contains("0640"));
+        assert!(read_token(Place::Machine, &path).unwrap_err().contains("0640"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_token(&path), Ok(b"secret".to_vec()));
+        assert_eq!(read_token(Place::Machine, &path), Ok(b"secret".to_vec()));
         fs::write(&path, "two words").unwrap();
-        assert!(read_token(&path).is_err());
+        assert!(read_token(Place::Machine, &path).is_err());
 
         let (first, second) = (make_token().unwrap(), make_token().unwrap());
         assert_ne!(first, second);

@@ -55,7 +55,7 @@ pub(crate) fn start(place: Place, given: &Given, report: Report) -> Result<Base,
     logger::start(config.log_level, config.log_format);
     start.tell_failures();
     config.run_dir = start.run_dir(&config)?;
-    let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), files::read_env);
+    let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), |path| files::read_env(place, path));
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
     let token = start.token(&mut config)?;
     let (parent, leaf) = cgroup.map_or((None, None), |settled| (Some(settled.parent), settled.leaf));
@@ -131,7 +131,7 @@ impl Start {
             return Ok(None);
         }
         let Some(path) = &config.token_file else { return files::make_token().map(Some) };
-        let token = self.or("token-file", files::read_token(path).map(Some), || Ok(None))?;
+        let token = self.or("token-file", files::read_token(self.place, path).map(Some), || Ok(None))?;
         if token.is_some() {
             return Ok(token);
         }
