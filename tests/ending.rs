@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, die_with_us, machine, root, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, die_with_us, machine, pid_of, root, wait_until};
 
 /// Answers SIGTERM by writing its name, then ends.
 fn tells(name: &str) -> String {
@@ -134,6 +134,28 @@ fn the_api_can_end_it() {
     daemon.post("/shutdown", &json!({"action": "exit", "grace_ms": 100})).expect(202);
     follower.until_eof();
     assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+}
+
+#[test]
+fn a_second_shutdown_never_gives_more_grace() {
+    for options in [Options::default(), Options::default().without_cgroup(), Options::plain()] {
+        let mut daemon = options.start();
+        let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
+        let body = json!({"command": "sh", "args": ["-c", stubborn], "name": "managed", "stop_grace_ms": 60_000});
+        let pids = [daemon.sh(stubborn), pid_of(&daemon.start_process(&body))];
+        let said = |right: &[&str]| {
+            let all = || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == right);
+            wait_until(PATIENCE, &format!("they say {right:?}"), || all().then_some(()));
+        };
+        said(&["up"]);
+        let begun = Instant::now();
+        daemon.post("/shutdown", &json!({"action": "exit", "grace_ms": 1500})).expect(202);
+        said(&["up", "heard it"]);
+        daemon.post("/shutdown", &json!({"action": "exit"})).expect(202);
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(1500) && took < Duration::from_secs(9), "{took:?}");
+    }
 }
 
 /// The kernel refuses most of them; what counts in the end is who sent it.

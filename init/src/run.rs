@@ -294,9 +294,14 @@ impl Main {
 
     /// Begins the ordered end, or shortens the one that goes on.
     fn end(&self, ongoing: &mut Option<Ongoing>, ending: Ending, grace: Duration) {
-        log::info!("shutting down, with {} s of grace", grace.as_secs_f64());
         let done = self.base.supervisor.handle().begin_shutdown(grace);
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
+        match ongoing {
+            Some(ongoing) if ongoing.overdue <= overdue => {
+                log::info!("asked again, with {} s of grace: the earlier deadline stands", grace.as_secs_f64());
+            }
+            _ => log::info!("shutting down, with {} s of grace", grace.as_secs_f64()),
+        }
         let ongoing = ongoing.get_or_insert(Ongoing { ending, done, overdue });
         ongoing.overdue = overdue.min(ongoing.overdue);
     }
