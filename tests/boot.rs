@@ -155,6 +155,42 @@ fn hup_reads_the_services_again() {
 }
 
 #[test]
+fn a_file_that_gets_broken_leaves_its_service_alone() {
+    let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "one"}}"#);
+    let (dir, options) = configured(&[("services/one.json", sleep("5606").as_bytes())]);
+    let daemon = options.start();
+    let started = await_service(&daemon, "one.json", "it runs", |service| service["ok"] == true);
+    let file = dir.path().join("services/one.json");
+    for (text, part) in [
+        (r#"{"command": "sleep", "args": ["5607"]"#, "EOF"),
+        (r#"{"command": "sleep", "args": "5607"}"#, "args"),
+        (r#"{"command": ""}"#, "command"),
+    ] {
+        write(&file, text);
+        daemon.signal(Signal::SIGHUP);
+        let told = await_service(&daemon, "one.json", text, |service| {
+            service["detail"].as_str().is_some_and(|detail| detail.contains(part))
+        });
+        assert_eq!((&told["ok"], &told["pid"]), (&json!(false), &started["pid"]), "{told}");
+        assert_eq!(daemon.get("/processes/one").expect(200)["status"], "running", "{text}");
+    }
+    assert!(daemon.log().contains("service one.json"), "in the log as well: {}", daemon.log());
+    // As it was it is nothing new; put right otherwise it is.
+    write(&file, &sleep("5606"));
+    daemon.signal(Signal::SIGHUP);
+    let told = await_service(&daemon, "one.json", "it is right again", |service| service["ok"] == true);
+    assert_eq!(told, started);
+    write(&file, "{");
+    daemon.signal(Signal::SIGHUP);
+    await_service(&daemon, "one.json", "it is broken again", |service| service["ok"] == false);
+    write(&file, &sleep("5608"));
+    daemon.signal(Signal::SIGHUP);
+    let told = await_service(&daemon, "one.json", "the new one runs", |service| service["ok"] == true);
+    assert_ne!(told["pid"], started["pid"]);
+    daemon.await_gone(PATIENCE, "sleep 5606");
+}
+
+#[test]
 fn a_service_that_could_not_be_started_is_tried_again() {
     let (dir, options) = configured(&[]);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it to all");

@@ -11,7 +11,7 @@ use tl_supervisor::http::{BootService, parse_process};
 use tl_supervisor::os::poll::Waker;
 use tl_supervisor::pending::Pending;
 use tl_supervisor::supervisor::Started;
-use tl_supervisor::{Handle, Pid, Target, UnitId};
+use tl_supervisor::{Handle, Pid, ProcessSpec, Target, UnitId};
 
 use crate::files;
 use crate::report::Report;
@@ -30,10 +30,12 @@ pub(crate) struct Services {
     known: BTreeMap<String, Service>,
 }
 
-/// One file as it was when it was last read.
+/// One file as it was when something was last started from it, or was to be.
 struct Service {
     text: Result<Vec<u8>, String>,
     started: Result<(UnitId, Pid), String>,
+    /// Why what the file says now cannot take its place.
+    broken: Option<String>,
 }
 
 impl Services {
@@ -43,7 +45,8 @@ impl Services {
     }
 
     /// Makes it what the files say: what is new, or could not be started, is started, in the order of the names; what is
-    /// gone is ended; what has changed is both. What is as it was is left alone, whatever has become of it.
+    /// gone is ended; what has changed is both. What is as it was is left alone, whatever has become of it; so is what
+    /// runs where its file says nothing that could be started any more.
     pub(crate) fn load(&mut self) {
         let files = match read_all(&self.dir) {
             Ok(files) => files,
@@ -55,7 +58,14 @@ impl Services {
         };
         let mut ending = Vec::new();
         self.known.retain(|file, service| {
-            let same = files.get(file) == Some(&service.text);
+            let text = files.get(file);
+            let same = text == Some(&service.text);
+            let changed = text.filter(|_| !same && service.started.is_ok());
+            service.broken = changed.and_then(|text| parse(text).err());
+            if let Some(error) = &service.broken {
+                log::error!("service {file}: {error}: left as it was");
+                return true;
+            }
             if let (false, Ok((unit, _))) = (same, &service.started) {
                 ending.push((Target::Unit(*unit), self.handle.begin_kill(&Target::Unit(*unit))));
             }
@@ -74,7 +84,7 @@ impl Services {
         let starting: Vec<_> = new
             .into_iter()
             .map(|(file, text)| {
-                let start = text.as_ref().map_err(Clone::clone).and_then(|text| begin_start(&self.handle, text));
+                let start = parse(&text).and_then(|spec| begin_start(&self.handle, spec));
                 (file, text, start)
             })
             .collect();
@@ -86,22 +96,26 @@ impl Services {
             if let Err(error) = &started {
                 log::error!("service {file}: {error}");
             }
-            self.known.insert(file, Service { text, started });
+            self.known.insert(file, Service { text, started, broken: None });
         }
-        self.report.set_services(self.known.iter().map(|(file, service)| told(file, &service.started)).collect());
+        self.report.set_services(self.known.iter().map(|(file, service)| told(file, service)).collect());
     }
 }
 
-fn begin_start(handle: &Handle, text: &[u8]) -> Result<(UnitId, Pending<Started>), String> {
-    let spec = parse_process(text).map_err(|error| error.to_string())?;
+fn parse(text: &Result<Vec<u8>, String>) -> Result<ProcessSpec, String> {
+    parse_process(text.as_ref()?).map_err(|error| error.to_string())
+}
+
+fn begin_start(handle: &Handle, spec: ProcessSpec) -> Result<(UnitId, Pending<Started>), String> {
     let waker = Waker::new().map_err(|error| error.to_string())?;
     Ok(handle.begin_start(spec, Arc::new(waker)))
 }
 
-fn told(file: &str, started: &Result<(UnitId, Pid), String>) -> BootService {
-    let (ok, detail, pid) = match started {
-        Ok((_, pid)) => (true, "started".to_owned(), Some(*pid)),
-        Err(error) => (false, error.clone(), None),
+fn told(file: &str, service: &Service) -> BootService {
+    let (ok, detail, pid) = match (&service.started, &service.broken) {
+        (Ok((_, pid)), None) => (true, "started".to_owned(), Some(*pid)),
+        (Ok((_, pid)), Some(error)) => (false, format!("{error}: left as it was"), Some(*pid)),
+        (Err(error), _) => (false, error.clone(), None),
     };
     BootService { file: file.to_owned(), ok, detail, pid }
 }
