@@ -158,6 +158,34 @@ fn a_second_shutdown_never_gives_more_grace() {
     }
 }
 
+/// What is stopped hears of a SIGTERM only when it goes on: nobody is to use up a grace for that.
+#[test]
+fn what_is_stopped_is_asked_too() {
+    for options in [Options::default(), Options::default().without_cgroup(), Options::plain()] {
+        let mut daemon = options.args(&["--shutdown-grace", "3600"]).start();
+        let managed =
+            |name: &str| json!({"command": "sleep", "args": [name], "name": name, "stop_grace_ms": 3_600_000});
+        daemon.start_process(&managed("5631s"));
+        daemon.start_process(&managed("5632s"));
+        daemon.sh("exec sleep 5633s");
+        // An orphan in a session of its own, which nobody has a leader for.
+        daemon.sh("setsid sleep 5634s >/dev/null 2>&1 & exit 0");
+        let seconds = ["5631s", "5632s", "5633s", "5634s"];
+        for words in seconds.map(|seconds| format!("sleep {seconds}")) {
+            let pid = wait_until(PATIENCE, &words, || daemon.executing(&words).first().copied());
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop it");
+            wait_until(PATIENCE, "it is stopped", || {
+                let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+                status.contains("State:\tT").then_some(())
+            });
+        }
+        daemon.delete("/processes/5631s").expect(204);
+        daemon.await_gone(PATIENCE, "sleep 5631s");
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    }
+}
+
 /// The kernel refuses most of them; what counts in the end is who sent it.
 #[test]
 fn signals_of_other_users_change_nothing() {

@@ -13,6 +13,9 @@ use crate::model::Pid;
 /// How often /proc is read again for what was forked meanwhile.
 const ROUNDS: usize = 8;
 
+/// What asks a process to end: whoever is stopped would not hear the first without the second.
+const ASKING: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
+
 /// Sends a signal, 1..=64, to the process group of a leader that has not been reaped.
 ///
 /// # Errors
@@ -23,6 +26,17 @@ pub fn signal_group(leader: Pid, signal: i32) -> io::Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => kill(leader, signal),
         result => result,
     }
+}
+
+/// SIGTERM to the process group of a leader that has not been reaped; SIGCONT, so that what is stopped hears of it.
+///
+/// # Errors
+/// What `kill(2)` says of the SIGTERM.
+pub fn ask_group(leader: Pid) -> io::Result<()> {
+    let asked = signal_group(leader, libc::SIGTERM);
+    // Gone meanwhile is as good.
+    let _ = signal_group(leader, libc::SIGCONT);
+    asked
 }
 
 /// SIGHUP to everything of the session of a leader that has not been reaped, whichever job it belongs to; SIGCONT, so
@@ -54,18 +68,18 @@ pub fn signal_everybody(signal: i32) {
     }
 }
 
-/// Only as PID 1: a signal to everybody else's processes: all but ourselves and those whose process group or session
-/// these leaders lead.
-pub fn signal_the_rest(signal: i32, leaders: &HashSet<Pid>) {
+/// Only as PID 1: SIGTERM and SIGCONT to everybody else's processes: all but ourselves and those whose process group or
+/// session these leaders lead.
+pub fn ask_the_rest(leaders: &HashSet<Pid>) {
     if std::process::id() != 1 {
         return;
     }
     let all = processes();
     if all.is_empty() {
         // Without /proc there is no telling them apart.
-        return signal_everybody(signal);
+        return ASKING.into_iter().for_each(signal_everybody);
     }
-    signal_all(&rest(&all, leaders), signal);
+    ask_all(&rest(&all, leaders));
 }
 
 fn rest(all: &[Process], leaders: &HashSet<Pid>) -> Vec<Pid> {
@@ -111,9 +125,9 @@ impl Session {
         self.doomed.extend(doomed);
     }
 
-    /// Sends a signal to all of it, as it is now.
-    pub fn signal(&self, signal: i32) {
-        signal_all(&session_tree(&processes(), self.leader, false), signal);
+    /// Asks all of it to end, as it is now.
+    pub fn ask(&self) {
+        ask_all(&session_tree(&processes(), self.leader, false));
     }
 
     /// Whether nothing of it lives any more.
@@ -141,8 +155,15 @@ pub fn kill_everything(patience: Duration) {
     }
 }
 
+/// Asks each to end.
+pub fn ask_all(pids: &[Pid]) {
+    for signal in ASKING {
+        signal_all(pids, signal);
+    }
+}
+
 /// Sends a signal to each; gone meanwhile is as good.
-pub fn signal_all(pids: &[Pid], signal: i32) {
+fn signal_all(pids: &[Pid], signal: i32) {
     for pid in pids {
         let _ = kill(*pid, signal);
     }

@@ -6,7 +6,7 @@ use crate::fleet::Slot;
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
 use crate::os::cgroup::Leaf;
-use crate::os::tree::{Session, signal_all};
+use crate::os::tree::{Session, ask_all};
 use crate::pending::Reply;
 use crate::session::Life;
 use crate::terminal::Terminal;
@@ -62,12 +62,12 @@ impl Tree {
         }
     }
 
-    /// Sends a signal to all that is left of it.
-    pub(super) fn signal(&self, signal: i32) {
+    /// Asks all that is left of it to end.
+    pub(super) fn ask(&self) {
         match self {
             Tree::Gone => {}
-            Tree::Leaf(leaf) => signal_all(&leaf.members(), signal),
-            Tree::Session(session) => session.signal(signal),
+            Tree::Leaf(leaf) => ask_all(&leaf.members()),
+            Tree::Session(session) => session.ask(),
         }
     }
 

@@ -38,11 +38,11 @@ impl Actor {
                     Err(error) => Event::SpawnFailed(error),
                 });
             }
-            Action::Signal(signal) => {
+            Action::Ask => {
                 if let Some(leader) = self.parts.fleet.get(id).and_then(|slot| slot.unit.leader())
-                    && let Err(error) = tree::signal_group(leader, signal)
+                    && let Err(error) = tree::ask_group(leader)
                 {
-                    log::warn!("unit {id}: sending signal {signal}: {error}");
+                    log::warn!("unit {id}: asking it to end: {error}");
                 }
             }
             Action::HangUp => tree::hang_up(self.parts.fleet.get(id)?.unit.leader()?),

@@ -74,19 +74,19 @@ impl Actor {
     fn ask_the_rest(&mut self, ids: &[UnitId]) {
         if is_pid_1() {
             let leaders = ids.iter().filter_map(|id| self.parts.fleet.get(*id)?.unit.leader()).collect();
-            return tree::signal_the_rest(libc::SIGTERM, &leaders);
+            return tree::ask_the_rest(&leaders);
         }
         for id in ids {
             if let Some(slot) = self.parts.fleet.get_mut(*id)
                 && slot.unit.leader().is_none()
                 && !slot.data.tree.is_gone()
             {
-                slot.data.tree.signal(libc::SIGTERM);
+                slot.data.tree.ask();
                 self.lingering.insert(*id);
             }
         }
         for tree in &self.graveyard {
-            tree.signal(libc::SIGTERM);
+            tree.ask();
         }
     }
 

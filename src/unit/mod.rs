@@ -38,9 +38,6 @@ const HANG_UP: Duration = Duration::from_secs(5);
 /// From the hang-up to the end of the terminal itself: a shell may miss a signal between its prompt and its read.
 const DISCONNECT: Duration = Duration::from_secs(1);
 
-/// SIGTERM; this layer knows no operating system.
-pub const TERM: i32 = 15;
-
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -84,8 +81,8 @@ pub enum Event {
 pub enum Action {
     /// Fork, then give [`Event::Spawned`] or [`Event::SpawnFailed`] at once.
     Spawn,
-    /// Send this signal to the leader's process group. The leader has not been reaped.
-    Signal(i32),
+    /// SIGTERM to the leader's process group, and SIGCONT. The leader has not been reaped.
+    Ask,
     /// SIGHUP to the whole session of the leader, which has not been reaped.
     HangUp,
     /// Let go of the terminal.

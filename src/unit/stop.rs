@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, DISCONNECT, HANG_UP, Now, Out, Phase, Run, State, TERM, Then, Unit};
+use super::{Action, DISCONNECT, HANG_UP, Now, Out, Phase, Run, State, Then, Unit};
 use crate::model::{Exit, RunEnd};
 
 impl Unit {
@@ -64,7 +64,7 @@ impl Unit {
         let watched = self.watched();
         let (ask, disconnect_at) = match self.terminal {
             true => (Action::HangUp, Some(now.mono + DISCONNECT)),
-            false => (Action::Signal(TERM), None),
+            false => (Action::Ask, None),
         };
         let State::Up(run) = &mut self.state else { return };
         let first = run.then == Then::Policy;

@@ -247,7 +247,7 @@ fn a_terminal_is_hung_up_first() {
 fn a_stop_asks_first_and_kills_after_the_grace() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
-    assert_eq!(story.event(Event::Stop), [Action::Signal(TERM)]);
+    assert_eq!(story.event(Event::Stop), [Action::Ask]);
     assert!(story.unit.is_released());
     assert_eq!(story.event(Event::Stop), [], "the deadline stands");
     assert_eq!(story.next(), 10_000 * MS);
@@ -272,7 +272,7 @@ fn what_outlives_a_stopped_leader_has_the_rest_of_the_grace() {
 fn a_restart_ends_the_run_and_starts_the_next_at_once() {
     let mut story = Story::managed(Policy::Never, |_| {});
     story.start();
-    assert_eq!(story.event(Event::Restart), [Action::Signal(TERM)]);
+    assert_eq!(story.event(Event::Restart), [Action::Ask]);
     let out = story.end(Exit::Signal(15));
     assert_eq!(out, [Action::KillTree, Action::Drain, Action::Spawn]);
     assert_eq!(story.event(Event::ExecOk), [Action::Started]);
@@ -397,7 +397,7 @@ fn bad_health_replaces_a_process_but_not_with_never() {
     story.event(Event::Verdict(1, sick()));
     story.event(Event::Verdict(1, sick()));
     assert_eq!(story.unit.health(), (HealthStatus::Healthy, 2));
-    assert_eq!(story.event(Event::Verdict(1, sick())), [Action::Signal(TERM), Action::Unwatch]);
+    assert_eq!(story.event(Event::Verdict(1, sick())), [Action::Ask, Action::Unwatch]);
     assert_eq!(story.unit.health(), (HealthStatus::Unhealthy, 3));
     assert_eq!(story.event(Event::Verdict(1, Ok(()))), [], "too late");
     story.end(Exit::Code(0));
@@ -450,7 +450,7 @@ fn a_shutdown_ends_everybody_by_its_own_deadline() {
     let deadline = 3_000 * MS;
     let mut story = Story::plain();
     story.start();
-    assert_eq!(story.event(Event::ShutDown(deadline)), [Action::Signal(TERM)]);
+    assert_eq!(story.event(Event::ShutDown(deadline)), [Action::Ask]);
     assert_eq!(story.unit.deadline(), Some(deadline));
     story.event(Event::ShutDown(Duration::ZERO));
     assert_eq!(story.unit.deadline(), Some(Duration::ZERO), "no more grace");

@@ -275,7 +275,7 @@ fn name(unit: &Unit) -> String {
 
 fn words(actions: &[Action]) -> String {
     let word = |action: &Action| match action {
-        Action::Signal(_) => "term".to_owned(),
+        Action::Ask => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),
         action => format!("{action:?}").split('(').next().unwrap_or_default().to_lowercase(),

@@ -112,7 +112,7 @@ fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Plac
                 assert_eq!(index + 1, actions.len(), "nothing may follow a fork in the same step: {context:?}");
                 return forks(place, context);
             }
-            Action::Signal(_) | Action::HangUp => {
+            Action::Ask | Action::HangUp => {
                 assert!(world.child, "a signal to a PID that was reaped: {context:?}");
                 assert!(place.unit.leader().is_some(), "{context:?}");
             }
