@@ -71,7 +71,7 @@ pub enum Error {
     #[error("stdin of the process with {0} is not a pipe; start it with `stdin_mode`: `pipe`")]
     StdinNotWritable(Target),
     /// Not a signal number.
-    #[error("`signal` must be 1..=64, not {0}")]
+    #[error("`signal` must be a whole number from 1 to 64, not {0}")]
     InvalidSignal(i64),
     /// As many run as may.
     #[error("{0} processes are running, which is the limit; end one first")]

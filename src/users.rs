@@ -43,7 +43,7 @@ impl FromStr for UserSpec {
     /// # Errors
     /// Names `user` and says what would be right.
     fn from_str(text: &str) -> Result<UserSpec, SpecError> {
-        let wrong = || SpecError::new("user", "must be a name, a UID or `uid:gid`, each id 0..=4294967294");
+        let wrong = || SpecError::new("user", "must be a name, a UID or `uid:gid`, each id from 0 to 4294967294");
         if let Some((uid, gid)) = text.split_once(':') {
             let id = |text: &str| parse_id(text.as_bytes()).ok_or_else(wrong);
             return Ok(UserSpec::Uid { uid: id(uid)?, gid: Some(id(gid)?) });

@@ -89,6 +89,118 @@ fn nothing_started(daemon: &Daemon) {
     assert_eq!(daemon.run_sh("echo x").stdout(), "x", "it still works");
 }
 
+/// Puts `value` into `body` at a path like `health_check.port`.
+fn put(body: &Value, path: &str, value: &Value) -> Value {
+    let mut body = body.clone();
+    let pointer = format!("/{}", path.replace('.', "/"));
+    let (parent, field) = pointer.rsplit_once('/').expect("a field");
+    body.pointer_mut(parent).expect("its parent")[field] = value.clone();
+    body
+}
+
+/// The sentence says which field it is and what would be right, for each field and whatever was sent for it.
+#[test]
+fn every_wrong_type_is_told_in_plain_words() {
+    let daemon = daemon();
+    const STRING: &str = "must be a string";
+    const STRINGS: &str = "must be a list of strings";
+    const PAIRS: &str = "must be an object whose values are strings";
+    const OBJECT: &str = "must be an object";
+    const USER: &str = "must be a name, a UID or `uid:gid` as a string";
+    const TIME: &str = "must be a whole number from 0 to 86400000";
+    const SOME_TIME: &str = "must be a whole number from 1 to 86400000";
+    const COUNT: &str = "must be a whole number from 0 to 4294967295";
+    const ID: &str = "must be a whole number from 0 to 4294967294";
+    let common =
+        [("command", STRING), ("args", STRINGS), ("env", PAIRS), ("working_dir", STRING), ("user", USER)].to_vec();
+    let users = [("user.uid", ID), ("user.gid", ID), ("user.name", STRING)];
+    let start = [
+        ("stdin_mode", "must be one of `closed`, `pipe`"),
+        ("stdout_mode", "must be one of `capture`, `discard`"),
+        ("stderr_mode", "must be one of `capture`, `discard`"),
+        ("name", STRING),
+        ("stop_grace_ms", TIME),
+        ("restart", OBJECT),
+        ("restart.policy", "must be one of `never`, `on_failure`, `always`"),
+        ("restart.max_restarts", COUNT),
+        ("restart.initial_backoff_ms", TIME),
+        ("restart.max_backoff_ms", TIME),
+        ("health_check", OBJECT),
+        ("health_check.type", "must be one of `http`, `tcp`"),
+        ("health_check.port", "must be a whole number from 1 to 65535"),
+        ("health_check.path", STRING),
+        ("health_check.initial_delay_ms", TIME),
+        ("health_check.interval_ms", SOME_TIME),
+        ("health_check.timeout_ms", SOME_TIME),
+        ("health_check.failure_threshold", "must be a whole number from 1 to 4294967295"),
+    ];
+    let pid = daemon.sh("sleep 4902");
+    let pty = daemon.post("/pty", &json!({"command": "sleep", "args": ["4902"]})).expect(201);
+    let resize = format!("/pty/{}/resize", pty["session_id"].as_str().expect("an id"));
+    let managed =
+        json!({"command": "true", "user": {"uid": 0}, "restart": {}, "health_check": {"type": "http", "port": 1}});
+    let plain = json!({"command": "true", "user": {"uid": 0}});
+    let signal = format!("/processes/{pid}/signal");
+    let grow = |more: &[(&'static str, &'static str)]| [&common[..], &users[..], more].concat();
+    for (path, body, fields) in [
+        ("/processes", &managed, grow(&start)),
+        ("/processes/run", &plain, grow(&[("timeout", "must be a number of seconds above 0")])),
+        ("/pty", &plain, grow(&[("rows", COUNT), ("cols", COUNT)])),
+        (&resize, &json!({"rows": 1, "cols": 1}), vec![("rows", COUNT), ("cols", COUNT)]),
+        (&signal, &json!({}), vec![("signal", "must be a whole number from 1 to 64")]),
+        (
+            "/shutdown",
+            &json!({"action": "exit"}),
+            vec![("action", "must be one of `poweroff`, `reboot`, `halt`, `exit`"), ("grace_ms", TIME)],
+        ),
+    ] {
+        for (field, right) in fields {
+            // Nothing of these is right anywhere but a string, an object, a list or a number where one is wanted.
+            let wrong =
+                [json!(true), json!(-1), json!(-0.5), json!("\n"), json!([]), json!([1]), json!({}), json!(1e300)];
+            let is_right = |value: &Value| match right {
+                STRING => value.is_string(),
+                STRINGS => *value == json!([]) || *value == json!([1]),
+                PAIRS | OBJECT | USER => value.is_object(),
+                _ => right.contains("seconds above") && *value == json!(1e300),
+            };
+            // -1 is a signal that there is not, which has a code of its own.
+            let code = |value: &Value| {
+                if field == "signal" && *value == json!(-1) { "INVALID_SIGNAL" } else { "INVALID_REQUEST" }
+            };
+            for value in wrong.iter().filter(|value| !is_right(value)) {
+                let reply = daemon.post(path, &put(body, field, value));
+                reply.expect_error(400, code(value), right);
+                let sentence = reply.json()["error"].as_str().expect("a sentence").to_owned();
+                assert!(sentence.contains(&format!("`{field}`")), "{path} {field} {value}: {sentence}");
+                for jargon in ["expected", "invalid type", "i64", "u64", "f64", "..=", "sequence", "map", " line "] {
+                    assert!(!sentence.contains(jargon), "{path} {field} {value}: {sentence}");
+                }
+            }
+        }
+    }
+    // What is in a list or in an object is named as well.
+    for (field, value) in [("args[1]", json!({"args": ["", 1]})), ("env.A", json!({"env": {"A": null}}))] {
+        let mut body = value;
+        body["command"] = json!("true");
+        for path in ["/processes", "/processes/run", "/pty"] {
+            daemon.post(path, &body).expect_error(400, "INVALID_REQUEST", &format!("`{field}`: must be a string"));
+        }
+    }
+    // The grammar of JSON allows these; there is no string and no number that they stand for.
+    for (field, body) in [
+        ("command", r#"{"command": "\ud800"}"#),
+        ("args[0]", r#"{"command": "true", "args": ["\udc00x"]}"#),
+        ("timeout", r#"{"command": "true", "timeout": 1e999}"#),
+    ] {
+        let reply = daemon.request("POST", "/processes/run", Some(body.as_bytes()));
+        reply.expect_error(400, "INVALID_REQUEST", "a string must be Unicode, a number within the range of a double");
+        assert!(reply.json()["error"].as_str().expect("a sentence").starts_with(&format!("`{field}`: ")), "{body}");
+    }
+    assert_eq!(daemon.list().len(), 1, "nothing was started, or signalled");
+    assert_eq!(daemon.info(pid)["status"], "running");
+}
+
 #[test]
 fn programs_that_the_kernel_will_not_run() {
     let daemon = daemon();

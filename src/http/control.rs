@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::model::Target;
 
 use super::answer::Answer;
+use super::field::SignalNumber;
 use super::json;
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -21,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 #[derive(Debug, Deserialize)]
 struct SignalBody {
-    signal: i64,
+    signal: SignalNumber,
 }
 
 #[derive(Serialize)]
@@ -32,7 +33,7 @@ struct Success {
 /// To the group, 9 to the whole tree.
 pub(super) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
     let body = json::parse::<SignalBody>(&request.whole_body()?)?;
-    api.handle.signal(target, body.signal)?;
+    api.handle.signal(target, body.signal.0)?;
     Ok(Reply::json(200, &Success { success: true }).into())
 }
 
@@ -113,11 +114,12 @@ mod tests {
 
     #[test]
     fn signals() {
-        let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal);
+        let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal.0);
         assert_eq!(signal(r#"{"signal":15}"#).unwrap(), 15);
         assert_eq!(signal(r#"{"signal":-1}"#).unwrap(), -1);
         for body in [r#"{"signal":"TERM"}"#, r#"{"signal":1.0}"#, r#"{"signal":null}"#, "{}"] {
-            assert!(signal(body).unwrap_err().to_string().contains("`signal`"), "{body}");
+            let sentence = signal(body).unwrap_err().to_string();
+            assert!(sentence.contains("`signal`"), "{body}: {sentence}");
         }
     }
 }

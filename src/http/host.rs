@@ -9,7 +9,8 @@ use crate::error::{Error, SpecError};
 use crate::model::{MAX_MS, Pid};
 
 use super::answer::Answer;
-use super::json::{self, Whole};
+use super::field::{Choice, Whole, Words};
+use super::json;
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
@@ -62,8 +63,7 @@ pub struct BootService {
 }
 
 /// What is left when everything has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndAction {
     /// The machine is switched off.
     PowerOff,
@@ -75,9 +75,18 @@ pub enum EndAction {
     Exit,
 }
 
+impl Words for EndAction {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("poweroff", EndAction::PowerOff),
+        ("reboot", EndAction::Reboot),
+        ("halt", EndAction::Halt),
+        ("exit", EndAction::Exit),
+    ];
+}
+
 #[derive(Debug, Deserialize)]
 struct ShutdownBody {
-    action: EndAction,
+    action: Choice<EndAction>,
     grace_ms: Option<Whole<0, MAX_MS>>,
 }
 
@@ -92,7 +101,7 @@ pub(super) fn shutdown(api: &Api, request: &mut Request<'_>) -> Result<Answer, P
     let body = json::parse::<ShutdownBody>(&request.whole_body()?)?;
     let grace = body.grace_ms.map(|ms| Duration::from_millis(ms.0));
     match &api.host {
-        Some(host) => host.shut_down(body.action, grace).map_err(Error::from)?,
+        Some(host) => host.shut_down(body.action.0, grace).map_err(Error::from)?,
         None => {
             return Err(Error::from(SpecError::new("action", "is not for this program, which ends by itself")).into());
         }
@@ -114,7 +123,7 @@ mod tests {
             ("exit", EndAction::Exit),
         ] {
             let body = parse(&format!(r#"{{"action":"{word}","grace_ms":5}}"#)).unwrap();
-            assert_eq!((body.action, body.grace_ms), (right, Some(Whole(5))));
+            assert_eq!((body.action.0, body.grace_ms), (right, Some(Whole(5))));
         }
         for (body, field) in [
             (r#"{"action":"PowerOff"}"#, "`action`"),

@@ -32,6 +32,7 @@ mod chunked;
 mod connection;
 mod control;
 mod events;
+mod field;
 mod files;
 mod frames;
 mod head;

@@ -1,6 +1,5 @@
 //! `POST /processes`, `GET /processes`, `GET /processes/{process}`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -12,7 +11,8 @@ use crate::model::{
 };
 
 use super::answer::{Answer, BURST};
-use super::json::{self, Object, Whole};
+use super::field::{Choice, Object, Pairs, Text, Texts, Whole};
+use super::json;
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
@@ -27,15 +27,15 @@ type AtLeastOne = Whole<1, { u32::MAX as u64 }>;
 /// The body of `POST /processes`.
 #[derive(Debug, Deserialize)]
 pub(super) struct StartBody {
-    command: String,
-    args: Option<Vec<String>>,
-    env: Option<BTreeMap<String, String>>,
-    working_dir: Option<String>,
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
     user: Option<User>,
-    stdin_mode: Option<StdinMode>,
-    stdout_mode: Option<OutputMode>,
-    stderr_mode: Option<OutputMode>,
-    name: Option<String>,
+    stdin_mode: Option<Choice<StdinMode>>,
+    stdout_mode: Option<Choice<OutputMode>>,
+    stderr_mode: Option<Choice<OutputMode>>,
+    name: Option<Text>,
     restart: Option<Object<RestartBody>>,
     health_check: Option<Object<HealthBody>>,
     stop_grace_ms: Option<Ms>,
@@ -43,7 +43,7 @@ pub(super) struct StartBody {
 
 #[derive(Debug, Deserialize)]
 struct RestartBody {
-    policy: Option<Policy>,
+    policy: Option<Choice<Policy>>,
     max_restarts: Option<Count>,
     initial_backoff_ms: Option<Ms>,
     max_backoff_ms: Option<Ms>,
@@ -52,9 +52,9 @@ struct RestartBody {
 #[derive(Debug, Deserialize)]
 struct HealthBody {
     #[serde(rename = "type")]
-    kind: HealthKind,
+    kind: Choice<HealthKind>,
     port: Whole<1, 65535>,
-    path: Option<String>,
+    path: Option<Text>,
     initial_delay_ms: Option<Ms>,
     interval_ms: Option<AtLeastOneMs>,
     timeout_ms: Option<AtLeastOneMs>,
@@ -63,17 +63,17 @@ struct HealthBody {
 
 /// What every kind of start has in common.
 pub(super) fn command(
-    command: String,
-    args: Option<Vec<String>>,
-    env: Option<BTreeMap<String, String>>,
-    working_dir: Option<String>,
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
     user: Option<User>,
 ) -> SpecBuilder {
-    let mut spec = ProcessSpec::command(command).args(args.unwrap_or_default());
-    for (key, value) in env.unwrap_or_default() {
+    let mut spec = ProcessSpec::command(command.0).args(args.unwrap_or_default().0);
+    for (key, value) in env.unwrap_or_default().0 {
         spec = spec.env(key, value);
     }
-    if let Some(dir) = working_dir {
+    if let Some(Text(dir)) = working_dir {
         spec = spec.working_dir(dir);
     }
     match user {
@@ -85,12 +85,12 @@ pub(super) fn command(
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user)
-            .stdin(self.stdin_mode.unwrap_or_default())
-            .stdout(self.stdout_mode.unwrap_or_default())
-            .stderr(self.stderr_mode.unwrap_or_default());
+            .stdin(self.stdin_mode.unwrap_or_default().0)
+            .stdout(self.stdout_mode.unwrap_or_default().0)
+            .stderr(self.stderr_mode.unwrap_or_default().0);
         if self.name.is_some() || self.restart.is_some() || self.health_check.is_some() {
             let mut managed = ManagedSpec::new(Policy::Never);
-            managed.name = self.name;
+            managed.name = self.name.map(|name| name.0);
             if let Some(Object(restart)) = self.restart {
                 managed.restart = restart.into();
             }
@@ -106,7 +106,7 @@ impl StartBody {
 
 impl From<RestartBody> for RestartPolicy {
     fn from(body: RestartBody) -> RestartPolicy {
-        let default = RestartPolicy::new(body.policy.unwrap_or_default());
+        let default = RestartPolicy::new(body.policy.unwrap_or_default().0);
         RestartPolicy {
             // The type has checked that it fits.
             max_restarts: body.max_restarts.map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
@@ -119,15 +119,16 @@ impl From<RestartBody> for RestartPolicy {
 
 impl From<HealthBody> for HealthCheck {
     fn from(body: HealthBody) -> HealthCheck {
-        let default_path = match body.kind {
+        let Choice(kind) = body.kind;
+        let default_path = match kind {
             HealthKind::Http => Some("/".to_owned()),
             HealthKind::Tcp => None,
         };
         HealthCheck {
-            kind: body.kind,
+            kind,
             // The types have checked that these fit.
             port: u16::try_from(body.port.0).unwrap_or(u16::MAX),
-            path: body.path.or(default_path),
+            path: body.path.map(|path| path.0).or(default_path),
             initial_delay_ms: body.initial_delay_ms.map_or(5000, |ms| ms.0),
             interval_ms: body.interval_ms.map_or(1000, |ms| ms.0),
             timeout_ms: body.timeout_ms.map_or(500, |ms| ms.0),
@@ -245,7 +246,10 @@ mod tests {
             (r#"{"command":"a","env":{"A=":""}}"#, "`env`"),
             (r#"{"command":"a","working_dir":""}"#, "`working_dir`"),
             (r#"{"command":"a","stdin_mode":"open"}"#, "`stdin_mode`"),
-            (r#"{"command":"a","stdout_mode":"pipe"}"#, "expected `capture` or `discard`"),
+            (
+                r#"{"command":"a","stdout_mode":"pipe"}"#,
+                "`stdout_mode`: must be one of `capture`, `discard`, not the string \"pipe\"",
+            ),
             (r#"{"command":"a","name":""}"#, "`name`"),
             (r#"{"command":"a","name":"12"}"#, "`name`"),
             (r#"{"command":"a","name":"a/b"}"#, "`name`"),

@@ -1,7 +1,5 @@
 //! `POST /pty`, `GET /pty`, and what can be asked of one session.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
@@ -10,7 +8,8 @@ use crate::session::SessionInfo;
 use crate::window::Window;
 
 use super::answer::Answer;
-use super::json::{self, Whole};
+use super::field::{Pairs, Text, Texts, Whole};
+use super::json;
 use super::processes::command;
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -21,10 +20,10 @@ type Size = Whole<0, { u32::MAX as u64 }>;
 
 #[derive(Debug, Deserialize)]
 struct OpenBody {
-    command: String,
-    args: Option<Vec<String>>,
-    env: Option<BTreeMap<String, String>>,
-    working_dir: Option<String>,
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
     user: Option<User>,
     rows: Option<Size>,
     cols: Option<Size>,

@@ -1,6 +1,5 @@
 //! `POST /processes/run`: start, follow and report the end in one answer; a client that goes takes the process with it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::de::IgnoredAny;
@@ -13,6 +12,7 @@ use crate::supervisor::Handle;
 
 use super::answer::Answer;
 use super::events;
+use super::field::{Pairs, Seconds, Text, Texts};
 use super::json;
 use super::processes::command;
 use super::reply::Problem;
@@ -26,12 +26,12 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The body. The three modes of `POST /processes` are not looked at: whatever they are, they have no effect.
 #[derive(Debug, Deserialize)]
 struct RunBody {
-    command: String,
-    args: Option<Vec<String>>,
-    env: Option<BTreeMap<String, String>>,
-    working_dir: Option<String>,
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
     user: Option<User>,
-    timeout: Option<f64>,
+    timeout: Option<Seconds>,
     name: Option<IgnoredAny>,
     restart: Option<IgnoredAny>,
     health_check: Option<IgnoredAny>,
@@ -44,20 +44,17 @@ impl RunBody {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
         let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user);
-        if let Some(seconds) = self.timeout {
-            spec = spec.timeout(timeout(seconds)?);
+        if let Some(Seconds(seconds)) = self.timeout {
+            spec = spec.timeout(timeout(seconds));
         }
         spec.build()
     }
 }
 
-fn timeout(seconds: f64) -> Result<Duration, SpecError> {
-    if seconds.is_nan() || seconds <= 0.0 {
-        return Err(SpecError::new("timeout", "must be more than 0 seconds"));
-    }
+fn timeout(seconds: f64) -> Duration {
     // What overflows is longer than the longest; what is not a nanosecond is not nothing.
     let time = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
-    Ok(time.clamp(Duration::from_nanos(1), LONGEST))
+    time.clamp(Duration::from_nanos(1), LONGEST)
 }
 
 /// The first event.
@@ -163,8 +160,9 @@ mod tests {
             assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");
         }
         for (fields, part) in [
-            (r#","timeout":0"#, "`timeout` must be more than 0"),
-            (r#","timeout":-1"#, "`timeout` must be more than 0"),
+            (r#","timeout":0"#, "`timeout`: must be a number of seconds above 0, not 0"),
+            (r#","timeout":-0.0"#, "`timeout`: must be a number of seconds above 0, not -0.0"),
+            (r#","timeout":-1"#, "`timeout`: must be a number of seconds above 0, not -1"),
             (r#","timeout":1e999"#, "`timeout`"),
             (r#","timeout":"1""#, "`timeout`"),
             (r#","name":"web""#, "`name` makes a process managed"),

@@ -1,15 +1,14 @@
 //! The forms of `user` (section 8).
 
-use std::fmt;
-
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess};
 
 use crate::error::SpecError;
 use crate::model::UserSpec;
 
-use super::json::Whole;
+use super::field::{Field, Simple, Text, Whole, deserialize};
+use super::json;
 
 /// The largest id but one: the last means "leave it as it is" to the kernel.
 const MAX_ID: u32 = u32::MAX - 1;
@@ -24,28 +23,24 @@ pub(super) struct User(pub(super) UserSpec);
 struct Fields {
     uid: Option<Id>,
     gid: Option<Id>,
-    name: Option<String>,
+    name: Option<Text>,
 }
 
-impl<'de> Deserialize<'de> for User {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<User, D::Error> {
-        struct Forms;
-        impl<'de> Visitor<'de> for Forms {
-            type Value = User;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name, a UID or `uid:gid` as a string, or an object with `uid` or `name`")
-            }
-            fn visit_str<E: Error>(self, text: &str) -> Result<User, E> {
-                text.parse().map(User).map_err(|error: SpecError| E::custom(error.problem))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<User, A::Error> {
-                let fields = Fields::deserialize(MapAccessDeserializer::new(map))?;
-                object_form(fields).map(User).map_err(A::Error::custom)
-            }
-        }
-        from.deserialize_any(Forms)
+impl<'de> Field<'de> for User {
+    fn right() -> String {
+        format!("a name, a UID or `uid:gid` as a string, each id from 0 to {MAX_ID}, or an object with `uid` or `name`")
+    }
+    fn simple(value: Simple) -> Result<User, Simple> {
+        let user = if let Simple::Text(text) = &value { text.parse().ok() } else { None };
+        user.map(User).ok_or(value)
+    }
+    fn object<A: MapAccess<'de>>(object: A) -> Result<User, A::Error> {
+        let fields = Fields::deserialize(MapAccessDeserializer::new(object))?;
+        object_form(fields).map(User).map_err(A::Error::custom)
     }
 }
+
+deserialize! { [] User; }
 
 /// Any form of `user`, from outside of a body: as text, or as a JSON object.
 ///
@@ -56,14 +51,14 @@ pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
         return text.parse();
     }
     let parsed = serde_json::from_str::<User>(text);
-    parsed.map(|user| user.0).map_err(|error| SpecError::new("user", error.to_string()))
+    parsed.map(|user| user.0).map_err(|error| SpecError::new("user", json::without_position(&error)))
 }
 
 fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
     // `Id` has checked that they fit.
     let narrow = |id: Id| u32::try_from(id.0).unwrap_or(MAX_ID);
     let gid = fields.gid.map(narrow);
-    match (fields.uid, fields.name) {
+    match (fields.uid, fields.name.map(|name| name.0)) {
         (Some(_), Some(_)) => Err("`uid` and `name` exclude each other"),
         (Some(uid), None) => Ok(UserSpec::Uid { uid: narrow(uid), gid }),
         (None, Some(name)) if name.is_empty() => Err("`name` must not be empty"),
@@ -116,22 +111,22 @@ mod tests {
     #[test]
     fn what_is_no_user() {
         for (json, part) in [
-            (r#""""#, "must be a name, a UID or `uid:gid`"),
-            (r#""4294967295""#, "each id 0..=4294967294"),
-            (r#""99999999999""#, "each id 0..=4294967294"),
-            (r#""1:4294967295""#, "each id 0..=4294967294"),
+            (r#""""#, "`user`: must be a name, a UID or `uid:gid` as a string"),
+            (r#""4294967295""#, "each id from 0 to 4294967294"),
+            (r#""99999999999""#, "each id from 0 to 4294967294"),
+            (r#""1:4294967295""#, "each id from 0 to 4294967294"),
             (r#""1:""#, "`uid:gid`"),
             (r#"":1""#, "`uid:gid`"),
             (r#""root:root""#, "`uid:gid`"),
-            (r#"{"uid":4294967295}"#, "`user.uid`: invalid value: integer `4294967295`, expected a whole number"),
+            (r#"{"uid":4294967295}"#, "`user.uid`: must be a whole number from 0 to 4294967294, not 4294967295"),
             (r#"{"uid":-1}"#, "`user.uid`"),
             (r#"{"uid":"1"}"#, "`user.uid`"),
             (r#"{"uid":1,"name":"root"}"#, "exclude each other"),
             (r#"{"gid":1}"#, "must have `uid` or `name`"),
             ("{}", "must have `uid` or `name`"),
-            ("1000", "expected a name"),
-            ("[]", "expected a name"),
-            ("true", "expected a name"),
+            ("1000", "must be a name"),
+            ("[]", "must be a name"),
+            ("true", "must be a name"),
         ] {
             let sentence = user(json).unwrap_err();
             assert!(sentence.contains(part) && sentence.contains("user"), "{json}: {sentence}");

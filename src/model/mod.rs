@@ -9,7 +9,7 @@ mod spec;
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
 pub use spec::{MAX_MS, ProcessSpec, SpecBuilder};
@@ -143,8 +143,7 @@ impl RunEnd {
 }
 
 /// What stdin of a process is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StdinMode {
     /// `/dev/null`.
     #[default]
@@ -154,8 +153,7 @@ pub enum StdinMode {
 }
 
 /// What stdout or stderr of a process is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OutputMode {
     /// A pipe that lands in the log.
     #[default]
@@ -184,7 +182,7 @@ pub enum UserSpec {
 }
 
 /// When a managed process is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum Policy {
     /// Never.
@@ -217,7 +215,7 @@ impl RestartPolicy {
 }
 
 /// What a health check does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthKind {
     /// `GET path` with a 2xx or 3xx answer.

@@ -196,7 +196,7 @@ fn validate_managed(managed: &ManagedSpec) -> Result<(), SpecError> {
     at_most_a_day("restart.max_backoff_ms", managed.restart.max_backoff_ms.into())?;
     let Some(health) = &managed.health else { return Ok(()) };
     if health.port == 0 {
-        return Err(SpecError::new("health_check.port", "must be 1..=65535"));
+        return Err(SpecError::new("health_check.port", "must be a whole number from 1 to 65535"));
     }
     match (health.kind, &health.path) {
         (HealthKind::Tcp, Some(_)) => {
