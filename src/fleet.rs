@@ -3,7 +3,7 @@
 //! Pure, like [`Unit`]: it keeps its indexes right around every step of a unit. `T` is what the supervisor keeps
 //! beside each unit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::error::Error;
@@ -264,6 +264,11 @@ impl<T> Fleet<T> {
     pub fn led_by(&self, pid: Pid) -> Option<UnitId> {
         let id = *self.by_pid.get(&pid)?;
         (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
+    }
+
+    /// The leaders of all units, as far as they have not been reaped.
+    pub fn leaders(&self) -> HashSet<Pid> {
+        self.slots.values().filter_map(|slot| slot.unit.leader()).collect()
     }
 
     /// Whether the newest process that had this PID was this unit's.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, pid_of, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, pid_of, wait_until};
 
 #[test]
 fn a_process_is_shown_with_all_its_fields() {
@@ -130,6 +130,62 @@ fn a_kill_reaches_what_outlived_its_leader() {
         daemon.await_gone(Duration::from_secs(10), "4503");
         assert_eq!(daemon.info(pid)["exit_code"], 0, "its end stays as it was");
     }
+}
+
+/// Who has left the session and has lost the parent is a child of the daemon's, and still holds the unit's output.
+#[test]
+fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
+    let daemon = Options::default().without_cgroup().start();
+    let orphaned = |words: &str| {
+        wait_until(PATIENCE, &format!("{words} is an orphan"), || {
+            let orphans: Vec<i32> = daemon.executing(words);
+            orphans.iter().any(|pid| machine::children(daemon.pid).contains(pid)).then_some(())
+        });
+    };
+    // Of other units, one that runs and one that has ended.
+    let other = daemon.sh("(setsid sleep 4520 &); exec sleep 4521");
+    let ended = daemon.sh("setsid sleep 4522 & exit 0");
+    daemon.ended(ended);
+    for words in ["sleep 4520", "sleep 4522"] {
+        orphaned(words);
+    }
+    for output in ["", ">/dev/null", "2>/dev/null"] {
+        let pid = daemon.sh(&format!("(setsid sleep 4523 {output} &); exec sleep 4524"));
+        orphaned("sleep 4523");
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        assert_eq!(daemon.find("4523"), [0; 0], "it answers when the tree is gone");
+    }
+    // Ended already; and what the orphan has started holds nothing of the unit's.
+    let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
+    daemon.ended(pid);
+    orphaned("sh -c sleep 4525");
+    wait_until(PATIENCE, "its child is up", || (!daemon.executing("sleep 4525").is_empty()).then_some(()));
+    daemon.delete(&format!("/processes/{pid}")).expect(204);
+    assert_eq!((daemon.find("4525"), daemon.find("4526")), (vec![], vec![]));
+    // A managed one that is gone at once leaves the rest of its grace to the others.
+    let body = json!({"command": "sh", "args": ["-c", "(trap '' TERM; setsid sleep 4527 &); exec sleep 4528"],
+        "name": "managed", "stop_grace_ms": 200});
+    daemon.start_process(&body);
+    orphaned("sleep 4527");
+    daemon.delete("/processes/managed").expect(204);
+    daemon.await_gone(PATIENCE, "4527");
+    // Its time is over, or its client has gone.
+    let run = |seconds: u64| {
+        let script = "(setsid sleep 4529 &); exec sleep 4530";
+        daemon.open_run(&json!({"command": "sh", "args": ["-c", script], "timeout": seconds}))
+    };
+    let mut events = run(2);
+    orphaned("sleep 4529");
+    while events.next_frame().is_some() {}
+    daemon.await_gone(PATIENCE, "4529");
+    let events = run(3600);
+    orphaned("sleep 4529");
+    drop(events);
+    daemon.await_gone(PATIENCE, "4529");
+    for words in ["sleep 4520", "sleep 4521", "sleep 4522"] {
+        assert_eq!(daemon.executing(words).len(), 1, "{words} is another unit's");
+    }
+    assert_eq!(daemon.info(other)["status"], "running");
 }
 
 #[test]

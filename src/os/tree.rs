@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -88,18 +90,28 @@ fn rest(all: &[Process], leaders: &HashSet<Pid>) -> Vec<Pid> {
     live.filter(|process| !spared(process)).map(|process| process.pid).collect()
 }
 
-/// What a leader has started, without a cgroup to hold it together: its session, and what descends from that.
+/// What a leader has started, without a cgroup to hold it together: its session, what descends from that, and those that
+/// have left it and lost their parents, as far as they hold the leader's output.
+///
+/// `leaders`, here and below, are those of all units that have not been reaped.
 #[derive(Debug)]
 pub struct Session {
     leader: Pid,
+    /// The pipes that its output goes through, as /proc names them. Their numbers are not given out again while
+    /// anybody holds their other ends.
+    pipes: Vec<PathBuf>,
     /// Who was sent a SIGKILL, and may need a moment to die.
     doomed: HashSet<Pid>,
 }
 
 impl Session {
-    /// The session of a leader.
-    pub fn new(leader: Pid) -> Session {
-        Session { leader, doomed: HashSet::new() }
+    /// The session of a leader, with our ends of its output.
+    pub fn new(leader: Pid, outputs: [Option<BorrowedFd<'_>>; 2]) -> Session {
+        let names = outputs.into_iter().flatten().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let names = names.filter_map(|name| fs::read_link(name).ok());
+        // A terminal is none: others may have it open.
+        let pipes = names.filter(|name| name.as_os_str().as_encoded_bytes().starts_with(b"pipe:")).collect();
+        Session { leader, pipes, doomed: HashSet::new() }
     }
 
     /// Its leader's PID, while that is its own.
@@ -109,11 +121,11 @@ impl Session {
 
     /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own. If it is not and a process with that PID
     /// exists, the session has ended long ago: the kernel gives out no PID that is still the id of a session.
-    pub fn kill(&mut self, unreaped: bool) {
+    pub fn kill(&mut self, unreaped: bool, leaders: &HashSet<Pid>) {
         // Stopped first, all of them: what dies while others still fork leaves orphans that nothing leads back to.
         let mut stopped = HashSet::new();
         for _ in 0..ROUNDS {
-            let members = session_tree(&processes(), self.leader, unreaped);
+            let members = self.members(&processes(), unreaped, leaders);
             let fresh: Vec<Pid> = members.into_iter().filter(|pid| stopped.insert(*pid)).collect();
             if fresh.is_empty() {
                 break;
@@ -126,15 +138,19 @@ impl Session {
     }
 
     /// Asks all of it to end, as it is now.
-    pub fn ask(&self) {
-        ask_all(&session_tree(&processes(), self.leader, false));
+    pub fn ask(&self, leaders: &HashSet<Pid>) {
+        ask_all(&self.members(&processes(), false, leaders));
     }
 
     /// Whether nothing of it lives any more.
-    pub fn is_gone(&self) -> bool {
+    pub fn is_gone(&self, leaders: &HashSet<Pid>) -> bool {
         let all = processes();
         let dying = |process: &Process| !process.zombie && self.doomed.contains(&process.pid);
-        session_tree(&all, self.leader, false).is_empty() && !all.iter().any(dying)
+        self.members(&all, false, leaders).is_empty() && !all.iter().any(dying)
+    }
+
+    fn members(&self, all: &[Process], unreaped: bool, leaders: &HashSet<Pid>) -> Vec<Pid> {
+        session_tree(all, self.leader, unreaped, orphans(all, &self.pipes, leaders))
     }
 }
 
@@ -145,7 +161,7 @@ pub fn kill_everything(patience: Duration) {
     let myself = std::process::id() as Pid;
     loop {
         signal_everybody(libc::SIGKILL);
-        signal_all(&session_tree(&processes(), myself, true), libc::SIGKILL);
+        signal_all(&session_tree(&processes(), myself, true, Vec::new()), libc::SIGKILL);
         while reap().is_some() {}
         if !has_children() || Instant::now() >= deadline {
             return;
@@ -195,14 +211,26 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
     Some(Process { pid, zombie, parent: number()?, group: number()?, session: number()? })
 }
 
-/// The members of the session and all their descendants, zombies aside. Never this process itself.
-fn session_tree(all: &[Process], leader: Pid, unreaped: bool) -> Vec<Pid> {
+/// The children of ours that lead no unit and have one of these pipes as their stdout or stderr. They keep their PIDs
+/// until this thread reaps them.
+fn orphans(all: &[Process], pipes: &[PathBuf], leaders: &HashSet<Pid>) -> Vec<Pid> {
     let myself = std::process::id() as Pid;
-    if !unreaped && all.iter().any(|process| process.pid == leader) {
-        return Vec::new();
+    // The name of what is open asks no disk, as its metadata would.
+    let holds =
+        |pid: Pid, fd: u8| fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|name| pipes.contains(&name));
+    let ours = all.iter().filter(|process| process.parent == myself && !process.zombie && !pipes.is_empty());
+    let orphans = ours.map(|process| process.pid).filter(|pid| !leaders.contains(pid));
+    orphans.filter(|pid| holds(*pid, 1) || holds(*pid, 2)).collect()
+}
+
+/// The members of the session, these orphans and all their descendants, zombies aside. Never this process itself.
+fn session_tree(all: &[Process], leader: Pid, unreaped: bool, orphans: Vec<Pid>) -> Vec<Pid> {
+    let myself = std::process::id() as Pid;
+    let mut members: HashSet<Pid> = orphans.into_iter().collect();
+    if unreaped || !all.iter().any(|process| process.pid == leader) {
+        let ours = |process: &&Process| [process.session, process.group, process.pid].contains(&leader);
+        members.extend(all.iter().filter(ours).map(|process| process.pid));
     }
-    let ours = |process: &Process| process.session == leader || process.group == leader || process.pid == leader;
-    let mut members: HashSet<Pid> = all.iter().filter(|process| ours(process)).map(|process| process.pid).collect();
     loop {
         let before = members.len();
         for process in all {
@@ -247,7 +275,7 @@ mod tests {
             process(200, 1, 200),
             Process { zombie: true, ..process(105, 100, 100) },
         ];
-        let mut tree = session_tree(&all, 100, true);
+        let mut tree = session_tree(&all, 100, true, Vec::new());
         tree.sort_unstable();
         assert_eq!(tree, [100, 101, 102, 103, 104]);
     }
@@ -268,7 +296,10 @@ mod tests {
     #[test]
     fn a_recycled_leader_has_no_tree() {
         let all = [process(100, 1, 100), process(101, 100, 100)];
-        assert_eq!(session_tree(&all, 100, false), [] as [Pid; 0]);
-        assert_eq!(session_tree(&all[1..], 100, false), [101]);
+        assert_eq!(session_tree(&all, 100, false, Vec::new()), [] as [Pid; 0]);
+        assert_eq!(session_tree(&all[1..], 100, false, Vec::new()), [101]);
+        // What is known to be of it by other means is so all the same, with what descends from that.
+        let all = [process(100, 1, 100), process(102, 1, 102), process(103, 102, 103), process(104, 1, 104)];
+        assert_eq!(session_tree(&all, 100, false, vec![102]), [102, 103]);
     }
 }

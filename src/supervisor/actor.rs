@@ -1,7 +1,7 @@
 //! The supervisor thread: the only one that forks, waits and kills. It takes messages, asks the fleet what follows from
 //! them, and performs that. It waits for nothing but its own queue and the next deadline.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -274,12 +274,15 @@ impl Actor {
 
     /// Answers the DELETEs whose tree is gone.
     fn settle_kills(&mut self) {
+        if self.kills.is_empty() {
+            return;
+        }
         let fleet = &mut self.parts.fleet;
-        let gone = |id: UnitId| match fleet.get_mut(id) {
-            Some(slot) => slot.unit.is_down() && slot.data.tree.is_gone(),
+        let leaders = fleet.leaders();
+        let mut gone = |id: UnitId| match fleet.get_mut(id) {
+            Some(slot) => slot.unit.is_down() && slot.data.tree.is_gone(&leaders),
             None => true,
         };
-        let mut gone = gone;
         for (_, _, reply) in self.kills.extract_if(.., |(id, _, _)| gone(*id)) {
             reply.send(Ok(()));
         }
@@ -362,7 +365,7 @@ impl Actor {
         match self.parts.fleet.get_mut(id) {
             // Without cgroups it would take a look at all of /proc.
             Some(Unit { data: Entry { tree: Tree::Session(_), .. }, .. }) | None => false,
-            Some(slot) => slot.unit.will_come_again() && !slot.data.tree.is_gone(),
+            Some(slot) => slot.unit.will_come_again() && !slot.data.tree.is_gone(&HashSet::new()),
         }
     }
 
@@ -415,7 +418,7 @@ impl Actor {
             && slot.unit.leader().is_none()
             // Without cgroups it would take a look at all of /proc, and there is nothing to give back.
             && !matches!(slot.data.tree, Tree::Session(_))
-            && !slot.data.tree.is_gone()
+            && !slot.data.tree.is_gone(&HashSet::new())
         {
             self.lingering.insert(id);
         }
@@ -424,17 +427,18 @@ impl Actor {
     /// Lets go of the trees whose last process has ended.
     fn clear_trees(&mut self) {
         let fleet = &mut self.parts.fleet;
+        let leaders = fleet.leaders();
         self.lingering.retain(|id| match fleet.get_mut(*id) {
             // A leader that was not reaped leads another run.
-            Some(slot) => slot.unit.leader().is_none() && !slot.data.tree.is_gone(),
+            Some(slot) => slot.unit.leader().is_none() && !slot.data.tree.is_gone(&leaders),
             None => false,
         });
-        self.graveyard.retain_mut(|tree| !tree.is_gone());
+        self.graveyard.retain_mut(|tree| !tree.is_gone(&leaders));
     }
 
     /// Keeps a tree that is not gone until it is.
     pub(super) fn bury(&mut self, mut tree: Tree) {
-        if !matches!(tree, Tree::Session(_)) && !tree.is_gone() {
+        if !matches!(tree, Tree::Session(_)) && !tree.is_gone(&HashSet::new()) {
             self.graveyard.push(tree);
         }
     }

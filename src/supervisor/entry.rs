@@ -1,10 +1,11 @@
 //! What the supervisor keeps beside each unit, and how a unit looks to a client.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::fleet::Slot;
 use crate::logs::OutputLog;
-use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
+use crate::model::{HealthStatus, ManagedInfo, Pid, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
 use crate::os::cgroup::Leaf;
 use crate::os::tree::{Session, ask_all};
 use crate::pending::Reply;
@@ -49,8 +50,8 @@ pub(super) enum Tree {
 }
 
 impl Tree {
-    /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own.
-    pub(super) fn kill(&mut self, unreaped: bool) {
+    /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own. `leaders`, here and below: those of all units.
+    pub(super) fn kill(&mut self, unreaped: bool, leaders: &HashSet<Pid>) {
         match self {
             Tree::Gone => {}
             Tree::Leaf(leaf) => {
@@ -58,25 +59,25 @@ impl Tree {
                     log::warn!("a cgroup cannot be killed: {error}");
                 }
             }
-            Tree::Session(session) => session.kill(unreaped),
+            Tree::Session(session) => session.kill(unreaped, leaders),
         }
     }
 
     /// Asks all that is left of it to end.
-    pub(super) fn ask(&self) {
+    pub(super) fn ask(&self, leaders: &HashSet<Pid>) {
         match self {
             Tree::Gone => {}
             Tree::Leaf(leaf) => ask_all(&leaf.members()),
-            Tree::Session(session) => session.ask(),
+            Tree::Session(session) => session.ask(leaders),
         }
     }
 
     /// Lets go of it if nothing lives in it any more, and says whether that is so.
-    pub(super) fn is_gone(&mut self) -> bool {
+    pub(super) fn is_gone(&mut self, leaders: &HashSet<Pid>) -> bool {
         let gone = match self {
             Tree::Gone => return true,
             Tree::Leaf(leaf) => leaf.remove().is_ok(),
-            Tree::Session(session) => session.is_gone(),
+            Tree::Session(session) => session.is_gone(leaders),
         };
         if gone {
             *self = Tree::Gone;

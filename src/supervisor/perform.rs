@@ -1,6 +1,7 @@
 //! Performs what a unit's state machine asks for.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::actor::Actor;
@@ -122,10 +123,11 @@ impl Actor {
             Tree::Session(session) => fleet.owns_pid(id, session.leader()),
             Tree::Gone | Tree::Leaf(_) => true,
         };
+        let leaders = fleet.leaders();
         if let Some(slot) = fleet.get_mut(id) {
             slot.data.killed = true;
             if ours {
-                slot.data.tree.kill(leader.is_some());
+                slot.data.tree.kill(leader.is_some(), &leaders);
             }
         }
         if let Some(leader) = leader
@@ -157,6 +159,8 @@ impl Actor {
                 let _ = leaf.remove();
             }
         })?;
+        let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
+        let tree = leaf.map_or_else(|| Tree::Session(Session::new(child.pid, outputs)), Tree::Leaf);
         let attach = Attach {
             log: slot.data.log.clone(),
             terminal: slot.data.pty.as_ref().map(|session| Arc::clone(&session.terminal)),
@@ -169,7 +173,7 @@ impl Actor {
         let entry = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.data;
         entry.stdin_open = entry.spec.stdin == StdinMode::Pipe;
         entry.killed = false;
-        entry.tree = leaf.map_or_else(|| Tree::Session(Session::new(child.pid)), Tree::Leaf);
+        entry.tree = tree;
         Ok(child.pid)
     }
 }

@@ -72,21 +72,21 @@ impl Actor {
 
     /// SIGTERM to whom no leader has passed it on; as PID 1 to all that there are.
     fn ask_the_rest(&mut self, ids: &[UnitId]) {
+        let leaders = self.parts.fleet.leaders();
         if is_pid_1() {
-            let leaders = ids.iter().filter_map(|id| self.parts.fleet.get(*id)?.unit.leader()).collect();
             return tree::ask_the_rest(&leaders);
         }
         for id in ids {
             if let Some(slot) = self.parts.fleet.get_mut(*id)
                 && slot.unit.leader().is_none()
-                && !slot.data.tree.is_gone()
+                && !slot.data.tree.is_gone(&leaders)
             {
-                slot.data.tree.ask();
+                slot.data.tree.ask(&leaders);
                 self.lingering.insert(*id);
             }
         }
         for tree in &self.graveyard {
-            tree.ask();
+            tree.ask(&leaders);
         }
     }
 
@@ -98,8 +98,9 @@ impl Actor {
         for id in ids {
             self.kill_tree(id);
         }
+        let leaders = self.parts.fleet.leaders();
         for tree in &mut self.graveyard {
-            tree.kill(false);
+            tree.kill(false, &leaders);
         }
     }
 
