@@ -189,6 +189,14 @@ fn set_capabilities(sets: &[Capabilities; 2]) -> io::Result<()> {
     Ok(Errno::result(set).map(drop)?)
 }
 
+/// Takes CAP_SYS_PTRACE from this thread.
+#[cfg(test)]
+pub(super) fn without_ptrace() {
+    let mut sets = capabilities().unwrap();
+    sets[0].effective &= !(1 << 19);
+    set_capabilities(&sets).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};

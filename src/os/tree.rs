@@ -4,10 +4,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
 use super::wait::{has_children, reap};
 use crate::model::Pid;
@@ -215,12 +217,22 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
 /// until this thread reaps them.
 fn orphans(all: &[Process], pipes: &[PathBuf], leaders: &HashSet<Pid>) -> Vec<Pid> {
     let myself = std::process::id() as Pid;
-    // The name of what is open asks no disk, as its metadata would.
-    let holds =
-        |pid: Pid, fd: u8| fs::read_link(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|name| pipes.contains(&name));
     let ours = all.iter().filter(|process| process.parent == myself && !process.zombie && !pipes.is_empty());
     let orphans = ours.map(|process| process.pid).filter(|pid| !leaders.contains(pid));
-    orphans.filter(|pid| holds(*pid, 1) || holds(*pid, 2)).collect()
+    orphans.filter(|pid| holds(*pid, pipes)).collect()
+}
+
+fn holds(pid: Pid, pipes: &[PathBuf]) -> bool {
+    let Ok(owner) = fs::metadata(format!("/proc/{pid}")) else { return false };
+    // A container's root mostly may not look into others' processes; their own users may. For this thread only.
+    setfsgid(Gid::from_raw(owner.gid()));
+    setfsuid(Uid::from_raw(owner.uid()));
+    // The name of what is open asks no disk, as its metadata would.
+    let name = |fd: u8| fs::read_link(format!("/proc/{pid}/fd/{fd}"));
+    let holds = [1, 2].into_iter().any(|fd| name(fd).is_ok_and(|name| pipes.contains(&name)));
+    setfsuid(geteuid());
+    setfsgid(getegid());
+    holds
 }
 
 /// The members of the session, these orphans and all their descendants, zombies aside. Never this process itself.
@@ -248,6 +260,10 @@ fn session_tree(all: &[Process], leader: Pid, unreaped: bool, orphans: Vec<Pid>)
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     fn process(pid: Pid, parent: Pid, session: Pid) -> Process {
@@ -278,6 +294,29 @@ mod tests {
         let mut tree = session_tree(&all, 100, true, Vec::new());
         tree.sort_unstable();
         assert_eq!(tree, [100, 101, 102, 103, 104]);
+    }
+
+    /// As in a container with Docker's defaults.
+    #[test]
+    fn an_orphan_of_another_user_is_found_without_the_privilege_to_trace() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let look = || {
+            crate::os::fsuser::without_ptrace();
+            let mut orphan = Command::new("sleep").arg("60").uid(1).gid(1).stdout(Stdio::piped()).spawn().unwrap();
+            let pipe = orphan.stdout.take().unwrap();
+            let pid = orphan.id() as Pid;
+            let session = Session::new(Pid::MAX, [Some(pipe.as_fd()), None]);
+            let members = |leaders| session.members(&processes(), false, &leaders);
+            let found = [members(HashSet::new()), members(HashSet::from([pid]))];
+            orphan.kill().unwrap();
+            orphan.wait().unwrap();
+            assert_eq!(found, [vec![pid], vec![]]);
+            // This thread is itself again.
+            assert_eq!((setfsuid(geteuid()), setfsgid(getegid())), (geteuid(), getegid()));
+        };
+        std::thread::spawn(look).join().unwrap();
     }
 
     #[test]
