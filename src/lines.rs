@@ -88,6 +88,12 @@ impl Splitter {
         Some(Piece { bytes: &self.held, partial: false })
     }
 
+    /// Forgets the unfinished line.
+    pub fn clear(&mut self) {
+        self.held.clear();
+        self.given = 0;
+    }
+
     /// Gives back memory that the unfinished line does not need.
     pub fn shrink(&mut self) {
         self.settle();

@@ -36,9 +36,8 @@ fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
     let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
     assert_eq!(answer["truncated"], true);
     let kept = answer["lines"].as_array().expect("lines");
-    // What begins in the middle of a line is a line as well.
-    let first = lines + 1 - kept.len() as u64 + 1;
-    assert!(kept[1..].iter().map(|line| line.as_str().unwrap_or("").to_owned()).eq(expected(first)));
+    let first = lines + 1 - kept.len() as u64;
+    assert!(kept.iter().map(|line| line.as_str().unwrap_or("").to_owned()).eq(expected(first)));
     let raw = daemon.raw_output(pid, "stdout");
     assert!(raw.len() as u64 <= limit && raw.len() as u64 >= limit / 4, "{} bytes are kept", raw.len());
     let frames = daemon.follow(pid, "stdout").until_eof();
@@ -54,6 +53,38 @@ fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
     let small = daemon.run_sh("echo x").pid();
     let answer = daemon.get(&format!("/processes/{small}/stdout")).expect(200);
     assert!(answer.get("truncated").is_none_or(|truncated| truncated == false), "{answer}");
+}
+
+#[test]
+fn what_is_kept_begins_with_a_whole_line() {
+    let daemon = daemon_with(&["--log-limit", "1M"]);
+    const LINES: u64 = 400_000;
+    let all: String = (1..=LINES).map(|number| format!("{number}\n")).collect();
+    // Both streams, and a follower that was away while the line it had in front of it was dropped.
+    let script = format!("echo 0; read x; seq 1 {LINES}; seq 1 {LINES} >&2");
+    let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
+    let pid = pid_of(&daemon.start_process(&start));
+    let begun = daemon.follow(pid, "stdout").next_frame().expect("the first line");
+    daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
+    daemon.ended(pid);
+    // stderr came last: nothing else is left.
+    assert!(daemon.lines(pid, "stdout").is_empty() && daemon.raw_output(pid, "stdout").is_empty());
+    let away = daemon.follow_with(pid, "stdout", &format!("Last-Event-ID: {}\r\n", begun.id)).until_eof();
+    assert_eq!(away.len(), 1);
+    assert_eq!(away[0].data, json!({"lost_bytes": all.len()}));
+    for view in ["stderr", "output"] {
+        let kept = daemon.lines(pid, view);
+        let first = LINES + 1 - kept.len() as u64;
+        assert!((first..=LINES).map(|number| number.to_string()).eq(kept.iter().cloned()), "{view}: {}", kept[0]);
+        let raw = daemon.raw_output(pid, view);
+        assert!(all.as_bytes().ends_with(&raw) && raw.starts_with(format!("{first}\n").as_bytes()), "{view}");
+        let frames = daemon.follow(pid, view).until_eof();
+        assert_eq!((frames[0].event.as_str(), &frames[1].data["line"]), ("gap", &json!(kept[0])), "{view}");
+        let written = if view == "output" { 2 + 2 * all.len() } else { all.len() };
+        assert_eq!(frames[0].data, json!({"lost_bytes": written - raw.len()}), "{view}");
+        let whole = daemon.lines(pid, &format!("{view}?tail={}", kept.len() + 1));
+        assert!(whole == kept, "{view}");
+    }
 }
 
 /// Bytes of all files below a directory.

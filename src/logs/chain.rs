@@ -10,9 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use memchr::memrchr;
+use memchr::{memchr, memrchr};
 
-use super::record::{HEADER, Header, Kind, PerStream, Place};
+use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
 use super::segment::{Body, Segment, take_back, write_record};
 use super::store::Disk;
 use crate::model::{Millis, Stream, UnitId};
@@ -54,7 +54,7 @@ pub(super) enum Located {
     /// Nothing yet.
     AtEnd,
     /// It was dropped; the log goes on there.
-    Dropped(Place),
+    Dropped(Kept),
     /// So many bytes, up to the end of the segment or of the log or of what was asked for.
     Here { number: u64, segment_end: u64, offset: u64, len: u64, source: Source },
 }
@@ -99,23 +99,13 @@ impl Chain {
 
     pub(super) fn append(&mut self, home: Home<'_>, time: Millis, stream: Stream, bytes: &[u8]) {
         let Ok(len) = u32::try_from(bytes.len()) else { return };
-        let place = self.snapshot.end;
-        let before = *place.counts.get(stream);
         self.write(home, Header { kind: Kind::Output(stream), len, time }, bytes);
-        let open = self.snapshot.open.get_mut(stream);
-        match memrchr(b'\n', bytes) {
-            Some(at) if at + 1 == bytes.len() => *open = None,
-            Some(at) => *open = Some(Open { place, from: before + at as u64 + 1 }),
-            None if open.is_none() => *open = Some(Open { place, from: before }),
-            None => {}
-        }
     }
 
     /// Ends the unfinished lines, if there are any.
     pub(super) fn cut(&mut self, home: Home<'_>, time: Millis) {
         if self.snapshot.open != PerStream::default() {
             self.write(home, Header { kind: Kind::Cut, len: 0, time }, &[]);
-            self.snapshot.open = PerStream::default();
         }
     }
 
@@ -152,17 +142,40 @@ impl Chain {
         }
         self.used += need;
         home.disk.used.fetch_add(need, Ordering::Relaxed);
-        self.advance(home, header, need);
+        self.advance(home, header, bytes);
         Ok(())
     }
 
-    /// The record with this header is at the end of the newest segment.
-    fn advance(&mut self, home: Home<'_>, header: Header, size: u64) {
-        if let Some(segment) = self.segments.back_mut() {
-            segment.note(self.snapshot.end, home.disk.index_every);
-            segment.len += size;
+    /// The record is at the end of the newest segment.
+    fn advance(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) {
+        let Some(segment) = self.segments.back_mut() else { return };
+        let Snapshot { end: place, open } = &mut self.snapshot;
+        segment.note(*place, home.disk.index_every);
+        segment.len += (HEADER + bytes.len()) as u64;
+        match header.kind {
+            Kind::Output(stream) => {
+                let before = *place.counts.get(stream);
+                let after = |newline: usize| before + newline as u64 + 1;
+                let open = open.get_mut(stream);
+                match memrchr(b'\n', bytes) {
+                    Some(last) => {
+                        let unfinished = last + 1 < bytes.len();
+                        *open = unfinished.then_some(Open { place: *place, from: after(last) });
+                        // Once in a segment: the writer looks at no byte twice for this.
+                        let whole = segment.whole.get_mut(stream);
+                        *whole = whole.or_else(|| memchr(b'\n', bytes).map(after));
+                    }
+                    None => *open = open.or(Some(Open { place: *place, from: before })),
+                }
+            }
+            Kind::Cut => {
+                *open = PerStream::default();
+                for stream in [Stream::Stdout, Stream::Stderr] {
+                    segment.whole.get_mut(stream).get_or_insert(*place.counts.get(stream));
+                }
+            }
         }
-        self.snapshot.end = self.snapshot.end.after(header);
+        *place = place.after(header);
     }
 
     /// The file to append `need` bytes to: that of the newest segment, or a new one.
@@ -181,7 +194,7 @@ impl Chain {
         let number = self.next_number;
         let file = Arc::new(create(home, number)?);
         self.next_number += 1;
-        self.segments.push_back(Segment::new(number, self.snapshot.end, Body::File));
+        self.segments.push_back(Segment::new(number, self.snapshot, Body::File));
         self.file = Some(Arc::clone(&file));
         Ok(file)
     }
@@ -195,7 +208,7 @@ impl Chain {
             let size = (HEADER + piece.len()) as u64;
             let fits = |segment: &Segment| !segment.is_file() && segment.len + size <= most as u64;
             if !self.segments.back().is_some_and(fits) {
-                self.segments.push_back(Segment::new(self.next_number, self.snapshot.end, Body::Memory(Vec::new())));
+                self.segments.push_back(Segment::new(self.next_number, self.snapshot, Body::Memory(Vec::new())));
                 self.next_number += 1;
             }
             let header = Header { len: piece.len() as u32, ..header };
@@ -203,7 +216,7 @@ impl Chain {
                 memory.extend_from_slice(&header.encode());
                 memory.extend_from_slice(piece);
             }
-            self.advance(home, header, size);
+            self.advance(home, header, piece);
             self.bound_memory();
             rest = more;
             if rest.is_empty() {
@@ -306,9 +319,11 @@ impl Chain {
             return Located::AtEnd;
         }
         let Some((i, segment)) = self.find(at).filter(|(_, segment)| segment.start.at < limit.at) else {
-            return Located::Dropped(limit);
+            return Located::Dropped(Kept { place: limit, lines: limit.counts });
         };
-        let Some(offset) = at.checked_sub(segment.start.at) else { return Located::Dropped(segment.start) };
+        let Some(offset) = at.checked_sub(segment.start.at) else {
+            return Located::Dropped(self.kept_from(i, segment.start, limit));
+        };
         let len = segment.end().min(limit.at).saturating_sub(at).min(most);
         let source = match (&segment.body, &self.file) {
             (Body::Memory(memory), _) => {
@@ -336,6 +351,21 @@ impl Chain {
     /// The start of the oldest record that is kept.
     pub(super) fn oldest(&self) -> Place {
         self.segments.front().map_or(self.snapshot.end, |segment| segment.start)
+    }
+
+    /// What is kept of the log as it was when it ended at `limit`.
+    pub(super) fn kept(&self, limit: Place) -> Kept {
+        self.kept_from(0, self.oldest(), limit)
+    }
+
+    /// The same without what is before `place`, the start of the segment with this index.
+    fn kept_from(&self, i: usize, place: Place, limit: Place) -> Kept {
+        let line = |stream| {
+            let first = self.segments.iter().skip(i).find_map(|segment| *segment.whole.get(stream));
+            let begins = first.filter(|first| first < limit.counts.get(stream));
+            begins.unwrap_or(*place.counts.get(stream))
+        };
+        Kept { place, lines: PerStream { out: line(Stream::Stdout), err: line(Stream::Stderr) } }
     }
 }
 

@@ -7,7 +7,7 @@ use memchr::memchr;
 
 use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
-use super::record::{PerStream, Place};
+use super::record::{Kept, PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Line, View};
 use crate::lines::{Piece, Splitter};
@@ -110,7 +110,7 @@ impl Cutter {
                 }
                 Peek::Output(stream, time) => self.feed(stream, time),
                 Peek::Cut(time) => self.cut(time),
-                Peek::Dropped(place) => self.dropped(place),
+                Peek::Dropped(kept) => self.dropped(kept),
                 Peek::AtEnd => Some(Event::AtEnd),
                 Peek::Failed(error) => Some(Event::Failed(error)),
             };
@@ -189,29 +189,46 @@ impl Cutter {
         news
     }
 
-    fn dropped(&mut self, place: Place) -> Option<Event> {
-        let lost: u64 = self.view.streams().iter().map(|&stream| self.lost(stream, place)).sum();
+    /// Goes over what was dropped. A stream that lost nothing there goes on as if nothing had been; one that did goes on
+    /// with its next line, and has lost all of the one before it that was not given.
+    fn dropped(&mut self, kept: Kept) -> Option<Event> {
+        let Kept { place, lines } = kept;
         let cut_lost = place.cuts > self.records.place().cuts;
-        if lost == 0 && !cut_lost {
-            self.records.jump(place);
-            return None;
+        let torn = |stream: Stream, read: u64| read < *place.counts.get(stream);
+        for &stream in self.view.streams() {
+            let read = self.read(stream);
+            let lane = self.lanes.get_mut(stream);
+            // Where the cut is all that a line lost, it is whole.
+            if cut_lost
+                && !torn(stream, read)
+                && let Some(piece) = lane.splitter.flush()
+            {
+                let line = line(piece, lane.time, stream, self.texts);
+                return Some(Event::Line(line, self.cursor()));
+            }
         }
-        // What is held must not be glued to what comes after the gap.
-        if let Some(event) = self.flush(None) {
-            return Some(event);
+        let mut lost = 0;
+        for &stream in self.view.streams() {
+            let read = self.read(stream);
+            if torn(stream, read) {
+                let (lane, begin) = (self.lanes.get_mut(stream), *lines.get(stream));
+                let given = read.saturating_sub(lane.splitter.held() as u64);
+                lost += begin.saturating_sub(given);
+                lane.splitter.clear();
+                lane.begin = Begin { from: begin, synced: true };
+            }
         }
         self.records.jump(place);
-        let news = self.sync();
+        let news = cut_lost && self.sync();
         match lost {
             0 => news.then_some(Event::Synced),
             _ => Some(Event::Gap(lost, self.cursor())),
         }
     }
 
-    /// Bytes of this stream between what was read (or given, before the cursor) and `place`.
-    fn lost(&self, stream: Stream, place: Place) -> u64 {
-        let read = self.records.count(stream).max(self.lanes.get(stream).begin.from);
-        place.counts.get(stream).saturating_sub(read)
+    /// Bytes of this stream that were read (or given, before the cursor).
+    fn read(&self, stream: Stream) -> u64 {
+        self.records.count(stream).max(self.lanes.get(stream).begin.from)
     }
 
     fn cursor(&self) -> Cursor {

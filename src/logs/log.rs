@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::chain::{Chain, Home, Located, Snapshot, Source};
-use super::record::{HEADER, Place};
+use super::record::{HEADER, Kept, Place};
 use super::store::{Disk, LogStore};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
@@ -229,6 +229,10 @@ impl OutputLog {
 
     pub(super) fn oldest(&self) -> Place {
         lock(&self.state).chain.oldest()
+    }
+
+    pub(super) fn kept(&self, limit: Place) -> Kept {
+        lock(&self.state).chain.kept(limit)
     }
 
     pub(super) fn floor(&self, at: u64) -> Option<Place> {

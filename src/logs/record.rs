@@ -78,6 +78,16 @@ impl<T> PerStream<T> {
     }
 }
 
+/// Where a log goes on after a part that was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// The first record that is kept.
+    pub(super) place: Place,
+    /// Bytes of each stream before its first line from there on: the rest of a line that lost its beginning was dropped
+    /// with it. Only where no line begins any more (one is longer than all that is kept) it is what is left of that one.
+    pub(super) lines: PerStream<u64>,
+}
+
 /// A place between two records, with what stands before it in all of the log, dropped parts included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {

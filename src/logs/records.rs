@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::chain::{Located, Source};
 use super::log::{Bound, OutputLog};
-use super::record::{HEADER, Header, Kind, PerStream, Place};
+use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
 use crate::model::{Millis, Stream};
 
 /// What is at the position of a [`Records`].
@@ -17,7 +17,7 @@ pub(super) enum Peek {
     /// The unfinished lines end here.
     Cut(Millis),
     /// It was dropped; the log goes on there.
-    Dropped(Place),
+    Dropped(Kept),
     /// The bound.
     AtEnd,
     /// It cannot be read now (no descriptor or memory left), but later perhaps.
@@ -173,9 +173,9 @@ impl Records {
                 self.chunk.clear();
                 return Some(Peek::AtEnd);
             }
-            Located::Dropped(place) => {
+            Located::Dropped(kept) => {
                 self.chunk.clear();
-                return Some(Peek::Dropped(place));
+                return Some(Peek::Dropped(kept));
             }
             Located::Here { number, segment_end, offset, len, source } => {
                 (self.segment, self.segment_end) = (number, segment_end);

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 
+use super::chain::Snapshot;
 use super::record::{HEADER, PerStream, Place};
+use crate::model::Stream;
 
 /// Where the bytes of a segment are.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(super) struct Segment {
     /// Its size in bytes, headers included.
     pub(super) len: u64,
     pub(super) body: Body,
+    /// Bytes of each stream before the first line that begins in here; None while the line that it began with goes on.
+    pub(super) whole: PerStream<Option<u64>>,
     index: Vec<Entry>,
 }
 
@@ -36,8 +40,14 @@ struct Entry {
 }
 
 impl Segment {
-    pub(super) fn new(number: u64, start: Place, body: Body) -> Segment {
-        Segment { number, start, len: 0, body, index: Vec::new() }
+    /// An empty one that will begin where the log ends now.
+    pub(super) fn new(number: u64, log: Snapshot, body: Body) -> Segment {
+        let whole = |stream| match log.open.get(stream) {
+            Some(_) => None,
+            None => Some(*log.end.counts.get(stream)),
+        };
+        let whole = PerStream { out: whole(Stream::Stdout), err: whole(Stream::Stderr) };
+        Segment { number, start: log.end, len: 0, body, whole, index: Vec::new() }
     }
 
     pub(super) fn is_file(&self) -> bool {

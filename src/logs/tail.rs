@@ -10,7 +10,8 @@ use super::View;
 use super::chain::Snapshot;
 use super::cutter::{Begin, Cutter, Event};
 use super::log::{Bound, OutputLog};
-use super::record::{PerStream, Place};
+use super::record::{Kept, PerStream, Place};
+use crate::model::Stream;
 
 /// What came of counting from one place.
 #[derive(Default)]
@@ -29,7 +30,10 @@ struct Count {
 /// The reader's bound is the end of the snapshot.
 pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot, unfinished: bool) -> (Cutter, u64) {
     let end = snapshot.end;
-    let open = view.streams().iter().filter(|stream| snapshot.open.get(**stream).is_some()).count() as u64;
+    // An unfinished line of which nothing is kept is none.
+    let kept = log.oldest().counts;
+    let is_open = |stream: &Stream| snapshot.open.get(*stream).is_some() && kept.get(*stream) < end.counts.get(*stream);
+    let open = view.streams().iter().copied().filter(is_open).count() as u64;
     let extra = if unfinished { open } else { 0 };
     if n == 0
         && let Some(start) = Start::at_end(log, view, &snapshot)
@@ -41,7 +45,7 @@ pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot,
         let place = end.at.checked_sub(back).and_then(|at| log.floor(at));
         let (mut start, first) = match place {
             Some(place) if place.at > log.oldest().at => (Start::inside(place), false),
-            _ => (Start::whole(log.oldest()), true),
+            _ => (Start::whole(log.kept(end)), true),
         };
         let count = count(start.reader(log, view, end), view);
         let known = first || start.settle(log, view, &snapshot, count.synced);
@@ -63,22 +67,22 @@ struct Start {
 }
 
 impl Start {
-    /// At a place where lines begin.
-    fn whole(place: Place) -> Start {
+    /// With the first lines after a place.
+    fn whole(Kept { place, lines }: Kept) -> Start {
         let begin = |from| Begin { from, synced: true };
-        Start { place, begin: PerStream { out: begin(place.counts.out), err: begin(place.counts.err) } }
+        Start { place, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
     }
 
     /// At a place that may be inside a line.
     fn inside(place: Place) -> Start {
-        let mut start = Start::whole(place);
+        let mut start = Start::whole(Kept { place, lines: place.counts });
         (start.begin.out.synced, start.begin.err.synced) = (false, false);
         start
     }
 
     /// After the last finished line; None when that cannot be told.
     fn at_end(log: &OutputLog, view: View, snapshot: &Snapshot) -> Option<Start> {
-        let mut start = Start::whole(snapshot.end);
+        let mut start = Start::whole(Kept { place: snapshot.end, lines: snapshot.end.counts });
         start.settle(log, view, snapshot, PerStream::default()).then_some(start)
     }
 

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use super::cutter::{Cutter, Event};
 use super::log::{Bound, OutputLog};
-use super::record::Place;
+use super::record::{PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Line, View, tail};
+use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
 pub struct Lines {
@@ -22,6 +23,8 @@ pub struct Lines {
 pub struct Raw {
     records: Records,
     view: View,
+    /// Bytes of each stream before the first that is given.
+    from: PerStream<u64>,
 }
 
 impl fmt::Debug for Lines {
@@ -54,7 +57,7 @@ impl OutputLog {
     /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view).
     pub fn raw(self: &Arc<Self>, view: View) -> Raw {
         let bound = Bound::At(self.snapshot().end);
-        Raw { records: Records::new(Arc::clone(self), bound, Place::default()), view }
+        Raw { records: Records::new(Arc::clone(self), bound, Place::default()), view, from: PerStream::default() }
     }
 }
 
@@ -98,6 +101,12 @@ impl Read for Raw {
         loop {
             match self.records.peek() {
                 Peek::Output(stream, _) if self.view.has(stream) => {
+                    let before = self.from.get(stream).saturating_sub(self.records.count(stream));
+                    if before > 0 {
+                        let passed = self.records.payload().len().min(usize::try_from(before).unwrap_or(usize::MAX));
+                        self.records.take(passed);
+                        continue;
+                    }
                     // A slice reads as much as fits, and cannot fail.
                     let n = self.records.payload().read(buf)?;
                     self.records.take(n);
@@ -105,7 +114,16 @@ impl Read for Raw {
                 }
                 Peek::Output(..) => self.records.skip_record(),
                 Peek::Cut(_) => self.records.take_cut(),
-                Peek::Dropped(place) => self.records.jump(place),
+                Peek::Dropped(kept) => {
+                    for stream in [Stream::Stdout, Stream::Stderr] {
+                        // Where something is missing it goes on with the next line, as the lines do.
+                        let read = self.records.count(stream).max(*self.from.get(stream));
+                        if read < *kept.place.counts.get(stream) {
+                            *self.from.get_mut(stream) = *kept.lines.get(stream);
+                        }
+                    }
+                    self.records.jump(kept.place);
+                }
                 Peek::AtEnd => return Ok(0),
                 Peek::Failed(error) => return Err(error),
             }

@@ -6,6 +6,7 @@ mod follow;
 mod oddities;
 mod replay;
 mod retain;
+mod whole;
 
 use std::sync::Arc;
 

@@ -77,11 +77,15 @@ fn a_gap_counts_what_was_lost_exactly() {
                 // Gaps are no place to lose one's way either.
                 let cursors: Vec<_> = items.iter().map(|item| cursor(item).unwrap()).collect();
                 if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
-                    assert_eq!(follow(&log, *view, From::After(cursors[gap])), items[gap + 1..]);
+                    // One who has the beginning of another stream's line need not lose it; a cursor does not have it.
+                    if *view != View::Combined || cursors[gap].at >= log.oldest().at {
+                        assert_eq!(follow(&log, *view, From::After(cursors[gap])), items[gap + 1..]);
+                    }
                     if gap > 0 {
-                        // The unfinished line was given before it, and the gap is the same.
                         let resumed = follow(&log, *view, From::After(cursors[gap - 1]));
-                        assert_eq!(resumed, items[gap..], "after {:?}", items[gap - 1]);
+                        if *view != View::Combined {
+                            assert_eq!(resumed, items[gap..], "after {:?}", items[gap - 1]);
+                        }
                     }
                 }
             }
@@ -101,12 +105,13 @@ fn nothing_is_glued_over_a_gap() {
         log.append(3, OUT, &[b'x'; 900]);
     }
     log.append(4, OUT, b"\n");
+    log.append(5, OUT, b"whole\n");
+    log.append(6, ERR, b", in two parts\n");
     let items = drain(&mut follower);
-    assert_eq!(texts(lines_of(&items[..2])), ["head of a line", "and another"]);
-    let Item::Gap { lost_bytes, .. } = items[2] else { panic!("{:?}", items[2]) };
-    let Item::Line(line, _) = &items[3] else { panic!() };
-    assert_eq!(lost_bytes + line.text.len() as u64, 20 * 900);
-    assert_eq!(items.len(), 4);
+    let Item::Gap { lost_bytes, .. } = items[0] else { panic!("{:?}", items[0]) };
+    assert_eq!(lost_bytes, 14 + 20 * 900 + 1);
+    assert_eq!(texts(lines_of(&items[1..])), ["whole", "and another, in two parts"]);
+    assert_eq!(items.len(), 3);
 }
 
 #[test]
@@ -165,17 +170,18 @@ fn writers_followers_and_retention_at_once() {
                     match item {
                         Item::Line(line, _) => {
                             bytes += line.text.len() as u64 + 1;
-                            if let Some(Ok(number)) = line.text.strip_prefix("line ").map(str::parse::<u64>) {
-                                assert!(last.is_none_or(|last| last < number), "{last:?} {number}");
-                                last = (line.text.len() == 15).then_some(number).or(last);
-                            }
+                            let number: u64 = line.text.strip_prefix("line ").unwrap().parse().unwrap();
+                            assert!(
+                                line.text.len() == 15 && last.is_none_or(|last| last < number),
+                                "{last:?} {line:?}"
+                            );
+                            last = Some(number);
                         }
                         Item::Gap { lost_bytes, .. } => bytes += lost_bytes,
                         Item::End(_) => break,
                     }
                 }
-                // A line that a gap has torn was counted with a newline twice at the most.
-                assert!(bytes >= 16 * 20_000, "{bytes}");
+                assert_eq!(bytes, 16 * 20_000);
             });
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {

@@ -1,0 +1,247 @@
+//! What is kept begins with a line's beginning, in each stream.
+
+use super::*;
+
+/// All bytes ever written to a stream, and where its lines begin.
+#[derive(Clone, Debug, Default)]
+struct Written {
+    bytes: Vec<u8>,
+    begins: Vec<usize>,
+}
+
+impl Written {
+    fn append(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            let begins = self.bytes.last().is_none_or(|last| *last == b'\n');
+            if begins && self.begins.last() != Some(&self.bytes.len()) {
+                self.begins.push(self.bytes.len());
+            }
+            self.bytes.push(*byte);
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.begins.last() != Some(&self.bytes.len()) {
+            self.begins.push(self.bytes.len());
+        }
+    }
+
+    /// Where the first line begins whose bytes are all there from `from` on; `from` where there is none.
+    fn first_line(&self, from: usize) -> usize {
+        let mut begins = self.begins.iter().copied();
+        begins.find(|begin| (from..self.bytes.len()).contains(begin)).unwrap_or(from)
+    }
+}
+
+struct Case {
+    _dir: TempDir,
+    log: Arc<OutputLog>,
+    ops: Vec<Op>,
+    written: PerStream<Written>,
+    max_line: usize,
+}
+
+impl Case {
+    fn new(random: &mut Random) -> Case {
+        let max_line = [5, 12, 10_000][random.below(3)];
+        let (dir, store) = store(4096 * 8, 1000 * 1024, |disk| {
+            disk.segment = [40, 100, 300][random.below(3)];
+            disk.per_unit = disk.segment * (2 + random.below(4) as u64);
+            disk.chunk = [16, 50, 65_536][random.below(3)];
+            disk.index_every = [1, 60][random.below(2)];
+            disk.max_line = max_line;
+        });
+        let log = store.create(UnitId(1));
+        Case { _dir: dir, log, ops: Vec::new(), written: PerStream::default(), max_line }
+    }
+
+    fn write(&mut self, ops: Vec<Op>) {
+        apply(&self.log, &ops);
+        for op in &ops {
+            match op {
+                Op::Append(stream, bytes) => self.written.get_mut(*stream).append(bytes),
+                Op::Cut => [OUT, ERR].into_iter().for_each(|stream| self.written.get_mut(stream).cut()),
+            }
+        }
+        self.ops.extend(ops);
+    }
+
+    /// Where what is kept of a stream begins.
+    fn first(&self, stream: Stream) -> usize {
+        let oldest = *self.log.oldest().counts.get(stream) as usize;
+        if self.log.oldest().at == 0 { 0 } else { self.written.get(stream).first_line(oldest) }
+    }
+}
+
+/// Long lines, no newlines at all for a while, and streams that are silent for long.
+fn ops(random: &mut Random) -> Vec<Op> {
+    let mut ops = random_ops(random, 6);
+    match random.below(4) {
+        0 => ops.retain(|op| !matches!(op, Op::Append(ERR, _))),
+        1 => ops.iter_mut().for_each(|op| {
+            if let Op::Append(_, bytes) = op {
+                bytes.retain(|byte| *byte != b'\n');
+                bytes.push(b'z');
+            }
+        }),
+        _ => {}
+    }
+    ops
+}
+
+fn without_times(lines: impl IntoIterator<Item = Line>) -> Vec<(String, bool, Stream)> {
+    lines.into_iter().map(|line| (line.text, line.partial, line.stream)).collect()
+}
+
+#[test]
+fn what_is_kept_is_the_end_of_the_true_lines() {
+    let mut random = Random(4026);
+    let (mut suffixes, mut rests) = (0, 0);
+    for _ in 0..120 {
+        let mut case = Case::new(&mut random);
+        for _ in 0..10 {
+            case.write(ops(&mut random));
+            for view in VIEWS {
+                let log = &case.log;
+                let mut lost = 0;
+                for &stream in view.streams() {
+                    let (written, first) = (case.written.get(stream), case.first(stream));
+                    lost += first as u64;
+                    let own = if stream == OUT { View::Stdout } else { View::Stderr };
+                    assert_eq!(raw(log, own), written.bytes[first..], "{:?}", case.ops);
+                    let kept = without_times(log.lines(view, None)).into_iter().filter(|line| line.2 == stream);
+                    let kept: Vec<_> = kept.collect();
+                    let all = without_times(model(&case.ops, own, case.max_line, true));
+                    if first == 0 || written.begins.contains(&first) {
+                        assert!(all.ends_with(&kept), "{kept:?} of {all:?}");
+                        suffixes += 1;
+                    } else {
+                        // The rest of one line is all there is, and it is shown.
+                        let text: String = kept.iter().map(|line| line.0.as_str()).collect();
+                        let rest = String::from_utf8_lossy(&written.bytes[first..]);
+                        let rest = rest.strip_suffix('\n').unwrap_or(&rest);
+                        // Broken characters differ where pieces begin elsewhere.
+                        assert_eq!(text.replace('\u{FFFD}', ""), rest.replace('\u{FFFD}', ""));
+                        rests += usize::from(!kept.is_empty());
+                    }
+                }
+                // Raw bytes, lines and the gap agree.
+                let written: u64 = view.streams().iter().map(|s| case.written.get(*s).bytes.len() as u64).sum();
+                assert_eq!(raw(log, view).len() as u64 + lost, written);
+                let items = follow(log, view, From::Beginning);
+                let gap: u64 =
+                    items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
+                assert_eq!(gap, lost, "{view:?} of {:?}", case.ops);
+                let all: Vec<_> = log.lines(view, None).collect();
+                let followed = lines_of(&items);
+                assert!(all.starts_with(&followed) && all.len() - followed.len() <= view.streams().len());
+                for n in [0, 1, 2, 3, 5, all.len(), all.len() + 1] {
+                    let tail: Vec<_> = log.lines(view, Some(n as u64)).collect();
+                    assert_eq!(tail, all[all.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
+                    let tail = lines_of(&follow(log, view, From::Tail(n as u64)));
+                    assert_eq!(tail, followed[followed.len().saturating_sub(n)..]);
+                }
+            }
+        }
+    }
+    assert!(suffixes > 3000 && rests > 100, "both came up: {suffixes}, {rests}");
+}
+
+#[test]
+fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
+    let mut random = Random(254_026);
+    let mut gaps = 0;
+    for _ in 0..300 {
+        let mut case = Case::new(&mut random);
+        let mut follower = case.log.follow(View::Stdout, From::Beginning, waker());
+        let (mut at, mut in_pieces, mut seen) = (0, false, Vec::new());
+        for _ in 0..12 {
+            case.write(ops(&mut random));
+            if random.below(3) > 0 {
+                continue;
+            }
+            if random.below(3) == 0
+                && let Some(cursor) = seen.iter().filter_map(cursor).next_back()
+            {
+                // A client that was away: what it had in front of it may have been dropped.
+                follower = case.log.follow(View::Stdout, From::After(cursor), waker());
+            }
+            let out = case.written.out.clone();
+            for item in drain(&mut follower) {
+                let to = cursor(&item).unwrap().from.out as usize;
+                match &item {
+                    Item::Line(line, _) => {
+                        assert!(in_pieces || out.begins.contains(&at), "{at} of {:?}", case.ops);
+                        let bytes = &out.bytes[at..to];
+                        let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+                        assert_eq!(line.text, String::from_utf8_lossy(bytes));
+                        in_pieces = line.partial;
+                    }
+                    Item::Gap { lost_bytes, .. } => {
+                        assert_eq!(at + *lost_bytes as usize, to);
+                        assert_eq!(to, case.first(OUT), "{:?}", case.ops);
+                        // Nothing but the rest of one line was there: it is given, and may be finished later.
+                        (in_pieces, gaps) = (!out.begins.contains(&to), gaps + 1);
+                    }
+                    Item::End(_) => unreachable!(),
+                }
+                at = to;
+                seen.push(item);
+            }
+        }
+    }
+    assert!(gaps > 200, "{gaps}");
+}
+
+/// The lines of a log of 4 KiB, in segments of 1000 bytes, after these writes.
+fn kept(writes: &[(Stream, &[u8])]) -> (Vec<String>, Arc<OutputLog>, TempDir) {
+    let (dir, store) = store(4096, 1000 * 1024, |disk| disk.segment = 1000);
+    let log = store.create(UnitId(1));
+    writes.iter().for_each(|(stream, bytes)| log.append(1, *stream, bytes));
+    (texts(log.lines(View::Combined, None)), log, dir)
+}
+
+#[test]
+fn a_line_longer_than_the_log_is_shown_as_far_as_it_is_kept() {
+    let long = [b'x'; 984];
+    let mut writes = vec![(OUT, &long[..]); 10];
+    let (lines, log, _dir) = kept(&writes);
+    assert_eq!(lines, ["x".repeat(4 * 984)], "unfinished");
+    assert_eq!(raw(&log, View::Stdout).len(), 4 * 984);
+    writes.push((OUT, b"\n"));
+    let (lines, ..) = kept(&writes);
+    assert_eq!(lines, ["x".repeat(4 * 984)], "finished, and nothing after it");
+    writes.push((OUT, b"y"));
+    let (lines, log, _dir) = kept(&writes);
+    assert_eq!(lines, ["y"], "the next line is whole");
+    assert_eq!(raw(&log, View::Stdout), b"y");
+    let items = follow(&log, View::Stdout, From::Beginning);
+    assert!(matches!(items[..], [Item::Gap { lost_bytes: 9841, .. }]), "{items:?}");
+}
+
+#[test]
+fn a_cut_is_a_beginning_as_well() {
+    let (dir, store) = store(4096, 1000 * 1024, |disk| disk.segment = 1000);
+    let log = store.create(UnitId(1));
+    for _ in 0..8 {
+        log.append(1, OUT, &[b'x'; 900]);
+    }
+    log.cut(2);
+    log.append(3, OUT, b"next run");
+    assert_eq!(texts(log.lines(View::Stdout, None)), ["next run"]);
+    assert_eq!(raw(&log, View::Stdout), b"next run");
+    drop(dir);
+}
+
+#[test]
+fn one_torn_stream_does_not_hide_the_other() {
+    let mut writes: Vec<(Stream, &[u8])> = vec![(ERR, b"begun "), (ERR, b"and ended\n")];
+    writes.extend(vec![(OUT, &[b'x'; 900][..]); 3]);
+    writes.extend([(ERR, &b"whole\n"[..]), (OUT, b"torn\nwhole too\n"), (ERR, b"last")]);
+    writes.extend(vec![(OUT, &[b'y'; 900][..]); 2]);
+    let (lines, log, _dir) = kept(&writes);
+    assert_eq!(lines[..2], ["whole", "whole too"]);
+    assert_eq!(lines[2].len(), 1800);
+    assert_eq!(lines[3], "last");
+    assert!(raw(&log, View::Combined).starts_with(b"whole\nwhole too\nlasty"));
+}
