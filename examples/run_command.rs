@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         match item {
             Item::Line(line, _) => println!("{:?}: {}", line.stream, line.text),
             Item::Gap { lost_bytes, .. } => println!("{lost_bytes} bytes were dropped"),
-            Item::End(end) => println!("{}: {:?}", end.reason(), end.exit),
+            Item::End(end, _) => println!("{}: {:?}", end.reason(), end.exit),
         }
     }
     drop(follower);

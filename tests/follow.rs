@@ -106,6 +106,24 @@ fn last_event_id_goes_on_right_after_it() {
 }
 
 #[test]
+fn the_id_of_eof_is_that_of_the_end() {
+    let daemon = daemon();
+    let body =
+        json!({"command": "sh", "args": ["-c", "echo run; printf cut"], "name": "s", "restart": {"policy": "never"}});
+    let pid = pid_of(&daemon.start_process(&body));
+    let (frames, end) = daemon.follow(pid, "output").with_eof();
+    assert_eq!(frames.len(), 2);
+    let header = format!("Last-Event-ID: {end}\r\n");
+    for _ in 0..2 {
+        let (frames, again) = daemon.follow_with(pid, "output", &header).with_eof();
+        assert!(frames.is_empty() && again == end, "{frames:?}, {again} after {end}");
+    }
+    daemon.post("/processes/s/restart", &json!({})).expect(200);
+    assert_eq!(daemon.follow_with(pid, "output", &header).all_lines(), ["run", "cut"], "what the second run wrote");
+    assert_eq!(daemon.follow(pid, "output").all_lines(), ["run", "cut", "run", "cut"]);
+}
+
+#[test]
 fn tail_gives_the_last_lines() {
     let daemon = daemon();
     let pid = held(&daemon, 500);

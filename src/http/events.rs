@@ -28,7 +28,7 @@ pub(super) fn pump(
 ) -> io::Result<()> {
     loop {
         while let Some(item) = next(follower, stream)? {
-            let ended = matches!(item, Item::End(_));
+            let ended = matches!(item, Item::End(..));
             frame(stream.buffer(), item)?;
             if ended {
                 return Ok(());

@@ -54,10 +54,7 @@ pub(super) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: Vi
                 writeln!(out, "id: {cursor}")?;
                 events::gap(out, lost_bytes)
             }
-            Item::End(_) => {
-                out.extend_from_slice(b"event: eof\ndata: {}\n\n");
-                Ok(())
-            }
+            Item::End(_, cursor) => write!(out, "id: {cursor}\nevent: eof\ndata: {{}}\n\n"),
         })
     }))
 }

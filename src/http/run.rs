@@ -126,7 +126,7 @@ pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Proble
         events::pump(stream, &mut follower, &waker, |out, item| match item {
             Item::Line(line, _) => events::line(out, &line, true),
             Item::Gap { lost_bytes, .. } => events::gap(out, lost_bytes),
-            Item::End(end) => {
+            Item::End(end, _) => {
                 guard.ended();
                 events::data(out, &End::from(end))
             }

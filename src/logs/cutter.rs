@@ -231,7 +231,8 @@ impl Cutter {
         self.records.count(stream).max(self.lanes.get(stream).begin.from)
     }
 
-    fn cursor(&self) -> Cursor {
+    /// The place right after what was given.
+    pub(super) fn cursor(&self) -> Cursor {
         let mut start = self.records.place();
         let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
         for &stream in self.view.streams() {

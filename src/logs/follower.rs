@@ -72,7 +72,7 @@ impl Follower {
                     Some(end) => {
                         self.done = true;
                         self.cutter.release();
-                        Item::End(end)
+                        Item::End(end, self.cutter.cursor())
                     }
                     None if looked_again => {
                         self.cutter.release();

@@ -107,8 +107,8 @@ pub enum Item {
         /// The place after them.
         cursor: Cursor,
     },
-    /// All that there was before the end was given.
-    End(RunEnd),
+    /// All that there was before the end was given. Right after its place stands only what comes of a later run.
+    End(RunEnd, Cursor),
 }
 
 /// Unregisters on drop.

@@ -240,13 +240,19 @@ impl Events {
     }
 
     /// Everything up to `eof`, which is the last frame.
-    pub fn until_eof(mut self) -> Vec<Frame> {
+    pub fn until_eof(self) -> Vec<Frame> {
+        self.with_eof().0
+    }
+
+    /// The same, and the `id` of `eof`.
+    pub fn with_eof(mut self) -> (Vec<Frame>, String) {
         let mut frames = Vec::new();
         while let Some(frame) = self.next_frame() {
             if frame.event == "eof" {
                 assert_eq!(frame.data, serde_json::json!({}), "eof carries nothing");
+                assert!(!frame.id.is_empty(), "eof without an id");
                 assert!(self.next_frame().is_none(), "something after eof");
-                return frames;
+                return (frames, frame.id);
             }
             frames.push(frame);
         }

@@ -71,10 +71,17 @@ pub(super) fn raw(log: &Arc<OutputLog>, view: View) -> Vec<u8> {
 }
 
 /// The cursor after an item.
-pub(super) fn cursor(item: &Item) -> Option<Cursor> {
+pub(super) fn cursor(item: &Item) -> Cursor {
     match item {
-        Item::Line(_, cursor) | Item::Gap { cursor, .. } => Some(*cursor),
-        Item::End(_) => None,
+        Item::Line(_, cursor) | Item::Gap { cursor, .. } | Item::End(_, cursor) => *cursor,
+    }
+}
+
+/// The end, if the last item is one.
+pub(super) fn end_of(items: &[Item]) -> Option<RunEnd> {
+    match items.last() {
+        Some(Item::End(end, _)) => Some(*end),
+        _ => None,
     }
 }
 

@@ -69,7 +69,7 @@ fn characters_across_the_cut_of_a_long_line() {
     assert_eq!(texts(lines_of(&all)).concat(), text);
     assert_eq!(all.len(), 3);
     for (i, item) in all.iter().enumerate() {
-        let cursor = cursor(item).unwrap();
+        let cursor = cursor(item);
         assert_eq!(follow(&log, View::Stdout, From::After(cursor)), all[i + 1..]);
         let read_again = log.snapshot().end.at - cursor.at;
         let left: usize = lines_of(&all[i + 1..]).iter().map(|line| line.text.len()).sum();
@@ -103,7 +103,8 @@ fn a_silent_unit_costs_nothing() {
     assert_eq!(log.store().total_bytes(), 0);
     assert_eq!(log.lines(View::Combined, None).count(), 0);
     assert_eq!(log.lines(View::Combined, Some(5)).count(), 0);
-    assert_eq!(follow(&log, View::Combined, From::Tail(3)), [Item::End(end(2))]);
+    let items = follow(&log, View::Combined, From::Tail(3));
+    assert_eq!((items.len(), end_of(&items)), (1, Some(end(2))));
     assert!(size_of::<OutputLog>() < 600, "{}", size_of::<OutputLog>());
 }
 

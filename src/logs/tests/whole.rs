@@ -161,14 +161,14 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
                 continue;
             }
             if random.below(3) == 0
-                && let Some(cursor) = seen.iter().filter_map(cursor).next_back()
+                && let Some(cursor) = seen.iter().map(cursor).next_back()
             {
                 // A client that was away: what it had in front of it may have been dropped.
                 follower = case.log.follow(View::Stdout, From::After(cursor), waker());
             }
             let out = case.written.out.clone();
             for item in drain(&mut follower) {
-                let to = cursor(&item).unwrap().from.out as usize;
+                let to = cursor(&item).from.out as usize;
                 match &item {
                     Item::Line(line, _) => {
                         assert!(in_pieces || out.begins.contains(&at), "{at} of {:?}", case.ops);
@@ -183,7 +183,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
                         // Nothing but the rest of one line was there: it is given, and may be finished later.
                         (in_pieces, gaps) = (!out.begins.contains(&to), gaps + 1);
                     }
-                    Item::End(_) => unreachable!(),
+                    Item::End(..) => unreachable!(),
                 }
                 at = to;
                 seen.push(item);
