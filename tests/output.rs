@@ -75,6 +75,22 @@ fn a_line_longer_than_1_mib_comes_in_pieces() {
 }
 
 #[test]
+fn a_raw_tail_is_the_bytes_of_the_last_lines() {
+    let daemon = daemon();
+    let pid = daemon.run_sh("printf 'a\\r\\n\\nb\\377\\nlast'; echo x >&2").pid();
+    let tails: [&[u8]; 6] =
+        [b"", b"last", b"b\xff\nlast", b"\nb\xff\nlast", b"a\r\n\nb\xff\nlast", b"a\r\n\nb\xff\nlast"];
+    for (n, bytes) in tails.into_iter().enumerate() {
+        assert_eq!(daemon.raw_output(pid, &format!("stdout?tail={n}")), bytes, "{n}");
+    }
+    assert_eq!(daemon.raw_output(pid, "stderr?tail=1"), b"x\n");
+    assert_eq!(daemon.raw_output(pid, "output?tail=10").len(), b"a\r\n\nb\xff\nlastx\n".len());
+    let answer =
+        daemon.open("GET", &format!("/processes/{pid}/stdout?tail=x"), "Accept: application/octet-stream\r\n", b"");
+    answer.into_reply("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
+}
+
+#[test]
 fn both_streams_keep_their_order() {
     let daemon = daemon();
     // The next is written when the one before was told: what is in both pipes at once has no order.

@@ -20,10 +20,7 @@ pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View
     let tail = tail(request)?;
     let process = api.handle.look_up(target)?;
     if request.accepts(BYTES) {
-        if tail.is_some() {
-            return Err(Problem::Invalid("the query parameter `tail` counts lines: it goes with JSON only".to_owned()));
-        }
-        return raw(process.log.raw(view));
+        return raw(process.log.raw(view, tail).map_err(unreadable)?);
     }
     let lines = process.log.lines(view, tail);
     let mut listing = Listing { lines, log: process.log, written: 0 };

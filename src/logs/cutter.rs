@@ -94,6 +94,11 @@ impl Cutter {
         self.lanes.get(stream).begin.synced
     }
 
+    /// Whether they have in every stream of the view.
+    pub(super) fn all_synced(&self) -> bool {
+        self.view.streams().iter().all(|stream| self.synced(*stream))
+    }
+
     /// Gives back the memory that an unfinished line does not need.
     pub(super) fn release(&mut self) {
         self.records.release();

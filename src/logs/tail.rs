@@ -4,10 +4,12 @@
 //! begun inside a line: what comes before the first newline (or cut) of a stream belongs to a line that cannot be
 //! judged, so that only lines after that count. Once there are enough of them, a second reader passes over the others.
 
+use std::io;
 use std::sync::Arc;
 
 use super::View;
 use super::chain::Snapshot;
+use super::cursor::Cursor;
 use super::cutter::{Begin, Cutter, Event};
 use super::log::{Bound, OutputLog};
 use super::record::{Kept, PerStream, Place};
@@ -57,6 +59,21 @@ pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot,
         }
         back = back.saturating_mul(2);
     }
+}
+
+/// The place after so many more lines, unfinished ones included.
+pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
+    // Before a stream is in step, its next byte need not be the first of a line.
+    while lines > 0 || !reader.all_synced() {
+        match reader.next() {
+            Event::Line(..) => lines = lines.saturating_sub(1),
+            Event::AtEnd if lines > 0 && reader.flush(None).is_some() => lines -= 1,
+            Event::AtEnd => break,
+            Event::Failed(error) => return Err(error),
+            Event::Synced | Event::Gap(..) => {}
+        }
+    }
+    Ok(reader.cursor())
 }
 
 /// Where a reader begins.

@@ -8,7 +8,7 @@ use super::cutter::{Cutter, Event};
 use super::log::{Bound, OutputLog};
 use super::record::{PerStream, Place};
 use super::records::{Peek, Records};
-use super::{Line, View, tail};
+use super::{Cursor, Line, View, tail};
 use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
@@ -54,10 +54,22 @@ impl OutputLog {
         }
     }
 
-    /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view).
-    pub fn raw(self: &Arc<Self>, view: View) -> Raw {
-        let bound = Bound::At(self.snapshot().end);
-        Raw { records: Records::new(Arc::clone(self), bound, Place::default()), view, from: PerStream::default() }
+    /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view); `tail`: only those of
+    /// the last so many lines.
+    ///
+    /// # Errors
+    /// When the log cannot be read for want of descriptors or memory.
+    pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
+        let snapshot = self.snapshot();
+        let (place, from) = match tail {
+            None => (Place::default(), PerStream::default()),
+            Some(n) => {
+                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
+                let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
+                (Place { at, counts: base, cuts: 0 }, from)
+            }
+        };
+        Ok(Raw { records: Records::new(Arc::clone(self), Bound::At(snapshot.end), place), view, from })
     }
 }
 

@@ -40,7 +40,7 @@ fn figures() {
     let bytes: usize = log.lines(View::Combined, None).map(|line| line.text.len() + 1).sum();
     println!("listing them: {:.0} MB/s", rate(bytes, since));
     let since = Instant::now();
-    let bytes = std::io::copy(&mut log.raw(View::Stdout), &mut std::io::sink()).unwrap() as usize;
+    let bytes = std::io::copy(&mut log.raw(View::Stdout, None).unwrap(), &mut std::io::sink()).unwrap() as usize;
     println!("raw: {:.0} MB/s", rate(bytes, since));
     let since = Instant::now();
     assert_eq!(log.lines(View::Combined, Some(100)).count(), 100);

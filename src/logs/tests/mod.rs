@@ -65,8 +65,12 @@ pub(super) fn lines_of(items: &[Item]) -> Vec<Line> {
 }
 
 pub(super) fn raw(log: &Arc<OutputLog>, view: View) -> Vec<u8> {
+    raw_tail(log, view, None)
+}
+
+pub(super) fn raw_tail(log: &Arc<OutputLog>, view: View, tail: Option<u64>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut log.raw(view), &mut bytes).unwrap();
+    std::io::Read::read_to_end(&mut log.raw(view, tail).unwrap(), &mut bytes).unwrap();
     bytes
 }
 

@@ -112,7 +112,7 @@ fn a_silent_unit_costs_nothing() {
 fn a_listing_ends_where_it_was_asked_for() {
     let (_dir, log) = log();
     log.append(1, OUT, b"one\ntwo");
-    let (lines, raw) = (log.lines(View::Stdout, None), log.raw(View::Stdout));
+    let (lines, raw) = (log.lines(View::Stdout, None), log.raw(View::Stdout, None).unwrap());
     let tail = log.lines(View::Stdout, Some(1));
     log.append(2, OUT, b" and more\nthree\n");
     assert_eq!(texts(lines), ["one", "two"]);

@@ -100,6 +100,63 @@ fn a_tail_is_the_end_of_the_whole() {
     }
 }
 
+/// Of each line that comes of `ops`, as in `model`: its stream, and the bytes of that up to its end.
+fn ends(ops: &[Op], view: View, max_line: usize) -> Vec<(Stream, usize)> {
+    let mut ends = Vec::new();
+    let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
+    let mut counts = [0, 0];
+    for op in ops.iter().chain([&Op::Cut]) {
+        match op {
+            Op::Append(stream, bytes) => {
+                let (splitter, count) = (&mut splitters[*stream as usize], &mut counts[*stream as usize]);
+                let mut rest = &bytes[..];
+                loop {
+                    let fed = splitter.feed(rest);
+                    let (used, some) = (fed.used, fed.piece.is_some());
+                    (rest, *count) = (&rest[used..], *count + used);
+                    if !some {
+                        break;
+                    }
+                    ends.push((*stream, *count - splitter.held()));
+                }
+            }
+            Op::Cut => {
+                for stream in [OUT, ERR].into_iter().filter(|stream| splitters[*stream as usize].flush().is_some()) {
+                    ends.push((stream, counts[stream as usize]));
+                }
+            }
+        }
+    }
+    ends.retain(|(stream, _)| view.has(*stream));
+    ends
+}
+
+#[test]
+fn a_raw_tail_has_the_bytes_of_the_last_lines() {
+    for case in cases(45, 60) {
+        for view in VIEWS {
+            let ends = ends(&case.ops, view, case.max_line);
+            assert_eq!(ends.len(), case.log.lines(view, None).count());
+            for n in 0..=ends.len() + 1 {
+                let before = &ends[..ends.len().saturating_sub(n)];
+                let mut count = PerStream { out: 0, err: 0 };
+                let mut expected: Vec<u8> = Vec::new();
+                for op in &case.ops {
+                    let Op::Append(stream, bytes) = op else { continue };
+                    let begin = before.iter().rev().find(|end| end.0 == *stream).map_or(0, |end| end.1);
+                    let count = count.get_mut(*stream);
+                    if view.has(*stream) {
+                        expected.extend(&bytes[begin.saturating_sub(*count).min(bytes.len())..]);
+                    }
+                    *count += bytes.len();
+                }
+                let tail = raw_tail(&case.log, view, Some(n as u64));
+                assert_eq!(tail, expected, "{n} of {view:?} of {:?}", case.ops);
+            }
+        }
+    }
+}
+
 #[test]
 fn after_a_tail_the_next_line_is_whole() {
     for case in cases(55, 150) {

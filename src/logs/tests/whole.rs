@@ -97,7 +97,7 @@ fn without_times(lines: impl IntoIterator<Item = Line>) -> Vec<(String, bool, St
 fn what_is_kept_is_the_end_of_the_true_lines() {
     let mut random = Random(4026);
     let (mut suffixes, mut rests) = (0, 0);
-    for _ in 0..120 {
+    for _ in 0..50 {
         let mut case = Case::new(&mut random);
         for _ in 0..10 {
             case.write(ops(&mut random));
@@ -138,13 +138,16 @@ fn what_is_kept_is_the_end_of_the_true_lines() {
                 for n in [0, 1, 2, 3, 5, all.len(), all.len() + 1] {
                     let tail: Vec<_> = log.lines(view, Some(n as u64)).collect();
                     assert_eq!(tail, all[all.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
+                    let bytes = raw_tail(log, view, Some(n as u64));
+                    assert!(view == View::Combined || raw(log, view).ends_with(&bytes));
+                    assert!(if n >= all.len() { bytes == raw(log, view) } else { bytes.len() < raw(log, view).len() });
                     let tail = lines_of(&follow(log, view, From::Tail(n as u64)));
                     assert_eq!(tail, followed[followed.len().saturating_sub(n)..]);
                 }
             }
         }
     }
-    assert!(suffixes > 3000 && rests > 100, "both came up: {suffixes}, {rests}");
+    assert!(suffixes > 1000 && rests > 40, "both came up: {suffixes}, {rests}");
 }
 
 #[test]
