@@ -1,8 +1,10 @@
 //! Retention and the limits of section 7.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, daemon_with, pid_of, wait_until};
+use crate::harness::{PATIENCE, daemon_with, pid_of, root, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -84,6 +86,55 @@ fn what_is_kept_begins_with_a_whole_line() {
         assert_eq!(frames[0].data, json!({"lost_bytes": written - raw.len()}), "{view}");
         let whole = daemon.lines(pid, &format!("{view}?tail={}", kept.len() + 1));
         assert!(whole == kept, "{view}");
+    }
+}
+
+/// A file system of so many bytes.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount(bytes: u64) -> Small {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(dir.path());
+        assert!(mount.status().expect("run mount").success());
+        Small(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn on_a_full_disk_the_last_64_kib_are_kept() {
+    if !root("on_a_full_disk_the_last_64_kib_are_kept") {
+        return;
+    }
+    let disk = Small::mount(300 << 10);
+    let log_dir = disk.0.path().join("log").display().to_string();
+    let daemon = daemon_with(&["--log-dir", &log_dir]);
+    const KEPT: usize = 64 << 10;
+    let numbers: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    // Large reads, and one of seven bytes for each line; twice, as what the first left on the disk stays there.
+    let echoes = "i=100000; while [ $i -lt 130000 ]; do echo $i; i=$((i + 1)); done";
+    let echoed: String = (100_000..130_000).map(|number| format!("{number}\n")).collect();
+    for (script, all) in [("seq 1 200000", &numbers), (echoes, &echoed), ("seq 1 200000", &numbers), (echoes, &echoed)]
+    {
+        let pid = daemon.sh(script);
+        assert_eq!(daemon.ended(pid)["exit_code"], 0, "a full disk ends nobody");
+        let raw = daemon.raw_output(pid, "stdout");
+        assert!(raw.len() >= KEPT, "{script}: {} bytes are kept", raw.len());
+        let last = raw.split_at(raw.len() - KEPT).1;
+        assert!(all.as_bytes().ends_with(last), "{script}: the last are not the last");
+        let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+        let lines = answer["lines"].as_array().expect("lines");
+        let whole =
+            |line: &Value| line.as_str().is_some_and(|line| line.parse::<u32>().is_ok_and(|n| n > 0 && n <= 200_000));
+        assert!(lines.iter().all(whole), "{script}");
+        assert!(all.len() == raw.len() || answer["truncated"] == true, "{script}");
     }
 }
 

@@ -210,15 +210,17 @@ fn builder(config: &Config) -> Builder {
 }
 
 /// 1 GiB or a tenth of the file system, the smaller (section 7). One without a size, as an initramfs can be, is in
-/// memory.
+/// memory. A tenth of a tiny one would keep less of a process than memory does where there is no room at all: there the
+/// logs may fill it.
 fn default_log_total(log_dir: &Path) -> u64 {
     const MOST: u64 = 1 << 30;
+    const LEAST: u64 = 1 << 20;
     // The directory may not be there yet: its file system is that of the nearest one that is.
     let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
     let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
     let size = here.map(|fs| fs.blocks().saturating_mul(fs.fragment_size())).filter(|size| *size > 0);
     let size = size.or_else(|| sysinfo().ok().map(|memory| memory.ram_total()));
-    size.map_or(MOST, |size| (size / 10).min(MOST))
+    size.map_or(MOST, |size| (size / 10).clamp(LEAST, MOST))
 }
 
 #[cfg(test)]

@@ -12,18 +12,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use memchr::{memchr, memrchr};
 
+use super::memory::Packed;
 use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
 use super::segment::{Body, Segment, take_back, write_record};
 use super::store::Disk;
 use crate::model::{Millis, Stream, UnitId};
 
-/// Output kept in memory while the disk is full, in bytes; and how much (with headers) has to pass before the disk is
-/// tried again.
+/// Output kept in memory while the disk is full, in bytes of whole lines; and how much (with headers) has to pass before
+/// the disk is tried again.
 const MEMORY: u64 = 64 * 1024;
-/// The same with headers: one-byte records must not take 17 times as much.
-const MEMORY_WITH_HEADERS: u64 = 2 * MEMORY;
-/// A segment in memory, in bytes.
-const MEMORY_SEGMENT: u64 = 8 * 1024;
+/// The same with what is left of a torn line.
+const MEMORY_AT_MOST: u64 = 2 * MEMORY;
+/// Output of a segment in memory, in bytes.
+const MEMORY_SEGMENT: usize = 8 * 1024;
+/// The most that a segment in memory has with headers, in bytes.
+const MEMORY_SEGMENT_UNPACKED: u64 = 64 * 1024;
 
 /// What a chain needs to know of its surroundings.
 #[derive(Clone, Copy)]
@@ -201,20 +204,26 @@ impl Chain {
 
     fn write_memory(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) {
         self.failing = self.failing.map(|passed| passed + (HEADER + bytes.len()) as u64);
-        let most = MEMORY_SEGMENT.min(home.disk.segment) as usize;
+        let most = MEMORY_SEGMENT_UNPACKED.min(home.disk.segment);
+        let longest = MEMORY_SEGMENT.min((most as usize).saturating_sub(HEADER));
         let mut rest = bytes;
         loop {
-            let (piece, more) = rest.split_at(rest.len().min(most.saturating_sub(HEADER)));
+            let (piece, more) = rest.split_at(rest.len().min(longest));
             let size = (HEADER + piece.len()) as u64;
-            let fits = |segment: &Segment| !segment.is_file() && segment.len + size <= most as u64;
+            let fits = |segment: &Segment| {
+                matches!(&segment.body, Body::Memory(packed) if packed.output() + piece.len() <= MEMORY_SEGMENT)
+                    && segment.len + size <= most
+            };
             if !self.segments.back().is_some_and(fits) {
-                self.segments.push_back(Segment::new(self.next_number, self.snapshot, Body::Memory(Vec::new())));
+                if let Some(Segment { body: Body::Memory(packed), .. }) = self.segments.back_mut() {
+                    packed.shrink();
+                }
+                self.segments.push_back(Segment::new(self.next_number, self.snapshot, Body::Memory(Packed::default())));
                 self.next_number += 1;
             }
             let header = Header { len: piece.len() as u32, ..header };
-            if let Some(Segment { body: Body::Memory(memory), .. }) = self.segments.back_mut() {
-                memory.extend_from_slice(&header.encode());
-                memory.extend_from_slice(piece);
+            if let Some(Segment { body: Body::Memory(packed), .. }) = self.segments.back_mut() {
+                packed.push(header, piece);
             }
             self.advance(home, header, piece);
             self.bound_memory();
@@ -225,16 +234,19 @@ impl Chain {
         }
     }
 
-    /// Lets the oldest segments in memory go that the last 64 KiB of output do not need.
+    /// Lets the oldest segments in memory go that the last 64 KiB of whole lines do not need.
     fn bound_memory(&mut self) {
         let end = self.snapshot.end;
+        let after = |counts: PerStream<u64>| {
+            end.counts.out.saturating_sub(counts.out) + end.counts.err.saturating_sub(counts.err)
+        };
         while let Some(first) = self.segments.iter().position(|segment| !segment.is_file())
             && let Some(second) = self.segments.get(first + 1)
         {
-            let output = |place: Place| place.counts.out + place.counts.err;
-            let enough = output(end).saturating_sub(output(second.start)) >= MEMORY;
-            let too_much = end.at.saturating_sub(second.start.at) >= MEMORY_WITH_HEADERS;
-            if !enough && !too_much {
+            // A line that goes on to the end may lose its beginning, and would be of no use then.
+            let lines = |stream| self.first_line(first + 1, stream).unwrap_or(*end.counts.get(stream));
+            let lines = PerStream { out: lines(Stream::Stdout), err: lines(Stream::Stderr) };
+            if after(lines) < MEMORY && after(second.start.counts) < MEMORY_AT_MOST {
                 return;
             }
             self.segments.remove(first);
@@ -248,11 +260,11 @@ impl Chain {
         }
         self.failing = Some(0);
         while let Some(first) = self.segments.iter().position(|segment| !segment.is_file()) {
-            let Some(Segment { number, len, body: Body::Memory(memory), .. }) = self.segments.get(first) else {
+            let Some(Segment { number, len, body: Body::Memory(packed), .. }) = self.segments.get(first) else {
                 return;
             };
             let (number, len) = (*number, *len);
-            let written = create(home, number).and_then(|file| (&file).write_all(memory).map(|()| file));
+            let written = create(home, number).and_then(|file| (&file).write_all(&packed.unpacked()).map(|()| file));
             let Ok(file) = written else {
                 self.file = None;
                 let _ = fs::remove_file(home.disk.path(home.unit, number));
@@ -326,9 +338,9 @@ impl Chain {
         };
         let len = segment.end().min(limit.at).saturating_sub(at).min(most);
         let source = match (&segment.body, &self.file) {
-            (Body::Memory(memory), _) => {
-                let bytes = memory.get(offset as usize..(offset + len) as usize);
-                Source::Memory(bytes.unwrap_or_default().to_vec())
+            (Body::Memory(packed), _) => {
+                let bytes = packed.unpacked();
+                Source::Memory(bytes.get(offset as usize..(offset + len) as usize).unwrap_or_default().to_vec())
             }
             (Body::File, Some(file)) if i + 1 == self.segments.len() => Source::Active(Arc::clone(file)),
             (Body::File, _) => Source::Closed,
@@ -361,11 +373,25 @@ impl Chain {
     /// The same without what is before `place`, the start of the segment with this index.
     fn kept_from(&self, i: usize, place: Place, limit: Place) -> Kept {
         let line = |stream| {
-            let first = self.segments.iter().skip(i).find_map(|segment| *segment.whole.get(stream));
-            let begins = first.filter(|first| first < limit.counts.get(stream));
+            let begins = self.first_line(i, stream).filter(|begins| begins < limit.counts.get(stream));
             begins.unwrap_or(*place.counts.get(stream))
         };
         Kept { place, lines: PerStream { out: line(Stream::Stdout), err: line(Stream::Stderr) } }
+    }
+
+    /// Bytes of the stream before the first line that begins in the segment with this index or after it.
+    fn first_line(&self, i: usize, stream: Stream) -> Option<u64> {
+        self.segments.range(i.min(self.segments.len())..).find_map(|segment| *segment.whole.get(stream))
+    }
+
+    /// Bytes that are kept in memory.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        let size = |segment: &Segment| match &segment.body {
+            Body::Memory(packed) => size_of::<Segment>() + packed.size(),
+            Body::File => 0,
+        };
+        self.segments.iter().map(size).sum()
     }
 }
 

@@ -193,6 +193,11 @@ impl OutputLog {
         &self.store
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        lock(&self.state).chain.memory()
+    }
+
     pub(super) fn disk(&self) -> &Disk {
         &self.store.disk
     }

@@ -10,6 +10,7 @@
 //! | `store` | the directory, and the bound on all logs together |
 //! | `log` | one log as its writer knows it, its lock, and who is woken |
 //! | `chain`, `segment`, `record` | its segments under that lock; one segment; one record |
+//! | `memory` | records while the disk is full |
 //! | `records` | walks the records, and what was dropped |
 //! | `cutter`, `cursor` | lines out of records, and the places between them |
 //! | `tail` | where the last so many lines begin |
@@ -23,6 +24,7 @@ mod cursor;
 mod cutter;
 mod follower;
 mod log;
+mod memory;
 mod record;
 mod records;
 mod segment;

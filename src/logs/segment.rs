@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 
 use super::chain::Snapshot;
+use super::memory::Packed;
 use super::record::{HEADER, PerStream, Place};
 use crate::model::Stream;
 
@@ -13,7 +14,7 @@ pub(super) enum Body {
     /// In the file `<unit>.<number>`.
     File,
     /// Here.
-    Memory(Vec<u8>),
+    Memory(Packed),
 }
 
 /// Whole records from `start` on.
