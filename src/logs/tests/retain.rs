@@ -75,7 +75,7 @@ fn a_gap_counts_what_was_lost_exactly() {
                 }
                 assert!(!matches!(follow(&log, *view, From::Tail(1)).first(), Some(Item::Gap { .. })));
                 // Gaps are no place to lose one's way either.
-                let cursors: Vec<_> = items.iter().map(|item| cursor(item)).collect();
+                let cursors: Vec<_> = items.iter().map(cursor).collect();
                 if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
                     // One who has the beginning of another stream's line need not lose it; a cursor does not have it.
                     if *view != View::Combined || cursors[gap].at >= log.oldest().at {
