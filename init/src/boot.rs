@@ -21,7 +21,7 @@ enum On {
     Machine,
     /// In a container too, as far as it is missing there and allowed.
     Both,
-    /// There only: a machine does it in [`finish`].
+    /// There only: a machine does it [`LATER`].
     Container,
 }
 
@@ -52,19 +52,15 @@ const DUTIES: &[Duty] = &[
     Do("ctrl-alt-del", On::Machine, take_over_ctrl_alt_del),
     // Errors, and what is worse, are shown on the console (syslog(2)).
     Do("console", On::Machine, || set("/proc/sys/kernel/printk", "4")),
-    Do("random seed", On::Machine, seed::load),
 ];
+
+/// What a machine does once the API is there, because it takes long: no client comes before the network does, and no
+/// random bytes come before the kernel's generator is ready (getrandom(2)), seed or not.
+const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up), Do("random seed", On::Machine, seed::load)];
 
 /// Does them. Gives what we have of cgroups.
 pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
-    for duty in DUTIES {
-        match duty {
-            Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
-            Do(_, On::Machine, _) if place != Place::Machine => {}
-            Do(_, On::Container, _) if place == Place::Machine => {}
-            Do(name, _, run) => report.step(name, || tolerate(place, run())),
-        }
-    }
+    perform(DUTIES, place, report);
     let mut found = None;
     report.step("cgroup", || {
         let settled = cgroup::settle().map(|settled| {
@@ -80,11 +76,22 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
     found
 }
 
-/// What takes long on a machine and can wait until the API is there: no client comes before the network does.
-pub(crate) fn finish(leaf: Option<&Path>, report: &Report) {
-    report.step("loopback", set_loopback_up);
+/// Does the rest.
+pub(crate) fn finish(place: Place, leaf: Option<&Path>, report: &Report) {
+    perform(LATER, place, report);
     if let Some(leaf) = leaf {
         report.step("own cgroup", || cgroup::enter(leaf).map(|()| leaf.display().to_string()));
+    }
+}
+
+fn perform(duties: &[Duty], place: Place, report: &Report) {
+    for duty in duties {
+        match duty {
+            Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
+            Do(_, On::Machine, _) if place != Place::Machine => {}
+            Do(_, On::Container, _) if place == Place::Machine => {}
+            Do(name, _, run) => report.step(name, || tolerate(place, run())),
+        }
     }
 }
 

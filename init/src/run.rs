@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
+use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
 use tl_supervisor::pending::Pending;
@@ -49,12 +50,20 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         entry::leave_terminal(place);
     }
     let (tell, events) = unbounded();
-    let _signals = watch_signals(tell.clone(), place, &report)?;
+    let mut signals = None;
+    if place == Place::Machine {
+        // Watching them takes long there: until the API is there, the kernel keeps them (signal(7)).
+        let _ = SigSet::all().thread_block();
+    } else {
+        signals = watch_signals(tell.clone(), place, &report)?;
+    }
     let base = start::start(place, &given, report)?;
     let mut main = Main { base, server: None, tell, entry: None, events };
     let listening = main.listen();
     if place == Place::Machine {
-        boot::finish(main.base.leaf.as_deref(), &main.base.report);
+        signals = watch_signals(main.tell.clone(), place, &main.base.report)?;
+        let _ = SigSet::all().thread_unblock();
+        boot::finish(place, main.base.leaf.as_deref(), &main.base.report);
         // It may be the loopback's address, which is there only now.
         if let Err(error) = listening.or_else(|_| main.listen()) {
             main.tell_once(&error);
@@ -72,6 +81,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     if !end::within(TIDYING, "tidying", move || drop(main)) {
         log::error!("some threads do not end: not waited for");
     }
+    drop(signals);
     Ok(ending)
 }
 
