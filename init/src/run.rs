@@ -59,17 +59,16 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     }
     let base = start::start(place, &given, report)?;
     let mut main = Main { base, server: None, tell, entry: None, events };
-    let listening = main.listen();
+    if let Err(error) = main.listen() {
+        if place != Place::Machine {
+            return Err(error);
+        }
+        main.tell_once(&error);
+    }
     if place == Place::Machine {
         signals = watch_signals(main.tell.clone(), place, &main.base.report)?;
         let _ = SigSet::all().thread_unblock();
         boot::finish(place, main.base.leaf.as_deref(), &main.base.report);
-        // It may be the loopback's address, which is there only now.
-        if let Err(error) = listening.or_else(|_| main.listen()) {
-            main.tell_once(&error);
-        }
-    } else {
-        listening?;
     }
     let reload = main.start_services();
     main.start_entry();

@@ -62,7 +62,7 @@ def test_from_memory(boot):
 
 
 def test_only_for_itself(boot):
-    """The loopback comes up after the API has been tried: that is no problem."""
+    """The loopback comes up after the API: the kernel does not mind."""
     with boot(arguments="TL_INIT_LISTEN=127.0.0.1:9501", network=False) as machine:
         machine.says("listening on 127.0.0.1:9501")
         assert "Cannot assign" not in machine.console()
