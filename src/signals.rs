@@ -48,8 +48,9 @@ impl SignalThread {
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<SignalThread> {
         let mine: SigSet = signals.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
-        mine.thread_unblock()?;
         let mut signals = SignalsInfo::<WithOrigin>::new(signals)?;
+        // Not before: what has come until now would be its default, which for PID 1 is nothing.
+        mine.thread_unblock()?;
         let handle = signals.handle();
         let body = move || {
             for origin in signals.forever() {
@@ -69,5 +70,29 @@ impl Drop for SignalThread {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crossbeam_channel::unbounded;
+    use nix::sys::signal::raise;
+
+    use super::*;
+
+    #[test]
+    fn what_has_come_before_it_is_heard() {
+        let mine = SigSet::from(Signal::SIGUSR2);
+        mine.thread_block().unwrap();
+        // Its default would be the end of this process.
+        raise(Signal::SIGUSR2).unwrap();
+        let (tell, told) = unbounded();
+        let notice = move |received: Received| tell.send(received).unwrap();
+        let _thread = SignalThread::start(&[libc::SIGUSR2], notice, || {}).unwrap();
+        let received = told.recv_timeout(Duration::from_secs(30)).unwrap();
+        assert_eq!(received.signal, libc::SIGUSR2);
+        assert_eq!(received.sender.unwrap().pid, std::process::id() as i32);
     }
 }

@@ -33,7 +33,7 @@ pub(crate) enum Event {
 }
 
 /// From the answer that everything has ended to the news of the main process's own end.
-const NEWS: Duration = Duration::from_secs(1);
+const NEWS: Duration = Duration::from_secs(5);
 /// What a shell says of one that was killed: without any news it was.
 const KILLED: u8 = 128 + libc::SIGKILL as u8;
 

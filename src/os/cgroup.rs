@@ -69,6 +69,10 @@ pub fn settle() -> io::Result<Settled> {
 /// # Errors
 /// What the kernel says.
 pub fn enter(leaf: &Path) -> io::Result<()> {
+    if let Some(parent) = leaf.parent() {
+        // The units' slice does so as well; there is nothing to protect the memory with before.
+        enable(parent);
+    }
     move_to(leaf)?;
     protect(leaf)
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::actor::Actor;
+use super::entry::Tree;
 use crate::error::Error;
 use crate::model::{MAX_MS, UnitId};
 use crate::os::tree;
@@ -94,7 +95,10 @@ impl Actor {
         if is_pid_1() {
             tree::signal_everybody(libc::SIGKILL);
         }
-        let ids: Vec<UnitId> = self.parts.fleet.iter().map(|(id, _)| id).collect();
+        // For PID 1 that was everybody: reading /proc for each ended unit could take longer than there is time.
+        let left = |tree: &Tree| !is_pid_1() || matches!(tree, Tree::Leaf(_));
+        let ids: Vec<UnitId> =
+            self.parts.fleet.iter().filter(|(_, slot)| left(&slot.data.tree)).map(|(id, _)| id).collect();
         for id in ids {
             self.kill_tree(id);
         }

@@ -82,13 +82,18 @@ def test_an_address_that_is_not_there_yet(boot):
         machine.up()
 
 
+# Once somebody has the port.
+ADDRESS = """
+    until grep -q :%04X /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
+    ip address add fd00::1/128 dev lo
+""" % 9501
+
+
 def test_a_taken_port(boot):
     """An address that is not there, and when it is, another program has the port, and keeps it for a while."""
     files = {
         f"{SERVICES}/05-holder.json": json.dumps({"command": "timeout", "args": ["6", "nc", "-l", "-p", "9501"]}),
-        f"{SERVICES}/06-address.json": json.dumps(
-            {"command": "ip", "args": ["address", "add", "fd00::1/128", "dev", "lo"], "user": "root"}
-        ),
+        f"{SERVICES}/06-address.json": json.dumps({"command": "sh", "args": ["-c", ADDRESS], "user": "root"}),
     }
     with boot(files=files, arguments="TL_INIT_LISTEN=[fd00::1]:9501") as machine:
         for told in ("Cannot assign requested address", "Address already in use", "listening on [fd00::1]:9501"):
