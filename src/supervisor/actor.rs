@@ -426,6 +426,9 @@ impl Actor {
 
     /// Lets go of the trees whose last process has ended.
     fn clear_trees(&mut self) {
+        if self.lingering.is_empty() && self.graveyard.is_empty() {
+            return;
+        }
         let fleet = &mut self.parts.fleet;
         let leaders = fleet.leaders();
         self.lingering.retain(|id| match fleet.get_mut(*id) {

@@ -1,6 +1,6 @@
 //! Performs what a unit's state machine asks for.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -118,12 +118,12 @@ impl Actor {
         let fleet = &mut self.parts.fleet;
         let Some(slot) = fleet.get(id) else { return };
         let leader = slot.unit.leader();
-        // A leader's PID that went to another unit of ours: its session has ended long ago.
-        let ours = match &slot.data.tree {
-            Tree::Session(session) => fleet.owns_pid(id, session.leader()),
-            Tree::Gone | Tree::Leaf(_) => true,
+        let (ours, leaders) = match &slot.data.tree {
+            // A leader's PID that went to another unit of ours: its session has ended long ago.
+            Tree::Session(session) => (fleet.owns_pid(id, session.leader()), fleet.leaders()),
+            // A cgroup knows its own, whoever leads the others.
+            Tree::Gone | Tree::Leaf(_) => (true, HashSet::new()),
         };
-        let leaders = fleet.leaders();
         if let Some(slot) = fleet.get_mut(id) {
             slot.data.killed = true;
             if ours {
