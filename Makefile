@@ -26,13 +26,13 @@ test-python: ## The public Python client, unmodified, against the real binary
 	@tests/need redis vnc vim less top || echo "without them their tests are skipped"
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
-	.cache/venv/bin/python -m pytest -q -rs -p no:cacheprovider tests/python
+	.cache/venv/bin/python -m pytest tests/python
 
 test-vm: rootfs ## A real kernel in an emulated machine, with the root file systems of `make rootfs`
 	@tests/need python3
 	@init/images/fetch.sh qemu runc bwrap
 	@tests/python/venv
-	.cache/venv/bin/python -m pytest -q -rs -p no:cacheprovider tests/vm
+	.cache/venv/bin/python -m pytest tests/vm
 
 dist: ## The static binary for images: dist/tl-init
 	@tests/need unshare cc

@@ -1,11 +1,12 @@
 """The real daemon as PID 1 of a namespace, and the public client connected to it."""
 
+import functools
 import os
 import pathlib
 import subprocess
-import time
 
 import pytest
+import waiting
 from tensorlake.sandbox import Sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -14,15 +15,7 @@ BINARY = os.environ.get("TL_INIT_BIN", str(TARGET / "debug" / "tl-init"))
 PATIENCE = 30
 
 
-def until(what, condition, patience=PATIENCE):
-    """Asks `condition` until it gives something true, and fails at the deadline."""
-    deadline = time.monotonic() + patience
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
-        time.sleep(0.01)
+until = functools.partial(waiting.until, patience=PATIENCE)
 
 
 class Daemon:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import json
 import pathlib
 import signal
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
+import waiting
 from tensorlake.sandbox import Sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -30,15 +32,7 @@ QEMU = [
 NETWORK = ["-device", "vmxnet3,netdev=net,romfile=", "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:9501"]
 
 
-def until(what, condition, patience=PATIENCE):
-    """Asks `condition` until it gives something true, and fails at the deadline."""
-    deadline = time.monotonic() + patience
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
-        time.sleep(0.01)
+until = functools.partial(waiting.until, patience=PATIENCE)
 
 
 def die_with_us():
@@ -103,7 +97,7 @@ class Machine:
             assert text in self.console() or not ended, f"it ended without {text!r}"
             return text in self.console()
 
-        until(f"{text!r} on the console", said, patience)
+        until(f"{text!r} on the console", said, patience=patience)
         return time.monotonic() - self.begun
 
     def ends(self, how, patience=PATIENCE):
@@ -153,7 +147,7 @@ class Machine:
             with contextlib.suppress(OSError, ValueError):
                 return urllib.request.urlopen(f"{url}/api/v1/health", timeout=1).status == 200
 
-        until("an answer", healthy, patience)
+        until("an answer", healthy, patience=patience)
         return url, time.monotonic() - self.begun
 
     @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Container:
             assert text in self.told() or not ended, f"it ended without {text!r}:\n{self.told()}"
             return text in self.told()
 
-        until(text, said, PATIENCE)
+        until(text, said, patience=PATIENCE)
 
     def url(self):
         self.says("listening on ")
