@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::model::{ManagedSpec, Pid, Target, UnitId};
+use crate::model::{Pid, Target, UnitId};
 use crate::unit::{Action, Event, Now, Unit};
 
 /// How many earlier PIDs of one managed process go on addressing it: the first, which its client was given, and the
@@ -62,6 +62,9 @@ pub struct Fleet<T> {
     sessions: usize,
     ended_sessions: Ended,
     last_ended: u64,
+    /// Leaders whose reaping is not waited for, with the units that they led. They are processes that run as long as they
+    /// are not reaped.
+    abandoned: HashMap<Pid, UnitId>,
 }
 
 impl<T> Fleet<T> {
@@ -77,44 +80,36 @@ impl<T> Fleet<T> {
             sessions: 0,
             ended_sessions: Ended::default(),
             last_ended: 0,
+            abandoned: HashMap::new(),
         }
     }
 
     /// Lets a unit in, down as yet, under an id that was never given before. `data` is made once it is certain that it
     /// is let in; `weight` is what that takes in bytes.
     ///
+    /// A unit with a terminal is a session: it counts among those, and nobody finds it by its PID.
+    ///
     /// # Errors
-    /// [`Error::TooManyProcesses`] or [`Error::NameInUse`].
-    pub fn admit(
-        &mut self,
-        id: UnitId,
-        managed: Option<ManagedSpec>,
-        timeout: Option<Duration>,
-        weight: usize,
-        data: impl FnOnce() -> T,
-    ) -> Result<(), Error> {
-        self.has_room()?;
-        let name = managed.as_ref().and_then(|managed| managed.name.clone());
-        if let Some(name) = &name {
-            self.name_is_free(name, None)?;
+    /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].
+    pub fn admit(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+        if unit.has_terminal() {
+            return self.admit_session(id, unit, weight, data);
         }
-        if let Some(name) = name {
+        self.has_room()?;
+        if let Some(name) = unit.managed().and_then(|managed| managed.name.clone()) {
+            self.name_is_free(&name, None)?;
             self.by_name.insert(name, id);
         }
-        self.insert(id, Unit::new(managed, timeout), weight, data(), false);
+        self.insert(id, unit, weight, data(), false);
         Ok(())
     }
 
-    /// The same for a terminal session. Nobody finds it by its PID.
-    ///
-    /// # Errors
-    /// [`Error::TooManySessions`].
-    pub fn admit_session(&mut self, id: UnitId, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+    fn admit_session(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
         if self.sessions - self.ended_sessions.units.len() >= self.bounds.max_sessions {
             return Err(Error::TooManySessions(self.bounds.max_sessions));
         }
         self.sessions += 1;
-        self.insert(id, Unit::with_terminal(), weight, data(), true);
+        self.insert(id, unit, weight, data(), true);
         Ok(())
     }
 
@@ -124,7 +119,7 @@ impl<T> Fleet<T> {
     }
 
     fn has_room(&self) -> Result<(), Error> {
-        if self.running() >= self.bounds.max_running {
+        if self.running() + self.abandoned.len() >= self.bounds.max_running {
             return Err(Error::TooManyProcesses(self.bounds.max_running));
         }
         Ok(())
@@ -211,14 +206,17 @@ impl<T> Fleet<T> {
     }
 
     /// Takes out the ended unit that is too many, the one that ended first.
-    pub fn pop_surplus(&mut self) -> Option<Slot<T>> {
+    pub fn pop_surplus(&mut self) -> Option<(UnitId, Slot<T>)> {
         let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
         let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
         // One with a deadline still has its tree to kill.
-        let is_done = |id: &&UnitId| self.slots.get(id).is_some_and(|slot| slot.deadline.is_none());
+        let is_done = |id: &&UnitId| {
+            self.slots.get(id).is_some_and(|slot| slot.deadline.is_none())
+                && !self.abandoned.values().any(|abandoned| abandoned == *id)
+        };
         let surplus = kinds.into_iter().filter(is_too_much);
         let oldest = surplus.filter_map(|(ended, _)| ended.units.values().find(is_done).copied()).next()?;
-        self.remove(oldest)
+        Some((oldest, self.remove(oldest)?))
     }
 
     /// Takes a unit out.
@@ -268,12 +266,19 @@ impl<T> Fleet<T> {
 
     /// The leaders of all units, as far as they have not been reaped.
     pub fn leaders(&self) -> HashSet<Pid> {
-        self.slots.values().filter_map(|slot| slot.unit.leader()).collect()
+        let leaders = self.slots.values().filter_map(|slot| slot.unit.leader());
+        leaders.chain(self.abandoned.keys().copied()).collect()
     }
 
-    /// Whether the newest process that had this PID was this unit's.
-    pub fn owns_pid(&self, id: UnitId, pid: Pid) -> bool {
-        self.by_pid.get(&pid) == Some(&id)
+    /// The reaping of this leader is not waited for any longer: its unit counts as ended, and is kept until
+    /// [`Fleet::reaped`].
+    pub fn abandon(&mut self, id: UnitId, pid: Pid) {
+        self.abandoned.insert(pid, id);
+    }
+
+    /// A process has been reaped that leads no unit. The unit that it was an abandoned leader of, if it was one.
+    pub fn reaped(&mut self, pid: Pid) -> Option<UnitId> {
+        self.abandoned.remove(&pid)
     }
 
     /// One unit.

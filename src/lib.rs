@@ -21,6 +21,7 @@ mod session;
 pub mod signals;
 pub mod supervisor;
 pub mod terminal;
+mod trees;
 mod unit;
 mod users;
 mod window;

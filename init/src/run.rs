@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unb
 use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
+use tl_supervisor::os::wait::TraceStop;
 use tl_supervisor::pending::Pending;
 use tl_supervisor::signals::{Received, SignalThread};
 use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId, worker};
@@ -30,6 +31,8 @@ pub(crate) enum Event {
     EntryEnded(u8),
     /// It does not run.
     EntryFailed(Error),
+    /// An orphan has made this thread its tracer, and has stopped for it.
+    TraceStop(TraceStop),
 }
 
 /// From the answer that everything has ended to the news of the main process's own end.
@@ -57,7 +60,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     } else {
         signals = watch_signals(tell.clone(), place, &report)?;
     }
-    let base = start::start(place, &given, report)?;
+    let base = start::start(place, &given, report, tell.clone())?;
     let mut main = Main { base, server: None, tell, entry: None, events };
     if let Err(error) = main.listen() {
         if place != Place::Machine {
@@ -261,6 +264,11 @@ impl Main {
                     let code = self.entry_failed(&error);
                     self.entry_ended(code, &mut ongoing);
                 }
+                Some(Event::TraceStop(stop)) => {
+                    if let Err(error) = stop.let_go() {
+                        log::debug!("process {}, which has stopped for its tracer: {error}", stop.pid);
+                    }
+                }
                 // We hold a sender ourselves.
                 None => {}
             }
@@ -292,7 +300,7 @@ impl Main {
                 *asked |= ends;
                 if let Some(unit) = entry {
                     // Not waited for: a second one has to be heard whatever the supervisor does.
-                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal.into()));
+                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal.into(), None));
                 }
             }
             // One that is waiting already does for both.

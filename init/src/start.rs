@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use nix::sys::statvfs::statvfs;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
@@ -18,6 +19,7 @@ use tl_supervisor::supervisor::Builder;
 use crate::args::{Config, Given};
 use crate::place::Place;
 use crate::report::Report;
+use crate::run::Event;
 use crate::{boot, files, logger};
 
 /// Until something that must not fail is tried again.
@@ -41,9 +43,9 @@ pub(crate) struct Base {
 ///
 /// # Errors
 /// One sentence; never on a machine.
-pub(crate) fn start(place: Place, given: &Given, report: Report) -> Result<Base, String> {
+pub(crate) fn start(place: Place, given: &Given, report: Report, tell: Sender<Event>) -> Result<Base, String> {
     let cgroup = if place == Place::Process { None } else { boot::boot(place, &report) };
-    let start = Start { place, report };
+    let start = Start { place, report, tell };
     for name in given.unknown() {
         start.report.failed("configuration", &format!("there is no option {name}"));
     }
@@ -85,6 +87,7 @@ pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
 struct Start {
     place: Place,
     report: Report,
+    tell: Sender<Event>,
 }
 
 impl Start {
@@ -169,7 +172,9 @@ impl Start {
             let mut last = String::new();
             for dir in &dirs {
                 config.log_dir.clone_from(dir);
-                let mut builder = builder(config).base_env(env.clone());
+                let tell = self.tell.clone();
+                let hand_over = move |stop| drop(tell.send(Event::TraceStop(stop)));
+                let mut builder = builder(config).base_env(env.clone()).on_main_thread(hand_over);
                 if let Some(parent) = &cgroup {
                     builder = builder.cgroup(parent.clone());
                 }

@@ -1,7 +1,7 @@
 //! Addressing, limits and memory of the fleet.
 
 use super::*;
-use crate::model::{Exit, Policy};
+use crate::model::{Exit, ManagedSpec, Policy};
 
 const BOUNDS: Bounds = Bounds { max_running: 3, keep_ended: 2, max_sessions: 2 };
 
@@ -11,7 +11,7 @@ fn at(secs: u64) -> Now {
 
 fn start(fleet: &mut Fleet<()>, id: u64, pid: Pid, managed: Option<ManagedSpec>) -> Result<UnitId, Error> {
     let id = UnitId(id);
-    fleet.admit(id, managed, None, 0, || ())?;
+    fleet.admit(id, Unit::new(managed, None), 0, || ())?;
     for event in [Event::Start, Event::Spawned(pid), Event::ExecOk] {
         fleet.step(id, at(0), event, &mut Vec::new());
     }
@@ -19,7 +19,7 @@ fn start(fleet: &mut Fleet<()>, id: u64, pid: Pid, managed: Option<ManagedSpec>)
 }
 
 fn end(fleet: &mut Fleet<()>, id: UnitId) {
-    for event in [Event::Exited(Exit::Code(0)), Event::Drained] {
+    for event in [Event::Exited(Exit::Code(0)), Event::Drained, Event::TreeGone] {
         fleet.step(id, at(1), event, &mut Vec::new());
     }
 }
@@ -38,7 +38,6 @@ fn a_pid_is_the_newest_process_that_had_it() {
     assert_eq!(fleet.led_by(300), None, "reaped");
     let new = start(&mut fleet, 2, 300, None).unwrap();
     assert_eq!(fleet.find(&Target::Pid(300)), Ok(new));
-    assert!(!fleet.owns_pid(old, 300));
     fleet.remove(old);
     assert_eq!(fleet.find(&Target::Pid(300)), Ok(new), "the old one took nothing with it");
     for pid in [0, 301, u64::MAX] {
@@ -52,6 +51,7 @@ fn an_earlier_pid_goes_on_addressing_a_managed_process() {
     let web = start(&mut fleet, 1, 300, named("web", Policy::Always)).unwrap();
     fleet.step(web, at(1), Event::Exited(Exit::Code(1)), &mut Vec::new());
     fleet.step(web, at(1), Event::Drained, &mut Vec::new());
+    fleet.step(web, at(1), Event::TreeGone, &mut Vec::new());
     assert_eq!(fleet.due(at(1)), None);
     assert_eq!(fleet.due(at(2)), Some(web));
     fleet.step(web, at(2), Event::Tick, &mut Vec::new());
@@ -96,7 +96,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
     let mut fleet = Fleet::new(BOUNDS);
     let begin = |fleet: &mut Fleet<()>, id: u64| {
         let id = UnitId(id);
-        fleet.admit_session(id, 0, || ())?;
+        fleet.admit(id, Unit::with_terminal(), 0, || ())?;
         for event in [Event::Start, Event::Spawned(100 + id.0 as Pid), Event::ExecOk] {
             fleet.step(id, at(0), event, &mut Vec::new());
         }
@@ -154,7 +154,7 @@ fn long_specs_are_not_remembered_for_long() {
     let mut fleet = Fleet::new(Bounds { max_running: 100, keep_ended: 100, max_sessions: 0 });
     for n in 1..=10 {
         let id = UnitId(n);
-        fleet.admit(id, None, None, KEPT_BYTES / 4, || ()).unwrap();
+        fleet.admit(id, Unit::new(None, None), KEPT_BYTES / 4, || ()).unwrap();
         for event in [Event::Start, Event::Spawned(n as Pid), Event::ExecOk] {
             fleet.step(id, at(0), event, &mut Vec::new());
         }
@@ -170,7 +170,26 @@ fn managed_processes_are_asked_to_end_first_and_the_last_started_of_them_before_
     for (id, managed) in [(1, None), (2, named("a", Policy::Never)), (4, named("b", Policy::Always)), (5, None)] {
         start(&mut fleet, id, 300 + id as Pid, managed).unwrap();
     }
-    fleet.admit_session(UnitId(3), 0, || ()).unwrap();
-    fleet.admit_session(UnitId(6), 0, || ()).unwrap();
+    fleet.admit(UnitId(3), Unit::with_terminal(), 0, || ()).unwrap();
+    fleet.admit(UnitId(6), Unit::with_terminal(), 0, || ()).unwrap();
     assert_eq!(fleet.in_order_of_end(), [4, 2, 6, 3, 5, 1].map(UnitId));
+}
+
+#[test]
+fn an_abandoned_leader_keeps_its_unit_and_its_slot_until_it_is_reaped() {
+    let mut fleet = Fleet::new(Bounds { keep_ended: 0, ..BOUNDS });
+    for n in 1..=3 {
+        start(&mut fleet, n, 300 + n as Pid, None).unwrap();
+    }
+    let held = UnitId(1);
+    fleet.abandon(held, 301);
+    end(&mut fleet, held);
+    assert!(fleet.leaders().contains(&301));
+    assert!(fleet.pop_surplus().is_none(), "it can still be looked up");
+    assert_eq!(start(&mut fleet, 4, 400, None), Err(Error::TooManyProcesses(3)));
+    assert_eq!(fleet.reaped(302), None);
+    assert_eq!(fleet.reaped(301), Some(held));
+    assert!(fleet.pop_surplus().is_some() && fleet.find(&Target::Unit(held)).is_err());
+    start(&mut fleet, 5, 301, None).unwrap();
+    assert_eq!(fleet.leaders(), HashSet::from([301, 302, 303]));
 }

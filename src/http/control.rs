@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::model::Target;
+use crate::model::{SignalScope, Target};
 
 use super::answer::Answer;
-use super::field::SignalNumber;
+use super::field::{Choice, SignalNumber};
 use super::json;
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -23,6 +23,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 #[derive(Debug, Deserialize)]
 struct SignalBody {
     signal: SignalNumber,
+    scope: Option<Choice<SignalScope>>,
 }
 
 #[derive(Serialize)]
@@ -30,10 +31,10 @@ struct Success {
     success: bool,
 }
 
-/// To the group, 9 to the whole tree.
+/// To the group, and 9 to the whole tree, unless `scope` says otherwise.
 pub(super) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
     let body = json::parse::<SignalBody>(&request.whole_body()?)?;
-    api.handle.signal(target, body.signal.0)?;
+    api.handle.signal(target, body.signal.0, body.scope.map(|scope| scope.0))?;
     Ok(Reply::json(200, &Success { success: true }).into())
 }
 
@@ -121,5 +122,14 @@ mod tests {
             let sentence = signal(body).unwrap_err().to_string();
             assert!(sentence.contains("`signal`"), "{body}: {sentence}");
         }
+        let scope = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.scope.map(|scope| scope.0));
+        assert_eq!(scope(r#"{"signal":1,"scope":null}"#).unwrap(), None);
+        for (word, right) in
+            [("leader", SignalScope::Leader), ("group", SignalScope::Group), ("tree", SignalScope::Tree)]
+        {
+            assert_eq!(scope(&format!(r#"{{"signal":1,"scope":"{word}"}}"#)).unwrap(), Some(right));
+        }
+        let sentence = scope(r#"{"signal":1,"scope":"all"}"#).unwrap_err().to_string();
+        assert!(sentence.contains("`scope`: must be one of `leader`, `group`, `tree`"), "{sentence}");
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::model::{HealthKind, OutputMode, Policy, StdinMode};
+use crate::model::{HealthKind, Leftovers, OutputMode, Policy, SignalScope, StdinMode};
 
 /// As much of a wrong string as is repeated in a sentence.
 const SHOWN: usize = 60;
@@ -243,6 +243,15 @@ impl<T: Words> Field<'_> for Choice<T> {
 
 impl Words for StdinMode {
     const WORDS: &'static [(&'static str, Self)] = &[("closed", StdinMode::Closed), ("pipe", StdinMode::Pipe)];
+}
+
+impl Words for Leftovers {
+    const WORDS: &'static [(&'static str, Self)] = &[("keep", Leftovers::Keep), ("kill", Leftovers::Kill)];
+}
+
+impl Words for SignalScope {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("leader", SignalScope::Leader), ("group", SignalScope::Group), ("tree", SignalScope::Tree)];
 }
 
 impl Words for OutputMode {

@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessSpec, RestartPolicy, SpecBuilder,
-    StdinMode, Target,
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessSpec, RestartPolicy,
+    SpecBuilder, StdinMode, Target,
 };
 
 use super::answer::{Answer, BURST};
@@ -39,6 +39,7 @@ pub(super) struct StartBody {
     restart: Option<Object<RestartBody>>,
     health_check: Option<Object<HealthBody>>,
     stop_grace_ms: Option<Ms>,
+    leftovers: Option<Choice<Leftovers>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -68,6 +69,7 @@ pub(super) fn command(
     env: Option<Pairs>,
     working_dir: Option<Text>,
     user: Option<User>,
+    leftovers: Option<Choice<Leftovers>>,
 ) -> SpecBuilder {
     let mut spec = ProcessSpec::command(command.0).args(args.unwrap_or_default().0);
     for (key, value) in env.unwrap_or_default().0 {
@@ -75,6 +77,9 @@ pub(super) fn command(
     }
     if let Some(Text(dir)) = working_dir {
         spec = spec.working_dir(dir);
+    }
+    if let Some(Choice(leftovers)) = leftovers {
+        spec = spec.leftovers(leftovers);
     }
     match user {
         Some(user) => spec.user(user.0),
@@ -84,7 +89,7 @@ pub(super) fn command(
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user)
+        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers)
             .stdin(self.stdin_mode.unwrap_or_default().0)
             .stdout(self.stdout_mode.unwrap_or_default().0)
             .stderr(self.stderr_mode.unwrap_or_default().0);
@@ -202,11 +207,12 @@ mod tests {
         assert_eq!(spec(r#"{"command":"sh","stop_grace_ms":5}"#).unwrap(), plain);
         let full = spec(
             r#"{"command":"sh","args":["-c","x"],"env":{"A":"1","B":""},"working_dir":"/tmp","user":"root",
-            "stdin_mode":"pipe","stdout_mode":"discard","stderr_mode":"capture"}"#,
+            "stdin_mode":"pipe","stdout_mode":"discard","stderr_mode":"capture","leftovers":"kill"}"#,
         );
         let right = ProcessSpec::command("sh").args(["-c", "x"]).env("A", "1").env("B", "").working_dir("/tmp");
         let root = UserSpec::Name { name: "root".to_owned(), gid: None };
-        let right = right.user(root).stdin(StdinMode::Pipe).stdout(OutputMode::Discard).build();
+        let right =
+            right.user(root).stdin(StdinMode::Pipe).stdout(OutputMode::Discard).leftovers(Leftovers::Kill).build();
         assert_eq!(full.unwrap(), right.unwrap());
     }
 
@@ -250,6 +256,7 @@ mod tests {
                 r#"{"command":"a","stdout_mode":"pipe"}"#,
                 "`stdout_mode`: must be one of `capture`, `discard`, not the string \"pipe\"",
             ),
+            (r#"{"command":"a","leftovers":"end"}"#, "`leftovers`: must be one of `keep`, `kill`"),
             (r#"{"command":"a","name":""}"#, "`name`"),
             (r#"{"command":"a","name":"12"}"#, "`name`"),
             (r#"{"command":"a","name":"a/b"}"#, "`name`"),

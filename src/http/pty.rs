@@ -3,12 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
-use crate::model::ProcessSpec;
+use crate::model::{Leftovers, ProcessSpec};
 use crate::session::SessionInfo;
 use crate::window::Window;
 
 use super::answer::Answer;
-use super::field::{Pairs, Text, Texts, Whole};
+use super::field::{Choice, Pairs, Text, Texts, Whole};
 use super::json;
 use super::processes::command;
 use super::reply::{Problem, Reply};
@@ -25,6 +25,7 @@ struct OpenBody {
     env: Option<Pairs>,
     working_dir: Option<Text>,
     user: Option<User>,
+    leftovers: Option<Choice<Leftovers>>,
     rows: Option<Size>,
     cols: Option<Size>,
 }
@@ -33,7 +34,7 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let size = |size: Option<Size>| size.map_or(0, |size| size.0);
         let window = Window::new(size(self.rows), size(self.cols));
-        command(self.command, self.args, self.env, self.working_dir, self.user).terminal(window).build()
+        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).terminal(window).build()
     }
 }
 
@@ -99,6 +100,7 @@ mod tests {
         for (fields, right) in [
             ("", plain().terminal(Window { rows: 24, cols: 80 })),
             (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().terminal(Window::default())),
+            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).terminal(Window::default())),
             (r#","rows":40,"cols":4294967295"#, plain().terminal(Window { rows: 40, cols: 1000 })),
             (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").terminal(Window::default())),
         ] {

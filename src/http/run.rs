@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{From, Item, View};
-use crate::model::{Exit, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
+use crate::model::{Exit, Leftovers, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
 use crate::supervisor::Handle;
 
 use super::answer::Answer;
 use super::events;
-use super::field::{Pairs, Seconds, Text, Texts};
+use super::field::{Choice, Pairs, Seconds, Text, Texts};
 use super::json;
 use super::processes::command;
 use super::reply::Problem;
@@ -31,6 +31,7 @@ struct RunBody {
     env: Option<Pairs>,
     working_dir: Option<Text>,
     user: Option<User>,
+    leftovers: Option<Choice<Leftovers>>,
     timeout: Option<Seconds>,
     name: Option<IgnoredAny>,
     restart: Option<IgnoredAny>,
@@ -43,7 +44,7 @@ impl RunBody {
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
-        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user);
+        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers);
         if let Some(Seconds(seconds)) = self.timeout {
             spec = spec.timeout(timeout(seconds));
         }
@@ -155,6 +156,7 @@ mod tests {
             (r#","timeout":2"#, plain().timeout(Duration::from_secs(2))),
             (r#","timeout":0.25"#, plain().timeout(Duration::from_millis(250))),
             (r#","timeout":1e300"#, plain().timeout(LONGEST)),
+            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
         ] {
             assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");

@@ -162,6 +162,27 @@ pub enum OutputMode {
     Discard,
 }
 
+/// What becomes of the rest of a process's tree when its leader ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Leftovers {
+    /// It lives on. A managed process that is restarted has it killed before the next run all the same.
+    #[default]
+    Keep,
+    /// It is killed.
+    Kill,
+}
+
+/// Which processes of a tree get a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignalScope {
+    /// The leader alone.
+    Leader,
+    /// The process group of the leader.
+    Group,
+    /// Every process of the tree.
+    Tree,
+}
+
 /// Whom a process runs as, before any look at `/etc/passwd` (section 8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserSpec {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{HealthKind, ManagedSpec, OutputMode, StdinMode, UserSpec};
+use super::{HealthKind, Leftovers, ManagedSpec, OutputMode, StdinMode, UserSpec};
 use crate::error::SpecError;
 use crate::window::Window;
 
@@ -31,6 +31,7 @@ pub struct ProcessSpec {
     pub(crate) terminal: Option<Window>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) managed: Option<ManagedSpec>,
+    pub(crate) leftovers: Leftovers,
 }
 
 impl ProcessSpec {
@@ -50,6 +51,7 @@ impl ProcessSpec {
                 terminal: None,
                 timeout: None,
                 managed: None,
+                leftovers: Leftovers::Keep,
             },
         }
     }
@@ -136,6 +138,12 @@ impl SpecBuilder {
     /// Makes it managed.
     pub fn managed(mut self, managed: ManagedSpec) -> Self {
         self.spec.managed = Some(managed);
+        self
+    }
+
+    /// What becomes of the rest of its tree when the leader ends by itself; it is kept by default.
+    pub fn leftovers(mut self, leftovers: Leftovers) -> Self {
+        self.spec.leftovers = leftovers;
         self
     }
 

@@ -1,5 +1,6 @@
 //! cgroup v2: one leaf for each run, so that a tree can be killed whole and its end be seen (cgroups(7)).
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::random;
+use super::tree::signal_if;
+use super::{procfs, random};
 use crate::model::Pid;
 
 /// How deep below its leaf a tree may have made cgroups of its own that we still clear away.
@@ -207,12 +209,34 @@ impl Leaf {
         File::options().write(true).open(self.dir.join("cgroup.procs"))
     }
 
-    /// SIGKILL to everything in it. A fork that goes on meanwhile does not escape.
+    /// SIGKILL to everything in it and below it. A fork that goes on meanwhile does not escape.
+    ///
+    /// The kernel sends it to the main thread of each process. Where that has ended and others of the process run, they
+    /// run on (seen on Linux 6.18): [`Leaf::signal_all`] reaches these.
     ///
     /// # Errors
     /// What writing `cgroup.kill` says.
     pub fn kill(&self) -> io::Result<()> {
         fs::write(self.dir.join("cgroup.kill"), "1")
+    }
+
+    /// Sends signals to every process that is in it or below it now. One that is forked meanwhile gets none: it may be
+    /// what a process does about the signal. Says which PIDs they had.
+    pub fn signal_all(&self, signals: &[i32]) -> HashSet<Pid> {
+        let members = self.members();
+        for pid in &members {
+            signal_if(*pid, signals, || self.holds(*pid));
+        }
+        members.into_iter().collect()
+    }
+
+    /// Whether the process that has this PID now is in it or below it.
+    fn holds(&self, pid: Pid) -> bool {
+        match procfs::cgroup_of(pid) {
+            Ok(cgroup) => names_below(&cgroup, &self.dir),
+            // There is no /proc of ours: a second look at all.
+            Err(_) => self.members().contains(&pid),
+        }
     }
 
     /// Whether nothing lives in it any more; a zombie does not count.
@@ -243,11 +267,31 @@ impl Leaf {
         }
     }
 
-    /// The processes in it.
-    pub fn members(&self) -> Vec<Pid> {
-        let procs = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        procs.lines().filter_map(|pid| pid.parse().ok()).collect()
+    /// The processes in it and below it.
+    fn members(&self) -> Vec<Pid> {
+        let mut pids = Vec::new();
+        members_below(&self.dir, DEPTH, &mut pids);
+        pids
     }
+}
+
+fn members_below(dir: &Path, depth: usize, pids: &mut Vec<Pid>) {
+    // One in a threaded cgroup is listed further up (cgroups(7)).
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    // 0 stands for a process outside of our PID namespace.
+    pids.extend(procs.lines().filter_map(|pid| pid.parse::<Pid>().ok()).filter(|pid| *pid > 0));
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for child in entries.flatten().filter(|entry| depth > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        members_below(&child.path(), depth - 1, pids);
+    }
+}
+
+/// Whether a cgroup, as `/proc/<pid>/cgroup` names it, is the leaf in this directory or below it. The name begins
+/// wherever the reader's cgroup namespace does; the last two parts of the directory's are the slice's and the leaf's.
+fn names_below(cgroup: &str, leaf: &Path) -> bool {
+    let wanted: Vec<_> = leaf.components().rev().take(2).collect();
+    let parts: Vec<_> = Path::new(cgroup).components().collect();
+    parts.windows(2).any(|two| two.iter().rev().eq(wanted.iter()))
 }
 
 /// Takes away what supervisors that have ended without a word have left, as far as nothing lives in it.
@@ -313,5 +357,18 @@ mod tests {
         assert_eq!(own_dir(bound, "0::/a/b\n"), Some("/sys/fs/cgroup/b".into()));
         assert_eq!(own_dir(bound, "0::/else\n"), None);
         assert_eq!(own_dir("garbage\n\n", own), None);
+    }
+
+    #[test]
+    fn a_leaf_is_recognised_wherever_the_name_begins() {
+        let leaf = Path::new("/sys/fs/cgroup/unified/x/tl-units.0a/17.1");
+        for inside in ["/x/tl-units.0a/17.1", "/tl-units.0a/17.1", "/../tl-units.0a/17.1/nested/deeper"] {
+            assert!(names_below(inside, leaf), "{inside}");
+        }
+        for outside in
+            ["/", "/17.1", "/x/tl-units.0b/17.1", "/x/tl-units.0a", "/x/tl-units.0a/17.10", "/x/17.1/tl-units.0a"]
+        {
+            assert!(!names_below(outside, leaf), "{outside}");
+        }
     }
 }

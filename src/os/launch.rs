@@ -10,6 +10,10 @@ use crate::users::Identity;
 /// The search path of the base environment (section 8).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The variable that names the run which a process was started in, as systemd's does (systemd.exec(5)). Children inherit
+/// it, which tells whose they are when nothing else does.
+pub const INVOCATION_ID: &str = "INVOCATION_ID";
+
 /// C strings with a null-terminated array of pointers to them, as `execve(2)` takes them.
 #[derive(Debug)]
 pub struct StringArray {
@@ -50,12 +54,18 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// Puts it together: the base environment, `base_env` on top of it, the spec's own on top of that.
+    /// Puts it together: the base environment, `base_env` on top of it, the spec's own on top of that, and
+    /// [`INVOCATION_ID`], which nobody else sets.
     ///
     /// # Errors
     /// [`Error::Internal`] when `/etc/passwd` or the environment file has a NUL in what is used of it.
-    pub fn new(spec: &ProcessSpec, identity: &Identity, base_env: &[(String, String)]) -> Result<Launch, Error> {
-        let env = environment(spec, identity, base_env);
+    pub fn new(
+        spec: &ProcessSpec,
+        identity: &Identity,
+        base_env: &[(String, String)],
+        invocation: &str,
+    ) -> Result<Launch, Error> {
+        let env = environment(spec, identity, base_env, invocation);
         let path = env.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value);
         let programs = candidates(&spec.command, path).into_iter().map(c_string).collect::<Result<_, _>>()?;
         let args = spec.args.iter().map(String::as_str);
@@ -84,7 +94,12 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Error> {
 }
 
 /// Each variable once, the last word on it winning, in the order of the first.
-fn environment(spec: &ProcessSpec, identity: &Identity, base_env: &[(String, String)]) -> Vec<(String, String)> {
+fn environment(
+    spec: &ProcessSpec,
+    identity: &Identity,
+    base_env: &[(String, String)],
+    invocation: &str,
+) -> Vec<(String, String)> {
     let base = [
         ("PATH", PATH),
         ("HOME", &identity.home),
@@ -99,7 +114,8 @@ fn environment(spec: &ProcessSpec, identity: &Identity, base_env: &[(String, Str
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut env: Vec<(String, String)> = Vec::new();
     let mut places = std::collections::HashMap::new();
-    for (key, value) in base.chain(base_env.iter().cloned()).chain(spec.env.iter().cloned()) {
+    let own = [(INVOCATION_ID.to_owned(), invocation.to_owned())];
+    for (key, value) in base.chain(base_env.iter().cloned()).chain(spec.env.iter().cloned()).chain(own) {
         let place = *places.entry(key.clone()).or_insert(env.len());
         match env.get_mut(place) {
             Some(entry) => entry.1 = value,
@@ -148,21 +164,23 @@ mod tests {
 
     #[test]
     fn the_last_word_on_a_variable_wins() {
-        let spec = ProcessSpec::command("x").env("LANG", "fr_FR").env("A", "spec").build().unwrap();
+        let spec = ProcessSpec::command("x").env("LANG", "fr_FR").env("A", "spec").env("INVOCATION_ID", "forged");
+        let spec = spec.build().unwrap();
         let base = [("A".to_owned(), "file".to_owned()), ("HOME".to_owned(), "/else".to_owned())];
-        let env = environment(&spec, &identity(), &base);
+        let env = environment(&spec, &identity(), &base, "4711");
         let value = |key: &str| env.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
         assert_eq!(value("LANG"), Some("fr_FR"));
         assert_eq!(value("A"), Some("spec"));
         assert_eq!(value("HOME"), Some("/else"));
         assert_eq!(value("USER"), Some("u"));
-        assert_eq!(env.len(), 7);
+        assert_eq!(value("INVOCATION_ID"), Some("4711"));
+        assert_eq!(env.len(), 8);
     }
 
     #[test]
     fn a_terminal_has_a_type() {
         let term = |spec: crate::model::SpecBuilder| {
-            let env = environment(&spec.build().unwrap(), &identity(), &[]);
+            let env = environment(&spec.build().unwrap(), &identity(), &[], "");
             env.into_iter().find(|(key, _)| key == "TERM").map(|(_, value)| value)
         };
         let plain = || ProcessSpec::command("x");
@@ -174,7 +192,7 @@ mod tests {
     #[test]
     fn a_relative_directory_is_below_home() {
         let spec = ProcessSpec::command("x").working_dir("sub").build().unwrap();
-        let launch = Launch::new(&spec, &identity(), &[]).unwrap();
+        let launch = Launch::new(&spec, &identity(), &[], "").unwrap();
         assert_eq!(launch.dir.unwrap().to_str(), Ok("/home/u/sub"));
     }
 }

@@ -1,24 +1,29 @@
-//! Signals to process groups and trees. Where there is no cgroup, the tree is what /proc shows of it.
+//! Signals to process groups and trees. Where no cgroup holds a tree together, it is what /proc shows of it.
+//!
+//! A process that is found in /proc or in a cgroup can have ended, and its PID can be another's, before a signal is sent:
+//! such processes are signalled through a descriptor, after a second look at who they are.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
-use super::wait::{has_children, reap};
+use super::pidfd::PidFd;
+use super::procfs::{Identity, Process, Snapshot, holds_pipe, is_still_there, pipe_of, ticks_now};
+use super::wait::{has_children, next_event};
 use crate::model::Pid;
 
-/// How often /proc is read again for what was forked meanwhile.
-const ROUNDS: usize = 8;
+/// How often we look again for what was forked while the others were signalled.
+pub const ROUNDS: usize = 8;
 
-/// What asks a process to end: whoever is stopped would not hear the first without the second.
-const ASKING: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
+/// What asks a process to end. One that is stopped would not act on the first without the second.
+pub const TERMINATE: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
+
+/// What tells a process that its terminal has gone; SIGCONT as above.
+pub const HANG_UP: [i32; 2] = [libc::SIGHUP, libc::SIGCONT];
 
 /// Sends a signal, 1..=64, to the process group of a leader that has not been reaped.
 ///
@@ -32,27 +37,23 @@ pub fn signal_group(leader: Pid, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Sends signals to a leader that has not been reaped, and to nobody else.
+///
+/// # Errors
+/// What `kill(2)` says of the first that fails.
+pub fn signal_leader(leader: Pid, signals: &[i32]) -> io::Result<()> {
+    signals.iter().try_for_each(|signal| kill(leader, *signal))
+}
+
 /// SIGTERM to the process group of a leader that has not been reaped; SIGCONT, so that what is stopped hears of it.
 ///
 /// # Errors
 /// What `kill(2)` says of the SIGTERM.
-pub fn ask_group(leader: Pid) -> io::Result<()> {
+pub fn terminate_group(leader: Pid) -> io::Result<()> {
     let asked = signal_group(leader, libc::SIGTERM);
     // Gone meanwhile is as good.
     let _ = signal_group(leader, libc::SIGCONT);
     asked
-}
-
-/// SIGHUP to everything of the session of a leader that has not been reaped, whichever job it belongs to; SIGCONT, so
-/// that what is stopped hears of it.
-pub fn hang_up(leader: Pid) {
-    let members = processes().into_iter().filter(|process| process.session == leader && !process.zombie);
-    // The leader by its PID in any case: /proc may not be there, or its session not made yet.
-    for pid in members.map(|process| process.pid).filter(|pid| *pid != leader).chain([leader]) {
-        // Gone meanwhile is as good.
-        let _ = kill(pid, libc::SIGHUP);
-        let _ = kill(pid, libc::SIGCONT);
-    }
 }
 
 fn kill(pid: Pid, signal: i32) -> io::Result<()> {
@@ -72,88 +73,118 @@ pub fn signal_everybody(signal: i32) {
     }
 }
 
-/// Only as PID 1: SIGTERM and SIGCONT to everybody else's processes: all but ourselves and those whose process group or
-/// session these leaders lead.
-pub fn ask_the_rest(leaders: &HashSet<Pid>) {
-    if std::process::id() != 1 {
-        return;
+/// Sends signals to the process that has this PID, if `is_it` still says that it is the right one when nobody else can
+/// get the PID any more without our seeing it. Says whether it was there.
+pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> bool {
+    match PidFd::open(pid) {
+        // From here on the descriptor means one process. If that is not the right one, the PID is not the right one's.
+        Ok(process) => is_it() && signals.iter().all(|signal| process.signal(*signal).is_ok()),
+        // A kernel before 5.3, or no descriptor left: as exact as it can be then.
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            is_it() && signals.iter().all(|signal| kill(pid, *signal).is_ok())
+        }
+        Err(_) => false,
     }
-    let all = processes();
-    if all.is_empty() {
-        // Without /proc there is no telling them apart.
-        return ASKING.into_iter().for_each(signal_everybody);
-    }
-    ask_all(&rest(&all, leaders));
 }
 
-fn rest(all: &[Process], leaders: &HashSet<Pid>) -> Vec<Pid> {
-    let spared = |process: &&Process| leaders.contains(&process.group) || leaders.contains(&process.session);
-    let live = all.iter().filter(|process| !process.zombie && process.pid != 1);
-    live.filter(|process| !spared(process)).map(|process| process.pid).collect()
+/// Sends signals to each of these processes that is still there.
+pub fn signal_all<'a>(processes: impl IntoIterator<Item = &'a Process>, signals: &[i32]) {
+    for process in processes {
+        signal_if(process.pid, signals, || is_still_there(process.identity()));
+    }
 }
 
-/// What a leader has started, without a cgroup to hold it together: its session, what descends from that, and those that
-/// have left it and lost their parents, as far as they hold the leader's output.
-///
-/// `leaders`, here and below, are those of all units that have not been reaped.
-#[derive(Debug)]
-pub struct Session {
+/// What tells the processes of one run apart where no cgroup holds them together.
+#[derive(Clone, Debug)]
+pub struct Marks {
     leader: Pid,
-    /// The pipes that its output goes through, as /proc names them. Their numbers are not given out again while
-    /// anybody holds their other ends.
-    pipes: Vec<PathBuf>,
-    /// Who was sent a SIGKILL, and may need a moment to die.
-    doomed: HashSet<Pid>,
+    /// The leader was forked at this time or before; see [`Process::start`]. Who has its PID and is younger is another.
+    forked_by: u64,
+    /// The inode numbers of the pipes that its output goes through. They are not given out again while anybody holds
+    /// their other ends.
+    pipes: Vec<u64>,
+    /// The value of `INVOCATION_ID` in the environment of its processes.
+    invocation: String,
 }
 
-impl Session {
-    /// The session of a leader, with our ends of its output.
-    pub fn new(leader: Pid, outputs: [Option<BorrowedFd<'_>>; 2]) -> Session {
+impl Marks {
+    /// Those of a leader that has just been forked, with our ends of its output.
+    pub fn new(leader: Pid, invocation: &str, outputs: [Option<BorrowedFd<'_>>; 2]) -> Marks {
         let names = outputs.into_iter().flatten().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let names = names.filter_map(|name| fs::read_link(name).ok());
-        // A terminal is none: others may have it open.
-        let pipes = names.filter(|name| name.as_os_str().as_encoded_bytes().starts_with(b"pipe:")).collect();
-        Session { leader, pipes, doomed: HashSet::new() }
+        // A terminal is not among them: others may have it open.
+        let pipes = names.filter_map(|name| pipe_of(name.as_os_str().as_encoded_bytes())).collect();
+        Marks { leader, forked_by: ticks_now(), pipes, invocation: invocation.to_owned() }
     }
 
-    /// Its leader's PID, while that is its own.
+    /// Those of a leader that has not been reaped, as far as its session tells.
+    pub fn of_session(leader: Pid) -> Marks {
+        Marks { leader, forked_by: ticks_now(), pipes: Vec::new(), invocation: String::new() }
+    }
+
+    /// The members of the session of the leader, as long as that has not been reaped.
+    pub fn session<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
+        let is_ours = snapshot.get(self.leader).is_some_and(|leader| leader.start <= self.forked_by);
+        snapshot.session(self.leader).filter(move |_| is_ours)
+    }
+
+    /// The leader's PID, as long as it has not been reaped.
     pub fn leader(&self) -> Pid {
         self.leader
     }
 
-    /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own. If it is not and a process with that PID
-    /// exists, the session has ended long ago: the kernel gives out no PID that is still the id of a session.
-    pub fn kill(&mut self, unreaped: bool, leaders: &HashSet<Pid>) {
-        // Stopped first, all of them: what dies while others still fork leaves orphans that nothing leads back to.
-        let mut stopped = HashSet::new();
-        for _ in 0..ROUNDS {
-            let members = self.members(&processes(), unreaped, leaders);
-            let fresh: Vec<Pid> = members.into_iter().filter(|pid| stopped.insert(*pid)).collect();
-            if fresh.is_empty() {
-                break;
-            }
-            signal_all(&fresh, libc::SIGSTOP);
+    /// The live processes of the run: the session and the process group of its leader; children of ours that lead no
+    /// unit, as orphans become, and that hold its output or carry its `INVOCATION_ID`; those that were `known` to be of
+    /// it before; and all that descends from these. Never this process itself.
+    ///
+    /// `leaders` are those of all units that have not been reaped. `invocation_of` gives the `INVOCATION_ID` of a
+    /// process, where that can be found out.
+    pub fn members<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        known: &HashSet<Identity>,
+        leaders: &HashSet<Pid>,
+        mut invocation_of: impl FnMut(&Process) -> Option<String>,
+    ) -> Vec<&'a Process> {
+        let myself = std::process::id() as Pid;
+        let mut found: Vec<&Process> = self.by_session(snapshot, &mut invocation_of);
+        let orphans = snapshot.children(myself).filter(|process| !process.dead && !leaders.contains(&process.pid));
+        found.extend(orphans.filter(|process| {
+            holds_pipe(process.pid, &self.pipes) || invocation_of(process).is_some_and(|id| id == self.invocation)
+        }));
+        found.extend(known.iter().filter_map(|(pid, start)| snapshot.get(*pid).filter(|it| it.start == *start)));
+        with_descendants(snapshot, found, myself)
+    }
+
+    fn by_session<'a>(
+        &self,
+        snapshot: &'a Snapshot,
+        invocation_of: &mut impl FnMut(&Process) -> Option<String>,
+    ) -> Vec<&'a Process> {
+        let all = || snapshot.session(self.leader).chain(snapshot.group(self.leader));
+        match snapshot.get(self.leader) {
+            // Also before it has made its session.
+            Some(leader) if leader.start <= self.forked_by => all().chain([leader]).collect(),
+            // The kernel gives out no PID that is still the number of a session or a group: ours is no more.
+            Some(_) => Vec::new(),
+            // Another can have had the PID and ended, and left a session of that number.
+            None => all().filter(|it| invocation_of(it).is_none_or(|id| id == self.invocation)).collect(),
         }
-        let doomed: Vec<Pid> = stopped.into_iter().collect();
-        signal_all(&doomed, libc::SIGKILL);
-        self.doomed.extend(doomed);
     }
+}
 
-    /// Asks all of it to end, as it is now.
-    pub fn ask(&self, leaders: &HashSet<Pid>) {
-        ask_all(&self.members(&processes(), false, leaders));
+/// These and all their descendants, as far as they live; each once, and without `myself`.
+pub fn with_descendants<'a>(snapshot: &'a Snapshot, found: Vec<&'a Process>, myself: Pid) -> Vec<&'a Process> {
+    let (mut seen, mut members, mut queue) = (HashSet::new(), Vec::new(), found);
+    while let Some(process) = queue.pop() {
+        if process.pid != myself && seen.insert(process.pid) {
+            queue.extend(snapshot.children(process.pid));
+            if !process.dead {
+                members.push(process);
+            }
+        }
     }
-
-    /// Whether nothing of it lives any more.
-    pub fn is_gone(&self, leaders: &HashSet<Pid>) -> bool {
-        let all = processes();
-        let dying = |process: &Process| !process.zombie && self.doomed.contains(&process.pid);
-        self.members(&all, false, leaders).is_empty() && !all.iter().any(dying)
-    }
-
-    fn members(&self, all: &[Process], unreaped: bool, leaders: &HashSet<Pid>) -> Vec<Pid> {
-        session_tree(all, self.leader, unreaped, orphans(all, &self.pipes, leaders))
-    }
+    members
 }
 
 /// The last resort, when there is no supervisor any more: SIGKILL to everything that descends from this process (as
@@ -163,8 +194,10 @@ pub fn kill_everything(patience: Duration) {
     let myself = std::process::id() as Pid;
     loop {
         signal_everybody(libc::SIGKILL);
-        signal_all(&session_tree(&processes(), myself, true, Vec::new()), libc::SIGKILL);
-        while reap().is_some() {}
+        let snapshot = Snapshot::take();
+        let children = snapshot.children(myself).collect();
+        signal_all(with_descendants(&snapshot, children, myself), &[libc::SIGKILL]);
+        while next_event().is_some() {}
         if !has_children() || Instant::now() >= deadline {
             return;
         }
@@ -173,111 +206,33 @@ pub fn kill_everything(patience: Duration) {
     }
 }
 
-/// Asks each to end.
-pub fn ask_all(pids: &[Pid]) {
-    for signal in ASKING {
-        signal_all(pids, signal);
-    }
-}
-
-/// Sends a signal to each; gone meanwhile is as good.
-fn signal_all(pids: &[Pid], signal: i32) {
-    for pid in pids {
-        let _ = kill(*pid, signal);
-    }
-}
-
-/// What `/proc/<pid>/stat` says of one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Process {
-    pid: Pid,
-    parent: Pid,
-    group: Pid,
-    session: Pid,
-    zombie: bool,
-}
-
-fn processes() -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<Pid>().ok());
-    pids.filter_map(|pid| parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)).collect()
-}
-
-fn parse_stat(stat: &[u8]) -> Option<Process> {
-    // The name may hold anything, parentheses included: what counts is after the last one (proc_pid_stat(5)).
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
-    let mut fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace();
-    let zombie = matches!(fields.next()?, "Z" | "X");
-    let mut number = || fields.next()?.parse().ok();
-    Some(Process { pid, zombie, parent: number()?, group: number()?, session: number()? })
-}
-
-/// The children of ours that lead no unit and have one of these pipes as their stdout or stderr. They keep their PIDs
-/// until this thread reaps them.
-fn orphans(all: &[Process], pipes: &[PathBuf], leaders: &HashSet<Pid>) -> Vec<Pid> {
-    let myself = std::process::id() as Pid;
-    let ours = all.iter().filter(|process| process.parent == myself && !process.zombie && !pipes.is_empty());
-    let orphans = ours.map(|process| process.pid).filter(|pid| !leaders.contains(pid));
-    orphans.filter(|pid| holds(*pid, pipes)).collect()
-}
-
-fn holds(pid: Pid, pipes: &[PathBuf]) -> bool {
-    let Ok(owner) = fs::metadata(format!("/proc/{pid}")) else { return false };
-    // A container's root mostly may not look into others' processes; their own users may. For this thread only.
-    setfsgid(Gid::from_raw(owner.gid()));
-    setfsuid(Uid::from_raw(owner.uid()));
-    // The name of what is open asks no disk, as its metadata would.
-    let name = |fd: u8| fs::read_link(format!("/proc/{pid}/fd/{fd}"));
-    let holds = [1, 2].into_iter().any(|fd| name(fd).is_ok_and(|name| pipes.contains(&name)));
-    setfsuid(geteuid());
-    setfsgid(getegid());
-    holds
-}
-
-/// The members of the session, these orphans and all their descendants, zombies aside. Never this process itself.
-fn session_tree(all: &[Process], leader: Pid, unreaped: bool, orphans: Vec<Pid>) -> Vec<Pid> {
-    let myself = std::process::id() as Pid;
-    let mut members: HashSet<Pid> = orphans.into_iter().collect();
-    if unreaped || !all.iter().any(|process| process.pid == leader) {
-        let ours = |process: &&Process| [process.session, process.group, process.pid].contains(&leader);
-        members.extend(all.iter().filter(ours).map(|process| process.pid));
-    }
-    loop {
-        let before = members.len();
-        for process in all {
-            if members.contains(&process.parent) {
-                members.insert(process.pid);
-            }
-        }
-        if members.len() == before {
-            break;
-        }
-    }
-    let live = all.iter().filter(|process| !process.zombie && process.pid != myself);
-    live.map(|process| process.pid).filter(|pid| members.contains(pid)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::process::CommandExt;
     use std::process::{Command, Stdio};
 
+    use nix::unistd::{getegid, geteuid, setfsgid, setfsuid};
+
     use super::*;
 
     fn process(pid: Pid, parent: Pid, session: Pid) -> Process {
-        Process { pid, parent, group: session, session, zombie: false }
+        Process { pid, parent, group: session, session, dead: false, start: 10 }
     }
 
-    #[test]
-    fn a_stat_line_may_hold_any_name() {
-        let stat = b"305 (a) b (c)) S 1 305 305 0 -1 4194560";
-        assert_eq!(parse_stat(stat), Some(process(305, 1, 305)));
-        assert_eq!(parse_stat(b"305 (\xff\xfe) Z 1 305 305 0").map(|process| process.zombie), Some(true));
-        for broken in [&b""[..], b"305", b"x (a) S 1 2 3", b"305 (a) S 1", b")"] {
-            assert_eq!(parse_stat(broken), None);
-        }
+    fn marks(leader: Pid) -> Marks {
+        Marks { leader, forked_by: 10, pipes: Vec::new(), invocation: "ours".to_owned() }
+    }
+
+    /// The members among these processes, in order. The environment of a process names this run where its PID is odd.
+    fn members(all: &[Process], known: &[Pid], leaders: &[Pid]) -> Vec<Pid> {
+        let known = known.iter().map(|pid| (*pid, 10)).collect();
+        let snapshot = Snapshot::of(all.to_vec());
+        let invocation = |process: &Process| Some(if process.pid % 2 == 1 { "ours" } else { "another's" }.to_owned());
+        let members = marks(100).members(&snapshot, &known, &leaders.iter().copied().collect(), invocation);
+        let mut pids: Vec<Pid> = members.into_iter().map(|process| process.pid).collect();
+        pids.sort_unstable();
+        pids
     }
 
     #[test]
@@ -289,11 +244,37 @@ mod tests {
             process(103, 102, 102),
             process(104, 1, 100), // an orphan of the session
             process(200, 1, 200),
-            Process { zombie: true, ..process(105, 100, 100) },
+            Process { dead: true, ..process(105, 100, 100) },
         ];
-        let mut tree = session_tree(&all, 100, true, Vec::new());
-        tree.sort_unstable();
-        assert_eq!(tree, [100, 101, 102, 103, 104]);
+        assert_eq!(members(&all, &[], &[]), [100, 101, 102, 103, 104]);
+        // A leader that has ended and has not been reaped.
+        let all = [Process { dead: true, ..process(100, 1, 100) }, process(104, 1, 100)];
+        assert_eq!(members(&all, &[], &[]), [104]);
+        // One that has just been forked is still in the session of its parent.
+        assert_eq!(members(&[process(100, 1, 1), process(104, 1, 1)], &[], &[]), [100]);
+    }
+
+    #[test]
+    fn a_leader_whose_pid_is_anothers_has_no_session() {
+        let another = Process { start: 11, ..process(100, 1, 100) };
+        assert_eq!(members(&[another, process(101, 100, 100)], &[], &[]), [] as [Pid; 0]);
+        // What is known to be of it by other means is so all the same, with what descends from that.
+        let all = [another, process(102, 1, 102), process(103, 102, 102), process(104, 1, 104)];
+        assert_eq!(members(&all, &[102], &[]), [102, 103]);
+        assert_eq!(members(&[Process { start: 11, ..process(102, 1, 102) }], &[102], &[]), [] as [Pid; 0]);
+    }
+
+    #[test]
+    fn a_session_without_its_leader_may_be_anothers() {
+        assert_eq!(members(&[process(101, 1, 100), process(102, 1, 100)], &[], &[]), [101]);
+    }
+
+    #[test]
+    fn an_orphan_that_left_everything_is_found_by_its_environment() {
+        let myself = std::process::id() as Pid;
+        let all = [process(7, myself, 7), process(8, 7, 8), process(10, myself, 10), process(9, myself, 9)];
+        // 9 leads another unit, 10 is of another run, 8 descends from 7.
+        assert_eq!(members(&all, &[], &[9]), [7, 8]);
     }
 
     /// As in a container with Docker's defaults.
@@ -307,8 +288,12 @@ mod tests {
             let mut orphan = Command::new("sleep").arg("60").uid(1).gid(1).stdout(Stdio::piped()).spawn().unwrap();
             let pipe = orphan.stdout.take().unwrap();
             let pid = orphan.id() as Pid;
-            let session = Session::new(Pid::MAX, [Some(pipe.as_fd()), None]);
-            let members = |leaders| session.members(&processes(), false, &leaders);
+            let marks = Marks::new(Pid::MAX, "none", [Some(pipe.as_fd()), None]);
+            let snapshot = Snapshot::take();
+            let members = |leaders| -> Vec<Pid> {
+                let members = marks.members(&snapshot, &HashSet::new(), &leaders, |_| None);
+                members.into_iter().map(|process| process.pid).collect()
+            };
             let found = [members(HashSet::new()), members(HashSet::from([pid]))];
             orphan.kill().unwrap();
             orphan.wait().unwrap();
@@ -317,28 +302,5 @@ mod tests {
             assert_eq!((setfsuid(geteuid()), setfsgid(getegid())), (geteuid(), getegid()));
         };
         std::thread::spawn(look).join().unwrap();
-    }
-
-    #[test]
-    fn the_rest_are_those_that_nobody_leads() {
-        let all = [
-            process(1, 0, 0),
-            process(100, 1, 100),
-            Process { group: 101, ..process(101, 100, 100) }, // a job of the session
-            process(102, 100, 102),                           // left the session
-            process(200, 1, 200),
-            Process { zombie: true, ..process(300, 1, 300) },
-        ];
-        assert_eq!(rest(&all, &HashSet::from([100])), [102, 200]);
-    }
-
-    #[test]
-    fn a_recycled_leader_has_no_tree() {
-        let all = [process(100, 1, 100), process(101, 100, 100)];
-        assert_eq!(session_tree(&all, 100, false, Vec::new()), [] as [Pid; 0]);
-        assert_eq!(session_tree(&all[1..], 100, false, Vec::new()), [101]);
-        // What is known to be of it by other means is so all the same, with what descends from that.
-        let all = [process(100, 1, 100), process(102, 1, 102), process(103, 102, 103), process(104, 1, 104)];
-        assert_eq!(session_tree(&all, 100, false, vec![102]), [102, 103]);
     }
 }

@@ -1,42 +1,36 @@
 //! The supervisor thread: the only one that forks, waits and kills. It takes messages, asks the fleet what follows from
 //! them, and performs that. It waits for nothing but its own queue and the next deadline.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::entry::{Entry, Tree, Unit, info};
+use super::entry::{Entry, Slot, Tree, info};
 use super::handle::{Counts, Started, Stdin};
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::shutdown::Shutdown;
+use super::trees::Trees;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::logs::LogStore;
-use crate::model::{Exit, ProcessSpec, StdinMode, Target, UnitId, UserSpec};
+use crate::model::{Exit, Pid, ProcessSpec, SignalScope, StdinMode, Target, UnitId, UserSpec};
 use crate::os::cgroup::Slice;
 use crate::os::clock::Clock;
 use crate::os::spawn::Spawner;
 use crate::os::tree;
-use crate::os::wait::reap;
+use crate::os::wait::{ChildEvent, Reaped, TraceStop, next_event};
 use crate::output::{Message as ToOutput, Notice, Output, RunKey};
 use crate::pending::Reply;
 use crate::terminal::Backlog;
-use crate::unit::{Event, Now};
+use crate::trees;
+use crate::unit::{Event, Now, Unit};
 
 /// How long a DELETE is held while the tree is not gone yet (section 5).
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
-/// A restart waits for what is left of the old run, which has got its SIGKILL: it may hold the port that the next one
-/// needs. Its end is mostly seen when it is reaped, but a cgroup can be empty a moment later than that: so we look
-/// again after this time, twice that, and so on…
-const FIRST_LOOK: Duration = Duration::from_millis(1);
-/// …up to this, about a second in all. What is still there then is in the kernel's hands.
-const LAST_LOOK: Duration = Duration::from_millis(512);
-/// From the death of an orphan to the look at the trees that it may have been the last of.
-const LOOK_AFTER: Duration = Duration::from_millis(50);
 /// Children reaped in a row before the queue has its turn: a storm of them must not hold up the clients.
 const REAP_TURN: usize = 256;
 
@@ -49,6 +43,9 @@ pub(super) struct Parts {
     pub(super) logs: Arc<LogStore>,
     pub(super) output: Output,
     pub(super) probes: Probes,
+    pub(super) trees: trees::Trees,
+    /// See [`Builder::on_main_thread`](super::Builder::on_main_thread).
+    pub(super) on_main_thread: Box<dyn Fn(TraceStop) + Send>,
     pub(super) spawner: Spawner,
     pub(super) slice: Option<Slice>,
     pub(super) default_user: UserSpec,
@@ -63,15 +60,7 @@ pub(super) struct Actor {
     pub(super) clock: Clock,
     /// Somebody who waits for a DELETE, until when.
     kills: Vec<(UnitId, Duration, Reply<()>)>,
-    /// Runs that are drained, and wait for the rest of their tree to die before the next one; when we
-    /// look again, and how long we have waited for that.
-    dying: Vec<(RunKey, Duration, Duration)>,
-    /// Units whose leader was reaped while others of the tree lived on.
-    pub(super) lingering: BTreeSet<UnitId>,
-    /// When to look whether these, and those in the graveyard, have ended.
-    look_at: Option<Duration>,
-    /// Trees of runs and units that are history, and not quite dead.
-    pub(super) graveyard: Vec<Tree>,
+    pub(super) trees: Trees,
     pub(super) shutdown: Option<Shutdown>,
     more_to_reap: bool,
     pub(super) last_writer: u64,
@@ -86,10 +75,7 @@ impl Actor {
             parts,
             clock: Clock::start(),
             kills: Vec::new(),
-            dying: Vec::new(),
-            lingering: BTreeSet::new(),
-            look_at: None,
-            graveyard: Vec::new(),
+            trees: Trees::default(),
             shutdown: None,
             more_to_reap: false,
             last_writer: 0,
@@ -126,29 +112,20 @@ impl Actor {
         let kills = self.kills.iter().map(|(_, until, _)| *until);
         let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
         let probes = self.parts.probes.deadline();
-        let dying = self.dying.iter().map(|(_, at, _)| *at);
         let units = self.parts.fleet.deadline().into_iter().chain(self.sessions_deadline());
-        kills.chain(self.look_at).chain(dying).chain(units).chain(shutdown).chain(probes).min()
+        kills.chain(self.trees.deadline()).chain(units).chain(shutdown).chain(probes).min()
     }
 
     pub(super) fn tick(&mut self) {
         let now = self.clock.now();
-        if self.dying.iter().any(|(_, at, _)| *at <= now.mono) {
-            self.settle_dying(now);
-        }
         while let Some(id) = self.parts.fleet.due(now) {
             self.step(id, now, Event::Tick);
         }
-        for (_, _, reply) in self.kills.extract_if(.., |(_, until, _)| *until <= now.mono) {
-            reply.send(Ok(()));
-        }
         self.tend_sessions(now);
-        if self.look_at.is_some_and(|at| at <= now.mono) {
-            self.look_at = None;
-            self.clear_trees();
-        }
-        while let Some(slot) = self.parts.fleet.pop_surplus() {
-            self.part_with(slot);
+        self.tend_trees(now);
+        self.settle_kills(now);
+        while let Some((id, slot)) = self.parts.fleet.pop_surplus() {
+            self.part_with(id, slot);
         }
         if self.parts.probes.revive(now.mono) {
             self.watch_all();
@@ -169,6 +146,7 @@ impl Actor {
             Message::Command(command) => self.obey(command),
             Message::Child => self.reap(),
             Message::Output(run, notice) => self.notice(run, notice),
+            Message::Trees(report) => self.tree_report(report),
             Message::Health(verdict) => {
                 let now = self.clock.now();
                 self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
@@ -192,7 +170,7 @@ impl Actor {
             Command::Counts(reply) => {
                 reply.send(Ok(Counts { running: self.parts.fleet.running(), total: self.parts.fleet.len() }));
             }
-            Command::Signal(target, signal, reply) => reply.send(self.signal(&target, signal)),
+            Command::Signal { target, signal, scope, reply } => self.signal(&target, signal, scope, reply),
             Command::Kill(target, reply) => self.kill(&target, reply),
             Command::Restart(target, reply) => self.restart(target, reply),
             Command::Stdin(target, reply) => reply.send(self.stdin(&target)),
@@ -212,7 +190,7 @@ impl Actor {
         self.parts.fleet.find(target)
     }
 
-    pub(super) fn slot(&self, target: &Target) -> Result<(UnitId, &Unit), Error> {
+    pub(super) fn slot(&self, target: &Target) -> Result<(UnitId, &Slot), Error> {
         let not_found = || Error::NotFound(target.clone());
         let id = self.find(target)?;
         Ok((id, self.parts.fleet.get(id).ok_or_else(not_found)?))
@@ -227,10 +205,10 @@ impl Actor {
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
-        let (managed, timeout) = (spec.managed.clone(), spec.timeout);
+        let unit = Unit::new(spec.managed.clone(), spec.timeout).with_leftovers(spec.leftovers);
         let mut reply = Some(reply);
         let logs = &self.parts.logs;
-        let admitted = self.parts.fleet.admit(id, managed, timeout, spec.size(), || Entry {
+        let admitted = self.parts.fleet.admit(id, unit, spec.size(), || Entry {
             stdin_open: false,
             log: logs.create(id),
             tree: Tree::Gone,
@@ -245,16 +223,31 @@ impl Actor {
         }
     }
 
-    fn signal(&mut self, target: &Target, signal: i64) -> Result<(), Error> {
+    fn signal(&mut self, target: &Target, signal: i64, scope: Option<SignalScope>, reply: Reply<()>) {
+        match self.to_signal(target, signal) {
+            Ok((id, leader, number)) => {
+                let all = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
+                let sent = match scope.unwrap_or(all) {
+                    SignalScope::Leader => tree::signal_leader(leader, &[number]),
+                    SignalScope::Group => tree::signal_group(leader, number),
+                    SignalScope::Tree if number == libc::SIGKILL => {
+                        self.kill_tree(id);
+                        Ok(())
+                    }
+                    SignalScope::Tree => return self.signal_tree(id, number, reply),
+                };
+                reply.send(sent.map_err(|error| Error::from_io("sending the signal", &error)));
+            }
+            Err(error) => reply.send(Err(error)),
+        }
+    }
+
+    fn to_signal(&self, target: &Target, signal: i64) -> Result<(UnitId, Pid, i32), Error> {
         let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
         let number = number.ok_or(Error::InvalidSignal(signal))?;
         let (id, slot) = self.slot(target)?;
         let leader = slot.unit.leader().ok_or_else(|| Error::NotRunning(target.clone()))?;
-        if number == libc::SIGKILL {
-            self.kill_tree(id);
-            return Ok(());
-        }
-        tree::signal_group(leader, number).map_err(|error| Error::from_io("sending the signal", &error))
+        Ok((id, leader, number))
     }
 
     fn kill(&mut self, target: &Target, reply: Reply<()>) {
@@ -269,21 +262,17 @@ impl Actor {
         let now = self.clock.now();
         self.step(id, now, Event::Stop);
         self.kills.push((id, now.mono + KILL_PATIENCE, reply));
-        self.settle_kills();
+        self.settle_kills(now);
     }
 
-    /// Answers the DELETEs whose tree is gone.
-    fn settle_kills(&mut self) {
-        if self.kills.is_empty() {
-            return;
-        }
-        let fleet = &mut self.parts.fleet;
-        let leaders = fleet.leaders();
-        let mut gone = |id: UnitId| match fleet.get_mut(id) {
-            Some(slot) => slot.unit.is_down() && slot.data.tree.is_gone(&leaders),
+    /// Answers the DELETEs whose tree is gone, and those that have waited for long enough.
+    fn settle_kills(&mut self, now: Now) {
+        let fleet = &self.parts.fleet;
+        let is_gone = |id: UnitId| match fleet.get(id) {
+            Some(slot) => slot.unit.is_down() && matches!(slot.data.tree, Tree::Gone),
             None => true,
         };
-        for (_, _, reply) in self.kills.extract_if(.., |(id, _, _)| gone(*id)) {
+        for (_, _, reply) in self.kills.extract_if(.., |(id, until, _)| *until <= now.mono || is_gone(*id)) {
             reply.send(Ok(()));
         }
     }
@@ -349,58 +338,44 @@ impl Actor {
                 return;
             }
         };
-        if event == Event::Drained && self.leaves_somebody(id) {
-            self.dying.push(((id, run), self.clock.now().mono + FIRST_LOOK, FIRST_LOOK));
-            return;
-        }
-        let drained = event == Event::Drained;
         self.step(id, self.clock.now(), event);
-        if drained {
-            self.settle_kills();
-        }
     }
 
-    /// Whether anybody of the old run lives whom the next one would meet.
-    fn leaves_somebody(&mut self, id: UnitId) -> bool {
-        match self.parts.fleet.get_mut(id) {
-            // Without cgroups it would take a look at all of /proc.
-            Some(Unit { data: Entry { tree: Tree::Session(_), .. }, .. }) | None => false,
-            Some(slot) => slot.unit.will_come_again() && !slot.data.tree.is_gone(&HashSet::new()),
-        }
-    }
-
-    fn settle_dying(&mut self, now: Now) {
-        for ((id, run), at, wait) in std::mem::take(&mut self.dying) {
-            let (due, last) = (at <= now.mono, wait >= LAST_LOOK);
-            if !(due && last) && self.leaves_somebody(id) {
-                let (at, wait) = if due { (now.mono + 2 * wait, 2 * wait) } else { (at, wait) };
-                self.dying.push(((id, run), at, wait));
-            } else if self.parts.fleet.get(id).is_some_and(|slot| slot.unit.run_no() == run) {
-                self.step(id, now, Event::Drained);
-            }
-        }
-    }
-
-    /// Reaps whoever has ended: leaders of ours, and orphans of anybody.
+    /// Takes note of what children have done: leaders of ours, and orphans of anybody.
     fn reap(&mut self) {
         // Cleared before we look: a child that ends from now on is announced anew.
         self.parts.child_pending.store(false, Ordering::SeqCst);
         self.more_to_reap = true;
         let now = self.clock.now();
         for _ in 0..REAP_TURN {
-            let Some(reaped) = reap() else {
-                self.more_to_reap = false;
-                break;
-            };
-            match self.parts.fleet.led_by(reaped.pid) {
-                Some(id) => self.leader_ended(id, reaped.exit, now),
-                // Every last process of a tree ends as a child of ours, so that is when to look. There may be thousands
-                // of trees: one look for all that die meanwhile.
-                None => self.look_at = self.look_at.or(Some(now.mono + LOOK_AFTER)),
+            match next_event() {
+                Some(ChildEvent::Ended(reaped)) => self.reaped(reaped, now),
+                Some(ChildEvent::Stopped(stop)) => self.let_tracee_go(stop),
+                None => {
+                    self.more_to_reap = false;
+                    break;
+                }
             }
         }
-        self.settle_dying(now);
-        self.settle_kills();
+        self.look_at_awaited(now);
+    }
+
+    fn reaped(&mut self, reaped: Reaped, now: Now) {
+        match self.parts.fleet.led_by(reaped.pid) {
+            Some(id) => self.leader_ended(id, reaped.exit, now),
+            None => {
+                self.parts.fleet.reaped(reaped.pid);
+                self.trees.orphan_reaped(now.mono);
+            }
+        }
+    }
+
+    /// A child has made this process its tracer, and has stopped for it. It lives on.
+    fn let_tracee_go(&self, stop: TraceStop) {
+        // Only its parent can: for an orphan that is the main thread, whoever else waits for it.
+        if stop.let_go().is_err() {
+            (self.parts.on_main_thread)(stop);
+        }
     }
 
     fn leader_ended(&mut self, id: UnitId, exit: Exit, now: Now) {
@@ -414,35 +389,8 @@ impl Actor {
             }
         }
         self.step(id, now, Event::Exited(exit));
-        if let Some(slot) = self.parts.fleet.get_mut(id)
-            && slot.unit.leader().is_none()
-            // Without cgroups it would take a look at all of /proc, and there is nothing to give back.
-            && !matches!(slot.data.tree, Tree::Session(_))
-            && !slot.data.tree.is_gone(&HashSet::new())
-        {
-            self.lingering.insert(id);
-        }
-    }
-
-    /// Lets go of the trees whose last process has ended.
-    fn clear_trees(&mut self) {
-        if self.lingering.is_empty() && self.graveyard.is_empty() {
-            return;
-        }
-        let fleet = &mut self.parts.fleet;
-        let leaders = fleet.leaders();
-        self.lingering.retain(|id| match fleet.get_mut(*id) {
-            // A leader that was not reaped leads another run.
-            Some(slot) => slot.unit.leader().is_none() && !slot.data.tree.is_gone(&leaders),
-            None => false,
-        });
-        self.graveyard.retain_mut(|tree| !tree.is_gone(&leaders));
-    }
-
-    /// Keeps a tree that is not gone until it is.
-    pub(super) fn bury(&mut self, mut tree: Tree) {
-        if !matches!(tree, Tree::Session(_)) && !tree.is_gone(&HashSet::new()) {
-            self.graveyard.push(tree);
+        if self.parts.fleet.get(id).is_some_and(|slot| slot.unit.leader().is_none()) {
+            self.watch_what_is_left(id);
         }
     }
 }

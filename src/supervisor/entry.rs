@@ -1,13 +1,12 @@
 //! What the supervisor keeps beside each unit, and how a unit looks to a client.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::fleet::Slot;
+use crate::fleet;
 use crate::logs::OutputLog;
-use crate::model::{HealthStatus, ManagedInfo, Pid, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
+use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
 use crate::os::cgroup::Leaf;
-use crate::os::tree::{Session, ask_all};
+use crate::os::tree::Marks;
 use crate::pending::Reply;
 use crate::session::Life;
 use crate::terminal::Terminal;
@@ -45,51 +44,14 @@ pub(super) enum Tree {
     Gone,
     /// A cgroup.
     Leaf(Leaf),
-    /// Without cgroups: the session of this leader.
-    Session(Session),
+    /// Without cgroups: what the trees thread finds them by.
+    Marked(Marks),
 }
 
-impl Tree {
-    /// SIGKILL to all of it. `unreaped`: the leader's PID is still its own. `leaders`, here and below: those of all units.
-    pub(super) fn kill(&mut self, unreaped: bool, leaders: &HashSet<Pid>) {
-        match self {
-            Tree::Gone => {}
-            Tree::Leaf(leaf) => {
-                if let Err(error) = leaf.kill() {
-                    log::warn!("a cgroup cannot be killed: {error}");
-                }
-            }
-            Tree::Session(session) => session.kill(unreaped, leaders),
-        }
-    }
-
-    /// Asks all that is left of it to end.
-    pub(super) fn ask(&self, leaders: &HashSet<Pid>) {
-        match self {
-            Tree::Gone => {}
-            Tree::Leaf(leaf) => ask_all(&leaf.members()),
-            Tree::Session(session) => session.ask(leaders),
-        }
-    }
-
-    /// Lets go of it if nothing lives in it any more, and says whether that is so.
-    pub(super) fn is_gone(&mut self, leaders: &HashSet<Pid>) -> bool {
-        let gone = match self {
-            Tree::Gone => return true,
-            Tree::Leaf(leaf) => leaf.remove().is_ok(),
-            Tree::Session(session) => session.is_gone(leaders),
-        };
-        if gone {
-            *self = Tree::Gone;
-        }
-        gone
-    }
-}
-
-pub(super) type Unit = Slot<Entry>;
+pub(super) type Slot = fleet::Slot<Entry>;
 
 /// The unit as a client sees it; none before its first fork.
-pub(super) fn info(id: UnitId, slot: &Unit) -> Option<ProcessInfo> {
+pub(super) fn info(id: UnitId, slot: &Slot) -> Option<ProcessInfo> {
     let (unit, entry) = (&slot.unit, &slot.data);
     let shown = unit.shown()?;
     let exit = shown.end.map(|end| end.exit);
@@ -109,7 +71,7 @@ pub(super) fn info(id: UnitId, slot: &Unit) -> Option<ProcessInfo> {
     })
 }
 
-fn managed_info(id: UnitId, slot: &Unit) -> Option<ManagedInfo> {
+fn managed_info(id: UnitId, slot: &Slot) -> Option<ManagedInfo> {
     let unit = &slot.unit;
     let managed = unit.managed()?;
     let (health_status, consecutive_health_failures): (HealthStatus, u32) = unit.health();

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use super::message::{Command, Message};
 use crate::error::Error;
 use crate::logs::{Follower, From, OutputLog, View};
-use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Target, UnitId, UserSpec};
+use crate::model::{ProcessInfo, ProcessSpec, RunEnd, SignalScope, Target, UnitId, UserSpec};
 use crate::os::poll::Waker;
 use crate::output::{Message as ToOutput, OutputSender, RunKey};
 use crate::pending::{Pending, Reply, pending};
@@ -121,18 +121,18 @@ impl Handle {
         self.ask(Command::Counts)
     }
 
-    /// Sends a signal, 1..=64, to the process group; 9 to the whole tree.
+    /// Sends a signal, 1..=64, to the processes of `scope`; without one, to the process group, and 9 to the whole tree.
     ///
     /// # Errors
     /// [`Error::InvalidSignal`], [`Error::NotFound`], [`Error::NotRunning`].
-    pub fn signal(&self, target: &Target, signal: i64) -> Result<(), Error> {
-        self.begin_signal(target, signal).wait()
+    pub fn signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Result<(), Error> {
+        self.begin_signal(target, signal, scope).wait()
     }
 
     /// The same without blocking.
-    pub fn begin_signal(&self, target: &Target, signal: i64) -> Pending<()> {
+    pub fn begin_signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Pending<()> {
         let (reply, answer) = pending(None);
-        self.send(Command::Signal(target.clone(), signal, reply));
+        self.send(Command::Signal { target: target.clone(), signal, scope, reply });
         answer
     }
 

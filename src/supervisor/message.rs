@@ -8,10 +8,11 @@ use std::time::Duration;
 use super::handle::{Counts, Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::health::Verdict;
-use crate::model::{ProcessInfo, ProcessSpec, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, SignalScope, Target, UnitId};
 use crate::output::{Notice, RunKey};
 use crate::pending::Reply;
 use crate::session::SessionInfo;
+use crate::trees::Report;
 
 /// A request, with where its answer goes.
 #[derive(Debug)]
@@ -24,7 +25,13 @@ pub(crate) enum Command {
     List(Reply<Vec<ProcessInfo>>),
     LookUp(Target, Reply<Started>),
     Counts(Reply<Counts>),
-    Signal(Target, i64, Reply<()>),
+    /// Without a scope: to the group, 9 to the tree.
+    Signal {
+        target: Target,
+        signal: i64,
+        scope: Option<SignalScope>,
+        reply: Reply<()>,
+    },
     Kill(Target, Reply<()>),
     Restart(Target, Reply<Started>),
     Stdin(Target, Reply<Stdin>),
@@ -53,6 +60,7 @@ pub(crate) enum Message {
     /// SIGCHLD: somebody is to be reaped.
     Child,
     Output(RunKey, Notice),
+    Trees(Report),
     Health(Verdict),
     /// The health thread has panicked: there is to be another.
     HealthDied,

@@ -11,7 +11,9 @@ mod sessions;
 mod shutdown;
 #[cfg(test)]
 mod tests;
+mod trees;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,15 +34,17 @@ use crate::model::UserSpec;
 use crate::os::cgroup::Slice;
 use crate::os::limits::{become_subreaper, raise_nofile};
 use crate::os::spawn::Spawner;
+use crate::os::wait::TraceStop;
 use crate::output::Output;
 use crate::signals::SignalThread;
+use crate::trees::Trees;
 use crate::worker;
 use actor::{Actor, Parts};
 use message::{Command, Message};
 use probes::{News, Probes};
 
 /// What a supervisor is made of; the defaults are those of section 7.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Builder {
     default_user: UserSpec,
     base_env: Vec<(String, String)>,
@@ -52,6 +56,16 @@ pub struct Builder {
     max_sessions: usize,
     session_idle: Duration,
     cgroup: Option<PathBuf>,
+    on_main_thread: OnMainThread,
+}
+
+/// What [`Builder::on_main_thread`] was given.
+struct OnMainThread(Box<dyn Fn(TraceStop) + Send>);
+
+impl fmt::Debug for OnMainThread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a function")
+    }
 }
 
 impl Builder {
@@ -109,6 +123,16 @@ impl Builder {
         self
     }
 
+    /// Hands a [`TraceStop`] to the main thread of this process, which has to call [`TraceStop::let_go`]. It is called on
+    /// the supervisor thread and must not block.
+    ///
+    /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent the tracer, and only that can let it
+    /// go when it stops (ptrace(2)). Without this function, such a process stays stopped until it is killed.
+    pub fn on_main_thread(mut self, hand_over: impl Fn(TraceStop) + Send + 'static) -> Self {
+        self.on_main_thread = OnMainThread(Box::new(hand_over));
+        self
+    }
+
     /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
     ///
     /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
@@ -147,6 +171,11 @@ impl Builder {
             move || drop(died.send(Message::Died("output"))),
         )?;
         let probes = probe_for(messages.clone())?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let trees = Trees::start(
+            move |report| drop(to_self.send(Message::Trees(report))),
+            move || drop(died.send(Message::Died("trees"))),
+        )?;
         let slice = Slice::below(self.cgroup.as_deref());
         if slice.is_none() {
             warnings.push("no writable cgroup v2: a process that leaves its session may escape a kill".to_owned());
@@ -165,6 +194,8 @@ impl Builder {
                 logs,
                 output,
                 probes,
+                trees,
+                on_main_thread: self.on_main_thread.0,
                 spawner,
                 slice,
                 default_user: self.default_user,
@@ -235,6 +266,7 @@ impl Supervisor {
             max_sessions: 64,
             session_idle: Duration::from_secs(300),
             cgroup: None,
+            on_main_thread: OnMainThread(Box::new(|_| {})),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Performs what a unit's state machine asks for.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
 use crate::os::accounts;
 use crate::os::clock;
 use crate::os::launch::Launch;
-use crate::os::tree::{self, Session};
+use crate::os::random;
+use crate::os::tree::{self, Marks};
 use crate::output::{Attach, Message as ToOutput};
 use crate::unit::{Action, Event, Now};
 
@@ -22,8 +23,15 @@ impl Actor {
         let mut actions = Vec::new();
         self.parts.fleet.step(id, now, event, &mut actions);
         let mut queue = VecDeque::from(actions);
-        while let Some(action) = queue.pop_front() {
-            let Some(event) = self.perform(id, action) else { continue };
+        loop {
+            let event = match queue.pop_front() {
+                Some(action) => self.perform(id, action),
+                None => match self.watch_if_awaited(id) {
+                    None => return,
+                    event => event,
+                },
+            };
+            let Some(event) = event else { continue };
             let mut more = Vec::new();
             self.parts.fleet.step(id, now, event, &mut more);
             queue.extend(more);
@@ -39,16 +47,16 @@ impl Actor {
                     Err(error) => Event::SpawnFailed(error),
                 });
             }
-            Action::Ask => {
-                if let Some(leader) = self.parts.fleet.get(id).and_then(|slot| slot.unit.leader())
-                    && let Err(error) = tree::ask_group(leader)
-                {
-                    log::warn!("unit {id}: asking it to end: {error}");
-                }
-            }
-            Action::HangUp => tree::hang_up(self.parts.fleet.get(id)?.unit.leader()?),
+            Action::Terminate => self.terminate_tree(id),
+            Action::HangUp => self.hang_up_session(id),
             Action::Disconnect => self.tell_output(id, ToOutput::HangUp),
             Action::KillTree => self.kill_tree(id),
+            Action::Abandon(leader) => {
+                log::warn!("unit {id}: process {leader} has got its SIGKILL and lingers: its end is not waited for");
+                // Without a cgroup, another thread may not have come to it yet.
+                let _ = tree::signal_group(leader, libc::SIGKILL);
+                self.parts.fleet.abandon(id, leader);
+            }
             Action::Watch => {
                 let slot = self.parts.fleet.get(id)?;
                 let check = slot.unit.probed()?.clone();
@@ -93,7 +101,7 @@ impl Actor {
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
                 let slot = self.parts.fleet.remove(id)?;
-                self.part_with(slot);
+                self.part_with(id, slot);
             }
         }
         None
@@ -114,30 +122,6 @@ impl Actor {
         }
     }
 
-    pub(super) fn kill_tree(&mut self, id: UnitId) {
-        let fleet = &mut self.parts.fleet;
-        let Some(slot) = fleet.get(id) else { return };
-        let leader = slot.unit.leader();
-        let (ours, leaders) = match &slot.data.tree {
-            // A leader's PID that went to another unit of ours: its session has ended long ago.
-            Tree::Session(session) => (fleet.owns_pid(id, session.leader()), fleet.leaders()),
-            // A cgroup knows its own, whoever leads the others.
-            Tree::Gone | Tree::Leaf(_) => (true, HashSet::new()),
-        };
-        if let Some(slot) = fleet.get_mut(id) {
-            slot.data.killed = true;
-            if ours {
-                slot.data.tree.kill(leader.is_some(), &leaders);
-            }
-        }
-        if let Some(leader) = leader
-            // It may not have joined its cgroup or its session yet.
-            && let Err(error) = tree::signal_group(leader, libc::SIGKILL)
-        {
-            log::debug!("unit {id}: killing the leader: {error}");
-        }
-    }
-
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
         let gone = || Error::Internal("the unit is gone".to_owned());
         // Children in the background may hold pipes of processes that have ended: those count too.
@@ -147,11 +131,12 @@ impl Actor {
         let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
         let run = slot.unit.run_no();
         let old = std::mem::replace(&mut slot.data.tree, Tree::Gone);
-        self.bury(old);
+        self.retire((id, run.saturating_sub(1)), old);
         let slot = self.parts.fleet.get(id).ok_or_else(gone)?;
         let spec = &slot.data.spec;
         let identity = accounts::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
-        let launch = Launch::new(spec, &identity, &self.parts.base_env)?;
+        let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
+        let launch = Launch::new(spec, &identity, &self.parts.base_env, &invocation)?;
         let leaf = self.parts.slice.as_ref().map(|slice| slice.leaf(&format!("{id}.{run}")));
         let leaf = leaf.transpose().map_err(|error| Error::from_io("making a cgroup", &error))?;
         let child = self.parts.spawner.spawn(spec, &launch, leaf.as_ref()).inspect_err(|_| {
@@ -160,7 +145,7 @@ impl Actor {
             }
         })?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
-        let tree = leaf.map_or_else(|| Tree::Session(Session::new(child.pid, outputs)), Tree::Leaf);
+        let tree = leaf.map_or_else(|| Tree::Marked(Marks::new(child.pid, &invocation, outputs)), Tree::Leaf);
         let attach = Attach {
             log: slot.data.log.clone(),
             terminal: slot.data.pty.as_ref().map(|session| Arc::clone(&session.terminal)),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 use super::actor::Actor;
-use super::entry::{Entry, Pty, Tree, Unit};
+use super::entry::{Entry, Pty, Slot, Tree};
 use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::os::memory;
 use crate::pending::Reply;
 use crate::session::{Due, Life, SessionInfo, exit_code};
 use crate::terminal::Terminal;
-use crate::unit::{Event, Now};
+use crate::unit::{Event, Now, Unit};
 
 /// The memory of a session that held so much is given back to the kernel.
 const LARGE: u64 = 64 << 10;
@@ -32,7 +32,8 @@ impl Actor {
         let pty = Pty { key, terminal, life };
         let mut reply = Some(reply);
         let logs = &self.parts.logs;
-        let admitted = self.parts.fleet.admit_session(id, spec.size(), || Entry {
+        let unit = Unit::with_terminal().with_leftovers(spec.leftovers);
+        let admitted = self.parts.fleet.admit(id, unit, spec.size(), || Entry {
             stdin_open: false,
             log: logs.create(id),
             tree: Tree::Gone,
@@ -51,7 +52,7 @@ impl Actor {
     }
 
     /// The unit and the session of an id.
-    fn session(&self, session_id: &str) -> Result<(UnitId, &Unit, &Pty), Error> {
+    fn session(&self, session_id: &str) -> Result<(UnitId, &Slot, &Pty), Error> {
         let found = self.sessions.get(session_id).and_then(|id| {
             let slot = self.parts.fleet.get(*id)?;
             Some((*id, slot, slot.data.pty.as_ref()?))
@@ -125,13 +126,13 @@ impl Actor {
             match session.life.due(now.mono) {
                 None => {}
                 Some(Due::HangUp) => {
-                    log::info!("unit {id}: nobody is attached to the session, which ends");
+                    log::info!("unit {id}: nobody is attached to the session: its terminal is hung up");
                     session.terminal.terminate();
-                    self.step(id, now, Event::Stop);
+                    self.step(id, now, Event::HangUp);
                 }
                 Some(Due::Forget) => {
                     if let Some(slot) = self.parts.fleet.remove(id) {
-                        self.part_with(slot);
+                        self.part_with(id, slot);
                     }
                 }
             }
@@ -139,7 +140,7 @@ impl Actor {
     }
 
     /// Lets go of a unit that was taken out of the fleet.
-    pub(super) fn part_with(&mut self, slot: Unit) {
+    pub(super) fn part_with(&mut self, id: UnitId, slot: Slot) {
         if let Some(session) = slot.data.pty {
             self.sessions.remove(&session.key.session_id);
             session.terminal.forget();
@@ -150,12 +151,12 @@ impl Actor {
                 memory::give_back();
             }
         }
-        self.bury(slot.data.tree);
+        self.retire((id, slot.unit.run_no()), slot.data.tree);
     }
 }
 
 /// The session as a client sees it; none before its fork.
-fn session_info(slot: &Unit) -> Option<SessionInfo> {
+fn session_info(slot: &Slot) -> Option<SessionInfo> {
     let (session, shown) = (slot.data.pty.as_ref()?, slot.unit.shown()?);
     let window = session.terminal.window();
     Some(SessionInfo {

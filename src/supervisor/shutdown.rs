@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use super::actor::Actor;
-use super::entry::Tree;
 use crate::error::Error;
-use crate::model::{MAX_MS, UnitId};
-use crate::os::tree;
+use crate::model::MAX_MS;
 use crate::os::wait::has_children;
 use crate::pending::Reply;
 use crate::unit::{Event, Now};
@@ -66,46 +64,9 @@ impl Actor {
             self.step(*id, now, Event::ShutDown(kill_at));
         }
         if first {
-            self.ask_the_rest(&ids);
+            self.terminate_the_rest();
         }
         self.advance_shutdown(now);
-    }
-
-    /// SIGTERM to whom no leader has passed it on; as PID 1 to all that there are.
-    fn ask_the_rest(&mut self, ids: &[UnitId]) {
-        let leaders = self.parts.fleet.leaders();
-        if is_pid_1() {
-            return tree::ask_the_rest(&leaders);
-        }
-        for id in ids {
-            if let Some(slot) = self.parts.fleet.get_mut(*id)
-                && slot.unit.leader().is_none()
-                && !slot.data.tree.is_gone(&leaders)
-            {
-                slot.data.tree.ask(&leaders);
-                self.lingering.insert(*id);
-            }
-        }
-        for tree in &self.graveyard {
-            tree.ask(&leaders);
-        }
-    }
-
-    fn kill_the_rest(&mut self) {
-        if is_pid_1() {
-            tree::signal_everybody(libc::SIGKILL);
-        }
-        // For PID 1 that was everybody: reading /proc for each ended unit could take longer than there is time.
-        let left = |tree: &Tree| !is_pid_1() || matches!(tree, Tree::Leaf(_));
-        let ids: Vec<UnitId> =
-            self.parts.fleet.iter().filter(|(_, slot)| left(&slot.data.tree)).map(|(id, _)| id).collect();
-        for id in ids {
-            self.kill_tree(id);
-        }
-        let leaders = self.parts.fleet.leaders();
-        for tree in &mut self.graveyard {
-            tree.kill(false, &leaders);
-        }
     }
 
     /// Kills when the grace is over, and answers when nothing is left.
@@ -114,9 +75,8 @@ impl Actor {
         if shutdown.done {
             return self.answer_shutdown();
         }
-        let trees = self.lingering.len() + self.graveyard.len();
         // As any other process than PID 1 we answer for our units only.
-        let ended = self.parts.fleet.is_quiet() && trees == 0 && !(is_pid_1() && has_children());
+        let ended = self.parts.fleet.is_quiet() && self.trees.is_empty() && !(is_pid_1() && has_children());
         let (killed, kill_at) = (shutdown.killed, shutdown.kill_at);
         if !ended && !killed && kill_at <= now.mono {
             self.kill_the_rest();

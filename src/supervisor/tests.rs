@@ -7,7 +7,7 @@ use super::entry::{Entry, Tree};
 use super::*;
 use crate::health::Verdict;
 use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId};
-use crate::unit::Event;
+use crate::unit::{Event, Unit};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -19,6 +19,8 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         logs: LogStore::open(dir, Limits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
+        trees: Trees::start(|_| {}, || {}).unwrap(),
+        on_main_thread: Box::new(|_| {}),
         spawner: Spawner::new(None).unwrap(),
         slice: None,
         default_user: UserSpec::Uid { uid: 0, gid: None },
@@ -84,7 +86,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
         let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty };
-        actor.parts.fleet.admit(id, managed, None, 0, entry).unwrap();
+        actor.parts.fleet.admit(id, Unit::new(managed, None), 0, entry).unwrap();
         // As if forked; its PID is no process of ours.
         for event in [Event::Start, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());

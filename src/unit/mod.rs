@@ -1,10 +1,10 @@
 //! The life of one unit, as a pure state machine: events and the time go in, actions come out.
 //!
-//! A unit is *down*, *up* (it has a leader that was not yet reaped, or whose output is not yet drained) or *backing
-//! off* until its next restart. A run goes through these phases:
+//! A unit is *down*, *up* (it has a leader that was not yet reaped, or whose output is not yet drained), *awaiting the
+//! end of its tree* before the next run, or *backing off* until its next restart. A run goes through these phases:
 //!
 //! ```text
-//!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, backing off, or Spawn again
+//!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, or awaiting the end of the tree
 //!              │ 5 s                ▲
 //!              ├──────► Slow ───────┤ (a hanging exec counts as started)
 //!              │ reaped    │ reaped │
@@ -13,6 +13,13 @@
 //! ```
 //!
 //! What follows the end of the run is its `Then`: the policy's word, unless somebody asked for something else.
+//!
+//! A unit that is stopped has a grace, and that belongs to its whole tree: what outlives the leader is killed when the
+//! grace is over, and the next run begins when nothing of the tree is left. What a leader leaves that has ended by itself
+//! is killed before the next run, without a grace.
+//!
+//! A leader that has got its SIGKILL and cannot be reaped, because a tracer holds it or it hangs in the kernel, is given up
+//! after [`REAP_PATIENCE`]: the run has ended for all who wait for it.
 //! There is no I/O here, no clock, and nothing that blocks; the supervisor performs the actions.
 
 mod backoff;
@@ -21,13 +28,14 @@ mod run;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod view;
 
 use std::time::Duration;
 
 use self::health::Health;
 use crate::error::Error;
-use crate::model::{Exit, HealthStatus, ManagedSpec, Millis, Pid, RestartPolicy, RunEnd, RunNo};
+use crate::model::{Exit, HealthStatus, Leftovers, ManagedSpec, Millis, Pid, RestartPolicy, RunEnd, RunNo};
 
 /// After this long a hanging exec counts as a start (section 2).
 pub const EXEC_PATIENCE: Duration = Duration::from_secs(5);
@@ -37,6 +45,14 @@ const HANG_UP: Duration = Duration::from_secs(5);
 
 /// From the hang-up to the end of the terminal itself: a shell may miss a signal between its prompt and its read.
 const DISCONNECT: Duration = Duration::from_secs(1);
+
+/// From the SIGKILL of a leader to the end of the run, whether it has been reaped or not: a run's last event comes within
+/// 1 s of its timeout (section 3).
+pub const REAP_PATIENCE: Duration = Duration::from_millis(750);
+
+/// From the SIGKILL of what a run has left to the next run, whether that is gone or not: what is left then is in the
+/// kernel's hands.
+const TREE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +80,10 @@ pub enum Event {
     Exited(Exit),
     /// Everything the leader wrote is in the log.
     Drained,
+    /// No process of the last run is left.
+    TreeGone,
+    /// Nobody is attached to its terminal any more, which goes away as when a terminal window is closed.
+    HangUp,
     /// `DELETE`: end it, and never restart it.
     Stop,
     /// End it if it is up, and start it again.
@@ -81,14 +101,16 @@ pub enum Event {
 pub enum Action {
     /// Fork, then give [`Event::Spawned`] or [`Event::SpawnFailed`] at once.
     Spawn,
-    /// SIGTERM to the leader's process group, and SIGCONT. The leader has not been reaped.
-    Ask,
+    /// SIGTERM to every process of the tree, and SIGCONT.
+    Terminate,
     /// SIGHUP to the whole session of the leader, which has not been reaped.
     HangUp,
     /// Let go of the terminal.
     Disconnect,
     /// SIGKILL to everything that the unit has started.
     KillTree,
+    /// The leader has got its SIGKILL, and its reaping is not waited for: [`Event::Exited`] will not be given any more.
+    Abandon(Pid),
     /// Begin to probe its health.
     Watch,
     /// Stop probing.
@@ -115,9 +137,20 @@ enum State {
     /// [`Action::Spawn`] is being performed.
     Forking,
     Up(Run),
+    /// The last run is over; the next waits for what is left of its tree.
+    AwaitingTree(TreeWait),
     BackingOff {
         until: Duration,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct TreeWait {
+    then: Then,
+    /// When the grace of the tree is over; none once it has been killed.
+    kill_at: Option<Duration>,
+    /// When the end of the tree is not waited for any longer.
+    give_up: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +162,8 @@ struct Run {
     kill_at: Option<Duration>,
     disconnect_at: Option<Duration>,
     expires: Option<Duration>,
+    /// When the reaping of the leader is not waited for any longer; set with its SIGKILL.
+    abandon_at: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -171,6 +206,7 @@ pub struct Unit {
     timeout: Option<Duration>,
     /// It has a terminal: it is ended by a hang-up.
     terminal: bool,
+    leftovers: Leftovers,
     state: State,
     run: RunNo,
     shown: Option<Shown>,
@@ -182,7 +218,7 @@ pub struct Unit {
     short_runs: u32,
     /// Out of supervision: its name is free.
     released: bool,
-    /// When what a stopped leader left behind is killed.
+    /// Down, but the grace of its tree goes on until then: what is left is killed.
     sweep_at: Option<Duration>,
 }
 
@@ -199,6 +235,7 @@ impl Unit {
             managed,
             timeout,
             terminal: false,
+            leftovers: Leftovers::Keep,
             state: State::Down,
             run: 0,
             shown: None,
@@ -218,6 +255,11 @@ impl Unit {
         Unit { terminal: true, ..Unit::new(None, None) }
     }
 
+    /// The same with this rule for what a leader leaves that ends by itself.
+    pub fn with_leftovers(self, leftovers: Leftovers) -> Unit {
+        Unit { leftovers, ..self }
+    }
+
     /// Takes one event. Events that do not fit the state change nothing.
     pub fn step(&mut self, now: Now, event: Event, out: Out) {
         match event {
@@ -232,6 +274,8 @@ impl Unit {
             Event::ExecFailed(error) => self.exec_failed(now, error, out),
             Event::Exited(exit) => self.exited(now, exit, out),
             Event::Drained => self.drained(now, out),
+            Event::TreeGone => self.tree_gone(now, out),
+            Event::HangUp => self.hang_up(out),
             Event::Stop => self.stop(now, out),
             Event::Restart => self.restart(now, out),
             Event::ShutDown(kill_at) => self.shut_down(now, kill_at, out),
@@ -264,34 +308,43 @@ impl Unit {
             self.sweep_at = None;
             out.push(Action::KillTree);
         }
-        match &mut self.state {
+        match &self.state {
             State::Down | State::Forking => {}
             State::BackingOff { until } => {
                 if *until <= now.mono {
                     self.spawn(out);
                 }
             }
-            State::Up(run) => {
-                if run.disconnect_at.is_some_and(|at| at <= now.mono) {
-                    run.disconnect_at = None;
-                    out.push(Action::Disconnect);
-                }
-                if run.kill_at.is_some_and(|at| at <= now.mono) {
-                    run.kill_at = None;
-                    out.push(Action::KillTree);
-                }
-                if run.expires.is_some_and(|at| at <= now.mono) {
-                    run.expires = None;
-                    if !matches!(run.phase, Phase::Reaped { .. } | Phase::Draining { .. }) {
-                        run.then = Then::Expired;
-                        out.push(Action::KillTree);
-                    }
-                }
-                if matches!(run.phase, Phase::Execing { give_up } if give_up <= now.mono) {
-                    run.phase = Phase::Slow;
-                    self.is_up(out);
-                }
+            State::AwaitingTree(_) => self.tick_awaiting(now, out),
+            State::Up(_) => self.tick_up(now, out),
+        }
+    }
+
+    fn tick_up(&mut self, now: Now, out: Out) {
+        let State::Up(run) = &mut self.state else { return };
+        let has_leader = !matches!(run.phase, Phase::Reaped { .. } | Phase::Draining { .. });
+        if take_if_due(&mut run.disconnect_at, now) {
+            out.push(Action::Disconnect);
+        }
+        if take_if_due(&mut run.kill_at, now) {
+            match has_leader {
+                true => run.kill(now, out),
+                false => out.push(Action::KillTree),
             }
+        }
+        if take_if_due(&mut run.expires, now) && has_leader {
+            run.then = Then::Expired;
+            run.kill(now, out);
+        }
+        if matches!(run.phase, Phase::Execing { give_up } if give_up <= now.mono) {
+            run.phase = Phase::Slow;
+            self.is_up(out);
+        }
+        if let State::Up(run) = &mut self.state
+            && take_if_due(&mut run.abandon_at, now)
+            && has_leader
+        {
+            self.abandon(now, out);
         }
     }
 
@@ -300,12 +353,13 @@ impl Unit {
         let of_state = match &self.state {
             State::Down | State::Forking => None,
             State::BackingOff { until } => Some(*until),
+            State::AwaitingTree(wait) => Some(wait.kill_at.unwrap_or(wait.give_up)),
             State::Up(run) => {
                 let give_up = match run.phase {
                     Phase::Execing { give_up } => Some(give_up),
                     _ => None,
                 };
-                [run.kill_at, run.disconnect_at, run.expires, give_up].into_iter().flatten().min()
+                [run.kill_at, run.disconnect_at, run.expires, run.abandon_at, give_up].into_iter().flatten().min()
             }
         };
         [of_state, self.sweep_at].into_iter().flatten().min()
@@ -325,4 +379,17 @@ impl Unit {
             _ => Then::Policy,
         }
     }
+}
+
+impl Run {
+    /// SIGKILL to the tree of a leader that has not been reaped.
+    fn kill(&mut self, now: Now, out: Out) {
+        self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
+        out.push(Action::KillTree);
+    }
+}
+
+/// Whether a deadline has passed; it is over then.
+fn take_if_due(deadline: &mut Option<Duration>, now: Now) -> bool {
+    deadline.take_if(|at| *at <= now.mono).is_some()
 }

@@ -2,7 +2,7 @@
 
 use super::{Action, EXEC_PATIENCE, Now, Out, Phase, Run, Shown, State, Then, Unit};
 use crate::error::Error;
-use crate::model::{Exit, Pid, Policy, RunEnd};
+use crate::model::{Exit, Leftovers, Pid, Policy, RunEnd};
 
 impl Unit {
     pub(super) fn spawned(&mut self, now: Now, pid: Pid) {
@@ -18,6 +18,7 @@ impl Unit {
             kill_at: None,
             disconnect_at: None,
             expires: self.timeout.map(|timeout| now.mono + timeout),
+            abandon_at: None,
         });
     }
 
@@ -83,13 +84,12 @@ impl Unit {
         }
     }
 
-    fn drain(&mut self, now: Now, end: RunEnd, out: Out) {
+    pub(super) fn drain(&mut self, now: Now, end: RunEnd, out: Out) {
         self.note_run_length(now);
         if self.watched() {
             out.push(Action::Unwatch);
         }
-        // What is left of the tree goes before a restart; it goes now, so that it is gone by then.
-        if self.will_restart(self.then(), end) {
+        if self.kills_leftovers(end) {
             out.push(Action::KillTree);
         }
         self.no_longer_healthy();
@@ -97,6 +97,13 @@ impl Unit {
             run.phase = Phase::Draining { end };
         }
         out.push(Action::Drain);
+    }
+
+    /// Whether what the leader has left is killed now. What was asked to end has its grace instead.
+    fn kills_leftovers(&self, end: RunEnd) -> bool {
+        let State::Up(Run { kill_at: None, then, .. }) = self.state else { return false };
+        // Before a restart, so that it is gone by then.
+        self.will_restart(then, end) || then == Then::Policy && self.leftovers == Leftovers::Kill
     }
 
     pub(super) fn drained(&mut self, now: Now, out: Out) {
@@ -107,14 +114,11 @@ impl Unit {
         if let Some(shown) = &mut self.shown {
             shown.end = Some(end);
         }
-        if then == Then::Restart {
-            self.start_anew(out);
-        } else if self.will_restart(then, end) {
-            self.back_off(now, end, out);
+        if self.will_restart(then, end) {
+            self.await_tree(now, then, kill_at);
         } else {
-            self.go_down(end, out);
-            // Whatever else got the SIGTERM has the rest of the grace.
             self.sweep_at = kill_at;
+            self.go_down(end, out);
         }
     }
 

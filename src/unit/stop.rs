@@ -3,21 +3,31 @@
 use std::time::Duration;
 
 use super::{Action, DISCONNECT, HANG_UP, Now, Out, Phase, Run, State, Then, Unit};
-use crate::model::{Exit, RunEnd};
 
 impl Unit {
     pub(super) fn stop(&mut self, now: Now, out: Out) {
         self.released = self.managed.is_some();
-        match &self.state {
+        let at_once = self.managed.is_none() && !self.terminal;
+        match &mut self.state {
+            // The grace that goes on stands.
+            State::Down if self.sweep_at.is_some() && !at_once => {}
             State::Down => out.push(Action::KillTree),
             State::BackingOff { .. } => {
                 out.push(Action::KillTree);
-                let failure = RunEnd { exit: Exit::Code(127), timed_out: false, ended_at: now.wall };
-                self.go_down(self.last_exit.unwrap_or(failure), out);
+                self.go_down(self.last_end(now), out);
             }
-            State::Up(_) if self.managed.is_none() && !self.terminal => {
-                out.push(Action::KillTree);
-                self.set_then(Then::Stop);
+            State::AwaitingTree(wait) => {
+                self.sweep_at = wait.kill_at;
+                self.go_down(self.last_end(now), out);
+            }
+            State::Up(run) if at_once => {
+                if run.then == Then::Policy {
+                    run.then = Then::Stop;
+                }
+                match run.phase {
+                    Phase::Reaped { .. } | Phase::Draining { .. } => out.push(Action::KillTree),
+                    _ => run.kill(now, out),
+                }
             }
             State::Forking | State::Up(_) => self.end_run(now, Then::Stop, self.kill_at(now), out),
         }
@@ -25,8 +35,25 @@ impl Unit {
 
     pub(super) fn shut_down(&mut self, now: Now, kill_at: Duration, out: Out) {
         match &mut self.state {
-            State::Down => {}
+            State::Down => match &mut self.sweep_at {
+                Some(at) => *at = kill_at.min(*at),
+                None if self.run == 0 => {}
+                // What a leader has left that ended by itself.
+                None => {
+                    self.sweep_at = Some(kill_at);
+                    out.push(Action::Terminate);
+                }
+            },
             State::BackingOff { .. } => self.stop(now, out),
+            State::AwaitingTree(wait) => {
+                wait.kill_at = wait.kill_at.map(|at| at.min(kill_at));
+                self.stop(now, out);
+            }
+            State::Up(run) if run.kill_at.is_none() && run.is_left_by_its_leader() && run.then == Then::Policy => {
+                run.then = Then::Stop;
+                run.kill_at = Some(kill_at);
+                out.push(Action::Terminate);
+            }
             State::Forking | State::Up(_) => {
                 self.end_run(now, Then::Stop, kill_at, out);
                 // An earlier deadline stands.
@@ -41,14 +68,19 @@ impl Unit {
         if self.managed.is_none() {
             return;
         }
-        match &self.state {
+        match &mut self.state {
             State::Down | State::BackingOff { .. } => {
                 if self.state == State::Down {
                     out.push(Action::Reopen);
                 }
-                out.push(Action::KillTree);
-                self.start_anew(out);
+                // What has been asked to end has the rest of its grace.
+                let kill_at = self.sweep_at.take();
+                if kill_at.is_none() {
+                    out.push(Action::KillTree);
+                }
+                self.await_tree(now, Then::Restart, kill_at);
             }
+            State::AwaitingTree(wait) => wait.then = Then::Restart,
             State::Forking | State::Up(_) => self.end_run(now, Then::Restart, self.kill_at(now), out),
         }
         self.released = false;
@@ -59,19 +91,19 @@ impl Unit {
         now.mono + self.managed.as_ref().map_or(plain, |managed| managed.stop_grace)
     }
 
-    /// SIGTERM to the group, or the hang-up of its terminal, and SIGKILL to the tree at `kill_at`.
+    /// SIGTERM to the tree, or the hang-up of its terminal, and SIGKILL to the tree at `kill_at`.
     pub(super) fn end_run(&mut self, now: Now, then: Then, kill_at: Duration, out: Out) {
         let watched = self.watched();
         let (ask, disconnect_at) = match self.terminal {
             true => (Action::HangUp, Some(now.mono + DISCONNECT)),
-            false => (Action::Ask, None),
+            false => (Action::Terminate, None),
         };
         let State::Up(run) = &mut self.state else { return };
         let first = run.then == Then::Policy;
         run.then = then;
         match run.phase {
-            // Reaped: there is nobody to ask nicely, and no PID to signal.
-            Phase::Reaped { .. } | Phase::Draining { .. } => out.push(Action::KillTree),
+            // The leader has ended by itself: what it has left has no grace.
+            Phase::Reaped { .. } | Phase::Draining { .. } if run.kill_at.is_none() => out.push(Action::KillTree),
             Phase::Broken(_) => {}
             Phase::Execing { .. } | Phase::Slow | Phase::Running if first => {
                 run.kill_at = Some(kill_at);
@@ -82,15 +114,13 @@ impl Unit {
                 }
             }
             // The SIGTERM is on its way already, and its deadline stands.
-            Phase::Execing { .. } | Phase::Slow | Phase::Running => {}
+            _ => {}
         }
     }
+}
 
-    fn set_then(&mut self, then: Then) {
-        if let State::Up(run) = &mut self.state
-            && run.then == Then::Policy
-        {
-            run.then = then;
-        }
+impl Run {
+    fn is_left_by_its_leader(&self) -> bool {
+        matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
     }
 }

@@ -54,10 +54,13 @@ impl Story {
         out
     }
 
-    /// The leader ends and its output is read.
+    /// The leader ends, its output is read, and nothing else of its tree is left.
     fn end(&mut self, exit: Exit) -> Vec<Action> {
         let mut out = self.event(Event::Exited(exit));
         out.extend(self.event(Event::Drained));
+        if self.unit.awaits_tree() {
+            out.extend(self.event(Event::TreeGone));
+        }
         out
     }
 
@@ -247,7 +250,7 @@ fn a_terminal_is_hung_up_first() {
 fn a_stop_asks_first_and_kills_after_the_grace() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
-    assert_eq!(story.event(Event::Stop), [Action::Ask]);
+    assert_eq!(story.event(Event::Stop), [Action::Terminate]);
     assert!(story.unit.is_released());
     assert_eq!(story.event(Event::Stop), [], "the deadline stands");
     assert_eq!(story.next(), 10_000 * MS);
@@ -262,24 +265,168 @@ fn what_outlives_a_stopped_leader_has_the_rest_of_the_grace() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.event(Event::Stop);
-    story.after(1_000 * MS).end(Exit::Signal(15));
+    story.after(1_000 * MS).event(Event::Exited(Exit::Signal(15)));
+    let out = story.event(Event::Drained);
+    assert!(matches!(out[..], [Action::Finish(_)]), "followers do not wait for it: {out:?}");
+    assert_eq!(story.event(Event::Stop), [], "a second stop does not cut it short");
     assert_eq!(story.next(), 9_000 * MS);
     assert_eq!(story.actions.last(), Some(&Action::KillTree));
     assert_eq!(story.unit.deadline(), None);
 }
 
 #[test]
+fn a_stop_is_over_when_nothing_of_the_tree_is_left() {
+    let mut story = Story::managed(Policy::Always, |_| {});
+    story.start();
+    story.event(Event::Stop);
+    story.after(1_000 * MS).end(Exit::Signal(15));
+    assert_eq!((story.unit.deadline(), story.unit.awaits_tree()), (None, false));
+}
+
+#[test]
+fn restart_waits_for_the_grace_of_the_whole_tree() {
+    for (why, first, status) in [
+        ("restart", Event::Restart, ManagedStatus::Starting),
+        ("failed check", Event::Verdict(1, sick()), ManagedStatus::BackingOff),
+    ] {
+        for ends_by_itself in [true, false] {
+            let mut story = Story::managed(Policy::Always, health(1));
+            story.start();
+            assert_eq!(story.event(first.clone())[0], Action::Terminate, "{why}");
+            let out = story.after(10 * MS).event(Event::Exited(Exit::Signal(15)));
+            assert_eq!(out, [Action::Unwatch, Action::Drain], "{why}: what is left is not killed yet");
+            assert_eq!(story.event(Event::Drained), [], "{why}");
+            assert_eq!(story.unit.managed_status(), status);
+            if ends_by_itself {
+                story.after(500 * MS).event(Event::TreeGone);
+            } else {
+                assert_eq!(story.next(), 9_990 * MS, "{why}");
+                assert_eq!(story.actions.last(), Some(&Action::KillTree));
+                // It does not end by that either: it is in the kernel's hands.
+                assert_eq!(story.next(), 1_000 * MS, "{why}");
+            }
+            match first {
+                Event::Restart => assert_eq!(story.actions.last(), Some(&Action::Spawn)),
+                _ => assert_eq!(story.next(), 500 * MS, "the backoff follows"),
+            }
+            assert_eq!(story.unit.run_no(), 2, "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_stop_while_a_restart_waits_for_the_tree_ends_it_for_good() {
+    let mut story = Story::managed(Policy::Always, |_| {});
+    story.start();
+    story.event(Event::Restart);
+    story.event(Event::Exited(Exit::Signal(15)));
+    story.event(Event::Drained);
+    let out = story.after(1_000 * MS).event(Event::Stop);
+    assert!(matches!(out[..], [Action::Finish(_)]), "{out:?}");
+    assert_eq!(story.next(), 9_000 * MS, "the grace stands");
+    assert_eq!(story.actions.last(), Some(&Action::KillTree));
+    // And a restart of what is stopped but not gone waits for that.
+    story.event(Event::Restart);
+    story.event(Event::TreeGone);
+    story.event(Event::ExecOk);
+    story.event(Event::Stop);
+    story.event(Event::Exited(Exit::Signal(15)));
+    story.event(Event::Drained);
+    assert_eq!(story.event(Event::Restart), [Action::Reopen]);
+    assert_eq!(story.event(Event::TreeGone), [Action::Spawn]);
+}
+
+#[test]
+fn what_a_leader_leaves_that_ends_by_itself_is_killed_where_that_was_asked_for() {
+    for (leftovers, kills) in [(Leftovers::Keep, false), (Leftovers::Kill, true)] {
+        let mut story = Story { unit: Unit::new(None, None).with_leftovers(leftovers), ..Story::plain() };
+        story.start();
+        let out = story.end(Exit::Code(0));
+        assert_eq!(out[0] == Action::KillTree, kills, "{leftovers:?}: {out:?}");
+        assert_eq!(story.unit.deadline(), None);
+    }
+    // What is asked to end has its grace all the same.
+    let mut story = Story::managed(Policy::Never, |_| {});
+    story.unit = story.unit.with_leftovers(Leftovers::Kill);
+    story.start();
+    story.event(Event::Stop);
+    story.end(Exit::Code(0));
+    assert!(!story.actions.contains(&Action::KillTree));
+}
+
+#[test]
+fn a_leader_that_cannot_be_reaped_does_not_hold_the_end_of_its_run() {
+    let mut story = Story { unit: Unit::new(None, Some(300 * MS)), ..Story::plain() };
+    story.start();
+    story.next();
+    assert_eq!(story.actions.last(), Some(&Action::KillTree));
+    assert_eq!(story.next(), REAP_PATIENCE);
+    assert_eq!(story.actions[story.actions.len() - 2..], [Action::Abandon(PID + 1), Action::Drain]);
+    assert_eq!(story.unit.leader(), None, "it is not signalled any more");
+    let out = story.event(Event::Drained);
+    let [Action::Finish(end)] = out[..] else { panic!("{out:?}") };
+    assert_eq!((end.reason(), end.exit), ("timed_out", Exit::Signal(9)));
+
+    // One whose exec hangs counts as started first, so that whoever waits for it has an answer.
+    let mut story = Story::plain();
+    story.event(Event::Start);
+    story.event(Event::Stop);
+    story.next();
+    let right = [Action::Abandon(PID + 1), Action::Started, Action::Drain];
+    assert_eq!(story.actions[story.actions.len() - 3..], right);
+
+    // A restart goes on without it.
+    let mut story = Story::managed(Policy::Always, |_| {});
+    story.start();
+    story.event(Event::Restart);
+    story.next();
+    story.next();
+    story.event(Event::Drained);
+    assert_eq!(story.event(Event::TreeGone), [Action::Spawn]);
+}
+
+#[test]
+fn a_terminal_that_is_hung_up_ends_what_heeds_it_and_nothing_else() {
+    let mut story = Story { unit: Unit::with_terminal(), ..Story::plain() };
+    story.start();
+    assert_eq!(story.event(Event::HangUp), [Action::Disconnect]);
+    assert_eq!(story.unit.deadline(), None, "what ignores it lives on");
+    assert_eq!(story.event(Event::Stop), [Action::HangUp], "and can still be ended");
+    story.next();
+    assert_eq!(story.next(), 4_000 * MS);
+    assert_eq!(story.actions.last(), Some(&Action::KillTree));
+    let mut story = Story { unit: Unit::with_terminal(), ..Story::plain() };
+    story.start();
+    story.event(Event::HangUp);
+    let out = story.end(Exit::Signal(1));
+    assert!(matches!(out[..], [Action::Drain, Action::Finish(_)]), "{out:?}");
+    assert_eq!(Story::plain().event(Event::HangUp), []);
+}
+
+#[test]
+fn a_shutdown_asks_what_a_leader_has_left_that_ended_by_itself() {
+    let mut story = Story::plain();
+    story.start();
+    story.end(Exit::Code(0));
+    assert_eq!(story.event(Event::ShutDown(5_000 * MS)), [Action::Terminate]);
+    assert_eq!(story.event(Event::ShutDown(3_000 * MS)), [], "once");
+    assert_eq!(story.next(), 3_000 * MS);
+    assert_eq!(story.actions.last(), Some(&Action::KillTree));
+}
+
+#[test]
 fn a_restart_ends_the_run_and_starts_the_next_at_once() {
     let mut story = Story::managed(Policy::Never, |_| {});
     story.start();
-    assert_eq!(story.event(Event::Restart), [Action::Ask]);
+    assert_eq!(story.event(Event::Restart), [Action::Terminate]);
     let out = story.end(Exit::Signal(15));
-    assert_eq!(out, [Action::KillTree, Action::Drain, Action::Spawn]);
+    assert_eq!(out, [Action::Drain, Action::Spawn]);
     assert_eq!(story.event(Event::ExecOk), [Action::Started]);
     assert_eq!(story.unit.restart_count(), 1);
     // Also one that is down.
     story.end(Exit::Code(0));
-    assert_eq!(story.event(Event::Restart), [Action::Reopen, Action::KillTree, Action::Spawn]);
+    assert_eq!(story.event(Event::Restart), [Action::Reopen, Action::KillTree]);
+    assert_eq!(story.event(Event::TreeGone), [Action::Spawn]);
     assert!(!story.unit.is_released());
 }
 
@@ -292,7 +439,8 @@ fn a_restart_resets_the_backoff() {
     story.event(Event::ExecOk);
     story.end(Exit::Code(1));
     assert_eq!(story.unit.managed_status(), ManagedStatus::BackingOff);
-    assert_eq!(story.event(Event::Restart), [Action::KillTree, Action::Spawn]);
+    assert_eq!(story.event(Event::Restart), [Action::KillTree]);
+    assert_eq!(story.event(Event::TreeGone), [Action::Spawn]);
     story.event(Event::ExecOk);
     story.end(Exit::Code(1));
     assert_eq!(story.next().as_millis(), 500);
@@ -329,6 +477,7 @@ fn a_restart_that_is_asked_for_while_a_start_fails_has_its_own_try() {
     story.start();
     story.end(Exit::Code(0));
     story.event(Event::Restart);
+    story.event(Event::TreeGone);
     story.event(Event::Restart);
     let error = Error::CommandNotFound("x".into());
     story.event(Event::ExecFailed(error.clone()));
@@ -352,6 +501,7 @@ fn every_try_counts_as_a_restart() {
     assert!(error.starts_with("gave up after 3 restarts") && error.contains("x"), "{error}");
     // The errors of another time do not pile up.
     story.event(Event::Restart);
+    story.event(Event::TreeGone);
     assert_eq!(story.unit.last_error(), None);
 }
 
@@ -397,7 +547,7 @@ fn bad_health_replaces_a_process_but_not_with_never() {
     story.event(Event::Verdict(1, sick()));
     story.event(Event::Verdict(1, sick()));
     assert_eq!(story.unit.health(), (HealthStatus::Healthy, 2));
-    assert_eq!(story.event(Event::Verdict(1, sick())), [Action::Ask, Action::Unwatch]);
+    assert_eq!(story.event(Event::Verdict(1, sick())), [Action::Terminate, Action::Unwatch]);
     assert_eq!(story.unit.health(), (HealthStatus::Unhealthy, 3));
     assert_eq!(story.event(Event::Verdict(1, Ok(()))), [], "too late");
     story.end(Exit::Code(0));
@@ -450,7 +600,7 @@ fn a_shutdown_ends_everybody_by_its_own_deadline() {
     let deadline = 3_000 * MS;
     let mut story = Story::plain();
     story.start();
-    assert_eq!(story.event(Event::ShutDown(deadline)), [Action::Ask]);
+    assert_eq!(story.event(Event::ShutDown(deadline)), [Action::Terminate]);
     assert_eq!(story.unit.deadline(), Some(deadline));
     story.event(Event::ShutDown(Duration::ZERO));
     assert_eq!(story.unit.deadline(), Some(Duration::ZERO), "no more grace");

@@ -1,6 +1,6 @@
 //! How a unit looks from outside.
 
-use super::{Phase, Run, Shown, State, Unit};
+use super::{Phase, Run, Shown, State, Then, Unit};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {
@@ -40,14 +40,6 @@ impl Unit {
         self.state == State::Down
     }
 
-    /// Whether a restart follows, at once or after a wait, when its output is drained.
-    pub fn will_come_again(&self) -> bool {
-        match &self.state {
-            State::Up(Run { phase: Phase::Draining { end }, then, .. }) => self.will_restart(*then, *end),
-            _ => false,
-        }
-    }
-
     /// Whether it has been taken out of supervision, so that its name is free.
     pub fn is_released(&self) -> bool {
         self.released || self.is_down()
@@ -68,7 +60,8 @@ impl Unit {
         match &self.state {
             State::Down => ManagedStatus::Stopped,
             State::Forking => ManagedStatus::Starting,
-            State::BackingOff { .. } => ManagedStatus::BackingOff,
+            State::AwaitingTree(wait) if wait.then == Then::Restart => ManagedStatus::Starting,
+            State::AwaitingTree(_) | State::BackingOff { .. } => ManagedStatus::BackingOff,
             State::Up(Run { phase: Phase::Execing { .. } | Phase::Broken(_), .. }) => ManagedStatus::Starting,
             State::Up(_) => ManagedStatus::Running,
         }

@@ -8,7 +8,7 @@ use super::*;
 const TABLE: &str = "
 new                 | start        | spawn                       | forking
 new                 | stop         | kill                        | down
-new                 | restart      | reopen kill spawn           | forking
+new                 | restart      | reopen kill                 | tree, restart
 forking             | spawned      |                             | execing
 forking             | spawn failed | start-failed forget         | down
 forking             | stop         |                             | forking
@@ -38,12 +38,12 @@ reaped              | exec ok      | started unwatch kill drain  | draining
 reaped              | exec failed  | start-failed forget         | down
 reaped              | stop         | kill                        | reaped, stop
 reaped              | restart      | kill                        | reaped, restart
-reaped              | shut down    | kill                        | reaped, stop
+reaped              | shut down    | term                        | reaped, stop
 slow, reaped        | exec ok      | unwatch kill drain          | draining
 slow, reaped        | exec failed  | complain unwatch kill drain | draining
 slow, reaped        | stop         | kill                        | slow, reaped, stop
 slow, reaped        | restart      | kill                        | slow, reaped, restart
-slow, reaped        | shut down    | kill                        | slow, reaped, stop
+slow, reaped        | shut down    | term                        | slow, reaped, stop
 running             | exited 0     | unwatch drain               | draining
 running             | exited 1     | unwatch kill drain          | draining
 running             | stop         | term unwatch                | running, stop
@@ -56,44 +56,58 @@ running, stop       | exited 1     | unwatch drain               | draining, sto
 running, stop       | restart      |                             | running, restart
 running, stop       | shut down    |                             | running, stop
 running, stop       | tick, due    | kill                        | running, stop
-running, restart    | exited 0     | unwatch kill drain          | draining, restart
-running, restart    | exited 1     | unwatch kill drain          | draining, restart
+running, restart    | exited 0     | unwatch drain               | draining, restart
+running, restart    | exited 1     | unwatch drain               | draining, restart
 running, restart    | stop         |                             | running, stop
 running, restart    | shut down    |                             | running, stop
 running, restart    | tick, due    | kill                        | running, restart
-running, fail       | exited 0     | unwatch kill drain          | draining, fail
-running, fail       | exited 1     | unwatch kill drain          | draining, fail
+running, fail       | exited 0     | unwatch drain               | draining, fail
+running, fail       | exited 1     | unwatch drain               | draining, fail
 running, fail       | stop         |                             | running, stop
 running, fail       | restart      |                             | running, restart
 running, fail       | shut down    |                             | running, stop
 running, fail       | tick, due    | kill                        | running, fail
-draining            | drained      |                             | backing off
+draining            | drained      |                             | tree
 draining            | stop         | kill                        | draining, stop
 draining            | restart      | kill                        | draining, restart
-draining            | shut down    | kill                        | draining, stop
+draining            | shut down    | term                        | draining, stop
 draining, stop      | drained      | finish                      | down
-draining, stop      | stop         | kill                        | draining, stop
-draining, stop      | restart      | kill                        | draining, restart
-draining, stop      | shut down    | kill                        | draining, stop
+draining, stop      | restart      |                             | draining, restart
+draining, stop      | shut down    |                             | draining, stop
 draining, stop      | tick, due    | kill                        | draining, stop
-draining, restart   | drained      | spawn                       | forking
-draining, restart   | stop         | kill                        | draining, stop
-draining, restart   | restart      | kill                        | draining, restart
-draining, restart   | shut down    | kill                        | draining, stop
+draining, restart   | drained      |                             | tree, restart
+draining, restart   | stop         |                             | draining, stop
+draining, restart   | shut down    |                             | draining, stop
 draining, restart   | tick, due    | kill                        | draining, restart
-draining, fail      | drained      |                             | backing off
-draining, fail      | stop         | kill                        | draining, stop
-draining, fail      | restart      | kill                        | draining, restart
-draining, fail      | shut down    | kill                        | draining, stop
+draining, fail      | drained      |                             | tree, fail
+draining, fail      | stop         |                             | draining, stop
+draining, fail      | restart      |                             | draining, restart
+draining, fail      | shut down    |                             | draining, stop
 draining, fail      | tick, due    | kill                        | draining, fail
+tree                | tree gone    |                             | backing off
+tree                | stop         | finish                      | down
+tree                | restart      |                             | tree, restart
+tree                | shut down    | finish                      | down
+tree                | tick, due    |                             | backing off
+tree, restart       | tree gone    | spawn                       | forking
+tree, restart       | stop         | finish                      | down
+tree, restart       | shut down    | finish                      | down
+tree, restart       | tick, due    | kill                        | tree, restart
+tree, fail          | tree gone    |                             | backing off
+tree, fail          | stop         | finish                      | down
+tree, fail          | restart      |                             | tree, restart
+tree, fail          | shut down    | finish                      | down
+tree, fail          | tick, due    | kill                        | tree, fail
 backing off         | stop         | kill finish                 | down
-backing off         | restart      | kill spawn                  | forking
+backing off         | restart      | kill                        | tree, restart
 backing off         | shut down    | kill finish                 | down
 backing off         | tick, due    | spawn                       | forking
 down                | stop         | kill                        | down
-down                | restart      | reopen kill spawn           | forking
-down, leftovers     | stop         | kill                        | down
-down, leftovers     | restart      | reopen kill spawn           | forking
+down                | restart      | reopen kill                 | tree, restart
+down                | shut down    | term                        | down
+down, leftovers     | tree gone    |                             | down
+down, leftovers     | restart      | reopen                      | tree, restart
+down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
@@ -122,7 +136,7 @@ down, leftovers     | tick, due    | kill                        | down
 2nd reaped          | exec failed  | start-failed                | backing off
 2nd reaped          | stop         | kill                        | reaped, stop
 2nd reaped          | restart      | kill                        | reaped, restart
-2nd reaped          | shut down    | kill                        | reaped, stop
+2nd reaped          | shut down    | term                        | reaped, stop
 plain new           | start        | spawn                       | forking
 plain new           | stop         | kill                        | down
 plain execing       | exec ok      | started                     | running
@@ -140,7 +154,7 @@ plain broken        | tick, due    | kill                        | broken, expir
 plain reaped        | exec ok      | started drain               | draining
 plain reaped        | exec failed  | start-failed forget         | down
 plain reaped        | stop         | kill                        | reaped, stop
-plain reaped        | shut down    | kill                        | reaped, stop
+plain reaped        | shut down    | term                        | reaped, stop
 plain reaped        | tick, due    |                             | reaped
 plain running       | exited 0     | drain                       | draining
 plain running       | exited 1     | drain                       | draining
@@ -150,12 +164,13 @@ plain running       | tick, due    | kill                        | running, expi
 plain running, stop | exited 0     | drain                       | draining, stop
 plain running, stop | exited 1     | drain                       | draining, stop
 plain running, stop | stop         | kill                        | running, stop
-plain running, stop | tick, due    | kill                        | running, expired
+plain running, stop | tick, due    | abandon drain               | draining, stop
 plain draining      | drained      | finish                      | down
 plain draining      | stop         | kill                        | draining, stop
-plain draining      | shut down    | kill                        | draining, stop
+plain draining      | shut down    | term                        | draining, stop
 plain draining      | tick, due    |                             | draining
 plain down          | stop         | kill                        | down
+plain down          | shut down    | term                        | down
 ";
 
 /// How to come to each state that an event can meet.
@@ -180,7 +195,8 @@ fn states() -> Vec<(&'static str, Story)> {
         story
     };
     let again = |events: &[Event]| {
-        let mut story = told(checked(), &[Event::Start, Event::ExecOk, Event::Exited(Exit::Code(1)), Event::Drained]);
+        let end = [Event::Exited(Exit::Code(1)), Event::Drained, Event::TreeGone];
+        let mut story = told(checked(), &[&[Event::Start, Event::ExecOk][..], &end].concat());
         story.after(story.unit.deadline().unwrap_or_default());
         for event in [&[Event::Tick], events].concat() {
             story.unit.step(story.clock(), event, &mut Vec::new());
@@ -208,7 +224,10 @@ fn states() -> Vec<(&'static str, Story)> {
         ("draining, stop", told(checked(), &with(up(), &[Event::Stop, exited(1)]))),
         ("draining, restart", told(checked(), &with(up(), &[Event::Restart, exited(1)]))),
         ("draining, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
-        ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
+        ("tree", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
+        ("tree, restart", told(checked(), &with(up(), &[Event::Restart, exited(1), Event::Drained]))),
+        ("tree, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
+        ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
         ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
         ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
         ("2nd forking", again(&[])),
@@ -239,6 +258,8 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
         ("exited 0", Event::Exited(Exit::Code(0))),
         ("exited 1", Event::Exited(Exit::Code(1))),
         ("drained", Event::Drained),
+        ("tree gone", Event::TreeGone),
+        ("hang up", Event::HangUp),
         ("stop", Event::Stop),
         ("restart", Event::Restart),
         ("shut down", Event::ShutDown(story.now + 3_000 * MS)),
@@ -254,6 +275,8 @@ fn name(unit: &Unit) -> String {
     let State::Up(run) = &unit.state else {
         return match unit.state {
             State::BackingOff { .. } => "backing off".to_owned(),
+            State::AwaitingTree(TreeWait { then: Then::Policy, .. }) => "tree".to_owned(),
+            State::AwaitingTree(TreeWait { then, .. }) => format!("tree, {}", format!("{then:?}").to_lowercase()),
             State::Forking => "forking".to_owned(),
             _ => "down".to_owned(),
         };
@@ -275,7 +298,7 @@ fn name(unit: &Unit) -> String {
 
 fn words(actions: &[Action]) -> String {
     let word = |action: &Action| match action {
-        Action::Ask => "term".to_owned(),
+        Action::Terminate => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),
         action => format!("{action:?}").split('(').next().unwrap_or_default().to_lowercase(),

@@ -15,7 +15,7 @@ const NOW: Now = Now { mono: BASE, wall: 0 };
 /// What is true outside of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct World {
-    /// A child that has not been reaped.
+    /// A child that has not been reaped, and that is waited for.
     child: bool,
     /// The exec's outcome is on its way.
     exec: bool,
@@ -53,7 +53,7 @@ fn inputs(place: &Place) -> Vec<Input> {
     if unit.run == 0 {
         events.push(Event::Start);
     } else {
-        events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start]);
+        events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start, Event::HangUp]);
     }
     if world.child {
         events.extend([Exit::Code(0), Exit::Code(1), Exit::Signal(9)].map(Event::Exited));
@@ -63,6 +63,9 @@ fn inputs(place: &Place) -> Vec<Input> {
     }
     if world.draining {
         events.push(Event::Drained);
+    }
+    if unit.awaits_tree() {
+        events.push(Event::TreeGone);
     }
     if world.watched {
         events.extend([Event::Verdict(unit.run, Ok(())), Event::Verdict(unit.run, sick())]);
@@ -112,7 +115,14 @@ fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Plac
                 assert_eq!(index + 1, actions.len(), "nothing may follow a fork in the same step: {context:?}");
                 return forks(place, context);
             }
-            Action::Ask | Action::HangUp => {
+            // To the tree, of which something may be left without its leader.
+            Action::Terminate => {}
+            Action::Abandon(_) => {
+                assert!(world.child && place.unit.leader().is_none(), "{context:?}");
+                // What the exec has come to is told late or never, and nobody waits for it.
+                (world.child, world.exec) = (false, false);
+            }
+            Action::HangUp => {
                 assert!(world.child, "a signal to a PID that was reaped: {context:?}");
                 assert!(place.unit.leader().is_some(), "{context:?}");
             }
@@ -158,9 +168,14 @@ fn pass(unit: &mut Unit, passed: Duration) {
     if let State::BackingOff { until } = &mut unit.state {
         due(until);
     }
+    if let State::AwaitingTree(wait) = &mut unit.state {
+        wait.kill_at.iter_mut().for_each(due);
+        due(&mut wait.give_up);
+    }
     if let State::Up(run) = &mut unit.state {
         past(&mut run.since);
-        run.kill_at.iter_mut().chain(&mut run.disconnect_at).chain(&mut run.expires).for_each(due);
+        let deadlines = [&mut run.kill_at, &mut run.disconnect_at, &mut run.expires, &mut run.abandon_at];
+        deadlines.into_iter().flatten().for_each(due);
         if let Phase::Execing { give_up } = &mut run.phase {
             due(give_up);
         }
@@ -193,6 +208,10 @@ fn check(place: &Place) {
             if run.then != Then::Policy && unit.managed.is_some() {
                 assert!(!world.watched || !world.child, "probed while it is stopped: {place:?}");
             }
+        }
+        State::AwaitingTree(_) => {
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{place:?}");
+            assert!(!world.finished && !world.stopped && unit.deadline().is_some(), "{place:?}");
         }
         State::BackingOff { until } => {
             assert!(!world.child && !world.exec && !world.draining && !world.watched, "{place:?}");

@@ -1,0 +1,402 @@
+//! The trees of runs: signalled as wholes, and watched until nothing of them is left.
+//!
+//! A tree in a cgroup is handled at once, one without by the trees thread. When a tree may have ended is told by the
+//! reaping of an orphan: the last process of a tree always ends as a child of ours.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::actor::Actor;
+use super::entry::Tree;
+use crate::model::{Pid, UnitId};
+use crate::os::tree::{self, Marks, TERMINATE};
+use crate::pending::Reply;
+use crate::trees::{Job, Report, RunKey};
+use crate::unit::{Event, Now};
+
+/// A cgroup can be empty a moment later than its last process is reaped: so it is looked at again after this time, twice
+/// that, and so on…
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// …and so is a tree that has been killed, which is killed again until it is gone: a kill can miss a process.
+const FIRST_KILL_AGAIN: Duration = Duration::from_millis(10);
+/// The longest time between two looks.
+const LAST_LOOK: Duration = Duration::from_secs(60);
+/// From the death of an orphan to the look at the trees that nobody waits for.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+/// Trees of runs that are history and that nobody waits for, without cgroups: so many are kept before they are looked at.
+const UNSEEN: usize = 64;
+
+/// The trees that are watched, and those of runs that are history.
+#[derive(Debug, Default)]
+pub(super) struct Trees {
+    /// Trees that may have processes left, though their leaders have ended or have been killed.
+    watched: BTreeMap<RunKey, Watch>,
+    /// Trees of earlier runs, and of units that have been forgotten.
+    retired: BTreeMap<RunKey, Tree>,
+    /// When those are looked at that nobody waits for.
+    look_at: Option<Duration>,
+    /// The trees thread has been asked to look, and has not answered.
+    looking: bool,
+    /// Somebody has ended since it was asked.
+    look_again: bool,
+    /// With more retired trees than these and [`UNSEEN`], they are looked at.
+    seen_to_live: usize,
+    /// PIDs that the shutdown has asked to end.
+    asked: HashSet<Pid>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    /// The next look, and the time from that to the one after it. None: nobody waits for the end of the tree.
+    next: Option<(Duration, Duration)>,
+    /// It has been killed, and is killed again at each look that finds something left.
+    killed: bool,
+    /// The look at it is due, and the trees thread has been asked.
+    due: bool,
+}
+
+impl Trees {
+    /// Whether nothing is left of runs that have ended, as far as that is watched.
+    pub(super) fn is_empty(&self) -> bool {
+        self.watched.is_empty()
+    }
+
+    /// When the next look is due.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.watched.values().filter_map(|watch| watch.next.map(|(at, _)| at)).chain(self.look_at).min()
+    }
+
+    /// An orphan has ended, which may have been the last of a tree. There may be thousands of trees: one look serves all
+    /// that end meanwhile.
+    pub(super) fn orphan_reaped(&mut self, now: Duration) {
+        if !self.watched.is_empty() {
+            self.look_at = self.look_at.or(Some(now + LOOK_AFTER));
+        }
+    }
+
+    fn awaited(&self) -> Vec<RunKey> {
+        self.watched.iter().filter(|(_, watch)| watch.next.is_some()).map(|(key, _)| *key).collect()
+    }
+}
+
+impl Actor {
+    fn current(&self, id: UnitId) -> Option<RunKey> {
+        Some((id, self.parts.fleet.get(id)?.unit.run_no()))
+    }
+
+    fn leader(&self, id: UnitId) -> Option<Pid> {
+        self.parts.fleet.get(id)?.unit.leader()
+    }
+
+    fn tree(&mut self, key: RunKey) -> Option<&mut Tree> {
+        if let Some(tree) = self.trees.retired.get_mut(&key) {
+            return Some(tree);
+        }
+        let slot = self.parts.fleet.get_mut(key.0)?;
+        (slot.unit.run_no() == key.1).then_some(&mut slot.data.tree)
+    }
+
+    fn send_job(&self, job: Job) {
+        self.parts.trees.send(job, Arc::new(self.parts.fleet.leaders()));
+    }
+
+    /// SIGTERM and SIGCONT to every process of a unit's tree.
+    pub(super) fn terminate_tree(&mut self, id: UnitId) {
+        let leader = self.leader(id);
+        if let Some(key) = self.current(id) {
+            self.terminate(key, leader);
+        }
+    }
+
+    fn terminate(&mut self, key: RunKey, leader: Option<Pid>) {
+        match self.tree(key) {
+            None | Some(Tree::Gone) => {}
+            Some(Tree::Leaf(leaf)) => {
+                let mut reached = leaf.signal_all(&TERMINATE);
+                // One that has not joined its cgroup yet.
+                if let Some(leader) = leader.filter(|leader| !reached.contains(leader)) {
+                    note(key, "asking it to end", tree::signal_leader(leader, &TERMINATE));
+                    reached.insert(leader);
+                }
+                if self.shutdown.is_some() {
+                    self.trees.asked.extend(reached);
+                }
+            }
+            Some(Tree::Marked(marks)) => {
+                let marks = marks.clone();
+                if let Some(leader) = leader {
+                    note(key, "asking it to end", tree::terminate_group(leader));
+                }
+                self.send_job(Job::Terminate(key, marks));
+            }
+        }
+    }
+
+    /// SIGHUP and SIGCONT to the session of a unit's leader.
+    pub(super) fn hang_up_session(&mut self, id: UnitId) {
+        if let Some(leader) = self.leader(id) {
+            note((id, 0), "hanging up", tree::signal_leader(leader, &tree::HANG_UP));
+            self.send_job(Job::HangUp(Marks::of_session(leader)));
+        }
+    }
+
+    /// A signal to every process of a unit's tree.
+    pub(super) fn signal_tree(&mut self, id: UnitId, signal: i32, reply: Reply<()>) {
+        let Some(key) = self.current(id) else { return reply.send(Ok(())) };
+        match self.tree(key) {
+            Some(Tree::Leaf(leaf)) => {
+                leaf.signal_all(&[signal]);
+                reply.send(Ok(()));
+            }
+            Some(Tree::Marked(marks)) => {
+                let marks = marks.clone();
+                self.send_job(Job::Signal(key, marks, signal, reply));
+            }
+            Some(Tree::Gone) | None => reply.send(Ok(())),
+        }
+    }
+
+    /// SIGKILL to every process of a unit's tree, repeated until it is gone.
+    pub(super) fn kill_tree(&mut self, id: UnitId) {
+        let Some(slot) = self.parts.fleet.get_mut(id) else { return };
+        slot.data.killed = true;
+        let leader = slot.unit.leader();
+        let Some(key) = self.current(id) else { return };
+        self.kill_run(key);
+        if let Some(leader) = leader
+            && matches!(self.tree(key), Some(Tree::Leaf(_)))
+        {
+            // It may not have joined its cgroup yet.
+            note(key, "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+        }
+    }
+
+    /// SIGKILL to a tree, and again later if something is left of it then.
+    fn kill_run(&mut self, key: RunKey) {
+        let next = Some((self.clock.now().mono + FIRST_KILL_AGAIN, FIRST_KILL_AGAIN));
+        let again = self.trees.watched.get(&key).is_some_and(|watch| watch.killed);
+        match self.tree(key) {
+            None | Some(Tree::Gone) => return,
+            Some(Tree::Leaf(leaf)) => {
+                note(key, "killing its cgroup", leaf.kill());
+                if again {
+                    leaf.signal_all(&[libc::SIGKILL]);
+                }
+            }
+            Some(Tree::Marked(marks)) => {
+                let marks = marks.clone();
+                self.send_job(Job::Kill(key, marks));
+            }
+        }
+        let watch = self.trees.watched.entry(key).or_default();
+        if !again {
+            (watch.killed, watch.next) = (true, next);
+        }
+    }
+
+    /// Everything is asked to end that no unit's tree has been asked for: as PID 1 all that there are, else what earlier
+    /// runs have left.
+    pub(super) fn terminate_the_rest(&mut self) {
+        let retired: Vec<RunKey> = self.trees.retired.keys().copied().collect();
+        for key in retired {
+            self.terminate(key, None);
+            self.watch(key, true);
+        }
+        if std::process::id() == 1 {
+            let asked = mem::take(&mut self.trees.asked);
+            self.send_job(Job::TerminateRest(asked));
+        }
+    }
+
+    /// SIGKILL to everything that is left.
+    pub(super) fn kill_the_rest(&mut self) {
+        if std::process::id() == 1 {
+            tree::signal_everybody(libc::SIGKILL);
+        }
+        let keys: Vec<RunKey> = self.trees.watched.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.kill_run(key));
+    }
+
+    /// Watches a tree until nothing of it is left. `awaited`: something waits for that.
+    fn watch(&mut self, key: RunKey, awaited: bool) {
+        let next = awaited.then(|| (self.clock.now().mono + FIRST_LOOK, FIRST_LOOK));
+        let watch = self.trees.watched.entry(key).or_default();
+        watch.next = watch.next.or(next);
+    }
+
+    /// The leader of a unit has ended: what is left of its tree is watched, where that costs no look at /proc.
+    pub(super) fn watch_what_is_left(&mut self, id: UnitId) {
+        if let Some(key) = self.current(id)
+            && matches!(self.tree(key), Some(Tree::Leaf(_)))
+            && !self.is_leaf_gone(key)
+        {
+            self.watch(key, false);
+        }
+    }
+
+    /// After each step of a unit: whether it waits for the end of its tree, and that has ended already.
+    pub(super) fn watch_if_awaited(&mut self, id: UnitId) -> Option<Event> {
+        if !self.parts.fleet.get(id)?.unit.awaits_tree() {
+            return None;
+        }
+        let key = self.current(id)?;
+        if matches!(self.tree(key), None | Some(Tree::Gone)) || self.is_leaf_gone(key) {
+            return Some(Event::TreeGone);
+        }
+        if self.trees.watched.get(&key).is_none_or(|watch| watch.next.is_none()) {
+            self.watch(key, true);
+            self.look_at_marked();
+        }
+        None
+    }
+
+    /// Lets go of a cgroup that nothing lives in any more, and says whether that is so.
+    fn is_leaf_gone(&mut self, key: RunKey) -> bool {
+        let gone = matches!(self.tree(key), Some(Tree::Leaf(leaf)) if leaf.remove().is_ok());
+        if gone {
+            self.let_go(key);
+        }
+        gone
+    }
+
+    /// Nothing of the tree is left.
+    fn let_go(&mut self, key: RunKey) {
+        self.trees.watched.remove(&key);
+        if self.trees.retired.remove(&key).is_none()
+            && let Some(tree) = self.tree(key)
+        {
+            *tree = Tree::Gone;
+        }
+    }
+
+    /// Tells the unit that nothing is left of its last run.
+    fn tell_gone(&mut self, key: RunKey, now: Now) {
+        if self.current(key.0) == Some(key) {
+            self.step(key.0, now, Event::TreeGone);
+        }
+    }
+
+    /// Keeps a tree that is history until nothing of it is left.
+    pub(super) fn retire(&mut self, key: RunKey, tree: Tree) {
+        let is_leaf = matches!(tree, Tree::Leaf(_));
+        if matches!(tree, Tree::Gone) {
+            self.trees.watched.remove(&key);
+            return;
+        }
+        self.trees.retired.insert(key, tree);
+        if is_leaf {
+            if !self.is_leaf_gone(key) {
+                self.watch(key, false);
+            }
+        } else if self.trees.retired.len() > self.trees.seen_to_live + UNSEEN {
+            self.look_at_marked();
+        }
+    }
+
+    /// A child has been reaped: looks at the trees that something waits for.
+    pub(super) fn look_at_awaited(&mut self, now: Now) {
+        for key in self.trees.awaited() {
+            if self.is_leaf_gone(key) {
+                self.tell_gone(key, now);
+            } else if let Some(watch) = self.trees.watched.get_mut(&key)
+                && !watch.killed
+            {
+                watch.next = Some((now.mono + FIRST_LOOK, FIRST_LOOK));
+            }
+        }
+        self.look_at_marked();
+    }
+
+    /// Looks at what is due.
+    pub(super) fn tend_trees(&mut self, now: Now) {
+        if self.trees.deadline().is_none_or(|at| at > now.mono) {
+            return;
+        }
+        let all = self.trees.look_at.take_if(|at| *at <= now.mono).is_some();
+        for key in self.trees.watched.keys().copied().collect::<Vec<_>>() {
+            let Some(watch) = self.trees.watched.get_mut(&key) else { continue };
+            let due = watch.next.take_if(|(at, _)| *at <= now.mono);
+            if let Some((_, wait)) = due {
+                let wait = (2 * wait).min(LAST_LOOK);
+                (watch.next, watch.due) = (Some((now.mono + wait, wait)), true);
+            }
+            if !all && due.is_none() {
+                continue;
+            }
+            let killed = watch.killed;
+            if self.is_leaf_gone(key) {
+                self.tell_gone(key, now);
+            } else if killed && due.is_some() && matches!(self.tree(key), Some(Tree::Leaf(_))) {
+                self.kill_run(key);
+            }
+        }
+        self.look_at_marked();
+    }
+
+    /// Has the trees thread look for what is left of the runs that have no cgroup, one look at a time.
+    fn look_at_marked(&mut self) {
+        if self.trees.looking {
+            self.trees.look_again = true;
+            return;
+        }
+        let keys: BTreeSet<RunKey> =
+            self.trees.awaited().into_iter().chain(self.trees.retired.keys().copied()).collect();
+        let marked = keys.into_iter().filter_map(|key| match self.tree(key) {
+            Some(Tree::Marked(marks)) => Some((key, marks.clone())),
+            _ => None,
+        });
+        let marked: Vec<_> = marked.collect();
+        if !marked.is_empty() {
+            self.trees.looking = true;
+            self.send_job(Job::Look(marked));
+        }
+    }
+
+    /// What the trees thread has done.
+    pub(super) fn tree_report(&mut self, report: Report) {
+        let now = self.clock.now();
+        match report {
+            Report::Killed((id, run)) => {
+                if self.current(id) == Some((id, run))
+                    && let Some(leader) = self.leader(id)
+                {
+                    // Also where there is no /proc to find it in.
+                    note((id, run), "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+                }
+            }
+            Report::Looked(gone) => {
+                self.trees.looking = false;
+                // A leader that lives is not found where there is no /proc.
+                let has_leader = |key: &RunKey| self.current(key.0) == Some(*key) && self.leader(key.0).is_some();
+                let gone: Vec<RunKey> = gone.into_iter().filter(|key| !has_leader(key)).collect();
+                for key in gone {
+                    self.let_go(key);
+                    self.tell_gone(key, now);
+                }
+                self.trees.seen_to_live = self.trees.retired.len();
+                for (key, watch) in self.trees.watched.clone() {
+                    if watch.due
+                        && let Some(watch) = self.trees.watched.get_mut(&key)
+                    {
+                        watch.due = false;
+                        if watch.killed {
+                            self.kill_run(key);
+                        }
+                    }
+                }
+                if std::mem::take(&mut self.trees.look_again) {
+                    self.look_at_marked();
+                }
+            }
+        }
+    }
+}
+
+fn note(key: RunKey, doing: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        log::debug!("unit {}: {doing}: {error}", key.0);
+    }
+}
