@@ -29,6 +29,8 @@ mod quiet;
 mod runs;
 mod stdin;
 mod terminal_clients;
+mod traced;
+mod trees;
 mod tunnel;
 mod uploads;
 mod vanished;

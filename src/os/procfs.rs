@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
@@ -23,6 +24,8 @@ pub struct Process {
     /// Whether all of its threads have ended. A process whose main thread has ended is shown as a zombie while other
     /// threads of it run.
     pub dead: bool,
+    /// Whether its main thread has ended.
+    pub headless: bool,
     /// When it was forked, in clock ticks since the boot.
     pub start: u64,
 }
@@ -87,7 +90,7 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
     // The fields are counted from 1; the session is the 6th, the number of threads the 20th, the start the 22nd.
     let threads: u64 = fields.nth(13)?.parse().ok()?;
     let start = fields.nth(1)?.parse().ok()?;
-    Some(Process { pid, parent, group, session, dead: ended && threads <= 1, start })
+    Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, start })
 }
 
 /// The time now as [`Process::start`] counts it, rounded up.
@@ -99,11 +102,25 @@ pub fn ticks_now() -> u64 {
     seconds.saturating_mul(ticks).saturating_add(nanos.saturating_mul(ticks) / 1_000_000_000 + 1)
 }
 
+/// Where /proc shows the descriptors and the memory of a process: those of its main thread, or of another where that has
+/// ended, and has given them up.
+fn dir_of(process: &Process) -> PathBuf {
+    let dir = PathBuf::from(format!("/proc/{}", process.pid));
+    if !process.headless {
+        return dir;
+    }
+    let main = process.pid.to_string();
+    let threads = fs::read_dir(dir.join("task")).into_iter().flatten().flatten();
+    let other = threads.map(|thread| thread.file_name()).find(|tid| tid.to_str() != Some(&main));
+    other.map_or(dir.clone(), |tid| dir.join("task").join(tid))
+}
+
 /// Whether stdout or stderr of the process is one of these pipes, by their inode numbers.
-pub fn holds_pipe(pid: Pid, pipes: &[u64]) -> bool {
-    as_its_user(pid, || {
+pub fn holds_pipe(process: &Process, pipes: &[u64]) -> bool {
+    as_its_user(process.pid, || {
+        let dir = dir_of(process).join("fd");
         // The name of what is open asks no disk, as its metadata would.
-        let name = |fd: u8| fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok();
+        let name = |fd: u8| fs::read_link(dir.join(fd.to_string())).ok();
         [1, 2]
             .into_iter()
             .filter_map(name)
@@ -121,8 +138,8 @@ pub fn pipe_of(name: &[u8]) -> Option<u64> {
 ///
 /// # Errors
 /// What the kernel says; EACCES where the process may not be looked into.
-pub fn variable(pid: Pid, name: &str) -> io::Result<Option<String>> {
-    as_its_user(pid, || find_variable(File::open(format!("/proc/{pid}/environ"))?, name))
+pub fn variable(process: &Process, name: &str) -> io::Result<Option<String>> {
+    as_its_user(process.pid, || find_variable(File::open(dir_of(process).join("environ"))?, name))
 }
 
 /// The longest environment that is looked through, in bytes: the kernel takes 6 MiB (execve(2)).
@@ -213,10 +230,11 @@ mod tests {
     #[test]
     fn a_stat_line_may_hold_any_name() {
         let rest = "1 305 305 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 8 9";
-        let right = Process { pid: 305, parent: 1, group: 305, session: 305, dead: false, start: 4711 };
+        let right =
+            Process { pid: 305, parent: 1, group: 305, session: 305, dead: false, headless: false, start: 4711 };
         assert_eq!(parse_stat(format!("305 (a) b (c)) S {rest}").as_bytes()), Some(right));
         let name = [b"305 (\xff\xfe) Z ", rest.as_bytes()].concat();
-        assert_eq!(parse_stat(&name), Some(Process { dead: true, ..right }));
+        assert_eq!(parse_stat(&name), Some(Process { dead: true, headless: true, ..right }));
         for broken in [&b""[..], b"305", b"x (a) S 1 2 3", b"305 (a) S 1", b")", b"305 (a) S 1 305 305 0 -1"] {
             assert_eq!(parse_stat(broken), None);
         }
@@ -225,7 +243,8 @@ mod tests {
     #[test]
     fn a_process_whose_main_thread_has_ended_is_not_dead() {
         let stat = "305 (a) Z 1 305 305 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 2 0 4711 8 9";
-        assert_eq!(parse_stat(stat.as_bytes()).map(|process| process.dead), Some(false));
+        let process = parse_stat(stat.as_bytes()).unwrap();
+        assert!(process.headless && !process.dead);
     }
 
     #[test]

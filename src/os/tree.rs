@@ -150,7 +150,7 @@ impl Marks {
         let mut found: Vec<&Process> = self.by_session(snapshot, &mut invocation_of);
         let orphans = snapshot.children(myself).filter(|process| !process.dead && !leaders.contains(&process.pid));
         found.extend(orphans.filter(|process| {
-            holds_pipe(process.pid, &self.pipes) || invocation_of(process).is_some_and(|id| id == self.invocation)
+            holds_pipe(process, &self.pipes) || invocation_of(process).is_some_and(|id| id == self.invocation)
         }));
         found.extend(known.iter().filter_map(|(pid, start)| snapshot.get(*pid).filter(|it| it.start == *start)));
         with_descendants(snapshot, found, myself)
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     fn process(pid: Pid, parent: Pid, session: Pid) -> Process {
-        Process { pid, parent, group: session, session, dead: false, start: 10 }
+        Process { pid, parent, group: session, session, dead: false, headless: false, start: 10 }
     }
 
     fn marks(leader: Pid) -> Marks {

@@ -35,7 +35,7 @@ pub(super) struct Environ {
 /// A thread that reads, one at a time.
 #[derive(Debug)]
 struct Reader {
-    ask: Sender<Identity>,
+    ask: Sender<Process>,
     done: Receiver<()>,
 }
 
@@ -48,7 +48,7 @@ impl Environ {
             return known;
         }
         let reader = self.reader()?;
-        let _ = reader.ask.send(identity);
+        let _ = reader.ask.send(*process);
         if reader.done.recv_timeout(PATIENCE).is_err() {
             log::debug!("the environment of process {} cannot be read in time", process.pid);
             self.stuck.insert(identity);
@@ -73,8 +73,8 @@ impl Environ {
             let (tell, done) = unbounded();
             let (found, alive) = (Arc::clone(&self.found), Arc::clone(&self.threads));
             let body = move || {
-                for identity in asked {
-                    read(identity, &found);
+                for process in asked {
+                    read(&process, &found);
                     let _ = tell.send(());
                 }
                 drop(alive);
@@ -89,12 +89,12 @@ impl Environ {
     }
 }
 
-fn read(identity: Identity, found: &Mutex<HashMap<Identity, String>>) {
-    let value = variable(identity.0, INVOCATION_ID);
+fn read(process: &Process, found: &Mutex<HashMap<Identity, String>>) {
+    let value = variable(process, INVOCATION_ID);
     // Another process can have got the PID meanwhile.
     if let Ok(Some(value)) = value
-        && is_still_there(identity)
+        && is_still_there(process.identity())
     {
-        found.lock().unwrap_or_else(PoisonError::into_inner).insert(identity, value);
+        found.lock().unwrap_or_else(PoisonError::into_inner).insert(process.identity(), value);
     }
 }

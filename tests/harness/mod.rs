@@ -128,6 +128,10 @@ pub fn port_of_nobody() -> (u16, [TcpStream; 2]) {
     (ours.local_addr().expect("its address").port(), [ours, theirs])
 }
 
+/// Makes cgroups read-only in a mount namespace, then becomes the program.
+const READ_ONLY_CGROUPS: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts | while read -r mounted; do
+    mount -o remount,bind,ro \"$mounted\"; done; exec \"$0\" \"$@\"";
+
 /// A running daemon. Dropping it kills it with everything that it started.
 pub struct Daemon {
     launcher: Child,
@@ -157,7 +161,14 @@ impl Daemon {
             command
         } else {
             std::fs::create_dir(&state).expect("a directory for the daemon");
-            let mut command = Command::new(binary);
+            let mut command = match options.cgroup {
+                true => Command::new(binary),
+                false => {
+                    let mut command = Command::new("unshare");
+                    command.args(["--mount", "sh", "-c", READ_ONLY_CGROUPS, binary]);
+                    command
+                }
+            };
             command.env("TL_INIT_RUN_DIR", state.join("run")).env("TL_INIT_LOG_DIR", state.join("log"));
             // The machine may have no tl-user.
             if !options.args.iter().any(|arg| arg == "--default-user") {

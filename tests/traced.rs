@@ -1,0 +1,170 @@
+//! Processes that are traced: by the daemon, which they can make their tracer, and by their neighbours.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, wait_until};
+
+/// Makes the parent of the program its tracer, then meets signals, each of which stops a tracee.
+const TRACE_ME: &str = r#"
+import ctypes, os, signal, sys
+libc = ctypes.CDLL(None, use_errno=True)
+heard = []
+for number in (10, 17, 40):
+    signal.signal(number, lambda number, frame: heard.append(number))
+assert libc.ptrace(0, 0, 0, 0) == 0, ctypes.get_errno()
+for number in (10, 17, 40):
+    os.kill(os.getpid(), number)
+print("alive after", heard, flush=True)
+"#;
+
+#[test]
+fn a_stop_of_a_tracee_is_no_exit() {
+    let daemon = daemon();
+    let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}sys.exit(7)")]}));
+    assert_eq!(run.code(), Some(7), "{run:?}");
+    assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]"]);
+}
+
+#[test]
+fn a_signal_ends_a_tracee_as_it_ends_any_other() {
+    let daemon = daemon();
+    let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}os.kill(os.getpid(), 15)")]}));
+    assert_eq!(run.last["signal"], 15, "{run:?}");
+    assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]"]);
+}
+
+/// An exec stops a tracee with a SIGTRAP, which would kill who is not traced.
+#[test]
+fn a_tracee_executes_another_program() {
+    let daemon = daemon();
+    let exec = "os.execvp('sh', ['sh', '-c', 'echo executed; exit 5'])";
+    let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}{exec}")]}));
+    assert_eq!(run.code(), Some(5));
+    assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]", "executed"]);
+}
+
+/// A stopped tracee can be let go on by SIGCONT, as any other process.
+#[test]
+fn a_tracee_that_stops_is_stopped_and_can_be_continued_and_signalled() {
+    let daemon = daemon();
+    let script = format!("{TRACE_ME}os.kill(os.getpid(), 19); print('continued', flush=True); signal.pause()");
+    let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
+    let python = wait_until(PATIENCE, "it is stopped", || {
+        let found = daemon.executing("python3").first().copied()?;
+        machine::status(found, "State")?.starts_with("T (stopped)").then_some(found)
+    });
+    assert_eq!(machine::status(python, "TracerPid").as_deref(), Some("0"), "nobody traces it any more");
+    assert_eq!(daemon.info(pid)["status"], "running");
+    daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 18})).expect(200);
+    wait_until(PATIENCE, "it goes on", || daemon.lines(pid, "stdout").contains(&"continued".to_owned()).then_some(()));
+    daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect(200);
+    assert_eq!(daemon.ended(pid)["signal"], 15);
+}
+
+/// The parent of an orphan is the main thread of PID 1: no other thread can let it go.
+#[test]
+fn an_orphan_that_makes_the_daemon_its_tracer_goes_on() {
+    for options in [Options::default(), Options::plain()] {
+        let daemon = options.start();
+        // Its parent is the daemon once the shell has ended.
+        let wait = "import os, time\nparent = os.getppid()\nopen('ready', 'w')\nwhile os.getppid() == parent: time.sleep(0.01)\n";
+        let script = "python3 -c \"$0\" & while [ ! -e ready ]; do sleep 0.01; done; exit 0";
+        let body = json!({"command": "sh", "args": ["-c", script, format!("{wait}{TRACE_ME}")],
+            "working_dir": daemon.scratch()});
+        let pid = pid_of(&daemon.start_process(&body));
+        daemon.ended(pid);
+        wait_until(PATIENCE, "it goes on", || {
+            (daemon.lines(pid, "stdout") == ["alive after [10, 17, 40]"]).then_some(())
+        });
+    }
+}
+
+/// The end of the container is the end of its main process, and not before.
+#[test]
+fn a_main_process_that_is_traced_does_not_end_the_container() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (up, go) = (scratch.path().join("up"), scratch.path().join("go"));
+    let wait =
+        "open(sys.argv[1], 'w')\nwhile not os.path.exists(sys.argv[2]): signal.sigtimedwait([], 0.01)\nsys.exit(9)";
+    let (script, paths) = (format!("{TRACE_ME}{wait}"), [&up, &go].map(|path| path.to_str().expect("a path")));
+    let mut daemon = Options::default()
+        .args(&["--default-user", "root", "--", "python3", "-c", &script, paths[0], paths[1]])
+        .start();
+    wait_until(PATIENCE, "it has been stopped and goes on", || up.exists().then_some(()));
+    assert_eq!(daemon.try_health(), Some(200));
+    std::fs::write(&go, "").expect("let it end");
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(9));
+}
+
+/// A tracer in another unit, which attaches to a process and never waits for it.
+const TRACER: &str = r#"
+import ctypes, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.ptrace(0x4206, int(sys.argv[1]), 0, 0) == 0, ctypes.get_errno()
+print("attached", flush=True)
+time.sleep(600)
+"#;
+
+fn trace(daemon: &Daemon, pid: u64) -> u64 {
+    let body = json!({"command": "python3", "args": ["-c", TRACER, pid.to_string()]});
+    let tracer = pid_of(&daemon.start_process(&body));
+    wait_until(PATIENCE, "it is attached", || {
+        assert_eq!(daemon.info(tracer)["status"], "running", "{:?}", daemon.lines(tracer, "stderr"));
+        (daemon.lines(tracer, "stdout") == ["attached"]).then_some(())
+    });
+    tracer
+}
+
+fn running(daemon: &Daemon) -> Value {
+    daemon.get("/info").expect(200)["running_processes"].clone()
+}
+
+#[test]
+fn a_tracer_does_not_hold_the_end_of_a_run() {
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.args(&["--max-processes", "3"]).start();
+        let begun = Instant::now();
+        let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["5801"], "timeout": 2}));
+        let first = run.next_frame().expect("the first event");
+        let pid = first.data["pid"].as_u64().expect("a pid");
+        let tracer = trace(&daemon, pid);
+        let last = run.next_frame().expect("the last event");
+        let took = begun.elapsed();
+        assert_eq!((&last.data["reason"], &last.data["signal"]), (&json!("timed_out"), &json!(9)));
+        // Within 1 s of the time-out.
+        assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+        assert_eq!(daemon.info(pid)["status"], "signaled");
+        // It is still a process, and counts as one.
+        assert_eq!(running(&daemon), 1);
+        let other = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5802"]})));
+        daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");
+        daemon.delete(&format!("/processes/{tracer}")).expect(204);
+        wait_until(PATIENCE, "its slot is free when it is gone", || {
+            (daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).status == 201).then_some(())
+        });
+        daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).expect(201);
+        daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");
+        assert_eq!(daemon.info(other)["status"], "running");
+    }
+}
+
+#[test]
+fn a_tracer_does_not_hold_a_delete_a_restart_or_the_shutdown() {
+    let mut daemon = daemon();
+    let plain = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5804"]})));
+    trace(&daemon, plain);
+    let begun = Instant::now();
+    daemon.delete(&format!("/processes/{plain}")).expect(204);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    wait_until(PATIENCE, "it has ended", || (daemon.info(plain)["signal"] == 9).then_some(()));
+    let web = json!({"command": "sleep", "args": ["5805"], "name": "web", "stop_grace_ms": 100});
+    let old = pid_of(&daemon.start_process(&web));
+    trace(&daemon, old);
+    let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
+    assert_ne!(pid_of(&new), old);
+    trace(&daemon, pid_of(&new));
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+}

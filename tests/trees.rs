@@ -1,0 +1,298 @@
+//! A process with all that it has started: asked to end as a whole, found as a whole, and killed as a whole.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::{Options, PATIENCE, daemon, machine, pid_of, wait_until};
+
+/// The ways in which a tree is held together: by a cgroup; by what /proc shows, as PID 1 and as a subreaper.
+fn each_way() -> [Options; 3] {
+    [Options::default(), Options::default().without_cgroup(), Options::plain().without_cgroup()]
+}
+
+/// A wrapper that ends at once when it is asked to, as `npm start` does, and servers that need a while to end: one in the
+/// wrapper's session and one in its own. Each writes its name when it has ended well.
+fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
+    let server = "trap 'sleep 0.5; echo $0 >>told; exit 0' TERM; touch up.$0; while :; do sleep 0.02; done";
+    let script = format!("bash -c \"$1\" near & setsid bash -c \"$1\" far & wait # {name}");
+    let mut body = json!({"command": "sh", "args": ["-c", script, "sh", server], "name": name,
+        "working_dir": scratch, "restart": {"policy": "always", "initial_backoff_ms": 1}});
+    if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
+        body.extend(more);
+    }
+    body
+}
+
+fn await_up(scratch: &Path) {
+    for name in ["up.near", "up.far"] {
+        let file = scratch.join(name);
+        wait_until(PATIENCE, name, || file.exists().then_some(()));
+        std::fs::remove_file(&file).expect("remove it, for the next run");
+    }
+}
+
+fn told(scratch: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(scratch.join("told")).unwrap_or_default();
+    let mut names: Vec<String> = text.lines().map(str::to_owned).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
+    for options in each_way() {
+        let daemon = options.start();
+        let scratch = daemon.scratch();
+        let old = pid_of(&daemon.start_process(&wrapped(&scratch, "web", json!({}))));
+        await_up(&scratch);
+        let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
+        assert_ne!(pid_of(&new), old);
+        assert_eq!(told(&scratch), ["far", "near"], "both have ended well before the next run");
+        await_up(&scratch);
+        let begun = Instant::now();
+        daemon.delete("/processes/web").expect(204);
+        assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+        assert_eq!(told(&scratch), ["far", "far", "near", "near"], "so it is with a DELETE");
+        assert!(daemon.find("touch up.").is_empty());
+    }
+}
+
+#[test]
+fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
+    for options in each_way() {
+        let daemon = options.start();
+        let scratch = daemon.scratch();
+        let service = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = service.local_addr().expect("its address").port();
+        let check =
+            json!({"type": "tcp", "port": port, "initial_delay_ms": 0, "interval_ms": 20, "failure_threshold": 1});
+        daemon.start_process(&wrapped(&scratch, "web", json!({"health_check": check})));
+        await_up(&scratch);
+        drop(service);
+        let both = |told: Vec<String>| ["far", "near"].iter().all(|name| told.iter().any(|it| it == name));
+        wait_until(PATIENCE, "both have ended well", || both(told(&scratch)).then_some(()));
+    }
+}
+
+#[test]
+fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
+    for options in each_way() {
+        let mut daemon = options.start();
+        let scratch = daemon.scratch();
+        let mut plain = wrapped(&scratch, "", json!({}));
+        for managed in ["name", "restart"] {
+            plain.as_object_mut().expect("an object").remove(managed);
+        }
+        daemon.start_process(&plain);
+        await_up(&scratch);
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(told(&scratch), ["far", "near"]);
+    }
+}
+
+#[test]
+fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
+    for options in each_way() {
+        let daemon = options.start();
+        let script = "trap '' TERM; sleep 5701 & setsid sleep 5701 & trap - TERM; wait";
+        let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 600});
+        daemon.start_process(&body);
+        wait_until(PATIENCE, "both are up", || (daemon.executing("sleep 5701").len() == 2).then_some(()));
+        let old = daemon.executing("sleep 5701");
+        let begun = Instant::now();
+        daemon.post("/processes/web/restart", &json!({})).expect(200);
+        assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
+        assert!(
+            old.iter().all(|pid| !daemon.executing("sleep 5701").contains(pid)),
+            "they are gone before the next run"
+        );
+    }
+}
+
+/// A child in the background that ignores SIGTERM, of a process that has ended long ago.
+#[test]
+fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
+    for options in each_way() {
+        let mut daemon = options.args(&["--shutdown-grace", "1", "--keep-ended", "1"]).start();
+        for _ in 0..3 {
+            let pid = daemon.sh("trap '' TERM; setsid sleep 5702 & sleep 5702 & exit 0");
+            daemon.ended(pid);
+        }
+        wait_until(PATIENCE, "all are up", || (daemon.executing("sleep 5702").len() == 6).then_some(()));
+        let left = daemon.executing("sleep 5702");
+        let begun = Instant::now();
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(990) && took < Duration::from_secs(20), "{took:?}");
+        for pid in left {
+            assert!(!machine::command_line(pid).starts_with("sleep 5702"), "{pid} lives on");
+        }
+    }
+}
+
+/// It has left the session, the parent and the pipes, and is found all the same.
+#[test]
+fn a_kill_finds_what_has_left_everything_but_its_environment() {
+    for options in each_way() {
+        let daemon = options.start();
+        let other = daemon.sh("(setsid sleep 5704 >/dev/null 2>&1 &); exec sleep 5705");
+        let pid = daemon.sh("(setsid sleep 5703 >/dev/null 2>&1 &); exit 0");
+        daemon.ended(pid);
+        for words in ["sleep 5703", "sleep 5704"] {
+            wait_until(PATIENCE, words, || {
+                let orphans = daemon.executing(words);
+                orphans.iter().any(|pid| machine::children(daemon.pid).contains(pid)).then_some(())
+            });
+        }
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        assert_eq!(daemon.executing("sleep 5703"), [0; 0], "it answers when the tree is gone");
+        assert_eq!((daemon.executing("sleep 5704").len(), daemon.executing("sleep 5705").len()), (1, 1));
+        daemon.delete(&format!("/processes/{other}")).expect(204);
+        assert_eq!(daemon.executing("sleep 5704"), [0; 0]);
+    }
+}
+
+#[test]
+fn each_run_has_an_invocation_id_of_its_own() {
+    let daemon = daemon();
+    let body = json!({"command": "sh", "args": ["-c", "echo $INVOCATION_ID"], "env": {"INVOCATION_ID": "forged"}});
+    let ids: Vec<String> = (0..2).map(|_| daemon.run(&body).stdout()).collect();
+    for id in &ids {
+        assert!(id.len() == 32 && id.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')), "{id:?}");
+    }
+    assert_ne!(ids[0], ids[1]);
+}
+
+/// The kernel kills the main thread of each process in a cgroup: where that has ended, the others run on.
+#[test]
+fn a_kill_reaches_a_process_whose_main_thread_has_ended() {
+    let script = "
+import ctypes, os, sys, threading, time
+threading.Thread(target=time.sleep, args=(5706,)).start()
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+ctypes.CDLL(None).syscall(60)
+";
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    for options in each_way() {
+        let daemon = options.start();
+        let go = daemon.scratch().join("go");
+        let body = json!({"command": "sh", "args": ["-c", "setsid python3 -c \"$0\" \"$1\" & exit 0", script, go]});
+        let pid = pid_of(&daemon.start_process(&body));
+        daemon.ended(pid);
+        let python = wait_until(PATIENCE, "python is up", || daemon.executing("python3").first().copied());
+        std::fs::write(&go, "").expect("let it go");
+        wait_until(PATIENCE, "its main thread has ended", || machine::is_zombie(python).then_some(()));
+        assert_eq!(machine::status(python, "Threads").as_deref(), Some("2"));
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        wait_until(PATIENCE, "it is gone", || machine::status(python, "State").is_none().then_some(()));
+    }
+}
+
+#[test]
+fn a_signal_reaches_the_leader_the_group_or_the_tree() {
+    let child = "trap 'echo $0' USR1; echo up; while :; do sleep 0.02; done";
+    let script = "bash -c \"$0\" near & setsid bash -c \"$0\" far & trap 'echo leader' USR1; echo up; \
+                  while :; do sleep 0.02; done";
+    for options in each_way() {
+        let daemon = options.start();
+        let pid = pid_of(&daemon.start_process(&json!({"command": "bash", "args": ["-c", script, child]})));
+        wait_until(PATIENCE, "all are up", || (daemon.lines(pid, "stdout") == ["up"; 3]).then_some(()));
+        let mut heard = vec!["up".to_owned(); 3];
+        for (scope, who) in [
+            (json!("leader"), &["leader"][..]),
+            (json!("group"), &["leader", "near"]),
+            (Value::Null, &["leader", "near"]),
+            (json!("tree"), &["far", "leader", "near"]),
+        ] {
+            daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": scope})).expect(200);
+            heard.extend(who.iter().map(ToString::to_string));
+            heard.sort_unstable();
+            wait_until(PATIENCE, &format!("{scope} hears of it"), || {
+                let mut lines = daemon.lines(pid, "stdout");
+                lines.sort_unstable();
+                (lines == heard).then_some(())
+            });
+        }
+        daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9, "scope": "leader"})).expect(200);
+        assert_eq!(daemon.ended(pid)["signal"], 9);
+        assert!(daemon.executing("bash -c trap").len() >= 2, "9 was for the leader alone");
+        daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": "all"})).expect_error(
+            400,
+            "INVALID_REQUEST",
+            "`scope`",
+        );
+    }
+}
+
+#[test]
+fn leftovers_are_killed_where_that_is_asked_for() {
+    for options in each_way() {
+        let daemon = options.start();
+        let script = "sleep 5707 & setsid sleep 5707 & echo done";
+        let body = |leftovers: &str| json!({"command": "sh", "args": ["-c", script], "leftovers": leftovers});
+        for how in ["start", "run"] {
+            match how {
+                "start" => assert_eq!(daemon.ended(pid_of(&daemon.start_process(&body("kill"))))["exit_code"], 0),
+                _ => assert_eq!(daemon.run(&body("kill")).stdout(), "done"),
+            }
+            daemon.await_gone(PATIENCE, "5707");
+        }
+        let session = daemon.open_pty(
+            &json!({"command": "sh", "leftovers": "kill", "args": ["-c", "sleep 5707 & setsid sleep 5707 & exit 3"]}),
+        );
+        wait_until(PATIENCE, "it has ended", || (daemon.pty_info(&session)["exit_code"] == 3).then_some(()));
+        daemon.await_gone(PATIENCE, "5707");
+        daemon.run(&body("keep"));
+        wait_until(PATIENCE, "they live on", || (daemon.executing("sleep 5707").len() == 2).then_some(()));
+    }
+}
+
+/// As when a terminal window is closed.
+#[test]
+fn an_idle_terminal_leaves_what_does_not_heed_the_hang_up() {
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.args(&["--pty-idle-secs", "1"]).start();
+        let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
+        wait_until(PATIENCE, "it ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+        daemon.await_gone(PATIENCE, "sleep 5709");
+        // Longer than from a hang-up that is meant to end everything to its SIGKILL.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(6) {
+            assert_eq!(daemon.executing("sleep 5708").len(), 2, "after {:?}", begun.elapsed());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        daemon.delete(&format!("/pty/{}", session.id)).expect(204);
+        daemon.await_gone(PATIENCE, "sleep 5708");
+    }
+}
+
+/// Many processes make each look at /proc a long one.
+#[test]
+fn a_kill_of_thousands_without_a_cgroup_holds_nobody_up() {
+    let daemon = Options::default().without_cgroup().start();
+    let script = "for i in $(seq 4000); do sleep 5710 & done; echo up; wait";
+    let pid = daemon.sh(script);
+    wait_until(2 * PATIENCE, "all are up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+    std::thread::scope(|scope| {
+        let kill = scope.spawn(|| daemon.delete(&format!("/processes/{pid}")));
+        let mut longest = Duration::ZERO;
+        while !kill.is_finished() {
+            let begun = Instant::now();
+            daemon.list();
+            longest = longest.max(begun.elapsed());
+        }
+        kill.join().expect("the DELETE").expect(204);
+        println!("the longest list took {longest:?}");
+        assert!(longest < Duration::from_millis(500), "{longest:?}");
+    });
+    daemon.await_gone(PATIENCE, "sleep 5710");
+}
