@@ -171,3 +171,61 @@ fn a_directory_that_hangs_delays_only_its_own_request() {
         assert_eq!(daemon.info(pid)["status"], "signaled");
     });
 }
+
+/// A cgroup of version 1 whose processes are frozen: they take no signal, not even SIGKILL, until they are thawed.
+struct Freezer(std::path::PathBuf);
+
+impl Freezer {
+    fn freeze(pid: i32) -> Option<Freezer> {
+        let dir = Path::new("/sys/fs/cgroup/freezer").join(format!("tl-test.{pid}"));
+        std::fs::create_dir(&dir).ok()?;
+        let freezer = Freezer(dir);
+        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).expect("move it");
+        freezer.set("FROZEN");
+        Some(freezer)
+    }
+
+    fn set(&self, state: &str) {
+        let file = self.0.join("freezer.state");
+        std::fs::write(&file, state).expect("set the state");
+        wait_until(PATIENCE, state, || {
+            (std::fs::read_to_string(&file).expect("the state").trim() == state).then_some(())
+        });
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set("THAWED");
+        wait_until(PATIENCE, "the cgroup can be removed", || std::fs::remove_dir(&self.0).ok());
+    }
+}
+
+#[test]
+fn a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run() {
+    let name = "a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run";
+    if !root(name) {
+        return;
+    }
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.start();
+        let begun = Instant::now();
+        let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["4410"], "timeout": 2}));
+        let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a pid");
+        let sleep = wait_until(PATIENCE, "it runs", || daemon.executing("sleep 4410").first().copied());
+        let Some(freezer) = Freezer::freeze(sleep) else {
+            return eprintln!("{name}: skipped, there is no freezer of cgroups version 1");
+        };
+        assert_eq!(run.next_frame().expect("the last event").data["reason"], "timed_out");
+        let took = begun.elapsed();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        assert_eq!(daemon.executing("sleep 4410"), [sleep], "it is still there");
+        others_are_served(&daemon);
+        let begun = Instant::now();
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        assert!(begun.elapsed() < Duration::from_secs(10), "after 2 s at most: {:?}", begun.elapsed());
+        drop(freezer);
+        daemon.await_gone(PATIENCE, "sleep 4410");
+        assert_eq!(daemon.info(pid)["signal"], 9);
+    }
+}
