@@ -3,7 +3,10 @@
 
 mod actor;
 mod drain;
+mod read;
 mod stdin;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
