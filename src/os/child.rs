@@ -93,7 +93,7 @@ pub(super) fn run(launch: &Launch, inherited: &Inherited) -> ! {
 enum Never {}
 
 fn become_program(launch: &Launch, inherited: &Inherited) -> Result<Never, Failure> {
-    set_up(inherited).map_err(|errno| (Stage::Setup, errno))?;
+    set_up(launch, inherited).map_err(|errno| (Stage::Setup, errno))?;
     become_user(launch, inherited.set_groups).map_err(|errno| (Stage::User, errno))?;
     unblock_signals().map_err(|errno| (Stage::Setup, errno))?;
     // From here on it can hang, with nothing of the supervisor's in hand but the report pipe, and SIGTERM works.
@@ -101,7 +101,7 @@ fn become_program(launch: &Launch, inherited: &Inherited) -> Result<Never, Failu
     Err(exec(launch))
 }
 
-fn set_up(inherited: &Inherited) -> Result<(), i32> {
+fn set_up(launch: &Launch, inherited: &Inherited) -> Result<(), i32> {
     if inherited.cgroup >= 0 {
         // SAFETY: the buffer is valid for its length. "0" is the writer itself (cgroups(7)).
         check(unsafe { libc::write(inherited.cgroup, b"0".as_ptr().cast(), 1) } as i32)?;
@@ -117,8 +117,10 @@ fn set_up(inherited: &Inherited) -> Result<(), i32> {
     if inherited.terminal != Controlling::No {
         // SAFETY: no memory involved. We lead a new session.
         let taken = check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
-        if inherited.terminal == Controlling::Yes {
-            taken?;
+        match inherited.terminal {
+            Controlling::IfFree if taken.is_ok() => give_terminal(launch.uid),
+            Controlling::Yes => taken?,
+            _ => {}
         }
     }
     if inherited.report != REPORT_FD {
@@ -137,6 +139,21 @@ fn set_up(inherited: &Inherited) -> Result<(), i32> {
     }
     reset_oom_score();
     Ok(())
+}
+
+/// The terminal that we were started on, and that has become the child's, belongs to its user from now on, if it was
+/// ours to give. Without the privilege it stays ours.
+fn give_terminal(uid: u32) {
+    // SAFETY: all zeroes is a valid value of this struct of integers.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is valid for writing.
+    let found = unsafe { libc::fstat(0, &raw mut stat) };
+    // SAFETY: no memory involved; it cannot fail.
+    let own = unsafe { libc::geteuid() };
+    if found == 0 && stat.st_uid == own && uid != own {
+        // SAFETY: no memory involved. The group stays.
+        unsafe { libc::fchown(0, uid, u32::MAX) };
+    }
 }
 
 fn reset_dispositions() {

@@ -11,10 +11,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
+use super::accounts;
 use super::cgroup::Leaf;
 use super::child::{self, Controlling, Inherited, REPORT, Stage};
 use super::launch::Launch;
-use super::pty::{self, Pty};
+use super::pipe::{give, give_inherited};
+use super::pty::{self, Owner, Pty};
 use crate::error::Error;
 use crate::model::{OutputMode, Pid, ProcessSpec, StdinMode};
 use crate::window::Window;
@@ -69,9 +71,9 @@ impl Spawner {
     pub fn spawn(&self, spec: &ProcessSpec, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Error> {
         let failed = |error: io::Error| Error::from_io("starting a process", &error);
         let streams = match spec.terminal {
-            Some(window) => Streams::terminal(window, launch.uid),
-            None if spec.inherit => Ok(Streams::of([0, 1, 2])),
-            None => Streams::pipes(spec, self.null.as_raw_fd()),
+            Some(window) => Streams::terminal(window, Owner { uid: launch.uid, tty: accounts::group("tty") }),
+            None if spec.inherit => Ok(Streams::ours(launch)),
+            None => Streams::pipes(spec, launch, self.null.as_raw_fd()),
         };
         let Streams { stdio, theirs, stdin, stdout, stderr } = streams.map_err(failed)?;
         let (report, report_write) = pipe().map_err(failed)?;
@@ -109,11 +111,19 @@ impl Streams {
         Streams { stdio, theirs: Vec::new(), stdin: None, stdout: None, stderr: None }
     }
 
-    fn pipes(spec: &ProcessSpec, null: RawFd) -> io::Result<Streams> {
+    fn ours(launch: &Launch) -> Streams {
+        give_inherited(&std::io::stdin(), launch.uid, launch.gid);
+        give_inherited(&std::io::stdout(), launch.uid, launch.gid);
+        give_inherited(&std::io::stderr(), launch.uid, launch.gid);
+        Streams::of([0, 1, 2])
+    }
+
+    fn pipes(spec: &ProcessSpec, launch: &Launch, null: RawFd) -> io::Result<Streams> {
         let mut streams = Streams::of([null; 3]);
         let [stdin, stdout, stderr] = &mut streams.stdio;
         if spec.stdin == StdinMode::Pipe {
             let (read, write) = pipe()?;
+            give(&read, launch.uid, launch.gid);
             *stdin = read.as_raw_fd();
             streams.theirs.push(read);
             streams.stdin = Some(unblocking(write)?);
@@ -122,6 +132,7 @@ impl Streams {
         for (mode, slot, ours) in outputs {
             if mode == OutputMode::Capture {
                 let (read, write) = pipe()?;
+                give(&write, launch.uid, launch.gid);
                 *slot = write.as_raw_fd();
                 streams.theirs.push(write);
                 *ours = Some(unblocking(read)?);
@@ -131,8 +142,8 @@ impl Streams {
     }
 
     /// The master twice, once for each direction.
-    fn terminal(window: Window, uid: u32) -> io::Result<Streams> {
-        let Pty { master, slave } = pty::open(window, uid)?;
+    fn terminal(window: Window, owner: Owner) -> io::Result<Streams> {
+        let Pty { master, slave } = pty::open(window, owner)?;
         let mut streams = Streams::of([slave.as_raw_fd(); 3]);
         streams.stdin = Some(master.try_clone()?);
         streams.stdout = Some(master);

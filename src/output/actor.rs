@@ -54,7 +54,11 @@ pub(super) struct Source {
 
 pub(super) enum Kind {
     /// `surplus`: bytes that were read together with the last of a drain, and came after it.
-    Output { stream: Stream, drain: Drain, surplus: Vec<u8> },
+    Output {
+        stream: Stream,
+        drain: Drain,
+        surplus: Vec<u8>,
+    },
     Stdin(StdinQueue),
     Report,
 }

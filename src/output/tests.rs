@@ -36,7 +36,8 @@ impl Fixture {
     /// Attaches a run with these pipes, whose exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
-        let attach = Attach { log: self.log.clone(), terminal: None, stdin: None, stdout: Some(stdout), stderr, report };
+        let attach =
+            Attach { log: self.log.clone(), terminal: None, stdin: None, stdout: Some(stdout), stderr, report };
         self.send(Message::Attach(Box::new(attach)));
         self.expect(Notice::ExecOk);
     }

@@ -253,9 +253,14 @@ impl Daemon {
         self.dir.path().join("state")
     }
 
+    /// Where its stdout goes, and its stderr unless that is said.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.path().join("daemon.log")
+    }
+
     /// What the daemon has said so far.
     pub fn log(&self) -> String {
-        let bytes = std::fs::read(self.dir.path().join("daemon.log")).unwrap_or_default();
+        let bytes = std::fs::read(self.log_file()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
