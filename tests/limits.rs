@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use nix::sys::resource::Resource;
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, daemon_with, pid_of, root, wait_until};
+use crate::harness::{Options, PATIENCE, daemon_with, pid_of, root, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -184,4 +185,34 @@ fn only_so_many_run_at_once() {
     daemon.delete(&format!("/processes/{}", pids[0])).expect(204);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     let _: Vec<Value> = daemon.list();
+}
+
+/// Limits of the program around the daemon are meant for what it runs: they neither end nor starve the daemon.
+#[test]
+fn limits_of_the_surroundings_are_for_the_children() {
+    let limits = [
+        (Resource::RLIMIT_NOFILE, 500, "Max open files", "-Sn", 500),
+        (Resource::RLIMIT_AS, 1 << 30, "Max address space", "-Sv", 1 << 20),
+        (Resource::RLIMIT_DATA, 1 << 29, "Max data size", "-Sd", 1 << 19),
+        (Resource::RLIMIT_FSIZE, MIB, "Max file size", "-Sf", MIB / 512),
+        (Resource::RLIMIT_CPU, 1_000, "Max cpu time", "-St", 1_000),
+    ];
+    let options =
+        limits.iter().fold(Options::default(), |options, (resource, soft, ..)| options.limit(*resource, *soft));
+    // The first directory cannot be had, so the supervisor is started twice.
+    let daemon = options.args(&["--log-dir", "/proc/no/such"]).start();
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).expect("its limits");
+    for (_, soft, name, option, shown) in limits {
+        let line = own.lines().find(|line| line.starts_with(name)).expect("the limit");
+        let mut values = line[name.len()..].split_whitespace();
+        let (raised, hard) = (values.next().expect("the soft limit"), values.next().expect("the hard limit"));
+        assert_eq!(raised, hard, "{line}");
+        assert_ne!(raised, soft.to_string(), "{line}");
+        let run = daemon.run(&json!({"command": "sh", "args": ["-c", format!("ulimit {option}")]}));
+        assert_eq!(run.stdout(), shown.to_string(), "{name}");
+    }
+    let long = daemon.sh("head -c 4194304 /dev/zero | tr '\\0' '\\n'");
+    assert_eq!(daemon.ended(long)["exit_code"], 0);
+    assert_eq!(daemon.raw_output(long, "stdout").len(), 4 << 20);
+    assert!(daemon.get(&format!("/processes/{long}/stdout?tail=1")).expect(200).get("truncated").is_none());
 }

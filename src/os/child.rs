@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char};
 use std::os::fd::RawFd;
 
 use super::launch::Launch;
+use super::limits::Found;
 
 /// What the child was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +63,8 @@ pub struct Inherited {
     pub report: RawFd,
     /// `cgroup.procs` of the leaf to join, or -1: the child was born in it.
     pub cgroup: RawFd,
-    /// RLIMIT_NOFILE as the supervisor found it, before it raised its own.
-    pub nofile: Option<libc::rlimit>,
+    /// The limits as the supervisor found them, before it raised its own.
+    pub limits: Option<Found>,
     /// Whether the kernel lets us set groups (not in a user namespace that denies it).
     pub set_groups: bool,
 }
@@ -133,12 +134,8 @@ fn set_up(launch: &Launch, inherited: &Inherited) -> Result<(), i32> {
     reset_dispositions();
     // SAFETY: no memory involved; it cannot fail.
     unsafe { libc::umask(0o022) };
-    if let Some(limit) = &inherited.nofile {
-        // SAFETY: the limit is valid for reading. Lowering it needs no privilege.
-        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) })?;
-    }
     reset_oom_score();
-    Ok(())
+    inherited.limits.as_ref().map_or(Ok(()), Found::put_back)
 }
 
 /// The terminal that we were started on, and that has become the child's, belongs to its user from now on, if it was

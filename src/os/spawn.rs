@@ -15,6 +15,7 @@ use super::accounts;
 use super::cgroup::Leaf;
 use super::child::{self, Controlling, Inherited, REPORT, Stage};
 use super::launch::Launch;
+use super::limits::Found;
 use super::pipe::{give, give_inherited};
 use super::pty::{self, Owner, Pty};
 use crate::error::Error;
@@ -40,17 +41,17 @@ pub struct Child {
 #[derive(Debug)]
 pub struct Spawner {
     null: File,
-    nofile: Option<libc::rlimit>,
+    limits: Option<Found>,
     set_groups: bool,
 }
 
 impl Spawner {
     /// Opens /dev/null and sees that descriptors 0, 1 and 2 are taken, so that no pipe ever gets one of these numbers.
-    /// `nofile` is the limit for the children: what the supervisor's own was before it was raised.
+    /// `limits` are for the children: what the supervisor's own were before it raised them.
     ///
     /// # Errors
     /// When /dev/null cannot be opened.
-    pub fn new(nofile: Option<libc::rlimit>) -> io::Result<Spawner> {
+    pub fn new(limits: Option<Found>) -> io::Result<Spawner> {
         let open = || File::options().read(true).write(true).open("/dev/null");
         let mut null = open()?;
         while null.as_raw_fd() <= 2 {
@@ -61,7 +62,7 @@ impl Spawner {
         // In a user namespace groups are what they are (user_namespaces(7)).
         let denied = std::fs::read("/proc/self/setgroups").is_ok_and(|word| word.starts_with(b"deny"));
         let set_groups = nix::unistd::geteuid().is_root() && !denied;
-        Ok(Spawner { null, nofile, set_groups })
+        Ok(Spawner { null, limits, set_groups })
     }
 
     /// Forks a child for `spec`, in `leaf` if there is one, and returns at once.
@@ -87,7 +88,7 @@ impl Spawner {
             },
             report: report_write.as_raw_fd(),
             cgroup: -1,
-            nofile: self.nofile,
+            limits: self.limits,
             set_groups: self.set_groups,
         };
         let pid = fork(launch, inherited, leaf).map_err(failed)?;

@@ -30,7 +30,7 @@ use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
 use crate::os::cgroup::Slice;
-use crate::os::limits::{become_subreaper, raise_nofile};
+use crate::os::limits::{self, become_subreaper};
 use crate::os::spawn::Spawner;
 use crate::output::Output;
 use crate::signals::SignalThread;
@@ -109,7 +109,8 @@ impl Builder {
         self
     }
 
-    /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
+    /// Raises this process's own resource limits, which its children do not notice, makes it the one that orphans come to,
+    /// and starts the threads.
     ///
     /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
     ///
@@ -123,7 +124,7 @@ impl Builder {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn start(self) -> io::Result<Supervisor> {
-        let (nofile, most_files) = raise_nofile()?;
+        let (found, most_files) = limits::raise()?;
         let wanted = Budget { processes: self.max_processes, connections: self.max_connections };
         let budget = budget::fit(wanted, most_files);
         let mut warnings = Vec::new();
@@ -136,7 +137,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let spawner = Spawner::new(Some(nofile))?;
+        let spawner = Spawner::new(Some(found))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
