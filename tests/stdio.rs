@@ -160,3 +160,24 @@ fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
     wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5302").first().copied());
     assert_eq!(std::fs::metadata(&path).expect("the fifo").uid(), 0);
 }
+
+#[test]
+fn without_a_terminal_left_nothing_is_started() {
+    if !root("without_a_terminal_left_nothing_is_started") {
+        return;
+    }
+    let daemon = daemon();
+    // Two terminals in all, in the daemon's own mounts.
+    let script = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts &&
+                  mount --bind /dev/pts/ptmx /dev/ptmx";
+    let mounted = daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
+    assert_eq!(mounted.code(), Some(0), "{}", mounted.last);
+    let sessions = [daemon.pty_sh("exec sleep 5310"), daemon.pty_sh("exec sleep 5311")];
+    for _ in 0..3 {
+        let refused = daemon.post("/pty", &json!({"command": "true"}));
+        refused.expect_error(503, "OUT_OF_RESOURCES", "No space left on device");
+    }
+    assert_eq!(daemon.get("/pty").expect(200)["sessions"].as_array().map(Vec::len), Some(2));
+    daemon.delete(&format!("/pty/{}", sessions[0].id)).expect(204);
+    daemon.pty_sh("exec sleep 5312");
+}

@@ -18,7 +18,7 @@ use super::launch::Launch;
 use super::limits::Found;
 use super::pipe::{give, give_inherited};
 use super::pty::{self, Owner, Pty};
-use crate::error::Error;
+use crate::error::{Error, is_want_of_resources};
 use crate::model::{OutputMode, Pid, ProcessSpec, StdinMode};
 use crate::window::Window;
 
@@ -228,7 +228,7 @@ impl ExecFailure {
         let why = Errno::from_raw(self.errno).desc().to_owned();
         let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(self.errno));
         match (self.stage, self.errno) {
-            (_, libc::ENOMEM | libc::EAGAIN | libc::ENFILE | libc::EMFILE) => other("starting a process"),
+            (_, errno) if is_want_of_resources(errno) => other("starting a process"),
             (Stage::Setup, _) => other("preparing a process"),
             (Stage::User, libc::EPERM) => {
                 Error::PermissionDenied("`user`: the daemon has not the privilege to become another user".to_owned())
@@ -281,6 +281,8 @@ mod tests {
         assert_eq!(explain(Stage::Directory, libc::ENOTDIR), Error::WorkingDirNotFound("/dir".into()));
         assert!(matches!(explain(Stage::Directory, libc::EACCES), Error::PermissionDenied(_)));
         assert!(matches!(explain(Stage::User, libc::EPERM), Error::PermissionDenied(_)));
-        assert!(matches!(explain(Stage::Exec, libc::ENOMEM), Error::OutOfResources(_)));
+        for (stage, errno) in [(Stage::Exec, libc::ENOMEM), (Stage::Exec, libc::EAGAIN), (Stage::User, libc::EAGAIN)] {
+            assert!(matches!(explain(stage, errno), Error::OutOfResources(_)), "{stage:?} {errno}");
+        }
     }
 }
