@@ -5,7 +5,7 @@ use std::process::Command;
 use nix::sys::resource::Resource;
 use serde_json::{Value, json};
 
-use crate::harness::{Options, PATIENCE, daemon_with, pid_of, root, wait_until};
+use crate::harness::{Options, PATIENCE, daemon_with, machine, pid_of, root, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -215,4 +215,49 @@ fn limits_of_the_surroundings_are_for_the_children() {
     assert_eq!(daemon.ended(long)["exit_code"], 0);
     assert_eq!(daemon.raw_output(long, "stdout").len(), 4 << 20);
     assert!(daemon.get(&format!("/processes/{long}/stdout?tail=1")).expect(200).get("truncated").is_none());
+}
+
+/// A child in the background can keep a pipe and the log of a command that has ended: these count as well.
+#[test]
+fn connections_find_the_descriptors_that_they_were_promised() {
+    const ALL: u64 = 400;
+    const CONNECTIONS: usize = 50;
+    let args = ["--max-processes", "20", "--max-connections", "50"];
+    let daemon = Options::default().descriptors(ALL).args(&args).start();
+    let live = daemon.sh("echo up; exec sleep 4961");
+    // Each leaves a child behind that has written something and holds one pipe.
+    let script = "(echo x; exec sleep 4960) 2>/dev/null & exit";
+    let body = json!({"command": "sh", "args": ["-c", script]});
+    let mut started = Vec::new();
+    loop {
+        let reply = daemon.post("/processes", &body);
+        if reply.status != 201 {
+            reply.expect_error(503, "OUT_OF_RESOURCES", "");
+            break;
+        }
+        let pid = pid_of(&reply.json());
+        daemon.ended(pid);
+        wait_until(PATIENCE, "it has written", || (daemon.lines(pid, "stdout") == ["x"]).then_some(()));
+        started.push(pid);
+        assert!(started.len() < ALL as usize, "there is no end");
+    }
+    assert!(started.len() > 50, "{} processes", started.len());
+    // All that are promised, at the same time; the last is for what the test asks.
+    let streams: Vec<_> = (1..CONNECTIONS)
+        .map(|number| {
+            let mut stream = daemon.follow(live, "output");
+            assert_eq!(stream.next_frame().expect("a frame").data["line"], "up", "stream {number}");
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.try_health(), Some(200));
+    let held = machine::descriptors(daemon.pid).len();
+    assert!(held + streams.len() < ALL as usize, "{held} descriptors");
+    // What they hold is given back with their end.
+    for pid in &started {
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    }
+    wait_until(PATIENCE, "a process can be started again", || {
+        (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
+    });
 }

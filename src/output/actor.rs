@@ -4,7 +4,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -14,6 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::read::ROOM;
 use super::stdin::{StdinQueue, closed};
 use super::{Attach, Message, Notice, RunKey, WAKE};
+use crate::budget::Taken;
 use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::{RunNo, Stream, UnitId};
@@ -41,7 +41,6 @@ pub(super) struct Actor {
     pub(super) pausing: Vec<(Instant, Token)>,
     last_token: usize,
     pub(super) buffer: Box<[u8]>,
-    open: Arc<AtomicUsize>,
 }
 
 pub(super) struct Source {
@@ -50,6 +49,8 @@ pub(super) struct Source {
     pub(super) kind: Kind,
     /// It is among the unfinished.
     queued: bool,
+    /// Given back when it is closed.
+    _taken: Taken,
 }
 
 pub(super) enum Kind {
@@ -80,15 +81,12 @@ pub(super) struct Run {
     pub(super) tokens: Vec<Token>,
     pub(super) draining: bool,
     pub(super) drained: bool,
+    /// Its descriptors that are no pipes: its log's, and a probe's.
+    taken: Taken,
 }
 
 impl Actor {
-    pub(super) fn new(
-        poll: Poll,
-        inbox: Receiver<Option<(RunKey, Message)>>,
-        notify: Notify,
-        open: Arc<AtomicUsize>,
-    ) -> Actor {
+    pub(super) fn new(poll: Poll, inbox: Receiver<Option<(RunKey, Message)>>, notify: Notify) -> Actor {
         Actor {
             poll,
             inbox,
@@ -100,7 +98,6 @@ impl Actor {
             pausing: Vec::new(),
             last_token: WAKE.0,
             buffer: vec![0; ROOM].into_boxed_slice(),
-            open,
         }
     }
 
@@ -173,7 +170,14 @@ impl Actor {
     fn attach(&mut self, key: RunKey, attach: Attach) {
         self.runs.insert(
             key,
-            Run { log: attach.log, terminal: attach.terminal, tokens: Vec::new(), draining: false, drained: false },
+            Run {
+                log: attach.log,
+                terminal: attach.terminal,
+                tokens: Vec::new(),
+                draining: false,
+                drained: false,
+                taken: attach.taken,
+            },
         );
         let output = |stream| Kind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
         let sources = [
@@ -203,11 +207,9 @@ impl Actor {
             }
             return;
         }
-        self.sources.insert(token, Source { fd, run: key, kind, queued: false });
-        self.open.store(self.sources.len(), Ordering::Relaxed);
-        if let Some(run) = self.runs.get_mut(&key) {
-            run.tokens.push(token);
-        }
+        let Some(run) = self.runs.get_mut(&key) else { return };
+        self.sources.insert(token, Source { fd, run: key, kind, queued: false, _taken: run.taken.one() });
+        run.tokens.push(token);
     }
 
     pub(super) fn serve(&mut self, token: Token) {
@@ -271,7 +273,6 @@ impl Actor {
 
     pub(super) fn close(&mut self, token: Token) {
         let Some(source) = self.sources.remove(&token) else { return };
-        self.open.store(self.sources.len(), Ordering::Relaxed);
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&source.fd.as_raw_fd())) {
             log::debug!("unit {}: a pipe was not watched: {error}", source.run.0);
         }

@@ -11,6 +11,7 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
+use crate::budget::Share;
 use crate::logs::{Limits, LogStore, View};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -21,6 +22,7 @@ struct Fixture {
     output: Output,
     notices: Receiver<(RunKey, Notice)>,
     log: Arc<OutputLog>,
+    share: Share,
     _dir: TempDir,
 }
 
@@ -29,15 +31,16 @@ fn fixture() -> Fixture {
     let log = LogStore::open(dir.path(), Limits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
     let (tell, notices) = unbounded();
     let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), || {}).unwrap();
-    Fixture { output, notices, log, _dir: dir }
+    Fixture { output, notices, log, share: Share::of(1_000, 100), _dir: dir }
 }
 
 impl Fixture {
     /// Attaches a run with these pipes, whose exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
-        let attach =
-            Attach { log: self.log.clone(), terminal: None, stdin: None, stdout: Some(stdout), stderr, report };
+        let taken = self.share.take(4).unwrap();
+        let (log, stdout) = (self.log.clone(), Some(stdout));
+        let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
         self.send(Message::Attach(Box::new(attach)));
         self.expect(Notice::ExecOk);
     }
@@ -110,8 +113,15 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
         fixture.attach(ours, None);
         fixture.expect_raw(&all);
         let deadline = Instant::now() + LONG;
-        while fixture.output.sender().open_pipes() > 0 {
+        // What is left is the log's, and the one of the stream that there is not.
+        while fixture.share.taken() > 2 {
             assert!(Instant::now() < deadline, "a pipe without a writer stays open");
+            std::thread::yield_now();
+        }
+        fixture.send(Message::Drain);
+        fixture.expect(Notice::Drained);
+        while fixture.share.taken() > 0 {
+            assert!(Instant::now() < deadline, "a run that has ended holds something");
             std::thread::yield_now();
         }
     }

@@ -24,7 +24,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 pub use handle::{Counts, Handle, Started, Stdin};
 pub use pty::{Attached, SessionKey};
 
-use crate::budget::{self, Budget};
+use crate::budget::{self, Budget, Share};
 use crate::fleet::{Bounds, Fleet};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
@@ -170,7 +170,7 @@ impl Builder {
                 slice,
                 default_user: self.default_user,
                 base_env: self.base_env,
-                max_pipes: budget::pipes(most_files, budget.connections),
+                descriptors: Share::of(most_files, budget.connections),
                 session_idle: self.session_idle,
             };
             Actor::new(parts).run();

@@ -40,7 +40,7 @@ pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
     stderr: Option<Arc<OwnedFd>>,
-    limits: Vec<(Resource, u64)>,
+    limits: Vec<(Resource, u64, Option<u64>)>,
 }
 
 impl Default for Options {
@@ -83,7 +83,13 @@ impl Options {
 
     /// A soft resource limit that the daemon is started with.
     pub fn limit(mut self, resource: Resource, soft: u64) -> Options {
-        self.limits.push((resource, soft));
+        self.limits.push((resource, soft, None));
+        self
+    }
+
+    /// So many descriptors at most, for the daemon itself too.
+    pub fn descriptors(mut self, most: u64) -> Options {
+        self.limits.push((Resource::RLIMIT_NOFILE, most, Some(most)));
         self
     }
 
@@ -475,11 +481,11 @@ pub fn pid_of(info: &Value) -> u64 {
     info["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {info}"))
 }
 
-fn set_limits(command: &mut Command, limits: Vec<(Resource, u64)>) {
+fn set_limits(command: &mut Command, limits: Vec<(Resource, u64, Option<u64>)>) {
     let set = move || {
-        for (resource, soft) in &limits {
+        for (resource, soft, lower) in &limits {
             let (_, hard) = getrlimit(*resource)?;
-            setrlimit(*resource, *soft, hard)?;
+            setrlimit(*resource, *soft, lower.unwrap_or(hard))?;
         }
         Ok(())
     };
