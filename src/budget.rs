@@ -121,7 +121,10 @@ mod tests {
         for descriptors in [0, 64, 100, 1_024, 20_000] {
             let fitted = fit(wanted, descriptors);
             let used = fitted.processes * PER_PROCESS + fitted.connections * PER_CONNECTION;
-            assert!(used as u64 + OWN as u64 <= descriptors.max(OWN as u64 + 8), "{descriptors}: {fitted:?}");
+            assert!(
+                used as u64 + OWN as u64 <= descriptors.max((OWN + PER_PROCESS + PER_CONNECTION) as u64),
+                "{descriptors}: {fitted:?}"
+            );
             assert!(fitted.processes >= 1 && fitted.connections >= 1);
         }
         let endless = Budget { processes: usize::MAX, connections: usize::MAX };
