@@ -96,13 +96,18 @@ pub enum Error {
     Internal(String),
 }
 
+/// Whether this errno says that something is used up that others may give back: descriptors, memory, processes, and, by
+/// ENOSPC, terminals (ptmx(4)) and cgroups.
+pub fn is_want_of_resources(errno: i32) -> bool {
+    let wants = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::ENOBUFS, libc::ENOSPC, libc::EUSERS];
+    wants.contains(&errno)
+}
+
 impl Error {
     /// What a system call's failure means for the one who asked, with what we were doing.
     pub fn from_io(doing: &str, error: &io::Error) -> Error {
         match error.raw_os_error() {
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::ENOBUFS) => {
-                Error::OutOfResources(format!("{doing}: {error}"))
-            }
+            Some(errno) if is_want_of_resources(errno) => Error::OutOfResources(format!("{doing}: {error}")),
             Some(libc::EPERM | libc::EACCES) => Error::PermissionDenied(format!("{doing}: {error}")),
             _ => Error::Internal(format!("{doing}: {error}")),
         }

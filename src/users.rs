@@ -173,6 +173,15 @@ fn listing(line: &[u8], name: &str) -> Option<u32> {
     members.any(|member| member.trim_ascii() == name.as_bytes()).then_some(gid)
 }
 
+/// The id of the first group with this name, given the bytes of `/etc/group`.
+pub fn group_id(name: &str, group: &[u8]) -> Option<u32> {
+    lines(group).find_map(|line| {
+        let mut fields = line.splitn(4, |&byte| byte == b':');
+        fields.next().filter(|field| *field == name.as_bytes())?;
+        fields.nth(1).and_then(parse_id)
+    })
+}
+
 fn text(field: &[u8]) -> Option<&str> {
     str::from_utf8(field).ok()
 }
@@ -223,6 +232,14 @@ mod tests {
         assert_eq!(of("nobody", PASSWD, GROUP), Err(Error::UserNotFound("nobody".into())));
         assert_eq!(of("root", b"", b""), Err(Error::UserNotFound("root".into())));
         assert_eq!(of("0", b"", b""), Ok(identity(0, 0, &[], "/", "/bin/sh", "0")));
+    }
+
+    #[test]
+    fn groups_by_name() {
+        for (name, id) in [("wheel", Some(10)), ("docker", Some(999)), ("nobody", None), ("", None), ("x", None)] {
+            assert_eq!(group_id(name, GROUP), id, "{name}");
+        }
+        assert_eq!(group_id("tty", b"tty\ntty:x:no:\n+tty:x:4:\ntty:x:5\ntty:x:6:"), Some(5));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use nix::sys::resource::Resource;
 use serde_json::{Value, json};
 
-use crate::harness::{PATIENCE, daemon_with, pid_of, root, wait_until};
+use crate::harness::{Options, PATIENCE, daemon_with, machine, pid_of, root, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -184,4 +185,79 @@ fn only_so_many_run_at_once() {
     daemon.delete(&format!("/processes/{}", pids[0])).expect(204);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     let _: Vec<Value> = daemon.list();
+}
+
+/// Limits of the program around the daemon are meant for what it runs: they neither end nor starve the daemon.
+#[test]
+fn limits_of_the_surroundings_are_for_the_children() {
+    let limits = [
+        (Resource::RLIMIT_NOFILE, 500, "Max open files", "-Sn", 500),
+        (Resource::RLIMIT_AS, 1 << 30, "Max address space", "-Sv", 1 << 20),
+        (Resource::RLIMIT_DATA, 1 << 29, "Max data size", "-Sd", 1 << 19),
+        (Resource::RLIMIT_FSIZE, MIB, "Max file size", "-Sf", MIB / 512),
+        (Resource::RLIMIT_CPU, 1_000, "Max cpu time", "-St", 1_000),
+    ];
+    let options =
+        limits.iter().fold(Options::default(), |options, (resource, soft, ..)| options.limit(*resource, *soft));
+    // The first directory cannot be had, so the supervisor is started twice.
+    let daemon = options.args(&["--log-dir", "/proc/no/such"]).start();
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).expect("its limits");
+    for (_, soft, name, option, shown) in limits {
+        let line = own.lines().find(|line| line.starts_with(name)).expect("the limit");
+        let mut values = line[name.len()..].split_whitespace();
+        let (raised, hard) = (values.next().expect("the soft limit"), values.next().expect("the hard limit"));
+        assert_eq!(raised, hard, "{line}");
+        assert_ne!(raised, soft.to_string(), "{line}");
+        let run = daemon.run(&json!({"command": "sh", "args": ["-c", format!("ulimit {option}")]}));
+        assert_eq!(run.stdout(), shown.to_string(), "{name}");
+    }
+    let long = daemon.sh("head -c 4194304 /dev/zero | tr '\\0' '\\n'");
+    assert_eq!(daemon.ended(long)["exit_code"], 0);
+    assert_eq!(daemon.raw_output(long, "stdout").len(), 4 << 20);
+    assert!(daemon.get(&format!("/processes/{long}/stdout?tail=1")).expect(200).get("truncated").is_none());
+}
+
+/// A child in the background can keep a pipe and the log of a command that has ended: these count as well.
+#[test]
+fn connections_find_the_descriptors_that_they_were_promised() {
+    const ALL: u64 = 400;
+    const CONNECTIONS: usize = 50;
+    let args = ["--max-processes", "20", "--max-connections", "50"];
+    let daemon = Options::default().descriptors(ALL).args(&args).start();
+    let live = daemon.sh("echo up; exec sleep 4961");
+    // Each leaves a child behind that has written something and holds one pipe.
+    let script = "(echo x; exec sleep 4960) 2>/dev/null & exit";
+    let body = json!({"command": "sh", "args": ["-c", script]});
+    let mut started = Vec::new();
+    loop {
+        let reply = daemon.post("/processes", &body);
+        if reply.status != 201 {
+            reply.expect_error(503, "OUT_OF_RESOURCES", "");
+            break;
+        }
+        let pid = pid_of(&reply.json());
+        daemon.ended(pid);
+        wait_until(PATIENCE, "it has written", || (daemon.lines(pid, "stdout") == ["x"]).then_some(()));
+        started.push(pid);
+        assert!(started.len() < ALL as usize, "there is no end");
+    }
+    assert!(started.len() > 50, "{} processes", started.len());
+    // All that are promised, at the same time; the last is for what the test asks.
+    let streams: Vec<_> = (1..CONNECTIONS)
+        .map(|number| {
+            let mut stream = daemon.follow(live, "output");
+            assert_eq!(stream.next_frame().expect("a frame").data["line"], "up", "stream {number}");
+            stream
+        })
+        .collect();
+    assert_eq!(daemon.try_health(), Some(200));
+    let held = machine::descriptors(daemon.pid).len();
+    assert!(held + streams.len() < ALL as usize, "{held} descriptors");
+    // What they hold is given back with their end.
+    for pid in &started {
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    }
+    wait_until(PATIENCE, "a process can be started again", || {
+        (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
+    });
 }

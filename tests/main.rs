@@ -28,6 +28,7 @@ mod pty;
 mod quiet;
 mod runs;
 mod stdin;
+mod stdio;
 mod terminal_clients;
 mod traced;
 mod trees;

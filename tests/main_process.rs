@@ -17,6 +17,7 @@
 //!
 //! SIGPIPE, which tini forwards, we do not: it comes of a pipe, not of a person.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -250,26 +251,43 @@ fn a_terminal_is_its_own() {
     }
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
                 echo up >>$SAID; while :; do sleep 0.02; done";
-    on_a_terminal(&["--", "sh", "-c", main], "");
+    on_a_terminal("0", &["--", "sh", "-c", main], "");
     // The file that names it is read in time.
-    on_a_terminal(&[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
+    on_a_terminal("0", &[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
 }
 
-fn on_a_terminal(command: &[&str], conf: &str) {
-    let scratch = tempfile::tempdir().expect("a directory");
+/// As `runc` has it: the terminal belongs to the user of the main process, with the group that it had.
+#[test]
+fn a_terminal_is_its_users() {
+    if !root("a_terminal_is_its_users") {
+        return;
+    }
+    let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
+                (echo reopened >/dev/stdout) && (: </dev/stdin) && echo can be opened again >>$SAID
+                stat -c 'of %u' $(tty) >>$SAID; echo up >>$SAID; while :; do sleep 0.02; done";
+    let said = on_a_terminal("4242:7", &["--", "sh", "-c", main], "");
+    assert!(said.contains("\ncan be opened again\nof 4242\n"), "{said}");
+}
+
+fn on_a_terminal(user: &str, command: &[&str], conf: &str) -> String {
+    let scratch = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir();
+    let scratch = scratch.expect("a directory");
     let said = scratch.path().join("said");
+    std::fs::write(&said, "").expect("make it");
+    std::fs::set_permissions(&said, std::fs::Permissions::from_mode(0o666)).expect("open it to all");
     std::fs::write(scratch.path().join("init.conf"), conf).expect("write init.conf");
     let mut child = Command::new("python3");
     child.args(["-c", include_str!("terminal.py")]);
     // PID 1 leads the terminal's session, as a container's does.
     child.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "setsid", "--ctty"]);
-    child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", "0"]);
+    child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", user]);
     child.arg("--run-dir").arg(scratch.path().join("run")).arg("--log-dir").arg(scratch.path().join("log"));
     child.arg("--config-dir").arg(scratch.path()).args(command).env("SAID", &said).current_dir("/");
     let out = child.output().expect("run it");
     let said = read(&said);
     assert_eq!(out.status.code(), Some(8), "{said} {}", String::from_utf8_lossy(&out.stderr));
     assert!(said.starts_with("/dev/pts/") && said.ends_with("up\ninterrupted\n"), "{said}");
+    said
 }
 
 fn read(path: &Path) -> String {

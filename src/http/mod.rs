@@ -105,9 +105,10 @@ pub struct Options {
     pub max_body: usize,
     /// Bytes of the head of a request.
     pub max_head: usize,
-    /// From the first byte of a head, or the beginning of a connection, to the head's end.
+    /// From the first byte of a head, or the beginning of a connection, to the head's end; a day at most.
     pub head_timeout: Duration,
-    /// Between two requests, between two pieces of a body, and between two pieces of an answer that a client takes.
+    /// Between two requests, between two pieces of a body, and between two pieces of an answer that a client takes; a day
+    /// at most.
     pub idle_timeout: Duration,
     /// Whom `GET /boot` and `POST /shutdown` ask; without one there is nothing to tell or to end.
     pub host: Option<Arc<dyn Host>>,
@@ -126,6 +127,9 @@ impl Default for Options {
         }
     }
 }
+
+/// The longest of the timeouts: what is longer would overflow a deadline.
+const LONGEST: Duration = Duration::from_millis(crate::model::MAX_MS);
 
 /// What clients are given at the end to take the answers that are on their way: so long while none takes anything,
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -151,7 +155,10 @@ impl Server {
     }
 
     /// The same for any service: what is below the routes is tested like this.
-    fn serve(addr: SocketAddr, service: Service, options: Options) -> io::Result<Server> {
+    fn serve(addr: SocketAddr, service: Service, mut options: Options) -> io::Result<Server> {
+        for time in [&mut options.head_timeout, &mut options.idle_timeout] {
+            *time = (*time).min(LONGEST);
+        }
         let listener = acceptor::listen(addr)?;
         let local_addr = listener.local_addr()?;
         let house = Arc::new(House::new(options.max_connections)?);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{From, Item, View};
-use crate::model::{Exit, Leftovers, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
+use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
 use crate::supervisor::Handle;
 
 use super::answer::Answer;
@@ -19,9 +19,6 @@ use super::reply::Problem;
 use super::request::Request;
 use super::routes::Api;
 use super::user::User;
-
-/// A timeout beyond this never expires in practice, and would overflow clocks.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// The body. The three modes of `POST /processes` are not looked at: whatever they are, they have no effect.
 #[derive(Debug, Deserialize)]
@@ -54,8 +51,8 @@ impl RunBody {
 
 fn timeout(seconds: f64) -> Duration {
     // What overflows is longer than the longest; what is not a nanosecond is not nothing.
-    let time = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST);
-    time.clamp(Duration::from_nanos(1), LONGEST)
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT);
+    time.clamp(Duration::from_nanos(1), MAX_TIMEOUT)
 }
 
 /// The first event.
@@ -155,7 +152,7 @@ mod tests {
             (wrong_modes, plain()),
             (r#","timeout":2"#, plain().timeout(Duration::from_secs(2))),
             (r#","timeout":0.25"#, plain().timeout(Duration::from_millis(250))),
-            (r#","timeout":1e300"#, plain().timeout(LONGEST)),
+            (r#","timeout":1e300"#, plain().timeout(MAX_TIMEOUT)),
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
         ] {

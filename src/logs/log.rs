@@ -110,6 +110,8 @@ impl OutputLog {
             let mut state = lock(&self.state);
             state.chain.cut(self.home(), end.ended_at);
             state.chain.retry(self.home());
+            // Whoever still writes takes it again: only a run with a pipe may hold a descriptor.
+            state.chain.close_file();
             let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
             state.end = Some(End { place, run: end, order });
         }
@@ -125,6 +127,7 @@ impl OutputLog {
             let mut state = lock(&self.state);
             let time = state.chain.last_time();
             state.chain.cut(self.home(), time);
+            state.chain.close_file();
             state.end = None;
         }
         self.wake_armed();

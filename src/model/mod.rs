@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
-pub use spec::{MAX_MS, ProcessSpec, SpecBuilder};
+pub use spec::{MAX_MS, MAX_TIMEOUT, ProcessSpec, SpecBuilder};
 
 /// A process id as the kernel counts them; never 0 or negative for a process of ours.
 pub type Pid = i32;

@@ -10,6 +10,9 @@ use crate::window::Window;
 /// The longest duration that a spec may ask for: a day, in milliseconds.
 pub const MAX_MS: u64 = 86_400_000;
 
+/// The longest timeout of a process: ten years, which is as good as none.
+pub const MAX_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// A process to start, valid by construction: see [`ProcessSpec::command`].
 ///
 /// ```
@@ -58,6 +61,30 @@ impl ProcessSpec {
 }
 
 impl ProcessSpec {
+    /// Whether it can be started as a process.
+    pub(crate) fn check_process(&self) -> Result<(), SpecError> {
+        match self.terminal {
+            Some(_) => Err(SpecError::new("terminal", "goes only with a terminal session; open it with `open_pty`")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it can be opened as a terminal session, which has a terminal even if it does not say so.
+    pub(crate) fn check_session(&self) -> Result<(), SpecError> {
+        let void = [
+            ("inherit_stdio", self.inherit),
+            ("stdin_mode", self.stdin != StdinMode::default()),
+            ("stdout_mode", self.stdout != OutputMode::default()),
+            ("stderr_mode", self.stderr != OutputMode::default()),
+            ("timeout", self.timeout.is_some()),
+            ("managed", self.managed.is_some()),
+        ];
+        match void.into_iter().find(|(_, said)| *said) {
+            Some((field, _)) => Err(SpecError::new(field, "does not go with a terminal session")),
+            None => Ok(()),
+        }
+    }
+
     /// About the bytes of memory that it takes.
     pub(crate) fn size(&self) -> usize {
         // A string costs its own fields and the allocator's least piece even if it is empty.
@@ -123,13 +150,13 @@ impl SpecBuilder {
         self
     }
 
-    /// Takes a terminal of this size instead of pipes.
+    /// Takes a terminal of this size instead of pipes: for [`Handle::open_pty`](crate::Handle::open_pty).
     pub fn terminal(mut self, window: Window) -> Self {
         self.spec.terminal = Some(window);
         self
     }
 
-    /// After this time the whole tree is killed with SIGKILL.
+    /// After this time, at most [`MAX_TIMEOUT`], the whole tree is killed with SIGKILL.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.spec.timeout = Some(timeout);
         self
@@ -181,6 +208,11 @@ impl SpecBuilder {
         if spec.timeout == Some(Duration::ZERO) {
             return Err(SpecError::new("timeout", "must be more than 0 seconds"));
         }
+        if spec.timeout.is_some_and(|timeout| timeout > MAX_TIMEOUT) {
+            let problem = format!("must be at most {} seconds, ten years", MAX_TIMEOUT.as_secs());
+            return Err(SpecError::new("timeout", problem));
+        }
+        validate_streams(&spec)?;
         if let Some(managed) = &spec.managed {
             validate_managed(managed)?;
         }
@@ -190,6 +222,25 @@ impl SpecBuilder {
 
 fn no_nul(field: &str, text: &str) -> Result<(), SpecError> {
     if text.contains('\0') { Err(SpecError::new(field, "must not contain a NUL character")) } else { Ok(()) }
+}
+
+/// What a terminal or inherited streams would make void is refused.
+fn validate_streams(spec: &ProcessSpec) -> Result<(), SpecError> {
+    let instead = match (spec.terminal.is_some(), spec.inherit) {
+        (true, true) => return Err(SpecError::new("inherit_stdio", "does not go with `terminal`")),
+        (true, false) => "terminal",
+        (false, true) => "inherit_stdio",
+        (false, false) => return Ok(()),
+    };
+    let pipes = [
+        ("stdin_mode", spec.stdin != StdinMode::default()),
+        ("stdout_mode", spec.stdout != OutputMode::default()),
+        ("stderr_mode", spec.stderr != OutputMode::default()),
+    ];
+    match pipes.into_iter().find(|(_, said)| *said) {
+        Some((field, _)) => Err(SpecError::new(field, format!("does not go with `{instead}`"))),
+        None => Ok(()),
+    }
 }
 
 fn validate_managed(managed: &ManagedSpec) -> Result<(), SpecError> {
@@ -240,4 +291,54 @@ fn at_most_a_day(field: &str, ms: u128) -> Result<(), SpecError> {
         return Err(SpecError::new(field, format!("must be at most {MAX_MS} ms, a day")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Policy;
+
+    fn plain() -> SpecBuilder {
+        ProcessSpec::command("x")
+    }
+
+    #[track_caller]
+    fn refused(spec: Result<impl Sized, SpecError>, field: &str) {
+        assert_eq!(spec.err().map(|error| error.field).as_deref(), Some(field));
+    }
+
+    #[test]
+    fn a_timeout_is_bounded() {
+        assert!(plain().timeout(MAX_TIMEOUT).build().is_ok());
+        for timeout in [Duration::MAX, MAX_TIMEOUT + Duration::from_nanos(1), Duration::ZERO] {
+            refused(plain().timeout(timeout).build(), "timeout");
+        }
+        let graceful =
+            |stop_grace| plain().managed(ManagedSpec { stop_grace, ..ManagedSpec::new(Policy::Never) }).build();
+        assert!(graceful(Duration::from_millis(MAX_MS)).is_ok());
+        refused(graceful(Duration::MAX), "stop_grace_ms");
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        let terminal = || plain().terminal(Window::default());
+        for (instead, ours) in [("terminal", terminal()), ("inherit_stdio", plain().inherit_stdio())] {
+            assert!(ours.clone().build().is_ok(), "{instead}");
+            refused(ours.clone().stdin(StdinMode::Pipe).build(), "stdin_mode");
+            refused(ours.clone().stdout(OutputMode::Discard).build(), "stdout_mode");
+            refused(ours.stderr(OutputMode::Discard).build(), "stderr_mode");
+        }
+        refused(terminal().inherit_stdio().build(), "inherit_stdio");
+        let session = |spec: SpecBuilder| spec.build().unwrap().check_session();
+        assert_eq!((session(plain()), session(terminal())), (Ok(()), Ok(())));
+        refused(session(plain().inherit_stdio()), "inherit_stdio");
+        refused(session(plain().stdin(StdinMode::Pipe)), "stdin_mode");
+        refused(session(plain().stdout(OutputMode::Discard)), "stdout_mode");
+        refused(session(plain().stderr(OutputMode::Discard)), "stderr_mode");
+        refused(session(terminal().timeout(Duration::from_secs(1))), "timeout");
+        refused(session(terminal().managed(ManagedSpec::new(Policy::Always))), "managed");
+        let process = |spec: SpecBuilder| spec.build().unwrap().check_process();
+        assert_eq!((process(plain()), process(plain().inherit_stdio())), (Ok(()), Ok(())));
+        refused(process(terminal()), "terminal");
+    }
 }

@@ -21,6 +21,11 @@ pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
     resolve_in(spec, Path::new("/etc"))
 }
 
+/// The id of a group in `/etc/group`; none where it has no entry, or the file cannot be read.
+pub fn group(name: &str) -> Option<u32> {
+    users::group_id(name, &read(Path::new("/etc/group")).ok()?)
+}
+
 fn resolve_in(spec: &UserSpec, dir: &Path) -> Result<Identity, Error> {
     users::resolve(spec, &read(&dir.join("passwd"))?, || read(&dir.join("group")))
 }

@@ -8,6 +8,7 @@ use std::ffi::{CStr, c_char};
 use std::os::fd::RawFd;
 
 use super::launch::Launch;
+use super::limits::Found;
 
 /// What the child was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +63,8 @@ pub struct Inherited {
     pub report: RawFd,
     /// `cgroup.procs` of the leaf to join, or -1: the child was born in it.
     pub cgroup: RawFd,
-    /// RLIMIT_NOFILE as the supervisor found it, before it raised its own.
-    pub nofile: Option<libc::rlimit>,
+    /// The limits as the supervisor found them, before it raised its own.
+    pub limits: Option<Found>,
     /// Whether the kernel lets us set groups (not in a user namespace that denies it).
     pub set_groups: bool,
 }
@@ -93,7 +94,7 @@ pub(super) fn run(launch: &Launch, inherited: &Inherited) -> ! {
 enum Never {}
 
 fn become_program(launch: &Launch, inherited: &Inherited) -> Result<Never, Failure> {
-    set_up(inherited).map_err(|errno| (Stage::Setup, errno))?;
+    set_up(launch, inherited).map_err(|errno| (Stage::Setup, errno))?;
     become_user(launch, inherited.set_groups).map_err(|errno| (Stage::User, errno))?;
     unblock_signals().map_err(|errno| (Stage::Setup, errno))?;
     // From here on it can hang, with nothing of the supervisor's in hand but the report pipe, and SIGTERM works.
@@ -101,7 +102,7 @@ fn become_program(launch: &Launch, inherited: &Inherited) -> Result<Never, Failu
     Err(exec(launch))
 }
 
-fn set_up(inherited: &Inherited) -> Result<(), i32> {
+fn set_up(launch: &Launch, inherited: &Inherited) -> Result<(), i32> {
     if inherited.cgroup >= 0 {
         // SAFETY: the buffer is valid for its length. "0" is the writer itself (cgroups(7)).
         check(unsafe { libc::write(inherited.cgroup, b"0".as_ptr().cast(), 1) } as i32)?;
@@ -117,8 +118,10 @@ fn set_up(inherited: &Inherited) -> Result<(), i32> {
     if inherited.terminal != Controlling::No {
         // SAFETY: no memory involved. We lead a new session.
         let taken = check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
-        if inherited.terminal == Controlling::Yes {
-            taken?;
+        match inherited.terminal {
+            Controlling::IfFree if taken.is_ok() => give_terminal(launch.uid),
+            Controlling::Yes => taken?,
+            _ => {}
         }
     }
     if inherited.report != REPORT_FD {
@@ -131,12 +134,23 @@ fn set_up(inherited: &Inherited) -> Result<(), i32> {
     reset_dispositions();
     // SAFETY: no memory involved; it cannot fail.
     unsafe { libc::umask(0o022) };
-    if let Some(limit) = &inherited.nofile {
-        // SAFETY: the limit is valid for reading. Lowering it needs no privilege.
-        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, limit) })?;
-    }
     reset_oom_score();
-    Ok(())
+    inherited.limits.as_ref().map_or(Ok(()), Found::put_back)
+}
+
+/// The terminal that we were started on, and that has become the child's, belongs to its user from now on, if it was
+/// ours to give. Without the privilege it stays ours.
+fn give_terminal(uid: u32) {
+    // SAFETY: all zeroes is a valid value of this struct of integers.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is valid for writing.
+    let found = unsafe { libc::fstat(0, &raw mut stat) };
+    // SAFETY: no memory involved; it cannot fail.
+    let own = unsafe { libc::geteuid() };
+    if found == 0 && stat.st_uid == own && uid != own {
+        // SAFETY: no memory involved. The group stays.
+        unsafe { libc::fchown(0, uid, u32::MAX) };
+    }
 }
 
 fn reset_dispositions() {

@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
-use nix::unistd::{Uid, fchown};
+use nix::sys::stat::{Mode, fchmod};
+use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::{Gid, Uid, fchown};
 
 use crate::window::Window;
 
@@ -23,11 +25,21 @@ pub struct Pty {
     pub slave: OwnedFd,
 }
 
-/// Opens a terminal that belongs to `uid`, as a login would give it. It is nobody's controlling terminal.
+/// Whose a terminal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Who may read and write it.
+    pub uid: u32,
+    /// The group that may write to it, as `write(1)` does: `tty`. Without one, nobody else may.
+    pub tty: Option<u32>,
+}
+
+/// Opens a terminal, as a login would give it to its owner (login(1), sshd(8)), for text in UTF-8. It is nobody's
+/// controlling terminal.
 ///
 /// # Errors
 /// When there is no /dev/ptmx, or no terminal or descriptor left.
-pub fn open(window: Window, uid: u32) -> io::Result<Pty> {
+pub fn open(window: Window, owner: Owner) -> io::Result<Pty> {
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     let master: File = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/ptmx")?;
     let unlocked: libc::c_int = 0;
@@ -40,11 +52,25 @@ pub fn open(window: Window, uid: u32) -> io::Result<Pty> {
     // SAFETY: the kernel has just opened it for us.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     resize(&master, window)?;
-    // Without the privilege it stays ours; only who opens it by its path would notice.
-    if let Err(errno) = fchown(&slave, Some(Uid::from_raw(uid)), None) {
+    let mut termios = tcgetattr(&slave)?;
+    // Else the kernel erases a byte where the user erases a character.
+    termios.input_flags.insert(InputFlags::IUTF8);
+    tcsetattr(&slave, SetArg::TCSANOW, &termios)?;
+    give(&slave, owner);
+    Ok(Pty { master: master.into(), slave })
+}
+
+/// Without the privilege a terminal stays ours: only a program that opens it by its path is affected.
+fn give(slave: &OwnedFd, owner: Owner) {
+    let uid = Some(Uid::from_raw(owner.uid));
+    let given = fchown(slave, uid, owner.tty.map(Gid::from_raw)).and_then(|()| {
+        let others = if owner.tty.is_some() { Mode::S_IWGRP } else { Mode::empty() };
+        fchmod(slave, Mode::S_IRUSR | Mode::S_IWUSR | others)
+    });
+    // A user namespace may have the user and not the group.
+    if let Err(errno) = given.or_else(|_| fchown(slave, uid, None)) {
         log::debug!("a terminal stays the daemon's: {errno}");
     }
-    Ok(Pty { master: master.into(), slave })
 }
 
 /// Gives up the controlling terminal, if there is one, so that a child's session can have it (ioctl_tty(2)). Its
@@ -68,11 +94,38 @@ pub fn resize(master: &impl AsFd, window: Window) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::unistd::{isatty, read, write};
+    use nix::sys::stat::fstat;
+    use nix::unistd::{getuid, isatty, read, write};
+
+    fn ours() -> Pty {
+        open(Window::default(), Owner { uid: getuid().as_raw(), tty: None }).unwrap()
+    }
+
+    #[test]
+    fn erase_takes_a_whole_character() {
+        let pty = ours();
+        write(&pty.master, "a\u{fc}\x7fb\n".as_bytes()).unwrap();
+        let mut buffer = [0; 16];
+        let count = read(&pty.slave, &mut buffer).unwrap();
+        assert_eq!(&buffer[..count], b"ab\n");
+    }
+
+    #[test]
+    fn its_group_may_write_where_there_is_one() {
+        let mode = |tty| {
+            let pty = open(Window::default(), Owner { uid: getuid().as_raw(), tty }).unwrap();
+            let stat = fstat(&pty.slave).unwrap();
+            (stat.st_gid, stat.st_mode & 0o777)
+        };
+        assert_eq!(mode(None).1, 0o600);
+        if getuid().is_root() {
+            assert_eq!(mode(Some(5)), (5, 0o620));
+        }
+    }
 
     #[test]
     fn a_terminal_echoes_and_ends() {
-        let pty = open(Window::default(), nix::unistd::getuid().as_raw()).unwrap();
+        let pty = ours();
         assert!(isatty(&pty.slave).unwrap());
         let mut buffer = [0; 16];
         assert_eq!(read(&pty.master, &mut buffer), Err(Errno::EAGAIN));
@@ -87,7 +140,7 @@ mod tests {
 
     #[test]
     fn what_was_written_is_there_before_it_would_block() {
-        let pty = open(Window::default(), nix::unistd::getuid().as_raw()).unwrap();
+        let pty = ours();
         nix::fcntl::fcntl(&pty.slave, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let (mut written, mut seen, mut buffer) = (0, 0, [0; 8192]);
         while let Ok(count) = write(&pty.slave, &[b'x'; 1000]) {

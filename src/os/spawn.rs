@@ -11,11 +11,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
+use super::accounts;
 use super::cgroup::Leaf;
 use super::child::{self, Controlling, Inherited, REPORT, Stage};
 use super::launch::Launch;
-use super::pty::{self, Pty};
-use crate::error::Error;
+use super::limits::Found;
+use super::pipe::{give, give_inherited};
+use super::pty::{self, Owner, Pty};
+use crate::error::{Error, is_want_of_resources};
 use crate::model::{OutputMode, Pid, ProcessSpec, StdinMode};
 use crate::window::Window;
 
@@ -38,17 +41,17 @@ pub struct Child {
 #[derive(Debug)]
 pub struct Spawner {
     null: File,
-    nofile: Option<libc::rlimit>,
+    limits: Option<Found>,
     set_groups: bool,
 }
 
 impl Spawner {
     /// Opens /dev/null and sees that descriptors 0, 1 and 2 are taken, so that no pipe ever gets one of these numbers.
-    /// `nofile` is the limit for the children: what the supervisor's own was before it was raised.
+    /// `limits` are for the children: what the supervisor's own were before it raised them.
     ///
     /// # Errors
     /// When /dev/null cannot be opened.
-    pub fn new(nofile: Option<libc::rlimit>) -> io::Result<Spawner> {
+    pub fn new(limits: Option<Found>) -> io::Result<Spawner> {
         let open = || File::options().read(true).write(true).open("/dev/null");
         let mut null = open()?;
         while null.as_raw_fd() <= 2 {
@@ -59,7 +62,7 @@ impl Spawner {
         // In a user namespace groups are what they are (user_namespaces(7)).
         let denied = std::fs::read("/proc/self/setgroups").is_ok_and(|word| word.starts_with(b"deny"));
         let set_groups = nix::unistd::geteuid().is_root() && !denied;
-        Ok(Spawner { null, nofile, set_groups })
+        Ok(Spawner { null, limits, set_groups })
     }
 
     /// Forks a child for `spec`, in `leaf` if there is one, and returns at once.
@@ -69,9 +72,9 @@ impl Spawner {
     pub fn spawn(&self, spec: &ProcessSpec, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Error> {
         let failed = |error: io::Error| Error::from_io("starting a process", &error);
         let streams = match spec.terminal {
-            Some(window) => Streams::terminal(window, launch.uid),
-            None if spec.inherit => Ok(Streams::of([0, 1, 2])),
-            None => Streams::pipes(spec, self.null.as_raw_fd()),
+            Some(window) => Streams::terminal(window, Owner { uid: launch.uid, tty: accounts::group("tty") }),
+            None if spec.inherit => Ok(Streams::ours(launch)),
+            None => Streams::pipes(spec, launch, self.null.as_raw_fd()),
         };
         let Streams { stdio, theirs, stdin, stdout, stderr } = streams.map_err(failed)?;
         let (report, report_write) = pipe().map_err(failed)?;
@@ -85,7 +88,7 @@ impl Spawner {
             },
             report: report_write.as_raw_fd(),
             cgroup: -1,
-            nofile: self.nofile,
+            limits: self.limits,
             set_groups: self.set_groups,
         };
         let pid = fork(launch, inherited, leaf).map_err(failed)?;
@@ -109,11 +112,19 @@ impl Streams {
         Streams { stdio, theirs: Vec::new(), stdin: None, stdout: None, stderr: None }
     }
 
-    fn pipes(spec: &ProcessSpec, null: RawFd) -> io::Result<Streams> {
+    fn ours(launch: &Launch) -> Streams {
+        give_inherited(&std::io::stdin(), launch.uid, launch.gid);
+        give_inherited(&std::io::stdout(), launch.uid, launch.gid);
+        give_inherited(&std::io::stderr(), launch.uid, launch.gid);
+        Streams::of([0, 1, 2])
+    }
+
+    fn pipes(spec: &ProcessSpec, launch: &Launch, null: RawFd) -> io::Result<Streams> {
         let mut streams = Streams::of([null; 3]);
         let [stdin, stdout, stderr] = &mut streams.stdio;
         if spec.stdin == StdinMode::Pipe {
             let (read, write) = pipe()?;
+            give(&read, launch.uid, launch.gid);
             *stdin = read.as_raw_fd();
             streams.theirs.push(read);
             streams.stdin = Some(unblocking(write)?);
@@ -122,6 +133,7 @@ impl Streams {
         for (mode, slot, ours) in outputs {
             if mode == OutputMode::Capture {
                 let (read, write) = pipe()?;
+                give(&write, launch.uid, launch.gid);
                 *slot = write.as_raw_fd();
                 streams.theirs.push(write);
                 *ours = Some(unblocking(read)?);
@@ -131,8 +143,8 @@ impl Streams {
     }
 
     /// The master twice, once for each direction.
-    fn terminal(window: Window, uid: u32) -> io::Result<Streams> {
-        let Pty { master, slave } = pty::open(window, uid)?;
+    fn terminal(window: Window, owner: Owner) -> io::Result<Streams> {
+        let Pty { master, slave } = pty::open(window, owner)?;
         let mut streams = Streams::of([slave.as_raw_fd(); 3]);
         streams.stdin = Some(master.try_clone()?);
         streams.stdout = Some(master);
@@ -216,7 +228,7 @@ impl ExecFailure {
         let why = Errno::from_raw(self.errno).desc().to_owned();
         let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(self.errno));
         match (self.stage, self.errno) {
-            (_, libc::ENOMEM | libc::EAGAIN | libc::ENFILE | libc::EMFILE) => other("starting a process"),
+            (_, errno) if is_want_of_resources(errno) => other("starting a process"),
             (Stage::Setup, _) => other("preparing a process"),
             (Stage::User, libc::EPERM) => {
                 Error::PermissionDenied("`user`: the daemon has not the privilege to become another user".to_owned())
@@ -269,6 +281,8 @@ mod tests {
         assert_eq!(explain(Stage::Directory, libc::ENOTDIR), Error::WorkingDirNotFound("/dir".into()));
         assert!(matches!(explain(Stage::Directory, libc::EACCES), Error::PermissionDenied(_)));
         assert!(matches!(explain(Stage::User, libc::EPERM), Error::PermissionDenied(_)));
-        assert!(matches!(explain(Stage::Exec, libc::ENOMEM), Error::OutOfResources(_)));
+        for (stage, errno) in [(Stage::Exec, libc::ENOMEM), (Stage::Exec, libc::EAGAIN), (Stage::User, libc::EAGAIN)] {
+            assert!(matches!(explain(stage, errno), Error::OutOfResources(_)), "{stage:?} {errno}");
+        }
     }
 }

@@ -2,33 +2,25 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use nix::errno::Errno;
-use nix::unistd::read;
 
+use super::read::ROOM;
 use super::stdin::{StdinQueue, closed};
 use super::{Attach, Message, Notice, RunKey, WAKE};
+use crate::budget::Taken;
 use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::{RunNo, Stream, UnitId};
-use crate::os::clock::wall;
 use crate::os::pipe::has_reader;
 use crate::os::pty;
-use crate::os::spawn::{ExecFailure, ReportBuffer};
 use crate::terminal::Terminal;
 use crate::window::Window;
-
-/// Bytes of one read: as much as a pipe holds by default.
-const CHUNK: usize = 64 * 1024;
-/// Reads in a row from one pipe before the others have their turn.
-const TURN: usize = 16;
 
 /// Messages taken in a row before the pipes have their turn.
 const MESSAGES: usize = 256;
@@ -42,14 +34,13 @@ pub(super) struct Actor {
     pub(super) sources: HashMap<Token, Source>,
     pub(super) runs: HashMap<RunKey, Run>,
     /// Which run's output was the last to go into a unit's log.
-    last_run: HashMap<UnitId, RunNo>,
+    pub(super) last_run: HashMap<UnitId, RunNo>,
     /// Pipes that had more when their turn was over: the kernel tells only once.
     unfinished: VecDeque<Token>,
     /// Terminals whose viewers get a moment to catch up, and when it is over.
-    pausing: Vec<(Instant, Token)>,
+    pub(super) pausing: Vec<(Instant, Token)>,
     last_token: usize,
-    buffer: Box<[u8]>,
-    open: Arc<AtomicUsize>,
+    pub(super) buffer: Box<[u8]>,
 }
 
 pub(super) struct Source {
@@ -58,10 +49,17 @@ pub(super) struct Source {
     pub(super) kind: Kind,
     /// It is among the unfinished.
     queued: bool,
+    /// Given back when it is closed.
+    _taken: Taken,
 }
 
 pub(super) enum Kind {
-    Output { stream: Stream, drain: Drain },
+    /// `surplus`: bytes that were read together with the last of a drain, and came after it.
+    Output {
+        stream: Stream,
+        drain: Drain,
+        surplus: Vec<u8>,
+    },
     Stdin(StdinQueue),
     Report,
 }
@@ -83,15 +81,12 @@ pub(super) struct Run {
     pub(super) tokens: Vec<Token>,
     pub(super) draining: bool,
     pub(super) drained: bool,
+    /// Its descriptors that are no pipes: its log's, and a probe's.
+    taken: Taken,
 }
 
 impl Actor {
-    pub(super) fn new(
-        poll: Poll,
-        inbox: Receiver<Option<(RunKey, Message)>>,
-        notify: Notify,
-        open: Arc<AtomicUsize>,
-    ) -> Actor {
+    pub(super) fn new(poll: Poll, inbox: Receiver<Option<(RunKey, Message)>>, notify: Notify) -> Actor {
         Actor {
             poll,
             inbox,
@@ -102,8 +97,7 @@ impl Actor {
             unfinished: VecDeque::new(),
             pausing: Vec::new(),
             last_token: WAKE.0,
-            buffer: vec![0; CHUNK].into_boxed_slice(),
-            open,
+            buffer: vec![0; ROOM].into_boxed_slice(),
         }
     }
 
@@ -176,9 +170,16 @@ impl Actor {
     fn attach(&mut self, key: RunKey, attach: Attach) {
         self.runs.insert(
             key,
-            Run { log: attach.log, terminal: attach.terminal, tokens: Vec::new(), draining: false, drained: false },
+            Run {
+                log: attach.log,
+                terminal: attach.terminal,
+                tokens: Vec::new(),
+                draining: false,
+                drained: false,
+                taken: attach.taken,
+            },
         );
-        let output = |stream| Kind::Output { stream, drain: Drain::Open };
+        let output = |stream| Kind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
         let sources = [
             (attach.stdout, output(Stream::Stdout)),
             (attach.stderr, output(Stream::Stderr)),
@@ -206,11 +207,9 @@ impl Actor {
             }
             return;
         }
-        self.sources.insert(token, Source { fd, run: key, kind, queued: false });
-        self.open.store(self.sources.len(), Ordering::Relaxed);
-        if let Some(run) = self.runs.get_mut(&key) {
-            run.tokens.push(token);
-        }
+        let Some(run) = self.runs.get_mut(&key) else { return };
+        self.sources.insert(token, Source { fd, run: key, kind, queued: false, _taken: run.taken.one() });
+        run.tokens.push(token);
     }
 
     pub(super) fn serve(&mut self, token: Token) {
@@ -229,98 +228,6 @@ impl Actor {
         }
     }
 
-    fn read_output(&mut self, token: Token) {
-        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return };
-        let may_open_again = self.is_open_terminal(key);
-        if may_open_again && self.pausing.iter().any(|(_, pausing)| *pausing == token) {
-            return;
-        }
-        let mut all = 0;
-        for _ in 0..TURN {
-            let Some(Source { fd, kind: Kind::Output { stream, drain }, .. }) = self.sources.get_mut(&token) else {
-                return;
-            };
-            let most = match *drain {
-                Drain::Open => self.buffer.len(),
-                Drain::Left(left) => left.min(self.buffer.len()),
-                Drain::Held => return,
-            };
-            let Some(space) = self.buffer.get_mut(..most) else { return };
-            let count = match read(fd.as_fd(), space) {
-                // EIO is how a terminal says that nobody has it open; its leader may open it again.
-                Err(Errno::EIO) if may_open_again => return,
-                Ok(0) | Err(Errno::EIO) => return self.close(token),
-                Ok(count) => count,
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => {
-                    self.pause(token, all);
-                    return self.end_drain_of(token);
-                }
-                Err(errno) => {
-                    log::error!("unit {}: reading a pipe: {errno}", key.0);
-                    return self.close(token);
-                }
-            };
-            let bytes = space.get(..count).unwrap_or_default();
-            let stream = *stream;
-            if let Drain::Left(left) = drain {
-                *left = left.saturating_sub(count);
-            }
-            let ended = *drain == Drain::Left(0);
-            let Some(run) = self.runs.get(&key) else { return };
-            // What an earlier run left unfinished, or a child of it still writes, is not glued to this.
-            if self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1 {
-                run.log.cut(wall());
-            }
-            all += count;
-            match &run.terminal {
-                Some(terminal) => terminal.append(bytes),
-                None => run.log.append(wall(), stream, bytes),
-            }
-            let is_pipe = run.terminal.is_none();
-            if ended {
-                return self.end_drain_of(token);
-            }
-            // A short read has emptied a pipe; what comes later is told anew (epoll(7), question 9). A terminal gives
-            // 4 KiB at most, however much it has.
-            if count < most && is_pipe {
-                // Less was there than FIONREAD said: somebody else reads the pipe too.
-                return self.end_drain_of(token);
-            }
-        }
-        if !self.pause(token, all) {
-            self.again(token);
-        }
-    }
-
-    /// Leaves a terminal alone for a moment that has written so many bytes, if somebody has to catch up; whether it does.
-    fn pause(&mut self, token: Token, bytes: usize) -> bool {
-        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return false };
-        if !self.is_open_terminal(key) {
-            return false;
-        }
-        let terminal = self.runs.get(&key).and_then(|run| run.terminal.as_ref());
-        let pause = terminal.and_then(|terminal| terminal.pause(bytes));
-        self.pausing.extend(pause.map(|pause| (Instant::now() + pause, token)));
-        pause.is_some()
-    }
-
-    /// How long until the first pause is over.
-    fn pause_left(&self) -> Option<Duration> {
-        let first = self.pausing.iter().map(|(until, _)| *until).min()?;
-        Some(first.saturating_duration_since(Instant::now()))
-    }
-
-    fn end_pauses(&mut self) {
-        if self.pausing.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        let (over, left): (Vec<_>, Vec<_>) = self.pausing.drain(..).partition(|(until, _)| *until <= now);
-        self.pausing = left;
-        over.into_iter().for_each(|(_, token)| self.again(token));
-    }
-
     /// Serves a pipe once more when the others have had their turn.
     pub(super) fn again(&mut self, token: Token) {
         if let Some(source) = self.sources.get_mut(&token)
@@ -332,20 +239,8 @@ impl Actor {
 
     /// Whether the run has a terminal and its leader lives: closing our end would hang up on it, whatever it has done with
     /// its own.
-    fn is_open_terminal(&self, key: RunKey) -> bool {
+    pub(super) fn is_open_terminal(&self, key: RunKey) -> bool {
         self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
-    }
-
-    fn read_report(&mut self, token: Token) {
-        let Some(Source { fd, run, .. }) = self.sources.get(&token) else { return };
-        let (key, mut report) = (*run, ReportBuffer::default());
-        let notice = match read(fd.as_fd(), &mut report) {
-            Ok(count) => ExecFailure::read(report.get(..count).unwrap_or_default()),
-            Err(Errno::EAGAIN | Errno::EINTR) => return,
-            Err(_) => None,
-        };
-        self.close(token);
-        (self.notify)(key, notice.map_or(Notice::ExecOk, Notice::ExecFailed));
     }
 
     fn hang_up(&mut self, key: RunKey) {
@@ -378,7 +273,6 @@ impl Actor {
 
     pub(super) fn close(&mut self, token: Token) {
         let Some(source) = self.sources.remove(&token) else { return };
-        self.open.store(self.sources.len(), Ordering::Relaxed);
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&source.fd.as_raw_fd())) {
             log::debug!("unit {}: a pipe was not watched: {error}", source.run.0);
         }

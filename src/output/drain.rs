@@ -65,8 +65,12 @@ impl Actor {
         run.log.cut(wall());
         // What a child of the leader writes from now on comes after the end.
         for token in run.tokens.clone() {
-            if let Some(Source { kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) {
+            if let Some(Source { kind: Kind::Output { stream, drain, surplus }, .. }) = self.sources.get_mut(&token) {
                 *drain = Drain::Open;
+                let (stream, surplus) = (*stream, std::mem::take(surplus));
+                if !surplus.is_empty() {
+                    self.append(key, stream, &surplus);
+                }
                 self.again(token);
             }
         }

@@ -3,17 +3,20 @@
 
 mod actor;
 mod drain;
+mod read;
 mod stdin;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
 use mio::{Poll, Token, Waker};
 
+use crate::budget::Taken;
 use crate::logs::OutputLog;
 use crate::model::{RunNo, UnitId};
 use crate::os::spawn::ExecFailure;
@@ -54,6 +57,8 @@ pub struct Attach {
     pub stderr: Option<OwnedFd>,
     /// How the exec went.
     pub report: OwnedFd,
+    /// What these descriptors and the log's are counted by.
+    pub taken: Taken,
 }
 
 /// What the thread is asked. The queue has no bound of its own: each unit has a few messages on the way at most, and
@@ -93,18 +98,12 @@ pub enum Message {
 pub struct OutputSender {
     messages: Sender<Option<(RunKey, Message)>>,
     waker: Arc<Waker>,
-    open: Arc<AtomicUsize>,
 }
 
 impl OutputSender {
     /// Sends. To a thread that has died it is lost, with the reply in it, whose drop is an answer.
     pub fn send(&self, run: RunKey, message: Message) {
         self.post(Some((run, message)));
-    }
-
-    /// How many pipes are open now, those included that a background child holds open after its leader's end.
-    pub fn open_pipes(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
     }
 
     fn post(&self, message: Option<(RunKey, Message)>) {
@@ -135,10 +134,9 @@ impl Output {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let (messages, inbox) = unbounded();
-        let open = Arc::new(AtomicUsize::new(0));
-        let mut actor = Actor::new(poll, inbox, Box::new(notify), Arc::clone(&open));
+        let mut actor = Actor::new(poll, inbox, Box::new(notify));
         let thread = worker::spawn("output", move || actor.run(), died)?;
-        Ok(Output { sender: OutputSender { messages, waker, open }, thread: Some(thread) })
+        Ok(Output { sender: OutputSender { messages, waker }, thread: Some(thread) })
     }
 
     /// A sender to it.

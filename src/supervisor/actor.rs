@@ -14,6 +14,7 @@ use super::message::{Command, Message};
 use super::probes::Probes;
 use super::shutdown::Shutdown;
 use super::trees::Trees;
+use crate::budget::Share;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::logs::LogStore;
@@ -50,8 +51,8 @@ pub(super) struct Parts {
     pub(super) slice: Option<Slice>,
     pub(super) default_user: UserSpec,
     pub(super) base_env: Vec<(String, String)>,
-    /// Pipes that may be open at once.
-    pub(super) max_pipes: usize,
+    /// For pipes, logs and probes.
+    pub(super) descriptors: Share,
     pub(super) session_idle: Duration,
 }
 

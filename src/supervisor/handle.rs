@@ -57,7 +57,8 @@ impl Handle {
     /// Starts a process. Blocks until its program runs or has failed to, or for 5 s of a hanging exec.
     ///
     /// # Errors
-    /// Why it could not be started.
+    /// [`Error::Invalid`] for a spec with a terminal, which is for [`open_pty`](Handle::open_pty); or why it could not be
+    /// started.
     ///
     /// ```no_run
     /// # use tl_supervisor::*;
@@ -67,6 +68,7 @@ impl Handle {
     /// # Ok(()) }
     /// ```
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
+        spec.check_process()?;
         let id = self.next_id();
         self.ask(|reply| Command::Start { id, spec: Box::new(spec), reply }).map(|started: Started| started.info)
     }
@@ -76,7 +78,10 @@ impl Handle {
     pub fn begin_start(&self, spec: ProcessSpec, waker: Arc<Waker>) -> (UnitId, Pending<Started>) {
         let (reply, answer) = pending(Some(waker));
         let id = self.next_id();
-        self.send(Command::Start { id, spec: Box::new(spec), reply });
+        match spec.check_process() {
+            Ok(()) => self.send(Command::Start { id, spec: Box::new(spec), reply }),
+            Err(error) => reply.send(Err(error.into())),
+        }
         (id, answer)
     }
 

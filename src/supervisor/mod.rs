@@ -26,13 +26,13 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 pub use handle::{Counts, Handle, Started, Stdin};
 pub use pty::{Attached, SessionKey};
 
-use crate::budget::{self, Budget};
+use crate::budget::{self, Budget, Share};
 use crate::fleet::{Bounds, Fleet};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
 use crate::os::cgroup::Slice;
-use crate::os::limits::{become_subreaper, raise_nofile};
+use crate::os::limits::{self, become_subreaper};
 use crate::os::spawn::Spawner;
 use crate::os::wait::TraceStop;
 use crate::output::Output;
@@ -133,7 +133,8 @@ impl Builder {
         self
     }
 
-    /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
+    /// Raises this process's own resource limits, which its children do not notice, makes it the one that orphans come to,
+    /// and starts the threads.
     ///
     /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
     ///
@@ -147,7 +148,7 @@ impl Builder {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn start(self) -> io::Result<Supervisor> {
-        let (nofile, most_files) = raise_nofile()?;
+        let (found, most_files) = limits::raise()?;
         let wanted = Budget { processes: self.max_processes, connections: self.max_connections };
         let budget = budget::fit(wanted, most_files);
         let mut warnings = Vec::new();
@@ -160,7 +161,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let spawner = Spawner::new(Some(nofile))?;
+        let spawner = Spawner::new(Some(found))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
@@ -200,7 +201,7 @@ impl Builder {
                 slice,
                 default_user: self.default_user,
                 base_env: self.base_env,
-                max_pipes: budget::pipes(most_files, budget.connections),
+                descriptors: Share::of(most_files, budget.connections),
                 session_idle: self.session_idle,
             };
             Actor::new(parts).run();

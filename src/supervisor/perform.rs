@@ -124,11 +124,10 @@ impl Actor {
 
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
         let gone = || Error::Internal("the unit is gone".to_owned());
-        // Children in the background may hold pipes of processes that have ended: those count too.
-        if self.parts.output.sender().open_pipes() + budget::PIPES > self.parts.max_pipes {
-            return Err(Error::OutOfResources("too many pipes are open".to_owned()));
-        }
         let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        // Children in the background may hold pipes of processes that have ended: those are taken still.
+        let taken = self.parts.descriptors.take(budget::needs(&slot.data.spec));
+        let taken = taken.ok_or_else(|| Error::OutOfResources("processes hold all descriptors they may".to_owned()))?;
         let run = slot.unit.run_no();
         let old = std::mem::replace(&mut slot.data.tree, Tree::Gone);
         self.retire((id, run.saturating_sub(1)), old);
@@ -153,6 +152,7 @@ impl Actor {
             stdout: child.stdout,
             stderr: child.stderr,
             report: child.report,
+            taken,
         };
         self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
         let entry = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.data;

@@ -52,8 +52,10 @@ impl Handle {
     /// Starts a session: a process with a terminal, and with nobody attached. Blocks as [`start`](Handle::start) does.
     ///
     /// # Errors
+    /// [`Error::Invalid`] for a spec with modes of its streams, a timeout or a policy, none of which a session has;
     /// [`Error::TooManySessions`], or why it could not be started.
     pub fn open_pty(&self, mut spec: ProcessSpec) -> Result<SessionKey, Error> {
+        spec.check_session()?;
         spec.terminal.get_or_insert_default();
         let key = SessionKey::make()?;
         let (id, for_it) = (self.next_id(), key.clone());

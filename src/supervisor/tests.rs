@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::entry::{Entry, Tree};
 use super::*;
+use crate::error::Error;
 use crate::health::Verdict;
 use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId};
 use crate::unit::{Event, Unit};
@@ -25,7 +26,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         slice: None,
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),
-        max_pipes: 100,
+        descriptors: Share::of(1_000, 100),
         session_idle: LONG,
     })
 }
@@ -117,4 +118,18 @@ fn a_grace_without_end_is_a_long_one() {
     let mut actor = actor(dir.path(), inbox, probe_for(sender).unwrap());
     actor.begin_shutdown(Duration::MAX, None, None);
     assert!(actor.shutdown.is_some());
+}
+
+#[test]
+fn a_spec_that_would_be_done_in_part_only_is_refused_before_anything_is_asked() {
+    let (messages, inbox) = unbounded();
+    let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
+    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+    let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
+    let on_terminal = || ProcessSpec::command("sh").terminal(crate::window::Window::default());
+    invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");
+    let waker = Arc::new(crate::os::poll::Waker::new().unwrap());
+    invalid(handle.begin_start(on_terminal().build().unwrap(), waker).1.wait().unwrap_err(), "terminal");
+    invalid(handle.open_pty(on_terminal().timeout(LONG).build().unwrap()).unwrap_err(), "timeout");
+    assert!(inbox.is_empty());
 }

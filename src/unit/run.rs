@@ -17,7 +17,7 @@ impl Unit {
             then: Then::Policy,
             kill_at: None,
             disconnect_at: None,
-            expires: self.timeout.map(|timeout| now.mono + timeout),
+            expires: self.timeout.map(|timeout| now.mono.saturating_add(timeout)),
             abandon_at: None,
         });
     }

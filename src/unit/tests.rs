@@ -22,6 +22,10 @@ impl Story {
         Story { unit: Unit::new(None, None), now: Duration::ZERO, actions: Vec::new() }
     }
 
+    fn timed(timeout: Duration) -> Story {
+        Story { unit: Unit::new(None, Some(timeout)), ..Story::plain() }
+    }
+
     fn managed(policy: Policy, change: impl FnOnce(&mut ManagedSpec)) -> Story {
         let mut spec = ManagedSpec::new(policy);
         change(&mut spec);
@@ -90,6 +94,13 @@ fn health(threshold: u32) -> impl FnOnce(&mut ManagedSpec) {
 
 fn sick() -> Result<(), String> {
     Err("nobody listens".to_owned())
+}
+
+#[test]
+fn a_timeout_that_never_comes_never_comes() {
+    let mut story = Story::timed(Duration::MAX);
+    story.after(MS).start();
+    assert_eq!(story.after(Duration::from_secs(1 << 40)).event(Event::Tick), []);
 }
 
 #[test]

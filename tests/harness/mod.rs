@@ -16,6 +16,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -39,11 +40,20 @@ pub struct Options {
     args: Vec<String>,
     env: Vec<(String, String)>,
     stderr: Option<Arc<OwnedFd>>,
+    limits: Vec<(Resource, u64, Option<u64>)>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { namespace: true, cgroup: true, pid_max: None, args: Vec::new(), env: Vec::new(), stderr: None }
+        Options {
+            namespace: true,
+            cgroup: true,
+            pid_max: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            stderr: None,
+            limits: Vec::new(),
+        }
     }
 }
 
@@ -68,6 +78,18 @@ impl Options {
     /// Where its own log goes, which the test cannot read then.
     pub fn stderr(mut self, stderr: OwnedFd) -> Options {
         self.stderr = Some(Arc::new(stderr));
+        self
+    }
+
+    /// A soft resource limit that the daemon is started with.
+    pub fn limit(mut self, resource: Resource, soft: u64) -> Options {
+        self.limits.push((resource, soft, None));
+        self
+    }
+
+    /// So many descriptors at most, for the daemon itself too.
+    pub fn descriptors(mut self, most: u64) -> Options {
+        self.limits.push((Resource::RLIMIT_NOFILE, most, Some(most)));
         self
     }
 
@@ -193,6 +215,7 @@ impl Daemon {
             command.stderr(stderr.try_clone().expect("a second descriptor"));
         }
         die_with_us(&mut command);
+        set_limits(&mut command, options.limits);
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -264,9 +287,14 @@ impl Daemon {
         self.dir.path().join("state")
     }
 
+    /// Where its stdout goes, and its stderr unless that is said.
+    pub fn log_file(&self) -> PathBuf {
+        self.dir.path().join("daemon.log")
+    }
+
     /// What the daemon has said so far.
     pub fn log(&self) -> String {
-        let bytes = std::fs::read(self.dir.path().join("daemon.log")).unwrap_or_default();
+        let bytes = std::fs::read(self.log_file()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -462,6 +490,18 @@ impl Drop for Daemon {
 /// The PID in a ProcessInfo.
 pub fn pid_of(info: &Value) -> u64 {
     info["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {info}"))
+}
+
+fn set_limits(command: &mut Command, limits: Vec<(Resource, u64, Option<u64>)>) {
+    let set = move || {
+        for (resource, soft, lower) in &limits {
+            let (_, hard) = getrlimit(*resource)?;
+            setrlimit(*resource, *soft, lower.unwrap_or(hard))?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec this makes system calls only.
+    unsafe { command.pre_exec(set) };
 }
 
 /// Has the child get SIGTERM when the test's thread ends without having dropped it, and hear signals that it would not

@@ -13,6 +13,18 @@ fn soon() -> Options {
 }
 
 #[test]
+fn a_deadline_too_far_to_be_told_is_one() {
+    let endless = Options { head_timeout: Duration::MAX, idle_timeout: Duration::MAX, ..Options::default() };
+    let fixture = fixture(endless);
+    let mut client = fixture.connect();
+    for _ in 0..2 {
+        assert_eq!(client.get("/hello").status, 200);
+    }
+    client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi");
+    assert_eq!(client.answer().body, b"hi");
+}
+
+#[test]
 fn one_connection_answers_again_and_again() {
     let fixture = fixture(Options::default());
     let mut client = fixture.connect();

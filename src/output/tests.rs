@@ -1,0 +1,200 @@
+//! The output thread with pipes made by hand.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::unistd::{pipe2, write};
+use tempfile::TempDir;
+
+use super::*;
+use crate::budget::Share;
+use crate::logs::{Limits, LogStore, View};
+
+const LONG: Duration = Duration::from_secs(60);
+const PAGE: usize = 4096;
+const KEY: RunKey = (UnitId(1), 1);
+
+struct Fixture {
+    output: Output,
+    notices: Receiver<(RunKey, Notice)>,
+    log: Arc<OutputLog>,
+    share: Share,
+    _dir: TempDir,
+}
+
+fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LogStore::open(dir.path(), Limits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
+    let (tell, notices) = unbounded();
+    let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), || {}).unwrap();
+    Fixture { output, notices, log, share: Share::of(1_000, 100), _dir: dir }
+}
+
+impl Fixture {
+    /// Attaches a run with these pipes, whose exec has succeeded.
+    fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
+        let (report, _) = pipe();
+        let taken = self.share.take(4).unwrap();
+        let (log, stdout) = (self.log.clone(), Some(stdout));
+        let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
+        self.send(Message::Attach(Box::new(attach)));
+        self.expect(Notice::ExecOk);
+    }
+
+    fn send(&self, message: Message) {
+        self.output.sender().send(KEY, message);
+    }
+
+    fn expect(&self, notice: Notice) {
+        assert_eq!(self.notices.recv_timeout(LONG).unwrap(), (KEY, notice));
+    }
+
+    fn raw(&self, view: View) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.log.raw(view, None).unwrap().read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// Waits until the log holds as much as `right`, then compares.
+    fn expect_raw(&self, right: &[u8]) {
+        let deadline = Instant::now() + LONG;
+        while self.raw(View::Combined).len() < right.len() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let got = self.raw(View::Combined);
+        assert!(got == right, "{} bytes instead of {}", got.len(), right.len());
+    }
+}
+
+/// Our end, which does not block, and the child's.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    (ours, theirs)
+}
+
+fn packets(pipe: &OwnedFd) {
+    fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_DIRECT | OFlag::O_NONBLOCK)).unwrap();
+}
+
+fn capacity(pipe: impl AsFd, bytes: i32) {
+    fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes)).unwrap();
+}
+
+/// Writes packets of these sizes until the pipe is full; what was written.
+fn fill(pipe: &OwnedFd, sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
+    let mut written = Vec::new();
+    for (n, size) in sizes.into_iter().enumerate() {
+        let packet: Vec<u8> = format!("{n}:").bytes().chain(std::iter::repeat(b'x')).take(size.max(1) - 1).collect();
+        let packet = [&packet[..], b"\n"].concat();
+        match write(pipe, &packet) {
+            Ok(count) => assert_eq!(count, packet.len()),
+            Err(Errno::EAGAIN) => break,
+            Err(errno) => panic!("{errno}"),
+        }
+        written.extend(packet);
+    }
+    written
+}
+
+#[test]
+fn every_packet_of_a_pipe_is_read_before_its_end() {
+    for bytes in [PAGE as i32, 64 << 10, 1 << 20] {
+        let fixture = fixture();
+        let (ours, theirs) = pipe();
+        capacity(&theirs, bytes);
+        packets(&theirs);
+        let all = fill(&theirs, (1..).map(|n| 1 + n * 37 % PAGE));
+        drop(theirs);
+        fixture.attach(ours, None);
+        fixture.expect_raw(&all);
+        let deadline = Instant::now() + LONG;
+        // What is left is the log's, and the one of the stream that there is not.
+        while fixture.share.taken() > 2 {
+            assert!(Instant::now() < deadline, "a pipe without a writer stays open");
+            std::thread::yield_now();
+        }
+        fixture.send(Message::Drain);
+        fixture.expect(Notice::Drained);
+        while fixture.share.taken() > 0 {
+            assert!(Instant::now() < deadline, "a run that has ended holds something");
+            std::thread::yield_now();
+        }
+    }
+}
+
+#[test]
+fn a_packet_behind_other_output_is_not_cut() {
+    // A read ends with the first packet: that one must fit behind all that comes before it.
+    for before in [1, 15, 16, 100, 240] {
+        let fixture = fixture();
+        let (ours, theirs) = pipe();
+        capacity(&theirs, 1 << 20);
+        let mut all = b"some bytes first\n".to_vec();
+        all.extend(vec![b'y'; before * PAGE]);
+        assert_eq!(write(&theirs, b"some bytes first\n").unwrap(), 17);
+        assert_eq!(write(&theirs, &all[17..]).unwrap(), before * PAGE);
+        packets(&theirs);
+        all.extend(fill(&theirs, [PAGE; 10]));
+        fixture.attach(ours, None);
+        fixture.expect_raw(&all);
+    }
+}
+
+#[test]
+fn a_drain_ends_with_the_last_packet_that_was_there() {
+    let fixture = fixture();
+    let (ours, theirs) = pipe();
+    let (errors, their_errors) = pipe();
+    capacity(&theirs, 1 << 20);
+    packets(&theirs);
+    packets(&their_errors);
+    let out = fill(&theirs, std::iter::repeat_n(2, 200));
+    let err = fill(&their_errors, [PAGE, 1, PAGE]);
+    fixture.attach(ours, Some(errors));
+    fixture.send(Message::Drain);
+    fixture.expect(Notice::Drained);
+    assert!(fixture.raw(View::Stdout) == out && fixture.raw(View::Stderr) == err);
+    // A child in the background holds both: what it writes is read on.
+    let later = fill(&theirs, [PAGE, 3, 5]);
+    let deadline = Instant::now() + LONG;
+    while fixture.raw(View::Stdout) != [&out[..], &later].concat() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_drain_loses_nothing_of_a_child_that_writes_on() {
+    for round in 0..20 {
+        let fixture = fixture();
+        let (ours, theirs) = pipe();
+        fixture.attach(ours, None);
+        // Not packets only: these are the shapes in which a read may end.
+        let writer = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            for n in 0..2000_usize {
+                let flags = if n % 7 < 4 { OFlag::O_DIRECT } else { OFlag::empty() };
+                fcntl(&theirs, FcntlArg::F_SETFL(flags)).unwrap();
+                let mut line = format!("{n}:").into_bytes();
+                line.resize(1 + n * 131 % PAGE, b'z');
+                line.push(b'\n');
+                assert_eq!(write(&theirs, &line).unwrap(), line.len());
+                all.extend(line);
+            }
+            all
+        });
+        let deadline = Instant::now() + LONG;
+        while fixture.raw(View::Combined).len() < 10_000 * round && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        fixture.send(Message::Drain);
+        fixture.expect(Notice::Drained);
+        let all = writer.join().unwrap();
+        fixture.expect_raw(&all);
+    }
+}

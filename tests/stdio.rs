@@ -1,0 +1,183 @@
+//! The descriptors that a program is given: whose they are, and what it may do with them.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
+use nix::unistd::pipe2;
+use serde_json::{Value, json};
+
+use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+
+fn pipes(daemon: &Daemon) -> usize {
+    machine::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count()
+}
+
+/// Sets `O_DIRECT` on stdout and stderr: from then on each write is a packet (pipe(7)).
+const PACKETS: &str = "import fcntl, os, sys
+for fd in (1, 2):
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+";
+
+#[test]
+fn packets_arrive_and_their_pipes_are_closed() {
+    let daemon = daemon();
+    daemon.run_sh("true");
+    let before = pipes(&daemon);
+    let script = format!("{PACKETS}for n in range(200):\n    os.write(1 + n % 2, b'%d\\n' % n)\n");
+    for _ in 0..10 {
+        let run = daemon.run(&json!({"command": "python3", "args": ["-c", script]}));
+        for (stream, parity) in [("stdout", 0), ("stderr", 1)] {
+            let right: Vec<String> = (0..200).filter(|n| n % 2 == parity).map(|n| n.to_string()).collect();
+            assert_eq!(run.lines(stream), right, "{stream}");
+        }
+    }
+    wait_until(PATIENCE, "the pipes are closed", || (pipes(&daemon) == before).then_some(()));
+}
+
+#[test]
+fn a_pipe_of_any_size_loses_nothing() {
+    let daemon = daemon();
+    for size in [4096, 1 << 20] {
+        // Ordinary writes and packets in turn, of all lengths, faster than they are read.
+        let script = format!(
+            "{PACKETS}fcntl.fcntl(1, 1031, {size})
+flags = fcntl.fcntl(1, fcntl.F_GETFL)
+for n in range(3000):
+    fcntl.fcntl(1, fcntl.F_SETFL, flags if n % 7 < 4 else flags & ~os.O_DIRECT)
+    os.write(1, (b'%d:' % n).ljust(n * 131 % 4096, b'z') + b'\\n')
+"
+        );
+        let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
+        assert_eq!(daemon.ended(pid)["exit_code"], 0);
+        let right: String = (0..3000).map(|n: usize| format!("{:z<1$}\n", format!("{n}:"), n * 131 % 4096)).collect();
+        assert!(daemon.raw_output(pid, "stdout") == right.as_bytes(), "{size}");
+    }
+}
+
+#[test]
+fn streams_can_be_opened_again_by_whom_they_were_given_to() {
+    if !root("streams_can_be_opened_again_by_whom_they_were_given_to") {
+        return;
+    }
+    let daemon = daemon();
+    let users = [Value::Null, json!("root"), json!("4242:7"), json!({"uid": 1, "gid": 4243})];
+    for user in users {
+        let run = |script: &str| daemon.run(&json!({"command": "sh", "args": ["-ec", script], "user": user}));
+        let ended = run("echo one >/dev/stderr; echo two >/dev/stdout; echo three >/proc/self/fd/2");
+        assert_eq!(ended.code(), Some(0), "{user}: {}", ended.last);
+        assert_eq!(
+            (ended.lines("stdout"), ended.lines("stderr")),
+            (vec!["two".into()], vec!["one".into(), "three".into()])
+        );
+        let ended = run("echo one | tee /dev/stderr; stat -L -c '%u %a' /dev/stdout; id -u");
+        let lines = ended.lines("stdout");
+        assert_eq!((&lines[0], &lines[1]), (&"one".to_owned(), &format!("{} 600", lines[2])), "{user}");
+        assert_eq!(ended.lines("stderr"), ["one"], "{user}");
+        let body =
+            json!({"command": "sh", "args": ["-ec", "exec cat </dev/stdin"], "user": user, "stdin_mode": "pipe"});
+        let pid = pid_of(&daemon.start_process(&body));
+        daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"typed\n")).expect(204);
+        daemon.post(&format!("/processes/{pid}/stdin/close"), &json!({})).expect(204);
+        assert_eq!(
+            (daemon.ended(pid)["exit_code"].clone(), daemon.lines(pid, "stdout")),
+            (json!(0), vec!["typed".into()])
+        );
+    }
+    // What is everybody's stays so.
+    let run = daemon.run(&json!({"command": "stat", "args": ["-c", "%u %g %a", "/dev/null"], "user": "root"}));
+    assert_eq!(run.stdout(), "0 0 666");
+}
+
+#[test]
+fn a_terminal_is_as_a_login_gives_it() {
+    let daemon = daemon();
+    let script = "stty -a | tr ' ' '\\n' | grep iutf8; stat -c '%u:%G:%a' $(tty); id -u; \
+                  echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin";
+    let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", script]}));
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("err");
+    // Erase takes the whole character, not its last byte.
+    terminal.type_in("a\u{fc}\x7fb\n\x04");
+    terminal.end();
+    let text = terminal.text();
+    let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();
+    assert_eq!(lines[0], "iutf8", "{text:?}");
+    // Without root there is nobody in the namespace whose group it could be.
+    if root("a_terminal_is_as_a_login_gives_it") {
+        assert_eq!(lines[1], format!("{}:tty:620", lines[2]), "{text:?}");
+    }
+    assert_eq!((lines[3], lines[4], lines.last()), ("out", "err", Some(&"ab")), "{text:?}");
+}
+
+/// A daemon with a main process as `tl-user`, whose stderr is `theirs`.
+fn with_main(theirs: OwnedFd, script: &str) -> Daemon {
+    Options::default().stderr(theirs).args(&["--", "sh", "-c", script]).start()
+}
+
+#[test]
+fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
+    if !root("a_main_process_can_open_a_pipe_again_that_was_handed_to_it") {
+        return;
+    }
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    let script = "echo reopened >/dev/stderr; echo refused >/dev/stdout; echo uid $(id -u) >&2; exec sleep 5300";
+    let daemon = with_main(theirs, script);
+    let lines = std::io::BufReader::new(std::fs::File::from(ours.try_clone().expect("a second descriptor")));
+    let mut said = Vec::new();
+    let uid = std::io::BufRead::lines(lines).find_map(|line| {
+        said.push(line.expect("it is text"));
+        said.last()?.strip_prefix("uid ")?.parse::<u32>().ok()
+    });
+    assert!(said.contains(&"reopened".to_owned()), "{said:?}");
+    let uid = uid.expect("a number");
+    assert_eq!(fstat(&ours).expect("its owner").st_uid, uid);
+    // stdout is a file and stdin /dev/null: neither is ours to give away.
+    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5300").first().copied());
+    assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
+    let log = std::fs::metadata(daemon.log_file()).expect("the log");
+    assert_eq!((log.uid(), log.gid()), (0, 0));
+    assert!(!daemon.log().contains("refused"), "{}", daemon.log());
+}
+
+#[test]
+fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
+    if !root("a_pipe_of_somebody_else_or_with_a_name_is_left_alone") {
+        return;
+    }
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    nix::unistd::fchown(&theirs, Some(4711.into()), None).expect("give it away");
+    let daemon = with_main(theirs, "exec sleep 5301");
+    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5301").first().copied());
+    assert_eq!(fstat(&ours).expect("its owner").st_uid, 4711);
+    drop(daemon);
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("fifo");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    let fifo = std::fs::File::options().read(true).write(true).open(&path).expect("open it");
+    let daemon = with_main(fifo.into(), "exec sleep 5302");
+    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5302").first().copied());
+    assert_eq!(std::fs::metadata(&path).expect("the fifo").uid(), 0);
+}
+
+#[test]
+fn without_a_terminal_left_nothing_is_started() {
+    if !root("without_a_terminal_left_nothing_is_started") {
+        return;
+    }
+    let daemon = daemon();
+    // Two terminals in all, in the daemon's own mounts.
+    let script = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts &&
+                  mount --bind /dev/pts/ptmx /dev/ptmx";
+    let mounted = daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
+    assert_eq!(mounted.code(), Some(0), "{}", mounted.last);
+    let sessions = [daemon.pty_sh("exec sleep 5310"), daemon.pty_sh("exec sleep 5311")];
+    for _ in 0..3 {
+        let refused = daemon.post("/pty", &json!({"command": "true"}));
+        refused.expect_error(503, "OUT_OF_RESOURCES", "No space left on device");
+    }
+    assert_eq!(daemon.get("/pty").expect(200)["sessions"].as_array().map(Vec::len), Some(2));
+    daemon.delete(&format!("/pty/{}", sessions[0].id)).expect(204);
+    daemon.pty_sh("exec sleep 5312");
+}
