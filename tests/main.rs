@@ -9,6 +9,7 @@ mod harness;
 
 mod bad_input;
 mod boot;
+mod cgroups;
 mod child;
 mod churn;
 mod command_line;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree, Unit, info};
 use super::handle::{Counts, Started, Stdin};
 use super::message::{Command, Message};
@@ -17,7 +18,6 @@ use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::logs::LogStore;
 use crate::model::{Exit, ProcessSpec, StdinMode, Target, UnitId, UserSpec};
-use crate::os::cgroup::Slice;
 use crate::os::clock::Clock;
 use crate::os::spawn::Spawner;
 use crate::os::tree;
@@ -50,7 +50,7 @@ pub(super) struct Parts {
     pub(super) output: Output,
     pub(super) probes: Probes,
     pub(super) spawner: Spawner,
-    pub(super) slice: Option<Slice>,
+    pub(super) cgroups: Cgroups,
     pub(super) default_user: UserSpec,
     pub(super) base_env: Vec<(String, String)>,
     /// Pipes that may be open at once.

@@ -1,6 +1,7 @@
 //! The supervisor: its builder, and the [`Handle`] through which everybody asks it.
 
 mod actor;
+mod cgroups;
 mod entry;
 mod handle;
 mod message;
@@ -29,13 +30,13 @@ use crate::fleet::{Bounds, Fleet};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
-use crate::os::cgroup::Slice;
 use crate::os::limits::{become_subreaper, raise_nofile};
 use crate::os::spawn::Spawner;
 use crate::output::Output;
 use crate::signals::SignalThread;
 use crate::worker;
 use actor::{Actor, Parts};
+use cgroups::Cgroups;
 use message::{Command, Message};
 use probes::{News, Probes};
 
@@ -147,17 +148,15 @@ impl Builder {
             move || drop(died.send(Message::Died("output"))),
         )?;
         let probes = probe_for(messages.clone())?;
-        let slice = Slice::below(self.cgroup.as_deref());
-        if slice.is_none() {
-            warnings.push("no writable cgroup v2: a process that leaves its session may escape a kill".to_owned());
-        }
+        let (cgroups, warning) = Cgroups::make(self.cgroup);
+        warnings.extend(warning);
         let (tell, ended) = bounded(1);
         let default_user = Arc::new(self.default_user.clone());
         let (max_running, max_sessions) = (budget.processes, self.max_sessions);
         let bounds = Bounds { max_running, keep_ended: self.keep_ended, max_sessions };
         let body = move || {
             // Not before anybody can be told that we are here: nothing is in the slice yet.
-            slice.iter().for_each(Slice::enable_controllers);
+            let cgroups = cgroups.prepared();
             let parts = Parts {
                 inbox,
                 child_pending,
@@ -166,7 +165,7 @@ impl Builder {
                 output,
                 probes,
                 spawner,
-                slice,
+                cgroups,
                 default_user: self.default_user,
                 base_env: self.base_env,
                 max_pipes: budget::pipes(most_files, budget.connections),

@@ -152,13 +152,9 @@ impl Actor {
         let spec = &slot.data.spec;
         let identity = accounts::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
         let launch = Launch::new(spec, &identity, &self.parts.base_env)?;
-        let leaf = self.parts.slice.as_ref().map(|slice| slice.leaf(&format!("{id}.{run}")));
-        let leaf = leaf.transpose().map_err(|error| Error::from_io("making a cgroup", &error))?;
-        let child = self.parts.spawner.spawn(spec, &launch, leaf.as_ref()).inspect_err(|_| {
-            if let Some(leaf) = &leaf {
-                let _ = leaf.remove();
-            }
-        })?;
+        let spawner = &self.parts.spawner;
+        let started = self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(spec, &launch, leaf));
+        let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tree::Session(Session::new(child.pid, outputs)), Tree::Leaf);
         let attach = Attach {

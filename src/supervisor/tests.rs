@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::Instant;
 
+use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree};
 use super::*;
 use crate::health::Verdict;
@@ -20,7 +21,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
         spawner: Spawner::new(None).unwrap(),
-        slice: None,
+        cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),
         max_pipes: 100,
