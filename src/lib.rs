@@ -11,6 +11,7 @@ pub mod http;
 pub mod lines;
 pub mod logs;
 pub mod model;
+mod oom;
 pub mod os;
 mod output;
 pub mod pending;

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 6] = [
     &["window", "model", "error"],
     &["unit", "fleet", "lines", "users", "retention", "schedule", "ring", "session", "budget"],
     &["os", "worker", "pending", "logs", "files", "terminal"],
-    &["signals", "output", "health"],
+    &["signals", "oom", "output", "health"],
     &["supervisor"],
     &["http"],
 ];

@@ -15,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg, OFlag, openat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::dying::is_dying;
 use super::{own_cgroup, random};
 use crate::model::Pid;
 
@@ -196,6 +197,11 @@ impl Slice {
         log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
     }
 
+    /// What tells of each kill for want of memory in any leaf; none without the controller.
+    pub fn memory_events(&self) -> Option<File> {
+        File::open(self.dir().join("memory.events")).ok()
+    }
+
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.0.dir
@@ -207,7 +213,7 @@ impl Slice {
     /// What `mkdir(2)` says.
     pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
         mkdirat(&*self.0.lock, name, Mode::from_bits_truncate(0o755))?;
-        Ok(Leaf { home: Arc::clone(&self.0), name: name.to_owned() })
+        Ok(Leaf { home: Arc::clone(&self.0), name: name.to_owned(), noted: 0 })
     }
 }
 
@@ -216,6 +222,8 @@ impl Slice {
 pub struct Leaf {
     home: Arc<Home>,
     name: String,
+    /// Kills for want of memory that were not the leader's.
+    noted: u64,
 }
 
 impl Leaf {
@@ -264,11 +272,28 @@ impl Leaf {
         }
     }
 
-    /// Whether the kernel's out-of-memory killer has killed something in it.
-    pub fn had_oom_kill(&self) -> bool {
-        let Ok(events) = self.read("memory.events") else { return false };
-        let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        kills.is_some_and(|kills| kills.trim() != "0")
+    /// The leader of its tree was killed: whether by the kernel for want of memory.
+    ///
+    /// The kernel only counts its kills in a cgroup. So this is true when there was one that was not
+    /// [noted](Leaf::note_oom_kills) as another process's.
+    pub fn leader_was_oom_killed(&self) -> bool {
+        self.oom_kills() > self.noted
+    }
+
+    /// To be called soon after each such kill. Whoever it was: the leader of the tree was not if it has not got its SIGKILL
+    /// now.
+    pub fn note_oom_kills(&mut self, leader: Pid) {
+        // In this order: see there.
+        let kills = self.oom_kills();
+        if kills > self.noted && !is_dying(leader) {
+            self.noted = kills;
+        }
+    }
+
+    /// The processes in it that the kernel has killed for want of memory so far, those in cgroups below it included.
+    fn oom_kills(&self) -> u64 {
+        // Without the controller there is no such file.
+        self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
     /// Removes it, with what its tree has made below it.
@@ -311,6 +336,12 @@ impl Leaf {
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
         self.file(name, OFlag::O_WRONLY)?.write_all(text.as_bytes())
     }
+}
+
+/// The number of kills in the text of a `memory.events`.
+pub fn oom_kills(events: &str) -> u64 {
+    let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    kills.and_then(|kills| kills.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Whether an error says that a cgroup does not exist any more. ENODEV comes from a file that was open when it went.
@@ -372,6 +403,13 @@ mod tests {
         assert!(dir.exists());
         drop(last);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn kills_are_counted_apart_from_other_events() {
+        assert_eq!(oom_kills("low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n"), 4);
+        assert_eq!(oom_kills("oom 3\n"), 0);
+        assert_eq!(oom_kills(""), 0);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod child;
 pub mod clock;
 pub mod disposition;
+pub mod dying;
 pub mod fork;
 pub mod fsuser;
 pub mod launch;

@@ -168,6 +168,7 @@ impl Actor {
         match message {
             Message::Command(command) => self.obey(command),
             Message::Child => self.reap(),
+            Message::OomKill => self.note_oom_kills(),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Health(verdict) => {
                 let now = self.clock.now();
@@ -408,7 +409,7 @@ impl Actor {
         if let Some(slot) = self.parts.fleet.get_mut(id) {
             slot.data.stdin_open = false;
             if let (Exit::Signal(libc::SIGKILL), false, Tree::Leaf(leaf)) = (exit, slot.data.killed, &slot.data.tree)
-                && leaf.had_oom_kill()
+                && leaf.leader_was_oom_killed()
             {
                 exit = Exit::OomKilled;
             }

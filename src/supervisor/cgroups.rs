@@ -4,6 +4,13 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
+
+use super::actor::Actor;
+use super::entry::Tree;
+use super::message::Message;
+use crate::model::{Pid, UnitId};
+use crate::oom::OomThread;
 use crate::os::cgroup::{Leaf, Slice};
 use crate::os::fork::{Failure, probe};
 
@@ -18,7 +25,10 @@ const AGAIN: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Cgroups {
     parent: Option<PathBuf>,
+    messages: Sender<Message>,
     state: State,
+    /// Watches the slice that there is.
+    oom: Option<OomThread>,
 }
 
 #[derive(Debug)]
@@ -34,27 +44,27 @@ impl Cgroups {
     /// None.
     #[cfg(test)]
     pub(super) fn none() -> Cgroups {
-        Cgroups { parent: None, state: State::Never }
+        Cgroups { parent: None, messages: crossbeam_channel::unbounded().0, state: State::Never, oom: None }
     }
 
     /// Makes a slice, below `parent` or else below our own cgroup. Gives a warning where there can be none.
-    pub(super) fn make(parent: Option<PathBuf>) -> (Cgroups, Option<String>) {
-        match Slice::below(parent.as_deref()) {
-            Ok(slice) => (Cgroups { parent, state: State::Usable(slice) }, None),
-            Err(error) => {
-                let warning = format!("no writable cgroup v2 ({error}): {WITHOUT}");
-                (Cgroups { parent, state: State::Never }, Some(warning))
-            }
-        }
+    pub(super) fn make(parent: Option<PathBuf>, messages: Sender<Message>) -> (Cgroups, Option<String>) {
+        let (state, warning) = match Slice::below(parent.as_deref()) {
+            Ok(slice) => (State::Usable(slice), None),
+            Err(error) => (State::Never, Some(format!("no writable cgroup v2 ({error}): {WITHOUT}"))),
+        };
+        (Cgroups { parent, messages, state, oom: None }, warning)
     }
 
     /// Finds out whether units can be put into the slice, and gets it ready for them. Forks: for the supervisor's thread.
     pub(super) fn prepared(mut self) -> Cgroups {
-        if let State::Usable(slice) = &self.state
-            && let Err(error) = prepare(slice)
-        {
-            log::warn!("no process can be put into a cgroup in {}: {error}: {WITHOUT}", slice.dir().display());
-            self.state = State::Never;
+        let State::Usable(slice) = &self.state else { return self };
+        match self.prepare(slice) {
+            Ok(oom) => self.oom = oom,
+            Err(error) => {
+                log::warn!("no process can be put into a cgroup in {}: {error}: {WITHOUT}", slice.dir().display());
+                self.state = State::Never;
+            }
         }
         self
     }
@@ -116,15 +126,36 @@ impl Cgroups {
         // The old one is cleared away here, as far as nothing lives in it; what lives has its leaf still.
         self.state = State::Lost(Instant::now());
         let slice = Slice::below(self.parent.as_deref())?;
-        prepare(&slice)?;
+        self.oom = self.prepare(&slice)?;
         let dir = slice.dir().display().to_string();
         self.state = State::Usable(slice);
         Ok(dir)
     }
+
+    /// Gives the thread that watches it, where there is anything to watch.
+    fn prepare(&self, slice: &Slice) -> io::Result<Option<OomThread>> {
+        probe(slice)?;
+        slice.enable_controllers();
+        let messages = self.messages.clone();
+        let started =
+            slice.memory_events().map(|events| OomThread::start(events, move || drop(messages.send(Message::OomKill))));
+        // Without it, a kill for want of memory of one process of a tree is taken for that of any later one.
+        Ok(started.transpose().unwrap_or_else(|error| {
+            log::warn!("kills for want of memory are not watched: {error}");
+            None
+        }))
+    }
 }
 
-fn prepare(slice: &Slice) -> io::Result<()> {
-    probe(slice)?;
-    slice.enable_controllers();
-    Ok(())
+impl Actor {
+    /// Notes which kills for want of memory were not those of leaders, before anybody else kills these.
+    pub(super) fn note_oom_kills(&mut self) {
+        let fleet = &mut self.parts.fleet;
+        let led: Vec<(UnitId, Pid)> = fleet.iter().filter_map(|(id, slot)| Some((id, slot.unit.leader()?))).collect();
+        for (id, leader) in led {
+            if let Some(Tree::Leaf(leaf)) = fleet.get_mut(id).map(|slot| &mut slot.data.tree) {
+                leaf.note_oom_kills(leader);
+            }
+        }
+    }
 }

@@ -52,6 +52,8 @@ pub(crate) enum Message {
     Command(Command),
     /// SIGCHLD: somebody is to be reaped.
     Child,
+    /// The kernel has killed something of a unit for want of memory.
+    OomKill,
     Output(RunKey, Notice),
     Health(Verdict),
     /// The health thread has panicked: there is to be another.

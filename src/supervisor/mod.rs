@@ -148,7 +148,7 @@ impl Builder {
             move || drop(died.send(Message::Died("output"))),
         )?;
         let probes = probe_for(messages.clone())?;
-        let (cgroups, warning) = Cgroups::make(self.cgroup);
+        let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
         let (tell, ended) = bounded(1);
         let default_user = Arc::new(self.default_user.clone());
