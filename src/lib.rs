@@ -21,6 +21,7 @@ mod schedule;
 mod session;
 pub mod signals;
 pub mod supervisor;
+mod tasks;
 pub mod terminal;
 mod unit;
 mod users;

@@ -29,6 +29,7 @@ mod pty;
 mod quiet;
 mod runs;
 mod stdin;
+mod tasks;
 mod terminal_clients;
 mod tunnel;
 mod uploads;

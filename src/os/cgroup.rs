@@ -96,11 +96,17 @@ fn move_to(leaf: &Path) -> io::Result<()> {
 }
 
 fn protect(leaf: &Path) -> io::Result<()> {
-    match fs::write(leaf.join("memory.min"), PROTECTED) {
+    match set(&leaf.join("memory.min"), PROTECTED) {
         // There is no memory controller.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
     }
+}
+
+/// Writes to a file of a cgroup. Does not try to create one that is not there, which the kernel would forbid instead of
+/// saying that it is not there.
+fn set(file: &Path, value: &str) -> io::Result<()> {
+    File::options().write(true).open(file)?.write_all(value.as_bytes())
 }
 
 /// Enables what there is for the cgroups below `dir`. Says what is enabled then.
@@ -135,6 +141,8 @@ struct Home {
     lock: Flock<File>,
     /// Whether children can be born in a leaf (`CLONE_INTO_CGROUP`); they join it otherwise.
     born_into: AtomicBool,
+    /// Whether it has a limit on tasks.
+    limits_tasks: AtomicBool,
 }
 
 /// When neither the slice nor any of its leaves is needed.
@@ -179,7 +187,10 @@ impl Slice {
             fs::create_dir(&dir)?;
             // Another supervisor may take a new slice for a stale one until it is locked.
             match lock(&dir) {
-                Some(lock) => return Ok(Slice(Arc::new(Home { dir, lock, born_into: AtomicBool::new(true) }))),
+                Some(lock) => {
+                    let (born_into, limits_tasks) = (AtomicBool::new(true), AtomicBool::new(false));
+                    return Ok(Slice(Arc::new(Home { dir, lock, born_into, limits_tasks })));
+                }
                 None if tries.next().is_some() => {}
                 None => return Err(Errno::EWOULDBLOCK.into()),
             }
@@ -195,6 +206,25 @@ impl Slice {
         }
         let controllers = enable(dir);
         log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
+    }
+
+    /// Limits the tasks (processes and threads) of all leaves together, where there is a controller for that; says whether
+    /// there is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn limit_tasks(&self, most: u64) -> io::Result<bool> {
+        match set(&self.dir().join("pids.max"), &most.to_string()) {
+            Err(error) if is_gone(&error) => return Ok(false),
+            result => result?,
+        }
+        self.0.limits_tasks.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Whether that has been done.
+    pub fn limits_tasks(&self) -> bool {
+        self.0.limits_tasks.load(Ordering::Relaxed)
     }
 
     /// What tells of each kill for want of memory in any leaf; none without the controller.
@@ -243,6 +273,11 @@ impl Leaf {
     /// The kernel does not know how to: this is so for all leaves.
     pub fn not_born_into(&self) {
         self.home.born_into.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the tasks of all leaves together are limited by their cgroup.
+    pub fn limits_tasks(&self) -> bool {
+        self.home.limits_tasks.load(Ordering::Relaxed)
     }
 
     /// `cgroup.procs`, for a child to join by itself.

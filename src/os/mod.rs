@@ -19,6 +19,7 @@ pub mod poll;
 pub mod pty;
 pub mod random;
 pub mod spawn;
+pub mod tasks;
 pub mod tcp;
 pub mod tree;
 pub mod wait;

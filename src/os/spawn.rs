@@ -40,6 +40,7 @@ pub struct Child {
 pub struct Spawner {
     null: File,
     nofile: Option<libc::rlimit>,
+    nproc: Option<libc::rlimit>,
     set_groups: bool,
 }
 
@@ -60,7 +61,13 @@ impl Spawner {
         // In a user namespace groups are what they are (user_namespaces(7)).
         let denied = std::fs::read("/proc/self/setgroups").is_ok_and(|word| word.starts_with(b"deny"));
         let set_groups = nix::unistd::geteuid().is_root() && !denied;
-        Ok(Spawner { null, nofile, set_groups })
+        Ok(Spawner { null, nofile, nproc: None, set_groups })
+    }
+
+    /// Sets RLIMIT_NPROC of children that no cgroup limits in the number of their tasks, and that are not root's: as root,
+    /// the kernel does not ask for it.
+    pub fn limit_tasks(&mut self, nproc: Option<libc::rlimit>) {
+        self.nproc = nproc;
     }
 
     /// Forks a child for `spec`, in `leaf` if there is one, and returns at once.
@@ -87,6 +94,7 @@ impl Spawner {
             report: report_write.as_raw_fd(),
             cgroup: -1,
             nofile: self.nofile,
+            nproc: self.nproc.filter(|_| launch.uid != 0 && !leaf.is_some_and(Leaf::limits_tasks)),
             set_groups: self.set_groups,
         };
         let pid = fork::fork(launch, inherited, leaf)?;
@@ -174,6 +182,9 @@ impl ExecFailure {
         let why = Errno::from_raw(self.errno).desc().to_owned();
         let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(self.errno));
         match (self.stage, self.errno) {
+            (Stage::Exec, libc::EAGAIN) => {
+                Error::OutOfResources("this user has as many processes and threads as it may (RLIMIT_NPROC)".to_owned())
+            }
             (_, libc::ENOMEM | libc::EAGAIN | libc::ENFILE | libc::EMFILE) => other("starting a process"),
             (Stage::Setup, _) => other("preparing a process"),
             (Stage::User, libc::EPERM) => {
@@ -228,5 +239,6 @@ mod tests {
         assert!(matches!(explain(Stage::Directory, libc::EACCES), Error::PermissionDenied(_)));
         assert!(matches!(explain(Stage::User, libc::EPERM), Error::PermissionDenied(_)));
         assert!(matches!(explain(Stage::Exec, libc::ENOMEM), Error::OutOfResources(_)));
+        assert!(matches!(explain(Stage::Exec, libc::EAGAIN), Error::OutOfResources(_)));
     }
 }

@@ -26,6 +26,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Cgroups {
     parent: Option<PathBuf>,
     messages: Sender<Message>,
+    max_tasks: u64,
     state: State,
     /// Watches the slice that there is.
     oom: Option<OomThread>,
@@ -44,7 +45,13 @@ impl Cgroups {
     /// None.
     #[cfg(test)]
     pub(super) fn none() -> Cgroups {
-        Cgroups { parent: None, messages: crossbeam_channel::unbounded().0, state: State::Never, oom: None }
+        Cgroups {
+            parent: None,
+            messages: crossbeam_channel::unbounded().0,
+            max_tasks: 0,
+            state: State::Never,
+            oom: None,
+        }
     }
 
     /// Makes a slice, below `parent` or else below our own cgroup. Gives a warning where there can be none.
@@ -53,11 +60,13 @@ impl Cgroups {
             Ok(slice) => (State::Usable(slice), None),
             Err(error) => (State::Never, Some(format!("no writable cgroup v2 ({error}): {WITHOUT}"))),
         };
-        (Cgroups { parent, messages, state, oom: None }, warning)
+        (Cgroups { parent, messages, max_tasks: u64::MAX, state, oom: None }, warning)
     }
 
-    /// Finds out whether units can be put into the slice, and gets it ready for them. Forks: for the supervisor's thread.
-    pub(super) fn prepared(mut self) -> Cgroups {
+    /// Finds out whether units can be put into the slice, and gets it ready for them, with `max_tasks` for all of them
+    /// together. Forks: for the supervisor's thread.
+    pub(super) fn prepared(mut self, max_tasks: u64) -> Cgroups {
+        self.max_tasks = max_tasks;
         let State::Usable(slice) = &self.state else { return self };
         match self.prepare(slice) {
             Ok(oom) => self.oom = oom,
@@ -67,6 +76,11 @@ impl Cgroups {
             }
         }
         self
+    }
+
+    /// Whether a cgroup limits the tasks of units.
+    pub(super) fn limit_tasks(&self) -> bool {
+        matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
     }
 
     /// Starts something in a new leaf with this name, or without one where there is none. Gives the leaf too.
@@ -136,6 +150,9 @@ impl Cgroups {
     fn prepare(&self, slice: &Slice) -> io::Result<Option<OomThread>> {
         probe(slice)?;
         slice.enable_controllers();
+        if let Err(error) = slice.limit_tasks(self.max_tasks) {
+            log::warn!("the cgroup of all units does not take a limit of {} tasks: {error}", self.max_tasks);
+        }
         let messages = self.messages.clone();
         let started =
             slice.memory_events().map(|events| OomThread::start(events, move || drop(messages.send(Message::OomKill))));

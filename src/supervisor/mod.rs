@@ -32,6 +32,7 @@ use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
 use crate::os::limits::{become_subreaper, raise_nofile};
 use crate::os::spawn::Spawner;
+use crate::os::tasks;
 use crate::output::Output;
 use crate::signals::SignalThread;
 use crate::worker;
@@ -51,6 +52,7 @@ pub struct Builder {
     keep_ended: usize,
     max_connections: usize,
     max_sessions: usize,
+    max_tasks: Option<u64>,
     session_idle: Duration,
     cgroup: Option<PathBuf>,
 }
@@ -98,6 +100,13 @@ impl Builder {
         self
     }
 
+    /// Tasks (processes and threads) that all units may have together, where a cgroup can limit them; each user but root,
+    /// where not. By default what the kernel allows, less a reserve.
+    pub fn max_tasks(mut self, most: u64) -> Self {
+        self.max_tasks = Some(most);
+        self
+    }
+
     /// A terminal session that nobody is attached to ends after this time.
     pub fn session_idle(mut self, time: Duration) -> Self {
         self.session_idle = time;
@@ -137,7 +146,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let spawner = Spawner::new(Some(nofile))?;
+        let mut spawner = Spawner::new(Some(nofile))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
@@ -153,10 +162,12 @@ impl Builder {
         let (tell, ended) = bounded(1);
         let default_user = Arc::new(self.default_user.clone());
         let (max_running, max_sessions) = (budget.processes, self.max_sessions);
+        let max_tasks = self.max_tasks;
         let bounds = Bounds { max_running, keep_ended: self.keep_ended, max_sessions };
         let body = move || {
             // Not before anybody can be told that we are here: nothing is in the slice yet.
-            let cgroups = cgroups.prepared();
+            let (cgroups, nproc) = limit_tasks(cgroups, max_tasks, budget.connections);
+            spawner.limit_tasks(nproc);
             let parts = Parts {
                 inbox,
                 child_pending,
@@ -181,6 +192,26 @@ impl Builder {
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
         Ok(Supervisor { handle, budget, warnings, ended, signals: Some(signals), thread: Some(thread) })
     }
+}
+
+/// Gets the cgroups ready, with a limit on the tasks of their units. Gives RLIMIT_NPROC for what no cgroup limits.
+fn limit_tasks(cgroups: Cgroups, asked: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
+    let kernel = tasks::allowed();
+    let cgroups = cgroups.prepared(asked.unwrap_or_else(|| kernel.for_all(connections)));
+    let most = asked.or_else(|| kernel.for_each_user(connections));
+    let nproc = most.map_or(Ok(None), tasks::lower_nproc).unwrap_or_else(|error| {
+        log::warn!("RLIMIT_NPROC: {error}");
+        None
+    });
+    if let (Some(asked), false) = (asked, cgroups.limit_tasks()) {
+        match tasks::nproc() {
+            Ok(given) if given < asked => {
+                log::warn!("RLIMIT_NPROC is {given}: at most {given} tasks of each user but root")
+            }
+            _ => log::warn!("no cgroup limits tasks: {asked} of each user but root (RLIMIT_NPROC)"),
+        }
+    }
+    (cgroups, nproc)
 }
 
 fn probe_for(messages: Sender<Message>) -> io::Result<Probes> {
@@ -232,6 +263,7 @@ impl Supervisor {
             keep_ended: 1_000,
             max_connections: 1_024,
             max_sessions: 64,
+            max_tasks: None,
             session_idle: Duration::from_secs(300),
             cgroup: None,
         }

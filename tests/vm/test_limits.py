@@ -147,6 +147,33 @@ def test_survives_a_fork_bomb(machine, sandbox):
     answers(machine, sandbox)
 
 
+def slice_limit(sandbox):
+    limit = "cat /sys/fs/cgroup/tl-units.*/pids.max /proc/sys/kernel/threads-max"
+    return [int(word) for word in sandbox.run("sh", ["-c", limit], user="root").stdout.split()]
+
+
+def test_leaves_a_reserve_of_processes(machine, sandbox):
+    """All units together, root's too, have a limit below the kernel's."""
+    limit, machines = slice_limit(sandbox)
+    assert machines / 2 < limit < machines, (limit, machines)
+
+
+def test_as_many_processes_as_asked_for(boot):
+    with boot(arguments="TL_INIT_MAX_TASKS=20") as machine, machine.sandbox() as sandbox:
+        assert slice_limit(sandbox)[0] == 20
+        fill = "(while :; do sleep 600 & done); echo full; exec sleep 600"
+        filler = sandbox.start_process("sh", ["-c", fill], user="root")
+        until("no more can be started", lambda: sandbox.get_stdout(filler.pid).lines == ["full"])
+        # The shell that was refused has ended; this takes its place.
+        other = sandbox.start_process("sleep", ["600"])
+        status, told = machine.http("POST", "/processes", {"command": "true", "user": "root"})
+        assert (status, told["code"]) == (503, "OUT_OF_RESOURCES"), told
+        assert machine.http("GET", "/health")[0] == 200
+        sandbox.kill_process(filler.pid)
+        sandbox.kill_process(other.pid)
+        answers(machine, sandbox)
+
+
 def test_is_protected(machine, sandbox):
     """Init's own cgroup keeps what it needs when memory is short."""
     steps = lambda: [step["name"] for step in machine.http("GET", "/boot")[1]["steps"] if step["ok"]]
