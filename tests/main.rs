@@ -28,6 +28,7 @@ mod output;
 mod pty;
 mod quiet;
 mod runs;
+mod signals;
 mod stdin;
 mod tasks;
 mod terminal_clients;

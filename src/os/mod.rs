@@ -18,6 +18,7 @@ pub mod pipe;
 pub mod poll;
 pub mod pty;
 pub mod random;
+pub mod sigmask;
 pub mod spawn;
 pub mod tasks;
 pub mod tcp;

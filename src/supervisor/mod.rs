@@ -121,7 +121,8 @@ impl Builder {
 
     /// Raises RLIMIT_NOFILE, makes this process the one that orphans come to, and starts the threads.
     ///
-    /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
+    /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one. SIGCHLD is
+    /// blocked for the calling thread; a thread that has it unblocked and hangs in a system call could hold up the reaping.
     ///
     /// # Errors
     /// When the log directory cannot be made or is another supervisor's, or a thread or descriptor cannot be had.
