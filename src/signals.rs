@@ -1,12 +1,15 @@
 //! The signals thread: turns signals into calls, outside of any handler.
+//!
+//! The kernel delivers a signal of the process to one thread that has it unblocked, and to no other while that one hangs in a
+//! system call. So that is a thread that does nothing else.
 
 use std::io;
 use std::thread::JoinHandle;
 
-use nix::sys::signal::{SigSet, Signal};
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::{Handle, SignalsInfo};
 
+use crate::os::sigmask;
 use crate::worker;
 
 /// A signal that has come.
@@ -37,8 +40,8 @@ pub struct SignalThread {
 impl SignalThread {
     /// Takes over `signals`; calls `notice` for each that comes. Several of a kind that are pending count as one.
     ///
-    /// They are unblocked for the calling thread, which must live as long as this: one that was started with signals
-    /// blocked would never hear of them otherwise.
+    /// The thread has them unblocked, and they are blocked for the calling thread from now on: every other thread should
+    /// have them blocked too. What has come while they were blocked is heard.
     ///
     /// # Errors
     /// When a signal cannot be taken over, or the kernel gives no thread.
@@ -47,12 +50,15 @@ impl SignalThread {
         mut notice: impl FnMut(Received) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<SignalThread> {
-        let mine: SigSet = signals.iter().filter_map(|signal| Signal::try_from(*signal).ok()).collect();
+        let mine = signals.to_vec();
         let mut signals = SignalsInfo::<WithOrigin>::new(signals)?;
-        // Not before: what has come until now would be its default, which for PID 1 is nothing.
-        mine.thread_unblock()?;
+        // Not before: what has come until now would be its default, which for PID 1 is nothing. This hears of what was sent to
+        // the calling thread alone; what was sent to the process is for whoever is first.
+        sigmask::unblock(&mine)?;
+        sigmask::block(&mine)?;
         let handle = signals.handle();
         let body = move || {
+            sigmask::unblock(&mine)?;
             for origin in signals.forever() {
                 let sender = origin.process.map(|process| Sender { pid: process.pid, uid: process.uid });
                 notice(Received { signal: origin.signal, sender });
@@ -78,7 +84,7 @@ mod tests {
     use std::time::Duration;
 
     use crossbeam_channel::unbounded;
-    use nix::sys::signal::raise;
+    use nix::sys::signal::{SigSet, Signal, raise};
 
     use super::*;
 
@@ -94,5 +100,17 @@ mod tests {
         let received = told.recv_timeout(Duration::from_secs(30)).unwrap();
         assert_eq!(received.signal, libc::SIGUSR2);
         assert_eq!(received.sender.unwrap().pid, std::process::id() as i32);
+        assert!(SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR2), "it is the other thread's");
+    }
+
+    #[test]
+    fn a_real_time_signal_is_heard() {
+        let signal = libc::SIGRTMIN() + 7;
+        let (tell, told) = unbounded();
+        let notice = move |received: Received| tell.send(received.signal).unwrap();
+        let _thread = SignalThread::start(&[signal], notice, || {}).unwrap();
+        // SAFETY: no memory involved; there is a handler.
+        unsafe { libc::kill(std::process::id() as i32, signal) };
+        assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(signal));
     }
 }

@@ -13,9 +13,9 @@ use std::path::Path;
 /// Each row is a layer. A module imports from lower layers, and from modules before it in its own row.
 const LAYERS: [&[&str]; 6] = [
     &["window", "model", "error"],
-    &["unit", "fleet", "lines", "users", "retention", "schedule", "ring", "session", "budget"],
+    &["unit", "fleet", "lines", "users", "retention", "schedule", "ring", "session", "budget", "tasks"],
     &["os", "worker", "pending", "logs", "files", "terminal"],
-    &["signals", "output", "health", "trees"],
+    &["signals", "oom", "output", "health", "trees"],
     &["supervisor"],
     &["http"],
 ];

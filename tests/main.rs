@@ -9,6 +9,7 @@ mod harness;
 
 mod bad_input;
 mod boot;
+mod cgroups;
 mod child;
 mod churn;
 mod command_line;
@@ -27,8 +28,10 @@ mod output;
 mod pty;
 mod quiet;
 mod runs;
+mod signals;
 mod stdin;
 mod stdio;
+mod tasks;
 mod terminal_clients;
 mod traced;
 mod trees;

@@ -4,7 +4,8 @@
 #   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
 #
 # busybox   .cache/vm/busybox
-# kernel    .cache/vm/vmlinux, and vmxnet3.ko, the one module that a test machine needs
+# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the one that a test machine needs, and fuse.ko, for a disk that
+#           does not answer
 # The others become programs in .cache/vm, each this machine's own, or else the fetched one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
@@ -55,15 +56,17 @@ fetch_busybox() {
 }
 
 fetch_kernel() {
-    if [ -e vmlinux ] && [ -e vmxnet3.ko ]; then return 0; fi
+    if [ -e vmlinux ] && [ -e vmxnet3.ko ] && [ -e fuse.ko ]; then return 0; fi
     # The package's name carries a version that moves.
     unpack "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')"
-    module=$(find unpacked -name 'vmxnet3.ko*')
-    case $module in
-    *.ko) mv "$module" vmxnet3.ko ;;
-    *.ko.xz) xz -dc "$module" >unpacked/vmxnet3.ko && mv unpacked/vmxnet3.ko . ;;
-    *) echo "$0: the kernel's package has no vmxnet3.ko: '$module'" >&2 && exit 1 ;;
-    esac
+    for name in vmxnet3 fuse; do
+        module=$(find unpacked -name "$name.ko*")
+        case $module in
+        *.ko) mv "$module" "$name.ko" ;;
+        *.ko.xz) xz -dc "$module" >"unpacked/$name.ko" && mv "unpacked/$name.ko" . ;;
+        *) echo "$0: the kernel's package has no $name.ko: '$module'" >&2 && exit 1 ;;
+        esac
+    done
     uncompressed unpacked/boot/vmlinuz-* >unpacked/vmlinux
     mv unpacked/vmlinux vmlinux
 }

@@ -43,6 +43,7 @@ const OPTIONS: &[Opt] = &[
     opt("log-total", "BYTES", "1G", "output kept for all; by default a tenth of the file system if that is less"),
     opt("keep-ended", "N", "1000", "ended processes that are remembered"),
     opt("max-processes", "N", "4096", "processes that run at once"),
+    opt("max-tasks", "N", "", "processes and threads of all commands; by default all but a reserve for the daemon"),
     opt("max-pty-sessions", "N", "64", "terminal sessions that run at once"),
     opt("pty-idle-secs", "SECS", "300", "time until a session that nobody is attached to is ended"),
     opt("max-connections", "N", "1024", "connections that are open at once"),
@@ -76,6 +77,7 @@ pub(crate) struct Config {
     pub(crate) log_total: Option<u64>,
     pub(crate) keep_ended: usize,
     pub(crate) max_processes: usize,
+    pub(crate) max_tasks: Option<u64>,
     pub(crate) max_sessions: usize,
     pub(crate) session_idle: Duration,
     pub(crate) max_connections: usize,
@@ -251,6 +253,11 @@ fn resolve(values: &HashMap<&'static str, Value>, entry: &[String]) -> Result<Co
         log_total: values.contains_key("log-total").then(|| get("log-total").bytes()).transpose()?,
         keep_ended: get("keep-ended").parsed("a number")?,
         max_processes: get("max-processes").positive()?,
+        max_tasks: values
+            .contains_key("max-tasks")
+            .then(|| get("max-tasks").positive())
+            .transpose()?
+            .map(|most| most as u64),
         max_sessions: get("max-pty-sessions").positive()?,
         session_idle: get("pty-idle-secs").seconds(0.001)?,
         max_connections: get("max-connections").positive()?,
@@ -385,7 +392,7 @@ mod tests {
         let config = config(&[]);
         assert_eq!(config.listen, "0.0.0.0:9501".parse().unwrap());
         assert_eq!(config.log_limit, 256 << 20);
-        assert_eq!(config.log_total, None);
+        assert_eq!((config.log_total, config.max_tasks), (None, None));
         assert_eq!((config.keep_ended, config.max_processes, config.max_connections), (1_000, 4_096, 1_024));
         assert_eq!((config.max_sessions, config.session_idle), (64, Duration::from_secs(300)));
         assert_eq!((config.max_body, config.max_head), (1 << 20, 64 << 10));
@@ -464,6 +471,7 @@ mod tests {
             &["--log-limit", "99999999999G"],
             &["--max-processes", "0"],
             &["--keep-ended", "-1"],
+            &["--max-tasks", "0"],
             &["--max-pty-sessions", "0"],
             &["--pty-idle-secs", "0"],
             &["--head-secs", "0"],

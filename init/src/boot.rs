@@ -7,6 +7,7 @@ use std::path::Path;
 
 use tl_supervisor::os::cgroup::{self, Settled};
 use tl_supervisor::os::{limits, loopback};
+use tl_supervisor::worker;
 
 use crate::files;
 use crate::mounts::{self, Mount};
@@ -56,7 +57,7 @@ const DUTIES: &[Duty] = &[
 
 /// What a machine does once the API is there, because it takes long: no client comes before the network does, and no
 /// random bytes come before the kernel's generator is ready (getrandom(2)), seed or not.
-const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up), Do("random seed", On::Machine, seed::load)];
+const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up)];
 
 /// Does them. Gives what we have of cgroups.
 pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
@@ -74,6 +75,18 @@ pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
         tolerate(place, settled)
     });
     found
+}
+
+/// Mixes the random seed in, on a thread of its own: the disk that it is on may not answer.
+pub(crate) fn load_seed(report: &Report) {
+    let reported = report.clone();
+    let load = move || {
+        reported.step("random seed", seed::load);
+        Ok(())
+    };
+    if let Err(error) = worker::spawn("seed", load, || {}) {
+        report.failed("random seed", &error.to_string());
+    }
 }
 
 /// Does the rest.

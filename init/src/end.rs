@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::bounded;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
@@ -23,14 +23,14 @@ pub(crate) struct Ending {
 }
 
 /// A disk that does not answer must not keep the machine.
-const DISK_PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const DISK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ends the machine, which does not return; elsewhere gives the exit status.
 pub(crate) fn finish(place: Place, ending: Ending) -> u8 {
     if place != Place::Machine {
         return ending.code;
     }
-    if !within(DISK_PATIENCE, "disks", settle_disks) {
+    if within(DISK_PATIENCE, "disks", settle_disks).is_none() {
         log::error!("a disk does not answer: not waited for");
     }
     log::logger().flush();
@@ -55,20 +55,22 @@ fn settle_disks() {
     sync();
 }
 
-/// Does it on a thread that may be left behind, and says whether it was done in time.
-pub(crate) fn within(patience: Duration, name: &str, body: impl FnOnce() + Send + 'static) -> bool {
-    let (tell, done) = bounded::<()>(1);
+/// Does it on a thread that may be left behind. Gives the result, if it is there in time.
+pub(crate) fn within<T: Send + 'static>(
+    patience: Duration,
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (tell, done) = bounded(1);
     let body = move || {
-        // Dropped after it, by a panic too.
-        let _tell = tell;
-        body();
+        // Nobody waits for it any more where it took too long.
+        let _ = tell.send(body());
         Ok(())
     };
     if let Err(error) = worker::spawn(name, body, || {}) {
         log::error!("no thread for {name}: {error}");
     }
-    // Disconnected, which is an error too, says that it is done.
-    done.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+    done.recv_timeout(patience).ok()
 }
 
 fn end_machine(action: EndAction) -> Result<Infallible, Errno> {

@@ -1,16 +1,15 @@
 //! The file systems that a running system has, and how they go again (mount(8), file-hierarchy(7)).
 
-use std::ffi::OsString;
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
+use tl_supervisor::os::mountinfo::{self, Mount as Mounted};
 
 use crate::place::Place;
 
@@ -69,7 +68,7 @@ impl Mount {
     /// # Errors
     /// What `mkdir(2)` or `mount(2)` says.
     pub(crate) fn provide(&self, place: Place) -> io::Result<String> {
-        if self.is_there(place, kind_at(&mounted(&mountinfo()), self.target)) {
+        if self.is_there(place, kind_at(&mountinfo::read(), self.target)) {
             return Ok("there already".to_owned());
         }
         DirBuilder::new().recursive(true).mode(0o755).create(self.target)?;
@@ -93,44 +92,9 @@ impl Mount {
 }
 
 /// What is mounted at `target`, the last mount winning (proc_pid_mountinfo(5)).
-fn kind_at<'a>(mounted: &'a [(PathBuf, String)], target: &str) -> Option<&'a str> {
-    let last = mounted.iter().rev().find(|(point, _)| point == Path::new(target));
-    last.map(|(_, kind)| kind.as_str())
-}
-
-/// Nothing without /proc: then `mount` itself says what is there.
-fn mountinfo() -> Vec<u8> {
-    fs::read("/proc/self/mountinfo").unwrap_or_default()
-}
-
-/// Mount points, which need not be text, and kinds, in the order in which they were mounted.
-fn mounted(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
-    let lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let point = fields.nth(4)?;
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some((OsString::from_vec(unescaped(point)).into(), String::from_utf8_lossy(kind).into_owned()))
-    });
-    lines.collect()
-}
-
-/// A space, a tab, a newline and a backslash stand as three octal digits there.
-fn unescaped(mut field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while let Some((first, rest)) = field.split_first() {
-        let code = rest.get(..3).filter(|_| *first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                field = rest.get(3..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                field = rest;
-            }
-        }
-    }
-    bytes
+fn kind_at<'a>(mounted: &'a [Mounted], target: &str) -> Option<&'a str> {
+    let last = mounted.iter().rev().find(|mount| mount.point == Path::new(target));
+    last.map(|mount| mount.kind.as_str())
 }
 
 /// Makes `/` writable where the kernel has mounted it read-only, as it does unless told otherwise.
@@ -148,7 +112,7 @@ pub(crate) fn make_root_writable() -> io::Result<String> {
 /// Unmounts everything that holds data, in reverse order; what is busy, and `/`, becomes read-only, so that it is whole
 /// on the disk.
 pub(crate) fn unmount_all() {
-    for (point, kind) in holding_data(&mountinfo()) {
+    for Mounted { point, kind, .. } in holding_data(mountinfo::read()) {
         if point != Path::new("/") && umount(&point).is_ok() {
             continue;
         }
@@ -160,7 +124,7 @@ pub(crate) fn unmount_all() {
 }
 
 /// The mounts that are to go, the last one first. Those of the kernel's own make, and in memory, hold nothing that lasts.
-fn holding_data(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
+fn holding_data(mounted: Vec<Mounted>) -> impl Iterator<Item = Mounted> {
     const NOTHING_LASTS: [&str; 12] = [
         "proc",
         "sysfs",
@@ -175,11 +139,15 @@ fn holding_data(mountinfo: &[u8]) -> Vec<(PathBuf, String)> {
         "debugfs",
         "bpf",
     ];
-    mounted(mountinfo).into_iter().rev().filter(|(_, kind)| !NOTHING_LASTS.contains(&kind.as_str())).collect()
+    mounted.into_iter().rev().filter(|mount| !NOTHING_LASTS.contains(&mount.kind.as_str()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
     use super::*;
 
     const MOUNTS: &[u8] = b"20 1 259:0 / / ro,relatime - ext4 /dev/root ro\n\
@@ -192,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_last_mount_at_a_point_counts() {
-        let mounted = mounted(MOUNTS);
+        let mounted = mountinfo::parse(MOUNTS);
         assert_eq!(kind_at(&mounted, "/data"), Some("ext4"));
         assert_eq!(kind_at(&mounted, "/proc"), Some("proc"));
         assert_eq!(kind_at(&mounted, "/run"), None);
@@ -201,9 +169,9 @@ mod tests {
 
     #[test]
     fn what_holds_data_goes_in_reverse() {
+        let points: Vec<PathBuf> = holding_data(mountinfo::parse(MOUNTS)).map(|mount| mount.point).collect();
         let odd = OsString::from_vec(b"/my disk\\\xff".to_vec());
-        let right = [odd.into(), "/data".into(), "/".into()].map(|point: PathBuf| (point, "ext4".to_owned()));
-        assert_eq!(holding_data(MOUNTS), right);
+        assert_eq!(points, [odd.into(), PathBuf::from("/data"), PathBuf::from("/")]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tl_supervisor::signals::{Received, SignalThread};
 use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId, worker};
 
 use crate::args::Given;
-use crate::end::{self, Ending, last_resort};
+use crate::end::{self, DISK_PATIENCE, Ending, last_resort};
 use crate::place::Place;
 use crate::report::Report;
 use crate::services::Services;
@@ -40,6 +40,9 @@ const NEWS: Duration = Duration::from_secs(5);
 /// What a shell says of one that was killed: without any news it was.
 const KILLED: u8 = 128 + libc::SIGKILL as u8;
 
+/// What of the boot comes after the API has this long before services are started without it.
+const FINISHING: Duration = Duration::from_secs(5);
+
 /// For the threads to end, and to put away what is theirs, when everything else has ended.
 const TIDYING: Duration = Duration::from_secs(2);
 
@@ -54,10 +57,10 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     }
     let (tell, events) = unbounded();
     let mut signals = None;
-    if place == Place::Machine {
-        // Watching them takes long there: until the API is there, the kernel keeps them (signal(7)).
-        let _ = SigSet::all().thread_block();
-    } else {
+    // They are for the threads that watch them: this one could hang in a system call, with the signal. Watching them takes
+    // long on a machine: until the API is there, the kernel keeps them (signal(7)).
+    let _ = SigSet::all().thread_block();
+    if place != Place::Machine {
         signals = watch_signals(tell.clone(), place, &report)?;
     }
     let base = start::start(place, &given, report, tell.clone())?;
@@ -70,8 +73,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
     }
     if place == Place::Machine {
         signals = watch_signals(main.tell.clone(), place, &main.base.report)?;
-        let _ = SigSet::all().thread_unblock();
-        boot::finish(place, main.base.leaf.as_deref(), &main.base.report);
+        main.finish_boot();
     }
     let reload = main.start_services();
     main.start_entry();
@@ -80,7 +82,7 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         server.shutdown();
     }
     // A thread that waits for a dead disk is not waited for.
-    if !end::within(TIDYING, "tidying", move || drop(main)) {
+    if end::within(TIDYING, "tidying", move || drop(main)).is_none() {
         log::error!("some threads do not end: not waited for");
     }
     drop(signals);
@@ -172,12 +174,13 @@ impl Main {
         log::info!("listening on {address}");
         self.server = Some(server);
         // Also only now: another daemon that runs already would lose its token to us.
-        let token = match (token, &config.token_file) {
-            (Some(token), None) => files::write_token(&config.run_dir, token),
-            _ => Ok(()),
+        let (token, dir) = (token.clone().filter(|_| config.token_file.is_none()), config.run_dir.clone());
+        let write = move || {
+            token.map_or(Ok(()), |token| files::write_token(&dir, &token))?;
+            files::write_address(&dir, address)
         };
-        let written = token.and_then(|()| files::write_address(&config.run_dir, address));
-        match written {
+        let silent = || Err(format!("--run-dir: {} does not answer", config.run_dir.display()));
+        match end::within(DISK_PATIENCE, "run-dir", write).unwrap_or_else(silent) {
             // The API is up: that is what counts.
             Err(error) if *place == Place::Machine => {
                 report.failed("run-dir", &error);
@@ -185,6 +188,18 @@ impl Main {
                 Ok(())
             }
             result => result,
+        }
+    }
+
+    /// What of a machine's boot was left for later. It ends when it is asked to, whatever of this hangs.
+    fn finish_boot(&self) {
+        let Base { place, report, leaf, .. } = &self.base;
+        boot::load_seed(report);
+        let (place, leaf, reported) = (*place, leaf.clone(), report.clone());
+        let finish = move || boot::finish(place, leaf.as_deref(), &reported);
+        if end::within(FINISHING, "boot", finish).is_none() {
+            report.failed("boot", "the rest of it takes too long: not waited for");
+            log::error!("the rest of the boot takes too long: not waited for");
         }
     }
 

@@ -204,7 +204,12 @@ fn usable(dir: &Path) -> Result<(), String> {
 
 fn builder(config: &Config) -> Builder {
     let total = config.log_total.unwrap_or_else(|| default_log_total(&config.log_dir));
-    Supervisor::builder(&config.log_dir)
+    let builder = Supervisor::builder(&config.log_dir);
+    let builder = match config.max_tasks {
+        Some(most) => builder.max_tasks(most),
+        None => builder,
+    };
+    builder
         .default_user(config.default_user.clone())
         .log_limits(Limits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)

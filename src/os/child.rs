@@ -65,6 +65,8 @@ pub struct Inherited {
     pub cgroup: RawFd,
     /// The limits as the supervisor found them, before it raised its own.
     pub limits: Option<Found>,
+    /// RLIMIT_NPROC, where it is not to be the supervisor's own.
+    pub nproc: Option<libc::rlimit>,
     /// Whether the kernel lets us set groups (not in a user namespace that denies it).
     pub set_groups: bool,
 }
@@ -96,6 +98,9 @@ enum Never {}
 fn become_program(launch: &Launch, inherited: &Inherited) -> Result<Never, Failure> {
     set_up(launch, inherited).map_err(|errno| (Stage::Setup, errno))?;
     become_user(launch, inherited.set_groups).map_err(|errno| (Stage::User, errno))?;
+    if let Some(limit) = &inherited.nproc {
+        limit_tasks(limit).map_err(|errno| (Stage::User, errno))?;
+    }
     unblock_signals().map_err(|errno| (Stage::Setup, errno))?;
     // From here on it can hang, with nothing of the supervisor's in hand but the report pipe, and SIGTERM works.
     enter_directory(launch).map_err(|errno| (Stage::Directory, errno))?;
@@ -134,6 +139,11 @@ fn set_up(launch: &Launch, inherited: &Inherited) -> Result<(), i32> {
     reset_dispositions();
     // SAFETY: no memory involved; it cannot fail.
     unsafe { libc::umask(0o022) };
+    if let Some(limit) = inherited.nproc {
+        // The exec is refused (EAGAIN) if the user has more tasks than this when this process becomes one of its own, and
+        // more than the real limit after that (execve(2)): so the user never has more than the real limit.
+        limit_tasks(&libc::rlimit { rlim_cur: limit.rlim_cur.saturating_sub(1), ..limit })?;
+    }
     reset_oom_score();
     inherited.limits.as_ref().map_or(Ok(()), Found::put_back)
 }
@@ -189,6 +199,11 @@ fn become_user(launch: &Launch, set_groups: bool) -> Result<(), i32> {
     check(unsafe { libc::syscall(libc::SYS_setresgid, launch.gid, launch.gid, launch.gid) } as i32)?;
     // SAFETY: no memory involved. The last privilege to go, with all capabilities unless the user is root.
     check(unsafe { libc::syscall(libc::SYS_setresuid, launch.uid, launch.uid, launch.uid) } as i32)
+}
+
+fn limit_tasks(limit: &libc::rlimit) -> Result<(), i32> {
+    // SAFETY: the limit is valid for reading. Lowering it needs no privilege, nor does raising it up to its maximum.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, limit) })
 }
 
 fn enter_directory(launch: &Launch) -> Result<(), i32> {

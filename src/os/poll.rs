@@ -48,6 +48,8 @@ impl Events {
     pub const READ: Events = Events(libc::POLLIN);
     /// There is room to write.
     pub const WRITE: Events = Events(libc::POLLOUT);
+    /// Something out of the ordinary: a file of a cgroup has changed.
+    pub const URGENT: Events = Events(libc::POLLPRI);
     /// The peer of a connection has gone or closed its half; found out without reading anything.
     pub const GONE: Events = Events(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
 

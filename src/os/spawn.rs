@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -13,7 +13,8 @@ use nix::unistd::pipe2;
 
 use super::accounts;
 use super::cgroup::Leaf;
-use super::child::{self, Controlling, Inherited, REPORT, Stage};
+use super::child::{Controlling, Inherited, REPORT, Stage};
+use super::fork::{self, Failure};
 use super::launch::Launch;
 use super::limits::Found;
 use super::pipe::{give, give_inherited};
@@ -42,6 +43,7 @@ pub struct Child {
 pub struct Spawner {
     null: File,
     limits: Option<Found>,
+    nproc: Option<libc::rlimit>,
     set_groups: bool,
 }
 
@@ -62,15 +64,21 @@ impl Spawner {
         // In a user namespace groups are what they are (user_namespaces(7)).
         let denied = std::fs::read("/proc/self/setgroups").is_ok_and(|word| word.starts_with(b"deny"));
         let set_groups = nix::unistd::geteuid().is_root() && !denied;
-        Ok(Spawner { null, limits, set_groups })
+        Ok(Spawner { null, limits, nproc: None, set_groups })
+    }
+
+    /// Sets RLIMIT_NPROC of children that no cgroup limits in the number of their tasks, and that are not root's: as root,
+    /// the kernel does not ask for it.
+    pub fn limit_tasks(&mut self, nproc: Option<libc::rlimit>) {
+        self.nproc = nproc;
     }
 
     /// Forks a child for `spec`, in `leaf` if there is one, and returns at once.
     ///
     /// # Errors
-    /// [`Error::OutOfResources`] when there is no descriptor, process or memory left for it.
-    pub fn spawn(&self, spec: &ProcessSpec, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Error> {
-        let failed = |error: io::Error| Error::from_io("starting a process", &error);
+    /// [`Failure::Cgroup`] when it could do so without the leaf, or in another.
+    pub fn spawn(&self, spec: &ProcessSpec, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Failure> {
+        let failed = Failure::Fork;
         let streams = match spec.terminal {
             Some(window) => Streams::terminal(window, Owner { uid: launch.uid, tty: accounts::group("tty") }),
             None if spec.inherit => Ok(Streams::ours(launch)),
@@ -89,9 +97,10 @@ impl Spawner {
             report: report_write.as_raw_fd(),
             cgroup: -1,
             limits: self.limits,
+            nproc: self.nproc.filter(|_| launch.uid != 0 && !leaf.is_some_and(Leaf::limits_tasks)),
             set_groups: self.set_groups,
         };
-        let pid = fork(launch, inherited, leaf).map_err(failed)?;
+        let pid = fork::fork(launch, inherited, leaf)?;
         // The child's ends close here, before the next fork could carry them on.
         drop((theirs, report_write));
         Ok(Child { pid, stdin, stdout, stderr, report })
@@ -163,49 +172,6 @@ fn unblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Forks into the leaf (`CLONE_INTO_CGROUP`); where that cannot be had, the child joins it before anything else.
-fn fork(launch: &Launch, mut inherited: Inherited, leaf: Option<&Leaf>) -> io::Result<Pid> {
-    let Some(leaf) = leaf else { return clone(launch, &inherited, None) };
-    if leaf.born_into() {
-        match clone(launch, &inherited, Some(leaf.open()?.as_fd())) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::EPERM)) => {
-                leaf.not_born_into();
-            }
-            result => return result,
-        }
-    }
-    let procs = leaf.procs()?;
-    inherited.cgroup = procs.as_raw_fd();
-    clone(launch, &inherited, None)
-}
-
-/// A fork by `clone3(2)`, or by `clone(2)` where a seccomp filter hides that. No handlers of glibc's run, in neither
-/// process; this thread has all signals blocked, and so has the child until it has put its dispositions right.
-fn clone(launch: &Launch, inherited: &Inherited, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Pid> {
-    // SAFETY: all zeroes is a valid value of this struct of integers.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.exit_signal = libc::SIGCHLD as u64;
-    if let Some(fd) = cgroup {
-        args.flags = CLONE_INTO_CGROUP;
-        args.cgroup = fd.as_raw_fd() as u64;
-    }
-    // SAFETY: without CLONE_VM the child has a copy of everything; it calls only `child::run`, which is
-    // async-signal-safe and does not return.
-    let mut result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
-    if result < 0 && cgroup.is_none() && Errno::last() == Errno::ENOSYS {
-        // SAFETY: as above; no stack of its own, no flags but the exit signal.
-        result = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    }
-    match result {
-        0 => child::run(launch, inherited),
-        pid if pid > 0 => Ok(pid as Pid),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Not in libc for every target.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
 /// Why a program does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExecFailure {
@@ -228,6 +194,9 @@ impl ExecFailure {
         let why = Errno::from_raw(self.errno).desc().to_owned();
         let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(self.errno));
         match (self.stage, self.errno) {
+            (Stage::Exec, libc::EAGAIN) => {
+                Error::OutOfResources("this user has as many processes and threads as it may (RLIMIT_NPROC)".to_owned())
+            }
             (_, errno) if is_want_of_resources(errno) => other("starting a process"),
             (Stage::Setup, _) => other("preparing a process"),
             (Stage::User, libc::EPERM) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::cgroups::Cgroups;
 use super::entry::{Entry, Slot, Tree, info};
 use super::handle::{Counts, Started, Stdin};
 use super::message::{Command, Message};
@@ -19,7 +20,6 @@ use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::logs::LogStore;
 use crate::model::{Exit, Pid, ProcessSpec, SignalScope, StdinMode, Target, UnitId, UserSpec};
-use crate::os::cgroup::Slice;
 use crate::os::clock::Clock;
 use crate::os::spawn::Spawner;
 use crate::os::tree;
@@ -48,7 +48,7 @@ pub(super) struct Parts {
     /// See [`Builder::on_main_thread`](super::Builder::on_main_thread).
     pub(super) on_main_thread: Box<dyn Fn(TraceStop) + Send>,
     pub(super) spawner: Spawner,
-    pub(super) slice: Option<Slice>,
+    pub(super) cgroups: Cgroups,
     pub(super) default_user: UserSpec,
     pub(super) base_env: Vec<(String, String)>,
     /// For pipes, logs and probes.
@@ -146,6 +146,7 @@ impl Actor {
         match message {
             Message::Command(command) => self.obey(command),
             Message::Child => self.reap(),
+            Message::OomKill => self.note_oom_kills(),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Trees(report) => self.tree_report(report),
             Message::Health(verdict) => {
@@ -384,7 +385,7 @@ impl Actor {
         if let Some(slot) = self.parts.fleet.get_mut(id) {
             slot.data.stdin_open = false;
             if let (Exit::Signal(libc::SIGKILL), false, Tree::Leaf(leaf)) = (exit, slot.data.killed, &slot.data.tree)
-                && leaf.had_oom_kill()
+                && leaf.leader_was_oom_killed()
             {
                 exit = Exit::OomKilled;
             }

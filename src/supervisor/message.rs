@@ -59,6 +59,8 @@ pub(crate) enum Message {
     Command(Command),
     /// SIGCHLD: somebody is to be reaped.
     Child,
+    /// The kernel has killed something of a unit for want of memory.
+    OomKill,
     Output(RunKey, Notice),
     Trees(Report),
     Health(Verdict),

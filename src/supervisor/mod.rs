@@ -1,6 +1,7 @@
 //! The supervisor: its builder, and the [`Handle`] through which everybody asks it.
 
 mod actor;
+mod cgroups;
 mod entry;
 mod handle;
 mod message;
@@ -31,15 +32,16 @@ use crate::fleet::{Bounds, Fleet};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
-use crate::os::cgroup::Slice;
 use crate::os::limits::{self, become_subreaper};
 use crate::os::spawn::Spawner;
+use crate::os::tasks;
 use crate::os::wait::TraceStop;
 use crate::output::Output;
 use crate::signals::SignalThread;
 use crate::trees::Trees;
 use crate::worker;
 use actor::{Actor, Parts};
+use cgroups::Cgroups;
 use message::{Command, Message};
 use probes::{News, Probes};
 
@@ -54,6 +56,7 @@ pub struct Builder {
     keep_ended: usize,
     max_connections: usize,
     max_sessions: usize,
+    max_tasks: Option<u64>,
     session_idle: Duration,
     cgroup: Option<PathBuf>,
     on_main_thread: OnMainThread,
@@ -111,6 +114,13 @@ impl Builder {
         self
     }
 
+    /// Tasks (processes and threads) that all units may have together, where a cgroup can limit them; each user but root,
+    /// where not. By default what the kernel allows, less a reserve.
+    pub fn max_tasks(mut self, most: u64) -> Self {
+        self.max_tasks = Some(most);
+        self
+    }
+
     /// A terminal session that nobody is attached to ends after this time.
     pub fn session_idle(mut self, time: Duration) -> Self {
         self.session_idle = time;
@@ -136,7 +146,8 @@ impl Builder {
     /// Raises this process's own resource limits, which its children do not notice, makes it the one that orphans come to,
     /// and starts the threads.
     ///
-    /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one.
+    /// From here on the supervisor reaps *every* child of this process: nobody else in it may wait for one. SIGCHLD is
+    /// blocked for the calling thread; a thread that has it unblocked and hangs in a system call could hold up the reaping.
     ///
     /// # Errors
     /// When the log directory cannot be made or is another supervisor's, or a thread or descriptor cannot be had.
@@ -161,7 +172,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let spawner = Spawner::new(Some(found))?;
+        let mut spawner = Spawner::new(Some(found))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
@@ -177,17 +188,17 @@ impl Builder {
             move |report| drop(to_self.send(Message::Trees(report))),
             move || drop(died.send(Message::Died("trees"))),
         )?;
-        let slice = Slice::below(self.cgroup.as_deref());
-        if slice.is_none() {
-            warnings.push("no writable cgroup v2: a process that leaves its session may escape a kill".to_owned());
-        }
+        let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
+        warnings.extend(warning);
         let (tell, ended) = bounded(1);
         let default_user = Arc::new(self.default_user.clone());
         let (max_running, max_sessions) = (budget.processes, self.max_sessions);
+        let max_tasks = self.max_tasks;
         let bounds = Bounds { max_running, keep_ended: self.keep_ended, max_sessions };
         let body = move || {
             // Not before anybody can be told that we are here: nothing is in the slice yet.
-            slice.iter().for_each(Slice::enable_controllers);
+            let (cgroups, nproc) = limit_tasks(cgroups, max_tasks, budget.connections);
+            spawner.limit_tasks(nproc);
             let parts = Parts {
                 inbox,
                 child_pending,
@@ -198,7 +209,7 @@ impl Builder {
                 trees,
                 on_main_thread: self.on_main_thread.0,
                 spawner,
-                slice,
+                cgroups,
                 default_user: self.default_user,
                 base_env: self.base_env,
                 descriptors: Share::of(most_files, budget.connections),
@@ -214,6 +225,26 @@ impl Builder {
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
         Ok(Supervisor { handle, budget, warnings, ended, signals: Some(signals), thread: Some(thread) })
     }
+}
+
+/// Gets the cgroups ready, with a limit on the tasks of their units. Gives RLIMIT_NPROC for what no cgroup limits.
+fn limit_tasks(cgroups: Cgroups, asked: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
+    let kernel = tasks::allowed();
+    let cgroups = cgroups.prepared(asked.unwrap_or_else(|| kernel.for_all(connections)));
+    let most = asked.or_else(|| kernel.for_each_user(connections));
+    let nproc = most.map_or(Ok(None), tasks::lower_nproc).unwrap_or_else(|error| {
+        log::warn!("RLIMIT_NPROC: {error}");
+        None
+    });
+    if let (Some(asked), false) = (asked, cgroups.limit_tasks()) {
+        match tasks::nproc() {
+            Ok(given) if given < asked => {
+                log::warn!("RLIMIT_NPROC is {given}: at most {given} tasks of each user but root")
+            }
+            _ => log::warn!("no cgroup limits tasks: {asked} of each user but root (RLIMIT_NPROC)"),
+        }
+    }
+    (cgroups, nproc)
 }
 
 fn probe_for(messages: Sender<Message>) -> io::Result<Probes> {
@@ -265,6 +296,7 @@ impl Supervisor {
             keep_ended: 1_000,
             max_connections: 1_024,
             max_sessions: 64,
+            max_tasks: None,
             session_idle: Duration::from_secs(300),
             cgroup: None,
             on_main_thread: OnMainThread(Box::new(|_| {})),

@@ -136,13 +136,9 @@ impl Actor {
         let identity = accounts::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
         let launch = Launch::new(spec, &identity, &self.parts.base_env, &invocation)?;
-        let leaf = self.parts.slice.as_ref().map(|slice| slice.leaf(&format!("{id}.{run}")));
-        let leaf = leaf.transpose().map_err(|error| Error::from_io("making a cgroup", &error))?;
-        let child = self.parts.spawner.spawn(spec, &launch, leaf.as_ref()).inspect_err(|_| {
-            if let Some(leaf) = &leaf {
-                let _ = leaf.remove();
-            }
-        })?;
+        let spawner = &self.parts.spawner;
+        let started = self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(spec, &launch, leaf));
+        let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tree::Marked(Marks::new(child.pid, &invocation, outputs)), Tree::Leaf);
         let attach = Attach {

@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::time::Instant;
 
+use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree};
 use super::*;
 use crate::error::Error;
@@ -23,7 +24,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         trees: Trees::start(|_| {}, || {}).unwrap(),
         on_main_thread: Box::new(|_| {}),
         spawner: Spawner::new(None).unwrap(),
-        slice: None,
+        cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),
         descriptors: Share::of(1_000, 100),

@@ -181,10 +181,11 @@ impl Actor {
         match self.tree(key) {
             None | Some(Tree::Gone) => return,
             Some(Tree::Leaf(leaf)) => {
-                note(key, "killing its cgroup", leaf.kill());
-                if again {
+                let killed = leaf.kill();
+                if again || killed.is_err() {
                     leaf.signal_all(&[libc::SIGKILL]);
                 }
+                note(key, "killing its cgroup", killed);
             }
             Some(Tree::Marked(marks)) => {
                 let marks = marks.clone();

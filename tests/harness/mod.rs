@@ -31,12 +31,17 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// The token of [`Options::token`].
 pub const TOKEN: &str = "a-token-of-the-tests";
 
+/// A line of shell that sets `$cgroup` to the directory of the cgroup that the shell is in.
+pub const CGROUP: &str = "cgroup=$(awk '$3 == \"cgroup2\" { print $2; exit }' /proc/mounts)$(sed -n 's/^0:://p' \
+                          /proc/self/cgroup)";
+
 /// How a daemon is started; [`Options::default`] is as PID 1, with a cgroup.
 #[derive(Clone)]
 pub struct Options {
     namespace: bool,
     cgroup: bool,
     pid_max: Option<u32>,
+    prepare: Option<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
     stderr: Option<Arc<OwnedFd>>,
@@ -49,6 +54,7 @@ impl Default for Options {
             namespace: true,
             cgroup: true,
             pid_max: None,
+            prepare: None,
             args: Vec::new(),
             env: Vec::new(),
             stderr: None,
@@ -102,6 +108,12 @@ impl Options {
     /// The highest PID in the namespace: a low one makes the kernel hand out PIDs again soon.
     pub fn pid_max(mut self, pid_max: u32) -> Options {
         self.pid_max = Some(pid_max);
+        self
+    }
+
+    /// Shell commands that PID 1 of the namespace executes before it becomes the daemon. `$cgroup` is its cgroup.
+    pub fn prepare(mut self, script: &str) -> Options {
+        self.prepare = Some(format!("set -e\n{CGROUP}\n{script}\nexec \"$@\""));
         self
     }
 
@@ -179,6 +191,9 @@ impl Daemon {
         let binary = env!("CARGO_BIN_EXE_tl-init");
         let mut command = if options.namespace {
             let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"));
+            if let Some(script) = &options.prepare {
+                command.args(["/bin/sh", "-c", script, "sh"]);
+            }
             command.arg(binary).env("TL_NS_DIR", &state);
             command
         } else {

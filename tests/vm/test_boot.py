@@ -79,8 +79,10 @@ def test_from_a_disk(tmp_path, disk):
         machine.ends("Power down")
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert bytes(sandbox.read_file("/home/tl-user/kept").value) == b"kept"
-        seed = next(step for step in check_report(machine)["steps"] if step["name"] == "random seed")
-        assert seed["detail"] == "loaded", seed
+        # It is loaded by a thread that nobody waits for.
+        seed = lambda: [step["detail"] for step in check_report(machine)["steps"] if step["name"] == "random seed"]
+        until("the seed is in the report", seed)
+        assert seed() == ["loaded"]
         # It was unmounted in order: there is no journal to recover.
         assert "recover" not in machine.console()
 

@@ -47,6 +47,35 @@ def test_a_kill_within_the_limit_is_a_signal(machine, sandbox):
     assert (result.exit_code, result.reason) == (-9, "signaled")
 
 
+def survivor(sandbox, then):
+    """A leader that has lost a child for want of memory, and goes on with `then`."""
+    eat = IN_LEAF + f"echo 16M >$leaf/memory.max; {EAT}; echo survived; {then}"
+    started = sandbox.start_process("sh", ["-c", eat], user="root")
+    until("its child was killed", lambda: sandbox.get_stdout(started.pid).lines == ["survived"])
+    return started.pid
+
+
+@pytest.mark.parametrize("by_api", [False, True])
+def test_a_kill_after_that_of_a_child_is_a_signal(machine, sandbox, by_api):
+    """The kernel counts its kills for each tree, whichever of its processes they hit."""
+    pid = survivor(sandbox, "sleep 600 & wait")
+    if by_api:
+        machine.http("POST", f"/processes/{pid}/signal", {"signal": 9, "scope": "leader"})
+    else:
+        assert sandbox.run("kill", ["-9", str(pid)], user="root").exit_code == 0
+    until("it has ended", lambda: sandbox.get_process(pid).status != "running")
+    _, told = machine.http("GET", f"/processes/{pid}")
+    assert (told["status"], told["signal"], told["oom_killed"]) == ("signaled", 9, False), told
+    sandbox.kill_process(pid)
+
+
+def test_a_leader_is_killed_after_its_child(machine, sandbox):
+    pid = survivor(sandbox, f"exec {EAT}")
+    until("it has ended", lambda: sandbox.get_process(pid).status != "running")
+    _, told = machine.http("GET", f"/processes/{pid}")
+    assert (told["status"], told["oom_killed"]) == ("oom_killed", True), told
+
+
 def test_a_managed_process_over_its_memory_limit(machine, sandbox):
     sandbox.start_process(
         "sh",
@@ -116,6 +145,33 @@ def test_survives_a_fork_bomb(machine, sandbox):
     until("it is killed", lambda: kills(sandbox, bomb.pid))
     print(f"killed within {time.monotonic() - begun:.1f} s")
     answers(machine, sandbox)
+
+
+def slice_limit(sandbox):
+    limit = "cat /sys/fs/cgroup/tl-units.*/pids.max /proc/sys/kernel/threads-max"
+    return [int(word) for word in sandbox.run("sh", ["-c", limit], user="root").stdout.split()]
+
+
+def test_leaves_a_reserve_of_processes(machine, sandbox):
+    """All units together, root's too, have a limit below the kernel's."""
+    limit, machines = slice_limit(sandbox)
+    assert machines / 2 < limit < machines, (limit, machines)
+
+
+def test_as_many_processes_as_asked_for(boot):
+    with boot(arguments="TL_INIT_MAX_TASKS=20") as machine, machine.sandbox() as sandbox:
+        assert slice_limit(sandbox)[0] == 20
+        fill = "(while :; do sleep 600 & done); echo full; exec sleep 600"
+        filler = sandbox.start_process("sh", ["-c", fill], user="root")
+        until("no more can be started", lambda: sandbox.get_stdout(filler.pid).lines == ["full"])
+        # The shell that was refused has ended; this takes its place.
+        other = sandbox.start_process("sleep", ["600"])
+        status, told = machine.http("POST", "/processes", {"command": "true", "user": "root"})
+        assert (status, told["code"]) == (503, "OUT_OF_RESOURCES"), told
+        assert machine.http("GET", "/health")[0] == 200
+        sandbox.kill_process(filler.pid)
+        sandbox.kill_process(other.pid)
+        answers(machine, sandbox)
 
 
 def test_is_protected(machine, sandbox):

@@ -1,0 +1,65 @@
+//! Whether a process has got its SIGKILL, from `/proc/<pid>/stat` (proc_pid_stat(5)).
+
+use std::fs;
+
+use crate::model::Pid;
+
+/// `PF_EXITING` among the flags (include/linux/sched.h).
+const EXITING: u64 = 0x4;
+/// Bit of SIGKILL in a set of pending signals.
+const KILL: u64 = 1 << (libc::SIGKILL - 1);
+
+/// Whether a SIGKILL is pending for the process, or it is ending already. So too where that cannot be found out.
+///
+/// The out-of-memory killer counts its victim and sends the SIGKILL under one lock (`task_lock` of the victim, in
+/// `__oom_kill_process`), and the kernel takes the same lock when this file is read. So this is true of the victim of any
+/// kill that was counted before the call.
+pub fn is_dying(pid: Pid) -> bool {
+    fs::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse(&stat)).unwrap_or(true)
+}
+
+fn parse(stat: &[u8]) -> Option<bool> {
+    // The name may hold anything, parentheses included: what counts is after the last one.
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    let text = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
+    // By the numbers that the manual gives the fields: the first one here is the third of all.
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    let number = |at: usize| field(at)?.parse::<u64>().ok();
+    let ended = matches!(field(3)?, "Z" | "X");
+    // The exit code of the whole process is there from the moment at which the signal is sent, in kernels that show it.
+    let doomed = number(52).is_some_and(|status| status & 0x7f == libc::SIGKILL as u64);
+    Some(ended || number(9)? & EXITING != 0 || number(31)? & KILL != 0 || doomed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stat(state: &str, flags: u64, pending: u64, exit_code: u64) -> Vec<u8> {
+        let mut fields = vec!["0".to_owned(); 50];
+        fields[0] = state.to_owned();
+        fields[9 - 3] = flags.to_string();
+        fields[31 - 3] = pending.to_string();
+        fields[52 - 3] = exit_code.to_string();
+        format!("17 (a) b ( c) {}\n", fields.join(" ")).into_bytes()
+    }
+
+    #[test]
+    fn a_sigkill_shows_from_the_moment_it_is_sent() {
+        let alive = 0x0040_0000;
+        assert_eq!(parse(&stat("S", alive, 0, 0)), Some(false));
+        assert_eq!(parse(&stat("T", alive, 1 << 14, 19)), Some(false), "stopped, and another signal pending");
+        assert_eq!(parse(&stat("R", alive, 1 << 8, 0)), Some(true));
+        assert_eq!(parse(&stat("D", alive, 0, 9)), Some(true));
+        assert_eq!(parse(&stat("R", alive | 4, 0, 0)), Some(true));
+        assert_eq!(parse(&stat("Z", alive, 0, 0)), Some(true));
+        assert_eq!(parse(b"17 (short) S 1"), None);
+    }
+
+    #[test]
+    fn we_live_and_nobody_does_not() {
+        assert!(!is_dying(std::process::id() as Pid));
+        assert!(is_dying(Pid::MAX));
+    }
+}

@@ -1,0 +1,181 @@
+//! Cgroups that take no processes, or that are taken away: starts go on all the same, and a kill still ends what it can.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{CGROUP, Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+
+/// Makes a cgroup `domain threaded`: cgroups made below it can hold no processes any more (cgroups(7)).
+const THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
+
+/// How often the daemon's log says that units have no cgroup, or a new one.
+fn warnings(daemon: &Daemon) -> usize {
+    daemon.log().lines().filter(|line| line.contains("WARN") && line.contains("cgroup")).count()
+}
+
+/// Starts work, once and again, and their processes are reaped and reported as ever.
+fn starts_work(daemon: &Daemon) {
+    for _ in 0..3 {
+        let run = daemon.run_sh("echo out; exit 3");
+        assert_eq!((run.lines("stdout"), run.code()), (vec!["out".to_owned()], Some(3)));
+    }
+    let pid = daemon.sh("(sleep 4600 &); exec sleep 4600");
+    wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4600").len() == 2).then_some(()));
+    daemon.delete(&format!("/processes/{pid}")).expect(204);
+    daemon.await_gone(Duration::from_secs(10), "sleep 4600");
+}
+
+/// Whether new runs get a cgroup of their own.
+fn has_cgroups(daemon: &Daemon) -> bool {
+    daemon.run_sh("cat /proc/self/cgroup").stdout().contains("/tl-units.")
+}
+
+/// Does something as root in the daemon's namespace. `$cgroup` is the cgroup of the daemon's parent, above the units'
+/// slice.
+fn as_root(daemon: &Daemon, script: &str) {
+    let script = format!("set -e; {CGROUP}; cgroup=${{cgroup%/tl-units.*}}; cgroup=${{cgroup%/tl-init}}; {script}");
+    daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"})).stdout();
+}
+
+/// The cgroup above the slice, as the test sees it.
+fn parent_of_slice(daemon: &Daemon) -> std::path::PathBuf {
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
+    let mounted = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2");
+    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", daemon.pid)).expect("the daemon's cgroup");
+    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("of version 2").trim_end_matches("/tl-init");
+    format!("{}{own}", mounted.split(' ').nth(1).expect("its place")).into()
+}
+
+/// The slices below a cgroup.
+fn slices(parent: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(parent).expect("the cgroup").flatten();
+    let slices = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tl-units."));
+    slices.map(|entry| entry.path()).collect()
+}
+
+/// Removes the daemon's slice as soon as nothing is in it.
+fn remove_slice(parent: &std::path::Path) {
+    wait_until(PATIENCE, "the idle slice is removed", || {
+        let [slice] = &slices(parent)[..] else { return None };
+        // Leaves of runs that have just ended may still be there.
+        for leaf in std::fs::read_dir(slice).ok()?.flatten().filter(|entry| entry.path().is_dir()) {
+            let _ = std::fs::remove_dir(leaf.path());
+        }
+        std::fs::remove_dir(slice).ok()
+    });
+}
+
+#[test]
+fn where_the_cgroup_takes_no_processes_starts_work_without_one() {
+    if !root("where_the_cgroup_takes_no_processes_starts_work_without_one") {
+        return;
+    }
+    let daemon = Options::default().prepare(THREADED).start();
+    starts_work(&daemon);
+    assert!(!has_cgroups(&daemon));
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+}
+
+#[test]
+fn where_the_cgroup_takes_no_more_processes_starts_go_on_without_one() {
+    if !root("where_the_cgroup_takes_no_more_processes_starts_go_on_without_one") {
+        return;
+    }
+    let daemon = daemon();
+    assert!(has_cgroups(&daemon));
+    let parent = parent_of_slice(&daemon);
+    let threads = parent.join("t");
+    std::fs::create_dir(&threads).expect("a cgroup");
+    // While a process lives in the slice, the kernel refuses this.
+    wait_until(PATIENCE, "the parent is domain threaded", || {
+        std::fs::write(threads.join("cgroup.type"), "threaded").ok()
+    });
+    starts_work(&daemon);
+    assert!(!has_cgroups(&daemon));
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+}
+
+#[test]
+fn a_slice_that_was_removed_is_made_anew() {
+    if !root("a_slice_that_was_removed_is_made_anew") {
+        return;
+    }
+    let daemon = daemon();
+    let parent = parent_of_slice(&daemon);
+    for removals in 1..=2 {
+        assert!(has_cgroups(&daemon));
+        remove_slice(&parent);
+        starts_work(&daemon);
+        assert!(has_cgroups(&daemon));
+        assert_eq!(warnings(&daemon), removals, "{}", daemon.log());
+    }
+    // What holds for a unit of the new slice: its tree is killed whole.
+    let pid = daemon.sh("setsid sleep 4601 & exec sleep 4601");
+    wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4601").len() == 2).then_some(()));
+    daemon.delete(&format!("/processes/{pid}")).expect(204);
+    assert_eq!(daemon.executing("sleep 4601"), [] as [i32; 0]);
+}
+
+#[test]
+fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
+    if !root("without_a_slice_and_with_no_way_to_make_one_starts_go_on") {
+        return;
+    }
+    let daemon = daemon();
+    let parent = parent_of_slice(&daemon);
+    as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
+    // Below the mount of the test, which can still write.
+    remove_slice(&parent);
+    starts_work(&daemon);
+    assert!(!has_cgroups(&daemon));
+    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+}
+
+#[test]
+fn read_only_cgroups_do_not_stop_starts() {
+    if !root("read_only_cgroups_do_not_stop_starts") {
+        return;
+    }
+    let daemon = daemon();
+    let before = daemon.sh("exec sleep 4602");
+    wait_until(PATIENCE, "it sleeps", || (!daemon.executing("sleep 4602").is_empty()).then_some(()));
+    as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
+    starts_work(&daemon);
+    assert!(!has_cgroups(&daemon));
+    assert!(warnings(&daemon) >= 1, "{}", daemon.log());
+    daemon.delete(&format!("/processes/{before}")).expect(204);
+    assert_eq!(daemon.executing("sleep 4602"), [] as [i32; 0]);
+}
+
+#[test]
+fn trees_are_still_killed_whole_when_cgroups_are_unmounted() {
+    if !root("trees_are_still_killed_whole_when_cgroups_are_unmounted") {
+        return;
+    }
+    for unmount in ["umount -l $mount", "mount -t tmpfs none $mount"] {
+        let daemon = daemon();
+        let tree = json!({"command": "sh", "args": ["-c", "setsid sleep 4603 & exec sleep 4603"]});
+        let before = pid_of(&daemon.start_process(&tree));
+        wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4603").len() == 2).then_some(()));
+        as_root(&daemon, &format!("mount=${{cgroup%/tl-init.*}}; {unmount}"));
+        starts_work(&daemon);
+        assert!(warnings(&daemon) <= 1, "{}", daemon.log());
+        daemon.delete(&format!("/processes/{before}")).expect(204);
+        daemon.await_gone(Duration::from_secs(1), "sleep 4603");
+        assert!(daemon.list().iter().all(|info| info["status"] != "running"));
+        assert_eq!(machine::children(daemon.pid), [] as [i32; 0]);
+    }
+}
+
+#[test]
+fn a_mount_point_with_a_space_is_found() {
+    if !root("a_mount_point_with_a_space_is_found") {
+        return;
+    }
+    // The old mount is covered, so that only the new one leads to the daemon's cgroup.
+    let prepare = "dir=\"$TL_INIT_RUN_DIR.my cgroups\"; mkdir \"$dir\"; mount -t cgroup2 none \"$dir\"; \
+                   umount -l ${cgroup%/tl-init.*}";
+    let daemon = Options::default().prepare(prepare).start();
+    assert!(has_cgroups(&daemon), "{}", daemon.log());
+}

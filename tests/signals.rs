@@ -1,0 +1,27 @@
+//! Which threads signals are delivered to.
+
+use crate::harness::{Daemon, Options, daemon, machine};
+
+/// The names of the threads that have a signal unblocked.
+fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("the threads").flatten();
+    let names = tasks.filter_map(|task| {
+        let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let blocked = u64::from_str_radix(field("SigBlk:")?, 16).ok()?;
+        (blocked & (1 << (signal - 1)) == 0).then(|| field("Name:").unwrap_or_default().to_owned())
+    });
+    names.collect()
+}
+
+/// A thread that has a signal unblocked and hangs on a disk keeps the signal: reaping and the end of everything wait for it.
+#[test]
+fn signals_are_for_threads_that_do_nothing_else() {
+    for daemon in [daemon(), Options::plain().start()] {
+        assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPWR, 37, 64] {
+            let threads = hearing(&daemon, signal);
+            assert_eq!(threads, ["signals"], "signal {signal} of {:?}", machine::threads(daemon.pid));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! How many processes and threads commands may have, where no cgroup can limit them: by RLIMIT_NPROC. `tests/vm` has
+//! the other half.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Daemon, Options, PATIENCE, pid_of, root, wait_until};
+
+/// A UID that nobody else has on this machine: the kernel counts the processes of a user wherever they are.
+fn lonely_uid() -> u32 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    // A test binary has fewer tests than this, and a machine fewer PIDs than UIDs.
+    100_000 + std::process::id() * 16 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+fn daemon_of(uid: u32, options: Options) -> Daemon {
+    options.args(&["--default-user", &uid.to_string()]).start()
+}
+
+/// Starts a command of the default user that starts `sleep 4700` until the kernel refuses; waits for that. Gives its PID.
+fn fill(daemon: &Daemon) -> u64 {
+    let pid = daemon.sh("(while :; do sleep 4700 & done); echo full; exec sleep 4700");
+    wait_until(PATIENCE, "the user has as many processes as it may", || {
+        (daemon.lines(pid, "stdout") == ["full"]).then_some(())
+    });
+    assert!(daemon.lines(pid, "stderr").iter().any(|line| line.contains("fork")), "that is why");
+    pid
+}
+
+/// A start of the default user is refused, for want of processes, and one of root's is not.
+fn only_root_starts(daemon: &Daemon) {
+    // Into the room of the shell that was refused and has ended.
+    daemon.start_process(&json!({"command": "sleep", "args": ["4700"]}));
+    let refused = daemon.post("/processes", &json!({"command": "true"}));
+    refused.expect_error(503, "OUT_OF_RESOURCES", "RLIMIT_NPROC");
+    for _ in 0..10 {
+        let run = daemon.run(&json!({"command": "sh", "args": ["-c", "true; echo x"], "user": "root"}));
+        assert_eq!(run.stdout(), "x");
+        assert_eq!(daemon.try_health(), Some(200));
+    }
+}
+
+fn end(daemon: &Daemon, pid: u64) {
+    daemon.delete(&format!("/processes/{pid}")).expect(204);
+    let other = daemon.list().into_iter().find(|info| info["status"] == "running").expect("the other one");
+    daemon.delete(&format!("/processes/{}", other["pid"])).expect(204);
+    daemon.await_gone(Duration::from_secs(30), "sleep 4700");
+    wait_until(PATIENCE, "the user has room again", || {
+        (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
+    });
+}
+
+#[test]
+fn a_fork_bomb_of_the_default_user_does_not_take_the_last_pids() {
+    if !root("a_fork_bomb_of_the_default_user_does_not_take_the_last_pids") {
+        return;
+    }
+    let daemon = daemon_of(lonely_uid(), Options::default().pid_max(1_500));
+    let pid = fill(&daemon);
+    only_root_starts(&daemon);
+    end(&daemon, pid);
+}
+
+#[test]
+fn each_user_has_at_most_as_many_tasks_as_asked_for() {
+    if !root("each_user_has_at_most_as_many_tasks_as_asked_for") {
+        return;
+    }
+    let (uid, other) = (lonely_uid(), lonely_uid());
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = daemon_of(uid, options.args(&["--max-tasks", "20"]));
+        let pid = fill(&daemon);
+        only_root_starts(&daemon);
+        wait_until(PATIENCE, "20 sleep", || (daemon.executing("sleep 4700").len() == 20).then_some(()));
+        let limit =
+            json!({"command": "sh", "args": ["-c", "grep processes /proc/self/limits"], "user": other.to_string()});
+        let limit = daemon.run(&limit).stdout();
+        assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["Max", "processes", "20", "20", "processes"]);
+        assert!(daemon.log().contains("RLIMIT_NPROC"), "no cgroup limits tasks here: {}", daemon.log());
+        end(&daemon, pid);
+    }
+}
+
+#[test]
+fn a_container_keeps_what_it_was_given() {
+    if !root("a_container_keeps_what_it_was_given") {
+        return;
+    }
+    let given = || Options::default().prepare("prlimit --pid $$ --nproc=300:400");
+    for (options, limits, warned) in [
+        (given(), ["300", "400"], false),
+        (given().args(&["--max-tasks", "5000"]), ["300", "400"], true),
+        (given().args(&["--max-tasks", "350"]), ["300", "350"], true),
+    ] {
+        let daemon = daemon_of(lonely_uid(), options);
+        let limit = daemon.run_sh("grep processes /proc/self/limits").stdout();
+        assert_eq!(limit.split_whitespace().skip(2).take(2).collect::<Vec<_>>(), limits);
+        let own = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).expect("its limits");
+        let own = own.lines().find(|line| line.contains("processes")).expect("that of processes").to_owned();
+        assert!(own.contains("300") && own.contains("400"), "{own}");
+        assert_eq!(daemon.log().contains("RLIMIT_NPROC is 300"), warned, "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_user_who_is_elsewhere_too_can_start_in_a_small_namespace() {
+    if !root("a_user_who_is_elsewhere_too_can_start_in_a_small_namespace") {
+        return;
+    }
+    let uid = lonely_uid();
+    let busy = daemon_of(uid, Options::default());
+    busy.run_sh("i=0; while [ $i -lt 500 ]; do sleep 4701 & i=$((i+1)); done");
+    let small = daemon_of(uid, Options::default().pid_max(400));
+    assert_eq!(small.run_sh("true; echo x").stdout(), "x");
+}
+
+#[test]
+fn a_killed_process_leaves_its_room() {
+    if !root("a_killed_process_leaves_its_room") {
+        return;
+    }
+    let daemon = daemon_of(lonely_uid(), Options::default().args(&["--max-tasks", "2"]));
+    for _ in 0..20 {
+        let pid = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["4702"]})));
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    }
+}
