@@ -18,3 +18,4 @@ pub mod spawn;
 pub mod tcp;
 pub mod tree;
 pub mod wait;
+pub mod xattr;
