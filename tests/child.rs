@@ -124,7 +124,7 @@ fn the_environment_is_exact() {
         return;
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\n").expect("write it");
+    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\nexport EXPORTED=3\n").expect("write it");
     let options = Options::default().env("DAEMONS_OWN", "secret").env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     let plain = options.clone().start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -146,7 +146,7 @@ fn the_environment_is_exact() {
     let from_file = options.args(&["--env-file", file.path().to_str().expect("a path")]).start();
     let run = from_file.run(&json!({"command": "env", "env": {"BOTH": "request"}}));
     let mut expected: Vec<&str> = base.iter().filter(|line| !line.starts_with("LANG=")).copied().collect();
-    expected.extend(["BOTH=request", "FROM_FILE=a b=c", "LANG=xx"]);
+    expected.extend(["BOTH=request", "EXPORTED=3", "FROM_FILE=a b=c", "LANG=xx"]);
     expected.sort_unstable();
     assert_eq!(environment(&run), expected);
 }

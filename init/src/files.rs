@@ -123,32 +123,48 @@ fn open(place: Place, path: &Path) -> io::Result<File> {
     if place == Place::Machine { open_regular(path) } else { File::open(path) }
 }
 
-/// Empty lines and lines that begin with `#` say nothing; a value is taken as it is, quotes included. Beside the pairs a
-/// sentence about the lines that are none.
+/// Empty lines and lines that begin with `#` say nothing. `export` before a name is left out, as are the white space
+/// around a name, the CR of a CRLF and a byte order mark. A value is taken as it is: quotes, `\` at its end, `$` and `#`
+/// included. Beside the pairs a sentence about the lines that are none.
 fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let (mut pairs, mut broken) = (Vec::new(), Vec::new());
-    for (line, number) in bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).zip(1..) {
+    for (line, number) in bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).zip(1_usize..) {
         if line.trim_ascii_end().is_empty() || line.starts_with(b"#") {
             continue;
         }
         match parse_pair(line) {
-            Some(pair) => pairs.push(pair),
-            None => broken.push(number),
+            Ok(pair) => pairs.push(pair),
+            Err(why) => broken.push((number, why)),
         }
     }
-    let problem = match broken[..] {
+    let problem = match &broken[..] {
         [] => None,
-        [line] => Some(format!("line {line} is not KEY=value")),
-        [line, ..] => Some(format!("{} lines are not KEY=value, the first of them line {line}", broken.len())),
+        [(line, why)] => Some(format!("line {line} {why}")),
+        [(line, why), ..] => {
+            Some(format!("{} lines are not KEY=value; the first of them: line {line} {why}", broken.len()))
+        }
     };
     (pairs, problem)
 }
 
-fn parse_pair(line: &[u8]) -> Option<(String, String)> {
-    let line = std::str::from_utf8(line).ok().filter(|line| !line.contains('\0'))?;
-    let (key, value) = line.strip_suffix('\r').unwrap_or(line).split_once('=')?;
-    let key = key.trim_ascii_end();
-    (!key.is_empty()).then(|| (key.to_owned(), value.to_owned()))
+/// Or what is wrong, after "line 3".
+fn parse_pair(line: &[u8]) -> Result<(String, String), String> {
+    let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8".to_owned())?;
+    if line.contains('\0') {
+        return Err("has a NUL character in it".to_owned());
+    }
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let (key, value) = line.split_once('=').ok_or("is not KEY=value: it has no `=`")?;
+    let bare = key.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
+    let key = bare.unwrap_or(key).trim_ascii();
+    if key.is_empty() {
+        return Err("is not KEY=value: nothing is before the `=`".to_owned());
+    }
+    if key.contains(char::is_whitespace) {
+        return Err(format!("is not KEY=value: the name {key:?} has white space in it"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn read_bounded(file: File) -> io::Result<Vec<u8>> {
@@ -168,21 +184,41 @@ mod tests {
     fn an_environment_file_has_comments_and_anything_in_its_values() {
         let file = b"# a comment\n\nA=1\r\n B =x=y\"z\"\nEMPTY=\n";
         let pairs = [("A", "1"), ("B", "x=y\"z\""), ("EMPTY", "")];
-        let pairs = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
-        assert_eq!(parse_pairs(file), (pairs, None));
+        let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+        assert_eq!(parse_pairs(file), (pairs.map(owned).to_vec(), None));
+        // What a shell can read as well, but for the quotes; and what editors leave at the beginning.
+        let file = b"\xef\xbb\xbfexport C=3\nexport\t D='4 5' # no comment\nexport=6\nexported=7\n\t#\nE=$C\\\n";
+        let pairs = [("C", "3"), ("D", "'4 5' # no comment"), ("export", "6"), ("exported", "7"), ("E", "$C\\")];
+        assert_eq!(parse_pairs(file), (pairs.map(owned).to_vec(), None));
     }
 
     #[test]
     fn a_line_that_is_none_is_told_and_takes_no_other_with_it() {
-        for (file, line, read) in
-            [(&b"A=1\nnonsense\nB=2"[..], 2, 2), (b"=x", 1, 0), (b"A=\0", 1, 0), (b"A=1\n\xff=1", 2, 1)]
-        {
+        for (file, line, read, why) in [
+            (&b"A=1\nnonsense\nB=2"[..], 2, 2, "no `=`"),
+            (b"=x", 1, 0, "nothing is before the `=`"),
+            (b" \t=x", 1, 0, "nothing is before the `=`"),
+            (b"export =x", 1, 0, "nothing is before the `=`"),
+            (b"export A", 1, 0, "no `=`"),
+            (b"A=\0", 1, 0, "NUL"),
+            (b"A=1\n\xff=1", 2, 1, "UTF-8"),
+            (b"A=1\nA B=2", 2, 1, "the name \"A B\" has white space in it"),
+            (b"declare -x A=1", 1, 0, "the name \"declare -x A\""),
+            (b"export A B=1", 1, 0, "the name \"A B\""),
+            (b"; A=1", 1, 0, "the name \"; A\""),
+            ("A\u{a0}B=1".as_bytes(), 1, 0, "white space"),
+        ] {
             let (pairs, problem) = parse_pairs(file);
-            assert_eq!((pairs.len(), problem), (read, Some(format!("line {line} is not KEY=value"))));
+            let problem = problem.unwrap();
+            assert!(
+                pairs.len() == read && problem.starts_with(&format!("line {line} ")) && problem.contains(why),
+                "{problem}"
+            );
         }
         let (pairs, problem) = parse_pairs(b"A=1\nx\ny\nB=2");
         assert_eq!(pairs.len(), 2);
-        assert_eq!(problem.as_deref(), Some("2 lines are not KEY=value, the first of them line 2"));
+        let right = "2 lines are not KEY=value; the first of them: line 2 is not KEY=value: it has no `=`";
+        assert_eq!(problem.as_deref(), Some(right));
     }
 
     #[test]
