@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::hanging::Lease;
 use crate::harness::http::Stream;
-use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+use crate::harness::{Daemon, Options, PATIENCE, Reply, daemon, machine, root, wait_until};
 
 /// `/files?path=…`, form-encoded; more parameters may follow in `more`.
 pub fn files(path: impl AsRef<Path>, more: &str) -> String {
@@ -516,6 +516,35 @@ fn the_daemons_own_entries_in_proc_are_nobodys() {
     let maps = format!("/proc/{own}/maps");
     assert_eq!(get(&daemon, &maps, "").status, 200);
     denied(get(&daemon, &maps, "&user=12345"));
+}
+
+/// Where /proc counts PIDs as the namespace outside does: ours are other numbers there.
+#[test]
+fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
+    if !root("the_daemons_own_entries_in_an_outer_proc_are_nobodys") {
+        return;
+    }
+    let daemon = Options::default().outer_proc().start();
+    let own = format!("/proc/{}", daemon.pid);
+    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    assert_eq!(get(&daemon, "/proc/self/status", "").status, 200);
+    for user in ["", "&user=root"] {
+        for dir in ["/proc/self", "/proc/thread-self", &own, &format!("{own}/task/{}", daemon.pid)] {
+            for name in ["maps", "environ", "auxv", "stat"] {
+                denied(get(&daemon, Path::new(dir).join(name), user));
+            }
+            for name in ["fd", "ns"] {
+                denied(list(&daemon, Path::new(dir).join(name), user));
+            }
+            denied(put(&daemon, Path::new(dir).join("comm"), user, b"other"));
+        }
+        // Where our own PID leads in there is somebody else.
+        assert!(matches!(get(&daemon, "/proc/1/maps", user).status, 200 | 403));
+    }
+    let threads = machine::threads(daemon.pid);
+    assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
+    let maps = get(&daemon, format!("/proc/{}/maps", std::process::id()), "&user=root");
+    assert_eq!(maps.status, 200, "root sees those of others");
 }
 
 #[test]

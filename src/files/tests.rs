@@ -263,3 +263,49 @@ fn names_of_any_bytes() {
     remove(&path(&file)).unwrap();
     assert!(names(dir.path()).is_empty());
 }
+
+/// All of it is done without `/proc`, or says what is wrong.
+#[test]
+fn without_proc() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("without_proc: skipped, it needs root");
+        return;
+    }
+    let dir = dir();
+    let at = |name: &str| dir.path().join(name);
+    let work = || {
+        use nix::mount::{MsFlags, mount};
+        // Of this thread alone.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        assert!(!Path::new("/proc/self").exists());
+        for content in [b"first", b"other"] {
+            put(at("made/file"), content).unwrap();
+            assert_eq!(get(at("made/file")).unwrap(), content);
+            fs::set_permissions(at("made/file"), PermissionsExt::from_mode(0o640)).unwrap();
+            crate::os::xattr::set(File::open(at("made/file")).unwrap(), c"user.note", b"kept").unwrap();
+        }
+        put(at("made/file"), b"third").unwrap();
+        let note = crate::os::xattr::get(File::open(at("made/file")).unwrap(), c"user.note").unwrap();
+        assert_eq!((mode(&at("made/file")), note), (0o640, Some(b"kept".to_vec())));
+        assert_eq!((list(&path(at("made"))).unwrap().get(1), names(&at("made"))), (None, vec!["file".to_owned()]));
+        nix::unistd::mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+        assert!(matches!(get(at("fifo")), Err(FileError::NotARegularFile(_))));
+        assert!(matches!(put(at("fifo"), b""), Err(FileError::NotARegularFile(_))));
+        assert!(matches!(get(at("made")), Err(FileError::IsDirectory(_))));
+        let absent = Condition { is_absent: true, ..Condition::default() };
+        let target = path(at("made/once"));
+        Upload::begin(&target, None, absent).unwrap().commit().unwrap();
+        assert!(matches!(Upload::begin(&target, None, absent), Err(FileError::Unmet { .. })));
+        remove(&target).unwrap();
+        // A procfs elsewhere has the same entries, and nobody can tell which ones are ours.
+        fs::create_dir(at("proc")).unwrap();
+        mount(Some("proc"), &at("proc"), Some("proc"), MsFlags::empty(), nothing).unwrap();
+        for name in ["self/maps", "self/status", "meminfo"] {
+            assert!(matches!(get(at("proc").join(name)), Err(FileError::Denied { .. })), "{name}");
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap();
+}
