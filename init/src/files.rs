@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tl_supervisor::os::random;
@@ -49,15 +49,24 @@ pub(crate) fn make_token() -> Result<Vec<u8>, String> {
 /// # Errors
 /// A sentence.
 pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
-    let path = run_dir.join("token");
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
-    // Never into a file that somebody has prepared or holds open.
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
-    file.write_all(token).map_err(failed)
+    replace(run_dir, "token", 0o600, token)
+}
+
+/// Puts a new file in the place of `name`. Nobody's file is written into, whatever others may have put in the directory:
+/// the new one has a name that nobody could know before, and takes the place of what is there, a symlink itself.
+fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), String> {
+    let path = dir.join(name);
+    let replaced = || -> io::Result<()> {
+        let new = dir.join(format!(".{name}.{}", random::hex::<8>()?));
+        // O_EXCL follows no symlink either (open(2)).
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+        let written = file.write_all(content).and_then(|()| fs::rename(&new, &path));
+        if written.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        written
+    };
+    replaced().map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Makes a directory, with its parents.
@@ -69,14 +78,24 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), String> {
     made.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
+/// Refuses a directory that somebody else has made, in a place where everybody may.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
+    let meta = fs::symlink_metadata(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+    if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(format!("{}: it is not a directory of the daemon's own user", dir.display()))
+}
+
 /// Writes where the API is to `<run-dir>/address`, whole or not at all.
 ///
 /// # Errors
 /// A sentence.
 pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), String> {
-    let (path, new) = (run_dir.join("address"), run_dir.join("address.new"));
-    let written = fs::write(&new, format!("{address}\n")).and_then(|()| fs::rename(&new, &path));
-    written.map_err(|error| format!("{}: {error}", path.display()))
+    replace(run_dir, "address", 0o644, format!("{address}\n").as_bytes())
 }
 
 /// The `KEY=value` lines of a file, for the environment of commands.
@@ -241,6 +260,49 @@ mod tests {
             assert_eq!(read_env(place, &path), Ok(vec![("A".to_owned(), "1".to_owned())]));
             writer.join().unwrap();
         }
+    }
+
+    #[test]
+    fn nothing_is_written_into_what_others_have_put_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        fs::create_dir(&run).unwrap();
+        let victim = dir.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o666)).unwrap();
+        let address = "127.0.0.1:9501".parse().unwrap();
+        for name in ["address", "address.new", "token"] {
+            std::os::unix::fs::symlink(&victim, run.join(name)).unwrap();
+        }
+        for _ in 0..2 {
+            write_address(&run, address).unwrap();
+            write_token(&run, b"secret").unwrap();
+        }
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        for (name, content, mode) in [("address", "127.0.0.1:9501\n", 0o644), ("token", "secret", 0o600)] {
+            let meta = fs::symlink_metadata(run.join(name)).unwrap();
+            assert!(meta.is_file(), "{name}");
+            assert_eq!(
+                (meta.permissions().mode() & 0o7777, &*fs::read_to_string(run.join(name)).unwrap()),
+                (mode, content)
+            );
+        }
+        // A hard link would be written through as well, and a FIFO would make us wait.
+        fs::remove_file(run.join("token")).unwrap();
+        fs::hard_link(&victim, run.join("token")).unwrap();
+        fs::remove_file(run.join("address")).unwrap();
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        nix::unistd::mkfifo(&run.join("address"), mode).unwrap();
+        write_token(&run, b"secret").unwrap();
+        write_address(&run, address).unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        // What cannot be replaced leaves nothing behind.
+        fs::remove_file(run.join("address")).unwrap();
+        fs::create_dir(run.join("address")).unwrap();
+        assert!(write_address(&run, address).unwrap_err().contains("address"));
+        let mut left: Vec<_> = fs::read_dir(&run).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["address", "address.new", "token"]);
     }
 
     #[test]
