@@ -134,7 +134,7 @@ impl OutputLog {
     pub fn close_file(&self) {
         let mut state = lock(&self.state);
         state.chain.retry(self.home());
-        state.chain.close_file();
+        state.chain.close_file(self.home());
     }
 
     /// The `finish` that stands, unless reopened.
