@@ -55,7 +55,7 @@ pub(super) fn keep_mode(new: &File, found: &FileStat) -> bool {
 fn keep_extended(new: &File, old: impl AsFd) -> bool {
     let Ok(mut names) = xattr::list(&old) else { return false };
     // Listed or not.
-    if !names.iter().any(|name| &**name == xattr::ACL) {
+    if !names.iter().any(|name| **name == *xattr::ACL) {
         names.push(xattr::ACL.to_owned());
     }
     names.retain(|name| !OF_THE_CONTENT.contains(&&**name));
