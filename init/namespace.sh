@@ -14,6 +14,7 @@
 #   TL_NS_DIR      where its files go; must not exist yet (default: a temporary directory)
 #   TL_NS_CGROUP   "no": cgroups cannot be written in there
 #   TL_NS_PID_MAX  the highest PID in there; for kernels that count it per namespace (6.14 on)
+#   TL_NS_PROC     "outer": /proc is that of the namespace outside, with the PIDs of that one
 set -eu
 
 # Runs as PID 1 of the namespace; what it mounts is seen in there only.
@@ -31,7 +32,7 @@ inside() {
     # In a user namespace there is one user only, who has a home.
     if [ -e "$dir/owner" ]; then make_home "$dir/home"; fi
     if [ -n "${TL_NS_PID_MAX-}" ]; then echo "$TL_NS_PID_MAX" >/proc/sys/kernel/pid_max; fi
-    unset TL_NS_DIR TL_NS_CGROUP TL_NS_PID_MAX
+    unset TL_NS_DIR TL_NS_CGROUP TL_NS_PID_MAX TL_NS_PROC
     exec "$@"
 }
 
@@ -140,6 +141,8 @@ else
     export TL_INIT_DEFAULT_USER="${TL_INIT_DEFAULT_USER-0}"
     echo "$0: not root: in a user namespace, where every command runs as $(id -un)" >&2
 fi
+proc=--mount-proc
+if [ "${TL_NS_PROC-}" = outer ]; then proc=; fi
 export TL_INIT_RUN_DIR="${TL_INIT_RUN_DIR-$dir/run}" TL_INIT_LOG_DIR="${TL_INIT_LOG_DIR-$dir/log}"
 
 mkfifo "$dir/guard"
@@ -149,7 +152,7 @@ guard=$!
 exec 9>"$dir/guard"
 # The child itself tells the guard its PID, so that there is no moment at which nobody knows it.
 setsid sh -c 'echo $$ >&9; exec 9>&-; exec unshare "$@"' unshare \
-    $privileges --pid --fork --kill-child --mount --mount-proc "$0" --inside "$dir" "$cgroup" "$@" &
+    $privileges --pid --fork --kill-child --mount $proc "$0" --inside "$dir" "$cgroup" "$@" &
 child=$!
 trap 'stop TERM' INT TERM HUP
 

@@ -112,8 +112,12 @@ fn the_default_user_can_be_chosen() {
     assert_eq!(line, "tl-user tl-user tl-user /home/tl-user /home/tl-user");
 }
 
+/// The environment, but for the id of the run, which is there as well.
 fn environment(run: &crate::harness::http::Run) -> Vec<String> {
     let mut lines = run.lines("stdout");
+    let all = lines.join("\n");
+    assert_eq!(all.matches("INVOCATION_ID=").count(), 1, "{all}");
+    lines.retain(|line| !line.starts_with("INVOCATION_ID="));
     lines.sort();
     lines
 }
@@ -124,7 +128,7 @@ fn the_environment_is_exact() {
         return;
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\n").expect("write it");
+    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\nexport EXPORTED=3\n").expect("write it");
     let options = Options::default().env("DAEMONS_OWN", "secret").env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     let plain = options.clone().start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -146,7 +150,7 @@ fn the_environment_is_exact() {
     let from_file = options.args(&["--env-file", file.path().to_str().expect("a path")]).start();
     let run = from_file.run(&json!({"command": "env", "env": {"BOTH": "request"}}));
     let mut expected: Vec<&str> = base.iter().filter(|line| !line.starts_with("LANG=")).copied().collect();
-    expected.extend(["BOTH=request", "FROM_FILE=a b=c", "LANG=xx"]);
+    expected.extend(["BOTH=request", "EXPORTED=3", "FROM_FILE=a b=c", "LANG=xx"]);
     expected.sort_unstable();
     assert_eq!(environment(&run), expected);
 }

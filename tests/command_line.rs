@@ -42,6 +42,8 @@ fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
     let open = file("open", 0o644, TOKEN);
     let group = file("group", 0o640, TOKEN);
     let empty = file("empty", 0o600, "\n");
+    let spaced = file("spaced", 0o600, "A=1\nA B=2\n");
+    let nameless = file("nameless", 0o600, "# one\n\n=2\n");
     let missing = dir.path().join("missing").to_str().expect("a path").to_owned();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("its address").to_string();
@@ -63,6 +65,8 @@ fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
         (vec!["--default-user", ""], "--default-user"),
         (vec!["--default-user", "1:2:3"], "--default-user"),
         (vec!["--env-file", &missing], &missing),
+        (vec!["--env-file", &spaced], "line 2"),
+        (vec!["--env-file", &nameless], "line 3"),
         (vec!["--log-dir", "/proc/nowhere"], "/proc/nowhere"),
         (vec!["--run-dir", "/proc/nowhere"], "/proc/nowhere"),
         (vec!["--log-level", "loud"], "loud"),

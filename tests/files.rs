@@ -1,15 +1,17 @@
 //! Files: read, ranges, users, listings, and what is refused.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::hanging::Lease;
-use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+use crate::harness::http::Stream;
+use crate::harness::{Daemon, Options, PATIENCE, Reply, daemon, machine, root, wait_until};
 
 /// `/files?path=…`, form-encoded; more parameters may follow in `more`.
 pub fn files(path: impl AsRef<Path>, more: &str) -> String {
@@ -134,6 +136,174 @@ fn ranges() {
     let reply = empty.into_reply("of nothing");
     reply.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
     assert_eq!(reply.header("content-range"), Some("bytes */0"));
+}
+
+/// Sends a request with these header lines and a body that is not JSON.
+fn send(daemon: &Daemon, method: &str, path: &str, head: &str, body: &[u8]) -> Reply {
+    let length =
+        if method == "PUT" || !body.is_empty() { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
+    let request = format!(
+        "{method} /api/v1{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{head}{length}\r\n",
+        daemon.token
+    );
+    Stream::send(daemon.connect(), &[request.as_bytes(), body].concat())
+        .into_reply(&format!("{method} {path} {head:?}"))
+}
+
+#[test]
+fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let (file, absent) = (scratch.join("file"), scratch.join("made/absent"));
+    fs::write(&file, "0123456789").expect("write it");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("for all");
+    for target in [&file, &absent] {
+        // What `curl -C 5 -T` sends.
+        for range in ["bytes 5-9/10", "bytes 0-9/10", "bytes */10", "nonsense"] {
+            let reply = send(&daemon, "PUT", &files(target, ""), &format!("Content-Range: {range}\r\n"), b"56789");
+            reply.expect_error(400, "INVALID_REQUEST", "Content-Range");
+        }
+        for coding in ["gzip", "deflate", "br", "identity, gzip", "x-gzip", "identity\r\nContent-Encoding: zstd"] {
+            for body in [&b"\x1f\x8b\x08"[..], b""] {
+                let head = format!("Content-Encoding: {coding}\r\n");
+                let reply = send(&daemon, "PUT", &files(target, ""), &head, body);
+                reply.expect_error(415, "UNSUPPORTED_ENCODING", "Content-Encoding");
+                assert_eq!(reply.header("accept-encoding"), Some("identity"));
+            }
+        }
+    }
+    assert_eq!(fs::read(&file).expect("the file"), b"0123456789");
+    assert_eq!(names(&daemon, &scratch), ["file"], "no directory was made");
+    for head in ["Content-Encoding: identity\r\n", "Content-Encoding: Identity, identity\r\n", "Content-Encoding:\r\n"]
+    {
+        send(&daemon, "PUT", &files(&file, ""), head, head.as_bytes()).expect(204);
+        assert_eq!(fs::read(&file).expect("the file"), head.as_bytes());
+    }
+    // Nor for JSON, nor for what a program is to read.
+    let start = json!({"command": "cat", "stdin_mode": "pipe"}).to_string();
+    let gzip = "Content-Encoding: gzip\r\n";
+    for path in ["/processes", "/processes/run", "/pty", "/processes/none/signal"] {
+        send(&daemon, "POST", path, gzip, start.as_bytes()).expect_error(415, "UNSUPPORTED_ENCODING", "gzip");
+    }
+    assert!(daemon.list().is_empty());
+    let cat = daemon.post("/processes", &json!({"command": "cat", "stdin_mode": "pipe"})).expect(201);
+    let stdin = format!("/processes/{}/stdin", cat["pid"]);
+    send(&daemon, "POST", &stdin, gzip, b"\x1f\x8b").expect_error(415, "UNSUPPORTED_ENCODING", "gzip");
+    send(&daemon, "POST", &stdin, "Content-Encoding: identity\r\n", b"plain\n").expect(204);
+    send(&daemon, "POST", &format!("{stdin}/close"), "", b"").expect(204);
+    let pid = cat["pid"].as_u64().expect("a PID");
+    daemon.ended(pid);
+    assert_eq!(daemon.raw_output(pid, "stdout"), b"plain\n");
+    // Where a body is not looked at, neither is its coding.
+    assert_eq!(send(&daemon, "GET", "/health", gzip, b"").status, 200);
+    let head = format!("{gzip}Content-Range: bytes 1-2/3\r\n");
+    assert_eq!(send(&daemon, "GET", &files(&file, ""), &head, b"").status, 200);
+}
+
+#[test]
+fn conditions_of_a_file() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let (file, absent, made) = (scratch.join("file"), scratch.join("absent"), scratch.join("made"));
+    let (past, future) = ("Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT");
+    let unmet = |reply: Reply, name: &str| reply.expect_error(412, "PRECONDITION_FAILED", name);
+    for (head, with_file, without) in [
+        ("If-None-Match: *".to_owned(), false, true),
+        ("If-None-Match: \"tag\"".to_owned(), true, true),
+        ("If-None-Match: W/\"a\", \"b\"".to_owned(), true, true),
+        ("If-Match: *".to_owned(), true, false),
+        ("If-Match: \"tag\"".to_owned(), false, false),
+        (format!("If-Unmodified-Since: {past}"), false, true),
+        (format!("If-Unmodified-Since: {future}"), true, true),
+        ("If-Unmodified-Since: last week".to_owned(), true, true),
+        (format!("If-Match: *\r\nIf-Unmodified-Since: {past}"), true, false),
+        (format!("If-Modified-Since: {future}"), true, true),
+        ("If-Match: *\r\nIf-None-Match: *".to_owned(), false, false),
+    ] {
+        let name = head.split(':').next().unwrap_or_default();
+        let lines = format!("{head}\r\n");
+        let put_it = |path: &Path| send(&daemon, "PUT", &files(path, ""), &lines, b"new");
+        let remove = |path: &Path| send(&daemon, "DELETE", &files(path, ""), &lines, b"");
+        let read = |path: &Path| send(&daemon, "GET", &files(path, ""), &lines, b"");
+        put(&daemon, &file, "", b"old").expect(204);
+        // A file that is there.
+        if with_file {
+            assert_eq!(read(&file).body, b"old", "{head}");
+            put_it(&file).expect(204);
+            assert_eq!(fs::read(&file).expect("the file"), b"new", "{head}");
+            remove(&file).expect(204);
+            assert!(!file.exists(), "{head}");
+        } else {
+            let answer = read(&file);
+            if head.contains("If-None-Match: *") {
+                assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (304, 0, None));
+            } else {
+                unmet(answer, "If-");
+            }
+            unmet(put_it(&file), "If-");
+            unmet(remove(&file), "If-");
+            assert_eq!(fs::read(&file).expect("the file"), b"old", "{head}");
+        }
+        // One that is not.
+        read(&absent).expect_error(404, "NOT_FOUND", "absent");
+        remove(&absent).expect_error(404, "NOT_FOUND", "absent");
+        let new = made.join("new");
+        let reply = put_it(&new);
+        if without {
+            reply.expect(204);
+            assert_eq!(fs::read(&new).expect("the file"), b"new", "{head}");
+            fs::remove_dir_all(&made).expect("remove it");
+        } else {
+            unmet(reply, name);
+            assert!(!made.exists(), "{head}: no directory was made");
+        }
+    }
+    // That it is no file at all comes first.
+    send(&daemon, "GET", &files(&scratch, ""), "If-Match: \"x\"\r\n", b"").expect_error(400, "IS_DIRECTORY", "");
+    send(&daemon, "PUT", &files(&scratch, ""), "If-None-Match: *\r\n", b"").expect_error(400, "IS_DIRECTORY", "");
+}
+
+/// Of many who want to make the same file, one does: also where they have all looked before any of them is done.
+#[test]
+fn one_of_many_makes_the_file() {
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    for round in 0..10 {
+        let file = scratch.join(format!("lock-{round}"));
+        let path = files(&file, "");
+        let head = format!(
+            "PUT /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIf-None-Match: *\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
+            daemon.token
+        );
+        let mut clients: Vec<TcpStream> = (0..8).map(|_| daemon.connect()).collect();
+        for client in &mut clients {
+            client.write_all(head.as_bytes()).expect("the head");
+            // The word to go on comes once the upload has begun.
+            let mut word = [0; 25];
+            client.read_exact(&mut word).expect("an answer");
+            assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let ends: Vec<_> = clients
+                .into_iter()
+                .zip(10..)
+                .map(|(mut client, number)| {
+                    scope.spawn(move || {
+                        client.write_all(format!("{number}").as_bytes()).expect("the body");
+                        (Stream::read(client).expect("an answer").status, number)
+                    })
+                })
+                .collect();
+            let ends: Vec<(u16, i32)> = ends.into_iter().map(|end| end.join().expect("a client")).collect();
+            let winner = ends.iter().find(|(status, _)| *status == 204).expect("one of them").1;
+            assert_eq!(fs::read_to_string(&file).expect("the file"), winner.to_string());
+            ends.into_iter().map(|(status, _)| status).collect()
+        });
+        let made = statuses.iter().filter(|status| **status == 204).count();
+        let refused = statuses.iter().filter(|status| **status == 412).count();
+        assert_eq!((made, refused), (1, 7), "{statuses:?}");
+    }
+    assert_eq!(names(&daemon, &scratch).len(), 10, "nothing else is left");
 }
 
 #[test]
@@ -346,6 +516,35 @@ fn the_daemons_own_entries_in_proc_are_nobodys() {
     let maps = format!("/proc/{own}/maps");
     assert_eq!(get(&daemon, &maps, "").status, 200);
     denied(get(&daemon, &maps, "&user=12345"));
+}
+
+/// Where /proc counts PIDs as the namespace outside does: ours are other numbers there.
+#[test]
+fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
+    if !root("the_daemons_own_entries_in_an_outer_proc_are_nobodys") {
+        return;
+    }
+    let daemon = Options::default().outer_proc().start();
+    let own = format!("/proc/{}", daemon.pid);
+    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    assert_eq!(get(&daemon, "/proc/self/status", "").status, 200);
+    for user in ["", "&user=root"] {
+        for dir in ["/proc/self", "/proc/thread-self", &own, &format!("{own}/task/{}", daemon.pid)] {
+            for name in ["maps", "environ", "auxv", "stat"] {
+                denied(get(&daemon, Path::new(dir).join(name), user));
+            }
+            for name in ["fd", "ns"] {
+                denied(list(&daemon, Path::new(dir).join(name), user));
+            }
+            denied(put(&daemon, Path::new(dir).join("comm"), user, b"other"));
+        }
+        // Where our own PID leads in there is somebody else.
+        assert!(matches!(get(&daemon, "/proc/1/maps", user).status, 200 | 403));
+    }
+    let threads = machine::threads(daemon.pid);
+    assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
+    let maps = get(&daemon, format!("/proc/{}/maps", std::process::id()), "&user=root");
+    assert_eq!(maps.status, 200, "root sees those of others");
 }
 
 #[test]

@@ -90,6 +90,34 @@ fn what_is_kept_begins_with_a_whole_line() {
     }
 }
 
+#[test]
+fn the_output_of_a_live_process_outlives_the_log_directory() {
+    let daemon = daemon_with(&[]);
+    let script = "echo one; read x; echo two; read x; seq 3 5";
+    let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})));
+    let old = daemon.run_sh("echo old").pid();
+    let go_on = || daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
+    wait_until(PATIENCE, "the first line", || (daemon.lines(pid, "stdout") == ["one"]).then_some(()));
+    let mut follower = daemon.follow(pid, "stdout");
+    assert_eq!(follower.next_frame().expect("the first line").data["line"], "one");
+    std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove it");
+    go_on();
+    assert_eq!(follower.next_frame().expect("the second line").data["line"], "two");
+    go_on();
+    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(follower.all_lines(), ["3", "4", "5"]);
+    let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+    assert_eq!((&answer["lines"], &answer["truncated"]), (&json!(["one", "two", "3", "4", "5"]), &json!(true)));
+    // What had ended before is gone with its file; what comes is not touched by any of it.
+    let answer = daemon.get(&format!("/processes/{old}/stdout")).expect(200);
+    assert_eq!((&answer["lines"], &answer["truncated"]), (&json!([]), &json!(true)));
+    for number in 0..20 {
+        assert_eq!(daemon.run_sh(&format!("echo {number}")).stdout(), number.to_string());
+    }
+    assert!(disk_use(&daemon.state_dir().join("log")) > 0, "the directory is there again");
+    assert_eq!(daemon.log().matches("log directory").count(), 1, "told once");
+}
+
 /// A file system of so many bytes.
 struct Small(tempfile::TempDir);
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::http::Stream;
+use crate::harness::http::{Run, Stream};
 use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
 
 fn with_pipe(daemon: &Daemon, script: &str) -> u64 {
@@ -119,4 +119,81 @@ fn a_process_that_never_reads_makes_only_its_writer_wait() {
         daemon.delete(&format!("/processes/{deaf}")).expect(204);
         writer.join().expect("the writer").expect_error(409, "STDIN_CLOSED", "");
     });
+}
+
+/// Runs with a standard input of its own.
+fn run_with(daemon: &Daemon, script: &str, more: Value) -> Run {
+    let mut body = json!({"command": "sh", "args": ["-c", script]});
+    body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    daemon.run(&body)
+}
+
+#[test]
+fn a_run_gets_its_input_and_then_its_end() {
+    let daemon = daemon();
+    // Whole lines as they are, an empty one, and bytes that are no text.
+    assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"), ["one", "twoend"]);
+    assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": ""})).stdout(), "end");
+    assert_eq!(run_with(&daemon, "od -An -tx1", json!({"stdin_base64": "/wAKgA=="})).stdout(), " ff 00 0a 80");
+    // As much as a body holds, to one that takes its time, and back.
+    let text = format!("{}\n", "0123456789abcdef".repeat(60_000));
+    let slow = "head -c 1; sleep 0.3; cat";
+    for script in ["cat", slow, "wc -c"] {
+        let run = run_with(&daemon, script, json!({"stdin": text}));
+        let right = if script == "wc -c" { text.len().to_string() } else { text.trim_end().to_owned() };
+        assert!(run.stdout() == right, "{script}");
+    }
+    // A child in the background has the end of it too, and what nobody can read is closed.
+    assert_eq!(run_with(&daemon, "exec 3<&0; cat <&3 & wait", json!({"stdin": "x"})).stdout(), "x");
+    let run = run_with(&daemon, "cat >/dev/null", json!({"stdin": "x"}));
+    let info = daemon.info(run.pid());
+    assert_eq!((&info["stdin_writable"], &info["status"]), (&json!(false), &json!("exited")));
+}
+
+#[test]
+fn a_run_that_does_not_take_its_input_ends_as_ever() {
+    let daemon = daemon();
+    let descriptors = || machine::descriptors(daemon.pid).len();
+    let text = "x".repeat(900_000);
+    let mut before = 0;
+    for round in 0..10 {
+        // It never reads, takes a part, or closes it.
+        for (script, right) in [
+            ("seq 50000 | tail -1; exit 3", "50000"),
+            ("head -c 2; echo; exit 3", "xx"),
+            ("exec <&-; echo closed; exit 3", "closed"),
+        ] {
+            let run = run_with(&daemon, script, json!({"stdin": text}));
+            assert_eq!((run.code(), run.lines("stdout")), (Some(3), vec![right.to_owned()]), "{script}");
+        }
+        if round == 0 {
+            // With the connection that the client keeps.
+            daemon.list();
+            before = descriptors();
+        }
+    }
+    // Nobody else can write to it, whether it reads or not.
+    let mut events = daemon.open_run(&json!({"command": "sleep", "args": ["4303"], "stdin": text}));
+    let first = events.next_frame().expect("a first event").data;
+    let pid = first["pid"].as_u64().expect("a PID");
+    wait_until(PATIENCE, "its input is handed over", || (daemon.info(pid)["stdin_writable"] == false).then_some(()));
+    write(&daemon, pid, b"more").expect_error(409, "STDIN_CLOSED", "");
+    close(&daemon, pid).expect(204);
+    drop(events);
+    daemon.await_gone(PATIENCE, "sleep 4303");
+    let timed_out = run_with(&daemon, "sleep 4304", json!({"stdin": text, "timeout_secs": 0.2}));
+    assert_eq!(timed_out.last["reason"], "timed_out");
+    wait_until(PATIENCE, "its descriptors are given back", || (descriptors() <= before).then_some(()));
+    for (more, needle) in [
+        (json!({"stdin": "a", "stdin_base64": "YQ=="}), "stdin_base64"),
+        (json!({"stdin_base64": "***"}), "base64"),
+        (json!({"stdin": 5}), "`stdin`"),
+        (json!({"timeout": 5, "timeout_secs": 5}), "timeout_secs"),
+        (json!({"timeout_secs": 0}), "`timeout_secs`"),
+        (json!({"env": {"A B": "1"}}), "`env`"),
+    ] {
+        let mut body = json!({"command": "true"});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        daemon.post("/processes/run", &body).expect_error(400, "INVALID_REQUEST", needle);
+    }
 }

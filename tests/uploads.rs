@@ -1,5 +1,6 @@
 //! Uploads: one version or the other, whatever happens on the way.
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -274,8 +275,129 @@ fn mode_and_owner_are_kept_as_far_as_the_user_may() {
     assert_eq!(about("private"), "tl-user:tl-user 600");
     put(&daemon, "script", "", b"new").expect(204);
     assert_eq!(about("script"), "tl-user:tl-user 755");
-    // The user cannot make a file root's, and what was root's promise is not the user's to keep.
-    as_root(&daemon, "cd ~tl-user; echo x >roots; chmod 4755 roots");
-    put(&daemon, "roots", "", b"new").expect(204);
-    assert_eq!(about("roots"), "tl-user:tl-user 755");
+    // The user cannot make a file root's: it is written in place, where the user may, and not at all elsewhere.
+    as_root(&daemon, "cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
+    put(&daemon, "roots", "", b"new").expect_error(403, "PERMISSION_DENIED", "roots");
+    assert_eq!((daemon.get(&files("roots", "")).body, about("roots")), (b"x\n".to_vec(), "root:root 4755".to_owned()));
+    put(&daemon, "common", "", b"new").expect(204);
+    assert_eq!((daemon.get(&files("common", "")).body, about("common")), (b"new".to_vec(), "root:root 757".to_owned()));
+    // Nor one of a group that the user is not in; the owner may write it.
+    as_root(&daemon, "cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
+    put(&daemon, "other", "", b"new").expect(204);
+    assert_eq!(
+        (daemon.get(&files("other", "")).body, about("other")),
+        (b"new".to_vec(), "tl-user:UNKNOWN 660".to_owned())
+    );
+    // What a write takes away goes in place as well, whoever writes.
+    let (behind, mounted) = ("/home/tl-user/behind", "/home/tl-user/mounted");
+    as_root(&daemon, &format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
+    put(&daemon, mounted, "&user=root", b"new").expect(204);
+    assert_eq!(about("behind"), "root:root 755");
+}
+
+/// The access ACL `user::rw-, user:uid:rw-, group::---, mask::rw-, other::---`, as the kernel keeps it.
+fn acl_for(uid: u32) -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entries = [(1_u16, 6_u16, NOBODY), (2, 6, uid), (4, 0, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY)];
+    let entries = entries
+        .iter()
+        .flat_map(|(tag, rights, id)| [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat());
+    2_u32.to_le_bytes().into_iter().chain(entries).collect()
+}
+
+fn set_attribute(path: &Path, name: &CStr, value: &[u8]) {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: path and name end in a NUL, and the value is valid for reading for its length.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    assert_eq!(set, 0, "{name:?} of {path:?}: {}", std::io::Error::last_os_error());
+}
+
+fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    let mut value = vec![0_u8; 4096];
+    // SAFETY: path and name end in a NUL, and the buffer is valid for writing for its length.
+    let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(got).ok()?);
+    Some(value)
+}
+
+const ACL: &CStr = c"system.posix_acl_access";
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
+
+/// A file of the default user's with an ACL and an attribute; what its mode shows of the group is the ACL's mask.
+fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
+    put(daemon, file, "", b"old").expect(204);
+    let acl = acl_for(4242);
+    set_attribute(file, ACL, &acl);
+    set_attribute(file, c"user.note", b"kept");
+    acl
+}
+
+#[test]
+fn acl_and_attributes_stay() {
+    if !root("acl_and_attributes_stay") {
+        return;
+    }
+    let daemon = daemon();
+    let scratch = daemon.scratch();
+    let file = scratch.join("file");
+    let acl = with_attributes(&daemon, &file);
+    set_attribute(&file, c"trusted.note", b"root's");
+    // CAP_NET_RAW, permitted: what belongs to the old content.
+    let capability = [1_u32 | 2 << 24, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
+    set_attribute(&file, c"security.capability", &capability);
+    let check = |what: &str, trusted: bool| {
+        assert_eq!(attribute(&file, ACL).as_ref(), Some(&acl), "{what}");
+        assert_eq!(attribute(&file, c"user.note").as_deref(), Some(&b"kept"[..]), "{what}");
+        assert_eq!(attribute(&file, c"security.capability"), None, "{what}");
+        if trusted {
+            assert_eq!(attribute(&file, c"trusted.note").as_deref(), Some(&b"root's"[..]), "{what}");
+        }
+        let meta = fs::metadata(&file).expect("the file");
+        assert_eq!(meta.mode() & 0o7777, 0o660, "{what}: the mask of the ACL");
+        meta
+    };
+    // Root first: nobody else sees what is root's, and so cannot keep it.
+    put(&daemon, &file, "&user=root", b"by root").expect(204);
+    let meta = check("root", true);
+    let owner = (meta.uid(), meta.gid());
+    put(&daemon, &file, "", b"by its owner").expect(204);
+    let meta = check("its owner", false);
+    assert_eq!((meta.uid(), meta.gid()), owner);
+    // Whom the ACL lets in writes in place, as another's file cannot be made.
+    let before = meta.ino();
+    put(&daemon, &file, "&user=4242", b"by another").expect(204);
+    let meta = check("another", false);
+    assert_eq!((meta.uid(), meta.gid(), meta.ino()), (owner.0, owner.1, before));
+    assert_eq!(fs::read(&file).expect("the file"), b"by another");
+    put(&daemon, &file, "&user=4243", b"no").expect_error(403, "PERMISSION_DENIED", "file");
+    // Without the ACL the mode is all there is: nobody has got rights by the mask.
+    daemon.get(&files(&file, "&user=4243:0")).expect_error(403, "PERMISSION_DENIED", "file");
+    daemon.get(&files(&file, &format!("&user=4243:{}", owner.1))).expect_error(403, "PERMISSION_DENIED", "file");
+    assert_eq!(names(&daemon, &scratch), ["file"]);
+}
+
+#[test]
+fn a_default_acl_is_for_new_files() {
+    if !root("a_default_acl_is_for_new_files") {
+        return;
+    }
+    let daemon = daemon();
+    let dir = daemon.scratch().join("dir");
+    fs::create_dir(&dir).expect("a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    let (plain, new, touched) = (dir.join("plain"), dir.join("new"), dir.join("touched"));
+    put(&daemon, &plain, "", b"old").expect(204);
+    set_attribute(&dir, DEFAULT_ACL, &acl_for(4242));
+    // What had none has none afterwards.
+    put(&daemon, &plain, "", b"new").expect(204);
+    assert_eq!(attribute(&plain, ACL), None);
+    assert_eq!(fs::metadata(&plain).expect("the file").mode() & 0o7777, 0o644);
+    // What is new has what it would have had from any other program.
+    put(&daemon, &new, "", b"new").expect(204);
+    daemon.run_sh(&format!("echo new >{}", touched.display()));
+    assert!(attribute(&new, ACL).is_some());
+    assert_eq!(attribute(&new, ACL), attribute(&touched, ACL));
+    let mode = |path: &Path| fs::metadata(path).expect("the file").mode();
+    assert_eq!(mode(&new), mode(&touched));
 }

@@ -149,7 +149,7 @@ impl Start {
             Err(error) if self.place != Place::Process => {
                 self.failed("run-dir", &error);
                 let last = PathBuf::from(LAST_DIR);
-                self.or("run-dir", usable(&last), || Ok(()))?;
+                self.or("run-dir", usable(&last).and_then(|()| files::check_owner(&last)), || Ok(()))?;
                 Ok(last)
             }
             result => result.map(|()| config.run_dir.clone()),

@@ -8,6 +8,8 @@
 //! Nothing here holds more than a buffer of a file's content. What is opened is first looked at without opening it
 //! (`O_PATH`): a FIFO would block and a device may act on it.
 
+mod attributes;
+mod condition;
 mod list;
 mod own;
 mod path;
@@ -23,6 +25,7 @@ use std::io;
 use nix::sys::stat::{FileStat, SFlag};
 use thiserror::Error;
 
+pub use condition::{Condition, Unmet};
 pub use list::{Listing, list};
 pub use path::FilePath;
 pub use read::{Content, read};
@@ -67,6 +70,14 @@ pub enum FileError {
         path: String,
         /// The kernel's reason.
         why: String,
+    },
+    /// The file does not meet a condition of the request.
+    #[error("{why}: {path:?}")]
+    Unmet {
+        /// As it was asked for.
+        path: String,
+        /// The condition.
+        why: Unmet,
     },
     /// Nothing to do with the path.
     #[error(transparent)]

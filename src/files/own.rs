@@ -2,16 +2,21 @@
 //!
 //! Whoever a thread acts as, the kernel lets it read and change those of its own process: the memory map, descriptors,
 //! the names of threads. They are nobody's through this API, but for what is there for all to read.
+//!
+//! Which entry is ours is not asked by PID: a `/proc` shows the PIDs of the namespace that it was mounted in, which need
+//! not be ours. It is the one whose `fd` has the very descriptor that is asked about, as the kernel shows that to every
+//! thread of its process, and to no other user.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, readlinkat};
-use nix::sys::stat::fstatat;
+use nix::fcntl::{AT_FDCWD, readlinkat};
+use nix::sys::stat::{fstat, stat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
-use nix::unistd::gettid;
+
+use super::walk::magic_link;
 
 /// What the kernel shows to everybody, and where `/proc/mounts` and `/proc/net` lead. The directory itself is the
 /// empty name.
@@ -26,18 +31,22 @@ pub(super) fn check(fd: impl AsFd, for_writing: bool) -> nix::Result<()> {
     if fstatfs(fd)?.filesystem_type() != PROC_SUPER_MAGIC {
         return Ok(());
     }
-    let path = readlinkat(AT_FDCWD, &*format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    let thread = gettid().to_string();
-    match below_process(path.as_bytes(), |dir| is_process_of(dir, &thread)) {
+    // What cannot be told apart is refused: a procfs somewhere, and none at /proc that shows this process.
+    let link = magic_link(fd).ok_or(Errno::EACCES)?;
+    let path = readlinkat(AT_FDCWD, &*link)?;
+    match below_process(path.as_bytes(), |dir| has_descriptor(dir, fd)) {
         Some(rest) if for_writing || !is_public(rest) => Err(Errno::EACCES),
         _ => Ok(()),
     }
 }
 
-/// Whether `dir` is the entry of the process that has this thread; true of any mount of this `/proc`.
-fn is_process_of(dir: &[u8], thread: &str) -> bool {
-    let task = [dir, b"/task/", thread.as_bytes()].concat();
-    fstatat(AT_FDCWD, OsStr::from_bytes(&task), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+/// Whether `dir` is the entry of a process, or of a thread, that has this descriptor.
+fn has_descriptor(dir: &[u8], fd: BorrowedFd<'_>) -> bool {
+    let theirs = [dir, b"/fd/", fd.as_raw_fd().to_string().as_bytes()].concat();
+    match (stat(OsStr::from_bytes(&theirs)), fstat(fd)) {
+        (Ok(theirs), Ok(ours)) => (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino),
+        _ => false,
+    }
 }
 
 /// What follows the entry of our process in `path`; none where it is in no such entry.

@@ -5,25 +5,28 @@
 //! only a name can be renamed over another: a crash between the two calls would leave `.tl-init.<random>`. A file system
 //! without `O_TMPFILE` has the name from the beginning; then a crash leaves it, a failure or a lost client does not.
 //!
-//! Where the directory takes no new file, or the target cannot be renamed over, but the user may write the target itself (a
-//! mount point, a file of the user's in `/etc`, a switch in `/sys`), it is written in place, once everything is there.
+//! The new file has the mode, owner, group, ACL and extended attributes of the old one (`attributes`). Where the user
+//! cannot give it all of these, where the directory takes no new file, or where the target cannot be renamed over (a mount
+//! point, a file of the user's in `/etc`, a switch in `/sys`), the target itself is written, once everything is there. A
+//! user who may not write that either gets to hear so.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, fallocate, renameat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, RenameFlags, fallocate, renameat, renameat2};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, linkat, unlinkat};
+use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
-use super::walk::{Place, open, open_regular, sync, sync_dir};
-use super::{FileError, FilePath, is, unsigned};
+use super::condition::{Condition, Unmet};
+use super::walk::{Place, look, magic_link, open, open_regular, sync, sync_dir};
+use super::{FileError, FilePath, attributes, is, unsigned};
 use crate::os::random;
 
 /// As much is copied at once.
@@ -40,17 +43,25 @@ pub struct Upload<'p> {
     file: File,
     /// The temporary name, while there is one.
     name: Option<OsString>,
-    /// The directory takes no new file.
+    /// The target itself is written in the end.
     in_place: bool,
+    condition: Condition,
 }
 
 impl<'p> Upload<'p> {
-    /// Prepares to replace `path`, or to make it. `length` is what was announced.
+    /// Prepares to replace `path`, or to make it, on a condition. `length` is what was announced.
     ///
     /// # Errors
     /// Why it cannot be written; also where it is certain that so much has no room.
-    pub fn begin(path: &'p FilePath, length: Option<u64>) -> Result<Upload<'p>, FileError> {
+    pub fn begin(path: &'p FilePath, length: Option<u64>, condition: Condition) -> Result<Upload<'p>, FileError> {
         let failed = |errno: Errno| FileError::of(path, &errno.into());
+        // Before any directory is made for what is not there.
+        if condition.exists || condition.has_tag {
+            match condition.unmet_at(path, true) {
+                Err(FileError::NotFound(_)) => return Err(unmet(path, condition.unmet(None))),
+                result => result.map(drop)?,
+            }
+        }
         let place = Place::for_writing(path.as_os_str()).map_err(failed)?;
         if let Some(found) = &place.found {
             if is(found, SFlag::S_IFDIR) {
@@ -60,15 +71,18 @@ impl<'p> Upload<'p> {
                 return Err(FileError::NotARegularFile(path.shown()));
             }
         }
-        let (file, name, in_place) = match temporary(&place.dir, mode_for(&place)) {
-            Ok((file, name)) => (file, name, false),
-            Err(errno) if refuses(errno) && place.found.is_some() => {
-                open_target(&place).map_err(failed)?;
-                (spool().map_err(failed)?, None, true)
-            }
-            Err(errno) => return Err(failed(errno)),
-        };
-        let upload = Upload { path, place, file, name, in_place };
+        if let Some(why) = condition.unmet(place.found.as_ref()) {
+            return Err(FileError::Unmet { path: path.shown(), why });
+        }
+        let (file, name, in_place) = content_for(&place).map_err(failed)?;
+        let mut upload = Upload { path, place, file, name, in_place, condition };
+        if let Some(found) = &upload.place.found
+            && !in_place
+            && !attributes::keep_owner(&upload.file, found).map_err(|error| FileError::of(path, &error))?
+        {
+            open_target(&upload.place).map_err(failed)?;
+            upload.in_place = true;
+        }
         if length.is_some_and(|length| length > upload.room()) {
             return Err(failed(Errno::ENOSPC));
         }
@@ -88,8 +102,20 @@ impl<'p> Upload<'p> {
     /// # Errors
     /// Why that failed; the old content is still there.
     pub fn commit(mut self) -> Result<(), FileError> {
-        let done = if self.in_place { self.write_in_place() } else { self.replace() };
-        done.map_err(|error| FileError::of(self.path, &error))
+        let found = look(&self.place.dir, &self.place.name).ok();
+        if let Some(why) = self.condition.unmet(found.as_ref()) {
+            return Err(FileError::Unmet { path: self.path.shown(), why });
+        }
+        let done = match () {
+            () if self.in_place => self.write_in_place(),
+            () if self.condition.is_absent => self.make(),
+            () => self.replace(),
+        };
+        done.map_err(|error| match error.raw_os_error() {
+            // Somebody else has made it since the look above.
+            Some(libc::EEXIST) if self.condition.is_absent => unmet(self.path, Some(Unmet::IsAbsent)),
+            _ => FileError::of(self.path, &error),
+        })
     }
 
     /// The most that could have room where the content goes to. Knows nothing of quotas.
@@ -102,8 +128,9 @@ impl<'p> Upload<'p> {
     }
 
     fn replace(&mut self) -> io::Result<()> {
-        if let Some(found) = &self.place.found {
-            keep_attributes(&self.file, found)?;
+        if !self.keep_attributes()? {
+            self.remove_name();
+            return self.write_in_place();
         }
         sync(&self.file)?;
         let name = self.named()?;
@@ -121,13 +148,59 @@ impl<'p> Upload<'p> {
         }
     }
 
+    /// Gives the new file its name where nothing has it, which the kernel sees to: EEXIST where something has.
+    fn make(&mut self) -> io::Result<()> {
+        sync(&self.file)?;
+        let (dir, target) = (&self.place.dir, &*self.place.name);
+        match &self.name {
+            None => {
+                let unnamed = magic_link(&self.file).ok_or(Errno::ENOENT)?;
+                linkat(AT_FDCWD, &*unnamed, dir, target, AtFlags::AT_SYMLINK_FOLLOW)?;
+            }
+            Some(name) => match linkat(dir, &**name, dir, target, AtFlags::empty()) {
+                Ok(()) => self.remove_name(),
+                Err(Errno::EEXIST) => return Err(Errno::EEXIST.into()),
+                // A file system without hard links.
+                Err(_) => {
+                    renameat2(dir, &**name, dir, target, RenameFlags::RENAME_NOREPLACE)?;
+                    self.name = None;
+                }
+            },
+        }
+        Ok(sync_dir(&self.place.dir)?)
+    }
+
+    /// Gives the new file what the old one has, as it is now; whether it has all of it.
+    fn keep_attributes(&self) -> io::Result<bool> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+        let old = match open(&self.place.dir, &self.place.name, flags, Mode::empty()) {
+            Ok(old) => old,
+            Err(Errno::ENOENT) => {
+                // Removed since the beginning: what there is now is new, with the mode that the old one had.
+                return Ok(self.place.found.as_ref().is_none_or(|found| attributes::keep_mode(&self.file, found)));
+            }
+            Err(errno) => return Err(errno.into()),
+        };
+        if !is(&fstat(&old)?, SFlag::S_IFREG) {
+            return Ok(true);
+        }
+        if magic_link(&old).is_some() {
+            return attributes::keep(&self.file, &old);
+        }
+        // Without /proc only an open file shows its attributes.
+        match open_regular(&self.place.dir, &self.place.name, OFlag::O_RDONLY) {
+            Ok(Some((old, _))) => attributes::keep(&self.file, &old),
+            Ok(None) | Err(_) => Ok(false),
+        }
+    }
+
     /// The name that the new file has, or gets now.
     fn named(&mut self) -> io::Result<OsString> {
         if let Some(name) = &self.name {
             return Ok(name.clone());
         }
         let name = temporary_name()?;
-        let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let unnamed = magic_link(&self.file).ok_or(Errno::ENOENT)?;
         linkat(AT_FDCWD, &*unnamed, &self.place.dir, &*name, AtFlags::AT_SYMLINK_FOLLOW)?;
         Ok(self.name.insert(name).clone())
     }
@@ -148,6 +221,11 @@ impl<'p> Upload<'p> {
         let before = unsigned(fstat(&target)?.st_size);
         if length > before {
             reserve(&target, length)?;
+        }
+        // What a write takes away, from whoever has no right to keep it; so from everybody. Where this thread may not change
+        // the mode, the kernel does.
+        if let Some(mode) = special_mode(&target)? {
+            let _ = fchmod(&target, mode);
         }
         copy(&self.file, &target)?;
         if length < before {
@@ -199,9 +277,33 @@ fn mode_for(place: &Place) -> Mode {
     Mode::from_bits_truncate(if place.found.is_some() { 0o600 } else { 0o666 })
 }
 
+/// A file for the new content, its temporary name, and whether the target itself is to be written in the end.
+fn content_for(place: &Place) -> nix::Result<(File, Option<OsString>, bool)> {
+    match temporary(&place.dir, mode_for(place)) {
+        Ok((file, name)) => Ok((file, name, false)),
+        Err(errno) if refuses(errno) && place.found.is_some() => {
+            open_target(place)?;
+            Ok((spool()?, None, true))
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
+fn unmet(path: &FilePath, why: Option<Unmet>) -> FileError {
+    FileError::Unmet { path: path.shown(), why: why.unwrap_or(Unmet::Exists) }
+}
+
+/// The mode of a file without set-user-id and set-group-id, where it has one of them.
+fn special_mode(file: &File) -> nix::Result<Option<Mode>> {
+    let mode = fstat(file)?.st_mode & 0o7777;
+    Ok((mode & !attributes::MODE != 0).then(|| Mode::from_bits_truncate(mode & attributes::MODE)))
+}
+
 /// A new file in `dir`, with a name where it cannot be without.
 fn temporary(dir: impl AsFd, mode: Mode) -> nix::Result<(File, Option<OsString>)> {
     match open(dir.as_fd(), OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR, mode) {
+        // What has no name gets one through /proc.
+        Ok(file) if magic_link(&file).is_none() => {}
         Ok(file) => return Ok((file.into(), None)),
         // EISDIR is what a kernel says that does not know the flag.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {}
@@ -250,19 +352,6 @@ fn is_refusal(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|errno| refuses(Errno::from_raw(errno)))
 }
 
-/// Gives `file` the mode of what it replaces, and its owner and group as far as the user may.
-fn keep_attributes(file: &File, found: &FileStat) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
-    let own = fstat(file)?;
-    let mut mode = found.st_mode & 0o7777;
-    if (own.st_uid, own.st_gid) != (found.st_uid, found.st_gid) && fchown(file, Some(uid), Some(gid)).is_err() {
-        // Set-user-id is a promise of the old owner.
-        mode &= 0o777;
-        let _ = fchown(file, None, Some(gid));
-    }
-    file.set_permissions(std::fs::Permissions::from_mode(mode))
-}
-
 /// Sees that a file can be so long. Not every file system can tell beforehand.
 fn reserve(file: &File, length: u64) -> io::Result<()> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
@@ -293,6 +382,7 @@ fn copy(from: &File, mut to: &File) -> io::Result<()> {
 mod tests {
     use std::fs;
     use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -300,7 +390,7 @@ mod tests {
     fn begin_named(path: &FilePath) -> Upload<'_> {
         let place = Place::for_writing(path.as_os_str()).unwrap();
         let (file, name) = named(&place.dir, mode_for(&place)).unwrap();
-        Upload { path, place, file, name: Some(name), in_place: false }
+        Upload { path, place, file, name: Some(name), in_place: false, condition: Condition::default() }
     }
 
     #[test]
@@ -327,6 +417,31 @@ mod tests {
     }
 
     #[test]
+    fn a_file_is_made_only_where_there_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("file");
+        let path = FilePath::parse(target.as_os_str().as_bytes(), "/").unwrap();
+        let condition = Condition { is_absent: true, ..Condition::default() };
+        let unnamed = || Upload::begin(&path, None, condition).unwrap();
+        let with_name = || {
+            let mut upload = begin_named(&path);
+            upload.condition = condition;
+            upload
+        };
+        for named in [false, true] {
+            let begin = || if named { with_name() } else { unnamed() };
+            let (mut first, mut second) = (begin(), begin());
+            first.make().unwrap();
+            // No look beforehand says so.
+            assert_eq!(second.make().unwrap_err().raw_os_error(), Some(libc::EEXIST));
+            assert!(matches!(second.commit(), Err(FileError::Unmet { why: Unmet::IsAbsent, .. })));
+            drop(first);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+            fs::remove_file(&target).unwrap();
+        }
+    }
+
+    #[test]
     fn of_many_uploads_in_place_one_is_left_whole() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("file");
@@ -338,7 +453,8 @@ mod tests {
                     let path = &path;
                     scope.spawn(move || {
                         let place = Place::for_writing(path.as_os_str()).unwrap();
-                        let mut upload = Upload { path, place, file: spool().unwrap(), name: None, in_place: true };
+                        let (file, condition) = (spool().unwrap(), Condition::default());
+                        let mut upload = Upload { path, place, file, name: None, in_place: true, condition };
                         upload.write(&vec![letter; usize::from(letter) * 5000]).unwrap();
                         upload.commit().unwrap();
                     });

@@ -19,7 +19,7 @@ fn path(path: impl AsRef<Path>) -> FilePath {
 
 fn put(target: impl AsRef<Path>, content: &[u8]) -> Result<(), FileError> {
     let path = path(target);
-    let mut upload = Upload::begin(&path, Some(content.len() as u64))?;
+    let mut upload = Upload::begin(&path, Some(content.len() as u64), Condition::default())?;
     content.chunks(1000).try_for_each(|piece| upload.write(piece))?;
     upload.commit()
 }
@@ -84,14 +84,15 @@ fn mode_and_owner_stay() {
     for bits in [0o600, 0o640, 0o755, 0o4711, 0o400, 0] {
         fs::set_permissions(&file, PermissionsExt::from_mode(bits)).unwrap();
         put(&file, b"new").unwrap();
-        assert_eq!(mode(&file), bits, "{bits:o}");
+        // Set-user-id is what any write takes away.
+        assert_eq!(mode(&file), bits & 0o777, "{bits:o}");
     }
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(&file, Some(4242), Some(4243)).unwrap();
         fs::set_permissions(&file, PermissionsExt::from_mode(0o4755)).unwrap();
         put(&file, b"newer").unwrap();
         let meta = fs::metadata(&file).unwrap();
-        assert_eq!((meta.uid(), meta.gid(), mode(&file)), (4242, 4243, 0o4755));
+        assert_eq!((meta.uid(), meta.gid(), mode(&file)), (4242, 4243, 0o755));
     }
 }
 
@@ -184,7 +185,7 @@ fn what_is_given_up_leaves_nothing() {
     let file = dir.path().join("file");
     fs::write(&file, "old").unwrap();
     let target = path(&file);
-    let mut upload = Upload::begin(&target, None).unwrap();
+    let mut upload = Upload::begin(&target, None, Condition::default()).unwrap();
     upload.write(b"new").unwrap();
     assert_eq!(names(dir.path()), ["file"], "it has no name yet");
     drop(upload);
@@ -193,12 +194,12 @@ fn what_is_given_up_leaves_nothing() {
     let sub = dir.path().join("sub");
     fs::create_dir(&sub).unwrap();
     let target = path(sub.join("file"));
-    let upload = Upload::begin(&target, None).unwrap();
+    let upload = Upload::begin(&target, None, Condition::default()).unwrap();
     fs::remove_dir(&sub).unwrap();
     assert!(matches!(upload.commit(), Err(FileError::NotFound(_))));
     // The target becomes a directory.
     let target = path(&sub);
-    let upload = Upload::begin(&target, None).unwrap();
+    let upload = Upload::begin(&target, None, Condition::default()).unwrap();
     fs::create_dir(&sub).unwrap();
     assert!(matches!(upload.commit(), Err(FileError::IsDirectory(_))));
     assert_eq!(names(dir.path()), ["file", "sub"]);
@@ -209,7 +210,10 @@ fn what_has_no_room_is_refused_early() {
     let dir = dir();
     let target = path(dir.path().join("file"));
     for length in [1 << 62, u64::MAX] {
-        assert!(matches!(Upload::begin(&target, Some(length)), Err(FileError::NoSpace { .. })), "{length}");
+        assert!(
+            matches!(Upload::begin(&target, Some(length), Condition::default()), Err(FileError::NoSpace { .. })),
+            "{length}"
+        );
     }
     assert!(names(dir.path()).is_empty());
 }
@@ -258,4 +262,50 @@ fn names_of_any_bytes() {
     assert_eq!(get(&file).unwrap(), b"x");
     remove(&path(&file)).unwrap();
     assert!(names(dir.path()).is_empty());
+}
+
+/// All of it is done without `/proc`, or says what is wrong.
+#[test]
+fn without_proc() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("without_proc: skipped, it needs root");
+        return;
+    }
+    let dir = dir();
+    let at = |name: &str| dir.path().join(name);
+    let work = || {
+        use nix::mount::{MsFlags, mount};
+        // Of this thread alone.
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        let nothing = None::<&str>;
+        mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
+        mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), nothing).unwrap();
+        assert!(!Path::new("/proc/self").exists());
+        for content in [b"first", b"other"] {
+            put(at("made/file"), content).unwrap();
+            assert_eq!(get(at("made/file")).unwrap(), content);
+            fs::set_permissions(at("made/file"), PermissionsExt::from_mode(0o640)).unwrap();
+            crate::os::xattr::set(File::open(at("made/file")).unwrap(), c"user.note", b"kept").unwrap();
+        }
+        put(at("made/file"), b"third").unwrap();
+        let note = crate::os::xattr::get(File::open(at("made/file")).unwrap(), c"user.note").unwrap();
+        assert_eq!((mode(&at("made/file")), note), (0o640, Some(b"kept".to_vec())));
+        assert_eq!((list(&path(at("made"))).unwrap().get(1), names(&at("made"))), (None, vec!["file".to_owned()]));
+        nix::unistd::mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+        assert!(matches!(get(at("fifo")), Err(FileError::NotARegularFile(_))));
+        assert!(matches!(put(at("fifo"), b""), Err(FileError::NotARegularFile(_))));
+        assert!(matches!(get(at("made")), Err(FileError::IsDirectory(_))));
+        let absent = Condition { is_absent: true, ..Condition::default() };
+        let target = path(at("made/once"));
+        Upload::begin(&target, None, absent).unwrap().commit().unwrap();
+        assert!(matches!(Upload::begin(&target, None, absent), Err(FileError::Unmet { .. })));
+        remove(&target).unwrap();
+        // A procfs elsewhere has the same entries, and nobody can tell which ones are ours.
+        fs::create_dir(at("proc")).unwrap();
+        mount(Some("proc"), &at("proc"), Some("proc"), MsFlags::empty(), nothing).unwrap();
+        for name in ["self/maps", "self/status", "meminfo"] {
+            assert!(matches!(get(at("proc").join(name)), Err(FileError::Denied { .. })), "{name}");
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap();
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, stat};
 
 use super::path::split;
 use super::{is, own};
@@ -58,7 +58,7 @@ pub(super) fn hold_dir(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
 
 /// Opens the regular file at `path`, and no other one; none where it is something else.
 pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::Result<Option<(File, FileStat)>> {
-    let held = hold(dir, path)?;
+    let held = hold(&dir, path)?;
     let stat = fstat(&held)?;
     if is(&stat, SFlag::S_IFDIR) {
         return Err(Errno::EISDIR);
@@ -66,11 +66,35 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
     if !is(&stat, SFlag::S_IFREG) {
         return Ok(None);
     }
-    own::check(&held, flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR))?;
+    let for_writing = flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR);
+    own::check(&held, for_writing)?;
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     // The one way to open what is held. The kernel asks for its permissions as ever.
-    let again = format!("/proc/self/fd/{}", held.as_raw_fd());
-    let file = fcntl::open(&*again, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())?;
+    if let Some(again) = magic_link(&held) {
+        let file = fcntl::open(&*again, flags, Mode::empty())?;
+        return Ok(Some((File::from(file), stat)));
+    }
+    // Without /proc it is opened by its name once more. By then that may lead to something else, which must not hold us
+    // up if it is a FIFO.
+    let file = match open(&dir, path, flags | OFlag::O_NONBLOCK, Mode::empty()) {
+        // Somebody has a lease on it: so it is a regular file.
+        Err(Errno::EAGAIN) => open(&dir, path, flags, Mode::empty())?,
+        opened => opened?,
+    };
+    let stat = fstat(&file)?;
+    if !is(&stat, SFlag::S_IFREG) {
+        return Ok(None);
+    }
+    own::check(&file, for_writing)?;
     Ok(Some((File::from(file), stat)))
+}
+
+/// The link in `/proc` that leads to an open file; none where there is no `/proc` that shows this process.
+pub(super) fn magic_link(file: impl AsFd) -> Option<String> {
+    let file = file.as_fd();
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let (there, here) = (stat(&*link).ok()?, fstat(file).ok()?);
+    ((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)).then_some(link)
 }
 
 /// What has this name, a symlink itself.

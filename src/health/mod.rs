@@ -215,19 +215,17 @@ impl<F: Fn(Verdict)> Actor<F> {
         }
         // Over loopback the kernel has mostly connected, or been refused, by the time that connect(2) returns: that
         // saves nearly every TCP check its way through epoll.
-        if self.advance(unit) {
-            return;
-        }
-        let Some(probe) = self.checks.get_mut(&unit).and_then(|check| check.probe.as_mut()) else { return };
-        if let Err(error) = probe.register(self.poll.registry(), Token(unit.0 as usize)) {
-            self.settle(unit, Outcome::Void(error));
-        }
+        self.advance(unit);
     }
 
-    /// Whether the probe of `unit` is at its end.
+    /// Whether the probe of `unit` is at its end; if not, it has events coming.
     fn advance(&mut self, unit: UnitId) -> bool {
-        let probe = self.checks.get_mut(&unit).and_then(|check| check.probe.as_mut());
-        let outcome = probe.and_then(Probe::advance);
+        let Some(probe) = self.checks.get_mut(&unit).and_then(|check| check.probe.as_mut()) else { return false };
+        let registry = self.poll.registry();
+        let mut outcome = probe.advance(registry);
+        if outcome.is_none() && !probe.is_registered() {
+            outcome = probe.register(registry, Token(unit.0 as usize)).err().map(Outcome::Void);
+        }
         let ended = outcome.is_some();
         if let Some(outcome) = outcome {
             self.settle(unit, outcome);

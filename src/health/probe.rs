@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -25,11 +25,13 @@ pub(super) enum Outcome {
     Void(io::Error),
 }
 
-/// A probe in flight.
+/// A probe in flight. It connects to 127.0.0.1, or to [::1] where nobody listens there.
 #[derive(Debug)]
 pub(super) struct Probe {
     stream: TcpStream,
-    port: u16,
+    address: SocketAddr,
+    /// Why it is not at 127.0.0.1 any more: a sentence.
+    first: Option<String>,
     connected: bool,
     registered: bool,
     /// None for TCP.
@@ -37,28 +39,43 @@ pub(super) struct Probe {
 }
 
 /// The question and what came back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Http {
+    path: String,
+    /// Empty until there is a connection: it names the address.
     request: Vec<u8>,
     sent: usize,
     answer: Vec<u8>,
 }
 
+/// Why there is no connection.
+enum Unconnected {
+    /// Nobody listens at this address: a sentence.
+    Nobody(String),
+    /// All the same at any address.
+    Ended(Outcome),
+}
+
 impl Probe {
     /// Begins to connect.
     pub(super) fn connect(check: &HealthCheck) -> Result<Probe, Outcome> {
-        let port = check.port;
-        let stream = match TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))) {
-            Ok(stream) => stream,
-            Err(error) if is_our_trouble(&error) => return Err(Outcome::Void(error)),
-            Err(error) => return Err(unreachable(port, &error)),
+        let path = || check.path.clone().unwrap_or_else(|| "/".to_owned());
+        let http = (check.kind == HealthKind::Http).then(|| Http { path: path(), ..Http::default() });
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, check.port));
+        let (stream, address, first) = match begin(address) {
+            Ok(stream) => (stream, address, None),
+            Err(Unconnected::Nobody(why)) => {
+                let (stream, address) = begin_second(check.port, &why)?;
+                (stream, address, Some(why))
+            }
+            Err(Unconnected::Ended(outcome)) => return Err(outcome),
         };
-        let http = (check.kind == HealthKind::Http).then(|| Http {
-            request: request(port, check.path.as_deref().unwrap_or("/")).into_bytes(),
-            sent: 0,
-            answer: Vec::new(),
-        });
-        Ok(Probe { stream, port, connected: false, registered: false, http })
+        Ok(Probe { stream, address, first, connected: false, registered: false, http })
+    }
+
+    /// Whether events come in for it.
+    pub(super) fn is_registered(&self) -> bool {
+        self.registered
     }
 
     /// Asks for events; to be called after [`Probe::advance`] has come to its end for now.
@@ -68,22 +85,38 @@ impl Probe {
         Ok(())
     }
 
-    /// Goes as far as it can without waiting; an outcome when it is at its end.
-    pub(super) fn advance(&mut self) -> Option<Outcome> {
-        if !self.connected {
-            match self.finish_connecting() {
-                Ok(true) => self.connected = true,
-                Ok(false) => return None,
-                Err(outcome) => return Some(outcome),
+    /// Goes as far as it can without waiting; an outcome when it is at its end. After that it may have to be registered
+    /// once more: at another address it is another connection.
+    pub(super) fn advance(&mut self, registry: &Registry) -> Option<Outcome> {
+        while !self.connected {
+            match (self.finish_connecting(), &self.first) {
+                (Ok(true), _) => {
+                    self.connected = true;
+                    if let Some(http) = &mut self.http {
+                        http.request = request(self.address, &http.path).into_bytes();
+                    }
+                }
+                (Ok(false), _) => return None,
+                (Err(Unconnected::Nobody(why)), Some(first)) => {
+                    return Some(Outcome::Failed(format!("{first}; {why}")));
+                }
+                (Err(Unconnected::Nobody(why)), None) => match begin_second(self.address.port(), &why) {
+                    Ok((stream, address)) => {
+                        self.deregister(registry);
+                        (self.stream, self.address, self.first) = (stream, address, Some(why));
+                    }
+                    Err(outcome) => return Some(outcome),
+                },
+                (Err(Unconnected::Ended(outcome)), _) => return Some(outcome),
             }
         }
         let Some(http) = &mut self.http else { return Some(Outcome::Healthy) };
         let sending = http.send(&mut self.stream);
         // Even if that failed: what refuses a request before it has read it may have answered first.
         match http.receive(&mut self.stream) {
-            Ok(Some(reading)) => http.judge(self.port, reading),
-            Ok(None) => sending.err().map(|error| broken(self.port, &error)),
-            Err(error) => Some(broken(self.port, &error)),
+            Ok(Some(reading)) => http.judge(self.address, reading),
+            Ok(None) => sending.err().map(|error| broken(self.address, &error)),
+            Err(error) => Some(broken(self.address, &error)),
         }
     }
 
@@ -95,7 +128,7 @@ impl Probe {
             Some(http) if http.sent < http.request.len() => "did not read the request",
             _ => "did not answer",
         };
-        failed(self.port, format_args!("{what} within {timeout_ms} ms"))
+        failed(self.address, format_args!("{what} within {timeout_ms} ms"))
     }
 
     /// Closes the connection: with a FIN where `politely`, else with a reset, which leaves nothing behind.
@@ -104,37 +137,67 @@ impl Probe {
     /// more than there are ephemeral ports for one service, and slow down everybody's `connect(2)`. A reset, on the
     /// other hand, is an error to the service, and many write a trace of it into their log.
     pub(super) fn close(mut self, registry: &Registry, politely: bool) {
-        if self.registered {
-            // Not left to close(2): a child between fork and exec holds the connection open, and its events would come
-            // in under the token of a later probe.
-            let _ = registry.deregister(&mut self.stream);
-        }
+        self.deregister(registry);
         if !politely {
             let _ = setsockopt(&self.stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
         }
     }
 
+    fn deregister(&mut self, registry: &Registry) {
+        if std::mem::take(&mut self.registered) {
+            // Not left to close(2): a child between fork and exec holds the connection open, and its events would come
+            // in under the token of a later probe.
+            let _ = registry.deregister(&mut self.stream);
+        }
+    }
+
     /// Whether the connection stands by now.
-    fn finish_connecting(&self) -> Result<bool, Outcome> {
+    fn finish_connecting(&self) -> Result<bool, Unconnected> {
         match self.stream.take_error() {
             Ok(None) => {}
             // Only what was connected can be reset.
             Ok(Some(error)) if error.kind() == ErrorKind::ConnectionReset => {
-                return if self.http.is_some() { Err(broken(self.port, &error)) } else { Ok(true) };
+                return match self.http {
+                    Some(_) => Err(Unconnected::Ended(broken(self.address, &error))),
+                    None => Ok(true),
+                };
             }
-            Ok(Some(error)) | Err(error) => return Err(unreachable(self.port, &error)),
+            Ok(Some(error)) | Err(error) => return Err(unreachable(self.address, &error)),
         }
         let peer = match self.stream.peer_addr() {
             Ok(peer) => peer,
             Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(false),
-            Err(error) => return Err(unreachable(self.port, &error)),
+            Err(error) => return Err(unreachable(self.address, &error)),
         };
         // Where nobody listens on a port of the ephemeral range, the kernel may pick that very port for our end, and
         // TCP then connects the socket to itself.
         if self.stream.local_addr().is_ok_and(|local| local == peer) {
-            return Err(failed(self.port, "has no listener; the connection met itself"));
+            let why = said(self.address, "has no listener; the connection met itself");
+            return Err(Unconnected::Nobody(why));
         }
         Ok(true)
+    }
+}
+
+/// Begins to connect to this address.
+fn begin(address: SocketAddr) -> Result<TcpStream, Unconnected> {
+    TcpStream::connect(address).map_err(|error| match error {
+        error if is_our_trouble(&error) => Unconnected::Ended(Outcome::Void(error)),
+        error => unreachable(address, &error),
+    })
+}
+
+/// Begins to connect to [::1], as nobody listens on 127.0.0.1, where `first` is why. The time that the probe has goes on.
+fn begin_second(port: u16, first: &str) -> Result<(TcpStream, SocketAddr), Outcome> {
+    let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    match begin(address) {
+        Ok(stream) => Ok((stream, address)),
+        Err(Unconnected::Nobody(why)) => Err(Outcome::Failed(format!("{first}; {why}"))),
+        Err(Unconnected::Ended(Outcome::Void(error))) if error.kind() != ErrorKind::AddrNotAvailable => {
+            Err(Outcome::Void(error))
+        }
+        // This machine has no IPv6, which says nothing about the service.
+        Err(Unconnected::Ended(_)) => Err(Outcome::Failed(first.to_owned())),
     }
 }
 
@@ -170,44 +233,48 @@ impl Http {
         }
     }
 
-    fn judge(&self, port: u16, reading: Reading) -> Option<Outcome> {
+    fn judge(&self, address: SocketAddr, reading: Reading) -> Option<Outcome> {
         Some(match reading {
             Reading::Status(200..=399) => Outcome::Healthy,
-            Reading::Status(status) => failed(port, format_args!("answered with status {status}, not 2xx or 3xx")),
+            Reading::Status(status) => failed(address, format_args!("answered with status {status}, not 2xx or 3xx")),
             Reading::TooLong => {
-                failed(port, format_args!("answered with a status line of more than {} bytes", status_line::MAX))
+                failed(address, format_args!("answered with a status line of more than {} bytes", status_line::MAX))
             }
             Reading::Garbage => {
                 let start = self.answer.get(..40).unwrap_or(&self.answer);
-                failed(port, format_args!("answered with what is not HTTP: {:?}", String::from_utf8_lossy(start)))
+                failed(address, format_args!("answered with what is not HTTP: {:?}", String::from_utf8_lossy(start)))
             }
-            Reading::Incomplete if self.answer.is_empty() => failed(port, "closed the connection without an answer"),
-            Reading::Incomplete => failed(port, "closed the connection within its status line"),
+            Reading::Incomplete if self.answer.is_empty() => failed(address, "closed the connection without an answer"),
+            Reading::Incomplete => failed(address, "closed the connection within its status line"),
         })
     }
 }
 
-fn request(port: u16, path: &str) -> String {
+fn request(address: SocketAddr, path: &str) -> String {
     let agent = concat!("tl-supervisor/", env!("CARGO_PKG_VERSION"));
-    let headers = format!("Host: 127.0.0.1:{port}\r\nUser-Agent: {agent}\r\nAccept: */*\r\nConnection: close\r\n");
+    let headers = format!("Host: {address}\r\nUser-Agent: {agent}\r\nAccept: */*\r\nConnection: close\r\n");
     format!("GET {path} HTTP/1.1\r\n{headers}\r\n")
 }
 
-fn failed(port: u16, what: impl fmt::Display) -> Outcome {
-    Outcome::Failed(format!("127.0.0.1:{port} {what}"))
+fn said(address: SocketAddr, what: impl fmt::Display) -> String {
+    format!("{address} {what}")
 }
 
-fn unreachable(port: u16, error: &io::Error) -> Outcome {
+fn failed(address: SocketAddr, what: impl fmt::Display) -> Outcome {
+    Outcome::Failed(said(address, what))
+}
+
+fn unreachable(address: SocketAddr, error: &io::Error) -> Unconnected {
     match error.kind() {
-        ErrorKind::ConnectionRefused => failed(port, "refused the connection"),
-        _ => failed(port, format_args!("cannot be connected to: {error}")),
+        ErrorKind::ConnectionRefused => Unconnected::Nobody(said(address, "refused the connection")),
+        _ => Unconnected::Ended(failed(address, format_args!("cannot be connected to: {error}"))),
     }
 }
 
-fn broken(port: u16, error: &io::Error) -> Outcome {
+fn broken(address: SocketAddr, error: &io::Error) -> Outcome {
     match error.kind() {
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => failed(port, "reset the connection"),
-        _ => failed(port, format_args!("cannot be talked to: {error}")),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => failed(address, "reset the connection"),
+        _ => failed(address, format_args!("cannot be talked to: {error}")),
     }
 }
 
@@ -237,14 +304,23 @@ mod tests {
             socket::connect(fd.as_raw_fd(), &own).unwrap();
         }
         let stream = TcpStream::from_std(fd.into());
-        let mut probe = Probe { stream, port, connected: false, registered: false, http: None };
-        assert!(matches!(probe.advance(), Some(Outcome::Failed(why)) if why.contains("met itself")));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (first, registry) = (None, mio::Poll::new().unwrap());
+        let mut probe = Probe { stream, address, first, connected: false, registered: false, http: None };
+        // Nobody listens there, so that the other address is asked; where this machine has one.
+        let outcome = loop {
+            if let Some(outcome) = probe.advance(registry.registry()) {
+                break outcome;
+            }
+        };
+        assert!(matches!(outcome, Outcome::Failed(why) if why.contains("met itself")));
     }
 
     #[test]
     fn what_is_asked() {
-        let text = request(80, "/a?b=c");
+        let text = request("127.0.0.1:80".parse().unwrap(), "/a?b=c");
         assert!(text.starts_with("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:80\r\nUser-Agent: tl-supervisor/"), "{text}");
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"), "{text}");
+        assert!(request("[::1]:80".parse().unwrap(), "/").contains("\r\nHost: [::1]:80\r\n"));
     }
 }

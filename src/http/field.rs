@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
+use data_encoding::BASE64;
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -124,6 +125,20 @@ impl Field<'_> for Text {
     }
 }
 
+/// Bytes, as a string in base64 (RFC 4648, section 4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Base64(pub(super) Vec<u8>);
+
+impl Field<'_> for Base64 {
+    fn right() -> String {
+        "a string in base64 with padding".to_owned()
+    }
+    fn simple(value: Simple) -> Result<Base64, Simple> {
+        let bytes = if let Simple::Text(text) = &value { BASE64.decode(text.as_bytes()).ok() } else { None };
+        bytes.map(Base64).ok_or(value)
+    }
+}
+
 /// Strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Texts(pub(super) Vec<String>);
@@ -141,7 +156,7 @@ impl<'de> Field<'de> for Texts {
     }
 }
 
-/// Strings by their names.
+/// Strings by their names, of environment variables: no name has white space in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pairs(pub(super) BTreeMap<String, String>);
 
@@ -151,7 +166,10 @@ impl<'de> Field<'de> for Pairs {
     }
     fn object<A: MapAccess<'de>>(mut object: A) -> Result<Pairs, A::Error> {
         let mut pairs = BTreeMap::new();
-        while let Some((name, Text(text))) = object.next_entry()? {
+        while let Some((name, Text(text))) = object.next_entry::<String, Text>()? {
+            if name.contains(char::is_whitespace) {
+                return Err(A::Error::custom(format_args!("the name {name:?} must have no white space")));
+            }
             pairs.insert(name, text);
         }
         Ok(Pairs(pairs))
@@ -281,6 +299,7 @@ macro_rules! deserialize {
 pub(super) use deserialize;
 
 deserialize! {
+    [] Base64;
     [] Text;
     [] Texts;
     [] Pairs;

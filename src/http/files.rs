@@ -8,11 +8,12 @@ use std::os::unix::fs::FileExt;
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::files::{self, Content, FilePath, Listing, Upload};
+use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
 use crate::os::accounts;
 use crate::os::fsuser::Acting;
 
 use super::answer::{Answer, BURST, Stream};
+use super::conditions;
 use super::range::Range;
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -43,6 +44,12 @@ fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem
 /// The content, or the part of it that the client wants.
 pub(super) fn read(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> {
     let (acting, path) = begin(api, request)?;
+    match conditions::of_file(request).unmet_at(&path, true)? {
+        None => {}
+        // There is something: a GET on the condition that there is nothing has seen it already.
+        Some(Unmet::IsAbsent) => return Ok(Reply::new(304).into()),
+        Some(why) => return Err(FileError::Unmet { path: path.shown(), why }.into()),
+    }
     let range = asked_range(request);
     let reply = Reply::new(200).with("Content-Type", BYTES);
     match files::read(&path)? {
@@ -136,7 +143,8 @@ fn gather(
 pub(super) fn write(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
     // Declared first and so dropped last: a temporary file is removed by the one who has made it.
     let (_acting, path) = begin(api, request)?;
-    let mut upload = Upload::begin(&path, request.body_left())?;
+    conditions::check_whole(request)?;
+    let mut upload = Upload::begin(&path, request.body_left(), conditions::of_file(request))?;
     let mut piece = vec![0; PIECE];
     loop {
         match request.read_body(&mut piece)? {
@@ -152,6 +160,9 @@ pub(super) fn write(api: &Api, request: &mut Request<'_>) -> Result<Answer, Prob
 /// Removes a file.
 pub(super) fn remove(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> {
     let (_acting, path) = begin(api, request)?;
+    if let Some(why) = conditions::of_file(request).unmet_at(&path, false)? {
+        return Err(FileError::Unmet { path: path.shown(), why }.into());
+    }
     files::remove(&path)?;
     Ok(Reply::no_content().into())
 }

@@ -115,6 +115,16 @@ impl Head {
         })
     }
 
+    /// The elements of the comma-separated list that all fields of this name make together (RFC 9110, section 5.6.1); none
+    /// without such a field.
+    pub(super) fn list(&self, name: &str) -> Option<Vec<String>> {
+        let mut values = self.all(name).peekable();
+        values.peek()?;
+        let elements = values.flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        let elements = elements.filter(|element| !element.is_empty());
+        Some(elements.map(|element| String::from_utf8_lossy(element).into_owned()).collect())
+    }
+
     /// The segments of the path between its slashes, percent-decoded; none when one is not UTF-8 then.
     pub(super) fn segments(&self) -> Option<Vec<String>> {
         let path = self.path.strip_prefix('/').unwrap_or(&self.path);

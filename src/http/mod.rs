@@ -29,6 +29,7 @@ mod answer;
 mod attach;
 mod body;
 mod chunked;
+mod conditions;
 mod connection;
 mod control;
 mod events;

@@ -250,6 +250,9 @@ mod tests {
             (r#"{"command":"a","env":["A=1"]}"#, "`env`"),
             (r#"{"command":"a","env":{"A":1}}"#, "`env.A`"),
             (r#"{"command":"a","env":{"A=":""}}"#, "`env`"),
+            (r#"{"command":"a","env":{"":"1"}}"#, "`env`"),
+            (r#"{"command":"a","env":{"export C":"3"}}"#, "the name \"export C\" must have no white space"),
+            (r#"{"command":"a","env":{"A\n":"3"}}"#, "`env"),
             (r#"{"command":"a","working_dir":""}"#, "`working_dir`"),
             (r#"{"command":"a","stdin_mode":"open"}"#, "`stdin_mode`"),
             (
@@ -260,6 +263,8 @@ mod tests {
             (r#"{"command":"a","name":""}"#, "`name`"),
             (r#"{"command":"a","name":"12"}"#, "`name`"),
             (r#"{"command":"a","name":"a/b"}"#, "`name`"),
+            (r#"{"command":"a","name":"."}"#, "`name` must not be `.` or `..`"),
+            (r#"{"command":"a","name":".."}"#, "`name` must not be `.` or `..`"),
             (r#"{"command":"a","restart":"always"}"#, "`restart`"),
             (r#"{"command":"a","restart":{"policy":"sometimes"}}"#, "`restart.policy`"),
             (r#"{"command":"a","restart":{"max_restarts":-1}}"#, "`restart.max_restarts`"),

@@ -28,6 +28,9 @@ pub(super) enum Problem {
     /// A field, a parameter or the path is wrong; a sentence that names it.
     #[error("{0}")]
     Invalid(String),
+    /// The body is encoded in a way that is not undone here; how.
+    #[error("`Content-Encoding: {0}`: the body must be sent as it is, without an encoding")]
+    UnsupportedEncoding(String),
     /// Not HTTP, or its end is not certain: nothing more can be read from this connection.
     #[error("{0}")]
     Malformed(String),
@@ -73,6 +76,7 @@ impl Problem {
             Problem::MethodNotAllowed { .. } => (405, "METHOD_NOT_ALLOWED"),
             Problem::TimedOut(_) => (408, "REQUEST_TIMEOUT"),
             Problem::BodyTooLarge(_) => (413, "BODY_TOO_LARGE"),
+            Problem::UnsupportedEncoding(_) => (415, "UNSUPPORTED_ENCODING"),
             Problem::UpgradeRequired => (426, "UPGRADE_REQUIRED"),
             Problem::HeadTooLarge(_) => (431, "HEAD_TOO_LARGE"),
             Problem::ConnectionRefused(_) => (502, "CONNECTION_REFUSED"),
@@ -92,6 +96,8 @@ impl Problem {
             Problem::Unauthorized => reply.with("WWW-Authenticate", "Bearer"),
             Problem::MethodNotAllowed { allowed, .. } => reply.with("Allow", allowed),
             Problem::RangeNotSatisfiable(length) => reply.with("Content-Range", &format!("bytes */{length}")),
+            // Which encodings would do (RFC 9110, section 12.5.3).
+            Problem::UnsupportedEncoding(_) => reply.with("Accept-Encoding", "identity"),
             // The `Connection: Upgrade` that belongs to it is tiny_http's to send, and it does not.
             Problem::UpgradeRequired => reply.with("Upgrade", "websocket"),
             _ if status == 503 => reply.with("Retry-After", "1"),
@@ -139,6 +145,7 @@ fn file_refusal(error: &FileError) -> (u16, &'static str) {
         FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
         FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
         FileError::NotFound(_) => (404, "NOT_FOUND"),
+        FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
         FileError::NoSpace { .. } => (507, "NO_SPACE"),
         FileError::Other(error) => refusal(error),
     }
@@ -171,7 +178,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    /// Without a body and, but for the 204, not to be sent like this.
+    /// Without a body and, but for the 204 and the 304, not to be sent like this.
     pub(super) fn new(status: u16) -> Reply {
         Reply { status, fields: Vec::new(), body: Vec::new() }
     }
@@ -230,9 +237,9 @@ impl Reply {
         Response::new(StatusCode(self.status), fields, io::empty(), length, None)
             .with_chunked_threshold(usize::MAX)
             .raw_print(&mut head, HTTPVersion(1, 1), &[], true, None)?;
-        // The framing is the last field that it prints. A 204 has none (RFC 9110, section 8.6).
+        // The framing is the last field that it prints. A 204 and a 304 have none (RFC 9110, section 8.6).
         head.truncate(head.len().saturating_sub(2));
-        if self.status == 204 || ending == Ending::Close {
+        if matches!(self.status, 204 | 304) || ending == Ending::Close {
             let line = head.strip_suffix(b"\r\n").and_then(|lines| memchr::memrchr(b'\n', lines));
             head.truncate(line.map_or(0, |at| at + 1));
         }

@@ -59,6 +59,11 @@ impl<'c> Request<'c> {
         self.head.field(name)
     }
 
+    /// The elements of the comma-separated list that all fields of this name make together; none without such a field.
+    pub(super) fn list(&self, name: &str) -> Option<Vec<String>> {
+        self.head.list(name)
+    }
+
     /// Whether the client lists `media_type` in `Accept`.
     pub(super) fn accepts(&self, media_type: &str) -> bool {
         self.head.lists("Accept", media_type)

@@ -15,7 +15,7 @@ use super::answer::Answer;
 use super::host::Host;
 use super::reply::Problem;
 use super::request::Request;
-use super::{about, attach, control, files, host, output, processes, pty, run, tunnel};
+use super::{about, attach, conditions, control, files, host, output, processes, pty, run, tunnel};
 
 /// The methods that some path is known with, in the order in which `Allow` names them.
 const METHODS: [Method; 4] = [Method::Get, Method::Post, Method::Put, Method::Delete];
@@ -150,6 +150,7 @@ impl Api {
             }
             return Err(no_route(request.method(), request.path(), &path));
         };
+        conditions::check_coding(request)?;
         match endpoint {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),

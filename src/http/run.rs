@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{From, Item, View};
-use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, Target, UnitId};
+use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
 use crate::supervisor::Handle;
 
 use super::answer::Answer;
 use super::events;
-use super::field::{Choice, Pairs, Seconds, Text, Texts};
+use super::field::{Base64, Choice, Pairs, Seconds, Text, Texts};
 use super::json;
 use super::processes::command;
 use super::reply::Problem;
@@ -30,22 +30,40 @@ struct RunBody {
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
     timeout: Option<Seconds>,
+    timeout_secs: Option<Seconds>,
+    stdin: Option<Text>,
+    stdin_base64: Option<Base64>,
     name: Option<IgnoredAny>,
     restart: Option<IgnoredAny>,
     health_check: Option<IgnoredAny>,
 }
 
 impl RunBody {
-    fn into_spec(self) -> Result<ProcessSpec, SpecError> {
+    /// What to run, and what it gets as its standard input.
+    fn into_spec(self) -> Result<(ProcessSpec, Option<Vec<u8>>), SpecError> {
         let managed = [("name", self.name), ("restart", self.restart), ("health_check", self.health_check)];
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
         let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers);
-        if let Some(Seconds(seconds)) = self.timeout {
+        if self.timeout.is_some() && self.timeout_secs.is_some() {
+            return Err(SpecError::new("timeout", "and `timeout_secs` mean the same; send one of them"));
+        }
+        if let Some(Seconds(seconds)) = self.timeout.or(self.timeout_secs) {
             spec = spec.timeout(timeout(seconds));
         }
-        spec.build()
+        let input = match (self.stdin, self.stdin_base64) {
+            (Some(_), Some(_)) => {
+                return Err(SpecError::new("stdin", "and `stdin_base64` exclude each other; send one of them"));
+            }
+            (Some(Text(text)), None) => Some(text.into_bytes()),
+            (None, Some(Base64(bytes))) => Some(bytes),
+            (None, None) => None,
+        };
+        if input.is_some() {
+            spec = spec.stdin(StdinMode::Pipe);
+        }
+        Ok((spec.build()?, input))
     }
 }
 
@@ -106,7 +124,8 @@ impl Drop for KillUnheard {
 
 /// Runs a command.
 pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
-    let spec = json::parse::<RunBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let body = json::parse::<RunBody>(&request.whole_body()?)?;
+    let (spec, input) = body.into_spec().map_err(Error::from)?;
     let waker = request.waker()?;
     let (unit, starting) = api.handle.begin_start(spec, waker.clone());
     let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
@@ -117,6 +136,13 @@ pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Proble
         request.wait(&waker, None)?;
     };
     let started = started.inspect_err(|_| guard.ended())?;
+    if let Some(input) = input {
+        match api.handle.stdin(&Target::Unit(unit)) {
+            Ok(stdin) => stdin.feed(input),
+            // It has ended, or has closed its stdin: it wants none of it.
+            Err(error) => log::debug!("unit {unit}: no input: {error}"),
+        }
+    }
     Ok(Answer::events(move |stream| {
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
@@ -139,7 +165,38 @@ mod tests {
     fn spec(fields: &str) -> Result<ProcessSpec, String> {
         let body = format!("{{\"command\":\"sh\"{fields}}}");
         let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
-        body.into_spec().map_err(|error| error.to_string())
+        body.into_spec().map(|(spec, _)| spec).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn inputs() {
+        let input = |fields: &str| {
+            let body = format!("{{\"command\":\"sh\",{fields}}}");
+            let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
+            body.into_spec().map(|(spec, input)| (spec.stdin, input)).map_err(|error| error.to_string())
+        };
+        for (fields, right) in [
+            (r#""stdin":null,"stdin_base64":null"#, None),
+            (r#""stdin":"é\n\u0000""#, Some("é\n\0".as_bytes())),
+            (r#""stdin":"""#, Some(b"")),
+            (r#""stdin_base64":"/wAK""#, Some(b"\xff\0\n")),
+            (r#""stdin_base64":"aGk=","stdin":null"#, Some(b"hi")),
+            (r#""stdin_base64":"""#, Some(b"")),
+        ] {
+            let mode = if right.is_some() { StdinMode::Pipe } else { StdinMode::Closed };
+            assert_eq!(input(fields), Ok((mode, right.map(<[u8]>::to_vec))), "{fields}");
+        }
+        for (fields, part) in [
+            (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` exclude each other"),
+            (r#""stdin":1"#, "`stdin`: must be a string, not 1"),
+            (r#""stdin_base64":"aGk""#, "`stdin_base64`: must be a string in base64 with padding"),
+            (r#""stdin_base64":"a-k=""#, "`stdin_base64`: "),
+            (r#""stdin_base64":"aGk=\n""#, "`stdin_base64`: "),
+            (r#""stdin_base64":["aGk="]"#, "`stdin_base64`: "),
+        ] {
+            let sentence = input(fields).unwrap_err();
+            assert!(sentence.contains(part), "{fields}: {sentence}");
+        }
     }
 
     #[test]
@@ -152,6 +209,8 @@ mod tests {
             (wrong_modes, plain()),
             (r#","timeout":2"#, plain().timeout(Duration::from_secs(2))),
             (r#","timeout":0.25"#, plain().timeout(Duration::from_millis(250))),
+            (r#","timeout_secs":2.5,"timeout":null"#, plain().timeout(Duration::from_millis(2500))),
+            (r#","timeout":2,"timeout_secs":null"#, plain().timeout(Duration::from_secs(2))),
             (r#","timeout":1e300"#, plain().timeout(MAX_TIMEOUT)),
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
@@ -164,6 +223,9 @@ mod tests {
             (r#","timeout":-1"#, "`timeout`: must be a number of seconds above 0, not -1"),
             (r#","timeout":1e999"#, "`timeout`"),
             (r#","timeout":"1""#, "`timeout`"),
+            (r#","timeout_secs":0"#, "`timeout_secs`: must be a number of seconds above 0, not 0"),
+            (r#","timeout_secs":"5""#, "`timeout_secs`"),
+            (r#","timeout":5,"timeout_secs":5"#, "`timeout` and `timeout_secs` mean the same"),
             (r#","name":"web""#, "`name` makes a process managed"),
             (r#","restart":{}"#, "`restart` makes a process managed"),
             (r#","health_check":0"#, "`health_check` makes a process managed"),

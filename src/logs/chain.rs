@@ -26,7 +26,7 @@ const MEMORY_AT_MOST: u64 = 2 * MEMORY;
 /// Output of a segment in memory, in bytes.
 const MEMORY_SEGMENT: usize = 8 * 1024;
 /// The most that a segment in memory has with headers, in bytes.
-const MEMORY_SEGMENT_UNPACKED: u64 = 64 * 1024;
+pub(super) const MEMORY_SEGMENT_UNPACKED: u64 = 64 * 1024;
 
 /// What a chain needs to know of its surroundings.
 #[derive(Clone, Copy)]
@@ -74,12 +74,12 @@ pub(super) enum Source {
 
 #[derive(Debug, Default)]
 pub(super) struct Chain {
-    segments: VecDeque<Segment>,
+    pub(super) segments: VecDeque<Segment>,
     /// Of the newest segment, while it is open for appending.
-    file: Option<Arc<File>>,
+    pub(super) file: Option<Arc<File>>,
     next_number: u64,
     /// Of all its files, in bytes.
-    used: u64,
+    pub(super) used: u64,
     snapshot: Snapshot,
     last_time: Millis,
     /// The disk has failed: bytes that passed since it was tried last, with headers.
@@ -119,12 +119,18 @@ impl Chain {
         }
         if self.failing.is_none() {
             let Err(error) = self.write_file(home, header, bytes) else { return };
-            self.file = None;
-            self.failing = Some(0);
+            self.fail(home, &error);
+        }
+        self.write_memory(home, header, bytes);
+    }
+
+    /// From now on output goes to memory.
+    fn fail(&mut self, home: Home<'_>, error: &io::Error) {
+        self.file = None;
+        if self.failing.replace(0).is_none() {
             home.truncated.store(true, Ordering::Relaxed);
             log::warn!("the log of unit {} is kept in memory: {error}", home.unit);
         }
-        self.write_memory(home, header, bytes);
     }
 
     fn write_file(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) -> io::Result<()> {
@@ -183,6 +189,7 @@ impl Chain {
 
     /// The file to append `need` bytes to: that of the newest segment, or a new one.
     fn writable(&mut self, home: Home<'_>, need: u64) -> io::Result<Arc<File>> {
+        self.rescue_removed(home)?;
         if let Some(segment) = self.segments.back()
             && segment.is_file()
             && segment.len + need <= home.disk.segment
@@ -296,12 +303,14 @@ impl Chain {
     /// The file of this segment is gone or is not what was written: what is left of it is dropped.
     pub(super) fn damaged(&mut self, home: Home<'_>, number: u64) {
         if let Some(at) = self.segments.iter().position(|segment| segment.number == number) {
-            log::warn!("segment {number} of the log of unit {} was damaged", home.unit);
+            // What went with the directory was told once, for all of it.
+            let level = if home.disk.remade.load(Ordering::Relaxed) { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "segment {number} of the log of unit {} was damaged", home.unit);
             self.remove(home, at);
         }
     }
 
-    fn remove(&mut self, home: Home<'_>, at: usize) {
+    pub(super) fn remove(&mut self, home: Home<'_>, at: usize) {
         let newest = at + 1 == self.segments.len();
         let Some(segment) = self.segments.remove(at) else { return };
         if newest {
@@ -321,7 +330,10 @@ impl Chain {
         while self.drop_oldest(home) {}
     }
 
-    pub(super) fn close_file(&mut self) {
+    pub(super) fn close_file(&mut self, home: Home<'_>) {
+        if let Err(error) = self.rescue_unreachable(home) {
+            self.fail(home, &error);
+        }
         self.file = None;
     }
 
@@ -395,9 +407,15 @@ impl Chain {
     }
 }
 
-fn create(home: Home<'_>, number: u64) -> io::Result<File> {
+/// A new file. What has its name by some accident is removed: the directory is ours alone, and the number was never used.
+pub(super) fn create(home: Home<'_>, number: u64) -> io::Result<File> {
+    home.disk.ready()?;
     let path = home.disk.path(home.unit, number);
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
+    let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| create()),
+        created => created,
+    }
 }
 
 fn reopen(home: Home<'_>, segment: &Segment) -> io::Result<File> {

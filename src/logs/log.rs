@@ -111,7 +111,7 @@ impl OutputLog {
             state.chain.cut(self.home(), end.ended_at);
             state.chain.retry(self.home());
             // Whoever still writes takes it again: only a run with a pipe may hold a descriptor.
-            state.chain.close_file();
+            state.chain.close_file(self.home());
             let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
             state.end = Some(End { place, run: end, order });
         }
@@ -127,7 +127,7 @@ impl OutputLog {
             let mut state = lock(&self.state);
             let time = state.chain.last_time();
             state.chain.cut(self.home(), time);
-            state.chain.close_file();
+            state.chain.close_file(self.home());
             state.end = None;
         }
         self.wake_armed();
@@ -137,7 +137,7 @@ impl OutputLog {
     pub fn close_file(&self) {
         let mut state = lock(&self.state);
         state.chain.retry(self.home());
-        state.chain.close_file();
+        state.chain.close_file(self.home());
     }
 
     /// The `finish` that stands, unless reopened.

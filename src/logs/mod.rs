@@ -7,7 +7,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `store` | the directory, and the bound on all logs together |
+//! | `store`, `directory` | the bound on all logs together; the directory that they are in |
+//! | `rescue` | a segment whose file was removed |
 //! | `log` | one log as its writer knows it, its lock, and who is woken |
 //! | `chain`, `segment`, `record` | its segments under that lock; one segment; one record |
 //! | `memory` | records while the disk is full |
@@ -17,16 +18,18 @@
 //! | `follower`, `views` | what readers hold |
 //!
 //! Locks: the registry of the store, the state of a log, its wakers. No two of these are ever held together (only
-//! `reclaiming` is, and it is taken before any of them), and readers do their reading under none.
+//! `reclaiming` is, and it is taken before any of them; and that of the directory, which is taken last), and readers do their reading under none.
 
 mod chain;
 mod cursor;
 mod cutter;
+mod directory;
 mod follower;
 mod log;
 mod memory;
 mod record;
 mod records;
+mod rescue;
 mod segment;
 mod store;
 mod tail;

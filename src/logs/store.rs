@@ -1,26 +1,20 @@
 //! The directory that all logs live in, and the bound on all of them together.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-
+use super::directory::{self, Taken};
 use super::lock;
 use super::log::OutputLog;
 use crate::lines::MAX_LINE;
 use crate::model::UnitId;
 use crate::retention;
 
-const LOCK_FILE: &str = "lock";
 /// The smallest segment, in bytes: smaller ones would be all headers and file names.
 const MIN_SEGMENT: u64 = 4096;
 /// The largest segment, in bytes: its index counts in 32 bits.
@@ -39,6 +33,10 @@ pub struct Limits {
 #[derive(Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
+    /// The directory itself. Nothing else is locked while this is.
+    taken: Mutex<Taken>,
+    /// The directory was lost and made anew.
+    pub(super) remade: AtomicBool,
     /// Told apart from stores of other daemons, so that a cursor of theirs is not taken for one of ours.
     pub(super) nonce: u64,
     pub(super) per_unit: u64,
@@ -58,13 +56,15 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    fn new(dir: &Path, limits: Limits) -> Disk {
+    fn new(dir: &Path, taken: Taken, limits: Limits) -> Disk {
         let total = limits.total.max(MIN_SEGMENT);
         let per_unit = limits.per_unit.clamp(MIN_SEGMENT, total);
         let segment = (per_unit / 8).clamp(MIN_SEGMENT, MAX_SEGMENT);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Disk {
             dir: dir.to_owned(),
+            taken: Mutex::new(taken),
+            remade: AtomicBool::new(false),
             // The low bits are all that changes between two starts.
             nonce: (u64::from(now.subsec_nanos()) ^ (now.as_secs() << 30)) & 0xFFFF_FFFF,
             per_unit,
@@ -83,6 +83,21 @@ impl Disk {
         self.dir.join(format!("{unit}.{segment}"))
     }
 
+    /// Sees that the directory is the one that we have, before a file is made in it. One that was removed under us is made
+    /// anew, as at the start.
+    pub(super) fn ready(&self) -> io::Result<()> {
+        let mut taken = lock(&self.taken);
+        if taken.is_at(&self.dir) {
+            return taken.keep_locked(&self.dir);
+        }
+        // The old lock is held until the new one is.
+        *taken = directory::take(&self.dir)?;
+        self.remade.store(true, Ordering::Relaxed);
+        let dir = self.dir.display();
+        log::warn!("the log directory {dir} was removed and is made anew: output that was in it may be lost");
+        Ok(())
+    }
+
     /// The number of the next unit that ends.
     pub(super) fn next_end(&self) -> u64 {
         self.ended.fetch_add(1, Ordering::Relaxed)
@@ -95,8 +110,6 @@ pub struct LogStore {
     logs: Mutex<HashMap<UnitId, Weak<OutputLog>>>,
     /// Held while old segments are being dropped, so that two who need room do not both drop as much.
     reclaiming: Mutex<()>,
-    /// Released by the kernel when it is closed, however we end.
-    _lock: Flock<File>,
 }
 
 impl fmt::Debug for LogStore {
@@ -109,19 +122,19 @@ impl LogStore {
     /// Makes `dir` (0700), takes its lock, removes what an earlier daemon left there.
     ///
     /// # Errors
-    /// `ResourceBusy` when another daemon has the directory, else what the file system says.
+    /// `ResourceBusy` when another daemon has the directory, `PermissionDenied` when it or its lock is another user's, else
+    /// what the file system says.
     pub fn open(dir: &Path, limits: Limits) -> io::Result<Arc<LogStore>> {
         Self::open_with(dir, limits, |_| {})
     }
 
     /// The same, with the sizes changed that are constants otherwise.
     pub(super) fn open_with(dir: &Path, limits: Limits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
-        make_dir(dir).map_err(|error| told(dir, &error))?;
-        let lock = lock_dir(dir)?;
-        remove_leftovers(dir)?;
-        let mut disk = Disk::new(dir, limits);
+        let taken = directory::take(dir)?;
+        directory::remove_leftovers(dir)?;
+        let mut disk = Disk::new(dir, taken, limits);
         tune(&mut disk);
-        Ok(Arc::new(LogStore { disk, logs: Mutex::default(), reclaiming: Mutex::default(), _lock: lock }))
+        Ok(Arc::new(LogStore { disk, logs: Mutex::default(), reclaiming: Mutex::default() }))
     }
 
     /// A log for a new unit. No file until the first byte.
@@ -165,66 +178,4 @@ impl LogStore {
             }
         }
     }
-}
-
-/// Makes the directory, for its owner only. One that was there before must be empty, or have been ours: nobody else's is
-/// to be closed to others, least of all `/tmp`.
-fn make_dir(dir: &Path) -> io::Result<()> {
-    if let Some(parent) = dir.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
-    }
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => return made,
-    }
-    let foreign = |name: &OsStr| name != "lost+found" && name != LOCK_FILE;
-    if !dir.join(LOCK_FILE).exists() && fs::read_dir(dir)?.flatten().any(|entry| foreign(&entry.file_name())) {
-        return Err(io::Error::new(
-            io::ErrorKind::DirectoryNotEmpty,
-            "it has other files in it; name one for logs only",
-        ));
-    }
-    if fs::metadata(dir)?.permissions().mode() & 0o7777 != 0o700 {
-        fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    }
-    Ok(())
-}
-
-fn told(dir: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("log directory {}: {error}", dir.display()))
-}
-
-fn lock_dir(dir: &Path) -> io::Result<Flock<File>> {
-    let path = dir.join(LOCK_FILE);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)
-        .map_err(|error| told(dir, &error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => {
-            let sentence = format!("log directory {} is in use by another daemon", dir.display());
-            io::Error::new(io::ErrorKind::ResourceBusy, sentence)
-        }
-        _ => told(dir, &errno.into()),
-    })
-}
-
-/// Removes the segments of an earlier daemon, and nothing that is not named like one.
-fn remove_leftovers(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_str().is_some_and(is_segment) && entry.file_type()?.is_file() {
-            fs::remove_file(entry.path()).map_err(|error| told(dir, &error))?;
-        }
-    }
-    Ok(())
-}
-
-fn is_segment(name: &str) -> bool {
-    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-    name.split_once('.').is_some_and(|(unit, number)| digits(unit) && digits(number))
 }

@@ -248,6 +248,10 @@ fn validate_managed(managed: &ManagedSpec) -> Result<(), SpecError> {
         if name.is_empty() || name.contains('/') || name.bytes().all(|b| b.is_ascii_digit()) {
             return Err(SpecError::new("name", "must not be empty, not be all digits and have no `/`"));
         }
+        // Every client resolves these away in the path that would address it (RFC 3986, section 5.2.4).
+        if matches!(name.as_str(), "." | "..") {
+            return Err(SpecError::new("name", "must not be `.` or `..`"));
+        }
         no_nul("name", name)?;
     }
     at_most_a_day("stop_grace_ms", managed.stop_grace.as_millis())?;

@@ -26,3 +26,4 @@ pub mod tasks;
 pub mod tcp;
 pub mod tree;
 pub mod wait;
+pub mod xattr;

@@ -157,6 +157,13 @@ impl Actor {
                 }
                 None => reply.send(Err(closed(key.0))),
             },
+            Message::Feed(bytes) => {
+                if let Some((token, queue)) = self.stdin_of(key).and_then(|token| self.queue(token)) {
+                    queue.push_last(bytes);
+                    (self.notify)(key, Notice::StdinClosed);
+                    self.serve(token);
+                }
+            }
             Message::HangUp => self.hang_up(key),
             Message::Resize(window, reply) => reply.send(self.resize(key, window)),
             Message::Abandon { writer } => {
@@ -220,6 +227,7 @@ impl Actor {
             Kind::Stdin(queue) => {
                 let run = source.run;
                 let (failed, unread) = (queue.write_to(&source.fd).is_err(), !has_reader(&source.fd));
+                let failed = failed || queue.is_at_end();
                 if failed || unread && !self.is_open_terminal(run) {
                     self.close(token);
                     (self.notify)(run, Notice::StdinClosed);

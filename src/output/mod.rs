@@ -80,6 +80,8 @@ pub enum Message {
         /// To be told.
         reply: Reply<()>,
     },
+    /// All that stdin gets: it is closed once this is in the pipe, and counts as closed for everybody else from now on.
+    Feed(Vec<u8>),
     /// The writer has gone: what it still has in the queue is not to be written.
     Abandon {
         /// Who.

@@ -9,7 +9,10 @@ use nix::unistd::write;
 
 use crate::error::Error;
 use crate::model::{Target, UnitId};
-use crate::pending::Reply;
+use crate::pending::{Reply, pending};
+
+/// No writer has this number.
+const NOBODY: u64 = 0;
 
 #[derive(Debug)]
 struct Chunk {
@@ -24,15 +27,31 @@ struct Chunk {
 pub(super) struct StdinQueue {
     unit: UnitId,
     chunks: VecDeque<Chunk>,
+    /// Nothing comes after these chunks.
+    last: bool,
 }
 
 impl StdinQueue {
     pub(super) fn new(unit: UnitId) -> StdinQueue {
-        StdinQueue { unit, chunks: VecDeque::new() }
+        StdinQueue { unit, chunks: VecDeque::new(), last: false }
     }
 
     pub(super) fn push(&mut self, writer: u64, bytes: Vec<u8>, reply: Reply<()>) {
+        if self.last {
+            return reply.send(Err(closed(self.unit)));
+        }
         self.chunks.push_back(Chunk { writer, bytes, written: 0, reply });
+    }
+
+    /// After these bytes there are no more. Nobody waits for them.
+    pub(super) fn push_last(&mut self, bytes: Vec<u8>) {
+        self.push(NOBODY, bytes, pending(None).0);
+        self.last = true;
+    }
+
+    /// Whether all there will ever be has been written.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.last && self.chunks.is_empty()
     }
 
     pub(super) fn abandon(&mut self, writer: u64) {

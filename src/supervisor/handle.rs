@@ -258,6 +258,12 @@ impl Stdin {
         self.output.send(self.run, ToOutput::Write { writer: self.writer, bytes, reply });
         answer
     }
+
+    /// Hands over all that stdin will get, and does not wait: it is closed once the process has taken all of it. What it
+    /// does not take is dropped with its end.
+    pub fn feed(self, bytes: Vec<u8>) {
+        self.output.send(self.run, ToOutput::Feed(bytes));
+    }
 }
 
 impl Drop for Stdin {

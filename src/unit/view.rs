@@ -1,6 +1,6 @@
 //! How a unit looks from outside.
 
-use super::{Phase, Run, Shown, State, Then, Unit};
+use super::{Phase, Run, Shown, State, Unit};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {
@@ -60,8 +60,9 @@ impl Unit {
         match &self.state {
             State::Down => ManagedStatus::Stopped,
             State::Forking => ManagedStatus::Starting,
-            State::AwaitingTree(wait) if wait.then == Then::Restart => ManagedStatus::Starting,
-            State::AwaitingTree(_) | State::BackingOff { .. } => ManagedStatus::BackingOff,
+            // Not backing off: when the next run begins is not known.
+            State::AwaitingTree(_) => ManagedStatus::Starting,
+            State::BackingOff { .. } => ManagedStatus::BackingOff,
             State::Up(Run { phase: Phase::Execing { .. } | Phase::Broken(_), .. }) => ManagedStatus::Starting,
             State::Up(_) => ManagedStatus::Running,
         }

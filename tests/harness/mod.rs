@@ -105,6 +105,11 @@ impl Options {
         self
     }
 
+    /// Its /proc is that of the namespace outside.
+    pub fn outer_proc(self) -> Options {
+        self.env("TL_NS_PROC", "outer")
+    }
+
     /// The highest PID in the namespace: a low one makes the kernel hand out PIDs again soon.
     pub fn pid_max(mut self, pid_max: u32) -> Options {
         self.pid_max = Some(pid_max);

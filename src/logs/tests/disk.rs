@@ -50,6 +50,12 @@ fn a_closed_log_takes_its_file_again() {
     assert_eq!(fs::read_dir(dir.path().join("logs")).unwrap().count(), 2, "the lock and one segment");
 }
 
+/// Removes the directory, and has something else in its place: no file can be made there.
+fn lose(dir: &TempDir) {
+    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    fs::write(dir.path().join("logs"), "").unwrap();
+}
+
 /// Far more than memory keeps, in numbered lines of 16 bytes.
 fn flood(log: &OutputLog, lines: std::ops::Range<u64>) {
     for number in lines {
@@ -73,7 +79,7 @@ fn without_a_directory_the_last_output_stays_in_memory() {
     let mut follower = log.follow(View::Stdout, From::Beginning, waker());
     assert_eq!(drain(&mut follower).len(), 1);
     log.close_file();
-    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    lose(&dir);
     log.append(1, OUT, b"line 0000000001\n");
     assert!(log.truncated());
     assert_eq!(texts(lines_of(&drain(&mut follower))), ["line 0000000001"]);
@@ -84,7 +90,7 @@ fn without_a_directory_the_last_output_stays_in_memory() {
     assert!(matches!(items[0], Item::Gap { lost_bytes, .. } if lost_bytes > 200_000), "{:?}", items[0]);
 
     // Back again: after another 64 KiB at the latest it is used.
-    fs::create_dir(dir.path().join("logs")).unwrap();
+    fs::remove_file(dir.path().join("logs")).unwrap();
     flood(&log, 20_000..26_000);
     check_kept(&log, 25_999, 96_000);
     let kept = fs::read_dir(dir.path().join("logs")).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
@@ -98,7 +104,7 @@ fn without_a_directory_the_last_output_stays_in_memory() {
 #[test]
 fn memory_is_bounded_for_tiny_records_as_well() {
     let (dir, log) = log();
-    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    lose(&dir);
     for _ in 0..200_000 {
         log.append(1, OUT, b"\n");
     }
@@ -114,7 +120,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
     let mut random = Random(64);
     for longest in [1, 5, 100, 4000, 60_000] {
         let (dir, log) = log();
-        fs::remove_dir_all(dir.path().join("logs")).unwrap();
+        lose(&dir);
         let (mut all, mut chunk) = (Vec::new(), Vec::new());
         let mut due = 200_000;
         while all.len() < 400_000 {
@@ -141,10 +147,143 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
     }
     // One that is longer than that is kept as far as it can be.
     let (dir, log) = log();
-    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    lose(&dir);
     (0..1000).for_each(|_| log.append(1, OUT, &[b'x'; 1000]));
     let kept = raw(&log, View::Stdout).len();
     assert!((64 * 1024..=136 * 1024).contains(&kept), "{kept}");
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_refused() {
+    let refused = |logs: &std::path::Path, kind: ErrorKind, why: &str| {
+        let error = LogStore::open(logs, LIMITS).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(why) && error.to_string().contains("log directory"), "{error}");
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let logs = dir.path().join("logs");
+    let chown = |path: &std::path::Path| std::os::unix::fs::lchown(path, Some(4242), Some(4242)).unwrap();
+    // What its lock must not be: a link that makes a file elsewhere, what nobody reads, a directory.
+    let elsewhere = dir.path().join("elsewhere");
+    fs::create_dir(&logs).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, logs.join("lock")).unwrap();
+    refused(&logs, ErrorKind::InvalidInput, "`lock` in it is not a regular file");
+    assert!(!elsewhere.exists());
+    fs::remove_file(logs.join("lock")).unwrap();
+    nix::unistd::mkfifo(&logs.join("lock"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused(&logs, ErrorKind::InvalidInput, "`lock` in it is not a regular file");
+    fs::remove_file(logs.join("lock")).unwrap();
+    fs::write(&elsewhere, "").unwrap();
+    refused(&elsewhere, ErrorKind::NotADirectory, "it is not a directory");
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("not tried in full: giving files away takes root");
+    }
+    fs::write(logs.join("lock"), "").unwrap();
+    chown(&logs.join("lock"));
+    refused(&logs, ErrorKind::PermissionDenied, "`lock` in it belongs to the user 4242");
+    // The directory itself, with and without a lock.
+    for with_lock in [true, false] {
+        fs::remove_dir_all(&logs).unwrap();
+        fs::create_dir(&logs).unwrap();
+        if with_lock {
+            fs::write(logs.join("lock"), "").unwrap();
+        }
+        fs::set_permissions(&logs, fs::Permissions::from_mode(0o755)).unwrap();
+        chown(&logs);
+        refused(&logs, ErrorKind::PermissionDenied, "it belongs to the user 4242, and the daemon runs as 0");
+        assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+    // A symlink leads there only if it is ours, or root's.
+    let link = dir.path().join("link");
+    let own = dir.path().join("own");
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::symlink(&own, &link).unwrap();
+    drop(LogStore::open(&link, LIMITS).unwrap());
+    chown(&link);
+    refused(&link, ErrorKind::PermissionDenied, "it is a symlink that belongs to the user 4242");
+    // What others have left in ours goes by its name, whatever it is; nothing is followed.
+    let victim = dir.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    std::os::unix::fs::symlink(&victim, own.join("1.0")).unwrap();
+    let store = LogStore::open(&own, LIMITS).unwrap();
+    store.create(UnitId(1)).append(1, OUT, b"line\n");
+    assert_eq!(fs::read(&victim).unwrap(), b"precious");
+}
+
+#[test]
+fn a_log_outlives_the_removal_of_its_directory() {
+    let remove = |logs: &std::path::Path| fs::remove_dir_all(logs).unwrap();
+    let remove_files = |logs: &std::path::Path| {
+        fs::read_dir(logs).unwrap().flatten().for_each(|file| fs::remove_file(file.path()).unwrap());
+    };
+    let move_away = |logs: &std::path::Path| fs::rename(logs, logs.with_extension("old")).unwrap();
+    let another = |logs: &std::path::Path| {
+        fs::rename(logs, logs.with_extension("old")).unwrap();
+        fs::create_dir(logs).unwrap();
+    };
+    let with_parents = |logs: &std::path::Path| fs::remove_dir_all(logs.parent().unwrap()).unwrap();
+    let harms: [&dyn Fn(&std::path::Path); 5] = [&remove, &remove_files, &move_away, &another, &with_parents];
+    for (number, harm) in harms.into_iter().enumerate() {
+        for goes_on in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let logs = dir.path().join("a/logs");
+            let store = LogStore::open(&logs, LIMITS).unwrap();
+            let log = store.create(UnitId(1));
+            let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+            flood(&log, 0..1000);
+            assert_eq!(drain(&mut follower).len(), 1000);
+            harm(&logs);
+            // Written while it is gone, and then no more.
+            let last = if goes_on { 2000 } else { 1000 };
+            flood(&log, 1000..last);
+            log.finish(end(1));
+            log.close_file();
+            let lines = texts(log.lines(View::Stdout, None));
+            assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {goes_on}");
+            assert_eq!(lines_of(&drain(&mut follower)).len() as u64, last - 1000, "{number} {goes_on}");
+            assert!(log.truncated(), "{number} {goes_on}");
+            // Made anew as at the start, with its lock, for all that follows.
+            let other = store.create(UnitId(2));
+            other.append(1, OUT, b"other\n");
+            assert!(logs.join("2.0").exists(), "{number} {goes_on}");
+            assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o700);
+            assert_eq!(LogStore::open(&logs, LIMITS).unwrap_err().kind(), ErrorKind::ResourceBusy, "{number}");
+            assert_eq!(texts(other.lines(View::Stdout, None)), ["other"]);
+            drop((log, follower, other));
+            assert_eq!(store.total_bytes(), 0);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
+    // Short enough for memory, and too long for it, and too long to be copied.
+    for (lines, kept) in [(1000_u64, 1000_u64), (10_000, 0), (200_000, 0)] {
+        let (dir, log) = log();
+        flood(&log, 0..lines);
+        let mut follower = log.follow(View::Stdout, From::Tail(1), waker());
+        assert_eq!(drain(&mut follower).len(), 1);
+        lose(&dir);
+        flood(&log, lines..lines + 100);
+        assert_eq!(lines_of(&drain(&mut follower)).len(), 100);
+        let left = texts(log.lines(View::Stdout, None));
+        let right = (lines - kept..lines + 100).map(|line| format!("line {line:010}"));
+        assert!(left.iter().cloned().eq(right), "{lines}: {}", left.len());
+        // And on the disk again, when there is one.
+        fs::remove_file(dir.path().join("logs")).unwrap();
+        log.finish(end(1));
+        log.close_file();
+        assert_eq!(texts(log.lines(View::Stdout, None)), left, "{lines}");
+        assert_eq!(log.memory(), 0, "{lines}");
+    }
+    // With a directory, a long one is a gap, and what comes after it is not.
+    let (dir, log) = log();
+    flood(&log, 0..200_000);
+    fs::remove_dir_all(dir.path().join("logs")).unwrap();
+    flood(&log, 200_000..200_100);
+    let items = follow(&log, View::Stdout, From::Beginning);
+    assert!(matches!(items[0], Item::Gap { lost_bytes, .. } if lost_bytes == 200_000 * 16), "{:?}", items[0]);
+    assert_eq!(lines_of(&items).len(), 100);
 }
 
 /// A file system of so many bytes, where we may mount one.
