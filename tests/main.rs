@@ -30,5 +30,6 @@ mod runs;
 mod stdin;
 mod terminal_clients;
 mod tunnel;
+mod unread;
 mod uploads;
 mod vanished;

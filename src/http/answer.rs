@@ -4,8 +4,11 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::os::poll::Waker;
 
+use super::json;
 use super::reply::{Ending, Reply};
 use super::socket::{Patience, Socket, Woken};
 
@@ -33,8 +36,8 @@ pub(super) enum Answer {
         reply: Reply,
         /// How long the body is, where that is known. The writer fails if it has less.
         length: Option<u64>,
-        /// What to do when the client does not read.
-        patience: Patience,
+        /// What to do when the client does not read; none: as with an answer that is not streamed.
+        patience: Option<Patience>,
         /// Writes the body; never called for HEAD.
         write: Writer,
     },
@@ -51,7 +54,7 @@ impl Answer {
     /// Server-sent events, for as long as the client is there.
     pub(super) fn events(write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static) -> Answer {
         let reply = Reply::new(200).with("Content-Type", "text/event-stream").with("Cache-Control", "no-cache");
-        Answer::Streamed { reply, length: None, patience: Patience::WhileThere, write: Box::new(write) }
+        Answer::Streamed { reply, length: None, patience: Some(Patience::WhileThere), write: Box::new(write) }
     }
 
     /// A body of unknown length that has an end.
@@ -60,7 +63,7 @@ impl Answer {
         write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
     ) -> Answer {
         let reply = Reply::new(200).with("Content-Type", content_type);
-        Answer::Streamed { reply, length: None, patience: Patience::ForEver, write: Box::new(write) }
+        Answer::Streamed { reply, length: None, patience: Some(Patience::ForEver), write: Box::new(write) }
     }
 
     /// JSON that `more` makes a burst at a time, and says when that was the last: there can be any amount of it. What is no
@@ -85,13 +88,24 @@ impl Answer {
         }))
     }
 
+    /// `value` as JSON. A long one is written in bursts, and never held as a whole.
+    pub(super) fn json(status: u16, value: impl Serialize + 'static) -> Answer {
+        let length = match json::length(&value) {
+            Ok(length) if length > BURST as u64 => length,
+            _ => return Reply::json(status, &value).into(),
+        };
+        let reply = Reply::new(status).with("Content-Type", JSON);
+        let write = move |stream: &mut Stream<'_>| Ok(serde_json::to_writer(stream, &value)?);
+        Answer::Streamed { reply, length: Some(length), patience: None, write: Box::new(write) }
+    }
+
     /// A body of this length.
     pub(super) fn measured(
         reply: Reply,
         length: u64,
         write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
     ) -> Answer {
-        Answer::Streamed { reply, length: Some(length), patience: Patience::ForEver, write: Box::new(write) }
+        Answer::Streamed { reply, length: Some(length), patience: Some(Patience::ForEver), write: Box::new(write) }
     }
 
     /// The status.
@@ -236,12 +250,14 @@ impl<'c> Stream<'c> {
 }
 
 impl Write for Stream<'_> {
+    /// Takes a burst at most, however much there is: a large piece must not be held twice.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
+        let taken = bytes.get(..BURST).unwrap_or(bytes);
+        self.buffer.extend_from_slice(taken);
         if self.is_burst() {
             Stream::flush(self)?;
         }
-        Ok(bytes.len())
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

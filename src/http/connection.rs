@@ -168,6 +168,7 @@ impl Connection {
                 if head_only {
                     return self.socket.send(&printed, self.patience());
                 }
+                let patience = patience.unwrap_or(self.patience());
                 let mut stream = Stream::new(&mut self.socket, printed, ending, patience);
                 write(&mut stream)?;
                 stream.finish()

@@ -13,7 +13,7 @@
 //! | `reply`, `answer` | an answer on its way out; tiny_http prints the heads |
 //! | `routes` | one match from method and path to what was asked for, behind the token |
 //! | `json`, `user` | bodies, with sentences about what is wrong with them |
-//! | `events` | server-sent events from a log |
+//! | `events`, `text` | server-sent events from a log; a JSON string piece by piece |
 //! | `range` | which part of a file |
 //! | `host` | what the program around us tells, and how it is ended |
 //! | `websocket`, `frames` | the way into a WebSocket and out of it; its single frames |
@@ -50,6 +50,7 @@ mod seats;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tunnel;
 mod user;
 mod websocket;

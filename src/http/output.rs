@@ -4,14 +4,15 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, From, Item, Lines, OutputLog, View};
+use crate::logs::{Cursor, From, Lines, LongText, OutputLog, PIECE, Shown, Text, View};
 use crate::model::Target;
 
 use super::answer::{Answer, BURST};
-use super::events;
+use super::events::{self, Frames};
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
+use super::text;
 
 const BYTES: &str = "application/octet-stream";
 
@@ -23,7 +24,7 @@ pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View
         return raw(process.log.raw(view, tail).map_err(unreadable)?);
     }
     let lines = process.log.lines(view, tail);
-    let mut listing = Listing { lines, log: process.log, written: 0 };
+    let mut listing = Listing { lines, log: process.log, written: 0, begun: None };
     let mut head = Some(format!("{{\"pid\":{},\"lines\":[", process.info.pid));
     let more = move |out: &mut Vec<u8>| {
         out.extend(head.take().unwrap_or_default().into_bytes());
@@ -42,16 +43,10 @@ pub(super) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: Vi
     let log = api.handle.look_up(target)?.log;
     Ok(Answer::events(move |stream| {
         let mut follower = log.follow(view, from, waker.clone());
-        events::pump(stream, &mut follower, &waker, |out, item| match item {
-            Item::Line(line, cursor) => {
-                write!(out, "id: {cursor}\nevent: output\n")?;
-                events::line(out, &line, view == View::Combined)
-            }
-            Item::Gap { lost_bytes, cursor } => {
-                writeln!(out, "id: {cursor}")?;
-                events::gap(out, lost_bytes)
-            }
-            Item::End(_, cursor) => write!(out, "id: {cursor}\nevent: eof\ndata: {{}}\n\n"),
+        let frames = Frames { named: true, with_stream: view == View::Combined };
+        events::pump(stream, &mut follower, &waker, frames, |out, _| {
+            out.extend_from_slice(b"event: eof\ndata: {}\n\n");
+            Ok(())
         })
     }))
 }
@@ -92,6 +87,14 @@ struct Listing {
     lines: Lines,
     log: Arc<OutputLog>,
     written: u64,
+    /// A line of which the beginning was written.
+    begun: Option<Begun>,
+}
+
+/// What is left of a line.
+enum Begun {
+    Short(String),
+    Long(Box<LongText>),
 }
 
 impl Listing {
@@ -99,7 +102,11 @@ impl Listing {
     fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
-            let Some(line) = self.lines.next() else {
+            if let Some(begun) = self.begun.take() {
+                self.begun = go_on(begun, out)?;
+                continue;
+            }
+            let Some(line) = self.lines.next_shown() else {
                 self.lines.failure().map_or(Ok(()), Err)?;
                 let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
                 write!(out, "],\"line_count\":{}{truncated}}}", self.written)?;
@@ -108,9 +115,46 @@ impl Listing {
             if self.written > 0 {
                 out.push(b',');
             }
-            serde_json::to_writer(&mut *out, &line.text)?;
             self.written += 1;
+            match line {
+                Shown::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
+                Shown::Short(text) => {
+                    text::begin(out);
+                    self.begun = Some(Begun::Short(text));
+                }
+                Shown::Long(text) => {
+                    text::begin(out);
+                    self.begun = Some(Begun::Long(text));
+                }
+            }
         }
         Ok(false)
     }
+}
+
+/// Appends a piece of a line, or its end; what is left then.
+fn go_on(begun: Begun, out: &mut Vec<u8>) -> io::Result<Option<Begun>> {
+    let left = match begun {
+        Begun::Short(mut text) => {
+            let (first, rest) = text::split(&text);
+            text::piece(out, first)?;
+            let first = first.len();
+            (!rest.is_empty()).then(|| {
+                text.drain(..first);
+                Begun::Short(text)
+            })
+        }
+        Begun::Long(mut line) => match line.next()? {
+            Text::Piece(piece) => {
+                text::piece(out, &piece)?;
+                Some(Begun::Long(line))
+            }
+            // What was dropped while it was read is missing, and `truncated` says so.
+            Text::End | Text::Lost(_) => None,
+        },
+    };
+    if left.is_none() {
+        text::end(out);
+    }
+    Ok(left)
 }

@@ -1,19 +1,21 @@
 //! `POST /processes`, `GET /processes`, `GET /processes/{process}`.
 
 use std::time::Duration;
+use std::{io, vec};
 
 use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessSpec, RestartPolicy, SpecBuilder,
-    StdinMode, Target,
+    HealthCheck, HealthKind, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessInfo, ProcessSpec, RestartPolicy,
+    SpecBuilder, StdinMode, Target, UnitId,
 };
+use crate::supervisor::Handle;
 
 use super::answer::{Answer, BURST};
 use super::field::{Choice, Object, Pairs, Text, Texts, Whole};
 use super::json;
-use super::reply::{Problem, Reply};
+use super::reply::Problem;
 use super::request::Request;
 use super::routes::Api;
 use super::user::User;
@@ -154,32 +156,74 @@ pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
 /// Answers once the program runs, or has failed to.
 pub(super) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
     let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
-    Ok(Reply::json(201, &api.handle.start(spec)?).into())
+    Ok(Answer::json(201, api.handle.start(spec)?))
 }
 
-/// Oldest first, as the supervisor lists them.
+/// Oldest first. Read from the supervisor a page at a time: a client that does not read must not keep what was forgotten
+/// meanwhile.
 pub(super) fn list(api: &Api) -> Result<Answer, Problem> {
-    let mut all = api.handle.list()?.into_iter();
-    let mut separator = &b"{\"processes\":["[..];
+    let handle = api.handle.clone();
+    let page = handle.page(None, BURST)?;
+    let mut list =
+        List { handle, processes: page.processes.into_iter(), is_last: page.is_last, last: None, begun: None };
+    let mut head = Some(b"{\"processes\":[");
     let more = move |out: &mut Vec<u8>| {
-        let full = out.len() + BURST;
-        while out.len() < full {
-            let Some(process) = all.next() else {
-                // Of none at all, the list has not been opened yet.
-                out.extend_from_slice(if separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
-                return Ok(true);
-            };
-            out.extend_from_slice(std::mem::replace(&mut separator, b","));
-            serde_json::to_writer(&mut *out, &process)?;
-        }
-        Ok(false)
+        out.extend_from_slice(head.take().map_or(b"", |head| &head[..]));
+        list.more(out)
     };
     Answer::in_bursts(more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
 }
 
+/// Writes the JSON of all processes, a burst at a time.
+struct List {
+    handle: Handle,
+    /// What is left of the page, and whether there is no other one after it.
+    processes: vec::IntoIter<ProcessInfo>,
+    is_last: bool,
+    /// The last one that was written.
+    last: Option<UnitId>,
+    /// One that was written up to this byte.
+    begun: Option<(ProcessInfo, usize)>,
+}
+
+impl List {
+    /// Appends a burst; whether this was the last.
+    fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        let full = out.len() + BURST;
+        while out.len() < full {
+            let Some((process, written)) = self.next()? else {
+                out.extend_from_slice(b"]}");
+                return Ok(true);
+            };
+            if written == 0 && self.last.is_some() {
+                out.push(b',');
+            }
+            let before = out.len();
+            if json::part(out, &process, written, full.saturating_sub(before).max(1))? {
+                self.last = Some(process.handle);
+            } else {
+                self.begun = Some((process, written + out.len() - before));
+            }
+        }
+        Ok(false)
+    }
+
+    /// The next process, and how much of it was written before.
+    fn next(&mut self) -> io::Result<Option<(ProcessInfo, usize)>> {
+        if let Some(begun) = self.begun.take() {
+            return Ok(Some(begun));
+        }
+        if self.processes.len() == 0 && !self.is_last {
+            let page = self.handle.page(self.last, BURST).map_err(io::Error::other)?;
+            (self.processes, self.is_last) = (page.processes.into_iter(), page.is_last);
+        }
+        Ok(self.processes.next().map(|process| (process, 0)))
+    }
+}
+
 /// One process.
 pub(super) fn get(api: &Api, target: &Target) -> Result<Answer, Problem> {
-    Ok(Reply::json(200, &api.handle.get(target)?).into())
+    Ok(Answer::json(200, api.handle.get(target)?))
 }
 
 #[cfg(test)]

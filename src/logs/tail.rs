@@ -66,7 +66,7 @@ pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
     // Before a stream is in step, its next byte need not be the first of a line.
     while lines > 0 || !reader.all_synced() {
         match reader.next() {
-            Event::Line(..) => lines = lines.saturating_sub(1),
+            Event::Line(..) | Event::Long(..) => lines = lines.saturating_sub(1),
             Event::AtEnd if lines > 0 && reader.flush(None).is_some() => lines -= 1,
             Event::AtEnd => break,
             Event::Failed(error) => return Err(error),
@@ -136,7 +136,7 @@ fn count(mut reader: Cutter, view: View) -> Count {
     let mut count = Count::default();
     loop {
         match reader.next() {
-            Event::Line(..) => count.after += 1,
+            Event::Line(..) | Event::Long(..) => count.after += 1,
             Event::Synced => (count.before, count.after) = (count.before + count.after, 0),
             Event::Gap(..) => {}
             Event::AtEnd | Event::Failed(_) => break,
@@ -153,7 +153,7 @@ fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place) -> u64 {
     reader.texts = false;
     while lines > 0 && reader.at() < end.at {
         match reader.next() {
-            Event::Line(..) => lines -= 1,
+            Event::Line(..) | Event::Long(..) => lines -= 1,
             Event::AtEnd | Event::Failed(_) => break,
             Event::Synced | Event::Gap(..) => {}
         }

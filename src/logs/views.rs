@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::cutter::{Cutter, Event};
 use super::log::{Bound, OutputLog};
+use super::long::{Long, LongText};
 use super::record::{PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
@@ -13,6 +14,7 @@ use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
 pub struct Lines {
+    log: Arc<OutputLog>,
     cutter: Cutter,
     /// Lines to pass over.
     skip: u64,
@@ -45,11 +47,12 @@ impl OutputLog {
         let snapshot = self.snapshot();
         match tail {
             None => {
-                Lines { cutter: Cutter::from_beginning(self, view, Bound::At(snapshot.end)), skip: 0, failure: None }
+                let cutter = Cutter::from_beginning(self, view, Bound::At(snapshot.end));
+                Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
             }
             Some(n) => {
                 let (cutter, skip) = tail::last(self, view, n, snapshot, true);
-                Lines { cutter, skip, failure: None }
+                Lines { log: Arc::clone(self), cutter, skip, failure: None }
             }
         }
     }
@@ -73,10 +76,54 @@ impl OutputLog {
     }
 }
 
+/// A line of a listing.
+pub(crate) enum Shown {
+    /// All of it.
+    Short(String),
+    /// To be read piece by piece.
+    Long(Box<LongText>),
+}
+
+enum Found {
+    Line(Line),
+    Long(Box<Long>),
+}
+
 impl Lines {
     /// Why the lines ended before their end, if they did: the log could not be read for want of descriptors or memory.
     pub fn failure(&mut self) -> Option<io::Error> {
         self.failure.take()
+    }
+
+    /// The text of the next line, which need not be held in memory where it is long.
+    pub(crate) fn next_shown(&mut self) -> Option<Shown> {
+        Some(match self.find()? {
+            Found::Line(line) => Shown::Short(line.text),
+            Found::Long(long) => Shown::Long(Box::new(long.text(&self.log))),
+        })
+    }
+
+    fn find(&mut self) -> Option<Found> {
+        loop {
+            let event = match self.cutter.next() {
+                Event::AtEnd => self.cutter.flush(None)?,
+                event => event,
+            };
+            let found = match event {
+                Event::Line(line, _) => Found::Line(line),
+                Event::Long(long, _) => Found::Long(long),
+                Event::Gap(..) | Event::Synced => continue,
+                Event::AtEnd => return None,
+                Event::Failed(error) => {
+                    self.failure = Some(error);
+                    return None;
+                }
+            };
+            match self.skip.checked_sub(1) {
+                None => return Some(found),
+                Some(left) => self.skip = left,
+            }
+        }
     }
 }
 
@@ -84,23 +131,16 @@ impl Iterator for Lines {
     type Item = Line;
 
     fn next(&mut self) -> Option<Line> {
-        loop {
-            let line = match self.cutter.next() {
-                Event::Line(line, _) => line,
-                Event::Gap(..) | Event::Synced => continue,
-                Event::AtEnd => match self.cutter.flush(None)? {
-                    Event::Line(line, _) => line,
-                    _ => return None,
-                },
-                Event::Failed(error) => {
+        match self.find()? {
+            Found::Line(line) => Some(line),
+            // What was dropped meanwhile is missing at its end.
+            Found::Long(long) => match long.whole(&self.log) {
+                Ok((line, _)) => Some(line),
+                Err(error) => {
                     self.failure = Some(error);
-                    return None;
+                    None
                 }
-            };
-            match self.skip.checked_sub(1) {
-                None => return Some(line),
-                Some(left) => self.skip = left,
-            }
+            },
         }
     }
 }
