@@ -4,7 +4,6 @@
 //! beside each unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use std::ops::Bound;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -290,12 +289,6 @@ impl<T> Fleet<T> {
     /// All units, the oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Slot<T>)> {
         self.slots.iter().map(|(id, slot)| (*id, slot))
-    }
-
-    /// The units after this one, the oldest first; all where none is named.
-    pub fn iter_after(&self, after: Option<UnitId>) -> impl Iterator<Item = (UnitId, &Slot<T>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.slots.range((from, Bound::Unbounded)).map(|(id, slot)| (*id, slot))
     }
 
     /// All units in the order in which they are asked to end with everything else: managed processes, then terminals,

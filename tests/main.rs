@@ -13,6 +13,7 @@ mod child;
 mod churn;
 mod command_line;
 mod control;
+mod crowded;
 mod ending;
 mod files;
 mod follow;

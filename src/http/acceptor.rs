@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
@@ -19,7 +19,8 @@ use crate::worker;
 use super::Options;
 use super::connection::{Connection, Service};
 use super::reply::{Ending, out_of};
-use super::seats::{House, Room};
+use super::reserve::Reserve;
+use super::seats::{House, Room, Seated};
 
 /// Clients that may wait in the kernel's queue.
 const BACKLOG: i32 = 1024;
@@ -50,6 +51,7 @@ pub(super) struct Acceptor {
     house: Arc<House>,
     service: Service,
     options: Arc<Options>,
+    reserve: Reserve,
     /// Given up to accept one more connection when there is no descriptor left, to tell it so.
     spare: Option<File>,
     warned: Option<Instant>,
@@ -57,8 +59,17 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     /// Does not accept anything yet.
-    pub(super) fn new(listener: TcpListener, house: Arc<House>, service: Service, options: Arc<Options>) -> Acceptor {
-        Acceptor { listener, house, service, options, spare: spare(), warned: None }
+    ///
+    /// # Errors
+    /// When the threads in reserve cannot be started.
+    pub(super) fn new(
+        listener: TcpListener,
+        house: Arc<House>,
+        service: Service,
+        options: Arc<Options>,
+    ) -> io::Result<Acceptor> {
+        let reserve = Reserve::start(&service, &options)?;
+        Ok(Acceptor { listener, house, service, options, reserve, spare: spare(), warned: None })
     }
 
     /// Accepts until the house is stopped.
@@ -140,20 +151,33 @@ impl Acceptor {
         self.house.waker().clear();
     }
 
-    fn welcome(&self, stream: TcpStream) {
+    fn welcome(&mut self, stream: TcpStream) {
         if let Err(error) = stream.set_nonblocking(true) {
             log::warn!("cannot prepare a connection: {error}");
             return;
         }
-        let seated = self.house.seat(stream);
-        let seat = seated.seat();
+        // Where no thread can be started, what it was to have is still there.
+        let seated = Arc::new(Mutex::new(Some(self.house.seat(stream))));
         let (service, options) = (Arc::clone(&self.service), Arc::clone(&self.options));
+        let handed = Arc::clone(&seated);
         let serve = move || {
-            Connection::serve(seated, service, options);
+            if let Some(seated) = take(&handed) {
+                Connection::serve(seated, service, options);
+            }
             Ok(())
         };
-        if let Err(error) = worker::spawn("http-conn", serve, || {}) {
-            refuse(seat.stream(), &error);
+        let Err(error) = worker::spawn("http-conn", serve, || {}) else { return };
+        self.warn("threads in reserve serve short requests only", &error);
+        let Some(seated) = take(&seated) else { return };
+        if let Err(seated) = self.reserve.take(seated) {
+            refuse(seated.stream(), &error);
+        }
+    }
+
+    fn warn(&mut self, what: &str, error: &io::Error) {
+        if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+            log::warn!("{what}: {error}");
+            self.warned = Some(Instant::now());
         }
     }
 
@@ -169,10 +193,7 @@ impl Acceptor {
             // The kernel looks for a descriptor before it looks for a client, and there was none.
             return;
         }
-        if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-            log::warn!("connections are turned away: {error}");
-            self.warned = Some(Instant::now());
-        }
+        self.warn("connections are turned away", error);
         self.house.set_crowded(true);
         if self.house.make_room() == Room::Soon || accepted.is_err() || self.spare.is_none() {
             // Whoever goes wakes us; what other processes hold can only be waited for.
@@ -200,6 +221,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
                 | libc::ENETUNREACH
         )
     )
+}
+
+fn take(seated: &Mutex<Option<Seated>>) -> Option<Seated> {
+    seated.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn spare() -> Option<File> {

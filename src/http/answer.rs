@@ -71,12 +71,15 @@ impl Answer {
     ///
     /// # Errors
     /// What `more` says of the first burst, before anything is sent.
-    pub(super) fn in_bursts(mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static) -> io::Result<Answer> {
+    pub(super) fn in_bursts(
+        patience: Option<Patience>,
+        mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static,
+    ) -> io::Result<Answer> {
         let mut begun = Vec::new();
         if more(&mut begun)? {
             return Ok(Reply::bytes(200, JSON, begun).into());
         }
-        Ok(Answer::download(JSON, move |stream| {
+        let write = move |stream: &mut Stream<'_>| {
             stream.buffer().extend_from_slice(&begun);
             drop(begun);
             loop {
@@ -85,7 +88,9 @@ impl Answer {
                     return Ok(());
                 }
             }
-        }))
+        };
+        let reply = Reply::new(200).with("Content-Type", JSON);
+        Ok(Answer::Streamed { reply, length: None, patience, write: Box::new(write) })
     }
 
     /// `value` as JSON. A long one is written in bursts, and never held as a whole.

@@ -27,32 +27,46 @@ pub(super) type Service = Arc<dyn Fn(&mut Request<'_>) -> Result<Answer, Problem
 /// buffers of both sockets, which a client that uploads has filled before it looks.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 16 << 20);
 
+/// How long a thread in reserve has for the body of a request, and then for sending the answer.
+const LONGEST_RESERVED: Duration = Duration::from_secs(5);
+
 /// A connection being served.
 pub(super) struct Connection {
     socket: Socket,
     service: Service,
     options: Arc<Options>,
+    /// By when its exchange has to be over, where its thread is one in reserve.
+    reserved_until: Option<Instant>,
 }
 
 impl Connection {
+    /// Answers one short request of the connection in `seat`, on a thread in reserve.
+    pub(super) fn serve_one(seat: Seated, service: Service, options: Arc<Options>) {
+        let reserved_until = Some(Instant::now() + LONGEST_RESERVED);
+        let mut connection = Connection { socket: Socket::new(seat), service, options, reserved_until };
+        connection.step_guarded(true);
+    }
+
     /// Serves the connection in `seat` until it ends.
     pub(super) fn serve(seat: Seated, service: Service, options: Arc<Options>) {
-        let mut connection = Connection { socket: Socket::new(seat), service, options };
+        let mut connection = Connection { socket: Socket::new(seat), service, options, reserved_until: None };
         let mut first = true;
-        loop {
-            // Nothing of a connection is used after its panic but the socket.
-            match catch_unwind(AssertUnwindSafe(|| connection.step(first))) {
-                Ok(true) => first = false,
-                Ok(false) => return,
-                Err(_) => {
-                    if !connection.socket.answered() {
-                        let why = "the request could not be handled; the log says more";
-                        connection.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
-                    }
-                    return;
-                }
-            }
+        while connection.step_guarded(first) {
+            first = false;
         }
+    }
+
+    /// The same as [`Connection::step`], with a panic as an answer.
+    fn step_guarded(&mut self, first: bool) -> bool {
+        // Nothing of a connection is used after its panic but the socket.
+        if let Ok(again) = catch_unwind(AssertUnwindSafe(|| self.step(first))) {
+            return again;
+        }
+        if !self.socket.answered() {
+            let why = "the request could not be handled; the log says more";
+            self.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
+        }
+        false
     }
 
     /// Waits for one request and answers it; whether another may follow.
@@ -129,14 +143,15 @@ impl Connection {
     }
 
     fn exchange(&mut self, head: &Head) -> bool {
-        let mut body = match Body::of(head, self.options.idle_timeout) {
+        let is_on_reserve = self.reserved_until.is_some();
+        let mut body = match Body::of(head, self.options.idle_timeout, self.reserved_until) {
             Ok(body) => body,
             Err(problem) => {
                 self.refuse(&problem);
                 return false;
             }
         };
-        let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body);
+        let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body, is_on_reserve);
         let (answer, ends) = match (self.service)(&mut request) {
             Ok(answer) => (answer, false),
             Err(Problem::Gone) => return false,
@@ -145,7 +160,7 @@ impl Connection {
         log::debug!("{} {} {}", head.method, head.path, answer.status());
         let complete = !ends && body.discard_ready(&mut self.socket);
         let upgraded = matches!(answer, Answer::Upgraded { .. });
-        let reuse = complete && head.keeps_alive() && !upgraded && !self.socket.stopping();
+        let reuse = complete && !is_on_reserve && head.keeps_alive() && !upgraded && !self.socket.stopping();
         match self.answer(answer, head, !reuse) {
             Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !fsuser::is_stuck(),
@@ -191,6 +206,7 @@ impl Connection {
 
     fn linger(&mut self) {
         let (time, bytes) = LINGER;
+        let time = if self.reserved_until.is_some() { time / 10 } else { time };
         self.socket.linger(time, Duration::ZERO, bytes);
     }
 
@@ -203,7 +219,7 @@ impl Connection {
     }
 
     fn patience(&self) -> Patience {
-        Patience::For(self.options.idle_timeout)
+        self.reserved_until.map_or(Patience::For(self.options.idle_timeout), Patience::Until)
     }
 }
 

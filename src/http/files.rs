@@ -17,6 +17,7 @@ use super::range::Range;
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
+use super::socket::Patience;
 use super::user::parse_user;
 
 const BYTES: &str = "application/octet-stream";
@@ -177,7 +178,8 @@ pub(super) fn list(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> 
         }
         json.entries(out)
     };
-    Answer::in_bursts(more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    Answer::in_bursts(Some(Patience::ForEver), more)
+        .map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
 }
 
 /// Writes a listing as JSON, a burst at a time.

@@ -8,6 +8,7 @@
 //! | file | what |
 //! |---|---|
 //! | `acceptor`, `seats` | who is let in, and who gives way when it is full |
+//! | `reserve` | threads for when none can be started |
 //! | `connection` | the loop of one connection |
 //! | `socket`, `head`, `chunked`, `body`, `request` | a request on its way in |
 //! | `reply`, `answer` | an answer on its way out; tiny_http prints the heads |
@@ -44,6 +45,7 @@ mod pty;
 mod range;
 mod reply;
 mod request;
+mod reserve;
 mod routes;
 mod run;
 mod seats;
@@ -156,7 +158,7 @@ impl Server {
         let listener = acceptor::listen(addr)?;
         let local_addr = listener.local_addr()?;
         let house = Arc::new(House::new(options.max_connections)?);
-        let acceptor = Acceptor::new(listener, Arc::clone(&house), service, Arc::new(options));
+        let acceptor = Acceptor::new(listener, Arc::clone(&house), service, Arc::new(options))?;
         let accept = move || {
             acceptor.run();
             Ok(())

@@ -12,6 +12,7 @@ use super::events::{self, Frames};
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
+use super::socket::Patience;
 use super::text;
 
 const BYTES: &str = "application/octet-stream";
@@ -30,7 +31,7 @@ pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View
         out.extend(head.take().unwrap_or_default().into_bytes());
         listing.more(out)
     };
-    Answer::in_bursts(more).map_err(unreadable)
+    Answer::in_bursts(Some(Patience::ForEver), more).map_err(unreadable)
 }
 
 /// Everything kept, or the last lines of it, or what came after the last event seen; then live, up to the end.

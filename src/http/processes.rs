@@ -8,9 +8,8 @@ use serde::Deserialize;
 use crate::error::{Error, SpecError};
 use crate::model::{
     HealthCheck, HealthKind, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessInfo, ProcessSpec, RestartPolicy,
-    SpecBuilder, StdinMode, Target, UnitId,
+    SpecBuilder, StdinMode, Target,
 };
-use crate::supervisor::Handle;
 
 use super::answer::{Answer, BURST};
 use super::field::{Choice, Object, Pairs, Text, Texts, Whole};
@@ -159,31 +158,21 @@ pub(super) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Prob
     Ok(Answer::json(201, api.handle.start(spec)?))
 }
 
-/// Oldest first. Read from the supervisor a page at a time: a client that does not read must not keep what was forgotten
-/// meanwhile.
+/// Oldest first, as the supervisor lists them at one moment.
 pub(super) fn list(api: &Api) -> Result<Answer, Problem> {
-    let handle = api.handle.clone();
-    let page = handle.page(None, BURST)?;
-    let mut list =
-        List { handle, processes: page.processes.into_iter(), is_last: page.is_last, last: None, begun: None };
-    let mut head = Some(b"{\"processes\":[");
-    let more = move |out: &mut Vec<u8>| {
-        out.extend_from_slice(head.take().map_or(b"", |head| &head[..]));
-        list.more(out)
-    };
-    Answer::in_bursts(more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    let mut list = List { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
+    let more = move |out: &mut Vec<u8>| list.more(out);
+    // It is no stream that a client may take as long for as it likes: what was forgotten meanwhile is kept for it.
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
 }
 
 /// Writes the JSON of all processes, a burst at a time.
 struct List {
-    handle: Handle,
-    /// What is left of the page, and whether there is no other one after it.
     processes: vec::IntoIter<ProcessInfo>,
-    is_last: bool,
-    /// The last one that was written.
-    last: Option<UnitId>,
     /// One that was written up to this byte.
     begun: Option<(ProcessInfo, usize)>,
+    /// What comes before the next one.
+    separator: &'static [u8],
 }
 
 impl List {
@@ -191,33 +180,22 @@ impl List {
     fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
-            let Some((process, written)) = self.next()? else {
-                out.extend_from_slice(b"]}");
+            let begun = self.begun.take().or_else(|| {
+                let process = self.processes.next()?;
+                out.extend_from_slice(std::mem::replace(&mut self.separator, b","));
+                Some((process, 0))
+            });
+            let Some((process, written)) = begun else {
+                // Of none at all, the list has not been opened yet.
+                out.extend_from_slice(if self.separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
                 return Ok(true);
             };
-            if written == 0 && self.last.is_some() {
-                out.push(b',');
-            }
             let before = out.len();
-            if json::part(out, &process, written, full.saturating_sub(before).max(1))? {
-                self.last = Some(process.handle);
-            } else {
+            if !json::part(out, &process, written, full.saturating_sub(before).max(1))? {
                 self.begun = Some((process, written + out.len() - before));
             }
         }
         Ok(false)
-    }
-
-    /// The next process, and how much of it was written before.
-    fn next(&mut self) -> io::Result<Option<(ProcessInfo, usize)>> {
-        if let Some(begun) = self.begun.take() {
-            return Ok(Some(begun));
-        }
-        if self.processes.len() == 0 && !self.is_last {
-            let page = self.handle.page(self.last, BURST).map_err(io::Error::other)?;
-            (self.processes, self.is_last) = (page.processes.into_iter(), page.is_last);
-        }
-        Ok(self.processes.next().map(|process| (process, 0)))
     }
 }
 

@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use tiny_http::Method;
 
+use crate::error::Error;
 use crate::os::poll::Waker;
 
 use super::body::Body;
 use super::head::Head;
 use super::reply::{Problem, out_of};
+use super::seats::Phase;
 use super::socket::{Socket, Woken};
 
 /// A request whose body was not read yet.
@@ -20,12 +22,20 @@ pub(super) struct Request<'c> {
     body: &'c mut Body,
     socket: &'c mut Socket,
     max_body: usize,
+    /// Its thread is one in reserve.
+    is_on_reserve: bool,
 }
 
 impl<'c> Request<'c> {
     /// `max_body` bounds what [`Request::whole_body`] reads.
-    pub(super) fn new(head: &'c Head, body: &'c mut Body, socket: &'c mut Socket, max_body: usize) -> Request<'c> {
-        Request { head, body, socket, max_body }
+    pub(super) fn new(
+        head: &'c Head,
+        body: &'c mut Body,
+        socket: &'c mut Socket,
+        max_body: usize,
+        is_on_reserve: bool,
+    ) -> Request<'c> {
+        Request { head, body, socket, max_body, is_on_reserve }
     }
 
     /// The method, GET in place of HEAD: whoever answers need not know, the body is left out later.
@@ -109,6 +119,15 @@ impl<'c> Request<'c> {
         if announced.is_some_and(|length| length > self.max_body) {
             return Err(Problem::BodyTooLarge(self.max_body));
         }
+        // Nothing is executed yet: a client that is slow to send the rest may be asked to give way.
+        if !self.socket.enter(Phase::Head) {
+            return Err(Problem::Gone);
+        }
+        let whole = self.collect()?;
+        if self.socket.enter(Phase::Busy) { Ok(whole) } else { Err(Problem::Gone) }
+    }
+
+    fn collect(&mut self) -> Result<Vec<u8>, Problem> {
         let mut whole = Vec::new();
         while let Some(mut piece) = self.body_piece(16 << 10)? {
             if whole.len() + piece.len() > self.max_body {
@@ -130,6 +149,31 @@ impl<'c> Request<'c> {
         let read = self.body.read(self.socket, &mut piece)?;
         piece.truncate(read);
         Ok((read > 0).then_some(piece))
+    }
+
+    /// Says that this request may take as long as it likes: only so many may do that at once.
+    ///
+    /// # Errors
+    /// When there are as many.
+    pub(super) fn begin_long(&mut self) -> Result<(), Problem> {
+        if self.is_on_reserve {
+            let why = "no thread can be started for a connection; only metadata, signals and DELETE are served";
+            return Err(Problem::Refused(Error::OutOfResources(why.to_owned())));
+        }
+        if self.socket.begin_long() {
+            return Ok(());
+        }
+        let most = self.socket.most_long();
+        let why = format!("{most} connections have streams, waits, tunnels, terminals or files, and more may not");
+        Err(Problem::Refused(Error::OutOfResources(why)))
+    }
+
+    /// Says that this request starts something, which the threads in reserve have no time for.
+    ///
+    /// # Errors
+    /// When this is one of them.
+    pub(super) fn begin_start(&mut self) -> Result<(), Problem> {
+        if self.is_on_reserve { self.begin_long() } else { Ok(()) }
     }
 
     /// A waker for [`Request::wait`].

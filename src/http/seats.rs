@@ -9,7 +9,7 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -52,6 +52,8 @@ pub(super) struct Seat {
 pub(super) struct House {
     seats: Mutex<HashMap<u64, Arc<Seat>>>,
     size: usize,
+    /// Connections whose request may take as long as it likes.
+    long: AtomicUsize,
     next: AtomicU64,
     opened: Instant,
     /// A client waits outside: whoever leaves or falls idle wakes the acceptor.
@@ -69,6 +71,8 @@ pub(super) struct House {
 pub(super) struct Seated {
     house: Arc<House>,
     seat: Arc<Seat>,
+    /// Counted among those whose request may take as long as it likes.
+    is_long: bool,
 }
 
 /// What came of asking somebody to give way.
@@ -88,6 +92,7 @@ impl House {
         Ok(House {
             seats: Mutex::new(HashMap::new()),
             size: size.max(1),
+            long: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             opened: Instant::now(),
             crowded: AtomicBool::new(false),
@@ -104,7 +109,12 @@ impl House {
         let phase = AtomicU8::new(Phase::Head as u8);
         let seat = Arc::new(Seat { id, stream, phase, since: AtomicU64::new(self.micros()) });
         self.lock().insert(id, Arc::clone(&seat));
-        Seated { house: Arc::clone(self), seat }
+        Seated { house: Arc::clone(self), seat, is_long: false }
+    }
+
+    /// How many connections may have a request that takes as long as it likes: the others are for short ones.
+    pub(super) fn most_long(&self) -> usize {
+        (self.size - (self.size / 8).max(1)).max(1)
     }
 
     /// Whether every seat is taken.
@@ -215,17 +225,34 @@ impl Seat {
         shown
     }
 
-    /// The connection.
-    pub(super) fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
     fn has_bytes(&self) -> bool {
         self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
     }
 }
 
 impl Seated {
+    /// Counts the connection among those whose request may take as long as it likes; false when there are as many as
+    /// there may be. A thread that hangs in the kernel is counted for as long as it hangs, whether its client has gone or
+    /// not.
+    pub(super) fn begin_long(&mut self) -> bool {
+        let most = self.house.most_long();
+        let one_more = |long| (long < most).then_some(long + 1);
+        self.is_long = self.is_long || self.house.long.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        self.is_long
+    }
+
+    /// Its request is over.
+    pub(super) fn end_long(&mut self) {
+        if std::mem::take(&mut self.is_long) {
+            self.house.long.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// See [`House::most_long`].
+    pub(super) fn most_long(&self) -> usize {
+        self.house.most_long()
+    }
+
     /// The client has taken something.
     pub(super) fn has_taken(&self) {
         self.house.progress.store(true, Relaxed);
@@ -255,11 +282,6 @@ impl Seated {
     pub(super) fn stopping(&self) -> bool {
         self.house.stopping()
     }
-
-    /// The same connection, for when its thread cannot be started.
-    pub(super) fn seat(&self) -> Arc<Seat> {
-        Arc::clone(&self.seat)
-    }
 }
 
 impl AsFd for Seated {
@@ -270,6 +292,7 @@ impl AsFd for Seated {
 
 impl Drop for Seated {
     fn drop(&mut self) {
+        self.end_long();
         let mut seats = self.house.lock();
         seats.remove(&self.seat.id);
         if seats.is_empty() {

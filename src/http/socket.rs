@@ -18,6 +18,8 @@ const SMALL: usize = 4 << 10;
 pub(super) enum Patience {
     /// So long without any progress; it may be shown out before that.
     For(Duration),
+    /// Until then, whatever progress there is; it may be shown out before that.
+    Until(Instant),
     /// For ever, even when it has closed its own half: what is sent has an end.
     ForEver,
     /// Until it goes; a client that has closed its half has gone.
@@ -208,6 +210,7 @@ impl Socket {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     self.answered = true;
+                    self.seat.has_taken();
                     bytes = bytes.get(sent..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(patience)?,
@@ -226,6 +229,12 @@ impl Socket {
                 }
                 self.wait(Events::WRITE, Some(Instant::now() + time))
             }
+            Patience::Until(deadline) => {
+                if !self.enter(Phase::Flushing) {
+                    return Err(ErrorKind::ConnectionAborted.into());
+                }
+                self.wait(Events::WRITE, Some(deadline))
+            }
             Patience::ForEver => self.wait(Events::WRITE, None),
             Patience::WhileThere => {
                 let [ready] = poll::wait([(self.seat.as_fd(), Events::WRITE.and(Events::GONE))], None)?;
@@ -242,6 +251,17 @@ impl Socket {
     /// The next request begins.
     pub(super) fn begin_exchange(&mut self) {
         self.answered = false;
+        self.seat.end_long();
+    }
+
+    /// See [`Seated::begin_long`].
+    pub(super) fn begin_long(&mut self) -> bool {
+        self.seat.begin_long()
+    }
+
+    /// See [`House::most_long`](super::seats::House::most_long).
+    pub(super) fn most_long(&self) -> usize {
+        self.seat.most_long()
     }
 
     /// Ends a connection whose client may be sending still: says that no more comes, then reads and drops for a while.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::entry::{Entry, Tree, Unit, info};
-use super::handle::{Counts, Page, Started, Stdin};
+use super::handle::{Counts, Started, Stdin};
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::shutdown::Shutdown;
 use crate::error::Error;
 use crate::fleet::Fleet;
 use crate::logs::LogStore;
-use crate::model::{Exit, ProcessInfo, ProcessSpec, StdinMode, Target, UnitId, UserSpec};
+use crate::model::{Exit, ProcessSpec, StdinMode, Target, UnitId, UserSpec};
 use crate::os::cgroup::Slice;
 use crate::os::clock::Clock;
 use crate::os::spawn::Spawner;
@@ -181,7 +181,11 @@ impl Actor {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Start { id, spec, reply } => self.start(id, *spec, reply),
-            Command::List(after, bytes, reply) => reply.send(Ok(self.page(after, bytes))),
+            Command::List(reply) => {
+                let processes = self.parts.fleet.iter().filter(|(_, slot)| slot.data.pty.is_none());
+                let all = processes.filter_map(|(id, slot)| info(id, slot));
+                reply.send(Ok(all.collect()));
+            }
             Command::LookUp(target, reply) => {
                 reply.send(self.find(&target).and_then(|id| self.started(id).ok_or(Error::NotFound(target))));
             }
@@ -202,21 +206,6 @@ impl Actor {
             Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), None),
             Command::Quit => {}
         }
-    }
-
-    fn page(&self, after: Option<UnitId>, bytes: usize) -> Page {
-        let (mut page, mut taken) = (Page::default(), 0);
-        for (id, slot) in self.parts.fleet.iter_after(after).filter(|(_, slot)| slot.data.pty.is_none()) {
-            if taken >= bytes {
-                return page;
-            }
-            if let Some(info) = info(id, slot) {
-                taken = taken.saturating_add(size_of::<ProcessInfo>() + slot.data.spec.size());
-                page.processes.push(info);
-            }
-        }
-        page.is_last = true;
-        page
     }
 
     fn find(&self, target: &Target) -> Result<UnitId, Error> {

@@ -33,14 +33,6 @@ pub struct Counts {
     pub total: usize,
 }
 
-/// Some of all processes.
-#[derive(Debug, Default)]
-pub(crate) struct Page {
-    pub(crate) processes: Vec<ProcessInfo>,
-    /// There are none after these.
-    pub(crate) is_last: bool,
-}
-
 /// A process, with the log to follow.
 #[derive(Clone, Debug)]
 pub struct Started {
@@ -102,12 +94,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn list(&self) -> Result<Vec<ProcessInfo>, Error> {
-        self.page(None, usize::MAX).map(|page| page.processes)
-    }
-
-    /// Processes after this one, the oldest first: as many as have about so many bytes, and at least one.
-    pub(crate) fn page(&self, after: Option<UnitId>, bytes: usize) -> Result<Page, Error> {
-        self.ask(|reply| Command::List(after, bytes.max(1), reply))
+        self.ask(Command::List)
     }
 
     /// One process.

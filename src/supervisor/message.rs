@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use super::handle::{Counts, Page, Started, Stdin};
+use super::handle::{Counts, Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::health::Verdict;
-use crate::model::{ProcessSpec, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, Target, UnitId};
 use crate::output::{Notice, RunKey};
 use crate::pending::Reply;
 use crate::session::SessionInfo;
@@ -21,8 +21,7 @@ pub(crate) enum Command {
         spec: Box<ProcessSpec>,
         reply: Reply<Started>,
     },
-    /// Those after this one, as many as have about so many bytes.
-    List(Option<UnitId>, usize, Reply<Page>),
+    List(Reply<Vec<ProcessInfo>>),
     LookUp(Target, Reply<Started>),
     Counts(Reply<Counts>),
     Signal(Target, i64, Reply<()>),
