@@ -53,7 +53,11 @@ pub(super) enum Answer {
 impl Answer {
     /// Server-sent events, for as long as the client is there.
     pub(super) fn events(write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static) -> Answer {
-        let reply = Reply::new(200).with("Content-Type", "text/event-stream").with("Cache-Control", "no-cache");
+        // A proxy in front must pass each event on as it comes: nginx gathers answers that do not say so.
+        let reply = Reply::new(200)
+            .with("Content-Type", "text/event-stream")
+            .with("Cache-Control", "no-cache, no-transform")
+            .with("X-Accel-Buffering", "no");
         Answer::Streamed { reply, length: None, patience: Some(Patience::WhileThere), write: Box::new(write) }
     }
 
