@@ -121,3 +121,44 @@ fn a_fork_bomb_does_not_shut_the_api() {
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     }
 }
+
+/// Sets the limit of its address space.
+fn limit_memory(daemon: &Daemon, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the new limit is read, and the old one not asked for.
+    let set = unsafe { libc::prlimit(daemon.pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn an_end_of_memory_is_not_the_end_of_the_daemon() {
+    if !root("an_end_of_memory_is_not_the_end_of_the_daemon") {
+        return;
+    }
+    let daemon = daemon_with(&["--max-processes", "100"]);
+    for room in [4, 16, 64, 200] {
+        limit_memory(&daemon, (machine::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20));
+        // None of them has a token, or sends the end of its head.
+        let head = format!("GET /api/v1/info HTTP/1.1\r\nX: {}", "x".repeat(60_000));
+        let mut clients = Vec::new();
+        for number in 0..900 {
+            let mut client = daemon.connect();
+            let half = &head.as_bytes()[..if number % 3 == 0 { 60_000 } else { 5_000 }];
+            // One that is refused may have been reset.
+            let _ = std::io::Write::write_all(&mut client, half);
+            clients.push(client);
+        }
+        // While they are there, and once they have gone.
+        daemon.try_health();
+        for client in &clients {
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
+        drop(clients);
+        wait_until(PATIENCE, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
+    }
+    limit_memory(&daemon, libc::RLIM_INFINITY);
+    wait_until(PATIENCE, "a command runs", || {
+        let reply = daemon.post("/processes/run", &json!({"command": "true"}));
+        (reply.status == 200).then_some(())
+    });
+}

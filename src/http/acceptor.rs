@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
-use crate::os::poll::{self, Events};
+use crate::os::{
+    memory,
+    poll::{self, Events},
+};
 use crate::worker;
 
 use super::Options;
@@ -27,6 +30,9 @@ const BACKLOG: i32 = 1024;
 
 /// After an error that another process may have to clear up, `accept` is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Memory that connections have used is given back so long after that.
+const TIDY: Duration = Duration::from_secs(2);
 
 /// Said once in so long, however many are turned away.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
@@ -55,6 +61,8 @@ pub(super) struct Acceptor {
     /// Given up to accept one more connection when there is no descriptor left, to tell it so.
     spare: Option<File>,
     warned: Option<Instant>,
+    /// When memory is given back next, if it is.
+    tidy_at: Option<Instant>,
 }
 
 impl Acceptor {
@@ -69,7 +77,7 @@ impl Acceptor {
         options: Arc<Options>,
     ) -> io::Result<Acceptor> {
         let reserve = Reserve::start(&service, &options)?;
-        Ok(Acceptor { listener, house, service, options, reserve, spare: spare(), warned: None })
+        Ok(Acceptor { listener, house, service, options, reserve, spare: spare(), warned: None, tidy_at: None })
     }
 
     /// Accepts until the house is stopped.
@@ -86,11 +94,12 @@ impl Acceptor {
     fn accept_until_stopped(&mut self) {
         while !self.house.stopping() {
             let fds = [(self.listener.as_fd(), Events::READ), (self.house.waker().as_fd(), Events::READ)];
-            match poll::wait(fds, None) {
+            match poll::wait(fds, self.tidy_at) {
                 Ok([listener, waker]) => {
                     if waker.any(Events::READ) {
                         self.house.waker().clear();
                     }
+                    self.tidy();
                     if listener != Events::NONE {
                         self.accept_all();
                     }
@@ -100,6 +109,24 @@ impl Acceptor {
                     self.pause(Some(RETRY));
                 }
             }
+        }
+    }
+
+    /// Gives memory back that connections have used, a while after the first of them is through: not for each, and not
+    /// again until another one is.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        match self.tidy_at {
+            None if self.house.take_freed() => self.tidy_at = Some(now + TIDY),
+            Some(at) if at <= now => {
+                memory::give_back();
+                self.tidy_at = None;
+                // What was freed meanwhile has woken nobody.
+                if self.house.take_freed() {
+                    self.tidy_at = Some(now + TIDY);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -114,7 +141,12 @@ impl Acceptor {
                 continue;
             }
             match self.listener.accept() {
-                Ok((stream, _)) => self.welcome(stream),
+                Ok((stream, _)) if memory::replenish() => self.welcome(stream),
+                Ok((stream, _)) => {
+                    let error = io::Error::from(ErrorKind::OutOfMemory);
+                    refuse(&stream, &error);
+                    self.warn("connections are turned away", &error);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => log::debug!("accept: {error}"),
                 Err(error) => {

@@ -10,7 +10,7 @@ use crate::os::poll::Waker;
 
 use super::json;
 use super::reply::{Ending, Reply};
-use super::socket::{Patience, Socket, Woken};
+use super::socket::{Departure, Patience, Socket, Woken};
 
 /// A burst of a stream: as much as is gathered for one write.
 pub(super) const BURST: usize = 64 << 10;
@@ -231,6 +231,16 @@ impl<'c> Stream<'c> {
         if self.head == 0 && self.buffer.len() == self.payload {
             self.buffer = Vec::new();
             self.begin_chunk();
+        }
+    }
+
+    /// Whether the client has gone, asked in the course of work that takes a while. One that has closed its half may have
+    /// closed all of it: what is sent to it now tells.
+    pub(super) fn is_gone(&mut self) -> bool {
+        match self.socket.departure() {
+            Departure::None => false,
+            Departure::Half if matches!(self.patience, Patience::ForEver) => self.flush().is_err(),
+            Departure::Half | Departure::Whole => true,
         }
     }
 

@@ -15,7 +15,7 @@ use super::Options;
 use super::answer::{Answer, Stream};
 use super::body::Body;
 use super::head::{self, Head};
-use super::reply::{Ending, Problem, Reply};
+use super::reply::{Ending, Problem, Reply, out_of};
 use super::request::Request;
 use super::seats::{Phase, Seated};
 use super::socket::{Patience, Socket};
@@ -118,6 +118,7 @@ impl Connection {
                         return Err(too_large(limit));
                     }
                     self.socket.consume(length);
+                    self.socket.release_large();
                     return Ok(Some(head));
                 }
                 parse_at = bytes.len() * 2;
@@ -131,6 +132,7 @@ impl Connection {
                 Ok(0) => return Err(Problem::Malformed("the request head has no end".to_owned())),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::TimedOut => return Err(Problem::TimedOut("the request head")),
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => return Err(out_of("the request head", &error)),
                 Err(_) => return Ok(None),
             }
         }

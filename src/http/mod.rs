@@ -8,7 +8,7 @@
 //! | file | what |
 //! |---|---|
 //! | `acceptor`, `seats` | who is let in, and who gives way when it is full |
-//! | `reserve` | threads for when none can be started |
+//! | `reserve`, `memory` | threads for when none can be started; what all may hold together |
 //! | `connection` | the loop of one connection |
 //! | `socket`, `head`, `chunked`, `body`, `request` | a request on its way in |
 //! | `reply`, `answer` | an answer on its way out; tiny_http prints the heads |
@@ -39,6 +39,7 @@ mod frames;
 mod head;
 mod host;
 mod json;
+mod memory;
 mod output;
 mod processes;
 mod pty;

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::logs::{Cursor, From, Lines, LongText, OutputLog, PIECE, Shown, Text, View};
 use crate::model::Target;
 
-use super::answer::{Answer, BURST};
+use super::answer::{Answer, BURST, Stream};
 use super::events::{self, Frames};
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -17,16 +17,40 @@ use super::text;
 
 const BYTES: &str = "application/octet-stream";
 
+/// So many lines, or those of a log of so many bytes, are found in some milliseconds. More are looked for once the answer
+/// has begun: only by what is sent to a client can it be told that it has gone.
+const FEW: u64 = 10_000;
+const QUICK: u64 = 4 << 20;
+
 /// What is kept as of now.
 pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Answer, Problem> {
     let tail = tail(request)?;
     let process = api.handle.look_up(target)?;
+    let late = tail.filter(|n| *n > FEW && process.log.kept_bytes() > QUICK);
+    let log = process.log;
     if request.accepts(BYTES) {
-        return raw(process.log.raw(view, tail).map_err(unreadable)?);
+        return match late {
+            Some(n) => Ok(Answer::download(BYTES, move |stream| {
+                let bytes = log.last_raw(view, n, || stream.is_gone())?.ok_or(ErrorKind::ConnectionAborted)?;
+                send_raw(stream, bytes)
+            })),
+            None => raw(log.raw(view, tail).map_err(unreadable)?),
+        };
     }
-    let lines = process.log.lines(view, tail);
-    let mut listing = Listing { lines, log: process.log, written: 0, begun: None };
-    let mut head = Some(format!("{{\"pid\":{},\"lines\":[", process.info.pid));
+    let head = format!("{{\"pid\":{},\"lines\":[", process.info.pid);
+    if let Some(n) = late {
+        return Ok(Answer::download("application/json", move |stream| {
+            stream.buffer().extend_from_slice(head.as_bytes());
+            let lines = log.last_lines(view, n, || stream.is_gone()).ok_or(ErrorKind::ConnectionAborted)?;
+            let mut listing = Listing { lines, log, written: 0, begun: None };
+            while !listing.more(stream.buffer())? {
+                stream.flush()?;
+            }
+            Ok(())
+        }));
+    }
+    let mut listing = Listing { lines: log.lines(view, tail), log, written: 0, begun: None };
+    let mut head = Some(head);
     let more = move |out: &mut Vec<u8>| {
         out.extend(head.take().unwrap_or_default().into_bytes());
         listing.more(out)
@@ -43,7 +67,8 @@ pub(super) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: Vi
     let waker = request.waker()?;
     let log = api.handle.look_up(target)?.log;
     Ok(Answer::events(move |stream| {
-        let mut follower = log.follow(view, from, waker.clone());
+        let follower = log.follow_unless(view, from, waker.clone(), || stream.is_gone());
+        let mut follower = follower.ok_or(ErrorKind::ConnectionAborted)?;
         let frames = Frames { named: true, with_stream: view == View::Combined };
         events::pump(stream, &mut follower, &waker, frames, |out, _| {
             out.extend_from_slice(b"event: eof\ndata: {}\n\n");
@@ -67,16 +92,20 @@ fn raw(mut bytes: impl Read + 'static) -> Result<Answer, Problem> {
     Ok(Answer::download(BYTES, move |stream| {
         stream.write_all(&begin)?;
         drop(begin);
-        let mut piece = vec![0; BURST];
-        loop {
-            match bytes.read(&mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        send_raw(stream, bytes)
     }))
+}
+
+fn send_raw(stream: &mut Stream<'_>, mut bytes: impl Read) -> io::Result<()> {
+    let mut piece = vec![0; BURST];
+    loop {
+        match bytes.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn unreadable(error: io::Error) -> Problem {

@@ -1,6 +1,8 @@
 //! A request in the hands of its handler: the head, the body still in the socket, and a way to wait.
 
 use std::borrow::Cow;
+use std::io::{self, ErrorKind};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,9 +13,26 @@ use crate::os::poll::Waker;
 
 use super::body::Body;
 use super::head::Head;
+use super::memory::Grant;
 use super::reply::{Problem, out_of};
 use super::seats::Phase;
 use super::socket::{Socket, Woken};
+
+/// A body that was read as a whole.
+#[derive(Debug)]
+pub(super) struct Whole {
+    bytes: Vec<u8>,
+    /// For what it has beyond the first piece.
+    grant: Grant,
+}
+
+impl Deref for Whole {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// A request whose body was not read yet.
 #[derive(Debug)]
@@ -114,7 +133,7 @@ impl<'c> Request<'c> {
     ///
     /// # Errors
     /// [`Problem::BodyTooLarge`] before any of it is read, where its length is announced; else those of reading.
-    pub(super) fn whole_body(&mut self) -> Result<Vec<u8>, Problem> {
+    pub(super) fn whole_body(&mut self) -> Result<Whole, Problem> {
         let announced = self.body.left().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
         if announced.is_some_and(|length| length > self.max_body) {
             return Err(Problem::BodyTooLarge(self.max_body));
@@ -127,19 +146,41 @@ impl<'c> Request<'c> {
         if self.socket.enter(Phase::Busy) { Ok(whole) } else { Err(Problem::Gone) }
     }
 
-    fn collect(&mut self) -> Result<Vec<u8>, Problem> {
-        let mut whole = Vec::new();
-        while let Some(mut piece) = self.body_piece(16 << 10)? {
-            if whole.len() + piece.len() > self.max_body {
+    fn collect(&mut self) -> Result<Whole, Problem> {
+        let mut whole = Whole { bytes: Vec::new(), grant: self.socket.bodies().grant() };
+        while let Some(piece) = self.body_piece(16 << 10)? {
+            let length = whole.bytes.len() + piece.len();
+            if length > self.max_body {
                 return Err(Problem::BodyTooLarge(self.max_body));
             }
-            if whole.is_empty() {
-                whole = piece;
-            } else {
-                whole.append(&mut piece);
+            if whole.bytes.is_empty() {
+                whole.bytes = piece;
+                continue;
             }
+            if whole.bytes.capacity() < length {
+                let size = length.saturating_mul(2).min(self.max_body);
+                let more = size.saturating_sub(whole.bytes.len());
+                let full = || io::Error::from(ErrorKind::OutOfMemory);
+                let granted = whole.grant.grow_to(size).then_some(()).ok_or_else(full);
+                granted
+                    .and_then(|()| Ok(whole.bytes.try_reserve_exact(more)?))
+                    .map_err(|error| out_of("the request body", &error))?;
+            }
+            whole.bytes.extend_from_slice(&piece);
         }
         Ok(whole)
+    }
+
+    /// Counts so many bytes of a directory's listing, for as long as the grant is held.
+    ///
+    /// # Errors
+    /// When all listings together hold as much as they may.
+    pub(super) fn hold_listing(&self, bytes: usize) -> Result<Grant, Problem> {
+        let mut grant = self.socket.listings().grant();
+        if grant.grow_to(bytes) {
+            return Ok(grant);
+        }
+        Err(out_of("the listing of a directory", &ErrorKind::OutOfMemory.into()))
     }
 
     /// The next bytes of the body, at most `most`; none at its end.

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use crate::os::poll::Waker;
 
+use super::memory::Pool;
+
 /// What a connection has to be left to send its head, or to take its answer, before it may be shown out: a new client's
 /// head is often a moment behind its connection, and two newcomers must not push each other out for ever.
 const GRACE: Duration = Duration::from_millis(100);
@@ -64,7 +66,23 @@ pub(super) struct House {
     /// Woken, with the seats' lock, when the last one is given back.
     emptied: Condvar,
     waker: Waker,
+    /// For heads that do not fit into the first buffer, and for bodies that are read as a whole.
+    heads: Pool,
+    bodies: Pool,
+    /// For listings of directories.
+    listings: Pool,
+    /// Something was freed since memory was given back last.
+    freed: AtomicBool,
 }
+
+/// What the heads of all requests may take beyond their first buffers, in bytes: clients need no token for that.
+const HEADS: usize = 8 << 20;
+
+/// What all bodies may take that are read as a whole.
+const BODIES: usize = 64 << 20;
+
+/// What all listings of directories may take: the largest one fits.
+const LISTINGS: usize = 64 << 20;
 
 /// A connection in its seat; dropping it gives the seat back.
 #[derive(Debug)]
@@ -100,6 +118,10 @@ impl House {
             progress: AtomicBool::new(false),
             emptied: Condvar::new(),
             waker: Waker::new()?,
+            heads: Pool::new(HEADS),
+            bodies: Pool::new(BODIES),
+            listings: Pool::new(LISTINGS),
+            freed: AtomicBool::new(false),
         })
     }
 
@@ -189,6 +211,18 @@ impl House {
         &self.waker
     }
 
+    /// Whether anything was freed since this was asked last.
+    pub(super) fn take_freed(&self) -> bool {
+        self.freed.swap(false, SeqCst)
+    }
+
+    /// What a connection has used is free: the acceptor is told of the first.
+    fn has_freed(&self) {
+        if !self.freed.swap(true, SeqCst) {
+            self.waker.wake();
+        }
+    }
+
     /// How many seats are taken.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
@@ -267,6 +301,9 @@ impl Seated {
             .phase
             .fetch_update(SeqCst, SeqCst, |now| (now != Phase::Out as u8).then_some(phase as u8))
             .is_ok();
+        if phase == Phase::Idle {
+            self.house.has_freed();
+        }
         if phase != Phase::Busy && self.house.crowded.load(SeqCst) {
             self.house.waker.wake();
         }
@@ -276,6 +313,21 @@ impl Seated {
     /// The connection.
     pub(super) fn stream(&self) -> &TcpStream {
         &self.seat.stream
+    }
+
+    /// For the head of a request.
+    pub(super) fn heads(&self) -> &Pool {
+        &self.house.heads
+    }
+
+    /// For the body of a request.
+    pub(super) fn bodies(&self) -> &Pool {
+        &self.house.bodies
+    }
+
+    /// For the listing of a directory.
+    pub(super) fn listings(&self) -> &Pool {
+        &self.house.listings
     }
 
     /// Whether the server is being stopped.
@@ -299,6 +351,7 @@ impl Drop for Seated {
             self.house.emptied.notify_all();
         }
         drop(seats);
+        self.house.has_freed();
         if self.house.crowded.load(SeqCst) {
             self.house.waker.wake();
         }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::os::poll::{self, Events, Waker};
 use crate::os::tcp;
 
+use super::memory::{Grant, Pool};
 use super::seats::{Phase, Seated};
 
 /// The first size of the read buffer: most heads, and most JSON bodies with them, fit.
@@ -37,6 +38,17 @@ pub(super) enum Woken {
     Gone,
 }
 
+/// How far a client has gone, as far as the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It is there.
+    None,
+    /// It sends no more; it may be listening still.
+    Half,
+    /// It neither sends nor listens.
+    Whole,
+}
+
 /// A connection and what was read from it but not used yet.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -46,12 +58,15 @@ pub(super) struct Socket {
     start: usize,
     end: usize,
     answered: bool,
+    /// For what the buffer has beyond its first size.
+    grant: Grant,
 }
 
 impl Socket {
     /// A connection that nothing was read from yet.
     pub(super) fn new(seat: Seated) -> Socket {
-        Socket { seat, data: Vec::new(), start: 0, end: 0, answered: false }
+        let grant = seat.heads().grant();
+        Socket { seat, data: Vec::new(), start: 0, end: 0, answered: false, grant }
     }
 
     /// The port that the client has connected to.
@@ -83,7 +98,25 @@ impl Socket {
     pub(super) fn release(&mut self) {
         if self.start == self.end {
             (self.data, self.start, self.end) = (Vec::new(), 0, 0);
+            self.grant.release();
         }
+    }
+
+    /// The same where the buffer has grown for a large head, which most requests after it do not have.
+    pub(super) fn release_large(&mut self) {
+        if self.data.len() > SMALL {
+            self.release();
+        }
+    }
+
+    /// For the body of a request.
+    pub(super) fn bodies(&self) -> &Pool {
+        self.seat.bodies()
+    }
+
+    /// For the listing of a directory.
+    pub(super) fn listings(&self) -> &Pool {
+        self.seat.listings()
     }
 
     /// Reads more into the buffer, which may grow to `limit` bytes and must not be full; 0 at the client's end.
@@ -98,7 +131,7 @@ impl Socket {
 
     /// The same, without waiting: [`ErrorKind::WouldBlock`] when nothing is there.
     pub(super) fn fill_now(&mut self, limit: usize) -> io::Result<usize> {
-        self.make_room(limit);
+        self.make_room(limit)?;
         let room = self.data.get_mut(self.end..).unwrap_or_default();
         if room.is_empty() {
             return Err(io::Error::other("the read buffer is full"));
@@ -108,15 +141,20 @@ impl Socket {
         Ok(read)
     }
 
-    fn make_room(&mut self, limit: usize) {
+    fn make_room(&mut self, limit: usize) -> io::Result<()> {
         if self.start > 0 && (self.start == self.end || self.end == self.data.len()) {
             self.data.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         if self.end == self.data.len() && self.data.len() < limit {
             let size = (self.data.len() * 4).clamp(SMALL.min(limit), limit);
+            if !self.grant.grow_to(size.saturating_sub(SMALL)) {
+                return Err(ErrorKind::OutOfMemory.into());
+            }
+            self.data.try_reserve_exact(size - self.data.len())?;
             self.data.resize(size, 0);
         }
+        Ok(())
     }
 
     /// Reads into `out`, from the buffer first; 0 at the client's end.
@@ -185,6 +223,15 @@ impl Socket {
             return Ok(Woken::Waker);
         }
         Ok(Woken::Deadline)
+    }
+
+    /// Looks whether the client is there.
+    pub(super) fn departure(&self) -> Departure {
+        match poll::wait([(self.seat.as_fd(), Events::GONE)], Some(Instant::now())) {
+            Ok([events]) if events.any(Events::BROKEN) => Departure::Whole,
+            Ok([events]) if events.any(Events::GONE) => Departure::Half,
+            _ => Departure::None,
+        }
     }
 
     /// Waits for the deadline or the client's going.

@@ -49,15 +49,38 @@ impl OutputLog {
     ///
     /// With [`From::Tail`] it reads some of the log at once, the more the more lines are asked for.
     pub fn follow(self: &Arc<Self>, view: View, from: From, waker: Arc<Waker>) -> Follower {
-        let cutter = match from {
+        let from = match self.begin(view, from, &mut || false) {
+            Some(cutter) => cutter,
+            // Nobody said so.
+            None => Cutter::from_beginning(self, view, Bound::Live),
+        };
+        self.follow_with(from, waker)
+    }
+
+    /// The same, but gives up with none once `gone` says that nobody wants it any more.
+    pub(crate) fn follow_unless(
+        self: &Arc<Self>,
+        view: View,
+        from: From,
+        waker: Arc<Waker>,
+        mut gone: impl FnMut() -> bool,
+    ) -> Option<Follower> {
+        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker))
+    }
+
+    fn begin(self: &Arc<Self>, view: View, from: From, gone: tail::Gone<'_>) -> Option<Cutter> {
+        Some(match from {
             From::Beginning => Cutter::from_beginning(self, view, Bound::Live),
             From::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
             From::Tail(n) => {
-                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false);
+                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
                 cutter.set_bound(Bound::Live);
                 cutter
             }
-        };
+        })
+    }
+
+    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Arc<Waker>) -> Follower {
         let (id, armed) = self.register(waker);
         Follower { log: Arc::clone(self), cutter, id, armed, done: false, long: None, after: None, failure: None }
     }

@@ -44,17 +44,24 @@ impl fmt::Debug for Raw {
 impl OutputLog {
     /// The lines kept as of now (a last unfinished one included); `tail`: only the last so many.
     pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
-        let snapshot = self.snapshot();
-        match tail {
-            None => {
-                let cutter = Cutter::from_beginning(self, view, Bound::At(snapshot.end));
-                Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
-            }
-            Some(n) => {
-                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
-                Lines { log: Arc::clone(self), cutter, skip, failure: None }
-            }
-        }
+        let all = || self.all_lines(view);
+        tail.and_then(|n| self.last_lines(view, n, || false)).unwrap_or_else(all)
+    }
+
+    fn all_lines(self: &Arc<Self>, view: View) -> Lines {
+        let cutter = Cutter::from_beginning(self, view, Bound::At(self.snapshot().end));
+        Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
+    }
+
+    /// The last so many lines; none once `gone` says that nobody wants them any more.
+    pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
+        let (cutter, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
+        Some(Lines { log: Arc::clone(self), cutter, skip, failure: None })
+    }
+
+    /// Bytes of records that are kept: how long it takes to find the last lines depends on it.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.snapshot().end.at.saturating_sub(self.oldest().at)
     }
 
     /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view); `tail`: only those of
@@ -63,16 +70,31 @@ impl OutputLog {
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
     pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
+        let all = || self.raw_from(view, Place::default(), PerStream::default(), self.snapshot().end);
+        match tail {
+            None => Ok(all()),
+            Some(n) => Ok(self.last_raw(view, n, || false)?.unwrap_or_else(all)),
+        }
+    }
+
+    fn raw_from(self: &Arc<Self>, view: View, place: Place, from: PerStream<u64>, end: Place) -> Raw {
+        Raw { records: Records::new(Arc::clone(self), Bound::At(end), place), view, from }
+    }
+
+    /// The bytes of the last so many lines; none once `gone` says that nobody wants them any more.
+    ///
+    /// # Errors
+    /// When the log cannot be read for want of descriptors or memory.
+    pub(crate) fn last_raw(
+        self: &Arc<Self>,
+        view: View,
+        n: u64,
+        mut gone: impl FnMut() -> bool,
+    ) -> io::Result<Option<Raw>> {
         let snapshot = self.snapshot();
-        let (place, from) = match tail {
-            None => (Place::default(), PerStream::default()),
-            Some(n) => {
-                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
-                let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
-                (Place { at, counts: base, cuts: 0 }, from)
-            }
-        };
-        Ok(Raw { records: Records::new(Arc::clone(self), Bound::At(snapshot.end), place), view, from })
+        let Some((cutter, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
+        let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
+        Ok(Some(self.raw_from(view, Place { at, counts: base, cuts: 0 }, from, snapshot.end)))
     }
 }
 
