@@ -23,7 +23,7 @@ test-rust: ## Unit tests, documentation's examples, and the real binary as PID 1
 
 test-python: ## The public Python client, unmodified, against the real binary
 	@tests/need unshare cc python3
-	@tests/need redis vnc vim less top || echo "without them their tests are skipped"
+	@tests/need redis vnc nginx vim less top || echo "without them their tests are skipped"
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/python

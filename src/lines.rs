@@ -11,8 +11,10 @@ pub const MAX_LINE: usize = 1024 * 1024;
 /// A line, or a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// Its bytes, without the newline.
-    pub bytes: &'a [u8],
+    /// Its bytes, without the newline; none where it is longer than what the splitter holds.
+    pub bytes: Option<&'a [u8]>,
+    /// How many bytes it has, without the newline.
+    pub length: usize,
     /// More of the same line follows.
     pub partial: bool,
 }
@@ -27,13 +29,24 @@ pub struct Fed<'a> {
 }
 
 /// The unfinished line of one stream.
+///
+/// It keeps the line's bytes up to a bound. Of a longer line it counts the bytes only: whoever wants them reads them
+/// again from where they came.
 #[derive(Clone, Debug)]
 pub struct Splitter {
-    held: Vec<u8>,
-    /// So many bytes at the front of `held` were given out by the last call.
+    /// The bytes of the unfinished line, or nothing once it is longer than `keep`.
+    bytes: Vec<u8>,
+    length: usize,
+    /// So many bytes of `length` were given out by the last call.
     given: usize,
+    /// The last bytes of the unfinished line, as far as it has them, at the end of the array.
+    last: [u8; REST],
     max: usize,
+    keep: usize,
 }
+
+/// The most bytes that a cut leaves for the next piece: the beginning of a UTF-8 character.
+pub const REST: usize = 3;
 
 impl Default for Splitter {
     fn default() -> Splitter {
@@ -42,78 +55,108 @@ impl Default for Splitter {
 }
 
 impl Splitter {
-    /// Holds nothing; cuts lines longer than `max` bytes, at least 4.
+    /// Holds nothing; cuts lines longer than `max` bytes, at least 4, and keeps the bytes of all of them.
     pub fn new(max: usize) -> Splitter {
-        Splitter { held: Vec::new(), given: 0, max: max.max(4) }
+        Splitter::keeping(max, max)
+    }
+
+    /// The same, but keeps the bytes only of lines that have at most `keep`, at least 3.
+    pub fn keeping(max: usize, keep: usize) -> Splitter {
+        let (max, keep) = (max.max(REST + 1), keep.max(REST));
+        Splitter { bytes: Vec::new(), length: 0, given: 0, last: [0; REST], max, keep }
     }
 
     /// Bytes of the unfinished line.
     pub fn held(&self) -> usize {
-        self.held.len().saturating_sub(self.given)
+        self.length.saturating_sub(self.given)
     }
 
     /// Takes from `input` up to the end of the next line or piece. Call it again with the rest.
     pub fn feed<'a>(&'a mut self, input: &'a [u8]) -> Fed<'a> {
         self.settle();
-        let room = self.max.saturating_sub(self.held.len());
+        let room = self.max.saturating_sub(self.length);
         // One byte more than there is room for: a newline there ends a line of exactly the longest length.
         let (window, _) = input.split_at(input.len().min(room + 1));
         if let Some(at) = memchr(b'\n', window) {
             let (line, _) = input.split_at(at);
             let used = at + 1;
-            if self.held.is_empty() {
-                return Fed { used, piece: Some(Piece { bytes: line, partial: false }) };
+            if self.length == 0 {
+                let bytes = (at <= self.keep).then_some(line);
+                return Fed { used, piece: Some(Piece { bytes, length: at, partial: false }) };
             }
-            self.held.extend_from_slice(line);
-            self.given = self.held.len();
-            return Fed { used, piece: Some(Piece { bytes: &self.held, partial: false }) };
+            self.hold(line);
+            return Fed { used, piece: Some(self.give(self.length, false)) };
         }
         let Some(&next) = window.get(room) else {
-            self.held.extend_from_slice(window);
+            self.hold(window);
             return Fed { used: window.len(), piece: None };
         };
         let (fitting, _) = window.split_at(room);
-        self.held.extend_from_slice(fitting);
-        self.given = boundary(&self.held, next);
-        Fed { used: room, piece: self.held.get(..self.given).map(|bytes| Piece { bytes, partial: true }) }
+        self.hold(fitting);
+        let rest = unfinished_character(&self.last, next);
+        Fed { used: room, piece: Some(self.give(self.length - rest, true)) }
     }
 
     /// Ends the unfinished line here, if there is one.
     pub fn flush(&mut self) -> Option<Piece<'_>> {
         self.settle();
-        if self.held.is_empty() {
-            return None;
-        }
-        self.given = self.held.len();
-        Some(Piece { bytes: &self.held, partial: false })
+        (self.length > 0).then(|| self.give(self.length, false))
     }
 
     /// Forgets the unfinished line.
     pub fn clear(&mut self) {
-        self.held.clear();
-        self.given = 0;
+        self.bytes.clear();
+        (self.length, self.given) = (0, 0);
     }
 
     /// Gives back memory that the unfinished line does not need.
     pub fn shrink(&mut self) {
         self.settle();
         // Not below what growing would take again at once.
-        if self.held.capacity() > 2 * self.held.len() + 4096 {
-            self.held.shrink_to_fit();
+        if self.bytes.capacity() > 2 * self.bytes.len() + 4096 {
+            self.bytes.shrink_to_fit();
         }
     }
 
-    fn settle(&mut self) {
-        if self.given > 0 {
-            self.held.drain(..self.given);
-            self.given = 0;
+    fn hold(&mut self, more: &[u8]) {
+        if self.length + more.len() <= self.keep {
+            self.bytes.extend_from_slice(more);
+        } else {
+            self.bytes = Vec::new();
         }
+        self.length += more.len();
+        let kept = more.len().min(REST);
+        self.last.copy_within(kept.., 0);
+        for (to, from) in self.last.iter_mut().rev().zip(more.iter().rev()) {
+            *to = *from;
+        }
+    }
+
+    fn give(&mut self, length: usize, partial: bool) -> Piece<'_> {
+        self.given = length;
+        let is_kept = self.bytes.len() == self.length;
+        Piece { bytes: self.bytes.get(..length).filter(|_| is_kept), length, partial }
+    }
+
+    /// Forgets what the last call has given out.
+    fn settle(&mut self) {
+        if self.given == 0 {
+            return;
+        }
+        let rest = self.length.saturating_sub(self.given);
+        if self.bytes.len() == self.length {
+            self.bytes.drain(..self.given);
+        } else {
+            // What is left of a line that was too long to be kept is short again.
+            self.bytes.extend_from_slice(self.last.get(REST.saturating_sub(rest)..).unwrap_or_default());
+        }
+        (self.length, self.given) = (rest, 0);
     }
 }
 
-/// Where to cut `full` when `next` follows it: at its end, or before a UTF-8 character that `next` goes on with.
-fn boundary(full: &[u8], next: u8) -> usize {
-    for back in 1..=3 {
+/// How many bytes at the end of `full` begin a UTF-8 character that `next` goes on with: the cut spares it.
+fn unfinished_character(full: &[u8], next: u8) -> usize {
+    for back in 1..=REST {
         let start = full.len().saturating_sub(back);
         let Some(tail) = full.get(start..) else { break };
         let length = match tail.first() {
@@ -134,9 +177,9 @@ fn boundary(full: &[u8], next: u8) -> usize {
             Ok(_) => true,
             Err(error) => error.error_len().is_none(),
         };
-        return if valid { start } else { full.len() };
+        return if valid { back } else { 0 };
     }
-    full.len()
+    0
 }
 
 #[cfg(test)]
@@ -173,6 +216,7 @@ mod tests {
     }
 
     fn split(chunks: &[&[u8]], max: usize) -> Vec<(Vec<u8>, bool)> {
+        let counted = lengths(chunks, max);
         let mut splitter = Splitter::new(max);
         let mut out = Vec::new();
         for chunk in chunks {
@@ -181,14 +225,39 @@ mod tests {
                 let fed = splitter.feed(rest);
                 rest = &rest[fed.used..];
                 match fed.piece {
-                    Some(piece) => out.push((piece.bytes.to_vec(), piece.partial)),
+                    Some(piece) => out.push((piece.bytes.unwrap().to_vec(), piece.partial)),
                     None => break assert!(rest.is_empty()),
                 }
                 assert!(splitter.held() <= max);
             }
         }
-        out.extend(splitter.flush().map(|piece| (piece.bytes.to_vec(), piece.partial)));
+        out.extend(splitter.flush().map(|piece| (piece.bytes.unwrap().to_vec(), piece.partial)));
         assert!(splitter.flush().is_none());
+        assert!(out.iter().map(|(bytes, partial)| (bytes.len(), *partial)).eq(counted));
+        out
+    }
+
+    /// The same by a splitter that keeps almost nothing: only how long the pieces are.
+    fn lengths(chunks: &[&[u8]], max: usize) -> Vec<(usize, bool)> {
+        let mut splitter = Splitter::keeping(max, 5);
+        let mut out = Vec::new();
+        let mut take = |piece: Piece<'_>| {
+            assert!(piece.bytes.map_or(piece.length > 5 || piece.partial, |bytes| bytes.len() == piece.length));
+            out.push((piece.length, piece.partial));
+        };
+        for chunk in chunks {
+            let mut rest = *chunk;
+            loop {
+                let fed = splitter.feed(rest);
+                rest = &rest[fed.used..];
+                match fed.piece {
+                    Some(piece) => take(piece),
+                    None => break,
+                }
+            }
+            assert!(splitter.bytes.capacity() < 20 || max < 20);
+        }
+        splitter.flush().into_iter().for_each(take);
         out
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::http::Events;
-use crate::harness::{Daemon, PATIENCE, daemon, pid_of, wait_until};
+use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
 
 const LINES: u64 = 500_000;
 
@@ -162,4 +162,39 @@ fn silence_is_kept_alive_with_a_comment() {
     assert!((14..60).contains(&silent), "the comment came after {silent} s");
     release(&daemon, pid);
     assert!(reader.lines().any(|line| line.is_ok_and(|line| line == "event: eof")));
+}
+
+#[test]
+fn a_tail_is_not_looked_for_once_its_client_has_gone() {
+    let daemon = daemon();
+    // Ten million lines.
+    let pid = daemon.sh("yes '' | head -c 10M");
+    daemon.ended(pid);
+    let path = format!("/processes/{pid}/stdout?tail=100000000");
+    let cost = |work: &dyn Fn()| {
+        let before = machine::cpu_time(daemon.pid);
+        work();
+        // Whatever it still does.
+        let mut now = machine::cpu_time(daemon.pid);
+        wait_until(PATIENCE, "it is idle", || {
+            std::thread::sleep(Duration::from_millis(300));
+            let last = std::mem::replace(&mut now, machine::cpu_time(daemon.pid));
+            (last == now).then_some(())
+        });
+        now - before
+    };
+    let one = cost(&|| assert_eq!(daemon.get(&path).status, 200));
+    for head in ["", "Accept: application/octet-stream\r\n"] {
+        for path in [path.clone(), path.replace('?', "/follow?")] {
+            let gone = cost(&|| {
+                for _ in 0..10 {
+                    let mut socket = daemon.connect();
+                    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}");
+                    let request = format!("{head}Authorization: Bearer {}\r\n\r\n", daemon.token);
+                    std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send it");
+                }
+            });
+            assert!(gone < one / 2, "{gone:?} for ten that have gone, {one:?} for one that is there: {path}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -143,15 +143,10 @@ fn a_run_whose_program_hangs_times_out() {
     drop(lease);
 }
 
-#[test]
-fn a_directory_that_hangs_delays_only_its_own_request() {
-    if !root("a_directory_that_hangs_delays_only_its_own_request") {
-        return;
-    }
-    let daemon = daemon();
+/// Mounts a file system whose server has its descriptor and never answers: whoever looks into it hangs in the kernel.
+pub fn stuck_directory(daemon: &Daemon) -> PathBuf {
     let dir = daemon.scratch().join("stuck");
     std::fs::create_dir(&dir).expect("a directory");
-    // A file system whose server has its descriptor and never answers.
     let mount = "exec 3<>/dev/fuse; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other stuck \
                  \"$0\" && echo mounted && exec sleep 4400";
     let server = daemon.start_process(&json!({"command": "sh", "args": ["-c", mount, dir], "user": "root"}));
@@ -160,6 +155,16 @@ fn a_directory_that_hangs_delays_only_its_own_request() {
         assert_eq!(daemon.info(server)["status"], "running", "{:?}", daemon.lines(server, "output"));
         (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
     });
+    dir
+}
+
+#[test]
+fn a_directory_that_hangs_delays_only_its_own_request() {
+    if !root("a_directory_that_hangs_delays_only_its_own_request") {
+        return;
+    }
+    let daemon = daemon();
+    let dir = stuck_directory(&daemon);
     std::thread::scope(|scope| {
         let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": "stuck-there", "working_dir": dir})));
         let pid = pid_of(&hanging(&daemon, "stuck-there"));

@@ -42,6 +42,27 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
     }
 }
 
+#[test]
+fn memory_that_a_crowd_has_used_is_given_back() {
+    let daemon = daemon_with(&["--keep-ended", "50"]);
+    runs(&daemon, 100);
+    let anonymous = || machine::kilobytes(daemon.pid, "RssAnon");
+    let settled = |most: u64| {
+        wait_until(PATIENCE, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let run = daemon.run_sh("seq 1 20000; head -c 300000 /dev/zero | tr '\\0' x");
+                    assert_eq!(run.code(), Some(0));
+                }
+            });
+        }
+    });
+    settled(5 * 1024);
+}
+
 fn walk(dir: &std::path::Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()

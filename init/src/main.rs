@@ -30,7 +30,11 @@ use end::Ending;
 use place::Place;
 use report::Report;
 use tl_supervisor::http::EndAction;
-use tl_supervisor::os::disposition;
+use tl_supervisor::os::{disposition, memory};
+
+/// Small allocations have a reserve: an end of memory must not be the end of PID 1.
+#[global_allocator]
+static ALLOCATOR: memory::Allocator = memory::Allocator;
 
 /// Where the C library hands over; std has the arguments from it already. In a build of the unit tests, their harness
 /// has a `main` of its own.
@@ -47,6 +51,8 @@ extern "C" fn c_main(_count: c_int, _arguments: *const *const c_char) -> c_int {
 /// Gives the exit status; on a machine it does not return.
 fn start(begun: Instant) -> u8 {
     console::open();
+    memory::share_arenas();
+    memory::hold_reserve();
     let reset = disposition::reset();
     let report = Report::new(begun);
     if std::process::id() == 1 {

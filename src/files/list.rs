@@ -77,6 +77,8 @@ fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
         }
     }
     listing.sort();
+    listing.names.shrink_to_fit();
+    listing.records.shrink_to_fit();
     Ok(listing)
 }
 
@@ -106,6 +108,11 @@ impl Listing {
     fn sort(&mut self) {
         let names = &self.names;
         self.records.sort_unstable_by(|a, b| (!a.is_dir, bytes(names, a)).cmp(&(!b.is_dir, bytes(names, b))));
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn size(&self) -> usize {
+        self.names.capacity() + self.records.capacity() * size_of::<Record>()
     }
 
     /// The one at this place.

@@ -8,24 +8,31 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
-use crate::os::poll::{self, Events};
+use crate::os::{
+    memory,
+    poll::{self, Events},
+};
 use crate::worker;
 
 use super::Options;
 use super::connection::{Connection, Service};
 use super::reply::{Ending, out_of};
-use super::seats::{House, Room};
+use super::reserve::Reserve;
+use super::seats::{House, Room, Seated};
 
 /// Clients that may wait in the kernel's queue.
 const BACKLOG: i32 = 1024;
 
 /// After an error that another process may have to clear up, `accept` is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Memory that connections have used is given back so long after that.
+const TIDY: Duration = Duration::from_secs(2);
 
 /// Said once in so long, however many are turned away.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
@@ -50,15 +57,27 @@ pub(super) struct Acceptor {
     house: Arc<House>,
     service: Service,
     options: Arc<Options>,
+    reserve: Reserve,
     /// Given up to accept one more connection when there is no descriptor left, to tell it so.
     spare: Option<File>,
     warned: Option<Instant>,
+    /// When memory is given back next, if it is.
+    tidy_at: Option<Instant>,
 }
 
 impl Acceptor {
     /// Does not accept anything yet.
-    pub(super) fn new(listener: TcpListener, house: Arc<House>, service: Service, options: Arc<Options>) -> Acceptor {
-        Acceptor { listener, house, service, options, spare: spare(), warned: None }
+    ///
+    /// # Errors
+    /// When the threads in reserve cannot be started.
+    pub(super) fn new(
+        listener: TcpListener,
+        house: Arc<House>,
+        service: Service,
+        options: Arc<Options>,
+    ) -> io::Result<Acceptor> {
+        let reserve = Reserve::start(&service, &options)?;
+        Ok(Acceptor { listener, house, service, options, reserve, spare: spare(), warned: None, tidy_at: None })
     }
 
     /// Accepts until the house is stopped.
@@ -75,11 +94,12 @@ impl Acceptor {
     fn accept_until_stopped(&mut self) {
         while !self.house.stopping() {
             let fds = [(self.listener.as_fd(), Events::READ), (self.house.waker().as_fd(), Events::READ)];
-            match poll::wait(fds, None) {
+            match poll::wait(fds, self.tidy_at) {
                 Ok([listener, waker]) => {
                     if waker.any(Events::READ) {
                         self.house.waker().clear();
                     }
+                    self.tidy();
                     if listener != Events::NONE {
                         self.accept_all();
                     }
@@ -89,6 +109,24 @@ impl Acceptor {
                     self.pause(Some(RETRY));
                 }
             }
+        }
+    }
+
+    /// Gives memory back that connections have used, a while after the first of them is through: not for each, and not
+    /// again until another one is.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        match self.tidy_at {
+            None if self.house.take_freed() => self.tidy_at = Some(now + TIDY),
+            Some(at) if at <= now => {
+                memory::give_back();
+                self.tidy_at = None;
+                // What was freed meanwhile has woken nobody.
+                if self.house.take_freed() {
+                    self.tidy_at = Some(now + TIDY);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -103,7 +141,12 @@ impl Acceptor {
                 continue;
             }
             match self.listener.accept() {
-                Ok((stream, _)) => self.welcome(stream),
+                Ok((stream, _)) if memory::replenish() => self.welcome(stream),
+                Ok((stream, _)) => {
+                    let error = io::Error::from(ErrorKind::OutOfMemory);
+                    refuse(&stream, &error);
+                    self.warn("connections are turned away", &error);
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => log::debug!("accept: {error}"),
                 Err(error) => {
@@ -140,20 +183,33 @@ impl Acceptor {
         self.house.waker().clear();
     }
 
-    fn welcome(&self, stream: TcpStream) {
+    fn welcome(&mut self, stream: TcpStream) {
         if let Err(error) = stream.set_nonblocking(true) {
             log::warn!("cannot prepare a connection: {error}");
             return;
         }
-        let seated = self.house.seat(stream);
-        let seat = seated.seat();
+        // Where no thread can be started, what it was to have is still there.
+        let seated = Arc::new(Mutex::new(Some(self.house.seat(stream))));
         let (service, options) = (Arc::clone(&self.service), Arc::clone(&self.options));
+        let handed = Arc::clone(&seated);
         let serve = move || {
-            Connection::serve(seated, service, options);
+            if let Some(seated) = take(&handed) {
+                Connection::serve(seated, service, options);
+            }
             Ok(())
         };
-        if let Err(error) = worker::spawn("http-conn", serve, || {}) {
-            refuse(seat.stream(), &error);
+        let Err(error) = worker::spawn("http-conn", serve, || {}) else { return };
+        self.warn("threads in reserve serve short requests only", &error);
+        let Some(seated) = take(&seated) else { return };
+        if let Err(seated) = self.reserve.take(seated) {
+            refuse(seated.stream(), &error);
+        }
+    }
+
+    fn warn(&mut self, what: &str, error: &io::Error) {
+        if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
+            log::warn!("{what}: {error}");
+            self.warned = Some(Instant::now());
         }
     }
 
@@ -169,10 +225,7 @@ impl Acceptor {
             // The kernel looks for a descriptor before it looks for a client, and there was none.
             return;
         }
-        if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-            log::warn!("connections are turned away: {error}");
-            self.warned = Some(Instant::now());
-        }
+        self.warn("connections are turned away", error);
         self.house.set_crowded(true);
         if self.house.make_room() == Room::Soon || accepted.is_err() || self.spare.is_none() {
             // Whoever goes wakes us; what other processes hold can only be waited for.
@@ -200,6 +253,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
                 | libc::ENETUNREACH
         )
     )
+}
+
+fn take(seated: &Mutex<Option<Seated>>) -> Option<Seated> {
+    seated.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn spare() -> Option<File> {

@@ -4,10 +4,13 @@ use std::fmt;
 use std::io::{self, ErrorKind, Write};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+
 use crate::os::poll::Waker;
 
+use super::json;
 use super::reply::{Ending, Reply};
-use super::socket::{Patience, Socket, Woken};
+use super::socket::{Departure, Patience, Socket, Woken};
 
 /// A burst of a stream: as much as is gathered for one write.
 pub(super) const BURST: usize = 64 << 10;
@@ -33,8 +36,8 @@ pub(super) enum Answer {
         reply: Reply,
         /// How long the body is, where that is known. The writer fails if it has less.
         length: Option<u64>,
-        /// What to do when the client does not read.
-        patience: Patience,
+        /// What to do when the client does not read; none: as with an answer that is not streamed.
+        patience: Option<Patience>,
         /// Writes the body; never called for HEAD.
         write: Writer,
     },
@@ -50,8 +53,12 @@ pub(super) enum Answer {
 impl Answer {
     /// Server-sent events, for as long as the client is there.
     pub(super) fn events(write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static) -> Answer {
-        let reply = Reply::new(200).with("Content-Type", "text/event-stream").with("Cache-Control", "no-cache");
-        Answer::Streamed { reply, length: None, patience: Patience::WhileThere, write: Box::new(write) }
+        // A proxy in front must pass each event on as it comes: nginx gathers answers that do not say so.
+        let reply = Reply::new(200)
+            .with("Content-Type", "text/event-stream")
+            .with("Cache-Control", "no-cache, no-transform")
+            .with("X-Accel-Buffering", "no");
+        Answer::Streamed { reply, length: None, patience: Some(Patience::WhileThere), write: Box::new(write) }
     }
 
     /// A body of unknown length that has an end.
@@ -60,7 +67,7 @@ impl Answer {
         write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
     ) -> Answer {
         let reply = Reply::new(200).with("Content-Type", content_type);
-        Answer::Streamed { reply, length: None, patience: Patience::ForEver, write: Box::new(write) }
+        Answer::Streamed { reply, length: None, patience: Some(Patience::ForEver), write: Box::new(write) }
     }
 
     /// JSON that `more` makes a burst at a time, and says when that was the last: there can be any amount of it. What is no
@@ -68,12 +75,15 @@ impl Answer {
     ///
     /// # Errors
     /// What `more` says of the first burst, before anything is sent.
-    pub(super) fn in_bursts(mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static) -> io::Result<Answer> {
+    pub(super) fn in_bursts(
+        patience: Option<Patience>,
+        mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static,
+    ) -> io::Result<Answer> {
         let mut begun = Vec::new();
         if more(&mut begun)? {
             return Ok(Reply::bytes(200, JSON, begun).into());
         }
-        Ok(Answer::download(JSON, move |stream| {
+        let write = move |stream: &mut Stream<'_>| {
             stream.buffer().extend_from_slice(&begun);
             drop(begun);
             loop {
@@ -82,7 +92,20 @@ impl Answer {
                     return Ok(());
                 }
             }
-        }))
+        };
+        let reply = Reply::new(200).with("Content-Type", JSON);
+        Ok(Answer::Streamed { reply, length: None, patience, write: Box::new(write) })
+    }
+
+    /// `value` as JSON. A long one is written in bursts, and never held as a whole.
+    pub(super) fn json(status: u16, value: impl Serialize + 'static) -> Answer {
+        let length = match json::length(&value) {
+            Ok(length) if length > BURST as u64 => length,
+            _ => return Reply::json(status, &value).into(),
+        };
+        let reply = Reply::new(status).with("Content-Type", JSON);
+        let write = move |stream: &mut Stream<'_>| Ok(serde_json::to_writer(stream, &value)?);
+        Answer::Streamed { reply, length: Some(length), patience: None, write: Box::new(write) }
     }
 
     /// A body of this length.
@@ -91,7 +114,7 @@ impl Answer {
         length: u64,
         write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
     ) -> Answer {
-        Answer::Streamed { reply, length: Some(length), patience: Patience::ForEver, write: Box::new(write) }
+        Answer::Streamed { reply, length: Some(length), patience: Some(Patience::ForEver), write: Box::new(write) }
     }
 
     /// The status.
@@ -211,6 +234,16 @@ impl<'c> Stream<'c> {
         }
     }
 
+    /// Whether the client has gone, asked in the course of work that takes a while. One that has closed its half may have
+    /// closed all of it: what is sent to it now tells.
+    pub(super) fn is_gone(&mut self) -> bool {
+        match self.socket.departure() {
+            Departure::None => false,
+            Departure::Half if matches!(self.patience, Patience::ForEver) => self.flush().is_err(),
+            Departure::Half | Departure::Whole => true,
+        }
+    }
+
     /// Waits for a while.
     ///
     /// # Errors
@@ -236,12 +269,14 @@ impl<'c> Stream<'c> {
 }
 
 impl Write for Stream<'_> {
+    /// Takes a burst at most, however much there is: a large piece must not be held twice.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
+        let taken = bytes.get(..BURST).unwrap_or(bytes);
+        self.buffer.extend_from_slice(taken);
         if self.is_burst() {
             Stream::flush(self)?;
         }
-        Ok(bytes.len())
+        Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -21,6 +21,8 @@ pub(super) struct Body {
     /// The client waits for a word before it sends.
     expects_continue: bool,
     idle: Duration,
+    /// No piece of it is waited for after this.
+    until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -30,17 +32,17 @@ enum Rest {
 }
 
 impl Body {
-    /// The body that follows `head`; `idle` is how long to wait for any of it.
+    /// The body that follows `head`; `idle` is how long to wait for any of it, and `until` for all of it.
     ///
     /// # Errors
     /// When its end is not certain.
-    pub(super) fn of(head: &Head, idle: Duration) -> Result<Body, Problem> {
+    pub(super) fn of(head: &Head, idle: Duration, until: Option<Instant>) -> Result<Body, Problem> {
         let rest = match head.framing()? {
             Framing::None => Rest::Length(0),
             Framing::Length(length) => Rest::Length(length),
             Framing::Chunked => Rest::Chunks(Decoder::new()),
         };
-        Ok(Body { rest, expects_continue: head.expects_continue(), idle })
+        Ok(Body { rest, expects_continue: head.expects_continue(), idle, until })
     }
 
     /// Whether all of it was read.
@@ -70,7 +72,8 @@ impl Body {
         }
         self.invite(socket)?;
         loop {
-            let deadline = Some(Instant::now() + self.idle);
+            let deadline = Instant::now() + self.idle;
+            let deadline = Some(self.until.map_or(deadline, |until| until.min(deadline)));
             match &mut self.rest {
                 Rest::Length(left) => {
                     let most = usize::try_from(*left).unwrap_or(usize::MAX).min(out.len());

@@ -15,7 +15,7 @@ use super::Options;
 use super::answer::{Answer, Stream};
 use super::body::Body;
 use super::head::{self, Head};
-use super::reply::{Ending, Problem, Reply};
+use super::reply::{Ending, Problem, Reply, out_of};
 use super::request::Request;
 use super::seats::{Phase, Seated};
 use super::socket::{Patience, Socket};
@@ -27,32 +27,46 @@ pub(super) type Service = Arc<dyn Fn(&mut Request<'_>) -> Result<Answer, Problem
 /// buffers of both sockets, which a client that uploads has filled before it looks.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 16 << 20);
 
+/// How long a thread in reserve has for the body of a request, and then for sending the answer.
+const LONGEST_RESERVED: Duration = Duration::from_secs(5);
+
 /// A connection being served.
 pub(super) struct Connection {
     socket: Socket,
     service: Service,
     options: Arc<Options>,
+    /// By when its exchange has to be over, where its thread is one in reserve.
+    reserved_until: Option<Instant>,
 }
 
 impl Connection {
+    /// Answers one short request of the connection in `seat`, on a thread in reserve.
+    pub(super) fn serve_one(seat: Seated, service: Service, options: Arc<Options>) {
+        let reserved_until = Some(Instant::now() + LONGEST_RESERVED);
+        let mut connection = Connection { socket: Socket::new(seat), service, options, reserved_until };
+        connection.step_guarded(true);
+    }
+
     /// Serves the connection in `seat` until it ends.
     pub(super) fn serve(seat: Seated, service: Service, options: Arc<Options>) {
-        let mut connection = Connection { socket: Socket::new(seat), service, options };
+        let mut connection = Connection { socket: Socket::new(seat), service, options, reserved_until: None };
         let mut first = true;
-        loop {
-            // Nothing of a connection is used after its panic but the socket.
-            match catch_unwind(AssertUnwindSafe(|| connection.step(first))) {
-                Ok(true) => first = false,
-                Ok(false) => return,
-                Err(_) => {
-                    if !connection.socket.answered() {
-                        let why = "the request could not be handled; the log says more";
-                        connection.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
-                    }
-                    return;
-                }
-            }
+        while connection.step_guarded(first) {
+            first = false;
         }
+    }
+
+    /// The same as [`Connection::step`], with a panic as an answer.
+    fn step_guarded(&mut self, first: bool) -> bool {
+        // Nothing of a connection is used after its panic but the socket.
+        if let Ok(again) = catch_unwind(AssertUnwindSafe(|| self.step(first))) {
+            return again;
+        }
+        if !self.socket.answered() {
+            let why = "the request could not be handled; the log says more";
+            self.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
+        }
+        false
     }
 
     /// Waits for one request and answers it; whether another may follow.
@@ -104,6 +118,7 @@ impl Connection {
                         return Err(too_large(limit));
                     }
                     self.socket.consume(length);
+                    self.socket.release_large();
                     return Ok(Some(head));
                 }
                 parse_at = bytes.len() * 2;
@@ -117,6 +132,7 @@ impl Connection {
                 Ok(0) => return Err(Problem::Malformed("the request head has no end".to_owned())),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::TimedOut => return Err(Problem::TimedOut("the request head")),
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => return Err(out_of("the request head", &error)),
                 Err(_) => return Ok(None),
             }
         }
@@ -129,14 +145,15 @@ impl Connection {
     }
 
     fn exchange(&mut self, head: &Head) -> bool {
-        let mut body = match Body::of(head, self.options.idle_timeout) {
+        let is_on_reserve = self.reserved_until.is_some();
+        let mut body = match Body::of(head, self.options.idle_timeout, self.reserved_until) {
             Ok(body) => body,
             Err(problem) => {
                 self.refuse(&problem);
                 return false;
             }
         };
-        let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body);
+        let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body, is_on_reserve);
         let (answer, ends) = match (self.service)(&mut request) {
             Ok(answer) => (answer, false),
             Err(Problem::Gone) => return false,
@@ -145,7 +162,7 @@ impl Connection {
         log::debug!("{} {} {}", head.method, head.path, answer.status());
         let complete = !ends && body.discard_ready(&mut self.socket);
         let upgraded = matches!(answer, Answer::Upgraded { .. });
-        let reuse = complete && head.keeps_alive() && !upgraded && !self.socket.stopping();
+        let reuse = complete && !is_on_reserve && head.keeps_alive() && !upgraded && !self.socket.stopping();
         match self.answer(answer, head, !reuse) {
             Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !fsuser::is_stuck(),
@@ -168,6 +185,7 @@ impl Connection {
                 if head_only {
                     return self.socket.send(&printed, self.patience());
                 }
+                let patience = patience.unwrap_or(self.patience());
                 let mut stream = Stream::new(&mut self.socket, printed, ending, patience);
                 write(&mut stream)?;
                 stream.finish()
@@ -190,6 +208,7 @@ impl Connection {
 
     fn linger(&mut self) {
         let (time, bytes) = LINGER;
+        let time = if self.reserved_until.is_some() { time / 10 } else { time };
         self.socket.linger(time, Duration::ZERO, bytes);
     }
 
@@ -202,7 +221,7 @@ impl Connection {
     }
 
     fn patience(&self) -> Patience {
-        Patience::For(self.options.idle_timeout)
+        self.reserved_until.map_or(Patience::For(self.options.idle_timeout), Patience::Until)
     }
 }
 

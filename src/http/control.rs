@@ -46,7 +46,7 @@ pub(super) fn kill(api: &Api, target: &Target) -> Result<Answer, Problem> {
 
 /// Answers with the new run.
 pub(super) fn restart(api: &Api, target: &Target) -> Result<Answer, Problem> {
-    Ok(Reply::json(200, &api.handle.restart(target)?).into())
+    Ok(Answer::json(200, api.handle.restart(target)?))
 }
 
 /// Streams the body into stdin, one piece at a time: a reader that does not read holds up this request only.
@@ -84,7 +84,7 @@ pub(super) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<
     let _watch = process.log.watch_end(waker.clone());
     while process.log.ended().is_none() && request.wait(&waker, deadline)? {}
     let end = process.log.ended();
-    Ok(Reply::json(200, &api.handle.after_wait(process.info, end)?).into())
+    Ok(Answer::json(200, api.handle.after_wait(process.info, end)?))
 }
 
 fn timeout(query: Option<&str>) -> Result<Option<Duration>, Problem> {

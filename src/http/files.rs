@@ -14,6 +14,7 @@ use crate::os::fsuser::Acting;
 
 use super::answer::{Answer, BURST, Stream};
 use super::conditions;
+use super::memory::Grant;
 use super::range::Range;
 use super::reply::{Problem, Reply};
 use super::request::Request;
@@ -180,7 +181,8 @@ pub(super) fn list(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> 
     let (acting, path) = begin(api, request)?;
     let listing = files::list(&path)?;
     drop(acting);
-    let mut json = Json { listing, next: 0 };
+    let grant = request.hold_listing(listing.size())?;
+    let mut json = Json { listing, next: 0, _grant: grant };
     let mut shown = Some(path.shown());
     let more = move |out: &mut Vec<u8>| {
         if let Some(path) = shown.take() {
@@ -188,13 +190,14 @@ pub(super) fn list(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> 
         }
         json.entries(out)
     };
-    Answer::in_bursts(more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
 }
 
 /// Writes a listing as JSON, a burst at a time.
 struct Json {
     listing: Listing,
     next: usize,
+    _grant: Grant,
 }
 
 impl Json {

@@ -1,5 +1,8 @@
 //! JSON bodies: parsed once, into types that cannot be wrong, with a sentence that names the field where they are.
 
+use std::io::{self, Write};
+
+use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
@@ -32,6 +35,51 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     })?;
     json.end().map_err(|error| Problem::Invalid(format!("the body: {error}: it must be one JSON object")))?;
     Ok(parsed.0)
+}
+
+/// How long `value` is as JSON.
+pub(super) fn length(value: &impl Serialize) -> io::Result<u64> {
+    let mut counter = Part { out: &mut Vec::new(), skip: usize::MAX, room: 0, passed: 0 };
+    serde_json::to_writer(&mut counter, value)?;
+    Ok(counter.passed as u64)
+}
+
+/// Appends what `value` as JSON has after the first `skip` bytes, up to `most` bytes of it; whether that was all.
+pub(super) fn part(out: &mut Vec<u8>, value: &impl Serialize, skip: usize, most: usize) -> io::Result<bool> {
+    let mut part = Part { out, skip, room: most, passed: 0 };
+    match serde_json::to_writer(&mut part, value) {
+        Ok(()) => Ok(true),
+        Err(_) if part.room == 0 => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes a part of what is written to it.
+struct Part<'o> {
+    out: &'o mut Vec<u8>,
+    skip: usize,
+    room: usize,
+    passed: usize,
+}
+
+impl Write for Part<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let skipped = bytes.len().min(self.skip.saturating_sub(self.passed));
+        if skipped > 0 {
+            self.passed += skipped;
+            return Ok(skipped);
+        }
+        let taken = bytes.get(..self.room).unwrap_or(bytes);
+        self.out.extend_from_slice(taken);
+        self.passed += taken.len();
+        self.room -= taken.len();
+        // None at all ends the writing.
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Where in the text it is helps nobody who is told the field.
@@ -104,6 +152,22 @@ mod tests {
         assert!(parse::<Body>("[".repeat(100_000).as_bytes()).is_err());
         let deep = format!("{{\"text\":\"\",\"x\":{}", "[".repeat(100_000));
         assert!(parse::<Body>(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn parts_make_the_whole() {
+        let value = vec!["a\"b\u{1}", "", "a longer one without escapes"];
+        let whole = serde_json::to_vec(&value).unwrap();
+        assert_eq!(length(&value).unwrap(), whole.len() as u64);
+        for most in 1..whole.len() + 2 {
+            let mut out = Vec::new();
+            let mut skip = 0;
+            while !part(&mut out, &value, skip, most).unwrap() {
+                assert!(out.len() == skip + most);
+                skip = out.len();
+            }
+            assert_eq!(out, whole, "{most}");
+        }
     }
 
     #[test]

@@ -8,12 +8,13 @@
 //! | file | what |
 //! |---|---|
 //! | `acceptor`, `seats` | who is let in, and who gives way when it is full |
+//! | `reserve`, `memory` | threads for when none can be started; what all may hold together |
 //! | `connection` | the loop of one connection |
 //! | `socket`, `head`, `chunked`, `body`, `request` | a request on its way in |
 //! | `reply`, `answer` | an answer on its way out; tiny_http prints the heads |
 //! | `routes` | one match from method and path to what was asked for, behind the token |
 //! | `json`, `user` | bodies, with sentences about what is wrong with them |
-//! | `events` | server-sent events from a log |
+//! | `events`, `text` | server-sent events from a log; a JSON string piece by piece |
 //! | `range` | which part of a file |
 //! | `host` | what the program around us tells, and how it is ended |
 //! | `websocket`, `frames` | the way into a WebSocket and out of it; its single frames |
@@ -39,18 +40,21 @@ mod frames;
 mod head;
 mod host;
 mod json;
+mod memory;
 mod output;
 mod processes;
 mod pty;
 mod range;
 mod reply;
 mod request;
+mod reserve;
 mod routes;
 mod run;
 mod seats;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod text;
 mod tunnel;
 mod user;
 mod websocket;
@@ -163,7 +167,7 @@ impl Server {
         let listener = acceptor::listen(addr)?;
         let local_addr = listener.local_addr()?;
         let house = Arc::new(House::new(options.max_connections)?);
-        let acceptor = Acceptor::new(listener, Arc::clone(&house), service, Arc::new(options));
+        let acceptor = Acceptor::new(listener, Arc::clone(&house), service, Arc::new(options))?;
         let accept = move || {
             acceptor.run();
             Ok(())

@@ -4,32 +4,58 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, From, Item, Lines, OutputLog, View};
+use crate::logs::{Cursor, From, Lines, LongText, OutputLog, PIECE, Shown, Text, View};
 use crate::model::Target;
 
-use super::answer::{Answer, BURST};
-use super::events;
+use super::answer::{Answer, BURST, Stream};
+use super::events::{self, Frames};
 use super::reply::{Problem, Reply};
 use super::request::Request;
 use super::routes::Api;
+use super::socket::Patience;
+use super::text;
 
 const BYTES: &str = "application/octet-stream";
+
+/// So many lines, or those of a log of so many bytes, are found in some milliseconds. More are looked for once the answer
+/// has begun: only by what is sent to a client can it be told that it has gone.
+const FEW: u64 = 10_000;
+const QUICK: u64 = 4 << 20;
 
 /// What is kept as of now.
 pub(super) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Answer, Problem> {
     let tail = tail(request)?;
     let process = api.handle.look_up(target)?;
+    let late = tail.filter(|n| *n > FEW && process.log.kept_bytes() > QUICK);
+    let log = process.log;
     if request.accepts(BYTES) {
-        return raw(process.log.raw(view, tail).map_err(unreadable)?);
+        return match late {
+            Some(n) => Ok(Answer::download(BYTES, move |stream| {
+                let bytes = log.last_raw(view, n, || stream.is_gone())?.ok_or(ErrorKind::ConnectionAborted)?;
+                send_raw(stream, bytes)
+            })),
+            None => raw(log.raw(view, tail).map_err(unreadable)?),
+        };
     }
-    let lines = process.log.lines(view, tail);
-    let mut listing = Listing { lines, log: process.log, written: 0 };
-    let mut head = Some(format!("{{\"pid\":{},\"lines\":[", process.info.pid));
+    let head = format!("{{\"pid\":{},\"lines\":[", process.info.pid);
+    if let Some(n) = late {
+        return Ok(Answer::download("application/json", move |stream| {
+            stream.buffer().extend_from_slice(head.as_bytes());
+            let lines = log.last_lines(view, n, || stream.is_gone()).ok_or(ErrorKind::ConnectionAborted)?;
+            let mut listing = Listing { lines, log, written: 0, begun: None };
+            while !listing.more(stream.buffer())? {
+                stream.flush()?;
+            }
+            Ok(())
+        }));
+    }
+    let mut listing = Listing { lines: log.lines(view, tail), log, written: 0, begun: None };
+    let mut head = Some(head);
     let more = move |out: &mut Vec<u8>| {
         out.extend(head.take().unwrap_or_default().into_bytes());
         listing.more(out)
     };
-    Answer::in_bursts(more).map_err(unreadable)
+    Answer::in_bursts(Some(Patience::ForEver), more).map_err(unreadable)
 }
 
 /// Everything kept, or the last lines of it, or what came after the last event seen; then live, up to the end.
@@ -41,17 +67,12 @@ pub(super) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: Vi
     let waker = request.waker()?;
     let log = api.handle.look_up(target)?.log;
     Ok(Answer::events(move |stream| {
-        let mut follower = log.follow(view, from, waker.clone());
-        events::pump(stream, &mut follower, &waker, |out, item| match item {
-            Item::Line(line, cursor) => {
-                write!(out, "id: {cursor}\nevent: output\n")?;
-                events::line(out, &line, view == View::Combined)
-            }
-            Item::Gap { lost_bytes, cursor } => {
-                writeln!(out, "id: {cursor}")?;
-                events::gap(out, lost_bytes)
-            }
-            Item::End(_, cursor) => write!(out, "id: {cursor}\nevent: eof\ndata: {{}}\n\n"),
+        let follower = log.follow_unless(view, from, waker.clone(), || stream.is_gone());
+        let mut follower = follower.ok_or(ErrorKind::ConnectionAborted)?;
+        let frames = Frames { named: true, with_stream: view == View::Combined };
+        events::pump(stream, &mut follower, &waker, frames, |out, _| {
+            out.extend_from_slice(b"event: eof\ndata: {}\n\n");
+            Ok(())
         })
     }))
 }
@@ -71,16 +92,20 @@ fn raw(mut bytes: impl Read + 'static) -> Result<Answer, Problem> {
     Ok(Answer::download(BYTES, move |stream| {
         stream.write_all(&begin)?;
         drop(begin);
-        let mut piece = vec![0; BURST];
-        loop {
-            match bytes.read(&mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        send_raw(stream, bytes)
     }))
+}
+
+fn send_raw(stream: &mut Stream<'_>, mut bytes: impl Read) -> io::Result<()> {
+    let mut piece = vec![0; BURST];
+    loop {
+        match bytes.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn unreadable(error: io::Error) -> Problem {
@@ -92,6 +117,14 @@ struct Listing {
     lines: Lines,
     log: Arc<OutputLog>,
     written: u64,
+    /// A line of which the beginning was written.
+    begun: Option<Begun>,
+}
+
+/// What is left of a line.
+enum Begun {
+    Short(String),
+    Long(Box<LongText>),
 }
 
 impl Listing {
@@ -99,7 +132,11 @@ impl Listing {
     fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
-            let Some(line) = self.lines.next() else {
+            if let Some(begun) = self.begun.take() {
+                self.begun = go_on(begun, out)?;
+                continue;
+            }
+            let Some(line) = self.lines.next_shown() else {
                 self.lines.failure().map_or(Ok(()), Err)?;
                 let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
                 write!(out, "],\"line_count\":{}{truncated}}}", self.written)?;
@@ -108,9 +145,46 @@ impl Listing {
             if self.written > 0 {
                 out.push(b',');
             }
-            serde_json::to_writer(&mut *out, &line.text)?;
             self.written += 1;
+            match line {
+                Shown::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
+                Shown::Short(text) => {
+                    text::begin(out);
+                    self.begun = Some(Begun::Short(text));
+                }
+                Shown::Long(text) => {
+                    text::begin(out);
+                    self.begun = Some(Begun::Long(text));
+                }
+            }
         }
         Ok(false)
     }
+}
+
+/// Appends a piece of a line, or its end; what is left then.
+fn go_on(begun: Begun, out: &mut Vec<u8>) -> io::Result<Option<Begun>> {
+    let left = match begun {
+        Begun::Short(mut text) => {
+            let (first, rest) = text::split(&text);
+            text::piece(out, first)?;
+            let first = first.len();
+            (!rest.is_empty()).then(|| {
+                text.drain(..first);
+                Begun::Short(text)
+            })
+        }
+        Begun::Long(mut line) => match line.next()? {
+            Text::Piece(piece) => {
+                text::piece(out, &piece)?;
+                Some(Begun::Long(line))
+            }
+            // What was dropped while it was read is missing, and `truncated` says so.
+            Text::End | Text::Lost(_) => None,
+        },
+    };
+    if left.is_none() {
+        text::end(out);
+    }
+    Ok(left)
 }

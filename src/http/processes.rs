@@ -1,19 +1,20 @@
 //! `POST /processes`, `GET /processes`, `GET /processes/{process}`.
 
 use std::time::Duration;
+use std::{io, vec};
 
 use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessSpec, RestartPolicy,
-    SpecBuilder, StdinMode, Target,
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessInfo, ProcessSpec,
+    RestartPolicy, SpecBuilder, StdinMode, Target,
 };
 
 use super::answer::{Answer, BURST};
 use super::field::{Choice, Object, Pairs, Text, Texts, Whole};
 use super::json;
-use super::reply::{Problem, Reply};
+use super::reply::Problem;
 use super::request::Request;
 use super::routes::Api;
 use super::user::User;
@@ -159,32 +160,53 @@ pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
 /// Answers once the program runs, or has failed to.
 pub(super) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
     let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
-    Ok(Reply::json(201, &api.handle.start(spec)?).into())
+    Ok(Answer::json(201, api.handle.start(spec)?))
 }
 
-/// Oldest first, as the supervisor lists them.
+/// Oldest first, as the supervisor lists them at one moment.
 pub(super) fn list(api: &Api) -> Result<Answer, Problem> {
-    let mut all = api.handle.list()?.into_iter();
-    let mut separator = &b"{\"processes\":["[..];
-    let more = move |out: &mut Vec<u8>| {
+    let mut list = List { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
+    let more = move |out: &mut Vec<u8>| list.more(out);
+    // It is no stream that a client may take as long for as it likes: what was forgotten meanwhile is kept for it.
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+}
+
+/// Writes the JSON of all processes, a burst at a time.
+struct List {
+    processes: vec::IntoIter<ProcessInfo>,
+    /// One that was written up to this byte.
+    begun: Option<(ProcessInfo, usize)>,
+    /// What comes before the next one.
+    separator: &'static [u8],
+}
+
+impl List {
+    /// Appends a burst; whether this was the last.
+    fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
-            let Some(process) = all.next() else {
+            let begun = self.begun.take().or_else(|| {
+                let process = self.processes.next()?;
+                out.extend_from_slice(std::mem::replace(&mut self.separator, b","));
+                Some((process, 0))
+            });
+            let Some((process, written)) = begun else {
                 // Of none at all, the list has not been opened yet.
-                out.extend_from_slice(if separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
+                out.extend_from_slice(if self.separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
                 return Ok(true);
             };
-            out.extend_from_slice(std::mem::replace(&mut separator, b","));
-            serde_json::to_writer(&mut *out, &process)?;
+            let before = out.len();
+            if !json::part(out, &process, written, full.saturating_sub(before).max(1))? {
+                self.begun = Some((process, written + out.len() - before));
+            }
         }
         Ok(false)
-    };
-    Answer::in_bursts(more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    }
 }
 
 /// One process.
 pub(super) fn get(api: &Api, target: &Target) -> Result<Answer, Problem> {
-    Ok(Reply::json(200, &api.handle.get(target)?).into())
+    Ok(Answer::json(200, api.handle.get(target)?))
 }
 
 #[cfg(test)]

@@ -64,12 +64,12 @@ pub(super) fn open(api: &Api, request: &mut Request<'_>) -> Result<Answer, Probl
 
 /// Oldest first, without their tokens.
 pub(super) fn list(api: &Api) -> Result<Answer, Problem> {
-    Ok(Reply::json(200, &List { sessions: api.handle.ptys()? }).into())
+    Ok(Answer::json(200, List { sessions: api.handle.ptys()? }))
 }
 
 /// One session.
 pub(super) fn get(api: &Api, session: &str) -> Result<Answer, Problem> {
-    Ok(Reply::json(200, &api.handle.pty(session)?).into())
+    Ok(Answer::json(200, api.handle.pty(session)?))
 }
 
 /// Answers once the program sees it.

@@ -1,17 +1,38 @@
 //! A request in the hands of its handler: the head, the body still in the socket, and a way to wait.
 
 use std::borrow::Cow;
+use std::io::{self, ErrorKind};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tiny_http::Method;
 
+use crate::error::Error;
 use crate::os::poll::Waker;
 
 use super::body::Body;
 use super::head::Head;
+use super::memory::Grant;
 use super::reply::{Problem, out_of};
+use super::seats::Phase;
 use super::socket::{Socket, Woken};
+
+/// A body that was read as a whole.
+#[derive(Debug)]
+pub(super) struct Whole {
+    bytes: Vec<u8>,
+    /// For what it has beyond the first piece.
+    grant: Grant,
+}
+
+impl Deref for Whole {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// A request whose body was not read yet.
 #[derive(Debug)]
@@ -20,12 +41,20 @@ pub(super) struct Request<'c> {
     body: &'c mut Body,
     socket: &'c mut Socket,
     max_body: usize,
+    /// Its thread is one in reserve.
+    is_on_reserve: bool,
 }
 
 impl<'c> Request<'c> {
     /// `max_body` bounds what [`Request::whole_body`] reads.
-    pub(super) fn new(head: &'c Head, body: &'c mut Body, socket: &'c mut Socket, max_body: usize) -> Request<'c> {
-        Request { head, body, socket, max_body }
+    pub(super) fn new(
+        head: &'c Head,
+        body: &'c mut Body,
+        socket: &'c mut Socket,
+        max_body: usize,
+        is_on_reserve: bool,
+    ) -> Request<'c> {
+        Request { head, body, socket, max_body, is_on_reserve }
     }
 
     /// The method, GET in place of HEAD: whoever answers need not know, the body is left out later.
@@ -109,23 +138,54 @@ impl<'c> Request<'c> {
     ///
     /// # Errors
     /// [`Problem::BodyTooLarge`] before any of it is read, where its length is announced; else those of reading.
-    pub(super) fn whole_body(&mut self) -> Result<Vec<u8>, Problem> {
+    pub(super) fn whole_body(&mut self) -> Result<Whole, Problem> {
         let announced = self.body.left().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
         if announced.is_some_and(|length| length > self.max_body) {
             return Err(Problem::BodyTooLarge(self.max_body));
         }
-        let mut whole = Vec::new();
-        while let Some(mut piece) = self.body_piece(16 << 10)? {
-            if whole.len() + piece.len() > self.max_body {
+        // Nothing is executed yet: a client that is slow to send the rest may be asked to give way.
+        if !self.socket.enter(Phase::Head) {
+            return Err(Problem::Gone);
+        }
+        let whole = self.collect()?;
+        if self.socket.enter(Phase::Busy) { Ok(whole) } else { Err(Problem::Gone) }
+    }
+
+    fn collect(&mut self) -> Result<Whole, Problem> {
+        let mut whole = Whole { bytes: Vec::new(), grant: self.socket.bodies().grant() };
+        while let Some(piece) = self.body_piece(16 << 10)? {
+            let length = whole.bytes.len() + piece.len();
+            if length > self.max_body {
                 return Err(Problem::BodyTooLarge(self.max_body));
             }
-            if whole.is_empty() {
-                whole = piece;
-            } else {
-                whole.append(&mut piece);
+            if whole.bytes.is_empty() {
+                whole.bytes = piece;
+                continue;
             }
+            if whole.bytes.capacity() < length {
+                let size = length.saturating_mul(2).min(self.max_body);
+                let more = size.saturating_sub(whole.bytes.len());
+                let full = || io::Error::from(ErrorKind::OutOfMemory);
+                let granted = whole.grant.grow_to(size).then_some(()).ok_or_else(full);
+                granted
+                    .and_then(|()| Ok(whole.bytes.try_reserve_exact(more)?))
+                    .map_err(|error| out_of("the request body", &error))?;
+            }
+            whole.bytes.extend_from_slice(&piece);
         }
         Ok(whole)
+    }
+
+    /// Counts so many bytes of a directory's listing, for as long as the grant is held.
+    ///
+    /// # Errors
+    /// When all listings together hold as much as they may.
+    pub(super) fn hold_listing(&self, bytes: usize) -> Result<Grant, Problem> {
+        let mut grant = self.socket.listings().grant();
+        if grant.grow_to(bytes) {
+            return Ok(grant);
+        }
+        Err(out_of("the listing of a directory", &ErrorKind::OutOfMemory.into()))
     }
 
     /// The next bytes of the body, at most `most`; none at its end.
@@ -135,6 +195,31 @@ impl<'c> Request<'c> {
         let read = self.body.read(self.socket, &mut piece)?;
         piece.truncate(read);
         Ok((read > 0).then_some(piece))
+    }
+
+    /// Says that this request may take as long as it likes: only so many may do that at once.
+    ///
+    /// # Errors
+    /// When there are as many.
+    pub(super) fn begin_long(&mut self) -> Result<(), Problem> {
+        if self.is_on_reserve {
+            let why = "no thread can be started for a connection; only metadata, signals and DELETE are served";
+            return Err(Problem::Refused(Error::OutOfResources(why.to_owned())));
+        }
+        if self.socket.begin_long() {
+            return Ok(());
+        }
+        let most = self.socket.most_long();
+        let why = format!("{most} connections have streams, waits, tunnels, terminals or files, and more may not");
+        Err(Problem::Refused(Error::OutOfResources(why)))
+    }
+
+    /// Says that this request starts something, which the threads in reserve have no time for.
+    ///
+    /// # Errors
+    /// When this is one of them.
+    pub(super) fn begin_start(&mut self) -> Result<(), Problem> {
+        if self.is_on_reserve { self.begin_long() } else { Ok(()) }
     }
 
     /// A waker for [`Request::wait`].

@@ -63,6 +63,50 @@ enum Endpoint {
     Tunnel,
 }
 
+/// How long a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    /// Answered from what the daemon knows, or within 2 s.
+    Short,
+    /// Starts a program: answered within 5 s.
+    Start,
+    /// As long as the client, a process or a disk likes.
+    Long,
+}
+
+impl Endpoint {
+    fn length(&self) -> Length {
+        match self {
+            Endpoint::Start | Endpoint::OpenPty => Length::Start,
+            Endpoint::Run
+            | Endpoint::Output(..)
+            | Endpoint::Follow(..)
+            | Endpoint::Restart(_)
+            | Endpoint::WriteStdin(_)
+            | Endpoint::Wait(_)
+            | Endpoint::ReadFile
+            | Endpoint::WriteFile
+            | Endpoint::RemoveFile
+            | Endpoint::ListFiles
+            | Endpoint::AttachPty(_)
+            | Endpoint::Tunnel => Length::Long,
+            Endpoint::Health
+            | Endpoint::Info
+            | Endpoint::Boot
+            | Endpoint::Shutdown
+            | Endpoint::List
+            | Endpoint::Get(_)
+            | Endpoint::Kill(_)
+            | Endpoint::Signal(_)
+            | Endpoint::CloseStdin(_)
+            | Endpoint::ListPtys
+            | Endpoint::Pty(_)
+            | Endpoint::ResizePty(_)
+            | Endpoint::KillPty(_) => Length::Short,
+        }
+    }
+}
+
 /// The one table of the API. A HEAD has been made a GET.
 fn route(method: &Method, path: &[&str]) -> Option<Endpoint> {
     let ["api", "v1", path @ ..] = path else { return None };
@@ -151,6 +195,11 @@ impl Api {
             return Err(no_route(request.method(), request.path(), &path));
         };
         conditions::check_coding(request)?;
+        match endpoint.length() {
+            Length::Short => {}
+            Length::Start => request.begin_start()?,
+            Length::Long => request.begin_long()?,
+        }
         match endpoint {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),

@@ -6,12 +6,12 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
-use crate::logs::{From, Item, View};
+use crate::logs::{From, View};
 use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
 use crate::supervisor::Handle;
 
 use super::answer::Answer;
-use super::events;
+use super::events::{self, Frames};
 use super::field::{Base64, Choice, Pairs, Seconds, Text, Texts};
 use super::json;
 use super::processes::command;
@@ -147,13 +147,10 @@ pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Proble
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
         let mut follower = started.log.follow(View::Combined, From::Beginning, waker.clone());
-        events::pump(stream, &mut follower, &waker, |out, item| match item {
-            Item::Line(line, _) => events::line(out, &line, true),
-            Item::Gap { lost_bytes, .. } => events::gap(out, lost_bytes),
-            Item::End(end, _) => {
-                guard.ended();
-                events::data(out, &End::from(end))
-            }
+        let frames = Frames { named: false, with_stream: true };
+        events::pump(stream, &mut follower, &waker, frames, |out, end| {
+            guard.ended();
+            events::data(out, &End::from(end))
         })
     }))
 }

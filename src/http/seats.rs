@@ -9,13 +9,15 @@ use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
 };
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::os::poll::Waker;
+
+use super::memory::Pool;
 
 /// What a connection has to be left to send its head, or to take its answer, before it may be shown out: a new client's
 /// head is often a moment behind its connection, and two newcomers must not push each other out for ever.
@@ -52,6 +54,8 @@ pub(super) struct Seat {
 pub(super) struct House {
     seats: Mutex<HashMap<u64, Arc<Seat>>>,
     size: usize,
+    /// Connections whose request may take as long as it likes.
+    long: AtomicUsize,
     next: AtomicU64,
     opened: Instant,
     /// A client waits outside: whoever leaves or falls idle wakes the acceptor.
@@ -62,13 +66,31 @@ pub(super) struct House {
     /// Woken, with the seats' lock, when the last one is given back.
     emptied: Condvar,
     waker: Waker,
+    /// For heads that do not fit into the first buffer, and for bodies that are read as a whole.
+    heads: Pool,
+    bodies: Pool,
+    /// For listings of directories.
+    listings: Pool,
+    /// Something was freed since memory was given back last.
+    freed: AtomicBool,
 }
+
+/// What the heads of all requests may take beyond their first buffers, in bytes: clients need no token for that.
+const HEADS: usize = 8 << 20;
+
+/// What all bodies may take that are read as a whole.
+const BODIES: usize = 64 << 20;
+
+/// What all listings of directories may take: the largest one fits.
+const LISTINGS: usize = 64 << 20;
 
 /// A connection in its seat; dropping it gives the seat back.
 #[derive(Debug)]
 pub(super) struct Seated {
     house: Arc<House>,
     seat: Arc<Seat>,
+    /// Counted among those whose request may take as long as it likes.
+    is_long: bool,
 }
 
 /// What came of asking somebody to give way.
@@ -88,6 +110,7 @@ impl House {
         Ok(House {
             seats: Mutex::new(HashMap::new()),
             size: size.max(1),
+            long: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             opened: Instant::now(),
             crowded: AtomicBool::new(false),
@@ -95,6 +118,10 @@ impl House {
             progress: AtomicBool::new(false),
             emptied: Condvar::new(),
             waker: Waker::new()?,
+            heads: Pool::new(HEADS),
+            bodies: Pool::new(BODIES),
+            listings: Pool::new(LISTINGS),
+            freed: AtomicBool::new(false),
         })
     }
 
@@ -104,7 +131,12 @@ impl House {
         let phase = AtomicU8::new(Phase::Head as u8);
         let seat = Arc::new(Seat { id, stream, phase, since: AtomicU64::new(self.micros()) });
         self.lock().insert(id, Arc::clone(&seat));
-        Seated { house: Arc::clone(self), seat }
+        Seated { house: Arc::clone(self), seat, is_long: false }
+    }
+
+    /// How many connections may have a request that takes as long as it likes: the others are for short ones.
+    pub(super) fn most_long(&self) -> usize {
+        (self.size - (self.size / 8).max(1)).max(1)
     }
 
     /// Whether every seat is taken.
@@ -179,6 +211,18 @@ impl House {
         &self.waker
     }
 
+    /// Whether anything was freed since this was asked last.
+    pub(super) fn take_freed(&self) -> bool {
+        self.freed.swap(false, SeqCst)
+    }
+
+    /// What a connection has used is free: the acceptor is told of the first.
+    fn has_freed(&self) {
+        if !self.freed.swap(true, SeqCst) {
+            self.waker.wake();
+        }
+    }
+
     /// How many seats are taken.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
@@ -215,17 +259,34 @@ impl Seat {
         shown
     }
 
-    /// The connection.
-    pub(super) fn stream(&self) -> &TcpStream {
-        &self.stream
-    }
-
     fn has_bytes(&self) -> bool {
         self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
     }
 }
 
 impl Seated {
+    /// Counts the connection among those whose request may take as long as it likes; false when there are as many as
+    /// there may be. A thread that hangs in the kernel is counted for as long as it hangs, whether its client has gone or
+    /// not.
+    pub(super) fn begin_long(&mut self) -> bool {
+        let most = self.house.most_long();
+        let one_more = |long| (long < most).then_some(long + 1);
+        self.is_long = self.is_long || self.house.long.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        self.is_long
+    }
+
+    /// Its request is over.
+    pub(super) fn end_long(&mut self) {
+        if std::mem::take(&mut self.is_long) {
+            self.house.long.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// See [`House::most_long`].
+    pub(super) fn most_long(&self) -> usize {
+        self.house.most_long()
+    }
+
     /// The client has taken something.
     pub(super) fn has_taken(&self) {
         self.house.progress.store(true, Relaxed);
@@ -240,6 +301,9 @@ impl Seated {
             .phase
             .fetch_update(SeqCst, SeqCst, |now| (now != Phase::Out as u8).then_some(phase as u8))
             .is_ok();
+        if phase == Phase::Idle {
+            self.house.has_freed();
+        }
         if phase != Phase::Busy && self.house.crowded.load(SeqCst) {
             self.house.waker.wake();
         }
@@ -251,14 +315,24 @@ impl Seated {
         &self.seat.stream
     }
 
+    /// For the head of a request.
+    pub(super) fn heads(&self) -> &Pool {
+        &self.house.heads
+    }
+
+    /// For the body of a request.
+    pub(super) fn bodies(&self) -> &Pool {
+        &self.house.bodies
+    }
+
+    /// For the listing of a directory.
+    pub(super) fn listings(&self) -> &Pool {
+        &self.house.listings
+    }
+
     /// Whether the server is being stopped.
     pub(super) fn stopping(&self) -> bool {
         self.house.stopping()
-    }
-
-    /// The same connection, for when its thread cannot be started.
-    pub(super) fn seat(&self) -> Arc<Seat> {
-        Arc::clone(&self.seat)
     }
 }
 
@@ -270,12 +344,14 @@ impl AsFd for Seated {
 
 impl Drop for Seated {
     fn drop(&mut self) {
+        self.end_long();
         let mut seats = self.house.lock();
         seats.remove(&self.seat.id);
         if seats.is_empty() {
             self.house.emptied.notify_all();
         }
         drop(seats);
+        self.house.has_freed();
         if self.house.crowded.load(SeqCst) {
             self.house.waker.wake();
         }

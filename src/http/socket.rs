@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::os::poll::{self, Events, Waker};
 use crate::os::tcp;
 
+use super::memory::{Grant, Pool};
 use super::seats::{Phase, Seated};
 
 /// The first size of the read buffer: most heads, and most JSON bodies with them, fit.
@@ -18,6 +19,8 @@ const SMALL: usize = 4 << 10;
 pub(super) enum Patience {
     /// So long without any progress; it may be shown out before that.
     For(Duration),
+    /// Until then, whatever progress there is; it may be shown out before that.
+    Until(Instant),
     /// For ever, even when it has closed its own half: what is sent has an end.
     ForEver,
     /// Until it goes; a client that has closed its half has gone.
@@ -35,6 +38,17 @@ pub(super) enum Woken {
     Gone,
 }
 
+/// How far a client has gone, as far as the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// It is there.
+    None,
+    /// It sends no more; it may be listening still.
+    Half,
+    /// It neither sends nor listens.
+    Whole,
+}
+
 /// A connection and what was read from it but not used yet.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -44,12 +58,15 @@ pub(super) struct Socket {
     start: usize,
     end: usize,
     answered: bool,
+    /// For what the buffer has beyond its first size.
+    grant: Grant,
 }
 
 impl Socket {
     /// A connection that nothing was read from yet.
     pub(super) fn new(seat: Seated) -> Socket {
-        Socket { seat, data: Vec::new(), start: 0, end: 0, answered: false }
+        let grant = seat.heads().grant();
+        Socket { seat, data: Vec::new(), start: 0, end: 0, answered: false, grant }
     }
 
     /// The port that the client has connected to.
@@ -81,7 +98,25 @@ impl Socket {
     pub(super) fn release(&mut self) {
         if self.start == self.end {
             (self.data, self.start, self.end) = (Vec::new(), 0, 0);
+            self.grant.release();
         }
+    }
+
+    /// The same where the buffer has grown for a large head, which most requests after it do not have.
+    pub(super) fn release_large(&mut self) {
+        if self.data.len() > SMALL {
+            self.release();
+        }
+    }
+
+    /// For the body of a request.
+    pub(super) fn bodies(&self) -> &Pool {
+        self.seat.bodies()
+    }
+
+    /// For the listing of a directory.
+    pub(super) fn listings(&self) -> &Pool {
+        self.seat.listings()
     }
 
     /// Reads more into the buffer, which may grow to `limit` bytes and must not be full; 0 at the client's end.
@@ -96,7 +131,7 @@ impl Socket {
 
     /// The same, without waiting: [`ErrorKind::WouldBlock`] when nothing is there.
     pub(super) fn fill_now(&mut self, limit: usize) -> io::Result<usize> {
-        self.make_room(limit);
+        self.make_room(limit)?;
         let room = self.data.get_mut(self.end..).unwrap_or_default();
         if room.is_empty() {
             return Err(io::Error::other("the read buffer is full"));
@@ -106,15 +141,20 @@ impl Socket {
         Ok(read)
     }
 
-    fn make_room(&mut self, limit: usize) {
+    fn make_room(&mut self, limit: usize) -> io::Result<()> {
         if self.start > 0 && (self.start == self.end || self.end == self.data.len()) {
             self.data.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         if self.end == self.data.len() && self.data.len() < limit {
             let size = (self.data.len() * 4).clamp(SMALL.min(limit), limit);
+            if !self.grant.grow_to(size.saturating_sub(SMALL)) {
+                return Err(ErrorKind::OutOfMemory.into());
+            }
+            self.data.try_reserve_exact(size - self.data.len())?;
             self.data.resize(size, 0);
         }
+        Ok(())
     }
 
     /// Reads into `out`, from the buffer first; 0 at the client's end.
@@ -185,6 +225,15 @@ impl Socket {
         Ok(Woken::Deadline)
     }
 
+    /// Looks whether the client is there.
+    pub(super) fn departure(&self) -> Departure {
+        match poll::wait([(self.seat.as_fd(), Events::GONE)], Some(Instant::now())) {
+            Ok([events]) if events.any(Events::BROKEN) => Departure::Whole,
+            Ok([events]) if events.any(Events::GONE) => Departure::Half,
+            _ => Departure::None,
+        }
+    }
+
     /// Waits for the deadline or the client's going.
     pub(super) fn wait_for_its_end(&self, deadline: Instant) -> io::Result<Woken> {
         let [socket] = poll::wait([(self.seat.as_fd(), Events::GONE)], Some(deadline))?;
@@ -208,6 +257,7 @@ impl Socket {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     self.answered = true;
+                    self.seat.has_taken();
                     bytes = bytes.get(sent..).unwrap_or_default();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(patience)?,
@@ -226,6 +276,12 @@ impl Socket {
                 }
                 self.wait(Events::WRITE, Some(Instant::now() + time))
             }
+            Patience::Until(deadline) => {
+                if !self.enter(Phase::Flushing) {
+                    return Err(ErrorKind::ConnectionAborted.into());
+                }
+                self.wait(Events::WRITE, Some(deadline))
+            }
             Patience::ForEver => self.wait(Events::WRITE, None),
             Patience::WhileThere => {
                 let [ready] = poll::wait([(self.seat.as_fd(), Events::WRITE.and(Events::GONE))], None)?;
@@ -242,6 +298,17 @@ impl Socket {
     /// The next request begins.
     pub(super) fn begin_exchange(&mut self) {
         self.answered = false;
+        self.seat.end_long();
+    }
+
+    /// See [`Seated::begin_long`].
+    pub(super) fn begin_long(&mut self) -> bool {
+        self.seat.begin_long()
+    }
+
+    /// See [`House::most_long`](super::seats::House::most_long).
+    pub(super) fn most_long(&self) -> usize {
+        self.seat.most_long()
     }
 
     /// Ends a connection whose client may be sending still: says that no more comes, then reads and drops for a while.

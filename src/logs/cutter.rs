@@ -7,6 +7,7 @@ use memchr::memchr;
 
 use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
+use super::long::Long;
 use super::record::{Kept, PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Line, View};
@@ -18,6 +19,8 @@ use crate::model::{Millis, Stream};
 pub(super) enum Event {
     /// A line, and the cursor after it.
     Line(Line, Cursor),
+    /// A line that is too long to be held, and the cursor after it.
+    Long(Box<Long>, Cursor),
     /// Bytes of the view that were dropped, and the cursor after them.
     Gap(u64, Cursor),
     /// The first whole line of a stream begins after this: what came before it was not told.
@@ -60,8 +63,9 @@ struct Lane {
 
 impl Cutter {
     pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, place: Place, begin: PerStream<Begin>) -> Cutter {
-        let lane =
-            |begin| Lane { begin, splitter: Splitter::new(log.disk().max_line), origin: place, late: place, time: 0 };
+        let disk = log.disk();
+        let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
+        let lane = |begin| Lane { begin, splitter: splitter(), origin: place, late: place, time: 0 };
         let lanes = PerStream { out: lane(begin.out), err: lane(begin.err) };
         Cutter { records: Records::new(Arc::clone(log), bound, place), view, lanes, texts: true }
     }
@@ -127,15 +131,29 @@ impl Cutter {
 
     /// Ends the unfinished line of one stream, if any has one. `time` is that of the end, else that of its last byte.
     pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<Event> {
-        for &stream in self.view.streams() {
-            let lane = self.lanes.get_mut(stream);
-            let time = time.unwrap_or(lane.time);
-            if let Some(piece) = lane.splitter.flush() {
-                let line = line(piece, time, stream, self.texts);
-                return Some(Event::Line(line, self.cursor()));
+        self.view.streams().iter().find_map(|stream| self.flush_stream(*stream, time))
+    }
+
+    fn flush_stream(&mut self, stream: Stream, time: Option<Millis>) -> Option<Event> {
+        let end = self.records.count(stream);
+        let lane = self.lanes.get_mut(stream);
+        let time = time.unwrap_or(lane.time);
+        let cut = lane.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
+        let origin = lane.origin;
+        Some(self.event(cut, origin, end, end))
+    }
+
+    /// `end` is the number of bytes of the stream up to the end of the line, `next` up to where the next one begins.
+    fn event(&self, cut: Cut, place: Place, end: u64, next: u64) -> Event {
+        match cut {
+            Cut::Line(line) => Event::Line(line, self.cursor()),
+            Cut::Long { length, partial, timestamp, stream } => {
+                let bytes = end.saturating_sub(length as u64)..end;
+                let bound = self.records.bound;
+                let long = Long { bound, place, bytes, end: next, partial, timestamp, stream };
+                Event::Long(Box::new(long), self.cursor())
             }
         }
-        None
     }
 
     fn feed(&mut self, stream: Stream, time: Millis) -> Option<Event> {
@@ -159,20 +177,21 @@ impl Cutter {
         let before = lane.splitter.held();
         let fed = lane.splitter.feed(payload);
         let used = fed.used;
-        let line = fed.piece.map(|piece| line(piece, time, stream, self.texts));
+        let newline = fed.piece.is_some_and(|piece| !piece.partial);
+        let cut = fed.piece.map(|piece| cut_out(piece, time, stream, self.texts));
+        let first = if before > 0 { lane.origin } else { record };
         // A cut leaves three bytes at the most.
         let late = self.records.log.disk().max_line.saturating_sub(3);
         if before <= late && before + used > late {
             lane.late = record;
         }
         let held = lane.splitter.held() as u64;
-        let whole_piece = line.is_some();
-        if held > 0 && (whole_piece || before == 0) {
-            let first = count + used as u64 - held;
-            lane.origin = if first >= *record.counts.get(stream) { record } else { lane.late };
+        let next = count + used as u64 - held;
+        if held > 0 && (cut.is_some() || before == 0) {
+            lane.origin = if next >= *record.counts.get(stream) { record } else { lane.late };
         }
         self.records.take(used);
-        line.map(|line| Event::Line(line, self.cursor()))
+        cut.map(|cut| self.event(cut, first, next - u64::from(newline), next))
     }
 
     fn cut(&mut self, time: Millis) -> Option<Event> {
@@ -201,15 +220,12 @@ impl Cutter {
         let cut_lost = place.cuts > self.records.place().cuts;
         let torn = |stream: Stream, read: u64| read < *place.counts.get(stream);
         for &stream in self.view.streams() {
-            let read = self.read(stream);
-            let lane = self.lanes.get_mut(stream);
             // Where the cut is all that a line lost, it is whole.
             if cut_lost
-                && !torn(stream, read)
-                && let Some(piece) = lane.splitter.flush()
+                && !torn(stream, self.read(stream))
+                && let Some(event) = self.flush_stream(stream, None)
             {
-                let line = line(piece, lane.time, stream, self.texts);
-                return Some(Event::Line(line, self.cursor()));
+                return Some(event);
             }
         }
         let mut lost = 0;
@@ -253,9 +269,20 @@ impl Cutter {
     }
 }
 
-fn line(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> Line {
-    let text = if with_text { String::from_utf8_lossy(piece.bytes).into_owned() } else { String::new() };
-    Line { text, partial: piece.partial, timestamp, stream }
+/// A piece that does not borrow from the splitter any more.
+enum Cut {
+    Line(Line),
+    Long { length: usize, partial: bool, timestamp: Millis, stream: Stream },
+}
+
+fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> Cut {
+    let Piece { bytes, length, partial } = piece;
+    let text = match bytes {
+        _ if !with_text => String::new(),
+        Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        None => return Cut::Long { length, partial, timestamp, stream },
+    };
+    Cut::Line(Line { text, partial, timestamp, stream })
 }
 
 /// The place of the record that `cursor` begins with; None when there is no such thing.

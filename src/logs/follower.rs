@@ -6,10 +6,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::cursor::Cursor;
 use super::cutter::{Cutter, Event};
 use super::log::{Armed, Bound, OutputLog};
+use super::long::{Long, LongText};
 use super::{From, Item, View, tail};
 use crate::os::poll::{self, Events, Waker};
+
+/// What a follower comes upon, where a long line need not be held in memory.
+pub(crate) enum Part {
+    Item(Item),
+    /// A line to be read piece by piece, and the place after it.
+    Long(Box<LongText>, Cursor),
+}
 
 /// Reads a log at its own pace: nothing is lost or given twice, however slow it is, and nobody else notices.
 ///
@@ -21,6 +30,10 @@ pub struct Follower {
     armed: Arc<Armed>,
     /// [`Item::End`] was given.
     done: bool,
+    /// A long line that is still to be read whole, and the place after it.
+    long: Option<(Box<Long>, Cursor)>,
+    /// What follows a line that was given last.
+    after: Option<Item>,
     /// Why it could not be read just now.
     failure: Option<io::Error>,
 }
@@ -36,43 +49,109 @@ impl OutputLog {
     ///
     /// With [`From::Tail`] it reads some of the log at once, the more the more lines are asked for.
     pub fn follow(self: &Arc<Self>, view: View, from: From, waker: Arc<Waker>) -> Follower {
-        let cutter = match from {
+        let from = match self.begin(view, from, &mut || false) {
+            Some(cutter) => cutter,
+            // Nobody said so.
+            None => Cutter::from_beginning(self, view, Bound::Live),
+        };
+        self.follow_with(from, waker)
+    }
+
+    /// The same, but gives up with none once `gone` says that nobody wants it any more.
+    pub(crate) fn follow_unless(
+        self: &Arc<Self>,
+        view: View,
+        from: From,
+        waker: Arc<Waker>,
+        mut gone: impl FnMut() -> bool,
+    ) -> Option<Follower> {
+        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker))
+    }
+
+    fn begin(self: &Arc<Self>, view: View, from: From, gone: tail::Gone<'_>) -> Option<Cutter> {
+        Some(match from {
             From::Beginning => Cutter::from_beginning(self, view, Bound::Live),
             From::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
             From::Tail(n) => {
-                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false);
+                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
                 cutter.set_bound(Bound::Live);
                 cutter
             }
-        };
+        })
+    }
+
+    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Arc<Waker>) -> Follower {
         let (id, armed) = self.register(waker);
-        Follower { log: Arc::clone(self), cutter, id, armed, done: false, failure: None }
+        Follower { log: Arc::clone(self), cutter, id, armed, done: false, long: None, after: None, failure: None }
     }
 }
 
 impl Follower {
     /// The next item, or None when there is none yet (the waker will be woken). None for ever after [`Item::End`].
     pub fn try_next(&mut self) -> Option<Item> {
+        if let Some(after) = self.after.take() {
+            return Some(after);
+        }
+        if self.long.is_none() {
+            match self.try_event()? {
+                Found::Item(item) => return Some(item),
+                Found::Long(long, cursor) => self.long = Some((long, cursor)),
+            }
+        }
+        let (long, cursor) = self.long.take()?;
+        match long.whole(&self.log) {
+            Ok((line, 0)) => Some(Item::Line(line, cursor)),
+            Ok((line, lost_bytes)) => {
+                let gap = Item::Gap { lost_bytes, cursor };
+                if line.text.is_empty() {
+                    return Some(gap);
+                }
+                self.after = Some(gap);
+                Some(Item::Line(line, cursor))
+            }
+            Err(error) => {
+                self.long = Some((long, cursor));
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    /// The same, but a line that is too long to be held is left to be read piece by piece. Not to be mixed with
+    /// [`Follower::try_next`].
+    pub(crate) fn try_part(&mut self) -> Option<Part> {
+        Some(match self.try_event()? {
+            Found::Item(item) => Part::Item(item),
+            Found::Long(long, cursor) => Part::Long(Box::new(long.text(&self.log)), cursor),
+        })
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        self.failure = Some(error);
+        // Nobody else will do it.
+        self.armed.waker.wake();
+    }
+
+    fn try_event(&mut self) -> Option<Found> {
         if self.done {
             return None;
         }
         let mut looked_again = false;
         loop {
-            let item = match self.cutter.next() {
-                Event::Line(line, cursor) => Item::Line(line, cursor),
-                Event::Gap(lost_bytes, cursor) => Item::Gap { lost_bytes, cursor },
+            let found = match self.cutter.next() {
+                Event::Line(line, cursor) => Found::Item(Item::Line(line, cursor)),
+                Event::Long(long, cursor) => Found::Long(long, cursor),
+                Event::Gap(lost_bytes, cursor) => Found::Item(Item::Gap { lost_bytes, cursor }),
                 Event::Synced => continue,
                 Event::Failed(error) => {
-                    self.failure = Some(error);
-                    // Nobody else will do it.
-                    self.armed.waker.wake();
+                    self.fail(error);
                     return None;
                 }
                 Event::AtEnd => match self.log.ended_at(self.cutter.at()) {
                     Some(end) => {
                         self.done = true;
                         self.cutter.release();
-                        Item::End(end, self.cutter.cursor())
+                        Found::Item(Item::End(end, self.cutter.cursor()))
                     }
                     None if looked_again => {
                         self.cutter.release();
@@ -88,7 +167,7 @@ impl Follower {
             if looked_again {
                 self.log.disarm(&self.armed);
             }
-            return Some(item);
+            return Some(found);
         }
     }
 
@@ -101,19 +180,45 @@ impl Follower {
             if let Some(item) = self.try_next() {
                 return Ok(Some(item));
             }
-            if let Some(error) = self.failure.take() {
-                return Err(error);
-            }
-            if self.done {
+            if !self.wait(deadline)? {
                 return Ok(None);
             }
-            let [events] = poll::wait([(self.armed.waker.as_fd(), Events::READ)], deadline)?;
-            if !events.any(Events::READ) {
-                return Ok(None);
-            }
-            self.armed.waker.clear();
         }
     }
+
+    /// The same, with long lines left to be read piece by piece.
+    pub(crate) fn next_part(&mut self, deadline: Option<Instant>) -> io::Result<Option<Part>> {
+        loop {
+            if let Some(part) = self.try_part() {
+                return Ok(Some(part));
+            }
+            if !self.wait(deadline)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Waits until there may be more: true; or until the deadline, or where there will be no more: false.
+    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        if self.done {
+            return Ok(false);
+        }
+        let [events] = poll::wait([(self.armed.waker.as_fd(), Events::READ)], deadline)?;
+        let woken = events.any(Events::READ);
+        if woken {
+            self.armed.waker.clear();
+        }
+        Ok(woken)
+    }
+}
+
+/// What the cutter has found for a follower.
+enum Found {
+    Item(Item),
+    Long(Box<Long>, Cursor),
 }
 
 impl Drop for Follower {

@@ -247,13 +247,13 @@ impl OutputLog {
         lock(&self.state).chain.floor(at)
     }
 
-    pub(super) fn locate(&self, at: u64, bound: Bound) -> Located {
+    pub(super) fn locate(&self, at: u64, bound: Bound, most: usize) -> Located {
         let state = lock(&self.state);
         let limit = match bound {
             Bound::Live => state.end.map_or(state.chain.snapshot().end, |end| end.place),
             Bound::At(place) => place,
         };
-        state.chain.locate(at, limit, self.store.disk.chunk as u64)
+        state.chain.locate(at, limit, most as u64)
     }
 
     /// The end, if `at` has reached it.

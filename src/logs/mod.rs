@@ -14,6 +14,7 @@
 //! | `memory` | records while the disk is full |
 //! | `records` | walks the records, and what was dropped |
 //! | `cutter`, `cursor` | lines out of records, and the places between them |
+//! | `long` | a line that is too long to be held, read piece by piece |
 //! | `tail` | where the last so many lines begin |
 //! | `follower`, `views` | what readers hold |
 //!
@@ -26,6 +27,7 @@ mod cutter;
 mod directory;
 mod follower;
 mod log;
+mod long;
 mod memory;
 mod record;
 mod records;
@@ -43,8 +45,11 @@ use crate::model::{Millis, RunEnd, Stream};
 
 pub use self::cursor::{BadCursor, Cursor};
 pub use self::follower::Follower;
+pub(crate) use self::follower::Part;
 pub use self::log::OutputLog;
+pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{Limits, LogStore};
+pub(crate) use self::views::Shown;
 pub use self::views::{Lines, Raw};
 
 /// Which streams of a log one wants to see.

@@ -41,11 +41,14 @@ pub(super) struct Records {
     used: usize,
     segment: u64,
     segment_end: u64,
+    /// What is read at once, in bytes.
+    most: usize,
 }
 
 impl Records {
     pub(super) fn new(log: Arc<OutputLog>, bound: Bound, place: Place) -> Records {
         Records {
+            most: log.disk().chunk,
             log,
             bound,
             place,
@@ -57,6 +60,11 @@ impl Records {
             segment: 0,
             segment_end: 0,
         }
+    }
+
+    /// Reads no more than this at once.
+    pub(super) fn limit_chunk(&mut self, most: usize) {
+        self.most = self.most.min(most);
     }
 
     pub(super) fn place(&self) -> Place {
@@ -167,7 +175,7 @@ impl Records {
     /// Reads on from the position. None when there is something to look at, or to look again.
     fn refill(&mut self) -> Option<Peek> {
         self.used = 0;
-        let located = self.log.locate(self.at, self.bound);
+        let located = self.log.locate(self.at, self.bound, self.most);
         let (offset, len, source) = match located {
             Located::AtEnd => {
                 self.chunk.clear();

@@ -49,6 +49,8 @@ pub(super) struct Disk {
     pub(super) chunk: usize,
     /// Lines are cut at this length.
     pub(super) max_line: usize,
+    /// Lines up to this length are held in memory; longer ones are read again piece by piece, in bytes.
+    pub(super) short_line: usize,
     /// On disk now.
     pub(super) used: AtomicU64,
     /// Counts the units that ended.
@@ -74,6 +76,7 @@ impl Disk {
             index_every: (segment / 32).max(256 * 1024),
             chunk: 64 * 1024,
             max_line: MAX_LINE,
+            short_line: 16 * 1024,
             used: AtomicU64::new(0),
             ended: AtomicU64::new(0),
         }

@@ -15,6 +15,12 @@ use super::log::{Bound, OutputLog};
 use super::record::{Kept, PerStream, Place};
 use crate::model::Stream;
 
+/// Whether nobody wants to know any more.
+pub(super) type Gone<'g> = &'g mut dyn FnMut() -> bool;
+
+/// After so many bytes of the log it is asked whether somebody does.
+const ASK_EVERY: u64 = 1 << 20;
+
 /// What came of counting from one place.
 #[derive(Default)]
 struct Count {
@@ -30,7 +36,16 @@ struct Count {
 /// once it is there (lines that are unfinished at the end; only with `unfinished`, which counts those as lines too).
 ///
 /// The reader's bound is the end of the snapshot.
-pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot, unfinished: bool) -> (Cutter, u64) {
+///
+/// Reading a large log takes a while: it asks `gone` now and then, and gives none once that says so.
+pub(super) fn last(
+    log: &Arc<OutputLog>,
+    view: View,
+    n: u64,
+    snapshot: Snapshot,
+    unfinished: bool,
+    gone: Gone<'_>,
+) -> Option<(Cutter, u64)> {
     let end = snapshot.end;
     // An unfinished line of which nothing is kept is none.
     let kept = log.oldest().counts;
@@ -40,7 +55,7 @@ pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot,
     if n == 0
         && let Some(start) = Start::at_end(log, view, &snapshot)
     {
-        return (start.reader(log, view, end), extra);
+        return Some((start.reader(log, view, end), extra));
     }
     let mut back = log.disk().index_every;
     loop {
@@ -49,13 +64,13 @@ pub(super) fn last(log: &Arc<OutputLog>, view: View, n: u64, snapshot: Snapshot,
             Some(place) if place.at > log.oldest().at => (Start::inside(place), false),
             _ => (Start::whole(log.kept(end)), true),
         };
-        let count = count(start.reader(log, view, end), view);
+        let count = count(start.reader(log, view, end), view, gone)?;
         let known = first || start.settle(log, view, &snapshot, count.synced);
         if known && (first || count.after + extra >= n) {
             let mut reader = start.reader(log, view, end);
             let skip = count.before + (count.after + extra).saturating_sub(n);
-            let left = pass_over(&mut reader, skip, end);
-            return (reader, left);
+            let left = pass_over(&mut reader, skip, end, gone)?;
+            return Some((reader, left));
         }
         back = back.saturating_mul(2);
     }
@@ -66,7 +81,7 @@ pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
     // Before a stream is in step, its next byte need not be the first of a line.
     while lines > 0 || !reader.all_synced() {
         match reader.next() {
-            Event::Line(..) => lines = lines.saturating_sub(1),
+            Event::Line(..) | Event::Long(..) => lines = lines.saturating_sub(1),
             Event::AtEnd if lines > 0 && reader.flush(None).is_some() => lines -= 1,
             Event::AtEnd => break,
             Event::Failed(error) => return Err(error),
@@ -131,12 +146,18 @@ impl Start {
     }
 }
 
-fn count(mut reader: Cutter, view: View) -> Count {
+fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
     reader.texts = false;
-    let mut count = Count::default();
+    let (mut count, mut ask_at) = (Count::default(), reader.at() + ASK_EVERY);
     loop {
+        if reader.at() >= ask_at {
+            ask_at = reader.at() + ASK_EVERY;
+            if gone() {
+                return None;
+            }
+        }
         match reader.next() {
-            Event::Line(..) => count.after += 1,
+            Event::Line(..) | Event::Long(..) => count.after += 1,
             Event::Synced => (count.before, count.after) = (count.before + count.after, 0),
             Event::Gap(..) => {}
             Event::AtEnd | Event::Failed(_) => break,
@@ -145,19 +166,26 @@ fn count(mut reader: Cutter, view: View) -> Count {
     for &stream in view.streams() {
         *count.synced.get_mut(stream) = reader.synced(stream);
     }
-    count
+    Some(count)
 }
 
 /// Passes over so many lines, but not over `end`; how many are left.
-fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place) -> u64 {
+fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place, gone: Gone<'_>) -> Option<u64> {
     reader.texts = false;
+    let mut ask_at = reader.at() + ASK_EVERY;
     while lines > 0 && reader.at() < end.at {
+        if reader.at() >= ask_at {
+            ask_at = reader.at() + ASK_EVERY;
+            if gone() {
+                return None;
+            }
+        }
         match reader.next() {
-            Event::Line(..) => lines -= 1,
+            Event::Line(..) | Event::Long(..) => lines -= 1,
             Event::AtEnd | Event::Failed(_) => break,
             Event::Synced | Event::Gap(..) => {}
         }
     }
     reader.texts = true;
-    lines
+    Some(lines)
 }

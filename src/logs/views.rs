@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::cutter::{Cutter, Event};
 use super::log::{Bound, OutputLog};
+use super::long::{Long, LongText};
 use super::record::{PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
@@ -13,6 +14,7 @@ use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
 pub struct Lines {
+    log: Arc<OutputLog>,
     cutter: Cutter,
     /// Lines to pass over.
     skip: u64,
@@ -42,16 +44,24 @@ impl fmt::Debug for Raw {
 impl OutputLog {
     /// The lines kept as of now (a last unfinished one included); `tail`: only the last so many.
     pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
-        let snapshot = self.snapshot();
-        match tail {
-            None => {
-                Lines { cutter: Cutter::from_beginning(self, view, Bound::At(snapshot.end)), skip: 0, failure: None }
-            }
-            Some(n) => {
-                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
-                Lines { cutter, skip, failure: None }
-            }
-        }
+        let all = || self.all_lines(view);
+        tail.and_then(|n| self.last_lines(view, n, || false)).unwrap_or_else(all)
+    }
+
+    fn all_lines(self: &Arc<Self>, view: View) -> Lines {
+        let cutter = Cutter::from_beginning(self, view, Bound::At(self.snapshot().end));
+        Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
+    }
+
+    /// The last so many lines; none once `gone` says that nobody wants them any more.
+    pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
+        let (cutter, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
+        Some(Lines { log: Arc::clone(self), cutter, skip, failure: None })
+    }
+
+    /// Bytes of records that are kept: how long it takes to find the last lines depends on it.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.snapshot().end.at.saturating_sub(self.oldest().at)
     }
 
     /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view); `tail`: only those of
@@ -60,17 +70,45 @@ impl OutputLog {
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
     pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
-        let snapshot = self.snapshot();
-        let (place, from) = match tail {
-            None => (Place::default(), PerStream::default()),
-            Some(n) => {
-                let (cutter, skip) = tail::last(self, view, n, snapshot, true);
-                let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
-                (Place { at, counts: base, cuts: 0 }, from)
-            }
-        };
-        Ok(Raw { records: Records::new(Arc::clone(self), Bound::At(snapshot.end), place), view, from })
+        let all = || self.raw_from(view, Place::default(), PerStream::default(), self.snapshot().end);
+        match tail {
+            None => Ok(all()),
+            Some(n) => Ok(self.last_raw(view, n, || false)?.unwrap_or_else(all)),
+        }
     }
+
+    fn raw_from(self: &Arc<Self>, view: View, place: Place, from: PerStream<u64>, end: Place) -> Raw {
+        Raw { records: Records::new(Arc::clone(self), Bound::At(end), place), view, from }
+    }
+
+    /// The bytes of the last so many lines; none once `gone` says that nobody wants them any more.
+    ///
+    /// # Errors
+    /// When the log cannot be read for want of descriptors or memory.
+    pub(crate) fn last_raw(
+        self: &Arc<Self>,
+        view: View,
+        n: u64,
+        mut gone: impl FnMut() -> bool,
+    ) -> io::Result<Option<Raw>> {
+        let snapshot = self.snapshot();
+        let Some((cutter, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
+        let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
+        Ok(Some(self.raw_from(view, Place { at, counts: base, cuts: 0 }, from, snapshot.end)))
+    }
+}
+
+/// A line of a listing.
+pub(crate) enum Shown {
+    /// All of it.
+    Short(String),
+    /// To be read piece by piece.
+    Long(Box<LongText>),
+}
+
+enum Found {
+    Line(Line),
+    Long(Box<Long>),
 }
 
 impl Lines {
@@ -78,29 +116,53 @@ impl Lines {
     pub fn failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
-}
 
-impl Iterator for Lines {
-    type Item = Line;
+    /// The text of the next line, which need not be held in memory where it is long.
+    pub(crate) fn next_shown(&mut self) -> Option<Shown> {
+        Some(match self.find()? {
+            Found::Line(line) => Shown::Short(line.text),
+            Found::Long(long) => Shown::Long(Box::new(long.text(&self.log))),
+        })
+    }
 
-    fn next(&mut self) -> Option<Line> {
+    fn find(&mut self) -> Option<Found> {
         loop {
-            let line = match self.cutter.next() {
-                Event::Line(line, _) => line,
+            let event = match self.cutter.next() {
+                Event::AtEnd => self.cutter.flush(None)?,
+                event => event,
+            };
+            let found = match event {
+                Event::Line(line, _) => Found::Line(line),
+                Event::Long(long, _) => Found::Long(long),
                 Event::Gap(..) | Event::Synced => continue,
-                Event::AtEnd => match self.cutter.flush(None)? {
-                    Event::Line(line, _) => line,
-                    _ => return None,
-                },
+                Event::AtEnd => return None,
                 Event::Failed(error) => {
                     self.failure = Some(error);
                     return None;
                 }
             };
             match self.skip.checked_sub(1) {
-                None => return Some(line),
+                None => return Some(found),
                 Some(left) => self.skip = left,
             }
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Line;
+
+    fn next(&mut self) -> Option<Line> {
+        match self.find()? {
+            Found::Line(line) => Some(line),
+            // What was dropped meanwhile is missing at its end.
+            Found::Long(long) => match long.whole(&self.log) {
+                Ok((line, _)) => Some(line),
+                Err(error) => {
+                    self.failure = Some(error);
+                    None
+                }
+            },
         }
     }
 }

@@ -53,6 +53,9 @@ impl Events {
     /// The peer of a connection has gone or closed its half; found out without reading anything.
     pub const GONE: Events = Events(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
 
+    /// The connection is closed in both directions, or broken.
+    pub const BROKEN: Events = Events(libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
+
     /// Both.
     pub const fn and(self, other: Events) -> Events {
         Events(self.0 | other.0)

@@ -130,3 +130,39 @@ fn a_taken_port_is_an_error() {
     let service = Arc::new(|_: &mut Request<'_>| Err(Problem::Gone));
     assert!(Server::serve(fixture.server.local_addr(), service, Options::default()).is_err());
 }
+
+#[test]
+fn a_client_whose_body_does_not_come_gives_way() {
+    let fixture = seats(1);
+    let mut slow = fixture.connect();
+    slow.send("POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf");
+    assert_eq!(fixture.connect().get("/hello").status, 200);
+    slow.ends_unanswered();
+}
+
+#[test]
+fn large_heads_together_are_bounded() {
+    let fixture = seats(400);
+    let half = format!("GET /hello HTTP/1.1\r\nX: {}", "x".repeat(40_000));
+    let mut clients: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send(&half));
+    // Each of them takes 60 KiB beyond its first buffer.
+    let most = (8 << 20) / (60 << 10);
+    let refused = |client: &Client| {
+        let mut begin = [0; 12];
+        client.stream.set_nonblocking(true).unwrap();
+        client.stream.peek(&mut begin).is_ok() && begin == *b"HTTP/1.1 503"
+    };
+    let begun = std::time::Instant::now();
+    while clients.iter().filter(|client| refused(client)).count() < 200 - most {
+        assert!(begun.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    drop(clients);
+    while fixture.server.house.taken() > 0 {
+        std::thread::yield_now();
+    }
+    let mut large = fixture.connect();
+    large.send(format!("{half}\r\n\r\n"));
+    assert_eq!(large.answer().status, 200);
+}

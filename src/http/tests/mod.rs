@@ -40,7 +40,7 @@ fn serve(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Ans
         "/nothing" => Ok(Reply::no_content().into()),
         "/echo" => {
             let body = request.whole_body()?;
-            Ok(Reply::bytes(200, "text/plain", body).into())
+            Ok(Reply::bytes(200, "text/plain", body.to_vec()).into())
         }
         "/count" => {
             let mut count = 0;

@@ -151,7 +151,7 @@ pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bo
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
     let mut last = [0, 0];
     let line = |piece: crate::lines::Piece<'_>, timestamp, stream| Line {
-        text: String::from_utf8_lossy(piece.bytes).into_owned(),
+        text: String::from_utf8_lossy(piece.bytes.unwrap()).into_owned(),
         partial: piece.partial,
         timestamp,
         stream,

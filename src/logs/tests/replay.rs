@@ -16,6 +16,7 @@ fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
         let max_line = [8, 9, 13, 1000][round % 4];
         let (dir, store) = store(64 * MIB, 256 * MIB, |disk| {
             disk.max_line = max_line;
+            disk.short_line = [3, 5, 10, 1000][random.below(4)];
             disk.segment = [60, 200, 5000][random.below(3)];
             disk.index_every = [1, 50, 300][random.below(3)];
             disk.chunk = [16, 17, 40, 65536][random.below(4)];

@@ -42,7 +42,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(random: &mut Random) -> Case {
+    fn new(random: &mut Random, short_lines: &[usize]) -> Case {
         let max_line = [5, 12, 10_000][random.below(3)];
         let (dir, store) = store(4096 * 8, 1000 * 1024, |disk| {
             disk.segment = [40, 100, 300][random.below(3)];
@@ -50,6 +50,7 @@ impl Case {
             disk.chunk = [16, 50, 65_536][random.below(3)];
             disk.index_every = [1, 60][random.below(2)];
             disk.max_line = max_line;
+            disk.short_line = short_lines[random.below(short_lines.len())];
         });
         let log = store.create(UnitId(1));
         Case { _dir: dir, log, ops: Vec::new(), written: PerStream::default(), max_line }
@@ -98,7 +99,7 @@ fn what_is_kept_is_the_end_of_the_true_lines() {
     let mut random = Random(4026);
     let (mut suffixes, mut rests) = (0, 0);
     for _ in 0..50 {
-        let mut case = Case::new(&mut random);
+        let mut case = Case::new(&mut random, &[3, 7, 1000]);
         for _ in 0..10 {
             case.write(ops(&mut random));
             for view in VIEWS {
@@ -155,7 +156,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
     let mut random = Random(254_026);
     let mut gaps = 0;
     for _ in 0..300 {
-        let mut case = Case::new(&mut random);
+        let mut case = Case::new(&mut random, &[1000]);
         let mut follower = case.log.follow(View::Stdout, From::Beginning, waker());
         let (mut at, mut in_pieces, mut seen) = (0, false, Vec::new());
         for _ in 0..12 {
@@ -194,6 +195,63 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
         }
     }
     assert!(gaps > 200, "{gaps}");
+}
+
+#[test]
+fn of_a_long_line_that_was_dropped_before_its_end_came_all_bytes_are_counted() {
+    let mut random = Random(9_025);
+    let (mut gaps, mut lines) = (0, 0);
+    for _ in 0..300 {
+        let mut case = Case::new(&mut random, &[3, 7]);
+        let mut follower = case.log.follow(View::Stdout, From::Beginning, waker());
+        let mut at = 0;
+        for _ in 0..12 {
+            case.write(ops(&mut random));
+            if random.below(3) > 0 {
+                continue;
+            }
+            for item in drain(&mut follower) {
+                let to = cursor(&item).from.out as usize;
+                match &item {
+                    Item::Line(line, _) => {
+                        let bytes = &case.written.out.bytes[at..to];
+                        assert_eq!(line.text, String::from_utf8_lossy(bytes.strip_suffix(b"\n").unwrap_or(bytes)));
+                        lines += 1;
+                    }
+                    Item::Gap { lost_bytes, .. } => {
+                        assert_eq!(at + *lost_bytes as usize, to, "{:?}", case.ops);
+                        gaps += 1;
+                    }
+                    Item::End(..) => unreachable!(),
+                }
+                at = to;
+            }
+        }
+    }
+    assert!(gaps > 200 && lines > 1000, "{gaps} {lines}");
+}
+
+#[test]
+fn a_long_line_that_is_dropped_while_it_is_read_says_how_much_is_lost() {
+    let (_dir, store) = store(64 * 1024, MIB, |disk| disk.segment = 8 * 1024);
+    let log = store.create(UnitId(1));
+    // A character across every boundary of what is read at once.
+    let text = "€".repeat(10_000);
+    log.append(1, ERR, b"other");
+    text.as_bytes().chunks(1001).for_each(|chunk| log.append(1, OUT, chunk));
+    log.append(2, OUT, b"\n");
+    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let Some(Part::Long(mut line, _)) = follower.try_part() else { panic!("a long line") };
+    let mut read = String::new();
+    loop {
+        match line.next().unwrap() {
+            Text::Piece(piece) => read.push_str(&piece),
+            Text::Lost(bytes) => break assert_eq!(read.len() as u64 + bytes, text.len() as u64 + 1),
+            Text::End => panic!("it was dropped"),
+        }
+        (0..80).for_each(|_| log.append(3, ERR, &[b'x'; 1000]));
+    }
+    assert!(!read.is_empty() && text.starts_with(&read));
 }
 
 /// The lines of a log of 4 KiB, in segments of 1000 bytes, after these writes.

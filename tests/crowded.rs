@@ -1,0 +1,164 @@
+//! More clients than there are connections or threads for: what ends a fault, and metadata, is served all the same.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::hanging::stuck_directory;
+use crate::harness::http::Stream;
+use crate::harness::{Daemon, Options, PATIENCE, daemon_with, machine, pid_of, root, wait_until};
+
+/// The connections that a daemon has here, and how many of them may have requests that take long.
+const CONNECTIONS: usize = 64;
+const LONG: usize = 56;
+
+fn crowded() -> Daemon {
+    daemon_with(&["--max-processes", "100", "--max-connections", &CONNECTIONS.to_string()])
+}
+
+/// Health, metadata, start, signal and DELETE, each over a connection of its own.
+fn short_requests_are_served(daemon: &Daemon) {
+    for _ in 0..10 {
+        let begun = Instant::now();
+        assert_eq!(daemon.try_health(), Some(200));
+        let close = |method: &str, path: &str, body: &str| {
+            daemon.open(method, path, "Connection: close\r\n", body.as_bytes()).into_reply(path)
+        };
+        close("GET", "/processes", "").expect(200);
+        let start = json!({"command": "sleep", "args": ["4300"]}).to_string();
+        let pid = pid_of(&close("POST", "/processes", &start).expect(201));
+        close("POST", &format!("/processes/{pid}/signal"), "{\"signal\":18}").expect(200);
+        close("DELETE", &format!("/processes/{pid}"), "").expect(204);
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+}
+
+/// A request on a connection of its own, of which nothing is read yet.
+fn ask(daemon: &Daemon, path: &str) -> TcpStream {
+    let mut socket = daemon.connect();
+    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", daemon.token);
+    std::io::Write::write_all(&mut socket, head.as_bytes()).expect("send the request");
+    socket
+}
+
+fn refuses_long_requests(daemon: &Daemon, path: &str) {
+    let refused = daemon.get(path);
+    refused.expect_error(503, "OUT_OF_RESOURCES", &format!("{LONG} connections"));
+    assert!(refused.header("retry-after").is_some());
+}
+
+#[test]
+fn followers_leave_connections_for_short_requests() {
+    let daemon = crowded();
+    let pid = daemon.sh("echo up; sleep 4310");
+    let path = format!("/processes/{pid}/stdout/follow");
+    let mut served = Vec::new();
+    for _ in 0..CONNECTIONS + 10 {
+        let stream = Stream::read(ask(&daemon, &path)).expect("an answer");
+        served.extend((stream.status == 200).then_some(stream));
+    }
+    assert_eq!(served.len(), LONG);
+    short_requests_are_served(&daemon);
+    refuses_long_requests(&daemon, &path);
+    for path in ["wait", "output"] {
+        refuses_long_requests(&daemon, &format!("/processes/{pid}/{path}"));
+    }
+    // One that ends is one more that may begin.
+    drop(served.pop());
+    wait_until(PATIENCE, "a place is free again", || {
+        (Stream::read(ask(&daemon, &path)).expect("an answer").status == 200).then_some(())
+    });
+}
+
+#[test]
+fn file_requests_that_hang_count_after_their_clients_have_gone() {
+    if !root("file_requests_that_hang_count_after_their_clients_have_gone") {
+        return;
+    }
+    let daemon = crowded();
+    let dir = stuck_directory(&daemon);
+    let path = format!("/files?user=root&path={}/x", dir.display());
+    let hanging = || machine::threads(daemon.pid).iter().filter(|name| *name == "http-conn").count();
+    for asked in 1..=LONG {
+        let client = ask(&daemon, &path);
+        wait_until(PATIENCE, "it is served", || (hanging() >= asked).then_some(()));
+        drop(client);
+    }
+    refuses_long_requests(&daemon, &path);
+    for _ in 0..CONNECTIONS {
+        drop(ask(&daemon, &path));
+    }
+    short_requests_are_served(&daemon);
+    refuses_long_requests(&daemon, "/files/list?path=/");
+    assert!(hanging() >= LONG, "{}", hanging());
+}
+
+#[test]
+fn a_fork_bomb_does_not_shut_the_api() {
+    if !root("a_fork_bomb_does_not_shut_the_api") {
+        return;
+    }
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.pid_max(1500).start();
+        let bomb = "while (1) { my $child = fork; select undef, undef, undef, 0.3 unless defined $child }";
+        let pid = pid_of(&daemon.start_process(&json!({"command": "perl", "args": ["-e", bomb]})));
+        let request = |path: &str| Stream::read(ask(&daemon, path)).expect("an answer").status;
+        // The kernel keeps the first 300 PIDs for itself once it has given out all.
+        wait_until(PATIENCE, "no PID is left", || {
+            let last = machine::descendants(daemon.pid).len() > 1_150;
+            (last && request("/processes/1/wait") == 503).then_some(())
+        });
+        for _ in 0..48 {
+            assert_eq!(daemon.try_health(), Some(200));
+            assert_eq!(request(&format!("/processes/{pid}")), 200);
+        }
+        // Half a request holds nobody up.
+        let _halves: Vec<TcpStream> = (0..20).map(|_| daemon.connect()).collect();
+        let delete = daemon.open("DELETE", &format!("/processes/{pid}"), "Connection: close\r\n", b"");
+        assert_eq!(delete.status, 204);
+        wait_until(PATIENCE, "the bomb has ended", || (machine::descendants(daemon.pid).len() < 10).then_some(()));
+        assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+    }
+}
+
+/// Sets the limit of its address space.
+fn limit_memory(daemon: &Daemon, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the new limit is read, and the old one not asked for.
+    let set = unsafe { libc::prlimit(daemon.pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn an_end_of_memory_is_not_the_end_of_the_daemon() {
+    if !root("an_end_of_memory_is_not_the_end_of_the_daemon") {
+        return;
+    }
+    let daemon = daemon_with(&["--max-processes", "100"]);
+    for room in [4, 16, 64, 200] {
+        limit_memory(&daemon, (machine::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20));
+        // None of them has a token, or sends the end of its head.
+        let head = format!("GET /api/v1/info HTTP/1.1\r\nX: {}", "x".repeat(60_000));
+        let mut clients = Vec::new();
+        for number in 0..900 {
+            let mut client = daemon.connect();
+            let half = &head.as_bytes()[..if number % 3 == 0 { 60_000 } else { 5_000 }];
+            // One that is refused may have been reset.
+            let _ = std::io::Write::write_all(&mut client, half);
+            clients.push(client);
+        }
+        // While they are there, and once they have gone.
+        daemon.try_health();
+        for client in &clients {
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
+        drop(clients);
+        wait_until(PATIENCE, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
+    }
+    limit_memory(&daemon, libc::RLIM_INFINITY);
+    wait_until(PATIENCE, "a command runs", || {
+        let reply = daemon.post("/processes/run", &json!({"command": "true"}));
+        (reply.status == 200).then_some(())
+    });
+}

@@ -1,0 +1,105 @@
+//! Clients that ask for a lot and do not read it: what the daemon holds for each of them is bounded, however long a line
+//! is and however much there is.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::json;
+
+use crate::harness::{Daemon, PATIENCE, daemon_with, machine, pid_of, wait_until};
+
+const MIB: u64 = 1 << 20;
+
+/// What the daemon may hold for one of them, in KiB: its buffers (section 7), its thread and what the allocator loses.
+const EACH: u64 = 256;
+
+/// Sends a request for each path and reads nothing but the first byte of its answer.
+fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
+    let open = |request: &String| {
+        let mut stream = daemon.connect();
+        // So that the kernel takes little of the answer off the daemon's hands.
+        setsockopt(&stream, sockopt::RcvBuf, &4096).expect("a small buffer");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).expect("send the request");
+        stream
+    };
+    let streams: Vec<TcpStream> = requests.iter().map(open).collect();
+    for stream in &streams {
+        assert_eq!(stream.peek(&mut [0]).expect("the beginning of an answer"), 1);
+    }
+    streams
+}
+
+fn get(daemon: &Daemon, path: &str, head: &str) -> String {
+    format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{head}\r\n", daemon.token)
+}
+
+/// Waits until the daemon has written all that is taken from it, and sleeps.
+fn settle(daemon: &Daemon) {
+    let mut before = machine::cpu_time(daemon.pid);
+    wait_until(PATIENCE, "the daemon waits for its clients", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = machine::cpu_time(daemon.pid);
+        let idle = now == before;
+        before = now;
+        idle.then_some(())
+    });
+}
+
+/// The daemon's largest size since it was started, in KiB.
+fn peak(daemon: &Daemon) -> u64 {
+    machine::kilobytes(daemon.pid, "VmHWM")
+}
+
+#[test]
+fn a_line_of_control_characters_is_not_held_for_each_reader() {
+    let daemon = daemon_with(&[]);
+    // Escaped, each of its characters takes six bytes; one that is not UTF-8 takes three.
+    let text = |byte: &str| format!("head -c {MIB} /dev/zero | tr '\\0' '{byte}'");
+    let pids = ["\\1", "\\377"].map(|byte| daemon.sh(&format!("{}; echo", text(byte))));
+    pids.iter().for_each(|pid| assert_eq!(daemon.ended(*pid)["exit_code"], 0));
+    let right = json!({"pid": pids[0], "lines": ["\u{1}".repeat(MIB as usize)], "line_count": 1});
+    assert!(daemon.get(&format!("/processes/{}/stdout", pids[0])).expect(200) == right);
+    let right = "\u{fffd}".repeat(MIB as usize);
+    assert!(daemon.follow(pids[1], "stdout").all_lines() == [right.as_str()]);
+    let mut requests = Vec::new();
+    for pid in pids {
+        for _ in 0..50 {
+            requests.push(get(&daemon, &format!("/processes/{pid}/stdout/follow"), ""));
+            requests.push(get(&daemon, &format!("/processes/{pid}/output"), ""));
+        }
+    }
+    for _ in 0..50 {
+        let body = json!({"command": "sh", "args": ["-c", text("\\1")]}).to_string();
+        let head = format!("Content-Length: {}\r\n", body.len());
+        let request = get(&daemon, "/processes/run", &head).replacen("GET", "POST", 1);
+        requests.push(request + &body);
+    }
+    let before = peak(&daemon);
+    let clients = deaf(&daemon, &requests);
+    settle(&daemon);
+    let grown = peak(&daemon) - before;
+    assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
+}
+
+#[test]
+fn a_large_command_is_not_held_for_each_that_asks_for_it() {
+    let daemon = daemon_with(&[]);
+    // Arguments of 100 KB each, as the kernel takes no longer ones.
+    let args: Vec<String> = (0..9).map(|n| format!("{n}").repeat(100_000)).collect();
+    let start = json!({"command": "true", "args": args});
+    let pids: Vec<u64> = (0..12).map(|_| pid_of(&daemon.start_process(&start))).collect();
+    pids.iter().for_each(|pid| assert_eq!(daemon.ended(*pid)["args"], json!(args)));
+    let listed = daemon.list();
+    assert!(listed.len() == pids.len() && listed.iter().all(|process| process["args"] == json!(args)));
+    let mut requests = Vec::new();
+    for _ in 0..100 {
+        requests.push(get(&daemon, &format!("/processes/{}", pids[0]), ""));
+        requests.push(get(&daemon, "/processes", ""));
+    }
+    let before = peak(&daemon);
+    let clients = deaf(&daemon, &requests);
+    settle(&daemon);
+    let grown = peak(&daemon) - before;
+    assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
+}
