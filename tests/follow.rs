@@ -194,7 +194,8 @@ fn a_tail_is_not_looked_for_once_its_client_has_gone() {
                     std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send it");
                 }
             });
-            assert!(gone < one / 2, "{gone:?} for ten that have gone, {one:?} for one that is there: {path}");
+            // Each would cost as much as the one.
+            assert!(gone < 3 * one, "{gone:?} for ten that have gone, {one:?} for one that is there: {path}");
         }
     }
 }

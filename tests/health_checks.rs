@@ -212,8 +212,10 @@ fn many_checks_cost_little_and_come_in_time() {
     // Those that serve the test come and go.
     let threads =
         || machine::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
-    // A thread gives itself its name.
-    let one_main = |names: &Vec<String>| names.iter().filter(|name| *name == "tl-init").count() == 1;
+    // A thread gives itself its name, and that of the services is started after the API is there.
+    let one_main = |names: &Vec<String>| {
+        names.iter().filter(|name| *name == "tl-init").count() == 1 && names.iter().any(|name| name == "services")
+    };
     let before = wait_until(PATIENCE, "all have their names", || Some(threads()).filter(one_main));
     for n in 0..PROCESSES {
         let check = json!({"type": "tcp", "port": if n == 0 { watched.port } else { port }, "initial_delay_ms": 5 * n});

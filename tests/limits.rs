@@ -250,6 +250,7 @@ fn limits_of_the_surroundings_are_for_the_children() {
 fn connections_find_the_descriptors_that_they_were_promised() {
     const ALL: u64 = 400;
     const CONNECTIONS: usize = 50;
+    const STREAMS: usize = 43;
     let args = ["--max-processes", "20", "--max-connections", "50"];
     let daemon = Options::default().descriptors(ALL).args(&args).start();
     let live = daemon.sh("echo up; exec sleep 4961");
@@ -270,8 +271,10 @@ fn connections_find_the_descriptors_that_they_were_promised() {
         assert!(started.len() < ALL as usize, "there is no end");
     }
     assert!(started.len() > 50, "{} processes", started.len());
-    // All that are promised, at the same time; the last is for what the test asks.
-    let streams: Vec<_> = (1..CONNECTIONS)
+    // All that are promised, at the same time: as many streams as there may be, and requests that are yet to come. The last
+    // is for what the test asks.
+    let halves: Vec<_> = (STREAMS + 1..CONNECTIONS).map(|_| daemon.connect()).collect();
+    let streams: Vec<_> = (0..STREAMS)
         .map(|number| {
             let mut stream = daemon.follow(live, "output");
             assert_eq!(stream.next_frame().expect("a frame").data["line"], "up", "stream {number}");
@@ -281,6 +284,7 @@ fn connections_find_the_descriptors_that_they_were_promised() {
     assert_eq!(daemon.try_health(), Some(200));
     let held = machine::descriptors(daemon.pid).len();
     assert!(held + streams.len() < ALL as usize, "{held} descriptors");
+    drop(halves);
     // What they hold is given back with their end.
     for pid in &started {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
