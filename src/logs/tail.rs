@@ -19,7 +19,7 @@ use crate::model::Stream;
 pub(super) type Gone<'g> = &'g mut dyn FnMut() -> bool;
 
 /// After so many bytes of the log it is asked whether somebody does.
-const ASK_EVERY: u64 = 1 << 20;
+const ASK_EVERY: u64 = 64 << 10;
 
 /// What came of counting from one place.
 #[derive(Default)]

@@ -96,6 +96,15 @@ pub fn threads(pid: i32) -> Vec<String> {
     names
 }
 
+/// Where in the kernel the threads of this name wait.
+pub fn waiting_threads(pid: i32, name: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
+    let is_named =
+        |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name);
+    let channel = |task: fs::DirEntry| fs::read_to_string(task.path().join("wchan")).ok();
+    tasks.flatten().filter(is_named).filter_map(channel).filter(|channel| !matches!(&**channel, "" | "0")).collect()
+}
+
 /// The time that it has been on a processor.
 pub fn cpu_time(pid: i32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
