@@ -126,15 +126,15 @@ fn a_tracer_does_not_hold_the_end_of_a_run() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--max-processes", "3"]).start();
         let begun = Instant::now();
-        let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["5801"], "timeout": 2}));
+        let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["5801"], "timeout": 6}));
         let first = run.next_frame().expect("the first event");
         let pid = first.data["pid"].as_u64().expect("a pid");
         let tracer = trace(&daemon, pid);
         let last = run.next_frame().expect("the last event");
         let took = begun.elapsed();
         assert_eq!((&last.data["reason"], &last.data["signal"]), (&json!("timed_out"), &json!(9)));
-        // Within 1 s of the time-out.
-        assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+        // It is to come within 1 s of its time-out; the rest is for a busy machine.
+        assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(16), "{took:?}");
         assert_eq!(daemon.info(pid)["status"], "signaled");
         // It is still a process, and counts as one.
         assert_eq!(running(&daemon), 1);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::model::{SignalScope, Target};
+use crate::model::{MAX_TIMEOUT, SignalScope, Target};
 
 use super::answer::Answer;
 use super::field::{Choice, SignalNumber};
@@ -16,9 +16,6 @@ use super::routes::Api;
 
 /// As much of a body as is handed to stdin at once.
 const PIECE: usize = 64 << 10;
-
-/// A wait beyond this is one without an end.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 #[derive(Debug, Deserialize)]
 struct SignalBody {
@@ -91,7 +88,7 @@ fn timeout(query: Option<&str>) -> Result<Option<Duration>, Problem> {
     let Some(text) = query else { return Ok(None) };
     match text.parse::<f64>() {
         Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
-            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST)))
+            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT)))
         }
         _ => Err(Problem::Invalid(format!("the query parameter `timeout` must be a number of seconds, not {text:?}"))),
     }
@@ -107,7 +104,7 @@ mod tests {
         for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
             assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
         }
-        assert_eq!(timeout(Some("1e300")).unwrap(), Some(LONGEST));
+        assert_eq!(timeout(Some("1e300")).unwrap(), Some(MAX_TIMEOUT));
         for text in ["", "-1", "inf", "NaN", "5s", "1e999"] {
             assert!(timeout(Some(text)).unwrap_err().to_string().contains("`timeout`"), "{text}");
         }

@@ -176,6 +176,18 @@ impl<'c> Request<'c> {
         Ok(whole)
     }
 
+    /// What the input of a run may take, until its command has read it.
+    ///
+    /// # Errors
+    /// When all inputs together hold as much as they may.
+    pub(super) fn hold_input(&self, bytes: usize) -> Result<Grant, Problem> {
+        let mut grant = self.socket.inputs().grant();
+        match grant.grow_to(bytes) {
+            true => Ok(grant),
+            false => Err(out_of("the input of the command", &ErrorKind::OutOfMemory.into())),
+        }
+    }
+
     /// Counts so many bytes of a directory's listing, for as long as the grant is held.
     ///
     /// # Errors

@@ -126,6 +126,7 @@ impl Drop for KillUnheard {
 pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
     let body = json::parse::<RunBody>(&request.whole_body()?)?;
     let (spec, input) = body.into_spec().map_err(Error::from)?;
+    let input = input.map(|input| request.hold_input(input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
     let (unit, starting) = api.handle.begin_start(spec, waker.clone());
     let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
@@ -136,9 +137,9 @@ pub(super) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Proble
         request.wait(&waker, None)?;
     };
     let started = started.inspect_err(|_| guard.ended())?;
-    if let Some(input) = input {
+    if let Some((input, grant)) = input {
         match api.handle.stdin(&Target::Unit(unit)) {
-            Ok(stdin) => stdin.feed(input),
+            Ok(stdin) => stdin.feed(input, Box::new(grant)),
             // It has ended, or has closed its stdin: it wants none of it.
             Err(error) => log::debug!("unit {unit}: no input: {error}"),
         }

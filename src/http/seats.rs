@@ -69,6 +69,7 @@ pub(super) struct House {
     /// For heads that do not fit into the first buffer, and for bodies that are read as a whole.
     heads: Pool,
     bodies: Pool,
+    inputs: Pool,
     /// For listings of directories.
     listings: Pool,
     /// Something was freed since memory was given back last.
@@ -80,6 +81,9 @@ const HEADS: usize = 8 << 20;
 
 /// What all bodies may take that are read as a whole.
 const BODIES: usize = 64 << 20;
+
+/// What all inputs of runs may take that their commands have not read yet.
+const INPUTS: usize = 64 << 20;
 
 /// What all listings of directories may take: the largest one fits.
 const LISTINGS: usize = 64 << 20;
@@ -120,6 +124,7 @@ impl House {
             waker: Waker::new()?,
             heads: Pool::new(HEADS),
             bodies: Pool::new(BODIES),
+            inputs: Pool::new(INPUTS),
             listings: Pool::new(LISTINGS),
             freed: AtomicBool::new(false),
         })
@@ -323,6 +328,11 @@ impl Seated {
     /// For the body of a request.
     pub(super) fn bodies(&self) -> &Pool {
         &self.house.bodies
+    }
+
+    /// For inputs of runs.
+    pub(super) fn inputs(&self) -> &Pool {
+        &self.house.inputs
     }
 
     /// For the listing of a directory.

@@ -114,6 +114,11 @@ impl Socket {
         self.seat.bodies()
     }
 
+    /// For the input of a run.
+    pub(super) fn inputs(&self) -> &Pool {
+        self.seat.inputs()
+    }
+
     /// For the listing of a directory.
     pub(super) fn listings(&self) -> &Pool {
         self.seat.listings()

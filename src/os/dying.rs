@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use super::procfs::stat_fields;
 use crate::model::Pid;
 
 /// `PF_EXITING` among the flags (include/linux/sched.h).
@@ -19,11 +20,8 @@ pub fn is_dying(pid: Pid) -> bool {
 }
 
 fn parse(stat: &[u8]) -> Option<bool> {
-    // The name may hold anything, parentheses included: what counts is after the last one.
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
-    let text = std::str::from_utf8(stat.get(close + 1..)?).ok()?;
     // By the numbers that the manual gives the fields: the first one here is the third of all.
-    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let fields: Vec<&str> = stat_fields(stat)?.collect();
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |at: usize| field(at)?.parse::<u64>().ok();
     let ended = matches!(field(3)?, "Z" | "X");

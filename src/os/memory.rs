@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
 /// Address space that is held back, in bytes: as much as the C library takes from the kernel at once, several times.
 const RESERVE: usize = 4 << 20;
@@ -12,6 +12,9 @@ const SMALL: usize = 256 << 10;
 
 /// The reserve, where it is held.
 static HELD: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Threads that are giving the reserve back.
+static GIVING_BACK: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether a reserve is wanted.
 static WANTED: AtomicBool = AtomicBool::new(false);
@@ -44,16 +47,23 @@ pub fn replenish() -> bool {
     true
 }
 
-/// Gives the reserve back to the kernel, so that an allocation of this size can be tried again; false where there is none.
-fn use_reserve(size: usize) -> bool {
+/// Whether an allocation of this size, which has failed, is tried again: with the reserve given back to the kernel, by this
+/// thread or by another one that has failed at the same time.
+fn may_try_again(size: usize) -> bool {
     if size > SMALL {
         return false;
     }
+    GIVING_BACK.fetch_add(1, SeqCst);
     let held = HELD.swap(ptr::null_mut(), SeqCst);
     if !held.is_null() {
         unmap(held);
     }
-    !held.is_null()
+    GIVING_BACK.fetch_sub(1, SeqCst);
+    // Whoever has taken the reserve may be about to unmap it: a system call that waits for nobody.
+    while GIVING_BACK.load(SeqCst) > 0 {
+        std::thread::yield_now();
+    }
+    true
 }
 
 fn unmap(reserve: *mut libc::c_void) {
@@ -66,7 +76,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is the same.
         let memory = unsafe { System.alloc(layout) };
-        if !memory.is_null() || !use_reserve(layout.size()) {
+        if !memory.is_null() || !may_try_again(layout.size()) {
             return memory;
         }
         // SAFETY: as above.
@@ -76,7 +86,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise is the same.
         let memory = unsafe { System.alloc_zeroed(layout) };
-        if !memory.is_null() || !use_reserve(layout.size()) {
+        if !memory.is_null() || !may_try_again(layout.size()) {
             return memory;
         }
         // SAFETY: as above.
@@ -86,7 +96,7 @@ unsafe impl GlobalAlloc for Allocator {
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's promise is the same.
         let memory = unsafe { System.realloc(old, layout, size) };
-        if !memory.is_null() || !use_reserve(size) {
+        if !memory.is_null() || !may_try_again(size) {
             return memory;
         }
         // SAFETY: as above; what failed has left the old memory as it was.
@@ -127,8 +137,11 @@ mod tests {
     fn the_reserve_is_used_once_and_held_again() {
         assert!(replenish() && HELD.load(SeqCst).is_null(), "nobody wants it here yet");
         hold_reserve();
-        assert!(!use_reserve(SMALL + 1), "that is too much");
-        assert!(use_reserve(SMALL) && !use_reserve(1));
-        assert!(replenish() && use_reserve(1));
+        assert!(!may_try_again(SMALL + 1) && !HELD.load(SeqCst).is_null(), "that is too much");
+        // The second of two that fail at the same time finds it given back already.
+        for _ in 0..2 {
+            assert!(may_try_again(SMALL) && HELD.load(SeqCst).is_null());
+        }
+        assert!(replenish() && !HELD.load(SeqCst).is_null());
     }
 }

@@ -75,15 +75,14 @@ pub fn processes() -> Vec<Process> {
     pids.filter_map(look_at).collect()
 }
 
-fn look_at(pid: Pid) -> Option<Process> {
+/// The process that has this PID now.
+pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Process> {
-    // The name may hold anything, parentheses included: what counts is after the last one.
-    let close = stat.iter().rposition(|byte| *byte == b')')?;
     let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
-    let mut fields = std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace();
+    let mut fields = stat_fields(stat)?;
     let ended = matches!(fields.next()?, "Z" | "X");
     let mut id = || fields.next()?.parse().ok();
     let (parent, group, session) = (id()?, id()?, id()?);
@@ -91,6 +90,13 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
     let threads: u64 = fields.nth(13)?.parse().ok()?;
     let start = fields.nth(1)?.parse().ok()?;
     Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, start })
+}
+
+/// The fields of `/proc/<pid>/stat` after the name, the third of the manual first. The name may hold anything,
+/// parentheses included: what counts is after the last one.
+pub(super) fn stat_fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
+    let close = stat.iter().rposition(|byte| *byte == b')')?;
+    Some(std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace())
 }
 
 /// The time now as [`Process::start`] counts it, rounded up.
@@ -115,16 +121,13 @@ fn dir_of(process: &Process) -> PathBuf {
     other.map_or(dir.clone(), |tid| dir.join("task").join(tid))
 }
 
-/// Whether stdout or stderr of the process is one of these pipes, by their inode numbers.
-pub fn holds_pipe(process: &Process, pipes: &[u64]) -> bool {
+/// The inode numbers of the pipes that stdout and stderr of the process are, as far as they are pipes.
+pub fn pipes_of(process: &Process) -> Vec<u64> {
     as_its_user(process.pid, || {
         let dir = dir_of(process).join("fd");
         // The name of what is open asks no disk, as its metadata would.
-        let name = |fd: u8| fs::read_link(dir.join(fd.to_string())).ok();
-        [1, 2]
-            .into_iter()
-            .filter_map(name)
-            .any(|name| pipe_of(name.as_os_str().as_encoded_bytes()).is_some_and(|pipe| pipes.contains(&pipe)))
+        let names = [1, 2].into_iter().filter_map(|fd| fs::read_link(dir.join(fd.to_string())).ok());
+        names.filter_map(|name| pipe_of(name.as_os_str().as_encoded_bytes())).collect()
     })
 }
 

@@ -3,7 +3,7 @@
 //! A process that is found in /proc or in a cgroup can have ended, and its PID can be another's, before a signal is sent:
 //! such processes are signalled through a descriptor, after a second look at who they are.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::pidfd::PidFd;
-use super::procfs::{Identity, Process, Snapshot, holds_pipe, is_still_there, pipe_of, ticks_now};
+use super::procfs::{Identity, Process, Snapshot, is_still_there, pipe_of, pipes_of, ticks_now};
 use super::wait::{has_children, next_event};
 use crate::model::Pid;
 
@@ -73,8 +73,8 @@ pub fn signal_everybody(signal: i32) {
     }
 }
 
-/// Sends signals to the process that has this PID, if `is_it` still says that it is the right one when nobody else can
-/// get the PID any more without our seeing it. Says whether it was there.
+/// Opens a pidfd, calls `is_it` to confirm that it refers to the intended process, then sends the signals. Says whether
+/// that process was there.
 pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> bool {
     match PidFd::open(pid) {
         // From here on the descriptor means one process. If that is not the right one, the PID is not the right one's.
@@ -133,27 +133,23 @@ impl Marks {
         self.leader
     }
 
-    /// The live processes of the run: the session and the process group of its leader; children of ours that lead no
-    /// unit, as orphans become, and that hold its output or carry its `INVOCATION_ID`; those that were `known` to be of
-    /// it before; and all that descends from these. Never this process itself.
+    /// The live processes of the run: the session and the process group of its leader; the orphans that hold its output or
+    /// carry its `INVOCATION_ID`; those that were `known` to be of it before; and all that descends from these. Never this
+    /// process itself.
     ///
-    /// `leaders` are those of all units that have not been reaped. `invocation_of` gives the `INVOCATION_ID` of a
-    /// process, where that can be found out.
+    /// `invocation_of` gives the `INVOCATION_ID` of a process, where that can be found out.
     pub fn members<'a>(
         &self,
         snapshot: &'a Snapshot,
+        orphans: &Orphans<'a>,
         known: &HashSet<Identity>,
-        leaders: &HashSet<Pid>,
         mut invocation_of: impl FnMut(&Process) -> Option<String>,
     ) -> Vec<&'a Process> {
-        let myself = std::process::id() as Pid;
         let mut found: Vec<&Process> = self.by_session(snapshot, &mut invocation_of);
-        let orphans = snapshot.children(myself).filter(|process| !process.dead && !leaders.contains(&process.pid));
-        found.extend(orphans.filter(|process| {
-            holds_pipe(process, &self.pipes) || invocation_of(process).is_some_and(|id| id == self.invocation)
-        }));
+        found.extend(self.pipes.iter().filter_map(|pipe| orphans.by_pipe.get(pipe)).flatten());
+        found.extend(orphans.by_invocation.get(&self.invocation).into_iter().flatten());
         found.extend(known.iter().filter_map(|(pid, start)| snapshot.get(*pid).filter(|it| it.start == *start)));
-        with_descendants(snapshot, found, myself)
+        with_descendants(snapshot, found, std::process::id() as Pid)
     }
 
     fn by_session<'a>(
@@ -170,6 +166,35 @@ impl Marks {
             // Another can have had the PID and ended, and left a session of that number.
             None => all().filter(|it| invocation_of(it).is_none_or(|id| id == self.invocation)).collect(),
         }
+    }
+}
+
+/// The children of this process that lead no unit, as orphans become: looked at once, whosever they may be.
+#[derive(Debug, Default)]
+pub struct Orphans<'a> {
+    by_pipe: HashMap<u64, Vec<&'a Process>>,
+    by_invocation: HashMap<String, Vec<&'a Process>>,
+}
+
+impl<'a> Orphans<'a> {
+    /// Looks at them. `leaders` are those of all units that have not been reaped; `invocation_of` as for
+    /// [`Marks::members`].
+    pub fn find(
+        snapshot: &'a Snapshot,
+        leaders: &HashSet<Pid>,
+        mut invocation_of: impl FnMut(&Process) -> Option<String>,
+    ) -> Orphans<'a> {
+        let mut found = Orphans::default();
+        let children = snapshot.children(std::process::id() as Pid);
+        for orphan in children.filter(|process| !process.dead && !leaders.contains(&process.pid)) {
+            for pipe in pipes_of(orphan) {
+                found.by_pipe.entry(pipe).or_default().push(orphan);
+            }
+            if let Some(invocation) = invocation_of(orphan) {
+                found.by_invocation.entry(invocation).or_default().push(orphan);
+            }
+        }
+        found
     }
 }
 
@@ -229,7 +254,8 @@ mod tests {
         let known = known.iter().map(|pid| (*pid, 10)).collect();
         let snapshot = Snapshot::of(all.to_vec());
         let invocation = |process: &Process| Some(if process.pid % 2 == 1 { "ours" } else { "another's" }.to_owned());
-        let members = marks(100).members(&snapshot, &known, &leaders.iter().copied().collect(), invocation);
+        let orphans = Orphans::find(&snapshot, &leaders.iter().copied().collect(), invocation);
+        let members = marks(100).members(&snapshot, &orphans, &known, invocation);
         let mut pids: Vec<Pid> = members.into_iter().map(|process| process.pid).collect();
         pids.sort_unstable();
         pids
@@ -291,7 +317,8 @@ mod tests {
             let marks = Marks::new(Pid::MAX, "none", [Some(pipe.as_fd()), None]);
             let snapshot = Snapshot::take();
             let members = |leaders| -> Vec<Pid> {
-                let members = marks.members(&snapshot, &HashSet::new(), &leaders, |_| None);
+                let orphans = Orphans::find(&snapshot, &leaders, |_| None);
+                let members = marks.members(&snapshot, &orphans, &HashSet::new(), |_| None);
                 members.into_iter().map(|process| process.pid).collect()
             };
             let found = [members(HashSet::new()), members(HashSet::from([pid]))];

@@ -82,7 +82,8 @@ impl TraceStop {
         Ok(())
     }
 
-    /// Whether it is the SIGTRAP that the kernel sends a tracee after an exec, which would kill who is not traced.
+    /// Whether it is the SIGTRAP that the kernel sends a tracee after an exec, which would kill who is not traced. One that
+    /// a process has sent with kill(2) looks the same, and is lost.
     fn is_of_an_exec(self) -> bool {
         if self.signal != libc::SIGTRAP {
             return false;

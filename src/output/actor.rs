@@ -157,9 +157,9 @@ impl Actor {
                 }
                 None => reply.send(Err(closed(key.0))),
             },
-            Message::Feed(bytes) => {
+            Message::Feed(bytes, held) => {
                 if let Some((token, queue)) = self.stdin_of(key).and_then(|token| self.queue(token)) {
-                    queue.push_last(bytes);
+                    queue.push_last(bytes, held);
                     (self.notify)(key, Notice::StdinClosed);
                     self.serve(token);
                 }

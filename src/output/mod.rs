@@ -8,6 +8,7 @@ mod stdin;
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ pub enum Message {
         reply: Reply<()>,
     },
     /// All that stdin gets: it is closed once this is in the pipe, and counts as closed for everybody else from now on.
-    Feed(Vec<u8>),
+    Feed(Vec<u8>, Box<dyn Any + Send>),
     /// The writer has gone: what it still has in the queue is not to be written.
     Abandon {
         /// Who.

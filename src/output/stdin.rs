@@ -1,5 +1,6 @@
 //! The writers of one stdin: a queue of chunks, at most one for each writer, written as the pipe takes them.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,6 +21,8 @@ struct Chunk {
     bytes: Vec<u8>,
     written: usize,
     reply: Reply<()>,
+    /// Dropped with the bytes.
+    _held: Option<Box<dyn Any + Send>>,
 }
 
 /// The queue. Dropped with chunks in it, their writers learn that stdin is closed.
@@ -40,13 +43,15 @@ impl StdinQueue {
         if self.last {
             return reply.send(Err(closed(self.unit)));
         }
-        self.chunks.push_back(Chunk { writer, bytes, written: 0, reply });
+        self.chunks.push_back(Chunk { writer, bytes, written: 0, reply, _held: None });
     }
 
     /// After these bytes there are no more. Nobody waits for them.
-    pub(super) fn push_last(&mut self, bytes: Vec<u8>) {
-        self.push(NOBODY, bytes, pending(None).0);
-        self.last = true;
+    pub(super) fn push_last(&mut self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
+        if !std::mem::replace(&mut self.last, true) {
+            let reply = pending(None).0;
+            self.chunks.push_back(Chunk { writer: NOBODY, bytes, written: 0, reply, _held: Some(held) });
+        }
     }
 
     /// Whether all there will ever be has been written.

@@ -1,4 +1,4 @@
-//! The supervisor thread: the only one that forks, waits and kills. It takes messages, asks the fleet what follows from
+//! The supervisor thread: the only one that forks and waits, and that signals by a PID. It takes messages, asks the fleet what follows from
 //! them, and performs that. It waits for nothing but its own queue and the next deadline.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ pub(super) struct Parts {
 pub(super) struct Actor {
     pub(super) parts: Parts,
     pub(super) clock: Clock,
-    /// Somebody who waits for a DELETE, until when.
+    /// DELETE requests awaiting the end of the tree: (unit, deadline, reply).
     kills: Vec<(UnitId, Duration, Reply<()>)>,
     pub(super) trees: Trees,
     pub(super) shutdown: Option<Shutdown>,
@@ -229,6 +229,11 @@ impl Actor {
         match self.to_signal(target, signal) {
             Ok((id, leader, number)) => {
                 let all = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
+                if number == libc::SIGKILL
+                    && let Some(slot) = self.parts.fleet.get_mut(id)
+                {
+                    slot.data.killed = true;
+                }
                 let sent = match scope.unwrap_or(all) {
                     SignalScope::Leader => tree::signal_leader(leader, &[number]),
                     SignalScope::Group => tree::signal_group(leader, number),

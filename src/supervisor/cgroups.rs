@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -30,6 +32,8 @@ pub(super) struct Cgroups {
     state: State,
     /// Watches the slice that there is.
     oom: Option<OomThread>,
+    /// Set when [`Message::OomKill`] is on its way.
+    oom_pending: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -51,6 +55,7 @@ impl Cgroups {
             max_tasks: 0,
             state: State::Never,
             oom: None,
+            oom_pending: Arc::default(),
         }
     }
 
@@ -60,7 +65,8 @@ impl Cgroups {
             Ok(slice) => (State::Usable(slice), None),
             Err(error) => (State::Never, Some(format!("no writable cgroup v2 ({error}): {WITHOUT}"))),
         };
-        (Cgroups { parent, messages, max_tasks: u64::MAX, state, oom: None }, warning)
+        let oom_pending = Arc::default();
+        (Cgroups { parent, messages, max_tasks: u64::MAX, state, oom: None, oom_pending }, warning)
     }
 
     /// Finds out whether units can be put into the slice, and gets it ready for them, with `max_tasks` for all of them
@@ -153,9 +159,14 @@ impl Cgroups {
         if let Err(error) = slice.limit_tasks(self.max_tasks) {
             log::warn!("the cgroup of all units does not take a limit of {} tasks: {error}", self.max_tasks);
         }
-        let messages = self.messages.clone();
-        let started =
-            slice.memory_events().map(|events| OomThread::start(events, move || drop(messages.send(Message::OomKill))));
+        let (messages, pending) = (self.messages.clone(), Arc::clone(&self.oom_pending));
+        let notice = move || {
+            // One at a time, however fast they come.
+            if !pending.swap(true, Ordering::SeqCst) {
+                let _ = messages.send(Message::OomKill);
+            }
+        };
+        let started = slice.memory_events().map(|events| OomThread::start(events, notice));
         // Without it, a kill for want of memory of one process of a tree is taken for that of any later one.
         Ok(started.transpose().unwrap_or_else(|error| {
             log::warn!("kills for want of memory are not watched: {error}");
@@ -167,6 +178,8 @@ impl Cgroups {
 impl Actor {
     /// Notes which kills for want of memory were not those of leaders, before anybody else kills these.
     pub(super) fn note_oom_kills(&mut self) {
+        // Cleared before we look: a kill from now on is announced anew.
+        self.parts.cgroups.oom_pending.store(false, Ordering::SeqCst);
         let fleet = &mut self.parts.fleet;
         let led: Vec<(UnitId, Pid)> = fleet.iter().filter_map(|(id, slot)| Some((id, slot.unit.leader()?))).collect();
         for (id, leader) in led {

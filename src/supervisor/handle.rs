@@ -1,5 +1,6 @@
 //! The public face: asks the supervisor thread and waits for its answer.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -260,9 +261,9 @@ impl Stdin {
     }
 
     /// Hands over all that stdin will get, and does not wait: it is closed once the process has taken all of it. What it
-    /// does not take is dropped with its end.
-    pub fn feed(self, bytes: Vec<u8>) {
-        self.output.send(self.run, ToOutput::Feed(bytes));
+    /// does not take is dropped with its end, and so is `held`, which says that these bytes are still in memory.
+    pub fn feed(self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
+        self.output.send(self.run, ToOutput::Feed(bytes, held));
     }
 }
 

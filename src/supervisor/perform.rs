@@ -52,7 +52,9 @@ impl Actor {
             Action::Disconnect => self.tell_output(id, ToOutput::HangUp),
             Action::KillTree => self.kill_tree(id),
             Action::Abandon(leader) => {
-                log::warn!("unit {id}: process {leader} has got its SIGKILL and lingers: its end is not waited for");
+                log::warn!(
+                    "unit {id}: process {leader} has not exited after its SIGKILL; its run is reported as ended"
+                );
                 // Without a cgroup, another thread may not have come to it yet.
                 let _ = tree::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);

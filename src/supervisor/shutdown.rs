@@ -60,12 +60,14 @@ impl Actor {
         shutdown.replies.extend(reply);
         let kill_at = shutdown.kill_at;
         let ids = self.parts.fleet.in_order_of_end();
-        for id in &ids {
-            self.step(*id, now, Event::ShutDown(kill_at));
-        }
-        if first {
-            self.terminate_the_rest();
-        }
+        self.with_leaders_known(|actor| {
+            for id in &ids {
+                actor.step(*id, now, Event::ShutDown(kill_at));
+            }
+            if first {
+                actor.terminate_the_rest();
+            }
+        });
         self.advance_shutdown(now);
     }
 

@@ -1,6 +1,6 @@
 //! The trees of runs: signalled as wholes, and watched until nothing of them is left.
 //!
-//! A tree in a cgroup is handled at once, one without by the trees thread. When a tree may have ended is told by the
+//! What takes longer the more processes a tree has is done by the trees thread. When a tree may have ended is told by the
 //! reaping of an orphan: the last process of a tree always ends as a child of ours.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -12,9 +12,9 @@ use std::time::Duration;
 use super::actor::Actor;
 use super::entry::Tree;
 use crate::model::{Pid, UnitId};
-use crate::os::tree::{self, Marks, TERMINATE};
+use crate::os::tree::{self, Marks};
 use crate::pending::Reply;
-use crate::trees::{Job, Report, RunKey};
+use crate::trees::{Hold, Job, Report, RunKey};
 use crate::unit::{Event, Now};
 
 /// A cgroup can be empty a moment later than its last process is reaped: so it is looked at again after this time, twice
@@ -42,10 +42,13 @@ pub(super) struct Trees {
     looking: bool,
     /// Somebody has ended since it was asked.
     look_again: bool,
-    /// With more retired trees than these and [`UNSEEN`], they are looked at.
+    /// Whether that is to be at the retired ones too, and whether the look that goes on is.
+    look_again_at_retired: bool,
+    looking_at_retired: bool,
+    /// Retired trees without a cgroup that the last look has found alive. The next is due with [`UNSEEN`] more.
     seen_to_live: usize,
-    /// PIDs that the shutdown has asked to end.
-    asked: HashSet<Pid>,
+    /// The leaders of all units, while they are needed for many jobs in a row.
+    leaders: Option<Arc<HashSet<Pid>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +103,23 @@ impl Actor {
     }
 
     fn send_job(&self, job: Job) {
-        self.parts.trees.send(job, Arc::new(self.parts.fleet.leaders()));
+        let leaders = self.trees.leaders.clone().unwrap_or_else(|| Arc::new(self.parts.fleet.leaders()));
+        self.parts.trees.send(job, leaders);
+    }
+
+    /// Does what sends jobs for many units; who leads them is asked once.
+    pub(super) fn with_leaders_known(&mut self, work: impl FnOnce(&mut Actor)) {
+        self.trees.leaders = Some(Arc::new(self.parts.fleet.leaders()));
+        work(self);
+        self.trees.leaders = None;
+    }
+
+    fn hold(&mut self, key: RunKey) -> Option<Hold> {
+        match self.tree(key)? {
+            Tree::Gone => None,
+            Tree::Leaf(leaf) => Some(Hold::Leaf(leaf.clone())),
+            Tree::Marked(marks) => Some(Hold::Marks(marks.clone())),
+        }
     }
 
     /// SIGTERM and SIGCONT to every process of a unit's tree.
@@ -112,27 +131,11 @@ impl Actor {
     }
 
     fn terminate(&mut self, key: RunKey, leader: Option<Pid>) {
-        match self.tree(key) {
-            None | Some(Tree::Gone) => {}
-            Some(Tree::Leaf(leaf)) => {
-                let mut reached = leaf.signal_all(&TERMINATE);
-                // One that has not joined its cgroup yet.
-                if let Some(leader) = leader.filter(|leader| !reached.contains(leader)) {
-                    note(key, "asking it to end", tree::signal_leader(leader, &TERMINATE));
-                    reached.insert(leader);
-                }
-                if self.shutdown.is_some() {
-                    self.trees.asked.extend(reached);
-                }
-            }
-            Some(Tree::Marked(marks)) => {
-                let marks = marks.clone();
-                if let Some(leader) = leader {
-                    note(key, "asking it to end", tree::terminate_group(leader));
-                }
-                self.send_job(Job::Terminate(key, marks));
-            }
+        let Some(hold) = self.hold(key) else { return };
+        if let Some(leader) = leader {
+            note(key, "asking it to end", tree::terminate_group(leader));
         }
+        self.send_job(Job::Terminate(key, hold, leader));
     }
 
     /// SIGHUP and SIGCONT to the session of a unit's leader.
@@ -146,16 +149,9 @@ impl Actor {
     /// A signal to every process of a unit's tree.
     pub(super) fn signal_tree(&mut self, id: UnitId, signal: i32, reply: Reply<()>) {
         let Some(key) = self.current(id) else { return reply.send(Ok(())) };
-        match self.tree(key) {
-            Some(Tree::Leaf(leaf)) => {
-                leaf.signal_all(&[signal]);
-                reply.send(Ok(()));
-            }
-            Some(Tree::Marked(marks)) => {
-                let marks = marks.clone();
-                self.send_job(Job::Signal(key, marks, signal, reply));
-            }
-            Some(Tree::Gone) | None => reply.send(Ok(())),
+        match self.hold(key) {
+            Some(hold) => self.send_job(Job::Signal(key, hold, signal, reply)),
+            None => reply.send(Ok(())),
         }
     }
 
@@ -178,19 +174,14 @@ impl Actor {
     fn kill_run(&mut self, key: RunKey) {
         let next = Some((self.clock.now().mono + FIRST_KILL_AGAIN, FIRST_KILL_AGAIN));
         let again = self.trees.watched.get(&key).is_some_and(|watch| watch.killed);
-        match self.tree(key) {
-            None | Some(Tree::Gone) => return,
-            Some(Tree::Leaf(leaf)) => {
-                let killed = leaf.kill();
-                if again || killed.is_err() {
-                    leaf.signal_all(&[libc::SIGKILL]);
-                }
-                note(key, "killing its cgroup", killed);
-            }
-            Some(Tree::Marked(marks)) => {
-                let marks = marks.clone();
-                self.send_job(Job::Kill(key, marks));
-            }
+        let Some(hold) = self.hold(key) else { return };
+        let killed = match &hold {
+            Hold::Leaf(leaf) => leaf.kill().is_ok(),
+            Hold::Marks(_) => false,
+        };
+        // What the kernel has missed is found one by one, and so is everything that it does not kill as a whole.
+        if again || !killed {
+            self.send_job(Job::Kill(key, hold));
         }
         let watch = self.trees.watched.entry(key).or_default();
         if !again {
@@ -207,8 +198,7 @@ impl Actor {
             self.watch(key, true);
         }
         if std::process::id() == 1 {
-            let asked = mem::take(&mut self.trees.asked);
-            self.send_job(Job::TerminateRest(asked));
+            self.send_job(Job::TerminateRest);
         }
     }
 
@@ -249,7 +239,7 @@ impl Actor {
         }
         if self.trees.watched.get(&key).is_none_or(|watch| watch.next.is_none()) {
             self.watch(key, true);
-            self.look_at_marked();
+            self.look_at_marked(false);
         }
         None
     }
@@ -293,7 +283,7 @@ impl Actor {
                 self.watch(key, false);
             }
         } else if self.trees.retired.len() > self.trees.seen_to_live + UNSEEN {
-            self.look_at_marked();
+            self.look_at_marked(true);
         }
     }
 
@@ -308,7 +298,7 @@ impl Actor {
                 watch.next = Some((now.mono + FIRST_LOOK, FIRST_LOOK));
             }
         }
-        self.look_at_marked();
+        self.look_at_marked(false);
     }
 
     /// Looks at what is due.
@@ -322,29 +312,37 @@ impl Actor {
             let due = watch.next.take_if(|(at, _)| *at <= now.mono);
             if let Some((_, wait)) = due {
                 let wait = (2 * wait).min(LAST_LOOK);
-                (watch.next, watch.due) = (Some((now.mono + wait, wait)), true);
+                watch.next = Some((now.mono + wait, wait));
             }
             if !all && due.is_none() {
                 continue;
             }
-            let killed = watch.killed;
+            let (killed, due) = (watch.killed, due.is_some());
+            let is_leaf = matches!(self.tree(key), Some(Tree::Leaf(_)));
             if self.is_leaf_gone(key) {
                 self.tell_gone(key, now);
-            } else if killed && due.is_some() && matches!(self.tree(key), Some(Tree::Leaf(_))) {
+            } else if is_leaf && killed && due {
                 self.kill_run(key);
+            } else if let Some(watch) = self.trees.watched.get_mut(&key) {
+                // Without a cgroup, not before the look has found something.
+                watch.due |= due && !is_leaf;
             }
         }
-        self.look_at_marked();
+        self.look_at_marked(false);
     }
 
-    /// Has the trees thread look for what is left of the runs that have no cgroup, one look at a time.
-    fn look_at_marked(&mut self) {
+    /// Has the trees thread look for what is left of the runs that have no cgroup, one look at a time: of those that
+    /// something waits for, and of the retired ones if they are to be looked at as well.
+    fn look_at_marked(&mut self, retired: bool) {
         if self.trees.looking {
             self.trees.look_again = true;
+            self.trees.look_again_at_retired |= retired;
             return;
         }
-        let keys: BTreeSet<RunKey> =
-            self.trees.awaited().into_iter().chain(self.trees.retired.keys().copied()).collect();
+        let mut keys: BTreeSet<RunKey> = self.trees.awaited().into_iter().collect();
+        if retired {
+            keys.extend(self.trees.retired.keys());
+        }
         let marked = keys.into_iter().filter_map(|key| match self.tree(key) {
             Some(Tree::Marked(marks)) => Some((key, marks.clone())),
             _ => None,
@@ -352,6 +350,7 @@ impl Actor {
         let marked: Vec<_> = marked.collect();
         if !marked.is_empty() {
             self.trees.looking = true;
+            self.trees.looking_at_retired = retired;
             self.send_job(Job::Look(marked));
         }
     }
@@ -377,7 +376,9 @@ impl Actor {
                     self.let_go(key);
                     self.tell_gone(key, now);
                 }
-                self.trees.seen_to_live = self.trees.retired.len();
+                if mem::take(&mut self.trees.looking_at_retired) {
+                    self.trees.seen_to_live = self.trees.retired.len();
+                }
                 for (key, watch) in self.trees.watched.clone() {
                     if watch.due
                         && let Some(watch) = self.trees.watched.get_mut(&key)
@@ -388,8 +389,9 @@ impl Actor {
                         }
                     }
                 }
-                if std::mem::take(&mut self.trees.look_again) {
-                    self.look_at_marked();
+                if mem::take(&mut self.trees.look_again) {
+                    let retired = mem::take(&mut self.trees.look_again_at_retired);
+                    self.look_at_marked(retired);
                 }
             }
         }

@@ -27,6 +27,8 @@ pub(super) struct Environ {
     found: Arc<Mutex<HashMap<Identity, String>>>,
     /// Those that a thread has been reading for too long.
     stuck: HashSet<Identity>,
+    /// Those that have been found to name no run at this look. They may execute what names one before the next.
+    none: HashSet<Identity>,
     reader: Option<Reader>,
     /// Held by each thread while it lives.
     threads: Arc<()>,
@@ -44,7 +46,7 @@ impl Environ {
     pub(super) fn invocation_of(&mut self, process: &Process) -> Option<String> {
         let identity = process.identity();
         let known = self.found().get(&identity).cloned();
-        if known.is_some() || process.dead || self.stuck.contains(&identity) {
+        if known.is_some() || process.dead || self.stuck.contains(&identity) || self.none.contains(&identity) {
             return known;
         }
         let reader = self.reader()?;
@@ -54,11 +56,16 @@ impl Environ {
             self.stuck.insert(identity);
             self.reader = None;
         }
-        self.found().get(&identity).cloned()
+        let found = self.found().get(&identity).cloned();
+        if found.is_none() {
+            self.none.insert(identity);
+        }
+        found
     }
 
-    /// Forgets the processes that are gone.
+    /// A new look: forgets the processes that are gone.
     pub(super) fn forget_all_but(&mut self, lives: impl Fn(&Identity) -> bool) {
+        self.none.clear();
         self.found().retain(|identity, _| lives(identity));
         self.stuck.retain(lives);
     }

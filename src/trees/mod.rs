@@ -1,9 +1,9 @@
-//! The trees thread: finds the processes of runs that no cgroup holds together, signals them, and says which runs have
-//! none left.
+//! The trees thread: signals every process of a tree, finds the processes of runs that no cgroup holds together, and says
+//! which of these runs have none left.
 //!
-//! A look at /proc takes milliseconds with some thousand processes, and a hostile process can make the look at its
-//! environment take for ever: nobody else waits for that. It signals through descriptors of processes only, never by
-//! a PID (`os::tree`), so that it does not matter that another thread reaps.
+//! A tree can have thousands of processes, a look at /proc takes milliseconds then, and a hostile process can make the
+//! look at its environment take for ever: nobody else waits for that. The thread signals through descriptors of
+//! processes (`os::tree::signal_if`), so that it does not matter that another thread reaps.
 
 mod environ;
 
@@ -16,8 +16,11 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::{Pid, RunNo, UnitId};
-use crate::os::procfs::{Identity, Process, Snapshot, is_still_there};
-use crate::os::tree::{HANG_UP, Marks, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants};
+use crate::os::cgroup::Leaf;
+use crate::os::procfs::{self, Identity, Process, Snapshot, is_still_there};
+use crate::os::tree::{
+    HANG_UP, Marks, Orphans, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants,
+};
 use crate::pending::Reply;
 use crate::worker;
 use environ::Environ;
@@ -25,23 +28,32 @@ use environ::Environ;
 /// One run of one unit.
 pub type RunKey = (UnitId, RunNo);
 
+/// What holds the processes of a run together.
+#[derive(Clone, Debug)]
+pub enum Hold {
+    /// A cgroup.
+    Leaf(Leaf),
+    /// Without cgroups, these.
+    Marks(Marks),
+}
+
 /// What the thread is asked. The queue has no bound of its own: the supervisor asks for one look at a time, each unit has
 /// a few signals on the way at most, and a client waits for the answer to its own.
 #[derive(Debug)]
 pub enum Job {
-    /// SIGTERM and SIGCONT to the run, but for the process group of its leader, which has got them.
-    Terminate(RunKey, Marks),
+    /// SIGTERM and SIGCONT to the run; not to this process group, which has got them.
+    Terminate(RunKey, Hold, Option<Pid>),
     /// SIGKILL to the run. Reported by [`Report::Killed`].
-    Kill(RunKey, Marks),
+    Kill(RunKey, Hold),
     /// One signal to the run. Answered when it is sent.
-    Signal(RunKey, Marks, i32, Reply<()>),
+    Signal(RunKey, Hold, i32, Reply<()>),
     /// SIGHUP and SIGCONT to the session of a leader, but for the leader, which has got them.
     HangUp(Marks),
     /// Which of these runs have no process left? Reported by [`Report::Looked`].
     Look(Vec<(RunKey, Marks)>),
     /// Only as PID 1: SIGTERM and SIGCONT to everything that has not been asked to end: by a [`Job::Terminate`], by a
-    /// [`Job::HangUp`], as one of these PIDs, or in the session or the process group of a leader.
-    TerminateRest(HashSet<Pid>),
+    /// [`Job::HangUp`], or in the session or the process group of a leader.
+    TerminateRest,
 }
 
 /// What the thread has done.
@@ -93,7 +105,7 @@ impl Trees {
 
     /// Hands it a job. `leaders`: those of all units that have not been reaped.
     pub fn send(&self, job: Job, leaders: Arc<HashSet<Pid>>) {
-        // A thread that is gone is replaced or has ended everything.
+        // Without the thread everything ends.
         let _ = self.jobs.send(Some(Order { job, leaders }));
     }
 }
@@ -110,15 +122,15 @@ impl Drop for Trees {
 struct Actor {
     inbox: Receiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
-    /// Processes that were found to be of a run that has not been seen to be gone: they stay so, whatever they leave.
+    /// Processes that were found to be of a run without a cgroup: they stay so, whatever they leave.
     known: HashMap<RunKey, HashSet<Identity>>,
     /// Live processes that have been asked to end, by a SIGTERM or a hang-up.
     asked: HashSet<Identity>,
     environ: Environ,
 }
 
-/// A signal that goes to all of a run. What is forked meanwhile gets a SIGKILL too, but no other signal: it may be what a
-/// process does about that.
+/// A signal that goes to all of a run without a cgroup. What is forked meanwhile gets a SIGKILL too, but no other signal:
+/// it may be what a process does about that.
 struct Round<'a> {
     key: RunKey,
     marks: &'a Marks,
@@ -128,7 +140,8 @@ struct Round<'a> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Terminate,
+    /// But for this process group.
+    Terminate(Option<Pid>),
     Kill,
     Signal(i32),
 }
@@ -143,7 +156,7 @@ impl Actor {
                 open &= next.is_some();
                 orders.extend(next);
             }
-            let reports: Vec<Report> = orders.iter().filter_map(|order| order.job.fruitless()).collect();
+            let reports: Vec<Report> = orders.iter().filter_map(|order| order.job.if_it_fails()).collect();
             // A panic costs these jobs their effect, not the thread.
             if catch_unwind(AssertUnwindSafe(|| self.serve(orders))).is_err() {
                 reports.into_iter().for_each(|report| (self.notify)(report));
@@ -153,21 +166,27 @@ impl Actor {
 
     fn serve(&mut self, orders: Vec<Order>) {
         let leaders = orders.last().map(|order| Arc::clone(&order.leaders)).unwrap_or_default();
-        let rounds = self.signal_rounds(orders.iter().filter_map(|order| Round::of(&order.job)).collect(), &leaders);
-        for Round { key, kind, seen, .. } in rounds {
-            if kind == Kind::Terminate {
-                self.asked.extend(&seen);
+        for order in &orders {
+            if let Some((Hold::Leaf(leaf), kind)) = order.job.signals() {
+                self.signal_leaf(leaf, kind);
             }
+        }
+        let rounds = self.signal_rounds(orders.iter().filter_map(|order| Round::of(&order.job)).collect(), &leaders);
+        for Round { key, seen, .. } in rounds {
             self.known.entry(key).or_default().extend(seen);
         }
-        let snapshot = self.look();
+        let needs_look = |job: &Job| matches!(job, Job::HangUp(_) | Job::Look(_) | Job::TerminateRest);
+        let snapshot = match orders.iter().any(|order| needs_look(&order.job)) {
+            true => self.look(),
+            false => Snapshot::default(),
+        };
         for order in orders {
             match order.job {
                 Job::Terminate(..) => {}
                 Job::Kill(key, _) => (self.notify)(Report::Killed(key)),
                 Job::Signal(.., reply) => reply.send(Ok(())),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
-                Job::TerminateRest(asked) => self.terminate_rest(&snapshot, &asked, &leaders),
+                Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
                 Job::Look(runs) => self.find_gone(&snapshot, &runs, &leaders),
             }
         }
@@ -178,24 +197,43 @@ impl Actor {
         let lives = |(pid, start): &Identity| snapshot.get(*pid).is_some_and(|now| now.start == *start && !now.dead);
         self.asked.retain(lives);
         self.environ.forget_all_but(lives);
-        for processes in self.known.values_mut() {
+        self.known.retain(|_, processes| {
             processes.retain(lives);
-        }
+            !processes.is_empty()
+        });
         snapshot
+    }
+
+    fn orphans<'a>(&mut self, snapshot: &'a Snapshot, leaders: &HashSet<Pid>) -> Orphans<'a> {
+        Orphans::find(snapshot, leaders, |process| self.environ.invocation_of(process))
     }
 
     fn members<'a>(
         &mut self,
         snapshot: &'a Snapshot,
+        orphans: &Orphans<'a>,
         key: RunKey,
         marks: &Marks,
-        leaders: &HashSet<Pid>,
     ) -> Vec<&'a Process> {
         let known = self.known.entry(key).or_default();
-        let members = marks.members(snapshot, known, leaders, |process| self.environ.invocation_of(process));
+        let members = marks.members(snapshot, orphans, known, |process| self.environ.invocation_of(process));
         // What has been found once is found again, also when the process that led to it has ended.
         known.extend(members.iter().map(|process| process.identity()));
         members
+    }
+
+    /// Signals all that are in a cgroup now.
+    fn signal_leaf(&mut self, leaf: &Leaf, kind: Kind) {
+        for pid in leaf.members() {
+            let process = procfs::look_at(pid);
+            if let (Kind::Terminate(but), Some(process)) = (kind, &process) {
+                self.asked.insert(process.identity());
+                if Some(process.group) == but {
+                    continue;
+                }
+            }
+            signal_if(pid, kind.signals(), || leaf.holds(pid));
+        }
     }
 
     /// Signals all members of these runs; those of the runs that are killed until no member is new.
@@ -206,11 +244,12 @@ impl Actor {
                 break;
             }
             let snapshot = self.look();
+            let orphans = self.orphans(&snapshot, leaders);
             for round in rounds.iter_mut().filter(|round| n == 0 || round.kind == Kind::Kill) {
-                for process in self.members(&snapshot, round.key, round.marks, leaders) {
+                for process in self.members(&snapshot, &orphans, round.key, round.marks) {
                     if round.seen.insert(process.identity()) {
-                        signal_all([process], round.signals(process));
                         fresh |= round.kind == Kind::Kill;
+                        self.signal_member(process, round.kind);
                     }
                 }
             }
@@ -223,22 +262,32 @@ impl Actor {
         rounds
     }
 
+    fn signal_member(&mut self, process: &Process, kind: Kind) {
+        match kind {
+            Kind::Terminate(but) => {
+                self.asked.insert(process.identity());
+                if Some(process.group) != but {
+                    signal_all([process], &TERMINATE);
+                }
+            }
+            Kind::Kill => signal_all([process], &[libc::SIGSTOP]),
+            Kind::Signal(_) => signal_all([process], kind.signals()),
+        }
+    }
+
     fn hang_up(&mut self, snapshot: &Snapshot, marks: &Marks) {
-        let members = marks.session(snapshot).filter(|process| process.pid != marks.leader());
-        let members: Vec<&Process> = members.filter(|process| !process.dead).collect();
-        signal_all(members.iter().copied(), &HANG_UP);
+        let members = marks.session(snapshot).filter(|process| process.pid != marks.leader() && !process.dead);
+        signal_all(members, &HANG_UP);
         self.asked.extend(marks.session(snapshot).map(Process::identity));
     }
 
-    fn terminate_rest(&mut self, snapshot: &Snapshot, asked: &HashSet<Pid>, leaders: &HashSet<Pid>) {
+    fn terminate_rest(&mut self, snapshot: &Snapshot, leaders: &HashSet<Pid>) {
         if snapshot.all.is_empty() {
             // Without /proc they cannot be told apart.
             return TERMINATE.into_iter().for_each(signal_everybody);
         }
         let led = |process: &Process| leaders.contains(&process.session) || leaders.contains(&process.group);
-        let has_it = |process: &&Process| {
-            led(process) || asked.contains(&process.pid) || self.asked.contains(&process.identity())
-        };
+        let has_it = |process: &&Process| led(process) || self.asked.contains(&process.identity());
         // With what they have started since: that may be what they do about the signal.
         let roots = snapshot.all.iter().filter(has_it).collect();
         let spared: HashSet<Pid> =
@@ -248,46 +297,54 @@ impl Actor {
     }
 
     fn find_gone(&mut self, snapshot: &Snapshot, runs: &[(RunKey, Marks)], leaders: &HashSet<Pid>) {
-        let mut gone = Vec::new();
-        for (key, marks) in runs {
-            if self.members(snapshot, *key, marks, leaders).is_empty() {
-                self.known.remove(key);
-                gone.push(*key);
-            }
-        }
+        let orphans = self.orphans(snapshot, leaders);
+        let is_gone = |(key, marks): &&(RunKey, Marks)| self.members(snapshot, &orphans, *key, marks).is_empty();
+        let gone: Vec<RunKey> = runs.iter().filter(is_gone).map(|(key, _)| *key).collect();
         (self.notify)(Report::Looked(gone));
     }
 }
 
 impl Job {
-    /// What is reported where the job could not be done.
-    fn fruitless(&self) -> Option<Report> {
+    /// The report that the supervisor waits for, if serving this job panics.
+    fn if_it_fails(&self) -> Option<Report> {
         match self {
             Job::Kill(key, _) => Some(Report::Killed(*key)),
             Job::Look(_) => Some(Report::Looked(Vec::new())),
-            Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest(_) => None,
+            Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
+        }
+    }
+
+    /// What is to be signalled as a whole, and how.
+    fn signals(&self) -> Option<(&Hold, Kind)> {
+        match self {
+            Job::Terminate(_, hold, but) => Some((hold, Kind::Terminate(*but))),
+            Job::Kill(_, hold) => Some((hold, Kind::Kill)),
+            Job::Signal(_, hold, signal, _) => Some((hold, Kind::Signal(*signal))),
+            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
+        }
+    }
+
+    fn key(&self) -> Option<RunKey> {
+        match self {
+            Job::Terminate(key, ..) | Job::Kill(key, _) | Job::Signal(key, ..) => Some(*key),
+            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
+        }
+    }
+}
+
+impl Kind {
+    fn signals(&self) -> &[i32] {
+        match self {
+            Kind::Terminate(_) => &TERMINATE,
+            Kind::Kill => &[libc::SIGKILL],
+            Kind::Signal(signal) => std::slice::from_ref(signal),
         }
     }
 }
 
 impl<'a> Round<'a> {
     fn of(job: &'a Job) -> Option<Round<'a>> {
-        let (key, marks, kind) = match job {
-            Job::Terminate(key, marks) => (*key, marks, Kind::Terminate),
-            Job::Kill(key, marks) => (*key, marks, Kind::Kill),
-            Job::Signal(key, marks, signal, _) => (*key, marks, Kind::Signal(*signal)),
-            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest(_) => return None,
-        };
-        Some(Round { key, marks, kind, seen: HashSet::new() })
-    }
-
-    /// What a member gets when it is found.
-    fn signals(&self, process: &Process) -> &[i32] {
-        match &self.kind {
-            Kind::Terminate if process.group == self.marks.leader() => &[],
-            Kind::Terminate => &TERMINATE,
-            Kind::Kill => &[libc::SIGSTOP],
-            Kind::Signal(signal) => std::slice::from_ref(signal),
-        }
+        let (Hold::Marks(marks), kind) = job.signals()? else { return None };
+        Some(Round { key: job.key()?, marks, kind, seen: HashSet::new() })
     }
 }

@@ -127,7 +127,7 @@ pub enum Action {
     Finish(RunEnd),
     /// It is coming up again after a [`Action::Finish`].
     Reopen,
-    /// It never ran: nobody shall know of it.
+    /// The first start failed: remove the unit.
     Forget,
 }
 
@@ -322,15 +322,12 @@ impl Unit {
 
     fn tick_up(&mut self, now: Now, out: Out) {
         let State::Up(run) = &mut self.state else { return };
-        let has_leader = !matches!(run.phase, Phase::Reaped { .. } | Phase::Draining { .. });
+        let has_leader = run.has_leader();
         if take_if_due(&mut run.disconnect_at, now) {
             out.push(Action::Disconnect);
         }
         if take_if_due(&mut run.kill_at, now) {
-            match has_leader {
-                true => run.kill(now, out),
-                false => out.push(Action::KillTree),
-            }
+            run.kill(now, out);
         }
         if take_if_due(&mut run.expires, now) && has_leader {
             run.then = Then::Expired;
@@ -382,9 +379,16 @@ impl Unit {
 }
 
 impl Run {
-    /// SIGKILL to the tree of a leader that has not been reaped.
+    /// Whether the leader has not been reaped, so that its PID is its own.
+    fn has_leader(&self) -> bool {
+        !matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
+    }
+
+    /// SIGKILL to the tree; a leader that has not been reaped is waited for from now on.
     fn kill(&mut self, now: Now, out: Out) {
-        self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
+        if self.has_leader() {
+            self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
+        }
         out.push(Action::KillTree);
     }
 }

@@ -24,10 +24,7 @@ impl Unit {
                 if run.then == Then::Policy {
                     run.then = Then::Stop;
                 }
-                match run.phase {
-                    Phase::Reaped { .. } | Phase::Draining { .. } => out.push(Action::KillTree),
-                    _ => run.kill(now, out),
-                }
+                run.kill(now, out);
             }
             State::Forking | State::Up(_) => self.end_run(now, Then::Stop, self.kill_at(now), out),
         }
@@ -49,7 +46,7 @@ impl Unit {
                 wait.kill_at = wait.kill_at.map(|at| at.min(kill_at));
                 self.stop(now, out);
             }
-            State::Up(run) if run.kill_at.is_none() && run.is_left_by_its_leader() && run.then == Then::Policy => {
+            State::Up(run) if run.kill_at.is_none() && !run.has_leader() && run.then == Then::Policy => {
                 run.then = Then::Stop;
                 run.kill_at = Some(kill_at);
                 out.push(Action::Terminate);
@@ -116,11 +113,5 @@ impl Unit {
             // The SIGTERM is on its way already, and its deadline stands.
             _ => {}
         }
-    }
-}
-
-impl Run {
-    fn is_left_by_its_leader(&self) -> bool {
-        matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
     }
 }

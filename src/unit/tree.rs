@@ -53,7 +53,7 @@ impl Unit {
     pub(super) fn hang_up(&mut self, out: Out) {
         if let State::Up(run) = &mut self.state
             && self.terminal
-            && !matches!(run.phase, Phase::Reaped { .. } | Phase::Draining { .. })
+            && run.has_leader()
         {
             run.disconnect_at = None;
             out.push(Action::Disconnect);

@@ -27,10 +27,7 @@ impl Unit {
     /// The leader, while it may be signalled: forked and not reaped.
     pub fn leader(&self) -> Option<Pid> {
         match &self.state {
-            State::Up(Run { pid, phase, .. }) => match phase {
-                Phase::Reaped { .. } | Phase::Draining { .. } => None,
-                _ => Some(*pid),
-            },
+            State::Up(run) if run.has_leader() => Some(run.pid),
             _ => None,
         }
     }

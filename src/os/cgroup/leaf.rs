@@ -1,6 +1,5 @@
 //! The cgroup of one run.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,10 +18,9 @@ use super::{DEPTH, Home, children, is_gone, remove_tree};
 use crate::model::Pid;
 use crate::os::dying::is_dying;
 use crate::os::procfs;
-use crate::os::tree::signal_if;
 
 /// One run's cgroup.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Leaf {
     home: Arc<Home>,
     name: String,
@@ -72,7 +70,7 @@ impl Leaf {
     /// SIGKILL to everything in it and below it. A fork that goes on meanwhile does not escape.
     ///
     /// The kernel sends it to the main thread of each process. Where that has ended and others of the process run, they
-    /// run on (seen on Linux 6.18): [`Leaf::signal_all`] reaches these.
+    /// run on (seen on Linux 6.18): a signal to each of [`Leaf::members`] reaches these.
     ///
     /// # Errors
     /// What writing `cgroup.kill` says.
@@ -80,18 +78,8 @@ impl Leaf {
         self.write("cgroup.kill", "1")
     }
 
-    /// Sends signals to every process that is in it or below it now. One that is forked meanwhile gets none: it may be
-    /// what a process does about the signal. Says which PIDs they had.
-    pub fn signal_all(&self, signals: &[i32]) -> HashSet<Pid> {
-        let members = self.members();
-        for pid in &members {
-            signal_if(*pid, signals, || self.holds(*pid));
-        }
-        members.into_iter().collect()
-    }
-
     /// Whether the process that has this PID now is in it or below it.
-    fn holds(&self, pid: Pid) -> bool {
+    pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
             Ok(cgroup) => self.home.dir.file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.name)),
             // There is no /proc of ours: a second look at all.
