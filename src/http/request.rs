@@ -139,7 +139,7 @@ impl<'c> Request<'c> {
             return Err(Problem::BodyTooLarge(self.max_body));
         }
         // Nothing is executed yet: a client that is slow to send the rest may be asked to give way.
-        if !self.socket.enter(Phase::Head) {
+        if !self.socket.enter(Phase::Body) {
             return Err(Problem::Gone);
         }
         let whole = self.collect()?;

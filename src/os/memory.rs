@@ -4,8 +4,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering::SeqCst};
 
-/// Address space that is held back, in bytes: as much as the C library takes from the kernel at once, several times.
-const RESERVE: usize = 4 << 20;
+/// Address space that is held back, in bytes: twice what the C library takes from the kernel at once.
+const RESERVE: usize = 2 << 20;
 
 /// A larger allocation never gets any of the reserve: who makes it can do without, or it is a mistake.
 const SMALL: usize = 256 << 10;
@@ -42,6 +42,11 @@ pub fn replenish() -> bool {
         unmap(mapped);
     }
     true
+}
+
+/// Whether there is memory for a few small allocations, asked where there is no reserve.
+pub fn has_some() -> bool {
+    Vec::<u8>::new().try_reserve_exact(SMALL).is_ok()
 }
 
 /// Gives the reserve back to the kernel, so that an allocation of this size can be tried again; false where there is none.
