@@ -217,13 +217,14 @@ impl Acceptor {
 
     /// There is no reserve of memory: what is already there must do, for a short request if any.
     fn welcome_without_memory(&mut self, stream: TcpStream) {
-        let left = if memory::has_some() && stream.set_nonblocking(true).is_ok() {
-            self.reserve.take(self.house.seat(stream)).map_err(|seated| send_refusal(seated.stream(), &self.refusal))
+        let mut what = "connections are turned away";
+        if !memory::has_some() || stream.set_nonblocking(true).is_err() {
+            send_refusal(&stream, &self.refusal);
+        } else if let Err(seated) = self.reserve.take(self.house.seat(stream)) {
+            send_refusal(seated.stream(), &self.refusal);
         } else {
-            Err(send_refusal(&stream, &self.refusal))
-        };
-        let what =
-            if left.is_ok() { "threads in reserve serve short requests only" } else { "connections are turned away" };
+            what = "threads in reserve serve short requests only";
+        }
         self.warn(what, &ErrorKind::OutOfMemory.into());
     }
 
