@@ -193,6 +193,29 @@ fn each_run_has_an_invocation_id_of_its_own() {
     assert_ne!(ids[0], ids[1]);
 }
 
+/// Each process of a chain forks and ends at once: no look at all processes sees more than a part of it.
+#[test]
+fn a_kill_catches_processes_that_fork_and_end_at_once() {
+    let chain = "use POSIX; POSIX::close($_) for 0..2; POSIX::setsid(); $SIG{TERM} = $SIG{HUP} = 'IGNORE'; \
+                 while (1) { my $child = fork; exit if $child; POSIX::setsid() }";
+    for options in each_way() {
+        let daemon = options.start();
+        let script = "for i in 1 2 3 4 5; do perl -e \"$0\" & done; exit 0";
+        let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script, chain]})));
+        daemon.ended(pid);
+        // It runs for ever: as it is, it costs the daemon what reaping costs.
+        let reaping = || machine::cpu_time(daemon.pid);
+        let before = reaping();
+        wait_until(PATIENCE, "the chains run", || (reaping() > before + Duration::from_millis(50)).then_some(()));
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        wait_until(PATIENCE, "the chains have ended", || {
+            let before = reaping();
+            std::thread::sleep(Duration::from_millis(300));
+            (reaping() - before < Duration::from_millis(20) && daemon.find("perl").is_empty()).then_some(())
+        });
+    }
+}
+
 /// The kernel kills the main thread of each process in a cgroup: where that has ended, the others run on.
 #[test]
 fn a_kill_reaches_a_process_whose_main_thread_has_ended() {

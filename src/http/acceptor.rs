@@ -61,6 +61,8 @@ pub(super) struct Acceptor {
     /// Given up to accept one more connection when there is no descriptor left, to tell it so.
     spare: Option<File>,
     warned: Option<Instant>,
+    /// What a client is told while there is no memory to say it with.
+    refusal: Vec<u8>,
     /// When memory is given back next, if it is.
     tidy_at: Option<Instant>,
 }
@@ -77,7 +79,18 @@ impl Acceptor {
         options: Arc<Options>,
     ) -> io::Result<Acceptor> {
         let reserve = Reserve::start(&service, &options)?;
-        Ok(Acceptor { listener, house, service, options, reserve, spare: spare(), warned: None, tidy_at: None })
+        let refusal = refusal(&ErrorKind::OutOfMemory.into());
+        Ok(Acceptor {
+            listener,
+            house,
+            service,
+            options,
+            reserve,
+            spare: spare(),
+            warned: None,
+            refusal,
+            tidy_at: None,
+        })
     }
 
     /// Accepts until the house is stopped.
@@ -141,12 +154,8 @@ impl Acceptor {
                 continue;
             }
             match self.listener.accept() {
-                Ok((stream, _)) if memory::replenish() => self.welcome(stream),
-                Ok((stream, _)) => {
-                    let error = io::Error::from(ErrorKind::OutOfMemory);
-                    refuse(&stream, &error);
-                    self.warn("connections are turned away", &error);
-                }
+                Ok((stream, _)) if memory::replenish() && memory::has_margin() => self.welcome(stream),
+                Ok((stream, _)) => self.welcome_without_memory(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => log::debug!("accept: {error}"),
                 Err(error) => {
@@ -206,6 +215,19 @@ impl Acceptor {
         }
     }
 
+    /// There is no reserve of memory: what is already there must do, for a short request if any.
+    fn welcome_without_memory(&mut self, stream: TcpStream) {
+        let mut what = "connections are turned away";
+        if !memory::has_some() || stream.set_nonblocking(true).is_err() {
+            send_refusal(&stream, &self.refusal);
+        } else if let Err(seated) = self.reserve.take(self.house.seat(stream)) {
+            send_refusal(seated.stream(), &self.refusal);
+        } else {
+            what = "threads in reserve serve short requests only";
+        }
+        self.warn(what, &ErrorKind::OutOfMemory.into());
+    }
+
     fn warn(&mut self, what: &str, error: &io::Error) {
         if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
             log::warn!("{what}: {error}");
@@ -217,7 +239,6 @@ impl Acceptor {
     fn turn_away(&mut self, error: &io::Error) {
         self.spare = None;
         let accepted = self.listener.accept().map(|(stream, _)| {
-            let _ = stream.set_nonblocking(true);
             refuse(&stream, error);
         });
         self.spare = spare();
@@ -264,11 +285,21 @@ fn spare() -> Option<File> {
 }
 
 /// Answers 503 without waiting for the request.
-fn refuse(mut stream: &TcpStream, error: &io::Error) {
+fn refuse(stream: &TcpStream, error: &io::Error) {
+    send_refusal(stream, &refusal(error));
+}
+
+/// The answer that says so; nothing where it cannot be printed.
+fn refusal(error: &io::Error) -> Vec<u8> {
     let reply = out_of("this connection", error).reply();
-    let Ok(mut bytes) = reply.head(Ending::Length(reply.body.len()), true) else { return };
+    let mut bytes = reply.head(Ending::Length(reply.body.len()), true).unwrap_or_default();
     bytes.extend_from_slice(&reply.body);
-    let _ = stream.write(&bytes);
+    bytes
+}
+
+fn send_refusal(mut stream: &TcpStream, bytes: &[u8]) {
+    let _ = stream.set_nonblocking(true);
+    let _ = stream.write(bytes);
     let _ = stream.shutdown(Shutdown::Write);
     // Unread bytes would turn the close into a reset, which takes the answer away.
     let _ = stream.read(&mut [0; 4096]);

@@ -9,6 +9,7 @@ use std::time::Instant;
 use tiny_http::Method;
 
 use crate::error::Error;
+use crate::os::memory;
 use crate::os::poll::Waker;
 
 use super::body::Body;
@@ -144,7 +145,7 @@ impl<'c> Request<'c> {
             return Err(Problem::BodyTooLarge(self.max_body));
         }
         // Nothing is executed yet: a client that is slow to send the rest may be asked to give way.
-        if !self.socket.enter(Phase::Head) {
+        if !self.socket.enter(Phase::Body) {
             return Err(Problem::Gone);
         }
         let whole = self.collect()?;
@@ -166,7 +167,7 @@ impl<'c> Request<'c> {
                 let size = length.saturating_mul(2).min(self.max_body);
                 let more = size.saturating_sub(whole.bytes.len());
                 let full = || io::Error::from(ErrorKind::OutOfMemory);
-                let granted = whole.grant.grow_to(size).then_some(()).ok_or_else(full);
+                let granted = (memory::has_margin() && whole.grant.grow_to(size)).then_some(()).ok_or_else(full);
                 granted
                     .and_then(|()| Ok(whole.bytes.try_reserve_exact(more)?))
                     .map_err(|error| out_of("the request body", &error))?;

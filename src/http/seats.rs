@@ -31,6 +31,8 @@ pub(super) enum Phase {
     Idle,
     /// Sending the head of a request.
     Head,
+    /// Sending a body that has to be there before anything is executed.
+    Body,
     /// Slow to take a finished answer, or told to go.
     Flushing,
     /// Executing a request.
@@ -164,7 +166,7 @@ impl House {
         if idle.iter().any(|(_, seat)| !seat.has_bytes() && seat.show_out(Phase::Idle)) {
             return Room::Soon;
         }
-        let mut slow = in_phase(&seats, &[Phase::Head, Phase::Flushing]);
+        let mut slow = in_phase(&seats, &[Phase::Head, Phase::Body, Phase::Flushing]);
         slow.sort_unstable_by_key(|(since, _)| *since);
         let now = Instant::now();
         let mut later = Room::None;
@@ -173,8 +175,9 @@ impl House {
             if free_from > now {
                 return Room::After(free_from);
             }
-            // A head that has come and not been read is no fault of the client's.
-            if !seat.has_bytes() && seat.show_out(Phase::Head) || seat.show_out(Phase::Flushing) {
+            // What has come and was not read is no fault of the client's.
+            let sends = !seat.has_bytes() && (seat.show_out(Phase::Head) || seat.show_out(Phase::Body));
+            if sends || seat.show_out(Phase::Flushing) {
                 return Room::Soon;
             }
             later = Room::After(now + GRACE);

@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use crate::os::memory;
 use crate::os::poll::{self, Events, Waker};
 use crate::os::tcp;
 
@@ -153,7 +154,7 @@ impl Socket {
         }
         if self.end == self.data.len() && self.data.len() < limit {
             let size = (self.data.len() * 4).clamp(SMALL.min(limit), limit);
-            if !self.grant.grow_to(size.saturating_sub(SMALL)) {
+            if size > SMALL && !(memory::has_margin() && self.grant.grow_to(size - SMALL)) {
                 return Err(ErrorKind::OutOfMemory.into());
             }
             self.data.try_reserve_exact(size - self.data.len())?;

@@ -4,8 +4,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
-/// Address space that is held back, in bytes: as much as the C library takes from the kernel at once, several times.
-const RESERVE: usize = 4 << 20;
+/// Address space that is held back, in bytes: twice what the C library takes from the kernel at once.
+const RESERVE: usize = 2 << 20;
+
+/// What is left for the C library, in bytes: a thread's stack, and what several threads may allocate at the same time.
+const MARGIN: usize = 4 << 20;
 
 /// A larger allocation never gets any of the reserve: who makes it can do without, or it is a mistake.
 const SMALL: usize = 256 << 10;
@@ -35,16 +38,30 @@ pub fn replenish() -> bool {
     if !WANTED.load(SeqCst) || !HELD.load(SeqCst).is_null() {
         return true;
     }
-    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping that the kernel places; nothing that is mapped already changes.
-    let mapped = unsafe { libc::mmap(ptr::null_mut(), RESERVE, access, kind, -1, 0) };
-    if mapped == libc::MAP_FAILED {
-        return false;
-    }
+    let Some(mapped) = map(RESERVE) else { return false };
     if HELD.compare_exchange(ptr::null_mut(), mapped, SeqCst, SeqCst).is_err() {
-        unmap(mapped);
+        unmap(mapped, RESERVE);
     }
     true
+}
+
+/// Whether there is memory for a few small allocations, asked where there is no reserve.
+pub fn has_some() -> bool {
+    Vec::<u8>::new().try_reserve_exact(SMALL).is_ok()
+}
+
+/// Whether there is memory beside the reserve for what the C library allocates by itself, which never gets any of that
+/// and where a failure ends the process: at the start of each thread, for example. To be asked before a thread is started
+/// for a stranger, and before a buffer grows as a stranger likes.
+pub fn has_margin() -> bool {
+    if !WANTED.load(SeqCst) {
+        return true;
+    }
+    let mapped = map(MARGIN);
+    mapped.is_some_and(|mapped| {
+        unmap(mapped, MARGIN);
+        true
+    })
 }
 
 /// Whether an allocation of this size, which has failed, is tried again: with the reserve given back to the kernel, by this
@@ -56,7 +73,7 @@ fn may_try_again(size: usize) -> bool {
     GIVING_BACK.fetch_add(1, SeqCst);
     let held = HELD.swap(ptr::null_mut(), SeqCst);
     if !held.is_null() {
-        unmap(held);
+        unmap(held, RESERVE);
     }
     GIVING_BACK.fetch_sub(1, SeqCst);
     // Whoever has taken the reserve may be about to unmap it: a system call that waits for nobody.
@@ -66,9 +83,18 @@ fn may_try_again(size: usize) -> bool {
     true
 }
 
-fn unmap(reserve: *mut libc::c_void) {
-    // SAFETY: a mapping of this length that `replenish` has made, taken out of `HELD` by nobody else; nothing is in it.
-    unsafe { libc::munmap(reserve, RESERVE) };
+/// New memory that nothing is in yet.
+fn map(bytes: usize) -> Option<*mut libc::c_void> {
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping that the kernel places; nothing that is mapped already changes.
+    let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
+    (mapped != libc::MAP_FAILED).then_some(mapped)
+}
+
+/// Gives back what [`map`] has given.
+fn unmap(mapped: *mut libc::c_void, bytes: usize) {
+    // SAFETY: a mapping of this length that `map` has made, and that nobody else has; nothing is in it.
+    unsafe { libc::munmap(mapped, bytes) };
 }
 
 // SAFETY: every request is the system allocator's to fulfil; one that it cannot is repeated with the same arguments.

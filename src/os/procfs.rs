@@ -26,6 +26,8 @@ pub struct Process {
     pub dead: bool,
     /// Whether its main thread has ended.
     pub headless: bool,
+    /// Whether a signal has stopped it.
+    pub stopped: bool,
     /// When it was forked, in clock ticks since the boot.
     pub start: u64,
 }
@@ -75,6 +77,15 @@ pub fn processes() -> Vec<Process> {
     pids.filter_map(look_at).collect()
 }
 
+/// The orphans that have become children of this process, and what its main thread has started itself: quicker than a
+/// look at all processes. None where the kernel does not show them (CONFIG_PROC_CHILDREN).
+pub fn adopted() -> Vec<Pid> {
+    let myself = std::process::id();
+    // Orphans become children of the main thread.
+    let children = fs::read_to_string(format!("/proc/self/task/{myself}/children")).unwrap_or_default();
+    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
 /// The process that has this PID now.
 pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
@@ -83,13 +94,14 @@ pub fn look_at(pid: Pid) -> Option<Process> {
 fn parse_stat(stat: &[u8]) -> Option<Process> {
     let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
     let mut fields = stat_fields(stat)?;
-    let ended = matches!(fields.next()?, "Z" | "X");
+    let state = fields.next()?;
+    let (ended, stopped) = (matches!(state, "Z" | "X"), state == "T");
     let mut id = || fields.next()?.parse().ok();
     let (parent, group, session) = (id()?, id()?, id()?);
     // The fields are counted from 1; the session is the 6th, the number of threads the 20th, the start the 22nd.
     let threads: u64 = fields.nth(13)?.parse().ok()?;
     let start = fields.nth(1)?.parse().ok()?;
-    Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, start })
+    Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, stopped, start })
 }
 
 /// The fields of `/proc/<pid>/stat` after the name, the third of the manual first. The name may hold anything,
@@ -233,11 +245,21 @@ mod tests {
     #[test]
     fn a_stat_line_may_hold_any_name() {
         let rest = "1 305 305 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 8 9";
-        let right =
-            Process { pid: 305, parent: 1, group: 305, session: 305, dead: false, headless: false, start: 4711 };
+        let right = Process {
+            pid: 305,
+            parent: 1,
+            group: 305,
+            session: 305,
+            dead: false,
+            headless: false,
+            stopped: false,
+            start: 4711,
+        };
         assert_eq!(parse_stat(format!("305 (a) b (c)) S {rest}").as_bytes()), Some(right));
         let name = [b"305 (\xff\xfe) Z ", rest.as_bytes()].concat();
         assert_eq!(parse_stat(&name), Some(Process { dead: true, headless: true, ..right }));
+        let stopped = format!("305 (a) T {rest}");
+        assert_eq!(parse_stat(stopped.as_bytes()), Some(Process { stopped: true, ..right }));
         for broken in [&b""[..], b"305", b"x (a) S 1 2 3", b"305 (a) S 1", b")", b"305 (a) S 1 305 305 0 -1"] {
             assert_eq!(parse_stat(broken), None);
         }

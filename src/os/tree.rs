@@ -152,6 +152,13 @@ impl Marks {
         with_descendants(snapshot, found, std::process::id() as Pid)
     }
 
+    /// Whether an orphan is of the run.
+    pub fn mark(&self, orphan: &Process, invocation_of: impl FnOnce(&Process) -> Option<String>) -> bool {
+        orphan.session == self.leader
+            || pipes_of(orphan).iter().any(|pipe| self.pipes.contains(pipe))
+            || invocation_of(orphan).is_some_and(|id| id == self.invocation)
+    }
+
     fn by_session<'a>(
         &self,
         snapshot: &'a Snapshot,
@@ -242,7 +249,7 @@ mod tests {
     use super::*;
 
     fn process(pid: Pid, parent: Pid, session: Pid) -> Process {
-        Process { pid, parent, group: session, session, dead: false, headless: false, start: 10 }
+        Process { pid, parent, group: session, session, dead: false, headless: false, stopped: false, start: 10 }
     }
 
     fn marks(leader: Pid) -> Marks {

@@ -24,6 +24,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(1);
 const FIRST_KILL_AGAIN: Duration = Duration::from_millis(10);
 /// The longest time between two looks.
 const LAST_LOOK: Duration = Duration::from_secs(60);
+/// A look that finds nothing, while orphans end, may have missed processes that each fork and end at once: so it is
+/// believed only if no orphan has ended since it was asked for, or when so many in a row have found nothing.
+const EMPTY_LOOKS: u32 = 5;
 /// From the death of an orphan to the look at the trees that nobody waits for.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 /// Trees of runs that are history and that nobody waits for, without cgroups: so many are kept before they are looked at.
@@ -47,6 +50,9 @@ pub(super) struct Trees {
     looking_at_retired: bool,
     /// Retired trees without a cgroup that the last look has found alive. The next is due with [`UNSEEN`] more.
     seen_to_live: usize,
+    /// Orphans that have been reaped, and how many it were when the look that goes on was asked for.
+    orphans: u64,
+    orphans_at_look: u64,
     /// The leaders of all units, while they are needed for many jobs in a row.
     leaders: Option<Arc<HashSet<Pid>>>,
 }
@@ -59,6 +65,8 @@ struct Watch {
     killed: bool,
     /// The look at it is due, and the trees thread has been asked.
     due: bool,
+    /// Looks in a row that have found nothing.
+    empty_looks: u32,
 }
 
 impl Trees {
@@ -75,9 +83,19 @@ impl Trees {
     /// An orphan has ended, which may have been the last of a tree. There may be thousands of trees: one look serves all
     /// that end meanwhile.
     pub(super) fn orphan_reaped(&mut self, now: Duration) {
+        self.orphans += 1;
         if !self.watched.is_empty() {
             self.look_at = self.look_at.or(Some(now + LOOK_AFTER));
         }
+    }
+
+    /// Nothing was found of a run: whether that is believed. `quiet`: no orphan has ended since the look was asked for.
+    fn is_believed(&mut self, key: RunKey, quiet: bool) -> bool {
+        let Some(watch) = self.watched.get_mut(&key) else { return quiet };
+        watch.empty_looks += 1;
+        let believed = quiet || watch.empty_looks >= EMPTY_LOOKS;
+        self.look_again |= !believed;
+        believed
     }
 
     fn awaited(&self) -> Vec<RunKey> {
@@ -181,7 +199,7 @@ impl Actor {
         };
         // What the kernel has missed is found one by one, and so is everything that it does not kill as a whole.
         if again || !killed {
-            self.send_job(Job::Kill(key, hold));
+            self.send_job(Job::Kill { key, hold, again });
         }
         let watch = self.trees.watched.entry(key).or_default();
         if !again {
@@ -351,6 +369,7 @@ impl Actor {
         if !marked.is_empty() {
             self.trees.looking = true;
             self.trees.looking_at_retired = retired;
+            self.trees.orphans_at_look = self.trees.orphans;
             self.send_job(Job::Look(marked));
         }
     }
@@ -372,7 +391,11 @@ impl Actor {
                 // A leader that lives is not found where there is no /proc.
                 let has_leader = |key: &RunKey| self.current(key.0) == Some(*key) && self.leader(key.0).is_some();
                 let gone: Vec<RunKey> = gone.into_iter().filter(|key| !has_leader(key)).collect();
+                let quiet = self.trees.orphans == self.trees.orphans_at_look;
                 for key in gone {
+                    if !self.trees.is_believed(key, quiet) {
+                        continue;
+                    }
                     self.let_go(key);
                     self.tell_gone(key, now);
                 }

@@ -17,13 +17,18 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::{Pid, RunNo, UnitId};
 use crate::os::cgroup::Leaf;
-use crate::os::procfs::{self, Identity, Process, Snapshot, is_still_there};
+use crate::os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
 use crate::os::tree::{
     HANG_UP, Marks, Orphans, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants,
 };
 use crate::pending::Reply;
 use crate::worker;
 use environ::Environ;
+
+/// Looks at the orphans for those of a run that has been killed before and lives on, at most…
+const CATCHES: usize = 1_000;
+/// …and until so many in a row have found none.
+const QUIET: usize = 20;
 
 /// One run of one unit.
 pub type RunKey = (UnitId, RunNo);
@@ -44,7 +49,14 @@ pub enum Job {
     /// SIGTERM and SIGCONT to the run; not to this process group, which has got them.
     Terminate(RunKey, Hold, Option<Pid>),
     /// SIGKILL to the run. Reported by [`Report::Killed`].
-    Kill(RunKey, Hold),
+    Kill {
+        /// The run.
+        key: RunKey,
+        /// Its processes.
+        hold: Hold,
+        /// Whether it has been killed before.
+        again: bool,
+    },
     /// One signal to the run. Answered when it is sent.
     Signal(RunKey, Hold, i32, Reply<()>),
     /// SIGHUP and SIGCONT to the session of a leader, but for the leader, which has got them.
@@ -142,7 +154,9 @@ struct Round<'a> {
 enum Kind {
     /// But for this process group.
     Terminate(Option<Pid>),
-    Kill,
+    Kill {
+        again: bool,
+    },
     Signal(i32),
 }
 
@@ -183,7 +197,7 @@ impl Actor {
         for order in orders {
             match order.job {
                 Job::Terminate(..) => {}
-                Job::Kill(key, _) => (self.notify)(Report::Killed(key)),
+                Job::Kill { key, .. } => (self.notify)(Report::Killed(key)),
                 Job::Signal(.., reply) => reply.send(Ok(())),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
@@ -245,21 +259,60 @@ impl Actor {
             }
             let snapshot = self.look();
             let orphans = self.orphans(&snapshot, leaders);
-            for round in rounds.iter_mut().filter(|round| n == 0 || round.kind == Kind::Kill) {
+            for round in rounds.iter_mut().filter(|round| n == 0 || round.kind.is_kill()) {
                 for process in self.members(&snapshot, &orphans, round.key, round.marks) {
                     if round.seen.insert(process.identity()) {
-                        fresh |= round.kind == Kind::Kill;
+                        fresh |= round.kind.is_kill();
                         self.signal_member(process, round.kind);
                     }
                 }
             }
         }
+        self.catch_orphans(&mut rounds, leaders);
         // All of them are stopped now: none has died before the others and left orphans that nothing leads back to.
-        let killed = rounds.iter().filter(|round| round.kind == Kind::Kill).flat_map(|round| &round.seen);
+        let killed = rounds.iter().filter(|round| round.kind.is_kill()).flat_map(|round| &round.seen);
         for (pid, start) in killed {
             signal_if(*pid, &[libc::SIGKILL], || is_still_there((*pid, *start)));
         }
         rounds
+    }
+
+    /// Stops orphans of runs that have been killed before and live on. Where each process forks and ends at once, a look at
+    /// all processes comes too late for each of them. As soon as the one before it has ended, such a process is a child of
+    /// this process: it is stopped for the moment in which it is looked at, which nobody but its parent is told.
+    fn catch_orphans(&mut self, rounds: &mut [Round<'_>], leaders: &HashSet<Pid>) {
+        let (mut others, mut quiet) = (HashSet::new(), 0);
+        for _ in 0..CATCHES {
+            if quiet >= QUIET || !rounds.iter().any(|round| round.kind == Kind::Kill { again: true }) {
+                return;
+            }
+            quiet += 1;
+            for pid in adopted() {
+                if leaders.contains(&pid) || others.contains(&pid) {
+                    continue;
+                }
+                let Some(orphan) = procfs::look_at(pid).filter(|orphan| !orphan.dead) else { continue };
+                let identity = orphan.identity();
+                if rounds.iter().any(|round| round.seen.contains(&identity)) {
+                    continue;
+                }
+                signal_all([&orphan], &[libc::SIGSTOP]);
+                let killed = rounds.iter_mut().filter(|round| round.kind.is_kill());
+                let owner = killed.into_iter().find(|it| it.marks.mark(&orphan, |it| self.environ.invocation_of(it)));
+                match owner {
+                    Some(round) => {
+                        round.seen.insert(identity);
+                        quiet = 0;
+                    }
+                    None => {
+                        if !orphan.stopped {
+                            signal_all([&orphan], &[libc::SIGCONT]);
+                        }
+                        others.insert(pid);
+                    }
+                }
+            }
+        }
     }
 
     fn signal_member(&mut self, process: &Process, kind: Kind) {
@@ -270,7 +323,7 @@ impl Actor {
                     signal_all([process], &TERMINATE);
                 }
             }
-            Kind::Kill => signal_all([process], &[libc::SIGSTOP]),
+            Kind::Kill { .. } => signal_all([process], &[libc::SIGSTOP]),
             Kind::Signal(_) => signal_all([process], kind.signals()),
         }
     }
@@ -308,7 +361,7 @@ impl Job {
     /// The report that the supervisor waits for, if serving this job panics.
     fn if_it_fails(&self) -> Option<Report> {
         match self {
-            Job::Kill(key, _) => Some(Report::Killed(*key)),
+            Job::Kill { key, .. } => Some(Report::Killed(*key)),
             Job::Look(_) => Some(Report::Looked(Vec::new())),
             Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
         }
@@ -318,7 +371,7 @@ impl Job {
     fn signals(&self) -> Option<(&Hold, Kind)> {
         match self {
             Job::Terminate(_, hold, but) => Some((hold, Kind::Terminate(*but))),
-            Job::Kill(_, hold) => Some((hold, Kind::Kill)),
+            Job::Kill { hold, again, .. } => Some((hold, Kind::Kill { again: *again })),
             Job::Signal(_, hold, signal, _) => Some((hold, Kind::Signal(*signal))),
             Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
         }
@@ -326,17 +379,21 @@ impl Job {
 
     fn key(&self) -> Option<RunKey> {
         match self {
-            Job::Terminate(key, ..) | Job::Kill(key, _) | Job::Signal(key, ..) => Some(*key),
+            Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
             Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
         }
     }
 }
 
 impl Kind {
+    fn is_kill(self) -> bool {
+        matches!(self, Kind::Kill { .. })
+    }
+
     fn signals(&self) -> &[i32] {
         match self {
             Kind::Terminate(_) => &TERMINATE,
-            Kind::Kill => &[libc::SIGKILL],
+            Kind::Kill { .. } => &[libc::SIGKILL],
             Kind::Signal(signal) => std::slice::from_ref(signal),
         }
     }
