@@ -164,3 +164,23 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
         (reply.status == 200).then_some(())
     });
 }
+
+/// The C library ends a process where some of its own allocations fail: at the start of a thread, for example.
+#[test]
+fn strangers_cannot_take_the_memory_that_threads_start_with() {
+    let daemon = Options::default().addresses(80 << 20).start();
+    let head = format!("GET /api/v1/health HTTP/1.1\r\nX: {}", "x".repeat(60_000));
+    for _ in 0..4 {
+        let clients: Vec<TcpStream> = (0..280)
+            .map(|_| {
+                let mut client = daemon.connect();
+                // One that is refused may have been reset.
+                let _ = std::io::Write::write_all(&mut client, head.as_bytes());
+                client
+            })
+            .collect();
+        assert!(daemon.try_health().is_some(), "an answer, whatever it says");
+        drop(clients);
+        wait_until(PATIENCE, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
+    }
+}

@@ -99,6 +99,12 @@ impl Options {
         self
     }
 
+    /// So many bytes of addresses at most, for the daemon itself too.
+    pub fn addresses(mut self, most: u64) -> Options {
+        self.limits.push((Resource::RLIMIT_AS, most, Some(most)));
+        self
+    }
+
     /// No cgroup can be made in there.
     pub fn without_cgroup(mut self) -> Options {
         self.cgroup = false;
