@@ -17,6 +17,10 @@ const PER_CONNECTION: usize = 4;
 /// The daemon's own, and those of the one process that is being forked.
 const OWN: usize = 64;
 
+/// Connections that there are in any case where descriptors are few: a stranger who is slow to send a head must not have
+/// the only one.
+const FEW: usize = 4;
+
 /// Both numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -26,7 +30,8 @@ pub struct Budget {
     pub connections: usize,
 }
 
-/// Lowers what is wanted to what `descriptors` carry, in proportion; never below 1 of each.
+/// Lowers what is wanted to what `descriptors` carry, in proportion; never below 1 of each, and not below a few connections
+/// where there is room for these.
 pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
     let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN);
     let processes = wanted.processes.saturating_mul(PER_PROCESS);
@@ -35,7 +40,12 @@ pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
         return wanted;
     }
     let share = |count: usize| usize::try_from(count as u128 * room as u128 / needed as u128).unwrap_or(count).max(1);
-    Budget { processes: share(wanted.processes), connections: share(wanted.connections) }
+    let mut connections = share(wanted.connections);
+    if room >= FEW * PER_CONNECTION + PER_PROCESS {
+        connections = connections.max(FEW.min(wanted.connections));
+    }
+    let left = room.saturating_sub(connections * PER_CONNECTION) / PER_PROCESS;
+    Budget { processes: share(wanted.processes).min(left).max(1), connections }
 }
 
 /// Descriptors that one run may hold at the same time.
@@ -127,9 +137,11 @@ mod tests {
             );
             assert!(fitted.processes >= 1 && fitted.connections >= 1);
         }
+        assert_eq!(fit(wanted, 100), Budget { processes: 4, connections: 4 });
         let endless = Budget { processes: usize::MAX, connections: usize::MAX };
         assert!(fit(endless, 1_024).processes < 1_024);
     }
+
     #[test]
     fn a_share_is_never_more_than_taken() {
         let share = Share::of(OWN as u64 + 100 + 10, 25);
