@@ -66,7 +66,7 @@ def test_run_takes_environment_and_directory(sandbox):
 
 def test_run_does_not_get_the_daemons_environment(sandbox):
     names = {line.split("=")[0] for line in lines(sandbox.run("env").stdout)}
-    assert names == {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG"}
+    assert names == {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "INVOCATION_ID"}
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="one user only without root")
