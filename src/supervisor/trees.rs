@@ -94,7 +94,11 @@ impl Trees {
         let Some(watch) = self.watched.get_mut(&key) else { return quiet };
         watch.empty_looks += 1;
         let believed = quiet || watch.empty_looks >= EMPTY_LOOKS;
-        self.look_again |= !believed;
+        if !believed {
+            // One that was killed is killed again first, which looks closer.
+            watch.due |= watch.killed;
+            self.look_again = true;
+        }
         believed
     }
 
@@ -386,37 +390,44 @@ impl Actor {
                     note((id, run), "killing the leader", tree::signal_group(leader, libc::SIGKILL));
                 }
             }
-            Report::Looked(gone) => {
-                self.trees.looking = false;
-                // A leader that lives is not found where there is no /proc.
-                let has_leader = |key: &RunKey| self.current(key.0) == Some(*key) && self.leader(key.0).is_some();
-                let gone: Vec<RunKey> = gone.into_iter().filter(|key| !has_leader(key)).collect();
-                let quiet = self.trees.orphans == self.trees.orphans_at_look;
-                for key in gone {
-                    if !self.trees.is_believed(key, quiet) {
-                        continue;
-                    }
-                    self.let_go(key);
-                    self.tell_gone(key, now);
-                }
-                if mem::take(&mut self.trees.looking_at_retired) {
-                    self.trees.seen_to_live = self.trees.retired.len();
-                }
-                for (key, watch) in self.trees.watched.clone() {
-                    if watch.due
-                        && let Some(watch) = self.trees.watched.get_mut(&key)
-                    {
-                        watch.due = false;
-                        if watch.killed {
-                            self.kill_run(key);
-                        }
-                    }
-                }
-                if mem::take(&mut self.trees.look_again) {
-                    let retired = mem::take(&mut self.trees.look_again_at_retired);
-                    self.look_at_marked(retired);
-                }
+            Report::Looked(empty) => self.looked(empty, now),
+        }
+    }
+
+    /// The trees thread has found nothing of these runs.
+    fn looked(&mut self, empty: Vec<RunKey>, now: Now) {
+        self.trees.looking = false;
+        // A leader that lives is not found where there is no /proc.
+        let has_leader = |key: &RunKey| self.current(key.0) == Some(*key) && self.leader(key.0).is_some();
+        let empty: BTreeSet<RunKey> = empty.into_iter().filter(|key| !has_leader(key)).collect();
+        let quiet = self.trees.orphans == self.trees.orphans_at_look;
+        for key in &empty {
+            if self.trees.is_believed(*key, quiet) {
+                self.let_go(*key);
+                self.tell_gone(*key, now);
             }
+        }
+        if mem::take(&mut self.trees.looking_at_retired) {
+            self.trees.seen_to_live = self.trees.retired.len();
+        }
+        let due: Vec<RunKey> = self.trees.watched.iter().filter(|(_, watch)| watch.due).map(|(key, _)| *key).collect();
+        for key in due {
+            let Some(watch) = self.trees.watched.get_mut(&key) else { continue };
+            watch.due = false;
+            if !empty.contains(&key) {
+                watch.empty_looks = 0;
+            }
+            if watch.killed {
+                if !quiet {
+                    // It may be what ends and forks all the time: it is not left alone for longer and longer.
+                    watch.next = Some((now.mono + FIRST_KILL_AGAIN, FIRST_KILL_AGAIN));
+                }
+                self.kill_run(key);
+            }
+        }
+        if mem::take(&mut self.trees.look_again) {
+            let retired = mem::take(&mut self.trees.look_again_at_retired);
+            self.look_at_marked(retired);
         }
     }
 }
