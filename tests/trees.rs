@@ -208,7 +208,7 @@ fn a_kill_catches_processes_that_fork_and_end_at_once() {
         let before = reaping();
         wait_until(PATIENCE, "the chains run", || (reaping() > before + Duration::from_millis(50)).then_some(()));
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        wait_until(PATIENCE, "the chains have ended", || {
+        wait_until(2 * PATIENCE, "the chains have ended", || {
             let before = reaping();
             std::thread::sleep(Duration::from_millis(300));
             (reaping() - before < Duration::from_millis(20) && daemon.find("perl").is_empty()).then_some(())

@@ -23,7 +23,7 @@ const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// …and so is a tree that has been killed, which is killed again until it is gone: a kill can miss a process.
 const FIRST_KILL_AGAIN: Duration = Duration::from_millis(10);
 /// The longest time between two looks.
-const LAST_LOOK: Duration = Duration::from_secs(60);
+const LAST_LOOK: Duration = Duration::from_secs(5);
 /// A look that finds nothing, while orphans end, may have missed processes that each fork and end at once: so it is
 /// believed only if no orphan has ended since it was asked for, or when so many in a row have found nothing.
 const EMPTY_LOOKS: u32 = 5;
