@@ -23,6 +23,9 @@ pub type Millis = u64;
 /// Counts the starts of one unit: 1 is its first run.
 pub type RunNo = u64;
 
+/// One run of one unit.
+pub type RunKey = (UnitId, RunNo);
+
 /// Names one unit for the life of the daemon; never reused. On the wire: `handle`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct UnitId(pub u64);

@@ -19,10 +19,10 @@ use crate::model::Pid;
 /// How often we look again for what was forked while the others were signalled.
 pub const ROUNDS: usize = 8;
 
-/// What asks a process to end. One that is stopped would not act on the first without the second.
+/// The signals that ask a process to end. A stopped process acts on SIGTERM only after SIGCONT.
 pub const TERMINATE: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
 
-/// What tells a process that its terminal has gone; SIGCONT as above.
+/// The signals that tell a process that its terminal has gone. A stopped process acts on SIGHUP only after SIGCONT.
 pub const HANG_UP: [i32; 2] = [libc::SIGHUP, libc::SIGCONT];
 
 /// Sends a signal, 1..=64, to the process group of a leader that has not been reaped.
@@ -79,7 +79,7 @@ pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> boo
     match PidFd::open(pid) {
         // From here on the descriptor means one process. If that is not the right one, the PID is not the right one's.
         Ok(process) => is_it() && signals.iter().all(|signal| process.signal(*signal).is_ok()),
-        // A kernel before 5.3, or no descriptor left: as exact as it can be then.
+        // The kernel is older than 5.3, or no descriptor is left: signal by PID, directly after the check.
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
             is_it() && signals.iter().all(|signal| kill(pid, *signal).is_ok())
         }
@@ -98,7 +98,7 @@ pub fn signal_all<'a>(processes: impl IntoIterator<Item = &'a Process>, signals:
 #[derive(Clone, Debug)]
 pub struct Marks {
     leader: Pid,
-    /// The leader was forked at this time or before; see [`Process::start`]. Who has its PID and is younger is another.
+    /// The leader was forked at this time or before; see [`Process::start`]. A younger process with its PID is another one.
     forked_by: u64,
     /// The inode numbers of the pipes that its output goes through. They are not given out again while anybody holds
     /// their other ends.
@@ -153,7 +153,7 @@ impl Marks {
     }
 
     /// Whether an orphan is of the run.
-    pub fn mark(&self, orphan: &Process, invocation_of: impl FnOnce(&Process) -> Option<String>) -> bool {
+    pub fn match_orphan(&self, orphan: &Process, invocation_of: impl FnOnce(&Process) -> Option<String>) -> bool {
         orphan.session == self.leader
             || pipes_of(orphan).iter().any(|pipe| self.pipes.contains(pipe))
             || invocation_of(orphan).is_some_and(|id| id == self.invocation)

@@ -19,16 +19,13 @@ use mio::{Poll, Token, Waker};
 
 use crate::budget::Taken;
 use crate::logs::OutputLog;
-use crate::model::{RunNo, UnitId};
+use crate::model::RunKey;
 use crate::os::spawn::ExecFailure;
 use crate::pending::Reply;
 use crate::terminal::Terminal;
 use crate::window::Window;
 use crate::worker;
 use actor::Actor;
-
-/// One run of one unit.
-pub type RunKey = (UnitId, RunNo);
 
 /// What the thread has found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::budget::Share;
 use crate::logs::{Limits, LogStore, View};
+use crate::model::UnitId;
 
 const LONG: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;

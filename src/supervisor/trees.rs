@@ -11,28 +11,29 @@ use std::time::Duration;
 
 use super::actor::Actor;
 use super::entry::Tree;
-use crate::model::{Pid, UnitId};
+use crate::model::{Pid, RunKey, UnitId};
 use crate::os::tree::{self, Marks};
 use crate::pending::Reply;
-use crate::trees::{Hold, Job, Report, RunKey};
+use crate::trees::{Hold, Job, Report};
 use crate::unit::{Event, Now};
 
-/// A cgroup can be empty a moment later than its last process is reaped: so it is looked at again after this time, twice
-/// that, and so on…
+/// Time to the first look at a tree that something waits for; it doubles from look to look. A cgroup can become empty a
+/// moment after its last process has been reaped.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
-/// …and so is a tree that has been killed, which is killed again until it is gone: a kill can miss a process.
+/// Time from a kill to its first repetition; it doubles from one repetition to the next. A kill can miss a process.
 const FIRST_KILL_AGAIN: Duration = Duration::from_millis(10);
 /// The longest time between two looks.
 const LAST_LOOK: Duration = Duration::from_secs(5);
-/// A look that finds nothing, while orphans end, may have missed processes that each fork and end at once: so it is
-/// believed only if no orphan has ended since it was asked for, or when so many in a row have found nothing.
+/// Number of empty looks in a row after which a tree counts as gone although orphans have ended meanwhile. One empty look
+/// is enough where no orphan has ended since it was requested; otherwise it may have missed processes that each fork and
+/// end at once.
 const EMPTY_LOOKS: u32 = 5;
 /// From the death of an orphan to the look at the trees that nobody waits for.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
-/// Trees of runs that are history and that nobody waits for, without cgroups: so many are kept before they are looked at.
+/// Number of retired trees without a cgroup that are kept before the trees thread is asked which of them are gone.
 const UNSEEN: usize = 64;
 
-/// The trees that are watched, and those of runs that are history.
+/// The trees that are watched, and the retired trees: those of earlier runs and of forgotten units.
 #[derive(Debug, Default)]
 pub(super) struct Trees {
     /// Trees that may have processes left, though their leaders have ended or have been killed.
@@ -43,15 +44,17 @@ pub(super) struct Trees {
     look_at: Option<Duration>,
     /// The trees thread has been asked to look, and has not answered.
     looking: bool,
-    /// Somebody has ended since it was asked.
+    /// Another look is needed when it has answered.
     look_again: bool,
-    /// Whether that is to be at the retired ones too, and whether the look that goes on is.
+    /// That look includes the retired trees.
     look_again_at_retired: bool,
+    /// The look that is not answered yet includes the retired trees.
     looking_at_retired: bool,
     /// Retired trees without a cgroup that the last look has found alive. The next is due with [`UNSEEN`] more.
     seen_to_live: usize,
-    /// Orphans that have been reaped, and how many it were when the look that goes on was asked for.
+    /// Number of orphans reaped so far.
     orphans: u64,
+    /// That number when the look that is not answered yet was requested.
     orphans_at_look: u64,
     /// The leaders of all units, while they are needed for many jobs in a row.
     leaders: Option<Arc<HashSet<Pid>>>,
@@ -63,7 +66,7 @@ struct Watch {
     next: Option<(Duration, Duration)>,
     /// It has been killed, and is killed again at each look that finds something left.
     killed: bool,
-    /// The look at it is due, and the trees thread has been asked.
+    /// If the answer of the trees thread says that something is left, the tree is killed again.
     due: bool,
     /// Looks in a row that have found nothing.
     empty_looks: u32,
@@ -292,7 +295,7 @@ impl Actor {
         }
     }
 
-    /// Keeps a tree that is history until nothing of it is left.
+    /// Keeps the tree of an earlier run or of a forgotten unit until nothing of it is left.
     pub(super) fn retire(&mut self, key: RunKey, tree: Tree) {
         let is_leaf = matches!(tree, Tree::Leaf(_));
         if matches!(tree, Tree::Gone) {

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::model::{Pid, RunNo, UnitId};
+use crate::model::{Pid, RunKey};
 use crate::os::cgroup::Leaf;
 use crate::os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
 use crate::os::tree::{
@@ -25,13 +25,10 @@ use crate::pending::Reply;
 use crate::worker;
 use environ::Environ;
 
-/// Looks at the orphans for those of a run that has been killed before and lives on, at most…
+/// Maximum number of passes over the orphans when a run is killed again.
 const CATCHES: usize = 1_000;
-/// …and until so many in a row have found none.
+/// Passes in a row without a new orphan of the run after which no more are made.
 const QUIET: usize = 20;
-
-/// One run of one unit.
-pub type RunKey = (UnitId, RunNo);
 
 /// What holds the processes of a run together.
 #[derive(Clone, Debug)]
@@ -134,15 +131,15 @@ impl Drop for Trees {
 struct Actor {
     inbox: Receiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
-    /// Processes that were found to be of a run without a cgroup: they stay so, whatever they leave.
+    /// Processes that were found to belong to a run without a cgroup. They still do when they leave its session or pipes.
     known: HashMap<RunKey, HashSet<Identity>>,
     /// Live processes that have been asked to end, by a SIGTERM or a hang-up.
     asked: HashSet<Identity>,
     environ: Environ,
 }
 
-/// A signal that goes to all of a run without a cgroup. What is forked meanwhile gets a SIGKILL too, but no other signal:
-/// it may be what a process does about that.
+/// A signal to every process of a run without a cgroup. A process that is forked meanwhile gets a SIGKILL too, but no
+/// other signal: a process may have forked it to handle that signal.
 struct Round<'a> {
     key: RunKey,
     marks: &'a Marks,
@@ -298,7 +295,8 @@ impl Actor {
                 }
                 signal_all([&orphan], &[libc::SIGSTOP]);
                 let killed = rounds.iter_mut().filter(|round| round.kind.is_kill());
-                let owner = killed.into_iter().find(|it| it.marks.mark(&orphan, |it| self.environ.invocation_of(it)));
+                let owner =
+                    killed.into_iter().find(|it| it.marks.match_orphan(&orphan, |it| self.environ.invocation_of(it)));
                 match owner {
                     Some(round) => {
                         round.seen.insert(identity);

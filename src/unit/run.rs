@@ -128,6 +128,25 @@ impl Unit {
         out.push(Action::Finish(end));
     }
 
+    /// Ends the run for everybody, without the reaping of its leader.
+    pub(super) fn abandon(&mut self, now: Now, out: Out) {
+        let State::Up(run) = &self.state else { return };
+        out.push(Action::Abandon(run.pid));
+        let end = RunEnd { exit: Exit::Signal(9), timed_out: run.then == Then::Expired, ended_at: now.wall };
+        match &run.phase {
+            Phase::Execing { .. } => {
+                out.push(Action::Started);
+                self.drain(now, end, out);
+            }
+            Phase::Slow | Phase::Running => self.drain(now, end, out),
+            Phase::Broken(error) => {
+                let (error, then) = (error.clone(), run.then);
+                self.start_failed(now, error, then, Some(end), out);
+            }
+            Phase::Reaped { .. } | Phase::Draining { .. } => {}
+        }
+    }
+
     /// The program could not be run. `end` is that of the child which tried, if there was one.
     pub(super) fn start_failed(&mut self, now: Now, error: Error, then: Then, end: Option<RunEnd>, out: Out) {
         self.last_error = Some(error.to_string());

@@ -114,4 +114,15 @@ impl Unit {
             _ => {}
         }
     }
+
+    /// The terminal goes away; what does not end by that lives on.
+    pub(super) fn hang_up(&mut self, out: Out) {
+        if let State::Up(run) = &mut self.state
+            && self.terminal
+            && run.has_leader()
+        {
+            run.disconnect_at = None;
+            out.push(Action::Disconnect);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Now, Out, Phase, State, TREE_PATIENCE, Then, TreeWait, Unit, take_if_due};
+use super::{Action, Now, Out, State, TREE_PATIENCE, Then, TreeWait, Unit, take_if_due};
 use crate::model::{Exit, RunEnd};
 
 impl Unit {
@@ -47,35 +47,5 @@ impl Unit {
     /// Whether [`Event::TreeGone`](super::Event::TreeGone) is waited for.
     pub fn awaits_tree(&self) -> bool {
         matches!(self.state, State::AwaitingTree(_)) || self.sweep_at.is_some()
-    }
-
-    /// The terminal goes away; what does not end by that lives on.
-    pub(super) fn hang_up(&mut self, out: Out) {
-        if let State::Up(run) = &mut self.state
-            && self.terminal
-            && run.has_leader()
-        {
-            run.disconnect_at = None;
-            out.push(Action::Disconnect);
-        }
-    }
-
-    /// Ends the run for everybody, without the reaping of its leader.
-    pub(super) fn abandon(&mut self, now: Now, out: Out) {
-        let State::Up(run) = &self.state else { return };
-        out.push(Action::Abandon(run.pid));
-        let end = RunEnd { exit: Exit::Signal(9), timed_out: run.then == Then::Expired, ended_at: now.wall };
-        match &run.phase {
-            Phase::Execing { .. } => {
-                out.push(Action::Started);
-                self.drain(now, end, out);
-            }
-            Phase::Slow | Phase::Running => self.drain(now, end, out),
-            Phase::Broken(error) => {
-                let (error, then) = (error.clone(), run.then);
-                self.start_failed(now, error, then, Some(end), out);
-            }
-            Phase::Reaped { .. } | Phase::Draining { .. } => {}
-        }
     }
 }
