@@ -1,4 +1,4 @@
-//! What can go wrong, as types. The front-end maps each to a status and a code once (`http/reply`).
+//! What can go wrong, as types. The front-end maps each to a status and a code once (`http/message/response_head`).
 
 use std::io;
 

@@ -11,8 +11,8 @@ use tl_supervisor::worker;
 
 use crate::files;
 use crate::mounts::{self, Mount};
-use crate::place::Place;
 use crate::report::Report;
+use crate::role::Role;
 use crate::seed;
 
 /// Where a duty is ours.
@@ -60,7 +60,7 @@ const DUTIES: &[Duty] = &[
 const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up)];
 
 /// Does them. Gives what we have of cgroups.
-pub(crate) fn boot(place: Place, report: &Report) -> Option<Settled> {
+pub(crate) fn boot(place: Role, report: &Report) -> Option<Settled> {
     perform(DUTIES, place, report);
     let mut found = None;
     report.step("cgroup", || {
@@ -90,28 +90,28 @@ pub(crate) fn load_seed(report: &Report) {
 }
 
 /// Does the rest.
-pub(crate) fn finish(place: Place, leaf: Option<&Path>, report: &Report) {
+pub(crate) fn finish(place: Role, leaf: Option<&Path>, report: &Report) {
     perform(LATER, place, report);
     if let Some(leaf) = leaf {
         report.step("own cgroup", || cgroup::enter(leaf).map(|()| leaf.display().to_string()));
     }
 }
 
-fn perform(duties: &[Duty], place: Place, report: &Report) {
+fn perform(duties: &[Duty], place: Role, report: &Report) {
     for duty in duties {
         match duty {
             Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
-            Do(_, On::Machine, _) if place != Place::Machine => {}
-            Do(_, On::Container, _) if place == Place::Machine => {}
+            Do(_, On::Machine, _) if place != Role::Machine => {}
+            Do(_, On::Container, _) if place == Role::Machine => {}
             Do(name, _, run) => report.step(name, || tolerate(place, run())),
         }
     }
 }
 
 /// What a container does not let us do is not ours to do.
-fn tolerate(place: Place, result: io::Result<String>) -> io::Result<String> {
+fn tolerate(place: Role, result: io::Result<String>) -> io::Result<String> {
     match result {
-        Err(error) if place == Place::Container && is_refusal(&error) => Ok(format!("not for us: {error}")),
+        Err(error) if place == Role::Container && is_refusal(&error) => Ok(format!("not for us: {error}")),
         result => result,
     }
 }
@@ -206,8 +206,8 @@ mod tests {
     #[test]
     fn a_machine_tolerates_nothing_in_silence() {
         let refused = || Err(io::Error::from_raw_os_error(libc::EPERM));
-        assert!(tolerate(Place::Machine, refused()).is_err());
-        assert!(tolerate(Place::Container, refused()).unwrap().starts_with("not for us"));
-        assert!(tolerate(Place::Container, Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
+        assert!(tolerate(Role::Machine, refused()).is_err());
+        assert!(tolerate(Role::Container, refused()).unwrap().starts_with("not for us"));
+        assert!(tolerate(Role::Container, Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
     }
 }

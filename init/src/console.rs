@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::fcntl::OFlag;
 
 use crate::mounts;
-use crate::place::Place;
+use crate::role::Role;
 
 /// Opens those that are closed: the console, else /dev/null, else what cannot be read or written.
 pub(crate) fn open() {
@@ -33,7 +33,7 @@ fn something() -> Option<std::fs::File> {
         .or_else(|| {
             // An initramfs without /dev: only the init of a machine sees that.
             if std::process::id() == 1 {
-                let _ = mounts::DEV.provide(Place::Machine);
+                let _ = mounts::DEV.provide(Role::Machine);
             }
             device()
         })

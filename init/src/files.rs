@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tl_supervisor::os::random;
 
-use crate::place::Place;
+use crate::role::Role;
 
 /// The longest file that is read, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -17,7 +17,7 @@ const LIMIT: u64 = 1 << 20;
 ///
 /// # Errors
 /// A sentence, also when others than its owner can read it.
-pub(crate) fn read_token(place: Place, path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read_token(place: Role, path: &Path) -> Result<Vec<u8>, String> {
     let failed = |error: io::Error| format!("--token-file: {}: {error}", path.display());
     let file = open(place, path).map_err(failed)?;
     let mode = file.metadata().map_err(failed)?.permissions().mode();
@@ -102,7 +102,7 @@ pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), S
 ///
 /// # Errors
 /// A sentence that names the first line that is none.
-pub(crate) fn read_env(place: Place, path: &Path) -> Result<Vec<(String, String)>, String> {
+pub(crate) fn read_env(place: Role, path: &Path) -> Result<Vec<(String, String)>, String> {
     let bytes = open(place, path).and_then(read_bounded);
     let bytes = bytes.map_err(|error| format!("--env-file: {}: {error}", path.display()))?;
     match parse_pairs(&bytes) {
@@ -138,8 +138,8 @@ fn open_regular(path: &Path) -> io::Result<File> {
 
 /// A file that an option names. Nobody stands by a machine that waits for the writer of a FIFO; elsewhere it may be a
 /// shell's `<(...)`.
-fn open(place: Place, path: &Path) -> io::Result<File> {
-    if place == Place::Machine { open_regular(path) } else { File::open(path) }
+fn open(place: Role, path: &Path) -> io::Result<File> {
+    if place == Role::Machine { open_regular(path) } else { File::open(path) }
 }
 
 /// Empty lines and lines that begin with `#` say nothing. `export` before a name is left out, as are the white space
@@ -246,9 +246,9 @@ mod tests {
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
         // Nobody writes to it: whoever opens it as usual waits for ever.
-        assert!(read_token(Place::Machine, &path).unwrap_err().contains("regular"));
-        assert!(read_env(Place::Machine, &path).unwrap_err().contains("regular"));
-        for place in [Place::Container, Place::Process] {
+        assert!(read_token(Role::Machine, &path).unwrap_err().contains("regular"));
+        assert!(read_env(Role::Machine, &path).unwrap_err().contains("regular"));
+        for place in [Role::Container, Role::Process] {
             let write = |text: &'static str| {
                 let path = path.clone();
                 std::thread::spawn(move || fs::write(path, text).unwrap())
@@ -311,11 +311,11 @@ mod tests {
         let path = dir.path().join("given");
         fs::write(&path, "secret\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(read_token(Place::Machine, &path).unwrap_err().contains("0640"));
+        assert!(read_token(Role::Machine, &path).unwrap_err().contains("0640"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_token(Place::Machine, &path), Ok(b"secret".to_vec()));
+        assert_eq!(read_token(Role::Machine, &path), Ok(b"secret".to_vec()));
         fs::write(&path, "two words").unwrap();
-        assert!(read_token(Place::Machine, &path).is_err());
+        assert!(read_token(Role::Machine, &path).is_err());
 
         let (first, second) = (make_token().unwrap(), make_token().unwrap());
         assert_ne!(first, second);

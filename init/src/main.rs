@@ -7,13 +7,13 @@
 mod args;
 mod boot;
 mod console;
-mod end;
-mod entry;
 mod files;
 mod logger;
+mod main_process;
 mod mounts;
-mod place;
+mod poweroff;
 mod report;
+mod role;
 mod run;
 mod seed;
 mod services;
@@ -26,15 +26,15 @@ use std::panic::catch_unwind;
 use std::time::Instant;
 
 use args::{Asked, Given};
-use end::Ending;
-use place::Place;
+use poweroff::Ending;
 use report::Report;
+use role::Role;
 use tl_supervisor::http::EndAction;
-use tl_supervisor::os::{disposition, memory};
+use tl_supervisor::os::{allocator, disposition};
 
 /// Small allocations have a reserve: an end of memory must not be the end of PID 1.
 #[global_allocator]
-static ALLOCATOR: memory::Allocator = memory::Allocator;
+static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
 /// Where the C library hands over; std has the arguments from it already. In a build of the unit tests, their harness
 /// has a `main` of its own.
@@ -45,31 +45,31 @@ extern "C" fn c_main(_count: c_int, _arguments: *const *const c_char) -> c_int {
     let begun = Instant::now();
     // A panic must not cross into C.
     let end = catch_unwind(|| start(begun));
-    end.unwrap_or_else(|_| end::after_panic(Place::find())).into()
+    end.unwrap_or_else(|_| poweroff::after_panic(Role::find())).into()
 }
 
 /// Gives the exit status; on a machine it does not return.
 fn start(begun: Instant) -> u8 {
     console::open();
-    memory::share_arenas();
-    memory::hold_reserve();
+    allocator::share_arenas();
+    allocator::hold_reserve();
     let reset = disposition::reset();
     let report = Report::new(begun);
     if std::process::id() == 1 {
-        report.step(mounts::PROC.target, || mounts::PROC.provide(Place::find()));
+        report.step(mounts::PROC.target, || mounts::PROC.provide(Role::find()));
     }
-    let place = Place::find();
+    let place = Role::find();
     if let Err(error) = reset {
         complain(&format!("signals: {error}"));
     }
     // The kernel puts words of its own on the command line.
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let (words, ignored) = if place == Place::Machine { (Vec::new(), words) } else { (words, Vec::new()) };
+    let (words, ignored) = if place == Role::Machine { (Vec::new(), words) } else { (words, Vec::new()) };
     let given = match args::parse(words, std::env::vars_os()) {
         Ok(Asked::Run(given)) => given,
         Ok(Asked::Help(text)) => return say(&text),
         Ok(Asked::Version) => return say(&format!("tl-init {}\n", env!("CARGO_PKG_VERSION"))),
-        Err(error) if place == Place::Machine => {
+        Err(error) if place == Role::Machine => {
             report.failed("configuration", &error);
             Given::default()
         }
@@ -79,9 +79,9 @@ fn start(begun: Instant) -> u8 {
         report.failed("kernel arguments", &format!("ignored: {ignored:?}"));
     }
     match run::run(place, given, report) {
-        Ok(ending) => end::finish(place, ending),
+        Ok(ending) => poweroff::finish(place, ending),
         // A machine has no other use for its power: an init that exits is a panic of the kernel.
-        Err(error) => end::finish(place, Ending { action: EndAction::PowerOff, code: fail(&error) }),
+        Err(error) => poweroff::finish(place, Ending { action: EndAction::PowerOff, code: fail(&error) }),
     }
 }
 

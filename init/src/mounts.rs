@@ -11,7 +11,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
 use tl_supervisor::os::mountinfo::{self, Mount as Mounted};
 
-use crate::place::Place;
+use crate::role::Role;
 
 /// A file system that is to be there.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Mount {
     ///
     /// # Errors
     /// What `mkdir(2)` or `mount(2)` says.
-    pub(crate) fn provide(&self, place: Place) -> io::Result<String> {
+    pub(crate) fn provide(&self, place: Role) -> io::Result<String> {
         if self.is_there(place, kind_at(&mountinfo::read(), self.target)) {
             return Ok("there already".to_owned());
         }
@@ -79,12 +79,12 @@ impl Mount {
         }
     }
 
-    fn is_there(&self, place: Place, mounted: Option<&str>) -> bool {
+    fn is_there(&self, place: Role, mounted: Option<&str>) -> bool {
         let writable = || access(self.target, AccessFlags::W_OK).is_ok();
         match self.works {
             Works::WritableAnywhere => writable(),
             _ if mounted == Some(self.kind) => true,
-            _ if place == Place::Machine => false,
+            _ if place == Role::Machine => false,
             Works::With(file) => mounted.is_some() || Path::new(file).exists(),
             Works::Writable => writable(),
         }
@@ -176,12 +176,12 @@ mod tests {
 
     #[test]
     fn a_container_gets_what_is_missing() {
-        let there = |mount: &Mount, mounted| mount.is_there(Place::Container, mounted);
+        let there = |mount: &Mount, mounted| mount.is_there(Role::Container, mounted);
         assert!(there(&PROC, None), "by its file");
         assert!(there(&CGROUP, Some("tmpfs")), "whatever it is");
         let missing = new("/nowhere", "tmpfs", NO_DEVICES, "", Works::Writable);
         assert!(!there(&missing, None));
-        assert!(!missing.is_there(Place::Machine, Some("ext4")));
-        assert!(missing.is_there(Place::Machine, Some("tmpfs")));
+        assert!(!missing.is_there(Role::Machine, Some("ext4")));
+        assert!(missing.is_there(Role::Machine, Some("tmpfs")));
     }
 }

@@ -13,13 +13,13 @@ use tl_supervisor::signals::{Received, SignalThread};
 use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId, worker};
 
 use crate::args::Given;
-use crate::end::{self, DISK_PATIENCE, Ending, last_resort};
-use crate::place::Place;
+use crate::poweroff::{self, DISK_PATIENCE, Ending, last_resort};
 use crate::report::Report;
+use crate::role::Role;
 use crate::services::Services;
 use crate::signals::{self, Meaning};
 use crate::start::{self, Base, RETRY};
-use crate::{boot, entry, files};
+use crate::{boot, files, main_process};
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -50,28 +50,28 @@ const TIDYING: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// One sentence about why it could not start; never on a machine.
-pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Ending, String> {
+pub(crate) fn run(place: Role, mut given: Given, report: Report) -> Result<Ending, String> {
     start::read_conf(&mut given, &report);
     if given.has_entry() {
-        entry::leave_terminal(place);
+        main_process::leave_terminal(place);
     }
     let (tell, events) = unbounded();
     let mut signals = None;
     // They are for the threads that watch them: this one could hang in a system call, with the signal. Watching them takes
     // long on a machine: until the API is there, the kernel keeps them (signal(7)).
     let _ = SigSet::all().thread_block();
-    if place != Place::Machine {
+    if place != Role::Machine {
         signals = watch_signals(tell.clone(), place, &report)?;
     }
     let base = start::start(place, &given, report, tell.clone())?;
     let mut main = Main { base, server: None, tell, entry: None, events };
     if let Err(error) = main.listen() {
-        if place != Place::Machine {
+        if place != Role::Machine {
             return Err(error);
         }
         main.tell_once(&error);
     }
-    if place == Place::Machine {
+    if place == Role::Machine {
         signals = watch_signals(main.tell.clone(), place, &main.base.report)?;
         main.finish_boot();
     }
@@ -82,20 +82,20 @@ pub(crate) fn run(place: Place, mut given: Given, report: Report) -> Result<Endi
         server.shutdown();
     }
     // A thread that waits for a dead disk is not waited for.
-    if end::within(TIDYING, "tidying", move || drop(main)).is_none() {
+    if poweroff::within(TIDYING, "tidying", move || drop(main)).is_none() {
         log::error!("some threads do not end: not waited for");
     }
     drop(signals);
     Ok(ending)
 }
 
-fn watch_signals(tell: Sender<Event>, place: Place, report: &Report) -> Result<Option<SignalThread>, String> {
+fn watch_signals(tell: Sender<Event>, place: Role, report: &Report) -> Result<Option<SignalThread>, String> {
     let notice = move |received| drop(tell.send(Event::Signal(received)));
     // Without the thread there is no ordered end by a signal; everything else goes on.
     let died = || log::error!("signals are not watched any more");
     match SignalThread::start(&signals::all(), notice, died) {
         Ok(thread) => Ok(Some(thread)),
-        Err(error) if place == Place::Machine => {
+        Err(error) if place == Role::Machine => {
             report.failed("signals", &error.to_string());
             Ok(None)
         }
@@ -106,7 +106,7 @@ fn watch_signals(tell: Sender<Event>, place: Place, report: &Report) -> Result<O
 /// The program to the API.
 #[derive(Debug)]
 struct Program {
-    place: Place,
+    place: Role,
     report: Report,
     tell: Sender<Event>,
 }
@@ -118,8 +118,8 @@ impl Host for Program {
 
     fn shut_down(&self, action: EndAction, grace: Option<Duration>) -> Result<(), SpecError> {
         let (right, words) = match self.place {
-            Place::Machine => (action != EndAction::Exit, "must be `poweroff`, `reboot` or `halt`: this is a machine"),
-            Place::Container | Place::Process => (action == EndAction::Exit, "must be `exit`: this is no machine"),
+            Role::Machine => (action != EndAction::Exit, "must be `poweroff`, `reboot` or `halt`: this is a machine"),
+            Role::Container | Role::Process => (action == EndAction::Exit, "must be `exit`: this is no machine"),
         };
         if !right {
             return Err(SpecError::new("action", words));
@@ -180,9 +180,9 @@ impl Main {
             files::write_address(&dir, address)
         };
         let silent = || Err(format!("--run-dir: {} does not answer", config.run_dir.display()));
-        match end::within(DISK_PATIENCE, "run-dir", write).unwrap_or_else(silent) {
+        match poweroff::within(DISK_PATIENCE, "run-dir", write).unwrap_or_else(silent) {
             // The API is up: that is what counts.
-            Err(error) if *place == Place::Machine => {
+            Err(error) if *place == Role::Machine => {
                 report.failed("run-dir", &error);
                 log::error!("{error}");
                 Ok(())
@@ -197,7 +197,7 @@ impl Main {
         boot::load_seed(report);
         let (place, leaf, reported) = (*place, leaf.clone(), report.clone());
         let finish = move || boot::finish(place, leaf.as_deref(), &reported);
-        if end::within(FINISHING, "boot", finish).is_none() {
+        if poweroff::within(FINISHING, "boot", finish).is_none() {
             report.failed("boot", "the rest of it takes too long: not waited for");
             log::error!("the rest of the boot takes too long: not waited for");
         }
@@ -236,9 +236,9 @@ impl Main {
     fn start_entry(&mut self) {
         let Base { place, config, supervisor, .. } = &self.base;
         let Some((command, args)) = config.entry.split_first() else { return };
-        let spec = entry::spec(*place, command, args).map_err(Into::into);
-        match spec.and_then(|spec| entry::start(&supervisor.handle(), spec, self.tell.clone())) {
-            Ok(unit) => self.entry = Some(unit).filter(|_| *place != Place::Machine),
+        let spec = main_process::spec(*place, command, args).map_err(Into::into);
+        match spec.and_then(|spec| main_process::start(&supervisor.handle(), spec, self.tell.clone())) {
+            Ok(unit) => self.entry = Some(unit).filter(|_| *place != Role::Machine),
             Err(error) => drop(self.tell.send(Event::EntryFailed(error))),
         }
     }
@@ -350,13 +350,13 @@ impl Main {
         let command = self.base.config.entry.first().map_or("", String::as_str);
         log::error!("the command {command:?} cannot be started: {error}");
         self.base.report.failed("command", &error.to_string());
-        entry::code_of_failure(error)
+        main_process::code_of_failure(error)
     }
 
     fn entry_ended(&mut self, code: u8, ongoing: &mut Option<Ongoing>) {
         self.entry = None;
         match ongoing {
-            _ if self.base.place == Place::Machine => {}
+            _ if self.base.place == Role::Machine => {}
             Some(ongoing) => ongoing.ending.code = code,
             None => {
                 let ending = Ending { action: EndAction::Exit, code };

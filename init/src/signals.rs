@@ -3,7 +3,7 @@
 use tl_supervisor::http::EndAction;
 use tl_supervisor::signals::Received;
 
-use crate::place::Place;
+use crate::role::Role;
 
 /// SIGRTMIN as the C library counts it: two below are its own.
 const RTMIN: i32 = 34;
@@ -55,13 +55,13 @@ pub(crate) fn counts(received: Received, our_uid: u32) -> bool {
 }
 
 /// The table. `entry`: there is a main process that has not ended.
-pub(crate) fn meaning(place: Place, entry: bool, signal: i32) -> Meaning {
+pub(crate) fn meaning(place: Role, entry: bool, signal: i32) -> Meaning {
     use EndAction::{Exit, Halt, PowerOff, Reboot};
     let end = |action, code| Meaning::End { action, grace: true, code };
     let at_once = |action| Meaning::End { action, grace: false, code: 0 };
     const INTERRUPTED: u8 = 128 + libc::SIGINT as u8;
     match (place, entry) {
-        (Place::Machine, _) => match signal {
+        (Role::Machine, _) => match signal {
             libc::SIGTERM | libc::SIGPWR | libc::SIGUSR2 => end(PowerOff, 0),
             libc::SIGINT => end(Reboot, 0),
             libc::SIGUSR1 => end(Halt, 0),
@@ -98,7 +98,7 @@ mod tests {
     use EndAction::{Exit, Halt, PowerOff, Reboot};
 
     /// Everything that means something, for each of the three places.
-    fn table(place: Place, entry: bool) -> Vec<(i32, EndAction, bool, u8)> {
+    fn table(place: Role, entry: bool) -> Vec<(i32, EndAction, bool, u8)> {
         let ends = all().into_iter().filter_map(|signal| match meaning(place, entry, signal) {
             Meaning::End { action, grace, code } => Some((signal, action, grace, code)),
             _ => None,
@@ -121,8 +121,8 @@ mod tests {
             (48, PowerOff, false, 0),
             (49, Reboot, false, 0),
         ];
-        assert_eq!(table(Place::Machine, false), right);
-        assert_eq!(table(Place::Machine, true), right);
+        assert_eq!(table(Role::Machine, false), right);
+        assert_eq!(table(Role::Machine, true), right);
     }
 
     #[test]
@@ -131,10 +131,10 @@ mod tests {
         let graceful = graceful.map(|(signal, code)| (signal, Exit, true, code));
         let at_once = [47, 48, 49].map(|signal| (signal, Exit, false, 0));
         let right = [&graceful[..], &at_once[..]].concat();
-        assert_eq!(table(Place::Container, false), right);
-        assert_eq!(table(Place::Process, false), right);
+        assert_eq!(table(Role::Container, false), right);
+        assert_eq!(table(Role::Process, false), right);
         for signal in [3, 18, 28, 40, 64] {
-            assert_eq!(meaning(Place::Container, false, signal), Meaning::Nothing, "{signal}");
+            assert_eq!(meaning(Role::Container, false, signal), Meaning::Nothing, "{signal}");
         }
     }
 
@@ -142,13 +142,13 @@ mod tests {
     fn with_a_main_process_it_gets_them_all() {
         for signal in all() {
             let right = Meaning::Forward { ends: signal == 15 || signal == 2 };
-            assert_eq!(meaning(Place::Container, true, signal), right, "{signal}");
+            assert_eq!(meaning(Role::Container, true, signal), right, "{signal}");
         }
     }
 
     #[test]
     fn hup_reads_the_services_again() {
-        for place in [Place::Machine, Place::Container, Place::Process] {
+        for place in [Role::Machine, Role::Container, Role::Process] {
             assert_eq!(meaning(place, false, 1), Meaning::Reload);
         }
     }

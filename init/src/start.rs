@@ -17,8 +17,8 @@ use tl_supervisor::logs::Limits;
 use tl_supervisor::supervisor::Builder;
 
 use crate::args::{Config, Given};
-use crate::place::Place;
 use crate::report::Report;
+use crate::role::Role;
 use crate::run::Event;
 use crate::{boot, files, logger};
 
@@ -30,7 +30,7 @@ const LAST_DIR: &str = "/dev/shm/tl-init";
 
 /// What is there before anything can be asked for.
 pub(crate) struct Base {
-    pub(crate) place: Place,
+    pub(crate) place: Role,
     pub(crate) config: Config,
     pub(crate) report: Report,
     pub(crate) token: Option<Vec<u8>>,
@@ -43,15 +43,15 @@ pub(crate) struct Base {
 ///
 /// # Errors
 /// One sentence; never on a machine.
-pub(crate) fn start(place: Place, given: &Given, report: Report, tell: Sender<Event>) -> Result<Base, String> {
-    let cgroup = if place == Place::Process { None } else { boot::boot(place, &report) };
+pub(crate) fn start(place: Role, given: &Given, report: Report, tell: Sender<Event>) -> Result<Base, String> {
+    let cgroup = if place == Role::Process { None } else { boot::boot(place, &report) };
     let start = Start { place, report, tell };
     for name in given.unknown() {
         start.report.failed("configuration", &format!("there is no option {name}"));
     }
     let mut config = match (given.strictly(), place) {
         (Ok(config), _) => config,
-        (Err(_), Place::Machine) => start.make_do(given),
+        (Err(_), Role::Machine) => start.make_do(given),
         (Err(error), _) => return Err(error),
     };
     logger::start(config.log_level, config.log_format);
@@ -85,7 +85,7 @@ pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
 }
 
 struct Start {
-    place: Place,
+    place: Role,
     report: Report,
     tell: Sender<Event>,
 }
@@ -99,7 +99,7 @@ impl Start {
         otherwise: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         match result {
-            Err(error) if self.place == Place::Machine => {
+            Err(error) if self.place == Role::Machine => {
                 self.failed(name, &error);
                 otherwise()
             }
@@ -146,7 +146,7 @@ impl Start {
     fn run_dir(&self, config: &Config) -> Result<PathBuf, String> {
         let made = usable(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
         match made {
-            Err(error) if self.place != Place::Process => {
+            Err(error) if self.place != Role::Process => {
                 self.failed("run-dir", &error);
                 let last = PathBuf::from(LAST_DIR);
                 self.or("run-dir", usable(&last).and_then(|()| files::check_owner(&last)), || Ok(()))?;
@@ -164,7 +164,7 @@ impl Start {
         cgroup: Option<PathBuf>,
     ) -> Result<Supervisor, String> {
         let mut dirs = vec![config.log_dir.clone()];
-        if self.place != Place::Process {
+        if self.place != Role::Process {
             dirs.extend([config.run_dir.join("log"), Path::new(LAST_DIR).join("log")]);
         }
         let mut told = false;
@@ -188,7 +188,7 @@ impl Start {
             }
             // Once: this can go on for as long as the machine does.
             told = true;
-            if self.place != Place::Machine {
+            if self.place != Role::Machine {
                 return Err(last);
             }
             std::thread::sleep(RETRY);

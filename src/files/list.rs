@@ -11,7 +11,8 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::walk::{hold, look, open};
-use super::{FileError, FilePath, is, own, unsigned};
+use super::{FileError, FilePath, is, unsigned};
+use crate::files::proc_guard;
 
 /// As many entries are listed; which ones, where there are more, is the file system's choice.
 pub const MAX_ENTRIES: usize = 200_000;
@@ -57,7 +58,7 @@ pub fn list(path: &FilePath) -> Result<Listing, FileError> {
 
 fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
     let fd = open(AT_FDCWD, path.as_os_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-    own::check(&fd, false)?;
+    proc_guard::check(&fd, false)?;
     let mut listing = Listing::default();
     // A second descriptor: what reads the names borrows the first.
     let place = fd.try_clone().map_err(|_| Errno::EMFILE)?;

@@ -11,8 +11,8 @@
 mod attributes;
 mod condition;
 mod list;
-mod own;
 mod path;
+mod proc_guard;
 mod read;
 mod remove;
 mod replace;

@@ -10,8 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat, stat};
 
+use super::is;
 use super::path::split;
-use super::{is, own};
+use crate::files::proc_guard;
 
 /// As many symlinks as the kernel follows on one way.
 const MOST_LINKS: usize = 40;
@@ -67,7 +68,7 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
         return Ok(None);
     }
     let for_writing = flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR);
-    own::check(&held, for_writing)?;
+    proc_guard::check(&held, for_writing)?;
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     // The one way to open what is held. The kernel asks for its permissions as ever.
     if let Some(again) = magic_link(&held) {
@@ -85,7 +86,7 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
     if !is(&stat, SFlag::S_IFREG) {
         return Ok(None);
     }
-    own::check(&file, for_writing)?;
+    proc_guard::check(&file, for_writing)?;
     Ok(Some((File::from(file), stat)))
 }
 

@@ -8,6 +8,7 @@
 //! status line.
 
 mod probe;
+mod schedule;
 mod status_line;
 #[cfg(test)]
 mod tests;
@@ -22,8 +23,8 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
 use self::probe::{Outcome, Probe};
+use crate::health::schedule::{Due, Schedule, Timing};
 use crate::model::{HealthCheck, RunNo, UnitId};
-use crate::schedule::{Due, Schedule, Timing};
 use crate::worker;
 
 /// How one finished probe of one run of a unit ended.

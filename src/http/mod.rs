@@ -24,40 +24,11 @@
 //! tiny_http's own server is not used: one request with a huge `Content-Length` aborts it, and nothing in it has a limit
 //! or a deadline.
 
-mod about;
-mod acceptor;
-mod answer;
-mod attach;
-mod body;
-mod chunked;
-mod conditions;
-mod connection;
-mod control;
-mod events;
-mod field;
-mod files;
-mod frames;
-mod head;
-mod host;
+mod api;
 mod json;
-mod memory;
-mod output;
-mod processes;
-mod pty;
-mod range;
-mod reply;
-mod request;
-mod reserve;
-mod routes;
-mod run;
-mod seats;
-mod socket;
-#[cfg(test)]
-mod tests;
-mod text;
-mod tunnel;
-mod user;
-mod websocket;
+mod message;
+mod server;
+mod ws;
 
 use std::fmt;
 use std::io;
@@ -69,13 +40,13 @@ use std::time::Duration;
 use crate::supervisor::Handle;
 use crate::worker;
 
-use acceptor::Acceptor;
-use connection::Service;
-pub use host::{BootReport, BootService, BootStep, EndAction, Host};
-pub use processes::{InvalidBody, parse_process};
-use routes::Api;
-use seats::House;
-pub use user::parse_user;
+pub use api::processes::{InvalidBody, parse_process};
+use api::routes::Api;
+pub use api::system::{BootReport, BootService, BootStep, EndAction, Host};
+pub use json::user::parse_user;
+use server::acceptor::{self, Acceptor};
+use server::connection::Service;
+use server::connections::House;
 
 /// Who may use the API. `GET /api/v1/health` is for everybody.
 #[derive(Clone, Default)]

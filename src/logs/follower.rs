@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::cursor::Cursor;
-use super::cutter::{Cutter, Event};
 use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{From, Item, View, tail};
+use crate::logs::line_reader::{Cutter, Event};
 use crate::os::poll::{self, Events, Waker};
 
 /// What a follower comes upon, where a long line need not be held in memory.

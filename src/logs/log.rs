@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::chain::{Chain, Home, Located, Snapshot, Source};
 use super::record::{HEADER, Kept, Place};
 use super::store::{Disk, LogStore};
 use super::{EndWatch, lock};
+use crate::logs::retention::Holding;
+use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
 use crate::os::poll::{Events, Waker, wait};
-use crate::retention::Holding;
 
 /// One unit's log. Its files go when the last reference goes (retention dropped the unit).
 pub struct OutputLog {

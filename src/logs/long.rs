@@ -12,7 +12,7 @@ use super::Line;
 use super::log::{Bound, OutputLog};
 use super::record::{HEADER, Place};
 use super::records::{Peek, Records};
-use crate::lines::REST;
+use crate::logs::lines::REST;
 use crate::model::{Millis, Stream};
 
 /// The most bytes of a line that are given at once.

@@ -21,18 +21,20 @@
 //! Locks: the registry of the store, the state of a log, its wakers. No two of these are ever held together (only
 //! `reclaiming` is, and it is taken before any of them; and that of the directory, which is taken last), and readers do their reading under none.
 
-mod chain;
 mod cursor;
-mod cutter;
 mod directory;
 mod follower;
+mod line_reader;
+pub mod lines;
 mod log;
 mod long;
 mod memory;
 mod record;
 mod records;
 mod rescue;
+mod retention;
 mod segment;
+mod segments;
 mod store;
 mod tail;
 #[cfg(test)]
@@ -92,7 +94,7 @@ pub enum From {
     After(Cursor),
 }
 
-/// A line, or a piece of one that is longer than [`MAX_LINE`](crate::lines::MAX_LINE).
+/// A line, or a piece of one that is longer than [`MAX_LINE`](crate::logs::lines::MAX_LINE).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Without the newline; U+FFFD for what is not UTF-8.

@@ -4,9 +4,9 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::chain::{Located, Source};
 use super::log::{Bound, OutputLog};
 use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
+use crate::logs::segments::{Located, Source};
 use crate::model::{Millis, Stream};
 
 /// What is at the position of a [`Records`].

@@ -10,10 +10,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::chain::{Chain, Home, MEMORY_SEGMENT_UNPACKED, create};
 use super::memory::Packed;
 use super::record::{HEADER, Header};
 use super::segment::{Body, Segment};
+use crate::logs::segments::{Chain, Home, MEMORY_SEGMENT_UNPACKED, create};
 
 /// The longest segment that is copied, in bytes.
 const LONGEST: u64 = 4 << 20;

@@ -3,9 +3,9 @@
 use std::fs::File;
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 
-use super::chain::Snapshot;
 use super::memory::Packed;
 use super::record::{HEADER, PerStream, Place};
+use crate::logs::segments::Snapshot;
 use crate::model::Stream;
 
 /// Where the bytes of a segment are.

@@ -11,9 +11,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::directory::{self, Taken};
 use super::lock;
 use super::log::OutputLog;
-use crate::lines::MAX_LINE;
+use crate::logs::lines::MAX_LINE;
+use crate::logs::retention;
 use crate::model::UnitId;
-use crate::retention;
 
 /// The smallest segment, in bytes: smaller ones would be all headers and file names.
 const MIN_SEGMENT: u64 = 4096;

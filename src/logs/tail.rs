@@ -8,11 +8,11 @@ use std::io;
 use std::sync::Arc;
 
 use super::View;
-use super::chain::Snapshot;
 use super::cursor::Cursor;
-use super::cutter::{Begin, Cutter, Event};
 use super::log::{Bound, OutputLog};
 use super::record::{Kept, PerStream, Place};
+use crate::logs::line_reader::{Begin, Cutter, Event};
+use crate::logs::segments::Snapshot;
 use crate::model::Stream;
 
 /// Whether nobody wants to know any more.

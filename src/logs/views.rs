@@ -4,12 +4,12 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::cutter::{Cutter, Event};
 use super::log::{Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::record::{PerStream, Place};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
+use crate::logs::line_reader::{Cutter, Event};
 use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.

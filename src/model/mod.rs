@@ -5,6 +5,7 @@
 
 mod info;
 mod spec;
+pub(crate) mod terminal_size;
 
 use std::fmt;
 use std::time::Duration;

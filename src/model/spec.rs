@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{HealthKind, Leftovers, ManagedSpec, OutputMode, StdinMode, UserSpec};
 use crate::error::SpecError;
-use crate::window::Window;
+use crate::model::terminal_size::Window;
 
 /// The longest duration that a spec may ask for: a day, in milliseconds.
 pub const MAX_MS: u64 = 86_400_000;

@@ -1,6 +1,7 @@
 //! The operating system: each file is one thing that the kernel does for us.
 
 pub mod accounts;
+pub mod allocator;
 pub mod cgroup;
 pub mod child;
 pub mod clock;
@@ -11,7 +12,6 @@ pub mod fsuser;
 pub mod launch;
 pub mod limits;
 pub mod loopback;
-pub mod memory;
 pub mod mountinfo;
 pub mod own_cgroup;
 pub mod pidfd;

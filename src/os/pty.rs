@@ -10,7 +10,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 
-use crate::window::Window;
+use crate::model::terminal_size::Window;
 
 /// The most that a terminal holds for its master to read, with room to spare: what was written before the leader was
 /// reaped is among as many bytes. The kernel has two buffers for it, of 4 and 8 KiB.

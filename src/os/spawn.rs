@@ -20,8 +20,8 @@ use super::limits::Found;
 use super::pipe::{give, give_inherited};
 use super::pty::{self, Owner, Pty};
 use crate::error::{Error, is_want_of_resources};
+use crate::model::terminal_size::Window;
 use crate::model::{OutputMode, Pid, ProcessSpec, StdinMode};
-use crate::window::Window;
 
 /// A child that is on its way to its exec, with our ends of its pipes, which do not block.
 #[derive(Debug)]

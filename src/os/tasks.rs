@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::resource::{Resource, getrlimit};
 
 use super::own_cgroup::{self, OwnCgroup};
-use crate::tasks::Kernel;
+use crate::supervisor::task_limit::Kernel;
 
 /// Reads what the kernel allows. What cannot be read is no limit.
 pub fn allowed() -> Kernel {

@@ -13,14 +13,14 @@ use mio::{Events, Interest, Poll, Token};
 use super::read::ROOM;
 use super::stdin::{StdinQueue, closed};
 use super::{Attach, Message, Notice, RunKey, WAKE};
-use crate::budget::Taken;
 use crate::error::Error;
 use crate::logs::OutputLog;
+use crate::model::terminal_size::Window;
 use crate::model::{RunNo, Stream, UnitId};
 use crate::os::pipe::has_reader;
 use crate::os::pty;
+use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
-use crate::window::Window;
 
 /// Messages taken in a row before the pipes have their turn.
 const MESSAGES: usize = 256;

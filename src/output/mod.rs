@@ -17,13 +17,13 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, unbounded};
 use mio::{Poll, Token, Waker};
 
-use crate::budget::Taken;
 use crate::logs::OutputLog;
 use crate::model::RunKey;
+use crate::model::terminal_size::Window;
 use crate::os::spawn::ExecFailure;
 use crate::pending::Reply;
+use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
-use crate::window::Window;
 use crate::worker;
 use actor::Actor;
 

@@ -11,9 +11,9 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
-use crate::budget::Share;
 use crate::logs::{Limits, LogStore, View};
 use crate::model::UnitId;
+use crate::supervisor::fd_budget::Share;
 
 const LONG: Duration = Duration::from_secs(60);
 const PAGE: usize = 4096;

@@ -15,9 +15,7 @@ use super::message::{Command, Message};
 use super::probes::Probes;
 use super::shutdown::Shutdown;
 use super::trees::Trees;
-use crate::budget::Share;
 use crate::error::Error;
-use crate::fleet::Fleet;
 use crate::logs::LogStore;
 use crate::model::{Exit, Pid, ProcessSpec, RunKey, SignalScope, StdinMode, Target, UnitId, UserSpec};
 use crate::os::clock::Clock;
@@ -26,8 +24,10 @@ use crate::os::tree;
 use crate::os::wait::{ChildEvent, Reaped, TraceStop, next_event};
 use crate::output::{Message as ToOutput, Notice, Output};
 use crate::pending::Reply;
+use crate::supervisor::fd_budget::Share;
 use crate::terminal::Backlog;
 use crate::trees;
+use crate::unit::fleet::Fleet;
 use crate::unit::{Event, Now, Unit};
 
 /// How long a DELETE is held while the tree is not gone yet (section 5).

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::fleet;
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
 use crate::os::cgroup::Leaf;
 use crate::os::tree::Marks;
 use crate::pending::Reply;
-use crate::session::Life;
 use crate::terminal::Terminal;
+use crate::terminal::session::Life;
+use crate::unit::fleet;
 
 use super::handle::Started;
 use super::pty::SessionKey;

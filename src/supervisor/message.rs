@@ -11,7 +11,7 @@ use crate::health::Verdict;
 use crate::model::{ProcessInfo, ProcessSpec, RunKey, SignalScope, Target, UnitId};
 use crate::output::Notice;
 use crate::pending::Reply;
-use crate::session::SessionInfo;
+use crate::terminal::session::SessionInfo;
 use crate::trees::Report;
 
 /// A request, with where its answer goes.

@@ -1,15 +1,17 @@
 //! The supervisor: its builder, and the [`Handle`] through which everybody asks it.
 
+mod actions;
 mod actor;
 mod cgroups;
 mod entry;
+pub(crate) mod fd_budget;
 mod handle;
 mod message;
-mod perform;
 mod probes;
 mod pty;
 mod sessions;
 mod shutdown;
+pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
 mod trees;
@@ -27,8 +29,6 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 pub use handle::{Counts, Handle, Started, Stdin};
 pub use pty::{Attached, SessionKey};
 
-use crate::budget::{self, Budget, Share};
-use crate::fleet::{Bounds, Fleet};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
@@ -38,7 +38,9 @@ use crate::os::tasks;
 use crate::os::wait::TraceStop;
 use crate::output::Output;
 use crate::signals::SignalThread;
+use crate::supervisor::fd_budget::{Budget, Share};
 use crate::trees::Trees;
+use crate::unit::fleet::{Bounds, Fleet};
 use crate::worker;
 use actor::{Actor, Parts};
 use cgroups::Cgroups;
@@ -161,7 +163,7 @@ impl Builder {
     pub fn start(self) -> io::Result<Supervisor> {
         let (found, most_files) = limits::raise()?;
         let wanted = Budget { processes: self.max_processes, connections: self.max_connections };
-        let budget = budget::fit(wanted, most_files);
+        let budget = fd_budget::fit(wanted, most_files);
         let mut warnings = Vec::new();
         if budget != wanted {
             let (processes, connections) = (budget.processes, budget.connections);

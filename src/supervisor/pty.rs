@@ -8,14 +8,14 @@ use crossbeam_channel::Sender;
 use super::handle::{Handle, Started, Stdin};
 use super::message::{Command, Message};
 use crate::error::Error;
+use crate::model::terminal_size::Window;
 use crate::model::{ProcessSpec, UnitId};
 use crate::os::poll::Waker;
 use crate::os::random::hex;
 use crate::output::Message as ToOutput;
 use crate::pending::{Pending, pending};
-use crate::session::SessionInfo;
+use crate::terminal::session::SessionInfo;
 use crate::terminal::{Terminal, Viewer};
-use crate::window::Window;
 
 /// What it takes to attach to a session.
 #[derive(Clone, PartialEq, Eq)]

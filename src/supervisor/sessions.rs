@@ -11,10 +11,10 @@ use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
-use crate::os::memory;
+use crate::os::allocator;
 use crate::pending::Reply;
-use crate::session::{Due, Life, SessionInfo, exit_code};
 use crate::terminal::Terminal;
+use crate::terminal::session::{Due, Life, SessionInfo, exit_code};
 use crate::unit::{Event, Now, Unit};
 
 /// The memory of a session that held so much is given back to the kernel.
@@ -148,7 +148,7 @@ impl Actor {
             drop(session);
             // It takes a while, which a few screens are not worth.
             if held >= LARGE {
-                memory::give_back();
+                allocator::give_back();
             }
         }
         self.retire((id, slot.unit.run_no()), slot.data.tree);

@@ -23,6 +23,7 @@
 //! There is no I/O here, no clock, and nothing that blocks; the supervisor performs the actions.
 
 mod backoff;
+pub(crate) mod fleet;
 mod health;
 mod run;
 mod stop;

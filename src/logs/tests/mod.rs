@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::record::PerStream;
 use super::store::Disk;
 use super::*;
-use crate::lines::Splitter;
+use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
 use crate::os::poll::Waker;
 
@@ -150,7 +150,7 @@ pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bo
     let mut lines = Vec::new();
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
     let mut last = [0, 0];
-    let line = |piece: crate::lines::Piece<'_>, timestamp, stream| Line {
+    let line = |piece: crate::logs::lines::Piece<'_>, timestamp, stream| Line {
         text: String::from_utf8_lossy(piece.bytes.unwrap()).into_owned(),
         partial: piece.partial,
         timestamp,

@@ -1,0 +1,132 @@
+//! Signals, stdin, restart, wait and `DELETE` of one process.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::model::{MAX_TIMEOUT, SignalScope, Target};
+
+use crate::http::api::routes::Api;
+use crate::http::json;
+use crate::http::json::value::{Choice, SignalNumber};
+use crate::http::message::request::Request;
+use crate::http::message::response::Answer;
+use crate::http::message::response_head::{Problem, Reply};
+
+/// As much of a body as is handed to stdin at once.
+const PIECE: usize = 64 << 10;
+
+#[derive(Debug, Deserialize)]
+struct SignalBody {
+    signal: SignalNumber,
+    scope: Option<Choice<SignalScope>>,
+}
+
+#[derive(Serialize)]
+struct Success {
+    success: bool,
+}
+
+/// To the group, and 9 to the whole tree, unless `scope` says otherwise.
+pub(in crate::http) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let body = json::parse::<SignalBody>(&request.whole_body()?)?;
+    api.handle.signal(target, body.signal.0, body.scope.map(|scope| scope.0))?;
+    Ok(Reply::json(200, &Success { success: true }).into())
+}
+
+/// Answers when the tree is gone, or after 2 s.
+pub(in crate::http) fn kill(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    api.handle.kill(target)?;
+    Ok(Reply::no_content().into())
+}
+
+/// Answers with the new run.
+pub(in crate::http) fn restart(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    Ok(Answer::json(200, api.handle.restart(target)?))
+}
+
+/// Streams the body into stdin, one piece at a time: a reader that does not read holds up this request only.
+pub(in crate::http) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let waker = request.waker()?;
+    let mut stdin = api.handle.stdin(target)?;
+    while let Some(piece) = request.body_piece(PIECE)? {
+        let writing = stdin.begin_write(piece, Some(waker.clone()));
+        loop {
+            if let Some(written) = writing.try_take() {
+                // By what the client calls it, not by its handle.
+                written.map_err(|error| match error {
+                    Error::StdinClosed(_) => Error::StdinClosed(target.clone()),
+                    error => error,
+                })?;
+                break;
+            }
+            request.wait(&waker, None)?;
+        }
+    }
+    Ok(Reply::no_content().into())
+}
+
+/// Also when it is closed already.
+pub(in crate::http) fn close_stdin(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    api.handle.close_stdin(target)?;
+    Ok(Reply::no_content().into())
+}
+
+/// Answers at the end of the process or of the time.
+pub(in crate::http) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Answer, Problem> {
+    let deadline = timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
+    let waker = request.waker()?;
+    let process = api.handle.look_up(target)?;
+    let _watch = process.log.watch_end(waker.clone());
+    while process.log.ended().is_none() && request.wait(&waker, deadline)? {}
+    let end = process.log.ended();
+    Ok(Answer::json(200, api.handle.after_wait(process.info, end)?))
+}
+
+fn timeout(query: Option<&str>) -> Result<Option<Duration>, Problem> {
+    let Some(text) = query else { return Ok(None) };
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
+            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT)))
+        }
+        _ => Err(Problem::Invalid(format!("the query parameter `timeout` must be a number of seconds, not {text:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(timeout(None).unwrap(), None);
+        for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
+            assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
+        }
+        assert_eq!(timeout(Some("1e300")).unwrap(), Some(MAX_TIMEOUT));
+        for text in ["", "-1", "inf", "NaN", "5s", "1e999"] {
+            assert!(timeout(Some(text)).unwrap_err().to_string().contains("`timeout`"), "{text}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal.0);
+        assert_eq!(signal(r#"{"signal":15}"#).unwrap(), 15);
+        assert_eq!(signal(r#"{"signal":-1}"#).unwrap(), -1);
+        for body in [r#"{"signal":"TERM"}"#, r#"{"signal":1.0}"#, r#"{"signal":null}"#, "{}"] {
+            let sentence = signal(body).unwrap_err().to_string();
+            assert!(sentence.contains("`signal`"), "{body}: {sentence}");
+        }
+        let scope = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.scope.map(|scope| scope.0));
+        assert_eq!(scope(r#"{"signal":1,"scope":null}"#).unwrap(), None);
+        for (word, right) in
+            [("leader", SignalScope::Leader), ("group", SignalScope::Group), ("tree", SignalScope::Tree)]
+        {
+            assert_eq!(scope(&format!(r#"{{"signal":1,"scope":"{word}"}}"#)).unwrap(), Some(right));
+        }
+        let sentence = scope(r#"{"signal":1,"scope":"all"}"#).unwrap_err().to_string();
+        assert!(sentence.contains("`scope`: must be one of `leader`, `group`, `tree`"), "{sentence}");
+    }
+}

@@ -1,0 +1,308 @@
+//! `POST /processes`, `GET /processes`, `GET /processes/{process}`.
+
+use std::time::Duration;
+use std::{io, vec};
+
+use serde::Deserialize;
+
+use crate::error::{Error, SpecError};
+use crate::model::{
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessInfo, ProcessSpec,
+    RestartPolicy, SpecBuilder, StdinMode, Target,
+};
+
+use crate::http::api::routes::Api;
+use crate::http::json;
+use crate::http::json::user::User;
+use crate::http::json::value::{Choice, Object, Pairs, Text, Texts, Whole};
+use crate::http::message::request::Request;
+use crate::http::message::response::{Answer, BURST};
+use crate::http::message::response_head::Problem;
+
+/// A duration of a spec, in milliseconds.
+type Ms = Whole<0, MAX_MS>;
+type AtLeastOneMs = Whole<1, MAX_MS>;
+type Count = Whole<0, { u32::MAX as u64 }>;
+type AtLeastOne = Whole<1, { u32::MAX as u64 }>;
+
+/// The body of `POST /processes`.
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct StartBody {
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
+    user: Option<User>,
+    stdin_mode: Option<Choice<StdinMode>>,
+    stdout_mode: Option<Choice<OutputMode>>,
+    stderr_mode: Option<Choice<OutputMode>>,
+    name: Option<Text>,
+    restart: Option<Object<RestartBody>>,
+    health_check: Option<Object<HealthBody>>,
+    stop_grace_ms: Option<Ms>,
+    leftovers: Option<Choice<Leftovers>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RestartBody {
+    policy: Option<Choice<Policy>>,
+    max_restarts: Option<Count>,
+    initial_backoff_ms: Option<Ms>,
+    max_backoff_ms: Option<Ms>,
+}
+
+#[derive(Debug, Deserialize)]
+struct HealthBody {
+    #[serde(rename = "type")]
+    kind: Choice<HealthKind>,
+    port: Whole<1, 65535>,
+    path: Option<Text>,
+    initial_delay_ms: Option<Ms>,
+    interval_ms: Option<AtLeastOneMs>,
+    timeout_ms: Option<AtLeastOneMs>,
+    failure_threshold: Option<AtLeastOne>,
+}
+
+/// What every kind of start has in common.
+pub(in crate::http) fn command(
+    command: Text,
+    args: Option<Texts>,
+    env: Option<Pairs>,
+    working_dir: Option<Text>,
+    user: Option<User>,
+    leftovers: Option<Choice<Leftovers>>,
+) -> SpecBuilder {
+    let mut spec = ProcessSpec::command(command.0).args(args.unwrap_or_default().0);
+    for (key, value) in env.unwrap_or_default().0 {
+        spec = spec.env(key, value);
+    }
+    if let Some(Text(dir)) = working_dir {
+        spec = spec.working_dir(dir);
+    }
+    if let Some(Choice(leftovers)) = leftovers {
+        spec = spec.leftovers(leftovers);
+    }
+    match user {
+        Some(user) => spec.user(user.0),
+        None => spec,
+    }
+}
+
+impl StartBody {
+    fn into_spec(self) -> Result<ProcessSpec, SpecError> {
+        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers)
+            .stdin(self.stdin_mode.unwrap_or_default().0)
+            .stdout(self.stdout_mode.unwrap_or_default().0)
+            .stderr(self.stderr_mode.unwrap_or_default().0);
+        if self.name.is_some() || self.restart.is_some() || self.health_check.is_some() {
+            let mut managed = ManagedSpec::new(Policy::Never);
+            managed.name = self.name.map(|name| name.0);
+            if let Some(Object(restart)) = self.restart {
+                managed.restart = restart.into();
+            }
+            managed.health = self.health_check.map(|Object(health)| health.into());
+            if let Some(grace) = self.stop_grace_ms {
+                managed.stop_grace = Duration::from_millis(grace.0);
+            }
+            spec = spec.managed(managed);
+        }
+        spec.build()
+    }
+}
+
+impl From<RestartBody> for RestartPolicy {
+    fn from(body: RestartBody) -> RestartPolicy {
+        let default = RestartPolicy::new(body.policy.unwrap_or_default().0);
+        RestartPolicy {
+            // The type has checked that it fits.
+            max_restarts: body.max_restarts.map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
+            initial_backoff_ms: body.initial_backoff_ms.map_or(default.initial_backoff_ms, |ms| ms.0),
+            max_backoff_ms: body.max_backoff_ms.map_or(default.max_backoff_ms, |ms| ms.0),
+            ..default
+        }
+    }
+}
+
+impl From<HealthBody> for HealthCheck {
+    fn from(body: HealthBody) -> HealthCheck {
+        let Choice(kind) = body.kind;
+        let default_path = match kind {
+            HealthKind::Http => Some("/".to_owned()),
+            HealthKind::Tcp => None,
+        };
+        HealthCheck {
+            kind,
+            // The types have checked that these fit.
+            port: u16::try_from(body.port.0).unwrap_or(u16::MAX),
+            path: body.path.map(|path| path.0).or(default_path),
+            initial_delay_ms: body.initial_delay_ms.map_or(5000, |ms| ms.0),
+            interval_ms: body.interval_ms.map_or(1000, |ms| ms.0),
+            timeout_ms: body.timeout_ms.map_or(500, |ms| ms.0),
+            failure_threshold: body.failure_threshold.map_or(3, |count| u32::try_from(count.0).unwrap_or(u32::MAX)),
+        }
+    }
+}
+
+/// A body of `POST /processes` that cannot be started; the sentence names the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidBody(String);
+
+/// Reads a body of `POST /processes` that comes from elsewhere: from a file, say.
+///
+/// # Errors
+/// When it is not JSON, or a field is missing or wrong.
+pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
+    let body = json::parse::<StartBody>(json).map_err(|problem| InvalidBody(problem.to_string()))?;
+    body.into_spec().map_err(|error| InvalidBody(error.to_string()))
+}
+
+/// Answers once the program runs, or has failed to.
+pub(in crate::http) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+    let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    Ok(Answer::json(201, api.handle.start(spec)?))
+}
+
+/// Oldest first, as the supervisor lists them at one moment.
+pub(in crate::http) fn list(api: &Api) -> Result<Answer, Problem> {
+    let mut list = List { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
+    let more = move |out: &mut Vec<u8>| list.more(out);
+    // It is no stream that a client may take as long for as it likes: what was forgotten meanwhile is kept for it.
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+}
+
+/// Writes the JSON of all processes, a burst at a time.
+struct List {
+    processes: vec::IntoIter<ProcessInfo>,
+    /// One that was written up to this byte.
+    begun: Option<(ProcessInfo, usize)>,
+    /// What comes before the next one.
+    separator: &'static [u8],
+}
+
+impl List {
+    /// Appends a burst; whether this was the last.
+    fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        let full = out.len() + BURST;
+        while out.len() < full {
+            let begun = self.begun.take().or_else(|| {
+                let process = self.processes.next()?;
+                out.extend_from_slice(std::mem::replace(&mut self.separator, b","));
+                Some((process, 0))
+            });
+            let Some((process, written)) = begun else {
+                // Of none at all, the list has not been opened yet.
+                out.extend_from_slice(if self.separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
+                return Ok(true);
+            };
+            let before = out.len();
+            if !json::part(out, &process, written, full.saturating_sub(before).max(1))? {
+                self.begun = Some((process, written + out.len() - before));
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// One process.
+pub(in crate::http) fn get(api: &Api, target: &Target) -> Result<Answer, Problem> {
+    Ok(Answer::json(200, api.handle.get(target)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::UserSpec;
+
+    fn spec(body: &str) -> Result<ProcessSpec, String> {
+        parse_process(body.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_plain_process() {
+        let plain = spec(r#"{"command":"sh"}"#).unwrap();
+        assert_eq!(plain, ProcessSpec::command("sh").build().unwrap());
+        let nulls = r#"{"command":"sh","args":null,"env":null,"working_dir":null,"user":null,"stdin_mode":null,
+            "stdout_mode":null,"stderr_mode":null,"name":null,"restart":null,"health_check":null,"stop_grace_ms":null,
+            "timeout":"ignored","new_field":[1]}"#;
+        assert_eq!(spec(nulls).unwrap(), plain);
+        assert_eq!(spec(r#"{"command":"sh","stop_grace_ms":5}"#).unwrap(), plain);
+        let full = spec(
+            r#"{"command":"sh","args":["-c","x"],"env":{"A":"1","B":""},"working_dir":"/tmp","user":"root",
+            "stdin_mode":"pipe","stdout_mode":"discard","stderr_mode":"capture","leftovers":"kill"}"#,
+        );
+        let right = ProcessSpec::command("sh").args(["-c", "x"]).env("A", "1").env("B", "").working_dir("/tmp");
+        let root = UserSpec::Name { name: "root".to_owned(), gid: None };
+        let right =
+            right.user(root).stdin(StdinMode::Pipe).stdout(OutputMode::Discard).leftovers(Leftovers::Kill).build();
+        assert_eq!(full.unwrap(), right.unwrap());
+    }
+
+    #[test]
+    fn a_managed_one() {
+        let managed = |body: &str| spec(&format!("{{\"command\":\"sh\",{body}}}")).unwrap().managed.unwrap();
+        let named = managed(r#""name":"web""#);
+        assert_eq!(named, ManagedSpec { name: Some("web".to_owned()), ..ManagedSpec::new(Policy::Never) });
+        assert_eq!(managed(r#""restart":{}"#), ManagedSpec::new(Policy::OnFailure));
+        let full = managed(
+            r#""restart":{"policy":"always","max_restarts":0,"initial_backoff_ms":1,"max_backoff_ms":2},
+            "stop_grace_ms":3,"health_check":{"type":"http","port":8080}"#,
+        );
+        assert_eq!(full.stop_grace, Duration::from_millis(3));
+        let policy =
+            RestartPolicy { policy: Policy::Always, max_restarts: Some(0), initial_backoff_ms: 1, max_backoff_ms: 2 };
+        assert_eq!(full.restart, policy);
+        let health = full.health.unwrap();
+        assert_eq!((health.port, health.path.as_deref(), health.failure_threshold), (8080, Some("/"), 3));
+        assert_eq!((health.initial_delay_ms, health.interval_ms, health.timeout_ms), (5000, 1000, 500));
+        let check = managed(r#""health_check":{"type":"tcp","port":1,"interval_ms":9,"path":null}"#);
+        assert_eq!(check.restart.policy, Policy::Never);
+        assert_eq!(check.health.map(|health| (health.path, health.interval_ms)), Some((None, 9)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (body, part) in [
+            (r#"{}"#, "missing field `command`"),
+            (r#"{"command":null}"#, "`command`"),
+            (r#"{"command":""}"#, "`command` must not be empty"),
+            (r#"{"command":"a\u0000"}"#, "`command` must not contain a NUL"),
+            (r#"{"command":"a","args":"b"}"#, "`args`"),
+            (r#"{"command":"a","args":["b",1]}"#, "`args[1]`"),
+            (r#"{"command":"a","env":["A=1"]}"#, "`env`"),
+            (r#"{"command":"a","env":{"A":1}}"#, "`env.A`"),
+            (r#"{"command":"a","env":{"A=":""}}"#, "`env`"),
+            (r#"{"command":"a","env":{"":"1"}}"#, "`env`"),
+            (r#"{"command":"a","env":{"export C":"3"}}"#, "the name \"export C\" must have no white space"),
+            (r#"{"command":"a","env":{"A\n":"3"}}"#, "`env"),
+            (r#"{"command":"a","working_dir":""}"#, "`working_dir`"),
+            (r#"{"command":"a","stdin_mode":"open"}"#, "`stdin_mode`"),
+            (
+                r#"{"command":"a","stdout_mode":"pipe"}"#,
+                "`stdout_mode`: must be one of `capture`, `discard`, not the string \"pipe\"",
+            ),
+            (r#"{"command":"a","leftovers":"end"}"#, "`leftovers`: must be one of `keep`, `kill`"),
+            (r#"{"command":"a","name":""}"#, "`name`"),
+            (r#"{"command":"a","name":"12"}"#, "`name`"),
+            (r#"{"command":"a","name":"a/b"}"#, "`name`"),
+            (r#"{"command":"a","name":"."}"#, "`name` must not be `.` or `..`"),
+            (r#"{"command":"a","name":".."}"#, "`name` must not be `.` or `..`"),
+            (r#"{"command":"a","restart":"always"}"#, "`restart`"),
+            (r#"{"command":"a","restart":{"policy":"sometimes"}}"#, "`restart.policy`"),
+            (r#"{"command":"a","restart":{"max_restarts":-1}}"#, "`restart.max_restarts`"),
+            (r#"{"command":"a","restart":{"max_backoff_ms":1e3}}"#, "`restart.max_backoff_ms`"),
+            (r#"{"command":"a","stop_grace_ms":86400001}"#, "`stop_grace_ms`"),
+            (r#"{"command":"a","health_check":{"type":"tcp"}}"#, "missing field `port`"),
+            (r#"{"command":"a","health_check":{"type":"udp","port":1}}"#, "`health_check.type`"),
+            (r#"{"command":"a","health_check":{"type":"tcp","port":0}}"#, "`health_check.port`"),
+            (r#"{"command":"a","health_check":{"type":"tcp","port":70000}}"#, "from 1 to 65535"),
+            (r#"{"command":"a","health_check":{"type":"tcp","port":1,"path":"/"}}"#, "`health_check.path`"),
+            (r#"{"command":"a","health_check":{"type":"http","port":1,"path":"x"}}"#, "`health_check.path`"),
+            (r#"{"command":"a","health_check":{"type":"tcp","port":1,"interval_ms":0}}"#, "`health_check.interval_ms`"),
+            (r#"{"command":"a","health_check":{"type":"tcp","port":1,"failure_threshold":0}}"#, "failure_threshold`"),
+        ] {
+            let sentence = spec(body).unwrap_err();
+            assert!(sentence.contains(part), "{body}: {sentence}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! JSON bodies: parsed once, into types that cannot be wrong, with a sentence that names the field where they are.
+
+pub(in crate::http) mod text;
+pub(in crate::http) mod user;
+pub(in crate::http) mod value;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::error::Category;
+
+use crate::http::json::value::Object;
+use crate::http::message::response_head::Problem;
+
+/// Parses a body.
+///
+/// # Errors
+/// [`Problem::Invalid`], naming the field.
+pub(in crate::http) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.trim_ascii().is_empty() {
+        return Err(Problem::Invalid("the body must be a JSON object, and there is none".to_owned()));
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        // A syntax error has no field of its own: the last one that was begun says where it is.
+        let path = path.strip_suffix('?').unwrap_or(&path).trim_end_matches('.');
+        let field = if path.is_empty() { "the body".to_owned() } else { format!("`{path}`") };
+        let error = error.inner();
+        Problem::Invalid(match error.classify() {
+            Category::Data => format!("{field}: {}", without_position(error)),
+            // JSON by its grammar, so it is what a string or a number in it stands for.
+            _ if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
+                format!("{field}: {error}: a string must be Unicode, a number within the range of a double")
+            }
+            _ => format!("{field}: {error}: the body must be JSON"),
+        })
+    })?;
+    json.end().map_err(|error| Problem::Invalid(format!("the body: {error}: it must be one JSON object")))?;
+    Ok(parsed.0)
+}
+
+/// How long `value` is as JSON.
+pub(in crate::http) fn length(value: &impl Serialize) -> io::Result<u64> {
+    let mut counter = Part { out: &mut Vec::new(), skip: usize::MAX, room: 0, passed: 0 };
+    serde_json::to_writer(&mut counter, value)?;
+    Ok(counter.passed as u64)
+}
+
+/// Appends what `value` as JSON has after the first `skip` bytes, up to `most` bytes of it; whether that was all.
+pub(in crate::http) fn part(out: &mut Vec<u8>, value: &impl Serialize, skip: usize, most: usize) -> io::Result<bool> {
+    let mut part = Part { out, skip, room: most, passed: 0 };
+    match serde_json::to_writer(&mut part, value) {
+        Ok(()) => Ok(true),
+        Err(_) if part.room == 0 => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes a part of what is written to it.
+struct Part<'o> {
+    out: &'o mut Vec<u8>,
+    skip: usize,
+    room: usize,
+    passed: usize,
+}
+
+impl Write for Part<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let skipped = bytes.len().min(self.skip.saturating_sub(self.passed));
+        if skipped > 0 {
+            self.passed += skipped;
+            return Ok(skipped);
+        }
+        let taken = bytes.get(..self.room).unwrap_or(bytes);
+        self.out.extend_from_slice(taken);
+        self.passed += taken.len();
+        self.room -= taken.len();
+        // None at all ends the writing.
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Where in the text it is helps nobody who is told the field.
+pub(in crate::http) fn without_position(error: &serde_json::Error) -> String {
+    let mut sentence = error.to_string();
+    let position = format!(" at line {} column {}", error.line(), error.column());
+    sentence.truncate(sentence.strip_suffix(&position).unwrap_or(&sentence).len());
+    sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::http::json::value::{Text, Texts, Whole};
+
+    #[derive(Debug, Deserialize)]
+    struct Body {
+        #[allow(dead_code)]
+        text: Text,
+        #[serde(default)]
+        list: Texts,
+        port: Option<Whole<1, 65535>>,
+        inner: Option<Object<Inner>>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        ms: Option<Whole<0, 10>>,
+    }
+
+    #[test]
+    fn sentences_name_the_field_and_what_would_be_right() {
+        for (body, part) in [
+            (r#"{"text":5}"#, "`text`: must be a string, not 5"),
+            (r#"{}"#, "the body: missing field `text`"),
+            (r#"{"text":"","list":["",2]}"#, "`list[1]`: must be a string, not 2"),
+            (r#"{"text":"","list":{}}"#, "`list`: must be a list of strings, not an object"),
+            (r#"{"text":"","list":null}"#, "`list`: must be a list of strings, not null"),
+            (r#"{"text":"","port":0}"#, "`port`: must be a whole number from 1 to 65535, not 0"),
+            (r#"{"text":"","port":70000}"#, "`port`: must be a whole number from 1 to 65535, not 70000"),
+            (r#"{"text":"","port":-1}"#, "`port`: must be a whole number from 1 to 65535, not -1"),
+            (r#"{"text":"","port":1.0}"#, "`port`: must be a whole number from 1 to 65535, not 1.0"),
+            (r#"{"text":"","port":"1"}"#, "`port`: must be a whole number from 1 to 65535, not the string \"1\""),
+            (r#"{"text":"","port":true}"#, "`port`: must be a whole number from 1 to 65535, not true"),
+            (r#"{"text":"","port":1e400}"#, "`port`: number out of range"),
+            (r#"{"text":"","port":1e400}"#, "a number within the range of a double"),
+            (r#"{"text":"","port":99999999999999999999}"#, "`port`: must be a whole number from 1 to 65535, not 1e20"),
+            (r#"{"text":"","inner":{"ms":11}}"#, "`inner.ms`: must be a whole number from 0 to 10, not 11"),
+            (r#"{"text":"","inner":[]}"#, "`inner`: must be an object, not a list"),
+            (r#"[""]"#, "the body: must be an object, not a list"),
+            (r#""text""#, "the body: must be an object, not the string \"text\""),
+            ("null", "the body: must be an object, not null"),
+            ("", "there is none"),
+            (" \n", "there is none"),
+            (r#"{"text":"#, "EOF while parsing a value at line 1 column 8: the body must be JSON"),
+            (r#"{"text":""} x"#, "trailing characters at line 1 column 13: it must be one JSON object"),
+            ("{\"text\":\"\u{1}\"}", "control character"),
+            (r#"{"text":"\ud800"}"#, "`text`: "),
+            (r#"{"text":"\ud800"}"#, ": a string must be Unicode"),
+        ] {
+            let sentence = parse::<Body>(body.as_bytes()).unwrap_err().to_string();
+            assert!(sentence.contains(part), "{body}: {sentence}");
+        }
+        assert!(parse::<Body>(b"{\"text\":\"\xff\"}").unwrap_err().to_string().contains("must be Unicode"));
+        let long = format!("{{\"text\":\"\",\"port\":\"{}\"}}", "é".repeat(1000));
+        let sentence = parse::<Body>(long.as_bytes()).unwrap_err().to_string();
+        assert!(sentence.len() < 250 && sentence.ends_with("é\"..."), "{sentence}");
+        assert!(parse::<Body>("[".repeat(100_000).as_bytes()).is_err());
+        let deep = format!("{{\"text\":\"\",\"x\":{}", "[".repeat(100_000));
+        assert!(parse::<Body>(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn parts_make_the_whole() {
+        let value = vec!["a\"b\u{1}", "", "a longer one without escapes"];
+        let whole = serde_json::to_vec(&value).unwrap();
+        assert_eq!(length(&value).unwrap(), whole.len() as u64);
+        for most in 1..whole.len() + 2 {
+            let mut out = Vec::new();
+            let mut skip = 0;
+            while !part(&mut out, &value, skip, most).unwrap() {
+                assert!(out.len() == skip + most);
+                skip = out.len();
+            }
+            assert_eq!(out, whole, "{most}");
+        }
+    }
+
+    #[test]
+    fn null_is_absent_and_unknown_fields_are_ignored() {
+        let body = parse::<Body>(br#" {"text":"a","port":null,"inner":null,"new":[{"x":1}]} "#).unwrap();
+        assert!(body.port.is_none() && body.inner.is_none() && body.list.0.is_empty());
+        let body = parse::<Body>(br#"{"text":"a","port":65535,"inner":{"ms":10}}"#).unwrap();
+        assert_eq!(body.port, Some(Whole(65535)));
+        assert_eq!(body.inner.unwrap().0.ms, Some(Whole(10)));
+    }
+}

@@ -1,0 +1,78 @@
+//! A JSON string that is written piece by piece, so that no buffer has all of a long one. Escapes can make six bytes
+//! of one.
+
+use std::io;
+
+use crate::logs::PIECE;
+
+use crate::http::message::response::Stream;
+
+/// All of a string, into a stream that takes it in bursts.
+pub(in crate::http) fn short(stream: &mut Stream<'_>, text: &str) -> io::Result<()> {
+    if text.len() <= PIECE {
+        return Ok(serde_json::to_writer(stream.buffer(), text)?);
+    }
+    begin(stream.buffer());
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (first, more) = split(rest);
+        piece(stream.buffer(), first)?;
+        rest = more;
+        if stream.is_burst() {
+            stream.flush()?;
+        }
+    }
+    end(stream.buffer());
+    Ok(())
+}
+
+/// The opening quote.
+pub(in crate::http) fn begin(out: &mut Vec<u8>) {
+    out.push(b'"');
+}
+
+/// Some of the string, after what [`begin`] has written.
+pub(in crate::http) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
+    // Its opening quote is written over the byte before it, which is put back, and its closing one is taken away.
+    let before = out.pop();
+    let at = out.len();
+    serde_json::to_writer(&mut *out, text)?;
+    out.pop();
+    match (before, out.get_mut(at)) {
+        (Some(before), Some(quote)) => *quote = before,
+        _ => out.clear(),
+    }
+    Ok(())
+}
+
+/// The closing quote.
+pub(in crate::http) fn end(out: &mut Vec<u8>) {
+    out.push(b'"');
+}
+
+/// At the end of a character, after about as much as a piece has.
+pub(in crate::http) fn split(text: &str) -> (&str, &str) {
+    let at = (PIECE..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+    text.split_at_checked(at).unwrap_or((text, ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_make_the_string() {
+        let text = "a\"\\\r\u{1}\u{2028}é\u{fffd}😀".repeat(2000);
+        let (mut out, mut rest) = (Vec::new(), text.as_str());
+        begin(&mut out);
+        while !rest.is_empty() {
+            let (first, more) = split(rest);
+            assert!(!first.is_empty() && first.len() < PIECE + 4);
+            piece(&mut out, first).unwrap();
+            rest = more;
+        }
+        end(&mut out);
+        assert_eq!(out, serde_json::to_vec(&text).unwrap());
+        assert_eq!(split("x"), ("x", ""));
+    }
+}

@@ -1,0 +1,135 @@
+//! The forms of `user` (section 8).
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess};
+
+use crate::error::SpecError;
+use crate::model::UserSpec;
+
+use crate::http::json;
+use crate::http::json::value::{Field, Simple, Text, Whole, deserialize};
+
+/// The largest id but one: the last means "leave it as it is" to the kernel.
+const MAX_ID: u32 = u32::MAX - 1;
+
+type Id = Whole<0, { MAX_ID as u64 }>;
+
+/// A `user` as it was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::http) struct User(pub(in crate::http) UserSpec);
+
+#[derive(Deserialize)]
+struct Fields {
+    uid: Option<Id>,
+    gid: Option<Id>,
+    name: Option<Text>,
+}
+
+impl<'de> Field<'de> for User {
+    fn right() -> String {
+        format!("a name, a UID or `uid:gid` as a string, each id from 0 to {MAX_ID}, or an object with `uid` or `name`")
+    }
+    fn simple(value: Simple) -> Result<User, Simple> {
+        let user = if let Simple::Text(text) = &value { text.parse().ok() } else { None };
+        user.map(User).ok_or(value)
+    }
+    fn object<A: MapAccess<'de>>(object: A) -> Result<User, A::Error> {
+        let fields = Fields::deserialize(MapAccessDeserializer::new(object))?;
+        object_form(fields).map(User).map_err(A::Error::custom)
+    }
+}
+
+deserialize! { [] User; }
+
+/// Any form of `user`, from outside of a body: as text, or as a JSON object.
+///
+/// # Errors
+/// Names `user` and says what would be right.
+pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
+    if !text.starts_with('{') {
+        return text.parse();
+    }
+    let parsed = serde_json::from_str::<User>(text);
+    parsed.map(|user| user.0).map_err(|error| SpecError::new("user", json::without_position(&error)))
+}
+
+fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
+    // `Id` has checked that they fit.
+    let narrow = |id: Id| u32::try_from(id.0).unwrap_or(MAX_ID);
+    let gid = fields.gid.map(narrow);
+    match (fields.uid, fields.name.map(|name| name.0)) {
+        (Some(_), Some(_)) => Err("`uid` and `name` exclude each other"),
+        (Some(uid), None) => Ok(UserSpec::Uid { uid: narrow(uid), gid }),
+        (None, Some(name)) if name.is_empty() => Err("`name` must not be empty"),
+        (None, Some(name)) => Ok(UserSpec::Name { name, gid }),
+        (None, None) => Err("must have `uid` or `name`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::json::parse;
+
+    #[derive(Deserialize)]
+    struct Body {
+        user: Option<User>,
+    }
+
+    fn user(json: &str) -> Result<Option<UserSpec>, String> {
+        let body = parse::<Body>(format!("{{\"user\":{json}}}").as_bytes());
+        body.map(|body| body.user.map(|user| user.0)).map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn all_forms() {
+        let name = |name: &str, gid| UserSpec::Name { name: name.to_owned(), gid };
+        for (json, right) in [
+            (r#""root""#, name("root", None)),
+            (r#""1000""#, UserSpec::Uid { uid: 1000, gid: None }),
+            (r#""1000:100""#, UserSpec::Uid { uid: 1000, gid: Some(100) }),
+            (r#"{"uid":1000,"gid":100}"#, UserSpec::Uid { uid: 1000, gid: Some(100) }),
+            (r#"{"uid":0,"gid":null,"name":null}"#, UserSpec::Uid { uid: 0, gid: None }),
+            (r#"{"name":"root","shell":1}"#, name("root", None)),
+            (r#""4294967294""#, UserSpec::Uid { uid: 4_294_967_294, gid: None }),
+        ] {
+            assert_eq!(user(json), Ok(Some(right)), "{json}");
+        }
+        assert_eq!(user("null"), Ok(None));
+    }
+
+    #[test]
+    fn outside_of_a_body() {
+        assert_eq!(parse_user("5:6"), Ok(UserSpec::Uid { uid: 5, gid: Some(6) }));
+        assert_eq!(parse_user(r#"{"uid": 5}"#), Ok(UserSpec::Uid { uid: 5, gid: None }));
+        for wrong in ["", "{}", "{", r#"{"uid": 5, "name": "x"}"#, "1:2:3"] {
+            assert!(parse_user(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_user() {
+        for (json, part) in [
+            (r#""""#, "`user`: must be a name, a UID or `uid:gid` as a string"),
+            (r#""4294967295""#, "each id from 0 to 4294967294"),
+            (r#""99999999999""#, "each id from 0 to 4294967294"),
+            (r#""1:4294967295""#, "each id from 0 to 4294967294"),
+            (r#""1:""#, "`uid:gid`"),
+            (r#"":1""#, "`uid:gid`"),
+            (r#""root:root""#, "`uid:gid`"),
+            (r#"{"uid":4294967295}"#, "`user.uid`: must be a whole number from 0 to 4294967294, not 4294967295"),
+            (r#"{"uid":-1}"#, "`user.uid`"),
+            (r#"{"uid":"1"}"#, "`user.uid`"),
+            (r#"{"uid":1,"name":"root"}"#, "exclude each other"),
+            (r#"{"gid":1}"#, "must have `uid` or `name`"),
+            ("{}", "must have `uid` or `name`"),
+            ("1000", "must be a name"),
+            ("[]", "must be a name"),
+            ("true", "must be a name"),
+        ] {
+            let sentence = user(json).unwrap_err();
+            assert!(sentence.contains(part) && sentence.contains("user"), "{json}: {sentence}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Decodes a chunked body (RFC 9112, section 7.1) with fixed memory. Bare line feeds are refused: another reader might
+//! not take them for the end of a line.
+
+use crate::http::server::socket::copy;
+
+/// What the size line of a chunk may take beside its digits, and the trailer fields altogether.
+const MAX_EXTENSION: usize = 256;
+const MAX_TRAILER: usize = 8 << 10;
+/// No chunk is larger than 2^60 bytes.
+const MAX_DIGITS: usize = 15;
+
+/// Where in the body it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Size {
+        value: u64,
+        digits: usize,
+    },
+    Extension {
+        size: u64,
+        length: usize,
+    },
+    SizeEnd {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
+    DataCr,
+    DataLf,
+    /// In a trailer line that has so many bytes already; `total` counts them all.
+    Trailer {
+        line: usize,
+        total: usize,
+    },
+    TrailerEnd {
+        line: usize,
+        total: usize,
+    },
+    Done,
+}
+
+/// A chunked body that is being read.
+#[derive(Debug)]
+pub(in crate::http) struct Decoder(State);
+
+impl Decoder {
+    /// At the first chunk.
+    pub(in crate::http) fn new() -> Decoder {
+        Decoder(State::Size { value: 0, digits: 0 })
+    }
+
+    /// Whether the last chunk and its trailer were read.
+    pub(in crate::http) fn is_done(&self) -> bool {
+        self.0 == State::Done
+    }
+
+    /// Decodes from `input` into `out`: how many bytes it took, and how many it gave.
+    ///
+    /// # Errors
+    /// A sentence about what is wrong with the body.
+    pub(in crate::http) fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), &'static str> {
+        let (mut taken, mut given) = (0, 0);
+        while let Some(&byte) = input.get(taken) {
+            match self.0 {
+                State::Done => break,
+                State::Data { left } => {
+                    let most = usize::try_from(left).unwrap_or(usize::MAX);
+                    let source = input.get(taken..).unwrap_or_default();
+                    let source = source.get(..most).unwrap_or(source);
+                    let count = copy(source, out.get_mut(given..).unwrap_or_default());
+                    if count == 0 {
+                        break;
+                    }
+                    (taken, given) = (taken + count, given + count);
+                    let left = left - count as u64;
+                    self.0 = if left == 0 { State::DataCr } else { State::Data { left } };
+                }
+                state => {
+                    self.0 = step(state, byte)?;
+                    taken += 1;
+                }
+            }
+        }
+        Ok((taken, given))
+    }
+}
+
+fn step(state: State, byte: u8) -> Result<State, &'static str> {
+    let digit = char::from(byte).to_digit(16).map(u64::from);
+    match (state, byte) {
+        (State::Size { digits, .. }, _) if digits > MAX_DIGITS => Err("a chunk is too large"),
+        (State::Size { value, digits }, _) if digit.is_some() => {
+            Ok(State::Size { value: value << 4 | digit.unwrap_or_default(), digits: digits + 1 })
+        }
+        (State::Size { digits: 0, .. }, _) => Err("a chunk must begin with its size in hexadecimal"),
+        (State::Size { value: size, .. }, b'\r') => Ok(State::SizeEnd { size }),
+        (State::Size { value: size, .. }, b';' | b' ' | b'\t') => Ok(State::Extension { size, length: 1 }),
+        (State::Extension { size, .. }, b'\r') => Ok(State::SizeEnd { size }),
+        (State::Extension { length, .. }, _) if length >= MAX_EXTENSION => Err("a chunk extension is too long"),
+        (State::Extension { size, length }, _) if byte != b'\n' => Ok(State::Extension { size, length: length + 1 }),
+        (State::SizeEnd { size: 0 }, b'\n') => Ok(State::Trailer { line: 0, total: 0 }),
+        (State::SizeEnd { size }, b'\n') => Ok(State::Data { left: size }),
+        (State::DataCr, b'\r') => Ok(State::DataLf),
+        (State::DataLf, b'\n') => Ok(State::Size { value: 0, digits: 0 }),
+        (State::Trailer { line, total }, b'\r') => Ok(State::TrailerEnd { line, total }),
+        (State::Trailer { total, .. }, _) if total >= MAX_TRAILER => Err("the trailer is too long"),
+        (State::Trailer { line, total }, _) if byte != b'\n' => Ok(State::Trailer { line: line + 1, total: total + 1 }),
+        (State::TrailerEnd { line: 0, .. }, b'\n') => Ok(State::Done),
+        (State::TrailerEnd { total, .. }, b'\n') => Ok(State::Trailer { line: 0, total }),
+        _ => Err("a chunk is not delimited by CRLF, or not as long as it says"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decodes `body`, handed over in pieces of `piece` bytes: what it says and what is left over.
+    fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), &'static str> {
+        let (mut decoder, mut text, mut taken) = (Decoder::new(), Vec::new(), 0);
+        for part in body.chunks(piece) {
+            let mut part = part;
+            loop {
+                let mut out = [0; 3];
+                let (took, gave) = decoder.decode(part, &mut out)?;
+                text.extend_from_slice(&out[..gave]);
+                (part, taken) = (&part[took..], taken + took);
+                if took == 0 || part.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok((text, taken, decoder.is_done()))
+    }
+
+    #[test]
+    fn however_it_is_cut_it_says_the_same() {
+        let body = b"5\r\nhello\r\n06;a=\"b\"\r\n world\r\n0\r\nTrailer: x\r\n\r\nGET /";
+        for piece in 1..body.len() {
+            assert_eq!(decode(body, piece), Ok((b"hello world".to_vec(), body.len() - 5, true)), "{piece}");
+        }
+        assert_eq!(decode(b"0\r\n\r\n", 9), Ok((Vec::new(), 5, true)));
+        assert_eq!(decode(b"A\r\n012345678", 9), Ok((b"012345678".to_vec(), 12, false)));
+    }
+
+    #[test]
+    fn what_is_malformed_is_refused() {
+        let long = format!("1;{}\r\n", "a".repeat(300));
+        let trailer = format!("0\r\n{}", "a: b\r\n".repeat(3000));
+        for body in [
+            "\r\n",
+            "g\r\n",
+            "-1\r\n",
+            "5\nhello",
+            "5\r\rhello",
+            "5\r\nhello!\r\n",
+            "5\r\nhello\n",
+            "1\r\na\r\r",
+            "10000000000000000\r\n",
+            "0\r\n\n",
+            "0\r\na\nb",
+            &long,
+            &trailer,
+        ] {
+            assert!(decode(body.as_bytes(), body.len()).is_err(), "{body:?}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The `Range` of a request (RFC 9110, section 14.2): one range of bytes. Several, other units and what is malformed are
+//! ignored, as a server may and must: the answer is the whole then.
+
+use std::ops;
+
+/// One range of bytes, of a content whose length is not known yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum Range {
+    /// From a position to another one, that included; or to the end.
+    From(u64, Option<u64>),
+    /// So many at the end.
+    Last(u64),
+}
+
+impl Range {
+    /// Reads the value of the field; none where it is to be ignored.
+    pub(in crate::http) fn parse(value: &str) -> Option<Range> {
+        let (unit, range) = value.split_once('=')?;
+        if !unit.trim().eq_ignore_ascii_case("bytes") {
+            return None;
+        }
+        let (first, last) = range.trim().split_once('-')?;
+        match (first, last) {
+            ("", last) => position(last).map(Range::Last),
+            (first, "") => position(first).map(|first| Range::From(first, None)),
+            (first, last) => {
+                let (first, last) = (position(first)?, position(last)?);
+                (first <= last).then_some(Range::From(first, Some(last)))
+            }
+        }
+    }
+
+    /// The part of a content of this length; none where there is no byte in it.
+    pub(in crate::http) fn within(self, length: u64) -> Option<ops::Range<u64>> {
+        let range = match self {
+            Range::From(first, last) => first..last.map_or(length, |last| length.min(last.saturating_add(1))),
+            Range::Last(count) => length.saturating_sub(count)..length,
+        };
+        (!range.is_empty()).then_some(range)
+    }
+}
+
+/// Decimal digits; more than can be counted are as good as the most.
+fn position(digits: &str) -> Option<u64> {
+    let all = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    all.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_ten_bytes() {
+        for (value, right) in [
+            ("bytes=0-0", Some(0..1)),
+            ("bytes=2-5", Some(2..6)),
+            ("bytes=2-", Some(2..10)),
+            ("bytes=9-", Some(9..10)),
+            ("bytes=0-9", Some(0..10)),
+            ("bytes=0-10", Some(0..10)),
+            ("bytes=0-99999999999999999999999", Some(0..10)),
+            ("bytes=-3", Some(7..10)),
+            ("bytes=-10", Some(0..10)),
+            ("bytes=-11", Some(0..10)),
+            ("bytes=-99999999999999999999999", Some(0..10)),
+            ("Bytes= 1-2 ", Some(1..3)),
+            ("bytes=001-002", Some(1..3)),
+            ("bytes=10-", None),
+            ("bytes=10-20", None),
+            ("bytes=-0", None),
+            ("bytes=18446744073709551615-", None),
+            ("bytes=99999999999999999999999-", None),
+        ] {
+            assert_eq!(Range::parse(value).unwrap().within(10), right, "{value}");
+        }
+    }
+
+    #[test]
+    fn of_nothing() {
+        for value in ["bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0"] {
+            assert_eq!(Range::parse(value).unwrap().within(0), None, "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_ignored() {
+        for value in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=1",
+            "bytes=5-2",
+            "bytes=0-1,4-5",
+            "bytes=0-1,",
+            "bytes=,0-1",
+            "bytes=a-b",
+            "bytes=+1-2",
+            "bytes=1 - 2",
+            "bytes=--1",
+            "bytes=-1-2",
+            "bytes=0x1-2",
+            "lines=0-1",
+            "0-1",
+            "bytes 0-1",
+        ] {
+            assert_eq!(Range::parse(value), None, "{value}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! Lines out of records: one splitter for each stream of the view, and the cursors that go with them.
+
+use std::io;
+use std::sync::Arc;
+
+use memchr::memchr;
+
+use crate::logs::cursor::Cursor;
+use crate::logs::lines::{Piece, Splitter};
+use crate::logs::log::{Bound, OutputLog};
+use crate::logs::long::Long;
+use crate::logs::record::{Kept, PerStream, Place};
+use crate::logs::records::{Peek, Records};
+use crate::logs::{Line, View};
+use crate::model::{Millis, Stream};
+
+/// What a [`Cutter`] comes upon.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A line, and the cursor after it.
+    Line(Line, Cursor),
+    /// A line that is too long to be held, and the cursor after it.
+    Long(Box<Long>, Cursor),
+    /// Bytes of the view that were dropped, and the cursor after them.
+    Gap(u64, Cursor),
+    /// The first whole line of a stream begins after this: what came before it was not told.
+    Synced,
+    /// The bound.
+    AtEnd,
+    /// It cannot be read now.
+    Failed(io::Error),
+}
+
+/// Where a reader begins in one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Begin {
+    /// Bytes of the stream before the first that counts.
+    pub(super) from: u64,
+    /// A line begins there. Otherwise what comes before the next line is passed over.
+    pub(super) synced: bool,
+}
+
+/// Cuts the records of one view into lines.
+pub(super) struct Cutter {
+    records: Records,
+    view: View,
+    lanes: PerStream<Lane>,
+    /// Whether lines carry their text: counting needs none.
+    pub(super) texts: bool,
+}
+
+/// One stream.
+struct Lane {
+    begin: Begin,
+    splitter: Splitter,
+    /// The record with the first byte that is held, or one before it.
+    origin: Place,
+    /// The record in which the held bytes came so close to the longest line that a cut may leave bytes from there on.
+    late: Place,
+    /// Of the last record that was read.
+    time: Millis,
+}
+
+impl Cutter {
+    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, place: Place, begin: PerStream<Begin>) -> Cutter {
+        let disk = log.disk();
+        let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
+        let lane = |begin| Lane { begin, splitter: splitter(), origin: place, late: place, time: 0 };
+        let lanes = PerStream { out: lane(begin.out), err: lane(begin.err) };
+        Cutter { records: Records::new(Arc::clone(log), bound, place), view, lanes, texts: true }
+    }
+
+    /// From the first byte ever on.
+    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> Cutter {
+        let begin = Begin { from: 0, synced: true };
+        Cutter::new(log, view, bound, Place::default(), PerStream { out: begin, err: begin })
+    }
+
+    /// Right after the item that had `cursor`; from the beginning where the cursor does not fit the log.
+    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> Cutter {
+        let Some(place) = find(log, cursor) else { return Cutter::from_beginning(log, view, bound) };
+        let begin = |from| Begin { from, synced: true };
+        Cutter::new(log, view, bound, place, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
+    }
+
+    /// Reads further than it was allowed to at first.
+    pub(super) fn set_bound(&mut self, bound: Bound) {
+        self.records.bound = bound;
+    }
+
+    /// The position, in bytes of records.
+    pub(super) fn at(&self) -> u64 {
+        self.records.at()
+    }
+
+    /// Whether whole lines of this stream have begun.
+    pub(super) fn synced(&self, stream: Stream) -> bool {
+        self.lanes.get(stream).begin.synced
+    }
+
+    /// Whether they have in every stream of the view.
+    pub(super) fn all_synced(&self) -> bool {
+        self.view.streams().iter().all(|stream| self.synced(*stream))
+    }
+
+    /// Gives back the memory that an unfinished line does not need.
+    pub(super) fn release(&mut self) {
+        self.records.release();
+        self.lanes.out.splitter.shrink();
+        self.lanes.err.splitter.shrink();
+    }
+
+    pub(super) fn next(&mut self) -> Event {
+        loop {
+            let event = match self.records.peek() {
+                Peek::Output(stream, _) if !self.view.has(stream) => {
+                    self.records.skip_record();
+                    None
+                }
+                Peek::Output(stream, time) => self.feed(stream, time),
+                Peek::Cut(time) => self.cut(time),
+                Peek::Dropped(kept) => self.dropped(kept),
+                Peek::AtEnd => Some(Event::AtEnd),
+                Peek::Failed(error) => Some(Event::Failed(error)),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    /// Ends the unfinished line of one stream, if any has one. `time` is that of the end, else that of its last byte.
+    pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<Event> {
+        self.view.streams().iter().find_map(|stream| self.flush_stream(*stream, time))
+    }
+
+    fn flush_stream(&mut self, stream: Stream, time: Option<Millis>) -> Option<Event> {
+        let end = self.records.count(stream);
+        let lane = self.lanes.get_mut(stream);
+        let time = time.unwrap_or(lane.time);
+        let cut = lane.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
+        let origin = lane.origin;
+        Some(self.event(cut, origin, end, end))
+    }
+
+    /// `end` is the number of bytes of the stream up to the end of the line, `next` up to where the next one begins.
+    fn event(&self, cut: Cut, place: Place, end: u64, next: u64) -> Event {
+        match cut {
+            Cut::Line(line) => Event::Line(line, self.cursor()),
+            Cut::Long { length, partial, timestamp, stream } => {
+                let bytes = end.saturating_sub(length as u64)..end;
+                let bound = self.records.bound;
+                let long = Long { bound, place, bytes, end: next, partial, timestamp, stream };
+                Event::Long(Box::new(long), self.cursor())
+            }
+        }
+    }
+
+    fn feed(&mut self, stream: Stream, time: Millis) -> Option<Event> {
+        let record = self.records.place();
+        let count = self.records.count(stream);
+        let lane = self.lanes.get_mut(stream);
+        let payload = self.records.payload();
+        lane.time = time;
+        if let Some(before) = lane.begin.from.checked_sub(count).filter(|before| *before > 0) {
+            let skipped = payload.len().min(usize::try_from(before).unwrap_or(usize::MAX));
+            self.records.take(skipped);
+            return None;
+        }
+        if !lane.begin.synced {
+            let newline = memchr(b'\n', payload);
+            let passed = newline.map_or(payload.len(), |at| at + 1);
+            lane.begin.synced = newline.is_some();
+            self.records.take(passed);
+            return newline.map(|_| Event::Synced);
+        }
+        let before = lane.splitter.held();
+        let fed = lane.splitter.feed(payload);
+        let used = fed.used;
+        let newline = fed.piece.is_some_and(|piece| !piece.partial);
+        let cut = fed.piece.map(|piece| cut_out(piece, time, stream, self.texts));
+        let first = if before > 0 { lane.origin } else { record };
+        // A cut leaves three bytes at the most.
+        let late = self.records.log.disk().max_line.saturating_sub(3);
+        if before <= late && before + used > late {
+            lane.late = record;
+        }
+        let held = lane.splitter.held() as u64;
+        let next = count + used as u64 - held;
+        if held > 0 && (cut.is_some() || before == 0) {
+            lane.origin = if next >= *record.counts.get(stream) { record } else { lane.late };
+        }
+        self.records.take(used);
+        cut.map(|cut| self.event(cut, first, next - u64::from(newline), next))
+    }
+
+    fn cut(&mut self, time: Millis) -> Option<Event> {
+        if let Some(event) = self.flush(Some(time)) {
+            return Some(event);
+        }
+        self.records.take_cut();
+        self.sync().then_some(Event::Synced)
+    }
+
+    /// Lines begin here in both streams; false when that was known.
+    fn sync(&mut self) -> bool {
+        let mut news = false;
+        for &stream in self.view.streams() {
+            let begin = &mut self.lanes.get_mut(stream).begin;
+            news |= !begin.synced;
+            begin.synced = true;
+        }
+        news
+    }
+
+    /// Goes over what was dropped. A stream that lost nothing there goes on as if nothing had been; one that did goes on
+    /// with its next line, and has lost all of the one before it that was not given.
+    fn dropped(&mut self, kept: Kept) -> Option<Event> {
+        let Kept { place, lines } = kept;
+        let cut_lost = place.cuts > self.records.place().cuts;
+        let torn = |stream: Stream, read: u64| read < *place.counts.get(stream);
+        for &stream in self.view.streams() {
+            // Where the cut is all that a line lost, it is whole.
+            if cut_lost
+                && !torn(stream, self.read(stream))
+                && let Some(event) = self.flush_stream(stream, None)
+            {
+                return Some(event);
+            }
+        }
+        let mut lost = 0;
+        for &stream in self.view.streams() {
+            let read = self.read(stream);
+            if torn(stream, read) {
+                let (lane, begin) = (self.lanes.get_mut(stream), *lines.get(stream));
+                let given = read.saturating_sub(lane.splitter.held() as u64);
+                lost += begin.saturating_sub(given);
+                lane.splitter.clear();
+                lane.begin = Begin { from: begin, synced: true };
+            }
+        }
+        self.records.jump(place);
+        let news = cut_lost && self.sync();
+        match lost {
+            0 => news.then_some(Event::Synced),
+            _ => Some(Event::Gap(lost, self.cursor())),
+        }
+    }
+
+    /// Bytes of this stream that were read (or given, before the cursor).
+    fn read(&self, stream: Stream) -> u64 {
+        self.records.count(stream).max(self.lanes.get(stream).begin.from)
+    }
+
+    /// The place right after what was given.
+    pub(super) fn cursor(&self) -> Cursor {
+        let mut start = self.records.place();
+        let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
+        for &stream in self.view.streams() {
+            let lane = self.lanes.get(stream);
+            let held = lane.splitter.held() as u64;
+            let from = from.get_mut(stream);
+            *from = from.saturating_sub(held).max(lane.begin.from);
+            if held > 0 && lane.origin.at < start.at {
+                start = lane.origin;
+            }
+        }
+        Cursor { log: self.records.log.tag(), at: start.at, base: start.counts, from }
+    }
+}
+
+/// A piece that does not borrow from the splitter any more.
+enum Cut {
+    Line(Line),
+    Long { length: usize, partial: bool, timestamp: Millis, stream: Stream },
+}
+
+fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> Cut {
+    let Piece { bytes, length, partial } = piece;
+    let text = match bytes {
+        _ if !with_text => String::new(),
+        Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        None => return Cut::Long { length, partial, timestamp, stream },
+    };
+    Cut::Line(Line { text, partial, timestamp, stream })
+}
+
+/// The place of the record that `cursor` begins with; None when there is no such thing.
+fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
+    let end = log.snapshot().end;
+    let beyond = cursor.from.out > end.counts.out || cursor.from.err > end.counts.err || cursor.at > end.at;
+    if cursor.log != log.tag() || beyond {
+        return None;
+    }
+    if cursor.at == end.at {
+        return Some(end);
+    }
+    let Some(floor) = log.floor(cursor.at) else {
+        // Dropped. What was lost since is counted by what the cursor says of itself.
+        return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 });
+    };
+    // A position inside a record must not be taken for one: what a process wrote may look like a header.
+    let mut records = Records::new(Arc::clone(log), Bound::At(end), floor);
+    while records.place().at < cursor.at {
+        match records.peek() {
+            Peek::Output(..) => records.skip_record(),
+            Peek::Cut(_) => records.take_cut(),
+            Peek::Dropped(_) => return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 }),
+            Peek::AtEnd | Peek::Failed(_) => return None,
+        }
+    }
+    (records.place().at == cursor.at).then(|| records.place())
+}
