@@ -4,8 +4,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use tl_os::signals::SignalThread;
 use tl_supervisor::http::{Auth, Options, Server};
-use tl_supervisor::signals::SignalThread;
 use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, Supervisor, UserSpec};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -2,6 +2,9 @@
 //!
 //! See `docs/design.md` for the threads and who owns what.
 
+#![forbid(unsafe_code)]
+
+mod clock;
 pub mod error;
 mod files;
 mod health;
@@ -9,16 +12,13 @@ pub mod http;
 pub mod logs;
 pub mod model;
 mod oom;
-pub mod os;
 mod output;
 pub mod pending;
-pub mod signals;
 pub mod supervisor;
 pub mod terminal;
 mod trees;
 mod unit;
 mod users;
-pub mod worker;
 
 pub use error::{Error, SpecError};
 pub use model::terminal_size::Window;

@@ -7,9 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::os::cgroup::oom_kills;
-use crate::os::poll::{Events, Waker, wait};
-use crate::worker;
+use tl_os::cgroup::oom_kills;
+use tl_os::poll::{Events, Waker, wait};
+use tl_os::thread;
 
 /// Longer than the file ever is.
 const LENGTH: usize = 4096;
@@ -44,7 +44,7 @@ impl OomThread {
             }
         };
         // Without it a kill for want of memory is only told less exactly.
-        let thread = worker::spawn("oom", body, || {})?;
+        let thread = thread::spawn("oom", body, || {})?;
         Ok(OomThread { waker, thread: Some(thread) })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use crate::error::Error;
-use crate::os::poll::Waker;
+use tl_os::poll::Waker;
 
 /// The asking end: an answer, or the reason why there is none.
 #[derive(Debug)]

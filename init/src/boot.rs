@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use tl_supervisor::os::cgroup::{self, Settled};
-use tl_supervisor::os::{limits, loopback};
-use tl_supervisor::worker;
+use tl_os::cgroup::{self, Settled};
+use tl_os::thread;
+use tl_os::{limits, loopback};
 
 use crate::files;
 use crate::mounts::{self, Mount};
@@ -84,7 +84,7 @@ pub(crate) fn load_seed(report: &Report) {
         reported.step("random seed", seed::load);
         Ok(())
     };
-    if let Err(error) = worker::spawn("seed", load, || {}) {
+    if let Err(error) = thread::spawn("seed", load, || {}) {
         report.failed("random seed", &error.to_string());
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use env_logger::{Builder, Target};
 use log::LevelFilter;
-use tl_supervisor::os::poll::{self, Events};
+use tl_os::poll::{self, Events};
 
 use crate::args::LogFormat;
 

@@ -3,6 +3,7 @@
 // Rust's own start ends the process where descriptors 0 to 2 are closed and there is no /dev/null: so it is in an
 // initramfs without /dev. Ours opens them first.
 #![cfg_attr(not(test), no_main)]
+#![forbid(unsafe_code)]
 
 mod args;
 mod boot;
@@ -20,7 +21,7 @@ mod services;
 mod signals;
 mod start;
 
-use std::ffi::{OsString, c_char, c_int};
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::catch_unwind;
 use std::time::Instant;
@@ -29,23 +30,23 @@ use args::{Asked, Given};
 use poweroff::Ending;
 use report::Report;
 use role::Role;
+use tl_os::{allocator, disposition};
 use tl_supervisor::http::EndAction;
-use tl_supervisor::os::{allocator, disposition};
 
 /// Small allocations have a reserve: an end of memory must not be the end of PID 1.
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
-/// Where the C library hands over; std has the arguments from it already. In a build of the unit tests, their harness
-/// has a `main` of its own.
-// SAFETY: no other symbol of this program has that name, and the signature is what the C library calls.
-#[cfg_attr(not(test), unsafe(export_name = "main"))]
+// In a build of the unit tests, their harness has a `main` of its own.
+#[cfg(not(test))]
+tl_os::entry_point!(main);
+
 #[cfg_attr(test, allow(dead_code))]
-extern "C" fn c_main(_count: c_int, _arguments: *const *const c_char) -> c_int {
+fn main() -> u8 {
     let begun = Instant::now();
     // A panic must not cross into C.
     let end = catch_unwind(|| start(begun));
-    end.unwrap_or_else(|_| poweroff::after_panic(Role::find())).into()
+    end.unwrap_or_else(|_| poweroff::after_panic(Role::find()))
 }
 
 /// Gives the exit status; on a machine it does not return.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use tl_supervisor::os::poll::Waker;
-use tl_supervisor::os::pty;
-use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, UnitId, worker};
+use tl_os::poll::Waker;
+use tl_os::pty;
+use tl_os::thread;
+use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, UnitId};
 
 use crate::role::Role;
 use crate::run::Event;
@@ -65,7 +66,7 @@ pub(crate) fn start(handle: &Handle, spec: ProcessSpec, tell: Sender<Event>) -> 
         };
         end.map_or(Ok(()), |end| tell.send(end).map_err(std::io::Error::other))
     };
-    worker::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1)))).map_err(failed)?;
+    thread::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1)))).map_err(failed)?;
     Ok(unit)
 }
 

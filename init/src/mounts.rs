@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, access};
-use tl_supervisor::os::mountinfo::{self, Mount as Mounted};
+use tl_os::mountinfo::{self, Mount as Mounted};
 
 use crate::role::Role;
 

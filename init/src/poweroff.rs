@@ -7,9 +7,10 @@ use crossbeam_channel::bounded;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
+use tl_os::thread;
+use tl_os::tree::kill_everything;
+use tl_supervisor::Supervisor;
 use tl_supervisor::http::EndAction;
-use tl_supervisor::os::tree::kill_everything;
-use tl_supervisor::{Supervisor, worker};
 
 use crate::role::Role;
 use crate::{mounts, seed};
@@ -67,7 +68,7 @@ pub(crate) fn within<T: Send + 'static>(
         let _ = tell.send(body());
         Ok(())
     };
-    if let Err(error) = worker::spawn(name, body, || {}) {
+    if let Err(error) = thread::spawn(name, body, || {}) {
         log::error!("no thread for {name}: {error}");
     }
     done.recv_timeout(patience).ok()

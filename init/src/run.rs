@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
 use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
+use tl_os::signals::{Received, SignalThread};
+use tl_os::thread;
+use tl_os::wait::TraceStop;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
-use tl_supervisor::os::wait::TraceStop;
 use tl_supervisor::pending::Pending;
-use tl_supervisor::signals::{Received, SignalThread};
-use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId, worker};
+use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId};
 
 use crate::args::Given;
 use crate::poweroff::{self, DISK_PATIENCE, Ending, last_resort};
@@ -225,7 +226,7 @@ impl Main {
             }
             Ok(())
         };
-        if let Err(error) = worker::spawn("services", body, || log::error!("the services thread has ended")) {
+        if let Err(error) = thread::spawn("services", body, || log::error!("the services thread has ended")) {
             report.failed("services", &error.to_string());
             log::error!("services: {error}");
         }

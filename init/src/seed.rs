@@ -4,7 +4,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
-use tl_supervisor::os::random;
+use tl_os::random;
 
 const DIR: &str = "/var/lib/tl-init";
 const FILE: &str = "/var/lib/tl-init/random-seed";

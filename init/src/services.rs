@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tl_os::poll::Waker;
 use tl_supervisor::http::{BootService, parse_process};
-use tl_supervisor::os::poll::Waker;
 use tl_supervisor::pending::Pending;
 use tl_supervisor::supervisor::Started;
 use tl_supervisor::{Handle, Pid, ProcessSpec, Target, UnitId};

@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{Gid, Uid, fchown};
 
-use crate::os::xattr;
+use tl_os::xattr;
 
 /// Attributes that belong to the old content.
 const OF_THE_CONTENT: [&CStr; 3] = [c"security.capability", c"security.ima", c"security.evm"];

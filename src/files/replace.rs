@@ -27,7 +27,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use super::condition::{Condition, Unmet};
 use super::walk::{Place, look, magic_link, open, open_regular, sync, sync_dir};
 use super::{FileError, FilePath, attributes, is, unsigned};
-use crate::os::random;
+use tl_os::random;
 
 /// As much is copied at once.
 const BUFFER: usize = 64 << 10;

@@ -285,10 +285,10 @@ fn without_proc() {
             put(at("made/file"), content).unwrap();
             assert_eq!(get(at("made/file")).unwrap(), content);
             fs::set_permissions(at("made/file"), PermissionsExt::from_mode(0o640)).unwrap();
-            crate::os::xattr::set(File::open(at("made/file")).unwrap(), c"user.note", b"kept").unwrap();
+            tl_os::xattr::set(File::open(at("made/file")).unwrap(), c"user.note", b"kept").unwrap();
         }
         put(at("made/file"), b"third").unwrap();
-        let note = crate::os::xattr::get(File::open(at("made/file")).unwrap(), c"user.note").unwrap();
+        let note = tl_os::xattr::get(File::open(at("made/file")).unwrap(), c"user.note").unwrap();
         assert_eq!((mode(&at("made/file")), note), (0o640, Some(b"kept".to_vec())));
         assert_eq!((list(&path(at("made"))).unwrap().get(1), names(&at("made"))), (None, vec!["file".to_owned()]));
         nix::unistd::mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();

@@ -25,7 +25,7 @@ use mio::{Events, Poll, Token, Waker};
 use self::probe::{Outcome, Probe};
 use crate::health::schedule::{Due, Schedule, Timing};
 use crate::model::{HealthCheck, RunNo, UnitId};
-use crate::worker;
+use tl_os::thread;
 
 /// How one finished probe of one run of a unit ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Health {
             manners: Manners::default(),
             starved: false,
         };
-        let thread = worker::spawn("health", move || actor.run(), died)?;
+        let thread = thread::spawn("health", move || actor.run(), died)?;
         Ok(Health { commands: Some(commands), waker, thread: Some(thread) })
     }
 

@@ -38,7 +38,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::supervisor::Handle;
-use crate::worker;
+use tl_os::thread;
 
 pub use api::processes::{InvalidBody, parse_process};
 use api::routes::Api;
@@ -143,7 +143,7 @@ impl Server {
             acceptor.run();
             Ok(())
         };
-        let thread = worker::spawn("http-accept", accept, || {})?;
+        let thread = thread::spawn("http-accept", accept, || {})?;
         Ok(Server { local_addr, house, acceptor: Mutex::new(Some(thread)) })
     }
 

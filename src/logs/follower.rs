@@ -11,7 +11,7 @@ use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{From, Item, View, tail};
 use crate::logs::line_reader::{Cutter, Event};
-use crate::os::poll::{self, Events, Waker};
+use tl_os::poll::{self, Events, Waker};
 
 /// What a follower comes upon, where a long line need not be held in memory.
 pub(crate) enum Part {

@@ -14,7 +14,7 @@ use super::{EndWatch, lock};
 use crate::logs::retention::Holding;
 use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
-use crate::os::poll::{Events, Waker, wait};
+use tl_os::poll::{Events, Waker, wait};
 
 /// One unit's log. Its files go when the last reference goes (retention dropped the unit).
 pub struct OutputLog {

@@ -21,6 +21,10 @@ pub type Pid = i32;
 /// Milliseconds since the Unix epoch.
 pub type Millis = u64;
 
+/// The variable that names the run which a process was started in, as systemd's does (systemd.exec(5)). Children inherit
+/// it, which tells whose they are when nothing else does.
+pub(crate) const INVOCATION_ID: &str = "INVOCATION_ID";
+
 /// Counts the starts of one unit: 1 is its first run.
 pub type RunNo = u64;
 

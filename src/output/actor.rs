@@ -17,10 +17,10 @@ use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::terminal_size::Window;
 use crate::model::{RunNo, Stream, UnitId};
-use crate::os::pipe::has_reader;
-use crate::os::pty;
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
+use tl_os::pipe::has_reader;
+use tl_os::pty::{self, Size};
 
 /// Messages taken in a row before the pipes have their turn.
 const MESSAGES: usize = 256;
@@ -265,7 +265,8 @@ impl Actor {
         let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
         let mut sources = run.tokens.iter().filter_map(|token| self.sources.get(token));
         let master = sources.find(|source| !matches!(source.kind, Kind::Report)).ok_or_else(|| closed(key.0))?;
-        pty::resize(&master.fd, window).map_err(|error| Error::from_io("resizing a terminal", &error))?;
+        pty::resize(&master.fd, Size { rows: window.rows, cols: window.cols })
+            .map_err(|error| Error::from_io("resizing a terminal", &error))?;
         terminal.set_window(window);
         Ok(())
     }

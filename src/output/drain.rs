@@ -4,9 +4,9 @@ use mio::Token;
 
 use super::actor::{Actor, Drain, Kind, Source};
 use super::{Notice, RunKey};
-use crate::os::clock::wall;
-use crate::os::pipe::bytes_in;
-use crate::os::pty::HELD;
+use crate::clock::wall;
+use tl_os::pipe::bytes_in;
+use tl_os::pty::HELD;
 
 impl Actor {
     /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.

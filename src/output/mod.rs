@@ -20,12 +20,12 @@ use mio::{Poll, Token, Waker};
 use crate::logs::OutputLog;
 use crate::model::RunKey;
 use crate::model::terminal_size::Window;
-use crate::os::spawn::ExecFailure;
 use crate::pending::Reply;
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
-use crate::worker;
 use actor::Actor;
+use tl_os::spawn::ExecFailure;
+use tl_os::thread;
 
 /// What the thread has found out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl Output {
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let (messages, inbox) = unbounded();
         let mut actor = Actor::new(poll, inbox, Box::new(notify));
-        let thread = worker::spawn("output", move || actor.run(), died)?;
+        let thread = thread::spawn("output", move || actor.run(), died)?;
         Ok(Output { sender: OutputSender { messages, waker }, thread: Some(thread) })
     }
 

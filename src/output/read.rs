@@ -12,9 +12,9 @@ use nix::unistd::read;
 
 use super::actor::{Actor, Drain, Kind, Source};
 use super::{Notice, RunKey};
+use crate::clock::wall;
 use crate::model::Stream;
-use crate::os::clock::wall;
-use crate::os::spawn::{ExecFailure, ReportBuffer};
+use tl_os::spawn::{ExecFailure, ReportBuffer};
 
 /// Room for one read, in bytes: as much as an unprivileged process can make a pipe hold (pipe(7), `pipe-max-size`).
 ///

@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use super::launch::{launch, stdio};
+use crate::clock;
 use crate::error::Error;
 use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
-use crate::os::accounts;
-use crate::os::clock;
-use crate::os::launch::Launch;
-use crate::os::random;
-use crate::os::tree::{self, Marks};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::entry::Tree;
 use crate::supervisor::fd_budget;
 use crate::unit::{Action, Event, Now};
+use crate::users;
+use tl_os::random;
+use tl_os::tree::{self, Marks};
 
 impl Actor {
     /// Gives an event to a unit and performs what follows, and what follows from that.
@@ -135,11 +135,12 @@ impl Actor {
         self.retire((id, run.saturating_sub(1)), old);
         let slot = self.parts.fleet.get(id).ok_or_else(gone)?;
         let spec = &slot.data.spec;
-        let identity = accounts::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
+        let identity = users::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
-        let launch = Launch::new(spec, &identity, &self.parts.base_env, &invocation)?;
+        let launch = launch(spec, &identity, &self.parts.base_env, &invocation)?;
         let spawner = &self.parts.spawner;
-        let started = self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(spec, &launch, leaf));
+        let started =
+            self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tree::Marked(Marks::new(child.pid, &invocation, outputs)), Tree::Leaf);

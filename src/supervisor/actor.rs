@@ -11,17 +11,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::cgroups::Cgroups;
 use super::entry::{Entry, Slot, Tree, info};
 use super::handle::{Counts, Started, Stdin};
+use super::launch::{exit, explain};
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::shutdown::Shutdown;
 use super::trees::Trees;
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::logs::LogStore;
 use crate::model::{Exit, Pid, ProcessSpec, RunKey, SignalScope, StdinMode, Target, UnitId, UserSpec};
-use crate::os::clock::Clock;
-use crate::os::spawn::Spawner;
-use crate::os::tree;
-use crate::os::wait::{ChildEvent, Reaped, TraceStop, next_event};
 use crate::output::{Message as ToOutput, Notice, Output};
 use crate::pending::Reply;
 use crate::supervisor::fd_budget::Share;
@@ -29,6 +27,9 @@ use crate::terminal::Backlog;
 use crate::trees;
 use crate::unit::fleet::Fleet;
 use crate::unit::{Event, Now, Unit};
+use tl_os::spawn::Spawner;
+use tl_os::tree;
+use tl_os::wait::{ChildEvent, Reaped, TraceStop, next_event};
 
 /// How long a DELETE is held while the tree is not gone yet (section 5).
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -338,7 +339,7 @@ impl Actor {
         }
         let event = match notice {
             Notice::ExecOk => Event::ExecOk,
-            Notice::ExecFailed(failure) => Event::ExecFailed(failure.explain(&slot.data.spec)),
+            Notice::ExecFailed(failure) => Event::ExecFailed(explain(failure, &slot.data.spec)),
             Notice::Drained => Event::Drained,
             Notice::StdinClosed => {
                 slot.data.stdin_open = false;
@@ -369,7 +370,7 @@ impl Actor {
 
     fn reaped(&mut self, reaped: Reaped, now: Now) {
         match self.parts.fleet.led_by(reaped.pid) {
-            Some(id) => self.leader_ended(id, reaped.exit, now),
+            Some(id) => self.leader_ended(id, exit(reaped.exit), now),
             None => {
                 self.parts.fleet.reaped(reaped.pid);
                 self.trees.orphan_reaped(now.mono);

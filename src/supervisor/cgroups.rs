@@ -13,8 +13,8 @@ use super::entry::Tree;
 use super::message::Message;
 use crate::model::{Pid, UnitId};
 use crate::oom::OomThread;
-use crate::os::cgroup::{Leaf, Slice};
-use crate::os::fork::{Failure, probe};
+use tl_os::cgroup::{Leaf, Slice};
+use tl_os::fork::{Failure, probe};
 
 /// What it means for a unit to have no cgroup.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";

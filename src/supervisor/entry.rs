@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
-use crate::os::cgroup::Leaf;
-use crate::os::tree::Marks;
 use crate::pending::Reply;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
 use crate::unit::fleet;
+use tl_os::cgroup::Leaf;
+use tl_os::tree::Marks;
 
 use super::handle::Started;
 use super::pty::SessionKey;

@@ -11,9 +11,9 @@ use super::message::{Command, Message};
 use crate::error::Error;
 use crate::logs::{Follower, From, OutputLog, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, SignalScope, Target, UnitId, UserSpec};
-use crate::os::poll::Waker;
 use crate::output::{Message as ToOutput, OutputSender};
 use crate::pending::{Pending, Reply, pending};
+use tl_os::poll::Waker;
 
 /// Asks the supervisor. Cheap to clone; every call is answered in microseconds unless its documentation says otherwise.
 ///

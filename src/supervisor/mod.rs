@@ -6,6 +6,7 @@ mod cgroups;
 mod entry;
 pub(crate) mod fd_budget;
 mod handle;
+mod launch;
 mod message;
 mod probes;
 mod pty;
@@ -32,20 +33,20 @@ pub use pty::{Attached, SessionKey};
 use crate::health::Health;
 use crate::logs::{Limits, LogStore};
 use crate::model::UserSpec;
-use crate::os::limits::{self, become_subreaper};
-use crate::os::spawn::Spawner;
-use crate::os::tasks;
-use crate::os::wait::TraceStop;
 use crate::output::Output;
-use crate::signals::SignalThread;
 use crate::supervisor::fd_budget::{Budget, Share};
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
-use crate::worker;
 use actor::{Actor, Parts};
 use cgroups::Cgroups;
 use message::{Command, Message};
 use probes::{News, Probes};
+use tl_os::limits::{self, become_subreaper};
+use tl_os::signals::SignalThread;
+use tl_os::spawn::Spawner;
+use tl_os::tasks;
+use tl_os::thread;
+use tl_os::wait::TraceStop;
 
 /// What a supervisor is made of; the defaults are those of section 7.
 #[derive(Debug)]
@@ -221,7 +222,7 @@ impl Builder {
             drop(tell);
             Ok(())
         };
-        let thread = worker::spawn("supervisor", body, || {})?;
+        let thread = thread::spawn("supervisor", body, || {})?;
         // A child that ended before the signals were watched.
         let _ = messages.send(Message::Child);
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
@@ -231,7 +232,12 @@ impl Builder {
 
 /// Gets the cgroups ready, with a limit on the tasks of their units. Gives RLIMIT_NPROC for what no cgroup limits.
 fn limit_tasks(cgroups: Cgroups, asked: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
-    let kernel = tasks::allowed();
+    let kernel = task_limit::Kernel {
+        pids: tasks::pid_max(),
+        threads: tasks::threads_max(),
+        cgroup: tasks::lowest_pids_max(),
+        own_users: tasks::has_own_users(),
+    };
     let cgroups = cgroups.prepared(asked.unwrap_or_else(|| kernel.for_all(connections)));
     let most = asked.or_else(|| kernel.for_each_user(connections));
     let nproc = most.map_or(Ok(None), tasks::lower_nproc).unwrap_or_else(|error| {

@@ -10,12 +10,12 @@ use super::message::{Command, Message};
 use crate::error::Error;
 use crate::model::terminal_size::Window;
 use crate::model::{ProcessSpec, UnitId};
-use crate::os::poll::Waker;
-use crate::os::random::hex;
 use crate::output::Message as ToOutput;
 use crate::pending::{Pending, pending};
 use crate::terminal::session::SessionInfo;
 use crate::terminal::{Terminal, Viewer};
+use tl_os::poll::Waker;
+use tl_os::random::hex;
 
 /// What it takes to attach to a session.
 #[derive(Clone, PartialEq, Eq)]

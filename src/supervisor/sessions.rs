@@ -11,11 +11,11 @@ use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
-use crate::os::allocator;
 use crate::pending::Reply;
 use crate::terminal::Terminal;
 use crate::terminal::session::{Due, Life, SessionInfo, exit_code};
 use crate::unit::{Event, Now, Unit};
+use tl_os::allocator;
 
 /// The memory of a session that held so much is given back to the kernel.
 const LARGE: u64 = 64 << 10;

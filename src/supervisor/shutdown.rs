@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::actor::Actor;
 use crate::error::Error;
 use crate::model::MAX_MS;
-use crate::os::wait::has_children;
 use crate::pending::Reply;
 use crate::unit::{Event, Now};
+use tl_os::wait::has_children;
 
 /// What SIGKILL has not ended by then (in the kernel's hands, state D) is left to the kernel.
 const KILL_TIME: Duration = Duration::from_secs(2);

@@ -129,7 +129,7 @@ fn a_spec_that_would_be_done_in_part_only_is_refused_before_anything_is_asked() 
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
     let on_terminal = || ProcessSpec::command("sh").terminal(crate::model::terminal_size::Window::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");
-    let waker = Arc::new(crate::os::poll::Waker::new().unwrap());
+    let waker = Arc::new(tl_os::poll::Waker::new().unwrap());
     invalid(handle.begin_start(on_terminal().build().unwrap(), waker).1.wait().unwrap_err(), "terminal");
     invalid(handle.open_pty(on_terminal().timeout(LONG).build().unwrap()).unwrap_err(), "timeout");
     assert!(inbox.is_empty());

@@ -12,10 +12,10 @@ use std::time::Duration;
 use super::actor::Actor;
 use super::entry::Tree;
 use crate::model::{Pid, RunKey, UnitId};
-use crate::os::tree::{self, Marks};
 use crate::pending::Reply;
 use crate::trees::{Hold, Job, Report};
 use crate::unit::{Event, Now};
+use tl_os::tree::{self, Marks};
 
 /// Time to the first look at a tree that something waits for; it doubles from look to look. A cgroup can become empty a
 /// moment after its last process has been reaped.

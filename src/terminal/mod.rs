@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
 use crate::model::terminal_size::Window;
-use crate::os::poll::Waker;
 use crate::terminal::ring::Ring;
+use tl_os::poll::Waker;
 
 /// What a viewer that comes later gets to see (section 11).
 pub const REPLAY: usize = 1 << 20;
@@ -323,9 +323,9 @@ impl Drop for Viewer {
 mod tests {
     use super::*;
     use crate::model::Exit;
-    use crate::os::poll::{Events, wait};
     use std::os::fd::AsFd;
     use std::time::Instant;
+    use tl_os::poll::{Events, wait};
 
     const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
 

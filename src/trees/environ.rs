@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::os::launch::INVOCATION_ID;
-use crate::os::procfs::{Identity, Process, is_still_there, variable};
-use crate::worker;
+use crate::model::INVOCATION_ID;
+use tl_os::procfs::{Identity, Process, is_still_there, variable};
+use tl_os::thread;
 
 /// How long one environment may take. What comes later is known at the next look.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -87,7 +87,7 @@ impl Environ {
                 drop(alive);
                 Ok(())
             };
-            match worker::spawn("environ", body, || {}) {
+            match thread::spawn("environ", body, || {}) {
                 Ok(_) => self.reader = Some(Reader { ask, done }),
                 Err(error) => log::warn!("no thread to read environments: {error}"),
             }

@@ -16,14 +16,14 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::{Pid, RunKey};
-use crate::os::cgroup::Leaf;
-use crate::os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
-use crate::os::tree::{
+use crate::pending::Reply;
+use environ::Environ;
+use tl_os::cgroup::Leaf;
+use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
+use tl_os::thread;
+use tl_os::tree::{
     HANG_UP, Marks, Orphans, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants,
 };
-use crate::pending::Reply;
-use crate::worker;
-use environ::Environ;
 
 /// Maximum number of passes over the orphans when a run is killed again.
 const CATCHES: usize = 1_000;
@@ -109,7 +109,7 @@ impl Trees {
             actor.run();
             Ok(())
         };
-        Ok(Trees { jobs, thread: Some(worker::spawn("trees", body, died)?) })
+        Ok(Trees { jobs, thread: Some(thread::spawn("trees", body, died)?) })
     }
 
     /// Hands it a job. `leaders`: those of all units that have not been reaped.

@@ -14,11 +14,11 @@ use tungstenite::{Bytes, Error as WsError, Message, WebSocket};
 
 use crate::error::Error;
 use crate::model::terminal_size::Window;
-use crate::os::poll::{self, Events, Waker};
 use crate::pending::Pending;
 use crate::supervisor::{Attached, SessionKey};
 use crate::terminal::Seen;
 use crate::terminal::session::exit_code;
+use tl_os::poll::{self, Events, Waker};
 
 use crate::http::api::routes::Api;
 use crate::http::message::request::Request;

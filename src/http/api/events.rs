@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::logs::{Cursor, Follower, Item, LongText, Part, Text};
 use crate::model::{Millis, RunEnd, Stream as Source};
-use crate::os::poll::Waker;
+use tl_os::poll::Waker;
 
 use crate::http::json::text;
 use crate::http::message::response::Stream;

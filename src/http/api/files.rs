@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::error::Error;
 use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
-use crate::os::accounts;
-use crate::os::fsuser::Acting;
+use crate::users;
+use tl_os::fsuser::Acting;
 
 use crate::http::api::routes::Api;
 use crate::http::json::user::parse_user;
@@ -32,14 +32,14 @@ fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem
     let path = path.ok_or_else(|| Problem::Invalid("the query parameter `path` is missing".to_owned()))?;
     let asked = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
     let default = api.handle.default_user();
-    let user = accounts::resolve(asked.as_ref().unwrap_or(default))?;
+    let user = users::resolve(asked.as_ref().unwrap_or(default))?;
     // Whoever acts, a relative path is in the default user's home (section 10).
     let path = match (path.first(), &asked) {
         (Some(b'/'), _) | (_, None) => FilePath::parse(&path, &user.home)?,
-        _ => FilePath::parse(&path, &accounts::resolve(default)?.home)?,
+        _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
     };
     let failed = |error| Error::from_io(&format!("acting as the user {:?}", user.name), &error);
-    Ok((Acting::begin(&user).map_err(failed)?, path))
+    Ok((Acting::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
 }
 
 /// The content, or the part of it that the client wants.

@@ -14,7 +14,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::frame::{Frame, FrameSocket};
 use tungstenite::{Bytes, Error as WsError};
 
-use crate::os::poll::{self, Events};
+use tl_os::poll::{self, Events};
 
 use crate::http::message::request::Request;
 use crate::http::message::response::Answer;

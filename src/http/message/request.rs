@@ -9,8 +9,8 @@ use std::time::Instant;
 use tiny_http::Method;
 
 use crate::error::Error;
-use crate::os::allocator;
-use crate::os::poll::Waker;
+use tl_os::allocator;
+use tl_os::poll::Waker;
 
 use crate::http::message::body::Body;
 use crate::http::message::head::Head;

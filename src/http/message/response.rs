@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::os::poll::Waker;
+use tl_os::poll::Waker;
 
 use crate::http::json;
 use crate::http::message::response_head::{Ending, Reply};

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
-use crate::os::allocator;
-use crate::os::poll::{self, Events};
-use crate::worker;
+use tl_os::allocator;
+use tl_os::poll::{self, Events};
+use tl_os::thread;
 
 use crate::http::Options;
 use crate::http::message::response_head::{Ending, out_of};
@@ -205,7 +205,7 @@ impl Acceptor {
             }
             Ok(())
         };
-        let Err(error) = worker::spawn("http-conn", serve, || {}) else { return };
+        let Err(error) = thread::spawn("http-conn", serve, || {}) else { return };
         self.warn("threads in reserve serve short requests only", &error);
         let Some(seated) = take(&seated) else { return };
         if let Err(seated) = self.reserve.take(seated) {

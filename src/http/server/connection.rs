@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tiny_http::Method;
 
 use crate::error::Error;
-use crate::os::fsuser;
-use crate::os::poll::Events;
+use tl_os::fsuser;
+use tl_os::poll::Events;
 
 use crate::http::Options;
 use crate::http::message::body::Body;

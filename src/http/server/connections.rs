@@ -15,7 +15,7 @@ use std::sync::atomic::{
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::os::poll::Waker;
+use tl_os::poll::Waker;
 
 use crate::http::server::memory::Pool;
 

@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::worker;
+use tl_os::thread;
 
 use crate::http::Options;
 use crate::http::server::connection::{Connection, Service};
@@ -55,7 +55,7 @@ impl Reserve {
                 }
                 Ok(())
             };
-            worker::spawn("http-reserve", serve, || {})?;
+            thread::spawn("http-reserve", serve, || {})?;
         }
         Ok(reserve)
     }

@@ -5,9 +5,9 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use crate::os::allocator;
-use crate::os::poll::{self, Events, Waker};
-use crate::os::tcp;
+use tl_os::allocator;
+use tl_os::poll::{self, Events, Waker};
+use tl_os::tcp;
 
 use crate::http::server::connections::{Phase, Seated};
 use crate::http::server::memory::{Grant, Pool};

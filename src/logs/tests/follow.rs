@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::os::poll::{Events, wait};
+use tl_os::poll::{Events, wait};
 
 fn woken(waker: &Waker) -> bool {
     let [events] = wait([(waker.as_fd(), Events::READ)], Some(Instant::now())).unwrap();

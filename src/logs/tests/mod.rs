@@ -17,7 +17,7 @@ use super::store::Disk;
 use super::*;
 use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
-use crate::os::poll::Waker;
+use tl_os::poll::Waker;
 
 pub(super) const OUT: Stream = Stream::Stdout;
 pub(super) const ERR: Stream = Stream::Stderr;

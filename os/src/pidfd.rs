@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use crate::model::Pid;
+use crate::Pid;
 
 /// A process that stays the same one, also when it has ended and its PID is another's.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::mountinfo::{self, Mount};
+use crate::mountinfo::{self, Mount};
 
 /// A cgroup and the topmost cgroup above it that can be seen.
 #[derive(Clone, Debug, PartialEq, Eq)]

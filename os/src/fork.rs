@@ -12,10 +12,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{self, pipe2};
 
-use super::cgroup::{Leaf, Slice};
-use super::child::{self, Inherited};
-use super::launch::Launch;
-use crate::model::Pid;
+use crate::Pid;
+use crate::cgroup::{Leaf, Slice};
+use crate::child::{self, Inherited};
+use crate::launch::Launch;
 
 /// Not in libc for every target.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::pidfd::PidFd;
-use super::procfs::{Identity, Process, Snapshot, is_still_there, pipe_of, pipes_of, ticks_now};
-use super::wait::{has_children, next_event};
-use crate::model::Pid;
+use crate::Pid;
+use crate::pidfd::PidFd;
+use crate::procfs::{Identity, Process, Snapshot, is_still_there, pipe_of, pipes_of, ticks_now};
+use crate::wait::{has_children, next_event};
 
 /// How often we look again for what was forked while the others were signalled.
 pub const ROUNDS: usize = 8;
@@ -317,7 +317,7 @@ mod tests {
             return;
         }
         let look = || {
-            crate::os::fsuser::without_ptrace();
+            crate::fsuser::without_ptrace();
             let mut orphan = Command::new("sleep").arg("60").uid(1).gid(1).stdout(Stdio::piped()).spawn().unwrap();
             let pipe = orphan.stdout.take().unwrap();
             let pid = orphan.id() as Pid;

@@ -15,9 +15,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::{DEPTH, Home, children, is_gone, remove_tree};
-use crate::model::Pid;
-use crate::os::dying::is_dying;
-use crate::os::procfs;
+use crate::Pid;
+use crate::dying::is_dying;
+use crate::procfs;
 
 /// One run's cgroup.
 #[derive(Clone, Debug)]

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::procfs::stat_fields;
-use crate::model::Pid;
+use crate::Pid;
+use crate::procfs::stat_fields;
 
 /// `PF_EXITING` among the flags (include/linux/sched.h).
 const EXITING: u64 = 0x4;

@@ -5,9 +5,9 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use super::passwd::{self, Identity};
 use crate::error::Error;
 use crate::model::UserSpec;
-use crate::users::{self, Identity};
 
 /// The most that one of the files may hold, in bytes: some 200,000 users.
 const LIMIT: u64 = 16 << 20;
@@ -15,7 +15,7 @@ const LIMIT: u64 = 16 << 20;
 /// Finds out whom `spec` means. Reads `/etc/group` only where supplementary groups matter.
 ///
 /// # Errors
-/// What `users::resolve` says, and [`Error::from_io`] for a file that cannot be read; one that is not there is
+/// What `passwd::resolve` says, and [`Error::from_io`] for a file that cannot be read; one that is not there is
 /// taken for an empty one.
 pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
     resolve_in(spec, Path::new("/etc"))
@@ -23,11 +23,11 @@ pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
 
 /// The id of a group in `/etc/group`; none where it has no entry, or the file cannot be read.
 pub fn group(name: &str) -> Option<u32> {
-    users::group_id(name, &read(Path::new("/etc/group")).ok()?)
+    passwd::group_id(name, &read(Path::new("/etc/group")).ok()?)
 }
 
 fn resolve_in(spec: &UserSpec, dir: &Path) -> Result<Identity, Error> {
-    users::resolve(spec, &read(&dir.join("passwd"))?, || read(&dir.join("group")))
+    passwd::resolve(spec, &read(&dir.join("passwd"))?, || read(&dir.join("group")))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {

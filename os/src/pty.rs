@@ -10,11 +10,18 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 
-use crate::model::terminal_size::Window;
-
 /// The most that a terminal holds for its master to read, with room to spare: what was written before the leader was
 /// reaped is among as many bytes. The kernel has two buffers for it, of 4 and 8 KiB.
 pub const HELD: usize = 64 << 10;
+
+/// Rows and columns of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
 
 /// Both ends of a terminal.
 #[derive(Debug)]
@@ -39,7 +46,7 @@ pub struct Owner {
 ///
 /// # Errors
 /// When there is no /dev/ptmx, or no terminal or descriptor left.
-pub fn open(window: Window, owner: Owner) -> io::Result<Pty> {
+pub fn open(size: Size, owner: Owner) -> io::Result<Pty> {
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     let master: File = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/ptmx")?;
     let unlocked: libc::c_int = 0;
@@ -51,7 +58,7 @@ pub fn open(window: Window, owner: Owner) -> io::Result<Pty> {
     let slave = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
     // SAFETY: the kernel has just opened it for us.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
-    resize(&master, window)?;
+    resize(&master, size)?;
     let mut termios = tcgetattr(&slave)?;
     // Else the kernel erases a byte where the user erases a character.
     termios.input_flags.insert(InputFlags::IUTF8);
@@ -84,8 +91,8 @@ pub fn give_up_controlling() {
 ///
 /// # Errors
 /// What `ioctl(2)` says.
-pub fn resize(master: &impl AsFd, window: Window) -> io::Result<()> {
-    let size = libc::winsize { ws_row: window.rows, ws_col: window.cols, ws_xpixel: 0, ws_ypixel: 0 };
+pub fn resize(master: &impl AsFd, size: Size) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize, and `size` is valid for that.
     Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
     Ok(())
@@ -98,7 +105,7 @@ mod tests {
     use nix::unistd::{getuid, isatty, read, write};
 
     fn ours() -> Pty {
-        open(Window::default(), Owner { uid: getuid().as_raw(), tty: None }).unwrap()
+        open(Size { rows: 24, cols: 80 }, Owner { uid: getuid().as_raw(), tty: None }).unwrap()
     }
 
     #[test]
@@ -113,7 +120,7 @@ mod tests {
     #[test]
     fn its_group_may_write_where_there_is_one() {
         let mode = |tty| {
-            let pty = open(Window::default(), Owner { uid: getuid().as_raw(), tty }).unwrap();
+            let pty = open(Size { rows: 24, cols: 80 }, Owner { uid: getuid().as_raw(), tty }).unwrap();
             let stat = fstat(&pty.slave).unwrap();
             (stat.st_gid, stat.st_mode & 0o777)
         };

@@ -6,21 +6,33 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::own_cgroup::{self, OwnCgroup};
-use crate::supervisor::task_limit::Kernel;
+use crate::own_cgroup::{self, OwnCgroup};
 
-/// Reads what the kernel allows. What cannot be read is no limit.
-pub fn allowed() -> Kernel {
-    let number = |file: &str| read_limit(Path::new(file)).unwrap_or(u64::MAX);
+/// The number of PIDs of our namespace (`kernel.pid_max`); `u64::MAX` where it cannot be read.
+pub fn pid_max() -> u64 {
+    limit_in("/proc/sys/kernel/pid_max")
+}
+
+/// The number of tasks of the machine (`kernel.threads-max`); `u64::MAX` where it cannot be read.
+pub fn threads_max() -> u64 {
+    limit_in("/proc/sys/kernel/threads-max")
+}
+
+/// The lowest `pids.max` of our cgroup and of those above it; `u64::MAX` where there is none.
+pub fn lowest_pids_max() -> u64 {
     let own = own_cgroup::unified().into_iter().chain(own_cgroup::version1("pids"));
-    // In the machine's own namespace every user is mapped to itself (user_namespaces(7)).
+    own.filter_map(|own| lowest(&own)).min().unwrap_or(u64::MAX)
+}
+
+/// Whether our users have no processes elsewhere, because the user namespace is not the machine's. In the machine's own
+/// namespace every user is mapped to itself (user_namespaces(7)).
+pub fn has_own_users() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    Kernel {
-        pids: number("/proc/sys/kernel/pid_max"),
-        threads: number("/proc/sys/kernel/threads-max"),
-        cgroup: own.filter_map(|own| lowest(&own)).min().unwrap_or(u64::MAX),
-        own_users: !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"]),
-    }
+    !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+fn limit_in(file: &str) -> u64 {
+    read_limit(Path::new(file)).unwrap_or(u64::MAX)
 }
 
 /// The lowest `pids.max` from the cgroup up to the topmost one that can be seen.
@@ -72,8 +84,7 @@ mod tests {
 
     #[test]
     fn the_kernel_says_how_many_there_can_be() {
-        let allowed = allowed();
-        assert!(allowed.pids < u64::MAX && allowed.threads < u64::MAX, "{allowed:?}");
+        assert!(pid_max() < u64::MAX && threads_max() < u64::MAX);
         assert_eq!(lower_nproc(u64::MAX).unwrap().map(|limit| limit.rlim_max), None);
         assert_eq!(lower_nproc(7).unwrap().map(|limit| (limit.rlim_cur, limit.rlim_max)), Some((7, 7)));
     }

@@ -7,7 +7,7 @@ use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
 
-use super::poll::{Events, wait};
+use crate::poll::{Events, wait};
 
 /// The file system of pipes without a name (statfs(2)).
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);

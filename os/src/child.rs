@@ -7,8 +7,8 @@
 use std::ffi::{CStr, c_char};
 use std::os::fd::RawFd;
 
-use super::launch::Launch;
-use super::limits::Found;
+use crate::launch::Launch;
+use crate::limits::Found;
 
 /// What the child was doing when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

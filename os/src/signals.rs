@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::{Handle, SignalsInfo};
 
-use crate::os::sigmask;
-use crate::worker;
+use crate::sigmask;
+use crate::thread;
 
 /// A signal that has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl SignalThread {
             }
             Ok(())
         };
-        let thread = worker::spawn("signals", body, died)?;
+        let thread = thread::spawn("signals", body, died)?;
         Ok(SignalThread { handle, thread: Some(thread) })
     }
 }

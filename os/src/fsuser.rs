@@ -17,8 +17,6 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
-use crate::users::Identity;
-
 /// No id: leaves it as it is.
 const NO_ID: u32 = u32::MAX;
 
@@ -64,11 +62,11 @@ struct Header {
 }
 
 impl Acting {
-    /// Makes this thread act as `identity`. Where the daemon is not root, it can only be itself.
+    /// Makes this thread act as the user with these ids. Where the daemon is not root, it can only be itself.
     ///
     /// # Errors
     /// When the kernel does not let it; nothing is changed then.
-    pub fn begin(identity: &Identity) -> io::Result<Acting> {
+    pub fn begin(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Acting> {
         // For a umask of the thread's own. Where a container's filter denies that it is the process's, which makes all
         // its own files with modes that need none.
         if let Err(errno) = unshare(CloneFlags::CLONE_FS) {
@@ -76,17 +74,12 @@ impl Acting {
         }
         umask(Mode::from_bits_truncate(0o022));
         let mut acting = Acting { before: None, of_this_thread: PhantomData };
-        if !geteuid().is_root() && geteuid().as_raw() == identity.uid {
+        if !geteuid().is_root() && geteuid().as_raw() == uid {
             return Ok(acting);
         }
         let before = Credentials::now()?;
-        let mut wanted = Credentials {
-            uid: identity.uid,
-            gid: identity.gid,
-            groups: identity.groups.clone(),
-            capabilities: before.capabilities,
-        };
-        if identity.uid != 0 {
+        let mut wanted = Credentials { uid, gid, groups: groups.to_vec(), capabilities: before.capabilities };
+        if uid != 0 {
             wanted.capabilities.iter_mut().for_each(|half| half.effective = 0);
         }
         // From here on a failure goes back to what was before.
@@ -204,11 +197,6 @@ mod tests {
 
     use super::*;
 
-    fn identity(uid: u32, gid: u32, groups: &[u32]) -> Identity {
-        let (home, shell, name) = ("/".to_owned(), "/bin/sh".to_owned(), uid.to_string());
-        Identity { uid, gid, groups: groups.to_vec(), home, shell, name }
-    }
-
     fn root(test: &str) -> bool {
         if !geteuid().is_root() {
             eprintln!("{test}: skipped, it needs root");
@@ -230,7 +218,7 @@ mod tests {
         let (ask, asked) = crossbeam_channel::bounded(0);
         let path = secret.clone();
         let other = std::thread::spawn(move || asked.recv().map(|()| File::open(path).map(drop)));
-        let acting = Acting::begin(&identity(4242, 4243, &[4243, 4244])).unwrap();
+        let acting = Acting::begin(4242, 4243, &[4243, 4244]).unwrap();
         // Read and write past the mode, search past it, and /proc of others: DAC_OVERRIDE, DAC_READ_SEARCH, SYS_PTRACE.
         assert!(capabilities().unwrap().iter().all(|half| half.effective == 0));
         assert_eq!(File::open(&secret).unwrap_err().raw_os_error(), Some(libc::EACCES));
@@ -248,7 +236,7 @@ mod tests {
         assert_eq!(Credentials::now().unwrap(), before);
         assert!(File::open(&secret).is_ok() && !is_stuck());
         std::os::unix::fs::chown(&secret, None, Some(4244)).unwrap();
-        let _acting = Acting::begin(&identity(4242, 4243, &[4243, 4244])).unwrap();
+        let _acting = Acting::begin(4242, 4243, &[4243, 4244]).unwrap();
         assert!(File::open(&secret).is_ok(), "a supplementary group counts");
     }
 
@@ -258,7 +246,7 @@ mod tests {
             return;
         }
         let before = Credentials::now().unwrap();
-        let acting = Acting::begin(&identity(0, 0, &[0])).unwrap();
+        let acting = Acting::begin(0, 0, &[0]).unwrap();
         assert_eq!(capabilities().unwrap(), before.capabilities);
         drop(acting);
         assert_eq!(Credentials::now().unwrap(), before);
@@ -270,7 +258,7 @@ mod tests {
             return;
         }
         let body = || {
-            let acting = Acting::begin(&identity(4242, 4242, &[])).unwrap();
+            let acting = Acting::begin(4242, 4242, &[]).unwrap();
             // What is no longer permitted cannot be had again.
             set_capabilities(&[Capabilities::default(); 2]).unwrap();
             drop(acting);
@@ -284,9 +272,9 @@ mod tests {
     fn nobody_is_not_root() {
         if geteuid().is_root() {
             // The last id is none.
-            assert!(Acting::begin(&identity(NO_ID, 1, &[])).is_err() && !is_stuck());
+            assert!(Acting::begin(NO_ID, 1, &[]).is_err() && !is_stuck());
         } else {
-            assert!(Acting::begin(&identity(0, 0, &[])).is_err() && !is_stuck());
+            assert!(Acting::begin(0, 0, &[]).is_err() && !is_stuck());
         }
     }
 }

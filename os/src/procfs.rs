@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
-use crate::model::Pid;
+use crate::Pid;
 
 /// One process as it was when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

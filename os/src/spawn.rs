@@ -7,21 +7,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-use super::accounts;
-use super::cgroup::Leaf;
-use super::child::{Controlling, Inherited, REPORT, Stage};
-use super::fork::{self, Failure};
-use super::launch::Launch;
-use super::limits::Found;
-use super::pipe::{give, give_inherited};
-use super::pty::{self, Owner, Pty};
-use crate::error::{Error, is_want_of_resources};
-use crate::model::terminal_size::Window;
-use crate::model::{OutputMode, Pid, ProcessSpec, StdinMode};
+use crate::Pid;
+use crate::cgroup::Leaf;
+use crate::child::{Controlling, Inherited, REPORT, Stage};
+use crate::fork::{self, Failure};
+use crate::launch::Launch;
+use crate::limits::Found;
+use crate::pipe::{give, give_inherited};
+use crate::pty::{self, Owner, Pty};
 
 /// A child that is on its way to its exec, with our ends of its pipes, which do not block.
 #[derive(Debug)]
@@ -36,6 +32,29 @@ pub struct Child {
     pub stderr: Option<OwnedFd>,
     /// Ends without a byte when the exec has succeeded, or holds an [`ExecFailure`].
     pub report: OwnedFd,
+}
+
+/// What 0, 1 and 2 of a child are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stdio {
+    /// A pipe where it is true, else /dev/null.
+    Pipes {
+        /// Descriptor 0.
+        stdin: bool,
+        /// Descriptor 1.
+        stdout: bool,
+        /// Descriptor 2.
+        stderr: bool,
+    },
+    /// What this process itself has.
+    Inherit,
+    /// A terminal of this size, which the group `tty` may write to.
+    Terminal {
+        /// Its size.
+        size: pty::Size,
+        /// The id of the group `tty`, if there is one.
+        tty: Option<u32>,
+    },
 }
 
 /// What of the machine every spawn needs, found out once.
@@ -73,27 +92,30 @@ impl Spawner {
         self.nproc = nproc;
     }
 
-    /// Forks a child for `spec`, in `leaf` if there is one, and returns at once.
+    /// Forks a child for `launch`, in `leaf` if there is one, and returns at once.
     ///
     /// # Errors
     /// [`Failure::Cgroup`] when it could do so without the leaf, or in another.
-    pub fn spawn(&self, spec: &ProcessSpec, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Failure> {
+    pub fn spawn(&self, stdio: Stdio, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, Failure> {
         let failed = Failure::Fork;
-        let streams = match spec.terminal {
-            Some(window) => Streams::terminal(window, Owner { uid: launch.uid, tty: accounts::group("tty") }),
-            None if spec.inherit => Ok(Streams::ours(launch)),
-            None => Streams::pipes(spec, launch, self.null.as_raw_fd()),
+        let streams = match stdio {
+            Stdio::Terminal { size, tty } => Streams::terminal(size, Owner { uid: launch.uid, tty }),
+            Stdio::Inherit => Ok(Streams::ours(launch)),
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                Streams::pipes([stdin, stdout, stderr], launch, self.null.as_raw_fd())
+            }
+        };
+        let terminal = match stdio {
+            Stdio::Terminal { .. } => Controlling::Yes,
+            Stdio::Inherit => Controlling::IfFree,
+            Stdio::Pipes { .. } => Controlling::No,
         };
         let Streams { stdio, theirs, stdin, stdout, stderr } = streams.map_err(failed)?;
         let (report, report_write) = pipe().map_err(failed)?;
         let report = unblocking(report).map_err(failed)?;
         let inherited = Inherited {
             stdio,
-            terminal: match spec.terminal {
-                Some(_) => Controlling::Yes,
-                None if spec.inherit => Controlling::IfFree,
-                None => Controlling::No,
-            },
+            terminal,
             report: report_write.as_raw_fd(),
             cgroup: -1,
             limits: self.limits,
@@ -128,19 +150,20 @@ impl Streams {
         Streams::of([0, 1, 2])
     }
 
-    fn pipes(spec: &ProcessSpec, launch: &Launch, null: RawFd) -> io::Result<Streams> {
+    fn pipes(wanted: [bool; 3], launch: &Launch, null: RawFd) -> io::Result<Streams> {
         let mut streams = Streams::of([null; 3]);
         let [stdin, stdout, stderr] = &mut streams.stdio;
-        if spec.stdin == StdinMode::Pipe {
+        let [has_stdin, has_stdout, has_stderr] = wanted;
+        if has_stdin {
             let (read, write) = pipe()?;
             give(&read, launch.uid, launch.gid);
             *stdin = read.as_raw_fd();
             streams.theirs.push(read);
             streams.stdin = Some(unblocking(write)?);
         }
-        let outputs = [(spec.stdout, stdout, &mut streams.stdout), (spec.stderr, stderr, &mut streams.stderr)];
-        for (mode, slot, ours) in outputs {
-            if mode == OutputMode::Capture {
+        let outputs = [(has_stdout, stdout, &mut streams.stdout), (has_stderr, stderr, &mut streams.stderr)];
+        for (has, slot, ours) in outputs {
+            if has {
                 let (read, write) = pipe()?;
                 give(&write, launch.uid, launch.gid);
                 *slot = write.as_raw_fd();
@@ -152,8 +175,8 @@ impl Streams {
     }
 
     /// The master twice, once for each direction.
-    fn terminal(window: Window, owner: Owner) -> io::Result<Streams> {
-        let Pty { master, slave } = pty::open(window, owner)?;
+    fn terminal(size: pty::Size, owner: Owner) -> io::Result<Streams> {
+        let Pty { master, slave } = pty::open(size, owner)?;
         let mut streams = Streams::of([slave.as_raw_fd(); 3]);
         streams.stdin = Some(master.try_clone()?);
         streams.stdout = Some(master);
@@ -175,8 +198,10 @@ fn unblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
 /// Why a program does not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExecFailure {
-    stage: Stage,
-    errno: i32,
+    /// What the child was doing.
+    pub stage: Stage,
+    /// Why it could not.
+    pub errno: i32,
 }
 
 impl ExecFailure {
@@ -186,72 +211,7 @@ impl ExecFailure {
         let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
         Some(ExecFailure { stage: Stage::from_byte(*stage).unwrap_or(Stage::Setup), errno })
     }
-
-    /// What it means for the one who asked.
-    pub fn explain(self, spec: &ProcessSpec) -> Error {
-        let command = || spec.command.to_string();
-        let dir = || spec.working_dir.clone().unwrap_or_default();
-        let why = Errno::from_raw(self.errno).desc().to_owned();
-        let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(self.errno));
-        match (self.stage, self.errno) {
-            (Stage::Exec, libc::EAGAIN) => {
-                Error::OutOfResources("this user has as many processes and threads as it may (RLIMIT_NPROC)".to_owned())
-            }
-            (_, errno) if is_want_of_resources(errno) => other("starting a process"),
-            (Stage::Setup, _) => other("preparing a process"),
-            (Stage::User, libc::EPERM) => {
-                Error::PermissionDenied("`user`: the daemon has not the privilege to become another user".to_owned())
-            }
-            (Stage::User, libc::EINVAL) => {
-                Error::PermissionDenied("`user`: this user namespace has no such user or group".to_owned())
-            }
-            (Stage::User, _) => other("becoming the user"),
-            (Stage::Directory, libc::EACCES | libc::EPERM) => {
-                Error::PermissionDenied(format!("`working_dir`: the user may not enter {:?}", dir()))
-            }
-            (Stage::Directory, _) => Error::WorkingDirNotFound(dir()),
-            (Stage::NotFound, _) => Error::CommandNotFound(command()),
-            (Stage::Exec, libc::E2BIG) => Error::ArgumentsTooLong,
-            (Stage::Exec, libc::ENOENT) => {
-                Error::NotExecutable { command: command(), why: "its interpreter does not exist".to_owned() }
-            }
-            (Stage::Exec, libc::ENOEXEC) => Error::NotExecutable {
-                command: command(),
-                why: "it is neither a program for this machine nor a script that begins with `#!`".to_owned(),
-            },
-            (Stage::Exec, _) => Error::NotExecutable { command: command(), why },
-        }
-    }
 }
 
 /// A buffer that holds a report, and one byte more.
 pub type ReportBuffer = [u8; REPORT + 1];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn explain(stage: Stage, errno: i32) -> Error {
-        let spec = ProcessSpec::command("prog").working_dir("/dir").build().unwrap();
-        let mut bytes = vec![stage as u8];
-        bytes.extend(errno.to_ne_bytes());
-        ExecFailure::read(&bytes).unwrap().explain(&spec)
-    }
-
-    #[test]
-    fn every_failure_has_its_meaning() {
-        assert_eq!(ExecFailure::read(&[]), None);
-        assert_eq!(explain(Stage::NotFound, libc::ENOENT), Error::CommandNotFound("prog".into()));
-        assert!(matches!(explain(Stage::Exec, libc::EACCES), Error::NotExecutable { .. }));
-        assert!(matches!(explain(Stage::Exec, libc::ENOEXEC), Error::NotExecutable { .. }));
-        assert!(matches!(explain(Stage::Exec, libc::ENOENT), Error::NotExecutable { .. }));
-        assert_eq!(explain(Stage::Exec, libc::E2BIG), Error::ArgumentsTooLong);
-        assert_eq!(explain(Stage::Directory, libc::ENOENT), Error::WorkingDirNotFound("/dir".into()));
-        assert_eq!(explain(Stage::Directory, libc::ENOTDIR), Error::WorkingDirNotFound("/dir".into()));
-        assert!(matches!(explain(Stage::Directory, libc::EACCES), Error::PermissionDenied(_)));
-        assert!(matches!(explain(Stage::User, libc::EPERM), Error::PermissionDenied(_)));
-        for (stage, errno) in [(Stage::Exec, libc::ENOMEM), (Stage::Exec, libc::EAGAIN), (Stage::User, libc::EAGAIN)] {
-            assert!(matches!(explain(stage, errno), Error::OutOfResources(_)), "{stage:?} {errno}");
-        }
-    }
-}

@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 pub use leaf::{Leaf, oom_kills};
 
-use super::{own_cgroup, random};
+use crate::{own_cgroup, random};
 
 /// How deep below its leaf a tree may have made cgroups of its own that we still clear away.
 const DEPTH: usize = 16;
@@ -160,7 +160,7 @@ impl Drop for Home {
 
 impl Slice {
     /// Makes a slice below the cgroup `parent`, or the one that this process is in. Whether processes can be put into
-    /// it is not known before [`fork::probe`](super::fork::probe) has tried.
+    /// it is not known before [`fork::probe`](crate::fork::probe) has tried.
     ///
     /// # Errors
     /// Where there is no cgroup v2 that we may change.

@@ -6,7 +6,7 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
-use crate::model::{Exit, Pid};
+use crate::Pid;
 
 /// What one child has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +22,17 @@ pub enum ChildEvent {
 pub struct Reaped {
     /// What its PID was.
     pub pid: Pid,
-    /// How it ended; the cause of a SIGKILL is not known here.
+    /// How it ended.
     pub exit: Exit,
+}
+
+/// How a child has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this code, 0..=255.
+    Code(i32),
+    /// A signal killed it.
+    Signal(i32),
 }
 
 /// A stop that the kernel reports to this process because it is the tracer: the child, or an orphan that has become our

@@ -1,12 +1,11 @@
 //! The operating system: each file is one thing that the kernel does for us.
 
-pub mod accounts;
 pub mod allocator;
 pub mod cgroup;
 pub mod child;
-pub mod clock;
 pub mod disposition;
 pub mod dying;
+pub mod entry_point;
 pub mod fork;
 pub mod fsuser;
 pub mod launch;
@@ -21,9 +20,14 @@ pub mod procfs;
 pub mod pty;
 pub mod random;
 pub mod sigmask;
+pub mod signals;
 pub mod spawn;
 pub mod tasks;
 pub mod tcp;
+pub mod thread;
 pub mod tree;
 pub mod wait;
 pub mod xattr;
+
+/// A process id as the kernel counts them; never 0 or negative for a process of ours.
+pub type Pid = i32;

@@ -1,0 +1,243 @@
+//! Everything that a child needs, put together before the fork: after it, the child may not allocate.
+
+use std::ffi::CString;
+use std::io;
+
+use nix::errno::Errno;
+use tl_os::child::Stage;
+use tl_os::launch::{Launch, StringArray};
+use tl_os::pty::Size;
+use tl_os::spawn::{ExecFailure, Stdio};
+use tl_os::wait;
+
+use crate::error::{Error, is_want_of_resources};
+use crate::model::{Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
+use crate::users::{self, Identity};
+
+/// The search path of the base environment (section 8).
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Puts it together: the base environment, `base_env` on top of it, the spec's own on top of that, and
+/// [`INVOCATION_ID`], which nobody else sets.
+///
+/// # Errors
+/// [`Error::Internal`] when `/etc/passwd` or the environment file has a NUL in what is used of it.
+pub(super) fn launch(
+    spec: &ProcessSpec,
+    identity: &Identity,
+    base_env: &[(String, String)],
+    invocation: &str,
+) -> Result<Launch, Error> {
+    let env = environment(spec, identity, base_env, invocation);
+    let path = env.iter().find(|(key, _)| key == "PATH").map_or("", |(_, value)| value);
+    let programs = candidates(&spec.command, path).into_iter().map(c_string).collect::<Result<_, _>>()?;
+    let args = spec.args.iter().map(String::as_str);
+    let argv = [&*spec.command].into_iter().chain(args).map(c_string);
+    let dir = spec.working_dir.as_ref().map(|dir| match dir.starts_with('/') {
+        true => dir.clone(),
+        false => format!("{}/{dir}", identity.home),
+    });
+    Ok(Launch {
+        programs: StringArray::new(programs),
+        argv: StringArray::new(argv.collect::<Result<_, _>>()?),
+        envp: StringArray::new(
+            env.iter().map(|(key, value)| c_string(format!("{key}={value}"))).collect::<Result<_, _>>()?,
+        ),
+        dir: dir.map(c_string).transpose()?,
+        home: c_string(identity.home.as_str())?,
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: identity.groups.clone(),
+    })
+}
+
+fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Error> {
+    CString::new(text).map_err(|_| Error::Internal("a NUL character in /etc/passwd or the environment file".into()))
+}
+
+/// Each variable once, the last word on it winning, in the order of the first.
+fn environment(
+    spec: &ProcessSpec,
+    identity: &Identity,
+    base_env: &[(String, String)],
+    invocation: &str,
+) -> Vec<(String, String)> {
+    let base = [
+        ("PATH", PATH),
+        ("HOME", &identity.home),
+        ("USER", &identity.name),
+        ("LOGNAME", &identity.name),
+        ("SHELL", &identity.shell),
+        ("LANG", "C.UTF-8"),
+    ];
+    let base = base
+        .into_iter()
+        .chain(spec.terminal.map(|_| ("TERM", "xterm-256color")))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let mut env: Vec<(String, String)> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    let own = [(INVOCATION_ID.to_owned(), invocation.to_owned())];
+    for (key, value) in base.chain(base_env.iter().cloned()).chain(spec.env.iter().cloned()).chain(own) {
+        let place = *places.entry(key.clone()).or_insert(env.len());
+        match env.get_mut(place) {
+            Some(entry) => entry.1 = value,
+            None => env.push((key, value)),
+        }
+    }
+    env
+}
+
+/// The files to try, in order, as `execvp(3)` does: a name with a slash is itself; an empty element of the path means
+/// the working directory.
+fn candidates(command: &str, path: &str) -> Vec<String> {
+    if command.contains('/') {
+        return vec![command.to_owned()];
+    }
+    path.split(':')
+        .map(|dir| match dir {
+            "" => format!("./{command}"),
+            dir => format!("{dir}/{command}"),
+        })
+        .collect()
+}
+
+/// What a failed exec means for the one who asked.
+pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
+    let command = || spec.command.to_string();
+    let dir = || spec.working_dir.clone().unwrap_or_default();
+    let why = Errno::from_raw(failure.errno).desc().to_owned();
+    let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(failure.errno));
+    match (failure.stage, failure.errno) {
+        (Stage::Exec, libc::EAGAIN) => {
+            Error::OutOfResources("this user has as many processes and threads as it may (RLIMIT_NPROC)".to_owned())
+        }
+        (_, errno) if is_want_of_resources(errno) => other("starting a process"),
+        (Stage::Setup, _) => other("preparing a process"),
+        (Stage::User, libc::EPERM) => {
+            Error::PermissionDenied("`user`: the daemon has not the privilege to become another user".to_owned())
+        }
+        (Stage::User, libc::EINVAL) => {
+            Error::PermissionDenied("`user`: this user namespace has no such user or group".to_owned())
+        }
+        (Stage::User, _) => other("becoming the user"),
+        (Stage::Directory, libc::EACCES | libc::EPERM) => {
+            Error::PermissionDenied(format!("`working_dir`: the user may not enter {:?}", dir()))
+        }
+        (Stage::Directory, _) => Error::WorkingDirNotFound(dir()),
+        (Stage::NotFound, _) => Error::CommandNotFound(command()),
+        (Stage::Exec, libc::E2BIG) => Error::ArgumentsTooLong,
+        (Stage::Exec, libc::ENOENT) => {
+            Error::NotExecutable { command: command(), why: "its interpreter does not exist".to_owned() }
+        }
+        (Stage::Exec, libc::ENOEXEC) => Error::NotExecutable {
+            command: command(),
+            why: "it is neither a program for this machine nor a script that begins with `#!`".to_owned(),
+        },
+        (Stage::Exec, _) => Error::NotExecutable { command: command(), why },
+    }
+}
+
+/// What 0, 1 and 2 of a process with this spec are.
+pub(super) fn stdio(spec: &ProcessSpec) -> Stdio {
+    match spec.terminal {
+        Some(window) => {
+            Stdio::Terminal { size: Size { rows: window.rows, cols: window.cols }, tty: users::group("tty") }
+        }
+        None if spec.inherit => Stdio::Inherit,
+        None => Stdio::Pipes {
+            stdin: spec.stdin == StdinMode::Pipe,
+            stdout: spec.stdout == OutputMode::Capture,
+            stderr: spec.stderr == OutputMode::Capture,
+        },
+    }
+}
+
+/// How a process has ended, as the kernel tells it: whether it was for want of memory is not known yet.
+pub(super) fn exit(exit: wait::Exit) -> Exit {
+    match exit {
+        wait::Exit::Code(code) => Exit::Code(code),
+        wait::Exit::Signal(signal) => Exit::Signal(signal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            uid: 1000,
+            gid: 1000,
+            groups: vec![1000, 27],
+            home: "/home/u".into(),
+            shell: "/bin/sh".into(),
+            name: "u".into(),
+        }
+    }
+
+    #[test]
+    fn the_path_is_searched_as_execvp_does() {
+        assert_eq!(candidates("ls", "/a:/b"), ["/a/ls", "/b/ls"]);
+        assert_eq!(candidates("./ls", "/a:/b"), ["./ls"]);
+        assert_eq!(candidates("ls", ":/b:"), ["./ls", "/b/ls", "./ls"]);
+        assert_eq!(candidates("ls", ""), ["./ls"]);
+    }
+
+    #[test]
+    fn the_last_word_on_a_variable_wins() {
+        let spec = ProcessSpec::command("x").env("LANG", "fr_FR").env("A", "spec").env("INVOCATION_ID", "forged");
+        let spec = spec.build().unwrap();
+        let base = [("A".to_owned(), "file".to_owned()), ("HOME".to_owned(), "/else".to_owned())];
+        let env = environment(&spec, &identity(), &base, "4711");
+        let value = |key: &str| env.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        assert_eq!(value("LANG"), Some("fr_FR"));
+        assert_eq!(value("A"), Some("spec"));
+        assert_eq!(value("HOME"), Some("/else"));
+        assert_eq!(value("USER"), Some("u"));
+        assert_eq!(value("INVOCATION_ID"), Some("4711"));
+        assert_eq!(env.len(), 8);
+    }
+
+    #[test]
+    fn a_terminal_has_a_type() {
+        let term = |spec: crate::model::SpecBuilder| {
+            let env = environment(&spec.build().unwrap(), &identity(), &[], "");
+            env.into_iter().find(|(key, _)| key == "TERM").map(|(_, value)| value)
+        };
+        let plain = || ProcessSpec::command("x");
+        assert_eq!(term(plain()), None);
+        assert_eq!(term(plain().terminal(Default::default())).as_deref(), Some("xterm-256color"));
+        assert_eq!(term(plain().terminal(Default::default()).env("TERM", "dumb")).as_deref(), Some("dumb"));
+    }
+
+    #[test]
+    fn a_relative_directory_is_below_home() {
+        let spec = ProcessSpec::command("x").working_dir("sub").build().unwrap();
+        let launch = launch(&spec, &identity(), &[], "").unwrap();
+        assert_eq!(launch.dir.unwrap().to_str(), Ok("/home/u/sub"));
+    }
+
+    fn explained(stage: Stage, errno: i32) -> Error {
+        let spec = ProcessSpec::command("prog").working_dir("/dir").build().unwrap();
+        let mut bytes = vec![stage as u8];
+        bytes.extend(errno.to_ne_bytes());
+        explain(ExecFailure::read(&bytes).unwrap(), &spec)
+    }
+
+    #[test]
+    fn every_failure_has_its_meaning() {
+        assert_eq!(ExecFailure::read(&[]), None);
+        assert_eq!(explained(Stage::NotFound, libc::ENOENT), Error::CommandNotFound("prog".into()));
+        assert!(matches!(explained(Stage::Exec, libc::EACCES), Error::NotExecutable { .. }));
+        assert!(matches!(explained(Stage::Exec, libc::ENOEXEC), Error::NotExecutable { .. }));
+        assert!(matches!(explained(Stage::Exec, libc::ENOENT), Error::NotExecutable { .. }));
+        assert_eq!(explained(Stage::Exec, libc::E2BIG), Error::ArgumentsTooLong);
+        assert_eq!(explained(Stage::Directory, libc::ENOENT), Error::WorkingDirNotFound("/dir".into()));
+        assert_eq!(explained(Stage::Directory, libc::ENOTDIR), Error::WorkingDirNotFound("/dir".into()));
+        assert!(matches!(explained(Stage::Directory, libc::EACCES), Error::PermissionDenied(_)));
+        assert!(matches!(explained(Stage::User, libc::EPERM), Error::PermissionDenied(_)));
+        for (stage, errno) in [(Stage::Exec, libc::ENOMEM), (Stage::Exec, libc::EAGAIN), (Stage::User, libc::EAGAIN)] {
+            assert!(matches!(explained(stage, errno), Error::OutOfResources(_)), "{stage:?} {errno}");
+        }
+    }
+}
