@@ -21,7 +21,7 @@ mod unit;
 mod users;
 
 pub use error::{Error, SpecError};
-pub use model::terminal_size::Window;
+pub use model::terminal_size::TerminalSize;
 pub use model::*;
 pub use supervisor::{Handle, Supervisor};
 pub use terminal::session::SessionInfo;

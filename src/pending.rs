@@ -15,18 +15,18 @@ pub struct Pending<T>(Receiver<Result<T, Error>>);
 
 /// The answering end. Dropped without an answer it answers with [`Error::Internal`].
 #[derive(Debug)]
-pub struct Reply<T> {
+pub struct ReplySender<T> {
     answer: Option<Sender<Result<T, Error>>>,
     waker: Option<Arc<Waker>>,
 }
 
 /// Both ends. `waker` is woken when the answer is there.
-pub fn pending<T>(waker: Option<Arc<Waker>>) -> (Reply<T>, Pending<T>) {
+pub fn pending<T>(waker: Option<Arc<Waker>>) -> (ReplySender<T>, Pending<T>) {
     let (answer, receiver) = bounded(1);
-    (Reply { answer: Some(answer), waker }, Pending(receiver))
+    (ReplySender { answer: Some(answer), waker }, Pending(receiver))
 }
 
-impl<T> Reply<T> {
+impl<T> ReplySender<T> {
     /// Gives the answer. Nobody waiting any more is no error. Never blocks.
     pub fn send(mut self, answer: Result<T, Error>) {
         if let Some(sender) = self.answer.take() {
@@ -35,7 +35,7 @@ impl<T> Reply<T> {
     }
 }
 
-impl<T> Drop for Reply<T> {
+impl<T> Drop for ReplySender<T> {
     fn drop(&mut self) {
         // The sender goes first, so that whoever is woken sees that there will be no answer.
         self.answer = None;

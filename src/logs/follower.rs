@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::cursor::Cursor;
 use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
-use super::{From, Item, View, tail};
+use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{Cutter, Event};
 use tl_os::poll::{self, Events, Waker};
 
@@ -47,8 +47,8 @@ impl fmt::Debug for Follower {
 impl OutputLog {
     /// A follower with a cursor of its own. `waker` is woken when there may be more to take.
     ///
-    /// With [`From::Tail`] it reads some of the log at once, the more the more lines are asked for.
-    pub fn follow(self: &Arc<Self>, view: View, from: From, waker: Arc<Waker>) -> Follower {
+    /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
+    pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: Arc<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
             Some(cutter) => cutter,
             // Nobody said so.
@@ -61,18 +61,18 @@ impl OutputLog {
     pub(crate) fn follow_unless(
         self: &Arc<Self>,
         view: View,
-        from: From,
+        from: StartAt,
         waker: Arc<Waker>,
         mut gone: impl FnMut() -> bool,
     ) -> Option<Follower> {
         self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker))
     }
 
-    fn begin(self: &Arc<Self>, view: View, from: From, gone: tail::Gone<'_>) -> Option<Cutter> {
+    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<Cutter> {
         Some(match from {
-            From::Beginning => Cutter::from_beginning(self, view, Bound::Live),
-            From::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
-            From::Tail(n) => {
+            StartAt::Beginning => Cutter::from_beginning(self, view, Bound::Live),
+            StartAt::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
+            StartAt::Tail(n) => {
                 let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
                 cutter.set_bound(Bound::Live);
                 cutter

@@ -85,7 +85,7 @@ impl View {
 
 /// Where a follower begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum StartAt {
     /// With all that is kept; with a gap first if something was dropped.
     Beginning,
     /// With the last so many finished lines.

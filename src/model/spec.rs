@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{HealthKind, Leftovers, ManagedSpec, OutputMode, StdinMode, UserSpec};
 use crate::error::SpecError;
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 
 /// The longest duration that a spec may ask for: a day, in milliseconds.
 pub const MAX_MS: u64 = 86_400_000;
@@ -31,7 +31,7 @@ pub struct ProcessSpec {
     pub(crate) stdout: OutputMode,
     pub(crate) stderr: OutputMode,
     pub(crate) inherit: bool,
-    pub(crate) terminal: Option<Window>,
+    pub(crate) terminal: Option<TerminalSize>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) managed: Option<ManagedSpec>,
     pub(crate) leftovers: Leftovers,
@@ -151,7 +151,7 @@ impl SpecBuilder {
     }
 
     /// Takes a terminal of this size instead of pipes: for [`Handle::open_pty`](crate::Handle::open_pty).
-    pub fn terminal(mut self, window: Window) -> Self {
+    pub fn terminal(mut self, window: TerminalSize) -> Self {
         self.spec.terminal = Some(window);
         self
     }
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn what_would_be_ignored_is_refused() {
-        let terminal = || plain().terminal(Window::default());
+        let terminal = || plain().terminal(TerminalSize::default());
         for (instead, ours) in [("terminal", terminal()), ("inherit_stdio", plain().inherit_stdio())] {
             assert!(ours.clone().build().is_ok(), "{instead}");
             refused(ours.clone().stdin(StdinMode::Pipe).build(), "stdin_mode");

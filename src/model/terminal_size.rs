@@ -2,30 +2,30 @@
 
 /// Rows and columns, within what a client may ask for (section 11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Window {
+pub struct TerminalSize {
     /// 1..=500.
     pub rows: u16,
     /// 1..=1000.
     pub cols: u16,
 }
 
-impl Window {
+impl TerminalSize {
     const MOST_ROWS: u16 = 500;
     const MOST_COLS: u16 = 1000;
 
     /// Clamps what was asked for. A client without a terminal of its own sends 0: that means the default.
-    pub fn new(rows: u64, cols: u64) -> Window {
-        let default = Window::default();
-        Window {
-            rows: clamp(rows, default.rows, Window::MOST_ROWS),
-            cols: clamp(cols, default.cols, Window::MOST_COLS),
+    pub fn new(rows: u64, cols: u64) -> TerminalSize {
+        let default = TerminalSize::default();
+        TerminalSize {
+            rows: clamp(rows, default.rows, TerminalSize::MOST_ROWS),
+            cols: clamp(cols, default.cols, TerminalSize::MOST_COLS),
         }
     }
 }
 
-impl Default for Window {
-    fn default() -> Window {
-        Window { rows: 24, cols: 80 }
+impl Default for TerminalSize {
+    fn default() -> TerminalSize {
+        TerminalSize { rows: 24, cols: 80 }
     }
 }
 
@@ -51,7 +51,7 @@ mod tests {
             (501, 1001, (500, 1000)),
             (u64::MAX, 1 << 16, (500, 1000)),
         ] {
-            let window = Window::new(rows, cols);
+            let window = TerminalSize::new(rows, cols);
             assert_eq!((window.rows, window.cols), right, "{rows} {cols}");
         }
     }

@@ -15,7 +15,7 @@ use super::stdin::{StdinQueue, closed};
 use super::{Attach, Message, Notice, RunKey, WAKE};
 use crate::error::Error;
 use crate::logs::OutputLog;
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 use crate::model::{RunNo, Stream, UnitId};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
@@ -260,7 +260,7 @@ impl Actor {
         }
     }
 
-    fn resize(&mut self, key: RunKey, window: Window) -> Result<(), Error> {
+    fn resize(&mut self, key: RunKey, window: TerminalSize) -> Result<(), Error> {
         let run = self.runs.get(&key).ok_or_else(|| closed(key.0))?;
         let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
         let mut sources = run.tokens.iter().filter_map(|token| self.sources.get(token));

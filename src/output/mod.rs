@@ -19,8 +19,8 @@ use mio::{Poll, Token, Waker};
 
 use crate::logs::OutputLog;
 use crate::model::RunKey;
-use crate::model::terminal_size::Window;
-use crate::pending::Reply;
+use crate::model::terminal_size::TerminalSize;
+use crate::pending::ReplySender;
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
 use actor::Actor;
@@ -76,7 +76,7 @@ pub enum Message {
         /// What.
         bytes: Vec<u8>,
         /// To be told.
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
     /// All that stdin gets: it is closed once this is in the pipe, and counts as closed for everybody else from now on.
     Feed(Vec<u8>, Box<dyn Any + Send>),
@@ -90,7 +90,7 @@ pub enum Message {
     /// Let go of the terminal: whoever has it open finds it hung up.
     HangUp,
     /// Set the size of the terminal. Answered when it is set.
-    Resize(Window, Reply<()>),
+    Resize(TerminalSize, ReplySender<()>),
 }
 
 /// Sends to the thread. Cheap to clone.

@@ -10,7 +10,7 @@ use nix::unistd::write;
 
 use crate::error::Error;
 use crate::model::{Target, UnitId};
-use crate::pending::{Reply, pending};
+use crate::pending::{ReplySender, pending};
 
 /// No writer has this number.
 const NOBODY: u64 = 0;
@@ -20,7 +20,7 @@ struct Chunk {
     writer: u64,
     bytes: Vec<u8>,
     written: usize,
-    reply: Reply<()>,
+    reply: ReplySender<()>,
     /// Dropped with the bytes.
     _held: Option<Box<dyn Any + Send>>,
 }
@@ -39,7 +39,7 @@ impl StdinQueue {
         StdinQueue { unit, chunks: VecDeque::new(), last: false }
     }
 
-    pub(super) fn push(&mut self, writer: u64, bytes: Vec<u8>, reply: Reply<()>) {
+    pub(super) fn push(&mut self, writer: u64, bytes: Vec<u8>, reply: ReplySender<()>) {
         if self.last {
             return reply.send(Err(closed(self.unit)));
         }

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::logs::LogStore;
 use crate::model::{Exit, Pid, ProcessSpec, RunKey, SignalScope, StdinMode, Target, UnitId, UserSpec};
 use crate::output::{Message as ToOutput, Notice, Output};
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::supervisor::fd_budget::Share;
 use crate::terminal::Backlog;
 use crate::trees;
@@ -61,7 +61,7 @@ pub(super) struct Actor {
     pub(super) parts: Parts,
     pub(super) clock: Clock,
     /// DELETE requests awaiting the end of the tree: (unit, deadline, reply).
-    kills: Vec<(UnitId, Duration, Reply<()>)>,
+    kills: Vec<(UnitId, Duration, ReplySender<()>)>,
     pub(super) trees: Trees,
     pub(super) shutdown: Option<Shutdown>,
     more_to_reap: bool,
@@ -204,7 +204,7 @@ impl Actor {
         Some(Started { info: info(id, slot)?, log: Arc::clone(&slot.data.log) })
     }
 
-    fn start(&mut self, id: UnitId, spec: ProcessSpec, reply: Reply<Started>) {
+    fn start(&mut self, id: UnitId, spec: ProcessSpec, reply: ReplySender<Started>) {
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -226,7 +226,7 @@ impl Actor {
         }
     }
 
-    fn signal(&mut self, target: &Target, signal: i64, scope: Option<SignalScope>, reply: Reply<()>) {
+    fn signal(&mut self, target: &Target, signal: i64, scope: Option<SignalScope>, reply: ReplySender<()>) {
         match self.to_signal(target, signal) {
             Ok((id, leader, number)) => {
                 let all = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
@@ -258,7 +258,7 @@ impl Actor {
         Ok((id, leader, number))
     }
 
-    fn kill(&mut self, target: &Target, reply: Reply<()>) {
+    fn kill(&mut self, target: &Target, reply: ReplySender<()>) {
         match self.find(target) {
             Ok(id) => self.kill_unit(id, reply),
             Err(error) => reply.send(Err(error)),
@@ -266,7 +266,7 @@ impl Actor {
     }
 
     /// Answers when the tree is gone, or after a while.
-    pub(super) fn kill_unit(&mut self, id: UnitId, reply: Reply<()>) {
+    pub(super) fn kill_unit(&mut self, id: UnitId, reply: ReplySender<()>) {
         let now = self.clock.now();
         self.step(id, now, Event::Stop);
         self.kills.push((id, now.mono + KILL_PATIENCE, reply));
@@ -285,7 +285,7 @@ impl Actor {
         }
     }
 
-    fn restart(&mut self, target: Target, reply: Reply<Started>) {
+    fn restart(&mut self, target: Target, reply: ReplySender<Started>) {
         let may = self.slot(&target).and_then(|(id, slot)| match slot.unit.managed() {
             Some(_) => Ok(id),
             None => Err(Error::NotManaged(target)),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
 use crate::unit::fleet;
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     /// We have sent the SIGKILL ourselves: it was not for want of memory.
     pub(super) killed: bool,
     /// Who waits for this run, or for one after it.
-    pub(super) starting: Vec<(RunNo, Reply<Started>)>,
+    pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
     /// What makes it a terminal session.
     pub(super) pty: Option<Pty>,
 }

@@ -121,7 +121,7 @@ impl Drop for Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::terminal_size::Window;
+    use crate::model::terminal_size::TerminalSize;
     use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy};
 
     #[test]
@@ -178,7 +178,7 @@ mod tests {
             (plain().stdin(StdinMode::Pipe), 5),
             (plain().stdout(OutputMode::Discard).stderr(OutputMode::Discard), 2),
             (plain().inherit_stdio(), 2),
-            (plain().terminal(Window::default()), 4),
+            (plain().terminal(TerminalSize::default()), 4),
             (plain().managed(ManagedSpec::new(Policy::Always)), 4),
             (plain().stdin(StdinMode::Pipe).managed(checked), 6),
         ] {

@@ -9,10 +9,10 @@ use crossbeam_channel::Sender;
 
 use super::message::{Command, Message};
 use crate::error::Error;
-use crate::logs::{Follower, From, OutputLog, View};
+use crate::logs::{Follower, OutputLog, StartAt, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, SignalScope, Target, UnitId, UserSpec};
 use crate::output::{Message as ToOutput, OutputSender};
-use crate::pending::{Pending, Reply, pending};
+use crate::pending::{Pending, ReplySender, pending};
 use tl_os::poll::Waker;
 
 /// Asks the supervisor. Cheap to clone; every call is answered in microseconds unless its documentation says otherwise.
@@ -44,7 +44,7 @@ pub struct Started {
 }
 
 impl Handle {
-    pub(super) fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = pending(None);
         self.send(command(reply));
         answer.wait()
@@ -223,7 +223,7 @@ impl Handle {
     /// [`Error::NotFound`]; [`Error::OutOfResources`] without a descriptor for the wait.
     pub fn follow(&self, target: &Target, view: View) -> Result<Follower, Error> {
         let waker = Waker::new().map_err(|error| Error::from_io("following a process", &error))?;
-        Ok(self.look_up(target)?.log.follow(view, From::Beginning, Arc::new(waker)))
+        Ok(self.look_up(target)?.log.follow(view, StartAt::Beginning, Arc::new(waker)))
     }
 
     /// Ends everything: SIGTERM to all, SIGKILL after `grace` to what is left; nothing new is started. Blocks until all is

@@ -10,7 +10,7 @@ use super::pty::{Found, SessionKey};
 use crate::health::Verdict;
 use crate::model::{ProcessInfo, ProcessSpec, RunKey, SignalScope, Target, UnitId};
 use crate::output::Notice;
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::terminal::session::SessionInfo;
 use crate::trees::Report;
 
@@ -20,35 +20,35 @@ pub(crate) enum Command {
     Start {
         id: UnitId,
         spec: Box<ProcessSpec>,
-        reply: Reply<Started>,
+        reply: ReplySender<Started>,
     },
-    List(Reply<Vec<ProcessInfo>>),
-    LookUp(Target, Reply<Started>),
-    Counts(Reply<Counts>),
+    List(ReplySender<Vec<ProcessInfo>>),
+    LookUp(Target, ReplySender<Started>),
+    Counts(ReplySender<Counts>),
     /// Without a scope: to the group, 9 to the tree.
     Signal {
         target: Target,
         signal: i64,
         scope: Option<SignalScope>,
-        reply: Reply<()>,
+        reply: ReplySender<()>,
     },
-    Kill(Target, Reply<()>),
-    Restart(Target, Reply<Started>),
-    Stdin(Target, Reply<Stdin>),
-    CloseStdin(Target, Reply<()>),
+    Kill(Target, ReplySender<()>),
+    Restart(Target, ReplySender<Started>),
+    Stdin(Target, ReplySender<Stdin>),
+    CloseStdin(Target, ReplySender<()>),
     OpenPty {
         id: UnitId,
         spec: Box<ProcessSpec>,
         key: SessionKey,
-        reply: Reply<Started>,
+        reply: ReplySender<Started>,
     },
-    ListPtys(Reply<Vec<SessionInfo>>),
-    LookUpPty(String, Reply<Found>),
-    KillPty(String, Reply<()>),
+    ListPtys(ReplySender<Vec<SessionInfo>>),
+    LookUpPty(String, ReplySender<Found>),
+    KillPty(String, ReplySender<()>),
     /// With the token.
-    Attach(SessionKey, Reply<Found>),
+    Attach(SessionKey, ReplySender<Found>),
     Detach(UnitId),
-    Shutdown(Duration, Reply<()>),
+    Shutdown(Duration, ReplySender<()>),
     /// The thread ends; what runs goes on without it.
     Quit,
 }

@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 use super::handle::{Handle, Started, Stdin};
 use super::message::{Command, Message};
 use crate::error::Error;
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 use crate::model::{ProcessSpec, UnitId};
 use crate::output::Message as ToOutput;
 use crate::pending::{Pending, pending};
@@ -87,7 +87,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::SessionNotFound`].
-    pub fn resize_pty(&self, session_id: &str, window: Window) -> Result<(), Error> {
+    pub fn resize_pty(&self, session_id: &str, window: TerminalSize) -> Result<(), Error> {
         match resize(&self.look_up_pty(session_id)?.keyboard, window, None).wait() {
             Err(Error::StdinClosed(_)) => Ok(()),
             result => result,
@@ -114,7 +114,7 @@ impl Handle {
     }
 }
 
-fn resize(keyboard: &Stdin, window: Window, waker: Option<Arc<Waker>>) -> Pending<()> {
+fn resize(keyboard: &Stdin, window: TerminalSize, waker: Option<Arc<Waker>>) -> Pending<()> {
     let (reply, answer) = pending(waker);
     keyboard.output.send(keyboard.run, ToOutput::Resize(window, reply));
     answer
@@ -137,7 +137,7 @@ impl Attached {
     }
 
     /// Sets the size of the window, before anything that is typed after this.
-    pub fn resize(&self, window: Window) {
+    pub fn resize(&self, window: TerminalSize) {
         drop(resize(&self.keyboard, window, None));
     }
 }

@@ -11,7 +11,7 @@ use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::{Due, Life, SessionInfo, exit_code};
 use crate::unit::{Event, Now, Unit};
@@ -21,7 +21,7 @@ use tl_os::allocator;
 const LARGE: u64 = 64 << 10;
 
 impl Actor {
-    pub(super) fn open_pty(&mut self, id: UnitId, spec: ProcessSpec, key: SessionKey, reply: Reply<Started>) {
+    pub(super) fn open_pty(&mut self, id: UnitId, spec: ProcessSpec, key: SessionKey, reply: ReplySender<Started>) {
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -95,7 +95,7 @@ impl Actor {
         }
     }
 
-    pub(super) fn kill_pty(&mut self, session_id: &str, reply: Reply<()>) {
+    pub(super) fn kill_pty(&mut self, session_id: &str, reply: ReplySender<()>) {
         match self.session(session_id) {
             Ok((unit, slot, session)) => {
                 // One that has ended by itself has an exit code to tell.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::actor::Actor;
 use crate::error::Error;
 use crate::model::MAX_MS;
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 
@@ -20,7 +20,7 @@ pub(super) struct Shutdown {
     done: bool,
     /// An actor has died: the supervisor's thread ends with it.
     end: bool,
-    replies: Vec<Reply<()>>,
+    replies: Vec<ReplySender<()>>,
 }
 
 impl Shutdown {
@@ -46,7 +46,7 @@ impl Shutdown {
 impl Actor {
     /// Begins it, or shortens its grace. `died`: an actor that is gone, so that its notices will never come; the thread
     /// ends too then, as soon as everything else has.
-    pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<Reply<()>>, died: Option<&str>) {
+    pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, died: Option<&str>) {
         let now = self.clock.now();
         // A day, as for every other time: it keeps the deadline far from any overflow.
         let kill_at = now.mono + grace.min(Duration::from_millis(MAX_MS));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::actor::Actor;
 use super::entry::Tree;
 use crate::model::{Pid, RunKey, UnitId};
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use crate::trees::{Hold, Job, Report};
 use crate::unit::{Event, Now};
 use tl_os::tree::{self, Marks};
@@ -172,7 +172,7 @@ impl Actor {
     }
 
     /// A signal to every process of a unit's tree.
-    pub(super) fn signal_tree(&mut self, id: UnitId, signal: i32, reply: Reply<()>) {
+    pub(super) fn signal_tree(&mut self, id: UnitId, signal: i32, reply: ReplySender<()>) {
         let Some(key) = self.current(id) else { return reply.send(Ok(())) };
         match self.hold(key) {
             Some(hold) => self.send_job(Job::Signal(key, hold, signal, reply)),

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 use crate::terminal::ring::Ring;
 use tl_os::poll::Waker;
 
@@ -64,7 +64,7 @@ struct State {
     /// This session's part of it.
     part: u64,
     ring: Ring,
-    window: Window,
+    window: TerminalSize,
     end: Option<RunEnd>,
     terminated: bool,
     forgotten: bool,
@@ -113,7 +113,7 @@ pub enum Seen {
 
 impl Terminal {
     /// An empty one, whose backlog counts in `backlog`.
-    pub fn new(window: Window, backlog: &Backlog) -> Terminal {
+    pub fn new(window: TerminalSize, backlog: &Backlog) -> Terminal {
         Terminal(Mutex::new(State {
             backlog: backlog.clone(),
             part: 0,
@@ -176,12 +176,12 @@ impl Terminal {
     }
 
     /// Its size.
-    pub fn window(&self) -> Window {
+    pub fn window(&self) -> TerminalSize {
         self.lock().window
     }
 
     /// Notes its new size.
-    pub fn set_window(&self, window: Window) {
+    pub fn set_window(&self, window: TerminalSize) {
         self.lock().window = window;
     }
 
@@ -330,7 +330,7 @@ mod tests {
     const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
 
     fn terminal() -> Arc<Terminal> {
-        Arc::new(Terminal::new(Window::default(), &Backlog::default()))
+        Arc::new(Terminal::new(TerminalSize::default(), &Backlog::default()))
     }
 
     fn view(terminal: &Arc<Terminal>) -> (Viewer, Arc<Waker>) {
@@ -473,7 +473,7 @@ mod tests {
     #[test]
     fn all_sessions_together_hold_so_much() {
         let backlog = Backlog::default();
-        let sessions: Vec<_> = (0..20).map(|_| Arc::new(Terminal::new(Window::default(), &backlog))).collect();
+        let sessions: Vec<_> = (0..20).map(|_| Arc::new(Terminal::new(TerminalSize::default(), &backlog))).collect();
         let viewers: Vec<_> = sessions.iter().map(|terminal| view(terminal).0).collect();
         viewers.iter().for_each(Viewer::ready);
         for terminal in &sessions {

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::{Pid, RunKey};
-use crate::pending::Reply;
+use crate::pending::ReplySender;
 use environ::Environ;
 use tl_os::cgroup::Leaf;
 use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
@@ -55,7 +55,7 @@ pub enum Job {
         again: bool,
     },
     /// One signal to the run. Answered when it is sent.
-    Signal(RunKey, Hold, i32, Reply<()>),
+    Signal(RunKey, Hold, i32, ReplySender<()>),
     /// SIGHUP and SIGCONT to the session of a leader, but for the leader, which has got them.
     HangUp(Marks),
     /// Which of these runs have no process left? Reported by [`Report::Looked`].

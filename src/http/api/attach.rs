@@ -13,7 +13,7 @@ use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Bytes, Error as WsError, Message, WebSocket};
 
 use crate::error::Error;
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 use crate::pending::Pending;
 use crate::supervisor::{Attached, SessionKey};
 use crate::terminal::Seen;
@@ -66,7 +66,7 @@ pub(in crate::http) fn attach(api: &Api, request: &Request<'_>, session: &str) -
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Said<'m> {
     Typed(&'m [u8]),
-    Resized(Window),
+    Resized(TerminalSize),
     Ready,
     /// Nothing that we know.
     Noise,
@@ -77,7 +77,7 @@ fn said(message: &[u8]) -> Said<'_> {
         [DATA, bytes @ ..] => Said::Typed(bytes),
         &[RESIZE, c1, c2, r1, r2] => {
             let (cols, rows) = (u16::from_be_bytes([c1, c2]), u16::from_be_bytes([r1, r2]));
-            Said::Resized(Window::new(rows.into(), cols.into()))
+            Said::Resized(TerminalSize::new(rows.into(), cols.into()))
         }
         [READY, ..] => Said::Ready,
         _ => Said::Noise,
@@ -356,9 +356,9 @@ mod tests {
         for (message, right) in [
             (&b"\0"[..], Said::Typed(b"")),
             (b"\0ls\n", Said::Typed(b"ls\n")),
-            (b"\x01\0\x78\0\x28", Said::Resized(Window { rows: 40, cols: 120 })),
-            (b"\x01\0\0\0\0", Said::Resized(Window::default())),
-            (b"\x01\xff\xff\xff\xff", Said::Resized(Window { rows: 500, cols: 1000 })),
+            (b"\x01\0\x78\0\x28", Said::Resized(TerminalSize { rows: 40, cols: 120 })),
+            (b"\x01\0\0\0\0", Said::Resized(TerminalSize::default())),
+            (b"\x01\xff\xff\xff\xff", Said::Resized(TerminalSize { rows: 500, cols: 1000 })),
             (b"\x01\0\x78\0", Said::Noise),
             (b"\x01\0\x78\0\x28\0", Said::Noise),
             (b"\x02", Said::Ready),

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, From, Lines, LongText, OutputLog, PIECE, Shown, Text, View};
+use crate::logs::{Cursor, Lines, LongText, OutputLog, PIECE, Shown, StartAt, Text, View};
 use crate::model::Target;
 
 use crate::http::api::events;
@@ -66,9 +66,10 @@ pub(in crate::http) fn follow(
     target: &Target,
     view: View,
 ) -> Result<Answer, Problem> {
-    let tail = tail(request)?.map_or(From::Beginning, From::Tail);
+    let tail = tail(request)?.map_or(StartAt::Beginning, StartAt::Tail);
     // An id that is none of ours can only be answered with everything: nothing is lost then.
-    let last_seen = request.field("Last-Event-ID").map(|id| id.parse::<Cursor>().map_or(From::Beginning, From::After));
+    let last_seen =
+        request.field("Last-Event-ID").map(|id| id.parse::<Cursor>().map_or(StartAt::Beginning, StartAt::After));
     let from = last_seen.unwrap_or(tail);
     let waker = request.waker()?;
     let log = api.handle.look_up(target)?.log;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
-use crate::model::terminal_size::Window;
+use crate::model::terminal_size::TerminalSize;
 use crate::model::{Leftovers, ProcessSpec};
 use crate::terminal::session::SessionInfo;
 
@@ -33,7 +33,7 @@ struct OpenBody {
 impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let size = |size: Option<Size>| size.map_or(0, |size| size.0);
-        let window = Window::new(size(self.rows), size(self.cols));
+        let window = TerminalSize::new(size(self.rows), size(self.cols));
         command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).terminal(window).build()
     }
 }
@@ -75,7 +75,7 @@ pub(in crate::http) fn get(api: &Api, session: &str) -> Result<Answer, Problem> 
 /// Answers once the program sees it.
 pub(in crate::http) fn resize(api: &Api, request: &mut Request<'_>, session: &str) -> Result<Answer, Problem> {
     let body = json::parse::<ResizeBody>(&request.whole_body()?)?;
-    api.handle.resize_pty(session, Window::new(body.rows.0, body.cols.0))?;
+    api.handle.resize_pty(session, TerminalSize::new(body.rows.0, body.cols.0))?;
     Ok(Reply::no_content().into())
 }
 
@@ -98,11 +98,11 @@ mod tests {
     fn bodies() {
         let plain = || ProcessSpec::command("sh");
         for (fields, right) in [
-            ("", plain().terminal(Window { rows: 24, cols: 80 })),
-            (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().terminal(Window::default())),
-            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).terminal(Window::default())),
-            (r#","rows":40,"cols":4294967295"#, plain().terminal(Window { rows: 40, cols: 1000 })),
-            (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").terminal(Window::default())),
+            ("", plain().terminal(TerminalSize { rows: 24, cols: 80 })),
+            (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().terminal(TerminalSize::default())),
+            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).terminal(TerminalSize::default())),
+            (r#","rows":40,"cols":4294967295"#, plain().terminal(TerminalSize { rows: 40, cols: 1000 })),
+            (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").terminal(TerminalSize::default())),
         ] {
             let body = format!("{{\"command\":\"sh\"{fields}}}");
             assert_eq!(spec(&body).unwrap(), right.build().unwrap(), "{body}");

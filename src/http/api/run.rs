@@ -6,7 +6,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
-use crate::logs::{From, View};
+use crate::logs::{StartAt, View};
 use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
 use crate::supervisor::Handle;
 
@@ -148,7 +148,7 @@ pub(in crate::http) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answe
     Ok(Answer::events(move |stream| {
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
-        let mut follower = started.log.follow(View::Combined, From::Beginning, waker.clone());
+        let mut follower = started.log.follow(View::Combined, StartAt::Beginning, waker.clone());
         let frames = Frames { named: false, with_stream: true };
         events::pump(stream, &mut follower, &waker, frames, |out, end| {
             guard.ended();

@@ -76,7 +76,7 @@ fn check_kept(log: &Arc<OutputLog>, last: u64, at_least: usize) {
 fn without_a_directory_the_last_output_stays_in_memory() {
     let (dir, log) = log();
     log.append(0, OUT, b"line 0000000000\n");
-    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     assert_eq!(drain(&mut follower).len(), 1);
     log.close_file();
     lose(&dir);
@@ -112,7 +112,7 @@ fn memory_is_bounded_for_tiny_records_as_well() {
     assert!((64 * 1024..72 * 1024).contains(&kept), "{kept}");
     assert!(log.memory() < 5 * 64 * 1024, "{}", log.memory());
     log.finish(end(1));
-    assert!(matches!(follow(&log, View::Stdout, From::Beginning).last(), Some(Item::End(..))));
+    assert!(matches!(follow(&log, View::Stdout, StartAt::Beginning).last(), Some(Item::End(..))));
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
             let logs = dir.path().join("a/logs");
             let store = LogStore::open(&logs, LIMITS).unwrap();
             let log = store.create(UnitId(1));
-            let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+            let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
             flood(&log, 0..1000);
             assert_eq!(drain(&mut follower).len(), 1000);
             harm(&logs);
@@ -261,7 +261,7 @@ fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
     for (lines, kept) in [(1000_u64, 1000_u64), (10_000, 0), (200_000, 0)] {
         let (dir, log) = log();
         flood(&log, 0..lines);
-        let mut follower = log.follow(View::Stdout, From::Tail(1), waker());
+        let mut follower = log.follow(View::Stdout, StartAt::Tail(1), waker());
         assert_eq!(drain(&mut follower).len(), 1);
         lose(&dir);
         flood(&log, lines..lines + 100);
@@ -281,7 +281,7 @@ fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
     flood(&log, 0..200_000);
     fs::remove_dir_all(dir.path().join("logs")).unwrap();
     flood(&log, 200_000..200_100);
-    let items = follow(&log, View::Stdout, From::Beginning);
+    let items = follow(&log, View::Stdout, StartAt::Beginning);
     assert!(matches!(items[0], Item::Gap { lost_bytes, .. } if lost_bytes == 200_000 * 16), "{:?}", items[0]);
     assert_eq!(lines_of(&items).len(), 100);
 }
@@ -316,7 +316,7 @@ fn a_full_disk_stops_nobody() {
     fs::write(&ballast, vec![0; 400 * 1024]).unwrap();
     let store = LogStore::open(&disk.0.path().join("logs"), LIMITS).unwrap();
     let log = store.create(UnitId(1));
-    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     let mut followed = Vec::new();
     // Records of a size that leaves the last one torn.
     let mut text = String::new();
@@ -364,7 +364,7 @@ fn a_file_that_was_tampered_with_is_a_gap() {
             }
             harm(&dir.path().join(format!("logs/1.{segment}")));
             for view in VIEWS {
-                let items = follow(&log, view, From::Beginning);
+                let items = follow(&log, view, StartAt::Beginning);
                 let lost: u64 =
                     items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
                 let kept: usize = lines_of(&items).iter().map(|line| line.text.len() + 1).sum();
@@ -375,7 +375,7 @@ fn a_file_that_was_tampered_with_is_a_gap() {
             log.lines(View::Combined, Some(10)).for_each(drop);
             raw(&log, View::Combined);
             flood(&log, 300..310);
-            assert_eq!(lines_of(&follow(&log, View::Stdout, From::Tail(10))).len(), 10);
+            assert_eq!(lines_of(&follow(&log, View::Stdout, StartAt::Tail(10))).len(), 10);
         }
     }
 }

@@ -31,7 +31,7 @@ fn figures() {
     println!("the same while the oldest is dropped: {:.0} MB/s", rate(total, since));
 
     let since = Instant::now();
-    let mut follower = log.follow(View::Combined, From::Beginning, waker());
+    let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
     let bytes: usize = std::iter::from_fn(|| follower.try_next())
         .map(|item| if let Item::Line(line, _) = item { line.text.len() + 1 } else { 0 })
         .sum();

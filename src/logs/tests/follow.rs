@@ -22,7 +22,7 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
     let (_dir, log) = log();
     log.append(1, OUT, b"one\nunfinished");
     log.append(2, ERR, b"too");
-    let mut early = log.follow(View::Combined, From::Beginning, waker());
+    let mut early = log.follow(View::Combined, StartAt::Beginning, waker());
     assert_eq!(texts(lines_of(&drain(&mut early))), ["one"]);
     log.finish(end(9));
     log.append(10, OUT, b"from the background\n");
@@ -33,25 +33,25 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
     assert_eq!(end_of(&rest), Some(end(9)));
     assert_eq!(early.try_next(), None);
     assert_eq!(early.next(None).unwrap(), None, "and does not block");
-    let late = follow(&log, View::Combined, From::Beginning);
+    let late = follow(&log, View::Combined, StartAt::Beginning);
     assert_eq!(texts(lines_of(&late)), ["one", "unfinished", "too"]);
     for item in &late[2..] {
-        assert_eq!(follow(&log, View::Combined, From::After(cursor(item))), late[3..], "the end once more");
+        assert_eq!(follow(&log, View::Combined, StartAt::After(cursor(item))), late[3..], "the end once more");
     }
     assert_eq!(
         texts(log.lines(View::Combined, None)),
         ["one", "unfinished", "too", "from the background"],
         "the listing has it all"
     );
-    assert_eq!(follow(&log, View::Combined, From::Tail(1)), late[2..]);
+    assert_eq!(follow(&log, View::Combined, StartAt::Tail(1)), late[2..]);
 }
 
 #[test]
 fn a_reopened_log_goes_on() {
     let (_dir, log) = log();
     log.append(1, OUT, b"first\n");
-    let mut behind = log.follow(View::Stdout, From::Beginning, waker());
-    let mut ended = log.follow(View::Stdout, From::Beginning, waker());
+    let mut behind = log.follow(View::Stdout, StartAt::Beginning, waker());
+    let mut ended = log.follow(View::Stdout, StartAt::Beginning, waker());
     log.finish(end(2));
     let first_end = cursor(&drain(&mut ended)[1]);
     log.append(3, OUT, b"back");
@@ -64,9 +64,9 @@ fn a_reopened_log_goes_on() {
     assert_eq!(texts(lines_of(&items)), expected, "through the first end");
     assert_eq!(end_of(&items), Some(end(5)));
     assert_eq!(drain(&mut ended), [], "an end is an end");
-    let after = follow(&log, View::Stdout, From::After(first_end));
+    let after = follow(&log, View::Stdout, StartAt::After(first_end));
     assert_eq!(after, items[1..], "after the first end comes what came after it");
-    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, From::Beginning))), expected);
+    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, StartAt::Beginning))), expected);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_cut_is_for_good_in_every_replay() {
     let (_dir, log) = log();
     log.append(1, OUT, b"a");
     log.append(1, ERR, b"b");
-    let mut live = log.follow(View::Combined, From::Beginning, waker());
+    let mut live = log.follow(View::Combined, StartAt::Beginning, waker());
     assert_eq!(drain(&mut live), []);
     log.cut(2);
     log.cut(3);
@@ -89,8 +89,8 @@ fn a_cut_is_for_good_in_every_replay() {
 fn wakes_come_once_for_each_time_it_found_nothing() {
     let (_dir, log) = log();
     let (bell, other) = (waker(), waker());
-    let mut follower = log.follow(View::Stdout, From::Beginning, Arc::clone(&bell));
-    let idle = log.follow(View::Stdout, From::Beginning, Arc::clone(&other));
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&bell));
+    let idle = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&other));
     log.append(1, OUT, b"one\n");
     assert!(!woken(&bell), "it never asked");
     assert_eq!(drain(&mut follower).len(), 1);
@@ -127,7 +127,7 @@ fn an_end_watch_is_woken_by_the_end() {
 #[test]
 fn next_waits_for_output_and_for_the_deadline() {
     let (_dir, log) = log();
-    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     assert_eq!(follower.next(Some(Instant::now())).unwrap(), None);
     let writer = Arc::clone(&log);
     let thread = thread::spawn(move || {
@@ -146,7 +146,7 @@ fn half_a_million_lines_reach_every_follower() {
     let read = |view, slow: bool| {
         let log = Arc::clone(&log);
         thread::spawn(move || {
-            let mut follower = log.follow(view, From::Beginning, waker());
+            let mut follower = log.follow(view, StartAt::Beginning, waker());
             let mut expected = 0;
             let mut resumed = 0;
             loop {
@@ -157,7 +157,7 @@ fn half_a_million_lines_reach_every_follower() {
                         expected += 1;
                         if slow && expected % 4099 == 0 {
                             // A client that comes and goes.
-                            follower = log.follow(view, From::After(cursor), waker());
+                            follower = log.follow(view, StartAt::After(cursor), waker());
                             resumed += 1;
                             thread::yield_now();
                         }
@@ -190,7 +190,7 @@ fn a_thousand_idle_followers_are_cheap() {
     let bell = waker();
     log.append(1, OUT, &[b'x'; 10_000]);
     let mut followers: Vec<_> =
-        (0..1000).map(|_| log.follow(View::Combined, From::Tail(0), Arc::clone(&bell))).collect();
+        (0..1000).map(|_| log.follow(View::Combined, StartAt::Tail(0), Arc::clone(&bell))).collect();
     assert!(followers.iter_mut().all(|follower| follower.try_next().is_none()));
     assert!(size_of::<Follower>() < 1024, "{}", size_of::<Follower>());
     log.append(2, OUT, b"\n");

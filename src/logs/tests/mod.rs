@@ -48,7 +48,7 @@ pub(super) fn drain(follower: &mut Follower) -> Vec<Item> {
     std::iter::from_fn(|| follower.try_next()).collect()
 }
 
-pub(super) fn follow(log: &Arc<OutputLog>, view: View, from: From) -> Vec<Item> {
+pub(super) fn follow(log: &Arc<OutputLog>, view: View, from: StartAt) -> Vec<Item> {
     drain(&mut log.follow(view, from, waker()))
 }
 

@@ -49,11 +49,11 @@ fn a_line_of_64_mib() {
     assert_eq!(tail, [MIB, 5, 8], "the prompt is a line as well");
 
     // A cursor between two pieces.
-    let mut follower = log.follow(View::Combined, From::Beginning, waker());
+    let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
     let Some(Item::Line(_, cursor)) = (0..40).map(|_| follower.try_next()).last().flatten() else { panic!() };
     let rest = drain(&mut follower);
     assert_eq!(rest.len(), 25);
-    assert_eq!(follow(&log, View::Combined, From::After(cursor)), rest);
+    assert_eq!(follow(&log, View::Combined, StartAt::After(cursor)), rest);
 }
 
 #[test]
@@ -65,12 +65,12 @@ fn characters_across_the_cut_of_a_long_line() {
         log.append(1, OUT, chunk);
     }
     log.append(1, OUT, b"\n");
-    let all = follow(&log, View::Stdout, From::Beginning);
+    let all = follow(&log, View::Stdout, StartAt::Beginning);
     assert_eq!(texts(lines_of(&all)).concat(), text);
     assert_eq!(all.len(), 3);
     for (i, item) in all.iter().enumerate() {
         let cursor = cursor(item);
-        assert_eq!(follow(&log, View::Stdout, From::After(cursor)), all[i + 1..]);
+        assert_eq!(follow(&log, View::Stdout, StartAt::After(cursor)), all[i + 1..]);
         let read_again = log.snapshot().end.at - cursor.at;
         let left: usize = lines_of(&all[i + 1..]).iter().map(|line| line.text.len()).sum();
         assert!(read_again < left as u64 + left as u64 / 10 + 3000, "a cursor begins near its place");
@@ -88,7 +88,7 @@ fn the_combined_order_is_that_of_completion() {
     log.append(6, OUT, b"2\n");
     let expected = ["out 1", "err 1", "err 2", "out 2"];
     assert_eq!(texts(log.lines(View::Combined, None)), expected);
-    assert_eq!(texts(lines_of(&follow(&log, View::Combined, From::Beginning))), expected);
+    assert_eq!(texts(lines_of(&follow(&log, View::Combined, StartAt::Beginning))), expected);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_silent_unit_costs_nothing() {
     assert_eq!(log.store().total_bytes(), 0);
     assert_eq!(log.lines(View::Combined, None).count(), 0);
     assert_eq!(log.lines(View::Combined, Some(5)).count(), 0);
-    let items = follow(&log, View::Combined, From::Tail(3));
+    let items = follow(&log, View::Combined, StartAt::Tail(3));
     assert_eq!((items.len(), end_of(&items)), (1, Some(end(2))));
     assert!(size_of::<OutputLog>() < 600, "{}", size_of::<OutputLog>());
 }

@@ -54,11 +54,11 @@ fn lines_and_raw_are_what_was_written() {
 fn a_cursor_goes_on_right_after_its_item() {
     for case in cases(22, 100) {
         for view in VIEWS {
-            let all = follow(&case.log, view, From::Beginning);
+            let all = follow(&case.log, view, StartAt::Beginning);
             assert_eq!(lines_of(&all), model(&case.ops, view, case.max_line, false));
             for (i, item) in all.iter().enumerate() {
                 let cursor: Cursor = cursor(item).to_string().parse().unwrap();
-                let rest = follow(&case.log, view, From::After(cursor));
+                let rest = follow(&case.log, view, StartAt::After(cursor));
                 assert_eq!(rest, all[i + 1..], "{view:?} after item {i} at {cursor} of {:?}", case.ops);
             }
         }
@@ -68,17 +68,17 @@ fn a_cursor_goes_on_right_after_its_item() {
 #[test]
 fn a_cursor_goes_on_alike_when_more_has_come() {
     for case in cases(33, 60) {
-        let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, From::Beginning)).into();
+        let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, StartAt::Beginning)).into();
         case.log.append(90, ERR, b"more\nand more");
         case.log.append(91, OUT, b"more\nand more");
         case.log.finish(end(92));
         case.log.append(93, OUT, b"from the background\n");
         for (view, before) in VIEWS.into_iter().zip(before) {
-            let all = follow(&case.log, view, From::Beginning);
+            let all = follow(&case.log, view, StartAt::Beginning);
             assert_eq!(all[..before.len()], before);
             assert_eq!(end_of(&all), Some(end(92)));
             for (i, item) in before.iter().enumerate() {
-                assert_eq!(follow(&case.log, view, From::After(cursor(item))), all[i + 1..]);
+                assert_eq!(follow(&case.log, view, StartAt::After(cursor(item))), all[i + 1..]);
             }
         }
     }
@@ -89,11 +89,11 @@ fn a_tail_is_the_end_of_the_whole() {
     for case in cases(44, 30) {
         for view in VIEWS {
             let all: Vec<_> = case.log.lines(view, None).collect();
-            let finished = lines_of(&follow(&case.log, view, From::Beginning));
+            let finished = lines_of(&follow(&case.log, view, StartAt::Beginning));
             for n in 0..=all.len() + 1 {
                 let tail: Vec<_> = case.log.lines(view, Some(n as u64)).collect();
                 assert_eq!(tail, all[all.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
-                let tail = lines_of(&follow(&case.log, view, From::Tail(n as u64)));
+                let tail = lines_of(&follow(&case.log, view, StartAt::Tail(n as u64)));
                 assert_eq!(tail, finished[finished.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
             }
             assert_eq!(case.log.lines(view, Some(u64::MAX)).collect::<Vec<_>>(), all);
@@ -162,12 +162,12 @@ fn a_raw_tail_has_the_bytes_of_the_last_lines() {
 fn after_a_tail_the_next_line_is_whole() {
     for case in cases(55, 150) {
         for view in VIEWS {
-            let mut followers: Vec<_> = (0..4).map(|n| case.log.follow(view, From::Tail(n), waker())).collect();
-            let before = lines_of(&follow(&case.log, view, From::Beginning));
+            let mut followers: Vec<_> = (0..4).map(|n| case.log.follow(view, StartAt::Tail(n), waker())).collect();
+            let before = lines_of(&follow(&case.log, view, StartAt::Beginning));
             let tails: Vec<_> = followers.iter_mut().map(|follower| lines_of(&drain(follower))).collect();
             case.log.append(90, OUT, b"the end\nnew\n");
             case.log.append(91, ERR, b"the end\nnew\n");
-            let after = lines_of(&follow(&case.log, view, From::Beginning));
+            let after = lines_of(&follow(&case.log, view, StartAt::Beginning));
             for (follower, tail) in followers.iter_mut().zip(tails) {
                 assert_eq!(tail, before[before.len() - tail.len()..]);
                 assert_eq!(lines_of(&drain(follower)), after[before.len()..], "{view:?} of {:?}", case.ops);
@@ -189,7 +189,7 @@ fn a_tail_does_not_read_the_whole_log() {
         std::fs::remove_file(dir.path().join(format!("logs/1.{n}"))).unwrap();
     }
     assert_eq!(texts(log.lines(View::Combined, Some(2))), ["0123456789", "last"]);
-    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, From::Tail(1)))), ["last"]);
+    assert_eq!(texts(lines_of(&follow(&log, View::Stdout, StartAt::Tail(1)))), ["last"]);
     assert!(!log.truncated(), "nobody noticed");
 }
 
@@ -197,22 +197,22 @@ fn a_tail_does_not_read_the_whole_log() {
 fn a_cursor_that_does_not_fit_is_the_beginning() {
     for case in cases(66, 6) {
         let view = View::Combined;
-        let all = follow(&case.log, view, From::Beginning);
+        let all = follow(&case.log, view, StartAt::Beginning);
         let good = case.log.snapshot().end;
         let starts: Vec<u64> = all.iter().map(cursor).map(|cursor| cursor.at).collect();
         for at in (0..good.at + 40).chain([u64::MAX, 1 << 40]) {
             let fits = Cursor { log: case.log.tag(), at, base: PerStream::default(), from: PerStream::default() };
-            let items = follow(&case.log, view, From::After(fits));
+            let items = follow(&case.log, view, StartAt::After(fits));
             if at > good.at {
                 assert_eq!(items, all);
             }
             assert!(items.len() <= all.len() + 2 || starts.contains(&at));
             let foreign = Cursor { log: case.log.tag() ^ 1, ..fits };
-            assert_eq!(follow(&case.log, view, From::After(foreign)), all);
+            assert_eq!(follow(&case.log, view, StartAt::After(foreign)), all);
         }
         let wild = PerStream { out: u64::MAX, err: u64::MAX };
         let wild = Cursor { log: case.log.tag(), at: 0, base: wild, from: wild };
-        assert_eq!(follow(&case.log, view, From::After(wild)), all);
+        assert_eq!(follow(&case.log, view, StartAt::After(wild)), all);
     }
 }
 
@@ -222,7 +222,7 @@ fn a_header_in_the_output_is_no_record() {
     let (_dir, log) = log();
     let forged = Header { kind: Kind::Output(ERR), len: 5, time: 1 }.encode();
     log.append(1, OUT, &[&forged[..], b"evil\n", b"good\n"].concat());
-    let all = follow(&log, View::Combined, From::Beginning);
+    let all = follow(&log, View::Combined, StartAt::Beginning);
     let inside = Cursor { log: log.tag(), at: HEADER as u64, base: PerStream::default(), from: PerStream::default() };
-    assert_eq!(follow(&log, View::Combined, From::After(inside)), all);
+    assert_eq!(follow(&log, View::Combined, StartAt::After(inside)), all);
 }

@@ -41,7 +41,7 @@ fn a_gap_counts_what_was_lost_exactly() {
             disk.max_line = [20, 100_000][round % 2];
         });
         let log = store.create(UnitId(1));
-        let mut followers = VIEWS.map(|view| (view, log.follow(view, From::Beginning, waker()), 0));
+        let mut followers = VIEWS.map(|view| (view, log.follow(view, StartAt::Beginning, waker()), 0));
         let mut written = [0, 0];
         for _ in 0..30 {
             let length = 1 + random.below(20);
@@ -66,23 +66,23 @@ fn a_gap_counts_what_was_lost_exactly() {
                     }
                 }
                 // Whoever comes now is told of all that is not there.
-                let fresh = follow(&log, *view, From::Beginning);
+                let fresh = follow(&log, *view, StartAt::Beginning);
                 let kept = raw(&log, *view).len() as u64;
                 let all: u64 = written.iter().zip([OUT, ERR]).filter(|(_, s)| view.has(*s)).map(|(n, _)| n).sum();
                 match fresh.first() {
                     Some(Item::Gap { lost_bytes, .. }) => assert_eq!(lost_bytes + kept, all),
                     _ => assert_eq!(kept, all),
                 }
-                assert!(!matches!(follow(&log, *view, From::Tail(1)).first(), Some(Item::Gap { .. })));
+                assert!(!matches!(follow(&log, *view, StartAt::Tail(1)).first(), Some(Item::Gap { .. })));
                 // Gaps are no place to lose one's way either.
                 let cursors: Vec<_> = items.iter().map(cursor).collect();
                 if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
                     // One who has the beginning of another stream's line need not lose it; a cursor does not have it.
                     if *view != View::Combined || cursors[gap].at >= log.oldest().at {
-                        assert_eq!(follow(&log, *view, From::After(cursors[gap])), items[gap + 1..]);
+                        assert_eq!(follow(&log, *view, StartAt::After(cursors[gap])), items[gap + 1..]);
                     }
                     if gap > 0 {
-                        let resumed = follow(&log, *view, From::After(cursors[gap - 1]));
+                        let resumed = follow(&log, *view, StartAt::After(cursors[gap - 1]));
                         if *view != View::Combined {
                             assert_eq!(resumed, items[gap..], "after {:?}", items[gap - 1]);
                         }
@@ -97,7 +97,7 @@ fn a_gap_counts_what_was_lost_exactly() {
 fn nothing_is_glued_over_a_gap() {
     let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
-    let mut follower = log.follow(View::Combined, From::Beginning, waker());
+    let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
     log.append(1, OUT, b"head of a line");
     log.append(2, ERR, b"and another");
     assert_eq!(drain(&mut follower), []);
@@ -118,7 +118,7 @@ fn nothing_is_glued_over_a_gap() {
 fn what_another_stream_lost_does_not_cut_a_line() {
     let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
-    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     log.append(1, OUT, b"head ");
     assert_eq!(drain(&mut follower), []);
     for _ in 0..20 {
@@ -150,7 +150,7 @@ fn over_the_total_ended_logs_go_first() {
     assert_eq!((kept(&logs[2]), kept(&logs[0]), kept(&logs[1])), (0, 0, 20_000));
     assert!(logs[2].truncated() && logs[0].truncated() && logs[3].truncated() && !logs[1].truncated());
     assert_eq!(files(&dir), store.total_bytes());
-    assert_eq!(follow(&logs[2], View::Stdout, From::Beginning).len(), 2, "a gap and the end");
+    assert_eq!(follow(&logs[2], View::Stdout, StartAt::Beginning).len(), 2, "a gap and the end");
     assert_eq!(texts(logs[2].lines(View::Combined, Some(4))), Vec::<String>::new());
 }
 
@@ -162,7 +162,7 @@ fn writers_followers_and_retention_at_once() {
     thread::scope(|scope| {
         for log in &logs {
             scope.spawn(|| {
-                let mut follower = log.follow(View::Combined, From::Beginning, waker());
+                let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
                 // Each byte of the output is there, or counted.
                 let mut bytes = 0;
                 let mut last = None;

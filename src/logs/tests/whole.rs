@@ -129,7 +129,7 @@ fn what_is_kept_is_the_end_of_the_true_lines() {
                 // Raw bytes, lines and the gap agree.
                 let written: u64 = view.streams().iter().map(|s| case.written.get(*s).bytes.len() as u64).sum();
                 assert_eq!(raw(log, view).len() as u64 + lost, written);
-                let items = follow(log, view, From::Beginning);
+                let items = follow(log, view, StartAt::Beginning);
                 let gap: u64 =
                     items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
                 assert_eq!(gap, lost, "{view:?} of {:?}", case.ops);
@@ -142,7 +142,7 @@ fn what_is_kept_is_the_end_of_the_true_lines() {
                     let bytes = raw_tail(log, view, Some(n as u64));
                     assert!(view == View::Combined || raw(log, view).ends_with(&bytes));
                     assert!(if n >= all.len() { bytes == raw(log, view) } else { bytes.len() < raw(log, view).len() });
-                    let tail = lines_of(&follow(log, view, From::Tail(n as u64)));
+                    let tail = lines_of(&follow(log, view, StartAt::Tail(n as u64)));
                     assert_eq!(tail, followed[followed.len().saturating_sub(n)..]);
                 }
             }
@@ -157,7 +157,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
     let mut gaps = 0;
     for _ in 0..300 {
         let mut case = Case::new(&mut random, &[1000]);
-        let mut follower = case.log.follow(View::Stdout, From::Beginning, waker());
+        let mut follower = case.log.follow(View::Stdout, StartAt::Beginning, waker());
         let (mut at, mut in_pieces, mut seen) = (0, false, Vec::new());
         for _ in 0..12 {
             case.write(ops(&mut random));
@@ -168,7 +168,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
                 && let Some(cursor) = seen.iter().map(cursor).next_back()
             {
                 // A client that was away: what it had in front of it may have been dropped.
-                follower = case.log.follow(View::Stdout, From::After(cursor), waker());
+                follower = case.log.follow(View::Stdout, StartAt::After(cursor), waker());
             }
             let out = case.written.out.clone();
             for item in drain(&mut follower) {
@@ -203,7 +203,7 @@ fn of_a_long_line_that_was_dropped_before_its_end_came_all_bytes_are_counted() {
     let (mut gaps, mut lines) = (0, 0);
     for _ in 0..300 {
         let mut case = Case::new(&mut random, &[3, 7]);
-        let mut follower = case.log.follow(View::Stdout, From::Beginning, waker());
+        let mut follower = case.log.follow(View::Stdout, StartAt::Beginning, waker());
         let mut at = 0;
         for _ in 0..12 {
             case.write(ops(&mut random));
@@ -240,7 +240,7 @@ fn a_long_line_that_is_dropped_while_it_is_read_says_how_much_is_lost() {
     log.append(1, ERR, b"other");
     text.as_bytes().chunks(1001).for_each(|chunk| log.append(1, OUT, chunk));
     log.append(2, OUT, b"\n");
-    let mut follower = log.follow(View::Stdout, From::Beginning, waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     let Some(Part::Long(mut line, _)) = follower.try_part() else { panic!("a long line") };
     let mut read = String::new();
     loop {
@@ -276,7 +276,7 @@ fn a_line_longer_than_the_log_is_shown_as_far_as_it_is_kept() {
     let (lines, log, _dir) = kept(&writes);
     assert_eq!(lines, ["y"], "the next line is whole");
     assert_eq!(raw(&log, View::Stdout), b"y");
-    let items = follow(&log, View::Stdout, From::Beginning);
+    let items = follow(&log, View::Stdout, StartAt::Beginning);
     assert!(matches!(items[..], [Item::Gap { lost_bytes: 9841, .. }]), "{items:?}");
 }
 
