@@ -5,7 +5,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use tl_os::signals::SignalThread;
-use tl_supervisor::http::{Auth, Options, Server};
+use tl_supervisor::http::{Api, ApiOptions, Auth, Options, Server};
 use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, Supervisor, UserSpec};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     handle.start(ProcessSpec::command("sh").args(["-c", command]).managed(managed).build()?)?;
 
     // Without a token it must not listen on anything but loopback.
-    let options = Options { auth: Auth::Anybody, ..Options::default() };
-    let server = Server::bind("127.0.0.1:9502".parse()?, handle.clone(), options)?;
+    let api = Api::new(handle.clone(), ApiOptions::new(Auth::Anybody));
+    let server = Server::bind("127.0.0.1:9502".parse()?, api, Options::new())?;
     println!("listening on {}", server.local_addr());
 
     let (tell, told) = crossbeam_channel::bounded(1);

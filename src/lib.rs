@@ -6,8 +6,10 @@
 
 mod clock;
 pub mod error;
+#[cfg(feature = "http")]
 mod files;
 mod health;
+#[cfg(feature = "http")]
 pub mod http;
 pub mod logs;
 pub mod model;

@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 use tl_os::signals::{Received, SignalThread};
 use tl_os::thread;
 use tl_os::wait::TraceStop;
-use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
+use tl_supervisor::http::{Api, ApiOptions, BootReport, EndAction, Options, Server, SystemControl};
 use tl_supervisor::pending::Pending;
 use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId};
 
@@ -112,7 +112,7 @@ struct Program {
     tell: Sender<Event>,
 }
 
-impl Host for Program {
+impl SystemControl for Program {
     fn boot(&self) -> BootReport {
         self.report.so_far()
     }
@@ -151,17 +151,15 @@ impl Main {
     /// Makes the API available, and says where.
     fn listen(&mut self) -> Result<(), String> {
         let Base { place, config, report, token, supervisor, .. } = &self.base;
-        let host = Program { place: *place, report: report.clone(), tell: self.tell.clone() };
-        let options = Options {
-            auth: start::auth(token.as_ref()),
-            max_connections: supervisor.max_connections(),
-            max_body: config.max_body,
-            max_head: config.max_head,
-            head_timeout: config.head_time,
-            idle_timeout: config.idle_time,
-            host: Some(Arc::new(host)),
-        };
-        let server = Server::bind(config.listen, supervisor.handle(), options)
+        let program = Program { place: *place, report: report.clone(), tell: self.tell.clone() };
+        let api = ApiOptions::new(start::auth(token.as_ref())).system(Arc::new(program));
+        let options = Options::new()
+            .max_connections(supervisor.max_connections())
+            .max_body(config.max_body)
+            .max_head(config.max_head)
+            .head_timeout(config.head_time)
+            .idle_timeout(config.idle_time);
+        let server = Server::bind(config.listen, Api::new(supervisor.handle(), api), options)
             .map_err(|error| format!("--listen: cannot listen on {}: {error}", config.listen))?;
         let address = server.local_addr();
         // Only now: a start that fails says why in one line and nothing else.

@@ -1,10 +1,10 @@
-//! `GET /health`, `GET /info`.
+//! `GET /health` and `GET /info`.
 
 use serde::Serialize;
 
-use crate::http::api::routes::Api;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::{Problem, Reply};
+use crate::http::api::Api;
+use crate::http::json::response;
+use crate::http::message::{ApiError, Response};
 
 #[derive(Serialize)]
 struct Health {
@@ -19,19 +19,19 @@ struct Info {
     total_processes: usize,
 }
 
-/// Asks nobody: that the front-end answers is the answer.
-pub(in crate::http) fn health() -> Answer {
-    Reply::json(200, &Health { healthy: true }).into()
+/// Answers without asking the supervisor: the response itself shows that the API works.
+pub(crate) fn health() -> Response {
+    response::whole(200, &Health { healthy: true })
 }
 
-/// The daemon in numbers.
-pub(in crate::http) fn info(api: &Api) -> Result<Answer, Problem> {
+/// Version, uptime and number of processes.
+pub(crate) fn info(api: &Api) -> Result<Response, ApiError> {
     let counts = api.handle.counts()?;
     let info = Info {
         version: env!("CARGO_PKG_VERSION"),
-        uptime_secs: api.started.elapsed().as_secs(),
+        uptime_secs: api.created.elapsed().as_secs(),
         running_processes: counts.running,
         total_processes: counts.total,
     };
-    Ok(Reply::json(200, &info).into())
+    Ok(response::whole(200, &info))
 }

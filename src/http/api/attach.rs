@@ -1,8 +1,8 @@
-//! `GET /pty/{id}/ws`: a client at a terminal session.
+//! `GET /pty/{session}/ws`: a WebSocket client attached to a terminal session.
 //!
-//! One loop shows what the session has written and passes on what the client types. Each direction has a bound of its
-//! own: a client that does not read loses its place in the session's output and is told to go; one that types more than
-//! the program takes is not read from for a while.
+//! One loop sends the session's output to the client and the client's input to the terminal. Each direction has its own limit:
+//! a client that reads too slowly is disconnected, and one that sends more input than the program reads is not read from
+//! until the program has caught up.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,31 +20,28 @@ use crate::terminal::Seen;
 use crate::terminal::session::exit_code;
 use tl_os::poll::{self, Events, Waker};
 
-use crate::http::api::routes::Api;
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::Problem;
-use crate::http::ws;
-use crate::http::ws::{Beat, End, FRAMES, Handshake, LARGEST, Line, STUCK, Wire};
+use crate::http::api::Api;
+use crate::http::message::{ApiError, Request, Response, Socket};
+use crate::http::ws::{self, Closure, FRAMES_PER_TURN, Handshake, Heartbeat, MAX_MESSAGE, PeerLiveness, STALL_TIMEOUT};
 
-// The first byte of each message.
+// First byte of each message (docs/api.md, Terminal sessions).
 const DATA: u8 = 0x00;
 const RESIZE: u8 = 0x01;
 const READY: u8 = 0x02;
 const EXIT: u8 = 0x03;
 
-/// The most that is shown in one message.
+/// Maximum number of bytes of output in one message.
 const BURST: usize = 64 << 10;
 
-/// As much is handed to the terminal at once.
+/// Maximum number of bytes of input that are given to the terminal at once.
 const PIECE: usize = 16 << 10;
 
-/// What a client may have typed ahead of the program.
-const TYPED_AHEAD: usize = 1 << 20;
+/// Maximum number of bytes of input that the program has not read.
+const MAX_INPUT: usize = 1 << 20;
 
-/// Attaches the client, which has the session's own token.
-pub(in crate::http) fn attach(api: &Api, request: &Request<'_>, session: &str) -> Result<Answer, Problem> {
-    let sent = request.field("X-PTY-Token").map(|token| token.into_owned()).or_else(|| request.query("token"));
+/// Attaches the client, which must send the session's own token.
+pub(crate) fn attach(api: &Api, request: &Request<'_>, session: &str) -> Result<Response, ApiError> {
+    let sent = request.header("X-PTY-Token").map(|token| token.into_owned()).or_else(|| request.query("token"));
     let waker = request.waker()?;
     let attached = match sent {
         Some(token) => {
@@ -53,100 +50,105 @@ pub(in crate::http) fn attach(api: &Api, request: &Request<'_>, session: &str) -
         }
         None => api.handle.pty(session).map(|_| None)?,
     };
-    let handshake = Handshake::of(request)?;
+    let handshake = Handshake::new(request)?;
     let Some(attached) = attached else { return Err(Error::InvalidToken.into()) };
-    Ok(handshake.answer(move |socket| {
-        let mut client = Client::new(Wire(socket), attached, waker);
-        let end = client.run();
-        client.part(end);
+    Ok(handshake.accept(move |socket| {
+        let mut client = TerminalClient::new(socket, attached, waker);
+        let closure = client.run();
+        client.close(closure);
     }))
 }
 
-/// What a client says.
+/// A message of the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Said<'m> {
-    Typed(&'m [u8]),
-    Resized(TerminalSize),
+enum ClientMessage<'m> {
+    /// Input for the terminal.
+    Input(&'m [u8]),
+    /// The new size of the terminal.
+    Resize(TerminalSize),
+    /// The client is ready for output.
     Ready,
-    /// Nothing that we know.
-    Noise,
+    /// None of these. It is ignored.
+    Unknown,
 }
 
-fn said(message: &[u8]) -> Said<'_> {
+fn parse(message: &[u8]) -> ClientMessage<'_> {
     match message {
-        [DATA, bytes @ ..] => Said::Typed(bytes),
+        [DATA, bytes @ ..] => ClientMessage::Input(bytes),
         &[RESIZE, c1, c2, r1, r2] => {
             let (cols, rows) = (u16::from_be_bytes([c1, c2]), u16::from_be_bytes([r1, r2]));
-            Said::Resized(TerminalSize::new(rows.into(), cols.into()))
+            ClientMessage::Resize(TerminalSize::new(rows.into(), cols.into()))
         }
-        [READY, ..] => Said::Ready,
-        _ => Said::Noise,
+        [READY, ..] => ClientMessage::Ready,
+        _ => ClientMessage::Unknown,
     }
 }
 
-struct Client<'c> {
-    ws: WebSocket<Wire<'c>>,
+struct TerminalClient<'c> {
+    ws: WebSocket<&'c mut Socket>,
     attached: Attached,
     waker: Arc<Waker>,
-    typing: Option<Pending<()>>,
-    typed: Vec<u8>,
-    line: Line,
-    beat: Beat,
+    /// Completed when the terminal has taken the last piece of input.
+    writing: Option<Pending<()>>,
+    /// Input that has not been given to the terminal.
+    input: Vec<u8>,
+    liveness: PeerLiveness,
+    heartbeat: Heartbeat,
     /// The socket may have more to read.
     readable: bool,
-    /// All that was written has left.
+    /// Everything written has been sent.
     flushed: bool,
-    /// Until when what has not has to.
-    flush_by: Option<Instant>,
+    /// Deadline for sending what has been written.
+    flush_deadline: Option<Instant>,
 }
 
-impl<'c> Client<'c> {
-    fn new(wire: Wire<'c>, attached: Attached, waker: Arc<Waker>) -> Client<'c> {
+impl<'c> TerminalClient<'c> {
+    fn new(socket: &'c mut Socket, attached: Attached, waker: Arc<Waker>) -> TerminalClient<'c> {
         let config = WebSocketConfig::default()
             .read_buffer_size(16 << 10)
             .write_buffer_size(0)
-            // A client that pings and does not read gets the newest pong, and no more than this waits for it.
+            // Bounds the pongs that wait for a client that pings and does not read.
             .max_write_buffer_size(4 * BURST)
-            .max_message_size(Some(LARGEST))
-            .max_frame_size(Some(LARGEST));
-        let line = Line::new(wire.0);
-        Client {
-            line,
-            ws: WebSocket::from_raw_socket(wire, Role::Server, Some(config)),
+            .max_message_size(Some(MAX_MESSAGE))
+            .max_frame_size(Some(MAX_MESSAGE));
+        TerminalClient {
+            liveness: PeerLiveness::new(socket),
+            ws: WebSocket::from_raw_socket(socket, Role::Server, Some(config)),
             attached,
             waker,
-            typing: None,
-            typed: Vec::new(),
-            beat: Beat::new(Instant::now()),
+            writing: None,
+            input: Vec::new(),
+            heartbeat: Heartbeat::new(Instant::now()),
             readable: true,
             flushed: true,
-            flush_by: None,
+            flush_deadline: None,
         }
     }
 
-    fn run(&mut self) -> End {
+    /// Serves the client until the WebSocket must end.
+    fn run(&mut self) -> Closure {
         loop {
             match self.turn() {
                 Ok(()) => {}
-                Err(end) => return end,
+                Err(closure) => return closure,
             }
         }
     }
 
-    fn turn(&mut self) -> Result<(), End> {
-        self.listen()?;
-        self.pass_on();
+    fn turn(&mut self) -> Result<(), Closure> {
+        self.receive()?;
+        self.write_input();
         self.flush()?;
-        let more = self.show()?;
-        self.keep_time()?;
+        let more = self.send_output()?;
+        self.check_liveness()?;
         self.wait(more)
     }
 
-    /// Takes what the client sends.
-    fn listen(&mut self) -> Result<(), End> {
+    /// Reads the client's messages.
+    fn receive(&mut self) -> Result<(), Closure> {
         let mut resized = None;
-        for _ in 0..FRAMES {
-            if !self.readable || self.typed.len() >= TYPED_AHEAD {
+        for _ in 0..FRAMES_PER_TURN {
+            if !self.readable || self.input.len() >= MAX_INPUT {
                 break;
             }
             let message = match self.ws.read() {
@@ -155,59 +157,59 @@ impl<'c> Client<'c> {
                     self.readable = false;
                     break;
                 }
-                Err(error) => return Err(End::of(&error)),
+                Err(error) => return Err(Closure::from_error(&error)),
             };
-            self.beat.hear();
+            self.heartbeat.hear();
             match message {
-                Message::Binary(bytes) => match said(&bytes) {
-                    Said::Typed(bytes) => self.typed.extend_from_slice(bytes),
-                    // Only the last of many counts.
-                    Said::Resized(window) => resized = Some(window),
-                    Said::Ready => self.attached.viewer.ready(),
-                    Said::Noise => {}
+                Message::Binary(bytes) => match parse(&bytes) {
+                    ClientMessage::Input(bytes) => self.input.extend_from_slice(bytes),
+                    // Of several sizes, only the last one counts.
+                    ClientMessage::Resize(size) => resized = Some(size),
+                    ClientMessage::Ready => self.attached.viewer.ready(),
+                    ClientMessage::Unknown => {}
                 },
                 Message::Close(_) => {
-                    // The answer to it is waiting to be sent.
+                    // tungstenite has queued the closing frame that answers it.
                     let _ = self.ws.flush();
-                    return Err(End::Gone);
+                    return Err(Closure::Disconnected);
                 }
                 _ => {}
             }
-            // A pong may be waiting to be sent.
+            // tungstenite may have queued a pong.
             self.flushed = false;
         }
-        if let Some(window) = resized {
-            self.attached.resize(window);
+        if let Some(size) = resized {
+            self.attached.resize(size);
         }
         Ok(())
     }
 
-    /// Hands what was typed to the terminal, a piece at a time.
-    fn pass_on(&mut self) {
-        while self.typing.as_ref().is_none_or(|typing| typing.try_take().is_some()) {
-            self.typing = None;
-            if self.typed.is_empty() {
-                // A large paste is over.
-                self.typed.shrink_to(PIECE);
+    /// Gives the input to the terminal, a piece at a time.
+    fn write_input(&mut self) {
+        while self.writing.as_ref().is_none_or(|writing| writing.try_take().is_some()) {
+            self.writing = None;
+            if self.input.is_empty() {
+                // Frees the memory of a large paste.
+                self.input.shrink_to(PIECE);
                 return;
             }
-            let piece = self.typed.drain(..self.typed.len().min(PIECE)).collect();
-            self.typing = Some(self.attached.begin_type(piece, Arc::clone(&self.waker)));
+            let piece = self.input.drain(..self.input.len().min(PIECE)).collect();
+            self.writing = Some(self.attached.begin_type(piece, Arc::clone(&self.waker)));
         }
     }
 
-    /// Shows what is new, if the client has taken what was shown before; whether there may be more.
-    fn show(&mut self) -> Result<bool, End> {
+    /// Sends new output, if the client has taken all earlier output. Returns whether there may be more.
+    fn send_output(&mut self) -> Result<bool, Closure> {
         if !self.flushed {
-            return self.glance();
+            return self.check_viewer();
         }
         let mut message = Vec::with_capacity(1);
         message.push(DATA);
         match self.attached.viewer.look(BURST, &mut message) {
             Seen::Bytes => {
                 self.write(message)?;
-                // Where it does not take all of it, only a glance has the waker woken when it is too far behind.
-                if self.flushed { Ok(true) } else { self.glance() }
+                // If the client has not taken all of it, the waker must be woken when it falls too far behind.
+                if self.flushed { Ok(true) } else { self.check_viewer() }
             }
             Seen::Nothing => Ok(false),
             seen => {
@@ -216,54 +218,56 @@ impl<'c> Client<'c> {
                     message.extend(exit_code(end.exit).to_be_bytes());
                     self.write(message)?;
                 }
-                Err(farewell(seen))
+                Err(closure(seen))
             }
         }
     }
 
-    /// Whether a client that takes nothing more just now may stay.
-    fn glance(&self) -> Result<bool, End> {
+    /// Checks that a client that is not ready for output may stay attached.
+    fn check_viewer(&self) -> Result<bool, Closure> {
         match self.attached.viewer.glance() {
             Seen::Nothing => Ok(false),
-            seen => Err(farewell(seen)),
+            seen => Err(closure(seen)),
         }
     }
 
-    fn write(&mut self, message: Vec<u8>) -> Result<(), End> {
+    fn write(&mut self, message: Vec<u8>) -> Result<(), Closure> {
         self.flushed = ws::is_flushed(self.ws.write(Message::Binary(Bytes::from(message))))?;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), End> {
+    fn flush(&mut self) -> Result<(), Closure> {
         if !self.flushed {
             self.flushed = ws::is_flushed(self.ws.flush())?;
         }
         if self.flushed {
-            self.flush_by = None;
+            self.flush_deadline = None;
         }
         Ok(())
     }
 
+    /// Whether no more input is read from the client for now.
     fn is_full(&self) -> bool {
-        self.typed.len() >= TYPED_AHEAD
+        self.input.len() >= MAX_INPUT
     }
 
-    fn keep_time(&mut self) -> Result<(), End> {
+    /// Pings the client, and checks that it is alive and reads.
+    fn check_liveness(&mut self) -> Result<(), Closure> {
         if self.is_full() {
-            // An answer to a ping may be among what is not read.
-            self.beat.hear();
+            // The answer to a ping may be in what is not read.
+            self.heartbeat.hear();
         }
         let now = Instant::now();
-        if !self.flushed && *self.flush_by.get_or_insert(now + STUCK) <= now {
-            return Err(End::close(CloseCode::Policy, "too slow: what was sent was not read within 60 s"));
+        if !self.flushed && *self.flush_deadline.get_or_insert(now + STALL_TIMEOUT) <= now {
+            return Err(Closure::close(CloseCode::Policy, "too slow: what was sent was not read within 60 s"));
         }
-        if !self.beat.is_due(now) {
+        if !self.heartbeat.is_due(now) {
             return Ok(());
         }
-        if self.beat.is_over() || self.is_full() && self.line.is_lost(self.ws.get_ref().0) {
-            return Err(End::close(CloseCode::Policy, "no answer to pings"));
+        if self.heartbeat.is_lost() || self.is_full() && self.liveness.is_lost(self.ws.get_ref()) {
+            return Err(Closure::close(CloseCode::Policy, "no answer to pings"));
         }
-        // To one that does not take what it is sent a ping would only be more of that.
+        // A client that does not take what was sent before would not take a ping either.
         if self.flushed {
             self.flushed = ws::is_flushed(self.ws.write(Message::Ping(Bytes::new())))?;
         }
@@ -271,7 +275,7 @@ impl<'c> Client<'c> {
     }
 
     /// Waits for the client, the session or the next ping.
-    fn wait(&mut self, more: bool) -> Result<(), End> {
+    fn wait(&mut self, more: bool) -> Result<(), Closure> {
         let mut events = Events::NONE;
         if !self.is_full() {
             events = events.and(Events::READ);
@@ -279,71 +283,71 @@ impl<'c> Client<'c> {
         if !self.flushed {
             events = events.and(Events::WRITE);
         }
-        let unheard = self.readable && !self.is_full();
-        let deadline = match more && self.flushed || unheard {
+        let has_unread = self.readable && !self.is_full();
+        let deadline = match more && self.flushed || has_unread {
             true => Instant::now(),
-            false => self.beat.at().min(self.flush_by.unwrap_or(self.beat.at())),
+            false => self.heartbeat.next().min(self.flush_deadline.unwrap_or(self.heartbeat.next())),
         };
-        let fds = [(self.ws.get_ref().0.as_fd(), events), (self.waker.as_fd(), Events::READ)];
-        let [socket, waker] = poll::wait(fds, Some(deadline)).map_err(|_| End::Gone)?;
+        let fds = [(self.ws.get_ref().as_fd(), events), (self.waker.as_fd(), Events::READ)];
+        let [socket, waker] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
         if waker.any(Events::READ) {
             self.waker.clear();
         }
         self.readable |= socket.any(Events::READ.and(Events::GONE));
-        // With both directions closed there is nobody to type for either.
+        // The client has closed both directions: its input is not needed any more.
         if self.is_full() && socket.any(Events::GONE) {
-            return Err(End::Gone);
+            return Err(Closure::Disconnected);
         }
         Ok(())
     }
 
-    /// Takes what the client has sent before it went: writing to it may have failed before that was read.
-    fn hear_the_last(&mut self) {
+    /// Reads what the client has sent before it disconnected: writing to it may have failed before that was read.
+    fn receive_rest(&mut self) {
         self.readable = true;
         let mut more = true;
         while more {
-            more = self.listen().is_ok() && self.readable && !self.is_full();
-            self.pass_on();
+            more = self.receive().is_ok() && self.readable && !self.is_full();
+            self.write_input();
         }
     }
 
-    /// Sees to it that what the client typed last is taken, though not for ever, and tells it why it has to go.
-    fn part(mut self, end: End) {
-        if end == End::Gone {
-            let deadline = Instant::now() + ws::FAREWELL;
-            self.hear_the_last();
-            while self.typing.is_some() && Instant::now() < deadline {
+    /// Gives the last input to the terminal, for a limited time, and sends the closing frame.
+    fn close(mut self, closure: Closure) {
+        if closure == Closure::Disconnected {
+            let deadline = Instant::now() + ws::CLOSE_TIMEOUT;
+            self.receive_rest();
+            while self.writing.is_some() && Instant::now() < deadline {
                 let _ = poll::wait([(self.waker.as_fd(), Events::READ)], Some(deadline));
                 self.waker.clear();
-                self.pass_on();
+                self.write_input();
             }
         }
-        // It is detached from here on, whenever it goes.
+        // The client is detached now, whenever its connection ends.
         drop(self.attached);
-        let End::Close(code, reason) = end else { return };
-        log::debug!("a terminal client is told to go: {code} {reason}");
-        let patience = ws::patience(code);
-        let deadline = Instant::now() + patience;
+        let Closure::Close(code, reason) = closure else { return };
+        log::debug!("closing the WebSocket of a terminal client: {code} {reason}");
+        let timeout = Closure::timeout(code);
+        let deadline = Instant::now() + timeout;
         let frame = ws::close_frame(code, &reason);
         let mut flushed = ws::is_flushed(self.ws.close(Some(frame)));
         while let Ok(false) = flushed {
-            if self.ws.get_ref().0.wait(Events::WRITE, Some(deadline)).is_err() || Instant::now() > deadline {
+            if self.ws.get_ref().wait_writable(Some(deadline)).is_err() || Instant::now() > deadline {
                 return;
             }
             flushed = ws::is_flushed(self.ws.flush());
         }
-        ws::part(self.ws.get_mut().0, patience);
+        ws::linger(self.ws.get_mut(), timeout);
     }
 }
 
-/// What a client is told that has seen its last.
-fn farewell(seen: Seen) -> End {
+/// Why the WebSocket of a client ends that gets no more output.
+fn closure(seen: Seen) -> Closure {
     match seen {
-        Seen::Behind => End::close(CloseCode::Policy, "too slow: output that was not read has been dropped"),
-        Seen::Overdue => End::close(CloseCode::Policy, "not ready, and more was written than is kept"),
-        Seen::Terminated => End::close(CloseCode::Away, "session terminated"),
-        Seen::Ended(end) => End::close(CloseCode::Normal, format!("exit:{}", exit_code(end.exit))),
-        Seen::Bytes | Seen::Nothing => End::Gone,
+        Seen::Behind => Closure::close(CloseCode::Policy, "too slow: output that was not read has been dropped"),
+        Seen::Overdue => Closure::close(CloseCode::Policy, "not ready, and more was written than is kept"),
+        Seen::Terminated => Closure::close(CloseCode::Away, "session terminated"),
+        Seen::Ended(end) => Closure::close(CloseCode::Normal, format!("exit:{}", exit_code(end.exit))),
+        Seen::Bytes | Seen::Nothing => Closure::Disconnected,
     }
 }
 
@@ -352,22 +356,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_client_says() {
+    fn the_messages_of_a_client_are_parsed() {
         for (message, right) in [
-            (&b"\0"[..], Said::Typed(b"")),
-            (b"\0ls\n", Said::Typed(b"ls\n")),
-            (b"\x01\0\x78\0\x28", Said::Resized(TerminalSize { rows: 40, cols: 120 })),
-            (b"\x01\0\0\0\0", Said::Resized(TerminalSize::default())),
-            (b"\x01\xff\xff\xff\xff", Said::Resized(TerminalSize { rows: 500, cols: 1000 })),
-            (b"\x01\0\x78\0", Said::Noise),
-            (b"\x01\0\x78\0\x28\0", Said::Noise),
-            (b"\x02", Said::Ready),
-            (b"\x02x", Said::Ready),
-            (b"\x03\0\0\0\0", Said::Noise),
-            (b"\xff", Said::Noise),
-            (b"", Said::Noise),
+            (&b"\0"[..], ClientMessage::Input(b"")),
+            (b"\0ls\n", ClientMessage::Input(b"ls\n")),
+            (b"\x01\0\x78\0\x28", ClientMessage::Resize(TerminalSize { rows: 40, cols: 120 })),
+            (b"\x01\0\0\0\0", ClientMessage::Resize(TerminalSize::default())),
+            (b"\x01\xff\xff\xff\xff", ClientMessage::Resize(TerminalSize { rows: 500, cols: 1000 })),
+            (b"\x01\0\x78\0", ClientMessage::Unknown),
+            (b"\x01\0\x78\0\x28\0", ClientMessage::Unknown),
+            (b"\x02", ClientMessage::Ready),
+            (b"\x02x", ClientMessage::Ready),
+            (b"\x03\0\0\0\0", ClientMessage::Unknown),
+            (b"\xff", ClientMessage::Unknown),
+            (b"", ClientMessage::Unknown),
         ] {
-            assert_eq!(said(message), right, "{message:?}");
+            assert_eq!(parse(message), right, "{message:?}");
         }
     }
 }

@@ -7,14 +7,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::Error;
 use crate::model::{MAX_TIMEOUT, SignalScope, Target};
 
-use crate::http::api::routes::Api;
+use crate::http::api::Api;
 use crate::http::json;
+use crate::http::json::response;
 use crate::http::json::value::{Choice, SignalNumber};
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::{Problem, Reply};
+use crate::http::message::{ApiError, Request, Response};
 
-/// As much of a body as is handed to stdin at once.
+/// Bytes of a body that are given to stdin at once.
 const PIECE: usize = 64 << 10;
 
 #[derive(Debug, Deserialize)]
@@ -28,33 +27,33 @@ struct Success {
     success: bool,
 }
 
-/// To the group, and 9 to the whole tree, unless `scope` says otherwise.
-pub(in crate::http) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+/// Sends a signal: to the process group, or SIGKILL to the whole tree, unless `scope` says otherwise.
+pub(crate) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let body = json::parse::<SignalBody>(&request.whole_body()?)?;
     api.handle.signal(target, body.signal.0, body.scope.map(|scope| scope.0))?;
-    Ok(Reply::json(200, &Success { success: true }).into())
+    Ok(response::whole(200, &Success { success: true }))
 }
 
-/// Answers when the tree is gone, or after 2 s.
-pub(in crate::http) fn kill(api: &Api, target: &Target) -> Result<Answer, Problem> {
+/// Kills the process. Answers when its tree is gone, or after 2 s.
+pub(crate) fn kill(api: &Api, target: &Target) -> Result<Response, ApiError> {
     api.handle.kill(target)?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
-/// Answers with the new run.
-pub(in crate::http) fn restart(api: &Api, target: &Target) -> Result<Answer, Problem> {
-    Ok(Answer::json(200, api.handle.restart(target)?))
+/// Restarts a managed process. Answers with the new run.
+pub(crate) fn restart(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.restart(target)?))
 }
 
-/// Streams the body into stdin, one piece at a time: a reader that does not read holds up this request only.
-pub(in crate::http) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
+/// Streams the body into stdin, one piece at a time: a process that does not read holds up this request only.
+pub(crate) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let waker = request.waker()?;
     let mut stdin = api.handle.stdin(target)?;
     while let Some(piece) = request.body_piece(PIECE)? {
         let writing = stdin.begin_write(piece, Some(waker.clone()));
         loop {
             if let Some(written) = writing.try_take() {
-                // By what the client calls it, not by its handle.
+                // The error names the process as the client does, not by its handle.
                 written.map_err(|error| match error {
                     Error::StdinClosed(_) => Error::StdinClosed(target.clone()),
                     error => error,
@@ -64,33 +63,35 @@ pub(in crate::http) fn write_stdin(api: &Api, request: &mut Request<'_>, target:
             request.wait(&waker, None)?;
         }
     }
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
-/// Also when it is closed already.
-pub(in crate::http) fn close_stdin(api: &Api, target: &Target) -> Result<Answer, Problem> {
+/// Closes stdin. Succeeds if it is closed already.
+pub(crate) fn close_stdin(api: &Api, target: &Target) -> Result<Response, ApiError> {
     api.handle.close_stdin(target)?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
-/// Answers at the end of the process or of the time.
-pub(in crate::http) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Answer, Problem> {
+/// Waits for the end of the process or of the timeout.
+pub(crate) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let deadline = timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
     let waker = request.waker()?;
     let process = api.handle.look_up(target)?;
     let _watch = process.log.watch_end(waker.clone());
     while process.log.ended().is_none() && request.wait(&waker, deadline)? {}
     let end = process.log.ended();
-    Ok(Answer::json(200, api.handle.after_wait(process.info, end)?))
+    Ok(response::of(200, api.handle.after_wait(process.info, end)?))
 }
 
-fn timeout(query: Option<&str>) -> Result<Option<Duration>, Problem> {
+fn timeout(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
     let Some(text) = query else { return Ok(None) };
     match text.parse::<f64>() {
         Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
             Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT)))
         }
-        _ => Err(Problem::Invalid(format!("the query parameter `timeout` must be a number of seconds, not {text:?}"))),
+        _ => Err(ApiError::invalid(format!(
+            "the query parameter `timeout` must be a number of seconds, 0 or more, not {text:?}"
+        ))),
     }
 }
 
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts() {
+    fn timeouts_are_numbers_of_seconds() {
         assert_eq!(timeout(None).unwrap(), None);
         for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
             assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn signals() {
+    fn the_body_of_a_signal_is_parsed() {
         let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal.0);
         assert_eq!(signal(r#"{"signal":15}"#).unwrap(), 15);
         assert_eq!(signal(r#"{"signal":-1}"#).unwrap(), -1);

@@ -1,4 +1,4 @@
-//! Server-sent events from a log.
+//! Server-sent events of a process's output.
 
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
@@ -10,45 +10,45 @@ use crate::model::{Millis, RunEnd, Stream as Source};
 use tl_os::poll::Waker;
 
 use crate::http::json::text;
-use crate::http::message::response::Stream;
+use crate::http::message::ResponseStream;
 
-/// After so much silence a comment says that the connection stands.
+/// After this time without an event, a comment shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A log that cannot be read for want of descriptors or memory is tried again after this.
+/// Pause before a log that cannot be read, for lack of descriptors or memory, is read again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What the frames of a stream have beside their data.
+/// What events have beside their data.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::http) struct Frames {
-    /// An `id:`, and for lines an `event:`.
-    pub(in crate::http) named: bool,
-    /// In each line, which stream it is from.
-    pub(in crate::http) with_stream: bool,
+pub(crate) struct EventFormat {
+    /// Each event has an `id:`, and an event with a line has `event: output`.
+    pub(crate) named: bool,
+    /// The data of a line names the stream that it is from.
+    pub(crate) with_stream: bool,
 }
 
-/// Sends all that `follower` gives; the item that is the end as `end` writes it.
+/// Sends all that `follower` yields, up to the end of the run, which `end` writes.
 ///
-/// What is ready is gathered into bursts, and what was gathered is sent before waiting for more.
-pub(in crate::http) fn pump(
-    stream: &mut Stream<'_>,
+/// Items that are ready are collected into bursts, and sent before waiting for more.
+pub(crate) fn send_output(
+    stream: &mut ResponseStream<'_>,
     follower: &mut Follower,
     waker: &Waker,
-    frames: Frames,
+    format: EventFormat,
     end: impl FnOnce(&mut Vec<u8>, RunEnd) -> io::Result<()>,
 ) -> io::Result<()> {
     loop {
         while let Some(part) = next(follower, stream)? {
             match part {
                 Part::Item(Item::Line(line, cursor)) => {
-                    frames.begin_line(stream.buffer(), cursor)?;
-                    text::short(stream, &line.text)?;
-                    frames.end_line(stream.buffer(), line.timestamp, line.stream, line.partial)?;
+                    format.begin_line(stream.buffer(), cursor)?;
+                    text::whole(stream, &line.text)?;
+                    format.end_line(stream.buffer(), line.timestamp, line.stream, line.partial)?;
                 }
-                Part::Long(line, cursor) => frames.long_line(stream, *line, cursor)?,
-                Part::Item(Item::Gap { lost_bytes, cursor }) => frames.gap(stream.buffer(), lost_bytes, cursor)?,
+                Part::Long(line, cursor) => format.long_line(stream, *line, cursor)?,
+                Part::Item(Item::Gap { lost_bytes, cursor }) => format.gap(stream.buffer(), lost_bytes, cursor)?,
                 Part::Item(Item::End(run_end, cursor)) => {
-                    frames.id(stream.buffer(), cursor)?;
+                    format.id(stream.buffer(), cursor)?;
                     return end(stream.buffer(), run_end);
                 }
             }
@@ -64,27 +64,27 @@ pub(in crate::http) fn pump(
     }
 }
 
-/// What is ready, if anything is. Where the log cannot be read just now, what was gathered is sent and it is tried again
-/// a little later: nothing is lost by that.
-fn next(follower: &mut Follower, stream: &mut Stream<'_>) -> io::Result<Option<Part>> {
-    // The quick look first: the other one asks the kernel as well.
+/// The next item, if one is ready. If the log cannot be read, what is collected is sent, and the log is read again a little
+/// later, by which nothing is lost.
+fn next(follower: &mut Follower, stream: &mut ResponseStream<'_>) -> io::Result<Option<Part>> {
+    // The cheap way first: `next_part` makes system calls.
     if let Some(part) = follower.try_part() {
         return Ok(Some(part));
     }
-    let mut begun = false;
+    let mut has_failed = false;
     loop {
         match follower.next_part(Some(Instant::now())) {
             Ok(part) => return Ok(part),
-            Err(error) if !begun => log::warn!("a log cannot be read, and is tried again: {error}"),
+            Err(error) if !has_failed => log::warn!("a log cannot be read, trying again: {error}"),
             Err(_) => {}
         }
-        begun = true;
+        has_failed = true;
         stream.flush()?;
         stream.pause(RETRY)?;
     }
 }
 
-impl Frames {
+impl EventFormat {
     fn id(self, out: &mut Vec<u8>, cursor: Cursor) -> io::Result<()> {
         if self.named { writeln!(out, "id: {cursor}") } else { Ok(()) }
     }
@@ -114,9 +114,9 @@ impl Frames {
         Ok(())
     }
 
-    /// Sends a long line while it is read. Where the log drops a part of it meanwhile, what was sent is a piece of the
-    /// line, and a gap says what is missing.
-    fn long_line(self, stream: &mut Stream<'_>, mut line: LongText, cursor: Cursor) -> io::Result<()> {
+    /// Sends a long line while it is read. If the log drops a part of it meanwhile, the line is sent as partial, and a gap
+    /// says how much is missing.
+    fn long_line(self, stream: &mut ResponseStream<'_>, mut line: LongText, cursor: Cursor) -> io::Result<()> {
         let (mut begun, mut lost) = (false, 0);
         loop {
             let more = match line.next() {
@@ -135,7 +135,7 @@ impl Frames {
                     break;
                 }
                 Err(error) => {
-                    log::debug!("a long line cannot be read, and is tried again: {error}");
+                    log::debug!("a long line cannot be read, trying again: {error}");
                     stream.flush()?;
                     stream.pause(RETRY)?;
                     false
@@ -153,16 +153,16 @@ impl Frames {
         if lost > 0 { self.gap(stream.buffer(), lost, cursor) } else { Ok(()) }
     }
 
-    /// `event: gap` with how much was dropped before it was read here.
+    /// Appends `event: gap`, with the number of bytes that the log dropped before they were sent.
     fn gap(self, out: &mut Vec<u8>, lost_bytes: u64, cursor: Cursor) -> io::Result<()> {
         self.id(out, cursor)?;
         out.extend_from_slice(b"event: gap\n");
-        data(out, &Lost { lost_bytes })
+        data(out, &Gap { lost_bytes })
     }
 }
 
-/// `data:` with `value` as JSON.
-pub(in crate::http) fn data(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
+/// Appends `data:` with `value` as JSON.
+pub(crate) fn data(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
     out.extend_from_slice(b"data: ");
     serde_json::to_writer(&mut *out, value)?;
     out.extend_from_slice(b"\n\n");
@@ -170,7 +170,7 @@ pub(in crate::http) fn data(out: &mut Vec<u8>, value: &impl Serialize) -> io::Re
 }
 
 #[derive(Serialize)]
-struct Lost {
+struct Gap {
     lost_bytes: u64,
 }
 
@@ -180,16 +180,16 @@ mod tests {
     use crate::logs::View;
 
     #[test]
-    fn frames() {
+    fn events_have_the_fields_of_their_format() {
         let cursor = "1-2-3-4-5-6".parse::<Cursor>().unwrap();
         for (named, id) in [(true, "id: 1-2-3-4-5-6\n"), (false, "")] {
             let event = if named { "event: output\n" } else { "" };
             for (view, stream) in [(View::Combined, ",\"stream\":\"stderr\""), (View::Stderr, "")] {
-                let frames = Frames { named, with_stream: view == View::Combined };
+                let format = EventFormat { named, with_stream: view == View::Combined };
                 let mut out = Vec::new();
-                frames.begin_line(&mut out, cursor).unwrap();
-                frames.end_line(&mut out, 7, Source::Stderr, true).unwrap();
-                frames.gap(&mut out, 5, cursor).unwrap();
+                format.begin_line(&mut out, cursor).unwrap();
+                format.end_line(&mut out, 7, Source::Stderr, true).unwrap();
+                format.gap(&mut out, 5, cursor).unwrap();
                 let right = format!(
                     "{id}{event}data: {{\"line\":,\"timestamp\":7{stream},\"partial\":true}}\n\n\
                      {id}event: gap\ndata: {{\"lost_bytes\":5}}\n\n"

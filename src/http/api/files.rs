@@ -1,4 +1,4 @@
-//! `GET`, `PUT` and `DELETE /files`, `GET /files/list`.
+//! `GET`, `PUT` and `DELETE /files`, and `GET /files/list`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -12,28 +12,26 @@ use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
 use crate::users;
 use tl_os::fsuser::Acting;
 
-use crate::http::api::routes::Api;
+use crate::http::api::{Api, conditions, errors};
+use crate::http::connection::memory::MemoryGrant;
+use crate::http::json::response;
 use crate::http::json::user::parse_user;
-use crate::http::message::conditions;
 use crate::http::message::range::Range;
-use crate::http::message::request::Request;
-use crate::http::message::response::{Answer, BURST, Stream};
-use crate::http::message::response_head::{Problem, Reply};
-use crate::http::server::memory::Grant;
+use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
 
 const BYTES: &str = "application/octet-stream";
 
-/// As much of a file is read, and of a body written, at once.
+/// Bytes of a file that are read at once, and bytes of a body that are written at once.
 const PIECE: usize = 128 << 10;
 
-/// What is asked for, and the rights to it: this thread is the user until they are dropped.
-fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem> {
+/// The path that the request names, and the rights of its user, whom this thread acts as until they are dropped.
+fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), ApiError> {
     let path = request.query_bytes("path");
-    let path = path.ok_or_else(|| Problem::Invalid("the query parameter `path` is missing".to_owned()))?;
+    let path = path.ok_or_else(|| ApiError::invalid("the query parameter `path` is missing".to_owned()))?;
     let asked = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
     let default = api.handle.default_user();
     let user = users::resolve(asked.as_ref().unwrap_or(default))?;
-    // Whoever acts, a relative path is in the default user's home (section 10).
+    // Whichever user acts, a relative path is below the home of the default user (docs/api.md, Files).
     let path = match (path.first(), &asked) {
         (Some(b'/'), _) | (_, None) => FilePath::parse(&path, &user.home)?,
         _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
@@ -42,34 +40,34 @@ fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem
     Ok((Acting::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
 }
 
-/// The content, or the part of it that the client wants.
-pub(in crate::http) fn read(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> {
-    let (acting, path) = begin(api, request)?;
+/// Reads a file, or a range of it.
+pub(crate) fn read(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
+    let (acting, path) = act_as_user(api, request)?;
     match conditions::of_file(request).unmet_at(&path, true)? {
         None => {}
-        // There is something: a GET on the condition that there is nothing has seen it already.
-        Some(Unmet::IsAbsent) => return Ok(Reply::new(304).into()),
+        // The file exists, and a GET with `If-None-Match: *` means that the client has it already.
+        Some(Unmet::IsAbsent) => return Ok(Response::empty(304)),
         Some(why) => return Err(FileError::Unmet { path: path.shown(), why }.into()),
     }
-    let range = asked_range(request);
-    let reply = Reply::new(200).with("Content-Type", BYTES);
+    let range = requested_range(request);
     match files::read(&path)? {
         Content::Whole(mut bytes) => {
-            let (mut reply, part) = part(reply, range, bytes.len() as u64)?;
+            let part = Part::of(range, bytes.len() as u64)?;
             let index = |at| usize::try_from(at).unwrap_or(usize::MAX);
-            bytes.truncate(index(part.end));
-            bytes.drain(..index(part.start).min(bytes.len()));
-            reply.body = bytes;
-            Ok(reply.into())
+            bytes.truncate(index(part.bytes.end));
+            bytes.drain(..index(part.bytes.start).min(bytes.len()));
+            Ok(part.describe(Response::new(part.status(), BYTES, bytes)))
         }
         Content::Long(file, length) => {
-            let (reply, part) = part(reply, range, length)?;
-            Ok(Answer::measured(reply, part.end - part.start, move |stream| {
+            let part = Part::of(range, length)?;
+            let bytes = part.bytes.clone();
+            let write = move |stream: &mut ResponseStream<'_>| {
                 let _acting = acting;
-                send(stream, &file, part)
-            }))
+                send(stream, &file, bytes)
+            };
+            Ok(part.describe(Response::stream(part.status(), BYTES, Some(part.bytes.end - part.bytes.start), write)))
         }
-        Content::Unmeasured(begin, file) => Ok(Answer::download(BYTES, move |stream| {
+        Content::Unmeasured(begin, file) => Ok(Response::stream(200, BYTES, None, move |stream| {
             let _acting = acting;
             stream.buffer().extend_from_slice(&begin);
             drop(begin);
@@ -78,28 +76,53 @@ pub(in crate::http) fn read(api: &Api, request: &Request<'_>) -> Result<Answer, 
     }
 }
 
-/// The range, where one has a meaning: only in a GET, and not on a condition, as there is none that would hold.
-fn asked_range(request: &Request<'_>) -> Option<Range> {
-    if request.is_head() || request.field("If-Range").is_some() {
+/// The range that the request asks for. None for HEAD, and with `If-Range`, whose condition no file meets.
+fn requested_range(request: &Request<'_>) -> Option<Range> {
+    if request.is_head() || request.header("If-Range").is_some() {
         return None;
     }
-    Range::parse(&request.field("Range")?)
+    Range::parse(&request.header("Range")?)
 }
 
-/// Says in the reply which part of a content of this length it carries.
-fn part(reply: Reply, range: Option<Range>, length: u64) -> Result<(Reply, ops::Range<u64>), Problem> {
-    let Some(range) = range else { return Ok((reply.with("Accept-Ranges", "bytes"), 0..length)) };
-    let part = range.within(length).ok_or(Problem::RangeNotSatisfiable(length))?;
-    let field = format!("bytes {}-{}/{length}", part.start, part.end - 1);
-    Ok((reply.partial().with("Content-Range", &field), part))
+/// The part of a content that a response carries.
+struct Part {
+    bytes: ops::Range<u64>,
+    /// Length of the whole content, in bytes.
+    length: u64,
+    /// The request has asked for a range.
+    is_range: bool,
 }
 
-/// Sends a part of a file. One that has become shorter ends the connection: the client was told another length.
-fn send(stream: &mut Stream<'_>, file: &File, part: ops::Range<u64>) -> io::Result<()> {
+impl Part {
+    /// # Errors
+    /// 416 if no byte is in the range.
+    fn of(range: Option<Range>, length: u64) -> Result<Part, ApiError> {
+        let bytes = match range {
+            None => 0..length,
+            Some(range) => range.within(length).ok_or_else(|| errors::range_not_satisfiable(length))?,
+        };
+        Ok(Part { bytes, length, is_range: range.is_some() })
+    }
+
+    fn status(&self) -> u16 {
+        if self.is_range { 206 } else { 200 }
+    }
+
+    fn describe(&self, response: Response) -> Response {
+        if !self.is_range {
+            return response.header("Accept-Ranges", "bytes");
+        }
+        let (first, last) = (self.bytes.start, self.bytes.end - 1);
+        response.header("Content-Range", format!("bytes {first}-{last}/{}", self.length))
+    }
+}
+
+/// Sends a part of a file. If the file has become shorter, the connection ends: its length has been sent already.
+fn send(stream: &mut ResponseStream<'_>, file: &File, part: ops::Range<u64>) -> io::Result<()> {
     let mut at = part.start;
     while at < part.end {
         let most = usize::try_from(part.end - at).unwrap_or(PIECE).min(PIECE);
-        let read = gather(stream.buffer(), most, |into| file.read_at(into, at))?;
+        let read = read_into(stream.buffer(), most, |into| file.read_at(into, at))?;
         stream.flush()?;
         if read == 0 {
             return Err(io::Error::new(ErrorKind::UnexpectedEof, "the file has become shorter"));
@@ -109,43 +132,43 @@ fn send(stream: &mut Stream<'_>, file: &File, part: ops::Range<u64>) -> io::Resu
     Ok(())
 }
 
-/// Sends the rest of a file that has no length.
-fn send_all(stream: &mut Stream<'_>, mut file: &File) -> io::Result<()> {
+/// Sends the rest of a file whose length is unknown.
+fn send_all(stream: &mut ResponseStream<'_>, mut file: &File) -> io::Result<()> {
     loop {
         stream.flush()?;
-        match gather(stream.buffer(), PIECE, |into| file.read(into)) {
+        match read_into(stream.buffer(), PIECE, |into| file.read(into)) {
             Ok(0) => return Ok(()),
-            // It would wait for news; there is nothing more as of now.
+            // The file has nothing more at the moment, and this does not wait for more.
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
             result => result.map(drop)?,
         }
     }
 }
 
-/// Appends what `read` gives, up to `most` bytes.
-fn gather(
+/// Appends up to `most` bytes of `read` to the buffer.
+fn read_into(
     buffer: &mut Vec<u8>,
     most: usize,
     mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
 ) -> io::Result<usize> {
     let before = buffer.len();
     buffer.resize(before + most, 0);
-    let got = loop {
+    let result = loop {
         match read(buffer.get_mut(before..).unwrap_or_default()) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             result => break result,
         }
     };
-    buffer.truncate(before + got.as_ref().map_or(0, |got| *got));
-    got
+    buffer.truncate(before + result.as_ref().map_or(0, |count| *count));
+    result
 }
 
-/// Streams the body into a new file and puts that in the place of the old one.
-pub(in crate::http) fn write(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
-    // Declared first and so dropped last: a temporary file is removed by the one who has made it.
-    let (_acting, path) = begin(api, request)?;
+/// Streams the body into a new file, which then replaces the old one.
+pub(crate) fn write(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
+    // Declared first and so dropped last: the temporary file is removed by the user that has created it.
+    let (_acting, path) = act_as_user(api, request)?;
     conditions::check_whole(request)?;
-    let mut upload = Upload::begin(&path, request.body_left(), conditions::of_file(request))?;
+    let mut upload = Upload::begin(&path, request.body_remaining(), conditions::of_file(request))?;
     let mut piece = vec![0; PIECE];
     loop {
         match request.read_body(&mut piece)? {
@@ -155,17 +178,17 @@ pub(in crate::http) fn write(api: &Api, request: &mut Request<'_>) -> Result<Ans
     }
     drop(piece);
     upload.commit()?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
 /// Removes a file.
-pub(in crate::http) fn remove(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> {
-    let (_acting, path) = begin(api, request)?;
+pub(crate) fn remove(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
+    let (_acting, path) = act_as_user(api, request)?;
     if let Some(why) = conditions::of_file(request).unmet_at(&path, false)? {
         return Err(FileError::Unmet { path: path.shown(), why }.into());
     }
     files::remove(&path)?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
 #[derive(Serialize)]
@@ -177,30 +200,33 @@ struct EntryJson<'l> {
 }
 
 /// Lists a directory.
-pub(in crate::http) fn list(api: &Api, request: &Request<'_>) -> Result<Answer, Problem> {
-    let (acting, path) = begin(api, request)?;
+pub(crate) fn list(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
+    let (acting, path) = act_as_user(api, request)?;
     let listing = files::list(&path)?;
     drop(acting);
-    let grant = request.hold_listing(listing.size())?;
-    let mut json = Json { listing, next: 0, _grant: grant };
+    let mut grant = api.listings.grant();
+    if !grant.grow_to(listing.size()) {
+        return Err(ApiError::out_of("the listing of a directory", &ErrorKind::OutOfMemory.into()));
+    }
+    let mut json = ListingJson { listing, next: 0, _grant: grant };
     let mut shown = Some(path.shown());
     let more = move |out: &mut Vec<u8>| {
         if let Some(path) = shown.take() {
-            Json::begin(&path, out)?;
+            ListingJson::begin(&path, out)?;
         }
         json.entries(out)
     };
-    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    response::in_bursts(None, more).map_err(|error| Error::Internal(error.to_string()).into())
 }
 
 /// Writes a listing as JSON, a burst at a time.
-struct Json {
+struct ListingJson {
     listing: Listing,
     next: usize,
-    _grant: Grant,
+    _grant: MemoryGrant,
 }
 
-impl Json {
+impl ListingJson {
     fn begin(path: &str, out: &mut Vec<u8>) -> io::Result<()> {
         out.extend_from_slice(b"{\"path\":");
         serde_json::to_writer(&mut *out, path)?;
@@ -208,7 +234,7 @@ impl Json {
         Ok(())
     }
 
-    /// Appends a burst of entries; whether these were the last.
+    /// Appends a burst of entries. Returns whether these were the last.
     fn entries(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {

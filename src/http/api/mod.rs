@@ -1,14 +1,110 @@
-//! The process API: one file for each resource, and the table of routes.
+//! The process API (docs/api.md): the table of routes, and a file for each resource.
+//!
+//! | file | what |
+//! |---|---|
+//! | `routes`, `dispatch` | the table of endpoints; from a request to the function that answers it |
+//! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change what a request means |
+//! | `about`, `system`, `system_control` | health, info, boot and shutdown; what the program around the API provides |
+//! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
+//! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
+//! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
 
 mod about;
 mod attach;
+mod auth;
+mod conditions;
 mod control;
+mod dispatch;
+mod errors;
 mod events;
 mod files;
 mod output;
-pub(in crate::http) mod processes;
+mod processes;
 mod pty;
-pub(in crate::http) mod routes;
+mod routes;
 mod run;
-pub(in crate::http) mod system;
+mod system;
+mod system_control;
 mod tunnel;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::http::connection::memory::MemoryPool;
+use crate::supervisor::Handle;
+
+pub use auth::Auth;
+pub use processes::{InvalidBody, parse_process};
+pub use system_control::{BootReport, BootService, BootStep, EndAction, SystemControl};
+
+/// Bytes that the inputs of all runs may hold until their commands have read them.
+const RUN_INPUTS: usize = 64 << 20;
+
+/// Bytes that all directory listings may hold. The largest possible listing fits.
+const DIRECTORY_LISTINGS: usize = 64 << 20;
+
+/// The process API of a supervisor, as a [`Handler`](crate::http::server::Handler).
+///
+/// ```
+/// use tl_supervisor::Supervisor;
+/// use tl_supervisor::http::server::{Options, Server};
+/// use tl_supervisor::http::{Api, ApiOptions, Auth};
+///
+/// let logs = std::env::temp_dir().join(format!("api-example.{}", std::process::id()));
+/// let supervisor = Supervisor::builder(&logs).start()?;
+/// let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::Token(b"secret".to_vec())));
+/// let server = Server::bind("127.0.0.1:0".parse()?, api, Options::new())?;
+/// println!("listening on {}", server.local_addr());
+/// # server.shutdown();
+/// # drop(supervisor);
+/// # std::fs::remove_dir_all(logs)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// A program that has routes of its own beside it answers those first, and passes other requests on: see
+/// [`Handler`](crate::http::server::Handler) and `examples/routes.rs`.
+#[derive(Debug)]
+pub struct Api {
+    handle: Handle,
+    /// When the API was created, for the uptime.
+    created: Instant,
+    auth: Auth,
+    system: Option<Arc<dyn SystemControl>>,
+    run_inputs: MemoryPool,
+    listings: MemoryPool,
+}
+
+/// Who may use the API, and what it can do beyond the supervisor.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct ApiOptions {
+    auth: Auth,
+    system: Option<Arc<dyn SystemControl>>,
+}
+
+impl ApiOptions {
+    /// An API that `auth` protects, of a program that `POST /shutdown` cannot end.
+    pub fn new(auth: Auth) -> ApiOptions {
+        ApiOptions { auth, system: None }
+    }
+
+    /// What answers `GET /boot` and `POST /shutdown`.
+    pub fn system(self, system: Arc<dyn SystemControl>) -> ApiOptions {
+        ApiOptions { system: Some(system), ..self }
+    }
+}
+
+impl Api {
+    /// The API of the supervisor behind `handle`.
+    #[must_use]
+    pub fn new(handle: Handle, options: ApiOptions) -> Api {
+        Api {
+            handle,
+            created: Instant::now(),
+            auth: options.auth,
+            system: options.system,
+            run_inputs: MemoryPool::new(RUN_INPUTS),
+            listings: MemoryPool::new(DIRECTORY_LISTINGS),
+        }
+    }
+}

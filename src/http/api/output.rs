@@ -1,4 +1,4 @@
-//! `GET /processes/{process}/stdout`, `stderr` and `output`: as JSON, as raw bytes, and followed.
+//! `GET /processes/{process}/stdout`, `stderr` and `output`: as JSON, as raw bytes, and as events.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -7,32 +7,29 @@ use crate::error::Error;
 use crate::logs::{Cursor, Lines, LongText, OutputLog, PIECE, Shown, StartAt, Text, View};
 use crate::model::Target;
 
-use crate::http::api::events;
-use crate::http::api::events::Frames;
-use crate::http::api::routes::Api;
-use crate::http::json::text;
-use crate::http::message::request::Request;
-use crate::http::message::response::{Answer, BURST, Stream};
-use crate::http::message::response_head::{Problem, Reply};
-use crate::http::server::socket::Patience;
+use crate::http::api::Api;
+use crate::http::api::events::{self, EventFormat};
+use crate::http::connection::socket::SendDeadline;
+use crate::http::json::{response, text};
+use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
 
 const BYTES: &str = "application/octet-stream";
 
-/// So many lines, or those of a log of so many bytes, are found in some milliseconds. More are looked for once the answer
-/// has begun: only by what is sent to a client can it be told that it has gone.
-const FEW: u64 = 10_000;
-const QUICK: u64 = 4 << 20;
+/// Number of last lines, or size of a log in bytes, up to which the lines are found within milliseconds. Beyond both, the
+/// response begins before the lines are looked for, as only sending can show that the client has disconnected.
+const FEW_LINES: u64 = 10_000;
+const SMALL_LOG: u64 = 4 << 20;
 
-/// What is kept as of now.
-pub(in crate::http) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Answer, Problem> {
+/// Reads the kept output.
+pub(crate) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Response, ApiError> {
     let tail = tail(request)?;
     let process = api.handle.look_up(target)?;
-    let late = tail.filter(|n| *n > FEW && process.log.kept_bytes() > QUICK);
+    let late = tail.filter(|n| *n > FEW_LINES && process.log.kept_bytes() > SMALL_LOG);
     let log = process.log;
     if request.accepts(BYTES) {
         return match late {
-            Some(n) => Ok(Answer::download(BYTES, move |stream| {
-                let bytes = log.last_raw(view, n, || stream.is_gone())?.ok_or(ErrorKind::ConnectionAborted)?;
+            Some(n) => Ok(Response::stream(200, BYTES, None, move |stream| {
+                let bytes = log.last_raw(view, n, || stream.is_disconnected())?.ok_or(ErrorKind::ConnectionAborted)?;
                 send_raw(stream, bytes)
             })),
             None => raw(log.raw(view, tail).map_err(unreadable)?),
@@ -40,70 +37,67 @@ pub(in crate::http) fn read(api: &Api, request: &Request<'_>, target: &Target, v
     }
     let head = format!("{{\"pid\":{},\"lines\":[", process.info.pid);
     if let Some(n) = late {
-        return Ok(Answer::download("application/json", move |stream| {
+        return Ok(Response::stream(200, "application/json", None, move |stream| {
             stream.buffer().extend_from_slice(head.as_bytes());
-            let lines = log.last_lines(view, n, || stream.is_gone()).ok_or(ErrorKind::ConnectionAborted)?;
-            let mut listing = Listing { lines, log, written: 0, begun: None };
-            while !listing.more(stream.buffer())? {
+            let lines = log.last_lines(view, n, || stream.is_disconnected()).ok_or(ErrorKind::ConnectionAborted)?;
+            let mut json = LinesJson { lines, log, written: 0, begun: None };
+            while !json.more(stream.buffer())? {
                 stream.flush()?;
             }
             Ok(())
         }));
     }
-    let mut listing = Listing { lines: log.lines(view, tail), log, written: 0, begun: None };
+    let mut json = LinesJson { lines: log.lines(view, tail), log, written: 0, begun: None };
     let mut head = Some(head);
     let more = move |out: &mut Vec<u8>| {
         out.extend(head.take().unwrap_or_default().into_bytes());
-        listing.more(out)
+        json.more(out)
     };
-    Answer::in_bursts(Some(Patience::ForEver), more).map_err(unreadable)
+    response::in_bursts(Some(SendDeadline::Never), more).map_err(unreadable)
 }
 
-/// Everything kept, or the last lines of it, or what came after the last event seen; then live, up to the end.
-pub(in crate::http) fn follow(
-    api: &Api,
-    request: &Request<'_>,
-    target: &Target,
-    view: View,
-) -> Result<Answer, Problem> {
+/// Follows the output: from the beginning, from the last lines, or after the last event that the client has seen, up to the
+/// end of the run.
+pub(crate) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Response, ApiError> {
     let tail = tail(request)?.map_or(StartAt::Beginning, StartAt::Tail);
-    // An id that is none of ours can only be answered with everything: nothing is lost then.
+    // With an unknown id everything is sent, so that nothing is lost.
     let last_seen =
-        request.field("Last-Event-ID").map(|id| id.parse::<Cursor>().map_or(StartAt::Beginning, StartAt::After));
+        request.header("Last-Event-ID").map(|id| id.parse::<Cursor>().map_or(StartAt::Beginning, StartAt::After));
     let from = last_seen.unwrap_or(tail);
     let waker = request.waker()?;
     let log = api.handle.look_up(target)?.log;
-    Ok(Answer::events(move |stream| {
-        let follower = log.follow_unless(view, from, waker.clone(), || stream.is_gone());
+    Ok(Response::events(move |stream| {
+        let follower = log.follow_unless(view, from, waker.clone(), || stream.is_disconnected());
         let mut follower = follower.ok_or(ErrorKind::ConnectionAborted)?;
-        let frames = Frames { named: true, with_stream: view == View::Combined };
-        events::pump(stream, &mut follower, &waker, frames, |out, _| {
+        let format = EventFormat { named: true, with_stream: view == View::Combined };
+        events::send_output(stream, &mut follower, &waker, format, |out, _| {
             out.extend_from_slice(b"event: eof\ndata: {}\n\n");
             Ok(())
         })
     }))
 }
 
-fn tail(request: &Request<'_>) -> Result<Option<u64>, Problem> {
+fn tail(request: &Request<'_>) -> Result<Option<u64>, ApiError> {
     let Some(tail) = request.query("tail") else { return Ok(None) };
-    let wrong = |_| Problem::Invalid(format!("the query parameter `tail` must be a number of lines, not {tail:?}"));
+    let wrong =
+        |_| ApiError::invalid(format!("the query parameter `tail` must be a whole number of lines, not {tail:?}"));
     tail.parse().map(Some).map_err(wrong)
 }
 
-fn raw(mut bytes: impl Read + 'static) -> Result<Answer, Problem> {
+fn raw(mut bytes: impl Read + 'static) -> Result<Response, ApiError> {
     let mut begin = Vec::new();
     bytes.by_ref().take(BURST as u64).read_to_end(&mut begin).map_err(unreadable)?;
     if begin.len() < BURST {
-        return Ok(Reply::bytes(200, BYTES, begin).into());
+        return Ok(Response::new(200, BYTES, begin));
     }
-    Ok(Answer::download(BYTES, move |stream| {
+    Ok(Response::stream(200, BYTES, None, move |stream| {
         stream.write_all(&begin)?;
         drop(begin);
         send_raw(stream, bytes)
     }))
 }
 
-fn send_raw(stream: &mut Stream<'_>, mut bytes: impl Read) -> io::Result<()> {
+fn send_raw(stream: &mut ResponseStream<'_>, mut bytes: impl Read) -> io::Result<()> {
     let mut piece = vec![0; BURST];
     loop {
         match bytes.read(&mut piece) {
@@ -115,32 +109,32 @@ fn send_raw(stream: &mut Stream<'_>, mut bytes: impl Read) -> io::Result<()> {
     }
 }
 
-fn unreadable(error: io::Error) -> Problem {
-    Problem::Refused(Error::from_io("reading the log", &error))
+fn unreadable(error: io::Error) -> ApiError {
+    Error::from_io("reading the log", &error).into()
 }
 
-/// Writes the JSON of the lines while they are read.
-struct Listing {
+/// Writes lines as JSON while they are read.
+struct LinesJson {
     lines: Lines,
     log: Arc<OutputLog>,
     written: u64,
-    /// A line of which the beginning was written.
-    begun: Option<Begun>,
+    /// A line of which only the beginning has been written.
+    begun: Option<LineRest>,
 }
 
-/// What is left of a line.
-enum Begun {
+/// The part of a line that has not been written.
+enum LineRest {
     Short(String),
     Long(Box<LongText>),
 }
 
-impl Listing {
-    /// Appends lines until there is a burst of them; whether these were the last.
+impl LinesJson {
+    /// Appends a burst of lines. Returns whether these were the last.
     fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
             if let Some(begun) = self.begun.take() {
-                self.begun = go_on(begun, out)?;
+                self.begun = continue_line(begun, out)?;
                 continue;
             }
             let Some(line) = self.lines.next_shown() else {
@@ -157,11 +151,11 @@ impl Listing {
                 Shown::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
                 Shown::Short(text) => {
                     text::begin(out);
-                    self.begun = Some(Begun::Short(text));
+                    self.begun = Some(LineRest::Short(text));
                 }
                 Shown::Long(text) => {
                     text::begin(out);
-                    self.begun = Some(Begun::Long(text));
+                    self.begun = Some(LineRest::Long(text));
                 }
             }
         }
@@ -169,24 +163,24 @@ impl Listing {
     }
 }
 
-/// Appends a piece of a line, or its end; what is left then.
-fn go_on(begun: Begun, out: &mut Vec<u8>) -> io::Result<Option<Begun>> {
+/// Appends a piece of a line, or its end. Returns what is left of the line.
+fn continue_line(begun: LineRest, out: &mut Vec<u8>) -> io::Result<Option<LineRest>> {
     let left = match begun {
-        Begun::Short(mut text) => {
+        LineRest::Short(mut text) => {
             let (first, rest) = text::split(&text);
             text::piece(out, first)?;
             let first = first.len();
             (!rest.is_empty()).then(|| {
                 text.drain(..first);
-                Begun::Short(text)
+                LineRest::Short(text)
             })
         }
-        Begun::Long(mut line) => match line.next()? {
+        LineRest::Long(mut line) => match line.next()? {
             Text::Piece(piece) => {
                 text::piece(out, &piece)?;
-                Some(Begun::Long(line))
+                Some(LineRest::Long(line))
             }
-            // What was dropped while it was read is missing, and `truncated` says so.
+            // A part that the log has dropped meanwhile is missing: `truncated` says so.
             Text::End | Text::Lost(_) => None,
         },
     };

@@ -11,32 +11,31 @@ use crate::model::{
     RestartPolicy, SpecBuilder, StdinMode, Target,
 };
 
-use crate::http::api::routes::Api;
+use crate::http::api::Api;
 use crate::http::json;
+use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Object, Pairs, Text, Texts, Whole};
-use crate::http::message::request::Request;
-use crate::http::message::response::{Answer, BURST};
-use crate::http::message::response_head::Problem;
+use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap};
+use crate::http::message::{ApiError, BURST, Request, Response};
 
-/// A duration of a spec, in milliseconds.
-type Ms = Whole<0, MAX_MS>;
-type AtLeastOneMs = Whole<1, MAX_MS>;
-type Count = Whole<0, { u32::MAX as u64 }>;
-type AtLeastOne = Whole<1, { u32::MAX as u64 }>;
+/// A duration in milliseconds.
+type Ms = Integer<0, MAX_MS>;
+type AtLeastOneMs = Integer<1, MAX_MS>;
+type Count = Integer<0, { u32::MAX as u64 }>;
+type AtLeastOne = Integer<1, { u32::MAX as u64 }>;
 
 /// The body of `POST /processes`.
 #[derive(Debug, Deserialize)]
-pub(in crate::http) struct StartBody {
-    command: Text,
-    args: Option<Texts>,
-    env: Option<Pairs>,
-    working_dir: Option<Text>,
+pub(crate) struct StartBody {
+    command: JsonString,
+    args: Option<StringList>,
+    env: Option<StringMap>,
+    working_dir: Option<JsonString>,
     user: Option<User>,
     stdin_mode: Option<Choice<StdinMode>>,
     stdout_mode: Option<Choice<OutputMode>>,
     stderr_mode: Option<Choice<OutputMode>>,
-    name: Option<Text>,
+    name: Option<JsonString>,
     restart: Option<Object<RestartBody>>,
     health_check: Option<Object<HealthBody>>,
     stop_grace_ms: Option<Ms>,
@@ -55,20 +54,20 @@ struct RestartBody {
 struct HealthBody {
     #[serde(rename = "type")]
     kind: Choice<HealthKind>,
-    port: Whole<1, 65535>,
-    path: Option<Text>,
+    port: Integer<1, 65535>,
+    path: Option<JsonString>,
     initial_delay_ms: Option<Ms>,
     interval_ms: Option<AtLeastOneMs>,
     timeout_ms: Option<AtLeastOneMs>,
     failure_threshold: Option<AtLeastOne>,
 }
 
-/// What every kind of start has in common.
-pub(in crate::http) fn command(
-    command: Text,
-    args: Option<Texts>,
-    env: Option<Pairs>,
-    working_dir: Option<Text>,
+/// A spec of the fields that every body that starts a program has.
+pub(crate) fn command(
+    command: JsonString,
+    args: Option<StringList>,
+    env: Option<StringMap>,
+    working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
 ) -> SpecBuilder {
@@ -76,7 +75,7 @@ pub(in crate::http) fn command(
     for (key, value) in env.unwrap_or_default().0 {
         spec = spec.env(key, value);
     }
-    if let Some(Text(dir)) = working_dir {
+    if let Some(JsonString(dir)) = working_dir {
         spec = spec.working_dir(dir);
     }
     if let Some(Choice(leftovers)) = leftovers {
@@ -114,7 +113,7 @@ impl From<RestartBody> for RestartPolicy {
     fn from(body: RestartBody) -> RestartPolicy {
         let default = RestartPolicy::new(body.policy.unwrap_or_default().0);
         RestartPolicy {
-            // The type has checked that it fits.
+            // The type has checked the range.
             max_restarts: body.max_restarts.map(|count| u32::try_from(count.0).unwrap_or(u32::MAX)),
             initial_backoff_ms: body.initial_backoff_ms.map_or(default.initial_backoff_ms, |ms| ms.0),
             max_backoff_ms: body.max_backoff_ms.map_or(default.max_backoff_ms, |ms| ms.0),
@@ -132,7 +131,7 @@ impl From<HealthBody> for HealthCheck {
         };
         HealthCheck {
             kind,
-            // The types have checked that these fit.
+            // The types have checked the ranges.
             port: u16::try_from(body.port.0).unwrap_or(u16::MAX),
             path: body.path.map(|path| path.0).or(default_path),
             initial_delay_ms: body.initial_delay_ms.map_or(5000, |ms| ms.0),
@@ -143,45 +142,54 @@ impl From<HealthBody> for HealthCheck {
     }
 }
 
-/// A body of `POST /processes` that cannot be started; the sentence names the field.
+/// A body of `POST /processes` is invalid. The sentence names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidBody(String);
 
-/// Reads a body of `POST /processes` that comes from elsewhere: from a file, say.
+/// Parses a body of `POST /processes` that does not come from a request, for example from a file.
+///
+/// ```
+/// use tl_supervisor::http::parse_process;
+///
+/// assert!(parse_process(br#"{"command":"sleep","args":["1"]}"#).is_ok());
+/// let error = parse_process(br#"{"command":5}"#).unwrap_err();
+/// assert_eq!(error.to_string(), "`command`: must be a string, not 5");
+/// ```
 ///
 /// # Errors
-/// When it is not JSON, or a field is missing or wrong.
+/// If it is not JSON, or a field is missing or wrong.
 pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
-    let body = json::parse::<StartBody>(json).map_err(|problem| InvalidBody(problem.to_string()))?;
+    let body = json::parse::<StartBody>(json).map_err(|error| InvalidBody(error.to_string()))?;
     body.into_spec().map_err(|error| InvalidBody(error.to_string()))
 }
 
-/// Answers once the program runs, or has failed to.
-pub(in crate::http) fn start(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+/// Starts a process. Answers once the program runs, or has failed to start.
+pub(crate) fn start(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
-    Ok(Answer::json(201, api.handle.start(spec)?))
+    Ok(response::of(201, api.handle.start(spec)?))
 }
 
-/// Oldest first, as the supervisor lists them at one moment.
-pub(in crate::http) fn list(api: &Api) -> Result<Answer, Problem> {
-    let mut list = List { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
+/// Lists all processes of one moment, oldest first.
+pub(crate) fn list(api: &Api) -> Result<Response, ApiError> {
+    let mut list =
+        ProcessList { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
     let more = move |out: &mut Vec<u8>| list.more(out);
-    // It is no stream that a client may take as long for as it likes: what was forgotten meanwhile is kept for it.
-    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    // The client does not get unlimited time, as processes that are forgotten meanwhile are kept for it.
+    response::in_bursts(None, more).map_err(|error| Error::Internal(error.to_string()).into())
 }
 
 /// Writes the JSON of all processes, a burst at a time.
-struct List {
+struct ProcessList {
     processes: vec::IntoIter<ProcessInfo>,
-    /// One that was written up to this byte.
+    /// A process of which so many bytes have been written.
     begun: Option<(ProcessInfo, usize)>,
-    /// What comes before the next one.
+    /// What is written before the next process.
     separator: &'static [u8],
 }
 
-impl List {
-    /// Appends a burst; whether this was the last.
+impl ProcessList {
+    /// Appends a burst. Returns whether this was the last.
     fn more(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         let full = out.len() + BURST;
         while out.len() < full {
@@ -191,12 +199,12 @@ impl List {
                 Some((process, 0))
             });
             let Some((process, written)) = begun else {
-                // Of none at all, the list has not been opened yet.
+                // Without any process, the list has not been opened yet.
                 out.extend_from_slice(if self.separator == b"," { b"]}" } else { b"{\"processes\":[]}" });
                 return Ok(true);
             };
             let before = out.len();
-            if !json::part(out, &process, written, full.saturating_sub(before).max(1))? {
+            if !json::append_slice(out, &process, written, full.saturating_sub(before).max(1))? {
                 self.begun = Some((process, written + out.len() - before));
             }
         }
@@ -204,9 +212,9 @@ impl List {
     }
 }
 
-/// One process.
-pub(in crate::http) fn get(api: &Api, target: &Target) -> Result<Answer, Problem> {
-    Ok(Answer::json(200, api.handle.get(target)?))
+/// Gets one process.
+pub(crate) fn get(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.get(target)?))
 }
 
 #[cfg(test)]
@@ -219,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_process() {
+    fn an_unmanaged_process_is_parsed() {
         let plain = spec(r#"{"command":"sh"}"#).unwrap();
         assert_eq!(plain, ProcessSpec::command("sh").build().unwrap());
         let nulls = r#"{"command":"sh","args":null,"env":null,"working_dir":null,"user":null,"stdin_mode":null,
@@ -239,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_managed_one() {
+    fn a_managed_process_is_parsed() {
         let managed = |body: &str| spec(&format!("{{\"command\":\"sh\",{body}}}")).unwrap().managed.unwrap();
         let named = managed(r#""name":"web""#);
         assert_eq!(named, ManagedSpec { name: Some("web".to_owned()), ..ManagedSpec::new(Policy::Never) });
@@ -261,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn error_sentences_name_the_field() {
         for (body, part) in [
             (r#"{}"#, "missing field `command`"),
             (r#"{"command":null}"#, "`command`"),
@@ -273,7 +281,7 @@ mod tests {
             (r#"{"command":"a","env":{"A":1}}"#, "`env.A`"),
             (r#"{"command":"a","env":{"A=":""}}"#, "`env`"),
             (r#"{"command":"a","env":{"":"1"}}"#, "`env`"),
-            (r#"{"command":"a","env":{"export C":"3"}}"#, "the name \"export C\" must have no white space"),
+            (r#"{"command":"a","env":{"export C":"3"}}"#, "the name \"export C\" must not contain white space"),
             (r#"{"command":"a","env":{"A\n":"3"}}"#, "`env"),
             (r#"{"command":"a","working_dir":""}"#, "`working_dir`"),
             (r#"{"command":"a","stdin_mode":"open"}"#, "`stdin_mode`"),

@@ -1,4 +1,4 @@
-//! `POST /pty`, `GET /pty`, and what can be asked of one session.
+//! `POST /pty`, `GET /pty`, and `GET`, `DELETE` and `POST resize` of one session.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,23 +7,22 @@ use crate::model::terminal_size::TerminalSize;
 use crate::model::{Leftovers, ProcessSpec};
 use crate::terminal::session::SessionInfo;
 
+use crate::http::api::Api;
 use crate::http::api::processes::command;
-use crate::http::api::routes::Api;
 use crate::http::json;
+use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Pairs, Text, Texts, Whole};
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::{Problem, Reply};
+use crate::http::json::value::{Choice, Integer, JsonString, StringList, StringMap};
+use crate::http::message::{ApiError, Request, Response};
 
-type Size = Whole<0, { u32::MAX as u64 }>;
+type Size = Integer<0, { u32::MAX as u64 }>;
 
 #[derive(Debug, Deserialize)]
 struct OpenBody {
-    command: Text,
-    args: Option<Texts>,
-    env: Option<Pairs>,
-    working_dir: Option<Text>,
+    command: JsonString,
+    args: Option<StringList>,
+    env: Option<StringMap>,
+    working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
     rows: Option<Size>,
@@ -32,9 +31,9 @@ struct OpenBody {
 
 impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let size = |size: Option<Size>| size.map_or(0, |size| size.0);
-        let window = TerminalSize::new(size(self.rows), size(self.cols));
-        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).terminal(window).build()
+        let or_default = |size: Option<Size>| size.map_or(0, |size| size.0);
+        let size = TerminalSize::new(or_default(self.rows), or_default(self.cols));
+        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).terminal(size).build()
     }
 }
 
@@ -51,38 +50,38 @@ struct Opened {
 }
 
 #[derive(Serialize)]
-struct List {
+struct SessionList {
     sessions: Vec<SessionInfo>,
 }
 
-/// Answers once the program runs, or has failed to.
-pub(in crate::http) fn open(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+/// Opens a session. Answers once its program runs, or has failed to start.
+pub(crate) fn open(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let spec = json::parse::<OpenBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
     let key = api.handle.open_pty(spec)?;
-    Ok(Reply::json(201, &Opened { session_id: key.session_id, token: key.token }).into())
+    Ok(response::whole(201, &Opened { session_id: key.session_id, token: key.token }))
 }
 
-/// Oldest first, without their tokens.
-pub(in crate::http) fn list(api: &Api) -> Result<Answer, Problem> {
-    Ok(Answer::json(200, List { sessions: api.handle.ptys()? }))
+/// Lists the sessions, oldest first, without their tokens.
+pub(crate) fn list(api: &Api) -> Result<Response, ApiError> {
+    Ok(response::of(200, SessionList { sessions: api.handle.ptys()? }))
 }
 
-/// One session.
-pub(in crate::http) fn get(api: &Api, session: &str) -> Result<Answer, Problem> {
-    Ok(Answer::json(200, api.handle.pty(session)?))
+/// Gets one session.
+pub(crate) fn get(api: &Api, session: &str) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.pty(session)?))
 }
 
-/// Answers once the program sees it.
-pub(in crate::http) fn resize(api: &Api, request: &mut Request<'_>, session: &str) -> Result<Answer, Problem> {
+/// Resizes the terminal. Answers once the program can read the new size.
+pub(crate) fn resize(api: &Api, request: &mut Request<'_>, session: &str) -> Result<Response, ApiError> {
     let body = json::parse::<ResizeBody>(&request.whole_body()?)?;
     api.handle.resize_pty(session, TerminalSize::new(body.rows.0, body.cols.0))?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
-/// Answers when it is gone, or after 2 s.
-pub(in crate::http) fn kill(api: &Api, session: &str) -> Result<Answer, Problem> {
+/// Kills the session. Answers when its tree is gone, or after 2 s.
+pub(crate) fn kill(api: &Api, session: &str) -> Result<Response, ApiError> {
     api.handle.kill_pty(session)?;
-    Ok(Reply::no_content().into())
+    Ok(Response::empty(204))
 }
 
 #[cfg(test)]
@@ -90,12 +89,12 @@ mod tests {
     use super::*;
 
     fn spec(body: &str) -> Result<ProcessSpec, String> {
-        let body = json::parse::<OpenBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
+        let body = json::parse::<OpenBody>(body.as_bytes()).map_err(|error| error.to_string())?;
         body.into_spec().map_err(|error| error.to_string())
     }
 
     #[test]
-    fn bodies() {
+    fn the_bodies_of_open_and_resize_are_parsed() {
         let plain = || ProcessSpec::command("sh");
         for (fields, right) in [
             ("", plain().terminal(TerminalSize { rows: 24, cols: 80 })),
@@ -108,7 +107,7 @@ mod tests {
             assert_eq!(spec(&body).unwrap(), right.build().unwrap(), "{body}");
         }
         for (body, part) in [
-            ("", "there is none"),
+            ("", "it is empty"),
             ("{", "EOF"),
             ("{}", "missing field `command`"),
             (r#"{"command":""}"#, "`command` must not be empty"),

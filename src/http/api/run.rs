@@ -1,5 +1,7 @@
-//! `POST /processes/run`: start, follow and report the end in one answer; a client that goes takes the process with it.
+//! `POST /processes/run`: starts a command and streams its output and its end in one response. If the client disconnects, the
+//! process is killed.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use serde::de::IgnoredAny;
@@ -10,29 +12,28 @@ use crate::logs::{StartAt, View};
 use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
 use crate::supervisor::Handle;
 
+use crate::http::api::Api;
 use crate::http::api::events;
-use crate::http::api::events::Frames;
+use crate::http::api::events::EventFormat;
 use crate::http::api::processes::command;
-use crate::http::api::routes::Api;
+use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
 use crate::http::json::user::User;
-use crate::http::json::value::{Base64, Choice, Pairs, Seconds, Text, Texts};
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::Problem;
+use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap};
+use crate::http::message::{ApiError, Request, Response};
 
-/// The body. The three modes of `POST /processes` are not looked at: whatever they are, they have no effect.
+/// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their value.
 #[derive(Debug, Deserialize)]
 struct RunBody {
-    command: Text,
-    args: Option<Texts>,
-    env: Option<Pairs>,
-    working_dir: Option<Text>,
+    command: JsonString,
+    args: Option<StringList>,
+    env: Option<StringMap>,
+    working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
     timeout: Option<Seconds>,
     timeout_secs: Option<Seconds>,
-    stdin: Option<Text>,
+    stdin: Option<JsonString>,
     stdin_base64: Option<Base64>,
     name: Option<IgnoredAny>,
     restart: Option<IgnoredAny>,
@@ -40,7 +41,7 @@ struct RunBody {
 }
 
 impl RunBody {
-    /// What to run, and what it gets as its standard input.
+    /// The spec of the command, and its standard input.
     fn into_spec(self) -> Result<(ProcessSpec, Option<Vec<u8>>), SpecError> {
         let managed = [("name", self.name), ("restart", self.restart), ("health_check", self.health_check)];
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
@@ -57,7 +58,7 @@ impl RunBody {
             (Some(_), Some(_)) => {
                 return Err(SpecError::new("stdin", "and `stdin_base64` exclude each other; send one of them"));
             }
-            (Some(Text(text)), None) => Some(text.into_bytes()),
+            (Some(JsonString(text)), None) => Some(text.into_bytes()),
             (None, Some(Base64(bytes))) => Some(bytes),
             (None, None) => None,
         };
@@ -69,12 +70,12 @@ impl RunBody {
 }
 
 fn timeout(seconds: f64) -> Duration {
-    // What overflows is longer than the longest; what is not a nanosecond is not nothing.
+    // A time that overflows becomes the maximum, and one below a nanosecond becomes a nanosecond.
     let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT);
     time.clamp(Duration::from_nanos(1), MAX_TIMEOUT)
 }
 
-/// The first event.
+/// The data of the first event.
 #[derive(Serialize)]
 struct Begin {
     handle: UnitId,
@@ -82,7 +83,7 @@ struct Begin {
     started_at: Millis,
 }
 
-/// The last event. No `pid` and no `started_at`: clients would take it for the first one.
+/// The data of the last event. With `pid` or `started_at`, clients would take it for the first one.
 #[derive(Serialize)]
 struct End {
     exit_code: Option<i32>,
@@ -91,7 +92,7 @@ struct End {
     reason: &'static str,
 }
 
-impl std::convert::From<RunEnd> for End {
+impl From<RunEnd> for End {
     fn from(end: RunEnd) -> End {
         End {
             exit_code: end.exit.code(),
@@ -102,35 +103,36 @@ impl std::convert::From<RunEnd> for End {
     }
 }
 
-/// Kills the tree when it is dropped before the end: whatever the reason is that nobody listens any more.
-struct KillUnheard {
+/// Kills the tree if it is dropped before the end of the run, for whatever reason the client gets no more of it.
+struct KillOnDrop {
     handle: Handle,
+    /// The unit to kill. None once its run has ended.
     unit: Option<UnitId>,
 }
 
-impl KillUnheard {
+impl KillOnDrop {
     fn ended(&mut self) {
         self.unit = None;
     }
 }
 
-impl Drop for KillUnheard {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(unit) = self.unit {
-            // Nobody waits for the end of it either.
+            // Nothing waits for the result.
             drop(self.handle.begin_kill(&Target::Unit(unit)));
         }
     }
 }
 
 /// Runs a command.
-pub(in crate::http) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+pub(crate) fn run(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let body = json::parse::<RunBody>(&request.whole_body()?)?;
     let (spec, input) = body.into_spec().map_err(Error::from)?;
-    let input = input.map(|input| request.hold_input(input.len()).map(|grant| (input, grant))).transpose()?;
+    let input = input.map(|input| hold_input(api, input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
     let (unit, starting) = api.handle.begin_start(spec, waker.clone());
-    let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
+    let mut guard = KillOnDrop { handle: api.handle.clone(), unit: Some(unit) };
     let started = loop {
         if let Some(started) = starting.try_take() {
             break started;
@@ -141,20 +143,32 @@ pub(in crate::http) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answe
     if let Some((input, grant)) = input {
         match api.handle.stdin(&Target::Unit(unit)) {
             Ok(stdin) => stdin.feed(input, Box::new(grant)),
-            // It has ended, or has closed its stdin: it wants none of it.
-            Err(error) => log::debug!("unit {unit}: no input: {error}"),
+            // The process has ended or has closed its stdin, so it does not read the input.
+            Err(error) => log::debug!("unit {unit}: its input was dropped: {error}"),
         }
     }
-    Ok(Answer::events(move |stream| {
+    Ok(Response::events(move |stream| {
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
         let mut follower = started.log.follow(View::Combined, StartAt::Beginning, waker.clone());
-        let frames = Frames { named: false, with_stream: true };
-        events::pump(stream, &mut follower, &waker, frames, |out, end| {
+        let format = EventFormat { named: false, with_stream: true };
+        events::send_output(stream, &mut follower, &waker, format, |out, end| {
             guard.ended();
             events::data(out, &End::from(end))
         })
     }))
+}
+
+/// Counts the input of a run until its command has read it.
+///
+/// # Errors
+/// 503 if the inputs of all runs hold as much as they may.
+fn hold_input(api: &Api, bytes: usize) -> Result<MemoryGrant, ApiError> {
+    let mut grant = api.run_inputs.grant();
+    if grant.grow_to(bytes) {
+        return Ok(grant);
+    }
+    Err(ApiError::out_of("the input of the command", &ErrorKind::OutOfMemory.into()))
 }
 
 #[cfg(test)]
@@ -163,15 +177,15 @@ mod tests {
 
     fn spec(fields: &str) -> Result<ProcessSpec, String> {
         let body = format!("{{\"command\":\"sh\"{fields}}}");
-        let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
+        let body = json::parse::<RunBody>(body.as_bytes()).map_err(|error| error.to_string())?;
         body.into_spec().map(|(spec, _)| spec).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn inputs() {
+    fn the_input_is_text_or_base64() {
         let input = |fields: &str| {
             let body = format!("{{\"command\":\"sh\",{fields}}}");
-            let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
+            let body = json::parse::<RunBody>(body.as_bytes()).map_err(|error| error.to_string())?;
             body.into_spec().map(|(spec, input)| (spec.stdin, input)).map_err(|error| error.to_string())
         };
         for (fields, right) in [
@@ -199,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies() {
+    fn the_body_is_parsed() {
         let plain = || ProcessSpec::command("sh");
         let wrong_modes = r#","stdin_mode":"pipe","stdout_mode":5,"stderr_mode":"discard","stop_grace_ms":-1"#;
         for (fields, right) in [
@@ -235,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_event() {
+    fn the_last_event_says_how_the_run_ended() {
         let end = |exit, timed_out| {
             let mut out = Vec::new();
             events::data(&mut out, &End::from(RunEnd { exit, timed_out, ended_at: 1 })).unwrap();

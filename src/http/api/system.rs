@@ -1,82 +1,21 @@
-//! `GET /boot`, `POST /shutdown`: what the program around the server has to say and can do.
+//! `GET /boot` and `POST /shutdown`.
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use crate::error::{Error, SpecError};
-use crate::model::{MAX_MS, Pid};
+use crate::error::SpecError;
+use crate::model::MAX_MS;
 
-use crate::http::api::routes::Api;
+use crate::http::api::Api;
+use crate::http::api::system_control::EndAction;
 use crate::http::json;
-use crate::http::json::value::{Choice, Whole, Words};
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::{Problem, Reply};
+use crate::http::json::response;
+use crate::http::json::value::{Choice, Integer, Keyword};
+use crate::http::message::{ApiError, Request, Response};
 
-/// The program that serves the API: how it came up, and how it can be ended.
-pub trait Host: fmt::Debug + Send + Sync {
-    /// What the boot did.
-    fn boot(&self) -> BootReport;
-
-    /// Begins the ordered end, and does not wait for it. Without a `grace` it is the host's own.
-    ///
-    /// # Errors
-    /// When `action` is nothing that can be done here, with what would be right.
-    fn shut_down(&self, action: EndAction, grace: Option<Duration>) -> Result<(), SpecError>;
-}
-
-/// What a boot did, in the order in which it did it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct BootReport {
-    /// What was done for the machine.
-    pub steps: Vec<BootStep>,
-    /// What was started from files.
-    pub services: Vec<BootService>,
-}
-
-/// One step of a boot.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct BootStep {
-    /// What it is about.
-    pub name: String,
-    /// Whether all is as it should be.
-    pub ok: bool,
-    /// What was done or found, or why not.
-    pub detail: String,
-    /// Milliseconds that it took.
-    pub ms: f64,
-}
-
-/// One service that was to be started.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct BootService {
-    /// The name of its file.
-    pub file: String,
-    /// Whether it was started.
-    pub ok: bool,
-    /// Why not.
-    pub detail: String,
-    /// What it was started as.
-    pub pid: Option<Pid>,
-}
-
-/// What is left when everything has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndAction {
-    /// The machine is switched off.
-    PowerOff,
-    /// The machine starts anew.
-    Reboot,
-    /// The machine stands still.
-    Halt,
-    /// The program ends.
-    Exit,
-}
-
-impl Words for EndAction {
-    const WORDS: &'static [(&'static str, Self)] = &[
+impl Keyword for EndAction {
+    const KEYWORDS: &'static [(&'static str, Self)] = &[
         ("poweroff", EndAction::PowerOff),
         ("reboot", EndAction::Reboot),
         ("halt", EndAction::Halt),
@@ -87,26 +26,25 @@ impl Words for EndAction {
 #[derive(Debug, Deserialize)]
 struct ShutdownBody {
     action: Choice<EndAction>,
-    grace_ms: Option<Whole<0, MAX_MS>>,
+    grace_ms: Option<Integer<0, MAX_MS>>,
 }
 
-/// Nothing, where no host was given.
-pub(in crate::http) fn boot(api: &Api) -> Answer {
-    let report = api.host.as_ref().map(|host| host.boot()).unwrap_or_default();
-    Reply::json(200, &report).into()
+/// The report of the boot: empty if the program has none.
+pub(crate) fn boot(api: &Api) -> Response {
+    let report = api.system.as_ref().map(|system| system.boot()).unwrap_or_default();
+    response::whole(200, &report)
 }
 
-/// Answers at once: the end takes its time.
-pub(in crate::http) fn shutdown(api: &Api, request: &mut Request<'_>) -> Result<Answer, Problem> {
+/// Begins the shutdown, and answers at once.
+pub(crate) fn shutdown(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let body = json::parse::<ShutdownBody>(&request.whole_body()?)?;
     let grace = body.grace_ms.map(|ms| Duration::from_millis(ms.0));
-    match &api.host {
-        Some(host) => host.shut_down(body.action.0, grace).map_err(Error::from)?,
-        None => {
-            return Err(Error::from(SpecError::new("action", "is not for this program, which ends by itself")).into());
-        }
-    }
-    Ok(Reply::json(202, &serde_json::json!({})).into())
+    let result = match &api.system {
+        Some(system) => system.shut_down(body.action.0, grace),
+        None => Err(SpecError::new("action", "cannot be done: this program cannot be shut down through its API")),
+    };
+    result.map_err(crate::Error::from)?;
+    Ok(Response::json(202, "{}"))
 }
 
 #[cfg(test)]
@@ -114,8 +52,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_shutdown_is_asked_with() {
-        let parse = |body: &str| json::parse::<ShutdownBody>(body.as_bytes()).map_err(|problem| problem.to_string());
+    fn the_body_of_a_shutdown_is_parsed() {
+        let parse = |body: &str| json::parse::<ShutdownBody>(body.as_bytes()).map_err(|error| error.to_string());
         for (word, right) in [
             ("poweroff", EndAction::PowerOff),
             ("reboot", EndAction::Reboot),
@@ -123,7 +61,7 @@ mod tests {
             ("exit", EndAction::Exit),
         ] {
             let body = parse(&format!(r#"{{"action":"{word}","grace_ms":5}}"#)).unwrap();
-            assert_eq!((body.action.0, body.grace_ms), (right, Some(Whole(5))));
+            assert_eq!((body.action.0, body.grace_ms), (right, Some(Integer(5))));
         }
         for (body, field) in [
             (r#"{"action":"PowerOff"}"#, "`action`"),

@@ -1,8 +1,8 @@
-//! `GET /tunnels/tcp`: a WebSocket that carries the bytes of a connection to a port of the loopback.
+//! `GET /tunnels/tcp`: a WebSocket that carries the bytes of a TCP connection to a port on loopback.
 //!
-//! A WebSocket ends in both directions at once, a connection does not: a Close from the client only means that it has
-//! sent all. So this speaks in frames, of which tungstenite's WebSocket would send none after it. Each direction holds
-//! one piece at a time and reads no more before it is gone.
+//! A WebSocket ends in both directions at once, a TCP connection does not: a closing frame from the client only means that it
+//! has sent everything. So the tunnel reads and writes single frames: tungstenite's WebSocket would send none after a closing
+//! frame. Each direction holds one piece at a time, and reads the next one when that is written.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -16,51 +16,51 @@ use tungstenite::{Bytes, Error as WsError};
 
 use tl_os::poll::{self, Events};
 
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::Problem;
+use crate::http::api::errors;
+use crate::http::message::{ApiError, Request, Response, Socket};
 use crate::http::ws;
-use crate::http::ws::frames::{Incoming, Sequence};
-use crate::http::ws::{BEAT, End, FRAMES, Handshake, LARGEST, Line, Wire};
+use crate::http::ws::{
+    Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame,
+};
 
-/// The API's port as clients know it (section 12). Where we listen on another one, a proxy may stand there for us.
+/// The API's default port (docs/api.md, Tunnels). If the daemon listens on another one, a proxy may listen there for it.
 const API_PORT: u16 = 9501;
 
-/// The most that one frame carries to the client.
+/// Maximum number of bytes of a frame to the client.
 const PIECE: usize = 128 << 10;
 
-/// How long a service may take to accept. The kernel does it at once, unless the service's queue is full.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a service may take to accept the connection. The kernel accepts at once, unless the service's queue is full.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects before it accepts: where nobody listens there is no WebSocket.
-pub(in crate::http) fn open(request: &Request<'_>) -> Result<Answer, Problem> {
+/// Opens a tunnel. The connection to the service is made first: if nothing listens there, the response is a 502.
+pub(crate) fn open(request: &Request<'_>) -> Result<Response, ApiError> {
     let port = port(request.query("port").as_deref())?;
     if port == API_PORT || request.local_port() == Some(port) {
-        return Err(Problem::Invalid(format!("the query parameter `port`: {port} is this API's own")));
+        return Err(ApiError::invalid(format!("the query parameter `port`: {port} is the port of this API")));
     }
-    let handshake = Handshake::of(request)?;
+    let handshake = Handshake::new(request)?;
     let service = connect(port)?;
-    Ok(handshake.answer(move |socket| {
-        let mut tunnel = Tunnel::new(Wire(socket), service);
-        let end = tunnel.run();
-        tunnel.part(end);
+    Ok(handshake.accept(move |socket| {
+        let mut tunnel = Tunnel::new(socket, service);
+        let closure = tunnel.run();
+        tunnel.close(closure);
     }))
 }
 
-fn port(query: Option<&str>) -> Result<u16, Problem> {
+fn port(query: Option<&str>) -> Result<u16, ApiError> {
     let digits = query.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let port = digits.and_then(|text| text.parse().ok()).filter(|port| *port != 0);
-    port.ok_or_else(|| Problem::Invalid("the query parameter `port` must be a number from 1 to 65535".to_owned()))
+    port.ok_or_else(|| ApiError::invalid("the query parameter `port` must be a number from 1 to 65535".to_owned()))
 }
 
-fn connect(port: u16) -> Result<TcpStream, Problem> {
-    let (four, six) = (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
-    let connected = TcpStream::connect_timeout(&four, PATIENCE).or_else(|error| {
-        // What the first says tells more than that the machine has no IPv6.
-        TcpStream::connect_timeout(&six, PATIENCE).map_err(|_| error)
+fn connect(port: u16) -> Result<TcpStream, ApiError> {
+    let (v4, v6) = (SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
+    let connected = TcpStream::connect_timeout(&v4, CONNECT_TIMEOUT).or_else(|error| {
+        // The first error says more: the second one may only mean that the machine has no IPv6.
+        TcpStream::connect_timeout(&v6, CONNECT_TIMEOUT).map_err(|_| error)
     });
     let ready = connected.and_then(|stream| {
-        // Where nobody listens, the kernel may choose the very port to connect from, and join the socket to itself.
+        // If nothing listens on the port, the kernel may connect from that very port, and so connect the socket to itself.
         if stream.local_addr()? == stream.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
@@ -68,10 +68,10 @@ fn connect(port: u16) -> Result<TcpStream, Problem> {
         stream.set_nonblocking(true)?;
         Ok(stream)
     });
-    ready.map_err(|error| Problem::ConnectionRefused(format!("no service takes connections on port {port}: {error}")))
+    ready.map_err(|error| errors::connection_refused(format!("no service accepts connections on port {port}: {error}")))
 }
 
-/// What is on its way to the service.
+/// Bytes on their way to the service.
 #[derive(Debug, Default)]
 struct Outgoing {
     bytes: Vec<u8>,
@@ -79,126 +79,130 @@ struct Outgoing {
 }
 
 impl Outgoing {
+    /// The bytes that have not been written.
     fn rest(&self) -> &[u8] {
         self.bytes.get(self.written..).unwrap_or_default()
     }
 }
 
 struct Tunnel<'c> {
-    frames: FrameSocket<Wire<'c>>,
-    sequence: Sequence,
+    frames: FrameSocket<&'c mut Socket>,
+    reader: FrameReader,
     service: TcpStream,
     to_service: Outgoing,
-    /// The service takes no more.
-    deaf: bool,
-    /// The client has sent all, with these words.
+    /// The service accepts no more bytes.
+    write_failed: bool,
+    /// The client's closing frame, with its code and reason if it has given any: the client has sent everything.
     closed: Option<Option<CloseFrame>>,
-    /// All that was written to the client has left.
+    /// Everything written to the client has been sent.
     flushed: bool,
-    /// What is to be answered to the last ping.
+    /// Payload of the last ping that has not been answered.
     pong: Option<Bytes>,
-    /// The client may have sent more than one turn has taken.
-    unheard: bool,
+    /// The client may have sent more frames than one turn has read.
+    has_unread: bool,
     buffer: Box<[u8]>,
-    line: Line,
-    beat: Instant,
+    liveness: PeerLiveness,
+    next_ping: Instant,
 }
 
 impl<'c> Tunnel<'c> {
-    fn new(wire: Wire<'c>, service: TcpStream) -> Tunnel<'c> {
-        let line = Line::new(wire.0);
+    fn new(socket: &'c mut Socket, service: TcpStream) -> Tunnel<'c> {
         Tunnel {
-            line,
-            frames: FrameSocket::new(wire),
-            sequence: Sequence::default(),
+            liveness: PeerLiveness::new(socket),
+            frames: FrameSocket::new(socket),
+            reader: FrameReader::default(),
             service,
             to_service: Outgoing::default(),
-            deaf: false,
+            write_failed: false,
             closed: None,
             flushed: true,
             pong: None,
-            unheard: false,
+            has_unread: false,
             buffer: vec![0; PIECE].into_boxed_slice(),
-            beat: Instant::now() + BEAT,
+            next_ping: Instant::now() + PING_INTERVAL,
         }
     }
 
-    fn run(&mut self) -> End {
+    /// Carries bytes until the WebSocket must end.
+    fn run(&mut self) -> Closure {
         loop {
             let turn = self.turn().and_then(|()| self.wait());
-            if let Err(end) = turn {
-                return end;
+            if let Err(closure) = turn {
+                return closure;
             }
         }
     }
 
-    fn turn(&mut self) -> Result<(), End> {
+    fn turn(&mut self) -> Result<(), Closure> {
         self.flush()?;
         self.send()?;
         self.receive()?;
         self.flush()?;
-        self.keep_time()
+        self.check_liveness()
     }
 
-    /// From the service to the client.
-    fn send(&mut self) -> Result<(), End> {
+    /// Reads from the service and writes to the client.
+    fn send(&mut self) -> Result<(), Closure> {
         if !self.flushed {
             return Ok(());
         }
         match self.service.read(&mut self.buffer) {
-            Ok(0) => Err(self.at_its_end()),
+            Ok(0) => Err(self.end_of_service()),
             Ok(count) => {
                 let bytes = self.buffer.get(..count).unwrap_or_default();
-                self.write(Incoming::frame(bytes))
+                self.write(binary_frame(bytes))
             }
             Err(error) if ws::is_later(&error) => Ok(()),
-            Err(error) => Err(End::close(CloseCode::Error, format!("the service has broken off: {error}"))),
+            Err(error) => {
+                Err(Closure::close(CloseCode::Error, format!("the connection to the service has failed: {error}")))
+            }
         }
     }
 
-    /// The service has sent all: the client is told in its own words where it has closed before.
-    fn at_its_end(&self) -> End {
+    /// The service has sent everything. A client that has sent a closing frame gets its code and reason back.
+    fn end_of_service(&self) -> Closure {
         match &self.closed {
-            Some(Some(frame)) if frame.code.is_allowed() => End::close(frame.code, frame.reason.as_str()),
-            _ => End::close(CloseCode::Normal, ""),
+            Some(Some(frame)) if frame.code.is_allowed() => Closure::close(frame.code, frame.reason.as_str()),
+            _ => Closure::close(CloseCode::Normal, ""),
         }
     }
 
-    /// From the client to the service, for one turn: the other direction must not wait for a client that sends on.
-    fn receive(&mut self) -> Result<(), End> {
-        self.unheard = false;
-        for _ in 0..FRAMES {
-            self.pass_on();
+    /// Reads from the client and writes to the service, for a limited number of frames: a client that sends without a pause
+    /// must not hold up the other direction.
+    fn receive(&mut self) -> Result<(), Closure> {
+        self.has_unread = false;
+        for _ in 0..FRAMES_PER_TURN {
+            self.write_to_service();
             if !self.to_service.rest().is_empty() || self.closed.is_some() {
                 return Ok(());
             }
-            let frame = match self.frames.read(Some(LARGEST)) {
+            let frame = match self.frames.read(Some(MAX_MESSAGE)) {
                 Ok(Some(frame)) => frame,
                 Err(WsError::Io(error)) if ws::is_later(&error) => return Ok(()),
-                // Without a Close it has not sent all: nothing of this can be completed.
-                Ok(None) => return Err(End::Gone),
-                Err(error) => return Err(End::of(&error)),
+                // Without a closing frame, the client has not sent everything: nothing can be completed.
+                Ok(None) => return Err(Closure::Disconnected),
+                Err(error) => return Err(Closure::from_error(&error)),
             };
             self.to_service.written = 0;
             self.to_service.bytes.clear();
-            match self.sequence.next(&frame, &mut self.to_service.bytes)? {
-                Incoming::Bytes | Incoming::Pong => {}
-                // The newest is answer enough for those before it (RFC 6455, section 5.5.3).
-                Incoming::Ping(payload) => self.pong = Some(payload),
-                Incoming::Close(words) => {
-                    self.closed = Some(words);
-                    // Gone already is as good.
+            match self.reader.next(&frame, &mut self.to_service.bytes)? {
+                FrameKind::Data | FrameKind::Pong => {}
+                // An answer to the newest ping is enough for those before it (RFC 6455, section 5.5.3).
+                FrameKind::Ping(payload) => self.pong = Some(payload),
+                FrameKind::Close(frame) => {
+                    self.closed = Some(frame);
+                    // This fails only if the service has closed the connection already.
                     let _ = self.service.shutdown(Shutdown::Write);
                 }
             }
         }
-        self.unheard = true;
+        self.has_unread = true;
         Ok(())
     }
 
-    fn pass_on(&mut self) {
+    fn write_to_service(&mut self) {
         while !self.to_service.rest().is_empty() {
-            if self.deaf {
+            if self.write_failed {
                 self.to_service.written = self.to_service.bytes.len();
                 return;
             }
@@ -206,18 +210,18 @@ impl<'c> Tunnel<'c> {
                 Ok(count) => self.to_service.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // What it has said before is read still.
-                Err(_) => self.deaf = true,
+                // What the service has sent before is still read.
+                Err(_) => self.write_failed = true,
             }
         }
     }
 
-    fn write(&mut self, frame: Frame) -> Result<(), End> {
+    fn write(&mut self, frame: Frame) -> Result<(), Closure> {
         self.flushed = ws::is_flushed(self.frames.write(frame))?;
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), End> {
+    fn flush(&mut self) -> Result<(), Closure> {
         if !self.flushed {
             self.flushed = ws::is_flushed(self.frames.flush())?;
         }
@@ -229,15 +233,15 @@ impl<'c> Tunnel<'c> {
         Ok(())
     }
 
-    /// A ping makes the client's machine answer, though not its program: that may wait for as long as it likes.
-    fn keep_time(&mut self) -> Result<(), End> {
+    /// Pings the client, so that its machine acknowledges something. Its program need not read, for any time.
+    fn check_liveness(&mut self) -> Result<(), Closure> {
         let now = Instant::now();
-        if now < self.beat {
+        if now < self.next_ping {
             return Ok(());
         }
-        self.beat = now + BEAT;
-        if self.line.is_lost(self.frames.get_ref().0) {
-            return Err(End::Gone);
+        self.next_ping = now + PING_INTERVAL;
+        if self.liveness.is_lost(self.frames.get_ref()) {
+            return Err(Closure::Disconnected);
         }
         if self.flushed {
             self.write(Frame::ping(Vec::new()))?;
@@ -245,10 +249,12 @@ impl<'c> Tunnel<'c> {
         Ok(())
     }
 
-    fn wait(&mut self) -> Result<(), End> {
+    /// Waits for the client, the service or the next ping.
+    fn wait(&mut self) -> Result<(), Closure> {
         let blocked = !self.to_service.rest().is_empty();
         let mut client = match (&self.closed, blocked) {
-            // It waits for the rest, and may have closed its half; that it has gone is reported unasked.
+            // The client waits for the rest, and may have closed its sending direction. `poll(2)` always reports it if the
+            // client closes both.
             (Some(_), _) => Events::NONE,
             (None, true) => Events::NONE,
             (None, false) => Events::READ,
@@ -262,44 +268,45 @@ impl<'c> Tunnel<'c> {
         if blocked {
             service = service.and(Events::WRITE);
         }
-        let fds = [(self.frames.get_ref().0.as_fd(), client), (self.service.as_fd(), service)];
-        let deadline = if self.unheard { Instant::now() } else { self.beat };
-        let [client, service] = poll::wait(fds, Some(deadline)).map_err(|_| End::Gone)?;
-        // Reported though nobody asked: no direction is open any more.
-        let is_gone = client.any(Events::GONE) && (self.closed.is_some() || blocked);
-        if is_gone {
-            return Err(End::Gone);
+        let fds = [(self.frames.get_ref().as_fd(), client), (self.service.as_fd(), service)];
+        let deadline = if self.has_unread { Instant::now() } else { self.next_ping };
+        let [client, service] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
+        // Reported although it was not asked for: both directions are closed.
+        let is_closed = client.any(Events::GONE) && (self.closed.is_some() || blocked);
+        if is_closed {
+            return Err(Closure::Disconnected);
         }
         if !self.flushed && service.any(Events::GONE) && !service.any(Events::READ.and(Events::WRITE)) {
-            // The service has broken off while the client takes nothing: what it said last can wait, but not in a loop.
+            // The connection to the service has failed while the client takes nothing. The error stays reported, so another
+            // `poll` of both would return at once, again and again.
             return self.wait_for_client();
         }
         Ok(())
     }
 
-    fn wait_for_client(&mut self) -> Result<(), End> {
-        let fds = [(self.frames.get_ref().0.as_fd(), Events::WRITE.and(Events::GONE))];
-        match poll::wait(fds, Some(self.beat)) {
+    fn wait_for_client(&mut self) -> Result<(), Closure> {
+        let fds = [(self.frames.get_ref().as_fd(), Events::WRITE.and(Events::GONE))];
+        match poll::wait(fds, Some(self.next_ping)) {
             Ok([client]) if !client.any(Events::GONE) => Ok(()),
-            _ => Err(End::Gone),
+            _ => Err(Closure::Disconnected),
         }
     }
 
-    /// Closes both connections, with a word to the client where it is there.
-    fn part(mut self, end: End) {
-        let End::Close(code, reason) = end else { return };
+    /// Closes both connections, and sends the closing frame.
+    fn close(mut self, closure: Closure) {
+        let Closure::Close(code, reason) = closure else { return };
         drop(self.service);
-        let patience = ws::patience(code);
-        let deadline = Instant::now() + patience;
+        let timeout = Closure::timeout(code);
+        let deadline = Instant::now() + timeout;
         let frame = Frame::close(Some(ws::close_frame(code, &reason)));
         let mut flushed = ws::is_flushed(self.frames.write(frame));
         while let Ok(false) = flushed {
-            if self.frames.get_ref().0.wait(Events::WRITE, Some(deadline)).is_err() {
+            if self.frames.get_ref().wait_writable(Some(deadline)).is_err() {
                 return;
             }
             flushed = ws::is_flushed(self.frames.flush());
         }
-        ws::part(self.frames.get_mut().0, patience);
+        ws::linger(self.frames.get_mut(), timeout);
     }
 }
 
@@ -308,7 +315,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ports() {
+    fn a_port_is_a_number_from_1_to_65535() {
         assert_eq!(port(Some("1")).unwrap(), 1);
         assert_eq!(port(Some("65535")).unwrap(), 65_535);
         for text in [None, Some(""), Some("0"), Some("65536"), Some("-1"), Some("+80"), Some("80x"), Some("1.5")] {

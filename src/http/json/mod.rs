@@ -1,8 +1,10 @@
-//! JSON bodies: parsed once, into types that cannot be wrong, with a sentence that names the field where they are.
+//! JSON bodies: requests are parsed once, into types that are valid by construction, with error sentences that name the
+//! field; responses are written in pieces if they are long.
 
-pub(in crate::http) mod text;
-pub(in crate::http) mod user;
-pub(in crate::http) mod value;
+pub(crate) mod response;
+pub(crate) mod text;
+pub(crate) mod user;
+pub(crate) mod value;
 
 use std::io::{self, Write};
 
@@ -11,62 +13,66 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
 use crate::http::json::value::Object;
-use crate::http::message::response_head::Problem;
+use crate::http::message::ApiError;
 
-/// Parses a body.
+/// Parses a request body, which must be one JSON object.
 ///
 /// # Errors
-/// [`Problem::Invalid`], naming the field.
-pub(in crate::http) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+/// 400, with a sentence that names the field that is wrong.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.trim_ascii().is_empty() {
-        return Err(Problem::Invalid("the body must be a JSON object, and there is none".to_owned()));
+        return Err(ApiError::invalid("the body must be a JSON object, but it is empty"));
     }
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        // A syntax error has no field of its own: the last one that was begun says where it is.
+        // A syntax error is not of a field: the last field that was begun says where the error is.
         let path = path.strip_suffix('?').unwrap_or(&path).trim_end_matches('.');
         let field = if path.is_empty() { "the body".to_owned() } else { format!("`{path}`") };
         let error = error.inner();
-        Problem::Invalid(match error.classify() {
+        ApiError::invalid(match error.classify() {
             Category::Data => format!("{field}: {}", without_position(error)),
-            // JSON by its grammar, so it is what a string or a number in it stands for.
+            // The body is JSON by its grammar: what a string or number in it stands for is wrong.
             _ if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
                 format!("{field}: {error}: a string must be Unicode, a number within the range of a double")
             }
             _ => format!("{field}: {error}: the body must be JSON"),
         })
     })?;
-    json.end().map_err(|error| Problem::Invalid(format!("the body: {error}: it must be one JSON object")))?;
+    json.end().map_err(|error| ApiError::invalid(format!("the body: {error}: it must be one JSON object")))?;
     Ok(parsed.0)
 }
 
-/// How long `value` is as JSON.
-pub(in crate::http) fn length(value: &impl Serialize) -> io::Result<u64> {
-    let mut counter = Part { out: &mut Vec::new(), skip: usize::MAX, room: 0, passed: 0 };
+/// Length of `value` as JSON, in bytes.
+pub(crate) fn length(value: &impl Serialize) -> io::Result<u64> {
+    let mut counter = SliceWriter { out: &mut Vec::new(), skip: usize::MAX, room: 0, passed: 0 };
     serde_json::to_writer(&mut counter, value)?;
     Ok(counter.passed as u64)
 }
 
-/// Appends what `value` as JSON has after the first `skip` bytes, up to `most` bytes of it; whether that was all.
-pub(in crate::http) fn part(out: &mut Vec<u8>, value: &impl Serialize, skip: usize, most: usize) -> io::Result<bool> {
-    let mut part = Part { out, skip, room: most, passed: 0 };
-    match serde_json::to_writer(&mut part, value) {
+/// Appends up to `most` bytes of `value` as JSON to `out`, without the first `skip` bytes. Returns whether that was the
+/// rest of it.
+pub(crate) fn append_slice(out: &mut Vec<u8>, value: &impl Serialize, skip: usize, most: usize) -> io::Result<bool> {
+    let mut slice = SliceWriter { out, skip, room: most, passed: 0 };
+    match serde_json::to_writer(&mut slice, value) {
         Ok(()) => Ok(true),
-        Err(_) if part.room == 0 => Ok(false),
+        Err(_) if slice.room == 0 => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Takes a part of what is written to it.
-struct Part<'o> {
+/// Keeps a slice of what is written to it.
+struct SliceWriter<'o> {
     out: &'o mut Vec<u8>,
+    /// Bytes to drop first.
     skip: usize,
+    /// Bytes that may still be kept.
     room: usize,
+    /// Bytes dropped or kept so far.
     passed: usize,
 }
 
-impl Write for Part<'_> {
+impl Write for SliceWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let skipped = bytes.len().min(self.skip.saturating_sub(self.passed));
         if skipped > 0 {
@@ -77,7 +83,7 @@ impl Write for Part<'_> {
         self.out.extend_from_slice(taken);
         self.passed += taken.len();
         self.room -= taken.len();
-        // None at all ends the writing.
+        // Without room this is 0, which ends the writing with an error.
         Ok(taken.len())
     }
 
@@ -86,8 +92,8 @@ impl Write for Part<'_> {
     }
 }
 
-/// Where in the text it is helps nobody who is told the field.
-pub(in crate::http) fn without_position(error: &serde_json::Error) -> String {
+/// The sentence of an error without its line and column, which the name of the field makes redundant.
+pub(crate) fn without_position(error: &serde_json::Error) -> String {
     let mut sentence = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());
     sentence.truncate(sentence.strip_suffix(&position).unwrap_or(&sentence).len());
@@ -99,25 +105,25 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::http::json::value::{Text, Texts, Whole};
+    use crate::http::json::value::{Integer, JsonString, StringList};
 
     #[derive(Debug, Deserialize)]
     struct Body {
         #[allow(dead_code)]
-        text: Text,
+        text: JsonString,
         #[serde(default)]
-        list: Texts,
-        port: Option<Whole<1, 65535>>,
+        list: StringList,
+        port: Option<Integer<1, 65535>>,
         inner: Option<Object<Inner>>,
     }
 
     #[derive(Debug, Deserialize)]
     struct Inner {
-        ms: Option<Whole<0, 10>>,
+        ms: Option<Integer<0, 10>>,
     }
 
     #[test]
-    fn sentences_name_the_field_and_what_would_be_right() {
+    fn error_sentences_name_the_field_and_what_is_expected() {
         for (body, part) in [
             (r#"{"text":5}"#, "`text`: must be a string, not 5"),
             (r#"{}"#, "the body: missing field `text`"),
@@ -138,8 +144,8 @@ mod tests {
             (r#"[""]"#, "the body: must be an object, not a list"),
             (r#""text""#, "the body: must be an object, not the string \"text\""),
             ("null", "the body: must be an object, not null"),
-            ("", "there is none"),
-            (" \n", "there is none"),
+            ("", "it is empty"),
+            (" \n", "it is empty"),
             (r#"{"text":"#, "EOF while parsing a value at line 1 column 8: the body must be JSON"),
             (r#"{"text":""} x"#, "trailing characters at line 1 column 13: it must be one JSON object"),
             ("{\"text\":\"\u{1}\"}", "control character"),
@@ -159,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn parts_make_the_whole() {
+    fn slices_make_the_whole() {
         let value = vec!["a\"b\u{1}", "", "a longer one without escapes"];
         let whole = serde_json::to_vec(&value).unwrap();
         assert_eq!(length(&value).unwrap(), whole.len() as u64);
         for most in 1..whole.len() + 2 {
             let mut out = Vec::new();
             let mut skip = 0;
-            while !part(&mut out, &value, skip, most).unwrap() {
+            while !append_slice(&mut out, &value, skip, most).unwrap() {
                 assert!(out.len() == skip + most);
                 skip = out.len();
             }
@@ -179,7 +185,7 @@ mod tests {
         let body = parse::<Body>(br#" {"text":"a","port":null,"inner":null,"new":[{"x":1}]} "#).unwrap();
         assert!(body.port.is_none() && body.inner.is_none() && body.list.0.is_empty());
         let body = parse::<Body>(br#"{"text":"a","port":65535,"inner":{"ms":10}}"#).unwrap();
-        assert_eq!(body.port, Some(Whole(65535)));
-        assert_eq!(body.inner.unwrap().0.ms, Some(Whole(10)));
+        assert_eq!(body.port, Some(Integer(65535)));
+        assert_eq!(body.inner.unwrap().0.ms, Some(Integer(10)));
     }
 }

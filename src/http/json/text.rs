@@ -1,14 +1,14 @@
-//! A JSON string that is written piece by piece, so that no buffer has all of a long one. Escapes can make six bytes
+//! A JSON string that is written piece by piece, so that no buffer holds a long one as a whole. An escape can make six bytes
 //! of one.
 
 use std::io;
 
 use crate::logs::PIECE;
 
-use crate::http::message::response::Stream;
+use crate::http::message::ResponseStream;
 
-/// All of a string, into a stream that takes it in bursts.
-pub(in crate::http) fn short(stream: &mut Stream<'_>, text: &str) -> io::Result<()> {
+/// Writes a whole string, in bursts.
+pub(crate) fn whole(stream: &mut ResponseStream<'_>, text: &str) -> io::Result<()> {
     if text.len() <= PIECE {
         return Ok(serde_json::to_writer(stream.buffer(), text)?);
     }
@@ -26,14 +26,14 @@ pub(in crate::http) fn short(stream: &mut Stream<'_>, text: &str) -> io::Result<
     Ok(())
 }
 
-/// The opening quote.
-pub(in crate::http) fn begin(out: &mut Vec<u8>) {
+/// Appends the opening quote.
+pub(crate) fn begin(out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// Some of the string, after what [`begin`] has written.
-pub(in crate::http) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
-    // Its opening quote is written over the byte before it, which is put back, and its closing one is taken away.
+/// Appends a piece of the string.
+pub(crate) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
+    // serde_json adds quotes: the opening one replaces the last byte, which is then restored, and the closing one is removed.
     let before = out.pop();
     let at = out.len();
     serde_json::to_writer(&mut *out, text)?;
@@ -45,13 +45,13 @@ pub(in crate::http) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The closing quote.
-pub(in crate::http) fn end(out: &mut Vec<u8>) {
+/// Appends the closing quote.
+pub(crate) fn end(out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// At the end of a character, after about as much as a piece has.
-pub(in crate::http) fn split(text: &str) -> (&str, &str) {
+/// Splits the text after about [`PIECE`] bytes, between two characters.
+pub(crate) fn split(text: &str) -> (&str, &str) {
     let at = (PIECE..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
     text.split_at_checked(at).unwrap_or((text, ""))
 }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_make_the_string() {
+    fn pieces_make_the_whole_string() {
         let text = "a\"\\\r\u{1}\u{2028}é\u{fffd}😀".repeat(2000);
         let (mut out, mut rest) = (Vec::new(), text.as_str());
         begin(&mut out);

@@ -1,4 +1,4 @@
-//! The forms of `user` (section 8).
+//! The field `user` of a body (docs/api.md, Environment and users).
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -8,33 +8,33 @@ use crate::error::SpecError;
 use crate::model::UserSpec;
 
 use crate::http::json;
-use crate::http::json::value::{Field, Simple, Text, Whole, deserialize};
+use crate::http::json::value::{Integer, JsonString, JsonValue, Scalar, deserialize};
 
-/// The largest id but one: the last means "leave it as it is" to the kernel.
+/// Largest UID or GID. To the kernel, the number above it means "no change".
 const MAX_ID: u32 = u32::MAX - 1;
 
-type Id = Whole<0, { MAX_ID as u64 }>;
+type Id = Integer<0, { MAX_ID as u64 }>;
 
-/// A `user` as it was sent.
+/// The value of `user`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::http) struct User(pub(in crate::http) UserSpec);
+pub(crate) struct User(pub(crate) UserSpec);
 
 #[derive(Deserialize)]
 struct Fields {
     uid: Option<Id>,
     gid: Option<Id>,
-    name: Option<Text>,
+    name: Option<JsonString>,
 }
 
-impl<'de> Field<'de> for User {
-    fn right() -> String {
+impl<'de> JsonValue<'de> for User {
+    fn expected() -> String {
         format!("a name, a UID or `uid:gid` as a string, each id from 0 to {MAX_ID}, or an object with `uid` or `name`")
     }
-    fn simple(value: Simple) -> Result<User, Simple> {
-        let user = if let Simple::Text(text) = &value { text.parse().ok() } else { None };
+    fn from_scalar(value: Scalar) -> Result<User, Scalar> {
+        let user = if let Scalar::String(text) = &value { text.parse().ok() } else { None };
         user.map(User).ok_or(value)
     }
-    fn object<A: MapAccess<'de>>(object: A) -> Result<User, A::Error> {
+    fn from_object<A: MapAccess<'de>>(object: A) -> Result<User, A::Error> {
         let fields = Fields::deserialize(MapAccessDeserializer::new(object))?;
         object_form(fields).map(User).map_err(A::Error::custom)
     }
@@ -42,10 +42,19 @@ impl<'de> Field<'de> for User {
 
 deserialize! { [] User; }
 
-/// Any form of `user`, from outside of a body: as text, or as a JSON object.
+/// Parses any form of `user` that does not come from a body, for example from an option: a name, a UID, `uid:gid`, or a JSON
+/// object.
+///
+/// ```
+/// use tl_supervisor::UserSpec;
+/// use tl_supervisor::http::parse_user;
+///
+/// assert_eq!(parse_user("5:6"), Ok(UserSpec::Uid { uid: 5, gid: Some(6) }));
+/// assert!(parse_user("1:2:3").is_err());
+/// ```
 ///
 /// # Errors
-/// Names `user` and says what would be right.
+/// A sentence that names `user` and says what is expected.
 pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
     if !text.starts_with('{') {
         return text.parse();
@@ -55,7 +64,7 @@ pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
 }
 
 fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
-    // `Id` has checked that they fit.
+    // The type `Id` has checked the range.
     let narrow = |id: Id| u32::try_from(id.0).unwrap_or(MAX_ID);
     let gid = fields.gid.map(narrow);
     match (fields.uid, fields.name.map(|name| name.0)) {
@@ -83,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn all_forms() {
+    fn every_form_of_user_is_parsed() {
         let name = |name: &str, gid| UserSpec::Name { name: name.to_owned(), gid };
         for (json, right) in [
             (r#""root""#, name("root", None)),
@@ -100,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_of_a_body() {
+    fn a_user_is_parsed_outside_of_a_body() {
         assert_eq!(parse_user("5:6"), Ok(UserSpec::Uid { uid: 5, gid: Some(6) }));
         assert_eq!(parse_user(r#"{"uid": 5}"#), Ok(UserSpec::Uid { uid: 5, gid: None }));
         for wrong in ["", "{}", "{", r#"{"uid": 5, "name": "x"}"#, "1:2:3"] {
@@ -109,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_user() {
+    fn wrong_users_are_refused() {
         for (json, part) in [
             (r#""""#, "`user`: must be a name, a UID or `uid:gid` as a string"),
             (r#""4294967295""#, "each id from 0 to 4294967294"),

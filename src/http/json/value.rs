@@ -1,4 +1,5 @@
-//! What a field of a body can be. Each kind says in plain words what would be right: serde's own words are those of Rust.
+//! Types of JSON values in request bodies. Each type says in plain words what it expects: serde's own words are those of
+//! Rust.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,58 +12,58 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::model::{HealthKind, Leftovers, OutputMode, Policy, SignalScope, StdinMode};
 
-/// As much of a wrong string as is repeated in a sentence.
-const SHOWN: usize = 60;
+/// Number of characters of a wrong string that an error sentence repeats.
+const MAX_SHOWN: usize = 60;
 
-/// A kind of field. What it does not take of JSON is refused with [`Field::right`].
-pub(in crate::http) trait Field<'de>: Sized {
-    /// What would be right, after "must be".
-    fn right() -> String;
+/// A type of JSON value. Any other JSON is refused with a sentence made of [`JsonValue::expected`].
+pub(crate) trait JsonValue<'de>: Sized {
+    /// What is expected, to follow "must be".
+    fn expected() -> String;
 
-    /// Made of what is neither a list nor an object.
-    fn simple(value: Simple) -> Result<Self, Simple> {
+    /// Converts a scalar. Returns it if it is not of this type.
+    fn from_scalar(value: Scalar) -> Result<Self, Scalar> {
         Err(value)
     }
 
-    /// Made of a list.
-    fn list<A: SeqAccess<'de>>(_list: A) -> Result<Self, A::Error> {
+    /// Converts a list.
+    fn from_list<A: SeqAccess<'de>>(_list: A) -> Result<Self, A::Error> {
         Err(wrong::<Self, _>("a list"))
     }
 
-    /// Made of an object.
-    fn object<A: MapAccess<'de>>(_object: A) -> Result<Self, A::Error> {
+    /// Converts an object.
+    fn from_object<A: MapAccess<'de>>(_object: A) -> Result<Self, A::Error> {
         Err(wrong::<Self, _>("an object"))
     }
 
-    /// For [`Deserialize`].
+    /// Implements [`Deserialize`].
     fn read<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Any(PhantomData))
+        from.deserialize_any(ValueVisitor(PhantomData))
     }
 }
 
-fn wrong<'de, T: Field<'de>, E: Error>(sent: impl fmt::Display) -> E {
-    E::custom(format_args!("must be {}, not {sent}", T::right()))
+fn wrong<'de, T: JsonValue<'de>, E: Error>(sent: impl fmt::Display) -> E {
+    E::custom(format_args!("must be {}, not {sent}", T::expected()))
 }
 
-/// A value of JSON that is neither a list nor an object.
+/// A JSON value that is neither a list nor an object.
 #[derive(Debug)]
-pub(in crate::http) enum Simple {
+pub(crate) enum Scalar {
     Null,
     Bool(bool),
-    Whole(i128),
-    Fraction(f64),
-    Text(String),
+    Integer(i128),
+    Float(f64),
+    String(String),
 }
 
-impl fmt::Display for Simple {
+impl fmt::Display for Scalar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Simple::Null => f.write_str("null"),
-            Simple::Bool(truth) => write!(f, "{truth}"),
-            Simple::Whole(number) => write!(f, "{number}"),
-            // With its point, where it has one.
-            Simple::Fraction(number) => write!(f, "{number:?}"),
-            Simple::Text(text) => match text.char_indices().nth(SHOWN) {
+            Scalar::Null => f.write_str("null"),
+            Scalar::Bool(truth) => write!(f, "{truth}"),
+            Scalar::Integer(number) => write!(f, "{number}"),
+            // Debug keeps the decimal point of 1.0.
+            Scalar::Float(number) => write!(f, "{number:?}"),
+            Scalar::String(text) => match text.char_indices().nth(MAX_SHOWN) {
                 Some((end, _)) => write!(f, "the string {:?}...", text.get(..end).unwrap_or_default()),
                 None => write!(f, "the string {text:?}"),
             },
@@ -70,223 +71,224 @@ impl fmt::Display for Simple {
     }
 }
 
-struct Any<T>(PhantomData<T>);
+struct ValueVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Field<'de>> Any<T> {
-    fn simple<E: Error>(value: Simple) -> Result<T, E> {
-        T::simple(value).map_err(wrong::<T, E>)
+impl<'de, T: JsonValue<'de>> ValueVisitor<T> {
+    fn from_scalar<E: Error>(value: Scalar) -> Result<T, E> {
+        T::from_scalar(value).map_err(wrong::<T, E>)
     }
 }
 
-impl<'de, T: Field<'de>> Visitor<'de> for Any<T> {
+impl<'de, T: JsonValue<'de>> Visitor<'de> for ValueVisitor<T> {
     type Value = T;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&T::right())
+        f.write_str(&T::expected())
     }
     fn visit_unit<E: Error>(self) -> Result<T, E> {
-        Self::simple(Simple::Null)
+        Self::from_scalar(Scalar::Null)
     }
     fn visit_bool<E: Error>(self, truth: bool) -> Result<T, E> {
-        Self::simple(Simple::Bool(truth))
+        Self::from_scalar(Scalar::Bool(truth))
     }
     fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
-        Self::simple(Simple::Whole(number.into()))
+        Self::from_scalar(Scalar::Integer(number.into()))
     }
     fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
-        Self::simple(Simple::Whole(number.into()))
+        Self::from_scalar(Scalar::Integer(number.into()))
     }
     fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
-        Self::simple(Simple::Fraction(number))
+        Self::from_scalar(Scalar::Float(number))
     }
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        Self::simple(Simple::Text(text.to_owned()))
+        Self::from_scalar(Scalar::String(text.to_owned()))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
-        T::list(list)
+        T::from_list(list)
     }
     fn visit_map<A: MapAccess<'de>>(self, object: A) -> Result<T, A::Error> {
-        T::object(object)
+        T::from_object(object)
     }
 }
 
-/// A string.
+/// A JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::http) struct Text(pub(in crate::http) String);
+pub(crate) struct JsonString(pub(crate) String);
 
-impl Field<'_> for Text {
-    fn right() -> String {
+impl JsonValue<'_> for JsonString {
+    fn expected() -> String {
         "a string".to_owned()
     }
-    fn simple(value: Simple) -> Result<Text, Simple> {
+    fn from_scalar(value: Scalar) -> Result<JsonString, Scalar> {
         match value {
-            Simple::Text(text) => Ok(Text(text)),
+            Scalar::String(text) => Ok(JsonString(text)),
             value => Err(value),
         }
     }
 }
 
-/// Bytes, as a string in base64 (RFC 4648, section 4).
+/// Bytes, sent as a string in base64 (RFC 4648, section 4).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::http) struct Base64(pub(in crate::http) Vec<u8>);
+pub(crate) struct Base64(pub(crate) Vec<u8>);
 
-impl Field<'_> for Base64 {
-    fn right() -> String {
+impl JsonValue<'_> for Base64 {
+    fn expected() -> String {
         "a string in base64 with padding".to_owned()
     }
-    fn simple(value: Simple) -> Result<Base64, Simple> {
-        let bytes = if let Simple::Text(text) = &value { BASE64.decode(text.as_bytes()).ok() } else { None };
+    fn from_scalar(value: Scalar) -> Result<Base64, Scalar> {
+        let bytes = if let Scalar::String(text) = &value { BASE64.decode(text.as_bytes()).ok() } else { None };
         bytes.map(Base64).ok_or(value)
     }
 }
 
-/// Strings.
+/// A list of strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::http) struct Texts(pub(in crate::http) Vec<String>);
+pub(crate) struct StringList(pub(crate) Vec<String>);
 
-impl<'de> Field<'de> for Texts {
-    fn right() -> String {
+impl<'de> JsonValue<'de> for StringList {
+    fn expected() -> String {
         "a list of strings".to_owned()
     }
-    fn list<A: SeqAccess<'de>>(mut list: A) -> Result<Texts, A::Error> {
+    fn from_list<A: SeqAccess<'de>>(mut list: A) -> Result<StringList, A::Error> {
         let mut texts = Vec::new();
-        while let Some(Text(text)) = list.next_element()? {
+        while let Some(JsonString(text)) = list.next_element()? {
             texts.push(text);
         }
-        Ok(Texts(texts))
+        Ok(StringList(texts))
     }
 }
 
-/// Strings by their names, of environment variables: no name has white space in it.
+/// An object whose values are strings: environment variables. A name must not contain white space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::http) struct Pairs(pub(in crate::http) BTreeMap<String, String>);
+pub(crate) struct StringMap(pub(crate) BTreeMap<String, String>);
 
-impl<'de> Field<'de> for Pairs {
-    fn right() -> String {
+impl<'de> JsonValue<'de> for StringMap {
+    fn expected() -> String {
         "an object whose values are strings".to_owned()
     }
-    fn object<A: MapAccess<'de>>(mut object: A) -> Result<Pairs, A::Error> {
+    fn from_object<A: MapAccess<'de>>(mut object: A) -> Result<StringMap, A::Error> {
         let mut pairs = BTreeMap::new();
-        while let Some((name, Text(text))) = object.next_entry::<String, Text>()? {
+        while let Some((name, JsonString(text))) = object.next_entry::<String, JsonString>()? {
             if name.contains(char::is_whitespace) {
-                return Err(A::Error::custom(format_args!("the name {name:?} must have no white space")));
+                return Err(A::Error::custom(format_args!("the name {name:?} must not contain white space")));
             }
             pairs.insert(name, text);
         }
-        Ok(Pairs(pairs))
+        Ok(StringMap(pairs))
     }
 }
 
-/// A JSON object. Derived structs would take an array of their fields as well.
+/// A JSON object. A struct with a derived `Deserialize` would accept a list of its fields too.
 #[derive(Clone, Copy, Debug, Default)]
-pub(in crate::http) struct Object<T>(pub(in crate::http) T);
+pub(crate) struct Object<T>(pub(crate) T);
 
-impl<'de, T: Deserialize<'de>> Field<'de> for Object<T> {
-    fn right() -> String {
+impl<'de, T: Deserialize<'de>> JsonValue<'de> for Object<T> {
+    fn expected() -> String {
         "an object".to_owned()
     }
-    fn object<A: MapAccess<'de>>(object: A) -> Result<Object<T>, A::Error> {
+    fn from_object<A: MapAccess<'de>>(object: A) -> Result<Object<T>, A::Error> {
         T::deserialize(MapAccessDeserializer::new(object)).map(Object)
     }
 }
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) struct Whole<const MIN: u64, const MAX: u64>(pub(in crate::http) u64);
+pub(crate) struct Integer<const MIN: u64, const MAX: u64>(pub(crate) u64);
 
-impl<const MIN: u64, const MAX: u64> Field<'_> for Whole<MIN, MAX> {
-    fn right() -> String {
+impl<const MIN: u64, const MAX: u64> JsonValue<'_> for Integer<MIN, MAX> {
+    fn expected() -> String {
         format!("a whole number from {MIN} to {MAX}")
     }
-    fn simple(value: Simple) -> Result<Self, Simple> {
-        let number = if let Simple::Whole(number) = value { u64::try_from(number).ok() } else { None };
-        number.filter(|number| (MIN..=MAX).contains(number)).map(Whole).ok_or(value)
+    fn from_scalar(value: Scalar) -> Result<Self, Scalar> {
+        let number = if let Scalar::Integer(number) = value { u64::try_from(number).ok() } else { None };
+        number.filter(|number| (MIN..=MAX).contains(number)).map(Integer).ok_or(value)
     }
 }
 
-/// The number of a signal. Which ones there are is not judged here: that has a code of its own (section 9).
+/// A signal number. Whether the signal exists is checked later, as its error has a code of its own (docs/api.md, Errors).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) struct SignalNumber(pub(in crate::http) i64);
+pub(crate) struct SignalNumber(pub(crate) i64);
 
-impl Field<'_> for SignalNumber {
-    fn right() -> String {
+impl JsonValue<'_> for SignalNumber {
+    fn expected() -> String {
         "a whole number from 1 to 64".to_owned()
     }
-    fn simple(value: Simple) -> Result<SignalNumber, Simple> {
+    fn from_scalar(value: Scalar) -> Result<SignalNumber, Scalar> {
         match value {
-            Simple::Whole(number) => Ok(SignalNumber(i64::try_from(number).unwrap_or(i64::MAX))),
+            Scalar::Integer(number) => Ok(SignalNumber(i64::try_from(number).unwrap_or(i64::MAX))),
             value => Err(value),
         }
     }
 }
 
-/// A time that is not over at once.
+/// A positive number of seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::http) struct Seconds(pub(in crate::http) f64);
+pub(crate) struct Seconds(pub(crate) f64);
 
-impl Field<'_> for Seconds {
-    fn right() -> String {
+impl JsonValue<'_> for Seconds {
+    fn expected() -> String {
         "a number of seconds above 0".to_owned()
     }
-    fn simple(value: Simple) -> Result<Seconds, Simple> {
+    fn from_scalar(value: Scalar) -> Result<Seconds, Scalar> {
         match value {
-            Simple::Whole(number) if number > 0 => Ok(Seconds(number as f64)),
-            Simple::Fraction(number) if number > 0.0 => Ok(Seconds(number)),
+            Scalar::Integer(number) if number > 0 => Ok(Seconds(number as f64)),
+            Scalar::Float(number) if number > 0.0 => Ok(Seconds(number)),
             value => Err(value),
         }
     }
 }
 
-/// What is chosen by a word.
-pub(in crate::http) trait Words: Copy + 'static {
-    const WORDS: &'static [(&'static str, Self)];
+/// A type whose values are written as keywords.
+pub(crate) trait Keyword: Copy + 'static {
+    /// Each keyword and its value.
+    const KEYWORDS: &'static [(&'static str, Self)];
 }
 
-/// One of [`Words::WORDS`].
+/// A string that is one of [`Keyword::KEYWORDS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::http) struct Choice<T>(pub(in crate::http) T);
+pub(crate) struct Choice<T>(pub(crate) T);
 
-impl<T: Words> Field<'_> for Choice<T> {
-    fn right() -> String {
-        let words: Vec<String> = T::WORDS.iter().map(|(word, _)| format!("`{word}`")).collect();
-        format!("one of {}", words.join(", "))
+impl<T: Keyword> JsonValue<'_> for Choice<T> {
+    fn expected() -> String {
+        let keywords: Vec<String> = T::KEYWORDS.iter().map(|(keyword, _)| format!("`{keyword}`")).collect();
+        format!("one of {}", keywords.join(", "))
     }
-    fn simple(value: Simple) -> Result<Self, Simple> {
+    fn from_scalar(value: Scalar) -> Result<Self, Scalar> {
         let chosen = match &value {
-            Simple::Text(text) => T::WORDS.iter().find(|(word, _)| word == text),
+            Scalar::String(text) => T::KEYWORDS.iter().find(|(keyword, _)| keyword == text),
             _ => None,
         };
         chosen.map(|(_, choice)| Choice(*choice)).ok_or(value)
     }
 }
 
-impl Words for StdinMode {
-    const WORDS: &'static [(&'static str, Self)] = &[("closed", StdinMode::Closed), ("pipe", StdinMode::Pipe)];
+impl Keyword for StdinMode {
+    const KEYWORDS: &'static [(&'static str, Self)] = &[("closed", StdinMode::Closed), ("pipe", StdinMode::Pipe)];
 }
 
-impl Words for Leftovers {
-    const WORDS: &'static [(&'static str, Self)] = &[("keep", Leftovers::Keep), ("kill", Leftovers::Kill)];
+impl Keyword for Leftovers {
+    const KEYWORDS: &'static [(&'static str, Self)] = &[("keep", Leftovers::Keep), ("kill", Leftovers::Kill)];
 }
 
-impl Words for SignalScope {
-    const WORDS: &'static [(&'static str, Self)] =
+impl Keyword for SignalScope {
+    const KEYWORDS: &'static [(&'static str, Self)] =
         &[("leader", SignalScope::Leader), ("group", SignalScope::Group), ("tree", SignalScope::Tree)];
 }
 
-impl Words for OutputMode {
-    const WORDS: &'static [(&'static str, Self)] =
+impl Keyword for OutputMode {
+    const KEYWORDS: &'static [(&'static str, Self)] =
         &[("capture", OutputMode::Capture), ("discard", OutputMode::Discard)];
 }
 
-impl Words for Policy {
-    const WORDS: &'static [(&'static str, Self)] =
+impl Keyword for Policy {
+    const KEYWORDS: &'static [(&'static str, Self)] =
         &[("never", Policy::Never), ("on_failure", Policy::OnFailure), ("always", Policy::Always)];
 }
 
-impl Words for HealthKind {
-    const WORDS: &'static [(&'static str, Self)] = &[("http", HealthKind::Http), ("tcp", HealthKind::Tcp)];
+impl Keyword for HealthKind {
+    const KEYWORDS: &'static [(&'static str, Self)] = &[("http", HealthKind::Http), ("tcp", HealthKind::Tcp)];
 }
 
-/// [`Field::read`] for types that derived structs have in them.
+/// Implements [`Deserialize`] by [`JsonValue::read`].
 macro_rules! deserialize {
     ($([$($generics:tt)*] $type:ty;)+) => {$(
         impl<'de, $($generics)*> Deserialize<'de> for $type {
@@ -296,16 +298,16 @@ macro_rules! deserialize {
         }
     )+};
 }
-pub(in crate::http) use deserialize;
+pub(crate) use deserialize;
 
 deserialize! {
     [] Base64;
-    [] Text;
-    [] Texts;
-    [] Pairs;
+    [] JsonString;
+    [] StringList;
+    [] StringMap;
     [] SignalNumber;
     [] Seconds;
     [T: Deserialize<'de>] Object<T>;
-    [T: Words] Choice<T>;
-    [const MIN: u64, const MAX: u64] Whole<MIN, MAX>;
+    [T: Keyword] Choice<T>;
+    [const MIN: u64, const MAX: u64] Integer<MIN, MAX>;
 }

@@ -1,89 +1,95 @@
-//! The body of a request: read piece by piece, with a deadline for each, and never further than its end.
+//! The body of a request: read piece by piece, with a deadline for each piece, and never beyond its end.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
+use crate::http::connection::socket::{SendDeadline, Socket};
 use crate::http::message::chunked::Decoder;
-use crate::http::message::head::{Framing, Head};
-use crate::http::message::response_head::Problem;
-use crate::http::server::socket::{Patience, Socket};
+use crate::http::message::error::ApiError;
+use crate::http::message::request_head::{BodyFraming, RequestHead};
 
-/// As much of a chunked body as is buffered, at most.
-const BUFFER: usize = 64 << 10;
+/// Maximum number of buffered bytes of a chunked body.
+const MAX_BUFFERED: usize = 64 << 10;
 
-/// What a handler did not read is read after it only when it is there already and no longer than this.
-const DISCARD: usize = 64 << 10;
+/// Bytes of a body that the handler did not read are dropped, and the connection used again, only if they have already
+/// arrived and are at most this many.
+const MAX_DISCARDED: usize = 64 << 10;
 
 /// A body that is being read.
 #[derive(Debug)]
-pub(in crate::http) struct Body {
-    rest: Rest,
-    /// The client waits for a word before it sends.
+pub(crate) struct Body {
+    state: State,
+    /// The client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
-    idle: Duration,
-    /// No piece of it is waited for after this.
-    until: Option<Instant>,
+    /// Maximum time between two pieces.
+    idle_timeout: Duration,
+    /// Deadline for the whole body.
+    deadline: Option<Instant>,
 }
 
 #[derive(Debug)]
-enum Rest {
+enum State {
+    /// A body with this many bytes left.
     Length(u64),
-    Chunks(Decoder),
+    /// A chunked body.
+    Chunked(Decoder),
 }
 
 impl Body {
-    /// The body that follows `head`; `idle` is how long to wait for any of it, and `until` for all of it.
+    /// The body that follows `head`.
     ///
     /// # Errors
-    /// When its end is not certain.
-    pub(in crate::http) fn of(head: &Head, idle: Duration, until: Option<Instant>) -> Result<Body, Problem> {
-        let rest = match head.framing()? {
-            Framing::None => Rest::Length(0),
-            Framing::Length(length) => Rest::Length(length),
-            Framing::Chunked => Rest::Chunks(Decoder::new()),
+    /// 400 if its end is uncertain.
+    pub(crate) fn new(head: &RequestHead, idle_timeout: Duration, deadline: Option<Instant>) -> Result<Body, ApiError> {
+        let state = match head.framing()? {
+            BodyFraming::None => State::Length(0),
+            BodyFraming::Length(length) => State::Length(length),
+            BodyFraming::Chunked => State::Chunked(Decoder::new()),
         };
-        Ok(Body { rest, expects_continue: head.expects_continue(), idle, until })
+        Ok(Body { state, expects_continue: head.expects_continue(), idle_timeout, deadline })
     }
 
-    /// Whether all of it was read.
-    pub(in crate::http) fn is_done(&self) -> bool {
-        match &self.rest {
-            Rest::Length(left) => *left == 0,
-            Rest::Chunks(decoder) => decoder.is_done(),
+    /// Whether the whole body has been read.
+    pub(crate) fn is_done(&self) -> bool {
+        match &self.state {
+            State::Length(left) => *left == 0,
+            State::Chunked(decoder) => decoder.is_done(),
         }
     }
 
-    /// How many bytes are left, where the client has said so.
-    pub(in crate::http) fn left(&self) -> Option<u64> {
-        match &self.rest {
-            Rest::Length(left) => Some(*left),
-            Rest::Chunks(_) => None,
+    /// Number of bytes not yet read, unless the body is chunked.
+    pub(crate) fn remaining(&self) -> Option<u64> {
+        match &self.state {
+            State::Length(left) => Some(*left),
+            State::Chunked(_) => None,
         }
     }
 
-    /// Reads some of it; 0 at its end, and when `out` is empty.
+    /// Reads some bytes. Returns 0 at the end of the body, or if `out` is empty.
     ///
     /// # Errors
-    /// [`Problem::TimedOut`] when none of it comes for the idle time; [`Problem::Malformed`] when it ends early or its
-    /// chunks are not chunks; [`Problem::Gone`] when the client has gone.
-    pub(in crate::http) fn read(&mut self, socket: &mut Socket, out: &mut [u8]) -> Result<usize, Problem> {
+    /// 408 if nothing arrives for the idle timeout; 400 if the body ends early or a chunk is malformed; or the client has
+    /// disconnected.
+    pub(crate) fn read(&mut self, socket: &mut Socket, out: &mut [u8]) -> Result<usize, ApiError> {
         if self.is_done() || out.is_empty() {
             return Ok(0);
         }
-        self.invite(socket)?;
+        self.send_continue(socket)?;
         loop {
-            let deadline = Instant::now() + self.idle;
-            let deadline = Some(self.until.map_or(deadline, |until| until.min(deadline)));
-            match &mut self.rest {
-                Rest::Length(left) => {
+            let idle = Instant::now() + self.idle_timeout;
+            let deadline = Some(self.deadline.map_or(idle, |deadline| deadline.min(idle)));
+            match &mut self.state {
+                State::Length(left) => {
                     let most = usize::try_from(*left).unwrap_or(usize::MAX).min(out.len());
-                    let read = socket.read(out.get_mut(..most).unwrap_or_default(), deadline).map_err(slow)?;
+                    let out = out.get_mut(..most).unwrap_or_default();
+                    let read = socket.read_until(out, deadline).map_err(read_error)?;
                     *left -= read as u64;
-                    return if read == 0 { Err(ended()) } else { Ok(read) };
+                    return if read == 0 { Err(ended_early()) } else { Ok(read) };
                 }
-                Rest::Chunks(decoder) => {
-                    if socket.buffered().is_empty() && socket.fill(BUFFER, deadline).map_err(slow)? == 0 {
-                        return Err(ended());
+                State::Chunked(decoder) => {
+                    let is_empty = socket.buffered().is_empty();
+                    if is_empty && socket.fill(MAX_BUFFERED, deadline).map_err(read_error)? == 0 {
+                        return Err(ended_early());
                     }
                     let given = decode(decoder, socket, out)?;
                     if given > 0 || decoder.is_done() {
@@ -94,36 +100,39 @@ impl Body {
         }
     }
 
-    /// Says `100 Continue` to a client that waits for it.
-    fn invite(&mut self, socket: &mut Socket) -> Result<(), Problem> {
+    /// Sends `100 Continue` to a client that waits for it.
+    fn send_continue(&mut self, socket: &mut Socket) -> Result<(), ApiError> {
         let expected = std::mem::take(&mut self.expects_continue);
         if expected && socket.buffered().is_empty() {
-            socket.invite(b"HTTP/1.1 100 Continue\r\n\r\n", Patience::For(self.idle)).map_err(|_| Problem::Gone)?;
+            let deadline = SendDeadline::Stalled(self.idle_timeout);
+            let sent = socket.send_interim(b"HTTP/1.1 100 Continue\r\n\r\n", deadline);
+            sent.map_err(|_| ApiError::disconnected())?;
         }
         Ok(())
     }
 
-    /// Drops what is left, if little is and all of it is there: only then the connection can be used again.
-    pub(in crate::http) fn discard_ready(&mut self, socket: &mut Socket) -> bool {
+    /// Drops the unread bytes of the body if they are few and all have arrived. Returns whether the connection can be used
+    /// for another request.
+    pub(crate) fn discard_received(&mut self, socket: &mut Socket) -> bool {
         if self.is_done() {
             return true;
         }
-        if self.expects_continue || self.left().is_some_and(|left| left > DISCARD as u64) {
+        if self.expects_continue || self.remaining().is_some_and(|left| left > MAX_DISCARDED as u64) {
             return false;
         }
         let mut dropped = 0;
-        while dropped <= DISCARD {
-            if socket.buffered().is_empty() && !matches!(socket.fill_now(BUFFER), Ok(1..)) {
+        while dropped <= MAX_DISCARDED {
+            if socket.buffered().is_empty() && !matches!(socket.fill_now(MAX_BUFFERED), Ok(1..)) {
                 return false;
             }
             dropped += socket.buffered().len();
-            match &mut self.rest {
-                Rest::Length(left) => {
+            match &mut self.state {
+                State::Length(left) => {
                     let here = socket.buffered().len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                     socket.consume(here);
                     *left -= here as u64;
                 }
-                Rest::Chunks(decoder) => {
+                State::Chunked(decoder) => {
                     let mut scratch = [0; 512];
                     while !socket.buffered().is_empty() && !decoder.is_done() {
                         if decode(decoder, socket, &mut scratch).is_err() {
@@ -140,20 +149,19 @@ impl Body {
     }
 }
 
-fn decode(decoder: &mut Decoder, socket: &mut Socket, out: &mut [u8]) -> Result<usize, Problem> {
-    let (taken, given) =
-        decoder.decode(socket.buffered(), out).map_err(|sentence| Problem::Malformed(sentence.to_owned()))?;
+fn decode(decoder: &mut Decoder, socket: &mut Socket, out: &mut [u8]) -> Result<usize, ApiError> {
+    let (taken, given) = decoder.decode(socket.buffered(), out).map_err(ApiError::malformed)?;
     socket.consume(taken);
     Ok(given)
 }
 
-fn slow(error: io::Error) -> Problem {
+fn read_error(error: io::Error) -> ApiError {
     match error.kind() {
-        ErrorKind::TimedOut => Problem::TimedOut("the rest of the body"),
-        _ => Problem::Gone,
+        ErrorKind::TimedOut => ApiError::timed_out("the rest of the body"),
+        _ => ApiError::disconnected(),
     }
 }
 
-fn ended() -> Problem {
-    Problem::Malformed("the body ended before the end that its head announced".to_owned())
+fn ended_early() -> ApiError {
+    ApiError::malformed("the body ended before the end that its head announced")
 }

@@ -1,15 +1,18 @@
-//! Decodes a chunked body (RFC 9112, section 7.1) with fixed memory. Bare line feeds are refused: another reader might
+//! Decodes a chunked body (RFC 9112, section 7.1) with constant memory. Bare line feeds are refused: another reader might
 //! not take them for the end of a line.
 
-use crate::http::server::socket::copy;
+use crate::http::connection::socket::copy;
 
-/// What the size line of a chunk may take beside its digits, and the trailer fields altogether.
+/// Maximum length of the extensions in the size line of a chunk, in bytes.
 const MAX_EXTENSION: usize = 256;
+
+/// Maximum length of all trailer fields together, in bytes.
 const MAX_TRAILER: usize = 8 << 10;
-/// No chunk is larger than 2^60 bytes.
+
+/// Maximum number of hexadecimal digits of a chunk's size: a chunk is smaller than 2^60 bytes.
 const MAX_DIGITS: usize = 15;
 
-/// Where in the body it stands.
+/// What the next byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Size {
@@ -28,7 +31,7 @@ enum State {
     },
     DataCr,
     DataLf,
-    /// In a trailer line that has so many bytes already; `total` counts them all.
+    /// A trailer line of which `line` bytes were read; `total` counts the bytes of all trailer lines.
     Trailer {
         line: usize,
         total: usize,
@@ -40,26 +43,26 @@ enum State {
     Done,
 }
 
-/// A chunked body that is being read.
+/// Decodes one body.
 #[derive(Debug)]
-pub(in crate::http) struct Decoder(State);
+pub(crate) struct Decoder(State);
 
 impl Decoder {
-    /// At the first chunk.
-    pub(in crate::http) fn new() -> Decoder {
+    /// A decoder at the beginning of a body.
+    pub(crate) fn new() -> Decoder {
         Decoder(State::Size { value: 0, digits: 0 })
     }
 
-    /// Whether the last chunk and its trailer were read.
-    pub(in crate::http) fn is_done(&self) -> bool {
+    /// Whether the last chunk and the trailer have been decoded.
+    pub(crate) fn is_done(&self) -> bool {
         self.0 == State::Done
     }
 
-    /// Decodes from `input` into `out`: how many bytes it took, and how many it gave.
+    /// Decodes from `input` into `out`. Returns how many bytes it took from `input`, and how many it put into `out`.
     ///
     /// # Errors
-    /// A sentence about what is wrong with the body.
-    pub(in crate::http) fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), &'static str> {
+    /// A sentence that says what is wrong with the body.
+    pub(crate) fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), &'static str> {
         let (mut taken, mut given) = (0, 0);
         while let Some(&byte) = input.get(taken) {
             match self.0 {
@@ -108,7 +111,7 @@ fn step(state: State, byte: u8) -> Result<State, &'static str> {
         (State::Trailer { line, total }, _) if byte != b'\n' => Ok(State::Trailer { line: line + 1, total: total + 1 }),
         (State::TrailerEnd { line: 0, .. }, b'\n') => Ok(State::Done),
         (State::TrailerEnd { total, .. }, b'\n') => Ok(State::Trailer { line: 0, total }),
-        _ => Err("a chunk is not delimited by CRLF, or not as long as it says"),
+        _ => Err("a chunk is not delimited by CRLF, or is not as long as its size says"),
     }
 }
 
@@ -116,7 +119,8 @@ fn step(state: State, byte: u8) -> Result<State, &'static str> {
 mod tests {
     use super::*;
 
-    /// Decodes `body`, handed over in pieces of `piece` bytes: what it says and what is left over.
+    /// Decodes `body`, given in pieces of `piece` bytes. Returns the decoded bytes, how many were taken, and whether the
+    /// decoder is done.
     fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), &'static str> {
         let (mut decoder, mut text, mut taken) = (Decoder::new(), Vec::new(), 0);
         for part in body.chunks(piece) {
@@ -135,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn however_it_is_cut_it_says_the_same() {
+    fn a_body_decodes_alike_however_its_bytes_arrive() {
         let body = b"5\r\nhello\r\n06;a=\"b\"\r\n world\r\n0\r\nTrailer: x\r\n\r\nGET /";
         for piece in 1..body.len() {
             assert_eq!(decode(body, piece), Ok((b"hello world".to_vec(), body.len() - 5, true)), "{piece}");
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_refused() {
+    fn malformed_chunks_are_refused() {
         let long = format!("1;{}\r\n", "a".repeat(300));
         let trailer = format!("0\r\n{}", "a: b\r\n".repeat(3000));
         for body in [

@@ -1,10 +1,25 @@
-//! A request on its way in, and an answer on its way out.
+//! A request on its way in and a response on its way out.
+//!
+//! A [`Handler`](crate::http::server::Handler) gets a [`Request`] and returns a [`Response`] or an [`ApiError`]. A response
+//! is bytes, or a [stream](Response::stream) that is written piece by piece, or an [upgrade](Response::upgrade) to another
+//! protocol, which gets the [`Socket`].
 
-pub(in crate::http) mod body;
+mod body;
 mod chunked;
-pub(in crate::http) mod conditions;
-pub(in crate::http) mod head;
-pub(in crate::http) mod range;
-pub(in crate::http) mod request;
-pub(in crate::http) mod response;
-pub(in crate::http) mod response_head;
+pub(crate) mod error;
+pub(crate) mod range;
+pub(crate) mod request;
+pub(crate) mod request_head;
+pub(crate) mod response;
+mod response_head;
+mod stream;
+
+pub use crate::http::connection::socket::Socket;
+pub use error::ApiError;
+pub use request::{BodyBytes, Request};
+pub use response::Response;
+pub use stream::ResponseStream;
+
+pub(crate) use body::Body;
+pub(crate) use response_head::Framing;
+pub(crate) use stream::BURST;

@@ -1,20 +1,22 @@
-//! The `Range` of a request (RFC 9110, section 14.2): one range of bytes. Several, other units and what is malformed are
-//! ignored, as a server may and must: the answer is the whole then.
+//! The header `Range` of a request (RFC 9110, section 14.2): one range of bytes.
+//!
+//! Several ranges, other units and malformed values are ignored, as a server may and must: the response is then the whole
+//! content.
 
 use std::ops;
 
-/// One range of bytes, of a content whose length is not known yet.
+/// A range of bytes of a content whose length is not yet known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum Range {
-    /// From a position to another one, that included; or to the end.
+pub(crate) enum Range {
+    /// From the first position to the last one, inclusive; without a last one, to the end.
     From(u64, Option<u64>),
-    /// So many at the end.
+    /// The last bytes, this many.
     Last(u64),
 }
 
 impl Range {
-    /// Reads the value of the field; none where it is to be ignored.
-    pub(in crate::http) fn parse(value: &str) -> Option<Range> {
+    /// Parses the value of the header. None if it must be ignored.
+    pub(crate) fn parse(value: &str) -> Option<Range> {
         let (unit, range) = value.split_once('=')?;
         if !unit.trim().eq_ignore_ascii_case("bytes") {
             return None;
@@ -30,8 +32,8 @@ impl Range {
         }
     }
 
-    /// The part of a content of this length; none where there is no byte in it.
-    pub(in crate::http) fn within(self, length: u64) -> Option<ops::Range<u64>> {
+    /// The positions in a content of this length. None if it has no byte in the range.
+    pub(crate) fn within(self, length: u64) -> Option<ops::Range<u64>> {
         let range = match self {
             Range::From(first, last) => first..last.map_or(length, |last| length.min(last.saturating_add(1))),
             Range::Last(count) => length.saturating_sub(count)..length,
@@ -40,7 +42,7 @@ impl Range {
     }
 }
 
-/// Decimal digits; more than can be counted are as good as the most.
+/// Parses decimal digits. A number above `u64::MAX` becomes `u64::MAX`.
 fn position(digits: &str) -> Option<u64> {
     let all = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     all.then(|| digits.parse().unwrap_or(u64::MAX))
@@ -51,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_ten_bytes() {
+    fn ranges_of_ten_bytes() {
         for (value, right) in [
             ("bytes=0-0", Some(0..1)),
             ("bytes=2-5", Some(2..6)),
@@ -77,14 +79,14 @@ mod tests {
     }
 
     #[test]
-    fn of_nothing() {
+    fn no_range_of_an_empty_content_is_satisfiable() {
         for value in ["bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0"] {
             assert_eq!(Range::parse(value).unwrap().within(0), None, "{value}");
         }
     }
 
     #[test]
-    fn what_is_ignored() {
+    fn other_values_are_ignored() {
         for value in [
             "",
             "bytes",

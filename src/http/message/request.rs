@@ -1,33 +1,36 @@
-//! A request in the hands of its handler: the head, the body still in the socket, and a way to wait.
+//! A request as its handler sees it: the head, the body that is still in the socket, and a way to wait.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 use std::ops::Deref;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
 use tiny_http::Method;
 
-use crate::error::Error;
 use tl_os::allocator;
 use tl_os::poll::Waker;
 
+use crate::http::connection::memory::MemoryGrant;
+use crate::http::connection::socket::{Socket, Wakeup};
+use crate::http::connection::table::Phase;
 use crate::http::message::body::Body;
-use crate::http::message::head::Head;
-use crate::http::message::response_head::{Problem, out_of};
-use crate::http::server::connections::Phase;
-use crate::http::server::memory::Grant;
-use crate::http::server::socket::{Socket, Woken};
+use crate::http::message::error::ApiError;
+use crate::http::message::request_head::RequestHead;
 
-/// A body that was read as a whole.
+/// Bytes that are read at once of a body that is wanted as a whole.
+const PIECE: usize = 16 << 10;
+
+/// A request body that was read as a whole.
 #[derive(Debug)]
-pub(in crate::http) struct Whole {
+pub struct BodyBytes {
     bytes: Vec<u8>,
-    /// For what it has beyond the first piece.
-    grant: Grant,
+    /// Memory beyond the first piece, of the pool that all connections share.
+    grant: MemoryGrant,
 }
 
-impl Deref for Whole {
+impl Deref for BodyBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -35,21 +38,40 @@ impl Deref for Whole {
     }
 }
 
-/// A request whose body was not read yet.
+/// A request. Its body is read from the connection when the handler asks for it.
+///
+/// ```
+/// use tl_supervisor::http::message::{ApiError, Request, Response};
+///
+/// fn greet(request: &mut Request<'_>) -> Result<Response, ApiError> {
+///     match (request.method(), request.path()) {
+///         ("GET", "/hello") => {
+///             let name = request.query("name").unwrap_or_else(|| "world".to_owned());
+///             Ok(Response::new(200, "text/plain", format!("hello, {name}\n")))
+///         }
+///         ("POST", "/length") => {
+///             let length = request.whole_body()?.len();
+///             Ok(Response::new(200, "text/plain", length.to_string()))
+///         }
+///         (_, path) => Err(ApiError::no_route(path)),
+///     }
+/// }
+/// ```
 #[derive(Debug)]
-pub(in crate::http) struct Request<'c> {
-    head: &'c Head,
+pub struct Request<'c> {
+    head: &'c RequestHead,
     body: &'c mut Body,
     socket: &'c mut Socket,
+    /// Maximum number of bytes that `whole_body` reads.
     max_body: usize,
-    /// Its thread is one in reserve.
+    /// The request is handled by a reserve thread, which serves short requests only.
     is_on_reserve: bool,
 }
 
 impl<'c> Request<'c> {
-    /// `max_body` bounds what [`Request::whole_body`] reads.
-    pub(in crate::http) fn new(
-        head: &'c Head,
+    /// The request with this head, whose body is read from `socket`.
+    pub(crate) fn new(
+        head: &'c RequestHead,
         body: &'c mut Body,
         socket: &'c mut Socket,
         max_body: usize,
@@ -58,197 +80,218 @@ impl<'c> Request<'c> {
         Request { head, body, socket, max_body, is_on_reserve }
     }
 
-    /// The method, GET in place of HEAD: whoever answers need not know, the body is left out later.
-    pub(in crate::http) fn method(&self) -> &'c Method {
+    /// The method. A HEAD request has the method `GET`: the server leaves the body out of the response.
+    #[must_use]
+    pub fn method(&self) -> &'c str {
         match &self.head.method {
-            Method::Head => &Method::Get,
-            method => method,
+            Method::Head => Method::Get.as_str(),
+            method => method.as_str(),
         }
     }
 
-    /// Whether it is HEAD: the few who need know.
-    pub(in crate::http) fn is_head(&self) -> bool {
+    /// Whether the method is HEAD.
+    #[must_use]
+    pub fn is_head(&self) -> bool {
         self.head.method == Method::Head
     }
 
-    /// The path, percent-encoded still.
-    pub(in crate::http) fn path(&self) -> &'c str {
+    /// The path, percent-encoded.
+    #[must_use]
+    pub fn path(&self) -> &'c str {
         &self.head.path
     }
 
-    /// The segments of the path; see [`Head::segments`].
-    pub(in crate::http) fn segments(&self) -> Option<Vec<String>> {
+    /// The segments of the path between its slashes, percent-decoded. None if one of them is then not UTF-8.
+    #[must_use]
+    pub fn segments(&self) -> Option<Vec<String>> {
         self.head.segments()
     }
 
-    /// The first field of this name.
-    pub(in crate::http) fn field<'n>(&self, name: &'n str) -> Option<Cow<'n, str>>
-    where
-        'c: 'n,
-    {
-        self.head.field(name)
+    /// The query as it was sent: what follows the `?`, or nothing.
+    #[must_use]
+    pub fn query_string(&self) -> &'c str {
+        &self.head.query
     }
 
-    /// The elements of the comma-separated list that all fields of this name make together; none without such a field.
-    pub(in crate::http) fn list(&self, name: &str) -> Option<Vec<String>> {
-        self.head.list(name)
-    }
-
-    /// Whether the client lists `media_type` in `Accept`.
-    pub(in crate::http) fn accepts(&self, media_type: &str) -> bool {
-        self.head.lists("Accept", media_type)
-    }
-
-    /// Whether the client asks to go on with this protocol on the same connection (RFC 9110, section 7.8).
-    pub(in crate::http) fn upgrades_to(&self, protocol: &str) -> bool {
-        let asks = self.head.lists("Connection", "upgrade") && self.head.lists("Upgrade", protocol);
-        asks && !self.head.is_old && self.head.method == Method::Get
-    }
-
-    /// Whether there is no body.
-    pub(in crate::http) fn is_bare(&self) -> bool {
-        self.body.is_done()
-    }
-
-    /// Our own port, as the client sees it.
-    pub(in crate::http) fn local_port(&self) -> Option<u16> {
-        self.socket.local_port()
-    }
-
-    /// The first value of a parameter of the query.
-    pub(in crate::http) fn query(&self, name: &str) -> Option<String> {
+    /// The first value of a parameter of the query, which is form-encoded.
+    #[must_use]
+    pub fn query(&self, name: &str) -> Option<String> {
         self.head.query(name)
     }
 
-    /// The same, where it need not be text.
-    pub(in crate::http) fn query_bytes(&self, name: &str) -> Option<Vec<u8>> {
+    /// The first value of a parameter of the query, as the bytes that it encodes. They need not be UTF-8.
+    #[must_use]
+    pub fn query_bytes(&self, name: &str) -> Option<Vec<u8>> {
         self.head.query_bytes(name)
     }
 
-    /// How many bytes of the body are left, where the client has said so.
-    pub(in crate::http) fn body_left(&self) -> Option<u64> {
-        self.body.left()
+    /// All headers, in the order in which they were sent.
+    pub fn headers(&self) -> impl Iterator<Item = (&'c str, &'c [u8])> + use<'c> {
+        self.head.headers()
     }
 
-    /// Reads some of the body; 0 at its end.
-    pub(in crate::http) fn read_body(&mut self, out: &mut [u8]) -> Result<usize, Problem> {
+    /// The first header with this name. Bytes that are not UTF-8 are replaced.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<Cow<'c, str>> {
+        self.head.header(name)
+    }
+
+    /// The elements of the comma-separated list that all headers with this name make together. None if there is no such
+    /// header.
+    #[must_use]
+    pub fn list(&self, name: &str) -> Option<Vec<String>> {
+        self.head.list(name)
+    }
+
+    /// Whether `Accept` lists this media type.
+    #[must_use]
+    pub fn accepts(&self, media_type: &str) -> bool {
+        self.head.lists("Accept", media_type)
+    }
+
+    /// Whether the client asks to change to this protocol (RFC 9110, section 7.8).
+    #[must_use]
+    pub fn upgrades_to(&self, protocol: &str) -> bool {
+        let asks = self.head.lists("Connection", "upgrade") && self.head.lists("Upgrade", protocol);
+        asks && !self.head.is_http_1_0 && self.head.method == Method::Get
+    }
+
+    /// Whether the body is empty, or has been read to its end.
+    #[must_use]
+    pub fn is_body_done(&self) -> bool {
+        self.body.is_done()
+    }
+
+    /// Number of bytes of the body that have not been read. None if the body is chunked.
+    #[must_use]
+    pub fn body_remaining(&self) -> Option<u64> {
+        self.body.remaining()
+    }
+
+    /// Reads some of the body into `out`. Returns 0 at its end.
+    ///
+    /// # Errors
+    /// Return it from the handler: 408 if nothing arrives for the idle timeout, 400 if the body is malformed or ends early,
+    /// or the client has disconnected.
+    pub fn read_body(&mut self, out: &mut [u8]) -> Result<usize, ApiError> {
         self.body.read(self.socket, out)
     }
 
-    /// The whole body.
+    /// Reads the whole body, which is held in memory.
     ///
     /// # Errors
-    /// [`Problem::BodyTooLarge`] before any of it is read, where its length is announced; else those of reading.
-    pub(in crate::http) fn whole_body(&mut self) -> Result<Whole, Problem> {
-        let announced = self.body.left().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
+    /// Return it from the handler: 413 if the body is longer than the limit, 503 if all connections together hold too much,
+    /// or an error of [`Request::read_body`].
+    pub fn whole_body(&mut self) -> Result<BodyBytes, ApiError> {
+        let announced = self.body.remaining().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
         if announced.is_some_and(|length| length > self.max_body) {
-            return Err(Problem::BodyTooLarge(self.max_body));
+            return Err(ApiError::body_too_large(self.max_body));
         }
-        // Nothing is executed yet: a client that is slow to send the rest may be asked to give way.
+        // Nothing is executed yet: a client that is slow to send the rest may be evicted.
         if !self.socket.enter(Phase::Body) {
-            return Err(Problem::Gone);
+            return Err(ApiError::disconnected());
         }
-        let whole = self.collect()?;
-        if self.socket.enter(Phase::Busy) { Ok(whole) } else { Err(Problem::Gone) }
+        let body = self.collect()?;
+        if self.socket.enter(Phase::Busy) { Ok(body) } else { Err(ApiError::disconnected()) }
     }
 
-    fn collect(&mut self) -> Result<Whole, Problem> {
-        let mut whole = Whole { bytes: Vec::new(), grant: self.socket.bodies().grant() };
-        while let Some(piece) = self.body_piece(16 << 10)? {
-            let length = whole.bytes.len() + piece.len();
+    fn collect(&mut self) -> Result<BodyBytes, ApiError> {
+        let mut body = BodyBytes { bytes: Vec::new(), grant: self.socket.bodies().grant() };
+        while let Some(piece) = self.body_piece(PIECE)? {
+            let length = body.bytes.len() + piece.len();
             if length > self.max_body {
-                return Err(Problem::BodyTooLarge(self.max_body));
+                return Err(ApiError::body_too_large(self.max_body));
             }
-            if whole.bytes.is_empty() {
-                whole.bytes = piece;
+            if body.bytes.is_empty() {
+                body.bytes = piece;
                 continue;
             }
-            if whole.bytes.capacity() < length {
+            if body.bytes.capacity() < length {
                 let size = length.saturating_mul(2).min(self.max_body);
-                let more = size.saturating_sub(whole.bytes.len());
-                let full = || io::Error::from(ErrorKind::OutOfMemory);
-                let granted = (allocator::has_margin() && whole.grant.grow_to(size)).then_some(()).ok_or_else(full);
-                granted
-                    .and_then(|()| Ok(whole.bytes.try_reserve_exact(more)?))
-                    .map_err(|error| out_of("the request body", &error))?;
+                body.grow_to(size).map_err(|error| ApiError::out_of("the request body", &error))?;
             }
-            whole.bytes.extend_from_slice(&piece);
+            body.bytes.extend_from_slice(&piece);
         }
-        Ok(whole)
+        Ok(body)
     }
 
-    /// What the input of a run may take, until its command has read it.
-    ///
-    /// # Errors
-    /// When all inputs together hold as much as they may.
-    pub(in crate::http) fn hold_input(&self, bytes: usize) -> Result<Grant, Problem> {
-        let mut grant = self.socket.inputs().grant();
-        match grant.grow_to(bytes) {
-            true => Ok(grant),
-            false => Err(out_of("the input of the command", &ErrorKind::OutOfMemory.into())),
-        }
-    }
-
-    /// Counts so many bytes of a directory's listing, for as long as the grant is held.
-    ///
-    /// # Errors
-    /// When all listings together hold as much as they may.
-    pub(in crate::http) fn hold_listing(&self, bytes: usize) -> Result<Grant, Problem> {
-        let mut grant = self.socket.listings().grant();
-        if grant.grow_to(bytes) {
-            return Ok(grant);
-        }
-        Err(out_of("the listing of a directory", &ErrorKind::OutOfMemory.into()))
-    }
-
-    /// The next bytes of the body, at most `most`; none at its end.
-    pub(in crate::http) fn body_piece(&mut self, most: usize) -> Result<Option<Vec<u8>>, Problem> {
-        let left = self.body.left().and_then(|left| usize::try_from(left).ok());
+    /// Reads at most `most` bytes of the body. None at its end.
+    pub(crate) fn body_piece(&mut self, most: usize) -> Result<Option<Vec<u8>>, ApiError> {
+        let left = self.body.remaining().and_then(|left| usize::try_from(left).ok());
         let mut piece = vec![0; left.map_or(most, |left| left.min(most))];
         let read = self.body.read(self.socket, &mut piece)?;
         piece.truncate(read);
         Ok((read > 0).then_some(piece))
     }
 
-    /// Says that this request may take as long as it likes: only so many may do that at once.
+    /// Declares that the request may take any time: call it before you stream, wait, or serve an upgrade.
+    ///
+    /// Such requests may occupy all but an eighth of the connections, so that short requests are always served.
     ///
     /// # Errors
-    /// When there are as many.
-    pub(in crate::http) fn begin_long(&mut self) -> Result<(), Problem> {
-        if self.is_on_reserve {
-            let why = "no thread can be started for a connection; only metadata, signals and DELETE are served";
-            return Err(Problem::Refused(Error::OutOfResources(why.to_owned())));
-        }
+    /// 503 if the maximum is reached, or if the machine is out of threads and a reserve thread handles this request.
+    pub fn begin_long(&mut self) -> Result<(), ApiError> {
+        self.require_own_thread()?;
         if self.socket.begin_long() {
             return Ok(());
         }
-        let most = self.socket.most_long();
-        let why = format!("{most} connections have streams, waits, tunnels, terminals or files, and more may not");
-        Err(Problem::Refused(Error::OutOfResources(why)))
+        let max = self.socket.max_long_requests();
+        Err(ApiError::unavailable(format!(
+            "the machine is out of resources: {max} connections execute long requests, which is the limit; close one first"
+        )))
     }
 
-    /// Says that this request starts something, which the threads in reserve have no time for.
+    /// Refuses the request if a reserve thread handles it, which has at most a few seconds for one request.
     ///
     /// # Errors
-    /// When this is one of them.
-    pub(in crate::http) fn begin_start(&mut self) -> Result<(), Problem> {
-        if self.is_on_reserve { self.begin_long() } else { Ok(()) }
+    /// 503 on a reserve thread.
+    pub(crate) fn require_own_thread(&self) -> Result<(), ApiError> {
+        if self.is_on_reserve {
+            return Err(ApiError::unavailable(
+                "the machine is out of resources: no thread can be started for this connection, so only short requests are \
+                 served",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The port to which the client has connected.
+    pub(crate) fn local_port(&self) -> Option<u16> {
+        self.socket.local_port()
     }
 
     /// A waker for [`Request::wait`].
-    pub(in crate::http) fn waker(&self) -> Result<Arc<Waker>, Problem> {
-        Ok(Arc::new(Waker::new().map_err(|error| out_of("an eventfd", &error))?))
+    pub(crate) fn waker(&self) -> Result<Arc<Waker>, ApiError> {
+        Ok(Arc::new(Waker::new().map_err(|error| ApiError::out_of("an eventfd", &error))?))
     }
 
-    /// Waits until `waker` is woken: true; or until the deadline: false.
+    /// Waits until `waker` is woken (true) or the deadline has passed (false).
     ///
     /// # Errors
-    /// [`Problem::Gone`] when the client goes.
-    pub(in crate::http) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> Result<bool, Problem> {
-        match self.socket.wait_beside(waker, deadline) {
-            Ok(Woken::Waker) => Ok(true),
-            Ok(Woken::Deadline) => Ok(false),
-            Ok(Woken::Gone) | Err(_) => Err(Problem::Gone),
+    /// [`ApiError::disconnected`] when the client disconnects.
+    pub(crate) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> Result<bool, ApiError> {
+        match self.socket.wait_for_waker(waker, deadline) {
+            Ok(Wakeup::Waker) => Ok(true),
+            Ok(Wakeup::Deadline) => Ok(false),
+            Ok(Wakeup::Disconnected) | Err(_) => Err(ApiError::disconnected()),
         }
+    }
+}
+
+impl BodyBytes {
+    /// Makes room for `size` bytes in all.
+    fn grow_to(&mut self, size: usize) -> io::Result<()> {
+        if !allocator::has_margin() || !self.grant.grow_to(size) {
+            return Err(ErrorKind::OutOfMemory.into());
+        }
+        Ok(self.bytes.try_reserve_exact(size.saturating_sub(self.bytes.len()))?)
+    }
+}
+
+/// The socket, to wait with `poll(2)` for the client's disconnection beside other descriptors. Do not read from it or
+/// write to it.
+impl AsFd for Request<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }

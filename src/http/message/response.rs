@@ -1,290 +1,185 @@
-//! What a handler hands back: a whole reply, or a stream that it writes itself.
+//! What a handler returns.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
-use std::time::{Duration, Instant};
+use std::io;
 
-use serde::Serialize;
+use crate::http::connection::socket::{SendDeadline, Socket};
+use crate::http::message::response_head::ResponseHead;
+use crate::http::message::stream::ResponseStream;
 
-use tl_os::poll::Waker;
+/// Writes the body of a streamed response. An error ends the connection without the last chunk, so that the client can
+/// tell a broken body from a complete one.
+pub(crate) type WriteBody = Box<dyn FnOnce(&mut ResponseStream<'_>) -> io::Result<()>>;
 
-use crate::http::json;
-use crate::http::message::response_head::{Ending, Reply};
-use crate::http::server::socket::{Departure, Patience, Socket, Woken};
+/// Serves a connection after an upgrade.
+pub(crate) type ServeUpgrade = Box<dyn FnOnce(&mut Socket)>;
 
-/// A burst of a stream: as much as is gathered for one write.
-pub(in crate::http) const BURST: usize = 64 << 10;
+/// A response: status, headers and a body.
+///
+/// The server sets `Date`, `Server`, `Content-Length`, `Transfer-Encoding` and `Connection` itself. It leaves the body out
+/// of the response to a HEAD request.
+///
+/// ```
+/// use tl_supervisor::http::message::Response;
+///
+/// let response = Response::json(200, r#"{"hello":"world"}"#).header("Cache-Control", "no-store");
+/// assert_eq!(response.status(), 200);
+/// ```
+#[must_use]
+pub struct Response {
+    pub(crate) head: ResponseHead,
+    pub(crate) body: ResponseBody,
+}
 
-/// More than this is given back after a large line.
-const LARGEST_BUFFER: usize = 4 * BURST;
-
-/// Room for the size line of a chunk: eight digits and CRLF.
-const SIZE_LINE: usize = 10;
-
-/// Writes the body of a stream. An error ends the connection without the last chunk, so that the client can tell.
-pub(in crate::http) type Writer = Box<dyn FnOnce(&mut Stream<'_>) -> io::Result<()>>;
-
-const JSON: &str = "application/json";
-
-/// An answer.
-pub(in crate::http) enum Answer {
-    /// All of it.
-    Whole(Reply),
-    /// Its head, and who writes the rest.
-    Streamed {
-        /// The head.
-        reply: Reply,
-        /// How long the body is, where that is known. The writer fails if it has less.
+/// The body of a response.
+pub(crate) enum ResponseBody {
+    /// The whole body.
+    Bytes(Vec<u8>),
+    /// A body that is written piece by piece.
+    Stream {
+        /// Length in bytes, if it is known. The writer fails if it has less.
         length: Option<u64>,
-        /// What to do when the client does not read; none: as with an answer that is not streamed.
-        patience: Option<Patience>,
-        /// Writes the body; never called for HEAD.
-        write: Writer,
+        /// How long to wait for a client that does not read; by default as long as for a response of bytes.
+        deadline: Option<SendDeadline>,
+        /// Writes the body. Not called for HEAD.
+        write: WriteBody,
     },
-    /// The connection is a WebSocket from here on.
-    Upgraded {
-        /// The head, as it is sent.
-        head: Vec<u8>,
-        /// Has the connection to itself, until it ends.
-        serve: Box<dyn FnOnce(&mut Socket)>,
+    /// Another protocol on the same connection.
+    Upgrade {
+        /// Its name, for the header `Upgrade`.
+        protocol: Cow<'static, str>,
+        /// Has the connection to itself until it returns. Then the connection is closed.
+        serve: ServeUpgrade,
     },
 }
 
-impl Answer {
-    /// Server-sent events, for as long as the client is there.
-    pub(in crate::http) fn events(write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static) -> Answer {
-        // A proxy in front must pass each event on as it comes: nginx gathers answers that do not say so.
-        let reply = Reply::new(200)
-            .with("Content-Type", "text/event-stream")
-            .with("Cache-Control", "no-cache, no-transform")
-            .with("X-Accel-Buffering", "no");
-        Answer::Streamed { reply, length: None, patience: Some(Patience::WhileThere), write: Box::new(write) }
+impl Response {
+    /// A response without a body.
+    pub fn empty(status: u16) -> Response {
+        Response { head: ResponseHead::new(status), body: ResponseBody::Bytes(Vec::new()) }
     }
 
-    /// A body of unknown length that has an end.
-    pub(in crate::http) fn download(
-        content_type: &str,
-        write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
-    ) -> Answer {
-        let reply = Reply::new(200).with("Content-Type", content_type);
-        Answer::Streamed { reply, length: None, patience: Some(Patience::ForEver), write: Box::new(write) }
+    /// A body of this media type.
+    pub fn new(status: u16, content_type: &str, body: impl Into<Vec<u8>>) -> Response {
+        let head = Response::empty(status).header("Content-Type", content_type).head;
+        Response { head, body: ResponseBody::Bytes(body.into()) }
     }
 
-    /// JSON that `more` makes a burst at a time, and says when that was the last: there can be any amount of it. What is no
-    /// more than one burst has a length and goes in one write.
+    /// A body of JSON. `body` is the JSON text.
+    pub fn json(status: u16, body: impl Into<Vec<u8>>) -> Response {
+        Response::new(status, "application/json", body)
+    }
+
+    /// A body that `write` produces piece by piece, of `length` bytes if that is known. A client that does not read is
+    /// waited for without a limit, until it disconnects: `write` must have an end.
     ///
-    /// # Errors
-    /// What `more` says of the first burst, before anything is sent.
-    pub(in crate::http) fn in_bursts(
-        patience: Option<Patience>,
-        mut more: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static,
-    ) -> io::Result<Answer> {
-        let mut begun = Vec::new();
-        if more(&mut begun)? {
-            return Ok(Reply::bytes(200, JSON, begun).into());
-        }
-        let write = move |stream: &mut Stream<'_>| {
-            stream.buffer().extend_from_slice(&begun);
-            drop(begun);
-            loop {
-                stream.flush()?;
-                if more(stream.buffer())? {
-                    return Ok(());
-                }
-            }
-        };
-        let reply = Reply::new(200).with("Content-Type", JSON);
-        Ok(Answer::Streamed { reply, length: None, patience, write: Box::new(write) })
+    /// An error of `write` ends the connection, so that the client notices that the body is incomplete.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use tl_supervisor::http::message::Response;
+    ///
+    /// let response = Response::stream(200, "text/plain", None, |body| {
+    ///     for line in 0..1000 {
+    ///         writeln!(body, "line {line}")?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(response.status(), 200);
+    /// ```
+    pub fn stream(
+        status: u16,
+        content_type: &str,
+        length: Option<u64>,
+        write: impl FnOnce(&mut ResponseStream<'_>) -> io::Result<()> + 'static,
+    ) -> Response {
+        let head = Response::empty(status).header("Content-Type", content_type).head;
+        let body = ResponseBody::Stream { length, deadline: Some(SendDeadline::Never), write: Box::new(write) };
+        Response { head, body }
     }
 
-    /// `value` as JSON. A long one is written in bursts, and never held as a whole.
-    pub(in crate::http) fn json(status: u16, value: impl Serialize + 'static) -> Answer {
-        let length = match json::length(&value) {
-            Ok(length) if length > BURST as u64 => length,
-            _ => return Reply::json(status, &value).into(),
-        };
-        let reply = Reply::new(status).with("Content-Type", JSON);
-        let write = move |stream: &mut Stream<'_>| Ok(serde_json::to_writer(stream, &value)?);
-        Answer::Streamed { reply, length: Some(length), patience: None, write: Box::new(write) }
+    /// Server-sent events, which `write` produces until it returns or the client disconnects. Call
+    /// [`flush`](ResponseStream::flush) after each event that must be sent at once.
+    ///
+    /// ```
+    /// use std::{io::Write, time::Duration};
+    /// use tl_supervisor::http::message::Response;
+    ///
+    /// let ticks = Response::events(|events| {
+    ///     for tick in 0..10 {
+    ///         write!(events, "data: {tick}\n\n")?;
+    ///         events.flush()?;
+    ///         events.pause(Duration::from_secs(1))?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(ticks.status(), 200);
+    /// ```
+    pub fn events(write: impl FnOnce(&mut ResponseStream<'_>) -> io::Result<()> + 'static) -> Response {
+        // A proxy must pass each event on at once: nginx collects responses that do not say so.
+        Response::stream(200, "text/event-stream", None, write)
+            .header("Cache-Control", "no-cache, no-transform")
+            .header("X-Accel-Buffering", "no")
+            .deadline(Some(SendDeadline::Disconnect))
     }
 
-    /// A body of this length.
-    pub(in crate::http) fn measured(
-        reply: Reply,
-        length: u64,
-        write: impl FnOnce(&mut Stream<'_>) -> io::Result<()> + 'static,
-    ) -> Answer {
-        Answer::Streamed { reply, length: Some(length), patience: Some(Patience::ForEver), write: Box::new(write) }
+    /// 101: the connection changes to another protocol, which `serve` speaks until it returns. Only for a request that
+    /// [asks for it](crate::http::message::Request::upgrades_to).
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use tl_supervisor::http::message::{ApiError, Request, Response};
+    ///
+    /// fn greet(request: &mut Request<'_>) -> Result<Response, ApiError> {
+    ///     if !request.upgrades_to("greeting") {
+    ///         return Err(ApiError::invalid("this endpoint needs `Upgrade: greeting`"));
+    ///     }
+    ///     Ok(Response::upgrade("greeting", |socket| {
+    ///         let _ = socket.write(b"hello\n");
+    ///     }))
+    /// }
+    /// ```
+    pub fn upgrade(protocol: impl Into<Cow<'static, str>>, serve: impl FnOnce(&mut Socket) + 'static) -> Response {
+        let body = ResponseBody::Upgrade { protocol: protocol.into(), serve: Box::new(serve) };
+        Response { head: ResponseHead::new(101), body }
+    }
+
+    /// Adds a header. The response becomes a 500 if the name or the value is not valid in HTTP.
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<Vec<u8>>) -> Response {
+        self.head.add(name.into(), value.into());
+        self
     }
 
     /// The status.
-    pub(in crate::http) fn status(&self) -> u16 {
-        match self {
-            Answer::Whole(reply) | Answer::Streamed { reply, .. } => reply.status(),
-            Answer::Upgraded { .. } => 101,
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.head.status
+    }
+
+    /// Sets how long to wait for a client that does not read a stream.
+    pub(crate) fn deadline(mut self, new: Option<SendDeadline>) -> Response {
+        if let ResponseBody::Stream { deadline, .. } = &mut self.body {
+            *deadline = new;
         }
+        self
+    }
+
+    /// The first header with this name.
+    #[cfg(test)]
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        self.head.get(name)
+    }
+
+    /// The body, unless it is a stream or an upgrade.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        if let ResponseBody::Bytes(bytes) = &self.body { Some(bytes) } else { None }
     }
 }
 
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Answer {
-        Answer::Whole(reply)
-    }
-}
-
-impl fmt::Debug for Answer {
+impl fmt::Debug for Response {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Answer").field(&self.status()).finish()
-    }
-}
-
-/// The body of an answer on its way out, one chunk and one write for each [`Stream::flush`].
-#[derive(Debug)]
-pub(in crate::http) struct Stream<'c> {
-    socket: &'c mut Socket,
-    /// The head, while it was not sent; room for a size line; the payload.
-    buffer: Vec<u8>,
-    head: usize,
-    payload: usize,
-    chunked: bool,
-    patience: Patience,
-}
-
-impl<'c> Stream<'c> {
-    /// `head` goes out with the first flush.
-    pub(in crate::http) fn new(
-        socket: &'c mut Socket,
-        head: Vec<u8>,
-        ending: Ending,
-        patience: Patience,
-    ) -> Stream<'c> {
-        let chunked = ending == Ending::Chunked;
-        let mut stream = Stream { socket, buffer: head, head: 0, payload: 0, chunked, patience };
-        stream.begin_chunk();
-        stream
-    }
-
-    fn begin_chunk(&mut self) {
-        self.head = self.buffer.len();
-        self.payload = self.head + if self.chunked { SIZE_LINE } else { 0 };
-        self.buffer.resize(self.payload, 0);
-    }
-
-    /// What is to be sent is appended here.
-    pub(in crate::http) fn buffer(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-
-    /// Whether so much is gathered that it should be flushed.
-    pub(in crate::http) fn is_burst(&self) -> bool {
-        self.buffer.len() >= self.payload + BURST
-    }
-
-    /// Sends what is gathered.
-    ///
-    /// # Errors
-    /// When the client has gone.
-    pub(in crate::http) fn flush(&mut self) -> io::Result<()> {
-        let from = self.end_chunk();
-        self.send(from)
-    }
-
-    /// Sends what is gathered and the end of the body.
-    ///
-    /// # Errors
-    /// When the client has gone.
-    pub(in crate::http) fn finish(mut self) -> io::Result<()> {
-        let from = self.end_chunk();
-        if self.chunked {
-            self.buffer.extend_from_slice(b"0\r\n\r\n");
-        }
-        self.send(from)
-    }
-
-    /// Frames the gathered payload as one chunk; where in the buffer that which is to be sent begins.
-    fn end_chunk(&mut self) -> usize {
-        let length = self.buffer.len() - self.payload;
-        if !self.chunked {
-            return 0;
-        }
-        if length == 0 {
-            // An empty chunk would be the last one.
-            self.buffer.truncate(self.head);
-            return 0;
-        }
-        let size = format!("{length:x}\r\n");
-        let at = self.payload - size.len();
-        if let Some(room) = self.buffer.get_mut(at..self.payload) {
-            room.copy_from_slice(size.as_bytes());
-        }
-        self.buffer.extend_from_slice(b"\r\n");
-        // The head is the shorter one to move up to the size line.
-        self.buffer.copy_within(..self.head, at - self.head);
-        at - self.head
-    }
-
-    fn send(&mut self, from: usize) -> io::Result<()> {
-        let sent = self.socket.send(self.buffer.get(from..).unwrap_or_default(), self.patience);
-        self.buffer.clear();
-        self.buffer.shrink_to(LARGEST_BUFFER);
-        self.begin_chunk();
-        sent
-    }
-
-    /// Gives back the memory of the buffer, if nothing is in it: nothing was to be sent for a while.
-    pub(in crate::http) fn release(&mut self) {
-        if self.head == 0 && self.buffer.len() == self.payload {
-            self.buffer = Vec::new();
-            self.begin_chunk();
-        }
-    }
-
-    /// Whether the client has gone, asked in the course of work that takes a while. One that has closed its half may have
-    /// closed all of it: what is sent to it now tells.
-    pub(in crate::http) fn is_gone(&mut self) -> bool {
-        match self.socket.departure() {
-            Departure::None => false,
-            Departure::Half if matches!(self.patience, Patience::ForEver) => self.flush().is_err(),
-            Departure::Half | Departure::Whole => true,
-        }
-    }
-
-    /// Waits for a while.
-    ///
-    /// # Errors
-    /// When the client goes.
-    pub(in crate::http) fn pause(&self, time: Duration) -> io::Result<()> {
-        match self.socket.wait_for_its_end(Instant::now() + time)? {
-            Woken::Gone => Err(ErrorKind::ConnectionAborted.into()),
-            Woken::Waker | Woken::Deadline => Ok(()),
-        }
-    }
-
-    /// Waits until `waker` is woken: true; or until the deadline: false.
-    ///
-    /// # Errors
-    /// When the client goes.
-    pub(in crate::http) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> io::Result<bool> {
-        match self.socket.wait_beside(waker, deadline)? {
-            Woken::Waker => Ok(true),
-            Woken::Deadline => Ok(false),
-            Woken::Gone => Err(ErrorKind::ConnectionAborted.into()),
-        }
-    }
-}
-
-impl Write for Stream<'_> {
-    /// Takes a burst at most, however much there is: a large piece must not be held twice.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.get(..BURST).unwrap_or(bytes);
-        self.buffer.extend_from_slice(taken);
-        if self.is_burst() {
-            Stream::flush(self)?;
-        }
-        Ok(taken.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Stream::flush(self)
+        f.debug_struct("Response").field("head", &self.head).finish_non_exhaustive()
     }
 }

@@ -1,310 +1,189 @@
-//! What is answered: the one place where an error becomes a status and a code, and where tiny_http writes.
+//! Prints the head of a response.
 //!
-//! tiny_http prints status line, date, length and fields into a buffer, never into the socket, and never sees a body: it
-//! would hold one of unknown length whole for an HTTP/1.0 client. It keeps `Connection` to itself, so that field is
-//! put in afterwards, as are the framings that it does not know.
+//! tiny_http prints status line, date, length and headers into a buffer, never into the socket, and never sees a body: it
+//! would collect a body of unknown length for an HTTP/1.0 client. It drops `Connection`, and does not know every framing,
+//! so these are added to what it has printed.
 
-use std::io;
+use std::borrow::Cow;
+use std::io::{self, Write};
 
-use serde::Serialize;
-use thiserror::Error;
-use tiny_http::{HTTPVersion, Header, Response, StatusCode};
+use tiny_http::{HTTPVersion, Header, StatusCode};
 
-use crate::error::Error;
-use crate::files::FileError;
-
-/// Why a request is not answered as asked.
-#[derive(Debug, Error)]
-pub(in crate::http) enum Problem {
-    /// The supervisor refuses.
-    #[error(transparent)]
-    Refused(#[from] Error),
-    /// A file cannot be read, written, removed or listed.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// No byte of a file of this length is in the range.
-    #[error("`Range`: there is no such part of a file that has {0} bytes")]
-    RangeNotSatisfiable(u64),
-    /// A field, a parameter or the path is wrong; a sentence that names it.
-    #[error("{0}")]
-    Invalid(String),
-    /// The body is encoded in a way that is not undone here; how.
-    #[error("`Content-Encoding: {0}`: the body must be sent as it is, without an encoding")]
-    UnsupportedEncoding(String),
-    /// Not HTTP, or its end is not certain: nothing more can be read from this connection.
-    #[error("{0}")]
-    Malformed(String),
-    /// No token, or a wrong one.
-    #[error("this needs the header `Authorization: Bearer <token>` with the daemon's token")]
-    Unauthorized,
-    /// No such path.
-    #[error("there is nothing at {0:?}")]
-    NoRoute(String),
-    /// The path is known but not with this method; those that are.
-    #[error("{method} is not possible at {path:?}, only {allowed}")]
-    MethodNotAllowed { method: String, path: String, allowed: String },
-    /// The client was too slow; what was waited for.
-    #[error("{0} did not arrive in time")]
-    TimedOut(&'static str),
-    /// The body is longer than so many bytes.
-    #[error("the body must be at most {0} bytes long")]
-    BodyTooLarge(usize),
-    /// The head is larger than this.
-    #[error("the request head must be at most {0}")]
-    HeadTooLarge(String),
-    /// Only a WebSocket client is served here.
-    #[error("this is a WebSocket: ask for it with `Connection: Upgrade` and `Upgrade: websocket`")]
-    UpgradeRequired,
-    /// Nobody listens where a tunnel was to lead; a sentence that says where.
-    #[error("{0}")]
-    ConnectionRefused(String),
-    /// The client has gone: there is nobody to answer.
-    #[error("the client has gone")]
-    Gone,
-}
-
-impl Problem {
-    /// The status and the code (section 9).
-    fn kind(&self) -> (u16, &'static str) {
-        match self {
-            Problem::Refused(error) => refusal(error),
-            Problem::File(error) => file_refusal(error),
-            Problem::RangeNotSatisfiable(_) => (416, "RANGE_NOT_SATISFIABLE"),
-            Problem::Invalid(_) | Problem::Malformed(_) | Problem::Gone => (400, "INVALID_REQUEST"),
-            Problem::Unauthorized => (401, "UNAUTHORIZED"),
-            Problem::NoRoute(_) => (404, "NOT_FOUND"),
-            Problem::MethodNotAllowed { .. } => (405, "METHOD_NOT_ALLOWED"),
-            Problem::TimedOut(_) => (408, "REQUEST_TIMEOUT"),
-            Problem::BodyTooLarge(_) => (413, "BODY_TOO_LARGE"),
-            Problem::UnsupportedEncoding(_) => (415, "UNSUPPORTED_ENCODING"),
-            Problem::UpgradeRequired => (426, "UPGRADE_REQUIRED"),
-            Problem::HeadTooLarge(_) => (431, "HEAD_TOO_LARGE"),
-            Problem::ConnectionRefused(_) => (502, "CONNECTION_REFUSED"),
-        }
-    }
-
-    /// Whether the connection cannot be used again, whatever is left of the request.
-    pub(in crate::http) fn ends_connection(&self) -> bool {
-        matches!(self, Problem::Malformed(_) | Problem::TimedOut(_) | Problem::HeadTooLarge(_) | Problem::Gone)
-    }
-
-    /// The answer that says so.
-    pub(in crate::http) fn reply(&self) -> Reply {
-        let (status, code) = self.kind();
-        let reply = Reply::json(status, &Sentence { error: self.to_string(), code });
-        match self {
-            Problem::Unauthorized => reply.with("WWW-Authenticate", "Bearer"),
-            Problem::MethodNotAllowed { allowed, .. } => reply.with("Allow", allowed),
-            Problem::RangeNotSatisfiable(length) => reply.with("Content-Range", &format!("bytes */{length}")),
-            // Which encodings would do (RFC 9110, section 12.5.3).
-            Problem::UnsupportedEncoding(_) => reply.with("Accept-Encoding", "identity"),
-            // The `Connection: Upgrade` that belongs to it is tiny_http's to send, and it does not.
-            Problem::UpgradeRequired => reply.with("Upgrade", "websocket"),
-            _ if status == 503 => reply.with("Retry-After", "1"),
-            _ => reply,
-        }
-    }
-}
-
-/// Out of something that a request needs; nothing was changed.
-pub(in crate::http) fn out_of(what: &str, error: &io::Error) -> Problem {
-    Problem::Refused(Error::OutOfResources(format!("{what}: {error}")))
-}
-
-fn refusal(error: &Error) -> (u16, &'static str) {
-    match error {
-        Error::Invalid(_) | Error::ArgumentsTooLong => (400, "INVALID_REQUEST"),
-        Error::UserNotFound(_) => (400, "USER_NOT_FOUND"),
-        Error::CommandNotFound(_) => (400, "COMMAND_NOT_FOUND"),
-        Error::NotExecutable { .. } => (400, "NOT_EXECUTABLE"),
-        Error::WorkingDirNotFound(_) => (400, "WORKING_DIR_NOT_FOUND"),
-        Error::StdinNotWritable(_) => (400, "STDIN_NOT_WRITABLE"),
-        Error::InvalidSignal(_) => (400, "INVALID_SIGNAL"),
-        Error::PermissionDenied(_) => (403, "PERMISSION_DENIED"),
-        Error::InvalidToken => (403, "INVALID_TOKEN"),
-        Error::NotFound(_) => (404, "NOT_FOUND"),
-        Error::SessionNotFound(_) => (404, "SESSION_NOT_FOUND"),
-        Error::NameInUse(_) => (409, "NAME_IN_USE"),
-        Error::NotManaged(_) => (409, "NOT_MANAGED"),
-        Error::NotRunning(_) => (409, "NOT_RUNNING"),
-        Error::StdinClosed(_) => (409, "STDIN_CLOSED"),
-        Error::TooManyProcesses(_) => (429, "TOO_MANY_PROCESSES"),
-        Error::TooManySessions(_) => (429, "TOO_MANY_SESSIONS"),
-        Error::Internal(_) => (500, "INTERNAL"),
-        Error::ShuttingDown => (503, "SHUTTING_DOWN"),
-        Error::OutOfResources(_) => (503, "OUT_OF_RESOURCES"),
-    }
-}
-
-fn file_refusal(error: &FileError) -> (u16, &'static str) {
-    match error {
-        FileError::Invalid(_) => (400, "INVALID_REQUEST"),
-        FileError::IsDirectory(_) => (400, "IS_DIRECTORY"),
-        FileError::NotADirectory(_) => (400, "NOT_A_DIRECTORY"),
-        FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
-        FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
-        FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
-        FileError::NotFound(_) => (404, "NOT_FOUND"),
-        FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
-        FileError::NoSpace { .. } => (507, "NO_SPACE"),
-        FileError::Other(error) => refusal(error),
-    }
-}
-
-#[derive(Serialize)]
-struct Sentence {
-    error: String,
-    code: &'static str,
-}
+/// Headers that the server sets itself. A handler's values for them are ignored, except in an upgrade.
+const SET_BY_SERVER: [&str; 6] =
+    ["Connection", "Content-Length", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade"];
 
 /// How the client finds the end of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum Ending {
-    /// By its length, which the head says.
+pub(crate) enum Framing {
+    /// By `Content-Length`, in bytes.
     Length(usize),
     /// By the last chunk.
     Chunked,
-    /// By the end of the connection: all that HTTP/1.0 has for a body of unknown length.
+    /// By the end of the connection: the only framing of HTTP/1.0 for a body of unknown length.
     Close,
 }
 
-/// An answer: all of it, or the head of one that is streamed.
+/// Status and headers of a response.
 #[derive(Clone, Debug)]
-pub(in crate::http) struct Reply {
-    status: u16,
-    fields: Vec<(&'static str, String)>,
-    /// The body, empty for a stream.
-    pub(in crate::http) body: Vec<u8>,
+pub(crate) struct ResponseHead {
+    pub(crate) status: u16,
+    headers: Vec<(Cow<'static, str>, Vec<u8>)>,
 }
 
-impl Reply {
-    /// Without a body and, but for the 204 and the 304, not to be sent like this.
-    pub(in crate::http) fn new(status: u16) -> Reply {
-        Reply { status, fields: Vec::new(), body: Vec::new() }
+impl ResponseHead {
+    /// A head without headers.
+    pub(crate) fn new(status: u16) -> ResponseHead {
+        ResponseHead { status, headers: Vec::new() }
     }
 
-    /// 204.
-    pub(in crate::http) fn no_content() -> Reply {
-        Reply::new(204)
+    /// Adds a header.
+    pub(crate) fn add(&mut self, name: Cow<'static, str>, value: Vec<u8>) {
+        self.headers.push((name, value));
     }
 
-    /// `value` as JSON. The values are ours and have nothing in them that JSON cannot say.
-    pub(in crate::http) fn json(status: u16, value: &impl Serialize) -> Reply {
-        match serde_json::to_vec(value) {
-            Ok(body) => Reply::bytes(status, "application/json", body),
-            Err(error) => Problem::Refused(Error::Internal(error.to_string())).reply(),
-        }
+    /// The first header with this name.
+    pub(crate) fn get(&self, name: &str) -> Option<&[u8]> {
+        let found = self.headers.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| &**value)
     }
 
-    /// A body of this type.
-    pub(in crate::http) fn bytes(status: u16, content_type: &str, body: Vec<u8>) -> Reply {
-        let mut reply = Reply::new(status).with("Content-Type", content_type);
-        reply.body = body;
-        reply
-    }
-
-    /// With status 206.
-    pub(in crate::http) fn partial(mut self) -> Reply {
-        self.status = 206;
-        self
-    }
-
-    /// With one more field.
-    pub(in crate::http) fn with(mut self, name: &'static str, value: &str) -> Reply {
-        self.fields.push((name, value.to_owned()));
-        self
-    }
-
-    /// The status.
-    pub(in crate::http) fn status(&self) -> u16 {
-        self.status
-    }
-
-    /// Prints the head.
+    /// Prints the head. `server` is the value of `Server`, unless the handler has set one.
     ///
     /// # Errors
-    /// Only for a status or a field that cannot be printed, which none of ours is.
-    pub(in crate::http) fn head(&self, ending: Ending, close: bool) -> io::Result<Vec<u8>> {
-        let length = match ending {
-            Ending::Length(length) => Some(length),
-            Ending::Chunked | Ending::Close => None,
+    /// [`io::ErrorKind::InvalidInput`] for a header that HTTP does not allow: it could end the head and begin a body.
+    pub(crate) fn print(&self, server: &str, framing: Framing, close: bool) -> io::Result<Vec<u8>> {
+        let length = match framing {
+            Framing::Length(length) => Some(length),
+            Framing::Chunked | Framing::Close => None,
         };
-        let mut fields = vec![field("Server", "tl-init")?];
-        for (name, value) in &self.fields {
-            fields.push(field(name, value)?);
+        let mut headers = Vec::with_capacity(self.headers.len() + 1);
+        if self.get("Server").is_none() {
+            headers.push(ascii("Server", server.as_bytes())?);
+        }
+        // tiny_http takes no value outside of ASCII.
+        let mut others = Vec::new();
+        for (name, value) in &self.headers {
+            check(name, value)?;
+            if SET_BY_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+                continue;
+            }
+            if value.is_ascii() { headers.push(ascii(name, value)?) } else { line(&mut others, name, value) }
         }
         let mut head = Vec::with_capacity(512);
-        Response::new(StatusCode(self.status), fields, io::empty(), length, None)
+        tiny_http::Response::new(StatusCode(self.status), headers, io::empty(), length, None)
             .with_chunked_threshold(usize::MAX)
             .raw_print(&mut head, HTTPVersion(1, 1), &[], true, None)?;
-        // The framing is the last field that it prints. A 204 and a 304 have none (RFC 9110, section 8.6).
+        // The framing is the last header that it prints. A 204 and a 304 have none (RFC 9110, section 8.6).
         head.truncate(head.len().saturating_sub(2));
-        if matches!(self.status, 204 | 304) || ending == Ending::Close {
-            let line = head.strip_suffix(b"\r\n").and_then(|lines| memchr::memrchr(b'\n', lines));
-            head.truncate(line.map_or(0, |at| at + 1));
+        if matches!(self.status, 204 | 304) || framing == Framing::Close {
+            let last = head.strip_suffix(b"\r\n").and_then(|lines| memchr::memrchr(b'\n', lines));
+            head.truncate(last.map_or(0, |at| at + 1));
         }
+        head.extend_from_slice(&others);
         if close {
-            head.extend_from_slice(b"Connection: close\r\n");
+            line(&mut head, "Connection", b"close");
+        }
+        head.extend_from_slice(b"\r\n");
+        Ok(head)
+    }
+
+    /// Prints the head of a 101, by which the connection changes to `protocol`.
+    ///
+    /// # Errors
+    /// As for [`ResponseHead::print`].
+    pub(crate) fn print_upgrade(&self, server: &str, protocol: &str) -> io::Result<Vec<u8>> {
+        check("Upgrade", protocol.as_bytes())?;
+        let mut head = Vec::with_capacity(256);
+        write!(head, "HTTP/1.1 {} {}\r\n", self.status, StatusCode(self.status).default_reason_phrase())?;
+        if self.get("Server").is_none() {
+            line(&mut head, "Server", server.as_bytes());
+        }
+        line(&mut head, "Upgrade", protocol.as_bytes());
+        line(&mut head, "Connection", b"Upgrade");
+        for (name, value) in &self.headers {
+            check(name, value)?;
+            if !SET_BY_SERVER.iter().any(|own| own.eq_ignore_ascii_case(name)) {
+                line(&mut head, name, value);
+            }
         }
         head.extend_from_slice(b"\r\n");
         Ok(head)
     }
 }
 
-fn field(name: &str, value: &str) -> io::Result<Header> {
-    let unprintable = |()| io::Error::other(format!("{name} cannot be {value:?}"));
-    Header::from_bytes(name.as_bytes(), value.as_bytes()).map_err(unprintable)
+fn line(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(part);
+    }
+}
+
+/// Refuses what is not a token as a name, and control characters in a value (RFC 9110, sections 5.1 and 5.5).
+fn check(name: &str, value: &[u8]) -> io::Result<()> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_text = |byte: &u8| *byte == b'\t' || !byte.is_ascii_control();
+    if !name.is_empty() && name.bytes().all(is_token) && value.iter().all(is_text) {
+        return Ok(());
+    }
+    let value = String::from_utf8_lossy(value);
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a valid header: {name:?}: {value:?}")))
+}
+
+fn ascii(name: &str, value: &[u8]) -> io::Result<Header> {
+    Header::from_bytes(name.as_bytes(), value).map_err(|()| io::ErrorKind::InvalidInput.into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Target;
 
-    fn printed(reply: &Reply, ending: Ending, close: bool) -> String {
-        let head = String::from_utf8(reply.head(ending, close).unwrap()).unwrap();
+    fn head(status: u16, headers: &[(&'static str, &str)]) -> ResponseHead {
+        let mut head = ResponseHead::new(status);
+        headers.iter().for_each(|(name, value)| head.add((*name).into(), (*value).into()));
+        head
+    }
+
+    fn printed(head: &ResponseHead, framing: Framing, close: bool) -> String {
+        let head = String::from_utf8(head.print("test", framing, close).unwrap()).unwrap();
         head.lines().filter(|line| !line.starts_with("Date: ")).collect::<Vec<_>>().join("\n")
     }
 
     #[test]
-    fn heads() {
-        let reply = Reply::json(200, &true);
-        let fields = "HTTP/1.1 200 OK\nServer: tl-init\nContent-Type: application/json\n";
-        assert_eq!(printed(&reply, Ending::Length(4), false), format!("{fields}Content-Length: 4\n"));
-        assert_eq!(printed(&reply, Ending::Length(1 << 40), false), format!("{fields}Content-Length: 1099511627776\n"));
-        assert_eq!(printed(&reply, Ending::Chunked, false), format!("{fields}Transfer-Encoding: chunked\n"));
-        assert_eq!(printed(&reply, Ending::Close, true), format!("{fields}Connection: close\n"));
-        let none = Reply::no_content();
-        assert_eq!(printed(&none, Ending::Length(0), false), "HTTP/1.1 204 No Content\nServer: tl-init\n");
+    fn a_head_says_how_the_body_is_framed() {
+        let json = head(200, &[("Content-Type", "application/json")]);
+        let begin = "HTTP/1.1 200 OK\nServer: test\nContent-Type: application/json\n";
+        assert_eq!(printed(&json, Framing::Length(4), false), format!("{begin}Content-Length: 4\n"));
+        assert_eq!(printed(&json, Framing::Length(1 << 40), false), format!("{begin}Content-Length: 1099511627776\n"));
+        assert_eq!(printed(&json, Framing::Chunked, false), format!("{begin}Transfer-Encoding: chunked\n"));
+        assert_eq!(printed(&json, Framing::Close, true), format!("{begin}Connection: close\n"));
+        let none = head(204, &[]);
+        assert_eq!(printed(&none, Framing::Length(0), false), "HTTP/1.1 204 No Content\nServer: test\n");
     }
 
     #[test]
-    fn a_range_beyond_the_end_says_where_the_end_is() {
-        let reply = Problem::RangeNotSatisfiable(10).reply();
-        assert_eq!(reply.status(), 416);
-        assert!(printed(&reply, Ending::Length(0), false).contains("Content-Range: bytes */10"));
-        let full = FileError::NoSpace { path: "/x".to_owned(), why: String::new() };
-        assert!(printed(&Problem::from(full).reply(), Ending::Length(0), false).starts_with("HTTP/1.1 507 "));
+    fn the_framing_is_the_servers_and_the_name_of_the_server_may_be_the_handlers() {
+        let odd = [("content-length", "7"), ("Connection", "x"), ("Transfer-Encoding", "gzip"), ("server", "other")];
+        let right = "HTTP/1.1 507 Insufficient Storage\nserver: other\nContent-Length: 0\nX: é\n";
+        let mut odd = head(507, &odd);
+        odd.add("X".into(), "é".into());
+        assert_eq!(printed(&odd, Framing::Length(0), false), right);
     }
 
     #[test]
-    fn problems_have_a_status_a_code_and_a_sentence() {
-        let reply = Problem::Refused(Error::NotRunning(Target::Pid(3))).reply();
-        assert_eq!(reply.status(), 409);
-        assert_eq!(reply.body, br#"{"error":"the process with PID 3 has ended","code":"NOT_RUNNING"}"#);
-        let busy = Problem::Refused(Error::ShuttingDown).reply();
-        assert!(printed(&busy, Ending::Length(0), false).contains("503 Service Unavailable"));
-        assert!(printed(&busy, Ending::Length(0), false).contains("Retry-After: 1"));
-        assert!(printed(&Problem::Unauthorized.reply(), Ending::Length(0), true).contains("WWW-Authenticate: Bearer"));
-    }
-
-    #[test]
-    fn no_code_of_the_hosted_proxy_and_no_502() {
-        // On these the Python client sends even a run again, and a command would run twice.
-        for error in [Error::Internal(String::new()), Error::ShuttingDown, Error::OutOfResources(String::new())] {
-            let (status, code) = refusal(&error);
-            assert_ne!(status, 502);
-            assert!(!code.starts_with("SANDBOX_") && code != "AUTH_SERVICE_UNAVAILABLE");
+    fn a_header_cannot_end_the_head() {
+        for (name, value) in [("X", "a\r\nY: b"), ("X\r\nY", "b"), ("X", "a\nb"), ("", "a"), ("X Y", "a"), ("X", "\0")]
+        {
+            let head = head(200, &[(name, value)]);
+            assert!(head.print("test", Framing::Chunked, false).is_err(), "{name:?} {value:?}");
+            assert!(head.print_upgrade("test", "x").is_err(), "{name:?} {value:?}");
         }
+    }
+
+    #[test]
+    fn an_upgrade_names_the_protocol() {
+        let head = head(101, &[("Sec-WebSocket-Accept", "x=")]);
+        let right = "HTTP/1.1 101 Switching Protocols\r\nServer: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: x=\r\n\r\n";
+        assert_eq!(String::from_utf8(head.print_upgrade("test", "websocket").unwrap()).unwrap(), right);
     }
 }

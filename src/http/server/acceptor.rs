@@ -1,7 +1,7 @@
-//! The listening socket and the thread that accepts from it.
+//! The listening socket, and the thread that accepts connections from it.
 //!
-//! No error of `accept` ends the thread or makes it spin, and it wakes for nothing but a client or a seat that is
-//! wanted. When all seats are taken further clients wait in the kernel's queue.
+//! No error of `accept` ends the thread or makes it spin. It wakes only for a client, or when a connection ends that a
+//! waiting client needs. When the connection table is full, further clients wait in the kernel's queue.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,27 +17,28 @@ use tl_os::allocator;
 use tl_os::poll::{self, Events};
 use tl_os::thread;
 
-use crate::http::Options;
-use crate::http::message::response_head::{Ending, out_of};
-use crate::http::server::connection::{Connection, Service};
-use crate::http::server::connections::{House, Room, Seated};
+use crate::http::connection::table::{ConnectionGuard, ConnectionTable, Eviction};
+use crate::http::message::ApiError;
+use crate::http::server::handler::Handler;
+use crate::http::server::options::Options;
 use crate::http::server::reserve::Reserve;
+use crate::http::server::serve;
 
-/// Clients that may wait in the kernel's queue.
+/// Maximum number of clients in the kernel's queue.
 const BACKLOG: i32 = 1024;
 
-/// After an error that another process may have to clear up, `accept` is tried again after this.
+/// Pause before `accept` is tried again after an error that only another process may resolve.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Memory that connections have used is given back so long after that.
-const TIDY: Duration = Duration::from_secs(2);
+/// How long after a connection has freed memory the allocator returns it to the kernel.
+const TRIM_DELAY: Duration = Duration::from_secs(2);
 
-/// Said once in so long, however many are turned away.
-const WARN_AGAIN: Duration = Duration::from_secs(10);
+/// Minimum time between two warnings about refused connections.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A listening socket whose accepted sockets inherit TCP_NODELAY (an answer is one write, which must not wait for an
-/// acknowledgement) and SO_KEEPALIVE (so that a follower whose machine has vanished ends one day).
-pub(in crate::http) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+/// A listening socket. The sockets accepted from it inherit TCP_NODELAY (a response is one write, which must not wait for
+/// an acknowledgement) and SO_KEEPALIVE (so that a follower whose machine has vanished ends one day).
+pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket::socket(family, SockType::Stream, flags, None)?;
@@ -50,211 +51,209 @@ pub(in crate::http) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts connections and starts a thread for each.
-pub(in crate::http) struct Acceptor {
+pub(crate) struct Acceptor {
     listener: TcpListener,
-    house: Arc<House>,
-    service: Service,
+    connections: Arc<ConnectionTable>,
+    handler: Arc<dyn Handler>,
     options: Arc<Options>,
     reserve: Reserve,
-    /// Given up to accept one more connection when there is no descriptor left, to tell it so.
+    /// A descriptor that is closed when there is none left, so that one more client can be accepted and refused.
     spare: Option<File>,
-    warned: Option<Instant>,
-    /// What a client is told while there is no memory to say it with.
-    refusal: Vec<u8>,
-    /// When memory is given back next, if it is.
-    tidy_at: Option<Instant>,
+    /// Time of the last warning about refused connections.
+    warned_at: Option<Instant>,
+    /// The response to a client when there is no memory to print one.
+    out_of_memory: Vec<u8>,
+    /// When the allocator returns memory to the kernel next.
+    trim_at: Option<Instant>,
 }
 
 impl Acceptor {
-    /// Does not accept anything yet.
+    /// An acceptor that accepts nothing yet.
     ///
     /// # Errors
-    /// When the threads in reserve cannot be started.
-    pub(in crate::http) fn new(
+    /// If the reserve threads cannot be started.
+    pub(crate) fn new(
         listener: TcpListener,
-        house: Arc<House>,
-        service: Service,
+        connections: Arc<ConnectionTable>,
+        handler: Arc<dyn Handler>,
         options: Arc<Options>,
     ) -> io::Result<Acceptor> {
-        let reserve = Reserve::start(&service, &options)?;
-        let refusal = refusal(&ErrorKind::OutOfMemory.into());
+        let reserve = Reserve::start(&handler, &options)?;
+        let out_of_memory = refusal(&options, &ErrorKind::OutOfMemory.into());
         Ok(Acceptor {
             listener,
-            house,
-            service,
+            connections,
+            handler,
             options,
             reserve,
             spare: spare(),
-            warned: None,
-            refusal,
-            tidy_at: None,
+            warned_at: None,
+            out_of_memory,
+            trim_at: None,
         })
     }
 
-    /// Accepts until the house is stopped.
-    pub(in crate::http) fn run(mut self) {
-        while !self.house.stopping() {
-            // A panic costs the connection at hand, not the port.
+    /// Accepts connections until the server is stopped.
+    pub(crate) fn run(mut self) {
+        while !self.connections.is_stopping() {
+            // A panic costs the connection being accepted, not the port.
             if catch_unwind(AssertUnwindSafe(|| self.accept_until_stopped())).is_err() {
-                log::error!("the acceptor panicked, and goes on");
+                log::error!("HTTP server: the acceptor panicked; it continues");
                 self.pause(Some(RETRY));
             }
         }
     }
 
     fn accept_until_stopped(&mut self) {
-        while !self.house.stopping() {
-            let fds = [(self.listener.as_fd(), Events::READ), (self.house.waker().as_fd(), Events::READ)];
-            match poll::wait(fds, self.tidy_at) {
+        while !self.connections.is_stopping() {
+            let fds = [(self.listener.as_fd(), Events::READ), (self.connections.waker().as_fd(), Events::READ)];
+            match poll::wait(fds, self.trim_at) {
                 Ok([listener, waker]) => {
                     if waker.any(Events::READ) {
-                        self.house.waker().clear();
+                        self.connections.waker().clear();
                     }
-                    self.tidy();
+                    self.trim_memory();
                     if listener != Events::NONE {
                         self.accept_all();
                     }
                 }
                 Err(error) => {
-                    log::error!("cannot wait for connections: {error}");
+                    log::error!("HTTP server: cannot wait for connections: {error}");
                     self.pause(Some(RETRY));
                 }
             }
         }
     }
 
-    /// Gives memory back that connections have used, a while after the first of them is through: not for each, and not
-    /// again until another one is.
-    fn tidy(&mut self) {
+    /// Has the allocator return memory that connections have freed, some time after the first of them has freed it: not
+    /// once for each connection, and not again before another one frees memory.
+    fn trim_memory(&mut self) {
         let now = Instant::now();
-        match self.tidy_at {
-            None if self.house.take_freed() => self.tidy_at = Some(now + TIDY),
+        match self.trim_at {
+            None if self.connections.take_freed() => self.trim_at = Some(now + TRIM_DELAY),
             Some(at) if at <= now => {
                 allocator::give_back();
-                self.tidy_at = None;
-                // What was freed meanwhile has woken nobody.
-                if self.house.take_freed() {
-                    self.tidy_at = Some(now + TIDY);
-                }
+                // A connection that has freed memory during the delay has not woken this thread.
+                self.trim_at = self.connections.take_freed().then(|| now + TRIM_DELAY);
             }
             _ => {}
         }
     }
 
     fn accept_all(&mut self) {
-        while !self.house.stopping() {
-            if self.house.is_full() {
+        while !self.connections.is_stopping() {
+            if self.connections.is_full() {
                 let now = Some(Instant::now());
                 if !matches!(poll::wait([(self.listener.as_fd(), Events::READ)], now), Ok([Events::READ])) {
                     return;
                 }
-                self.wait_for_a_seat();
+                self.wait_for_room();
                 continue;
             }
             match self.listener.accept() {
-                Ok((stream, _)) if allocator::replenish() && allocator::has_margin() => self.welcome(stream),
-                Ok((stream, _)) => self.welcome_without_memory(stream),
+                Ok((stream, _)) if allocator::replenish() && allocator::has_margin() => self.start_thread(stream),
+                Ok((stream, _)) => self.serve_without_memory(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if is_of_one_connection(&error) => log::debug!("accept: {error}"),
                 Err(error) => {
-                    self.turn_away(&error);
+                    self.refuse_one(&error);
                     return;
                 }
             }
         }
     }
 
-    /// Every seat is taken and a client is waiting: asks one to give way, and waits until somebody has.
-    fn wait_for_a_seat(&self) {
-        self.house.set_crowded(true);
-        // Looked at again after the announcement: whoever left before it has not woken us.
-        if self.house.is_full() && !self.house.stopping() {
-            match self.house.make_room() {
-                Room::After(moment) => self.pause(Some(moment.saturating_duration_since(Instant::now()))),
-                Room::None => self.pause(None),
-                // It leaves for certain; whoever else wakes us must not cost another one its seat.
-                Room::Soon => {
-                    while self.house.is_full() && !self.house.stopping() {
+    /// The table is full and a client is waiting: evicts a connection, and waits until one has ended.
+    fn wait_for_room(&self) {
+        self.connections.set_client_waiting(true);
+        // Checked again: a connection that ended before the flag was set has not woken this thread.
+        if self.connections.is_full() && !self.connections.is_stopping() {
+            match self.connections.evict_one() {
+                Eviction::NotBefore(time) => self.pause(Some(time.saturating_duration_since(Instant::now()))),
+                Eviction::AllBusy => self.pause(None),
+                // The evicted connection ends for certain. Another wakeup must not evict a second one.
+                Eviction::Begun => {
+                    while self.connections.is_full() && !self.connections.is_stopping() {
                         self.pause(None);
                     }
                 }
             }
         }
-        self.house.set_crowded(false);
+        self.connections.set_client_waiting(false);
     }
 
-    /// Waits for the waker only.
+    /// Waits for the waker, for at most `time`.
     fn pause(&self, time: Option<Duration>) {
         let deadline = time.map(|time| Instant::now() + time);
-        let _ = poll::wait([(self.house.waker().as_fd(), Events::READ)], deadline);
-        self.house.waker().clear();
+        let _ = poll::wait([(self.connections.waker().as_fd(), Events::READ)], deadline);
+        self.connections.waker().clear();
     }
 
-    fn welcome(&mut self, stream: TcpStream) {
+    fn start_thread(&mut self, stream: TcpStream) {
         if let Err(error) = stream.set_nonblocking(true) {
-            log::warn!("cannot prepare a connection: {error}");
+            log::warn!("HTTP server: cannot prepare a connection: {error}");
             return;
         }
-        // Where no thread can be started, what it was to have is still there.
-        let seated = Arc::new(Mutex::new(Some(self.house.seat(stream))));
-        let (service, options) = (Arc::clone(&self.service), Arc::clone(&self.options));
-        let handed = Arc::clone(&seated);
+        // Shared with the thread, so that the connection is still here if the thread cannot be started.
+        let shared = Arc::new(Mutex::new(Some(self.connections.add(stream))));
+        let (handler, options) = (Arc::clone(&self.handler), Arc::clone(&self.options));
+        let of_thread = Arc::clone(&shared);
         let serve = move || {
-            if let Some(seated) = take(&handed) {
-                Connection::serve(seated, service, options);
+            if let Some(connection) = take(&of_thread) {
+                serve::serve(connection, handler, options);
             }
             Ok(())
         };
         let Err(error) = thread::spawn("http-conn", serve, || {}) else { return };
-        self.warn("threads in reserve serve short requests only", &error);
-        let Some(seated) = take(&seated) else { return };
-        if let Err(seated) = self.reserve.take(seated) {
-            refuse(seated.stream(), &error);
+        self.warn("reserve threads serve short requests only", &error);
+        let Some(connection) = take(&shared) else { return };
+        if let Err(connection) = self.reserve.take(connection) {
+            send_refusal(connection.stream(), &refusal(&self.options, &error));
         }
     }
 
-    /// There is no reserve of memory: what is already there must do, for a short request if any.
-    fn welcome_without_memory(&mut self, stream: TcpStream) {
-        let mut what = "connections are turned away";
+    /// The machine is out of memory: a reserve thread answers a short request if a little is left, else the client is
+    /// refused with a response that was printed before.
+    fn serve_without_memory(&mut self, stream: TcpStream) {
+        let mut what = "connections are refused";
         if !allocator::has_some() || stream.set_nonblocking(true).is_err() {
-            send_refusal(&stream, &self.refusal);
-        } else if let Err(seated) = self.reserve.take(self.house.seat(stream)) {
-            send_refusal(seated.stream(), &self.refusal);
+            send_refusal(&stream, &self.out_of_memory);
+        } else if let Err(connection) = self.reserve.take(self.connections.add(stream)) {
+            send_refusal(connection.stream(), &self.out_of_memory);
         } else {
-            what = "threads in reserve serve short requests only";
+            what = "reserve threads serve short requests only";
         }
         self.warn(what, &ErrorKind::OutOfMemory.into());
     }
 
     fn warn(&mut self, what: &str, error: &io::Error) {
-        if self.warned.is_none_or(|at| at.elapsed() > WARN_AGAIN) {
-            log::warn!("{what}: {error}");
-            self.warned = Some(Instant::now());
+        if self.warned_at.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
+            log::warn!("HTTP server: {what}: {error}");
+            self.warned_at = Some(Instant::now());
         }
     }
 
-    /// Out of descriptors or memory: tells the first client in the queue so, and asks an idle one to go.
-    fn turn_away(&mut self, error: &io::Error) {
+    /// There is no descriptor or memory left to accept a connection: refuses the first client in the queue, and evicts a
+    /// connection.
+    fn refuse_one(&mut self, error: &io::Error) {
         self.spare = None;
-        let accepted = self.listener.accept().map(|(stream, _)| {
-            refuse(&stream, error);
-        });
+        let accepted = self.listener.accept().map(|(stream, _)| send_refusal(&stream, &refusal(&self.options, error)));
         self.spare = spare();
         if accepted.as_ref().is_err_and(|again| again.kind() == ErrorKind::WouldBlock) {
-            // The kernel looks for a descriptor before it looks for a client, and there was none.
+            // No client was waiting: the kernel looks for a descriptor before it looks for a client.
             return;
         }
-        self.warn("connections are turned away", error);
-        self.house.set_crowded(true);
-        if self.house.make_room() == Room::Soon || accepted.is_err() || self.spare.is_none() {
-            // Whoever goes wakes us; what other processes hold can only be waited for.
+        self.warn("connections are refused", error);
+        self.connections.set_client_waiting(true);
+        if self.connections.evict_one() == Eviction::Begun || accepted.is_err() || self.spare.is_none() {
+            // A connection that ends wakes this thread. Descriptors that other processes hold can only be waited for.
             self.pause(Some(RETRY));
         }
-        self.house.set_crowded(false);
+        self.connections.set_client_waiting(false);
     }
 }
 
-/// Whether `accept` reports the failure of a connection that was waiting: accept(2) asks to go on with the next.
+/// Whether `accept` reports the failure of one waiting connection, after which accept(2) says to try again.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -274,31 +273,24 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-fn take(seated: &Mutex<Option<Seated>>) -> Option<Seated> {
-    seated.lock().unwrap_or_else(PoisonError::into_inner).take()
+fn take(shared: &Mutex<Option<ConnectionGuard>>) -> Option<ConnectionGuard> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 fn spare() -> Option<File> {
     File::open("/dev/null").ok()
 }
 
-/// Answers 503 without waiting for the request.
-fn refuse(stream: &TcpStream, error: &io::Error) {
-    send_refusal(stream, &refusal(error));
+/// The bytes of a 503 that says that `error` keeps the server from serving the connection.
+fn refusal(options: &Options, error: &io::Error) -> Vec<u8> {
+    serve::print_whole(&options.server_name, &ApiError::out_of("this connection", error))
 }
 
-/// The answer that says so; nothing where it cannot be printed.
-fn refusal(error: &io::Error) -> Vec<u8> {
-    let reply = out_of("this connection", error).reply();
-    let mut bytes = reply.head(Ending::Length(reply.body.len()), true).unwrap_or_default();
-    bytes.extend_from_slice(&reply.body);
-    bytes
-}
-
+/// Sends a response without waiting for the request, and closes the connection.
 fn send_refusal(mut stream: &TcpStream, bytes: &[u8]) {
     let _ = stream.set_nonblocking(true);
     let _ = stream.write(bytes);
     let _ = stream.shutdown(Shutdown::Write);
-    // Unread bytes would turn the close into a reset, which takes the answer away.
+    // Unread bytes would turn the close into a reset, which discards the response.
     let _ = stream.read(&mut [0; 4096]);
 }

@@ -1,9 +1,9 @@
-//! Threads in reserve: they serve connections while no thread can be started for one.
+//! Reserve threads: they serve connections while no thread can be started for one.
 //!
-//! A fork bomb, or whatever else takes the last PID or the last memory for a stack, must not keep away the requests that
-//! end it. So a few threads are started with the server, and get what the acceptor cannot start a thread for. They
-//! answer one short request for each connection (metadata, signals, DELETE), refuse every other with 503, and wait for
-//! nobody: a client has to have its request ready.
+//! A fork bomb, or anything else that takes the last PID or the last memory for a stack, must not keep out the requests that
+//! can end it. So a few threads are started with the server, and get the connections for which the acceptor cannot start a
+//! thread. They answer one short request on each connection, refuse all others with 503, and wait for no client: its request
+//! must have arrived already.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,63 +11,67 @@ use std::time::Duration;
 
 use tl_os::thread;
 
-use crate::http::Options;
-use crate::http::server::connection::{Connection, Service};
-use crate::http::server::connections::Seated;
+use crate::http::connection::table::ConnectionGuard;
+use crate::http::server::handler::Handler;
+use crate::http::server::options::Options;
+use crate::http::server::serve;
 
-/// How many threads there are: a DELETE takes up to 2 s of one.
+/// Number of reserve threads. One request (a DELETE of a process) can occupy a thread for 2 s.
 const THREADS: usize = 4;
 
-/// Connections that may wait for one of them.
-const MOST_WAITING: usize = 128;
+/// Maximum number of connections that wait for a reserve thread.
+const MAX_WAITING: usize = 128;
 
-/// How long one of them waits for the head of a request, and for each piece of a body, and for a client to take a piece
-/// of the answer.
-const HEAD: Duration = Duration::from_millis(300);
-const PIECE: Duration = Duration::from_secs(1);
+/// Time for a request head to arrive at a reserve thread.
+const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// The threads' queue. Dropping it ends them.
-pub(in crate::http) struct Reserve(Arc<Queue>);
+/// Time for a piece of a body to arrive, and for the client to take a piece of the response.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The queue of the reserve threads. Dropping it ends the threads.
+pub(crate) struct Reserve(Arc<Queue>);
 
 #[derive(Default)]
 struct Queue {
-    waiting: Mutex<Waiting>,
-    more: Condvar,
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
-struct Waiting {
-    seats: Vec<Seated>,
+struct State {
+    waiting: Vec<ConnectionGuard>,
     closed: bool,
 }
 
 impl Reserve {
     /// Starts the threads.
-    pub(in crate::http) fn start(service: &Service, options: &Options) -> io::Result<Reserve> {
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub(crate) fn start(handler: &Arc<dyn Handler>, options: &Options) -> io::Result<Reserve> {
         let reserve = Reserve(Arc::default());
-        let options = Options { head_timeout: HEAD, idle_timeout: PIECE, ..options.clone() };
-        let options = Arc::new(options);
+        let options = Arc::new(options.clone().head_timeout(HEAD_TIMEOUT).idle_timeout(IDLE_TIMEOUT));
         for _ in 0..THREADS {
-            let (queue, service, options) = (Arc::clone(&reserve.0), Arc::clone(service), Arc::clone(&options));
-            let serve = move || {
-                while let Some(seated) = queue.next() {
-                    Connection::serve_one(seated, Arc::clone(&service), Arc::clone(&options));
+            let (queue, handler, options) = (Arc::clone(&reserve.0), Arc::clone(handler), Arc::clone(&options));
+            let run = move || {
+                while let Some(connection) = queue.next() {
+                    serve::serve_one(connection, Arc::clone(&handler), Arc::clone(&options));
                 }
                 Ok(())
             };
-            thread::spawn("http-reserve", serve, || {})?;
+            thread::spawn("http-reserve", run, || {})?;
         }
         Ok(reserve)
     }
 
-    /// Hands over a connection; gives it back where too many wait already.
-    pub(in crate::http) fn take(&self, seated: Seated) -> Result<(), Seated> {
-        let mut waiting = self.0.lock();
-        if waiting.seats.len() >= MOST_WAITING {
-            return Err(seated);
+    /// Queues a connection. Returns it if too many are waiting.
+    pub(crate) fn take(&self, connection: ConnectionGuard) -> Result<(), ConnectionGuard> {
+        let mut state = self.0.lock();
+        if state.waiting.len() >= MAX_WAITING {
+            return Err(connection);
         }
-        waiting.seats.push(seated);
-        self.0.more.notify_one();
+        state.waiting.push(connection);
+        self.0.changed.notify_one();
         Ok(())
     }
 }
@@ -75,19 +79,20 @@ impl Reserve {
 impl Drop for Reserve {
     fn drop(&mut self) {
         self.0.lock().closed = true;
-        self.0.more.notify_all();
+        self.0.changed.notify_all();
     }
 }
 
 impl Queue {
-    /// The newest connection that waits: its client has not given up yet. None once the server is stopped.
-    fn next(&self) -> Option<Seated> {
-        let idle = |waiting: &mut Waiting| waiting.seats.is_empty() && !waiting.closed;
-        let waited = self.more.wait_while(self.lock(), idle);
-        waited.unwrap_or_else(PoisonError::into_inner).seats.pop()
+    /// Waits for a connection and takes the newest, whose client is the least likely to have given up. None once the server
+    /// has stopped.
+    fn next(&self) -> Option<ConnectionGuard> {
+        let is_idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
+        let waited = self.changed.wait_while(self.lock(), is_idle);
+        waited.unwrap_or_else(PoisonError::into_inner).waiting.pop()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

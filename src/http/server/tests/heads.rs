@@ -1,4 +1,4 @@
-//! Heads: good, bad, slow and without end; pipelining and keep-alive.
+//! Request heads: valid, invalid, slow and endless; pipelining and persistent connections.
 
 use std::io::{BufRead, BufReader, Write};
 use std::thread;
@@ -8,31 +8,32 @@ use crate::http::server::tests::*;
 
 const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n";
 
-fn soon() -> Options {
-    Options { head_timeout: Duration::from_millis(300), idle_timeout: Duration::from_millis(300), ..Options::default() }
+fn short_timeouts() -> Options {
+    let time = Duration::from_millis(300);
+    Options::new().head_timeout(time).idle_timeout(time)
 }
 
 #[test]
-fn a_deadline_too_far_to_be_told_is_one() {
-    let endless = Options { head_timeout: Duration::MAX, idle_timeout: Duration::MAX, ..Options::default() };
+fn a_timeout_too_long_for_a_deadline_is_accepted() {
+    let endless = Options::new().head_timeout(Duration::MAX).idle_timeout(Duration::MAX);
     let fixture = fixture(endless);
     let mut client = fixture.connect();
     for _ in 0..2 {
         assert_eq!(client.get("/hello").status, 200);
     }
     client.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi");
-    assert_eq!(client.answer().body, b"hi");
+    assert_eq!(client.response().body, b"hi");
 }
 
 #[test]
-fn one_connection_answers_again_and_again() {
-    let fixture = fixture(Options::default());
+fn one_connection_serves_many_requests() {
+    let fixture = fixture(Options::new());
     let mut client = fixture.connect();
     for _ in 0..3 {
-        let answer = client.get("/hello");
-        assert_eq!((answer.status, &*answer.body), (200, &b"hello"[..]));
-        assert!(answer.head.contains("\r\nServer: tl-init\r\n") && answer.head.contains("\r\nDate: "));
-        assert!(!answer.head.contains("Connection"));
+        let response = client.get("/hello");
+        assert_eq!((response.status, &*response.body), (200, &b"hello"[..]));
+        assert!(response.head.contains("\r\nServer: tl-init\r\n") && response.head.contains("\r\nDate: "));
+        assert!(!response.head.contains("Connection"));
         let nothing = client.get("/nothing");
         assert_eq!(nothing.status, 204);
         assert!(!nothing.head.contains("Content-Length"));
@@ -42,18 +43,18 @@ fn one_connection_answers_again_and_again() {
 }
 
 #[test]
-fn a_head_in_single_bytes() {
-    let fixture = fixture(Options::default());
+fn a_head_may_arrive_byte_by_byte_after_blank_lines() {
+    let fixture = fixture(Options::new());
     let mut client = fixture.connect();
     for byte in format!("\r\n\n{HELLO}").as_bytes() {
         client.send([*byte]);
     }
-    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.response().status, 200);
 }
 
 #[test]
-fn head_gets_the_head() {
-    let fixture = fixture(Options::default());
+fn a_head_request_gets_no_body() {
+    let fixture = fixture(Options::new());
     let mut client = fixture.connect();
     client.send("HEAD /hello HTTP/1.1\r\n\r\nHEAD /stream?lines=5 HTTP/1.1\r\n\r\nGET /nothing HTTP/1.1\r\n\r\n");
     let all = client.rest();
@@ -63,8 +64,8 @@ fn head_gets_the_head() {
 }
 
 #[test]
-fn old_and_closing_clients() {
-    let fixture = fixture(Options::default());
+fn http_1_0_and_connection_close_end_the_connection() {
+    let fixture = fixture(Options::new());
     for request in
         ["GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "GET /hello HTTP/1.1\r\nConnection: close\r\n\r\n"]
     {
@@ -83,8 +84,8 @@ fn old_and_closing_clients() {
 }
 
 #[test]
-fn what_is_no_http_is_answered_and_the_connection_closed() {
-    let fixture = fixture(Options::default());
+fn an_invalid_head_is_400_and_the_connection_ends() {
+    let fixture = fixture(Options::new());
     for request in [
         "hello\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
@@ -97,7 +98,7 @@ fn what_is_no_http_is_answered_and_the_connection_closed() {
         "POST /echo HTTP/1.1\r\nContent-Length: x\r\n\r\n",
         "GET /hello",
     ] {
-        // The last would be answered, were the connection used again.
+        // The second request would be answered if the connection were used again.
         let all = fixture.all(format!("{request}{}", if request.ends_with('\n') { HELLO } else { "" }));
         assert!(all.starts_with("HTTP/1.1 400 Bad Request"), "{request:?}: {all}");
         assert!(all.contains("Connection: close") && all.contains("\"code\":\"INVALID_REQUEST\""), "{all}");
@@ -106,48 +107,48 @@ fn what_is_no_http_is_answered_and_the_connection_closed() {
 }
 
 #[test]
-fn a_refusal_comes_at_once_though_the_client_waits() {
-    let fixture = fixture(Options::default());
+fn an_invalid_head_is_refused_before_it_ends() {
+    let fixture = fixture(Options::new());
     let mut client = fixture.connect();
     client.send("hello\r\n");
-    assert_eq!(client.answer().status, 400);
+    assert_eq!(client.response().status, 400);
 }
 
 #[test]
-fn a_head_without_end() {
-    let fixture = fixture(Options { max_head: 16 << 10, ..Options::default() });
+fn a_head_above_the_limit_is_431() {
+    let fixture = fixture(Options::new().max_head(16 << 10));
     let mut client = fixture.connect();
     client.send(format!("GET /hello HTTP/1.1\r\nA: {}", "a".repeat(16 << 10)));
-    let answer = client.answer();
-    assert_eq!((answer.status, &*code(&answer)), (431, "HEAD_TOO_LARGE"));
+    let response = client.response();
+    assert_eq!((response.status, &*code(&response)), (431, "HEAD_TOO_LARGE"));
     let mut client = fixture.connect();
     client.send(format!("GET /hello HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(15 << 10)));
-    assert_eq!(client.answer().status, 200);
+    assert_eq!(client.response().status, 200);
 }
 
 #[test]
-fn a_slow_head_is_late_even_byte_by_byte() {
-    let fixture = fixture(soon());
+fn a_slow_head_is_408_even_if_bytes_keep_arriving() {
+    let fixture = fixture(short_timeouts());
     let mut silent = fixture.connect();
     let begun = Instant::now();
-    assert_eq!(code(&silent.answer()), "REQUEST_TIMEOUT");
+    assert_eq!(code(&silent.response()), "REQUEST_TIMEOUT");
     assert!(begun.elapsed() >= Duration::from_millis(250));
     let mut slow = fixture.connect();
     let mut writer = slow.stream.try_clone().unwrap();
     let drip = thread::spawn(move || {
-        // Ends when the server has closed.
+        // Ends when the server has closed the connection.
         while writer.write_all(b"a").is_ok() {
             thread::sleep(Duration::from_millis(10));
         }
     });
-    assert_eq!(slow.answer().status, 408);
+    assert_eq!(slow.response().status, 408);
     drop(slow);
     drip.join().unwrap();
 }
 
 #[test]
-fn an_idle_connection_is_closed_without_a_word() {
-    let fixture = fixture(soon());
+fn an_idle_connection_is_closed_without_a_response() {
+    let fixture = fixture(short_timeouts());
     let mut client = fixture.connect();
     assert_eq!(client.get("/hello").status, 200);
     assert_eq!(client.until_end(), "");
@@ -156,7 +157,7 @@ fn an_idle_connection_is_closed_without_a_word() {
 #[test]
 fn pipelined_requests_are_answered_one_after_another() {
     const COUNT: usize = 300_000;
-    let fixture = fixture(Options::default());
+    let fixture = fixture(Options::new());
     let client = fixture.connect();
     let mut writer = client.stream.try_clone().unwrap();
     let sender = thread::spawn(move || {
@@ -174,11 +175,11 @@ fn pipelined_requests_are_answered_one_after_another() {
 }
 
 #[test]
-fn while_answers_are_not_taken_requests_are_not_read() {
-    let fixture = fixture(Options { idle_timeout: Duration::from_secs(2), ..Options::default() });
+fn requests_are_not_read_while_responses_are_not_taken() {
+    let fixture = fixture(Options::new().idle_timeout(Duration::from_secs(2)));
     let mut client = fixture.connect();
     let hundred = HELLO.repeat(100);
-    // What the kernel's buffers hold is all that can be sent; in the end the server gives up.
+    // No more can be sent than the kernel's buffers hold. In the end the server closes the connection.
     let mut sent = 0;
     while client.stream.write_all(hundred.as_bytes()).is_ok() {
         sent += hundred.len();

@@ -1,26 +1,23 @@
-//! The connection layer over real sockets, with a small service in place of the API.
+//! Tests of the server over real sockets, with a small handler in place of the API.
 
 mod bodies;
-mod crowds;
+mod eviction;
 mod heads;
 mod streams;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::http::message::request::Request;
-use crate::http::message::response::Answer;
-use crate::http::message::response_head::{Problem, Reply};
-use crate::http::{Options, Server};
+use crate::http::message::{ApiError, Request, Response, Socket};
+use crate::http::server::{Options, Server};
 
-/// Longer than anything takes that is not broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time after which a test fails: longer than anything takes that works.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A server, and what its handlers report.
+/// A server, and what its handler reports.
 struct Fixture {
     server: Server,
     reports: Receiver<&'static str>,
@@ -28,19 +25,19 @@ struct Fixture {
 
 fn fixture(options: Options) -> Fixture {
     let (report, reports) = unbounded();
-    let service = Arc::new(move |request: &mut Request<'_>| serve(request, &report));
-    let server = Server::serve(SocketAddr::from(([127, 0, 0, 1], 0)), service, options).unwrap();
+    let handler = move |request: &mut Request<'_>| handle(request, &report);
+    let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), handler, options).unwrap();
     Fixture { server, reports }
 }
 
-fn serve(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Answer, Problem> {
+fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Response, ApiError> {
     match request.path() {
-        "/hello" => Ok(Reply::bytes(200, "text/plain", b"hello".to_vec()).into()),
-        "/large" => Ok(Reply::bytes(200, "text/plain", vec![b'x'; 16 << 20]).into()),
-        "/nothing" => Ok(Reply::no_content().into()),
+        "/hello" => Ok(Response::new(200, "text/plain", "hello")),
+        "/large" => Ok(Response::new(200, "text/plain", vec![b'x'; 16 << 20])),
+        "/nothing" => Ok(Response::empty(204)),
         "/echo" => {
             let body = request.whole_body()?;
-            Ok(Reply::bytes(200, "text/plain", body.to_vec()).into())
+            Ok(Response::new(200, "text/plain", body.to_vec()))
         }
         "/count" => {
             let mut count = 0;
@@ -48,34 +45,36 @@ fn serve(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Ans
                 assert!(piece.len() <= 64 << 10);
                 count += piece.len();
             }
-            Ok(Reply::json(200, &count).into())
+            Ok(Response::json(200, count.to_string()))
         }
         "/hold" => {
             let waker = request.waker()?;
             let _ = report.send("holding");
             let end = request.wait(&waker, None);
             let _ = report.send("gone");
-            end.map(|_| Reply::no_content().into())
+            end.map(|_| Response::empty(204))
         }
+        "/invalid" => Ok(Response::empty(200).header("X", "a\r\nSet-Cookie: b")),
+        "/upgrade" => Ok(Response::upgrade("echo", echo)),
         "/panic" => panic!("on purpose"),
         "/stream" => {
             let lines: usize = request.query("lines").unwrap().parse().unwrap();
-            Ok(Answer::events(move |stream| {
+            Ok(Response::events(move |stream| {
                 for line in 0..lines {
                     writeln!(stream, "line {line}")?;
                 }
                 Ok(())
             }))
         }
-        "/panic-early" => Ok(Answer::events(|_| panic!("on purpose"))),
-        "/panic-late" => Ok(Answer::events(|stream| {
+        "/panic-early" => Ok(Response::events(|_| panic!("on purpose"))),
+        "/panic-late" => Ok(Response::events(|stream| {
             stream.buffer().extend_from_slice(b"begun");
             stream.flush()?;
             panic!("on purpose")
         })),
         "/endless" => {
             let report = report.clone();
-            Ok(Answer::events(move |stream| {
+            Ok(Response::events(move |stream| {
                 let _ = report.send("streaming");
                 let ended = loop {
                     if let Err(error) = stream.write_all(&[b'x'; 1000]) {
@@ -89,7 +88,7 @@ fn serve(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Ans
         "/silent" => {
             let waker = request.waker()?;
             let report = report.clone();
-            Ok(Answer::events(move |stream| {
+            Ok(Response::events(move |stream| {
                 stream.flush()?;
                 let _ = report.send("streaming");
                 let ended = stream.wait(&waker, None);
@@ -97,20 +96,32 @@ fn serve(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Ans
                 ended.map(drop)
             }))
         }
-        path => Err(Problem::NoRoute(path.to_owned())),
+        path => Err(ApiError::no_route(path)),
+    }
+}
+
+/// Sends back what the client sends, up to its end.
+fn echo(socket: &mut Socket) {
+    let mut bytes = [0; 64];
+    loop {
+        match socket.read(&mut bytes) {
+            Ok(0) => return,
+            Ok(count) => assert_eq!(socket.write(&bytes[..count]).unwrap(), count),
+            Err(_) => socket.wait_readable(None).unwrap(),
+        }
     }
 }
 
 impl Fixture {
     fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.server.local_addr()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream, read: Vec::new() }
     }
 
-    /// Sends `bytes` on a connection of its own and says that this is all; everything that is answered.
+    /// Sends `bytes` on a connection of its own and closes the sending direction. Returns everything that is answered.
     fn all(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut client = self.connect();
         client.send(bytes);
@@ -119,17 +130,17 @@ impl Fixture {
 
     #[track_caller]
     fn expect(&self, report: &'static str) {
-        assert_eq!(self.reports.recv_timeout(PATIENCE).ok(), Some(report));
+        assert_eq!(self.reports.recv_timeout(TIMEOUT).ok(), Some(report));
     }
 }
 
 struct Client {
     stream: TcpStream,
-    /// Read, and not part of an answer that was returned.
+    /// Bytes that were read and are not part of a response that was returned.
     read: Vec<u8>,
 }
 
-struct Answered {
+struct Received {
     status: u16,
     head: String,
     body: Vec<u8>,
@@ -140,14 +151,14 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
-    fn get(&mut self, path: &str) -> Answered {
+    fn get(&mut self, path: &str) -> Received {
         self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
-        self.answer()
+        self.response()
     }
 
-    /// The next answer, by its own framing.
+    /// Reads the next response, by its own framing.
     #[track_caller]
-    fn answer(&mut self) -> Answered {
+    fn response(&mut self) -> Received {
         let head = loop {
             if let Some(end) = self.read.windows(4).position(|four| four == b"\r\n\r\n") {
                 break self.read.drain(..end + 4).collect::<Vec<_>>();
@@ -156,17 +167,17 @@ impl Client {
         };
         let head = String::from_utf8(head).unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        let field = |name: &str| {
+        let header = |name: &str| {
             let line = head.lines().find(|line| line.to_lowercase().starts_with(name));
             line.map(|line| line.split_once(": ").unwrap().1.to_owned())
         };
-        let body = if field("transfer-encoding: ").is_some() {
+        let body = if header("transfer-encoding: ").is_some() {
             self.chunks()
         } else {
-            let length = field("content-length: ").map_or(0, |length| length.parse().unwrap());
+            let length = header("content-length: ").map_or(0, |length| length.parse().unwrap());
             self.take(length)
         };
-        Answered { status, head, body }
+        Received { status, head, body }
     }
 
     fn chunks(&mut self) -> Vec<u8> {
@@ -203,7 +214,7 @@ impl Client {
         self.read.extend_from_slice(&piece[..count]);
     }
 
-    /// Everything up to the end of the connection.
+    /// Reads everything up to the end of the connection.
     #[track_caller]
     fn until_end(&mut self) -> String {
         let mut all = std::mem::take(&mut self.read);
@@ -211,9 +222,9 @@ impl Client {
         String::from_utf8(all).unwrap()
     }
 
-    /// Waits for the end of a connection that is closed without an answer, by a reset where bytes were not read.
+    /// Waits for the end of a connection that is closed without a response: by a reset, if bytes were not read.
     #[track_caller]
-    fn ends_unanswered(&mut self) {
+    fn expect_no_response(&mut self) {
         let mut all = Vec::new();
         match self.stream.read_to_end(&mut all) {
             Ok(_) => {}
@@ -222,7 +233,7 @@ impl Client {
         assert_eq!((&self.read, &all), (&Vec::new(), &Vec::new()));
     }
 
-    /// Everything up to the end of the connection, having said that nothing more is sent.
+    /// Closes the sending direction, and reads everything up to the end of the connection.
     #[track_caller]
     fn rest(&mut self) -> String {
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -230,8 +241,9 @@ impl Client {
     }
 }
 
-fn code(answer: &Answered) -> String {
-    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+/// The code of an error response, which must have a sentence too.
+fn code(response: &Received) -> String {
+    let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
     assert!(body["error"].as_str().is_some_and(|sentence| !sentence.is_empty()));
     body["code"].as_str().unwrap().to_owned()
 }

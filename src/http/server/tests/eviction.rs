@@ -1,48 +1,48 @@
-//! More clients than seats, and the end of the server.
+//! More clients than connections, and the shutdown of the server.
 
 use crate::http::server::tests::*;
 
-fn seats(max_connections: usize) -> Fixture {
-    fixture(Options { max_connections, ..Options::default() })
+fn with_capacity(max_connections: usize) -> Fixture {
+    fixture(Options::new().max_connections(max_connections))
 }
 
 #[test]
-fn the_longest_idle_gives_way() {
-    let fixture = seats(2);
+fn the_connection_that_is_idle_longest_is_evicted() {
+    let fixture = with_capacity(2);
     let [mut first, mut second] = [1, 2].map(|idle| {
         let mut client = fixture.connect();
         assert_eq!(client.get("/hello").status, 200);
-        // The answer is there a moment before the connection is idle.
-        while fixture.server.house.idle() < idle {
+        // The response arrives a moment before the connection is idle.
+        while fixture.server.connections.idle() < idle {
             std::thread::yield_now();
         }
         client
     });
     assert_eq!(fixture.connect().get("/hello").status, 200);
-    first.ends_unanswered();
+    first.expect_no_response();
     assert_eq!(second.get("/hello").status, 200);
 }
 
 #[test]
-fn then_the_one_that_has_been_sending_its_head_for_longest() {
-    let fixture = seats(3);
+fn without_an_idle_connection_the_slowest_head_is_evicted() {
+    let fixture = with_capacity(3);
     let mut busy = fixture.connect();
     busy.send("GET /hold HTTP/1.1\r\n\r\n");
     fixture.expect("holding");
     let mut slow: Vec<_> = (0..2).map(|_| fixture.connect()).collect();
     slow[0].send("GET /hello");
-    while fixture.server.house.taken() < 3 {
+    while fixture.server.connections.len() < 3 {
         std::thread::yield_now();
     }
     assert_eq!(fixture.connect().get("/hello").status, 200);
-    slow[0].ends_unanswered();
+    slow[0].expect_no_response();
     assert_eq!(slow[1].get("/hello").status, 200);
     assert!(fixture.reports.is_empty());
 }
 
 #[test]
-fn nobody_gives_way_while_nobody_waits() {
-    let fixture = seats(2);
+fn no_connection_is_evicted_while_no_client_waits() {
+    let fixture = with_capacity(2);
     let mut clients: Vec<_> = (0..2).map(|_| fixture.connect()).collect();
     for _ in 0..100 {
         clients.iter_mut().for_each(|client| assert_eq!(client.get("/hello").status, 200));
@@ -50,8 +50,8 @@ fn nobody_gives_way_while_nobody_waits() {
 }
 
 #[test]
-fn with_every_seat_busy_the_next_waits_for_an_end() {
-    let fixture = seats(2);
+fn a_client_waits_while_every_connection_is_busy() {
+    let fixture = with_capacity(2);
     let mut busy: Vec<_> = (0..2).map(|_| fixture.connect()).collect();
     for client in &mut busy {
         client.send("GET /silent HTTP/1.1\r\n\r\n");
@@ -60,30 +60,30 @@ fn with_every_seat_busy_the_next_waits_for_an_end() {
     let mut waiting = fixture.connect();
     waiting.send("GET /hello HTTP/1.1\r\n\r\n");
     waiting.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert!(waiting.stream.read(&mut [0]).is_err(), "there is no seat for it");
-    waiting.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(waiting.stream.read(&mut [0]).is_err(), "every connection is busy");
+    waiting.stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     drop(busy.pop());
     fixture.expect("gone");
-    assert_eq!(waiting.answer().status, 200);
+    assert_eq!(waiting.response().status, 200);
 }
 
 #[test]
-fn a_client_that_takes_no_answer_gives_way() {
-    let fixture = seats(1);
-    let mut deaf = fixture.connect();
-    deaf.send("GET /large HTTP/1.1\r\n\r\n");
-    deaf.more();
+fn a_client_that_does_not_take_its_response_is_evicted() {
+    let fixture = with_capacity(1);
+    let mut slow = fixture.connect();
+    slow.send("GET /large HTTP/1.1\r\n\r\n");
+    slow.more();
     assert_eq!(fixture.connect().get("/hello").status, 200);
 }
 
 #[test]
-fn everybody_is_served_in_turn() {
-    let fixture = seats(4);
+fn more_clients_than_connections_are_all_served() {
+    let fixture = with_capacity(4);
     std::thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    // A connection for each: one that is used again may have been asked to give way.
+                    // Each request has its own connection, as an idle one may have been evicted.
                     assert_eq!(fixture.connect().get("/hello").status, 200);
                 }
             });
@@ -92,21 +92,21 @@ fn everybody_is_served_in_turn() {
 }
 
 #[test]
-fn seats_are_given_back() {
-    let fixture = seats(64);
+fn ended_connections_leave_the_table() {
+    let fixture = with_capacity(64);
     let clients: Vec<_> = (0..50).map(|_| fixture.connect()).collect();
-    while fixture.server.house.taken() < 50 {
+    while fixture.server.connections.len() < 50 {
         std::thread::yield_now();
     }
     drop(clients);
-    while fixture.server.house.taken() > 0 {
+    while fixture.server.connections.len() > 0 {
         std::thread::yield_now();
     }
 }
 
 #[test]
-fn shutdown_ends_what_is_idle_and_answers_what_is_not() {
-    let fixture = seats(8);
+fn shutdown_closes_idle_connections_and_answers_requests() {
+    let fixture = with_capacity(8);
     let mut idle = fixture.connect();
     assert_eq!(idle.get("/hello").status, 200);
     let mut silent = fixture.connect();
@@ -115,38 +115,38 @@ fn shutdown_ends_what_is_idle_and_answers_what_is_not() {
     uploading.send("POST /echo HTTP/1.1\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
     uploading.take(25);
     fixture.server.shutdown();
-    idle.ends_unanswered();
-    silent.ends_unanswered();
+    idle.expect_no_response();
+    silent.expect_no_response();
     uploading.send("hello");
-    let answer = uploading.answer();
-    assert!(answer.body == b"hello" && answer.head.contains("Connection: close"));
+    let response = uploading.response();
+    assert!(response.body == b"hello" && response.head.contains("Connection: close"));
     assert!(TcpStream::connect(fixture.server.local_addr()).is_err());
     fixture.server.shutdown();
 }
 
 #[test]
-fn a_taken_port_is_an_error() {
-    let fixture = seats(1);
-    let service = Arc::new(|_: &mut Request<'_>| Err(Problem::Gone));
-    assert!(Server::serve(fixture.server.local_addr(), service, Options::default()).is_err());
+fn a_port_in_use_is_an_error() {
+    let fixture = with_capacity(1);
+    let handler = |_: &mut Request<'_>| Err(ApiError::disconnected());
+    assert!(Server::bind(fixture.server.local_addr(), handler, Options::new()).is_err());
 }
 
 #[test]
-fn a_client_whose_body_does_not_come_gives_way() {
-    let fixture = seats(1);
+fn a_client_that_does_not_send_its_body_is_evicted() {
+    let fixture = with_capacity(1);
     let mut slow = fixture.connect();
     slow.send("POST /echo HTTP/1.1\r\nContent-Length: 10\r\n\r\nhalf");
     assert_eq!(fixture.connect().get("/hello").status, 200);
-    slow.ends_unanswered();
+    slow.expect_no_response();
 }
 
 #[test]
-fn large_heads_together_are_bounded() {
-    let fixture = seats(400);
+fn the_memory_of_all_large_heads_is_limited() {
+    let fixture = with_capacity(400);
     let half = format!("GET /hello HTTP/1.1\r\nX: {}", "x".repeat(40_000));
     let mut clients: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
     clients.iter_mut().for_each(|client| client.send(&half));
-    // Each of them takes 60 KiB beyond its first buffer.
+    // Each head takes 60 KiB beyond its first buffer.
     let most = (8 << 20) / (60 << 10);
     let refused = |client: &Client| {
         let mut begin = [0; 12];
@@ -155,14 +155,14 @@ fn large_heads_together_are_bounded() {
     };
     let begun = std::time::Instant::now();
     while clients.iter().filter(|client| refused(client)).count() < 200 - most {
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(begun.elapsed() < TIMEOUT);
         std::thread::yield_now();
     }
     drop(clients);
-    while fixture.server.house.taken() > 0 {
+    while fixture.server.connections.len() > 0 {
         std::thread::yield_now();
     }
     let mut large = fixture.connect();
     large.send(format!("{half}\r\n\r\n"));
-    assert_eq!(large.answer().status, 200);
+    assert_eq!(large.response().status, 200);
 }

@@ -1,0 +1,71 @@
+//! Who may use the API.
+
+use std::fmt;
+
+use subtle::ConstantTimeEq;
+
+/// Who may use the API. Two endpoints are exempt: `GET /api/v1/health` is open to everyone, and a terminal session's
+/// WebSocket has a token of its own.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Auth {
+    /// No one. This is the default, so that an omission is safe.
+    #[default]
+    Nobody,
+    /// Clients that send this token as `Authorization: Bearer <token>`. An empty token is nobody's.
+    Token(Vec<u8>),
+    /// Everyone. Only for a port that nobody else can reach, or behind a proxy that authenticates.
+    Anybody,
+}
+
+impl Auth {
+    /// Whether a request with this value of `Authorization` is allowed.
+    pub(crate) fn allows(&self, authorization: Option<&str>) -> bool {
+        let token = match self {
+            Auth::Anybody => return true,
+            Auth::Nobody => return false,
+            Auth::Token(token) => token,
+        };
+        let Some((scheme, sent)) = authorization.and_then(|value| value.split_once(' ')) else { return false };
+        let is_equal = bool::from(sent.trim().as_bytes().ct_eq(token));
+        scheme.eq_ignore_ascii_case("Bearer") && is_equal && !token.is_empty()
+    }
+}
+
+/// Never shows the token.
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Auth::Nobody => "Nobody",
+            Auth::Token(_) => "Token(…)",
+            Auth::Anybody => "Anybody",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_right_bearer_token_is_allowed() {
+        let token = Auth::Token(b"s3cret".to_vec());
+        for (value, right) in [
+            (Some("Bearer s3cret"), true),
+            (Some("bearer  s3cret"), true),
+            (Some("BEARER s3cret"), true),
+            (Some("Bearer s3cre"), false),
+            (Some("Bearer s3crets"), false),
+            (Some("Bearer "), false),
+            (Some("Bearer"), false),
+            (Some("Basic s3cret"), false),
+            (Some("s3cret"), false),
+            (None, false),
+        ] {
+            assert_eq!(token.allows(value), right, "{value:?}");
+        }
+        assert!(Auth::Anybody.allows(None));
+        assert!(!Auth::Nobody.allows(Some("Bearer ")));
+        assert!(!Auth::Token(Vec::new()).allows(Some("Bearer ")), "an empty token is nobody's");
+    }
+}

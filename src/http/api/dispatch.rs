@@ -1,0 +1,68 @@
+//! From a request to the function that answers it, behind the token.
+
+use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
+use crate::http::api::{
+    Api, about, attach, conditions, control, errors, files, output, processes, pty, run, system, tunnel,
+};
+use crate::http::message::{ApiError, Request, Response};
+use crate::http::server::Handler;
+
+impl Handler for Api {
+    /// Answers one request. A request without the right token learns nothing else about it.
+    fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
+        let segments = request.segments();
+        let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
+        let endpoint = route(request.method(), &path);
+        let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
+        if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
+            return Err(errors::unauthorized());
+        }
+        let Some(endpoint) = endpoint else {
+            if segments.is_none() {
+                return Err(ApiError::no_route(request.path()));
+            }
+            return Err(no_route(request.method(), request.path(), &path));
+        };
+        conditions::check_coding(request)?;
+        match endpoint.duration() {
+            ExpectedDuration::Short => {}
+            ExpectedDuration::Start => request.require_own_thread()?,
+            ExpectedDuration::Unbounded => request.begin_long()?,
+        }
+        self.call(endpoint, request)
+    }
+}
+
+impl Api {
+    fn call(&self, endpoint: Endpoint, request: &mut Request<'_>) -> Result<Response, ApiError> {
+        match endpoint {
+            Endpoint::Health => Ok(about::health()),
+            Endpoint::Info => about::info(self),
+            Endpoint::Boot => Ok(system::boot(self)),
+            Endpoint::Shutdown => system::shutdown(self, request),
+            Endpoint::Start => processes::start(self, request),
+            Endpoint::List => processes::list(self),
+            Endpoint::Run => run::run(self, request),
+            Endpoint::Get(target) => processes::get(self, &target),
+            Endpoint::Kill(target) => control::kill(self, &target),
+            Endpoint::Output(target, view) => output::read(self, request, &target, view),
+            Endpoint::Follow(target, view) => output::follow(self, request, &target, view),
+            Endpoint::Signal(target) => control::signal(self, request, &target),
+            Endpoint::Restart(target) => control::restart(self, &target),
+            Endpoint::WriteStdin(target) => control::write_stdin(self, request, &target),
+            Endpoint::CloseStdin(target) => control::close_stdin(self, &target),
+            Endpoint::Wait(target) => control::wait(self, request, &target),
+            Endpoint::ReadFile => files::read(self, request),
+            Endpoint::WriteFile => files::write(self, request),
+            Endpoint::RemoveFile => files::remove(self, request),
+            Endpoint::ListFiles => files::list(self, request),
+            Endpoint::OpenPty => pty::open(self, request),
+            Endpoint::ListPtys => pty::list(self),
+            Endpoint::Pty(session) => pty::get(self, &session),
+            Endpoint::ResizePty(session) => pty::resize(self, request, &session),
+            Endpoint::KillPty(session) => pty::kill(self, &session),
+            Endpoint::AttachPty(session) => attach::attach(self, request, &session),
+            Endpoint::Tunnel => tunnel::open(request),
+        }
+    }
+}

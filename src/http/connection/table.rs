@@ -1,0 +1,353 @@
+//! The table of all connections: what each is doing, and which is evicted when the table is full.
+//!
+//! A connection's thread reports its phase with [`ConnectionGuard::enter`]. When the table is full and a client waits in
+//! the kernel's queue, the acceptor evicts a connection that executes no request. Both change the phase by compare-and-swap,
+//! so a request that has begun is never cut off.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tl_os::poll::Waker;
+
+use crate::http::connection::memory::MemoryPool;
+
+/// Minimum time a connection gets to send its request head, or to take its response, before it may be evicted. The head
+/// of a new client often arrives shortly after the connection; without this time two new clients could evict each other
+/// forever.
+const EVICTION_GRACE: Duration = Duration::from_millis(100);
+
+/// Bytes that the heads of all requests may use beyond their first buffers. Sending a head requires no token.
+const HEADS: usize = 8 << 20;
+
+/// Bytes that all bodies that are read as a whole may use.
+const BODIES: usize = 64 << 20;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    /// Waiting for the next request.
+    Idle,
+    /// Receiving a request head.
+    Head,
+    /// Receiving a body that must be complete before anything is executed.
+    Body,
+    /// Waiting for the client to take a finished response, or to close.
+    Flushing,
+    /// Executing a request.
+    Busy,
+    /// Evicted. The last phase.
+    Evicted,
+}
+
+/// An entry of the table.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    id: u64,
+    stream: TcpStream,
+    phase: AtomicU8,
+    /// Time of the last change of phase, in microseconds since the table was created.
+    since: AtomicU64,
+}
+
+/// All connections of a server.
+#[derive(Debug)]
+pub(crate) struct ConnectionTable {
+    connections: Mutex<HashMap<u64, Arc<Connection>>>,
+    capacity: usize,
+    /// Number of connections that execute a long request.
+    long_requests: AtomicUsize,
+    next_id: AtomicU64,
+    created: Instant,
+    /// A client waits in the kernel's queue: a connection that ends or becomes idle wakes the acceptor.
+    client_waiting: AtomicBool,
+    stopping: AtomicBool,
+    /// Set when a client takes bytes, cleared by [`ConnectionTable::await_empty`].
+    progress: AtomicBool,
+    /// Notified, with the lock of `connections`, when the last connection is removed.
+    emptied: Condvar,
+    waker: Waker,
+    heads: MemoryPool,
+    bodies: MemoryPool,
+    /// A connection has freed memory since [`ConnectionTable::take_freed`] was called last.
+    freed: AtomicBool,
+}
+
+/// A connection's hold on its entry. Dropping it removes the entry.
+#[derive(Debug)]
+pub(crate) struct ConnectionGuard {
+    table: Arc<ConnectionTable>,
+    connection: Arc<Connection>,
+    /// Counted in `long_requests`.
+    is_long: bool,
+}
+
+/// Result of an attempt to evict a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Eviction {
+    /// A connection was told to end, and will.
+    Begun,
+    /// No connection may be evicted before this time.
+    NotBefore(Instant),
+    /// Every connection executes a request.
+    AllBusy,
+}
+
+impl ConnectionTable {
+    /// An empty table for `capacity` connections, at least one.
+    pub(crate) fn new(capacity: usize) -> io::Result<ConnectionTable> {
+        Ok(ConnectionTable {
+            connections: Mutex::new(HashMap::new()),
+            capacity: capacity.max(1),
+            long_requests: AtomicUsize::new(0),
+            next_id: AtomicU64::new(0),
+            created: Instant::now(),
+            client_waiting: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            progress: AtomicBool::new(false),
+            emptied: Condvar::new(),
+            waker: Waker::new()?,
+            heads: MemoryPool::new(HEADS),
+            bodies: MemoryPool::new(BODIES),
+            freed: AtomicBool::new(false),
+        })
+    }
+
+    /// Adds a connection, in [`Phase::Head`].
+    pub(crate) fn add(self: &Arc<Self>, stream: TcpStream) -> ConnectionGuard {
+        let id = self.next_id.fetch_add(1, SeqCst);
+        let phase = AtomicU8::new(Phase::Head as u8);
+        let connection = Arc::new(Connection { id, stream, phase, since: AtomicU64::new(self.micros()) });
+        self.lock().insert(id, Arc::clone(&connection));
+        ConnectionGuard { table: Arc::clone(self), connection, is_long: false }
+    }
+
+    /// How many connections may execute a long request at once. The rest is reserved for short requests.
+    pub(crate) fn max_long_requests(&self) -> usize {
+        (self.capacity - (self.capacity / 8).max(1)).max(1)
+    }
+
+    /// Whether no further connection may be added.
+    pub(crate) fn is_full(&self) -> bool {
+        self.lock().len() >= self.capacity
+    }
+
+    /// Sets whether a client waits in the kernel's queue.
+    pub(crate) fn set_client_waiting(&self, waiting: bool) {
+        self.client_waiting.store(waiting, SeqCst);
+    }
+
+    /// Evicts one connection: the one that has been idle longest, else the one that has been sending its request, or has
+    /// not been taking its response, for longest.
+    pub(crate) fn evict_one(&self) -> Eviction {
+        let connections = self.lock();
+        let mut idle = in_phase(&connections, &[Phase::Idle]);
+        idle.sort_unstable_by_key(|(since, _)| *since);
+        // An idle connection with unread bytes has sent a request that its thread has not noticed yet.
+        if idle.iter().any(|(_, connection)| !connection.has_bytes() && connection.evict(Phase::Idle)) {
+            return Eviction::Begun;
+        }
+        let mut slow = in_phase(&connections, &[Phase::Head, Phase::Body, Phase::Flushing]);
+        slow.sort_unstable_by_key(|(since, _)| *since);
+        let now = Instant::now();
+        let mut result = Eviction::AllBusy;
+        for (since, connection) in slow {
+            let evictable_from = self.created + Duration::from_micros(since) + EVICTION_GRACE;
+            if evictable_from > now {
+                return Eviction::NotBefore(evictable_from);
+            }
+            // Unread bytes mean that this server is slow, not the client.
+            let sends = !connection.has_bytes() && (connection.evict(Phase::Head) || connection.evict(Phase::Body));
+            if sends || connection.evict(Phase::Flushing) {
+                return Eviction::Begun;
+            }
+            result = Eviction::NotBefore(now + EVICTION_GRACE);
+        }
+        result
+    }
+
+    /// Stops the server: no connection is added any more, and those that execute no request are evicted.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, SeqCst);
+        self.waker.wake();
+        for connection in self.lock().values() {
+            let _ = connection.evict(Phase::Idle) || connection.evict(Phase::Head);
+        }
+    }
+
+    /// Waits until the table is empty and returns true. Returns false if no client has taken a byte for `stall_timeout`,
+    /// or after `timeout` in any case.
+    pub(crate) fn await_empty(&self, stall_timeout: Duration, timeout: Duration) -> bool {
+        let begun = Instant::now();
+        loop {
+            self.progress.store(false, SeqCst);
+            let time = stall_timeout.min(timeout.saturating_sub(begun.elapsed()));
+            let waited = self.emptied.wait_timeout_while(self.lock(), time, |connections| !connections.is_empty());
+            let empty = waited.unwrap_or_else(PoisonError::into_inner).0.is_empty();
+            if empty || time < stall_timeout || !self.progress.load(SeqCst) {
+                return empty;
+            }
+        }
+    }
+
+    /// Whether [`ConnectionTable::stop`] was called.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(SeqCst)
+    }
+
+    /// Wakes the acceptor.
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Whether a connection has freed memory since the last call.
+    pub(crate) fn take_freed(&self) -> bool {
+        self.freed.swap(false, SeqCst)
+    }
+
+    /// Records that a connection has freed memory. The first such connection wakes the acceptor.
+    fn note_freed(&self) {
+        if !self.freed.swap(true, SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    /// The number of connections.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// The number of idle connections.
+    #[cfg(test)]
+    pub(crate) fn idle(&self) -> usize {
+        in_phase(&self.lock(), &[Phase::Idle]).len()
+    }
+
+    fn micros(&self) -> u64 {
+        u64::try_from(self.created.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn in_phase<'c>(connections: &'c HashMap<u64, Arc<Connection>>, phases: &[Phase]) -> Vec<(u64, &'c Arc<Connection>)> {
+    let is_in = |connection: &&Arc<Connection>| {
+        let now = connection.phase.load(SeqCst);
+        phases.iter().any(|phase| now == *phase as u8)
+    };
+    connections.values().filter(is_in).map(|connection| (connection.since.load(SeqCst), connection)).collect()
+}
+
+impl Connection {
+    /// Evicts the connection if it is still in the phase `from`: its thread then reads the end of the stream.
+    fn evict(&self, from: Phase) -> bool {
+        let evicted = self.phase.compare_exchange(from as u8, Phase::Evicted as u8, SeqCst, SeqCst).is_ok();
+        if evicted {
+            let _ = self.stream.shutdown(Shutdown::Both);
+        }
+        evicted
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
+    }
+}
+
+impl ConnectionGuard {
+    /// Counts the connection among those that execute a long request. Returns false if the maximum is reached. A thread
+    /// that hangs in the kernel stays counted as long as it hangs, even if its client has disconnected.
+    pub(crate) fn begin_long(&mut self) -> bool {
+        let max = self.table.max_long_requests();
+        let one_more = |count| (count < max).then_some(count + 1);
+        self.is_long = self.is_long || self.table.long_requests.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+        self.is_long
+    }
+
+    /// Ends what [`ConnectionGuard::begin_long`] began.
+    pub(crate) fn end_long(&mut self) {
+        if std::mem::take(&mut self.is_long) {
+            self.table.long_requests.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// See [`ConnectionTable::max_long_requests`].
+    pub(crate) fn max_long_requests(&self) -> usize {
+        self.table.max_long_requests()
+    }
+
+    /// Records that the client has taken bytes.
+    pub(crate) fn note_progress(&self) {
+        self.table.progress.store(true, Relaxed);
+    }
+
+    /// Changes the phase. Returns false if the connection was evicted: it must end without sending another byte.
+    pub(crate) fn enter(&self, phase: Phase) -> bool {
+        self.connection.since.store(self.table.micros(), SeqCst);
+        // Only this connection's thread and `evict` write the phase, and an eviction is final.
+        let entered = self
+            .connection
+            .phase
+            .fetch_update(SeqCst, SeqCst, |now| (now != Phase::Evicted as u8).then_some(phase as u8))
+            .is_ok();
+        if phase == Phase::Idle {
+            self.table.note_freed();
+        }
+        if phase != Phase::Busy && self.table.client_waiting.load(SeqCst) {
+            self.table.waker.wake();
+        }
+        entered && (phase != Phase::Idle || !self.table.is_stopping())
+    }
+
+    /// The connection's stream.
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.connection.stream
+    }
+
+    /// The pool for request heads.
+    pub(crate) fn heads(&self) -> &MemoryPool {
+        &self.table.heads
+    }
+
+    /// The pool for request bodies that are read as a whole.
+    pub(crate) fn bodies(&self) -> &MemoryPool {
+        &self.table.bodies
+    }
+
+    /// Whether the server is stopping.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.table.is_stopping()
+    }
+}
+
+impl AsFd for ConnectionGuard {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.stream.as_fd()
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.end_long();
+        let mut connections = self.table.lock();
+        connections.remove(&self.connection.id);
+        if connections.is_empty() {
+            self.table.emptied.notify_all();
+        }
+        drop(connections);
+        self.table.note_freed();
+        if self.table.client_waiting.load(SeqCst) {
+            self.table.waker.wake();
+        }
+    }
+}

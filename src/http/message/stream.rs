@@ -1,0 +1,185 @@
+//! The body of a streamed response.
+
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use tl_os::poll::Waker;
+
+use crate::http::connection::socket::{PeerState, SendDeadline, Socket, Wakeup};
+use crate::http::message::response_head::Framing;
+
+/// Bytes that are collected for one write to the socket.
+pub(crate) const BURST: usize = 64 << 10;
+
+/// Capacity of the buffer, in bytes, above which it is freed after a large piece.
+const MAX_KEPT_BUFFER: usize = 4 * BURST;
+
+/// Bytes reserved for the size line of a chunk: eight digits and CRLF.
+const SIZE_LINE: usize = 10;
+
+/// The body of a response while it is written.
+///
+/// What is [written](Write) is collected, and sent when 64 KiB are there, or by [`ResponseStream::flush`]. Each sending is
+/// one chunk, and one system call if the client keeps up.
+#[derive(Debug)]
+pub struct ResponseStream<'c> {
+    socket: &'c mut Socket,
+    /// The head, until it is sent; room for a size line; the payload.
+    buffer: Vec<u8>,
+    /// Where the head ends.
+    head: usize,
+    /// Where the payload begins.
+    payload: usize,
+    chunked: bool,
+    deadline: SendDeadline,
+}
+
+impl<'c> ResponseStream<'c> {
+    /// A body whose `head` is sent with the first flush.
+    pub(crate) fn new(
+        socket: &'c mut Socket,
+        head: Vec<u8>,
+        framing: Framing,
+        deadline: SendDeadline,
+    ) -> ResponseStream<'c> {
+        let chunked = framing == Framing::Chunked;
+        let mut stream = ResponseStream { socket, buffer: head, head: 0, payload: 0, chunked, deadline };
+        stream.begin_chunk();
+        stream
+    }
+
+    fn begin_chunk(&mut self) {
+        self.head = self.buffer.len();
+        self.payload = self.head + if self.chunked { SIZE_LINE } else { 0 };
+        self.buffer.resize(self.payload, 0);
+    }
+
+    /// The buffer, to which the payload is appended.
+    pub(crate) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    /// Whether so much is collected that it must be flushed.
+    pub(crate) fn is_burst(&self) -> bool {
+        self.buffer.len() >= self.payload + BURST
+    }
+
+    /// Sends what is collected.
+    ///
+    /// # Errors
+    /// If the client has disconnected.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let from = self.end_chunk();
+        self.send(from)
+    }
+
+    /// Sends what is collected, and the end of the body.
+    ///
+    /// # Errors
+    /// If the client has disconnected.
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        let from = self.end_chunk();
+        if self.chunked {
+            self.buffer.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.send(from)
+    }
+
+    /// Frames the collected payload as one chunk. Returns where in the buffer the bytes to send begin.
+    fn end_chunk(&mut self) -> usize {
+        let length = self.buffer.len() - self.payload;
+        if !self.chunked {
+            return 0;
+        }
+        if length == 0 {
+            // An empty chunk would end the body.
+            self.buffer.truncate(self.head);
+            return 0;
+        }
+        let size = format!("{length:x}\r\n");
+        let at = self.payload - size.len();
+        if let Some(room) = self.buffer.get_mut(at..self.payload) {
+            room.copy_from_slice(size.as_bytes());
+        }
+        self.buffer.extend_from_slice(b"\r\n");
+        // The head moves up to the size line: it is shorter than the payload.
+        self.buffer.copy_within(..self.head, at - self.head);
+        at - self.head
+    }
+
+    fn send(&mut self, from: usize) -> io::Result<()> {
+        let sent = self.socket.send(self.buffer.get(from..).unwrap_or_default(), self.deadline);
+        self.buffer.clear();
+        self.buffer.shrink_to(MAX_KEPT_BUFFER);
+        self.begin_chunk();
+        sent
+    }
+
+    /// Frees the buffer if it is empty. For a stream that has been silent for a while.
+    pub(crate) fn release(&mut self) {
+        if self.head == 0 && self.buffer.len() == self.payload {
+            self.buffer = Vec::new();
+            self.begin_chunk();
+        }
+    }
+
+    /// Whether the client has disconnected. For work that takes long before there is something to send.
+    ///
+    /// May send what is collected: a client that has closed its sending direction may still receive, which only sending
+    /// can tell.
+    pub fn is_disconnected(&mut self) -> bool {
+        match self.socket.peer_state() {
+            PeerState::Connected => false,
+            PeerState::HalfClosed if matches!(self.deadline, SendDeadline::Never) => self.flush().is_err(),
+            PeerState::HalfClosed | PeerState::Closed => true,
+        }
+    }
+
+    /// Waits for `time`.
+    ///
+    /// # Errors
+    /// When the client disconnects.
+    pub fn pause(&self, time: Duration) -> io::Result<()> {
+        match self.socket.wait_for_disconnect(Instant::now() + time)? {
+            Wakeup::Disconnected => Err(ErrorKind::ConnectionAborted.into()),
+            Wakeup::Waker | Wakeup::Deadline => Ok(()),
+        }
+    }
+
+    /// Waits until `waker` is woken (true) or the deadline has passed (false).
+    ///
+    /// # Errors
+    /// When the client disconnects.
+    pub(crate) fn wait(&self, waker: &Waker, deadline: Option<Instant>) -> io::Result<bool> {
+        match self.socket.wait_for_waker(waker, deadline)? {
+            Wakeup::Waker => Ok(true),
+            Wakeup::Deadline => Ok(false),
+            Wakeup::Disconnected => Err(ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+impl Write for ResponseStream<'_> {
+    /// Takes at most 64 KiB, so that a large piece is not held twice.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.get(..BURST).unwrap_or(bytes);
+        self.buffer.extend_from_slice(taken);
+        if self.is_burst() {
+            ResponseStream::flush(self)?;
+        }
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        ResponseStream::flush(self)
+    }
+}
+
+/// The socket, to wait with `poll(2)` for the client's disconnection beside other descriptors. Do not read from it or
+/// write to it.
+impl AsFd for ResponseStream<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
