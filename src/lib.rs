@@ -3,6 +3,8 @@
 //! See `docs/design.md` for the threads and who owns what.
 
 #![forbid(unsafe_code)]
+// Some functions have no caller but the HTTP API.
+#![cfg_attr(not(feature = "http"), allow(dead_code, unused_imports))]
 
 mod clock;
 pub mod error;

@@ -43,7 +43,7 @@ pub(crate) fn shutdown(api: &Api, request: &mut Request<'_>) -> Result<Response,
         Some(system) => system.shut_down(body.action.0, grace),
         None => Err(SpecError::new("action", "cannot be done: this program cannot be shut down through its API")),
     };
-    result.map_err(crate::Error::from)?;
+    result.map_err(crate::error::Error::from)?;
     Ok(Response::json(202, "{}"))
 }
 
