@@ -36,7 +36,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) fn open(request: &Request<'_>) -> Result<Response, ApiError> {
     let port = port(request.query("port").as_deref())?;
     if port == API_PORT || request.local_port() == Some(port) {
-        return Err(ApiError::invalid(format!("the query parameter `port`: {port} is the port of this API")));
+        return Err(ApiError::invalid(format!("the query parameter `port`: {port} is this API's own port")));
     }
     let handshake = Handshake::new(request)?;
     let service = connect(port)?;
