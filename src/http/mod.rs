@@ -9,8 +9,8 @@
 //! | `json` | JSON bodies of requests and responses |
 //! | `api` | the process API: routes, and a file for each resource |
 //!
-//! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it gets a
-//! [`Request`](message::Request) and returns a [`Response`](message::Response) or an [`ApiError`](message::ApiError).
+//! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it gets
+//! a [`Request`](message::Request) and returns a [`Response`](message::Response) or an [`ApiError`](message::ApiError).
 
 mod api;
 mod connection;

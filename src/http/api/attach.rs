@@ -1,8 +1,8 @@
 //! `GET /pty/{session}/ws`: a WebSocket client attached to a terminal session.
 //!
-//! One loop sends the session's output to the client and the client's input to the terminal. Each direction has its own limit:
-//! a client that reads too slowly is disconnected, and one that sends more input than the program reads is not read from
-//! until the program has caught up.
+//! One loop sends the session's output to the client and the client's input to the terminal. Each direction has its own
+//! limit: a client that reads too slowly is disconnected, and one that sends more input than the program reads is not
+//! read from until the program has caught up.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

@@ -42,7 +42,8 @@ pub(crate) fn check_whole(request: &Request<'_>) -> Result<(), ApiError> {
     }
 }
 
-/// The conditions that the request sets for a file. A condition with an invalid date is ignored (RFC 9110, section 13.1.4).
+/// The conditions that the request sets for a file. A condition with an invalid date is ignored (RFC 9110, section
+/// 13.1.4).
 pub(crate) fn of_file(request: &Request<'_>) -> Condition {
     let any = |list: &[String]| list.iter().any(|element| element == "*");
     let wanted = request.list("If-Match");

@@ -8,7 +8,7 @@ use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
 
 impl Handler for Api {
-    /// Answers one request. A request without the right token learns nothing else about it.
+    /// Answers one request. Without the right token the response is a 401, whatever else is wrong with the request.
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();

@@ -64,8 +64,8 @@ pub(crate) fn send_output(
     }
 }
 
-/// The next item, if one is ready. If the log cannot be read, what is collected is sent, and the log is read again a little
-/// later, by which nothing is lost.
+/// The next item, if one is ready. If the log cannot be read, what is collected is sent, and the log is read again a
+/// little later, by which nothing is lost.
 fn next(follower: &mut Follower, stream: &mut ResponseStream<'_>) -> io::Result<Option<Part>> {
     // The cheap way first: `next_part` makes system calls.
     if let Some(part) = follower.try_part() {
@@ -114,8 +114,8 @@ impl EventFormat {
         Ok(())
     }
 
-    /// Sends a long line while it is read. If the log drops a part of it meanwhile, the line is sent as partial, and a gap
-    /// says how much is missing.
+    /// Sends a long line while it is read. If the log drops a part of it meanwhile, the line is sent as partial, and a
+    /// gap says how much is missing.
     fn long_line(self, stream: &mut ResponseStream<'_>, mut line: LongText, cursor: Cursor) -> io::Result<()> {
         let (mut begun, mut lost) = (false, 0);
         loop {

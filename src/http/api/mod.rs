@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `routes`, `dispatch` | the table of endpoints; from a request to the function that answers it |
-//! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change what a request means |
+//! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; what the program around the API provides |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |

@@ -9,14 +9,14 @@ use crate::model::Target;
 
 use crate::http::api::Api;
 use crate::http::api::events::{self, EventFormat};
-use crate::http::connection::socket::SendDeadline;
+use crate::http::connection::wait::SendDeadline;
 use crate::http::json::{response, text};
 use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
 
 const BYTES: &str = "application/octet-stream";
 
-/// Number of last lines, or size of a log in bytes, up to which the lines are found within milliseconds. Beyond both, the
-/// response begins before the lines are looked for, as only sending can show that the client has disconnected.
+/// Number of last lines, or size of a log in bytes, up to which the lines are found within milliseconds. Beyond both,
+/// the response begins before the lines are looked for, as only sending can show that the client has disconnected.
 const FEW_LINES: u64 = 10_000;
 const SMALL_LOG: u64 = 4 << 20;
 
@@ -56,8 +56,8 @@ pub(crate) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View
     response::in_bursts(Some(SendDeadline::Never), more).map_err(unreadable)
 }
 
-/// Follows the output: from the beginning, from the last lines, or after the last event that the client has seen, up to the
-/// end of the run.
+/// Follows the output: from the beginning, from the last lines, or after the last event that the client has seen, up to
+/// the end of the run.
 pub(crate) fn follow(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Response, ApiError> {
     let tail = tail(request)?.map_or(StartAt::Beginning, StartAt::Tail);
     // With an unknown id everything is sent, so that nothing is lost.

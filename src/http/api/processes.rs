@@ -182,7 +182,7 @@ pub(crate) fn list(api: &Api) -> Result<Response, ApiError> {
 /// Writes the JSON of all processes, a burst at a time.
 struct ProcessList {
     processes: vec::IntoIter<ProcessInfo>,
-    /// A process of which so many bytes have been written.
+    /// A process that is partly written, and how many of its bytes have been written.
     begun: Option<(ProcessInfo, usize)>,
     /// What is written before the next process.
     separator: &'static [u8],

@@ -110,8 +110,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether the endpoint needs no bearer token. A browser cannot send it with a WebSocket, for which a terminal session
-    /// has a token of its own.
+    /// Whether the endpoint needs no bearer token. A browser cannot send it with a WebSocket, for which a terminal
+    /// session has a token of its own.
     pub(crate) fn is_open(&self) -> bool {
         matches!(self, Endpoint::Health | Endpoint::AttachPty(_))
     }

@@ -1,5 +1,5 @@
-//! `POST /processes/run`: starts a command and streams its output and its end in one response. If the client disconnects, the
-//! process is killed.
+//! `POST /processes/run`: starts a command and streams its output and its end in one response. If the client
+//! disconnects, the process is killed.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -22,7 +22,8 @@ use crate::http::json::user::User;
 use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap};
 use crate::http::message::{ApiError, Request, Response};
 
-/// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their value.
+/// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their
+/// value.
 #[derive(Debug, Deserialize)]
 struct RunBody {
     command: JsonString,

@@ -13,8 +13,8 @@ pub trait SystemControl: fmt::Debug + Send + Sync {
     /// What the boot has done so far, for `GET /boot`.
     fn boot(&self) -> BootReport;
 
-    /// Begins the shutdown, for `POST /shutdown`, without waiting for it. `grace` is the time that processes get to end;
-    /// by default the program's own.
+    /// Begins the shutdown, for `POST /shutdown`, without waiting for it. `grace` is the time that processes get to
+    /// end; by default the program's own.
     ///
     /// # Errors
     /// If this program cannot do `action`, with a sentence that says which actions it can do.

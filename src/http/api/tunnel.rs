@@ -1,8 +1,8 @@
 //! `GET /tunnels/tcp`: a WebSocket that carries the bytes of a TCP connection to a port on loopback.
 //!
-//! A WebSocket ends in both directions at once, a TCP connection does not: a closing frame from the client only means that it
-//! has sent everything. So the tunnel reads and writes single frames: tungstenite's WebSocket would send none after a closing
-//! frame. Each direction holds one piece at a time, and reads the next one when that is written.
+//! A WebSocket ends in both directions at once, a TCP connection does not: a closing frame from the client only means
+//! that it has sent everything. So the tunnel reads and writes single frames: tungstenite's WebSocket would send none
+//! after a closing frame. Each direction holds one piece at a time, and reads the next one when that is written.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -23,13 +23,15 @@ use crate::http::ws::{
     Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame,
 };
 
-/// The API's default port (docs/api.md, Tunnels). If the daemon listens on another one, a proxy may listen there for it.
+/// The API's default port (docs/api.md, Tunnels). If the daemon listens on another one, a proxy may listen there for
+/// it.
 const API_PORT: u16 = 9501;
 
 /// Maximum number of bytes of a frame to the client.
 const PIECE: usize = 128 << 10;
 
-/// How long a service may take to accept the connection. The kernel accepts at once, unless the service's queue is full.
+/// How long a service may take to accept the connection. The kernel accepts at once, unless the service's queue is
+/// full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens a tunnel. The connection to the service is made first: if nothing listens there, the response is a 502.
@@ -60,7 +62,8 @@ fn connect(port: u16) -> Result<TcpStream, ApiError> {
         TcpStream::connect_timeout(&v6, CONNECT_TIMEOUT).map_err(|_| error)
     });
     let ready = connected.and_then(|stream| {
-        // If nothing listens on the port, the kernel may connect from that very port, and so connect the socket to itself.
+        // If nothing listens on the port, the kernel may connect from that very port, and so connect the socket to
+        // itself.
         if stream.local_addr()? == stream.peer_addr()? {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
@@ -167,8 +170,8 @@ impl<'c> Tunnel<'c> {
         }
     }
 
-    /// Reads from the client and writes to the service, for a limited number of frames: a client that sends without a pause
-    /// must not hold up the other direction.
+    /// Reads from the client and writes to the service, for a limited number of frames: a client that sends without a
+    /// pause must not hold up the other direction.
     fn receive(&mut self) -> Result<(), Closure> {
         self.has_unread = false;
         for _ in 0..FRAMES_PER_TURN {
@@ -253,8 +256,8 @@ impl<'c> Tunnel<'c> {
     fn wait(&mut self) -> Result<(), Closure> {
         let blocked = !self.to_service.rest().is_empty();
         let mut client = match (&self.closed, blocked) {
-            // The client waits for the rest, and may have closed its sending direction. `poll(2)` always reports it if the
-            // client closes both.
+            // The client waits for the rest, and may have closed its sending direction. `poll(2)` always reports it if
+            // the client closes both.
             (Some(_), _) => Events::NONE,
             (None, true) => Events::NONE,
             (None, false) => Events::READ,
@@ -277,8 +280,8 @@ impl<'c> Tunnel<'c> {
             return Err(Closure::Disconnected);
         }
         if !self.flushed && service.any(Events::GONE) && !service.any(Events::READ.and(Events::WRITE)) {
-            // The connection to the service has failed while the client takes nothing. The error stays reported, so another
-            // `poll` of both would return at once, again and again.
+            // The connection to the service has failed while the client takes nothing. The error stays reported, so
+            // another `poll` of both would return at once, again and again.
             return self.wait_for_client();
         }
         Ok(())

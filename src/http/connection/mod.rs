@@ -5,3 +5,4 @@
 pub(crate) mod memory;
 pub(crate) mod socket;
 pub(crate) mod table;
+pub(crate) mod wait;

@@ -11,50 +11,16 @@ use tl_os::tcp;
 
 use crate::http::connection::memory::{MemoryGrant, MemoryPool};
 use crate::http::connection::table::{ConnectionGuard, Phase};
+use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.
 const FIRST_BUFFER: usize = 4 << 10;
 
-/// How long to wait for a client that does not take what is sent to it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum SendDeadline {
-    /// At most this long without progress. The connection may be evicted meanwhile.
-    Stalled(Duration),
-    /// Until this time, whatever the progress. The connection may be evicted meanwhile.
-    At(Instant),
-    /// Forever, even if the client has closed its sending direction: for data that has an end.
-    Never,
-    /// Until the client disconnects. A client that has closed its sending direction counts as disconnected.
-    Disconnect,
-}
-
-/// What ended a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wakeup {
-    /// The waker was woken, and has been cleared.
-    Waker,
-    /// The deadline has passed.
-    Deadline,
-    /// The client has disconnected.
-    Disconnected,
-}
-
-/// State of the client's end of the connection, as far as the kernel knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PeerState {
-    /// The client sends and receives.
-    Connected,
-    /// The client sends no more, and may or may not receive.
-    HalfClosed,
-    /// The client neither sends nor receives.
-    Closed,
-}
-
 /// The connection to a client, as a handler gets it after an [upgrade](crate::http::message::Response::upgrade).
 ///
-/// Reading and writing never block: both return [`ErrorKind::WouldBlock`] when nothing can be read or written. Wait with
-/// [`Socket::wait_readable`] and [`Socket::wait_writable`], or `poll(2)` the descriptor together with others; call `read`
-/// before you poll, as some bytes may already be in the buffer.
+/// Reading and writing never block: both return [`ErrorKind::WouldBlock`] when nothing can be read or written. Wait
+/// with [`Socket::wait_readable`] and [`Socket::wait_writable`], or `poll(2)` the descriptor together with others; call
+/// `read` before you poll, as some bytes may already be in the buffer.
 #[derive(Debug)]
 pub struct Socket {
     guard: ConnectionGuard,
@@ -315,9 +281,9 @@ impl Socket {
     /// Ends a connection whose client may still be sending: closes the sending direction, then reads and drops up to
     /// `bytes` bytes until nothing arrives for `time`.
     ///
-    /// If the socket were closed at once, the kernel would answer unread bytes with a reset, which discards the response
-    /// before the client has read it (RFC 9112, section 9.6). A client that acknowledges slowly gets more time, until it
-    /// has acknowledged nothing for `stall_timeout`.
+    /// If the socket were closed at once, the kernel would answer unread bytes with a reset, which discards the
+    /// response before the client has read it (RFC 9112, section 9.6). A client that acknowledges slowly gets more
+    /// time, until it has acknowledged nothing for `stall_timeout`.
     pub(crate) fn linger(&mut self, time: Duration, stall_timeout: Duration, mut bytes: usize) {
         if self.shutdown_write().is_err() || !self.enter(Phase::Flushing) {
             return;

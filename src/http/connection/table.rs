@@ -1,8 +1,8 @@
 //! The table of all connections: what each is doing, and which is evicted when the table is full.
 //!
-//! A connection's thread reports its phase with [`ConnectionGuard::enter`]. When the table is full and a client waits in
-//! the kernel's queue, the acceptor evicts a connection that executes no request. Both change the phase by compare-and-swap,
-//! so a request that has begun is never cut off.
+//! A connection's thread reports its phase with [`ConnectionGuard::enter`]. When the table is full and a client waits
+//! in the kernel's queue, the acceptor evicts a connection that executes no request. Both change the phase by
+//! compare-and-swap, so a request that has begun is never cut off.
 
 use std::collections::HashMap;
 use std::io;
@@ -145,8 +145,8 @@ impl ConnectionTable {
         self.client_waiting.store(waiting, SeqCst);
     }
 
-    /// Evicts one connection: the one that has been idle longest, else the one that has been sending its request, or has
-    /// not been taking its response, for longest.
+    /// Evicts one connection: the one that has been idle longest, else the one that has been sending its request, or
+    /// has not been taking its response, for longest.
     pub(crate) fn evict_one(&self) -> Eviction {
         let connections = self.lock();
         let mut idle = in_phase(&connections, &[Phase::Idle]);
@@ -183,8 +183,8 @@ impl ConnectionTable {
         }
     }
 
-    /// Waits until the table is empty and returns true. Returns false if no client has taken a byte for `stall_timeout`,
-    /// or after `timeout` in any case.
+    /// Waits until the table is empty and returns true. Returns false if no client has taken a byte for
+    /// `stall_timeout`, or after `timeout` in any case.
     pub(crate) fn await_empty(&self, stall_timeout: Duration, timeout: Duration) -> bool {
         let begun = Instant::now();
         loop {

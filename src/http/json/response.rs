@@ -4,7 +4,7 @@ use std::io;
 
 use serde::Serialize;
 
-use crate::http::connection::socket::SendDeadline;
+use crate::http::connection::wait::SendDeadline;
 use crate::http::json;
 use crate::http::message::{ApiError, BURST, Response, ResponseStream};
 
@@ -29,8 +29,8 @@ pub(crate) fn of(status: u16, value: impl Serialize + 'static) -> Response {
     Response::stream(status, JSON, Some(length), write).deadline(None)
 }
 
-/// JSON of any length that `more` appends a burst at a time, until it returns true. A single burst is sent with its length
-/// and in one write.
+/// JSON of any length that `more` appends a burst at a time, until it returns true. A single burst is sent with its
+/// length and in one write.
 ///
 /// # Errors
 /// The error of `more` for the first burst, before anything is sent.

@@ -1,5 +1,5 @@
-//! A JSON string that is written piece by piece, so that no buffer holds a long one as a whole. An escape can make six bytes
-//! of one.
+//! A JSON string that is written piece by piece, so that no buffer holds a long one as a whole. An escape can make six
+//! bytes of one.
 
 use std::io;
 
@@ -33,7 +33,8 @@ pub(crate) fn begin(out: &mut Vec<u8>) {
 
 /// Appends a piece of the string.
 pub(crate) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
-    // serde_json adds quotes: the opening one replaces the last byte, which is then restored, and the closing one is removed.
+    // serde_json adds quotes: the opening one replaces the last byte, which is then restored, and the closing one is
+    // removed.
     let before = out.pop();
     let at = out.len();
     serde_json::to_writer(&mut *out, text)?;

@@ -42,8 +42,8 @@ impl<'de> JsonValue<'de> for User {
 
 deserialize! { [] User; }
 
-/// Parses any form of `user` that does not come from a body, for example from an option: a name, a UID, `uid:gid`, or a JSON
-/// object.
+/// Parses any form of `user` that does not come from a body, for example from an option: a name, a UID, `uid:gid`, or a
+/// JSON object.
 ///
 /// ```
 /// use tl_supervisor::UserSpec;
@@ -88,7 +88,7 @@ mod tests {
 
     fn user(json: &str) -> Result<Option<UserSpec>, String> {
         let body = parse::<Body>(format!("{{\"user\":{json}}}").as_bytes());
-        body.map(|body| body.user.map(|user| user.0)).map_err(|problem| problem.to_string())
+        body.map(|body| body.user.map(|user| user.0)).map_err(|error| error.to_string())
     }
 
     #[test]

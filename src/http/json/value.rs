@@ -1,5 +1,5 @@
-//! Types of JSON values in request bodies. Each type says in plain words what it expects: serde's own words are those of
-//! Rust.
+//! Types of JSON values in request bodies. Each type says in plain words what it expects: serde's own words are those
+//! of Rust.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -204,7 +204,8 @@ impl<const MIN: u64, const MAX: u64> JsonValue<'_> for Integer<MIN, MAX> {
     }
 }
 
-/// A signal number. Whether the signal exists is checked later, as its error has a code of its own (docs/api.md, Errors).
+/// A signal number. Whether the signal exists is checked later, as its error has a code of its own (docs/api.md,
+/// Errors).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SignalNumber(pub(crate) i64);
 

@@ -3,7 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use crate::http::connection::socket::{SendDeadline, Socket};
+use crate::http::connection::socket::Socket;
+use crate::http::connection::wait::SendDeadline;
 use crate::http::message::chunked::Decoder;
 use crate::http::message::error::ApiError;
 use crate::http::message::request_head::{BodyFraming, RequestHead};
@@ -68,8 +69,8 @@ impl Body {
     /// Reads some bytes. Returns 0 at the end of the body, or if `out` is empty.
     ///
     /// # Errors
-    /// 408 if nothing arrives for the idle timeout; 400 if the body ends early or a chunk is malformed; or the client has
-    /// disconnected.
+    /// 408 if nothing arrives for the idle timeout; 400 if the body ends early or a chunk is malformed;
+    /// [`ApiError::disconnected`].
     pub(crate) fn read(&mut self, socket: &mut Socket, out: &mut [u8]) -> Result<usize, ApiError> {
         if self.is_done() || out.is_empty() {
             return Ok(0);
@@ -111,8 +112,8 @@ impl Body {
         Ok(())
     }
 
-    /// Drops the unread bytes of the body if they are few and all have arrived. Returns whether the connection can be used
-    /// for another request.
+    /// Drops the unread bytes of the body if they are few and all have arrived. Returns whether the connection can be
+    /// used for another request.
     pub(crate) fn discard_received(&mut self, socket: &mut Socket) -> bool {
         if self.is_done() {
             return true;

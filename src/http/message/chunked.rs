@@ -1,5 +1,5 @@
-//! Decodes a chunked body (RFC 9112, section 7.1) with constant memory. Bare line feeds are refused: another reader might
-//! not take them for the end of a line.
+//! Decodes a chunked body (RFC 9112, section 7.1) with constant memory. Bare line feeds are refused: another reader
+//! might not take them for the end of a line.
 
 use crate::http::connection::socket::copy;
 
@@ -119,8 +119,8 @@ fn step(state: State, byte: u8) -> Result<State, &'static str> {
 mod tests {
     use super::*;
 
-    /// Decodes `body`, given in pieces of `piece` bytes. Returns the decoded bytes, how many were taken, and whether the
-    /// decoder is done.
+    /// Decodes `body`, given in pieces of `piece` bytes. Returns the decoded bytes, how many were taken, and whether
+    /// the decoder is done.
     fn decode(body: &[u8], piece: usize) -> Result<(Vec<u8>, usize, bool), &'static str> {
         let (mut decoder, mut text, mut taken) = (Decoder::new(), Vec::new(), 0);
         for part in body.chunks(piece) {

@@ -1,8 +1,8 @@
 //! A request on its way in and a response on its way out.
 //!
-//! A [`Handler`](crate::http::server::Handler) gets a [`Request`] and returns a [`Response`] or an [`ApiError`]. A response
-//! is bytes, or a [stream](Response::stream) that is written piece by piece, or an [upgrade](Response::upgrade) to another
-//! protocol, which gets the [`Socket`].
+//! A [`Handler`](crate::http::server::Handler) gets a [`Request`] and returns a [`Response`] or an [`ApiError`]. A
+//! response is bytes, or a [stream](Response::stream) that is written piece by piece, or an
+//! [upgrade](Response::upgrade) to another protocol, which gets the [`Socket`].
 
 mod body;
 mod chunked;

@@ -1,7 +1,7 @@
 //! The header `Range` of a request (RFC 9110, section 14.2): one range of bytes.
 //!
-//! Several ranges, other units and malformed values are ignored, as a server may and must: the response is then the whole
-//! content.
+//! Several ranges, other units and malformed values are ignored, as a server may and must: the response is then the
+//! whole content.
 
 use std::ops;
 

@@ -13,8 +13,9 @@ use tl_os::allocator;
 use tl_os::poll::Waker;
 
 use crate::http::connection::memory::MemoryGrant;
-use crate::http::connection::socket::{Socket, Wakeup};
+use crate::http::connection::socket::Socket;
 use crate::http::connection::table::Phase;
+use crate::http::connection::wait::Wakeup;
 use crate::http::message::body::Body;
 use crate::http::message::error::ApiError;
 use crate::http::message::request_head::RequestHead;
@@ -171,8 +172,8 @@ impl<'c> Request<'c> {
     /// Reads some of the body into `out`. Returns 0 at its end.
     ///
     /// # Errors
-    /// Return it from the handler: 408 if nothing arrives for the idle timeout, 400 if the body is malformed or ends early,
-    /// or the client has disconnected.
+    /// Return it from the handler: 408 if nothing arrives for the idle timeout, 400 if the body is malformed or ends
+    /// early, or the client has disconnected.
     pub fn read_body(&mut self, out: &mut [u8]) -> Result<usize, ApiError> {
         self.body.read(self.socket, out)
     }
@@ -180,8 +181,8 @@ impl<'c> Request<'c> {
     /// Reads the whole body, which is held in memory.
     ///
     /// # Errors
-    /// Return it from the handler: 413 if the body is longer than the limit, 503 if all connections together hold too much,
-    /// or an error of [`Request::read_body`].
+    /// Return it from the handler: 413 if the body is longer than the limit, 503 if all connections together hold too
+    /// much, or an error of [`Request::read_body`].
     pub fn whole_body(&mut self) -> Result<BodyBytes, ApiError> {
         let announced = self.body.remaining().map(|left| usize::try_from(left).unwrap_or(usize::MAX));
         if announced.is_some_and(|length| length > self.max_body) {
@@ -237,7 +238,7 @@ impl<'c> Request<'c> {
         }
         let max = self.socket.max_long_requests();
         Err(ApiError::unavailable(format!(
-            "the machine is out of resources: {max} connections execute long requests, which is the limit; close one first"
+            "the machine is out of resources: {max} connections execute long requests, which is the limit; end one first"
         )))
     }
 
@@ -248,8 +249,8 @@ impl<'c> Request<'c> {
     pub(crate) fn require_own_thread(&self) -> Result<(), ApiError> {
         if self.is_on_reserve {
             return Err(ApiError::unavailable(
-                "the machine is out of resources: no thread can be started for this connection, so only short requests are \
-                 served",
+                "the machine is out of resources: no thread can be started for this connection, so only short requests \
+                 are served",
             ));
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The head of a request, and how its body is framed.
 //!
-//! Strict where two readers could disagree about where a request ends (RFC 9112, sections 6.3 and 11.2). Lenient elsewhere:
-//! any `Host`, absolute targets and blank lines before a request are accepted.
+//! Strict where two readers could disagree about where a request ends (RFC 9112, sections 6.3 and 11.2). Lenient
+//! elsewhere: any `Host`, absolute targets and blank lines before a request are accepted.
 
 use std::borrow::Cow;
 
@@ -118,8 +118,8 @@ impl RequestHead {
         self.headers.iter().filter(move |(header, _)| header.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
     }
 
-    /// Whether `token` is an element of the comma-separated list that the headers with this name make. Parameters after a
-    /// `;` are ignored.
+    /// Whether `token` is an element of the comma-separated list that the headers with this name make. Parameters after
+    /// a `;` are ignored.
     pub(crate) fn lists(&self, name: &str, token: &str) -> bool {
         self.all(name).any(|value| {
             value.split(|byte| *byte == b',').any(|element| {
@@ -129,8 +129,8 @@ impl RequestHead {
         })
     }
 
-    /// The elements of the comma-separated list that all headers with this name make together (RFC 9110, section 5.6.1).
-    /// None if there is no such header.
+    /// The elements of the comma-separated list that all headers with this name make together (RFC 9110, section
+    /// 5.6.1). None if there is no such header.
     pub(crate) fn list(&self, name: &str) -> Option<Vec<String>> {
         let mut values = self.all(name).peekable();
         values.peek()?;

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
-use crate::http::connection::socket::{SendDeadline, Socket};
+use crate::http::connection::socket::Socket;
+use crate::http::connection::wait::SendDeadline;
 use crate::http::message::response_head::ResponseHead;
 use crate::http::message::stream::ResponseStream;
 
@@ -17,8 +18,8 @@ pub(crate) type ServeUpgrade = Box<dyn FnOnce(&mut Socket)>;
 
 /// A response: status, headers and a body.
 ///
-/// The server sets `Date`, `Server`, `Content-Length`, `Transfer-Encoding` and `Connection` itself. It leaves the body out
-/// of the response to a HEAD request.
+/// The server sets `Date`, `Server`, `Content-Length`, `Transfer-Encoding` and `Connection` itself. It leaves the body
+/// out of the response to a HEAD request.
 ///
 /// ```
 /// use tl_supervisor::http::message::Response;

@@ -1,8 +1,8 @@
 //! Prints the head of a response.
 //!
-//! tiny_http prints status line, date, length and headers into a buffer, never into the socket, and never sees a body: it
-//! would collect a body of unknown length for an HTTP/1.0 client. It drops `Connection`, and does not know every framing,
-//! so these are added to what it has printed.
+//! tiny_http prints status line, date, length and headers into a buffer, never into the socket, and never sees a body:
+//! it would collect a body of unknown length for an HTTP/1.0 client. It drops `Connection`, and does not know every
+//! framing, so these are added to what it has printed.
 
 use std::borrow::Cow;
 use std::io::{self, Write};

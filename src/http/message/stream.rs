@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tl_os::poll::Waker;
 
-use crate::http::connection::socket::{PeerState, SendDeadline, Socket, Wakeup};
+use crate::http::connection::socket::Socket;
+use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 use crate::http::message::response_head::Framing;
 
 /// Bytes that are collected for one write to the socket.
@@ -20,8 +21,8 @@ const SIZE_LINE: usize = 10;
 
 /// The body of a response while it is written.
 ///
-/// What is [written](Write) is collected, and sent when 64 KiB are there, or by [`ResponseStream::flush`]. Each sending is
-/// one chunk, and one system call if the client keeps up.
+/// What is [written](Write) is collected, and sent when 64 KiB are there, or by [`ResponseStream::flush`]. Each sending
+/// is one chunk, and one system call if the client keeps up.
 #[derive(Debug)]
 pub struct ResponseStream<'c> {
     socket: &'c mut Socket,

@@ -36,8 +36,8 @@ const TRIM_DELAY: Duration = Duration::from_secs(2);
 /// Minimum time between two warnings about refused connections.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A listening socket. The sockets accepted from it inherit TCP_NODELAY (a response is one write, which must not wait for
-/// an acknowledgement) and SO_KEEPALIVE (so that a follower whose machine has vanished ends one day).
+/// A listening socket. The sockets accepted from it inherit TCP_NODELAY (a response is one write, which must not wait
+/// for an acknowledgement) and SO_KEEPALIVE (so that a follower whose machine has vanished ends one day).
 pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -233,8 +233,8 @@ impl Acceptor {
         }
     }
 
-    /// There is no descriptor or memory left to accept a connection: refuses the first client in the queue, and evicts a
-    /// connection.
+    /// There is no descriptor or memory left to accept a connection: refuses the first client in the queue, and evicts
+    /// a connection.
     fn refuse_one(&mut self, error: &io::Error) {
         self.spare = None;
         let accepted = self.listener.accept().map(|(stream, _)| send_refusal(&stream, &refusal(&self.options, error)));

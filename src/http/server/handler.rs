@@ -5,8 +5,8 @@ use crate::http::message::{ApiError, Request, Response};
 /// Answers requests, on many threads at once.
 ///
 /// Every `Fn(&mut Request<'_>) -> Result<Response, ApiError>` is a handler, and so is the process API,
-/// [`Api`](crate::http::Api). A program that serves routes of its own beside another handler answers those that it knows and
-/// passes on the others:
+/// [`Api`](crate::http::Api). A program that serves routes of its own beside another handler answers those that it
+/// knows and passes on the others:
 ///
 /// ```
 /// use tl_supervisor::http::message::{ApiError, Request, Response};

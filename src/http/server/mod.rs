@@ -1,10 +1,10 @@
 //! A small HTTP/1.1 server: it accepts connections, reads requests and gives them to a [`Handler`].
 //!
-//! Each connection has a thread, up to a limit. A thread waits for one thing at a time, with a deadline: there is neither
-//! a pool that streams could exhaust nor an event loop. The server knows nothing of what its handler does.
+//! Each connection has a thread, up to a limit. A thread waits for one thing at a time, with a deadline: there is
+//! neither a pool that streams could exhaust nor an event loop. The server knows nothing of what its handler does.
 //!
-//! tiny_http's own server is not used: one request with a huge `Content-Length` aborts it, and it has neither limits nor
-//! deadlines.
+//! tiny_http's own server is not used: one request with a huge `Content-Length` aborts it, and it has neither limits
+//! nor deadlines.
 //!
 //! ```
 //! use std::io::{Read, Write};

@@ -43,8 +43,8 @@ impl Options {
         Options::default()
     }
 
-    /// Maximum number of connections (1024), each of which has a thread. When it is reached, further clients wait in the
-    /// kernel's queue, and an idle connection is evicted for each.
+    /// Maximum number of connections (1024), each of which has a thread. When it is reached, further clients wait in
+    /// the kernel's queue, and an idle connection is evicted for each.
     pub fn max_connections(self, max_connections: usize) -> Options {
         Options { max_connections, ..self }
     }
@@ -65,8 +65,8 @@ impl Options {
         Options { head_timeout: timeout.min(MAX_TIMEOUT), ..self }
     }
 
-    /// Time between two requests, between two pieces of a body, and between two pieces of a response that the client takes
-    /// (75 s); at most a day.
+    /// Time between two requests, between two pieces of a body, and between two pieces of a response that the client
+    /// takes (75 s); at most a day.
     pub fn idle_timeout(self, timeout: Duration) -> Options {
         Options { idle_timeout: timeout.min(MAX_TIMEOUT), ..self }
     }

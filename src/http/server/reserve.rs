@@ -1,9 +1,9 @@
 //! Reserve threads: they serve connections while no thread can be started for one.
 //!
-//! A fork bomb, or anything else that takes the last PID or the last memory for a stack, must not keep out the requests that
-//! can end it. So a few threads are started with the server, and get the connections for which the acceptor cannot start a
-//! thread. They answer one short request on each connection, refuse all others with 503, and wait for no client: its request
-//! must have arrived already.
+//! A fork bomb, or anything else that takes the last PID or the last memory for a stack, must not keep out the requests
+//! that can end it. So a few threads are started with the server, and get the connections for which the acceptor cannot
+//! start a thread. They answer one short request on each connection, refuse all others with 503, and wait for no
+//! client: its request must have arrived already.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -84,8 +84,8 @@ impl Drop for Reserve {
 }
 
 impl Queue {
-    /// Waits for a connection and takes the newest, whose client is the least likely to have given up. None once the server
-    /// has stopped.
+    /// Waits for a connection and takes the newest, whose client is the least likely to have given up. None once the
+    /// server has stopped.
     fn next(&self) -> Option<ConnectionGuard> {
         let is_idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
         let waited = self.changed.wait_while(self.lock(), is_idle);

@@ -61,7 +61,8 @@ pub(crate) fn close_frame(code: CloseCode, reason: &str) -> CloseFrame {
     CloseFrame { code, reason: reason.get(..end).unwrap_or_default().into() }
 }
 
-/// Whether everything was written. If not, tungstenite keeps what the kernel had no room for, and a later flush writes it.
+/// Whether everything was written. If not, tungstenite keeps what the kernel had no room for, and a later flush writes
+/// it.
 pub(crate) fn is_flushed(result: Result<(), Error>) -> Result<bool, Closure> {
     match result {
         Ok(()) => Ok(true),
@@ -75,8 +76,9 @@ pub(crate) fn is_later(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// Waits, after the closing frame was sent, for the client to disconnect or to have taken nothing for `stall_timeout`. If
-/// the socket were closed at once, bytes that the client still sends would make the kernel discard what is on its way.
+/// Waits, after the closing frame was sent, for the client to disconnect or to have taken nothing for `stall_timeout`.
+/// If the socket were closed at once, bytes that the client still sends would make the kernel discard what is on its
+/// way.
 pub(crate) fn linger(socket: &mut Socket, stall_timeout: Duration) {
     socket.linger(CLOSE_TIMEOUT, stall_timeout, MAX_LATE_BYTES);
 }

@@ -1,8 +1,8 @@
 //! WebSockets: the opening handshake (RFC 6455, section 4), single frames, pings, and the closing (section 7).
 //!
-//! Only the thread of the connection writes to its socket. Other threads put what they have for the client where that thread
-//! finds it, and wake it. No extension is negotiated, whatever the client offers. [`Handshake`] is public; messages and
-//! frames in between are tungstenite's, or any other implementation's that reads and writes a
+//! Only the thread of the connection writes to its socket. Other threads put what they have for the client where that
+//! thread finds it, and wake it. No extension is negotiated, whatever the client offers. [`Handshake`] is public;
+//! messages and frames in between are tungstenite's, or any other implementation's that reads and writes a
 //! [`Socket`](crate::http::message::Socket).
 
 mod closure;
