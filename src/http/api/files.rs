@@ -27,12 +27,12 @@ const PIECE: usize = 128 << 10;
 /// The path that the request names, and the rights of its user, whom this thread acts as until they are dropped.
 fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), ApiError> {
     let path = request.query_bytes("path");
-    let path = path.ok_or_else(|| ApiError::invalid("the query parameter `path` is missing".to_owned()))?;
-    let asked = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
+    let path = path.ok_or_else(|| ApiError::invalid("the query parameter `path` is missing"))?;
+    let requested = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
     let default = api.handle.default_user();
-    let user = users::resolve(asked.as_ref().unwrap_or(default))?;
+    let user = users::resolve(requested.as_ref().unwrap_or(default))?;
     // Whichever user acts, a relative path is below the home of the default user (docs/api.md, Files).
-    let path = match (path.first(), &asked) {
+    let path = match (path.first(), &requested) {
         (Some(b'/'), _) | (_, None) => FilePath::parse(&path, &user.home)?,
         _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
     };
@@ -89,7 +89,7 @@ struct Part {
     bytes: ops::Range<u64>,
     /// Length of the whole content, in bytes.
     length: u64,
-    /// The request has asked for a range.
+    /// The request asks for a range.
     is_range: bool,
 }
 

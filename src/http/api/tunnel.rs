@@ -52,7 +52,7 @@ pub(crate) fn open(request: &Request<'_>) -> Result<Response, ApiError> {
 fn port(query: Option<&str>) -> Result<u16, ApiError> {
     let digits = query.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
     let port = digits.and_then(|text| text.parse().ok()).filter(|port| *port != 0);
-    port.ok_or_else(|| ApiError::invalid("the query parameter `port` must be a number from 1 to 65535".to_owned()))
+    port.ok_or_else(|| ApiError::invalid("the query parameter `port` must be a number from 1 to 65535"))
 }
 
 fn connect(port: u16) -> Result<TcpStream, ApiError> {
