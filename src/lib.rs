@@ -13,6 +13,7 @@ pub mod logs;
 pub mod model;
 mod oom;
 mod output;
+mod parker;
 pub mod pending;
 pub mod supervisor;
 pub mod terminal;
@@ -21,7 +22,6 @@ mod unit;
 mod users;
 
 pub use error::{Error, SpecError};
-pub use model::terminal_size::TerminalSize;
 pub use model::*;
 pub use supervisor::{Handle, Supervisor};
 pub use terminal::session::SessionInfo;

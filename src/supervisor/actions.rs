@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::launch::{launch, stdio};
 use crate::clock;
 use crate::error::Error;
-use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
+use crate::model::{RunNo, Stream, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::entry::Tree;
@@ -125,11 +125,11 @@ impl Actor {
     }
 
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
-        let gone = || Error::Internal("the unit is gone".to_owned());
+        let gone = || Error::internal("the unit is gone");
         let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
         // Children in the background may hold pipes of processes that have ended: those are taken still.
         let taken = self.parts.descriptors.take(fd_budget::needs(&slot.data.spec));
-        let taken = taken.ok_or_else(|| Error::OutOfResources("processes hold all descriptors they may".to_owned()))?;
+        let taken = taken.ok_or_else(|| Error::out_of_resources("processes hold all descriptors they may"))?;
         let run = slot.unit.run_no();
         let old = std::mem::replace(&mut slot.data.tree, Tree::Gone);
         self.retire((id, run.saturating_sub(1)), old);
@@ -155,7 +155,7 @@ impl Actor {
         };
         self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
         let entry = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.data;
-        entry.stdin_open = entry.spec.stdin == StdinMode::Pipe;
+        entry.stdin_open = entry.spec.stdio.has_stdin_pipe();
         entry.killed = false;
         entry.tree = tree;
         Ok(child.pid)

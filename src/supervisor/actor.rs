@@ -19,7 +19,7 @@ use super::trees::Trees;
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::logs::LogStore;
-use crate::model::{Exit, Pid, ProcessSpec, RunKey, SignalScope, StdinMode, Target, UnitId, UserSpec};
+use crate::model::{Exit, Pid, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId, UserSpec};
 use crate::output::{Message as ToOutput, Notice, Output};
 use crate::pending::ReplySender;
 use crate::supervisor::fd_budget::Share;
@@ -226,9 +226,10 @@ impl Actor {
         }
     }
 
-    fn signal(&mut self, target: &Target, signal: i64, scope: Option<SignalScope>, reply: ReplySender<()>) {
-        match self.to_signal(target, signal) {
-            Ok((id, leader, number)) => {
+    fn signal(&mut self, target: &Target, signal: Signal, scope: Option<SignalScope>, reply: ReplySender<()>) {
+        match self.to_signal(target) {
+            Ok((id, leader)) => {
+                let number = signal.number();
                 let all = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
                 if number == libc::SIGKILL
                     && let Some(slot) = self.parts.fleet.get_mut(id)
@@ -250,12 +251,10 @@ impl Actor {
         }
     }
 
-    fn to_signal(&self, target: &Target, signal: i64) -> Result<(UnitId, Pid, i32), Error> {
-        let number = i32::try_from(signal).ok().filter(|number| (1..=64).contains(number));
-        let number = number.ok_or(Error::InvalidSignal(signal))?;
+    fn to_signal(&self, target: &Target) -> Result<(UnitId, Pid), Error> {
         let (id, slot) = self.slot(target)?;
         let leader = slot.unit.leader().ok_or_else(|| Error::NotRunning(target.clone()))?;
-        Ok((id, leader, number))
+        Ok((id, leader))
     }
 
     fn kill(&mut self, target: &Target, reply: ReplySender<()>) {
@@ -307,7 +306,7 @@ impl Actor {
 
     fn stdin(&mut self, target: &Target) -> Result<Stdin, Error> {
         let (id, slot) = self.slot(target)?;
-        if slot.data.spec.stdin != StdinMode::Pipe {
+        if !slot.data.spec.stdio.has_stdin_pipe() {
             return Err(Error::StdinNotWritable(target.clone()));
         }
         if !slot.data.stdin_open || slot.unit.leader().is_none() {
@@ -320,7 +319,7 @@ impl Actor {
 
     fn close_stdin(&mut self, target: &Target) -> Result<(), Error> {
         let (id, slot) = self.slot(target)?;
-        if slot.data.spec.stdin != StdinMode::Pipe {
+        if !slot.data.spec.stdio.has_stdin_pipe() {
             return Err(Error::StdinNotWritable(target.clone()));
         }
         let run = (id, slot.unit.run_no());

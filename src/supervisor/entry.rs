@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::logs::OutputLog;
-use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
+use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
@@ -62,7 +62,7 @@ pub(super) fn info(id: UnitId, slot: &Slot) -> Option<ProcessInfo> {
         exit_code: exit.and_then(|exit| exit.code()),
         signal: exit.and_then(|exit| exit.signal()),
         oom_killed: exit == Some(crate::model::Exit::OomKilled),
-        stdin_writable: entry.spec.stdin == StdinMode::Pipe && entry.stdin_open && shown.end.is_none(),
+        stdin_writable: entry.spec.stdio.has_stdin_pipe() && entry.stdin_open && shown.end.is_none(),
         command: entry.spec.command.clone(),
         args: entry.spec.args.clone(),
         started_at: shown.started_at,

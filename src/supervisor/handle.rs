@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -10,10 +11,9 @@ use crossbeam_channel::Sender;
 use super::message::{Command, Message};
 use crate::error::Error;
 use crate::logs::{Follower, OutputLog, StartAt, View};
-use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, SignalScope, Target, UnitId, UserSpec};
+use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, Signal, SignalScope, Target, UnitId, UserSpec};
 use crate::output::{Message as ToOutput, OutputSender};
 use crate::pending::{Pending, ReplySender, pending};
-use tl_os::poll::Waker;
 
 /// Asks the supervisor. Cheap to clone; every call is answered in microseconds unless its documentation says otherwise.
 ///
@@ -45,7 +45,7 @@ pub struct Started {
 
 impl Handle {
     pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
-        let (reply, answer) = pending(None);
+        let (reply, answer) = pending();
         self.send(command(reply));
         answer.wait()
     }
@@ -76,8 +76,8 @@ impl Handle {
 
     /// The same without blocking: `waker` is woken when the answer is there. The id is valid at once, so that a caller
     /// that gives up can [`kill`](Handle::kill) it.
-    pub fn begin_start(&self, spec: ProcessSpec, waker: Arc<Waker>) -> (UnitId, Pending<Started>) {
-        let (reply, answer) = pending(Some(waker));
+    pub fn begin_start(&self, spec: ProcessSpec) -> (UnitId, Pending<Started>) {
+        let (reply, answer) = pending();
         let id = self.next_id();
         match spec.check_process() {
             Ok(()) => self.send(Command::Start { id, spec: Box::new(spec), reply }),
@@ -131,13 +131,13 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::InvalidSignal`], [`Error::NotFound`], [`Error::NotRunning`].
-    pub fn signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Result<(), Error> {
+    pub fn signal(&self, target: &Target, signal: Signal, scope: Option<SignalScope>) -> Result<(), Error> {
         self.begin_signal(target, signal, scope).wait()
     }
 
     /// The same without blocking.
-    pub fn begin_signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Pending<()> {
-        let (reply, answer) = pending(None);
+    pub fn begin_signal(&self, target: &Target, signal: Signal, scope: Option<SignalScope>) -> Pending<()> {
+        let (reply, answer) = pending();
         self.send(Command::Signal { target: target.clone(), signal, scope, reply });
         answer
     }
@@ -154,7 +154,7 @@ impl Handle {
 
     /// The same without blocking.
     pub fn begin_kill(&self, target: &Target) -> Pending<()> {
-        let (reply, answer) = pending(None);
+        let (reply, answer) = pending();
         self.send(Command::Kill(target.clone(), reply));
         answer
     }
@@ -183,7 +183,7 @@ impl Handle {
     pub fn write_stdin(&self, target: &Target, bytes: &[u8]) -> Result<(), Error> {
         let mut stdin = self.stdin(target)?;
         for chunk in bytes.chunks(64 * 1024) {
-            stdin.begin_write(chunk.to_vec(), None).wait()?;
+            stdin.begin_write(chunk.to_vec()).wait()?;
         }
         Ok(())
     }
@@ -202,11 +202,9 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::OutOfResources`] without a descriptor for the wait.
     pub fn wait(&self, target: &Target, timeout: Option<Duration>) -> Result<ProcessInfo, Error> {
-        let failed = |error: std::io::Error| Error::from_io("waiting for a process", &error);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let found = self.look_up(target)?;
-        let waker = Arc::new(Waker::new().map_err(failed)?);
-        let end = found.log.wait_end(&waker, deadline).map_err(failed)?;
+        let end = found.log.wait_end(deadline);
         self.after_wait(found.info, end)
     }
 
@@ -222,8 +220,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`]; [`Error::OutOfResources`] without a descriptor for the wait.
     pub fn follow(&self, target: &Target, view: View) -> Result<Follower, Error> {
-        let waker = Waker::new().map_err(|error| Error::from_io("following a process", &error))?;
-        Ok(self.look_up(target)?.log.follow(view, StartAt::Beginning, Arc::new(waker)))
+        Ok(self.look_up(target)?.log.follow(view, StartAt::Beginning, Waker::noop().clone()))
     }
 
     /// Ends everything: SIGTERM to all, SIGKILL after `grace` to what is left; nothing new is started. Blocks until all is
@@ -237,7 +234,7 @@ impl Handle {
 
     /// The same without blocking, for one who has other things to wait for.
     pub fn begin_shutdown(&self, grace: Duration) -> Pending<()> {
-        let (reply, answer) = pending(None);
+        let (reply, answer) = pending();
         self.send(Command::Shutdown(grace, reply));
         answer
     }
@@ -254,8 +251,8 @@ pub struct Stdin {
 impl Stdin {
     /// Hands `bytes` to the pipe, in one piece beside other writers' pieces. Answered once all of them are in it, and
     /// `waker` is woken then. One at a time.
-    pub fn begin_write(&mut self, bytes: Vec<u8>, waker: Option<Arc<Waker>>) -> Pending<()> {
-        let (reply, answer) = pending(waker);
+    pub fn begin_write(&mut self, bytes: Vec<u8>) -> Pending<()> {
+        let (reply, answer) = pending();
         self.output.send(self.run, ToOutput::Write { writer: self.writer, bytes, reply });
         answer
     }

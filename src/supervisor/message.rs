@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::handle::{Counts, Started, Stdin};
 use super::pty::{Found, SessionKey};
 use crate::health::Verdict;
-use crate::model::{ProcessInfo, ProcessSpec, RunKey, SignalScope, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId};
 use crate::output::Notice;
 use crate::pending::ReplySender;
 use crate::terminal::session::SessionInfo;
@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// Without a scope: to the group, 9 to the tree.
     Signal {
         target: Target,
-        signal: i64,
+        signal: Signal,
         scope: Option<SignalScope>,
         reply: ReplySender<()>,
     },

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::task::Waker;
 
 use crossbeam_channel::Sender;
 
@@ -14,7 +15,6 @@ use crate::output::Message as ToOutput;
 use crate::pending::{Pending, pending};
 use crate::terminal::session::SessionInfo;
 use crate::terminal::{Terminal, Viewer};
-use tl_os::poll::Waker;
 use tl_os::random::hex;
 
 /// What it takes to attach to a session.
@@ -28,7 +28,7 @@ pub struct SessionKey {
 
 impl SessionKey {
     fn make() -> Result<SessionKey, Error> {
-        let failed = |error: std::io::Error| Error::Internal(format!("making a token: {error}"));
+        let failed = |error| Error::from_io("making a token", &error);
         Ok(SessionKey { session_id: hex::<16>().map_err(failed)?, token: hex::<32>().map_err(failed)? })
     }
 }
@@ -54,9 +54,8 @@ impl Handle {
     /// # Errors
     /// [`Error::Invalid`] for a spec with modes of its streams, a timeout or a policy, none of which a session has;
     /// [`Error::TooManySessions`], or why it could not be started.
-    pub fn open_pty(&self, mut spec: ProcessSpec) -> Result<SessionKey, Error> {
+    pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
         spec.check_session()?;
-        spec.terminal.get_or_insert_default();
         let key = SessionKey::make()?;
         let (id, for_it) = (self.next_id(), key.clone());
         let open = |reply| Command::OpenPty { id, spec: Box::new(spec), key: for_it, reply };
@@ -88,7 +87,7 @@ impl Handle {
     /// # Errors
     /// [`Error::SessionNotFound`].
     pub fn resize_pty(&self, session_id: &str, window: TerminalSize) -> Result<(), Error> {
-        match resize(&self.look_up_pty(session_id)?.keyboard, window, None).wait() {
+        match resize(&self.look_up_pty(session_id)?.keyboard, window).wait() {
             Err(Error::StdinClosed(_)) => Ok(()),
             result => result,
         }
@@ -107,15 +106,15 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::SessionNotFound`], [`Error::InvalidToken`].
-    pub fn attach(&self, key: &SessionKey, waker: Arc<Waker>) -> Result<Attached, Error> {
+    pub fn attach(&self, key: &SessionKey, waker: impl Into<Waker>) -> Result<Attached, Error> {
         let Found { unit, terminal, keyboard, .. } = self.ask(|reply| Command::Attach(key.clone(), reply))?;
         let viewer = terminal.view(waker);
         Ok(Attached { viewer, keyboard, unit, messages: self.messages.clone() })
     }
 }
 
-fn resize(keyboard: &Stdin, window: TerminalSize, waker: Option<Arc<Waker>>) -> Pending<()> {
-    let (reply, answer) = pending(waker);
+fn resize(keyboard: &Stdin, window: TerminalSize) -> Pending<()> {
+    let (reply, answer) = pending();
     keyboard.output.send(keyboard.run, ToOutput::Resize(window, reply));
     answer
 }
@@ -132,13 +131,13 @@ pub struct Attached {
 
 impl Attached {
     /// Hands `bytes` to the terminal as [`Stdin::begin_write`] does.
-    pub fn begin_type(&mut self, bytes: Vec<u8>, waker: Arc<Waker>) -> Pending<()> {
-        self.keyboard.begin_write(bytes, Some(waker))
+    pub fn begin_type(&mut self, bytes: Vec<u8>) -> Pending<()> {
+        self.keyboard.begin_write(bytes)
     }
 
     /// Sets the size of the window, before anything that is typed after this.
     pub fn resize(&self, window: TerminalSize) {
-        drop(resize(&self.keyboard, window, None));
+        drop(resize(&self.keyboard, window));
     }
 }
 

@@ -27,7 +27,7 @@ impl Actor {
         }
         let now = self.clock.now();
         let life = Life::new(now.mono, self.parts.session_idle);
-        let terminal = Arc::new(Terminal::new(spec.terminal.unwrap_or_default(), &self.backlog));
+        let terminal = Arc::new(Terminal::new(spec.stdio.terminal().unwrap_or_default(), &self.backlog));
         let session_id = key.session_id.clone();
         let pty = Pty { key, terminal, life };
         let mut reply = Some(reply);

@@ -127,10 +127,9 @@ fn a_spec_that_would_be_done_in_part_only_is_refused_before_anything_is_asked() 
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
     let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
-    let on_terminal = || ProcessSpec::command("sh").terminal(crate::model::terminal_size::TerminalSize::default());
+    let on_terminal = || ProcessSpec::command("sh").stdio(crate::model::TerminalSize::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");
-    let waker = Arc::new(tl_os::poll::Waker::new().unwrap());
-    invalid(handle.begin_start(on_terminal().build().unwrap(), waker).1.wait().unwrap_err(), "terminal");
+    invalid(handle.begin_start(on_terminal().build().unwrap()).1.wait().unwrap_err(), "terminal");
     invalid(handle.open_pty(on_terminal().timeout(LONG).build().unwrap()).unwrap_err(), "timeout");
     assert!(inbox.is_empty());
 }

@@ -252,7 +252,7 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
     vec![
         ("start", Event::Start),
         ("spawned", Event::Spawned(7)),
-        ("spawn failed", Event::SpawnFailed(Error::OutOfResources("forks".into()))),
+        ("spawn failed", Event::SpawnFailed(Error::out_of_resources("forks"))),
         ("exec ok", Event::ExecOk),
         ("exec failed", Event::ExecFailed(Error::CommandNotFound("x".into()))),
         ("exited 0", Event::Exited(Exit::Code(0))),

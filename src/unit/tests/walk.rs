@@ -148,7 +148,7 @@ fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Plac
 
 fn forks(place: Place, context: Context) -> Vec<Place> {
     let mut places = Vec::new();
-    for event in [Event::Spawned(PID), Event::SpawnFailed(Error::OutOfResources("forks".into()))] {
+    for event in [Event::Spawned(PID), Event::SpawnFailed(Error::out_of_resources("forks"))] {
         let mut next = place.clone();
         let up = matches!(event, Event::Spawned(_));
         (next.world.child, next.world.exec) = (up, up);
