@@ -207,7 +207,16 @@ impl Error {
 
     /// The error for a system call that failed: [`Error::OutOfResources`], [`Error::PermissionDenied`] or
     /// [`Error::Internal`], by the error number. `doing` names the operation: `starting a process`.
-    pub(crate) fn from_io(doing: &str, error: &io::Error) -> Error {
+    ///
+    /// ```
+    /// use std::io;
+    /// use tl_supervisor::Error;
+    ///
+    /// // EMFILE: no descriptor is left.
+    /// let error = Error::from_io("opening a pipe", &io::Error::from_raw_os_error(24));
+    /// assert!(matches!(error, Error::OutOfResources(_)));
+    /// ```
+    pub fn from_io(doing: &str, error: &io::Error) -> Error {
         let what = format!("{doing}: {error}");
         let failed = match error.raw_os_error() {
             Some(errno) if is_want_of_resources(errno) => Error::out_of_resources(what),

@@ -47,7 +47,7 @@ pub(super) struct Parts {
     pub(super) probes: Probes,
     pub(super) trees: trees::Trees,
     /// See [`Builder::on_main_thread`](super::Builder::on_main_thread).
-    pub(super) on_main_thread: Box<dyn Fn(TraceStop) + Send>,
+    pub(super) on_main_thread: Box<dyn Fn(super::TraceStop) + Send>,
     pub(super) spawner: Spawner,
     pub(super) cgroups: Cgroups,
     pub(super) default_user: UserSpec,
@@ -381,7 +381,7 @@ impl Actor {
     fn let_tracee_go(&self, stop: TraceStop) {
         // Only its parent can: for an orphan that is the main thread, whoever else waits for it.
         if stop.let_go().is_err() {
-            (self.parts.on_main_thread)(stop);
+            (self.parts.on_main_thread)(super::TraceStop(stop));
         }
     }
 

@@ -43,6 +43,13 @@ pub struct Started {
     pub log: Arc<OutputLog>,
 }
 
+impl Started {
+    /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` is over: None.
+    pub fn wait(&self, timeout: Option<Duration>) -> Option<RunEnd> {
+        self.log.wait_end(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
+    }
+}
+
 impl Handle {
     pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = pending();

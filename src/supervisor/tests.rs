@@ -1,14 +1,27 @@
 //! The supervisor's thread by hand: no fork, and nobody's children are reaped.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
+
+use crossbeam_channel::{Receiver, unbounded};
 
 use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree};
+use super::actor::{Actor, Parts};
+use super::builder::probes;
+use super::fd_budget::Share;
+use super::probes::Probes;
 use super::*;
 use crate::error::Error;
-use crate::health::Verdict;
-use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId};
+use crate::health::{Health, Verdict};
+use crate::logs::{LogLimits, LogStore};
+use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId, UserSpec};
+use crate::output::Output;
+use crate::trees::Trees;
+use crate::unit::fleet::{Bounds, Fleet};
+use tl_os::spawn::Spawner;
 use crate::unit::{Event, Unit};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -18,11 +31,11 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         inbox,
         child_pending: Arc::default(),
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
-        logs: LogStore::open(dir, Limits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
+        logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
-        on_main_thread: Box::new(|_| {}),
+        on_main_thread: Box::new(drop),
         spawner: Spawner::new(None).unwrap(),
         cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
@@ -116,7 +129,7 @@ fn a_grace_without_end_is_a_long_one() {
     let dir = tempfile::tempdir().unwrap();
     let (_messages, inbox) = unbounded();
     let (sender, _) = unbounded();
-    let mut actor = actor(dir.path(), inbox, probe_for(sender).unwrap());
+    let mut actor = actor(dir.path(), inbox, probes(sender).unwrap());
     actor.begin_shutdown(Duration::MAX, None, None);
     assert!(actor.shutdown.is_some());
 }
