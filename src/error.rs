@@ -232,7 +232,8 @@ impl Error {
             Some(errno) => io::Error::from_raw_os_error(errno),
             None => io::Error::new(error.kind(), error.to_string()),
         };
-        if let Error::Internal(failure) | Error::OutOfResources(failure) | Error::PermissionDenied(failure) = &mut self {
+        if let Error::Internal(failure) | Error::OutOfResources(failure) | Error::PermissionDenied(failure) = &mut self
+        {
             failure.source = Some(Arc::new(copy));
         }
         self

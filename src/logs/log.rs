@@ -12,8 +12,8 @@ use super::store::{Disk, LogStore};
 use super::{EndWatch, lock};
 use crate::logs::retention::Holding;
 use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
-use crate::parker::Parker;
 use crate::model::{Millis, RunEnd, Stream, UnitId};
+use crate::parker::Parker;
 
 /// One unit's log. Its files go when the last reference goes (retention dropped the unit).
 pub struct OutputLog {

@@ -51,8 +51,8 @@ pub(crate) use self::follower::Part;
 pub use self::log::OutputLog;
 pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{LogLimits, LogStore};
-pub(crate) use self::views::Shown;
 pub use self::views::Lines;
+pub(crate) use self::views::Shown;
 
 /// Which streams of a log one wants to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,7 +66,7 @@ impl Actor {
             }
             Action::Unwatch => self.parts.probes.unwatch(id),
             Action::Drain => self.tell_output(id, ToOutput::Drain),
-            Action::Complain(error) => {
+            Action::ReportLateFailure(error) => {
                 let line = format!("tl-init: {error}\n");
                 let entry = &self.parts.fleet.get(id)?.data;
                 match &entry.pty {

@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, unbounded};
 
-use super::cgroups::Cgroups;
-use super::entry::{Entry, Tree};
 use super::actor::{Actor, Parts};
 use super::builder::probes;
+use super::cgroups::Cgroups;
+use super::entry::{Entry, Tree};
 use super::fd_budget::Share;
 use super::probes::Probes;
 use super::*;
@@ -21,8 +21,8 @@ use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, Un
 use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
-use tl_os::spawn::Spawner;
 use crate::unit::{Event, Unit};
+use tl_os::spawn::Spawner;
 
 const LONG: Duration = Duration::from_secs(60);
 

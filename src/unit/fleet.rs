@@ -1,7 +1,6 @@
-//! All units: who is addressed by what, what is due when, and which ended ones are still remembered.
+//! The fleet: all units, with indexes by PID, name and deadline, and the limits on running and ended ones.
 //!
-//! Pure, like [`Unit`]: it keeps its indexes right around every step of a unit. `T` is what the supervisor keeps
-//! beside each unit.
+//! Pure, like [`Unit`]. It updates its indexes at every step of a unit. `T` is what the supervisor keeps with each unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -10,40 +9,44 @@ use crate::error::Error;
 use crate::model::{Pid, Target, UnitId};
 use crate::unit::{Action, Event, Now, Unit};
 
-/// How many earlier PIDs of one managed process go on addressing it: the first, which its client was given, and the
-/// latest. More would let a process that crashes for days grow us.
+/// Maximum number of PIDs, of its earlier runs, by which a unit can be addressed: the first, which the client was given, and
+/// the latest ones. The limit keeps the memory of a process that crashes for days bounded.
 const OLD_PIDS: usize = 256;
 
-/// How many bytes the specs of ended units may take together, however many may be remembered: each can be as long as a
-/// request may be.
+/// Maximum size of the specs of all ended units together, in bytes. Each spec can be as long as a request.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// The bounds of section 7.
+/// Limits of the fleet (docs/api.md, Limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Units that may be up or backing off at once.
+    /// Maximum number of units that are up or backing off at the same time, sessions aside.
     pub max_running: usize,
-    /// Ended units that are remembered.
+    /// Maximum number of ended units that are remembered, sessions aside.
     pub keep_ended: usize,
-    /// Terminal sessions that may be up; as many ended ones are remembered. They are not among the others.
+    /// Maximum number of terminal sessions that are up at the same time, and of ended ones that are remembered.
     pub max_sessions: usize,
 }
 
-/// A unit and what belongs to it.
+/// A unit of the fleet.
 #[derive(Debug)]
 pub struct Slot<T> {
     /// The unit.
     pub unit: Unit,
-    /// What the supervisor keeps beside it.
+    /// What the supervisor keeps with it.
     pub data: T,
+    /// Size of its spec in bytes.
     weight: usize,
+    /// Its key in [`Fleet::due`].
     deadline: Option<Duration>,
+    /// The PIDs that address it.
     pids: VecDeque<Pid>,
+    /// Its key in [`Ended::units`], if it is down.
     ended: Option<u64>,
+    /// Whether it is a terminal session.
     session: bool,
 }
 
-/// Units that are down, in the order in which they ended, and what they take in bytes.
+/// The units that are down, in the order in which they ended, and the size of their specs in bytes.
 #[derive(Debug, Default)]
 struct Ended {
     units: BTreeMap<u64, UnitId>,
@@ -62,13 +65,12 @@ pub struct Fleet<T> {
     sessions: usize,
     ended_sessions: Ended,
     last_ended: u64,
-    /// Leaders whose reaping is not waited for, with the units that they led. They are processes that run as long as they
-    /// are not reaped.
+    /// Abandoned leaders, with the units that they led. They count as running processes until they are reaped.
     abandoned: HashMap<Pid, UnitId>,
 }
 
 impl<T> Fleet<T> {
-    /// No units yet.
+    /// An empty fleet.
     pub fn new(bounds: Bounds) -> Fleet<T> {
         Fleet {
             bounds,
@@ -84,10 +86,10 @@ impl<T> Fleet<T> {
         }
     }
 
-    /// Lets a unit in, down as yet, under an id that was never given before. `data` is made once it is certain that it
-    /// is let in; `weight` is what that takes in bytes.
+    /// Admits a unit, which is still down, under an id that was never used before. `data` is called only if the unit is
+    /// admitted; `weight` is the size of its spec in bytes.
     ///
-    /// A unit with a terminal is a session: it counts among those, and nobody finds it by its PID.
+    /// A terminal session has limits of its own, and is not found by its PID.
     ///
     /// # Errors
     /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].
@@ -125,16 +127,18 @@ impl<T> Fleet<T> {
         Ok(())
     }
 
-    fn name_is_free(&self, name: &str, but: Option<UnitId>) -> Result<(), Error> {
+    fn name_is_free(&self, name: &str, except: Option<UnitId>) -> Result<(), Error> {
         match self.by_name.get(name) {
-            Some(holder) if Some(*holder) != but && self.get(*holder).is_some_and(|slot| !slot.unit.is_released()) => {
+            Some(holder)
+                if Some(*holder) != except && self.get(*holder).is_some_and(|slot| !slot.unit.is_released()) =>
+            {
                 Err(Error::NameInUse(name.to_owned()))
             }
             _ => Ok(()),
         }
     }
 
-    /// Takes a managed unit's name back for a restart, unless it is another's by now; and there must be room if it is down.
+    /// Claims the name of a managed unit again before a restart, and checks the limit of running units if it is down.
     ///
     /// # Errors
     /// [`Error::NameInUse`] or [`Error::TooManyProcesses`].
@@ -149,7 +153,7 @@ impl<T> Fleet<T> {
         Ok(())
     }
 
-    /// Gives one event to a unit and puts right what the indexes say of it.
+    /// Has a unit process one event, and updates the indexes.
     pub fn step(&mut self, id: UnitId, now: Now, event: Event, out: &mut Vec<Action>) {
         let Some(slot) = self.slots.get_mut(&id) else { return };
         let spawned = match event {
@@ -200,16 +204,16 @@ impl<T> Fleet<T> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// A unit whose deadline has passed at `now`.
+    /// A unit whose deadline has passed.
     pub fn due(&self, now: Now) -> Option<UnitId> {
         self.due.first().filter(|(at, _)| *at <= now.mono).map(|(_, id)| *id)
     }
 
-    /// Takes out the ended unit that is too many, the one that ended first.
+    /// Removes the unit that ended first, if there are more ended units than may be remembered.
     pub fn pop_surplus(&mut self) -> Option<(UnitId, Slot<T>)> {
         let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
         let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
-        // One with a deadline still has its tree to kill.
+        // A unit with a deadline still has to kill its tree.
         let is_done = |id: &&UnitId| {
             self.slots.get(id).is_some_and(|slot| slot.deadline.is_none())
                 && !self.abandoned.values().any(|abandoned| abandoned == *id)
@@ -219,7 +223,7 @@ impl<T> Fleet<T> {
         Some((oldest, self.remove(oldest)?))
     }
 
-    /// Takes a unit out.
+    /// Removes a unit.
     pub fn remove(&mut self, id: UnitId) -> Option<Slot<T>> {
         let slot = self.slots.remove(&id)?;
         for pid in &slot.pids {
@@ -244,7 +248,7 @@ impl<T> Fleet<T> {
         Some(slot)
     }
 
-    /// Whom a request means.
+    /// The unit that a request addresses.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -258,25 +262,24 @@ impl<T> Fleet<T> {
         found.filter(shown).ok_or_else(|| Error::NotFound(target.clone()))
     }
 
-    /// The unit that `pid` is the unreaped leader of.
+    /// The unit whose leader, not reaped yet, is `pid`.
     pub fn led_by(&self, pid: Pid) -> Option<UnitId> {
         let id = *self.by_pid.get(&pid)?;
         (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
     }
 
-    /// The leaders of all units, as far as they have not been reaped.
+    /// The leaders that have not been reaped, of all units.
     pub fn leaders(&self) -> HashSet<Pid> {
         let leaders = self.slots.values().filter_map(|slot| slot.unit.leader());
         leaders.chain(self.abandoned.keys().copied()).collect()
     }
 
-    /// The reaping of this leader is not waited for any longer: its unit counts as ended, and is kept until
-    /// [`Fleet::reaped`].
+    /// Notes that the unit has stopped waiting for the reaping of this leader. The unit is kept until [`Fleet::reaped`].
     pub fn abandon(&mut self, id: UnitId, pid: Pid) {
         self.abandoned.insert(pid, id);
     }
 
-    /// A process has been reaped that leads no unit. The unit that it was an abandoned leader of, if it was one.
+    /// Notes that a process was reaped that leads no unit. Returns the unit whose abandoned leader it was, if any.
     pub fn reaped(&mut self, pid: Pid) -> Option<UnitId> {
         self.abandoned.remove(&pid)
     }
@@ -291,13 +294,13 @@ impl<T> Fleet<T> {
         self.slots.get_mut(&id)
     }
 
-    /// All units, the oldest first.
+    /// All units, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Slot<T>)> {
         self.slots.iter().map(|(id, slot)| (*id, slot))
     }
 
-    /// All units in the order in which they are asked to end with everything else: managed processes, then terminals,
-    /// then the others, and among these the last started first.
+    /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the
+    /// others, each group from the newest to the oldest.
     pub fn in_order_of_end(&self) -> Vec<UnitId> {
         let mut units: Vec<_> = self.iter().rev().collect();
         units.sort_by_key(|(_, slot)| match (slot.unit.managed(), slot.unit.has_terminal()) {
@@ -308,17 +311,17 @@ impl<T> Fleet<T> {
         units.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Units that are up or will be by themselves, sessions aside.
+    /// Number of units that are up or will restart by themselves, sessions aside.
     pub fn running(&self) -> usize {
         self.len() - self.ended.units.len()
     }
 
-    /// Whether nothing is up, sessions included.
+    /// Whether no unit is up, sessions included.
     pub fn is_quiet(&self) -> bool {
         self.running() == 0 && self.sessions == self.ended_sessions.units.len()
     }
 
-    /// Units that are remembered, running ones included, sessions aside.
+    /// Number of units, ended ones included, sessions aside.
     pub fn len(&self) -> usize {
         self.slots.len() - self.sessions
     }

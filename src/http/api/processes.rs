@@ -90,8 +90,8 @@ pub(in crate::http) fn command(
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers)
-            .stdio(Pipes {
+        let mut spec =
+            command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).stdio(Pipes {
                 stdin: self.stdin_mode.unwrap_or_default().0,
                 stdout: self.stdout_mode.unwrap_or_default().0,
                 stderr: self.stderr_mode.unwrap_or_default().0,
@@ -236,8 +236,7 @@ mod tests {
         let right = ProcessSpec::command("sh").args(["-c", "x"]).env("A", "1").env("B", "").working_dir("/tmp");
         let root = UserSpec::Name { name: "root".to_owned(), gid: None };
         let pipes = Pipes { stdin: StdinMode::Pipe, stdout: OutputMode::Discard, stderr: OutputMode::Capture };
-        let right =
-            right.user(root).stdio(pipes).leftovers(Leftovers::Kill).build();
+        let right = right.user(root).stdio(pipes).leftovers(Leftovers::Kill).build();
         assert_eq!(full.unwrap(), right.unwrap());
     }
 
