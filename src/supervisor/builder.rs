@@ -17,6 +17,7 @@ use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
 use super::message::Message;
 use super::probes::{News, Probes};
+use super::resolver::Resolver;
 use super::task_limit;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
@@ -254,6 +255,11 @@ impl Builder {
             move |report| drop(to_self.send(Message::Trees(report))),
             move || drop(died.send(Message::Died("trees"))),
         )?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let resolver = Resolver::start(
+            move |answer| drop(to_self.send(Message::UserResolved(answer))),
+            move || drop(died.send(Message::Died("users"))),
+        )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
         let default_user = Arc::new(self.default_user.clone());
@@ -273,6 +279,7 @@ impl Builder {
                 output,
                 probes,
                 trees,
+                resolver,
                 on_main_thread,
                 spawner,
                 cgroups,
@@ -333,9 +340,8 @@ fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> 
 }
 
 pub(super) fn probes(messages: Sender<Message>) -> io::Result<Probes> {
-    Probes::new(move || {
+    Probes::new(move |news: News| {
         let (to_self, died) = (messages.clone(), messages.clone());
-        let news = News::default();
         Health::start(
             move |verdict| {
                 if news.has(&verdict) {

@@ -12,7 +12,7 @@ use tl_os::wait;
 
 use crate::error::{Error, is_want_of_resources};
 use crate::model::{self, Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
-use crate::users::{self, Identity};
+use crate::users::Identity;
 
 /// The search path of the base environment (section 8).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -138,10 +138,10 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
 }
 
 /// What 0, 1 and 2 of a process with this spec are.
-pub(super) fn stdio(spec: &ProcessSpec) -> Stdio {
+pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     match spec.stdio {
         model::Stdio::Terminal(size) => {
-            Stdio::Terminal { size: Size { rows: size.rows, cols: size.cols }, tty: users::group("tty") }
+            Stdio::Terminal { size: Size { rows: size.rows, cols: size.cols }, tty: tty_group }
         }
         model::Stdio::Inherit => Stdio::Inherit,
         model::Stdio::Pipes(pipes) => Stdio::Pipes {

@@ -11,6 +11,7 @@ mod launch;
 mod message;
 mod probes;
 mod pty;
+mod resolver;
 mod sessions;
 mod shutdown;
 pub(crate) mod task_limit;

@@ -13,6 +13,7 @@ use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree};
 use super::fd_budget::Share;
 use super::probes::Probes;
+use super::resolver::{LookUp, Resolver};
 use super::*;
 use crate::error::Error;
 use crate::health::{Health, Verdict};
@@ -35,6 +36,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
+        resolver: Resolver::start(|_| {}, || {}).unwrap(),
         on_main_thread: Box::new(drop),
         spawner: Spawner::new(None).unwrap(),
         cgroups: Cgroups::none(),
@@ -83,7 +85,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     let (messages, inbox) = unbounded();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
     // The first thread dies of its first verdict.
-    let start = move || {
+    let start = move |_| {
         let first = !died.swap(true, Ordering::SeqCst);
         let (to_self, died) = (doomed.clone(), doomed.clone());
         let report = move |verdict: Verdict| {
@@ -100,10 +102,11 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
         let (id, spec) = (UnitId(n), spec.clone());
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
-        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty };
+        let (user, look_up) = (None, LookUp::Idle);
+        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty, user, look_up };
         actor.parts.fleet.admit(id, Unit::new(managed, None), 0, entry).unwrap();
         // As if forked; its PID is no process of ours.
-        for event in [Event::Start, Event::Spawned(1_000_000 + n as i32)] {
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
         // The third has ended meanwhile.

@@ -2,8 +2,9 @@
 //! out. It does no I/O, reads no clock and never blocks; the supervisor performs the actions.
 //!
 //! A unit is *down*, *up* (its leader has not been reaped, or the output of the run is not drained), *awaiting its tree*
-//! (the next run follows once the processes of the last one are gone), or *backing off* until its next restart. A run goes
-//! through these phases:
+//! (the next run follows once the processes of the last one are gone), *backing off* until its next restart, or *awaiting
+//! its user* (`/etc/passwd` is being read for the next run, which takes as long as the disk takes). A run goes through these
+//! phases:
 //!
 //! ```text
 //!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, or awaiting its tree
@@ -71,6 +72,9 @@ pub struct Now {
 pub enum Event {
     /// The unit was admitted to the fleet: start it.
     Start,
+    /// [`Action::ResolveUser`] has finished. If the user could not be found, the supervisor answers [`Action::Spawn`] with
+    /// [`Event::SpawnFailed`].
+    UserResolved,
     /// [`Action::Spawn`] has forked this child.
     Spawned(Pid),
     /// [`Action::Spawn`] has failed before or at the fork.
@@ -102,6 +106,9 @@ pub enum Event {
 /// What the supervisor has to do for a unit. Actions are performed in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Look up the user of the next run. [`Event::UserResolved`] follows, immediately or later. A unit that was stopped in the
+    /// meantime ignores that event.
+    ResolveUser,
     /// Fork a child. [`Event::Spawned`] or [`Event::SpawnFailed`] follows immediately.
     Spawn,
     /// Send SIGTERM and SIGCONT to every process of the tree.
@@ -138,6 +145,8 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Down,
+    /// [`Action::ResolveUser`] has not finished. The run number is still that of the last run.
+    AwaitingUser,
     /// [`Action::Spawn`] is being performed.
     Forking,
     Up(Run),
@@ -277,6 +286,7 @@ impl Unit {
     pub fn step(&mut self, now: Now, event: Event, actions: Actions) {
         match event {
             Event::Start => self.start(actions),
+            Event::UserResolved => self.spawn(actions),
             Event::Spawned(pid) => self.spawned(now, pid),
             Event::SpawnFailed(error) => {
                 if self.state == State::Forking {
@@ -299,15 +309,24 @@ impl Unit {
 
     fn start(&mut self, actions: Actions) {
         if self.state == State::Down && self.run == 0 {
-            self.spawn(actions);
+            self.begin_run(actions);
         }
     }
 
-    fn spawn(&mut self, actions: Actions) {
-        self.state = State::Forking;
-        self.run += 1;
+    /// The first step of a run: has its user looked up.
+    fn begin_run(&mut self, actions: Actions) {
+        self.state = State::AwaitingUser;
         self.next_restart_at = None;
         self.sweep_at = None;
+        actions.push(Action::ResolveUser);
+    }
+
+    fn spawn(&mut self, actions: Actions) {
+        if self.state != State::AwaitingUser {
+            return;
+        }
+        self.state = State::Forking;
+        self.run += 1;
         let status = match self.health.status {
             HealthStatus::Disabled => HealthStatus::Disabled,
             _ => HealthStatus::Starting,
@@ -322,10 +341,10 @@ impl Unit {
             actions.push(Action::KillTree);
         }
         match &self.state {
-            State::Down | State::Forking => {}
+            State::Down | State::AwaitingUser | State::Forking => {}
             State::BackingOff { until } => {
                 if *until <= now.mono {
-                    self.spawn(actions);
+                    self.begin_run(actions);
                 }
             }
             State::AwaitingTree(_) => self.tick_awaiting(now, actions),
@@ -361,7 +380,7 @@ impl Unit {
     /// When the next [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Duration> {
         let of_state = match &self.state {
-            State::Down | State::Forking => None,
+            State::Down | State::AwaitingUser | State::Forking => None,
             State::BackingOff { until } => Some(*until),
             State::AwaitingTree(wait) => Some(wait.kill_at.unwrap_or(wait.give_up)),
             State::Up(run) => {

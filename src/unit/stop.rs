@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Action, Actions, DISCONNECT, HANG_UP_GRACE, Next, Now, Phase, Run, State, Unit};
+use crate::error::Error;
 
 impl Unit {
     pub(super) fn stop(&mut self, now: Now, actions: Actions) {
@@ -12,7 +13,8 @@ impl Unit {
             // An earlier stop has given the tree a grace, which still lasts.
             State::Down if self.sweep_at.is_some() && !at_once => {}
             State::Down => actions.push(Action::KillTree),
-            State::BackingOff { .. } => {
+            State::AwaitingUser if self.run == 0 => self.cancel_first_start(None, actions),
+            State::AwaitingUser | State::BackingOff { .. } => {
                 actions.push(Action::KillTree);
                 self.go_down(self.last_end(now), actions);
             }
@@ -41,7 +43,8 @@ impl Unit {
                     actions.push(Action::Terminate);
                 }
             },
-            State::BackingOff { .. } => self.stop(now, actions),
+            State::AwaitingUser if self.run == 0 => self.cancel_first_start(Some(Error::ShuttingDown), actions),
+            State::AwaitingUser | State::BackingOff { .. } => self.stop(now, actions),
             State::AwaitingTree(wait) => {
                 wait.kill_at = wait.kill_at.map(|at| at.min(kill_at));
                 self.stop(now, actions);
@@ -77,10 +80,19 @@ impl Unit {
                 }
                 self.await_tree(now, Next::Restart, kill_at);
             }
+            // The run that is about to begin is the new one.
+            State::AwaitingUser => {}
             State::AwaitingTree(wait) => wait.next = Next::Restart,
             State::Forking | State::Up(_) => self.end_run(now, Next::Restart, self.kill_at(now), actions),
         }
         self.released = false;
+    }
+
+    /// Gives up the first run before its fork: the unit is removed.
+    fn cancel_first_start(&mut self, error: Option<Error>, actions: Actions) {
+        self.state = State::Down;
+        actions.extend(error.map(|error| Action::StartFailed(1, error)));
+        actions.push(Action::Forget);
     }
 
     pub(super) fn kill_at(&self, now: Now) -> Duration {

@@ -26,7 +26,7 @@ impl Unit {
         match self.state {
             State::Down => self.sweep_at = None,
             State::AwaitingTree(_) => self.go_on(now, actions),
-            State::Forking | State::Up(_) | State::BackingOff { .. } => {}
+            State::AwaitingUser | State::Forking | State::Up(_) | State::BackingOff { .. } => {}
         }
     }
 
@@ -44,6 +44,11 @@ impl Unit {
     /// How the last run ended. Exit code 127 stands for a run that could not be started.
     pub(super) fn last_end(&self, now: Now) -> RunEnd {
         self.last_exit.unwrap_or(RunEnd { exit: Exit::Code(127), timed_out: false, ended_at: now.wall })
+    }
+
+    /// Whether the unit waits for [`Event::UserResolved`](super::Event::UserResolved).
+    pub fn awaits_user(&self) -> bool {
+        self.state == State::AwaitingUser
     }
 
     /// Whether the unit waits for [`Event::TreeGone`](super::Event::TreeGone).

@@ -7,9 +7,12 @@ use super::*;
 /// State, event, actions and next state: first of a managed unit with a health check, the policy `on_failure` and the default
 /// backoff, then of a plain one with a timeout.
 const TABLE: &str = "
-new                 | start        | spawn                       | forking
+new                 | start        | resolve                     | awaiting user
 new                 | stop         | kill                        | down
 new                 | restart      | reopen kill                 | tree, restart
+awaiting user       | resolved     | spawn                       | forking
+awaiting user       | stop         | forget                      | down
+awaiting user       | shut down    | start-failed forget         | down
 forking             | spawned      |                             | execing
 forking             | spawn failed | start-failed forget         | down
 forking             | stop         |                             | forking
@@ -90,7 +93,7 @@ tree                | stop         | finish                      | down
 tree                | restart      |                             | tree, restart
 tree                | shut down    | finish                      | down
 tree                | tick, due    |                             | backing off
-tree, restart       | tree gone    | spawn                       | forking
+tree, restart       | tree gone    | resolve                     | awaiting user
 tree, restart       | stop         | finish                      | down
 tree, restart       | shut down    | finish                      | down
 tree, restart       | tick, due    | kill                        | tree, restart
@@ -102,7 +105,7 @@ tree, failed        | tick, due    | kill                        | tree, failed
 backing off         | stop         | kill finish                 | down
 backing off         | restart      | kill                        | tree, restart
 backing off         | shut down    | kill finish                 | down
-backing off         | tick, due    | spawn                       | forking
+backing off         | tick, due    | resolve                     | awaiting user
 down                | stop         | kill                        | down
 down                | restart      | reopen kill                 | tree, restart
 down                | shut down    | term                        | down
@@ -110,6 +113,9 @@ down, leftovers     | tree gone    |                             | down
 down, leftovers     | restart      | reopen                      | tree, restart
 down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
+2nd awaiting user   | resolved     | spawn                       | forking
+2nd awaiting user   | stop         | kill finish                 | down
+2nd awaiting user   | shut down    | kill finish                 | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
 2nd forking         | stop         |                             | forking
@@ -129,8 +135,8 @@ down, leftovers     | tick, due    | kill                        | down
 2nd broken, stop    | exited 0     | start-failed finish         | down
 2nd broken, stop    | exited 1     | start-failed finish         | down
 2nd broken, stop    | restart      |                             | broken, restart
-2nd broken, restart | exited 0     | start-failed spawn          | forking
-2nd broken, restart | exited 1     | start-failed spawn          | forking
+2nd broken, restart | exited 0     | start-failed resolve        | awaiting user
+2nd broken, restart | exited 1     | start-failed resolve        | awaiting user
 2nd broken, restart | stop         |                             | broken, stop
 2nd broken, restart | shut down    |                             | broken, stop
 2nd reaped          | exec ok      | started unwatch kill drain  | draining
@@ -138,7 +144,7 @@ down, leftovers     | tick, due    | kill                        | down
 2nd reaped          | stop         | kill                        | reaped, stop
 2nd reaped          | restart      | kill                        | reaped, restart
 2nd reaped          | shut down    | term                        | reaped, stop
-plain new           | start        | spawn                       | forking
+plain new           | start        | resolve                     | awaiting user
 plain new           | stop         | kill                        | down
 plain execing       | exec ok      | started                     | running
 plain execing       | exec failed  |                             | broken
@@ -191,8 +197,14 @@ fn states() -> Vec<(&'static str, Story)> {
         story.after(EXEC_PATIENCE).event(Event::Tick);
         story
     };
-    let forking = |mut story: Story| {
+    let awaiting_user = |mut story: Story| {
         story.unit.step(story.clock(), Event::Start, &mut Vec::new());
+        story
+    };
+    let forking = |mut story: Story| {
+        for event in [Event::Start, Event::UserResolved] {
+            story.unit.step(story.clock(), event, &mut Vec::new());
+        }
         story
     };
     let again = |events: &[Event]| {
@@ -211,6 +223,7 @@ fn states() -> Vec<(&'static str, Story)> {
     };
     vec![
         ("new", checked()),
+        ("awaiting user", awaiting_user(checked())),
         ("forking", forking(checked())),
         ("execing", told(checked(), &start())),
         ("slow", late(checked())),
@@ -220,23 +233,24 @@ fn states() -> Vec<(&'static str, Story)> {
         ("running", told(checked(), &up())),
         ("running, stop", told(checked(), &with(up(), &[Event::Stop]))),
         ("running, restart", told(checked(), &with(up(), &[Event::Restart]))),
-        ("running, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
+        ("running, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
         ("draining", told(checked(), &with(up(), &[exited(1)]))),
         ("draining, stop", told(checked(), &with(up(), &[Event::Stop, exited(1)]))),
         ("draining, restart", told(checked(), &with(up(), &[Event::Restart, exited(1)]))),
-        ("draining, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
+        ("draining, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
         ("tree", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
         ("tree, restart", told(checked(), &with(up(), &[Event::Restart, exited(1), Event::Drained]))),
-        ("tree, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
+        ("tree, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
         ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
         ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
         ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
-        ("2nd forking", again(&[])),
-        ("2nd execing", again(&[Event::Spawned(8)])),
-        ("2nd broken", again(&[Event::Spawned(8), failed()])),
-        ("2nd broken, stop", again(&[Event::Spawned(8), failed(), Event::Stop])),
-        ("2nd broken, restart", again(&[Event::Spawned(8), failed(), Event::Restart])),
-        ("2nd reaped", again(&[Event::Spawned(8), exited(1)])),
+        ("2nd awaiting user", again(&[])),
+        ("2nd forking", again(&[Event::UserResolved])),
+        ("2nd execing", again(&[Event::UserResolved, Event::Spawned(8)])),
+        ("2nd broken", again(&[Event::UserResolved, Event::Spawned(8), failed()])),
+        ("2nd broken, stop", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Stop])),
+        ("2nd broken, restart", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Restart])),
+        ("2nd reaped", again(&[Event::UserResolved, Event::Spawned(8), exited(1)])),
         ("plain new", plain()),
         ("plain execing", told(plain(), &start())),
         ("plain broken", told(plain(), &with(start(), &[failed()]))),
@@ -252,6 +266,7 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
     let run = story.unit.run;
     vec![
         ("start", Event::Start),
+        ("resolved", Event::UserResolved),
         ("spawned", Event::Spawned(7)),
         ("spawn failed", Event::SpawnFailed(Error::out_of_resources("forks"))),
         ("exec ok", Event::ExecOk),
@@ -278,6 +293,7 @@ fn name(unit: &Unit) -> String {
             State::BackingOff { .. } => "backing off".to_owned(),
             State::AwaitingTree(TreeWait { next: Next::Policy, .. }) => "tree".to_owned(),
             State::AwaitingTree(TreeWait { next, .. }) => format!("tree, {}", next_word(next)),
+            State::AwaitingUser => "awaiting user".to_owned(),
             State::Forking => "forking".to_owned(),
             _ => "down".to_owned(),
         };
@@ -309,6 +325,7 @@ fn next_word(next: Next) -> &'static str {
 
 fn words(actions: &[Action]) -> String {
     let word = |action: &Action| match action {
+        Action::ResolveUser => "resolve".to_owned(),
         Action::Terminate => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),

@@ -15,6 +15,8 @@ const NOW: Now = Now { mono: BASE, wall: 0 };
 /// The surroundings of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct World {
+    /// The user of the next run is being looked up.
+    resolving: bool,
     /// There is a child that has not been reaped and was not abandoned.
     child: bool,
     /// The outcome of the exec is still to come.
@@ -52,10 +54,13 @@ fn inputs(node: &Node) -> Vec<Input> {
         return Vec::new();
     }
     let mut events = Vec::new();
-    if unit.run == 0 {
+    if unit.run == 0 && !world.resolving {
         events.push(Event::Start);
     } else {
         events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start, Event::HangUp]);
+    }
+    if world.resolving {
+        events.push(Event::UserResolved);
     }
     if world.child {
         events.extend([Exit::Code(0), Exit::Code(1), Exit::Signal(9)].map(Event::Exited));
@@ -93,6 +98,7 @@ fn follow(node: &Node, input: &Input) -> Vec<Node> {
         }
     };
     match &event {
+        Event::UserResolved => next.world.resolving = false,
         Event::Exited(_) => next.world.child = false,
         Event::ExecOk | Event::ExecFailed(_) => next.world.exec = false,
         Event::Drained => next.world.draining = false,
@@ -110,6 +116,12 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
     for (index, action) in actions.iter().enumerate() {
         let world = &mut node.world;
         match action {
+            Action::ResolveUser => {
+                assert!(!world.child && !world.exec && !world.draining, "two runs at once: {context:?}");
+                assert!(!world.stopped && !world.finished, "a stopped unit starts by itself: {context:?}");
+                assert_eq!(index + 1, actions.len(), "the answer can come in the same step: {context:?}");
+                world.resolving = true;
+            }
             Action::Spawn => {
                 assert!(!world.child && !world.exec && !world.draining, "two children: {context:?}");
                 assert!(!world.stopped, "a stopped unit starts by itself: {context:?}");
@@ -203,6 +215,11 @@ fn check(node: &Node) {
             assert!(!world.child && !world.draining && !world.watched, "{node:?}");
             assert!(unit.run == 0 || world.finished || world.forgotten, "down, and its followers wait: {node:?}");
         }
+        State::AwaitingUser => {
+            assert!(world.resolving, "no event would ever come: {node:?}");
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{node:?}");
+            assert!(!world.finished && !world.stopped && !world.forgotten, "{node:?}");
+        }
         State::Forking => panic!("between steps: {node:?}"),
         State::Up(run) => {
             assert!(!world.finished, "{node:?}");
@@ -229,13 +246,14 @@ fn check(node: &Node) {
 /// In every state, a stop and the end of the child lead to a unit that is down.
 fn check_stop(node: &Node) {
     let mut nodes = vec![node.clone()];
-    let events = [Event::Stop, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
+    let events = [Event::Stop, Event::UserResolved, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
     for event in events {
         let fits = |node: &Node| match event {
+            Event::UserResolved => node.world.resolving,
             Event::ExecOk => node.world.exec,
             Event::Exited(_) => node.world.child,
             Event::Drained => node.world.draining,
-            _ => !node.world.forgotten && node.unit.run > 0,
+            _ => !node.world.forgotten && (node.unit.run > 0 || node.world.resolving),
         };
         nodes = nodes
             .into_iter()
