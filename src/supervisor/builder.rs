@@ -247,18 +247,18 @@ impl Builder {
         let (to_self, died) = (messages.clone(), messages.clone());
         let output = Output::start(
             move |run, notice| drop(to_self.send(Message::Output(run, notice))),
-            move || drop(died.send(Message::Died("output"))),
+            move || drop(died.send(Message::ThreadDied("output"))),
         )?;
         let probes = probes(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let trees = Trees::start(
             move |report| drop(to_self.send(Message::Trees(report))),
-            move || drop(died.send(Message::Died("trees"))),
+            move || drop(died.send(Message::ThreadDied("trees"))),
         )?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let resolver = Resolver::start(
             move |answer| drop(to_self.send(Message::UserResolved(answer))),
-            move || drop(died.send(Message::Died("users"))),
+            move || drop(died.send(Message::ThreadDied("users"))),
         )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
@@ -361,5 +361,5 @@ fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Re
             let _ = messages.send(Message::Child);
         }
     };
-    SignalThread::start(&[libc::SIGCHLD], notice, move || drop(died.send(Message::Died("signals"))))
+    SignalThread::start(&[libc::SIGCHLD], notice, move || drop(died.send(Message::ThreadDied("signals"))))
 }

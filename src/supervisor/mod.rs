@@ -4,19 +4,25 @@ mod actions;
 mod actor;
 mod builder;
 mod cgroups;
-mod entry;
+mod context;
+mod ending;
 pub(crate) mod fd_budget;
 mod handle;
 mod launch;
 mod message;
 mod probes;
 mod pty;
+mod reaping;
+mod replies;
+mod requests;
 mod resolver;
 mod sessions;
 mod shutdown;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
+mod tree_looks;
+mod tree_watch;
 mod trees;
 
 use std::path::PathBuf;
@@ -26,8 +32,9 @@ use std::time::Duration;
 use tl_os::signals::SignalThread;
 
 pub use builder::{Builder, TraceStop};
-pub use handle::{Counts, Handle, Started, Stdin};
-pub use pty::{Attached, SessionKey};
+pub use handle::Handle;
+pub use pty::Attached;
+pub use replies::{Counts, SessionKey, Started, Stdin};
 
 use fd_budget::Budget;
 use message::{Command, Message};

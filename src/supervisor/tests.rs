@@ -10,10 +10,10 @@ use crossbeam_channel::{Receiver, unbounded};
 use super::actor::{Actor, Parts};
 use super::builder::probes;
 use super::cgroups::Cgroups;
-use super::entry::{Entry, Tree};
+use super::context::UnitContext;
 use super::fd_budget::Share;
 use super::probes::Probes;
-use super::resolver::{LookUp, Resolver};
+use super::resolver::Resolver;
 use super::*;
 use crate::error::Error;
 use crate::health::{Health, Verdict};
@@ -101,10 +101,8 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     for n in 1..=3 {
         let (id, spec) = (UnitId(n), spec.clone());
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
-        let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
-        let (user, look_up) = (None, LookUp::Idle);
-        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty, user, look_up };
-        actor.parts.fleet.admit(id, Unit::new(managed, None), 0, entry).unwrap();
+        let context = || UnitContext::new(spec, log);
+        actor.parts.fleet.admit(id, Unit::new(managed, None), 0, context).unwrap();
         // As if forked; its PID is no process of ours.
         for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());

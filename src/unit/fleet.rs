@@ -29,11 +29,11 @@ pub struct Bounds {
 
 /// A unit of the fleet.
 #[derive(Debug)]
-pub struct Slot<T> {
+pub struct Member<T> {
     /// The unit.
     pub unit: Unit,
     /// What the supervisor keeps with it.
-    pub data: T,
+    pub context: T,
     /// Size of its spec in bytes.
     weight: usize,
     /// Its key in [`Fleet::due`].
@@ -57,7 +57,7 @@ struct Ended {
 #[derive(Debug)]
 pub struct Fleet<T> {
     bounds: Bounds,
-    slots: BTreeMap<UnitId, Slot<T>>,
+    members: BTreeMap<UnitId, Member<T>>,
     by_pid: HashMap<Pid, UnitId>,
     by_name: HashMap<String, UnitId>,
     due: BTreeSet<(Duration, UnitId)>,
@@ -74,7 +74,7 @@ impl<T> Fleet<T> {
     pub fn new(bounds: Bounds) -> Fleet<T> {
         Fleet {
             bounds,
-            slots: BTreeMap::new(),
+            members: BTreeMap::new(),
             by_pid: HashMap::new(),
             by_name: HashMap::new(),
             due: BTreeSet::new(),
@@ -86,38 +86,44 @@ impl<T> Fleet<T> {
         }
     }
 
-    /// Admits a unit, which is still down, under an id that was never used before. `data` is called only if the unit is
+    /// Admits a unit, which is still down, under an id that was never used before. `context` is called only if the unit is
     /// admitted; `weight` is the size of its spec in bytes.
     ///
     /// A terminal session has limits of its own, and is not found by its PID.
     ///
     /// # Errors
     /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].
-    pub fn admit(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+    pub fn admit(&mut self, id: UnitId, unit: Unit, weight: usize, context: impl FnOnce() -> T) -> Result<(), Error> {
         if unit.has_terminal() {
-            return self.admit_session(id, unit, weight, data);
+            return self.admit_session(id, unit, weight, context);
         }
         self.has_room()?;
         if let Some(name) = unit.managed().and_then(|managed| managed.name.clone()) {
             self.name_is_free(&name, None)?;
             self.by_name.insert(name, id);
         }
-        self.insert(id, unit, weight, data(), false);
+        self.insert(id, unit, weight, context(), false);
         Ok(())
     }
 
-    fn admit_session(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+    fn admit_session(
+        &mut self,
+        id: UnitId,
+        unit: Unit,
+        weight: usize,
+        context: impl FnOnce() -> T,
+    ) -> Result<(), Error> {
         if self.sessions - self.ended_sessions.units.len() >= self.bounds.max_sessions {
             return Err(Error::TooManySessions(self.bounds.max_sessions));
         }
         self.sessions += 1;
-        self.insert(id, unit, weight, data(), true);
+        self.insert(id, unit, weight, context(), true);
         Ok(())
     }
 
-    fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, data: T, session: bool) {
-        let slot = Slot { unit, data, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
-        self.slots.insert(id, slot);
+    fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, context: T, session: bool) {
+        let member = Member { unit, context, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
+        self.members.insert(id, member);
     }
 
     fn has_room(&self) -> Result<(), Error> {
@@ -130,7 +136,7 @@ impl<T> Fleet<T> {
     fn name_is_free(&self, name: &str, except: Option<UnitId>) -> Result<(), Error> {
         match self.by_name.get(name) {
             Some(holder)
-                if Some(*holder) != except && self.get(*holder).is_some_and(|slot| !slot.unit.is_released()) =>
+                if Some(*holder) != except && self.get(*holder).is_some_and(|member| !member.unit.is_released()) =>
             {
                 Err(Error::NameInUse(name.to_owned()))
             }
@@ -143,11 +149,11 @@ impl<T> Fleet<T> {
     /// # Errors
     /// [`Error::NameInUse`] or [`Error::TooManyProcesses`].
     pub fn claim_for_restart(&mut self, id: UnitId) -> Result<(), Error> {
-        let Some(slot) = self.slots.get(&id) else { return Ok(()) };
-        if slot.unit.is_down() {
+        let Some(member) = self.members.get(&id) else { return Ok(()) };
+        if member.unit.is_down() {
             self.has_room()?;
         }
-        let Some(name) = slot.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
+        let Some(name) = member.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
         self.name_is_free(&name, Some(id))?;
         self.by_name.insert(name, id);
         Ok(())
@@ -155,45 +161,45 @@ impl<T> Fleet<T> {
 
     /// Has a unit process one event, and updates the indexes.
     pub fn step(&mut self, id: UnitId, now: Now, event: Event, out: &mut Vec<Action>) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let spawned = match event {
             Event::Spawned(pid) => Some(pid),
             _ => None,
         };
-        slot.unit.step(now, event, out);
+        member.unit.step(now, event, out);
         if let Some(pid) = spawned {
-            slot.pids.push_back(pid);
-            if slot.pids.len() > OLD_PIDS
-                && let Some(old) = slot.pids.remove(1)
+            member.pids.push_back(pid);
+            if member.pids.len() > OLD_PIDS
+                && let Some(old) = member.pids.remove(1)
                 && self.by_pid.get(&old) == Some(&id)
-                && !slot.pids.contains(&old)
+                && !member.pids.contains(&old)
             {
                 self.by_pid.remove(&old);
             }
             self.by_pid.insert(pid, id);
         }
-        let deadline = slot.unit.deadline();
-        if deadline != slot.deadline {
-            if let Some(old) = slot.deadline {
+        let deadline = member.unit.deadline();
+        if deadline != member.deadline {
+            if let Some(old) = member.deadline {
                 self.due.remove(&(old, id));
             }
             if let Some(new) = deadline {
                 self.due.insert((new, id));
             }
-            slot.deadline = deadline;
+            member.deadline = deadline;
         }
-        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
-        match (slot.unit.is_down(), slot.ended) {
+        let ended = if member.session { &mut self.ended_sessions } else { &mut self.ended };
+        match (member.unit.is_down(), member.ended) {
             (true, None) => {
                 self.last_ended += 1;
-                slot.ended = Some(self.last_ended);
+                member.ended = Some(self.last_ended);
                 ended.units.insert(self.last_ended, id);
-                ended.weight += slot.weight;
+                ended.weight += member.weight;
             }
             (false, Some(order)) => {
-                slot.ended = None;
+                member.ended = None;
                 ended.units.remove(&order);
-                ended.weight -= slot.weight;
+                ended.weight -= member.weight;
             }
             _ => {}
         }
@@ -210,12 +216,12 @@ impl<T> Fleet<T> {
     }
 
     /// Removes the unit that ended first, if there are more ended units than may be remembered.
-    pub fn pop_surplus(&mut self) -> Option<(UnitId, Slot<T>)> {
+    pub fn pop_surplus(&mut self) -> Option<(UnitId, Member<T>)> {
         let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
         let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
         // A unit with a deadline still has to kill its tree.
         let is_done = |id: &&UnitId| {
-            self.slots.get(id).is_some_and(|slot| slot.deadline.is_none())
+            self.members.get(id).is_some_and(|member| member.deadline.is_none())
                 && !self.abandoned.values().any(|abandoned| abandoned == *id)
         };
         let surplus = kinds.into_iter().filter(is_too_much);
@@ -224,28 +230,28 @@ impl<T> Fleet<T> {
     }
 
     /// Removes a unit.
-    pub fn remove(&mut self, id: UnitId) -> Option<Slot<T>> {
-        let slot = self.slots.remove(&id)?;
-        for pid in &slot.pids {
+    pub fn remove(&mut self, id: UnitId) -> Option<Member<T>> {
+        let member = self.members.remove(&id)?;
+        for pid in &member.pids {
             if self.by_pid.get(pid) == Some(&id) {
                 self.by_pid.remove(pid);
             }
         }
-        if let Some(name) = slot.unit.managed().and_then(|managed| managed.name.as_ref())
+        if let Some(name) = member.unit.managed().and_then(|managed| managed.name.as_ref())
             && self.by_name.get(name) == Some(&id)
         {
             self.by_name.remove(name);
         }
-        if let Some(at) = slot.deadline {
+        if let Some(at) = member.deadline {
             self.due.remove(&(at, id));
         }
-        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
-        if let Some(order) = slot.ended {
+        let ended = if member.session { &mut self.ended_sessions } else { &mut self.ended };
+        if let Some(order) = member.ended {
             ended.units.remove(&order);
-            ended.weight -= slot.weight;
+            ended.weight -= member.weight;
         }
-        self.sessions -= usize::from(slot.session);
-        Some(slot)
+        self.sessions -= usize::from(member.session);
+        Some(member)
     }
 
     /// The unit that a request addresses.
@@ -258,7 +264,7 @@ impl<T> Fleet<T> {
             Target::Pid(pid) => Pid::try_from(*pid).ok().and_then(|pid| self.by_pid.get(&pid).copied()),
             Target::Name(name) => self.by_name.get(name).copied(),
         };
-        let shown = |id: &UnitId| self.slots.get(id).is_some_and(|slot| !slot.session);
+        let shown = |id: &UnitId| self.members.get(id).is_some_and(|member| !member.session);
         found.filter(shown).ok_or_else(|| Error::NotFound(target.clone()))
     }
 
@@ -270,7 +276,7 @@ impl<T> Fleet<T> {
 
     /// The leaders that have not been reaped, of all units.
     pub fn leaders(&self) -> HashSet<Pid> {
-        let leaders = self.slots.values().filter_map(|slot| slot.unit.leader());
+        let leaders = self.members.values().filter_map(|member| member.unit.leader());
         leaders.chain(self.abandoned.keys().copied()).collect()
     }
 
@@ -285,25 +291,25 @@ impl<T> Fleet<T> {
     }
 
     /// One unit.
-    pub fn get(&self, id: UnitId) -> Option<&Slot<T>> {
-        self.slots.get(&id)
+    pub fn get(&self, id: UnitId) -> Option<&Member<T>> {
+        self.members.get(&id)
     }
 
     /// One unit.
-    pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Slot<T>> {
-        self.slots.get_mut(&id)
+    pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Member<T>> {
+        self.members.get_mut(&id)
     }
 
     /// All units, oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Slot<T>)> {
-        self.slots.iter().map(|(id, slot)| (*id, slot))
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Member<T>)> {
+        self.members.iter().map(|(id, member)| (*id, member))
     }
 
     /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the
     /// others, each group from the newest to the oldest.
     pub fn in_order_of_end(&self) -> Vec<UnitId> {
         let mut units: Vec<_> = self.iter().rev().collect();
-        units.sort_by_key(|(_, slot)| match (slot.unit.managed(), slot.unit.has_terminal()) {
+        units.sort_by_key(|(_, member)| match (member.unit.managed(), member.unit.has_terminal()) {
             (Some(_), _) => 0,
             (None, true) => 1,
             (None, false) => 2,
@@ -323,7 +329,7 @@ impl<T> Fleet<T> {
 
     /// Number of units, ended ones included, sessions aside.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.sessions
+        self.members.len() - self.sessions
     }
 }
 
