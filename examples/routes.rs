@@ -44,9 +44,8 @@ fn hello(request: &Request<'_>) -> Result<Response, ApiError> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let logs = std::env::temp_dir().join(format!("routes.{}", std::process::id()));
-    // Commands run as the user that runs this example, which needs no privilege.
-    let myself = UserSpec::Uid { uid: nix::unistd::getuid().as_raw(), gid: Some(nix::unistd::getgid().as_raw()) };
-    let supervisor = Supervisor::builder(&logs).default_user(myself).start()?;
+    // Processes run as the user that runs this example, which needs no privilege.
+    let supervisor = Supervisor::builder(&logs).default_user(UserSpec::current()).start()?;
     supervisor.handle().start(ProcessSpec::command("sleep").args(["60"]).build()?)?;
 
     // Without a token, an API must not listen on anything but loopback.

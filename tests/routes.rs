@@ -7,9 +7,9 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use tl_supervisor::Supervisor;
 use tl_supervisor::http::server::{Options, Server};
 use tl_supervisor::http::{Api, ApiOptions, Auth};
+use tl_supervisor::{Supervisor, UserSpec};
 
 #[path = "../examples/routes.rs"]
 #[allow(dead_code, unreachable_pub)]
@@ -29,7 +29,7 @@ fn ask(server: SocketAddr, request: &str, headers: &str) -> (u16, String) {
 #[test]
 fn a_program_serves_its_own_route_beside_the_process_api() {
     let logs = tempfile::tempdir().unwrap();
-    let supervisor = Supervisor::builder(logs.path()).start().unwrap();
+    let supervisor = Supervisor::builder(logs.path()).default_user(UserSpec::current()).start().unwrap();
     let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::Token(b"secret".to_vec())));
     let address = "127.0.0.1:0".parse().unwrap();
     let server = Server::bind(address, example::Routes { api }, Options::new()).unwrap();

@@ -194,7 +194,9 @@ impl<'c> TerminalClient<'c> {
                 return;
             }
             let piece = self.input.drain(..self.input.len().min(PIECE)).collect();
-            self.writing = Some(self.attached.begin_type(piece, Arc::clone(&self.waker)));
+            let writing = self.attached.begin_type(piece);
+            writing.set_waker(Arc::clone(&self.waker).into());
+            self.writing = Some(writing);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::model::{MAX_TIMEOUT, SignalScope, Target};
+use crate::model::{MAX_TIMEOUT, Signal, SignalScope, Target};
 
 use crate::http::api::Api;
 use crate::http::json;
@@ -30,7 +30,7 @@ struct Success {
 /// Sends a signal: to the process group, or SIGKILL to the whole tree, unless `scope` says otherwise.
 pub(crate) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let body = json::parse::<SignalBody>(&request.whole_body()?)?;
-    api.handle.signal(target, body.signal.0, body.scope.map(|scope| scope.0))?;
+    api.handle.signal(target, Signal::try_from(body.signal.0)?, body.scope.map(|scope| scope.0))?;
     Ok(response::whole(200, &Success { success: true }))
 }
 
@@ -50,7 +50,8 @@ pub(crate) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target)
     let waker = request.waker()?;
     let mut stdin = api.handle.stdin(target)?;
     while let Some(piece) = request.body_piece(PIECE)? {
-        let writing = stdin.begin_write(piece, Some(waker.clone()));
+        let writing = stdin.begin_write(piece);
+        writing.set_waker(waker.clone().into());
         loop {
             if let Some(written) = writing.try_take() {
                 // The error names the process as the client does, not by its handle.

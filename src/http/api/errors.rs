@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn no_error_of_the_supervisor_makes_a_client_send_a_run_again() {
         // On a 502 and on these codes the Python client repeats even a run: the command would run twice.
-        for error in [Error::Internal(String::new()), Error::ShuttingDown, Error::OutOfResources(String::new())] {
+        for error in [Error::internal(""), Error::ShuttingDown, Error::out_of_resources("")] {
             let (status, code) = status_and_code(&error);
             assert_ne!(status, 502);
             assert!(!code.starts_with("SANDBOX_") && code != "AUTH_SERVICE_UNAVAILABLE");

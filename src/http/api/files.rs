@@ -216,7 +216,7 @@ pub(crate) fn list(api: &Api, request: &Request<'_>) -> Result<Response, ApiErro
         }
         json.entries(out)
     };
-    response::in_bursts(None, more).map_err(|error| Error::Internal(error.to_string()).into())
+    response::in_bursts(None, more).map_err(|error| Error::internal(error).into())
 }
 
 /// Writes a listing as JSON, a burst at a time.

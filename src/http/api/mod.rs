@@ -46,18 +46,14 @@ const DIRECTORY_LISTINGS: usize = 64 << 20;
 /// The process API of a supervisor, as a [`Handler`](crate::http::server::Handler).
 ///
 /// ```
-/// use tl_supervisor::Supervisor;
-/// use tl_supervisor::http::server::{Options, Server};
-/// use tl_supervisor::http::{Api, ApiOptions, Auth};
+/// use tl_supervisor::http::{Api, ApiOptions, Auth, Options, Server};
+/// use tl_supervisor::{Supervisor, UserSpec};
 ///
-/// let logs = std::env::temp_dir().join(format!("api-example.{}", std::process::id()));
-/// let supervisor = Supervisor::builder(&logs).start()?;
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
 /// let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::Token(b"secret".to_vec())));
 /// let server = Server::bind("127.0.0.1:0".parse()?, api, Options::new())?;
 /// println!("listening on {}", server.local_addr());
-/// # server.shutdown();
-/// # drop(supervisor);
-/// # std::fs::remove_dir_all(logs)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
