@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, wait_until};
 
 /// A configuration directory with these files, and options that name it.
 fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
@@ -25,7 +25,7 @@ fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
 
 /// What the report says of a service, once it says anything.
 fn service(daemon: &Daemon, file: &str) -> Value {
-    wait_until(PATIENCE, &format!("{file} is in the report"), || {
+    wait_until(TIMEOUT, &format!("{file} is in the report"), || {
         let report = daemon.boot();
         let services = report["services"].as_array().expect("services");
         services.iter().find(|service| service["file"] == file).cloned()
@@ -33,12 +33,12 @@ fn service(daemon: &Daemon, file: &str) -> Value {
 }
 
 fn await_service(daemon: &Daemon, file: &str, what: &str, right: impl Fn(&Value) -> bool) -> Value {
-    wait_until(PATIENCE, &format!("{file}: {what}"), || Some(service(daemon, file)).filter(|service| right(service)))
+    wait_until(TIMEOUT, &format!("{file}: {what}"), || Some(service(daemon, file)).filter(|service| right(service)))
 }
 
 #[test]
 fn the_report_says_what_was_done() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let report = daemon.boot();
     let steps = report["steps"].as_array().expect("steps");
     for name in ["/proc", "/dev/pts", "/dev/shm", "/run", "/sys/fs/cgroup", "loopback", "cgroup", "listening"] {
@@ -62,7 +62,7 @@ const BUSY: u8 = 20;
 
 #[test]
 fn a_process_among_others_boots_nothing() {
-    let daemon = Options::plain().start();
+    let daemon = Options::subreaper().start();
     let report = daemon.boot();
     let names: Vec<&Value> = report["steps"].as_array().expect("steps").iter().map(|step| &step["name"]).collect();
     assert_eq!(names, ["listening"]);
@@ -138,7 +138,7 @@ fn hup_reads_the_services_again() {
     ]);
     let daemon = options.start();
     let stays = await_service(&daemon, "stays.json", "it runs", |service| service["ok"] == true);
-    wait_until(PATIENCE, "all run", || (!daemon.executing("sleep 5602").is_empty()).then_some(()));
+    daemon.wait_for_processes("sleep 5602", 1);
     let path = |name: &str| dir.path().join("services").join(name);
     write(&path("changes.json"), &sleep("5604"));
     fs::remove_file(path("goes.json")).expect("remove it");
@@ -147,11 +147,11 @@ fn hup_reads_the_services_again() {
     await_service(&daemon, "new.json", "it runs", |service| service["ok"] == true);
     assert_eq!(service(&daemon, "stays.json"), stays, "left alone");
     for (sleeps, count) in [("5601", 1), ("5602", 0), ("5603", 0), ("5604", 1), ("5605", 1)] {
-        assert_eq!(daemon.executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
+        assert_eq!(daemon.pids_executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
     }
     let report = daemon.boot();
     assert_eq!(report["services"].as_array().expect("services").len(), 3, "{report}");
-    daemon.await_gone(Duration::from_secs(10), "sleep 5603");
+    daemon.wait_until_gone(Duration::from_secs(10), "sleep 5603");
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_file_that_gets_broken_leaves_its_service_alone() {
     daemon.signal(Signal::SIGHUP);
     let told = await_service(&daemon, "one.json", "the new one runs", |service| service["ok"] == true);
     assert_ne!(told["pid"], started["pid"]);
-    daemon.await_gone(PATIENCE, "sleep 5606");
+    daemon.wait_until_gone(TIMEOUT, "sleep 5606");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn a_service_that_could_not_be_started_is_tried_again() {
     write(&program, "#!/bin/sh\nexec sleep 600\n");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
     // A fork of another test's may hold the script open for a moment, which keeps it from being executed.
-    wait_until(PATIENCE, "it runs", || {
+    wait_until(TIMEOUT, "it runs", || {
         daemon.signal(Signal::SIGHUP);
         (service(&daemon, "late.json")["ok"] == true).then_some(())
     });
@@ -221,7 +221,7 @@ fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
     let (file, fill) = (dir.path().join("services/one.json"), |text: &str| text.replace('@', &said.to_string_lossy()));
     let await_said = |right: &str| {
         let said = || std::fs::read_to_string(&said).unwrap_or_default();
-        wait_until(PATIENCE, &format!("it says {right:?}"), || (said().ends_with(right)).then_some(()));
+        wait_until(TIMEOUT, &format!("it says {right:?}"), || (said().ends_with(right)).then_some(()));
         said()
     };
     write(&file, &fill(old));
@@ -248,7 +248,7 @@ fn a_terminal_that_nobody_reads_holds_up_nobody() {
         }
     }
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
 }
 
 /// Both ends of a new terminal.

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Options, PATIENCE, TOKEN, daemon, daemon_with, die_with_us, wait_until};
+use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, start_daemon, start_daemon_with, wait_until};
 
 /// Runs the program to its end, which comes soon: none of these starts a daemon. What it logs before it fails,
 /// such as limits that had to be lowered, is not the question.
@@ -21,7 +21,7 @@ fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     die_with_us(&mut command);
     let mut child = command.spawn().expect("start it");
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until(PATIENCE, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
+        wait_until(TIMEOUT, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
     }));
     if ended.is_err() {
         let _ = child.kill();
@@ -178,7 +178,7 @@ fn every_option_is_an_environment_variable_too() {
 
 #[test]
 fn files_of_a_start_are_the_owners_only() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let mode = |path: &str| {
         let data = std::fs::metadata(daemon.state_dir().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
         data.permissions().mode() & 0o7777
@@ -204,14 +204,14 @@ fn the_token_of_a_file_is_the_one_that_counts() {
     let path = dir.path().join("token");
     std::fs::write(&path, format!("{TOKEN}\n")).expect("write it");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its mode");
-    let daemon = daemon_with(&["--token-file", path.to_str().expect("a path")]);
+    let daemon = start_daemon_with(&["--token-file", path.to_str().expect("a path")]);
     assert_eq!(daemon.token, TOKEN);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
 #[test]
 fn two_daemons_do_not_share_a_log_directory() {
-    let daemon = Options::plain().start();
+    let daemon = Options::subreaper().start();
     let log = daemon.state_dir().join("log");
     let dir = tempfile::tempdir().expect("a directory");
     let args = ["--listen", "127.0.0.1:0", "--log-dir", log.to_str().expect("a path")];
@@ -222,9 +222,9 @@ fn two_daemons_do_not_share_a_log_directory() {
 #[test]
 fn a_command_of_its_own_runs_beside_the_api() {
     let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
-    wait_until(PATIENCE, "it runs", || (!daemon.find("sleep 5001").is_empty()).then_some(()));
+    wait_until(TIMEOUT, "it runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
     // Its output is the daemon's own.
-    wait_until(PATIENCE, "it is heard", || daemon.log().contains("from the command").then_some(()));
+    wait_until(TIMEOUT, "it is heard", || daemon.log().contains("from the command").then_some(()));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
@@ -240,13 +240,13 @@ fn the_end_of_its_command_is_the_end_of_all() {
         let mut daemon = Options::default().args(&["--default-user", &uid, "--", "sh", "-c", &script]).start();
         daemon.sh("sleep 5002");
         std::fs::write(&go, "go\n").expect("let it end");
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(code));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code));
     }
 }
 
 #[test]
 fn signals_that_mean_nothing_to_it_change_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for signal in [Signal::SIGPIPE, Signal::SIGCHLD, Signal::SIGURG, Signal::SIGWINCH, Signal::SIGCONT] {
         daemon.signal(signal);
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::hanging::Lease;
-use crate::harness::http::Stream;
-use crate::harness::{Daemon, Options, PATIENCE, Reply, daemon, machine, root, wait_until};
+use crate::harness::response::ResponseStream;
+use crate::harness::{Daemon, Options, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
 /// `/files?path=…`, form-encoded; more parameters may follow in `more`.
 pub fn files(path: impl AsRef<Path>, more: &str) -> String {
@@ -30,15 +30,15 @@ pub fn encoded(path: impl AsRef<Path>) -> String {
         .collect()
 }
 
-pub fn put(daemon: &Daemon, path: impl AsRef<Path>, more: &str, content: &[u8]) -> Reply {
+pub fn put(daemon: &Daemon, path: impl AsRef<Path>, more: &str, content: &[u8]) -> Response {
     daemon.request("PUT", &files(path, more), Some(content))
 }
 
-fn get(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Reply {
+fn get(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Response {
     daemon.get(&files(path, more))
 }
 
-fn list(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Reply {
+fn list(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Response {
     daemon.get(&format!("/files/list?path={}{more}", encoded(path)))
 }
 
@@ -52,10 +52,10 @@ pub fn names(daemon: &Daemon, path: impl AsRef<Path>) -> Vec<String> {
 #[test]
 fn a_file_goes_there_and_back() {
     // Without root the home would be that of whoever runs the tests.
-    if !root("a_file_goes_there_and_back") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let content: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
     for (path, size) in [("empty", 0), ("a b+c%", 5), ("sub/deep/ünï ✓.bin", 65_536), ("large", 200_000)] {
         let content = &content[..size];
@@ -88,14 +88,14 @@ fn a_file_goes_there_and_back() {
 
 #[test]
 fn ranges() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     for size in [1000_usize, 1 << 20] {
         let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
         let file = scratch.join("file");
         fs::write(&file, &content).expect("write it");
         let ask = |method: &str, head: &str| {
-            daemon.open(method, &files(&file, ""), head, b"").into_reply(&format!("{method} {head:?} of {size}"))
+            daemon.open(method, &files(&file, ""), head, b"").into_response(&format!("{method} {head:?} of {size}"))
         };
         let last = size - 1;
         for (value, first, end) in [
@@ -133,26 +133,26 @@ fn ranges() {
     }
     fs::write(scratch.join("empty"), "").expect("write it");
     let empty = daemon.open("GET", &files(scratch.join("empty"), ""), "Range: bytes=0-\r\n", b"");
-    let reply = empty.into_reply("of nothing");
+    let reply = empty.into_response("of nothing");
     reply.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
     assert_eq!(reply.header("content-range"), Some("bytes */0"));
 }
 
 /// Sends a request with these header lines and a body that is not JSON.
-fn send(daemon: &Daemon, method: &str, path: &str, head: &str, body: &[u8]) -> Reply {
+fn send(daemon: &Daemon, method: &str, path: &str, head: &str, body: &[u8]) -> Response {
     let length =
         if method == "PUT" || !body.is_empty() { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
     let request = format!(
         "{method} /api/v1{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{head}{length}\r\n",
         daemon.token
     );
-    Stream::send(daemon.connect(), &[request.as_bytes(), body].concat())
-        .into_reply(&format!("{method} {path} {head:?}"))
+    ResponseStream::send(daemon.connect(), &[request.as_bytes(), body].concat())
+        .into_response(&format!("{method} {path} {head:?}"))
 }
 
 #[test]
 fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, absent) = (scratch.join("file"), scratch.join("made/absent"));
     fs::write(&file, "0123456789").expect("write it");
@@ -192,7 +192,7 @@ fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
     send(&daemon, "POST", &stdin, "Content-Encoding: identity\r\n", b"plain\n").expect(204);
     send(&daemon, "POST", &format!("{stdin}/close"), "", b"").expect(204);
     let pid = cat["pid"].as_u64().expect("a PID");
-    daemon.ended(pid);
+    daemon.wait_for_end(pid);
     assert_eq!(daemon.raw_output(pid, "stdout"), b"plain\n");
     // Where a body is not looked at, neither is its coding.
     assert_eq!(send(&daemon, "GET", "/health", gzip, b"").status, 200);
@@ -202,11 +202,11 @@ fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
 
 #[test]
 fn conditions_of_a_file() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, absent, made) = (scratch.join("file"), scratch.join("absent"), scratch.join("made"));
     let (past, future) = ("Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT");
-    let unmet = |reply: Reply, name: &str| reply.expect_error(412, "PRECONDITION_FAILED", name);
+    let unmet = |reply: Response, name: &str| reply.expect_error(412, "PRECONDITION_FAILED", name);
     for (head, with_file, without) in [
         ("If-None-Match: *".to_owned(), false, true),
         ("If-None-Match: \"tag\"".to_owned(), true, true),
@@ -266,7 +266,7 @@ fn conditions_of_a_file() {
 /// Of many who want to make the same file, one does: also where they have all looked before any of them is done.
 #[test]
 fn one_of_many_makes_the_file() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     for round in 0..10 {
         let file = scratch.join(format!("lock-{round}"));
@@ -290,7 +290,7 @@ fn one_of_many_makes_the_file() {
                 .map(|(mut client, number)| {
                     scope.spawn(move || {
                         client.write_all(format!("{number}").as_bytes()).expect("the body");
-                        (Stream::read(client).expect("an answer").status, number)
+                        (ResponseStream::read(client).expect("an answer").status, number)
                     })
                 })
                 .collect();
@@ -308,11 +308,11 @@ fn one_of_many_makes_the_file() {
 
 #[test]
 fn a_user_may_what_it_may() {
-    if !root("a_user_may_what_it_may") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
-    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let daemon = start_daemon();
+    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
     let pid_max = get(&daemon, "/proc/sys/kernel/pid_max", "").body;
     for user in ["", "&user=tl-user", "&user=12345", "&user=12345:12346"] {
         denied(get(&daemon, "/etc/shadow", user));
@@ -361,7 +361,7 @@ fn a_user_may_what_it_may() {
 
 #[test]
 fn what_is_refused() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
     fs::write(at("a..b"), "dots").expect("write it");
@@ -370,7 +370,7 @@ fn what_is_refused() {
     nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
     symlink("loop", at("loop")).expect("a link");
-    let raw = |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_reply(target);
+    let raw = |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_response(target);
     for method in ["GET", "PUT", "DELETE"] {
         for (query, status, code, needle) in [
             ("", 400, "INVALID_REQUEST", "`path`"),
@@ -388,7 +388,7 @@ fn what_is_refused() {
         ] {
             raw(method, &format!("/files{query}")).expect_error(status, code, needle);
         }
-        let denied = |reply: Reply, code: &str, name: &str| reply.expect_error(400, code, name);
+        let denied = |reply: Response, code: &str, name: &str| reply.expect_error(400, code, name);
         denied(raw(method, &files(at("dir"), "")), "IS_DIRECTORY", "dir");
         denied(raw(method, &files("/", "")), "IS_DIRECTORY", "/");
         denied(raw(method, &files(at("a..b/x"), "")), "NOT_A_DIRECTORY", "a..b");
@@ -423,12 +423,12 @@ fn what_is_refused() {
     assert_eq!(left, ["...", "a..b", "dir", "fifo", "loop", "socket"], "nothing was made or removed");
     // One that waits for the word to send is told before it sends anything.
     let reply = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
-    reply.into_reply("not invited").expect_error(400, "IS_DIRECTORY", "dir");
+    reply.into_response("not invited").expect_error(400, "IS_DIRECTORY", "dir");
 }
 
 #[test]
 fn a_large_directory() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("many");
     fs::create_dir_all(dir.join("zz-dir")).expect("a directory");
     let name = |number: usize| format!("entry-{number:06}");
@@ -438,11 +438,11 @@ fn a_large_directory() {
     let mut listing = Value::Null;
     for _ in 0..3 {
         // What it takes on a processor: what it takes on the clock depends on who else is busy, and is the bench's.
-        let before = machine::cpu_time(daemon.pid);
+        let before = procfs::cpu_time(daemon.pid);
         let mut body = daemon.open("GET", &format!("/files/list?path={}", encoded(&dir)), "", b"").expect_status(200);
         let mut text = Vec::new();
         body.read_to_end(&mut text).expect("all of it");
-        times.push(machine::cpu_time(daemon.pid) - before);
+        times.push(procfs::cpu_time(daemon.pid) - before);
         listing = serde_json::from_slice(&text).expect("JSON");
     }
     assert!(times.iter().any(|time| *time <= Duration::from_secs(1)), "{times:?}");
@@ -458,7 +458,7 @@ fn a_large_directory() {
 
 #[test]
 fn files_that_the_kernel_makes_up() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let memory = get(&daemon, "/proc/meminfo", "");
     assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
     assert_eq!(get(&daemon, "/proc/sys/kernel/ostype", "").body, b"Linux\n");
@@ -472,11 +472,11 @@ fn files_that_the_kernel_makes_up() {
 /// The kernel would let every thread of the daemon at them, whoever it acts as.
 #[test]
 fn the_daemons_own_entries_in_proc_are_nobodys() {
-    if !root("the_daemons_own_entries_in_proc_are_nobodys") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
-    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let daemon = start_daemon();
+    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
     let scratch = daemon.scratch();
     symlink("/proc/self", scratch.join("link")).expect("a link");
     for user in ["", "&user=tl-user", "&user=root"] {
@@ -504,7 +504,7 @@ fn the_daemons_own_entries_in_proc_are_nobodys() {
         }
         assert_eq!(list(&daemon, "/proc/self", user).status, 200);
     }
-    let threads = machine::threads(daemon.pid);
+    let threads = procfs::threads(daemon.pid);
     assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
     // Those of another process are its user's, and root's.
     let own = daemon.sh("sleep 4780");
@@ -521,12 +521,12 @@ fn the_daemons_own_entries_in_proc_are_nobodys() {
 /// Where /proc counts PIDs as the namespace outside does: ours are other numbers there.
 #[test]
 fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
-    if !root("the_daemons_own_entries_in_an_outer_proc_are_nobodys") {
+    if skip_without_root() {
         return;
     }
     let daemon = Options::default().outer_proc().start();
     let own = format!("/proc/{}", daemon.pid);
-    let denied = |reply: Reply| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
     assert_eq!(get(&daemon, "/proc/self/status", "").status, 200);
     for user in ["", "&user=root"] {
         for dir in ["/proc/self", "/proc/thread-self", &own, &format!("{own}/task/{}", daemon.pid)] {
@@ -541,7 +541,7 @@ fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
         // Where our own PID leads in there is somebody else.
         assert!(matches!(get(&daemon, "/proc/1/maps", user).status, 200 | 403));
     }
-    let threads = machine::threads(daemon.pid);
+    let threads = procfs::threads(daemon.pid);
     assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
     let maps = get(&daemon, format!("/proc/{}/maps", std::process::id()), "&user=root");
     assert_eq!(maps.status, 200, "root sees those of others");
@@ -549,7 +549,7 @@ fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
 
 #[test]
 fn a_file_that_becomes_shorter_ends_the_connection() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let file = daemon.scratch().join("file");
     let length = 64 << 20;
     fs::File::create(&file).and_then(|file| file.set_len(length)).expect("a file");
@@ -565,16 +565,16 @@ fn a_file_that_becomes_shorter_ends_the_connection() {
 
 #[test]
 fn a_file_that_hangs_holds_up_its_own_request() {
-    if !root("a_file_that_hangs_holds_up_its_own_request") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let file = daemon.scratch().join("leased");
     fs::write(&file, "x").expect("write it");
     let lease = Lease::take(&file);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| get(&daemon, &file, ""));
-        wait_until(PATIENCE, "a thread waits for the lease", || machine::waits_in(daemon.pid, "lease").then_some(()));
+        wait_until(TIMEOUT, "a thread waits for the lease", || procfs::waits_in(daemon.pid, "lease").then_some(()));
         assert_eq!(daemon.try_health(), Some(200));
         put(&daemon, "x", "", b"y").expect(204);
         assert_eq!(get(&daemon, "x", "").body, b"y");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, port_of_nobody, wait_until};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, reserve_closed_port, start_daemon, wait_until};
 
 /// What a service of the test itself answers: whether it is well is no matter of what is supervised.
 struct Service {
@@ -80,7 +80,7 @@ fn managed(daemon: &Daemon, name: &str) -> Value {
 }
 
 fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
-    wait_until(PATIENCE, &format!("{name} is {status}"), || {
+    wait_until(TIMEOUT, &format!("{name} is {status}"), || {
         let managed = managed(daemon, name);
         (managed["health_status"] == status).then_some(managed)
     })
@@ -88,16 +88,16 @@ fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
 
 #[test]
 fn what_turns_bad_is_replaced() {
-    let (daemon, service) = (daemon(), Service::new());
+    let (daemon, service) = (start_daemon(), Service::new());
     // It takes its whole grace.
     let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
     let first = start(&daemon, "web", "on_failure", script, &service.check("http", 100, 3));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&first), "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(pid_of(&first), &["up"]);
     assert_eq!(first["managed"]["health_check"]["path"], "/");
     await_health(&daemon, "web", "healthy");
     let begun = Instant::now();
     service.set(SICK);
-    let waiting = wait_until(PATIENCE, "it is stopped for its health", || {
+    let waiting = wait_until(TIMEOUT, "it is stopped for its health", || {
         let info = daemon.get("/processes/web").expect(200);
         (info["managed"]["status"] == "backing_off").then_some(info)
     });
@@ -106,7 +106,7 @@ fn what_turns_bad_is_replaced() {
     let error = waiting["managed"]["last_error"].as_str().unwrap_or_default();
     assert!(error.contains("500"), "{waiting}");
     service.set(WELL);
-    wait_until(PATIENCE, "it was replaced", || (managed(&daemon, "web")["restart_count"] == 1).then_some(()));
+    wait_until(TIMEOUT, "it was replaced", || (managed(&daemon, "web")["restart_count"] == 1).then_some(()));
     // Threshold × interval + grace + backoff are 600 ms; the rest is for a busy machine.
     assert!(begun.elapsed() < Duration::from_millis(6_000), "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
@@ -116,14 +116,14 @@ fn what_turns_bad_is_replaced() {
 
 #[test]
 fn never_is_left_alone_and_reported() {
-    let (daemon, service) = (daemon(), Service::new());
+    let (daemon, service) = (start_daemon(), Service::new());
     let first = start(&daemon, "web", "never", "exec sleep 4901", &service.check("http", 50, 2));
     await_health(&daemon, "web", "healthy");
     service.set(SICK);
     let sick = await_health(&daemon, "web", "unhealthy");
     assert!(sick["last_error"].is_string() && sick["consecutive_health_failures"].as_u64() >= Some(2), "{sick}");
     let probed = service.probes();
-    wait_until(PATIENCE, "it is probed on", || (service.probes() > probed + 3).then_some(()));
+    wait_until(TIMEOUT, "it is probed on", || (service.probes() > probed + 3).then_some(()));
     service.set(WELL);
     let well = await_health(&daemon, "web", "healthy");
     assert_eq!(well["consecutive_health_failures"], 0);
@@ -133,8 +133,8 @@ fn never_is_left_alone_and_reported() {
 
 #[test]
 fn a_service_that_is_not_there_is_given_up() {
-    let daemon = daemon();
-    let (port, _held) = port_of_nobody();
+    let daemon = start_daemon();
+    let (port, _held) = reserve_closed_port();
     let info = daemon.start_process(&json!({
         "command": "sleep", "args": ["4902"], "name": "gone",
         "restart": {"policy": "on_failure", "max_restarts": 1, "initial_backoff_ms": 10},
@@ -151,7 +151,7 @@ fn a_service_that_is_not_there_is_given_up() {
 /// For longer than any interval, time-out, grace and backoff there is. Nothing else stands still, as when the daemon
 /// is stopped; or the service does too, as on a machine that is paused.
 fn stands_still(service_too: bool) {
-    let (daemon, service) = (daemon(), Service::new());
+    let (daemon, service) = (start_daemon(), Service::new());
     let mut check = service.check("http", 100, 2);
     check["timeout_ms"] = json!(1_500);
     let web = start(&daemon, "web", "on_failure", "exec sleep 4911", &check);
@@ -161,13 +161,13 @@ fn stands_still(service_too: bool) {
         "command": "sh", "args": ["-c", "trap '' TERM; echo up; while :; do sleep 4912; done"], "name": "deaf",
         "stop_grace_ms": 4_000, "restart": {"policy": "never"},
     }));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&deaf), "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(pid_of(&deaf), &["up"]);
     // Answered after 2 s.
     daemon.delete("/processes/deaf").expect(204);
     let crash =
         json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 3_000}});
     daemon.start_process(&crash);
-    wait_until(PATIENCE, "it waits", || (managed(&daemon, "crash")["status"] == "backing_off").then_some(()));
+    wait_until(TIMEOUT, "it waits", || (managed(&daemon, "crash")["status"] == "backing_off").then_some(()));
     if service_too {
         service.set(FROZEN);
     }
@@ -177,14 +177,14 @@ fn stands_still(service_too: bool) {
     daemon.signal(Signal::SIGCONT);
     let probed = service.probes();
     // The wait was over once, not three times.
-    wait_until(PATIENCE, "it was restarted and waits again", || {
+    wait_until(TIMEOUT, "it was restarted and waits again", || {
         let crash = managed(&daemon, "crash");
         let restarted = crash["restart_count"].as_u64();
         assert!(restarted <= Some(1), "{crash}");
         (restarted == Some(1) && crash["status"] == "backing_off").then_some(())
     });
-    daemon.await_gone(PATIENCE, "sleep 4912");
-    wait_until(PATIENCE, "it is probed on", || {
+    daemon.wait_until_gone(TIMEOUT, "sleep 4912");
+    wait_until(TIMEOUT, "it is probed on", || {
         let web = managed(&daemon, "web");
         assert_eq!((&web["health_status"], &web["restart_count"]), (&json!("healthy"), &json!(0)), "{web}");
         (service.probes() > probed + 10).then_some(())
@@ -205,32 +205,32 @@ fn a_machine_that_was_paused_is_no_illness() {
 #[test]
 fn many_checks_cost_little_and_come_in_time() {
     const PROCESSES: usize = 200;
-    let daemon = daemon();
+    let daemon = start_daemon();
     let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("a port"), Service::new());
     let port = crowd.local_addr().expect("its address").port();
     std::thread::spawn(move || crowd.incoming().for_each(drop));
     // Those that serve the test come and go.
     let threads =
-        || machine::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
+        || procfs::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
     // A thread gives itself its name, and that of the services is started after the API is there.
     let one_main = |names: &Vec<String>| {
         names.iter().filter(|name| *name == "tl-init").count() == 1 && names.iter().any(|name| name == "services")
     };
-    let before = wait_until(PATIENCE, "all have their names", || Some(threads()).filter(one_main));
+    let before = wait_until(TIMEOUT, "all have their names", || Some(threads()).filter(one_main));
     for n in 0..PROCESSES {
         let check = json!({"type": "tcp", "port": if n == 0 { watched.port } else { port }, "initial_delay_ms": 5 * n});
         let body = json!({"command": "sleep", "args": ["4921"], "name": format!("s{n}"), "health_check": check});
         daemon.start_process(&body);
     }
-    wait_until(PATIENCE, "all are healthy", || {
+    wait_until(TIMEOUT, "all are healthy", || {
         daemon.list().iter().all(|info| info["managed"]["health_status"] == "healthy").then_some(())
     });
-    let (cpu, probes) = (machine::cpu_time(daemon.pid), watched.probes());
-    wait_until(PATIENCE, "some rounds are over", || (watched.probes() >= probes + 5).then_some(()));
-    let cpu = machine::cpu_time(daemon.pid) - cpu;
+    let (cpu, probes) = (procfs::cpu_time(daemon.pid), watched.probes());
+    wait_until(TIMEOUT, "some rounds are over", || (watched.probes() >= probes + 5).then_some(()));
+    let cpu = procfs::cpu_time(daemon.pid) - cpu;
     // The aim is 5 % of 5 s for a thousand with the binary as it is released.
     assert!(cpu < Duration::from_millis(500), "{cpu:?}");
-    assert_eq!(wait_until(PATIENCE, "as before", || Some(threads()).filter(one_main)), before, "a thread for a check");
+    assert_eq!(wait_until(TIMEOUT, "as before", || Some(threads()).filter(one_main)), before, "a thread for a check");
     let seen = watched.seen.lock().expect("nobody panics");
     for two in seen.windows(2) {
         // The aim is 100 ms late; the rest is for a busy machine, on which one that is late comes close to the next.

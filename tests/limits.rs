@@ -5,15 +5,15 @@ use std::process::Command;
 use nix::sys::resource::Resource;
 use serde_json::{Value, json};
 
-use crate::harness::{Options, PATIENCE, daemon_with, machine, pid_of, root, wait_until};
+use crate::harness::{Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
 
 const MIB: u64 = 1 << 20;
 
 #[test]
 fn ended_processes_go_oldest_first_and_live_ones_stay() {
-    let daemon = daemon_with(&["--keep-ended", "5"]);
+    let daemon = start_daemon_with(&["--keep-ended", "5"]);
     let live = daemon.sh("echo up; sleep 4950");
-    wait_until(PATIENCE, "it is up", || (daemon.lines(live, "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(live, &["up"]);
     let runs: Vec<_> = (0..20).map(|number| daemon.run_sh(&format!("echo {number}"))).collect();
     let list = daemon.list();
     let handles: Vec<u64> = list.iter().filter_map(|info| info["handle"].as_u64()).collect();
@@ -29,12 +29,12 @@ fn ended_processes_go_oldest_first_and_live_ones_stay() {
 #[test]
 fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
     let limit = 4 * MIB;
-    let daemon = daemon_with(&["--log-limit", &limit.to_string()]);
+    let daemon = start_daemon_with(&["--log-limit", &limit.to_string()]);
     // 16 bytes a line, 16 MiB in all.
     let lines = MIB;
     let script = format!("seq -f %015.0f 1 {lines}");
     let pid = daemon.sh(&script);
-    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     let expected = |first: u64| (first..=lines).map(|number| format!("{number:015}"));
     let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
     assert_eq!(answer["truncated"], true);
@@ -60,7 +60,7 @@ fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
 
 #[test]
 fn what_is_kept_begins_with_a_whole_line() {
-    let daemon = daemon_with(&["--log-limit", "1M"]);
+    let daemon = start_daemon_with(&["--log-limit", "1M"]);
     const LINES: u64 = 400_000;
     let all: String = (1..=LINES).map(|number| format!("{number}\n")).collect();
     // Both streams, and a follower that was away while the line it had in front of it was dropped.
@@ -69,7 +69,7 @@ fn what_is_kept_begins_with_a_whole_line() {
     let pid = pid_of(&daemon.start_process(&start));
     let begun = daemon.follow(pid, "stdout").next_frame().expect("the first line");
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
-    daemon.ended(pid);
+    daemon.wait_for_end(pid);
     // stderr came last: nothing else is left.
     assert!(daemon.lines(pid, "stdout").is_empty() && daemon.raw_output(pid, "stdout").is_empty());
     let away = daemon.follow_with(pid, "stdout", &format!("Last-Event-ID: {}\r\n", begun.id)).until_eof();
@@ -92,19 +92,19 @@ fn what_is_kept_begins_with_a_whole_line() {
 
 #[test]
 fn the_output_of_a_live_process_outlives_the_log_directory() {
-    let daemon = daemon_with(&[]);
+    let daemon = start_daemon_with(&[]);
     let script = "echo one; read x; echo two; read x; seq 3 5";
     let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})));
     let old = daemon.run_sh("echo old").pid();
     let go_on = || daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
-    wait_until(PATIENCE, "the first line", || (daemon.lines(pid, "stdout") == ["one"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["one"]);
     let mut follower = daemon.follow(pid, "stdout");
     assert_eq!(follower.next_frame().expect("the first line").data["line"], "one");
     std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove it");
     go_on();
     assert_eq!(follower.next_frame().expect("the second line").data["line"], "two");
     go_on();
-    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     assert_eq!(follower.all_lines(), ["3", "4", "5"]);
     let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
     assert_eq!((&answer["lines"], &answer["truncated"]), (&json!(["one", "two", "3", "4", "5"]), &json!(true)));
@@ -139,12 +139,12 @@ impl Drop for Small {
 
 #[test]
 fn on_a_full_disk_the_last_64_kib_are_kept() {
-    if !root("on_a_full_disk_the_last_64_kib_are_kept") {
+    if skip_without_root() {
         return;
     }
     let disk = Small::mount(300 << 10);
     let log_dir = disk.0.path().join("log").display().to_string();
-    let daemon = daemon_with(&["--log-dir", &log_dir]);
+    let daemon = start_daemon_with(&["--log-dir", &log_dir]);
     const KEPT: usize = 64 << 10;
     let numbers: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     // Large reads, and one of seven bytes for each line; twice, as what the first left on the disk stays there.
@@ -153,7 +153,7 @@ fn on_a_full_disk_the_last_64_kib_are_kept() {
     for (script, all) in [("seq 1 200000", &numbers), (echoes, &echoed), ("seq 1 200000", &numbers), (echoes, &echoed)]
     {
         let pid = daemon.sh(script);
-        assert_eq!(daemon.ended(pid)["exit_code"], 0, "a full disk ends nobody");
+        assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0, "a full disk ends nobody");
         let raw = daemon.raw_output(pid, "stdout");
         assert!(raw.len() >= KEPT, "{script}: {} bytes are kept", raw.len());
         let last = raw.split_at(raw.len() - KEPT).1;
@@ -182,13 +182,13 @@ fn disk_use(dir: &std::path::Path) -> u64 {
 #[test]
 fn all_logs_together_stay_below_their_limit() {
     let limit = 8 * MIB;
-    let daemon = daemon_with(&["--log-total", &limit.to_string()]);
+    let daemon = start_daemon_with(&["--log-total", &limit.to_string()]);
     let live = daemon.start_process(&json!({"command": "sh", "args": ["-c", "echo live; sleep 4951"]}));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&live), "stdout") == ["live"]).then_some(()));
+    daemon.wait_for_stdout(pid_of(&live), &["live"]);
     let runs: Vec<u64> = (0..8)
         .map(|_| {
             let pid = daemon.sh("head -c 2097152 /dev/zero | tr '\\0' '\\n'");
-            daemon.ended(pid);
+            daemon.wait_for_end(pid);
             pid
         })
         .collect();
@@ -203,7 +203,7 @@ fn all_logs_together_stay_below_their_limit() {
 
 #[test]
 fn only_so_many_run_at_once() {
-    let daemon = daemon_with(&["--max-processes", "3"]);
+    let daemon = start_daemon_with(&["--max-processes", "3"]);
     let pids: Vec<u64> = (0..3).map(|_| daemon.sh("sleep 4952")).collect();
     for path in ["/processes", "/processes/run"] {
         let refused = daemon.post(path, &json!({"command": "true"}));
@@ -240,7 +240,7 @@ fn limits_of_the_surroundings_are_for_the_children() {
         assert_eq!(run.stdout(), shown.to_string(), "{name}");
     }
     let long = daemon.sh("head -c 4194304 /dev/zero | tr '\\0' '\\n'");
-    assert_eq!(daemon.ended(long)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(long)["exit_code"], 0);
     assert_eq!(daemon.raw_output(long, "stdout").len(), 4 << 20);
     assert!(daemon.get(&format!("/processes/{long}/stdout?tail=1")).expect(200).get("truncated").is_none());
 }
@@ -252,7 +252,7 @@ fn connections_find_the_descriptors_that_they_were_promised() {
     const CONNECTIONS: usize = 50;
     const STREAMS: usize = 43;
     let args = ["--max-processes", "20", "--max-connections", "50"];
-    let daemon = Options::default().descriptors(ALL).args(&args).start();
+    let daemon = Options::default().max_descriptors(ALL).args(&args).start();
     let live = daemon.sh("echo up; exec sleep 4961");
     // Each leaves a child behind that has written something and holds one pipe.
     let script = "(echo x; exec sleep 4960) 2>/dev/null & exit";
@@ -265,8 +265,8 @@ fn connections_find_the_descriptors_that_they_were_promised() {
             break;
         }
         let pid = pid_of(&reply.json());
-        daemon.ended(pid);
-        wait_until(PATIENCE, "it has written", || (daemon.lines(pid, "stdout") == ["x"]).then_some(()));
+        daemon.wait_for_end(pid);
+        daemon.wait_for_stdout(pid, &["x"]);
         started.push(pid);
         assert!(started.len() < ALL as usize, "there is no end");
     }
@@ -282,14 +282,14 @@ fn connections_find_the_descriptors_that_they_were_promised() {
         })
         .collect();
     assert_eq!(daemon.try_health(), Some(200));
-    let held = machine::descriptors(daemon.pid).len();
+    let held = procfs::descriptors(daemon.pid).len();
     assert!(held + streams.len() < ALL as usize, "{held} descriptors");
     drop(halves);
     // What they hold is given back with their end.
     for pid in &started {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
     }
-    wait_until(PATIENCE, "a process can be started again", || {
+    wait_until(TIMEOUT, "a process can be started again", || {
         (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
     });
 }

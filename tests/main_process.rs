@@ -26,7 +26,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, Options, PATIENCE, machine, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, skip_without_root, wait_until};
 
 /// A daemon whose main process is this script of a shell, run as whoever the test is.
 struct Main {
@@ -57,13 +57,13 @@ impl Main {
     }
 
     fn await_word(&self, word: &str) {
-        wait_until(PATIENCE, &format!("it says {word:?}"), || {
+        wait_until(TIMEOUT, &format!("it says {word:?}"), || {
             self.said().lines().any(|line| line == word).then_some(())
         });
     }
 
     fn code(&mut self) -> Option<i32> {
-        self.daemon.await_end(PATIENCE).code()
+        self.daemon.wait_for_exit(TIMEOUT).code()
     }
 }
 
@@ -146,20 +146,20 @@ fn what_it_leaves_behind_ends_in_order() {
 #[test]
 fn orphans_are_reaped() {
     let main = Main::start("(setsid sleep 0.1 &) ; (setsid sleep 0.2 &); echo up >>$SAID; exec sleep 600");
-    wait_until(PATIENCE, "no child of PID 1 is left but the main process", || {
-        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    wait_until(TIMEOUT, "no child of PID 1 is left but the main process", || {
+        (procfs::children(main.daemon.pid).len() == 1).then_some(())
     });
-    assert!(machine::descendants(main.daemon.pid).into_iter().all(|pid| !machine::is_zombie(pid)));
+    assert!(procfs::descendants(main.daemon.pid).into_iter().all(|pid| !procfs::is_zombie(pid)));
 }
 
 #[test]
 fn it_need_not_be_pid_1() {
     let mut main = Main::start_with(
-        Options::plain(),
+        Options::subreaper(),
         "(setsid sleep 0.1 &); trap 'exit 7' TERM; echo up >>$SAID; while :; do sleep 0.02; done",
     );
-    wait_until(PATIENCE, "the orphan came to us and is gone", || {
-        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    wait_until(TIMEOUT, "the orphan came to us and is gone", || {
+        (procfs::children(main.daemon.pid).len() == 1).then_some(())
     });
     main.daemon.signal(Signal::SIGTERM);
     assert_eq!(main.code(), Some(7));
@@ -169,7 +169,7 @@ fn it_need_not_be_pid_1() {
 fn one_that_is_stopped_has_not_ended() {
     let mut main = Main::start("trap 'exit 7' TERM; echo up >>$SAID; kill -STOP $$; while :; do sleep 0.02; done");
     let pid = main.daemon.list()[0]["pid"].clone();
-    wait_until(PATIENCE, "it is stopped", || {
+    wait_until(TIMEOUT, "it is stopped", || {
         let state = main.daemon.run_sh(&format!("cut -d ' ' -f 3 /proc/{pid}/stat"));
         (state.stdout() == "T").then_some(())
     });
@@ -205,7 +205,7 @@ fn it_has_our_streams() {
         "read line; echo got $? >>$SAID; echo to stdout; echo to stderr >&2; echo up >>$SAID; exec sleep 600",
     );
     assert!(main.said().contains("got 1"), "stdin is /dev/null in these tests");
-    wait_until(PATIENCE, "both are heard", || {
+    wait_until(TIMEOUT, "both are heard", || {
         let log = main.daemon.log();
         (log.contains("to stdout") && log.contains("to stderr")).then_some(())
     });
@@ -231,7 +231,7 @@ fn one_that_does_not_run_is_said_as_a_shell_would() {
 #[test]
 fn it_can_be_given_as_json() {
     let daemon = Options::default().env("TL_INIT_COMMAND", r#"["sleep", "5611"]"#).start();
-    wait_until(PATIENCE, "it runs", || (!daemon.executing("sleep 5611").is_empty()).then_some(()));
+    daemon.wait_for_processes("sleep 5611", 1);
     let list = daemon.list();
     assert_eq!((&list[0]["args"], &list[0]["managed"]), (&json!(["5611"]), &json!(null)));
 }
@@ -246,7 +246,7 @@ fn the_api_ends_it_with_its_own_code() {
 /// `docker run -t`: the terminal is the main process's, so that Ctrl-C and the window's size are for it.
 #[test]
 fn a_terminal_is_its_own() {
-    if !root("a_terminal_is_its_own") {
+    if skip_without_root() {
         return;
     }
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
@@ -259,7 +259,7 @@ fn a_terminal_is_its_own() {
 /// As `runc` has it: the terminal belongs to the user of the main process, with the group that it had.
 #[test]
 fn a_terminal_is_its_users() {
-    if !root("a_terminal_is_its_users") {
+    if skip_without_root() {
         return;
     }
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID

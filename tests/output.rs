@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 /// The lines that these bytes are, decoded leniently.
 fn decoded(bytes: &[u8]) -> Vec<String> {
@@ -32,7 +32,7 @@ fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
 
 #[test]
 fn odd_output_is_kept_exactly() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let cases: &[(&str, &[u8])] = &[
         ("true", b""),
         ("printf 'a\\nb\\n'", b"a\nb\n"),
@@ -55,7 +55,7 @@ fn odd_output_is_kept_exactly() {
 
 #[test]
 fn a_line_longer_than_1_mib_comes_in_pieces() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     const MIB: usize = 1 << 20;
     let run = daemon.run_sh("head -c 67108864 /dev/zero | tr '\\0' x; echo tail; printf short");
     let pieces = &run.events;
@@ -76,7 +76,7 @@ fn a_line_longer_than_1_mib_comes_in_pieces() {
 
 #[test]
 fn a_raw_tail_is_the_bytes_of_the_last_lines() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = daemon.run_sh("printf 'a\\r\\n\\nb\\377\\nlast'; echo x >&2").pid();
     let tails: [&[u8]; 6] =
         [b"", b"last", b"b\xff\nlast", b"\nb\xff\nlast", b"a\r\n\nb\xff\nlast", b"a\r\n\nb\xff\nlast"];
@@ -87,12 +87,12 @@ fn a_raw_tail_is_the_bytes_of_the_last_lines() {
     assert_eq!(daemon.raw_output(pid, "output?tail=10").len(), b"a\r\n\nb\xff\nlastx\n".len());
     let answer =
         daemon.open("GET", &format!("/processes/{pid}/stdout?tail=x"), "Accept: application/octet-stream\r\n", b"");
-    answer.into_reply("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
+    answer.into_response("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
 }
 
 #[test]
 fn both_streams_keep_their_order() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // The next is written when the one before was told: what is in both pipes at once has no order.
     let scratch = daemon.scratch();
     nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
@@ -103,7 +103,7 @@ fn both_streams_keep_their_order() {
     let run = std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run(&body));
         for count in 1..4 {
-            wait_until(PATIENCE, "the line is told", || {
+            wait_until(TIMEOUT, "the line is told", || {
                 let pid = pid_of(daemon.list().first()?);
                 (daemon.lines(pid, "output").len() == count).then_some(())
             });
@@ -126,30 +126,30 @@ fn both_streams_keep_their_order() {
 
 #[test]
 fn an_unfinished_line_is_seen_at_once() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let start = json!({"command": "sh", "args": ["-c", "printf prompt; read x; echo \" $x\""], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
-    wait_until(PATIENCE, "the prompt is there", || (daemon.lines(pid, "stdout") == ["prompt"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["prompt"]);
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"answer\n")).expect(204);
-    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     assert_eq!(daemon.lines(pid, "stdout"), ["prompt answer"]);
 }
 
 #[test]
 fn discarded_output_goes_nowhere() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let start =
         json!({"command": "sh", "args": ["-c", "echo out; echo err >&2; exec sleep 5200"], "stdout_mode": "discard"});
     let pid = pid_of(&daemon.start_process(&start));
-    let host = wait_until(PATIENCE, "it is up", || daemon.executing("sleep 5200").first().copied());
-    wait_until(PATIENCE, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
-    assert_eq!(machine::descriptors(host)[1].1, "/dev/null");
+    let host = wait_until(TIMEOUT, "it is up", || daemon.pids_executing("sleep 5200").first().copied());
+    wait_until(TIMEOUT, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
+    assert_eq!(procfs::descriptors(host)[1].1, "/dev/null");
     assert_eq!(daemon.lines(pid, "stdout"), [""; 0]);
 }
 
 #[test]
 fn output_is_complete_as_soon_as_the_end_is_told() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for _ in 0..100 {
         let pid = daemon.sh("seq 1 3000");
         let mut info = daemon.info(pid);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
 /// `count` jobs with numbers of their own, done by `clients` threads.
 fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
@@ -35,7 +35,7 @@ fn exit_codes(daemon: &Daemon, count: u64) {
             assert_eq!(run.last["reason"], "exited");
         } else {
             let pid = pid_of(&daemon.start_process(&body));
-            let info = daemon.ended(pid);
+            let info = daemon.wait_for_end(pid);
             assert_eq!(info["status"], "exited", "{info}");
             assert_eq!(info["exit_code"], code, "{info}");
             assert_eq!(info["signal"], Value::Null, "{info}");
@@ -45,17 +45,17 @@ fn exit_codes(daemon: &Daemon, count: u64) {
 
 #[test]
 fn every_exit_code_is_right_as_pid_1() {
-    exit_codes(&daemon(), 2_000);
+    exit_codes(&start_daemon(), 2_000);
 }
 
 #[test]
 fn every_exit_code_is_right_as_a_subreaper() {
-    exit_codes(&Options::plain().start(), 400);
+    exit_codes(&Options::subreaper().start(), 400);
 }
 
 #[test]
 fn death_by_a_signal_is_told_as_such() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for signal in [1, 2, 6, 9, 11, 15, 34, 64] {
         let run = daemon.run_sh(&format!("kill -{signal} $$"));
         assert_eq!(run.last["signal"], signal, "{}", run.last);
@@ -70,7 +70,7 @@ fn death_by_a_signal_is_told_as_such() {
 
 #[test]
 fn outputs_are_whole_in_order_and_told_once() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let expected: Vec<String> = (1..=2000).map(|number| number.to_string()).collect();
     let body = json!({"command": "seq", "args": ["1", "2000"]});
     by_clients(4, 500, |number| {
@@ -85,7 +85,7 @@ fn outputs_are_whole_in_order_and_told_once() {
             }
             _ => {
                 let pid = pid_of(&daemon.start_process(&body));
-                daemon.ended(pid);
+                daemon.wait_for_end(pid);
                 daemon.lines(pid, "output")
             }
         };
@@ -95,7 +95,7 @@ fn outputs_are_whole_in_order_and_told_once() {
 
 #[test]
 fn recycled_pids_mix_nothing() {
-    if !root("recycled_pids_mix_nothing") {
+    if skip_without_root() {
         return;
     }
     let daemon = Options::default().pid_max(400).start();
@@ -131,7 +131,7 @@ fn recycled_pids_mix_nothing() {
 
 #[test]
 fn a_background_child_does_not_delay_the_end() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // The contract says 50 ms; the rest is for a busy machine, which the two noisy ones make it. The first of them
     // writes what stays below the limit of the log, so that nothing is dropped before it was followed.
     let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
@@ -143,14 +143,14 @@ fn a_background_child_does_not_delay_the_end() {
         assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
         daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
         for word in ["noise", "sleep 30"] {
-            daemon.await_gone(Duration::from_secs(10), word);
+            daemon.wait_until_gone(Duration::from_secs(10), word);
         }
     }
 }
 
 #[test]
 fn what_outlives_its_leader_writes_on_without_sigpipe() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "(read x <fifo; echo late; echo later) & echo early";
     let scratch = daemon.scratch();
     let fifo = scratch.join("fifo");
@@ -160,7 +160,7 @@ fn what_outlives_its_leader_writes_on_without_sigpipe() {
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}));
     assert_eq!(run.stdout(), "early");
     std::io::Write::write_all(&mut fifo, b"go\n").expect("let it go on");
-    wait_until(PATIENCE, "the late lines are in the log", || {
+    wait_until(TIMEOUT, "the late lines are in the log", || {
         (daemon.lines(run.pid(), "stdout") == ["early", "late", "later"]).then_some(())
     });
 }
@@ -174,13 +174,13 @@ fn timeout_kills_the_tree(daemon: &Daemon) {
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
-    daemon.await_gone(Duration::from_secs(10), "4201");
+    daemon.wait_until_gone(Duration::from_secs(10), "4201");
     assert_eq!(daemon.info(run.pid())["status"], "signaled");
 }
 
 #[test]
 fn a_timeout_kills_the_whole_tree() {
-    timeout_kills_the_tree(&daemon());
+    timeout_kills_the_tree(&start_daemon());
 }
 
 #[test]
@@ -190,33 +190,33 @@ fn a_timeout_kills_the_whole_tree_without_a_cgroup() {
 
 #[test]
 fn a_timeout_kills_the_whole_tree_as_a_subreaper() {
-    timeout_kills_the_tree(&Options::plain().start());
+    timeout_kills_the_tree(&Options::subreaper().start());
 }
 
 #[test]
 fn a_timeout_that_is_not_reached_changes_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", "echo x; exit 3"], "timeout": 30.5}));
     assert_eq!((run.code(), run.last["reason"].as_str()), (Some(3), Some("exited")));
 }
 
 #[test]
 fn a_client_that_goes_away_takes_its_run_along() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for script in ["sleep 4202 & setsid sleep 4202 & wait", "setsid sleep 4202 & yes 4202"] {
         let stream = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
-        wait_until(PATIENCE, "the run is up", || {
-            (daemon.executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
+        wait_until(TIMEOUT, "the run is up", || {
+            (daemon.pids_executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
         });
         drop(stream);
         // The contract says 1 s; the rest is for a busy machine.
-        daemon.await_gone(Duration::from_secs(10), "4202");
+        daemon.wait_until_gone(Duration::from_secs(10), "4202");
     }
 }
 
 #[test]
 fn a_run_ignores_the_modes_of_its_streams() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", "cat; echo out; echo err >&2"], "stdin_mode": "pipe",
         "stdout_mode": "discard", "stderr_mode": "discard", "unknown": [1]}));
     assert_eq!((run.lines("stdout"), run.lines("stderr")), (vec!["out".to_owned()], vec!["err".to_owned()]));
@@ -224,7 +224,7 @@ fn a_run_ignores_the_modes_of_its_streams() {
 
 #[test]
 fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "true"});
     let mut times: Vec<Duration> = (0..60)
         .map(|_| {
@@ -240,7 +240,7 @@ fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
 
 #[test]
 fn a_connection_serves_one_run_after_the_other() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "echo", "args": ["x"]}).to_string();
     let request = format!(
         "POST /api/v1/processes/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -249,7 +249,7 @@ fn a_connection_serves_one_run_after_the_other() {
     );
     let mut socket = daemon.connect();
     for _ in 0..20 {
-        let mut stream = crate::harness::http::Stream::send(socket, request.as_bytes()).expect_status(200);
+        let mut stream = crate::harness::response::ResponseStream::send(socket, request.as_bytes()).expect_status(200);
         let mut text = String::new();
         std::io::Read::read_to_string(&mut stream, &mut text).expect("the whole body");
         assert!(text.contains("\"reason\":\"exited\""), "{text}");

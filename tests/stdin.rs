@@ -5,31 +5,31 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::http::{Run, Stream};
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::response::{CompletedRun, ResponseStream};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 fn with_pipe(daemon: &Daemon, script: &str) -> u64 {
     pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})))
 }
 
-fn write(daemon: &Daemon, pid: u64, bytes: &[u8]) -> crate::harness::Reply {
+fn write(daemon: &Daemon, pid: u64, bytes: &[u8]) -> crate::harness::Response {
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(bytes))
 }
 
-fn close(daemon: &Daemon, pid: u64) -> crate::harness::Reply {
+fn close(daemon: &Daemon, pid: u64) -> crate::harness::Response {
     daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b""))
 }
 
 #[test]
 fn what_is_written_arrives_until_it_is_closed() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     assert_eq!(daemon.info(pid)["stdin_writable"], true);
     for bytes in [b"one\n".as_slice(), b"", b"two \xff\0\n", b"three"] {
         assert_eq!(write(&daemon, pid, bytes).expect(204), Value::Null);
     }
     close(&daemon, pid).expect(204);
-    let info = daemon.ended(pid);
+    let info = daemon.wait_for_end(pid);
     assert_eq!((info["exit_code"].as_u64(), &info["stdin_writable"]), (Some(0), &json!(false)));
     assert_eq!(daemon.raw_output(pid, "stdout"), b"one\ntwo \xff\0\nthree");
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
@@ -38,7 +38,7 @@ fn what_is_written_arrives_until_it_is_closed() {
 
 #[test]
 fn a_closed_stdin_takes_nothing_more() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat; sleep 4300");
     close(&daemon, pid).expect(204);
     close(&daemon, pid).expect(204);
@@ -46,13 +46,13 @@ fn a_closed_stdin_takes_nothing_more() {
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
     // The reader closes it by itself.
     let pid = with_pipe(&daemon, "exec <&-; echo closed; sleep 4300");
-    wait_until(PATIENCE, "it has closed its stdin", || (daemon.lines(pid, "stdout") == ["closed"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["closed"]);
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
 }
 
 #[test]
 fn a_process_without_a_pipe_says_so() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = daemon.sh("sleep 4301");
     assert_eq!(daemon.info(pid)["stdin_writable"], false);
     write(&daemon, pid, b"x").expect_error(400, "STDIN_NOT_WRITABLE", "stdin_mode");
@@ -61,10 +61,10 @@ fn a_process_without_a_pipe_says_so() {
 
 #[test]
 fn sixty_four_mib_go_through_with_flat_memory() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     let block: Vec<u8> = (0..1_u32 << 20).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
-    let before = machine::kilobytes(daemon.pid, "VmHWM");
+    let before = procfs::kilobytes(daemon.pid, "VmHWM");
     let head = format!(
         "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
         daemon.token,
@@ -75,18 +75,18 @@ fn sixty_four_mib_go_through_with_flat_memory() {
     for _ in 0..64 {
         socket.write_all(&block).expect("a block");
     }
-    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
+    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
     close(&daemon, pid).expect(204);
-    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     let raw = daemon.raw_output(pid, "stdout");
     assert!(raw.len() == 64 << 20 && raw.chunks(1 << 20).all(|chunk| chunk == block), "{} bytes", raw.len());
-    let after = machine::kilobytes(daemon.pid, "VmHWM");
+    let after = procfs::kilobytes(daemon.pid, "VmHWM");
     assert!(after < before + 8 * 1024, "memory rose from {before} to {after} kB");
 }
 
 #[test]
 fn a_chunked_body_is_taken_as_it_comes() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     let mut socket = daemon.connect();
     let head = format!(
@@ -95,15 +95,15 @@ fn a_chunked_body_is_taken_as_it_comes() {
     );
     socket.write_all(head.as_bytes()).expect("the head");
     socket.write_all(b"6\r\nfirst\n\r\n").expect("a chunk");
-    wait_until(PATIENCE, "the first chunk is through", || (daemon.lines(pid, "stdout") == ["first"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["first"]);
     socket.write_all(b"7;x=y\r\nsecond\n\r\n0\r\n\r\n").expect("the rest");
-    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
-    wait_until(PATIENCE, "all is through", || (daemon.lines(pid, "stdout") == ["first", "second"]).then_some(()));
+    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
+    daemon.wait_for_stdout(pid, &["first", "second"]);
 }
 
 #[test]
 fn a_process_that_never_reads_makes_only_its_writer_wait() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let deaf = with_pipe(&daemon, "exec sleep 4302");
     let cat = with_pipe(&daemon, "cat");
     std::thread::scope(|scope| {
@@ -122,7 +122,7 @@ fn a_process_that_never_reads_makes_only_its_writer_wait() {
 }
 
 /// Runs with a standard input of its own.
-fn run_with(daemon: &Daemon, script: &str, more: Value) -> Run {
+fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
     let mut body = json!({"command": "sh", "args": ["-c", script]});
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     daemon.run(&body)
@@ -130,7 +130,7 @@ fn run_with(daemon: &Daemon, script: &str, more: Value) -> Run {
 
 #[test]
 fn a_run_gets_its_input_and_then_its_end() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Whole lines as they are, an empty one, and bytes that are no text.
     assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"), ["one", "twoend"]);
     assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": ""})).stdout(), "end");
@@ -152,8 +152,8 @@ fn a_run_gets_its_input_and_then_its_end() {
 
 #[test]
 fn a_run_that_does_not_take_its_input_ends_as_ever() {
-    let daemon = daemon();
-    let descriptors = || machine::descriptors(daemon.pid).len();
+    let daemon = start_daemon();
+    let descriptors = || procfs::descriptors(daemon.pid).len();
     let text = "x".repeat(900_000);
     let mut before = 0;
     for round in 0..10 {
@@ -176,14 +176,14 @@ fn a_run_that_does_not_take_its_input_ends_as_ever() {
     let mut events = daemon.open_run(&json!({"command": "sleep", "args": ["4303"], "stdin": text}));
     let first = events.next_frame().expect("a first event").data;
     let pid = first["pid"].as_u64().expect("a PID");
-    wait_until(PATIENCE, "its input is handed over", || (daemon.info(pid)["stdin_writable"] == false).then_some(()));
+    wait_until(TIMEOUT, "its input is handed over", || (daemon.info(pid)["stdin_writable"] == false).then_some(()));
     write(&daemon, pid, b"more").expect_error(409, "STDIN_CLOSED", "");
     close(&daemon, pid).expect(204);
     drop(events);
-    daemon.await_gone(PATIENCE, "sleep 4303");
+    daemon.wait_until_gone(TIMEOUT, "sleep 4303");
     let timed_out = run_with(&daemon, "sleep 4304", json!({"stdin": text, "timeout_secs": 0.2}));
     assert_eq!(timed_out.last["reason"], "timed_out");
-    wait_until(PATIENCE, "its descriptors are given back", || (descriptors() <= before).then_some(()));
+    wait_until(TIMEOUT, "its descriptors are given back", || (descriptors() <= before).then_some(()));
     for (more, needle) in [
         (json!({"stdin": "a", "stdin_base64": "YQ=="}), "stdin_base64"),
         (json!({"stdin_base64": "***"}), "base64"),

@@ -8,16 +8,15 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use tungstenite::Message;
 
-use crate::harness::socket::{Ended, Session, UPGRADE, code_after, drain, frame, refused, try_open};
-use crate::harness::{Daemon, PATIENCE, daemon, machine, wait_until};
-use crate::tunnel::{await_held, held};
+use crate::harness::websocket::{Session, SessionEnd, UPGRADE, client_frame, close_code_after, read_to_end, try_open, upgrade_response};
+use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, wait_until};
 
 /// Runs `job` and waits until the daemon holds no more than before it.
 fn leaves_nothing(daemon: &Daemon, job: impl FnOnce()) {
     // A connection of the harness may be idle still.
-    let before = held(daemon);
+    let before = daemon.threads_and_descriptors();
     job();
-    await_held(daemon, before);
+    daemon.wait_until_released(before);
 }
 
 fn reader(daemon: &Daemon) -> Session {
@@ -30,7 +29,7 @@ fn ws(session: &Session) -> String {
 
 #[test]
 fn tokens_are_asked_for() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = reader(&daemon);
     let path = ws(&session);
     let bearer = format!("Bearer {}", daemon.token);
@@ -56,29 +55,29 @@ fn tokens_are_asked_for() {
             "{method} /api/v1/pty/{}{rest} HTTP/1.1\r\nHost: x\r\nX-PTY-Token: {}\r\n\r\n",
             session.id, session.token
         );
-        let reply = crate::harness::http::Stream::send(daemon.connect(), request.as_bytes()).into_reply(method);
+        let reply = crate::harness::response::ResponseStream::send(daemon.connect(), request.as_bytes()).into_response(method);
         reply.expect_error(401, "UNAUTHORIZED", "");
     }
 }
 
 #[test]
 fn what_is_no_websocket_is_told_so() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = reader(&daemon);
     let path = ws(&session);
     let token = format!("X-PTY-Token: {}\r\n", session.token);
     leaves_nothing(&daemon, || {
-        refused(&daemon, &path, &token).expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
-        refused(&daemon, &path, "").expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
-        refused(&daemon, "/pty/nobody/ws", "").expect_error(404, "SESSION_NOT_FOUND", "nobody");
-        refused(&daemon, &path, "X-PTY-Token: x\r\n").expect_error(403, "INVALID_TOKEN", "token");
+        upgrade_response(&daemon, &path, &token).expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        upgrade_response(&daemon, &path, "").expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        upgrade_response(&daemon, "/pty/nobody/ws", "").expect_error(404, "SESSION_NOT_FOUND", "nobody");
+        upgrade_response(&daemon, &path, "X-PTY-Token: x\r\n").expect_error(403, "INVALID_TOKEN", "token");
         for (with, without) in [
             ("", "Connection: Upgrade\r\n"),
             ("", "Upgrade: websocket\r\n"),
             ("Upgrade: h2c\r\n", "Upgrade: websocket\r\n"),
         ] {
             let headers = format!("{token}{with}{}", UPGRADE.replace(without, ""));
-            refused(&daemon, &path, &headers).expect_error(426, "UPGRADE_REQUIRED", "");
+            upgrade_response(&daemon, &path, &headers).expect_error(426, "UPGRADE_REQUIRED", "");
         }
         for (old, new, part) in [
             ("dGhlIHNhbXBsZSBub25jZQ==", "", "Sec-WebSocket-Key"),
@@ -89,7 +88,7 @@ fn what_is_no_websocket_is_told_so() {
             ("Upgrade: websocket\r\n", "Upgrade: websocket\r\nContent-Length: 3\r\n", "body"),
         ] {
             let headers = format!("{token}{}", UPGRADE.replace(old, new));
-            refused(&daemon, &path, &headers).expect_error(400, "INVALID_REQUEST", part);
+            upgrade_response(&daemon, &path, &headers).expect_error(400, "INVALID_REQUEST", part);
         }
     });
     let gone = format!("/pty/{}/resize", "x".repeat(32));
@@ -106,7 +105,7 @@ fn what_is_no_websocket_is_told_so() {
 
 #[test]
 fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = reader(&daemon);
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
@@ -128,12 +127,12 @@ fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
         let pieces = payload.chunks(3).enumerate().map(|(at, piece)| {
             let first = if at == 0 { 0x02 } else { 0x00 };
             let last = if (at + 1) * 3 >= payload.len() { 0x80 } else { 0 };
-            [frame(first | last, piece), if last == 0 { frame(0x89, b"in between") } else { vec![] }].concat()
+            [client_frame(first | last, piece), if last == 0 { client_frame(0x89, b"in between") } else { vec![] }].concat()
         });
         let bytes: Vec<u8> = pieces.flatten().collect();
         // Each byte by itself.
         bytes.iter().for_each(|byte| noisy.socket.get_mut().write_all(&[*byte]).expect("send"));
-        wait_until(PATIENCE, "a pong", || match noisy.socket.read() {
+        wait_until(TIMEOUT, "a pong", || match noisy.socket.read() {
             Ok(Message::Pong(payload)) => {
                 assert!(payload == "are you there" || payload == "in between", "{payload:?}");
                 Some(())
@@ -141,30 +140,30 @@ fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
             Ok(_) => None,
             Err(error) => panic!("{error}"),
         });
-        noisy.leave();
+        noisy.disconnect();
     });
     terminal.expect("fragmented");
     assert!(!terminal.text().contains("typed as text"));
     leaves_nothing(&daemon, || {
         let over = vec![0; (1 << 20) + 1];
         for (bytes, code) in [
-            (frame(0x82, &over), Some(1009)),
+            (client_frame(0x82, &over), Some(1009)),
             // Announced, and never sent.
             ([&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat(), Some(1009)),
-            ([frame(0x02, &over[2..]), frame(0x80, b"xx")].concat(), Some(1009)),
+            ([client_frame(0x02, &over[2..]), client_frame(0x80, b"xx")].concat(), Some(1009)),
             (vec![0x82, 0x01, 0x02], Some(1002)),
-            (frame(0x83, b"x"), Some(1002)),
-            (frame(0xc2, b"x"), Some(1002)),
-            (frame(0x80, b"x"), Some(1002)),
-            (frame(0x09, b"x"), Some(1002)),
-            (frame(0x89, &[0; 126]), Some(1002)),
-            (frame(0x81, b"\xff\xfe"), Some(1007)),
+            (client_frame(0x83, b"x"), Some(1002)),
+            (client_frame(0xc2, b"x"), Some(1002)),
+            (client_frame(0x80, b"x"), Some(1002)),
+            (client_frame(0x09, b"x"), Some(1002)),
+            (client_frame(0x89, &[0; 126]), Some(1002)),
+            (client_frame(0x81, b"\xff\xfe"), Some(1007)),
         ] {
-            assert_eq!(code_after(daemon.attach(&session).socket, &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
+            assert_eq!(close_code_after(daemon.attach(&session).socket, &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
         }
         let mut garbage = daemon.attach(&session);
         let _ = garbage.socket.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n");
-        assert!(drain(garbage.socket.get_ref(), PATIENCE).is_ok());
+        assert!(read_to_end(garbage.socket.get_ref(), TIMEOUT).is_ok());
     });
     // The largest that is allowed.
     terminal.type_in(vec![b'y'; (1 << 20) - 1]);
@@ -173,7 +172,7 @@ fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
 
 #[test]
 fn output_is_held_back_until_the_client_is_ready() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 3000000 /dev/zero; sleep 4740");
     let mut patient = daemon.attach(&session);
     let mut impatient = daemon.attach(&session);
@@ -182,14 +181,14 @@ fn output_is_held_back_until_the_client_is_ready() {
     let quiet = patient.socket.get_ref();
     quiet.set_read_timeout(Some(Duration::from_millis(100))).expect("a time-out");
     assert!(patient.socket.read().is_err(), "nothing before READY");
-    patient.socket.get_ref().set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    patient.socket.get_ref().set_read_timeout(Some(TIMEOUT)).expect("a time-out");
     patient.ready();
     patient.expect("up");
     terminal.type_in("go\r\n");
-    let close = impatient.end().close.expect("a word");
+    let close = impatient.wait_for_end().close.expect("a word");
     assert_eq!(close.0, 1008, "{close:?}");
     for terminal in [&mut terminal, &mut patient] {
-        while terminal.shown.len() < 3_000_000 {
+        while terminal.output.len() < 3_000_000 {
             terminal.expect("\0");
         }
     }
@@ -197,7 +196,7 @@ fn output_is_held_back_until_the_client_is_ready() {
 
 #[test]
 fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Some of it at a time: a machine may be so busy that nobody reads for a second.
     let script = "stty raw -echo; echo up; n=1; while [ $n -lt 5000000 ]; do read -r line; \
                   seq -f %015.0f $n $((n + 249999)) | cat; n=$((n + 250000)); done; sleep 4741";
@@ -205,29 +204,29 @@ fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let idle = daemon.watch(&session);
-    wait_until(PATIENCE, "both are there", || (daemon.pty_info(&session)["client_count"] == 2).then_some(()));
-    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    wait_until(TIMEOUT, "both are there", || (daemon.pty_info(&session)["client_count"] == 2).then_some(()));
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let begun = Instant::now();
     for part in 1..=20 {
         terminal.ask("go", &format!("{:015}\n", part * 250_000));
     }
     let took = begun.elapsed();
-    assert!(terminal.shown.len() > 80_000_000 && took < PATIENCE, "{took:?}");
-    wait_until(PATIENCE, "who does not read is dropped", || {
+    assert!(terminal.output.len() > 80_000_000 && took < TIMEOUT, "{took:?}");
+    wait_until(TIMEOUT, "who does not read is dropped", || {
         (daemon.pty_info(&session)["client_count"] == 1).then_some(())
     });
-    let grown = machine::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(grown < 24 << 10, "{grown} KiB for a backlog of 8 MiB");
     // It may be told, where it reads in the end.
     drop(idle);
     leaves_nothing(&daemon, || {
-        daemon.watch(&session).leave();
+        daemon.watch(&session).disconnect();
     });
 }
 
 #[test]
 fn a_slow_client_is_told_so() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 40000000 /dev/zero; sleep 4744");
     let mut slow = daemon.watch(&session);
     slow.expect("up");
@@ -236,8 +235,8 @@ fn a_slow_client_is_told_so() {
     wait_until(Duration::from_secs(25), "it is dropped", || {
         (daemon.pty_info(&session)["client_count"] == 0).then_some(())
     });
-    let ended = slow.end();
-    assert!(slow.shown.len() < 40_000_000 && ended.exit.is_none());
+    let ended = slow.wait_for_end();
+    assert!(slow.output.len() < 40_000_000 && ended.exit.is_none());
     let (code, reason) = ended.close.expect("a word");
     assert!(code == 1008 && reason.contains("too slow"), "{code} {reason}");
     assert_eq!(daemon.pty_info(&session)["is_alive"], true);
@@ -246,7 +245,7 @@ fn a_slow_client_is_told_so() {
 /// What is on its way when the session ends is not taken from a client that is slow and types on.
 #[test]
 fn a_slow_client_gets_all_that_was_written_and_the_exit() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 2000000 /dev/zero; exit 3");
     let mut slow = daemon.watch(&session);
     slow.expect("up");
@@ -266,7 +265,7 @@ fn a_slow_client_gets_all_that_was_written_and_the_exit() {
             Message::Close(close) => break close.expect("a word"),
             _ => {}
         }
-        let _ = slow.socket.get_mut().write_all(&frame(0x82, b"\0x"));
+        let _ = slow.socket.get_mut().write_all(&client_frame(0x82, b"\0x"));
     };
     assert_eq!((seen, exit), (2_000_000, Some(vec![0, 0, 0, 3])));
     assert_eq!((u16::from(close.code), close.reason.as_str()), (1000, "exit:3"));
@@ -283,7 +282,7 @@ fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl
 
 #[test]
 fn who_reads_is_waited_for() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // It writes no more at once than is read at once: the terminal is empty ever again.
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; seq 1 20000000 | cat; sleep 4746");
     let mut terminal = daemon.watch(&session);
@@ -297,7 +296,7 @@ fn who_reads_is_waited_for() {
 
 #[test]
 fn a_client_that_takes_minutes_for_the_replay_stays() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; head -c 1200000 /dev/zero; echo up; sleep 4747");
     let mut other = daemon.watch(&session);
     other.expect("up");
@@ -311,7 +310,7 @@ fn a_client_that_takes_minutes_for_the_replay_stays() {
 
 #[test]
 fn a_client_that_pings_and_does_not_read_is_dropped() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 6000000 /dev/zero; sleep 4745");
     let mut idle = daemon.watch(&session);
     idle.expect("up");
@@ -321,7 +320,7 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
     socket.set_write_timeout(Some(Duration::from_millis(100))).expect("a limit");
     wait_until(Duration::from_secs(110), "it is dropped", || {
         // Its pongs are not taken either, so in the end there may be no room for more.
-        let _ = socket.write_all(&frame(0x89, b"here"));
+        let _ = socket.write_all(&client_frame(0x89, b"here"));
         std::thread::sleep(Duration::from_millis(100));
         (daemon.pty_info(&session)["client_count"] == 0).then_some(())
     });
@@ -331,11 +330,11 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
 
 #[test]
 fn nothing_is_left_of_clients_and_sessions() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // What is made once is made now.
     let session = daemon.pty_sh("echo up; read -r line");
     daemon.watch(&session).ask("x", "up");
-    wait_until(PATIENCE, "it has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+    wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
     leaves_nothing(&daemon, || {
         for round in 0..30 {
             let session = daemon.pty_sh("echo up; read -r line");
@@ -346,7 +345,7 @@ fn nothing_is_left_of_clients_and_sessions() {
                 0 => {
                     terminals[0].type_in("\n");
                     for terminal in &mut terminals {
-                        assert_eq!(terminal.end(), Ended::exited(0));
+                        assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
                     }
                 }
                 1 => drop(daemon.delete(&format!("/pty/{}", session.id)).expect(204)),
@@ -358,7 +357,7 @@ fn nothing_is_left_of_clients_and_sessions() {
         }
     });
     // What a client types last is taken even if it goes at once.
-    wait_until(PATIENCE, "all sessions have ended", || {
+    wait_until(TIMEOUT, "all sessions have ended", || {
         let list = daemon.get("/pty").expect(200);
         list["sessions"].as_array().is_some_and(|all| all.iter().all(|one| one["is_alive"] == false)).then_some(())
     });
@@ -366,26 +365,26 @@ fn nothing_is_left_of_clients_and_sessions() {
 
 #[test]
 fn what_a_client_types_before_it_leaves_is_taken() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     terminal.type_in(vec![b'x'; 200_000]);
-    terminal.leave();
+    terminal.disconnect();
     daemon.watch(&session).expect("200000");
 }
 
 /// A client that vanishes does not answer any more; nothing else tells it from one that is only silent.
 #[test]
 fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("sleep 4743");
     let mut alive = daemon.watch(&session);
     let silent = daemon.watch(&session);
     let begun = Instant::now();
     std::thread::scope(|scope| {
         // Reading answers pings.
-        let alive = scope.spawn(move || alive.end());
+        let alive = scope.spawn(move || alive.wait_for_end());
         wait_until(Duration::from_secs(110), "one is dropped", || {
             (daemon.pty_info(&session)["client_count"] == 1).then_some(())
         });

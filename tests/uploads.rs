@@ -10,8 +10,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::files::{files, names, put};
-use crate::harness::http::Stream;
-use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+use crate::harness::response::ResponseStream;
+use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
 /// The head of an upload, and its body as it goes over the wire.
 fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
@@ -49,13 +49,13 @@ fn reset(socket: &TcpStream) {
 
 #[test]
 fn an_upload_cut_at_any_byte_changes_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("cut");
     fs::create_dir(&dir).expect("a directory");
     fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
     let file = dir.join("file");
     put(&daemon, &file, "", b"the old content").expect(204);
-    let threads = machine::threads(daemon.pid).len();
+    let threads = procfs::threads(daemon.pid).len();
     let cut = |content: &[u8], chunked: bool, at: &mut dyn Iterator<Item = usize>| {
         let (head, body) = upload(&daemon, &file, chunked, content);
         for (turn, at) in at.take_while(|at| *at < body.len()).enumerate() {
@@ -78,19 +78,19 @@ fn an_upload_cut_at_any_byte_changes_nothing() {
         cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
     }
     // The last ones may be on their way out.
-    wait_until(PATIENCE, "all uploads are gone", || (machine::threads(daemon.pid).len() <= threads).then_some(()));
+    wait_until(TIMEOUT, "all uploads are gone", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
     assert_eq!(names(&daemon, &dir), ["file"]);
     assert_eq!(fs::read(&file).expect("the file"), b"the old content");
     // And uncut it is there.
     let (head, body) = upload(&daemon, &file, true, b"the new content");
-    assert_eq!(Stream::send(daemon.connect(), &[head, body].concat()).status, 204);
+    assert_eq!(ResponseStream::send(daemon.connect(), &[head, body].concat()).status, 204);
     assert_eq!(fs::read(&file).expect("the file"), b"the new content");
 }
 
 #[test]
 fn parallel_uploads_leave_one_whole_version() {
     const SIZE: usize = 300_000;
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("parallel");
     fs::create_dir(&dir).expect("a directory");
     fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
@@ -126,30 +126,30 @@ const MIB: u64 = 96;
 
 #[test]
 fn memory_stays_flat() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let path = daemon.scratch().join("large");
     let block = vec![b'x'; 1 << 20];
     put(&daemon, &path, "", &block).expect(204);
     daemon.get(&files(&path, ""));
-    let before = machine::kilobytes(daemon.pid, "VmHWM");
+    let before = procfs::kilobytes(daemon.pid, "VmHWM");
     let (head, _) = upload(&daemon, &path, false, b"");
     let head = String::from_utf8(head).expect("text").replace("Length: 0", &format!("Length: {}", MIB << 20));
     let mut socket = daemon.connect();
     socket.write_all(head.as_bytes()).expect("the head");
     (0..MIB).for_each(|_| socket.write_all(&block).expect("the body"));
-    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
+    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
     let mut answer = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
     assert_eq!(std::io::copy(&mut answer, &mut std::io::sink()).expect("all of it"), MIB << 20);
-    let grown = machine::kilobytes(daemon.pid, "VmHWM") - before;
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
     assert!(grown < 4096, "{grown} kB more");
 }
 
 #[test]
 fn threads_and_descriptors_come_back() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, large) = (scratch.join("file"), scratch.join("large"));
-    let now = || (machine::threads(daemon.pid).len(), machine::descriptors(daemon.pid).len());
+    let now = || (procfs::threads(daemon.pid).len(), procfs::descriptors(daemon.pid).len());
     let once = || {
         put(&daemon, &file, "", b"x").expect(204);
         daemon.get(&files(&file, ""));
@@ -169,20 +169,20 @@ fn threads_and_descriptors_come_back() {
         daemon.connect().write_all(&[&head, &body[..100]].concat()).expect("some of it");
         daemon.delete(&files(&file, "")).expect(204);
     }
-    wait_until(PATIENCE, "threads and descriptors are what they were", || {
+    wait_until(TIMEOUT, "threads and descriptors are what they were", || {
         (now().0 <= before.0 && now().1 <= before.1).then_some(())
     });
 }
 
 /// What is answered to an upload that is refused: before all of it was read, maybe.
-fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Reply {
+fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Response {
     let (head, body) = upload(daemon, path, chunked, content);
     let mut socket = daemon.connect();
     socket.write_all(&head).expect("the head");
     let mut sender = socket.try_clone().expect("a second handle");
     std::thread::scope(|scope| {
         scope.spawn(move || sender.write_all(&body));
-        Stream::read(socket).expect("an answer").into_reply("refused")
+        ResponseStream::read(socket).expect("an answer").into_response("refused")
     })
 }
 
@@ -193,10 +193,10 @@ fn as_root(daemon: &Daemon, script: &str) -> String {
 
 #[test]
 fn a_full_disk_leaves_the_old_file() {
-    if !root("a_full_disk_leaves_the_old_file") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("small");
     as_root(&daemon, &format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
     let file = dir.join("file");
@@ -206,7 +206,7 @@ fn a_full_disk_leaves_the_old_file() {
     for chunked in [false, true] {
         refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
         assert_eq!(daemon.get(&files(&file, "")).body, b"old");
-        wait_until(PATIENCE, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
+        wait_until(TIMEOUT, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
     }
     put(&daemon, &file, "", &content[..1 << 19]).expect(204);
     // In place, where the disk is too full for it to grow.
@@ -219,10 +219,10 @@ fn a_full_disk_leaves_the_old_file() {
 
 #[test]
 fn what_cannot_be_renamed_over_is_written_in_place() {
-    if !root("what_cannot_be_renamed_over_is_written_in_place") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
     // A mount point.
@@ -261,10 +261,10 @@ fn what_cannot_be_renamed_over_is_written_in_place() {
 
 #[test]
 fn mode_and_owner_are_kept_as_far_as_the_user_may() {
-    if !root("mode_and_owner_are_kept_as_far_as_the_user_may") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let about = |path: &str| daemon.run_sh(&format!("stat -c '%U:%G %a' {path}")).stdout();
     for name in ["private", "script"] {
         put(&daemon, name, "", b"old").expect(204);
@@ -335,10 +335,10 @@ fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
 
 #[test]
 fn acl_and_attributes_stay() {
-    if !root("acl_and_attributes_stay") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let file = scratch.join("file");
     let acl = with_attributes(&daemon, &file);
@@ -379,10 +379,10 @@ fn acl_and_attributes_stay() {
 
 #[test]
 fn a_default_acl_is_for_new_files() {
-    if !root("a_default_acl_is_for_new_files") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("dir");
     fs::create_dir(&dir).expect("a directory");
     fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");

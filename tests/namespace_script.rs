@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::{PATIENCE, die_with_us, machine, wait_until};
+use crate::harness::{TIMEOUT, bound_command, procfs, wait_until};
 
 fn launch(dir: &Path, script: &str) -> Child {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"));
@@ -16,13 +16,13 @@ fn launch(dir: &Path, script: &str) -> Child {
 }
 
 fn end(launcher: &mut Child) -> ExitStatus {
-    wait_until(PATIENCE, "the launcher ends", || launcher.try_wait().expect("its status"))
+    wait_until(TIMEOUT, "the launcher ends", || launcher.try_wait().expect("its status"))
 }
 
 fn inside(launcher: &Child) -> i32 {
-    wait_until(PATIENCE, "somebody is PID 1 in there", || {
-        let below = machine::children(launcher.id() as i32);
-        below.into_iter().flat_map(machine::children).find(|&pid| machine::is_pid1(pid))
+    wait_until(TIMEOUT, "somebody is PID 1 in there", || {
+        let below = procfs::children(launcher.id() as i32);
+        below.into_iter().flat_map(procfs::children).find(|&pid| procfs::is_pid1(pid))
     })
 }
 
@@ -45,7 +45,7 @@ fn nothing_is_left_however_it_ends() {
         let script = "trap 'exit 5' TERM; touch $TL_INIT_RUN_DIR.up; setsid sleep 5100 & while :; do sleep 0.02; done";
         let mut launcher = launch(&dir, script);
         let pid1 = inside(&launcher);
-        wait_until(PATIENCE, "it is up", || dir.join("run.up").exists().then_some(()));
+        wait_until(TIMEOUT, "it is up", || dir.join("run.up").exists().then_some(()));
         let cgroup = cgroup(&launcher);
         match signal {
             // Its program ends by itself.
@@ -57,7 +57,7 @@ fn nothing_is_left_however_it_ends() {
             assert_eq!(status.code(), Some(5), "{signal:?}: the program's own exit status");
             assert!(!dir.exists(), "{signal:?}: it waits until all is gone");
         }
-        wait_until(PATIENCE, "all is gone", || {
+        wait_until(TIMEOUT, "all is gone", || {
             let gone = !dir.exists() && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists());
             (gone && !Path::new(&format!("/proc/{pid1}")).exists()).then_some(())
         });

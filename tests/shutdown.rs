@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, die_with_us, machine, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until};
 
 /// Answers SIGTERM by writing its name, then ends.
 fn tells(name: &str) -> String {
@@ -17,7 +17,7 @@ fn tells(name: &str) -> String {
 
 #[test]
 fn everybody_is_asked_once() {
-    let mut daemon = daemon();
+    let mut daemon = start_daemon();
     let scratch = daemon.scratch();
     let mut pids = Vec::new();
     for name in ["plain-1", "first", "second", "plain-2", "third"] {
@@ -27,9 +27,9 @@ fn everybody_is_asked_once() {
         }
         pids.push(daemon.start_process(&body)["pid"].as_u64().expect("a pid"));
     }
-    wait_until(PATIENCE, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
+    wait_until(TIMEOUT, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
     daemon.signal(Signal::SIGTERM);
-    daemon.await_end(PATIENCE);
+    daemon.wait_for_exit(TIMEOUT);
     let told = std::fs::read_to_string(scratch.join("told")).expect("they told");
     let mut names: Vec<&str> = told.lines().collect();
     assert_eq!(names.len(), 5, "each exactly once: {told}");
@@ -39,7 +39,7 @@ fn everybody_is_asked_once() {
 
 #[test]
 fn five_hundred_that_obey_are_gone_at_once() {
-    let mut daemon = daemon();
+    let mut daemon = start_daemon();
     for n in 0..500 {
         let mut body = json!({"command": "sleep", "args": ["5621"]});
         if n % 2 == 0 {
@@ -49,41 +49,41 @@ fn five_hundred_that_obey_are_gone_at_once() {
     }
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
     // 1 s is the goal.
     assert!(begun.elapsed() < Duration::from_secs(9), "nobody needed the grace: {:?}", begun.elapsed());
 }
 
 #[test]
 fn those_that_do_not_obey_go_after_the_grace_and_followers_hear_of_it() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "2"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "2"]);
     let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
     let pids: Vec<u64> = (0..10).map(|_| daemon.sh(stubborn)).collect();
     let followers: Vec<_> = pids.iter().map(|pid| daemon.follow(*pid, "stdout")).collect();
-    wait_until(PATIENCE, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
+    wait_until(TIMEOUT, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
     for follower in followers {
         // Fails without an `eof`.
         assert_eq!(follower.all_lines(), ["up", "heard it"]);
     }
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
     let took = begun.elapsed();
     assert!(took >= Duration::from_millis(1900) && took < Duration::from_secs(20), "{took:?}");
 }
 
 #[test]
 fn a_second_signal_gives_no_more_grace() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "3600"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     let pid = daemon.sh("trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done");
     let said = |lines: &[&str]| {
-        wait_until(PATIENCE, &format!("it says {lines:?}"), || (daemon.lines(pid, "stdout") == lines).then_some(()));
+        wait_until(TIMEOUT, &format!("it says {lines:?}"), || (daemon.lines(pid, "stdout") == lines).then_some(()));
     };
     said(&["up"]);
     daemon.signal(Signal::SIGINT);
     said(&["up", "heard it"]);
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130), "the first one counts");
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130), "the first one counts");
 }
 
 #[test]
@@ -102,13 +102,13 @@ fn signals_and_exit_codes_without_a_main_process() {
         (48, false, 0),
         (49, false, 0),
     ] {
-        let mut daemon = daemon();
+        let mut daemon = start_daemon();
         let scratch = daemon.scratch();
         let body = json!({"command": "bash", "args": ["-c", tells("asked")], "working_dir": scratch});
         let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
-        wait_until(PATIENCE, "it is up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+        daemon.wait_for_stdout(pid, &["up"]);
         daemon.signal_number(signal);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(code), "signal {signal}");
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code), "signal {signal}");
         if grace {
             assert!(scratch.join("told").exists(), "signal {signal}: it was asked");
         }
@@ -117,7 +117,7 @@ fn signals_and_exit_codes_without_a_main_process() {
 
 #[test]
 fn the_api_can_end_it() {
-    let mut daemon = daemon();
+    let mut daemon = start_daemon();
     for (body, field) in [
         (json!({"action": "poweroff"}), "action"),
         (json!({"action": "reboot"}), "action"),
@@ -133,26 +133,26 @@ fn the_api_can_end_it() {
     assert!(follower.next_frame().is_some());
     daemon.post("/shutdown", &json!({"action": "exit", "grace_ms": 100})).expect(202);
     follower.until_eof();
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
 }
 
 #[test]
 fn a_second_shutdown_never_gives_more_grace() {
-    for options in [Options::default(), Options::default().without_cgroup(), Options::plain()] {
+    for options in [Options::default(), Options::default().without_cgroup(), Options::subreaper()] {
         let mut daemon = options.args(&["--shutdown-grace", "120"]).start();
         let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
         let body = json!({"command": "sh", "args": ["-c", stubborn], "name": "managed", "stop_grace_ms": 60_000});
         let pids = [daemon.sh(stubborn), pid_of(&daemon.start_process(&body))];
         let said = |right: &[&str]| {
             let all = || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == right);
-            wait_until(PATIENCE, &format!("they say {right:?}"), || all().then_some(()));
+            wait_until(TIMEOUT, &format!("they say {right:?}"), || all().then_some(()));
         };
         said(&["up"]);
         let begun = Instant::now();
         daemon.post("/shutdown", &json!({"action": "exit", "grace_ms": 6000})).expect(202);
         said(&["up", "heard it"]);
         daemon.post("/shutdown", &json!({"action": "exit"})).expect(202);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
         let took = begun.elapsed();
         assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(60), "{took:?}");
     }
@@ -161,7 +161,7 @@ fn a_second_shutdown_never_gives_more_grace() {
 /// What is stopped hears of a SIGTERM only when it goes on: nobody is to use up a grace for that.
 #[test]
 fn what_is_stopped_is_asked_too() {
-    for options in [Options::default(), Options::default().without_cgroup(), Options::plain()] {
+    for options in [Options::default(), Options::default().without_cgroup(), Options::subreaper()] {
         let mut daemon = options.args(&["--shutdown-grace", "3600"]).start();
         let managed =
             |name: &str| json!({"command": "sleep", "args": [name], "name": name, "stop_grace_ms": 3_600_000});
@@ -172,24 +172,24 @@ fn what_is_stopped_is_asked_too() {
         daemon.sh("setsid sleep 5634s >/dev/null 2>&1 & exit 0");
         let seconds = ["5631s", "5632s", "5633s", "5634s"];
         for words in seconds.map(|seconds| format!("sleep {seconds}")) {
-            let pid = wait_until(PATIENCE, &words, || daemon.executing(&words).first().copied());
+            let pid = wait_until(TIMEOUT, &words, || daemon.pids_executing(&words).first().copied());
             kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop it");
-            wait_until(PATIENCE, "it is stopped", || {
+            wait_until(TIMEOUT, "it is stopped", || {
                 let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
                 status.contains("State:\tT").then_some(())
             });
         }
         daemon.delete("/processes/5631s").expect(204);
-        daemon.await_gone(PATIENCE, "sleep 5631s");
+        daemon.wait_until_gone(TIMEOUT, "sleep 5631s");
         daemon.signal(Signal::SIGTERM);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
     }
 }
 
 /// The kernel refuses most of them; what counts in the end is who sent it.
 #[test]
 fn signals_of_other_users_change_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run =
         daemon.run_sh("for s in 1 2 3 10 12 15 30 37 38 39 47 48 49; do kill -$s 1 2>/dev/null && echo $s; done; true");
     assert_eq!((run.code(), run.stdout().as_str()), (Some(0), ""));
@@ -210,13 +210,13 @@ fn with_a_dead_disk(options: Options) -> Daemon {
     let daemon = options.start();
     let body = json!({"command": "python3", "args": ["-c", DEAD_DISK], "user": "root"});
     let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
-    wait_until(PATIENCE, "it is mounted", || (daemon.lines(pid, "stdout") == ["mounted"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["mounted"]);
     // Sent, and not waited for: nobody answers it.
     let body = json!({"command": "true"}).to_string();
     let head = format!("Authorization: Bearer {}\r\nContent-Length: {}\r\n", daemon.token, body.len());
     let mut stream = daemon.connect();
     write!(stream, "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").expect("send it");
-    wait_until(PATIENCE, "the supervisor waits for the disk", || {
+    wait_until(TIMEOUT, "the supervisor waits for the disk", || {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("its threads");
         tasks.flatten().find(|task| {
             let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
@@ -229,7 +229,7 @@ fn with_a_dead_disk(options: Options) -> Daemon {
 /// The main process cannot be started, nor can the start fail.
 #[test]
 fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
-    if !root("a_disk_that_does_not_answer_at_the_start_does_not_keep_it") {
+    if skip_without_root() {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
@@ -244,29 +244,29 @@ fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
     die_with_us(&mut command);
     let mut launcher = command.spawn().expect("start it");
     let address = dir.path().join("run/address");
-    wait_until(PATIENCE, "it listens", || address.exists().then_some(()));
-    let pid = machine::children(launcher.id() as i32)[0];
+    wait_until(TIMEOUT, "it listens", || address.exists().then_some(()));
+    let pid = procfs::children(launcher.id() as i32)[0];
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         kill(Pid::from_raw(pid), signal).expect("signal it");
     }
-    let end = wait_until(PATIENCE, "it ends", || launcher.try_wait().expect("wait for it"));
+    let end = wait_until(TIMEOUT, "it ends", || launcher.try_wait().expect("wait for it"));
     // The disk ends with everything else: the start may have failed by that, or be given up.
     assert!(matches!(end.code(), Some(1 | 137)), "{end}");
 }
 
 #[test]
 fn a_disk_that_does_not_answer_does_not_keep_it() {
-    if !root("a_disk_that_does_not_answer_does_not_keep_it") {
+    if skip_without_root() {
         return;
     }
     let mut daemon = with_a_dead_disk(Options::default().args(&["--shutdown-grace", "0.1"]));
     daemon.signal(Signal::SIGINT);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
     assert!(daemon.log().contains("the supervisor does not answer"), "that is why");
 
     // Of two signals the first is lost on its way to the main process.
     let mut daemon = with_a_dead_disk(Options::default().args(&["--default-user", "0", "--", "sleep", "600"]));
     daemon.signal(Signal::SIGTERM);
     daemon.signal(Signal::SIGINT);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(137));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(137));
 }

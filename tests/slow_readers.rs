@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
-use crate::harness::{Daemon, PATIENCE, daemon_with, machine, pid_of, wait_until};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon_with, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,10 +36,10 @@ fn get(daemon: &Daemon, path: &str, head: &str) -> String {
 
 /// Waits until the daemon has written all that is taken from it, and sleeps.
 fn settle(daemon: &Daemon) {
-    let mut before = machine::cpu_time(daemon.pid);
-    wait_until(PATIENCE, "the daemon waits for its clients", || {
+    let mut before = procfs::cpu_time(daemon.pid);
+    wait_until(TIMEOUT, "the daemon waits for its clients", || {
         std::thread::sleep(Duration::from_millis(200));
-        let now = machine::cpu_time(daemon.pid);
+        let now = procfs::cpu_time(daemon.pid);
         let idle = now == before;
         before = now;
         idle.then_some(())
@@ -48,16 +48,16 @@ fn settle(daemon: &Daemon) {
 
 /// The daemon's largest size since it was started, in KiB.
 fn peak(daemon: &Daemon) -> u64 {
-    machine::kilobytes(daemon.pid, "VmHWM")
+    procfs::kilobytes(daemon.pid, "VmHWM")
 }
 
 #[test]
 fn a_line_of_control_characters_is_not_held_for_each_reader() {
-    let daemon = daemon_with(&[]);
+    let daemon = start_daemon_with(&[]);
     // Escaped, each of its characters takes six bytes; one that is not UTF-8 takes three.
     let text = |byte: &str| format!("head -c {MIB} /dev/zero | tr '\\0' '{byte}'");
     let pids = ["\\1", "\\377"].map(|byte| daemon.sh(&format!("{}; echo", text(byte))));
-    pids.iter().for_each(|pid| assert_eq!(daemon.ended(*pid)["exit_code"], 0));
+    pids.iter().for_each(|pid| assert_eq!(daemon.wait_for_end(*pid)["exit_code"], 0));
     let right = json!({"pid": pids[0], "lines": ["\u{1}".repeat(MIB as usize)], "line_count": 1});
     assert!(daemon.get(&format!("/processes/{}/stdout", pids[0])).expect(200) == right);
     let right = "\u{fffd}".repeat(MIB as usize);
@@ -84,12 +84,12 @@ fn a_line_of_control_characters_is_not_held_for_each_reader() {
 
 #[test]
 fn a_large_command_is_not_held_for_each_that_asks_for_it() {
-    let daemon = daemon_with(&[]);
+    let daemon = start_daemon_with(&[]);
     // Arguments of 100 KB each, as the kernel takes no longer ones.
     let args: Vec<String> = (0..9).map(|n| format!("{n}").repeat(100_000)).collect();
     let start = json!({"command": "true", "args": args});
     let pids: Vec<u64> = (0..12).map(|_| pid_of(&daemon.start_process(&start))).collect();
-    pids.iter().for_each(|pid| assert_eq!(daemon.ended(*pid)["args"], json!(args)));
+    pids.iter().for_each(|pid| assert_eq!(daemon.wait_for_end(*pid)["args"], json!(args)));
     let listed = daemon.list();
     assert!(listed.len() == pids.len() && listed.iter().all(|process| process["args"] == json!(args)));
     let mut requests = Vec::new();

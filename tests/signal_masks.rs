@@ -1,6 +1,6 @@
 //! Which threads signals are delivered to.
 
-use crate::harness::{Daemon, Options, daemon, machine};
+use crate::harness::{Daemon, Options, procfs, start_daemon};
 
 /// The names of the threads that have a signal unblocked.
 fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
@@ -17,11 +17,11 @@ fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
 /// A thread that has a signal unblocked and hangs on a disk keeps the signal: reaping and the end of everything wait for it.
 #[test]
 fn signals_are_for_threads_that_do_nothing_else() {
-    for daemon in [daemon(), Options::plain().start()] {
+    for daemon in [start_daemon(), Options::subreaper().start()] {
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
         for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPWR, 37, 64] {
             let threads = hearing(&daemon, signal);
-            assert_eq!(threads, ["signals"], "signal {signal} of {:?}", machine::threads(daemon.pid));
+            assert_eq!(threads, ["signals"], "signal {signal} of {:?}", procfs::threads(daemon.pid));
         }
     }
 }

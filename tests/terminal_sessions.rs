@@ -5,29 +5,29 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::socket::{Ended, Session, frame};
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, wait_until};
+use crate::harness::websocket::{Session, SessionEnd, client_frame};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 fn is_gone(daemon: &Daemon, session: &Session) {
-    wait_until(PATIENCE, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
+    wait_until(TIMEOUT, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
 }
 
 /// Waits until this command has the terminal: what is typed is for it then, Ctrl-C as well.
 fn await_foreground(daemon: &Daemon, words: &str) {
-    wait_until(PATIENCE, &format!("{words:?} is in the foreground"), || {
-        daemon.executing(words).into_iter().any(machine::is_in_foreground).then_some(())
+    wait_until(TIMEOUT, &format!("{words:?} is in the foreground"), || {
+        daemon.pids_executing(words).into_iter().any(procfs::is_in_foreground).then_some(())
     });
 }
 
 #[test]
 fn a_program_finds_a_terminal_of_its_own() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all; echo $TERM; \
                   ps -o sid=,tpgid= -p $$ | tr -s ' '; echo $$; exec 3</dev/tty && echo controlling; \
                   ls /proc/self/fd | wc -l; stat -c %u $(tty); id -u";
     let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", script], "rows": 40, "cols": 132}));
     let mut terminal = daemon.watch(&session);
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let text = terminal.text();
     let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r').trim()).collect();
     assert!(lines[0].starts_with("/dev/pts/"), "{text:?}");
@@ -46,7 +46,7 @@ fn a_program_finds_a_terminal_of_its_own() {
 
 #[test]
 fn a_session_is_what_was_asked_for() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let mut body = json!({"command": "sh", "args": ["-c", "echo \"$(id -u) $PWD $TERM $ONE\""], "working_dir": "/usr",
         "env": {"TERM": "dumb", "ONE": "ünï"}});
     if nix::unistd::geteuid().is_root() {
@@ -54,7 +54,7 @@ fn a_session_is_what_was_asked_for() {
     }
     let session = daemon.open_pty(&body);
     let mut terminal = daemon.watch(&session);
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let text = terminal.text();
     assert!(text.ends_with(" /usr dumb ünï\r\n"), "{text}");
     assert!(body.get("user").is_none() || text.starts_with("12345 "), "{text}");
@@ -64,7 +64,7 @@ fn a_session_is_what_was_asked_for() {
 
 #[test]
 fn sizes_are_clamped_and_change() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "trap 'stty size' WINCH; echo up; while :; do sleep 0.01; done";
     let open = |rows: u32, cols: u32| {
         daemon.open_pty(&json!({"command": "sh", "args": ["-c", script], "rows": rows, "cols": cols}))
@@ -88,7 +88,7 @@ fn sizes_are_clamped_and_change() {
 
 #[test]
 fn control_characters_reach_the_program() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("trap 'echo interrupted' INT; echo up; cat; cat; echo over; exit 5");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
@@ -99,12 +99,12 @@ fn control_characters_reach_the_program() {
     terminal.ask("second", "second\r\nsecond");
     terminal.type_in("\x04");
     terminal.expect("over");
-    assert_eq!(terminal.end(), Ended::exited(5));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(5));
 }
 
 #[test]
 fn jobs_are_controlled() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("$ ");
@@ -113,7 +113,7 @@ fn jobs_are_controlled() {
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
     terminal.expect("$ ");
-    assert!(machine::status(daemon.executing("sleep 4711")[0], "State").is_some_and(|state| state.starts_with('T')));
+    assert!(procfs::status(daemon.pids_executing("sleep 4711")[0], "State").is_some_and(|state| state.starts_with('T')));
     terminal.ask("bg", "sleep 4711 &");
     terminal.ask("jobs", "Running");
     terminal.expect("$ ");
@@ -124,23 +124,23 @@ fn jobs_are_controlled() {
     terminal.expect("$ ");
     terminal.ask("echo $?", "130");
     terminal.type_in("exit 3\n");
-    assert_eq!(terminal.end(), Ended::exited(3));
-    assert!(daemon.executing("sleep 4711").is_empty());
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(3));
+    assert!(daemon.pids_executing("sleep 4711").is_empty());
 }
 
 #[test]
 fn any_bytes_pass() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; head -c 300 | od -An -v -tu1; printf 'ünï ✓ \\377\\000.'");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let bytes: Vec<u8> = (0..300).map(|number| (number % 256) as u8).collect();
     // A character may be cut between two messages.
     bytes.chunks(7).for_each(|piece| terminal.type_in(piece));
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let tail = "ünï ✓ ".as_bytes().iter().chain(b"\xff\0.").copied().collect::<Vec<u8>>();
-    assert!(terminal.shown.ends_with(&tail), "{:?}", terminal.text());
-    let shown = &terminal.shown[..terminal.shown.len() - tail.len()];
+    assert!(terminal.output.ends_with(&tail), "{:?}", terminal.text());
+    let shown = &terminal.output[..terminal.output.len() - tail.len()];
     let numbers: Vec<u8> =
         String::from_utf8_lossy(shown).split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
     assert_eq!(numbers, bytes);
@@ -149,14 +149,14 @@ fn any_bytes_pass() {
 /// A shell with line editing, driven as a person would, prompt by prompt.
 #[test]
 fn two_hundred_prompts_without_a_lost_or_doubled_byte() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "<$> "},
         "cols": 500}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("<$> ");
     // Bracketed paste would put its own codes around each prompt.
     terminal.ask("bind 'set enable-bracketed-paste off' 2>/dev/null", "<$> ");
-    let begin = terminal.shown.len();
+    let begin = terminal.output.len();
     let mut right = String::new();
     for number in 0..200 {
         let line = format!("echo {number} {}", "é".repeat(number));
@@ -166,18 +166,18 @@ fn two_hundred_prompts_without_a_lost_or_doubled_byte() {
     }
     // An empty word is no word.
     let right = right.replace("echo 0 \r\n0 \r\n", "echo 0 \r\n0\r\n");
-    assert_eq!(String::from_utf8_lossy(&terminal.shown[begin..]), right);
+    assert_eq!(String::from_utf8_lossy(&terminal.output[begin..]), right);
     terminal.type_in("\x04");
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
 }
 
 #[test]
 fn all_output_comes_before_the_exit() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for round in 0..20 {
         let session = daemon.pty_sh("seq 1 20000; exit 9");
         let mut terminal = daemon.watch(&session);
-        assert_eq!(terminal.end(), Ended::exited(9));
+        assert_eq!(terminal.wait_for_end(), SessionEnd::exited(9));
         let text = terminal.text();
         let tail: Vec<&str> = text.split_terminator("\r\n").collect();
         assert_eq!(tail.last(), Some(&"20000"), "round {round}");
@@ -187,11 +187,11 @@ fn all_output_comes_before_the_exit() {
 
 #[test]
 fn a_background_child_delays_no_end() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("trap '' HUP; (while :; do echo noise; done) & sleep 0.05; echo last; exit 4");
     let mut terminal = daemon.watch(&session);
     let begun = Instant::now();
-    assert_eq!(terminal.end(), Ended::exited(4));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(4));
     assert!(begun.elapsed() < Duration::from_secs(20));
     assert!(terminal.text().contains("last"));
 }
@@ -199,7 +199,7 @@ fn a_background_child_delays_no_end() {
 #[test]
 fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
     const SIZE: usize = 100 << 20;
-    let daemon = daemon();
+    let daemon = start_daemon();
     // 5 MiB at a time, each when the one before was read: a machine may be so busy that nobody reads for a second.
     let script = "#!/bin/sh\nstty raw -echo; echo up; n=1\nwhile [ $n -lt 6553600 ]; do\nread -r line\n\
                   seq -f %015.0f $n $((n + 327679)) | cat\nn=$((n + 327680))\ndone\n";
@@ -216,8 +216,8 @@ fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
             for part in 1..=20 {
                 terminal.ask("go", &format!("{:015}\n", part * 327_680));
             }
-            assert_eq!(terminal.end(), Ended::exited(0));
-            (terminal.shown.split_off(3), begun.elapsed())
+            assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
+            (terminal.output.split_off(3), begun.elapsed())
         });
         let mut times = Vec::new();
         while !reader.is_finished() {
@@ -242,7 +242,7 @@ fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
 
 #[test]
 fn what_is_typed_ahead_waits() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line </dev/null; sleep 0.3; head -c 3000000 | wc -c");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
@@ -250,12 +250,12 @@ fn what_is_typed_ahead_waits() {
         terminal.type_in([b'x'; 100_000]);
     }
     terminal.expect("3000000");
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
 }
 
 #[test]
 fn a_long_line_without_its_end_holds_up_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo; echo up; exec cat");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
@@ -267,41 +267,41 @@ fn a_long_line_without_its_end_holds_up_nothing() {
 
 #[test]
 fn a_session_outlives_its_clients_and_replays_what_it_showed_last() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo -onlcr; echo up; while read -r n; do seq -f %015.0f 1 $n; echo done; done");
     let mut terminal = daemon.watch(&session);
     terminal.ask("10", "done");
-    terminal.leave();
-    wait_until(PATIENCE, "nobody is there", || (daemon.pty_info(&session)["client_count"] == 0).then_some(()));
+    terminal.disconnect();
+    wait_until(TIMEOUT, "nobody is there", || (daemon.pty_info(&session)["client_count"] == 0).then_some(()));
     let mut terminal = daemon.watch(&session);
     assert_eq!(terminal.expect("done\n").lines().count(), 11, "all of it is replayed");
     terminal.type_in("200000\n");
     // Goes without a word, in the middle of it.
     drop(terminal);
-    let mut terminal = wait_until(PATIENCE, "it has written all", || {
+    let mut terminal = wait_until(TIMEOUT, "it has written all", || {
         let mut terminal = daemon.watch(&session);
-        while terminal.shown.len() < 1 << 20 && !terminal.shown.ends_with(b"done\n") {
+        while terminal.output.len() < 1 << 20 && !terminal.output.ends_with(b"done\n") {
             terminal.expect("\n");
         }
-        terminal.shown.ends_with(b"200000\ndone\n").then_some(terminal)
+        terminal.output.ends_with(b"200000\ndone\n").then_some(terminal)
     });
     let text = terminal.text();
     let numbers: Vec<u32> = text.lines().rev().skip(1).filter_map(|line| line.parse().ok()).collect();
     assert!(numbers.len() > 65_000 && numbers[0] == 200_000, "{}", numbers.len());
     assert!(numbers[..65_000].windows(2).all(|two| two[0] == two[1] + 1));
-    terminal.shown.clear();
+    terminal.output.clear();
     let mut terminal = daemon.watch(&session);
     terminal.type_in("3\n\x04");
     terminal.expect("000000000000003\ndone\n");
-    assert_eq!(terminal.end(), Ended::exited(0));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let mut late = daemon.watch(&session);
-    assert_eq!(late.end(), Ended::exited(0), "an ended session tells its exit for a while");
+    assert_eq!(late.wait_for_end(), SessionEnd::exited(0), "an ended session tells its exit for a while");
     assert!(late.text().ends_with("000000000000003\ndone\n"));
 }
 
 #[test]
 fn several_clients_see_all_and_any_may_type() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo; echo up; cat");
     let mut terminals: Vec<_> = (0..5).map(|_| daemon.watch(&session)).collect();
     terminals.iter_mut().for_each(|terminal| drop(terminal.expect("up")));
@@ -313,34 +313,34 @@ fn several_clients_see_all_and_any_may_type() {
             .iter_mut()
             .for_each(|terminal| assert_eq!(terminal.expect(&line), if number == 0 { "\r\n" } else { "" }));
     }
-    terminals.remove(0).leave();
-    wait_until(PATIENCE, "one has gone", || (daemon.pty_info(&session)["client_count"] == 4).then_some(()));
+    terminals.remove(0).disconnect();
+    wait_until(TIMEOUT, "one has gone", || (daemon.pty_info(&session)["client_count"] == 4).then_some(()));
     terminals[0].type_in("\x04");
     for terminal in &mut terminals {
-        assert_eq!(terminal.end(), Ended::exited(0));
+        assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     }
 }
 
 #[test]
 fn a_signal_is_told_as_a_shell_does() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
         let session = daemon.pty_sh(&format!("kill -{signal} $$"));
-        assert_eq!(daemon.watch(&session).end(), Ended::exited(code));
+        assert_eq!(daemon.watch(&session).wait_for_end(), SessionEnd::exited(code));
         assert_eq!(daemon.pty_info(&session)["exit_code"], code);
     }
 }
 
-fn terminated() -> Ended {
-    Ended { exit: None, close: Some((1001, "session terminated".to_owned())) }
+fn terminated() -> SessionEnd {
+    SessionEnd { exit: None, close: Some((1001, "session terminated".to_owned())) }
 }
 
 #[test]
 fn a_delete_hangs_up_and_takes_everything() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     delete_hangs_up(&daemon);
     // It made a session of its own: the hang-up was not for it, the kill is.
-    daemon.await_gone(PATIENCE, "sleep 4713");
+    daemon.wait_until_gone(TIMEOUT, "sleep 4713");
 }
 
 #[test]
@@ -357,42 +357,42 @@ fn delete_hangs_up(daemon: &Daemon) {
     terminal.expect("up");
     // A shell that is yet to become one of them would have the trap still.
     for words in ["sleep 4712", "sleep 4713"] {
-        wait_until(PATIENCE, words, || (!daemon.executing(words).is_empty()).then_some(()));
+        daemon.wait_for_processes(words, 1);
     }
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
-    assert_eq!(terminal.end(), terminated());
+    assert_eq!(terminal.wait_for_end(), terminated());
     is_gone(daemon, &session);
     assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "it had its chance to end well");
-    daemon.await_gone(Duration::from_secs(10), "sleep 4712");
+    daemon.wait_until_gone(Duration::from_secs(10), "sleep 4712");
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
-    assert_eq!(daemon.watch(&session).end(), terminated());
+    assert_eq!(daemon.watch(&session).wait_for_end(), terminated());
 }
 
 #[test]
 fn who_ignores_the_hang_up_is_killed() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("trap '' HUP; echo up; while :; do sleep 4714; done");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let begun = Instant::now();
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
-    assert_eq!(terminal.end(), terminated());
+    assert_eq!(terminal.wait_for_end(), terminated());
     is_gone(&daemon, &session);
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(40), "{took:?}");
     assert_eq!(daemon.pty_info(&session)["exit_code"], 137);
-    daemon.await_gone(Duration::from_secs(10), "sleep 4714");
+    daemon.wait_until_gone(Duration::from_secs(10), "sleep 4714");
 }
 
 #[test]
 fn a_session_that_nobody_is_attached_to_ends() {
-    let daemon = daemon_with(&["--pty-idle-secs", "4"]);
+    let daemon = start_daemon_with(&["--pty-idle-secs", "4"]);
     let left = daemon.pty_sh("echo up; sleep 4715");
     let never = daemon.pty_sh("sleep 4716");
     let watched = daemon.pty_sh("sleep 4717");
     let _terminal = daemon.watch(&watched);
-    daemon.watch(&left).leave();
+    daemon.watch(&left).disconnect();
     is_gone(&daemon, &left);
     is_gone(&daemon, &never);
     assert_eq!(daemon.pty_info(&watched)["is_alive"], true);
@@ -401,27 +401,27 @@ fn a_session_that_nobody_is_attached_to_ends() {
 
 #[test]
 fn ended_sessions_are_kept_for_a_minute_and_their_memory_is_given_back() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let other = daemon.pty_sh("exec sleep 4718");
-    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let sessions: Vec<_> = (0..40).map(|_| daemon.pty_sh("head -c 1500000 /dev/zero; exit 7")).collect();
     for session in &sessions {
-        wait_until(PATIENCE, "it has ended", || (daemon.pty_info(session)["exit_code"] == 7).then_some(()));
+        wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(session)["exit_code"] == 7).then_some(()));
     }
-    let full = machine::kilobytes(daemon.pid, "VmRSS");
+    let full = procfs::kilobytes(daemon.pid, "VmRSS");
     assert!(full > before + (40 << 10), "{full} KiB after {before}, with replays of 1 MiB");
-    wait_until(Duration::from_secs(60) + PATIENCE, "all are forgotten", || {
+    wait_until(Duration::from_secs(60) + TIMEOUT, "all are forgotten", || {
         daemon.get("/pty").expect(200)["sessions"].as_array().is_some_and(|all| all.len() == 1).then_some(())
     });
     assert_eq!(daemon.pty_info(&other)["is_alive"], true);
-    wait_until(PATIENCE, &format!("{full} KiB are about {before} again"), || {
-        (machine::kilobytes(daemon.pid, "VmRSS") < before + (10 << 10)).then_some(())
+    wait_until(TIMEOUT, &format!("{full} KiB are about {before} again"), || {
+        (procfs::kilobytes(daemon.pid, "VmRSS") < before + (10 << 10)).then_some(())
     });
 }
 
 #[test]
 fn sessions_are_counted_and_listed_apart() {
-    let daemon = daemon_with(&["--max-pty-sessions", "3", "--max-processes", "2"]);
+    let daemon = start_daemon_with(&["--max-pty-sessions", "3", "--max-processes", "2"]);
     let sessions: Vec<Session> = (0..3).map(|number| daemon.pty_sh(&format!("sleep 472{number}"))).collect();
     let refused = daemon.post("/pty", &json!({"command": "true"}));
     refused.expect_error(429, "TOO_MANY_SESSIONS", "3");
@@ -443,7 +443,7 @@ fn sessions_are_counted_and_listed_apart() {
 
 #[test]
 fn what_cannot_start_leaves_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for (body, status, code) in [
         (json!({"command": "no-such-program"}), 400, "COMMAND_NOT_FOUND"),
         (json!({"command": "/etc/passwd"}), 400, "NOT_EXECUTABLE"),
@@ -461,43 +461,43 @@ fn what_cannot_start_leaves_nothing() {
 
 #[test]
 fn a_shutdown_ends_sessions() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "30"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "30"]);
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("$ ");
     let begun = Instant::now();
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
-    daemon.await_end(PATIENCE);
+    daemon.wait_for_exit(TIMEOUT);
     assert!(begun.elapsed() < Duration::from_secs(25), "an interactive shell ignores SIGTERM: {:?}", begun.elapsed());
 }
 
 #[test]
 fn a_leader_that_turns_away_from_its_terminal_is_not_hung_up_on() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Nobody has the terminal open for a while; it is opened again, and the exit is its own.
     let script = "exec <&- >&- 2>&-; sleep 0.3; exec </dev/tty >/dev/tty 2>&1; echo back; exit 3";
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("back");
-    assert_eq!(terminal.end(), Ended::exited(3));
+    assert_eq!(terminal.wait_for_end(), SessionEnd::exited(3));
     // Also one that never comes back to it.
     let script = "exec </dev/null >/dev/null 2>&1; sleep 0.3; exit 4";
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
-    assert_eq!(daemon.watch(&session).end(), Ended::exited(4));
+    assert_eq!(daemon.watch(&session).wait_for_end(), SessionEnd::exited(4));
 }
 
 #[test]
 fn a_client_that_floods_holds_up_nobody_and_grows_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let session = daemon.pty_sh("sleep 60");
     let terminal = daemon.watch(&session);
-    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let mut socket = terminal.socket.get_ref().try_clone().expect("a copy");
     socket.set_write_timeout(Some(Duration::from_millis(200))).expect("a limit");
     // Resizes and pings by turns, as fast as they go, and nothing is ever read.
     let sizes = [[0, 80, 0, 24], [0, 81, 0, 25]];
-    let frames: Vec<u8> = sizes.map(|size| frame(0x82, &[&[1][..], &size].concat())).concat();
-    let flood = [frames, frame(0x89, &[b'x'; 125])].concat().repeat(500);
+    let frames: Vec<u8> = sizes.map(|size| client_frame(0x82, &[&[1][..], &size].concat())).concat();
+    let flood = [frames, client_frame(0x89, &[b'x'; 125])].concat().repeat(500);
     let begun = Instant::now();
     let flooding = std::thread::spawn(move || {
         while begun.elapsed() < Duration::from_secs(3) {
@@ -514,6 +514,6 @@ fn a_client_that_floods_holds_up_nobody_and_grows_nothing() {
     }
     flooding.join().expect("the flood");
     assert!(slowest < Duration::from_secs(20), "a run took {slowest:?}");
-    let grown = machine::kilobytes(daemon.pid, "VmRSS").saturating_sub(before);
+    let grown = procfs::kilobytes(daemon.pid, "VmRSS").saturating_sub(before);
     assert!(grown < 16 << 10, "it has grown by {grown} kB");
 }

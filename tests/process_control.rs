@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, pid_of, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
 
 #[test]
 fn a_process_is_shown_with_all_its_fields() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let args = ["-c", "exit 3", "", "ünï\n"];
     let info = daemon.start_process(&json!({"command": "sh", "args": args}));
     let fields = [
@@ -30,7 +30,7 @@ fn a_process_is_shown_with_all_its_fields() {
         assert!(info.get(field).is_some(), "no {field} in {info}");
     }
     let pid = pid_of(&info);
-    let ended = daemon.ended(pid);
+    let ended = daemon.wait_for_end(pid);
     let (begun, over) = (ended["started_at"].as_u64().expect("a start"), ended["ended_at"].as_u64().expect("an end"));
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("the time").as_millis() as u64;
     assert!(begun <= over && over <= now && now - begun < 60_000, "{ended} at {now}");
@@ -55,7 +55,7 @@ fn a_process_is_shown_with_all_its_fields() {
 
 #[test]
 fn the_daemon_tells_about_itself() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     assert_eq!(daemon.get("/health").expect(200), json!({"healthy": true}));
     daemon.run_sh("true");
     daemon.sh("sleep 4501");
@@ -67,18 +67,18 @@ fn the_daemon_tells_about_itself() {
 
 #[test]
 fn a_signal_goes_to_the_group() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = daemon.sh("trap 'echo usr1' USR1; (trap 'echo child' USR1; echo up; while :; do sleep 0.05; done) & \
                          echo up; while :; do sleep 0.05; done");
-    wait_until(PATIENCE, "both are up", || (daemon.lines(pid, "stdout").len() == 2).then_some(()));
+    wait_until(TIMEOUT, "both are up", || (daemon.lines(pid, "stdout").len() == 2).then_some(()));
     let sent = daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10}));
     assert_eq!(sent.expect(200), json!({"success": true}));
-    wait_until(PATIENCE, "both got it", || {
+    wait_until(TIMEOUT, "both got it", || {
         let lines = daemon.lines(pid, "stdout");
         (lines.contains(&"usr1".to_owned()) && lines.contains(&"child".to_owned())).then_some(())
     });
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect(200);
-    let info = daemon.ended(pid);
+    let info = daemon.wait_for_end(pid);
     assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(15)));
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect_error(409, "NOT_RUNNING", "ended");
 }
@@ -89,16 +89,16 @@ const TREE: &str =
 fn kills_the_tree(daemon: &Daemon) {
     for how in ["delete", "signal 9"] {
         let pid = daemon.sh(TREE);
-        wait_until(PATIENCE, "the tree is up", || (daemon.executing("sleep 4502").len() == 4).then_some(()));
+        daemon.wait_for_processes("sleep 4502", 4);
         match how {
             "delete" => assert_eq!(daemon.delete(&format!("/processes/{pid}")).expect(204), Value::Null),
             _ => assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200),
         }
         if how == "delete" {
-            assert_eq!(daemon.find("4502"), [0; 0], "it answers when the tree is gone");
+            assert_eq!(daemon.pids_matching("4502"), [0; 0], "it answers when the tree is gone");
         }
-        daemon.await_gone(Duration::from_secs(10), "4502");
-        let info = daemon.ended(pid);
+        daemon.wait_until_gone(Duration::from_secs(10), "4502");
+        let info = daemon.wait_for_end(pid);
         assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(9)), "{how}");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
     }
@@ -106,7 +106,7 @@ fn kills_the_tree(daemon: &Daemon) {
 
 #[test]
 fn a_kill_takes_the_whole_tree() {
-    kills_the_tree(&daemon());
+    kills_the_tree(&start_daemon());
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_kill_takes_the_whole_tree_without_a_cgroup() {
 
 #[test]
 fn a_kill_takes_the_whole_tree_as_a_subreaper() {
-    kills_the_tree(&Options::plain().start());
+    kills_the_tree(&Options::subreaper().start());
 }
 
 #[test]
@@ -124,10 +124,10 @@ fn a_kill_reaches_what_outlived_its_leader() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.start();
         let pid = daemon.sh("sleep 4503 & sleep 4503 & exit 0");
-        assert_eq!(daemon.ended(pid)["exit_code"], 0);
-        wait_until(PATIENCE, "both are up", || (daemon.executing("sleep 4503").len() == 2).then_some(()));
+        assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
+        daemon.wait_for_processes("sleep 4503", 2);
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        daemon.await_gone(Duration::from_secs(10), "4503");
+        daemon.wait_until_gone(Duration::from_secs(10), "4503");
         assert_eq!(daemon.info(pid)["exit_code"], 0, "its end stays as it was");
     }
 }
@@ -137,15 +137,15 @@ fn a_kill_reaches_what_outlived_its_leader() {
 fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
     let daemon = Options::default().without_cgroup().start();
     let orphaned = |words: &str| {
-        wait_until(PATIENCE, &format!("{words} is an orphan"), || {
-            let orphans: Vec<i32> = daemon.executing(words);
-            orphans.iter().any(|pid| machine::children(daemon.pid).contains(pid)).then_some(())
+        wait_until(TIMEOUT, &format!("{words} is an orphan"), || {
+            let orphans: Vec<i32> = daemon.pids_executing(words);
+            orphans.iter().any(|pid| procfs::children(daemon.pid).contains(pid)).then_some(())
         });
     };
     // Of other units, one that runs and one that has ended.
     let other = daemon.sh("(setsid sleep 4520 &); exec sleep 4521");
     let ended = daemon.sh("setsid sleep 4522 & exit 0");
-    daemon.ended(ended);
+    daemon.wait_for_end(ended);
     for words in ["sleep 4520", "sleep 4522"] {
         orphaned(words);
     }
@@ -153,22 +153,22 @@ fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
         let pid = daemon.sh(&format!("(setsid sleep 4523 {output} &); exec sleep 4524"));
         orphaned("sleep 4523");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        assert_eq!(daemon.find("4523"), [0; 0], "it answers when the tree is gone");
+        assert_eq!(daemon.pids_matching("4523"), [0; 0], "it answers when the tree is gone");
     }
     // Ended already; and what the orphan has started holds nothing of the unit's.
     let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
-    daemon.ended(pid);
+    daemon.wait_for_end(pid);
     orphaned("sh -c sleep 4525");
-    wait_until(PATIENCE, "its child is up", || (!daemon.executing("sleep 4525").is_empty()).then_some(()));
+    daemon.wait_for_processes("sleep 4525", 1);
     daemon.delete(&format!("/processes/{pid}")).expect(204);
-    assert_eq!((daemon.find("4525"), daemon.find("4526")), (vec![], vec![]));
+    assert_eq!((daemon.pids_matching("4525"), daemon.pids_matching("4526")), (vec![], vec![]));
     // A managed one that is gone at once leaves the rest of its grace to the others.
     let body = json!({"command": "sh", "args": ["-c", "(trap '' TERM; setsid sleep 4527 &); exec sleep 4528"],
         "name": "managed", "stop_grace_ms": 200});
     daemon.start_process(&body);
     orphaned("sleep 4527");
     daemon.delete("/processes/managed").expect(204);
-    daemon.await_gone(PATIENCE, "4527");
+    daemon.wait_until_gone(TIMEOUT, "4527");
     // Its time is over, or its client has gone.
     let run = |seconds: u64| {
         let script = "(setsid sleep 4529 &); exec sleep 4530";
@@ -177,20 +177,20 @@ fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
     let mut events = run(2);
     orphaned("sleep 4529");
     while events.next_frame().is_some() {}
-    daemon.await_gone(PATIENCE, "4529");
+    daemon.wait_until_gone(TIMEOUT, "4529");
     let events = run(3600);
     orphaned("sleep 4529");
     drop(events);
-    daemon.await_gone(PATIENCE, "4529");
+    daemon.wait_until_gone(TIMEOUT, "4529");
     for words in ["sleep 4520", "sleep 4521", "sleep 4522"] {
-        assert_eq!(daemon.executing(words).len(), 1, "{words} is another unit's");
+        assert_eq!(daemon.pids_executing(words).len(), 1, "{words} is another unit's");
     }
     assert_eq!(daemon.info(other)["status"], "running");
 }
 
 #[test]
 fn wait_answers_at_the_end_or_at_its_time() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "read x; exit 9"], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&body));
     let begun = Instant::now();
@@ -210,18 +210,18 @@ fn wait_answers_at_the_end_or_at_its_time() {
 
 #[test]
 fn a_shutdown_ends_everything_in_order() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "20"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "20"]);
     let scratch = daemon.scratch();
     let body = json!({"command": "sh", "working_dir": scratch,
         "args": ["-c", "trap 'echo got it >told; exit 0' TERM; echo up; while :; do sleep 0.05; done"]});
     let pid = pid_of(&daemon.start_process(&body));
     daemon.sh("setsid sleep 4504 & sleep 4504");
-    wait_until(PATIENCE, "both are up", || {
-        (daemon.lines(pid, "stdout") == ["up"] && daemon.executing("sleep 4504").len() == 2).then_some(())
+    wait_until(TIMEOUT, "both are up", || {
+        (daemon.lines(pid, "stdout") == ["up"] && daemon.pids_executing("sleep 4504").len() == 2).then_some(())
     });
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    daemon.await_end(Duration::from_secs(15));
+    daemon.wait_for_exit(Duration::from_secs(15));
     assert!(begun.elapsed() < Duration::from_secs(15), "nobody needed the grace: {:?}", begun.elapsed());
     assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("it was told"), "got it\n");
     assert!(!daemon.state_dir().exists(), "the launcher has cleared up");
@@ -229,29 +229,29 @@ fn a_shutdown_ends_everything_in_order() {
 
 #[test]
 fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "4"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "4"]);
     let pid = daemon.sh("trap 'echo ignored' TERM; echo up; while :; do sleep 0.05; done");
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["up"]);
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    wait_until(PATIENCE, "the shutdown has begun", || (daemon.lines(pid, "stdout").len() > 1).then_some(()));
+    wait_until(TIMEOUT, "the shutdown has begun", || (daemon.lines(pid, "stdout").len() > 1).then_some(()));
     let refused = daemon.post("/processes", &json!({"command": "true"}));
     refused.expect_error(503, "SHUTTING_DOWN", "shutting down");
     assert!(refused.header("retry-after").is_some());
-    daemon.await_end(PATIENCE);
+    daemon.wait_for_exit(TIMEOUT);
     let took = begun.elapsed();
     assert!(took > Duration::from_millis(3900) && took < Duration::from_secs(40), "{took:?}");
 }
 
 #[test]
 fn answers_that_are_on_their_way_at_the_end_are_finished() {
-    let mut daemon = daemon_with(&["--shutdown-grace", "50"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "50"]);
     // Far more than the sockets hold, written when it is told to end.
     let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";
     let body = json!({"command": "bash", "args": ["-c", script]});
     std::thread::scope(|scope| {
         let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| daemon.run(&body))).collect();
-        wait_until(PATIENCE, "all are up", || {
+        wait_until(TIMEOUT, "all are up", || {
             let pids: Vec<u64> = daemon.list().iter().map(pid_of).collect();
             (pids.len() == 3 && pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"])).then_some(())
         });
@@ -261,5 +261,5 @@ fn answers_that_are_on_their_way_at_the_end_are_finished() {
             assert_eq!((run.code(), run.lines("stdout").len()), (Some(3), 200_001));
         }
     });
-    daemon.await_end(PATIENCE);
+    daemon.wait_for_exit(TIMEOUT);
 }

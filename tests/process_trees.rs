@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Options, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::{Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 /// The ways in which a tree is held together: by a cgroup; by what /proc shows, as PID 1 and as a subreaper.
 fn each_way() -> [Options; 3] {
-    [Options::default(), Options::default().without_cgroup(), Options::plain().without_cgroup()]
+    [Options::default(), Options::default().without_cgroup(), Options::subreaper().without_cgroup()]
 }
 
 /// A wrapper that ends at once when it is asked to, as `npm start` does, and servers that need a while to end: one in the
@@ -30,7 +30,7 @@ fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
 fn await_up(scratch: &Path) {
     for name in ["up.near", "up.far"] {
         let file = scratch.join(name);
-        wait_until(PATIENCE, name, || file.exists().then_some(()));
+        wait_until(TIMEOUT, name, || file.exists().then_some(()));
         std::fs::remove_file(&file).expect("remove it, for the next run");
     }
 }
@@ -57,7 +57,7 @@ fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
         daemon.delete("/processes/web").expect(204);
         assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
         assert_eq!(told(&scratch), ["far", "far", "near", "near"], "so it is with a DELETE");
-        assert!(daemon.find("touch up.").is_empty());
+        assert!(daemon.pids_matching("touch up.").is_empty());
     }
 }
 
@@ -74,7 +74,7 @@ fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
         await_up(&scratch);
         drop(service);
         let both = |told: Vec<String>| ["far", "near"].iter().all(|name| told.iter().any(|it| it == name));
-        wait_until(PATIENCE, "both have ended well", || both(told(&scratch)).then_some(()));
+        wait_until(TIMEOUT, "both have ended well", || both(told(&scratch)).then_some(()));
     }
 }
 
@@ -90,7 +90,7 @@ fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
         daemon.start_process(&plain);
         await_up(&scratch);
         daemon.signal(Signal::SIGTERM);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
         assert_eq!(told(&scratch), ["far", "near"]);
     }
 }
@@ -102,13 +102,13 @@ fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
         let script = "trap '' TERM; sleep 5701 & setsid sleep 5701 & trap - TERM; wait";
         let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 600});
         daemon.start_process(&body);
-        wait_until(PATIENCE, "both are up", || (daemon.executing("sleep 5701").len() == 2).then_some(()));
-        let old = daemon.executing("sleep 5701");
+        daemon.wait_for_processes("sleep 5701", 2);
+        let old = daemon.pids_executing("sleep 5701");
         let begun = Instant::now();
         daemon.post("/processes/web/restart", &json!({})).expect(200);
         assert!(begun.elapsed() >= Duration::from_millis(600), "{:?}", begun.elapsed());
         assert!(
-            old.iter().all(|pid| !daemon.executing("sleep 5701").contains(pid)),
+            old.iter().all(|pid| !daemon.pids_executing("sleep 5701").contains(pid)),
             "they are gone before the next run"
         );
     }
@@ -121,17 +121,17 @@ fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
         let mut daemon = options.args(&["--shutdown-grace", "1", "--keep-ended", "1"]).start();
         for _ in 0..3 {
             let pid = daemon.sh("trap '' TERM; setsid sleep 5702 & sleep 5702 & exit 0");
-            daemon.ended(pid);
+            daemon.wait_for_end(pid);
         }
-        wait_until(PATIENCE, "all are up", || (daemon.executing("sleep 5702").len() == 6).then_some(()));
-        let left = daemon.executing("sleep 5702");
+        daemon.wait_for_processes("sleep 5702", 6);
+        let left = daemon.pids_executing("sleep 5702");
         let begun = Instant::now();
         daemon.signal(Signal::SIGTERM);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(990) && took < Duration::from_secs(20), "{took:?}");
         for pid in left {
-            assert!(!machine::command_line(pid).starts_with("sleep 5702"), "{pid} lives on");
+            assert!(!procfs::command_line(pid).starts_with("sleep 5702"), "{pid} lives on");
         }
     }
 }
@@ -146,15 +146,15 @@ fn a_shutdown_asks_what_ended_processes_have_left() {
         for n in 0..3 {
             let script = format!("bash -c \"$0\" near{n} & setsid bash -c \"$0\" far{n} & exit 0");
             let body = json!({"command": "sh", "args": ["-c", script, heeds], "working_dir": scratch});
-            daemon.ended(pid_of(&daemon.start_process(&body)));
+            daemon.wait_for_end(pid_of(&daemon.start_process(&body)));
             for name in ["near", "far"] {
                 let file = scratch.join(format!("up.{name}{n}"));
-                wait_until(PATIENCE, "it is up", || file.exists().then_some(()));
+                wait_until(TIMEOUT, "it is up", || file.exists().then_some(()));
             }
         }
         let begun = Instant::now();
         daemon.signal(Signal::SIGTERM);
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
         assert!(begun.elapsed() < Duration::from_secs(40), "nobody needed the grace: {:?}", begun.elapsed());
         assert_eq!(told(&scratch), ["far0", "far1", "far2", "near0", "near1", "near2"]);
     }
@@ -167,24 +167,24 @@ fn a_kill_finds_what_has_left_everything_but_its_environment() {
         let daemon = options.start();
         let other = daemon.sh("(setsid sleep 5704 >/dev/null 2>&1 &); exec sleep 5705");
         let pid = daemon.sh("(setsid sleep 5703 >/dev/null 2>&1 &); exit 0");
-        daemon.ended(pid);
+        daemon.wait_for_end(pid);
         for words in ["sleep 5703", "sleep 5704"] {
-            wait_until(PATIENCE, words, || {
-                let orphans = daemon.executing(words);
-                orphans.iter().any(|pid| machine::children(daemon.pid).contains(pid)).then_some(())
+            wait_until(TIMEOUT, words, || {
+                let orphans = daemon.pids_executing(words);
+                orphans.iter().any(|pid| procfs::children(daemon.pid).contains(pid)).then_some(())
             });
         }
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        assert_eq!(daemon.executing("sleep 5703"), [0; 0], "it answers when the tree is gone");
-        assert_eq!((daemon.executing("sleep 5704").len(), daemon.executing("sleep 5705").len()), (1, 1));
+        assert_eq!(daemon.pids_executing("sleep 5703"), [0; 0], "it answers when the tree is gone");
+        assert_eq!((daemon.pids_executing("sleep 5704").len(), daemon.pids_executing("sleep 5705").len()), (1, 1));
         daemon.delete(&format!("/processes/{other}")).expect(204);
-        assert_eq!(daemon.executing("sleep 5704"), [0; 0]);
+        assert_eq!(daemon.pids_executing("sleep 5704"), [0; 0]);
     }
 }
 
 #[test]
 fn each_run_has_an_invocation_id_of_its_own() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "echo $INVOCATION_ID"], "env": {"INVOCATION_ID": "forged"}});
     let ids: Vec<String> = (0..2).map(|_| daemon.run(&body).stdout()).collect();
     for id in &ids {
@@ -202,16 +202,16 @@ fn a_kill_catches_processes_that_fork_and_end_at_once() {
         let daemon = options.start();
         let script = "for i in 1 2 3 4 5; do perl -e \"$0\" & done; exit 0";
         let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script, chain]})));
-        daemon.ended(pid);
+        daemon.wait_for_end(pid);
         // It runs for ever: as it is, it costs the daemon what reaping costs.
-        let reaping = || machine::cpu_time(daemon.pid);
+        let reaping = || procfs::cpu_time(daemon.pid);
         let before = reaping();
-        wait_until(PATIENCE, "the chains run", || (reaping() > before + Duration::from_millis(50)).then_some(()));
+        wait_until(TIMEOUT, "the chains run", || (reaping() > before + Duration::from_millis(50)).then_some(()));
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        wait_until(2 * PATIENCE, "the chains have ended", || {
+        wait_until(2 * TIMEOUT, "the chains have ended", || {
             let before = reaping();
             std::thread::sleep(Duration::from_millis(300));
-            (reaping() - before < Duration::from_millis(20) && daemon.find("perl").is_empty()).then_some(())
+            (reaping() - before < Duration::from_millis(20) && daemon.pids_matching("perl").is_empty()).then_some(())
         });
     }
 }
@@ -234,13 +234,13 @@ ctypes.CDLL(None).syscall(60)
         let go = daemon.scratch().join("go");
         let body = json!({"command": "sh", "args": ["-c", "setsid python3 -c \"$0\" \"$1\" & exit 0", script, go]});
         let pid = pid_of(&daemon.start_process(&body));
-        daemon.ended(pid);
-        let python = wait_until(PATIENCE, "python is up", || daemon.executing("python3").first().copied());
+        daemon.wait_for_end(pid);
+        let python = wait_until(TIMEOUT, "python is up", || daemon.pids_executing("python3").first().copied());
         std::fs::write(&go, "").expect("let it go");
-        wait_until(PATIENCE, "its main thread has ended", || machine::is_zombie(python).then_some(()));
-        assert_eq!(machine::status(python, "Threads").as_deref(), Some("2"));
+        wait_until(TIMEOUT, "its main thread has ended", || procfs::is_zombie(python).then_some(()));
+        assert_eq!(procfs::status(python, "Threads").as_deref(), Some("2"));
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        wait_until(PATIENCE, "it is gone", || machine::status(python, "State").is_none().then_some(()));
+        wait_until(TIMEOUT, "it is gone", || procfs::status(python, "State").is_none().then_some(()));
     }
 }
 
@@ -252,7 +252,7 @@ fn a_signal_reaches_the_leader_the_group_or_the_tree() {
     for options in each_way() {
         let daemon = options.start();
         let pid = pid_of(&daemon.start_process(&json!({"command": "bash", "args": ["-c", script, child]})));
-        wait_until(PATIENCE, "all are up", || (daemon.lines(pid, "stdout") == ["up"; 3]).then_some(()));
+        daemon.wait_for_stdout(pid, &["up"; 3]);
         let mut heard = vec!["up".to_owned(); 3];
         for (scope, who) in [
             (json!("leader"), &["leader"][..]),
@@ -263,15 +263,15 @@ fn a_signal_reaches_the_leader_the_group_or_the_tree() {
             daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": scope})).expect(200);
             heard.extend(who.iter().map(ToString::to_string));
             heard.sort_unstable();
-            wait_until(PATIENCE, &format!("{scope} hears of it"), || {
+            wait_until(TIMEOUT, &format!("{scope} hears of it"), || {
                 let mut lines = daemon.lines(pid, "stdout");
                 lines.sort_unstable();
                 (lines == heard).then_some(())
             });
         }
         daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9, "scope": "leader"})).expect(200);
-        assert_eq!(daemon.ended(pid)["signal"], 9);
-        assert!(daemon.executing("bash -c trap").len() >= 2, "9 was for the leader alone");
+        assert_eq!(daemon.wait_for_end(pid)["signal"], 9);
+        assert!(daemon.pids_executing("bash -c trap").len() >= 2, "9 was for the leader alone");
         daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": "all"})).expect_error(
             400,
             "INVALID_REQUEST",
@@ -288,18 +288,18 @@ fn leftovers_are_killed_where_that_is_asked_for() {
         let body = |leftovers: &str| json!({"command": "sh", "args": ["-c", script], "leftovers": leftovers});
         for how in ["start", "run"] {
             match how {
-                "start" => assert_eq!(daemon.ended(pid_of(&daemon.start_process(&body("kill"))))["exit_code"], 0),
+                "start" => assert_eq!(daemon.wait_for_end(pid_of(&daemon.start_process(&body("kill"))))["exit_code"], 0),
                 _ => assert_eq!(daemon.run(&body("kill")).stdout(), "done"),
             }
-            daemon.await_gone(PATIENCE, "5707");
+            daemon.wait_until_gone(TIMEOUT, "5707");
         }
         let session = daemon.open_pty(
             &json!({"command": "sh", "leftovers": "kill", "args": ["-c", "sleep 5707 & setsid sleep 5707 & exit 3"]}),
         );
-        wait_until(PATIENCE, "it has ended", || (daemon.pty_info(&session)["exit_code"] == 3).then_some(()));
-        daemon.await_gone(PATIENCE, "5707");
+        wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(&session)["exit_code"] == 3).then_some(()));
+        daemon.wait_until_gone(TIMEOUT, "5707");
         daemon.run(&body("keep"));
-        wait_until(PATIENCE, "they live on", || (daemon.executing("sleep 5707").len() == 2).then_some(()));
+        daemon.wait_for_processes("sleep 5707", 2);
     }
 }
 
@@ -309,16 +309,16 @@ fn an_idle_terminal_leaves_what_does_not_heed_the_hang_up() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--pty-idle-secs", "1"]).start();
         let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
-        wait_until(PATIENCE, "it ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
-        daemon.await_gone(PATIENCE, "sleep 5709");
+        wait_until(TIMEOUT, "it ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+        daemon.wait_until_gone(TIMEOUT, "sleep 5709");
         // Longer than from a hang-up that is meant to end everything to its SIGKILL.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(6) {
-            assert_eq!(daemon.executing("sleep 5708").len(), 2, "after {:?}", begun.elapsed());
+            assert_eq!(daemon.pids_executing("sleep 5708").len(), 2, "after {:?}", begun.elapsed());
             std::thread::sleep(Duration::from_millis(100));
         }
         daemon.delete(&format!("/pty/{}", session.id)).expect(204);
-        daemon.await_gone(PATIENCE, "sleep 5708");
+        daemon.wait_until_gone(TIMEOUT, "sleep 5708");
     }
 }
 
@@ -328,7 +328,7 @@ fn a_kill_of_thousands_holds_nobody_up() {
     for options in [Options::default().without_cgroup(), Options::default()] {
         let daemon = options.start();
         let pid = daemon.sh("for i in $(seq 6000); do sleep 5710 & done; echo up; wait");
-        wait_until(4 * PATIENCE, "all are up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
+        wait_until(4 * TIMEOUT, "all are up", || (daemon.lines(pid, "stdout") == ["up"]).then_some(()));
         std::thread::scope(|scope| {
             let kill = scope.spawn(|| daemon.delete(&format!("/processes/{pid}")));
             let mut longest = Duration::ZERO;
@@ -341,7 +341,7 @@ fn a_kill_of_thousands_holds_nobody_up() {
             println!("the longest list took {longest:?}");
             assert!(longest < Duration::from_millis(1_500), "{longest:?}");
         });
-        daemon.await_gone(PATIENCE, "sleep 5710");
+        daemon.wait_until_gone(TIMEOUT, "sleep 5710");
     }
 }
 
@@ -350,16 +350,16 @@ fn a_kill_of_thousands_holds_nobody_up() {
 fn a_kill_does_not_wait_for_what_ended_processes_have_left() {
     let daemon = Options::default().without_cgroup().start();
     for _ in 0..150 {
-        daemon.ended(daemon.sh("setsid sleep 5711 </dev/null >/dev/null 2>&1 & exit 0"));
+        daemon.wait_for_end(daemon.sh("setsid sleep 5711 </dev/null >/dev/null 2>&1 & exit 0"));
     }
-    wait_until(PATIENCE, "all are up", || (daemon.executing("sleep 5711").len() == 150).then_some(()));
+    daemon.wait_for_processes("sleep 5711", 150);
     for _ in 0..600 {
         daemon.run_sh("true");
     }
     let cost = |work: &dyn Fn()| {
-        let before = machine::cpu_time(daemon.pid);
+        let before = procfs::cpu_time(daemon.pid);
         work();
-        machine::cpu_time(daemon.pid) - before
+        procfs::cpu_time(daemon.pid) - before
     };
     // Quadratic, it was some seconds of the daemon's for each.
     let kills = cost(&|| {

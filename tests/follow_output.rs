@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::http::Events;
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::response::EventStream;
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 const LINES: u64 = 500_000;
 
 /// Reads a follower of `seq -f %060.0f` to its end: every number once, in order, then `eof`.
-fn read_numbers(events: Events) {
+fn read_numbers(events: EventStream) {
     let mut reader = events.into_reader();
     let (mut next, mut eof, mut line) = (1, false, Vec::new());
     loop {
@@ -35,7 +35,7 @@ fn read_numbers(events: Events) {
 
 #[test]
 fn a_slow_follower_loses_nothing_and_slows_nobody() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = format!("read x; seq -f %060.0f 1 {LINES}");
     let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
@@ -45,7 +45,7 @@ fn a_slow_follower_loses_nothing_and_slows_nobody() {
         let others: Vec<_> = others.into_iter().map(|events| scope.spawn(move || read_numbers(events))).collect();
         let begun = Instant::now();
         daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
-        let info = daemon.ended(pid);
+        let info = daemon.wait_for_end(pid);
         let took = info["ended_at"].as_u64().expect("an end") - info["started_at"].as_u64().expect("a start");
         assert!(took < 20_000, "the writer took {took} ms");
         for other in others {
@@ -62,7 +62,7 @@ fn held(daemon: &Daemon, count: u64) -> u64 {
     let start =
         json!({"command": "sh", "args": ["-c", format!("seq 1 {count}; read x; echo end")], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
-    wait_until(PATIENCE, "it has written", || (daemon.lines(pid, "stdout").len() as u64 == count).then_some(()));
+    wait_until(TIMEOUT, "it has written", || (daemon.lines(pid, "stdout").len() as u64 == count).then_some(()));
     pid
 }
 
@@ -76,7 +76,7 @@ fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
 
 #[test]
 fn follow_replays_and_goes_on_live() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = held(&daemon, 1000);
     let mut early = daemon.follow(pid, "stdout");
     let first = early.next_frame().expect("a frame");
@@ -88,7 +88,7 @@ fn follow_replays_and_goes_on_live() {
 
 #[test]
 fn last_event_id_goes_on_right_after_it() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for view in ["stdout", "output"] {
         let pid = held(&daemon, 500);
         let mut first = daemon.follow(pid, view);
@@ -107,7 +107,7 @@ fn last_event_id_goes_on_right_after_it() {
 
 #[test]
 fn the_id_of_eof_is_that_of_the_end() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body =
         json!({"command": "sh", "args": ["-c", "echo run; printf cut"], "name": "s", "restart": {"policy": "never"}});
     let pid = pid_of(&daemon.start_process(&body));
@@ -125,7 +125,7 @@ fn the_id_of_eof_is_that_of_the_end() {
 
 #[test]
 fn tail_gives_the_last_lines() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = held(&daemon, 500);
     assert_eq!(daemon.lines(pid, "stdout?tail=3"), ["498", "499", "500"]);
     let live = daemon.follow(pid, "stdout?tail=2");
@@ -133,7 +133,7 @@ fn tail_gives_the_last_lines() {
     release(&daemon, pid);
     let lines = live.all_lines();
     assert!(lines == numbers(499..=500) || lines == numbers(500..=500), "{lines:?}");
-    daemon.ended(pid);
+    daemon.wait_for_end(pid);
     for (tail, expected) in [(0, 0), (1, 1), (501, 501), (1_000_000, 501)] {
         for view in ["stdout", "output"] {
             let all = numbers(1..=500);
@@ -149,7 +149,7 @@ fn tail_gives_the_last_lines() {
 
 #[test]
 fn silence_is_kept_alive_with_a_comment() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = held(&daemon, 1);
     let mut reader = daemon.follow(pid, "stdout").into_reader();
     let begun = Instant::now();
@@ -166,19 +166,19 @@ fn silence_is_kept_alive_with_a_comment() {
 
 #[test]
 fn a_tail_is_not_looked_for_once_its_client_has_gone() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Ten million lines.
     let pid = daemon.sh("yes '' | head -c 10M");
-    daemon.ended(pid);
+    daemon.wait_for_end(pid);
     let path = format!("/processes/{pid}/stdout?tail=100000000");
     let cost = |work: &dyn Fn()| {
-        let before = machine::cpu_time(daemon.pid);
+        let before = procfs::cpu_time(daemon.pid);
         work();
         // Whatever it still does.
-        let mut now = machine::cpu_time(daemon.pid);
-        wait_until(PATIENCE, "it is idle", || {
+        let mut now = procfs::cpu_time(daemon.pid);
+        wait_until(TIMEOUT, "it is idle", || {
             std::thread::sleep(Duration::from_millis(300));
-            let last = std::mem::replace(&mut now, machine::cpu_time(daemon.pid));
+            let last = std::mem::replace(&mut now, procfs::cpu_time(daemon.pid));
             (last == now).then_some(())
         });
         now - before

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{CGROUP, Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, cgroups::SET_CGROUP, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 /// Makes a cgroup `domain threaded`: cgroups made below it can hold no processes any more (cgroups(7)).
 const THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
@@ -21,9 +21,9 @@ fn starts_work(daemon: &Daemon) {
         assert_eq!((run.lines("stdout"), run.code()), (vec!["out".to_owned()], Some(3)));
     }
     let pid = daemon.sh("(sleep 4600 &); exec sleep 4600");
-    wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4600").len() == 2).then_some(()));
+    daemon.wait_for_processes("sleep 4600", 2);
     daemon.delete(&format!("/processes/{pid}")).expect(204);
-    daemon.await_gone(Duration::from_secs(10), "sleep 4600");
+    daemon.wait_until_gone(Duration::from_secs(10), "sleep 4600");
 }
 
 /// Whether new runs get a cgroup of their own.
@@ -56,7 +56,7 @@ fn slices(parent: &std::path::Path) -> Vec<std::path::PathBuf> {
 
 /// Removes the daemon's slice as soon as nothing is in it.
 fn remove_slice(parent: &std::path::Path) {
-    wait_until(PATIENCE, "the idle slice is removed", || {
+    wait_until(TIMEOUT, "the idle slice is removed", || {
         let [slice] = &slices(parent)[..] else { return None };
         // Leaves of runs that have just ended may still be there.
         for leaf in std::fs::read_dir(slice).ok()?.flatten().filter(|entry| entry.path().is_dir()) {
@@ -68,7 +68,7 @@ fn remove_slice(parent: &std::path::Path) {
 
 #[test]
 fn where_the_cgroup_takes_no_processes_starts_work_without_one() {
-    if !root("where_the_cgroup_takes_no_processes_starts_work_without_one") {
+    if skip_without_root() {
         return;
     }
     let daemon = Options::default().prepare(THREADED).start();
@@ -79,16 +79,16 @@ fn where_the_cgroup_takes_no_processes_starts_work_without_one() {
 
 #[test]
 fn where_the_cgroup_takes_no_more_processes_starts_go_on_without_one() {
-    if !root("where_the_cgroup_takes_no_more_processes_starts_go_on_without_one") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     assert!(has_cgroups(&daemon));
     let parent = parent_of_slice(&daemon);
     let threads = parent.join("t");
     std::fs::create_dir(&threads).expect("a cgroup");
     // While a process lives in the slice, the kernel refuses this.
-    wait_until(PATIENCE, "the parent is domain threaded", || {
+    wait_until(TIMEOUT, "the parent is domain threaded", || {
         std::fs::write(threads.join("cgroup.type"), "threaded").ok()
     });
     starts_work(&daemon);
@@ -98,10 +98,10 @@ fn where_the_cgroup_takes_no_more_processes_starts_go_on_without_one() {
 
 #[test]
 fn a_slice_that_was_removed_is_made_anew() {
-    if !root("a_slice_that_was_removed_is_made_anew") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let parent = parent_of_slice(&daemon);
     for removals in 1..=2 {
         assert!(has_cgroups(&daemon));
@@ -112,17 +112,17 @@ fn a_slice_that_was_removed_is_made_anew() {
     }
     // What holds for a unit of the new slice: its tree is killed whole.
     let pid = daemon.sh("setsid sleep 4601 & exec sleep 4601");
-    wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4601").len() == 2).then_some(()));
+    daemon.wait_for_processes("sleep 4601", 2);
     daemon.delete(&format!("/processes/{pid}")).expect(204);
-    assert_eq!(daemon.executing("sleep 4601"), [] as [i32; 0]);
+    assert_eq!(daemon.pids_executing("sleep 4601"), [] as [i32; 0]);
 }
 
 #[test]
 fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
-    if !root("without_a_slice_and_with_no_way_to_make_one_starts_go_on") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let parent = parent_of_slice(&daemon);
     as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
     // Below the mount of the test, which can still write.
@@ -134,43 +134,43 @@ fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
 
 #[test]
 fn read_only_cgroups_do_not_stop_starts() {
-    if !root("read_only_cgroups_do_not_stop_starts") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let before = daemon.sh("exec sleep 4602");
-    wait_until(PATIENCE, "it sleeps", || (!daemon.executing("sleep 4602").is_empty()).then_some(()));
+    daemon.wait_for_processes("sleep 4602", 1);
     as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
     starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
     assert!(warnings(&daemon) >= 1, "{}", daemon.log());
     daemon.delete(&format!("/processes/{before}")).expect(204);
-    assert_eq!(daemon.executing("sleep 4602"), [] as [i32; 0]);
+    assert_eq!(daemon.pids_executing("sleep 4602"), [] as [i32; 0]);
 }
 
 #[test]
 fn trees_are_still_killed_whole_when_cgroups_are_unmounted() {
-    if !root("trees_are_still_killed_whole_when_cgroups_are_unmounted") {
+    if skip_without_root() {
         return;
     }
     for unmount in ["umount -l $mount", "mount -t tmpfs none $mount"] {
-        let daemon = daemon();
+        let daemon = start_daemon();
         let tree = json!({"command": "sh", "args": ["-c", "setsid sleep 4603 & exec sleep 4603"]});
         let before = pid_of(&daemon.start_process(&tree));
-        wait_until(PATIENCE, "both sleep", || (daemon.executing("sleep 4603").len() == 2).then_some(()));
+        daemon.wait_for_processes("sleep 4603", 2);
         as_root(&daemon, &format!("mount=${{cgroup%/tl-init.*}}; {unmount}"));
         starts_work(&daemon);
         assert!(warnings(&daemon) <= 1, "{}", daemon.log());
         daemon.delete(&format!("/processes/{before}")).expect(204);
-        daemon.await_gone(Duration::from_secs(1), "sleep 4603");
+        daemon.wait_until_gone(Duration::from_secs(1), "sleep 4603");
         assert!(daemon.list().iter().all(|info| info["status"] != "running"));
-        assert_eq!(machine::children(daemon.pid), [] as [i32; 0]);
+        assert_eq!(procfs::children(daemon.pid), [] as [i32; 0]);
     }
 }
 
 #[test]
 fn a_mount_point_with_a_space_is_found() {
-    if !root("a_mount_point_with_a_space_is_found") {
+    if skip_without_root() {
         return;
     }
     // The old mount is covered, so that only the new one leads to the daemon's cgroup.

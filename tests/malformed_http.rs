@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::http::Stream;
-use crate::harness::{Daemon, PATIENCE, daemon, daemon_with, machine, wait_until};
+use crate::harness::response::ResponseStream;
+use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 const SMALL_KB: u64 = 32 * 1024;
 
@@ -17,7 +17,7 @@ fn well(daemon: &Daemon, after: &str) {
     assert_eq!(daemon.try_health(), Some(200), "{after}");
     assert!(begun.elapsed() < Duration::from_secs(3), "health took {:?} {after}", begun.elapsed());
     assert_eq!(daemon.run_sh("echo x").stdout(), "x", "{after}");
-    let peak = machine::kilobytes(daemon.pid, "VmHWM");
+    let peak = procfs::kilobytes(daemon.pid, "VmHWM");
     assert!(peak < SMALL_KB, "{peak} kB {after}");
 }
 
@@ -38,7 +38,7 @@ fn status_of(answer: &[u8]) -> u16 {
 
 #[test]
 fn an_announced_body_without_end_allocates_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let token = format!("Authorization: Bearer {}\r\n", daemon.token);
     for (path, auth, expected) in [
         ("/processes", "", 401),
@@ -61,7 +61,7 @@ fn an_announced_body_without_end_allocates_nothing() {
 
 #[test]
 fn a_head_without_end_is_cut_off() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for start in ["GET /api/v1/health HTTP/1.1\r\nX-Long: ", "GET /", "", "GET /api/v1/health HTTP/1.1\r\n"] {
         let mut socket = daemon.connect();
         let filler = if start.ends_with("\r\n") { b"A: b\r\n".repeat(1000) } else { vec![b'a'; 64 * 1024] };
@@ -81,7 +81,7 @@ fn a_head_without_end_is_cut_off() {
 
 #[test]
 fn garbage_is_answered_as_such() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let auth = format!("Authorization: Bearer {}", daemon.token);
     let requests: Vec<Vec<u8>> = vec![
         b"\0\0\0\0\0\0\r\n\r\n".to_vec(),
@@ -141,7 +141,7 @@ fn garbage_is_answered_as_such() {
 
 #[test]
 fn a_request_that_stops_half_way_starts_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "sleep", "args": ["4800"]}).to_string();
     let request = format!(
         "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -157,7 +157,7 @@ fn a_request_that_stops_half_way_starts_nothing() {
 
 #[test]
 fn one_byte_at_a_time_holds_up_nobody_and_ends_at_the_deadline() {
-    let daemon = daemon_with(&["--head-secs", "2"]);
+    let daemon = start_daemon_with(&["--head-secs", "2"]);
     let mut drips: Vec<TcpStream> = (0..200).map(|_| daemon.connect()).collect();
     let text = b"GET /api/v1/health HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n";
     let begun = Instant::now();
@@ -181,16 +181,16 @@ fn one_byte_at_a_time_holds_up_nobody_and_ends_at_the_deadline() {
 
 #[test]
 fn a_slow_head_is_told_so() {
-    let daemon = daemon_with(&["--head-secs", "1"]);
+    let daemon = start_daemon_with(&["--head-secs", "1"]);
     let mut socket = daemon.connect();
     socket.write_all(b"GET /api/v1/health HT").expect("a part of a head");
-    let answer = Stream::read(socket).expect("an answer").into_reply("half a head");
+    let answer = ResponseStream::read(socket).expect("an answer").into_response("half a head");
     answer.expect_error(408, "REQUEST_TIMEOUT", "");
 }
 
 #[test]
 fn pipelined_requests_are_answered_one_by_one() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let mut socket = daemon.connect();
     let mut reader = socket.try_clone().expect("a second handle");
     const COUNT: usize = 300_000;
@@ -237,19 +237,19 @@ fn idle_connections_give_way() {
         eprintln!("idle_connections_give_way: skipped, there are too few descriptors");
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let idle: Vec<TcpStream> =
         (0..3_000).map_while(|_| TcpStream::connect_timeout(&daemon.addr, Duration::from_secs(5)).ok()).collect();
     assert!(idle.len() > 1_000, "{} connections", idle.len());
     well(&daemon, "with 3,000 idle connections");
     drop(idle);
     well(&daemon, "after 3,000 idle connections");
-    wait_until(PATIENCE, "their descriptors are free", || (machine::descriptors(daemon.pid).len() < 60).then_some(()));
+    wait_until(TIMEOUT, "their descriptors are free", || (procfs::descriptors(daemon.pid).len() < 60).then_some(()));
 }
 
 #[test]
 fn work_goes_on_while_connections_are_at_their_limit() {
-    let daemon = daemon_with(&["--max-connections", "8"]);
+    let daemon = start_daemon_with(&["--max-connections", "8"]);
     // Seven that stream; the eighth place serves all others, one after the other.
     let start = json!({"command": "sh", "args": ["-c", "echo up; exec sleep 4801"]});
     let streams: Vec<_> = (0..6)

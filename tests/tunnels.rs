@@ -10,8 +10,8 @@ use tungstenite::protocol::CloseFrame;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
-use crate::harness::socket::{UPGRADE, code_after, frame, refused, try_open};
-use crate::harness::{Daemon, PATIENCE, daemon, machine, port_of_nobody, wait_until};
+use crate::harness::websocket::{UPGRADE, client_frame, close_code_after, try_open, upgrade_response};
+use crate::harness::{Daemon, TIMEOUT, procfs, reserve_closed_port, start_daemon, wait_until};
 
 /// A service on a port of its own; each connection is `serve`d by a thread.
 fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
@@ -36,13 +36,13 @@ fn echo() -> u16 {
 
 /// Threads and descriptors of the daemon.
 pub fn held(daemon: &Daemon) -> (usize, usize) {
-    let threads = machine::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
-    (threads, machine::descriptors(daemon.pid).len())
+    let threads = procfs::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
+    (threads, procfs::descriptors(daemon.pid).len())
 }
 
 pub fn await_held(daemon: &Daemon, before: (usize, usize)) {
-    wait_until(PATIENCE, &format!("threads and descriptors are {before:?} again"), || {
-        let now = held(daemon);
+    wait_until(TIMEOUT, &format!("threads and descriptors are {before:?} again"), || {
+        let now = daemon.threads_and_descriptors();
         (now.0 <= before.0 && now.1 <= before.1).then_some(())
     });
 }
@@ -67,9 +67,9 @@ fn pattern(count: usize) -> Vec<u8> {
 
 #[test]
 fn bytes_go_both_ways() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = echo();
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     let mut tunnel = daemon.tunnel(port);
     for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
         let bytes = pattern(size);
@@ -77,7 +77,7 @@ fn bytes_go_both_ways() {
         assert_eq!(receive(&mut tunnel, size).0, bytes);
     }
     // Fragments, with a ping between them, one byte at a time.
-    let bytes = [frame(0x02, b"one "), frame(0x89, b"ping"), frame(0x00, b"two "), frame(0x80, b"three")].concat();
+    let bytes = [client_frame(0x02, b"one "), client_frame(0x89, b"ping"), client_frame(0x00, b"two "), client_frame(0x80, b"three")].concat();
     bytes.iter().for_each(|byte| tunnel.get_mut().write_all(&[*byte]).expect("send"));
     let (mut text, mut ponged) = (Vec::new(), false);
     while text.len() < 13 || !ponged {
@@ -92,13 +92,13 @@ fn bytes_go_both_ways() {
     let (rest, words) = receive(&mut tunnel, 1);
     assert!(rest.is_empty() && words.is_none_or(|words| words.code == CloseCode::Normal));
     drop(tunnel);
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn the_end_of_the_service_is_a_close() {
-    let daemon = daemon();
-    let before = held(&daemon);
+    let daemon = start_daemon();
+    let before = daemon.threads_and_descriptors();
     let port = service(|mut stream| {
         stream.write_all(&pattern(3_000_000)).expect("send");
     });
@@ -107,13 +107,13 @@ fn the_end_of_the_service_is_a_close() {
     assert_eq!(bytes, pattern(3_000_000), "all of it comes before the close");
     assert_eq!(words.map(|words| words.code), Some(CloseCode::Normal));
     drop(tunnel);
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 /// What is on its way when the service ends is not taken from a client that is slow and has something to say meanwhile.
 #[test]
 fn a_slow_client_gets_all_that_the_service_has_said() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = service(|mut stream| {
         stream.write_all(&pattern(2_000_000)).expect("send");
     });
@@ -130,7 +130,7 @@ fn a_slow_client_gets_all_that_the_service_has_said() {
             Message::Pong(_) => {}
             other => panic!("what is {other:?}?"),
         }
-        let _ = tunnel.get_mut().write_all(&frame(0x89, b"here"));
+        let _ = tunnel.get_mut().write_all(&client_frame(0x89, b"here"));
     };
     assert!(bytes == pattern(2_000_000), "{} bytes", bytes.len());
     assert_eq!(words.map(|words| words.code), Some(CloseCode::Normal));
@@ -138,7 +138,7 @@ fn a_slow_client_gets_all_that_the_service_has_said() {
 
 #[test]
 fn a_close_from_the_client_is_only_half_of_one() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Answers when it has read all.
     let port = service(|mut stream| {
         let mut all = Vec::new();
@@ -147,14 +147,14 @@ fn a_close_from_the_client_is_only_half_of_one() {
         stream.write_all(&pattern(2_000_000)).expect("send");
         stream.write_all(format!("{} {sum}", all.len()).as_bytes()).expect("send");
     });
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     let mut tunnel = daemon.tunnel(port);
     let sent = pattern(2_500_000);
     for piece in sent.chunks(100_000) {
         tunnel.send(Message::binary(piece.to_vec())).expect("send");
     }
     // By hand: after its own Close this client would read no more data.
-    tunnel.get_mut().write_all(&frame(0x88, b"\x03\xe8that is all")).expect("send");
+    tunnel.get_mut().write_all(&client_frame(0x88, b"\x03\xe8that is all")).expect("send");
     // It may close its half of the connection as well: that says no more than the Close.
     tunnel.get_mut().shutdown(std::net::Shutdown::Write).expect("close that half");
     let (bytes, words) = receive(&mut tunnel, usize::MAX);
@@ -164,41 +164,41 @@ fn a_close_from_the_client_is_only_half_of_one() {
     let words = words.expect("its Close is answered");
     assert_eq!((words.code, words.reason.as_str()), (CloseCode::Normal, "that is all"));
     drop(tunnel);
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn where_nobody_listens_there_is_no_tunnel() {
-    let daemon = daemon();
-    let (free, _held) = port_of_nobody();
+    let daemon = start_daemon();
+    let (free, _held) = reserve_closed_port();
     let bearer = format!("Authorization: Bearer {}\r\n", daemon.token);
     let upgrade = format!("{bearer}{UPGRADE}");
     let path = |port: &str| format!("/tunnels/tcp{port}");
     // Its connection stays open.
     daemon.post("/tunnels/tcp?port=80", &serde_json::json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "");
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     let gone = path(&format!("?port={free}"));
-    refused(&daemon, &gone, &upgrade).expect_error(502, "CONNECTION_REFUSED", &free.to_string());
+    upgrade_response(&daemon, &gone, &upgrade).expect_error(502, "CONNECTION_REFUSED", &free.to_string());
     for port in ["", "?port=", "?port=0", "?port=65536", "?port=-1", "?port=http", "?port=8+0", "?ports=80"] {
-        refused(&daemon, &path(port), &upgrade).expect_error(400, "INVALID_REQUEST", "`port`");
-        refused(&daemon, &path(port), &bearer).expect_error(400, "INVALID_REQUEST", "`port`");
+        upgrade_response(&daemon, &path(port), &upgrade).expect_error(400, "INVALID_REQUEST", "`port`");
+        upgrade_response(&daemon, &path(port), &bearer).expect_error(400, "INVALID_REQUEST", "`port`");
     }
     // Also the port of section 12, whichever we listen on: a proxy may stand there for us.
     for port in [daemon.addr.port(), 9501] {
         let own = path(&format!("?port={port}"));
-        refused(&daemon, &own, &upgrade).expect_error(400, "INVALID_REQUEST", "own");
+        upgrade_response(&daemon, &own, &upgrade).expect_error(400, "INVALID_REQUEST", "own");
     }
-    refused(&daemon, &gone, &bearer).expect_error(426, "UPGRADE_REQUIRED", "");
-    refused(&daemon, &gone, UPGRADE).expect_error(401, "UNAUTHORIZED", "");
+    upgrade_response(&daemon, &gone, &bearer).expect_error(426, "UPGRADE_REQUIRED", "");
+    upgrade_response(&daemon, &gone, UPGRADE).expect_error(401, "UNAUTHORIZED", "");
     let short = upgrade.replace("dGhlIHNhbXBsZSBub25jZQ==", "dGhl");
-    refused(&daemon, &gone, &short).expect_error(400, "INVALID_REQUEST", "Sec-WebSocket-Key");
-    await_held(&daemon, before);
+    upgrade_response(&daemon, &gone, &short).expect_error(400, "INVALID_REQUEST", "Sec-WebSocket-Key");
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn a_service_on_the_other_loopback_is_found() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = listener.local_addr().expect("its address").port();
     let mut tunnel = daemon.tunnel(port);
     let (mut stream, _) = listener.accept().expect("the tunnel's connection");
@@ -208,30 +208,30 @@ fn a_service_on_the_other_loopback_is_found() {
 
 #[test]
 fn bad_frames_end_a_tunnel() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = echo();
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     for (bytes, code) in [
-        (frame(0x81, b"text"), Some(1003)),
-        (frame(0x01, b"te"), Some(1003)),
-        (frame(0x82, &vec![0; (1 << 20) + 1]), Some(1009)),
+        (client_frame(0x81, b"text"), Some(1003)),
+        (client_frame(0x01, b"te"), Some(1003)),
+        (client_frame(0x82, &vec![0; (1 << 20) + 1]), Some(1009)),
         ([&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat(), Some(1009)),
         (vec![0x82, 0x01, 0x02], Some(1002)),
-        (frame(0x83, b"x"), Some(1002)),
-        (frame(0xc2, b"x"), Some(1002)),
-        (frame(0x80, b"x"), Some(1002)),
-        ([frame(0x02, b"x"), frame(0x82, b"y")].concat(), Some(1002)),
-        (frame(0x09, b"x"), Some(1002)),
-        (frame(0x89, &[0; 126]), Some(1002)),
+        (client_frame(0x83, b"x"), Some(1002)),
+        (client_frame(0xc2, b"x"), Some(1002)),
+        (client_frame(0x80, b"x"), Some(1002)),
+        ([client_frame(0x02, b"x"), client_frame(0x82, b"y")].concat(), Some(1002)),
+        (client_frame(0x09, b"x"), Some(1002)),
+        (client_frame(0x89, &[0; 126]), Some(1002)),
     ] {
-        assert_eq!(code_after(daemon.tunnel(port), &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
+        assert_eq!(close_code_after(daemon.tunnel(port), &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
     }
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = service(|mut stream| {
         // Closed with something unread, the kernel resets the connection.
         stream.read_exact(&mut [0]).expect("a byte");
@@ -245,7 +245,7 @@ fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
 
 #[test]
 fn a_client_that_goes_ends_the_connection() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let (tell, ended) = channel();
     let port = service(move |mut stream| {
         let _ = stream.write_all(b"hello");
@@ -253,7 +253,7 @@ fn a_client_that_goes_ends_the_connection() {
         let _ = stream.read_to_end(&mut rest);
         let _ = tell.send(rest.len());
     });
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     for way in 0..3 {
         let mut tunnel = daemon.tunnel(port);
         assert_eq!(receive(&mut tunnel, 5).0, b"hello");
@@ -263,19 +263,19 @@ fn a_client_that_goes_ends_the_connection() {
             1 => tunnel.get_ref().shutdown(Shutdown::Both).expect("shut down"),
             _ => {
                 // A Close, and then it does not wait for the answer.
-                tunnel.get_mut().write_all(&frame(0x88, b"")).expect("send");
+                tunnel.get_mut().write_all(&client_frame(0x88, b"")).expect("send");
                 drop(tunnel);
             }
         }
-        let read = ended.recv_timeout(PATIENCE).expect("the service sees the end");
+        let read = ended.recv_timeout(TIMEOUT).expect("the service sees the end");
         assert!(read == 10_000 || way < 2, "{read}");
     }
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn neither_end_is_read_faster_than_the_other_takes() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let (tell, told) = channel();
     // Reads nothing, sends without end, and says how much it could send in the end.
     let port = service(move |mut stream| {
@@ -286,24 +286,24 @@ fn neither_end_is_read_faster_than_the_other_takes() {
         }
         let _ = tell.send((sent, stream));
     });
-    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let mut tunnel = daemon.tunnel(port);
     tunnel.get_ref().set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
     let mut sent = 0;
     while tunnel.send(Message::binary(vec![0; 100_000])).is_ok() {
         sent += 100_000;
     }
-    let (from_service, _stream) = told.recv_timeout(PATIENCE).expect("the service is held up");
-    let grown = machine::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
+    let (from_service, _stream) = told.recv_timeout(TIMEOUT).expect("the service is held up");
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(sent < 64 << 20 && from_service < 64 << 20, "{sent} and {from_service} are in the kernel's buffers");
     assert!(grown < 8 << 10, "{grown} KiB");
 }
 
 #[test]
 fn two_hundred_tunnels_at_once() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = echo();
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     let begun = Instant::now();
     let mut tunnels: Vec<_> = (0..200).map(|_| daemon.tunnel(port)).collect();
     for round in 0..3 {
@@ -315,15 +315,15 @@ fn two_hundred_tunnels_at_once() {
             assert_eq!(receive(tunnel, size).0, pattern(size));
         }
     }
-    assert!(begun.elapsed() < PATIENCE);
+    assert!(begun.elapsed() < TIMEOUT);
     assert_eq!(daemon.try_health(), Some(200));
     drop(tunnels);
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }
 
 #[test]
 fn without_a_token_there_is_no_tunnel() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let port = echo();
     let path = format!("/tunnels/tcp?port={port}");
     assert_eq!(try_open(&daemon, &path, &[]).err(), Some(401));

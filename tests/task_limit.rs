@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, PATIENCE, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, wait_until};
 
 /// A UID that nobody else has on this machine: the kernel counts the processes of a user wherever they are.
 fn lonely_uid() -> u32 {
@@ -21,7 +21,7 @@ fn daemon_of(uid: u32, options: Options) -> Daemon {
 /// Starts a command of the default user that starts `sleep 4700` until the kernel refuses; waits for that. Gives its PID.
 fn fill(daemon: &Daemon) -> u64 {
     let pid = daemon.sh("(while :; do sleep 4700 & done); echo full; exec sleep 4700");
-    wait_until(PATIENCE, "the user has as many processes as it may", || {
+    wait_until(TIMEOUT, "the user has as many processes as it may", || {
         (daemon.lines(pid, "stdout") == ["full"]).then_some(())
     });
     assert!(daemon.lines(pid, "stderr").iter().any(|line| line.contains("fork")), "that is why");
@@ -45,15 +45,15 @@ fn end(daemon: &Daemon, pid: u64) {
     daemon.delete(&format!("/processes/{pid}")).expect(204);
     let other = daemon.list().into_iter().find(|info| info["status"] == "running").expect("the other one");
     daemon.delete(&format!("/processes/{}", other["pid"])).expect(204);
-    daemon.await_gone(Duration::from_secs(30), "sleep 4700");
-    wait_until(PATIENCE, "the user has room again", || {
+    daemon.wait_until_gone(Duration::from_secs(30), "sleep 4700");
+    wait_until(TIMEOUT, "the user has room again", || {
         (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
     });
 }
 
 #[test]
 fn a_fork_bomb_of_the_default_user_does_not_take_the_last_pids() {
-    if !root("a_fork_bomb_of_the_default_user_does_not_take_the_last_pids") {
+    if skip_without_root() {
         return;
     }
     let daemon = daemon_of(lonely_uid(), Options::default().pid_max(1_500));
@@ -64,7 +64,7 @@ fn a_fork_bomb_of_the_default_user_does_not_take_the_last_pids() {
 
 #[test]
 fn each_user_has_at_most_as_many_tasks_as_asked_for() {
-    if !root("each_user_has_at_most_as_many_tasks_as_asked_for") {
+    if skip_without_root() {
         return;
     }
     let (uid, other) = (lonely_uid(), lonely_uid());
@@ -72,7 +72,7 @@ fn each_user_has_at_most_as_many_tasks_as_asked_for() {
         let daemon = daemon_of(uid, options.args(&["--max-tasks", "20"]));
         let pid = fill(&daemon);
         only_root_starts(&daemon);
-        wait_until(PATIENCE, "20 sleep", || (daemon.executing("sleep 4700").len() == 20).then_some(()));
+        daemon.wait_for_processes("sleep 4700", 20);
         let limit =
             json!({"command": "sh", "args": ["-c", "grep processes /proc/self/limits"], "user": other.to_string()});
         let limit = daemon.run(&limit).stdout();
@@ -84,7 +84,7 @@ fn each_user_has_at_most_as_many_tasks_as_asked_for() {
 
 #[test]
 fn a_container_keeps_what_it_was_given() {
-    if !root("a_container_keeps_what_it_was_given") {
+    if skip_without_root() {
         return;
     }
     let given = || Options::default().prepare("prlimit --pid $$ --nproc=300:400");
@@ -105,7 +105,7 @@ fn a_container_keeps_what_it_was_given() {
 
 #[test]
 fn a_user_who_is_elsewhere_too_can_start_in_a_small_namespace() {
-    if !root("a_user_who_is_elsewhere_too_can_start_in_a_small_namespace") {
+    if skip_without_root() {
         return;
     }
     let uid = lonely_uid();
@@ -117,7 +117,7 @@ fn a_user_who_is_elsewhere_too_can_start_in_a_small_namespace() {
 
 #[test]
 fn a_killed_process_leaves_its_room() {
-    if !root("a_killed_process_leaves_its_room") {
+    if skip_without_root() {
         return;
     }
     let daemon = daemon_of(lonely_uid(), Options::default().args(&["--max-tasks", "2"]));

@@ -1,4 +1,4 @@
-//! A WebSocket client that is not ours: tungstenite's, over a blocking socket.
+//! A WebSocket client with the handshake of tungstenite, which the daemon does not use, over a blocking socket.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,14 +10,14 @@ use tungstenite::http::HeaderValue;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
-use super::http::{Reply, Stream};
-use super::{Daemon, PATIENCE};
+use super::response::ResponseStream;
+use super::{Daemon, Response, TIMEOUT};
 
-/// What every client sends to become one.
+/// Header lines of a WebSocket handshake.
 pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-/// Opens a WebSocket at `path` below `/api/v1`, or gives the answer that refused it.
+/// Opens a WebSocket at `path` below `/api/v1`; the error is the status of the response that refused it.
 pub fn try_open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Result<WebSocket<TcpStream>, u16> {
     let mut request = format!("ws://{}/api/v1{path}", daemon.addr).into_client_request().expect("a request");
     for (name, value) in headers {
@@ -35,10 +35,10 @@ pub fn try_open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Result
     }
 }
 
-/// Sends an upgrade by hand; the answer, which is none.
-pub fn refused(daemon: &Daemon, path: &str, headers: &str) -> Reply {
+/// Sends a GET with these header lines, and returns the response to a handshake that is refused.
+pub fn upgrade_response(daemon: &Daemon, path: &str, headers: &str) -> Response {
     let request = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
-    Stream::send(daemon.connect(), request.as_bytes()).into_reply(path)
+    ResponseStream::send(daemon.connect(), request.as_bytes()).into_response(path)
 }
 
 /// A terminal session.
@@ -69,47 +69,49 @@ impl Daemon {
         info
     }
 
-    /// Attaches with the session's own token and no other.
+    /// Attaches to a session with its own token, without READY.
     pub fn attach(&self, session: &Session) -> Terminal {
         let path = format!("/pty/{}/ws", session.id);
         let socket = try_open(self, &path, &[("X-PTY-Token", &session.token)]).expect("attached");
-        Terminal { socket, shown: Vec::new(), seen: 0 }
+        Terminal { socket, output: Vec::new(), seen: 0 }
     }
 
-    /// The same, and says that it is ready.
+    /// Attaches to a session and sends READY.
     pub fn watch(&self, session: &Session) -> Terminal {
         let mut terminal = self.attach(session);
         terminal.ready();
         terminal
     }
 
+    /// Opens a tunnel to a port.
     pub fn tunnel(&self, port: u16) -> WebSocket<TcpStream> {
         let bearer = format!("Bearer {}", self.token);
         try_open(self, &format!("/tunnels/tcp?port={port}"), &[("Authorization", &bearer)]).expect("a tunnel")
     }
 }
 
-/// How a session ended for one of its clients.
+/// How the connection of a client to a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
-    /// What the EXIT frame said, where one came.
+pub struct SessionEnd {
+    /// Exit code of the EXIT message; none if none came.
     pub exit: Option<i32>,
+    /// Code and reason of the Close; none if it had no payload.
     pub close: Option<(u16, String)>,
 }
 
-impl Ended {
-    /// By itself, with this code.
-    pub fn exited(code: i32) -> Ended {
-        Ended { exit: Some(code), close: Some((1000, format!("exit:{code}"))) }
+impl SessionEnd {
+    /// The end of a session whose leader has exited with this code.
+    pub fn exited(code: i32) -> SessionEnd {
+        SessionEnd { exit: Some(code), close: Some((1000, format!("exit:{code}"))) }
     }
 }
 
-/// A client at a session.
+/// A client of a terminal session.
 pub struct Terminal {
     pub socket: WebSocket<TcpStream>,
-    /// All that was shown so far.
-    pub shown: Vec<u8>,
-    /// How much of it was waited for already.
+    /// All output so far.
+    pub output: Vec<u8>,
+    /// Length of the output that [`Terminal::expect`] has consumed.
     seen: usize,
 }
 
@@ -130,76 +132,76 @@ impl Terminal {
         self.send(1, &[cols.to_be_bytes(), rows.to_be_bytes()].concat());
     }
 
-    /// Takes one message; the end, if it is one.
-    fn take(&mut self, exit: &mut Option<i32>) -> Option<Option<(u16, String)>> {
+    /// Reads one message; returns the payload of a Close.
+    fn read_message(&mut self, exit: &mut Option<i32>) -> Option<Option<(u16, String)>> {
         match self.socket.read() {
             Ok(Message::Binary(bytes)) => match &bytes[..] {
                 [0, bytes @ ..] => {
                     assert!(exit.is_none(), "output after EXIT");
-                    self.shown.extend_from_slice(bytes);
+                    self.output.extend_from_slice(bytes);
                 }
                 [3, code @ ..] => *exit = Some(i32::from_be_bytes(code.try_into().expect("four bytes"))),
-                other => panic!("what is {other:?}?"),
+                other => panic!("unexpected message: {other:?}"),
             },
             Ok(Message::Ping(_)) => {}
             Ok(Message::Close(words)) => {
                 let words = words.map(|CloseFrame { code, reason }| (code.into(), reason.as_str().to_owned()));
                 return Some(words);
             }
-            Ok(other) => panic!("what is {other:?}?"),
+            Ok(other) => panic!("unexpected message: {other:?}"),
             Err(error) => panic!("{error} after {:?}", self.tail()),
         }
         None
     }
 
     fn tail(&self) -> String {
-        let from = self.shown.len().saturating_sub(300);
-        String::from_utf8_lossy(&self.shown[from..]).into_owned()
+        let from = self.output.len().saturating_sub(300);
+        String::from_utf8_lossy(&self.output[from..]).into_owned()
     }
 
-    /// Reads until `text` is shown, after what was waited for before; what came in between.
+    /// Reads until `text` appears in the output after the previously expected text; returns the output in between.
     pub fn expect(&mut self, text: &str) -> String {
         let begun = Instant::now();
         let mut from = self.seen;
         loop {
-            let new = &self.shown[from..];
+            let new = &self.output[from..];
             if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
-                let before = String::from_utf8_lossy(&self.shown[self.seen..from + at]).into_owned();
+                let before = String::from_utf8_lossy(&self.output[self.seen..from + at]).into_owned();
                 self.seen = from + at + text.len();
                 return before;
             }
-            // What was looked at is not looked at again.
-            from = self.seen.max((self.shown.len() + 1).saturating_sub(text.len()));
-            assert!(begun.elapsed() < PATIENCE, "no {text:?} in {:?}", self.tail());
-            let ended = self.take(&mut None);
+            // The part that was searched is not searched again.
+            from = self.seen.max((self.output.len() + 1).saturating_sub(text.len()));
+            assert!(begun.elapsed() < TIMEOUT, "no {text:?} in {:?}", self.tail());
+            let ended = self.read_message(&mut None);
             assert!(ended.is_none(), "{ended:?} before {text:?} in {:?}", self.tail());
         }
     }
 
-    /// Types a line and waits until `text` is shown.
+    /// Types a line and waits until `text` appears; returns the output before it.
     pub fn ask(&mut self, line: &str, text: &str) -> String {
         self.type_in(format!("{line}\n"));
         self.expect(text)
     }
 
-    /// Reads to the end.
-    pub fn end(&mut self) -> Ended {
+    /// Reads until the connection ends.
+    pub fn wait_for_end(&mut self) -> SessionEnd {
         let mut exit = None;
         loop {
-            if let Some(close) = self.take(&mut exit) {
-                // The answer to it goes out, and the connection ends.
+            if let Some(close) = self.read_message(&mut exit) {
+                // Sends the answering Close and waits for the end of the connection.
                 while self.socket.read().is_ok() {}
-                return Ended { exit, close };
+                return SessionEnd { exit, close };
             }
         }
     }
 
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.shown).into_owned()
+        String::from_utf8_lossy(&self.output).into_owned()
     }
 
-    /// Says goodbye and waits for the answer.
-    pub fn leave(mut self) {
+    /// Closes the WebSocket and waits for the answering Close.
+    pub fn disconnect(mut self) {
         self.socket.close(None).expect("close");
         loop {
             match self.socket.read() {
@@ -211,8 +213,8 @@ impl Terminal {
     }
 }
 
-/// The bytes of one frame of a client.
-pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+/// The bytes of one frame of a client, masked. `first` holds the FIN bit and the opcode.
+pub fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
         length @ 0..=125 => bytes.push(0x80 | length as u8),
@@ -231,9 +233,9 @@ pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends bytes as they are on the connection of a WebSocket, and reads until it closes: the code that it closes with.
-pub fn code_after(mut socket: WebSocket<TcpStream>, bytes: &[u8]) -> Option<u16> {
-    // It may be refused before all of it has left.
+/// Sends raw bytes on the connection of a WebSocket; returns the code that the server closes with.
+pub fn close_code_after(mut socket: WebSocket<TcpStream>, bytes: &[u8]) -> Option<u16> {
+    // The server may close before all bytes are sent.
     let _ = socket.get_mut().write_all(bytes);
     loop {
         match socket.read() {
@@ -244,8 +246,8 @@ pub fn code_after(mut socket: WebSocket<TcpStream>, bytes: &[u8]) -> Option<u16>
     }
 }
 
-/// Reads a connection to its end.
-pub fn drain(mut socket: &TcpStream, time: Duration) -> io::Result<usize> {
+/// Reads a connection to its end; returns the number of bytes.
+pub fn read_to_end(mut socket: &TcpStream, time: Duration) -> io::Result<usize> {
     socket.set_read_timeout(Some(time))?;
     let (mut all, mut buffer) = (0, [0; 1 << 16]);
     loop {

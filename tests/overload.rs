@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::hanging::stuck_directory;
-use crate::harness::http::Stream;
-use crate::harness::{Daemon, Options, PATIENCE, daemon_with, machine, pid_of, root, wait_until};
+use crate::harness::response::ResponseStream;
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
 
 /// The connections that a daemon has here, and how many of them may have requests that take long.
 const CONNECTIONS: usize = 64;
 const LONG: usize = 56;
 
 fn crowded() -> Daemon {
-    daemon_with(&["--max-processes", "100", "--max-connections", &CONNECTIONS.to_string()])
+    start_daemon_with(&["--max-processes", "100", "--max-connections", &CONNECTIONS.to_string()])
 }
 
 /// Health, metadata, start, signal and DELETE, each over a connection of its own.
@@ -23,7 +23,7 @@ fn short_requests_are_served(daemon: &Daemon) {
         let begun = Instant::now();
         assert_eq!(daemon.try_health(), Some(200));
         let close = |method: &str, path: &str, body: &str| {
-            daemon.open(method, path, "Connection: close\r\n", body.as_bytes()).into_reply(path)
+            daemon.open(method, path, "Connection: close\r\n", body.as_bytes()).into_response(path)
         };
         close("GET", "/processes", "").expect(200);
         let start = json!({"command": "sleep", "args": ["4300"]}).to_string();
@@ -55,7 +55,7 @@ fn followers_leave_connections_for_short_requests() {
     let path = format!("/processes/{pid}/stdout/follow");
     let mut served = Vec::new();
     for _ in 0..CONNECTIONS + 10 {
-        let stream = Stream::read(ask(&daemon, &path)).expect("an answer");
+        let stream = ResponseStream::read(ask(&daemon, &path)).expect("an answer");
         served.extend((stream.status == 200).then_some(stream));
     }
     assert_eq!(served.len(), LONG);
@@ -66,24 +66,24 @@ fn followers_leave_connections_for_short_requests() {
     }
     // One that ends is one more that may begin.
     drop(served.pop());
-    wait_until(PATIENCE, "a place is free again", || {
-        (Stream::read(ask(&daemon, &path)).expect("an answer").status == 200).then_some(())
+    wait_until(TIMEOUT, "a place is free again", || {
+        (ResponseStream::read(ask(&daemon, &path)).expect("an answer").status == 200).then_some(())
     });
 }
 
 #[test]
 fn file_requests_that_hang_count_after_their_clients_have_gone() {
-    if !root("file_requests_that_hang_count_after_their_clients_have_gone") {
+    if skip_without_root() {
         return;
     }
     let daemon = crowded();
     let dir = stuck_directory(&daemon);
     let path = format!("/files?user=root&path={}/x", dir.display());
     // Those of connections that wait for their clients do so in `poll`.
-    let hanging = || machine::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
+    let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
     for asked in 1..=LONG {
         let client = ask(&daemon, &path);
-        wait_until(PATIENCE, "it hangs", || (hanging() >= asked).then_some(()));
+        wait_until(TIMEOUT, "it hangs", || (hanging() >= asked).then_some(()));
         drop(client);
     }
     refuses_long_requests(&daemon, &path);
@@ -97,7 +97,7 @@ fn file_requests_that_hang_count_after_their_clients_have_gone() {
 
 #[test]
 fn a_fork_bomb_does_not_shut_the_api() {
-    if !root("a_fork_bomb_does_not_shut_the_api") {
+    if skip_without_root() {
         return;
     }
     for options in [Options::default(), Options::default().without_cgroup()] {
@@ -105,10 +105,10 @@ fn a_fork_bomb_does_not_shut_the_api() {
         let daemon = options.pid_max(1500).args(&["--max-tasks", "1000000"]).start();
         let bomb = "while (1) { my $child = fork; select undef, undef, undef, 0.3 unless defined $child }";
         let pid = pid_of(&daemon.start_process(&json!({"command": "perl", "args": ["-e", bomb]})));
-        let request = |path: &str| Stream::read(ask(&daemon, path)).expect("an answer").status;
+        let request = |path: &str| ResponseStream::read(ask(&daemon, path)).expect("an answer").status;
         // The kernel keeps the first 300 PIDs for itself once it has given out all.
-        wait_until(PATIENCE, "no PID is left", || {
-            let last = machine::descendants(daemon.pid).len() > 1_150;
+        wait_until(TIMEOUT, "no PID is left", || {
+            let last = procfs::descendants(daemon.pid).len() > 1_150;
             (last && request("/processes/1/wait") == 503).then_some(())
         });
         for _ in 0..48 {
@@ -119,7 +119,7 @@ fn a_fork_bomb_does_not_shut_the_api() {
         let _halves: Vec<TcpStream> = (0..20).map(|_| daemon.connect()).collect();
         let delete = daemon.open("DELETE", &format!("/processes/{pid}"), "Connection: close\r\n", b"");
         assert_eq!(delete.status, 204);
-        wait_until(PATIENCE, "the bomb has ended", || (machine::descendants(daemon.pid).len() < 10).then_some(()));
+        wait_until(TIMEOUT, "the bomb has ended", || (procfs::descendants(daemon.pid).len() < 10).then_some(()));
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     }
 }
@@ -134,12 +134,12 @@ fn limit_memory(daemon: &Daemon, bytes: u64) {
 
 #[test]
 fn an_end_of_memory_is_not_the_end_of_the_daemon() {
-    if !root("an_end_of_memory_is_not_the_end_of_the_daemon") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon_with(&["--max-processes", "100"]);
+    let daemon = start_daemon_with(&["--max-processes", "100"]);
     for room in [4, 16, 64, 200] {
-        limit_memory(&daemon, (machine::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20));
+        limit_memory(&daemon, (procfs::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20));
         // None of them has a token, or sends the end of its head.
         let head = format!("GET /api/v1/info HTTP/1.1\r\nX: {}", "x".repeat(60_000));
         let mut clients = Vec::new();
@@ -156,10 +156,10 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
             let _ = client.shutdown(std::net::Shutdown::Both);
         }
         drop(clients);
-        wait_until(PATIENCE, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
+        wait_until(TIMEOUT, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
     }
     limit_memory(&daemon, libc::RLIM_INFINITY);
-    wait_until(PATIENCE, "a command runs", || {
+    wait_until(TIMEOUT, "a command runs", || {
         let reply = daemon.post("/processes/run", &json!({"command": "true"}));
         (reply.status == 200).then_some(())
     });
@@ -168,7 +168,7 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
 /// The C library ends a process where some of its own allocations fail: at the start of a thread, for example.
 #[test]
 fn strangers_cannot_take_the_memory_that_threads_start_with() {
-    let daemon = Options::default().addresses(80 << 20).start();
+    let daemon = Options::default().max_address_space(80 << 20).start();
     let head = format!("GET /api/v1/health HTTP/1.1\r\nX: {}", "x".repeat(60_000));
     for _ in 0..4 {
         let clients: Vec<TcpStream> = (0..280)
@@ -181,6 +181,6 @@ fn strangers_cannot_take_the_memory_that_threads_start_with() {
             .collect();
         assert!(daemon.try_health().is_some(), "an answer, whatever it says");
         drop(clients);
-        wait_until(PATIENCE, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
+        wait_until(TIMEOUT, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
     }
 }

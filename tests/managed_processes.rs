@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis() as u64
@@ -30,14 +30,14 @@ fn get(daemon: &Daemon, name: &str) -> Value {
 
 /// The process once its supervision says so.
 fn await_status(daemon: &Daemon, name: &str, status: &str) -> Value {
-    wait_until(PATIENCE, &format!("{name} is {status}"), || {
+    wait_until(TIMEOUT, &format!("{name} is {status}"), || {
         let info = get(daemon, name);
         (info["managed"]["status"] == status).then_some(info)
     })
 }
 
 fn await_restarts(daemon: &Daemon, name: &str, count: u64) -> Value {
-    wait_until(PATIENCE, &format!("{name} has been restarted {count} times"), || {
+    wait_until(TIMEOUT, &format!("{name} has been restarted {count} times"), || {
         let info = get(daemon, name);
         (info["managed"]["restart_count"].as_u64() >= Some(count) && info["status"] == "running").then_some(info)
     })
@@ -45,7 +45,7 @@ fn await_restarts(daemon: &Daemon, name: &str, count: u64) -> Value {
 
 #[test]
 fn a_crash_is_followed_by_the_next_run_at_once() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let mut times = Vec::new();
     // A process may crash four times before its runs count as too short to be restarted without a wait.
     for n in 0..8 {
@@ -55,7 +55,7 @@ fn a_crash_is_followed_by_the_next_run_at_once() {
         let mut next = || assert_eq!(frames.next_frame().expect("goes on").data["line"], "up");
         next();
         for _ in 0..4 {
-            let pid = wait_until(PATIENCE, "it is up", || daemon.find(&word).first().copied());
+            let pid = wait_until(TIMEOUT, "it is up", || daemon.pids_matching(&word).first().copied());
             let killed = Instant::now();
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("crash it");
             next();
@@ -71,7 +71,7 @@ fn a_crash_is_followed_by_the_next_run_at_once() {
 
 #[test]
 fn the_backoff_is_the_one_that_was_promised() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "exit 3"], "name": "web", "restart": {"policy": "always"}});
     let first = daemon.start_process(&body);
     let mut follow = daemon.follow(pid_of(&first), "stdout");
@@ -79,7 +79,7 @@ fn the_backoff_is_the_one_that_was_promised() {
     for _ in 0..3 {
         // None where it was over before anybody looked.
         let mut announced = None;
-        let info = wait_until(PATIENCE, "it waits or runs again", || {
+        let info = wait_until(TIMEOUT, "it waits or runs again", || {
             let info = get(&daemon, "web");
             let count = info["managed"]["restart_count"].as_u64().expect("a count");
             let started_again = count == starts.len() as u64;
@@ -108,7 +108,7 @@ fn the_backoff_is_the_one_that_was_promised() {
     assert_eq!(stopped["managed"]["status"], "stopped", "{stopped}");
     assert_eq!((&stopped["managed"]["next_restart_at"], &stopped["exit_code"]), (&Value::Null, &json!(3)));
     assert_eq!(follow.next_frame().map(|frame| frame.event), Some("eof".to_owned()));
-    wait_until(PATIENCE, "its next start would have come", || {
+    wait_until(TIMEOUT, "its next start would have come", || {
         assert_eq!(get(&daemon, "web"), stopped);
         (wall() > due + 300).then_some(())
     });
@@ -116,7 +116,7 @@ fn the_backoff_is_the_one_that_was_promised() {
 
 #[test]
 fn each_policy_and_its_limit() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for (policy, script, restarts) in [
         ("never", "exit 1", false),
         ("on_failure", "exit 0", false),
@@ -144,7 +144,7 @@ fn each_policy_and_its_limit() {
 
 #[test]
 fn one_log_and_the_stdin_of_the_current_run() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "echo run; read line; printf \"got $line\"; exit 1";
     let info = service(&daemon, "cat", "on_failure", script, json!({"stdin_mode": "pipe"}));
     let (pid, handle) = (pid_of(&info), &info["handle"]);
@@ -170,7 +170,7 @@ fn one_log_and_the_stdin_of_the_current_run() {
 
 /// How many programs run with this command line; a script that only names them is none.
 fn count(daemon: &Daemon, command: &str) -> usize {
-    daemon.find(command).into_iter().filter(|pid| machine::command_line(*pid).starts_with(command)).count()
+    daemon.pids_matching(command).into_iter().filter(|pid| procfs::command_line(*pid).starts_with(command)).count()
 }
 
 /// What ignores SIGTERM goes after the grace, and its tree with it.
@@ -183,13 +183,13 @@ fn stubborn(daemon: &Daemon, cgroup: bool) {
     let mut frames = daemon.follow(pid_of(&info), "stdout");
     frames.next_frame().expect("it is up");
     let words = if cgroup { &["4821", "4822", "4823", "4824"][..] } else { &["4822", "4823", "4824"] };
-    wait_until(PATIENCE, "all are up", || {
+    wait_until(TIMEOUT, "all are up", || {
         words.iter().all(|word| count(daemon, &format!("sleep {word}")) == 1).then_some(())
     });
     let begun = Instant::now();
     daemon.delete("/processes/deaf").expect(204);
     assert!(begun.elapsed() >= Duration::from_millis(400), "killed after {:?}", begun.elapsed());
-    daemon.await_gone(PATIENCE, "sleep 482");
+    daemon.wait_until_gone(TIMEOUT, "sleep 482");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     let stopped = await_status(daemon, "deaf", "stopped");
     assert_eq!((&stopped["status"], &stopped["signal"]), (&json!("signaled"), &json!(9)));
@@ -200,7 +200,7 @@ fn stubborn(daemon: &Daemon, cgroup: bool) {
 #[test]
 fn what_ignores_the_end_is_killed_with_its_tree() {
     // Only root can make cgroups here.
-    stubborn(&daemon(), root("daemons in their own session"));
+    stubborn(&start_daemon(), root("daemons in their own session"));
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn what_ignores_the_end_is_killed_with_its_tree_without_a_cgroup() {
 
 #[test]
 fn a_stop_asks_the_whole_group_first() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "trap 'wait; echo leader; exit 0' TERM
                   (trap 'echo child; exit' TERM; echo up; while :; do sleep 0.02; done) &
                   while :; do sleep 0.02; done";
@@ -228,20 +228,20 @@ fn a_stop_asks_the_whole_group_first() {
 
 #[test]
 fn a_restart_takes_the_tree_along() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "setsid sleep 4841 & trap '' TERM; echo up; sleep 4842";
     let info = service(&daemon, "tree", "never", script, json!({"stop_grace_ms": 300}));
     let mut frames = daemon.follow(pid_of(&info), "stdout");
     for n in 1..=3 {
         frames.next_frame().expect("it is up");
-        wait_until(PATIENCE, "its tree is up", || (count(&daemon, "sleep 4842") == 1).then_some(()));
+        wait_until(TIMEOUT, "its tree is up", || (count(&daemon, "sleep 4842") == 1).then_some(()));
         let again = daemon.post("/processes/tree/restart", &json!({})).expect(200);
         assert_eq!((&again["status"], &again["managed"]["restart_count"]), (&json!("running"), &json!(n)));
         assert_ne!(again["pid"], info["pid"]);
         assert_eq!(again["managed"]["last_exit"]["signal"], 9);
     }
     frames.next_frame().expect("it is up");
-    wait_until(PATIENCE, "one tree is up", || {
+    wait_until(TIMEOUT, "one tree is up", || {
         let (own, left) = (count(&daemon, "sleep 4841"), count(&daemon, "sleep 4842"));
         assert!(own <= 1 && left <= 1, "an earlier run's tree lives on");
         (own == 1 && left == 1).then_some(())
@@ -257,7 +257,7 @@ fn encoded(name: &str) -> String {
 
 #[test]
 fn names_and_earlier_pids_address_it() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let odd = ["my service", "ünï ✓", "a%b?c#d&e+f=g;h", "%2F", "~!@$^*()[]{}|\\\"'<>`,", "1a", "run", " ", "9½", "-"];
     for name in odd {
         let info = service(&daemon, name, "always", "echo $$; exec sleep 4850", json!({}));
@@ -265,7 +265,7 @@ fn names_and_earlier_pids_address_it() {
         assert_eq!((&info["managed"]["name"], &info["managed"]["id"]), (&json!(name), &json!(name)));
         assert_eq!(daemon.get(&path).expect(200)["handle"], info["handle"], "{name}");
         daemon.post(&format!("{path}/signal"), &json!({"signal": 9})).expect(200);
-        let second = wait_until(PATIENCE, "it is up again", || {
+        let second = wait_until(TIMEOUT, "it is up again", || {
             let now = daemon.get(&path).expect(200);
             (now["managed"]["restart_count"] == 1 && now["managed"]["status"] == "running").then_some(now)
         });
@@ -284,13 +284,13 @@ fn names_and_earlier_pids_address_it() {
 
 #[test]
 fn a_name_is_free_when_its_holder_is_stopped() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let start = |script: &str| {
         let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 60_000});
         daemon.post("/processes", &body)
     };
     let first = pid_of(&start("trap '' TERM; echo up; while :; do sleep 0.05; done").expect(201));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(first, "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(first, &["up"]);
     start("exec sleep 4861").expect_error(409, "NAME_IN_USE", "web");
     // Free from the DELETE on, although the first takes its time.
     daemon.delete("/processes/web").expect(204);
@@ -300,7 +300,7 @@ fn a_name_is_free_when_its_holder_is_stopped() {
     let restart = |pid| daemon.post(&format!("/processes/{pid}/restart"), &json!({}));
     restart(first).expect_error(409, "NAME_IN_USE", "web");
     daemon.post(&format!("/processes/{first}/signal"), &json!({"signal": 9})).expect(200);
-    wait_until(PATIENCE, "the first is down", || (daemon.info(first)["status"] == "signaled").then_some(()));
+    wait_until(TIMEOUT, "the first is down", || (daemon.info(first)["status"] == "signaled").then_some(()));
     restart(first).expect_error(409, "NAME_IN_USE", "web");
     daemon.delete("/processes/web").expect(204);
     // It takes its name back.
@@ -315,7 +315,7 @@ fn a_name_is_free_when_its_holder_is_stopped() {
 fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(), mend: impl FnOnce()) {
     spoil();
     daemon.post(&format!("/processes/{name}/signal"), &json!({"signal": 9})).expect(200);
-    let waiting = wait_until(PATIENCE, "its restart has failed twice", || {
+    let waiting = wait_until(TIMEOUT, "its restart has failed twice", || {
         let info = get(daemon, name);
         let managed = &info["managed"];
         (managed["status"] == "backing_off" && managed["restart_count"].as_u64() >= Some(2)).then_some(info)
@@ -332,16 +332,16 @@ fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(
 
 #[test]
 fn a_restart_that_cannot_start_backs_off() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let policy = json!({"policy": "always", "initial_backoff_ms": 5, "max_backoff_ms": 50});
     let script = daemon.script("tool", "#!/bin/sh\necho up\nexec sleep 4871\n");
     let away = script.with_file_name("away");
     let tool = pid_of(&daemon.start_process(&json!({"command": script, "name": "tool", "restart": policy})));
     // The shell opens it after the exec.
-    wait_until(PATIENCE, "the script is read", || (daemon.lines(tool, "stdout") == ["up"]).then_some(()));
+    daemon.wait_for_stdout(tool, &["up"]);
     let rename = |from: &std::path::Path, to: &std::path::Path| std::fs::rename(from, to).expect("rename it");
     fails_to_restart(&daemon, "tool", "COMMAND_NOT_FOUND", || rename(&script, &away), || rename(&away, &script));
-    if !root("a user that is removed") {
+    if skip_without_root() {
         return;
     }
     // Only ever the namespace's own file, which is gone should somebody replace the machine's meanwhile.
@@ -361,7 +361,7 @@ fn a_restart_that_cannot_start_backs_off() {
 
 #[test]
 fn bad_specs_are_refused_by_field() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let check = |field: &str, value: Value| {
         let mut check = json!({"type": "http", "port": 80});
         check[field] = value;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 fn runs(daemon: &Daemon, count: usize) {
     std::thread::scope(|scope| {
@@ -20,23 +20,23 @@ fn runs(daemon: &Daemon, count: usize) {
 
 #[test]
 fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
-    let daemon = daemon_with(&["--keep-ended", "50"]);
+    let daemon = start_daemon_with(&["--keep-ended", "50"]);
     runs(&daemon, 1_000);
-    let before = machine::kilobytes(daemon.pid, "VmRSS");
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
     runs(&daemon, 2_000);
-    let after = machine::kilobytes(daemon.pid, "VmRSS");
+    let after = procfs::kilobytes(daemon.pid, "VmRSS");
     assert!(after < before + 2 * 1024, "memory rose from {before} to {after} kB");
     assert!(after < 32 * 1024, "{after} kB");
-    wait_until(PATIENCE, "no descriptor is left of them", || {
-        (machine::descriptors(daemon.pid).len() < 40).then_some(())
+    wait_until(TIMEOUT, "no descriptor is left of them", || {
+        (procfs::descriptors(daemon.pid).len() < 40).then_some(())
     });
     assert_eq!(daemon.list().len(), 50);
-    wait_until(PATIENCE, "only 50 logs have files", || {
+    wait_until(TIMEOUT, "only 50 logs have files", || {
         (walk(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
     });
-    if machine::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
+    if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
         // They are looked for 50 ms after the last death.
-        wait_until(PATIENCE, "nothing that runs has no cgroup", || {
+        wait_until(TIMEOUT, "nothing that runs has no cgroup", || {
             (cgroup_of(daemon.pid).map_or(0, |dir| walk_dirs(&dir)) <= 2).then_some(())
         });
     }
@@ -44,11 +44,11 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
 
 #[test]
 fn memory_that_a_crowd_has_used_is_given_back() {
-    let daemon = daemon_with(&["--keep-ended", "50"]);
+    let daemon = start_daemon_with(&["--keep-ended", "50"]);
     runs(&daemon, 100);
-    let anonymous = || machine::kilobytes(daemon.pid, "RssAnon");
+    let anonymous = || procfs::kilobytes(daemon.pid, "RssAnon");
     let settled = |most: u64| {
-        wait_until(PATIENCE, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
+        wait_until(TIMEOUT, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
     };
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -90,10 +90,10 @@ fn cgroup_of(pid: i32) -> Option<std::path::PathBuf> {
 /// No thread wakes for as long as nothing happens.
 fn sleeps(daemon: &Daemon) {
     // What the test itself caused must be over first; how long that takes is not the question.
-    let mut count = machine::wakeups(daemon.pid);
+    let mut count = procfs::wakeups(daemon.pid);
     let mut since = Instant::now();
-    wait_until(PATIENCE, "the daemon sleeps for 5 s", || {
-        let now = machine::wakeups(daemon.pid);
+    wait_until(TIMEOUT, "the daemon sleeps for 5 s", || {
+        let now = procfs::wakeups(daemon.pid);
         if now != count {
             count = now;
             since = Instant::now();
@@ -104,7 +104,7 @@ fn sleeps(daemon: &Daemon) {
 
 #[test]
 fn an_idle_daemon_makes_no_wake_up() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     sleeps(&daemon);
     for _ in 0..3 {
         daemon.start_process(&json!({"command": "sleep", "args": ["4700"], "stdin_mode": "pipe"}));
@@ -119,16 +119,16 @@ fn no_zombie_stays(daemon: &Daemon) {
     // A hundred orphans that end at about the same time.
     daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
     let mut seen: Vec<(i32, Instant)> = Vec::new();
-    wait_until(PATIENCE, "all orphans have ended", || {
-        let ours = machine::descendants(daemon.pid);
+    wait_until(TIMEOUT, "all orphans have ended", || {
+        let ours = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since)| {
-            let still = ours.contains(pid) && machine::is_zombie(*pid);
+            let still = ours.contains(pid) && procfs::is_zombie(*pid);
             // The contract says 50 ms; the rest is for a busy machine.
             assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
             still
         });
         for &pid in &ours {
-            if machine::is_zombie(pid) && !seen.iter().any(|(known, _)| *known == pid) {
+            if procfs::is_zombie(pid) && !seen.iter().any(|(known, _)| *known == pid) {
                 seen.push((pid, Instant::now()));
             }
         }
@@ -138,10 +138,10 @@ fn no_zombie_stays(daemon: &Daemon) {
 
 #[test]
 fn orphans_are_reaped_at_once() {
-    no_zombie_stays(&daemon());
+    no_zombie_stays(&start_daemon());
 }
 
 #[test]
 fn orphans_are_reaped_at_once_as_a_subreaper() {
-    no_zombie_stays(&Options::plain().start());
+    no_zombie_stays(&Options::subreaper().start());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, daemon_with, machine, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until};
 
 /// Adds users to the namespace's own /etc/passwd and /etc/group; they are read at each start.
 fn with_users(daemon: &Daemon) {
@@ -17,10 +17,10 @@ fn with_users(daemon: &Daemon) {
 
 #[test]
 fn users_in_every_form() {
-    if !root("users_in_every_form") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     with_users(&daemon);
     // user, then: uid, gid, all groups, home, directory.
     let cases: &[(Value, &str)] = &[
@@ -59,7 +59,7 @@ fn users_in_every_form() {
 
 #[test]
 fn a_user_that_is_none_starts_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let long = "x".repeat(1000);
     let unknown = [json!("nobody-here"), json!({"name": "nobody-here"}), json!("Root"), json!(long), json!("root ")];
     for user in unknown {
@@ -100,20 +100,20 @@ fn a_user_that_is_none_starts_nothing() {
 
 #[test]
 fn the_default_user_can_be_chosen() {
-    if !root("the_default_user_can_be_chosen") {
+    if skip_without_root() {
         return;
     }
     for (user, expected) in [("root", "0 0"), ("4242:7", "4242 7"), ("1", "1 1")] {
-        let daemon = daemon_with(&["--default-user", user]);
+        let daemon = start_daemon_with(&["--default-user", user]);
         assert_eq!(daemon.run_sh("echo $(id -u) $(id -g)").stdout(), expected, "{user}");
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let line = daemon.run_sh("echo $(id -un) $(id -gn) $(id -Gn) $HOME $PWD; touch here && rm here").stdout();
     assert_eq!(line, "tl-user tl-user tl-user /home/tl-user /home/tl-user");
 }
 
 /// The environment, but for the id of the run, which is there as well.
-fn environment(run: &crate::harness::http::Run) -> Vec<String> {
+fn environment(run: &crate::harness::response::Run) -> Vec<String> {
     let mut lines = run.lines("stdout");
     let all = lines.join("\n");
     assert_eq!(all.matches("INVOCATION_ID=").count(), 1, "{all}");
@@ -124,7 +124,7 @@ fn environment(run: &crate::harness::http::Run) -> Vec<String> {
 
 #[test]
 fn the_environment_is_exact() {
-    if !root("the_environment_is_exact") {
+    if skip_without_root() {
         return;
     }
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -157,7 +157,7 @@ fn the_environment_is_exact() {
 
 #[test]
 fn the_path_of_the_child_finds_its_program() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     daemon.script("my-own-tool", "#!/bin/sh\necho mine\n");
     let scratch = daemon.scratch();
     let body =
@@ -171,20 +171,20 @@ fn the_path_of_the_child_finds_its_program() {
 
 fn clean_start(daemon: &Daemon) {
     daemon.start_process(&json!({"command": "sleep", "args": ["4600"]}));
-    let pid = wait_until(PATIENCE, "it is up", || daemon.executing("sleep 4600").first().copied());
+    let pid = wait_until(TIMEOUT, "it is up", || daemon.pids_executing("sleep 4600").first().copied());
     // The program itself opens a file or two at its start; what it inherited would stay.
     let descriptors = wait_until(Duration::from_secs(10), "it has descriptors 0, 1 and 2 only", || {
-        let descriptors = machine::descriptors(pid);
+        let descriptors = procfs::descriptors(pid);
         descriptors.iter().map(|(number, _)| number.as_str()).eq(["0", "1", "2"]).then_some(descriptors)
     });
     assert_eq!(descriptors[0].1, "/dev/null");
     assert!(descriptors[1].1.starts_with("pipe:") && descriptors[2].1.starts_with("pipe:"), "{descriptors:?}");
     assert_ne!(descriptors[1].1, descriptors[2].1);
     for field in ["SigBlk", "SigIgn", "SigCgt"] {
-        assert_eq!(machine::status(pid, field).as_deref(), Some("0000000000000000"), "{field}");
+        assert_eq!(procfs::status(pid, field).as_deref(), Some("0000000000000000"), "{field}");
     }
-    assert_eq!(machine::status(pid, "Umask").as_deref(), Some("0022"));
-    assert_eq!(machine::status(pid, "NoNewPrivs").as_deref(), Some("0"));
+    assert_eq!(procfs::status(pid, "Umask").as_deref(), Some("0022"));
+    assert_eq!(procfs::status(pid, "NoNewPrivs").as_deref(), Some("0"));
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
     let fields: Vec<&str> = stat.rsplit(')').next().expect("the fields").split_whitespace().collect();
     // State, parent, group, session, terminal.
@@ -200,17 +200,17 @@ fn clean_start(daemon: &Daemon) {
 
 #[test]
 fn a_child_starts_clean() {
-    clean_start(&daemon());
+    clean_start(&start_daemon());
 }
 
 #[test]
 fn a_child_starts_clean_as_a_subreaper() {
-    clean_start(&Options::plain().start());
+    clean_start(&Options::subreaper().start());
 }
 
 #[test]
 fn the_working_directory() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let run = daemon.run(&json!({"command": "pwd", "working_dir": scratch}));
     assert_eq!(Path::new(&run.stdout()), scratch);
@@ -224,7 +224,7 @@ fn the_working_directory() {
         "WORKING_DIR_NOT_FOUND",
         "working_dir",
     );
-    if root("the_working_directory") {
+    if !skip_without_root() {
         let closed = scratch.join("closed");
         std::fs::create_dir(&closed).expect("a directory");
         std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("close it");

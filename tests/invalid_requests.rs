@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, TOKEN, daemon, daemon_with, pid_of};
+use crate::harness::{Daemon, Options, TOKEN, pid_of, start_daemon, start_daemon_with};
 
 #[test]
 fn bad_bodies_of_a_start() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let bad = |code: &'static str, needle: &'static str, body: Value| (code, needle, body);
     let with = |field: &str, value: Value| {
         let mut body = json!({"command": "true"});
@@ -104,7 +104,7 @@ fn put(body: &Value, path: &str, value: &Value) -> Value {
 /// The sentence says which field it is and what would be right, for each field and whatever was sent for it.
 #[test]
 fn every_wrong_type_is_told_in_plain_words() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     const STRING: &str = "must be a string";
     const STRINGS: &str = "must be a list of strings";
     const PAIRS: &str = "must be an object whose values are strings";
@@ -206,7 +206,7 @@ fn every_wrong_type_is_told_in_plain_words() {
 
 #[test]
 fn programs_that_the_kernel_will_not_run() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for (name, text) in [("no-interpreter", "#!/no/such/interpreter\n"), ("no-format", "just text\n"), ("empty", "")] {
         let path = daemon.script(name, text);
         daemon.post("/processes", &json!({"command": path})).expect_error(400, "NOT_EXECUTABLE", name);
@@ -219,7 +219,7 @@ fn programs_that_the_kernel_will_not_run() {
 
 #[test]
 fn bodies_that_are_not_json() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let bodies: &[&[u8]] = &[
         b"",
         b"{",
@@ -252,13 +252,13 @@ fn bodies_that_are_not_json() {
     let deep = "[".repeat(100_000);
     daemon.request("POST", "/processes", Some(deep.as_bytes())).expect_error(400, "INVALID_REQUEST", "");
     // A POST without a body and without Content-Length.
-    daemon.open("POST", "/processes", "", b"").into_reply("no body").expect_error(400, "INVALID_REQUEST", "");
+    daemon.open("POST", "/processes", "", b"").into_response("no body").expect_error(400, "INVALID_REQUEST", "");
     nothing_started(&daemon);
 }
 
 #[test]
 fn bodies_and_heads_beyond_their_limits() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let huge = json!({"command": "true", "args": ["x".repeat(1 << 20)]});
     for path in ["/processes", "/processes/run"] {
         daemon.post_refused(path, huge.to_string().as_bytes()).expect_error(413, "BODY_TOO_LARGE", "");
@@ -268,22 +268,22 @@ fn bodies_and_heads_beyond_their_limits() {
         "POST /api/v1/processes HTTP/1.1\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n",
         daemon.token
     );
-    let reply = crate::harness::http::Stream::send(daemon.connect(), head.as_bytes()).into_reply("chunks");
+    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), head.as_bytes()).into_response("chunks");
     reply.expect_error(413, "BODY_TOO_LARGE", "");
     let long = format!("X-Long: {}\r\n", "x".repeat(70_000));
-    daemon.open("GET", "/info", &long, b"").into_reply("a long head").expect_error(431, "HEAD_TOO_LARGE", "");
-    let small = daemon_with(&["--max-body", "1000", "--max-head", "2000"]);
+    daemon.open("GET", "/info", &long, b"").into_response("a long head").expect_error(431, "HEAD_TOO_LARGE", "");
+    let small = start_daemon_with(&["--max-body", "1000", "--max-head", "2000"]);
     let body = json!({"command": "true", "args": ["x".repeat(1000)]});
     small.post("/processes", &body).expect_error(413, "BODY_TOO_LARGE", "1000");
     let long = format!("X-Long: {}\r\n", "x".repeat(3_000));
-    small.open("GET", "/info", &long, b"").into_reply("a long head").expect_error(431, "HEAD_TOO_LARGE", "2000");
+    small.open("GET", "/info", &long, b"").into_response("a long head").expect_error(431, "HEAD_TOO_LARGE", "2000");
     nothing_started(&daemon);
     nothing_started(&small);
 }
 
 #[test]
 fn processes_that_are_not_there() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let gone = [
         "0",
         "-1",
@@ -325,7 +325,7 @@ fn processes_that_are_not_there() {
 
 #[test]
 fn routes_and_methods_that_are_not_there() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for path in [
         "/nothing",
         "/",
@@ -338,11 +338,11 @@ fn routes_and_methods_that_are_not_there() {
     ] {
         daemon.get(path).expect_error(404, "NOT_FOUND", "");
     }
-    let outside = crate::harness::http::Stream::send(
+    let outside = crate::harness::response::ResponseStream::send(
         daemon.connect(),
         format!("GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", daemon.token).as_bytes(),
     );
-    outside.into_reply("GET / outside the API").expect_error(404, "NOT_FOUND", "");
+    outside.into_response("GET / outside the API").expect_error(404, "NOT_FOUND", "");
     for (method, path, allow) in [
         ("PUT", "/processes", vec!["GET", "POST"]),
         ("DELETE", "/processes", vec!["GET", "POST"]),
@@ -356,7 +356,7 @@ fn routes_and_methods_that_are_not_there() {
         ("DELETE", "/info", vec!["GET"]),
         ("BREW", "/processes", vec!["GET", "POST"]),
     ] {
-        let reply = daemon.open(method, path, "Content-Length: 0\r\n", b"").into_reply(&format!("{method} {path}"));
+        let reply = daemon.open(method, path, "Content-Length: 0\r\n", b"").into_response(&format!("{method} {path}"));
         if allow.is_empty() {
             reply.expect_error(404, "NOT_FOUND", "");
             continue;
@@ -371,7 +371,7 @@ fn routes_and_methods_that_are_not_there() {
 
 #[test]
 fn bad_signals() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let pid = daemon.sh("sleep 4900");
     let path = format!("/processes/{pid}/signal");
     for signal in [json!(0), json!(65), json!(-1), json!(1_000_000_000_000_u64)] {
@@ -386,7 +386,7 @@ fn bad_signals() {
 
 #[test]
 fn conflicts() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let running = daemon.sh("sleep 4901");
     let ended = daemon.run_sh("exit 0").pid();
     let restart = |pid: u64| daemon.request("POST", &format!("/processes/{pid}/restart"), Some(b""));
@@ -405,7 +405,7 @@ fn only_the_token_opens() {
     let daemon = Options::default().start();
     let ask = |head: &str, path: &str| {
         let text = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}\r\n");
-        crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).into_reply(head)
+        crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).into_response(head)
     };
     let token = &daemon.token;
     assert!(token.len() >= 32, "{token}");
@@ -439,16 +439,16 @@ fn only_the_token_opens() {
     assert_eq!(ask(&head, "/info").status, 200);
     // And without the token nothing was started.
     let text = "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"command\":\"true\"}";
-    let reply = crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).into_reply("without a token");
+    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).into_response("without a token");
     reply.expect_error(401, "UNAUTHORIZED", "");
     nothing_started(&daemon);
 }
 
 #[test]
 fn no_auth_must_be_asked_for_and_opens_all() {
-    let daemon = daemon_with(&["--no-auth"]);
+    let daemon = start_daemon_with(&["--no-auth"]);
     let text = "GET /api/v1/processes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    assert_eq!(crate::harness::http::Stream::send(daemon.connect(), text.as_bytes()).status, 200);
+    assert_eq!(crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).status, 200);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x", "a token that is sent all the same does no harm");
     assert!(daemon.log().to_lowercase().contains("warn"), "it is logged as a warning: {}", daemon.log());
     assert!(!daemon.state_dir().join("run/token").exists());

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 
 use tungstenite::{Message, WebSocket};
 
-use crate::harness::socket::{Session, Terminal, frame};
-use crate::harness::{Daemon, PATIENCE, daemon, wait_until};
-use crate::tunnel::{await_held, held};
+use crate::harness::websocket::{Session, Terminal, client_frame};
+use crate::harness::{Daemon, TIMEOUT, start_daemon, wait_until};
 
 /// From here on its kernel hears nothing, as if the network were gone.
 fn cut_off(socket: &TcpStream) {
@@ -72,7 +71,7 @@ fn await_full(socket: &TcpStream) {
         count
     };
     let mut last = (0, Instant::now());
-    wait_until(PATIENCE, "its buffer is full", || {
+    wait_until(TIMEOUT, "its buffer is full", || {
         let now = waiting();
         if now != last.0 {
             last = (now, Instant::now());
@@ -132,9 +131,9 @@ fn kernel_asks_often() -> bool {
 
 #[test]
 fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     daemon.get("/pty").expect(200);
-    let before = held(&daemon);
+    let before = daemon.threads_and_descriptors();
     let mut all = vec![
         tunnel(&daemon, "a quiet tunnel", wait_for_end),
         tunnel(&daemon, "a tunnel to a service that reads nothing", stand_still),
@@ -153,13 +152,13 @@ fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
     for lost in &mut all {
         match lost {
             Lost::Tunnel("a tunnel to a service that reads nothing", socket, _) => {
-                fill(socket.get_mut(), &frame(0x82, &[0; 1 << 20]));
+                fill(socket.get_mut(), &client_frame(0x82, &[0; 1 << 20]));
             }
             Lost::Tunnel("a tunnel whose client has sent all", socket, _) => {
-                socket.get_mut().write_all(&frame(0x88, b"")).expect("a Close");
+                socket.get_mut().write_all(&client_frame(0x88, b"")).expect("a Close");
             }
             Lost::Terminal("a terminal whose program reads nothing", terminal, _) => {
-                fill(terminal.socket.get_mut(), &frame(0x82, &[0; 1 << 19]));
+                fill(terminal.socket.get_mut(), &client_frame(0x82, &[0; 1 << 19]));
             }
             Lost::Terminal("a terminal that shows too much", terminal, _) => {
                 terminal.expect("up");
@@ -204,5 +203,5 @@ fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
             daemon.delete(&format!("/pty/{}", session.id)).expect(204);
         }
     }
-    await_held(&daemon, before);
+    daemon.wait_until_released(before);
 }

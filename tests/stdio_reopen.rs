@@ -8,10 +8,10 @@ use nix::sys::stat::fstat;
 use nix::unistd::pipe2;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 fn pipes(daemon: &Daemon) -> usize {
-    machine::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count()
+    procfs::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count()
 }
 
 /// Sets `O_DIRECT` on stdout and stderr: from then on each write is a packet (pipe(7)).
@@ -22,7 +22,7 @@ for fd in (1, 2):
 
 #[test]
 fn packets_arrive_and_their_pipes_are_closed() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     daemon.run_sh("true");
     let before = pipes(&daemon);
     let script = format!("{PACKETS}for n in range(200):\n    os.write(1 + n % 2, b'%d\\n' % n)\n");
@@ -33,12 +33,12 @@ fn packets_arrive_and_their_pipes_are_closed() {
             assert_eq!(run.lines(stream), right, "{stream}");
         }
     }
-    wait_until(PATIENCE, "the pipes are closed", || (pipes(&daemon) == before).then_some(()));
+    wait_until(TIMEOUT, "the pipes are closed", || (pipes(&daemon) == before).then_some(()));
 }
 
 #[test]
 fn a_pipe_of_any_size_loses_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     for size in [4096, 1 << 20] {
         // Ordinary writes and packets in turn, of all lengths, faster than they are read.
         let script = format!(
@@ -50,7 +50,7 @@ for n in range(3000):
 "
         );
         let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
-        assert_eq!(daemon.ended(pid)["exit_code"], 0);
+        assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
         let right: String = (0..3000).map(|n: usize| format!("{:z<1$}\n", format!("{n}:"), n * 131 % 4096)).collect();
         assert!(daemon.raw_output(pid, "stdout") == right.as_bytes(), "{size}");
     }
@@ -58,10 +58,10 @@ for n in range(3000):
 
 #[test]
 fn streams_can_be_opened_again_by_whom_they_were_given_to() {
-    if !root("streams_can_be_opened_again_by_whom_they_were_given_to") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let users = [Value::Null, json!("root"), json!("4242:7"), json!({"uid": 1, "gid": 4243})];
     for user in users {
         let run = |script: &str| daemon.run(&json!({"command": "sh", "args": ["-ec", script], "user": user}));
@@ -81,7 +81,7 @@ fn streams_can_be_opened_again_by_whom_they_were_given_to() {
         daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"typed\n")).expect(204);
         daemon.post(&format!("/processes/{pid}/stdin/close"), &json!({})).expect(204);
         assert_eq!(
-            (daemon.ended(pid)["exit_code"].clone(), daemon.lines(pid, "stdout")),
+            (daemon.wait_for_end(pid)["exit_code"].clone(), daemon.lines(pid, "stdout")),
             (json!(0), vec!["typed".into()])
         );
     }
@@ -92,7 +92,7 @@ fn streams_can_be_opened_again_by_whom_they_were_given_to() {
 
 #[test]
 fn a_terminal_is_as_a_login_gives_it() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = "stty -a | tr ' ' '\\n' | grep iutf8; stat -c '%u:%G:%a' $(tty); id -u; \
                   echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin";
     let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", script]}));
@@ -100,12 +100,12 @@ fn a_terminal_is_as_a_login_gives_it() {
     terminal.expect("err");
     // Erase takes the whole character, not its last byte.
     terminal.type_in("a\u{fc}\x7fb\n\x04");
-    terminal.end();
+    terminal.wait_for_end();
     let text = terminal.text();
     let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();
     assert_eq!(lines[0], "iutf8", "{text:?}");
     // Without root there is nobody in the namespace whose group it could be.
-    if root("a_terminal_is_as_a_login_gives_it") {
+    if !skip_without_root() {
         assert_eq!(lines[1], format!("{}:tty:620", lines[2]), "{text:?}");
     }
     assert_eq!((lines[3], lines[4], lines.last()), ("out", "err", Some(&"ab")), "{text:?}");
@@ -118,7 +118,7 @@ fn with_main(theirs: OwnedFd, script: &str) -> Daemon {
 
 #[test]
 fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
-    if !root("a_main_process_can_open_a_pipe_again_that_was_handed_to_it") {
+    if skip_without_root() {
         return;
     }
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
@@ -134,7 +134,7 @@ fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
     let uid = uid.expect("a number");
     assert_eq!(fstat(&ours).expect("its owner").st_uid, uid);
     // stdout is a file and stdin /dev/null: neither is ours to give away.
-    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5300").first().copied());
+    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5300").first().copied());
     assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
     let log = std::fs::metadata(daemon.log_file()).expect("the log");
     assert_eq!((log.uid(), log.gid()), (0, 0));
@@ -143,13 +143,13 @@ fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
 
 #[test]
 fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
-    if !root("a_pipe_of_somebody_else_or_with_a_name_is_left_alone") {
+    if skip_without_root() {
         return;
     }
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     nix::unistd::fchown(&theirs, Some(4711.into()), None).expect("give it away");
     let daemon = with_main(theirs, "exec sleep 5301");
-    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5301").first().copied());
+    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5301").first().copied());
     assert_eq!(fstat(&ours).expect("its owner").st_uid, 4711);
     drop(daemon);
     let dir = tempfile::tempdir().expect("a directory");
@@ -157,16 +157,16 @@ fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
     let fifo = std::fs::File::options().read(true).write(true).open(&path).expect("open it");
     let daemon = with_main(fifo.into(), "exec sleep 5302");
-    wait_until(PATIENCE, "it runs", || daemon.executing("sleep 5302").first().copied());
+    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5302").first().copied());
     assert_eq!(std::fs::metadata(&path).expect("the fifo").uid(), 0);
 }
 
 #[test]
 fn without_a_terminal_left_nothing_is_started() {
-    if !root("without_a_terminal_left_nothing_is_started") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     // Two terminals in all, in the daemon's own mounts.
     let script = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts &&
                   mount --bind /dev/pts/ptmx /dev/ptmx";

@@ -1,58 +1,59 @@
-//! Answers as a test sees them: whole ones, and streams of events read byte by byte off a socket.
+//! Responses of the API: complete ones, and event streams that are read from the socket as they arrive.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use serde_json::Value;
 
-/// A whole answer.
-pub struct Reply {
-    pub what: String,
+/// A complete response.
+pub struct Response {
+    /// The request, for messages of failed assertions.
+    pub request: String,
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Reply {
-    pub fn read(what: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
-        let answer = answer.unwrap_or_else(|error| panic!("{what}: {error}"));
-        let headers = answer
+impl Response {
+    pub fn read(request: &str, result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Response {
+        let response = result.unwrap_or_else(|error| panic!("{request}: {error}"));
+        let headers = response
             .headers()
             .iter()
             .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
             .collect();
-        let status = answer.status().as_u16();
-        let body = answer.into_body().into_with_config().limit(u64::MAX).read_to_vec();
-        let body = body.unwrap_or_else(|error| panic!("{what}: body: {error}"));
-        Reply { what: what.to_owned(), status, headers, body }
+        let status = response.status().as_u16();
+        let body = response.into_body().into_with_config().limit(u64::MAX).read_to_vec();
+        let body = body.unwrap_or_else(|error| panic!("{request}: body: {error}"));
+        Response { request: request.to_owned(), status, headers, body }
     }
 
-    /// The body, which has this status; null where there is none.
+    /// The JSON body, null if it is empty; fails unless the status is this one.
     pub fn expect(&self, status: u16) -> Value {
-        assert_eq!(self.status, status, "{}: {}", self.what, String::from_utf8_lossy(&self.body));
+        assert_eq!(self.status, status, "{}: {}", self.request, String::from_utf8_lossy(&self.body));
         if self.body.is_empty() { Value::Null } else { self.json() }
     }
 
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
-            .unwrap_or_else(|_| panic!("{}: not JSON: {}", self.what, String::from_utf8_lossy(&self.body)))
+            .unwrap_or_else(|_| panic!("{}: not JSON: {}", self.request, String::from_utf8_lossy(&self.body)))
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 
-    /// An error as the contract has it: status, code, and a sentence that says `needle`.
+    /// Checks an error response: its status, its code, and a sentence that contains `needle`.
     pub fn expect_error(&self, status: u16, code: &str, needle: &str) {
-        let what = format!("{}: {} {}", self.what, self.status, String::from_utf8_lossy(&self.body));
+        let what = format!("{}: {} {}", self.request, self.status, String::from_utf8_lossy(&self.body));
         assert_eq!(self.status, status, "{what}");
         let body = self.json();
         assert_eq!(body["code"], code, "{what}");
         let sentence = body["error"].as_str().unwrap_or_else(|| panic!("no sentence: {what}"));
         assert!(sentence.contains(needle), "no {needle:?} in the sentence: {what}");
         assert_eq!(self.header("content-type"), Some("application/json"), "{what}");
-        for ours_not in ["SANDBOX_", "AUTH_SERVICE"] {
-            assert!(!code.starts_with(ours_not), "a code of the hosted proxy: {what}");
+        for reserved in ["SANDBOX_", "AUTH_SERVICE"] {
+            assert!(!code.starts_with(reserved), "a code of the hosted proxy: {what}");
         }
     }
 }
@@ -62,40 +63,40 @@ fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 enum Framing {
-    /// Bytes left of this chunk; none: the last one was read.
+    /// Bytes left of the current chunk; none once the last chunk has been read.
     Chunked(Option<u64>),
     Length(u64),
-    ToTheEnd,
+    UntilClose,
 }
 
-/// An answer whose head has been read and whose body is still to come.
-pub struct Stream {
+/// A response whose head has been read and whose body has not.
+pub struct ResponseStream {
     socket: BufReader<TcpStream>,
     framing: Framing,
     pub status: u16,
     pub headers: Vec<(String, String)>,
 }
 
-impl Stream {
-    /// Sends `request` and reads the head of the answer.
-    pub fn send(mut socket: TcpStream, request: &[u8]) -> Stream {
-        // A daemon that refuses early may close before it has read all; its answer is what counts.
+impl ResponseStream {
+    /// Sends `request` and reads the head of the response.
+    pub fn send(mut socket: TcpStream, request: &[u8]) -> ResponseStream {
+        // A daemon that refuses a request early may close before it has read all of it; only its response counts.
         let _ = socket.write_all(request);
-        Stream::read(socket).unwrap_or_else(|error| panic!("no answer: {error}"))
+        ResponseStream::read(socket).unwrap_or_else(|error| panic!("no response: {error}"))
     }
 
-    /// The same, with none where the daemon does not answer.
-    pub fn try_send(mut socket: TcpStream, request: &str) -> Option<Stream> {
+    /// Sends `request` and reads the head of the response; none if the daemon does not respond.
+    pub fn try_send(mut socket: TcpStream, request: &str) -> Option<ResponseStream> {
         socket.write_all(request.as_bytes()).ok()?;
-        Stream::read(socket).ok()
+        ResponseStream::read(socket).ok()
     }
 
-    /// Reads the head of an answer to what was sent already.
-    pub fn read(socket: TcpStream) -> io::Result<Stream> {
+    /// Reads the head of the response to a request that was sent before.
+    pub fn read(socket: TcpStream) -> io::Result<ResponseStream> {
         let mut socket = BufReader::with_capacity(1 << 16, socket);
         let first = read_line(&mut socket)?;
         let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-        let status = status.ok_or_else(|| io::Error::other(format!("not an answer: {first:?}")))?;
+        let status = status.ok_or_else(|| io::Error::other(format!("not a response: {first:?}")))?;
         let mut headers = Vec::new();
         loop {
             let line = read_line(&mut socket)?;
@@ -107,16 +108,16 @@ impl Stream {
         } else if let Some(length) = header(&headers, "content-length") {
             Framing::Length(length.parse().map_err(io::Error::other)?)
         } else {
-            Framing::ToTheEnd
+            Framing::UntilClose
         };
-        Ok(Stream { socket, framing, status, headers })
+        Ok(ResponseStream { socket, framing, status, headers })
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 
-    pub fn expect_status(self, status: u16) -> Stream {
+    pub fn expect_status(self, status: u16) -> ResponseStream {
         if self.status == status {
             return self;
         }
@@ -124,20 +125,20 @@ impl Stream {
         panic!("{got} instead of {status}: {}", String::from_utf8_lossy(&self.read_all()));
     }
 
-    /// The rest of the body.
+    /// Reads the rest of the body.
     pub fn read_all(mut self) -> Vec<u8> {
         let mut body = Vec::new();
         self.read_to_end(&mut body).expect("the whole body");
         body
     }
 
-    /// The whole of it as a [`Reply`].
-    pub fn into_reply(self, what: &str) -> Reply {
+    /// Reads the rest of the body and returns the whole [`Response`].
+    pub fn into_response(self, request: &str) -> Response {
         let (status, headers) = (self.status, self.headers.clone());
-        Reply { what: what.to_owned(), status, headers, body: self.read_all() }
+        Response { request: request.to_owned(), status, headers, body: self.read_all() }
     }
 
-    /// What a next request on this connection would be sent through.
+    /// The connection, for the next request.
     pub fn into_socket(self) -> TcpStream {
         self.socket.into_inner()
     }
@@ -145,10 +146,10 @@ impl Stream {
     fn next_chunk(&mut self) -> io::Result<u64> {
         let mut line = read_line(&mut self.socket)?;
         if line.is_empty() {
-            // The end of the chunk before.
+            // The line end after the previous chunk.
             line = read_line(&mut self.socket)?;
         }
-        let size = u64::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("a chunk of {line:?}")))?;
+        let size = u64::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("not a chunk size: {line:?}")))?;
         if size == 0 {
             read_line(&mut self.socket)?;
         }
@@ -156,7 +157,7 @@ impl Stream {
     }
 }
 
-impl Read for Stream {
+impl Read for ResponseStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if let Framing::Chunked(Some(0)) = self.framing {
             let size = self.next_chunk()?;
@@ -164,7 +165,7 @@ impl Read for Stream {
         }
         let left = match &mut self.framing {
             Framing::Chunked(None) => return Ok(0),
-            Framing::ToTheEnd => return self.socket.read(into),
+            Framing::UntilClose => return self.socket.read(into),
             Framing::Chunked(Some(left)) | Framing::Length(left) => left,
         };
         if *left == 0 {
@@ -199,20 +200,20 @@ pub struct Frame {
     pub data: Value,
 }
 
-/// The frames of an event stream, in order.
-pub struct Events {
-    body: BufReader<Stream>,
-    /// Comment frames seen so far.
+/// An event stream, read frame by frame.
+pub struct EventStream {
+    body: BufReader<ResponseStream>,
+    /// Number of comment frames read so far.
     pub comments: usize,
 }
 
-impl Events {
-    pub fn new(stream: Stream) -> Events {
+impl EventStream {
+    pub fn new(stream: ResponseStream) -> EventStream {
         assert_eq!(stream.header("content-type").map(|value| &value[..17]), Some("text/event-stream"));
-        Events { body: BufReader::with_capacity(1 << 16, stream), comments: 0 }
+        EventStream { body: BufReader::with_capacity(1 << 16, stream), comments: 0 }
     }
 
-    /// The next frame; none at the end of the body.
+    /// Reads the next frame; none at the end of the body.
     pub fn next_frame(&mut self) -> Option<Frame> {
         let mut frame = Frame::default();
         let mut seen = false;
@@ -234,24 +235,24 @@ impl Events {
                 }
                 Some(("event", event)) => event.clone_into(&mut frame.event),
                 Some(("id", id)) => id.clone_into(&mut frame.id),
-                Some(_) => panic!("not a field that we send: {line:?}"),
+                Some(_) => panic!("unexpected field: {line:?}"),
             }
         }
     }
 
-    /// Everything up to `eof`, which is the last frame.
+    /// Reads all frames up to `eof`, which must be the last one.
     pub fn until_eof(self) -> Vec<Frame> {
         self.with_eof().0
     }
 
-    /// The same, and the `id` of `eof`.
+    /// Reads all frames up to `eof`, which must be the last one; also returns the `id` of `eof`.
     pub fn with_eof(mut self) -> (Vec<Frame>, String) {
         let mut frames = Vec::new();
         while let Some(frame) = self.next_frame() {
             if frame.event == "eof" {
                 assert_eq!(frame.data, serde_json::json!({}), "eof carries nothing");
                 assert!(!frame.id.is_empty(), "eof without an id");
-                assert!(self.next_frame().is_none(), "something after eof");
+                assert!(self.next_frame().is_none(), "a frame after eof");
                 return (frames, frame.id);
             }
             frames.push(frame);
@@ -259,22 +260,22 @@ impl Events {
         panic!("the stream ended without eof after {frames:?}");
     }
 
-    /// The lines of everything up to `eof`, nothing of which is a gap.
+    /// Reads all lines up to `eof`; fails if there is a gap.
     pub fn all_lines(self) -> Vec<String> {
         let frames = self.until_eof();
         frames
             .into_iter()
             .map(|frame| {
                 assert_eq!(frame.event, "output", "{frame:?}");
-                assert!(frame.data["timestamp"].is_u64(), "without it clients drop the line: {frame:?}");
+                assert!(frame.data["timestamp"].is_u64(), "clients drop a line without a timestamp: {frame:?}");
                 assert!(!frame.id.is_empty(), "{frame:?}");
                 text(&frame.data)
             })
             .collect()
     }
 
-    /// The raw stream behind it, for tests that read faster than frames can be parsed.
-    pub fn into_reader(self) -> BufReader<Stream> {
+    /// The raw body, for tests that read faster than frames can be parsed.
+    pub fn into_reader(self) -> BufReader<ResponseStream> {
         self.body
     }
 }
@@ -283,17 +284,17 @@ fn text(data: &Value) -> String {
     data["line"].as_str().unwrap_or_else(|| panic!("no line in {data}")).to_owned()
 }
 
-/// A run to completion, as its stream told it.
+/// The events of a run that has ended.
 #[derive(Debug)]
-pub struct Run {
+pub struct CompletedRun {
     pub first: Value,
     pub events: Vec<Value>,
     pub last: Value,
 }
 
-impl Run {
-    /// Reads the stream to its end and checks what every run promises.
-    pub fn collect(mut stream: Events) -> Run {
+impl CompletedRun {
+    /// Reads the stream to its end and checks what the contract says of every run.
+    pub fn collect(mut stream: EventStream) -> CompletedRun {
         let first = stream.next_frame().expect("a first event").data;
         for field in ["handle", "pid", "started_at"] {
             assert!(first[field].is_u64(), "no {field} in the first event: {first}");
@@ -309,15 +310,15 @@ impl Run {
             if event.get("line").is_none() {
                 break event;
             }
-            assert!(event["timestamp"].is_u64(), "without it clients drop the line: {event}");
+            assert!(event["timestamp"].is_u64(), "clients drop a line without a timestamp: {event}");
             assert!(event["stream"] == "stdout" || event["stream"] == "stderr", "{event}");
             events.push(event);
         };
-        assert!(stream.next_frame().is_none(), "something after the last event {last}");
-        assert!(last["exit_code"].is_u64() != last["signal"].is_u64(), "exactly one of the two: {last}");
+        assert!(stream.next_frame().is_none(), "a frame after the last event {last}");
+        assert!(last["exit_code"].is_u64() != last["signal"].is_u64(), "exactly one of exit_code and signal: {last}");
         assert!(last["oom_killed"].is_boolean() && last["reason"].is_string(), "{last}");
-        assert!(last.get("pid").is_none() && last.get("started_at").is_none(), "taken for the first: {last}");
-        Run { first, events, last }
+        assert!(last.get("pid").is_none() && last.get("started_at").is_none(), "clients take it for the first event: {last}");
+        CompletedRun { first, events, last }
     }
 
     pub fn pid(&self) -> u64 {
@@ -333,7 +334,7 @@ impl Run {
         self.events.iter().filter(|event| event["stream"] == stream).map(text).collect()
     }
 
-    /// What the run wrote to stdout, where it succeeded.
+    /// Stdout of the run; fails unless it exited with 0.
     pub fn stdout(&self) -> String {
         assert_eq!(self.code(), Some(0), "{:?} {}", self.lines("stderr"), self.last);
         self.lines("stdout").join("\n")

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 /// Makes the parent of the program its tracer, then meets signals, each of which stops a tracee.
 const TRACE_ME: &str = r#"
@@ -21,7 +21,7 @@ print("alive after", heard, flush=True)
 
 #[test]
 fn a_stop_of_a_tracee_is_no_exit() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}sys.exit(7)")]}));
     assert_eq!(run.code(), Some(7), "{run:?}");
     assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]"]);
@@ -29,7 +29,7 @@ fn a_stop_of_a_tracee_is_no_exit() {
 
 #[test]
 fn a_signal_ends_a_tracee_as_it_ends_any_other() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}os.kill(os.getpid(), 15)")]}));
     assert_eq!(run.last["signal"], 15, "{run:?}");
     assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]"]);
@@ -38,7 +38,7 @@ fn a_signal_ends_a_tracee_as_it_ends_any_other() {
 /// An exec stops a tracee with a SIGTRAP, which would kill who is not traced.
 #[test]
 fn a_tracee_executes_another_program() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let exec = "os.execvp('sh', ['sh', '-c', 'echo executed; exit 5'])";
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}{exec}")]}));
     assert_eq!(run.code(), Some(5));
@@ -48,25 +48,25 @@ fn a_tracee_executes_another_program() {
 /// A stopped tracee can be let go on by SIGCONT, as any other process.
 #[test]
 fn a_tracee_that_stops_is_stopped_and_can_be_continued_and_signalled() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = format!("{TRACE_ME}os.kill(os.getpid(), 19); print('continued', flush=True); signal.pause()");
     let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
-    let python = wait_until(PATIENCE, "it is stopped", || {
-        let found = daemon.executing("python3").first().copied()?;
-        machine::status(found, "State")?.starts_with("T (stopped)").then_some(found)
+    let python = wait_until(TIMEOUT, "it is stopped", || {
+        let found = daemon.pids_executing("python3").first().copied()?;
+        procfs::status(found, "State")?.starts_with("T (stopped)").then_some(found)
     });
-    assert_eq!(machine::status(python, "TracerPid").as_deref(), Some("0"), "nobody traces it any more");
+    assert_eq!(procfs::status(python, "TracerPid").as_deref(), Some("0"), "nobody traces it any more");
     assert_eq!(daemon.info(pid)["status"], "running");
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 18})).expect(200);
-    wait_until(PATIENCE, "it goes on", || daemon.lines(pid, "stdout").contains(&"continued".to_owned()).then_some(()));
+    wait_until(TIMEOUT, "it goes on", || daemon.lines(pid, "stdout").contains(&"continued".to_owned()).then_some(()));
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect(200);
-    assert_eq!(daemon.ended(pid)["signal"], 15);
+    assert_eq!(daemon.wait_for_end(pid)["signal"], 15);
 }
 
 /// The parent of an orphan is the main thread of PID 1: no other thread can let it go.
 #[test]
 fn an_orphan_that_makes_the_daemon_its_tracer_goes_on() {
-    for options in [Options::default(), Options::plain()] {
+    for options in [Options::default(), Options::subreaper()] {
         let daemon = options.start();
         // Its parent is the daemon once the shell has ended.
         let wait = "import os, time\nparent = os.getppid()\nopen('ready', 'w')\nwhile os.getppid() == parent: time.sleep(0.01)\n";
@@ -74,8 +74,8 @@ fn an_orphan_that_makes_the_daemon_its_tracer_goes_on() {
         let body = json!({"command": "sh", "args": ["-c", script, format!("{wait}{TRACE_ME}")],
             "working_dir": daemon.scratch()});
         let pid = pid_of(&daemon.start_process(&body));
-        daemon.ended(pid);
-        wait_until(PATIENCE, "it goes on", || {
+        daemon.wait_for_end(pid);
+        wait_until(TIMEOUT, "it goes on", || {
             (daemon.lines(pid, "stdout") == ["alive after [10, 17, 40]"]).then_some(())
         });
     }
@@ -92,10 +92,10 @@ fn a_main_process_that_is_traced_does_not_end_the_container() {
     let mut daemon = Options::default()
         .args(&["--default-user", "root", "--", "python3", "-c", &script, paths[0], paths[1]])
         .start();
-    wait_until(PATIENCE, "it has been stopped and goes on", || up.exists().then_some(()));
+    wait_until(TIMEOUT, "it has been stopped and goes on", || up.exists().then_some(()));
     assert_eq!(daemon.try_health(), Some(200));
     std::fs::write(&go, "").expect("let it end");
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(9));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(9));
 }
 
 /// A tracer in another unit, which attaches to a process and never waits for it.
@@ -110,7 +110,7 @@ time.sleep(600)
 fn trace(daemon: &Daemon, pid: u64) -> u64 {
     let body = json!({"command": "python3", "args": ["-c", TRACER, pid.to_string()]});
     let tracer = pid_of(&daemon.start_process(&body));
-    wait_until(PATIENCE, "it is attached", || {
+    wait_until(TIMEOUT, "it is attached", || {
         assert_eq!(daemon.info(tracer)["status"], "running", "{:?}", daemon.lines(tracer, "stderr"));
         (daemon.lines(tracer, "stdout") == ["attached"]).then_some(())
     });
@@ -141,7 +141,7 @@ fn a_tracer_does_not_hold_the_end_of_a_run() {
         let other = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5802"]})));
         daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");
         daemon.delete(&format!("/processes/{tracer}")).expect(204);
-        wait_until(PATIENCE, "its slot is free when it is gone", || {
+        wait_until(TIMEOUT, "its slot is free when it is gone", || {
             (daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).status == 201).then_some(())
         });
         daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).expect(201);
@@ -152,13 +152,13 @@ fn a_tracer_does_not_hold_the_end_of_a_run() {
 
 #[test]
 fn a_tracer_does_not_hold_a_delete_a_restart_or_the_shutdown() {
-    let mut daemon = daemon();
+    let mut daemon = start_daemon();
     let plain = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5804"]})));
     trace(&daemon, plain);
     let begun = Instant::now();
     daemon.delete(&format!("/processes/{plain}")).expect(204);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    wait_until(PATIENCE, "it has ended", || (daemon.info(plain)["signal"] == 9).then_some(()));
+    wait_until(TIMEOUT, "it has ended", || (daemon.info(plain)["signal"] == 9).then_some(()));
     let web = json!({"command": "sleep", "args": ["5805"], "name": "web", "stop_grace_ms": 100});
     let old = pid_of(&daemon.start_process(&web));
     trace(&daemon, old);
@@ -166,5 +166,5 @@ fn a_tracer_does_not_hold_a_delete_a_restart_or_the_shutdown() {
     assert_ne!(pid_of(&new), old);
     trace(&daemon, pid_of(&new));
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, PATIENCE, daemon_with, machine, wait_until};
+use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon_with, wait_until};
 
 /// `TL_TEST_CHURN` says for how many seconds.
 fn duration() -> Duration {
@@ -88,7 +88,7 @@ fn meddle(daemon: &Daemon, own: &[String], mut dice: Dice, over: &AtomicBool) ->
             2 => {
                 let old = daemon.get(&path).expect(200);
                 daemon.delete(&format!("/processes/{}", old["pid"])).expect(204);
-                let stopped = wait_until(PATIENCE, "it is stopped", || {
+                let stopped = wait_until(TIMEOUT, "it is stopped", || {
                     let now = daemon.get(&path).expect(200);
                     (now["managed"]["status"] == "stopped").then_some(now)
                 });
@@ -111,7 +111,7 @@ fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
     let mut seen: HashMap<i32, Instant> = HashMap::new();
     while !over.load(Ordering::SeqCst) {
         let zombies: Vec<i32> =
-            machine::children(daemon.pid).into_iter().filter(|pid| machine::is_zombie(*pid)).collect();
+            procfs::children(daemon.pid).into_iter().filter(|pid| procfs::is_zombie(*pid)).collect();
         seen.retain(|pid, _| zombies.contains(pid));
         for pid in zombies {
             let since = seen.entry(pid).or_insert_with(Instant::now).elapsed();
@@ -123,7 +123,7 @@ fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
 
 #[test]
 fn none_is_lost_and_none_is_there_twice() {
-    let daemon = daemon_with(&["--keep-ended", "100000"]);
+    let daemon = start_daemon_with(&["--keep-ended", "100000"]);
     let names: Vec<String> = (0..PROCESSES).map(|n| format!("s{n}")).collect();
     names.iter().for_each(|name| drop(start(&daemon, name)));
     // The first half is left to itself, the clients share the other.
@@ -157,7 +157,7 @@ fn none_is_lost_and_none_is_there_twice() {
     }
     // Each of them goes on.
     let before: HashMap<_, _> = list.iter().map(|info| (info["handle"].to_string(), restarts(info))).collect();
-    wait_until(PATIENCE, "each is started again", || {
+    wait_until(TIMEOUT, "each is started again", || {
         let on = |info: &Value| restarts(info) > before[&info["handle"].to_string()];
         let live = daemon.list();
         live.iter().all(|info| info["managed"]["status"] == "stopped" || on(info)).then_some(())
@@ -174,7 +174,7 @@ fn none_is_lost_and_none_is_there_twice() {
         assert!(starts + early > restarts(&info), "{starts} starts: {info}");
         assert!(count("run") as u64 + early >= starts, "two at once: {info} {lines}");
     }
-    daemon.await_gone(PATIENCE, "");
+    daemon.wait_until_gone(TIMEOUT, "");
 }
 
 /// Ends the others when one fails.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
 /// `fcntl.h`; the libc crate does not have it.
 const F_SETSIG: libc::c_int = 10;
@@ -38,7 +38,7 @@ impl Drop for Lease {
 
 /// The entry of the start that hangs.
 fn hanging(daemon: &Daemon, command: &str) -> Value {
-    wait_until(PATIENCE, "the start that hangs is listed", || {
+    wait_until(TIMEOUT, "the start that hangs is listed", || {
         daemon.list().into_iter().find(|info| info["command"] == command && info["status"] == "running")
     })
 }
@@ -75,24 +75,24 @@ fn delete_ends_a_hanging_program(daemon: &Daemon) {
 
 #[test]
 fn a_program_that_hangs_is_killed_by_its_delete() {
-    if root("a_program_that_hangs_is_killed_by_its_delete") {
-        delete_ends_a_hanging_program(&daemon());
+    if !skip_without_root() {
+        delete_ends_a_hanging_program(&start_daemon());
     }
 }
 
 #[test]
 fn a_program_that_hangs_is_killed_by_its_delete_without_a_cgroup() {
-    if root("a_program_that_hangs_is_killed_by_its_delete_without_a_cgroup") {
+    if !skip_without_root() {
         delete_ends_a_hanging_program(&Options::default().without_cgroup().start());
     }
 }
 
 #[test]
 fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
-    if !root("a_program_that_hangs_is_answered_after_5_s_and_runs_later") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let cases = [
         ("good", "#!/bin/sh\necho ran\n", 0, vec!["ran"]),
         // Its interpreter is missing, which the kernel finds out once it has the script.
@@ -118,7 +118,7 @@ fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
     });
     drop(leases);
     for (pid, (_, code, lines)) in pids.into_iter().zip(scripts) {
-        let info = daemon.ended(pid);
+        let info = daemon.wait_for_end(pid);
         assert_eq!(info["exit_code"], code, "{info}");
         assert_eq!(daemon.lines(pid, "stdout"), lines);
         assert_eq!(daemon.lines(pid, "stderr").len(), usize::from(code != 0), "one line about the failure");
@@ -127,10 +127,10 @@ fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
 
 #[test]
 fn a_run_whose_program_hangs_times_out() {
-    if !root("a_run_whose_program_hangs_times_out") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let script = daemon.script("hangs", "#!/bin/sh\necho ran\n");
     let lease = Lease::take(&script);
     let begun = Instant::now();
@@ -151,7 +151,7 @@ pub fn stuck_directory(daemon: &Daemon) -> PathBuf {
                  \"$0\" && echo mounted && exec sleep 4400";
     let server = daemon.start_process(&json!({"command": "sh", "args": ["-c", mount, dir], "user": "root"}));
     let server = pid_of(&server);
-    wait_until(PATIENCE, "it is mounted", || {
+    wait_until(TIMEOUT, "it is mounted", || {
         assert_eq!(daemon.info(server)["status"], "running", "{:?}", daemon.lines(server, "output"));
         (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
     });
@@ -160,10 +160,10 @@ pub fn stuck_directory(daemon: &Daemon) -> PathBuf {
 
 #[test]
 fn a_directory_that_hangs_delays_only_its_own_request() {
-    if !root("a_directory_that_hangs_delays_only_its_own_request") {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = stuck_directory(&daemon);
     std::thread::scope(|scope| {
         let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": "stuck-there", "working_dir": dir})));
@@ -193,7 +193,7 @@ impl Freezer {
     fn set(&self, state: &str) {
         let file = self.0.join("freezer.state");
         std::fs::write(&file, state).expect("set the state");
-        wait_until(PATIENCE, state, || {
+        wait_until(TIMEOUT, state, || {
             (std::fs::read_to_string(&file).expect("the state").trim() == state).then_some(())
         });
     }
@@ -202,7 +202,7 @@ impl Freezer {
 impl Drop for Freezer {
     fn drop(&mut self) {
         self.set("THAWED");
-        wait_until(PATIENCE, "the cgroup can be removed", || std::fs::remove_dir(&self.0).ok());
+        wait_until(TIMEOUT, "the cgroup can be removed", || std::fs::remove_dir(&self.0).ok());
     }
 }
 
@@ -217,20 +217,20 @@ fn a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run() {
         let begun = Instant::now();
         let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["4410"], "timeout": 6}));
         let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a pid");
-        let sleep = wait_until(PATIENCE, "it runs", || daemon.executing("sleep 4410").first().copied());
+        let sleep = wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 4410").first().copied());
         let Some(freezer) = Freezer::freeze(sleep) else {
             return eprintln!("{name}: skipped, there is no freezer of cgroups version 1");
         };
         assert_eq!(run.next_frame().expect("the last event").data["reason"], "timed_out");
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(16), "{took:?}");
-        assert_eq!(daemon.executing("sleep 4410"), [sleep], "it is still there");
+        assert_eq!(daemon.pids_executing("sleep 4410"), [sleep], "it is still there");
         others_are_served(&daemon);
         let begun = Instant::now();
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert!(begun.elapsed() < Duration::from_secs(10), "after 2 s at most: {:?}", begun.elapsed());
         drop(freezer);
-        daemon.await_gone(PATIENCE, "sleep 4410");
+        daemon.wait_until_gone(TIMEOUT, "sleep 4410");
         assert_eq!(daemon.info(pid)["signal"], 9);
     }
 }
