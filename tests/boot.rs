@@ -1,10 +1,8 @@
 //! How it comes up as PID 1 of a namespace: the report, the configuration file, services from files.
 
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::ptr::null_mut;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -235,9 +233,9 @@ fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
 /// As where the client of `docker run -t` was stopped: what the log has to say there must hold up nobody.
 #[test]
 fn a_terminal_that_nobody_reads_holds_up_nobody() {
-    let (_master, slave) = terminal();
+    let terminal = nix::pty::openpty(None, None).expect("open a terminal");
     let (dir, options) = configured(&[]);
-    let mut daemon = options.stderr(slave).start();
+    let mut daemon = options.stderr(terminal.slave).start();
     // One line each, more than any terminal has room for.
     for number in 0..1000 {
         let name = format!("{number}-{}.json", "x".repeat(200));
@@ -249,19 +247,6 @@ fn a_terminal_that_nobody_reads_holds_up_nobody() {
     }
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-}
-
-/// Both ends of a new terminal.
-fn terminal() -> (OwnedFd, OwnedFd) {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: two descriptors are written; no name, no settings and no size are asked for.
-    let opened =
-        unsafe { libc::openpty(&raw mut master, &raw mut slave, null_mut(), std::ptr::null(), std::ptr::null()) };
-    assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: it has just been opened for us.
-    let master = unsafe { OwnedFd::from_raw_fd(master) };
-    // SAFETY: as above.
-    (master, unsafe { OwnedFd::from_raw_fd(slave) })
 }
 
 fn write(path: &Path, text: &str) {

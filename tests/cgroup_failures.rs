@@ -1,10 +1,12 @@
 //! Cgroups that take no processes, or that are taken away: starts go on all the same, and a kill still ends what it can.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, TIMEOUT, cgroups::SET_CGROUP, pid_of, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::cgroups::{SET_CGROUP, cgroup_of};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 /// Makes a cgroup `domain threaded`: cgroups made below it can hold no processes any more (cgroups(7)).
 const THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
@@ -31,31 +33,28 @@ fn has_cgroups(daemon: &Daemon) -> bool {
     daemon.run_sh("cat /proc/self/cgroup").stdout().contains("/tl-units.")
 }
 
-/// Does something as root in the daemon's namespace. `$cgroup` is the cgroup of the daemon's parent, above the units'
-/// slice.
-fn as_root(daemon: &Daemon, script: &str) {
-    let script = format!("set -e; {CGROUP}; cgroup=${{cgroup%/tl-units.*}}; cgroup=${{cgroup%/tl-init}}; {script}");
-    daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"})).stdout();
+/// Runs a script as root in the namespaces of the daemon. `$cgroup` is the cgroup above the slice of the units.
+fn run_as_root(daemon: &Daemon, script: &str) {
+    let parent = format!("{SET_CGROUP}; cgroup=${{cgroup%/tl-units.*}}; cgroup=${{cgroup%/tl-init}}");
+    daemon.run_as_root(&format!("{parent}; {script}"));
 }
 
-/// The cgroup above the slice, as the test sees it.
-fn parent_of_slice(daemon: &Daemon) -> std::path::PathBuf {
-    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
-    let mounted = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).expect("a cgroup2");
-    let own = std::fs::read_to_string(format!("/proc/{}/cgroup", daemon.pid)).expect("the daemon's cgroup");
-    let own = own.lines().find_map(|line| line.strip_prefix("0::")).expect("of version 2").trim_end_matches("/tl-init");
-    format!("{}{own}", mounted.split(' ').nth(1).expect("its place")).into()
+/// The cgroup directory above the slice of the units, in the mount namespace of the test.
+fn parent_of_slice(daemon: &Daemon) -> PathBuf {
+    let own = cgroup_of(daemon.pid).expect("the cgroup of the daemon");
+    // A daemon with controllers moves itself into a leaf beside the slice.
+    if own.ends_with("tl-init") { own.parent().expect("its parent").to_owned() } else { own }
 }
 
 /// The slices below a cgroup.
-fn slices(parent: &std::path::Path) -> Vec<std::path::PathBuf> {
+fn slices(parent: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(parent).expect("the cgroup").flatten();
     let slices = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tl-units."));
     slices.map(|entry| entry.path()).collect()
 }
 
 /// Removes the daemon's slice as soon as nothing is in it.
-fn remove_slice(parent: &std::path::Path) {
+fn remove_slice(parent: &Path) {
     wait_until(TIMEOUT, "the idle slice is removed", || {
         let [slice] = &slices(parent)[..] else { return None };
         // Leaves of runs that have just ended may still be there.
@@ -124,7 +123,7 @@ fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
     }
     let daemon = start_daemon();
     let parent = parent_of_slice(&daemon);
-    as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
+    run_as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
     // Below the mount of the test, which can still write.
     remove_slice(&parent);
     starts_work(&daemon);
@@ -140,7 +139,7 @@ fn read_only_cgroups_do_not_stop_starts() {
     let daemon = start_daemon();
     let before = daemon.sh("exec sleep 4602");
     daemon.wait_for_processes("sleep 4602", 1);
-    as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
+    run_as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
     starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
     assert!(warnings(&daemon) >= 1, "{}", daemon.log());
@@ -158,7 +157,7 @@ fn trees_are_still_killed_whole_when_cgroups_are_unmounted() {
         let tree = json!({"command": "sh", "args": ["-c", "setsid sleep 4603 & exec sleep 4603"]});
         let before = pid_of(&daemon.start_process(&tree));
         daemon.wait_for_processes("sleep 4603", 2);
-        as_root(&daemon, &format!("mount=${{cgroup%/tl-init.*}}; {unmount}"));
+        run_as_root(&daemon, &format!("mount=${{cgroup%/tl-init.*}}; {unmount}"));
         starts_work(&daemon);
         assert!(warnings(&daemon) <= 1, "{}", daemon.log());
         daemon.delete(&format!("/processes/{before}")).expect(204);

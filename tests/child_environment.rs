@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, TIMEOUT, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until};
+use crate::harness::response::CompletedRun;
+use crate::harness::{
+    Daemon, Options, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until,
+};
 
 /// Adds users to the namespace's own /etc/passwd and /etc/group; they are read at each start.
 fn with_users(daemon: &Daemon) {
@@ -113,7 +116,7 @@ fn the_default_user_can_be_chosen() {
 }
 
 /// The environment, but for the id of the run, which is there as well.
-fn environment(run: &crate::harness::response::Run) -> Vec<String> {
+fn environment(run: &CompletedRun) -> Vec<String> {
     let mut lines = run.lines("stdout");
     let all = lines.join("\n");
     assert_eq!(all.matches("INVOCATION_ID=").count(), 1, "{all}");
@@ -224,7 +227,7 @@ fn the_working_directory() {
         "WORKING_DIR_NOT_FOUND",
         "working_dir",
     );
-    if !skip_without_root() {
+    if is_root() {
         let closed = scratch.join("closed");
         std::fs::create_dir(&closed).expect("a directory");
         std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("close it");

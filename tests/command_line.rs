@@ -7,18 +7,17 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, is_root, start_daemon, start_daemon_with, wait_until};
 
 /// Runs the program to its end, which comes soon: none of these starts a daemon. What it logs before it fails,
 /// such as limits that had to be lowered, is not the question.
 fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
+    let mut command = bound_command(env!("CARGO_BIN_EXE_tl-init"));
     command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if !args.contains(&"--log-level") && !env.iter().any(|(key, _)| *key == "TL_INIT_LOG_LEVEL") {
         command.env("TL_INIT_LOG_LEVEL", "error");
     }
     command.env("TL_INIT_RUN_DIR", dir.join("run")).env("TL_INIT_LOG_DIR", dir.join("log"));
-    die_with_us(&mut command);
     let mut child = command.spawn().expect("start it");
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_until(TIMEOUT, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
@@ -193,7 +192,7 @@ fn files_of_a_start_are_the_owners_only() {
     }
     let token = daemon.state_dir().join("run/token");
     let run = daemon.run(&json!({"command": "cat", "args": [token]}));
-    if nix::unistd::geteuid().is_root() {
+    if is_root() {
         assert_ne!(run.code(), Some(0), "a process of another user cannot get it");
     }
 }

@@ -9,45 +9,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::hanging::Lease;
+use crate::harness::faults::Lease;
+use crate::harness::files::{encoded, files, get, list, names, put};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
-
-/// `/files?path=…`, form-encoded; more parameters may follow in `more`.
-pub fn files(path: impl AsRef<Path>, more: &str) -> String {
-    format!("/files?path={}{more}", encoded(path))
-}
-
-pub fn encoded(path: impl AsRef<Path>) -> String {
-    let bytes = path.as_ref().as_os_str().as_encoded_bytes();
-    bytes
-        .iter()
-        .map(|byte| match byte {
-            b' ' => "+".to_owned(),
-            b'/' | b'.' | b'-' | b'_' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(*byte).to_string(),
-            byte => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-pub fn put(daemon: &Daemon, path: impl AsRef<Path>, more: &str, content: &[u8]) -> Response {
-    daemon.request("PUT", &files(path, more), Some(content))
-}
-
-fn get(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Response {
-    daemon.get(&files(path, more))
-}
-
-fn list(daemon: &Daemon, path: impl AsRef<Path>, more: &str) -> Response {
-    daemon.get(&format!("/files/list?path={}{more}", encoded(path)))
-}
-
-/// The names that a listing has.
-pub fn names(daemon: &Daemon, path: impl AsRef<Path>) -> Vec<String> {
-    let listing = list(daemon, path, "&user=root").expect(200);
-    let entries = listing["entries"].as_array().expect("entries");
-    entries.iter().map(|entry| entry["name"].as_str().expect("a name").to_owned()).collect()
-}
 
 #[test]
 fn a_file_goes_there_and_back() {
@@ -370,7 +335,8 @@ fn what_is_refused() {
     nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
     symlink("loop", at("loop")).expect("a link");
-    let raw = |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_response(target);
+    let raw =
+        |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_response(target);
     for method in ["GET", "PUT", "DELETE"] {
         for (query, status, code, needle) in [
             ("", 400, "INVALID_REQUEST", "`path`"),

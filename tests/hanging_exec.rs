@@ -1,40 +1,12 @@
 //! Programs and directories that hang hold up their own request and nobody else.
 
-use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::harness::faults::{Lease, hanging_directory};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
-
-/// `fcntl.h`; the libc crate does not have it.
-const F_SETSIG: libc::c_int = 10;
-
-/// Holds a write lease on a file: whoever opens or executes it meanwhile waits in the kernel, killably.
-pub struct Lease(File);
-
-impl Lease {
-    pub fn take(path: &Path) -> Lease {
-        let file = OpenOptions::new().read(true).open(path).expect("open the script");
-        // Not for writing: that alone would keep it from being executed (ETXTBSY).
-        // The kernel tells a holder that somebody waits; SIGIO would end the test, SIGURG does nothing.
-        // SAFETY: an fcntl on an open descriptor of ours, with an integer argument.
-        assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), F_SETSIG, libc::SIGURG) }, 0);
-        // SAFETY: as above.
-        let taken = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) };
-        assert_eq!(taken, 0, "{}", std::io::Error::last_os_error());
-        Lease(file)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        // SAFETY: as above. A descriptor that another test's fork still holds would keep the lease: give it back by name.
-        unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_SETLEASE, libc::F_UNLCK) };
-    }
-}
 
 /// The entry of the start that hangs.
 fn hanging(daemon: &Daemon, command: &str) -> Value {
@@ -143,28 +115,13 @@ fn a_run_whose_program_hangs_times_out() {
     drop(lease);
 }
 
-/// Mounts a file system whose server has its descriptor and never answers: whoever looks into it hangs in the kernel.
-pub fn stuck_directory(daemon: &Daemon) -> PathBuf {
-    let dir = daemon.scratch().join("stuck");
-    std::fs::create_dir(&dir).expect("a directory");
-    let mount = "exec 3<>/dev/fuse; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other stuck \
-                 \"$0\" && echo mounted && exec sleep 4400";
-    let server = daemon.start_process(&json!({"command": "sh", "args": ["-c", mount, dir], "user": "root"}));
-    let server = pid_of(&server);
-    wait_until(TIMEOUT, "it is mounted", || {
-        assert_eq!(daemon.info(server)["status"], "running", "{:?}", daemon.lines(server, "output"));
-        (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
-    });
-    dir
-}
-
 #[test]
 fn a_directory_that_hangs_delays_only_its_own_request() {
     if skip_without_root() {
         return;
     }
     let daemon = start_daemon();
-    let dir = stuck_directory(&daemon);
+    let dir = hanging_directory(&daemon);
     std::thread::scope(|scope| {
         let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": "stuck-there", "working_dir": dir})));
         let pid = pid_of(&hanging(&daemon, "stuck-there"));
@@ -178,7 +135,7 @@ fn a_directory_that_hangs_delays_only_its_own_request() {
 }
 
 /// A cgroup of version 1 whose processes are frozen: they take no signal, not even SIGKILL, until they are thawed.
-struct Freezer(std::path::PathBuf);
+struct Freezer(PathBuf);
 
 impl Freezer {
     fn freeze(pid: i32) -> Option<Freezer> {
@@ -208,8 +165,7 @@ impl Drop for Freezer {
 
 #[test]
 fn a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run() {
-    let name = "a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run";
-    if !root(name) {
+    if skip_without_root() {
         return;
     }
     for options in [Options::default(), Options::default().without_cgroup()] {
@@ -219,7 +175,7 @@ fn a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run() {
         let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a pid");
         let sleep = wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 4410").first().copied());
         let Some(freezer) = Freezer::freeze(sleep) else {
-            return eprintln!("{name}: skipped, there is no freezer of cgroups version 1");
+            return eprintln!("skipped: no freezer controller of cgroups version 1");
         };
         assert_eq!(run.next_frame().expect("the last event").data["reason"], "timed_out");
         let took = begun.elapsed();

@@ -1,9 +1,11 @@
 //! What the daemon does not do: grow, leak, wake up, leave the dead lying about.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::harness::cgroups::cgroup_of;
 use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 fn runs(daemon: &Daemon, count: usize) {
@@ -27,9 +29,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
     let after = procfs::kilobytes(daemon.pid, "VmRSS");
     assert!(after < before + 2 * 1024, "memory rose from {before} to {after} kB");
     assert!(after < 32 * 1024, "{after} kB");
-    wait_until(TIMEOUT, "no descriptor is left of them", || {
-        (procfs::descriptors(daemon.pid).len() < 40).then_some(())
-    });
+    wait_until(TIMEOUT, "no descriptor is left of them", || (procfs::descriptors(daemon.pid).len() < 40).then_some(()));
     assert_eq!(daemon.list().len(), 50);
     wait_until(TIMEOUT, "only 50 logs have files", || {
         (walk(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
@@ -37,7 +37,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
     if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
         // They are looked for 50 ms after the last death.
         wait_until(TIMEOUT, "nothing that runs has no cgroup", || {
-            (cgroup_of(daemon.pid).map_or(0, |dir| walk_dirs(&dir)) <= 2).then_some(())
+            (own_cgroup(daemon.pid).map_or(0, |dir| walk_dirs(&dir)) <= 2).then_some(())
         });
     }
 }
@@ -63,28 +63,21 @@ fn memory_that_a_crowd_has_used_is_given_back() {
     settled(5 * 1024);
 }
 
-fn walk(dir: &std::path::Path) -> usize {
+fn walk(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()
 }
 
-fn walk_dirs(dir: &std::path::Path) -> usize {
+fn walk_dirs(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + walk_dirs(&entry.path())).sum()
 }
 
-fn cgroup_of(pid: i32) -> Option<std::path::PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
-    let mounted = mounts.lines().find_map(|line| {
-        let words: Vec<&str> = line.split(' ').collect();
-        (words[2] == "cgroup2").then(|| words[1].to_owned())
-    })?;
-    let own = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
-    // The daemon may have moved itself into a leaf beside those of its units.
-    let launchers = own.split('/').position(|name| name.starts_with("tl-init."))?;
-    let path: Vec<&str> = own.split('/').take(launchers + 1).collect();
-    Some(std::path::PathBuf::from(mounted + &path.join("/")))
+/// The cgroup that the launcher made for the daemon. The daemon may have moved itself into a leaf of it.
+fn own_cgroup(pid: i32) -> Option<PathBuf> {
+    let own = cgroup_of(pid)?;
+    let is_launchers = |dir: &&Path| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tl-init."));
+    own.ancestors().find(is_launchers).map(Path::to_owned)
 }
 
 /// No thread wakes for as long as nothing happens.

@@ -268,7 +268,8 @@ fn bodies_and_heads_beyond_their_limits() {
         "POST /api/v1/processes HTTP/1.1\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n",
         daemon.token
     );
-    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), head.as_bytes()).into_response("chunks");
+    let reply =
+        crate::harness::response::ResponseStream::send(daemon.connect(), head.as_bytes()).into_response("chunks");
     reply.expect_error(413, "BODY_TOO_LARGE", "");
     let long = format!("X-Long: {}\r\n", "x".repeat(70_000));
     daemon.open("GET", "/info", &long, b"").into_response("a long head").expect_error(431, "HEAD_TOO_LARGE", "");
@@ -439,7 +440,8 @@ fn only_the_token_opens() {
     assert_eq!(ask(&head, "/info").status, 200);
     // And without the token nothing was started.
     let text = "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"command\":\"true\"}";
-    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).into_response("without a token");
+    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes())
+        .into_response("without a token");
     reply.expect_error(401, "UNAUTHORIZED", "");
     nothing_started(&daemon);
 }

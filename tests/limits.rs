@@ -2,7 +2,6 @@
 
 use std::process::Command;
 
-use nix::sys::resource::Resource;
 use serde_json::{Value, json};
 
 use crate::harness::{Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
@@ -219,14 +218,13 @@ fn only_so_many_run_at_once() {
 #[test]
 fn limits_of_the_surroundings_are_for_the_children() {
     let limits = [
-        (Resource::RLIMIT_NOFILE, 500, "Max open files", "-Sn", 500),
-        (Resource::RLIMIT_AS, 1 << 30, "Max address space", "-Sv", 1 << 20),
-        (Resource::RLIMIT_DATA, 1 << 29, "Max data size", "-Sd", 1 << 19),
-        (Resource::RLIMIT_FSIZE, MIB, "Max file size", "-Sf", MIB / 512),
-        (Resource::RLIMIT_CPU, 1_000, "Max cpu time", "-St", 1_000),
+        ("nofile", 500, "Max open files", "-Sn", 500),
+        ("as", 1 << 30, "Max address space", "-Sv", 1 << 20),
+        ("data", 1 << 29, "Max data size", "-Sd", 1 << 19),
+        ("fsize", MIB, "Max file size", "-Sf", MIB / 512),
+        ("cpu", 1_000, "Max cpu time", "-St", 1_000),
     ];
-    let options =
-        limits.iter().fold(Options::default(), |options, (resource, soft, ..)| options.limit(*resource, *soft));
+    let options = limits.iter().fold(Options::default(), |options, (name, soft, ..)| options.soft_limit(name, *soft));
     // The first directory cannot be had, so the supervisor is started twice.
     let daemon = options.args(&["--log-dir", "/proc/no/such"]).start();
     let own = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).expect("its limits");

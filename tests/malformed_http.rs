@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 const SMALL_KB: u64 = 32 * 1024;
 
@@ -123,16 +123,9 @@ fn garbage_is_answered_as_such() {
         let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{text} for {shown:?}"));
         assert!(body["error"].is_string() && body["code"].is_string(), "{body} for {shown:?}");
     }
-    let mut noise = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
     for _ in 0..200 {
-        let bytes: Vec<u8> = (0..2048)
-            .map(|_| {
-                noise ^= noise << 13;
-                noise ^= noise >> 7;
-                noise ^= noise << 17;
-                noise as u8
-            })
-            .collect();
+        let bytes: Vec<u8> = (0..2048).map(|_| random.next_u64() as u8).collect();
         provoke(&daemon, &bytes);
     }
     assert_eq!(daemon.list().len(), 0, "nothing was started");

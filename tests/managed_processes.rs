@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, is_root, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis() as u64
@@ -200,7 +200,7 @@ fn stubborn(daemon: &Daemon, cgroup: bool) {
 #[test]
 fn what_ignores_the_end_is_killed_with_its_tree() {
     // Only root can make cgroups here.
-    stubborn(&start_daemon(), root("daemons in their own session"));
+    stubborn(&start_daemon(), is_root());
 }
 
 #[test]

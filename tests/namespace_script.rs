@@ -1,17 +1,17 @@
 //! The namespace launcher: it leaves nothing behind, whatever ends it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::cgroups::cgroup_of;
 use crate::harness::{TIMEOUT, bound_command, procfs, wait_until};
 
 fn launch(dir: &Path, script: &str) -> Child {
-    let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"));
+    let mut command = bound_command(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"));
     command.args(["/bin/sh", "-c", script]).env("TL_NS_DIR", dir).stdin(Stdio::null());
-    die_with_us(&mut command);
     command.spawn().expect("start the launcher")
 }
 
@@ -26,14 +26,9 @@ fn inside(launcher: &Child) -> i32 {
     })
 }
 
-/// The cgroup that the launcher made, where it could make one.
+/// The cgroup that the launcher made, if it could make one.
 fn cgroup(launcher: &Child) -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
-    let mounted = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?.split(' ').nth(1)?;
-    let own = std::fs::read_to_string("/proc/self/cgroup").expect("our cgroup");
-    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let path = format!("{mounted}{}/tl-init.{}", own.trim_end_matches('/'), launcher.id());
-    Path::new(&path).exists().then(|| path.into())
+    Some(cgroup_of("self")?.join(format!("tl-init.{}", launcher.id()))).filter(|dir| dir.exists())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::hanging::stuck_directory;
+use crate::harness::faults::{hanging_directory, limit_address_space};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
 
@@ -34,14 +34,6 @@ fn short_requests_are_served(daemon: &Daemon) {
     }
 }
 
-/// A request on a connection of its own, of which nothing is read yet.
-fn ask(daemon: &Daemon, path: &str) -> TcpStream {
-    let mut socket = daemon.connect();
-    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", daemon.token);
-    std::io::Write::write_all(&mut socket, head.as_bytes()).expect("send the request");
-    socket
-}
-
 fn refuses_long_requests(daemon: &Daemon, path: &str) {
     let refused = daemon.get(path);
     refused.expect_error(503, "OUT_OF_RESOURCES", &format!("{LONG} connections"));
@@ -55,7 +47,7 @@ fn followers_leave_connections_for_short_requests() {
     let path = format!("/processes/{pid}/stdout/follow");
     let mut served = Vec::new();
     for _ in 0..CONNECTIONS + 10 {
-        let stream = ResponseStream::read(ask(&daemon, &path)).expect("an answer");
+        let stream = ResponseStream::read(daemon.send_get(&path)).expect("an answer");
         served.extend((stream.status == 200).then_some(stream));
     }
     assert_eq!(served.len(), LONG);
@@ -67,7 +59,7 @@ fn followers_leave_connections_for_short_requests() {
     // One that ends is one more that may begin.
     drop(served.pop());
     wait_until(TIMEOUT, "a place is free again", || {
-        (ResponseStream::read(ask(&daemon, &path)).expect("an answer").status == 200).then_some(())
+        (ResponseStream::read(daemon.send_get(&path)).expect("an answer").status == 200).then_some(())
     });
 }
 
@@ -77,18 +69,18 @@ fn file_requests_that_hang_count_after_their_clients_have_gone() {
         return;
     }
     let daemon = crowded();
-    let dir = stuck_directory(&daemon);
+    let dir = hanging_directory(&daemon);
     let path = format!("/files?user=root&path={}/x", dir.display());
     // Those of connections that wait for their clients do so in `poll`.
     let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
     for asked in 1..=LONG {
-        let client = ask(&daemon, &path);
+        let client = daemon.send_get(&path);
         wait_until(TIMEOUT, "it hangs", || (hanging() >= asked).then_some(()));
         drop(client);
     }
     refuses_long_requests(&daemon, &path);
     for _ in 0..CONNECTIONS {
-        drop(ask(&daemon, &path));
+        drop(daemon.send_get(&path));
     }
     short_requests_are_served(&daemon);
     refuses_long_requests(&daemon, "/files/list?path=/");
@@ -105,7 +97,7 @@ fn a_fork_bomb_does_not_shut_the_api() {
         let daemon = options.pid_max(1500).args(&["--max-tasks", "1000000"]).start();
         let bomb = "while (1) { my $child = fork; select undef, undef, undef, 0.3 unless defined $child }";
         let pid = pid_of(&daemon.start_process(&json!({"command": "perl", "args": ["-e", bomb]})));
-        let request = |path: &str| ResponseStream::read(ask(&daemon, path)).expect("an answer").status;
+        let request = |path: &str| ResponseStream::read(daemon.send_get(path)).expect("an answer").status;
         // The kernel keeps the first 300 PIDs for itself once it has given out all.
         wait_until(TIMEOUT, "no PID is left", || {
             let last = procfs::descendants(daemon.pid).len() > 1_150;
@@ -124,14 +116,6 @@ fn a_fork_bomb_does_not_shut_the_api() {
     }
 }
 
-/// Sets the limit of its address space.
-fn limit_memory(daemon: &Daemon, bytes: u64) {
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the new limit is read, and the old one not asked for.
-    let set = unsafe { libc::prlimit(daemon.pid, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-}
-
 #[test]
 fn an_end_of_memory_is_not_the_end_of_the_daemon() {
     if skip_without_root() {
@@ -139,7 +123,7 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
     }
     let daemon = start_daemon_with(&["--max-processes", "100"]);
     for room in [4, 16, 64, 200] {
-        limit_memory(&daemon, (procfs::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20));
+        limit_address_space(&daemon, Some((procfs::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20)));
         // None of them has a token, or sends the end of its head.
         let head = format!("GET /api/v1/info HTTP/1.1\r\nX: {}", "x".repeat(60_000));
         let mut clients = Vec::new();
@@ -158,7 +142,7 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
         drop(clients);
         wait_until(TIMEOUT, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
     }
-    limit_memory(&daemon, libc::RLIM_INFINITY);
+    limit_address_space(&daemon, None);
     wait_until(TIMEOUT, "a command runs", || {
         let reply = daemon.post("/processes/run", &json!({"command": "true"}));
         (reply.status == 200).then_some(())

@@ -9,11 +9,6 @@ use serde_json::{Value, json};
 
 use crate::harness::{Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-/// The ways in which a tree is held together: by a cgroup; by what /proc shows, as PID 1 and as a subreaper.
-fn each_way() -> [Options; 3] {
-    [Options::default(), Options::default().without_cgroup(), Options::subreaper().without_cgroup()]
-}
-
 /// A wrapper that ends at once when it is asked to, as `npm start` does, and servers that need a while to end: one in the
 /// wrapper's session and one in its own. Each writes its name when it has ended well.
 fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
@@ -44,7 +39,7 @@ fn told(scratch: &Path) -> Vec<String> {
 
 #[test]
 fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
         let old = pid_of(&daemon.start_process(&wrapped(&scratch, "web", json!({}))));
@@ -63,7 +58,7 @@ fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
 
 #[test]
 fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
         let service = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -80,7 +75,7 @@ fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
 
 #[test]
 fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let mut daemon = options.start();
         let scratch = daemon.scratch();
         let mut plain = wrapped(&scratch, "", json!({}));
@@ -97,7 +92,7 @@ fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
 
 #[test]
 fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let script = "trap '' TERM; sleep 5701 & setsid sleep 5701 & trap - TERM; wait";
         let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 600});
@@ -117,7 +112,7 @@ fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
 /// A child in the background that ignores SIGTERM, of a process that has ended long ago.
 #[test]
 fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let mut daemon = options.args(&["--shutdown-grace", "1", "--keep-ended", "1"]).start();
         for _ in 0..3 {
             let pid = daemon.sh("trap '' TERM; setsid sleep 5702 & sleep 5702 & exit 0");
@@ -139,7 +134,7 @@ fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
 /// What a process has left that ended by itself is asked as well, and is not waited for longer than it needs.
 #[test]
 fn a_shutdown_asks_what_ended_processes_have_left() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let mut daemon = options.args(&["--shutdown-grace", "50", "--keep-ended", "1"]).start();
         let scratch = daemon.scratch();
         let heeds = "trap 'echo $0 >>told; exit' TERM; touch up.$0; while :; do sleep 0.02; done";
@@ -163,7 +158,7 @@ fn a_shutdown_asks_what_ended_processes_have_left() {
 /// It has left the session, the parent and the pipes, and is found all the same.
 #[test]
 fn a_kill_finds_what_has_left_everything_but_its_environment() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let other = daemon.sh("(setsid sleep 5704 >/dev/null 2>&1 &); exec sleep 5705");
         let pid = daemon.sh("(setsid sleep 5703 >/dev/null 2>&1 &); exit 0");
@@ -198,7 +193,7 @@ fn each_run_has_an_invocation_id_of_its_own() {
 fn a_kill_catches_processes_that_fork_and_end_at_once() {
     let chain = "use POSIX; POSIX::close($_) for 0..2; POSIX::setsid(); $SIG{TERM} = $SIG{HUP} = 'IGNORE'; \
                  while (1) { my $child = fork; exit if $child; POSIX::setsid() }";
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let script = "for i in 1 2 3 4 5; do perl -e \"$0\" & done; exit 0";
         let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script, chain]})));
@@ -229,7 +224,7 @@ ctypes.CDLL(None).syscall(60)
     if !cfg!(target_arch = "x86_64") {
         return;
     }
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let go = daemon.scratch().join("go");
         let body = json!({"command": "sh", "args": ["-c", "setsid python3 -c \"$0\" \"$1\" & exit 0", script, go]});
@@ -249,7 +244,7 @@ fn a_signal_reaches_the_leader_the_group_or_the_tree() {
     let child = "trap 'echo $0' USR1; echo up; while :; do sleep 0.02; done";
     let script = "bash -c \"$0\" near & setsid bash -c \"$0\" far & trap 'echo leader' USR1; echo up; \
                   while :; do sleep 0.02; done";
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let pid = pid_of(&daemon.start_process(&json!({"command": "bash", "args": ["-c", script, child]})));
         daemon.wait_for_stdout(pid, &["up"; 3]);
@@ -282,13 +277,15 @@ fn a_signal_reaches_the_leader_the_group_or_the_tree() {
 
 #[test]
 fn leftovers_are_killed_where_that_is_asked_for() {
-    for options in each_way() {
+    for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let script = "sleep 5707 & setsid sleep 5707 & echo done";
         let body = |leftovers: &str| json!({"command": "sh", "args": ["-c", script], "leftovers": leftovers});
         for how in ["start", "run"] {
             match how {
-                "start" => assert_eq!(daemon.wait_for_end(pid_of(&daemon.start_process(&body("kill"))))["exit_code"], 0),
+                "start" => {
+                    assert_eq!(daemon.wait_for_end(pid_of(&daemon.start_process(&body("kill"))))["exit_code"], 0)
+                }
                 _ => assert_eq!(daemon.run(&body("kill")).stdout(), "done"),
             }
             daemon.wait_until_gone(TIMEOUT, "5707");

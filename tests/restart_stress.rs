@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon_with, wait_until};
 
 /// `TL_TEST_CHURN` says for how many seconds.
 fn duration() -> Duration {
@@ -14,18 +14,6 @@ fn duration() -> Duration {
 }
 
 const PROCESSES: usize = 200;
-
-/// A generator as good as this needs (Marsaglia's xorshift).
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-}
 
 /// Says that it runs, holds a lock for as long as anything of it lives, and crashes within 6 s. One that cannot have
 /// the lock exits with 99: an earlier run lives.
@@ -73,12 +61,12 @@ fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
 }
 
 /// One client: lists all, and restarts, signals and kills its own few. Returns the handles that it has killed, with their counts.
-fn meddle(daemon: &Daemon, own: &[String], mut dice: Dice, over: &AtomicBool) -> HashMap<u64, u64> {
+fn meddle(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool) -> HashMap<u64, u64> {
     let (mut before, mut killed) = (HashMap::new(), HashMap::new());
     while !over.load(Ordering::SeqCst) {
-        let name = &own[dice.roll(own.len() as u64) as usize];
+        let name = &own[random.below(own.len() as u64) as usize];
         let path = format!("/processes/{name}");
-        match dice.roll(6) {
+        match random.below(6) {
             0 | 1 => {
                 let old = daemon.get(&path).expect(200);
                 let new = daemon.post(&format!("{path}/restart"), &json!({})).expect(200);
@@ -96,7 +84,7 @@ fn meddle(daemon: &Daemon, own: &[String], mut dice: Dice, over: &AtomicBool) ->
                 start(daemon, name);
             }
             3 => {
-                let signal = [9, 15, 1][dice.roll(3) as usize];
+                let signal = [9, 15, 1][random.below(3) as usize];
                 let reply = daemon.post(&format!("{path}/signal"), &json!({"signal": signal}));
                 assert!(reply.status == 200 || reply.status == 409, "{}", reply.status);
             }
@@ -134,8 +122,8 @@ fn none_is_lost_and_none_is_there_twice() {
         let clients: Vec<_> = shared
             .chunks(PROCESSES / 8)
             .zip(seeds)
-            .map(|(own, seed)| (own, Dice(seed)))
-            .map(|(own, dice)| scope.spawn(|| Ends(&over).of(|| meddle(&daemon, own, dice, &over))))
+            .map(|(own, seed)| (own, Random(seed)))
+            .map(|(own, random)| scope.spawn(|| Ends(&over).of(|| meddle(&daemon, own, random, &over))))
             .collect();
         scope.spawn(|| Ends(&over).of(|| no_zombie_stays(&daemon, &over)));
         let begun = Instant::now();

@@ -1,14 +1,17 @@
 //! The ordered end as PID 1: who is asked when, who is killed when, and what followers hear of it.
 
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, bound_command, pid_of, procfs, skip_without_root, start_daemon, start_daemon_with,
+    wait_until,
+};
 
 /// Answers SIGTERM by writing its name, then ends.
 fn tells(name: &str) -> String {
@@ -234,14 +237,13 @@ fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     let dead = DEAD_DISK.replace("rootmode=40000", "rootmode=100000").replace("/etc", "/etc/passwd");
-    let mut command = Command::new("unshare");
+    let mut command = bound_command("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]);
     command.arg("mkfifo go; python3 -c \"$DEAD_DISK\" >go & until [ -p go ]; do :; done; read x <go; exec \"$@\"");
     command.args(["sh", env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--config-dir", "none"]);
     command.args(["--run-dir", "run", "--log-dir", "log", "--", "sleep", "600"]);
     command.env("DEAD_DISK", dead).current_dir(dir.path()).stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    die_with_us(&mut command);
     let mut launcher = command.spawn().expect("start it");
     let address = dir.path().join("run/address");
     wait_until(TIMEOUT, "it listens", || address.exists().then_some(()));

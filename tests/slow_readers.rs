@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
-use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon_with, wait_until};
+use crate::harness::{Daemon, pid_of, procfs, start_daemon_with};
 
 const MIB: u64 = 1 << 20;
 
@@ -30,22 +30,6 @@ fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
     streams
 }
 
-fn get(daemon: &Daemon, path: &str, head: &str) -> String {
-    format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{head}\r\n", daemon.token)
-}
-
-/// Waits until the daemon has written all that is taken from it, and sleeps.
-fn settle(daemon: &Daemon) {
-    let mut before = procfs::cpu_time(daemon.pid);
-    wait_until(TIMEOUT, "the daemon waits for its clients", || {
-        std::thread::sleep(Duration::from_millis(200));
-        let now = procfs::cpu_time(daemon.pid);
-        let idle = now == before;
-        before = now;
-        idle.then_some(())
-    });
-}
-
 /// The daemon's largest size since it was started, in KiB.
 fn peak(daemon: &Daemon) -> u64 {
     procfs::kilobytes(daemon.pid, "VmHWM")
@@ -65,19 +49,19 @@ fn a_line_of_control_characters_is_not_held_for_each_reader() {
     let mut requests = Vec::new();
     for pid in pids {
         for _ in 0..50 {
-            requests.push(get(&daemon, &format!("/processes/{pid}/stdout/follow"), ""));
-            requests.push(get(&daemon, &format!("/processes/{pid}/output"), ""));
+            requests.push(daemon.request_head("GET", &format!("/processes/{pid}/stdout/follow"), ""));
+            requests.push(daemon.request_head("GET", &format!("/processes/{pid}/output"), ""));
         }
     }
     for _ in 0..50 {
         let body = json!({"command": "sh", "args": ["-c", text("\\1")]}).to_string();
         let head = format!("Content-Length: {}\r\n", body.len());
-        let request = get(&daemon, "/processes/run", &head).replacen("GET", "POST", 1);
+        let request = daemon.request_head("GET", "/processes/run", &head).replacen("GET", "POST", 1);
         requests.push(request + &body);
     }
     let before = peak(&daemon);
     let clients = deaf(&daemon, &requests);
-    settle(&daemon);
+    daemon.wait_until_idle(Duration::from_millis(200));
     let grown = peak(&daemon) - before;
     assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
 }
@@ -94,12 +78,12 @@ fn a_large_command_is_not_held_for_each_that_asks_for_it() {
     assert!(listed.len() == pids.len() && listed.iter().all(|process| process["args"] == json!(args)));
     let mut requests = Vec::new();
     for _ in 0..100 {
-        requests.push(get(&daemon, &format!("/processes/{}", pids[0]), ""));
-        requests.push(get(&daemon, "/processes", ""));
+        requests.push(daemon.request_head("GET", &format!("/processes/{}", pids[0]), ""));
+        requests.push(daemon.request_head("GET", "/processes", ""));
     }
     let before = peak(&daemon);
     let clients = deaf(&daemon, &requests);
-    settle(&daemon);
+    daemon.wait_until_idle(Duration::from_millis(200));
     let grown = peak(&daemon) - before;
     assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
 }

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::response::{CompletedRun, ResponseStream};
-use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
+use crate::harness::{Daemon, Response, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 fn with_pipe(daemon: &Daemon, script: &str) -> u64 {
     pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})))
 }
 
-fn write(daemon: &Daemon, pid: u64, bytes: &[u8]) -> crate::harness::Response {
+fn write(daemon: &Daemon, pid: u64, bytes: &[u8]) -> Response {
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(bytes))
 }
 
-fn close(daemon: &Daemon, pid: u64) -> crate::harness::Response {
+fn close(daemon: &Daemon, pid: u64) -> Response {
     daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b""))
 }
 

@@ -8,7 +8,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 use tungstenite::Message;
 
-use crate::harness::websocket::{Session, SessionEnd, UPGRADE, client_frame, close_code_after, read_to_end, try_open, upgrade_response};
+use crate::harness::websocket::{
+    Session, SessionEnd, UPGRADE, client_frame, close_code_after, read_to_end, try_open, upgrade_response,
+};
 use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, wait_until};
 
 /// Runs `job` and waits until the daemon holds no more than before it.
@@ -55,7 +57,8 @@ fn tokens_are_asked_for() {
             "{method} /api/v1/pty/{}{rest} HTTP/1.1\r\nHost: x\r\nX-PTY-Token: {}\r\n\r\n",
             session.id, session.token
         );
-        let reply = crate::harness::response::ResponseStream::send(daemon.connect(), request.as_bytes()).into_response(method);
+        let reply =
+            crate::harness::response::ResponseStream::send(daemon.connect(), request.as_bytes()).into_response(method);
         reply.expect_error(401, "UNAUTHORIZED", "");
     }
 }
@@ -127,7 +130,8 @@ fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
         let pieces = payload.chunks(3).enumerate().map(|(at, piece)| {
             let first = if at == 0 { 0x02 } else { 0x00 };
             let last = if (at + 1) * 3 >= payload.len() { 0x80 } else { 0 };
-            [client_frame(first | last, piece), if last == 0 { client_frame(0x89, b"in between") } else { vec![] }].concat()
+            [client_frame(first | last, piece), if last == 0 { client_frame(0x89, b"in between") } else { vec![] }]
+                .concat()
         });
         let bytes: Vec<u8> = pieces.flatten().collect();
         // Each byte by itself.
@@ -159,7 +163,12 @@ fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
             (client_frame(0x89, &[0; 126]), Some(1002)),
             (client_frame(0x81, b"\xff\xfe"), Some(1007)),
         ] {
-            assert_eq!(close_code_after(daemon.attach(&session).socket, &bytes), code, "{:?}", &bytes[..bytes.len().min(20)]);
+            assert_eq!(
+                close_code_after(daemon.attach(&session).socket, &bytes),
+                code,
+                "{:?}",
+                &bytes[..bytes.len().min(20)]
+            );
         }
         let mut garbage = daemon.attach(&session);
         let _ = garbage.socket.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::websocket::{Session, SessionEnd, client_frame};
-use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, is_root, procfs, start_daemon, start_daemon_with, wait_until};
 
 fn is_gone(daemon: &Daemon, session: &Session) {
     wait_until(TIMEOUT, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
@@ -49,7 +49,7 @@ fn a_session_is_what_was_asked_for() {
     let daemon = start_daemon();
     let mut body = json!({"command": "sh", "args": ["-c", "echo \"$(id -u) $PWD $TERM $ONE\""], "working_dir": "/usr",
         "env": {"TERM": "dumb", "ONE": "ünï"}});
-    if nix::unistd::geteuid().is_root() {
+    if is_root() {
         body["user"] = json!("12345:12346");
     }
     let session = daemon.open_pty(&body);
@@ -113,7 +113,9 @@ fn jobs_are_controlled() {
     terminal.type_in("\x1a");
     terminal.expect("Stopped");
     terminal.expect("$ ");
-    assert!(procfs::status(daemon.pids_executing("sleep 4711")[0], "State").is_some_and(|state| state.starts_with('T')));
+    assert!(
+        procfs::status(daemon.pids_executing("sleep 4711")[0], "State").is_some_and(|state| state.starts_with('T'))
+    );
     terminal.ask("bg", "sleep 4711 &");
     terminal.ask("jobs", "Running");
     terminal.expect("$ ");

@@ -11,40 +11,13 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
 use crate::harness::websocket::{UPGRADE, client_frame, close_code_after, try_open, upgrade_response};
-use crate::harness::{Daemon, TIMEOUT, procfs, reserve_closed_port, start_daemon, wait_until};
-
-/// A service on a port of its own; each connection is `serve`d by a thread.
-fn service(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("its address").port();
-    let serve = std::sync::Arc::new(serve);
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let serve = serve.clone();
-            std::thread::spawn(move || serve(stream));
-        }
-    });
-    port
-}
+use crate::harness::{TIMEOUT, procfs, reserve_closed_port, start_daemon, tcp_service};
 
 fn echo() -> u16 {
-    service(|mut stream| {
+    tcp_service(|mut stream| {
         let mut copy = stream.try_clone().expect("a second handle");
         let _ = std::io::copy(&mut copy, &mut stream);
     })
-}
-
-/// Threads and descriptors of the daemon.
-pub fn held(daemon: &Daemon) -> (usize, usize) {
-    let threads = procfs::status(daemon.pid, "Threads").and_then(|count| count.parse().ok()).expect("a number");
-    (threads, procfs::descriptors(daemon.pid).len())
-}
-
-pub fn await_held(daemon: &Daemon, before: (usize, usize)) {
-    wait_until(TIMEOUT, &format!("threads and descriptors are {before:?} again"), || {
-        let now = daemon.threads_and_descriptors();
-        (now.0 <= before.0 && now.1 <= before.1).then_some(())
-    });
 }
 
 /// Reads binary messages until so many bytes came, or the Close.
@@ -77,7 +50,13 @@ fn bytes_go_both_ways() {
         assert_eq!(receive(&mut tunnel, size).0, bytes);
     }
     // Fragments, with a ping between them, one byte at a time.
-    let bytes = [client_frame(0x02, b"one "), client_frame(0x89, b"ping"), client_frame(0x00, b"two "), client_frame(0x80, b"three")].concat();
+    let bytes = [
+        client_frame(0x02, b"one "),
+        client_frame(0x89, b"ping"),
+        client_frame(0x00, b"two "),
+        client_frame(0x80, b"three"),
+    ]
+    .concat();
     bytes.iter().for_each(|byte| tunnel.get_mut().write_all(&[*byte]).expect("send"));
     let (mut text, mut ponged) = (Vec::new(), false);
     while text.len() < 13 || !ponged {
@@ -99,7 +78,7 @@ fn bytes_go_both_ways() {
 fn the_end_of_the_service_is_a_close() {
     let daemon = start_daemon();
     let before = daemon.threads_and_descriptors();
-    let port = service(|mut stream| {
+    let port = tcp_service(|mut stream| {
         stream.write_all(&pattern(3_000_000)).expect("send");
     });
     let mut tunnel = daemon.tunnel(port);
@@ -114,7 +93,7 @@ fn the_end_of_the_service_is_a_close() {
 #[test]
 fn a_slow_client_gets_all_that_the_service_has_said() {
     let daemon = start_daemon();
-    let port = service(|mut stream| {
+    let port = tcp_service(|mut stream| {
         stream.write_all(&pattern(2_000_000)).expect("send");
     });
     let mut tunnel = daemon.tunnel(port);
@@ -140,7 +119,7 @@ fn a_slow_client_gets_all_that_the_service_has_said() {
 fn a_close_from_the_client_is_only_half_of_one() {
     let daemon = start_daemon();
     // Answers when it has read all.
-    let port = service(|mut stream| {
+    let port = tcp_service(|mut stream| {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).expect("all of it");
         let sum: u64 = all.iter().map(|byte| u64::from(*byte)).sum();
@@ -232,7 +211,7 @@ fn bad_frames_end_a_tunnel() {
 #[test]
 fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
     let daemon = start_daemon();
-    let port = service(|mut stream| {
+    let port = tcp_service(|mut stream| {
         // Closed with something unread, the kernel resets the connection.
         stream.read_exact(&mut [0]).expect("a byte");
         stream.peek(&mut [0]).expect("another");
@@ -247,7 +226,7 @@ fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
 fn a_client_that_goes_ends_the_connection() {
     let daemon = start_daemon();
     let (tell, ended) = channel();
-    let port = service(move |mut stream| {
+    let port = tcp_service(move |mut stream| {
         let _ = stream.write_all(b"hello");
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
@@ -278,7 +257,7 @@ fn neither_end_is_read_faster_than_the_other_takes() {
     let daemon = start_daemon();
     let (tell, told) = channel();
     // Reads nothing, sends without end, and says how much it could send in the end.
-    let port = service(move |mut stream| {
+    let port = tcp_service(move |mut stream| {
         stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
         let mut sent = 0;
         while let Ok(count) = stream.write(&[0; 100_000]) {

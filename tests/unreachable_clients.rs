@@ -1,46 +1,14 @@
 //! Clients whose machine is gone: no end of the connection is told, and nothing is acknowledged any more.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use tungstenite::{Message, WebSocket};
 
+use crate::harness::faults::cut_off;
 use crate::harness::websocket::{Session, Terminal, client_frame};
-use crate::harness::{Daemon, TIMEOUT, start_daemon, wait_until};
-
-/// From here on its kernel hears nothing, as if the network were gone.
-fn cut_off(socket: &TcpStream) {
-    // Drops whatever comes (socket(7), SO_ATTACH_FILTER).
-    let mut drop_all = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
-    let program = libc::sock_fprog { len: 1, filter: &raw mut drop_all };
-    let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: the program and its one instruction are valid for reading while this is called.
-    let set = unsafe {
-        let value = (&raw const program).cast();
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, size)
-    };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// A service for one connection.
-fn service(serve: impl FnOnce(TcpStream) + Send + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("its address").port();
-    std::thread::spawn(move || serve(listener.accept().expect("the tunnel's connection").0));
-    port
-}
-
-/// Whether somebody holds a connection to this port of the loopback: what nobody holds has no inode any more.
-fn is_held(port: u16) -> bool {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the connections");
-    let remote = format!("0100007F:{port:04X}");
-    table.lines().any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields[2] == remote && fields[9] != "0"
-    })
-}
+use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, tcp_service, wait_until};
 
 fn wait_for_end(mut stream: TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
@@ -62,17 +30,12 @@ fn fill(socket: &mut TcpStream, bytes: &[u8]) {
     while socket.write_all(bytes).is_ok() {}
 }
 
-/// Waits until as much has come as comes to one that does not read.
-fn await_full(socket: &TcpStream) {
-    let waiting = || {
-        let mut count: libc::c_int = 0;
-        // SAFETY: `count` is valid for writing, and is the integer that this request writes.
-        assert_eq!(unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) }, 0);
-        count
-    };
+/// Waits until no more data arrives at a client that does not read.
+fn wait_until_full(socket: &TcpStream) {
+    let port = socket.local_addr().expect("local address").port();
     let mut last = (0, Instant::now());
-    wait_until(TIMEOUT, "its buffer is full", || {
-        let now = waiting();
+    wait_until(TIMEOUT, "the receive buffer is full", || {
+        let now = procfs::unread_bytes(port);
         if now != last.0 {
             last = (now, Instant::now());
         }
@@ -100,7 +63,7 @@ impl Lost {
 
     fn is_found(&self, daemon: &Daemon) -> bool {
         match self {
-            Lost::Tunnel(_, _, port) => !is_held(*port),
+            Lost::Tunnel(_, _, port) => !procfs::has_connection_to(*port),
             Lost::Terminal(_, _, session) => clients(daemon, session) == 0,
         }
     }
@@ -112,8 +75,8 @@ impl Lost {
     }
 }
 
-fn tunnel(daemon: &Daemon, name: &'static str, serve: impl FnOnce(TcpStream) + Send + 'static) -> Lost {
-    let port = service(serve);
+fn tunnel(daemon: &Daemon, name: &'static str, serve: fn(TcpStream)) -> Lost {
+    let port = tcp_service(serve);
     Lost::Tunnel(name, daemon.tunnel(port), port)
 }
 
@@ -163,14 +126,14 @@ fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
             Lost::Terminal("a terminal that shows too much", terminal, _) => {
                 terminal.expect("up");
                 terminal.type_in("go\n");
-                await_full(lost.socket());
+                wait_until_full(lost.socket());
             }
-            Lost::Tunnel("a tunnel whose client reads nothing", ..) => await_full(lost.socket()),
+            Lost::Tunnel("a tunnel whose client reads nothing", ..) => wait_until_full(lost.socket()),
             _ => {}
         }
     }
     let mut paused = tunnel(&daemon, "one whose client is there and reads nothing", send_without_end);
-    await_full(paused.socket());
+    wait_until_full(paused.socket());
     all.iter().for_each(|lost| cut_off(lost.socket()));
     let begun = Instant::now();
     let mut left: Vec<&Lost> = all.iter().collect();

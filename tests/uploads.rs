@@ -1,15 +1,16 @@
 //! Uploads: one version or the other, whatever happens on the way.
 
-use std::ffi::{CStr, CString};
-use std::fs;
+use std::ffi::CStr;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::files::{files, names, put};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::harness::files::{files, names, put};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
@@ -36,15 +37,9 @@ fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u
     (head.into_bytes(), body)
 }
 
-/// Closes with a reset.
-fn reset(socket: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let size = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: the option's value is valid for reading for its length.
-    let set = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
-    };
-    assert_eq!(set, 0);
+/// Closes the connection with a reset.
+fn reset(socket: TcpStream) {
+    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("linger for 0 s");
 }
 
 #[test]
@@ -67,8 +62,7 @@ fn an_upload_cut_at_any_byte_changes_nothing() {
                 let _ = socket.read_to_end(&mut answer);
                 assert!(answer.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&answer));
             } else {
-                reset(&socket);
-                drop(socket);
+                reset(socket);
             }
             assert_eq!(fs::read(&file).expect("the file"), b"the old content", "{at}");
         }
@@ -158,7 +152,7 @@ fn threads_and_descriptors_come_back() {
         names(&daemon, &scratch);
     };
     once();
-    fs::File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("a file");
+    File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("a file");
     let before = now();
     for _ in 0..30 {
         once();
@@ -186,11 +180,6 @@ fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Respo
     })
 }
 
-/// Runs a script as root in the daemon's namespace.
-fn as_root(daemon: &Daemon, script: &str) -> String {
-    daemon.run(&serde_json::json!({"command": "sh", "args": ["-ec", script], "user": "root"})).stdout()
-}
-
 #[test]
 fn a_full_disk_leaves_the_old_file() {
     if skip_without_root() {
@@ -198,7 +187,7 @@ fn a_full_disk_leaves_the_old_file() {
     }
     let daemon = start_daemon();
     let dir = daemon.scratch().join("small");
-    as_root(&daemon, &format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
+    daemon.run_as_root(&format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
     let file = dir.join("file");
     put(&daemon, &file, "", b"old").expect(204);
     let content = vec![b'x'; 2 << 20];
@@ -211,7 +200,7 @@ fn a_full_disk_leaves_the_old_file() {
     put(&daemon, &file, "", &content[..1 << 19]).expect(204);
     // In place, where the disk is too full for it to grow.
     let small = "echo other >other; echo behind >behind; mount --bind behind other; chmod 666 behind";
-    as_root(&daemon, &format!("cd {}; {small}", dir.display()));
+    daemon.run_as_root(&format!("cd {}; {small}", dir.display()));
     let old = daemon.get(&files(dir.join("other"), "")).body;
     refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
     assert!(daemon.get(&files(dir.join("other"), "")).body == old);
@@ -227,8 +216,8 @@ fn what_cannot_be_renamed_over_is_written_in_place() {
     let at = |name: &str| scratch.join(name);
     // A mount point.
     let (behind, mounted) = (at("behind"), at("mounted"));
-    as_root(&daemon, &format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
-    as_root(&daemon, &format!("mount --bind {} {}", behind.display(), mounted.display()));
+    daemon.run_as_root(&format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
+    daemon.run_as_root(&format!("mount --bind {} {}", behind.display(), mounted.display()));
     let (head, body) = upload(&daemon, &mounted, false, b"cut off");
     let mut socket = daemon.connect();
     socket.write_all(&[&head, &body[..3]].concat()).expect("some of it");
@@ -276,13 +265,13 @@ fn mode_and_owner_are_kept_as_far_as_the_user_may() {
     put(&daemon, "script", "", b"new").expect(204);
     assert_eq!(about("script"), "tl-user:tl-user 755");
     // The user cannot make a file root's: it is written in place, where the user may, and not at all elsewhere.
-    as_root(&daemon, "cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
+    daemon.run_as_root("cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
     put(&daemon, "roots", "", b"new").expect_error(403, "PERMISSION_DENIED", "roots");
     assert_eq!((daemon.get(&files("roots", "")).body, about("roots")), (b"x\n".to_vec(), "root:root 4755".to_owned()));
     put(&daemon, "common", "", b"new").expect(204);
     assert_eq!((daemon.get(&files("common", "")).body, about("common")), (b"new".to_vec(), "root:root 757".to_owned()));
     // Nor one of a group that the user is not in; the owner may write it.
-    as_root(&daemon, "cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
+    daemon.run_as_root("cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
     put(&daemon, "other", "", b"new").expect(204);
     assert_eq!(
         (daemon.get(&files("other", "")).body, about("other")),
@@ -290,7 +279,8 @@ fn mode_and_owner_are_kept_as_far_as_the_user_may() {
     );
     // What a write takes away goes in place as well, whoever writes.
     let (behind, mounted) = ("/home/tl-user/behind", "/home/tl-user/mounted");
-    as_root(&daemon, &format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
+    daemon
+        .run_as_root(&format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
     put(&daemon, mounted, "&user=root", b"new").expect(204);
     assert_eq!(about("behind"), "root:root 755");
 }
@@ -306,19 +296,12 @@ fn acl_for(uid: u32) -> Vec<u8> {
 }
 
 fn set_attribute(path: &Path, name: &CStr, value: &[u8]) {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: path and name end in a NUL, and the value is valid for reading for its length.
-    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    assert_eq!(set, 0, "{name:?} of {path:?}: {}", std::io::Error::last_os_error());
+    let file = File::open(path).expect("open the file");
+    tl_os::xattr::set(file, name, value).unwrap_or_else(|error| panic!("{name:?} of {path:?}: {error}"));
 }
 
 fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    let mut value = vec![0_u8; 4096];
-    // SAFETY: path and name end in a NUL, and the buffer is valid for writing for its length.
-    let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(usize::try_from(got).ok()?);
-    Some(value)
+    tl_os::xattr::get(File::open(path).expect("open the file"), name).expect("read the attribute")
 }
 
 const ACL: &CStr = c"system.posix_acl_access";

@@ -52,7 +52,9 @@ impl Daemon {
     /// The head of a request with the token, ready to be sent on a raw connection. `headers` are lines that end in CRLF.
     pub fn request_head(&self, method: &str, path: &str, headers: &str) -> String {
         let token = &self.token;
-        format!("{method} /api/v1{path} HTTP/1.1\r\nHost: sbx-1.local\r\nAuthorization: Bearer {token}\r\n{headers}\r\n")
+        format!(
+            "{method} /api/v1{path} HTTP/1.1\r\nHost: sbx-1.local\r\nAuthorization: Bearer {token}\r\n{headers}\r\n"
+        )
     }
 
     /// Sends a request with the token on a new connection and reads the head of the response.

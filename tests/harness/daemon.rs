@@ -81,7 +81,8 @@ impl Daemon {
     pub fn scratch(&self) -> PathBuf {
         let scratch = self.dir.path().join("scratch");
         if std::fs::create_dir(&scratch).is_ok() {
-            std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o1777)).expect("make it writable for all");
+            std::fs::set_permissions(&scratch, std::fs::Permissions::from_mode(0o1777))
+                .expect("make it writable for all");
         }
         scratch
     }

@@ -27,7 +27,13 @@ pub struct Lease(Child);
 impl Lease {
     pub fn take(path: &Path) -> Lease {
         let mut command = super::bound_command("python3");
-        let mut holder = command.args(["-c", HOLD_LEASE]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run python3");
+        let mut holder = command
+            .args(["-c", HOLD_LEASE])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run python3");
         let mut line = String::new();
         let stdout = holder.stdout.take().expect("stdout of the holder");
         BufReader::new(stdout).read_line(&mut line).expect("read from the holder");

@@ -149,7 +149,8 @@ impl ResponseStream {
             // The line end after the previous chunk.
             line = read_line(&mut self.socket)?;
         }
-        let size = u64::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("not a chunk size: {line:?}")))?;
+        let size =
+            u64::from_str_radix(&line, 16).map_err(|_| io::Error::other(format!("not a chunk size: {line:?}")))?;
         if size == 0 {
             read_line(&mut self.socket)?;
         }
@@ -317,7 +318,10 @@ impl CompletedRun {
         assert!(stream.next_frame().is_none(), "a frame after the last event {last}");
         assert!(last["exit_code"].is_u64() != last["signal"].is_u64(), "exactly one of exit_code and signal: {last}");
         assert!(last["oom_killed"].is_boolean() && last["reason"].is_string(), "{last}");
-        assert!(last.get("pid").is_none() && last.get("started_at").is_none(), "clients take it for the first event: {last}");
+        assert!(
+            last.get("pid").is_none() && last.get("started_at").is_none(),
+            "clients take it for the first event: {last}"
+        );
         CompletedRun { first, events, last }
     }
 
