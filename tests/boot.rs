@@ -35,7 +35,7 @@ fn await_service(daemon: &Daemon, file: &str, what: &str, right: impl Fn(&Value)
 }
 
 #[test]
-fn the_report_says_what_was_done() {
+fn boot_report_lists_the_duties_of_a_namespace_and_ends_with_listening() {
     let daemon = start_daemon();
     let report = daemon.boot();
     let steps = report["steps"].as_array().expect("steps");
@@ -59,7 +59,7 @@ fn the_report_says_what_was_done() {
 const BUSY: u8 = 20;
 
 #[test]
-fn a_process_among_others_boots_nothing() {
+fn a_subreaper_reports_only_the_listening_step() {
     let daemon = Options::subreaper().start();
     let report = daemon.boot();
     let names: Vec<&Value> = report["steps"].as_array().expect("steps").iter().map(|step| &step["name"]).collect();
@@ -67,7 +67,7 @@ fn a_process_among_others_boots_nothing() {
 }
 
 #[test]
-fn services_start_in_the_order_of_their_names() {
+fn services_start_in_the_order_of_their_file_names() {
     let body = |name: &str| format!(r#"{{"command": "sleep", "args": ["600"], "name": "{name}"}}"#).into_bytes();
     let (_dir, options) = configured(&[
         ("services/20-second.json", &body("second")),
@@ -88,7 +88,7 @@ fn services_start_in_the_order_of_their_names() {
 }
 
 #[test]
-fn a_broken_file_is_reported_and_skipped() {
+fn an_invalid_service_file_is_reported_and_skipped() {
     let garbage = vec![b'{'; 10 << 20];
     let (dir, options) = configured(&[
         ("services/10-garbage.json", &garbage),
@@ -118,7 +118,7 @@ fn a_broken_file_is_reported_and_skipped() {
 }
 
 #[test]
-fn the_file_configures_and_the_environment_wins() {
+fn the_environment_overrides_init_conf() {
     let (_dir, options) = configured(&[("init.conf", b"TL_INIT_MAX_PROCESSES=1\nTL_INIT_MAX_BODY=100\n")]);
     let daemon = options.env("TL_INIT_MAX_BODY", "1M").start();
     let long = "x".repeat(1000);
@@ -127,7 +127,7 @@ fn the_file_configures_and_the_environment_wins() {
 }
 
 #[test]
-fn hup_reads_the_services_again() {
+fn sighup_starts_new_services_and_stops_removed_ones() {
     let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "s{seconds}"}}"#);
     let (dir, options) = configured(&[
         ("services/stays.json", sleep("5601").as_bytes()),
@@ -153,7 +153,7 @@ fn hup_reads_the_services_again() {
 }
 
 #[test]
-fn a_file_that_gets_broken_leaves_its_service_alone() {
+fn a_service_file_that_becomes_invalid_leaves_its_service_running() {
     let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "one"}}"#);
     let (dir, options) = configured(&[("services/one.json", sleep("5606").as_bytes())]);
     let daemon = options.start();
@@ -189,7 +189,7 @@ fn a_file_that_gets_broken_leaves_its_service_alone() {
 }
 
 #[test]
-fn a_service_that_could_not_be_started_is_tried_again() {
+fn sighup_retries_a_service_that_could_not_be_started() {
     let (dir, options) = configured(&[]);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it to all");
     let program = dir.path().join("late");
@@ -207,7 +207,7 @@ fn a_service_that_could_not_be_started_is_tried_again() {
 
 /// It may take all of its grace, and the port that both want is free only then.
 #[test]
-fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
+fn a_changed_service_starts_after_the_old_one_has_ended() {
     let old = r#"{"command": "sh", "name": "one", "args": ["-c",
         "trap 'sleep 3; echo ended >>$SAID; exit' TERM; echo up >>$SAID; while :; do sleep 0.02; done"],
         "env": {"SAID": "@"}}"#;
@@ -232,7 +232,7 @@ fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
 
 /// As where the client of `docker run -t` was stopped: what the log has to say there must hold up nobody.
 #[test]
-fn a_terminal_that_nobody_reads_holds_up_nobody() {
+fn a_full_terminal_on_stderr_delays_neither_services_nor_shutdown() {
     let terminal = nix::pty::openpty(None, None).expect("open a terminal");
     let (dir, options) = configured(&[]);
     let mut daemon = options.stderr(terminal.slave).start();

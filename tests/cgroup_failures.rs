@@ -66,7 +66,7 @@ fn remove_slice(parent: &Path) {
 }
 
 #[test]
-fn where_the_cgroup_takes_no_processes_starts_work_without_one() {
+fn processes_start_without_a_cgroup_when_the_parent_is_threaded() {
     if skip_without_root() {
         return;
     }
@@ -77,7 +77,7 @@ fn where_the_cgroup_takes_no_processes_starts_work_without_one() {
 }
 
 #[test]
-fn where_the_cgroup_takes_no_more_processes_starts_go_on_without_one() {
+fn processes_start_without_a_cgroup_after_the_parent_becomes_threaded() {
     if skip_without_root() {
         return;
     }
@@ -96,7 +96,7 @@ fn where_the_cgroup_takes_no_more_processes_starts_go_on_without_one() {
 }
 
 #[test]
-fn a_slice_that_was_removed_is_made_anew() {
+fn a_removed_slice_is_created_again() {
     if skip_without_root() {
         return;
     }
@@ -117,7 +117,7 @@ fn a_slice_that_was_removed_is_made_anew() {
 }
 
 #[test]
-fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
+fn processes_start_without_a_cgroup_when_a_removed_slice_cannot_be_created_again() {
     if skip_without_root() {
         return;
     }
@@ -132,7 +132,7 @@ fn without_a_slice_and_with_no_way_to_make_one_starts_go_on() {
 }
 
 #[test]
-fn read_only_cgroups_do_not_stop_starts() {
+fn processes_start_without_a_cgroup_after_cgroups_become_read_only() {
     if skip_without_root() {
         return;
     }
@@ -148,7 +148,7 @@ fn read_only_cgroups_do_not_stop_starts() {
 }
 
 #[test]
-fn trees_are_still_killed_whole_when_cgroups_are_unmounted() {
+fn delete_kills_the_whole_tree_after_cgroups_are_unmounted() {
     if skip_without_root() {
         return;
     }
@@ -168,7 +168,7 @@ fn trees_are_still_killed_whole_when_cgroups_are_unmounted() {
 }
 
 #[test]
-fn a_mount_point_with_a_space_is_found() {
+fn a_cgroup_mount_point_with_a_space_in_its_path_is_found() {
     if skip_without_root() {
         return;
     }

@@ -19,7 +19,7 @@ fn with_users(daemon: &Daemon) {
 }
 
 #[test]
-fn users_in_every_form() {
+fn every_form_of_user_gets_its_ids_groups_home_and_no_capabilities() {
     if skip_without_root() {
         return;
     }
@@ -61,7 +61,7 @@ fn users_in_every_form() {
 }
 
 #[test]
-fn a_user_that_is_none_starts_nothing() {
+fn an_unknown_or_malformed_user_is_refused_and_starts_nothing() {
     let daemon = start_daemon();
     let long = "x".repeat(1000);
     let unknown = [json!("nobody-here"), json!({"name": "nobody-here"}), json!("Root"), json!(long), json!("root ")];
@@ -102,7 +102,7 @@ fn a_user_that_is_none_starts_nothing() {
 }
 
 #[test]
-fn the_default_user_can_be_chosen() {
+fn default_user_option_sets_the_user_of_commands() {
     if skip_without_root() {
         return;
     }
@@ -126,7 +126,7 @@ fn environment(run: &CompletedRun) -> Vec<String> {
 }
 
 #[test]
-fn the_environment_is_exact() {
+fn the_environment_is_base_then_env_file_then_request() {
     if skip_without_root() {
         return;
     }
@@ -159,7 +159,7 @@ fn the_environment_is_exact() {
 }
 
 #[test]
-fn the_path_of_the_child_finds_its_program() {
+fn the_command_is_looked_up_in_the_path_of_the_request() {
     let daemon = start_daemon();
     daemon.script("my-own-tool", "#!/bin/sh\necho mine\n");
     let scratch = daemon.scratch();
@@ -202,17 +202,17 @@ fn clean_start(daemon: &Daemon) {
 }
 
 #[test]
-fn a_child_starts_clean() {
+fn a_process_starts_with_clean_descriptors_signals_session_and_umask() {
     clean_start(&start_daemon());
 }
 
 #[test]
-fn a_child_starts_clean_as_a_subreaper() {
+fn a_process_of_a_subreaper_starts_with_clean_descriptors_signals_session_and_umask() {
     clean_start(&Options::subreaper().start());
 }
 
 #[test]
-fn the_working_directory() {
+fn working_dir_is_used_and_must_be_an_accessible_directory() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let run = daemon.run(&json!({"command": "pwd", "working_dir": scratch}));

@@ -29,7 +29,7 @@ fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
+fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = |name: &str, mode: u32, text: &str| {
         let path = dir.path().join(name);
@@ -108,7 +108,7 @@ fn one_line(output: &Output, what: &str, needle: &str) {
 }
 
 #[test]
-fn help_and_version() {
+fn help_lists_the_options_and_version_prints_the_version() {
     let dir = tempfile::tempdir().expect("a directory");
     let help = tl_init(dir.path(), &["--help"], &[]);
     assert_eq!(help.status.code(), Some(0));
@@ -142,7 +142,7 @@ fn help_and_version() {
 }
 
 #[test]
-fn every_option_is_an_environment_variable_too() {
+fn options_are_read_from_the_environment_and_the_command_line_overrides_them() {
     let env_file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write it");
     let daemon = Options::default()
@@ -176,7 +176,7 @@ fn every_option_is_an_environment_variable_too() {
 }
 
 #[test]
-fn files_of_a_start_are_the_owners_only() {
+fn the_token_is_readable_by_its_owner_only_and_appears_nowhere_else() {
     let daemon = start_daemon();
     let mode = |path: &str| {
         let data = std::fs::metadata(daemon.state_dir().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -198,7 +198,7 @@ fn files_of_a_start_are_the_owners_only() {
 }
 
 #[test]
-fn the_token_of_a_file_is_the_one_that_counts() {
+fn token_file_sets_the_token() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("token");
     std::fs::write(&path, format!("{TOKEN}\n")).expect("write it");
@@ -209,7 +209,7 @@ fn the_token_of_a_file_is_the_one_that_counts() {
 }
 
 #[test]
-fn two_daemons_do_not_share_a_log_directory() {
+fn a_second_daemon_refuses_a_log_directory_in_use() {
     let daemon = Options::subreaper().start();
     let log = daemon.state_dir().join("log");
     let dir = tempfile::tempdir().expect("a directory");
@@ -219,7 +219,7 @@ fn two_daemons_do_not_share_a_log_directory() {
 }
 
 #[test]
-fn a_command_of_its_own_runs_beside_the_api() {
+fn the_main_process_runs_beside_the_api_with_the_output_of_the_daemon() {
     let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
     wait_until(TIMEOUT, "it runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
     // Its output is the daemon's own.
@@ -228,7 +228,7 @@ fn a_command_of_its_own_runs_beside_the_api() {
 }
 
 #[test]
-fn the_end_of_its_command_is_the_end_of_all() {
+fn the_daemon_ends_with_the_exit_code_of_its_main_process() {
     for (script, code) in [("exit 7", 7), ("kill -9 $$", 137)] {
         let script = format!("read x <go; {script}");
         let scratch = tempfile::tempdir().expect("a directory");
@@ -244,7 +244,7 @@ fn the_end_of_its_command_is_the_end_of_all() {
 }
 
 #[test]
-fn signals_that_mean_nothing_to_it_change_nothing() {
+fn signals_without_a_meaning_are_ignored() {
     let daemon = start_daemon();
     for signal in [Signal::SIGPIPE, Signal::SIGCHLD, Signal::SIGURG, Signal::SIGWINCH, Signal::SIGCONT] {
         daemon.signal(signal);
@@ -253,7 +253,7 @@ fn signals_that_mean_nothing_to_it_change_nothing() {
 }
 
 #[test]
-fn what_nobody_can_hear_is_no_panic() {
+fn a_failed_write_to_stdout_or_stderr_exits_with_1_without_a_panic() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
     for args in [&["--help"][..], &["--version"]] {
         let out = Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run it");

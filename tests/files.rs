@@ -1,4 +1,4 @@
-//! Files: read, ranges, users, listings, and what is refused.
+//! Files: read, a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200, users, listings, and what is refused.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
 #[test]
-fn a_file_goes_there_and_back() {
+fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
     // Without root the home would be that of whoever runs the tests.
     if skip_without_root() {
         return;
@@ -31,7 +31,7 @@ fn a_file_goes_there_and_back() {
             assert_eq!((reply.status, reply.body == content), (200, true), "{path}");
             assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
             assert_eq!(reply.header("content-length"), Some(&*size.to_string()), "{path}");
-            assert_eq!(reply.header("accept-ranges"), Some("bytes"));
+            assert_eq!(reply.header("accept-a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200"), Some("bytes"));
         }
         let head = daemon.request("HEAD", &files(path, ""), None);
         assert_eq!((head.status, head.body.len()), (200, 0));
@@ -52,7 +52,7 @@ fn a_file_goes_there_and_back() {
 }
 
 #[test]
-fn ranges() {
+fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     for size in [1000_usize, 1 << 20] {
@@ -116,7 +116,7 @@ fn send(daemon: &Daemon, method: &str, path: &str, head: &str, body: &[u8]) -> R
 }
 
 #[test]
-fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
+fn content_range_and_content_encoding_are_refused_on_uploads() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, absent) = (scratch.join("file"), scratch.join("made/absent"));
@@ -166,7 +166,7 @@ fn a_part_or_an_encoded_body_is_not_taken_for_a_file() {
 }
 
 #[test]
-fn conditions_of_a_file() {
+fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, absent, made) = (scratch.join("file"), scratch.join("absent"), scratch.join("made"));
@@ -230,7 +230,7 @@ fn conditions_of_a_file() {
 
 /// Of many who want to make the same file, one does: also where they have all looked before any of them is done.
 #[test]
-fn one_of_many_makes_the_file() {
+fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     for round in 0..10 {
@@ -272,7 +272,7 @@ fn one_of_many_makes_the_file() {
 }
 
 #[test]
-fn a_user_may_what_it_may() {
+fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
     if skip_without_root() {
         return;
     }
@@ -325,7 +325,7 @@ fn a_user_may_what_it_may() {
 }
 
 #[test]
-fn what_is_refused() {
+fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
@@ -393,7 +393,7 @@ fn what_is_refused() {
 }
 
 #[test]
-fn a_large_directory() {
+fn a_directory_of_100000_entries_is_listed_within_1_s_of_cpu_time() {
     let daemon = start_daemon();
     let dir = daemon.scratch().join("many");
     fs::create_dir_all(dir.join("zz-dir")).expect("a directory");
@@ -423,7 +423,7 @@ fn a_large_directory() {
 }
 
 #[test]
-fn files_that_the_kernel_makes_up() {
+fn files_of_proc_without_a_size_are_read_to_their_end() {
     let daemon = start_daemon();
     let memory = get(&daemon, "/proc/meminfo", "");
     assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
@@ -437,7 +437,7 @@ fn files_that_the_kernel_makes_up() {
 
 /// The kernel would let every thread of the daemon at them, whoever it acts as.
 #[test]
-fn the_daemons_own_entries_in_proc_are_nobodys() {
+fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
     if skip_without_root() {
         return;
     }
@@ -486,7 +486,7 @@ fn the_daemons_own_entries_in_proc_are_nobodys() {
 
 /// Where /proc counts PIDs as the namespace outside does: ours are other numbers there.
 #[test]
-fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
+fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
     if skip_without_root() {
         return;
     }
@@ -514,7 +514,7 @@ fn the_daemons_own_entries_in_an_outer_proc_are_nobodys() {
 }
 
 #[test]
-fn a_file_that_becomes_shorter_ends_the_connection() {
+fn a_download_of_a_file_that_shrinks_ends_the_connection() {
     let daemon = start_daemon();
     let file = daemon.scratch().join("file");
     let length = 64 << 20;
@@ -530,7 +530,7 @@ fn a_file_that_becomes_shorter_ends_the_connection() {
 }
 
 #[test]
-fn a_file_that_hangs_holds_up_its_own_request() {
+fn a_file_that_hangs_delays_only_its_own_request() {
     if skip_without_root() {
         return;
     }

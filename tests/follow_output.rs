@@ -34,7 +34,7 @@ fn read_numbers(events: EventStream) {
 }
 
 #[test]
-fn a_slow_follower_loses_nothing_and_slows_nobody() {
+fn a_slow_follower_loses_no_line_and_delays_neither_writer_nor_followers() {
     let daemon = start_daemon();
     let script = format!("read x; seq -f %060.0f 1 {LINES}");
     let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
@@ -75,7 +75,7 @@ fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
 }
 
 #[test]
-fn follow_replays_and_goes_on_live() {
+fn follow_replays_kept_lines_and_then_streams_live_ones() {
     let daemon = start_daemon();
     let pid = held(&daemon, 1000);
     let mut early = daemon.follow(pid, "stdout");
@@ -87,7 +87,7 @@ fn follow_replays_and_goes_on_live() {
 }
 
 #[test]
-fn last_event_id_goes_on_right_after_it() {
+fn last_event_id_resumes_right_after_that_event() {
     let daemon = start_daemon();
     for view in ["stdout", "output"] {
         let pid = held(&daemon, 500);
@@ -106,7 +106,7 @@ fn last_event_id_goes_on_right_after_it() {
 }
 
 #[test]
-fn the_id_of_eof_is_that_of_the_end() {
+fn resuming_after_eof_sends_only_output_of_later_runs() {
     let daemon = start_daemon();
     let body =
         json!({"command": "sh", "args": ["-c", "echo run; printf cut"], "name": "s", "restart": {"policy": "never"}});
@@ -124,7 +124,7 @@ fn the_id_of_eof_is_that_of_the_end() {
 }
 
 #[test]
-fn tail_gives_the_last_lines() {
+fn tail_returns_the_last_n_lines() {
     let daemon = start_daemon();
     let pid = held(&daemon, 500);
     assert_eq!(daemon.lines(pid, "stdout?tail=3"), ["498", "499", "500"]);
@@ -148,7 +148,7 @@ fn tail_gives_the_last_lines() {
 }
 
 #[test]
-fn silence_is_kept_alive_with_a_comment() {
+fn a_silent_follow_sends_a_keep_alive_comment_after_15_s() {
     let daemon = start_daemon();
     let pid = held(&daemon, 1);
     let mut reader = daemon.follow(pid, "stdout").into_reader();
@@ -165,7 +165,7 @@ fn silence_is_kept_alive_with_a_comment() {
 }
 
 #[test]
-fn a_tail_is_not_looked_for_once_its_client_has_gone() {
+fn the_search_for_a_tail_stops_when_its_client_disconnects() {
     let daemon = start_daemon();
     // Ten million lines.
     let pid = daemon.sh("yes '' | head -c 10M");

@@ -46,21 +46,21 @@ fn delete_ends_a_hanging_program(daemon: &Daemon) {
 }
 
 #[test]
-fn a_program_that_hangs_is_killed_by_its_delete() {
+fn delete_kills_a_process_whose_exec_hangs() {
     if !skip_without_root() {
         delete_ends_a_hanging_program(&start_daemon());
     }
 }
 
 #[test]
-fn a_program_that_hangs_is_killed_by_its_delete_without_a_cgroup() {
+fn delete_kills_a_process_whose_exec_hangs_without_a_cgroup() {
     if !skip_without_root() {
         delete_ends_a_hanging_program(&Options::default().without_cgroup().start());
     }
 }
 
 #[test]
-fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
+fn start_answers_201_after_5_s_of_a_hanging_exec_and_reports_its_result_later() {
     if skip_without_root() {
         return;
     }
@@ -98,7 +98,7 @@ fn a_program_that_hangs_is_answered_after_5_s_and_runs_later() {
 }
 
 #[test]
-fn a_run_whose_program_hangs_times_out() {
+fn a_run_whose_exec_hangs_ends_at_its_timeout() {
     if skip_without_root() {
         return;
     }
@@ -116,7 +116,7 @@ fn a_run_whose_program_hangs_times_out() {
 }
 
 #[test]
-fn a_directory_that_hangs_delays_only_its_own_request() {
+fn a_working_directory_that_hangs_delays_only_its_own_request() {
     if skip_without_root() {
         return;
     }
@@ -164,7 +164,7 @@ impl Drop for Freezer {
 }
 
 #[test]
-fn a_leader_that_takes_no_sigkill_does_not_hold_the_end_of_its_run() {
+fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
     if skip_without_root() {
         return;
     }

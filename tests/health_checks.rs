@@ -87,7 +87,7 @@ fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
 }
 
 #[test]
-fn what_turns_bad_is_replaced() {
+fn an_unhealthy_process_is_stopped_and_restarted() {
     let (daemon, service) = (start_daemon(), Service::new());
     // It takes its whole grace.
     let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
@@ -115,7 +115,7 @@ fn what_turns_bad_is_replaced() {
 }
 
 #[test]
-fn never_is_left_alone_and_reported() {
+fn an_unhealthy_process_with_policy_never_keeps_running_and_can_recover() {
     let (daemon, service) = (start_daemon(), Service::new());
     let first = start(&daemon, "web", "never", "exec sleep 4901", &service.check("http", 50, 2));
     await_health(&daemon, "web", "healthy");
@@ -132,7 +132,7 @@ fn never_is_left_alone_and_reported() {
 }
 
 #[test]
-fn a_service_that_is_not_there_is_given_up() {
+fn restarts_after_refused_probes_stop_at_max_restarts() {
     let daemon = start_daemon();
     let (port, _held) = reserve_closed_port();
     let info = daemon.start_process(&json!({
@@ -193,17 +193,17 @@ fn stands_still(service_too: bool) {
 }
 
 #[test]
-fn a_daemon_that_was_stopped_goes_on_as_if_it_had_not() {
+fn a_daemon_that_was_stopped_for_a_while_counts_no_failure() {
     stands_still(false);
 }
 
 #[test]
-fn a_machine_that_was_paused_is_no_illness() {
+fn a_pause_of_daemon_and_service_counts_no_failure() {
     stands_still(true);
 }
 
 #[test]
-fn many_checks_cost_little_and_come_in_time() {
+fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     const PROCESSES: usize = 200;
     let daemon = start_daemon();
     let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("a port"), Service::new());

@@ -43,7 +43,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
 }
 
 #[test]
-fn memory_that_a_crowd_has_used_is_given_back() {
+fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
     let daemon = start_daemon_with(&["--keep-ended", "50"]);
     runs(&daemon, 100);
     let anonymous = || procfs::kilobytes(daemon.pid, "RssAnon");
@@ -96,7 +96,7 @@ fn sleeps(daemon: &Daemon) {
 }
 
 #[test]
-fn an_idle_daemon_makes_no_wake_up() {
+fn an_idle_daemon_does_not_wake_up() {
     let daemon = start_daemon();
     sleeps(&daemon);
     for _ in 0..3 {
@@ -130,11 +130,11 @@ fn no_zombie_stays(daemon: &Daemon) {
 }
 
 #[test]
-fn orphans_are_reaped_at_once() {
+fn a_hundred_orphans_are_reaped_within_500_ms() {
     no_zombie_stays(&start_daemon());
 }
 
 #[test]
-fn orphans_are_reaped_at_once_as_a_subreaper() {
+fn a_hundred_orphans_are_reaped_within_500_ms_by_a_subreaper() {
     no_zombie_stays(&Options::subreaper().start());
 }

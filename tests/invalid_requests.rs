@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Options, TOKEN, pid_of, start_daemon, start_daemon_with};
 
 #[test]
-fn bad_bodies_of_a_start() {
+fn an_invalid_start_or_run_is_refused_with_a_sentence_that_names_the_field() {
     let daemon = start_daemon();
     let bad = |code: &'static str, needle: &'static str, body: Value| (code, needle, body);
     let with = |field: &str, value: Value| {
@@ -103,7 +103,7 @@ fn put(body: &Value, path: &str, value: &Value) -> Value {
 
 /// The sentence says which field it is and what would be right, for each field and whatever was sent for it.
 #[test]
-fn every_wrong_type_is_told_in_plain_words() {
+fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
     let daemon = start_daemon();
     const STRING: &str = "must be a string";
     const STRINGS: &str = "must be a list of strings";
@@ -205,7 +205,7 @@ fn every_wrong_type_is_told_in_plain_words() {
 }
 
 #[test]
-fn programs_that_the_kernel_will_not_run() {
+fn a_file_that_cannot_be_executed_is_refused_as_not_executable() {
     let daemon = start_daemon();
     for (name, text) in [("no-interpreter", "#!/no/such/interpreter\n"), ("no-format", "just text\n"), ("empty", "")] {
         let path = daemon.script(name, text);
@@ -218,7 +218,7 @@ fn programs_that_the_kernel_will_not_run() {
 }
 
 #[test]
-fn bodies_that_are_not_json() {
+fn a_body_that_is_not_a_json_object_is_refused() {
     let daemon = start_daemon();
     let bodies: &[&[u8]] = &[
         b"",
@@ -257,7 +257,7 @@ fn bodies_that_are_not_json() {
 }
 
 #[test]
-fn bodies_and_heads_beyond_their_limits() {
+fn a_body_or_head_above_its_limit_is_refused_with_413_or_431() {
     let daemon = start_daemon();
     let huge = json!({"command": "true", "args": ["x".repeat(1 << 20)]});
     for path in ["/processes", "/processes/run"] {
@@ -283,7 +283,7 @@ fn bodies_and_heads_beyond_their_limits() {
 }
 
 #[test]
-fn processes_that_are_not_there() {
+fn requests_to_unknown_processes_are_404() {
     let daemon = start_daemon();
     let gone = [
         "0",
@@ -325,7 +325,7 @@ fn processes_that_are_not_there() {
 }
 
 #[test]
-fn routes_and_methods_that_are_not_there() {
+fn unknown_paths_are_404_and_unknown_methods_405_with_allow() {
     let daemon = start_daemon();
     for path in [
         "/nothing",
@@ -371,7 +371,7 @@ fn routes_and_methods_that_are_not_there() {
 }
 
 #[test]
-fn bad_signals() {
+fn invalid_signals_are_refused_and_not_sent() {
     let daemon = start_daemon();
     let pid = daemon.sh("sleep 4900");
     let path = format!("/processes/{pid}/signal");
@@ -386,7 +386,7 @@ fn bad_signals() {
 }
 
 #[test]
-fn conflicts() {
+fn restart_of_plain_signal_of_ended_and_a_name_in_use_are_409() {
     let daemon = start_daemon();
     let running = daemon.sh("sleep 4901");
     let ended = daemon.run_sh("exit 0").pid();
@@ -402,7 +402,7 @@ fn conflicts() {
 }
 
 #[test]
-fn only_the_token_opens() {
+fn every_endpoint_but_health_requires_the_bearer_token() {
     let daemon = Options::default().start();
     let ask = |head: &str, path: &str| {
         let text = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}\r\n");
@@ -447,7 +447,7 @@ fn only_the_token_opens() {
 }
 
 #[test]
-fn no_auth_must_be_asked_for_and_opens_all() {
+fn no_auth_accepts_requests_without_a_token_and_logs_a_warning() {
     let daemon = start_daemon_with(&["--no-auth"]);
     let text = "GET /api/v1/processes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     assert_eq!(crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).status, 200);

@@ -9,7 +9,7 @@ use crate::harness::{Options, TIMEOUT, pid_of, procfs, skip_without_root, start_
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn ended_processes_go_oldest_first_and_live_ones_stay() {
+fn keep_ended_drops_the_oldest_ended_process_and_never_a_live_one() {
     let daemon = start_daemon_with(&["--keep-ended", "5"]);
     let live = daemon.sh("echo up; sleep 4950");
     daemon.wait_for_stdout(live, &["up"]);
@@ -26,7 +26,7 @@ fn ended_processes_go_oldest_first_and_live_ones_stay() {
 }
 
 #[test]
-fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
+fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     let limit = 4 * MIB;
     let daemon = start_daemon_with(&["--log-limit", &limit.to_string()]);
     // 16 bytes a line, 16 MiB in all.
@@ -58,7 +58,7 @@ fn a_log_beyond_its_limit_drops_its_oldest_part_and_says_so() {
 }
 
 #[test]
-fn what_is_kept_begins_with_a_whole_line() {
+fn a_truncated_log_begins_with_a_whole_line() {
     let daemon = start_daemon_with(&["--log-limit", "1M"]);
     const LINES: u64 = 400_000;
     let all: String = (1..=LINES).map(|number| format!("{number}\n")).collect();
@@ -90,7 +90,7 @@ fn what_is_kept_begins_with_a_whole_line() {
 }
 
 #[test]
-fn the_output_of_a_live_process_outlives_the_log_directory() {
+fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     let daemon = start_daemon_with(&[]);
     let script = "echo one; read x; echo two; read x; seq 3 5";
     let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})));
@@ -137,7 +137,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn on_a_full_disk_the_last_64_kib_are_kept() {
+fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     if skip_without_root() {
         return;
     }
@@ -179,7 +179,7 @@ fn disk_use(dir: &std::path::Path) -> u64 {
 }
 
 #[test]
-fn all_logs_together_stay_below_their_limit() {
+fn log_total_truncates_the_oldest_ended_logs_first() {
     let limit = 8 * MIB;
     let daemon = start_daemon_with(&["--log-total", &limit.to_string()]);
     let live = daemon.start_process(&json!({"command": "sh", "args": ["-c", "echo live; sleep 4951"]}));
@@ -201,7 +201,7 @@ fn all_logs_together_stay_below_their_limit() {
 }
 
 #[test]
-fn only_so_many_run_at_once() {
+fn max_processes_refuses_further_starts_with_429() {
     let daemon = start_daemon_with(&["--max-processes", "3"]);
     let pids: Vec<u64> = (0..3).map(|_| daemon.sh("sleep 4952")).collect();
     for path in ["/processes", "/processes/run"] {
@@ -216,7 +216,7 @@ fn only_so_many_run_at_once() {
 
 /// Limits of the program around the daemon are meant for what it runs: they neither end nor starve the daemon.
 #[test]
-fn limits_of_the_surroundings_are_for_the_children() {
+fn inherited_resource_limits_apply_to_children_and_not_to_the_daemon() {
     let limits = [
         ("nofile", 500, "Max open files", "-Sn", 500),
         ("as", 1 << 30, "Max address space", "-Sv", 1 << 20),
@@ -245,7 +245,7 @@ fn limits_of_the_surroundings_are_for_the_children() {
 
 /// A child in the background can keep a pipe and the log of a command that has ended: these count as well.
 #[test]
-fn connections_find_the_descriptors_that_they_were_promised() {
+fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     const ALL: u64 = 400;
     const CONNECTIONS: usize = 50;
     const STREAMS: usize = 43;

@@ -2,17 +2,17 @@
 //!
 //! | what tini's README promises | here |
 //! |---|---|
-//! | it runs one child and ends with its exit code | `its_exit_is_ours` |
-//! | 128 and the signal where one was its end | `its_exit_is_ours`, `a_term_that_it_does_not_handle_is_its_end` |
-//! | 127 and 126 where it does not run | `one_that_does_not_run_is_said_as_a_shell_would` |
-//! | signals are forwarded, and do what they do by default | `signals_are_forwarded` |
-//! | `-g`: to the child's group | always: `they_reach_the_whole_group` |
-//! | zombies are reaped | `orphans_are_reaped` |
-//! | `-s`: as a subreaper too | always, where it is not PID 1: `it_need_not_be_pid_1` |
-//! | the child begins with no signal blocked or ignored | `it_starts_clean_and_with_the_environment_that_was_meant_for_it` |
-//! | the terminal's foreground is the child's | `a_terminal_is_its_own` |
-//! | a stopped child has not ended | `one_that_is_stopped_has_not_ended` |
-//! | what the child leaves behind ends with it | asked first: `what_it_leaves_behind_ends_in_order` |
+//! | it runs one child and ends with its exit code | `the_container_ends_with_the_exit_code_or_128_plus_the_signal` |
+//! | 128 and the signal where one was its end | `the_container_ends_with_the_exit_code_or_128_plus_the_signal`, `an_unhandled_sigterm_or_sigint_ends_the_main_process` |
+//! | 127 and 126 where it does not run | `a_main_process_that_cannot_start_ends_the_container_with_127_or_126` |
+//! | signals are forwarded, and do what they do by default | `signals_are_forwarded_to_the_main_process` |
+//! | `-g`: to the child's group | always: `forwarded_signals_reach_the_whole_process_group` |
+//! | zombies are reaped | `orphans_are_reaped_beside_the_main_process` |
+//! | `-s`: as a subreaper too | always, where it is not PID 1: `a_main_process_works_under_a_subreaper` |
+//! | the child begins with no signal blocked or ignored | `the_main_process_starts_with_clean_signals_and_the_environment_of_the_container` |
+//! | the terminal's foreground is the child's | `the_terminal_of_the_container_is_controlled_by_the_main_process` |
+//! | a stopped child has not ended | `a_stopped_main_process_counts_as_running` |
+//! | what the child leaves behind ends with it | asked first: `remaining_processes_get_sigterm_after_the_main_process_has_ended` |
 //! | `-e`, `-p`, `-v`, `-w` | there are no such options |
 //!
 //! SIGPIPE, which tini forwards, we do not: it comes of a pipe, not of a person.
@@ -76,7 +76,7 @@ const ANSWERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 4
     exit 7";
 
 #[test]
-fn signals_are_forwarded() {
+fn signals_are_forwarded_to_the_main_process() {
     let mut main = Main::start(ANSWERS);
     for signal in [1, 3, 10, 12, 20, 28, 30, 34, 37, 38, 39, 47, 48, 49, 15] {
         main.daemon.signal_number(signal);
@@ -87,7 +87,7 @@ fn signals_are_forwarded() {
 }
 
 #[test]
-fn they_reach_the_whole_group() {
+fn forwarded_signals_reach_the_whole_process_group() {
     let mut main = Main::start(
         "trap 'echo leader >>$SAID; wait; exit 5' TERM
          sh -c 'trap \"echo child >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
@@ -100,7 +100,7 @@ fn they_reach_the_whole_group() {
 }
 
 #[test]
-fn its_exit_is_ours() {
+fn the_container_ends_with_the_exit_code_or_128_plus_the_signal() {
     for (end, code) in
         [("exit 0", 0), ("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
     {
@@ -111,7 +111,7 @@ fn its_exit_is_ours() {
 }
 
 #[test]
-fn a_term_that_it_does_not_handle_is_its_end() {
+fn an_unhandled_sigterm_or_sigint_ends_the_main_process() {
     let mut main = Main::start("echo up >>$SAID; exec sleep 600");
     main.daemon.signal(Signal::SIGTERM);
     assert_eq!(main.code(), Some(143));
@@ -121,7 +121,7 @@ fn a_term_that_it_does_not_handle_is_its_end() {
 }
 
 #[test]
-fn a_second_term_gives_no_more_grace() {
+fn a_second_sigterm_ends_the_grace() {
     let mut main = Main::start("trap 'echo asked >>$SAID' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
     main.daemon.signal(Signal::SIGTERM);
     main.await_word("asked");
@@ -132,7 +132,7 @@ fn a_second_term_gives_no_more_grace() {
 }
 
 #[test]
-fn what_it_leaves_behind_ends_in_order() {
+fn remaining_processes_get_sigterm_after_the_main_process_has_ended() {
     let mut main = Main::start(
         "setsid sh -c 'trap \"echo asked too >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
          until grep -qx up $SAID; do sleep 0.02; done
@@ -144,7 +144,7 @@ fn what_it_leaves_behind_ends_in_order() {
 }
 
 #[test]
-fn orphans_are_reaped() {
+fn orphans_are_reaped_beside_the_main_process() {
     let main = Main::start("(setsid sleep 0.1 &) ; (setsid sleep 0.2 &); echo up >>$SAID; exec sleep 600");
     wait_until(TIMEOUT, "no child of PID 1 is left but the main process", || {
         (procfs::children(main.daemon.pid).len() == 1).then_some(())
@@ -153,7 +153,7 @@ fn orphans_are_reaped() {
 }
 
 #[test]
-fn it_need_not_be_pid_1() {
+fn a_main_process_works_under_a_subreaper() {
     let mut main = Main::start_with(
         Options::subreaper(),
         "(setsid sleep 0.1 &); trap 'exit 7' TERM; echo up >>$SAID; while :; do sleep 0.02; done",
@@ -166,7 +166,7 @@ fn it_need_not_be_pid_1() {
 }
 
 #[test]
-fn one_that_is_stopped_has_not_ended() {
+fn a_stopped_main_process_counts_as_running() {
     let mut main = Main::start("trap 'exit 7' TERM; echo up >>$SAID; kill -STOP $$; while :; do sleep 0.02; done");
     let pid = main.daemon.list()[0]["pid"].clone();
     wait_until(TIMEOUT, "it is stopped", || {
@@ -180,7 +180,7 @@ fn one_that_is_stopped_has_not_ended() {
 }
 
 #[test]
-fn it_starts_clean_and_with_the_environment_that_was_meant_for_it() {
+fn the_main_process_starts_with_clean_signals_and_the_environment_of_the_container() {
     let options = Options::default().env("GREETING", "hello").env("TL_INIT_KEEP_ENDED", "5").env("HOME", "/nowhere");
     let main = Main::start_with(
         options,
@@ -200,7 +200,7 @@ fn it_starts_clean_and_with_the_environment_that_was_meant_for_it() {
 }
 
 #[test]
-fn it_has_our_streams() {
+fn the_main_process_inherits_the_standard_streams_of_the_daemon() {
     let main = Main::start(
         "read line; echo got $? >>$SAID; echo to stdout; echo to stderr >&2; echo up >>$SAID; exec sleep 600",
     );
@@ -212,7 +212,7 @@ fn it_has_our_streams() {
 }
 
 #[test]
-fn one_that_does_not_run_is_said_as_a_shell_would() {
+fn a_main_process_that_cannot_start_ends_the_container_with_127_or_126() {
     for (program, code) in [("/nowhere/at-all", 127), ("no-such-program", 127), ("/etc/passwd", 126), ("/", 126)] {
         let scratch = tempfile::tempdir().expect("a directory");
         let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"))
@@ -229,7 +229,7 @@ fn one_that_does_not_run_is_said_as_a_shell_would() {
 }
 
 #[test]
-fn it_can_be_given_as_json() {
+fn tl_init_command_sets_the_main_process_as_json() {
     let daemon = Options::default().env("TL_INIT_COMMAND", r#"["sleep", "5611"]"#).start();
     daemon.wait_for_processes("sleep 5611", 1);
     let list = daemon.list();
@@ -237,7 +237,7 @@ fn it_can_be_given_as_json() {
 }
 
 #[test]
-fn the_api_ends_it_with_its_own_code() {
+fn shutdown_over_the_api_ends_with_the_exit_code_of_the_main_process() {
     let mut main = Main::start("trap 'echo asked >>$SAID; exit 9' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
     main.daemon.post("/shutdown", &json!({"action": "exit"})).expect(202);
     assert_eq!(main.code(), Some(9));
@@ -245,7 +245,7 @@ fn the_api_ends_it_with_its_own_code() {
 
 /// `docker run -t`: the terminal is the main process's, so that Ctrl-C and the window's size are for it.
 #[test]
-fn a_terminal_is_its_own() {
+fn the_terminal_of_the_container_is_controlled_by_the_main_process() {
     if skip_without_root() {
         return;
     }
@@ -258,7 +258,7 @@ fn a_terminal_is_its_own() {
 
 /// As `runc` has it: the terminal belongs to the user of the main process, with the group that it had.
 #[test]
-fn a_terminal_is_its_users() {
+fn the_terminal_of_the_container_belongs_to_the_user_of_the_main_process() {
     if skip_without_root() {
         return;
     }

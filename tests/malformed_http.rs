@@ -37,7 +37,7 @@ fn status_of(answer: &[u8]) -> u16 {
 }
 
 #[test]
-fn an_announced_body_without_end_allocates_nothing() {
+fn a_huge_content_length_allocates_no_memory() {
     let daemon = start_daemon();
     let token = format!("Authorization: Bearer {}\r\n", daemon.token);
     for (path, auth, expected) in [
@@ -60,7 +60,7 @@ fn an_announced_body_without_end_allocates_nothing() {
 }
 
 #[test]
-fn a_head_without_end_is_cut_off() {
+fn an_endless_head_is_refused() {
     let daemon = start_daemon();
     for start in ["GET /api/v1/health HTTP/1.1\r\nX-Long: ", "GET /", "", "GET /api/v1/health HTTP/1.1\r\n"] {
         let mut socket = daemon.connect();
@@ -80,7 +80,7 @@ fn a_head_without_end_is_cut_off() {
 }
 
 #[test]
-fn garbage_is_answered_as_such() {
+fn malformed_requests_get_an_error_in_json() {
     let daemon = start_daemon();
     let auth = format!("Authorization: Bearer {}", daemon.token);
     let requests: Vec<Vec<u8>> = vec![
@@ -133,7 +133,7 @@ fn garbage_is_answered_as_such() {
 }
 
 #[test]
-fn a_request_that_stops_half_way_starts_nothing() {
+fn a_truncated_request_starts_nothing() {
     let daemon = start_daemon();
     let body = json!({"command": "sleep", "args": ["4800"]}).to_string();
     let request = format!(
@@ -149,7 +149,7 @@ fn a_request_that_stops_half_way_starts_nothing() {
 }
 
 #[test]
-fn one_byte_at_a_time_holds_up_nobody_and_ends_at_the_deadline() {
+fn slow_heads_delay_no_other_client_and_time_out() {
     let daemon = start_daemon_with(&["--head-secs", "2"]);
     let mut drips: Vec<TcpStream> = (0..200).map(|_| daemon.connect()).collect();
     let text = b"GET /api/v1/health HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n";
@@ -173,7 +173,7 @@ fn one_byte_at_a_time_holds_up_nobody_and_ends_at_the_deadline() {
 }
 
 #[test]
-fn a_slow_head_is_told_so() {
+fn a_head_that_does_not_arrive_in_time_is_408() {
     let daemon = start_daemon_with(&["--head-secs", "1"]);
     let mut socket = daemon.connect();
     socket.write_all(b"GET /api/v1/health HT").expect("a part of a head");
@@ -182,7 +182,7 @@ fn a_slow_head_is_told_so() {
 }
 
 #[test]
-fn pipelined_requests_are_answered_one_by_one() {
+fn unread_pipelined_requests_delay_no_other_client() {
     let daemon = start_daemon();
     let mut socket = daemon.connect();
     let mut reader = socket.try_clone().expect("a second handle");
@@ -225,9 +225,9 @@ fn raise_our_own_limit() -> u64 {
 }
 
 #[test]
-fn idle_connections_give_way() {
+fn three_thousand_idle_connections_give_way_to_new_ones() {
     if raise_our_own_limit() < 4_000 {
-        eprintln!("idle_connections_give_way: skipped, there are too few descriptors");
+        eprintln!("three_thousand_idle_connections_give_way_to_new_ones: skipped, there are too few descriptors");
         return;
     }
     let daemon = start_daemon();
@@ -241,7 +241,7 @@ fn idle_connections_give_way() {
 }
 
 #[test]
-fn work_goes_on_while_connections_are_at_their_limit() {
+fn requests_are_served_while_streams_hold_their_share_of_connections() {
     let daemon = start_daemon_with(&["--max-connections", "8"]);
     // Seven that stream; the eighth place serves all others, one after the other.
     let start = json!({"command": "sh", "args": ["-c", "echo up; exec sleep 4801"]});

@@ -44,7 +44,7 @@ fn await_restarts(daemon: &Daemon, name: &str, count: u64) -> Value {
 }
 
 #[test]
-fn a_crash_is_followed_by_the_next_run_at_once() {
+fn a_crashed_process_restarts_within_100_ms() {
     let daemon = start_daemon();
     let mut times = Vec::new();
     // A process may crash four times before its runs count as too short to be restarted without a wait.
@@ -70,7 +70,7 @@ fn a_crash_is_followed_by_the_next_run_at_once() {
 }
 
 #[test]
-fn the_backoff_is_the_one_that_was_promised() {
+fn restarts_follow_the_backoff_and_a_delete_ends_it() {
     let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "exit 3"], "name": "web", "restart": {"policy": "always"}});
     let first = daemon.start_process(&body);
@@ -115,7 +115,7 @@ fn the_backoff_is_the_one_that_was_promised() {
 }
 
 #[test]
-fn each_policy_and_its_limit() {
+fn each_policy_restarts_as_documented_up_to_max_restarts() {
     let daemon = start_daemon();
     for (policy, script, restarts) in [
         ("never", "exit 1", false),
@@ -143,7 +143,7 @@ fn each_policy_and_its_limit() {
 }
 
 #[test]
-fn one_log_and_the_stdin_of_the_current_run() {
+fn all_runs_share_one_log_and_stdin_goes_to_the_current_run() {
     let daemon = start_daemon();
     let script = "echo run; read line; printf \"got $line\"; exit 1";
     let info = service(&daemon, "cat", "on_failure", script, json!({"stdin_mode": "pipe"}));
@@ -198,18 +198,18 @@ fn stubborn(daemon: &Daemon, cgroup: bool) {
 }
 
 #[test]
-fn what_ignores_the_end_is_killed_with_its_tree() {
+fn delete_kills_a_tree_that_ignores_sigterm_after_its_grace() {
     // Only root can make cgroups here.
     stubborn(&start_daemon(), is_root());
 }
 
 #[test]
-fn what_ignores_the_end_is_killed_with_its_tree_without_a_cgroup() {
+fn delete_kills_a_tree_that_ignores_sigterm_after_its_grace_without_a_cgroup() {
     stubborn(&Options::default().without_cgroup().start(), false);
 }
 
 #[test]
-fn a_stop_asks_the_whole_group_first() {
+fn a_stop_sends_sigterm_to_the_whole_group() {
     let daemon = start_daemon();
     let script = "trap 'wait; echo leader; exit 0' TERM
                   (trap 'echo child; exit' TERM; echo up; while :; do sleep 0.02; done) &
@@ -227,7 +227,7 @@ fn a_stop_asks_the_whole_group_first() {
 }
 
 #[test]
-fn a_restart_takes_the_tree_along() {
+fn a_restart_kills_the_tree_of_the_previous_run() {
     let daemon = start_daemon();
     let script = "setsid sleep 4841 & trap '' TERM; echo up; sleep 4842";
     let info = service(&daemon, "tree", "never", script, json!({"stop_grace_ms": 300}));
@@ -256,7 +256,7 @@ fn encoded(name: &str) -> String {
 }
 
 #[test]
-fn names_and_earlier_pids_address_it() {
+fn names_and_earlier_pids_address_a_managed_process() {
     let daemon = start_daemon();
     let odd = ["my service", "ünï ✓", "a%b?c#d&e+f=g;h", "%2F", "~!@$^*()[]{}|\\\"'<>`,", "1a", "run", " ", "9½", "-"];
     for name in odd {
@@ -283,7 +283,7 @@ fn names_and_earlier_pids_address_it() {
 }
 
 #[test]
-fn a_name_is_free_when_its_holder_is_stopped() {
+fn a_name_is_free_once_its_holder_is_stopped() {
     let daemon = start_daemon();
     let start = |script: &str| {
         let body = json!({"command": "sh", "args": ["-c", script], "name": "web", "stop_grace_ms": 60_000});
@@ -331,7 +331,7 @@ fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(
 }
 
 #[test]
-fn a_restart_that_cannot_start_backs_off() {
+fn a_restart_that_cannot_start_backs_off_with_last_error() {
     let daemon = start_daemon();
     let policy = json!({"policy": "always", "initial_backoff_ms": 5, "max_backoff_ms": 50});
     let script = daemon.script("tool", "#!/bin/sh\necho up\nexec sleep 4871\n");
@@ -360,7 +360,7 @@ fn a_restart_that_cannot_start_backs_off() {
 }
 
 #[test]
-fn bad_specs_are_refused_by_field() {
+fn invalid_fields_of_a_managed_process_are_refused_by_name() {
     let daemon = start_daemon();
     let check = |field: &str, value: Value| {
         let mut check = json!({"type": "http", "port": 80});

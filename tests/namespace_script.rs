@@ -32,7 +32,7 @@ fn cgroup(launcher: &Child) -> Option<PathBuf> {
 }
 
 #[test]
-fn nothing_is_left_however_it_ends() {
+fn the_script_removes_everything_however_it_ends() {
     for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGINT), Some(Signal::SIGKILL)] {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("state");
@@ -60,7 +60,7 @@ fn nothing_is_left_however_it_ends() {
 }
 
 #[test]
-fn the_machine_stays_as_it_is() {
+fn the_script_leaves_users_and_homes_of_the_machine_unchanged() {
     let before = (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group"));
     let home = Path::new("/home/tl-user").exists();
     let parent = tempfile::tempdir().expect("a directory");

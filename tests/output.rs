@@ -31,7 +31,7 @@ fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
 }
 
 #[test]
-fn odd_output_is_kept_exactly() {
+fn unusual_output_is_kept_byte_for_byte_in_every_view() {
     let daemon = start_daemon();
     let cases: &[(&str, &[u8])] = &[
         ("true", b""),
@@ -54,7 +54,7 @@ fn odd_output_is_kept_exactly() {
 }
 
 #[test]
-fn a_line_longer_than_1_mib_comes_in_pieces() {
+fn a_line_longer_than_1_mib_is_sent_in_partial_pieces() {
     let daemon = start_daemon();
     const MIB: usize = 1 << 20;
     let run = daemon.run_sh("head -c 67108864 /dev/zero | tr '\\0' x; echo tail; printf short");
@@ -75,7 +75,7 @@ fn a_line_longer_than_1_mib_comes_in_pieces() {
 }
 
 #[test]
-fn a_raw_tail_is_the_bytes_of_the_last_lines() {
+fn a_raw_tail_returns_the_bytes_of_the_last_lines() {
     let daemon = start_daemon();
     let pid = daemon.run_sh("printf 'a\\r\\n\\nb\\377\\nlast'; echo x >&2").pid();
     let tails: [&[u8]; 6] =
@@ -91,7 +91,7 @@ fn a_raw_tail_is_the_bytes_of_the_last_lines() {
 }
 
 #[test]
-fn both_streams_keep_their_order() {
+fn combined_output_keeps_the_order_of_both_streams() {
     let daemon = start_daemon();
     // The next is written when the one before was told: what is in both pipes at once has no order.
     let scratch = daemon.scratch();
@@ -125,7 +125,7 @@ fn both_streams_keep_their_order() {
 }
 
 #[test]
-fn an_unfinished_line_is_seen_at_once() {
+fn an_unterminated_line_is_listed_at_once() {
     let daemon = start_daemon();
     let start = json!({"command": "sh", "args": ["-c", "printf prompt; read x; echo \" $x\""], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
@@ -136,7 +136,7 @@ fn an_unfinished_line_is_seen_at_once() {
 }
 
 #[test]
-fn discarded_output_goes_nowhere() {
+fn discarded_output_goes_to_dev_null_and_is_not_logged() {
     let daemon = start_daemon();
     let start =
         json!({"command": "sh", "args": ["-c", "echo out; echo err >&2; exec sleep 5200"], "stdout_mode": "discard"});
@@ -148,7 +148,7 @@ fn discarded_output_goes_nowhere() {
 }
 
 #[test]
-fn output_is_complete_as_soon_as_the_end_is_told() {
+fn output_is_complete_as_soon_as_the_process_is_shown_as_ended() {
     let daemon = start_daemon();
     for _ in 0..100 {
         let pid = daemon.sh("seq 1 3000");

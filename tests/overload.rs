@@ -41,7 +41,7 @@ fn refuses_long_requests(daemon: &Daemon, path: &str) {
 }
 
 #[test]
-fn followers_leave_connections_for_short_requests() {
+fn followers_get_at_most_seven_eighths_of_the_connections() {
     let daemon = crowded();
     let pid = daemon.sh("echo up; sleep 4310");
     let path = format!("/processes/{pid}/stdout/follow");
@@ -64,7 +64,7 @@ fn followers_leave_connections_for_short_requests() {
 }
 
 #[test]
-fn file_requests_that_hang_count_after_their_clients_have_gone() {
+fn hanging_file_requests_count_after_their_clients_have_disconnected() {
     if skip_without_root() {
         return;
     }
@@ -88,7 +88,7 @@ fn file_requests_that_hang_count_after_their_clients_have_gone() {
 }
 
 #[test]
-fn a_fork_bomb_does_not_shut_the_api() {
+fn a_fork_bomb_does_not_block_health_metadata_and_delete() {
     if skip_without_root() {
         return;
     }
@@ -117,7 +117,7 @@ fn a_fork_bomb_does_not_shut_the_api() {
 }
 
 #[test]
-fn an_end_of_memory_is_not_the_end_of_the_daemon() {
+fn the_daemon_survives_exhausted_memory_and_recovers() {
     if skip_without_root() {
         return;
     }
@@ -151,7 +151,7 @@ fn an_end_of_memory_is_not_the_end_of_the_daemon() {
 
 /// The C library ends a process where some of its own allocations fail: at the start of a thread, for example.
 #[test]
-fn strangers_cannot_take_the_memory_that_threads_start_with() {
+fn unauthenticated_clients_cannot_exhaust_the_memory_for_new_threads() {
     let daemon = Options::default().max_address_space(80 << 20).start();
     let head = format!("GET /api/v1/health HTTP/1.1\r\nX: {}", "x".repeat(60_000));
     for _ in 0..4 {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
 
 #[test]
-fn a_process_is_shown_with_all_its_fields() {
+fn process_info_has_all_fields_of_the_contract() {
     let daemon = start_daemon();
     let args = ["-c", "exit 3", "", "ünï\n"];
     let info = daemon.start_process(&json!({"command": "sh", "args": args}));
@@ -54,7 +54,7 @@ fn a_process_is_shown_with_all_its_fields() {
 }
 
 #[test]
-fn the_daemon_tells_about_itself() {
+fn health_and_info_describe_the_daemon() {
     let daemon = start_daemon();
     assert_eq!(daemon.get("/health").expect(200), json!({"healthy": true}));
     daemon.run_sh("true");
@@ -66,7 +66,7 @@ fn the_daemon_tells_about_itself() {
 }
 
 #[test]
-fn a_signal_goes_to_the_group() {
+fn a_signal_is_sent_to_the_process_group() {
     let daemon = start_daemon();
     let pid = daemon.sh("trap 'echo usr1' USR1; (trap 'echo child' USR1; echo up; while :; do sleep 0.05; done) & \
                          echo up; while :; do sleep 0.05; done");
@@ -105,22 +105,22 @@ fn kills_the_tree(daemon: &Daemon) {
 }
 
 #[test]
-fn a_kill_takes_the_whole_tree() {
+fn delete_and_signal_9_kill_the_whole_tree() {
     kills_the_tree(&start_daemon());
 }
 
 #[test]
-fn a_kill_takes_the_whole_tree_without_a_cgroup() {
+fn delete_and_signal_9_kill_the_whole_tree_without_a_cgroup() {
     kills_the_tree(&Options::default().without_cgroup().start());
 }
 
 #[test]
-fn a_kill_takes_the_whole_tree_as_a_subreaper() {
+fn delete_and_signal_9_kill_the_whole_tree_under_a_subreaper() {
     kills_the_tree(&Options::subreaper().start());
 }
 
 #[test]
-fn a_kill_reaches_what_outlived_its_leader() {
+fn delete_of_an_ended_process_kills_its_leftovers() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.start();
         let pid = daemon.sh("sleep 4503 & sleep 4503 & exit 0");
@@ -134,7 +134,7 @@ fn a_kill_reaches_what_outlived_its_leader() {
 
 /// Who has left the session and has lost the parent is a child of the daemon's, and still holds the unit's output.
 #[test]
-fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
+fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
     let daemon = Options::default().without_cgroup().start();
     let orphaned = |words: &str| {
         wait_until(TIMEOUT, &format!("{words} is an orphan"), || {
@@ -189,7 +189,7 @@ fn a_kill_reaches_an_orphan_that_left_its_session_without_a_cgroup() {
 }
 
 #[test]
-fn wait_answers_at_the_end_or_at_its_time() {
+fn wait_answers_when_the_process_ends_or_at_its_timeout() {
     let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "read x; exit 9"], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&body));
@@ -209,7 +209,7 @@ fn wait_answers_at_the_end_or_at_its_time() {
 }
 
 #[test]
-fn a_shutdown_ends_everything_in_order() {
+fn a_shutdown_sends_sigterm_and_ends_without_using_up_the_grace() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "20"]);
     let scratch = daemon.scratch();
     let body = json!({"command": "sh", "working_dir": scratch,
@@ -228,7 +228,7 @@ fn a_shutdown_ends_everything_in_order() {
 }
 
 #[test]
-fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
+fn a_shutdown_refuses_starts_and_lasts_no_longer_than_its_grace() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "4"]);
     let pid = daemon.sh("trap 'echo ignored' TERM; echo up; while :; do sleep 0.05; done");
     daemon.wait_for_stdout(pid, &["up"]);
@@ -244,7 +244,7 @@ fn a_shutdown_starts_nothing_more_and_waits_no_longer_than_its_grace() {
 }
 
 #[test]
-fn answers_that_are_on_their_way_at_the_end_are_finished() {
+fn responses_in_progress_are_completed_during_a_shutdown() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "50"]);
     // Far more than the sockets hold, written when it is told to end.
     let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";

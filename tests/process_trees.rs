@@ -38,7 +38,7 @@ fn told(scratch: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
+fn restart_and_delete_wait_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
@@ -57,7 +57,7 @@ fn the_grace_of_a_restart_belongs_to_the_whole_tree() {
 }
 
 #[test]
-fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
+fn a_failed_check_waits_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
@@ -74,7 +74,7 @@ fn the_grace_of_a_failed_check_belongs_to_the_whole_tree() {
 }
 
 #[test]
-fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
+fn a_shutdown_waits_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let mut daemon = options.start();
         let scratch = daemon.scratch();
@@ -91,7 +91,7 @@ fn the_grace_of_the_shutdown_belongs_to_the_whole_tree() {
 }
 
 #[test]
-fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
+fn a_restart_kills_the_remaining_tree_after_the_grace() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let script = "trap '' TERM; sleep 5701 & setsid sleep 5701 & trap - TERM; wait";
@@ -111,7 +111,7 @@ fn what_is_left_of_a_tree_is_killed_when_the_grace_is_over() {
 
 /// A child in the background that ignores SIGTERM, of a process that has ended long ago.
 #[test]
-fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
+fn a_shutdown_kills_leftovers_of_ended_processes_after_its_grace() {
     for options in Options::all_tree_tracking() {
         let mut daemon = options.args(&["--shutdown-grace", "1", "--keep-ended", "1"]).start();
         for _ in 0..3 {
@@ -133,7 +133,7 @@ fn a_shutdown_ends_what_ended_processes_have_left_within_its_grace() {
 
 /// What a process has left that ended by itself is asked as well, and is not waited for longer than it needs.
 #[test]
-fn a_shutdown_asks_what_ended_processes_have_left() {
+fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
     for options in Options::all_tree_tracking() {
         let mut daemon = options.args(&["--shutdown-grace", "50", "--keep-ended", "1"]).start();
         let scratch = daemon.scratch();
@@ -157,7 +157,7 @@ fn a_shutdown_asks_what_ended_processes_have_left() {
 
 /// It has left the session, the parent and the pipes, and is found all the same.
 #[test]
-fn a_kill_finds_what_has_left_everything_but_its_environment() {
+fn delete_finds_an_orphan_by_its_invocation_id() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let other = daemon.sh("(setsid sleep 5704 >/dev/null 2>&1 &); exec sleep 5705");
@@ -178,7 +178,7 @@ fn a_kill_finds_what_has_left_everything_but_its_environment() {
 }
 
 #[test]
-fn each_run_has_an_invocation_id_of_its_own() {
+fn each_run_has_its_own_invocation_id() {
     let daemon = start_daemon();
     let body = json!({"command": "sh", "args": ["-c", "echo $INVOCATION_ID"], "env": {"INVOCATION_ID": "forged"}});
     let ids: Vec<String> = (0..2).map(|_| daemon.run(&body).stdout()).collect();
@@ -190,7 +190,7 @@ fn each_run_has_an_invocation_id_of_its_own() {
 
 /// Each process of a chain forks and ends at once: no look at all processes sees more than a part of it.
 #[test]
-fn a_kill_catches_processes_that_fork_and_end_at_once() {
+fn delete_kills_chains_of_processes_that_fork_and_exit() {
     let chain = "use POSIX; POSIX::close($_) for 0..2; POSIX::setsid(); $SIG{TERM} = $SIG{HUP} = 'IGNORE'; \
                  while (1) { my $child = fork; exit if $child; POSIX::setsid() }";
     for options in Options::all_tree_tracking() {
@@ -213,7 +213,7 @@ fn a_kill_catches_processes_that_fork_and_end_at_once() {
 
 /// The kernel kills the main thread of each process in a cgroup: where that has ended, the others run on.
 #[test]
-fn a_kill_reaches_a_process_whose_main_thread_has_ended() {
+fn delete_kills_a_process_whose_main_thread_has_ended() {
     let script = "
 import ctypes, os, sys, threading, time
 threading.Thread(target=time.sleep, args=(5706,)).start()
@@ -240,7 +240,7 @@ ctypes.CDLL(None).syscall(60)
 }
 
 #[test]
-fn a_signal_reaches_the_leader_the_group_or_the_tree() {
+fn signal_scope_selects_leader_group_or_tree() {
     let child = "trap 'echo $0' USR1; echo up; while :; do sleep 0.02; done";
     let script = "bash -c \"$0\" near & setsid bash -c \"$0\" far & trap 'echo leader' USR1; echo up; \
                   while :; do sleep 0.02; done";
@@ -276,7 +276,7 @@ fn a_signal_reaches_the_leader_the_group_or_the_tree() {
 }
 
 #[test]
-fn leftovers_are_killed_where_that_is_asked_for() {
+fn leftovers_kill_ends_the_tree_with_its_leader() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let script = "sleep 5707 & setsid sleep 5707 & echo done";
@@ -302,7 +302,7 @@ fn leftovers_are_killed_where_that_is_asked_for() {
 
 /// As when a terminal window is closed.
 #[test]
-fn an_idle_terminal_leaves_what_does_not_heed_the_hang_up() {
+fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--pty-idle-secs", "1"]).start();
         let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
@@ -321,7 +321,7 @@ fn an_idle_terminal_leaves_what_does_not_heed_the_hang_up() {
 
 /// Many processes make each look at /proc a long one, and so they do each walk through a cgroup.
 #[test]
-fn a_kill_of_thousands_holds_nobody_up() {
+fn delete_of_6000_processes_does_not_delay_other_requests() {
     for options in [Options::default().without_cgroup(), Options::default()] {
         let daemon = options.start();
         let pid = daemon.sh("for i in $(seq 6000); do sleep 5710 & done; echo up; wait");
@@ -344,7 +344,7 @@ fn a_kill_of_thousands_holds_nobody_up() {
 
 /// What is remembered of ended processes makes no later kill slower: each orphan is looked at once, not for each of them.
 #[test]
-fn a_kill_does_not_wait_for_what_ended_processes_have_left() {
+fn leftovers_of_ended_processes_do_not_slow_down_a_delete() {
     let daemon = Options::default().without_cgroup().start();
     for _ in 0..150 {
         daemon.wait_for_end(daemon.sh("setsid sleep 5711 </dev/null >/dev/null 2>&1 & exit 0"));

@@ -20,7 +20,7 @@ print("alive after", heard, flush=True)
 "#;
 
 #[test]
-fn a_stop_of_a_tracee_is_no_exit() {
+fn a_stop_of_a_tracee_of_the_daemon_is_not_an_exit() {
     let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}sys.exit(7)")]}));
     assert_eq!(run.code(), Some(7), "{run:?}");
@@ -28,7 +28,7 @@ fn a_stop_of_a_tracee_is_no_exit() {
 }
 
 #[test]
-fn a_signal_ends_a_tracee_as_it_ends_any_other() {
+fn a_signal_ends_a_tracee_of_the_daemon() {
     let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}os.kill(os.getpid(), 15)")]}));
     assert_eq!(run.last["signal"], 15, "{run:?}");
@@ -37,7 +37,7 @@ fn a_signal_ends_a_tracee_as_it_ends_any_other() {
 
 /// An exec stops a tracee with a SIGTRAP, which would kill who is not traced.
 #[test]
-fn a_tracee_executes_another_program() {
+fn a_tracee_of_the_daemon_can_exec() {
     let daemon = start_daemon();
     let exec = "os.execvp('sh', ['sh', '-c', 'echo executed; exit 5'])";
     let run = daemon.run(&json!({"command": "python3", "args": ["-c", format!("{TRACE_ME}{exec}")]}));
@@ -47,7 +47,7 @@ fn a_tracee_executes_another_program() {
 
 /// A stopped tracee can be let go on by SIGCONT, as any other process.
 #[test]
-fn a_tracee_that_stops_is_stopped_and_can_be_continued_and_signalled() {
+fn a_stopped_tracee_can_be_continued_and_signalled() {
     let daemon = start_daemon();
     let script = format!("{TRACE_ME}os.kill(os.getpid(), 19); print('continued', flush=True); signal.pause()");
     let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
@@ -65,7 +65,7 @@ fn a_tracee_that_stops_is_stopped_and_can_be_continued_and_signalled() {
 
 /// The parent of an orphan is the main thread of PID 1: no other thread can let it go.
 #[test]
-fn an_orphan_that_makes_the_daemon_its_tracer_goes_on() {
+fn an_orphan_that_makes_the_daemon_its_tracer_continues() {
     for options in [Options::default(), Options::subreaper()] {
         let daemon = options.start();
         // Its parent is the daemon once the shell has ended.
@@ -83,7 +83,7 @@ fn an_orphan_that_makes_the_daemon_its_tracer_goes_on() {
 
 /// The end of the container is the end of its main process, and not before.
 #[test]
-fn a_main_process_that_is_traced_does_not_end_the_container() {
+fn a_traced_main_process_ends_the_container_only_with_its_exit() {
     let scratch = tempfile::tempdir().expect("a directory");
     let (up, go) = (scratch.path().join("up"), scratch.path().join("go"));
     let wait =
@@ -122,7 +122,7 @@ fn running(daemon: &Daemon) -> Value {
 }
 
 #[test]
-fn a_tracer_does_not_hold_the_end_of_a_run() {
+fn a_tracer_does_not_delay_the_end_of_a_run() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--max-processes", "3"]).start();
         let begun = Instant::now();
@@ -151,7 +151,7 @@ fn a_tracer_does_not_hold_the_end_of_a_run() {
 }
 
 #[test]
-fn a_tracer_does_not_hold_a_delete_a_restart_or_the_shutdown() {
+fn a_tracer_does_not_delay_delete_restart_or_shutdown() {
     let mut daemon = start_daemon();
     let plain = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5804"]})));
     trace(&daemon, plain);

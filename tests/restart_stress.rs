@@ -110,7 +110,7 @@ fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
 }
 
 #[test]
-fn none_is_lost_and_none_is_there_twice() {
+fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests() {
     let daemon = start_daemon_with(&["--keep-ended", "100000"]);
     let names: Vec<String> = (0..PROCESSES).map(|n| format!("s{n}")).collect();
     names.iter().for_each(|name| drop(start(&daemon, name)));

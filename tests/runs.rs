@@ -44,17 +44,17 @@ fn exit_codes(daemon: &Daemon, count: u64) {
 }
 
 #[test]
-fn every_exit_code_is_right_as_pid_1() {
+fn every_exit_code_is_reported_by_pid_1() {
     exit_codes(&start_daemon(), 2_000);
 }
 
 #[test]
-fn every_exit_code_is_right_as_a_subreaper() {
+fn every_exit_code_is_reported_by_a_subreaper() {
     exit_codes(&Options::subreaper().start(), 400);
 }
 
 #[test]
-fn death_by_a_signal_is_told_as_such() {
+fn a_death_by_signal_is_reported_with_its_number() {
     let daemon = start_daemon();
     for signal in [1, 2, 6, 9, 11, 15, 34, 64] {
         let run = daemon.run_sh(&format!("kill -{signal} $$"));
@@ -69,7 +69,7 @@ fn death_by_a_signal_is_told_as_such() {
 }
 
 #[test]
-fn outputs_are_whole_in_order_and_told_once() {
+fn output_is_complete_in_order_and_without_repeats() {
     let daemon = start_daemon();
     let expected: Vec<String> = (1..=2000).map(|number| number.to_string()).collect();
     let body = json!({"command": "seq", "args": ["1", "2000"]});
@@ -94,7 +94,7 @@ fn outputs_are_whole_in_order_and_told_once() {
 }
 
 #[test]
-fn recycled_pids_mix_nothing() {
+fn reused_pids_mix_up_neither_output_nor_exit_codes() {
     if skip_without_root() {
         return;
     }
@@ -130,7 +130,7 @@ fn recycled_pids_mix_nothing() {
 }
 
 #[test]
-fn a_background_child_does_not_delay_the_end() {
+fn a_background_child_does_not_delay_the_end_of_a_run() {
     let daemon = start_daemon();
     // The contract says 50 ms; the rest is for a busy machine, which the two noisy ones make it. The first of them
     // writes what stays below the limit of the log, so that nothing is dropped before it was followed.
@@ -149,7 +149,7 @@ fn a_background_child_does_not_delay_the_end() {
 }
 
 #[test]
-fn what_outlives_its_leader_writes_on_without_sigpipe() {
+fn a_background_child_can_write_after_the_end_of_the_run() {
     let daemon = start_daemon();
     let script = "(read x <fifo; echo late; echo later) & echo early";
     let scratch = daemon.scratch();
@@ -189,7 +189,7 @@ fn a_timeout_kills_the_whole_tree_without_a_cgroup() {
 }
 
 #[test]
-fn a_timeout_kills_the_whole_tree_as_a_subreaper() {
+fn a_timeout_kills_the_whole_tree_under_a_subreaper() {
     timeout_kills_the_tree(&Options::subreaper().start());
 }
 
@@ -201,7 +201,7 @@ fn a_timeout_that_is_not_reached_changes_nothing() {
 }
 
 #[test]
-fn a_client_that_goes_away_takes_its_run_along() {
+fn a_client_that_disconnects_ends_its_run() {
     let daemon = start_daemon();
     for script in ["sleep 4202 & setsid sleep 4202 & wait", "setsid sleep 4202 & yes 4202"] {
         let stream = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
@@ -215,7 +215,7 @@ fn a_client_that_goes_away_takes_its_run_along() {
 }
 
 #[test]
-fn a_run_ignores_the_modes_of_its_streams() {
+fn a_run_ignores_the_stream_modes() {
     let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", "cat; echo out; echo err >&2"], "stdin_mode": "pipe",
         "stdout_mode": "discard", "stderr_mode": "discard", "unknown": [1]}));
@@ -223,7 +223,7 @@ fn a_run_ignores_the_modes_of_its_streams() {
 }
 
 #[test]
-fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
+fn a_run_is_not_delayed_by_delayed_acknowledgements() {
     let daemon = start_daemon();
     let body = json!({"command": "true"});
     let mut times: Vec<Duration> = (0..60)
@@ -239,7 +239,7 @@ fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
 }
 
 #[test]
-fn a_connection_serves_one_run_after_the_other() {
+fn a_connection_serves_several_runs_in_turn() {
     let daemon = start_daemon();
     let body = json!({"command": "echo", "args": ["x"]}).to_string();
     let request = format!(

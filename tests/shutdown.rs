@@ -19,7 +19,7 @@ fn tells(name: &str) -> String {
 }
 
 #[test]
-fn everybody_is_asked_once() {
+fn a_shutdown_sends_one_sigterm_to_each_process() {
     let mut daemon = start_daemon();
     let scratch = daemon.scratch();
     let mut pids = Vec::new();
@@ -41,7 +41,7 @@ fn everybody_is_asked_once() {
 }
 
 #[test]
-fn five_hundred_that_obey_are_gone_at_once() {
+fn a_shutdown_of_500_processes_that_obey_uses_no_grace() {
     let mut daemon = start_daemon();
     for n in 0..500 {
         let mut body = json!({"command": "sleep", "args": ["5621"]});
@@ -58,7 +58,7 @@ fn five_hundred_that_obey_are_gone_at_once() {
 }
 
 #[test]
-fn those_that_do_not_obey_go_after_the_grace_and_followers_hear_of_it() {
+fn processes_that_ignore_sigterm_are_killed_after_the_grace_and_followers_get_eof() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "2"]);
     let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
     let pids: Vec<u64> = (0..10).map(|_| daemon.sh(stubborn)).collect();
@@ -76,7 +76,7 @@ fn those_that_do_not_obey_go_after_the_grace_and_followers_hear_of_it() {
 }
 
 #[test]
-fn a_second_signal_gives_no_more_grace() {
+fn a_second_signal_ends_the_grace() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     let pid = daemon.sh("trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done");
     let said = |lines: &[&str]| {
@@ -90,7 +90,7 @@ fn a_second_signal_gives_no_more_grace() {
 }
 
 #[test]
-fn signals_and_exit_codes_without_a_main_process() {
+fn each_shutdown_signal_gives_its_grace_and_exit_code_without_a_main_process() {
     // SIGRTMIN is 34.
     for (signal, grace, code) in [
         (15, true, 0),
@@ -119,7 +119,7 @@ fn signals_and_exit_codes_without_a_main_process() {
 }
 
 #[test]
-fn the_api_can_end_it() {
+fn shutdown_over_the_api_validates_its_body_and_ends_the_daemon() {
     let mut daemon = start_daemon();
     for (body, field) in [
         (json!({"action": "poweroff"}), "action"),
@@ -140,7 +140,7 @@ fn the_api_can_end_it() {
 }
 
 #[test]
-fn a_second_shutdown_never_gives_more_grace() {
+fn a_second_shutdown_request_does_not_extend_the_grace() {
     for options in [Options::default(), Options::default().without_cgroup(), Options::subreaper()] {
         let mut daemon = options.args(&["--shutdown-grace", "120"]).start();
         let stubborn = "trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done";
@@ -163,7 +163,7 @@ fn a_second_shutdown_never_gives_more_grace() {
 
 /// What is stopped hears of a SIGTERM only when it goes on: nobody is to use up a grace for that.
 #[test]
-fn what_is_stopped_is_asked_too() {
+fn stopped_processes_are_continued_to_receive_sigterm() {
     for options in [Options::default(), Options::default().without_cgroup(), Options::subreaper()] {
         let mut daemon = options.args(&["--shutdown-grace", "3600"]).start();
         let managed =
@@ -191,7 +191,7 @@ fn what_is_stopped_is_asked_too() {
 
 /// The kernel refuses most of them; what counts in the end is who sent it.
 #[test]
-fn signals_of_other_users_change_nothing() {
+fn signals_of_other_users_are_ignored() {
     let daemon = start_daemon();
     let run =
         daemon.run_sh("for s in 1 2 3 10 12 15 30 37 38 39 47 48 49; do kill -$s 1 2>/dev/null && echo $s; done; true");
@@ -231,7 +231,7 @@ fn with_a_dead_disk(options: Options) -> Daemon {
 
 /// The main process cannot be started, nor can the start fail.
 #[test]
-fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
+fn a_hanging_disk_at_the_start_does_not_prevent_a_shutdown() {
     if skip_without_root() {
         return;
     }
@@ -257,7 +257,7 @@ fn a_disk_that_does_not_answer_at_the_start_does_not_keep_it() {
 }
 
 #[test]
-fn a_disk_that_does_not_answer_does_not_keep_it() {
+fn a_hanging_disk_does_not_prevent_a_shutdown() {
     if skip_without_root() {
         return;
     }

@@ -16,7 +16,7 @@ fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
 
 /// A thread that has a signal unblocked and hangs on a disk keeps the signal: reaping and the end of everything wait for it.
 #[test]
-fn signals_are_for_threads_that_do_nothing_else() {
+fn only_the_signals_threads_have_signals_unblocked() {
     for daemon in [start_daemon(), Options::subreaper().start()] {
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
         for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPWR, 37, 64] {

@@ -36,7 +36,7 @@ fn peak(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn a_line_of_control_characters_is_not_held_for_each_reader() {
+fn memory_per_client_is_bounded_for_long_lines_that_grow_when_escaped() {
     let daemon = start_daemon_with(&[]);
     // Escaped, each of its characters takes six bytes; one that is not UTF-8 takes three.
     let text = |byte: &str| format!("head -c {MIB} /dev/zero | tr '\\0' '{byte}'");
@@ -67,7 +67,7 @@ fn a_line_of_control_characters_is_not_held_for_each_reader() {
 }
 
 #[test]
-fn a_large_command_is_not_held_for_each_that_asks_for_it() {
+fn memory_per_client_is_bounded_for_large_commands() {
     let daemon = start_daemon_with(&[]);
     // Arguments of 100 KB each, as the kernel takes no longer ones.
     let args: Vec<String> = (0..9).map(|n| format!("{n}").repeat(100_000)).collect();

@@ -21,7 +21,7 @@ fn close(daemon: &Daemon, pid: u64) -> Response {
 }
 
 #[test]
-fn what_is_written_arrives_until_it_is_closed() {
+fn written_bytes_arrive_in_order_until_stdin_is_closed() {
     let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     assert_eq!(daemon.info(pid)["stdin_writable"], true);
@@ -37,7 +37,7 @@ fn what_is_written_arrives_until_it_is_closed() {
 }
 
 #[test]
-fn a_closed_stdin_takes_nothing_more() {
+fn a_write_to_a_closed_stdin_is_409() {
     let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat; sleep 4300");
     close(&daemon, pid).expect(204);
@@ -51,7 +51,7 @@ fn a_closed_stdin_takes_nothing_more() {
 }
 
 #[test]
-fn a_process_without_a_pipe_says_so() {
+fn stdin_of_a_process_without_a_pipe_is_400() {
     let daemon = start_daemon();
     let pid = daemon.sh("sleep 4301");
     assert_eq!(daemon.info(pid)["stdin_writable"], false);
@@ -60,7 +60,7 @@ fn a_process_without_a_pipe_says_so() {
 }
 
 #[test]
-fn sixty_four_mib_go_through_with_flat_memory() {
+fn a_body_of_64_mib_is_streamed_with_bounded_memory() {
     let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     let block: Vec<u8> = (0..1_u32 << 20).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -85,7 +85,7 @@ fn sixty_four_mib_go_through_with_flat_memory() {
 }
 
 #[test]
-fn a_chunked_body_is_taken_as_it_comes() {
+fn a_chunked_body_is_passed_on_chunk_by_chunk() {
     let daemon = start_daemon();
     let pid = with_pipe(&daemon, "cat");
     let mut socket = daemon.connect();
@@ -102,7 +102,7 @@ fn a_chunked_body_is_taken_as_it_comes() {
 }
 
 #[test]
-fn a_process_that_never_reads_makes_only_its_writer_wait() {
+fn a_process_that_never_reads_delays_only_its_writer() {
     let daemon = start_daemon();
     let deaf = with_pipe(&daemon, "exec sleep 4302");
     let cat = with_pipe(&daemon, "cat");
@@ -129,7 +129,7 @@ fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
 }
 
 #[test]
-fn a_run_gets_its_input_and_then_its_end() {
+fn a_run_gets_its_input_and_then_end_of_file() {
     let daemon = start_daemon();
     // Whole lines as they are, an empty one, and bytes that are no text.
     assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"), ["one", "twoend"]);
@@ -151,7 +151,7 @@ fn a_run_gets_its_input_and_then_its_end() {
 }
 
 #[test]
-fn a_run_that_does_not_take_its_input_ends_as_ever() {
+fn a_run_that_does_not_read_its_input_ends_normally() {
     let daemon = start_daemon();
     let descriptors = || procfs::descriptors(daemon.pid).len();
     let text = "x".repeat(900_000);

@@ -21,7 +21,7 @@ for fd in (1, 2):
 ";
 
 #[test]
-fn packets_arrive_and_their_pipes_are_closed() {
+fn output_in_packet_mode_is_complete_and_its_pipes_are_closed() {
     let daemon = start_daemon();
     daemon.run_sh("true");
     let before = pipes(&daemon);
@@ -37,7 +37,7 @@ fn packets_arrive_and_their_pipes_are_closed() {
 }
 
 #[test]
-fn a_pipe_of_any_size_loses_nothing() {
+fn mixed_packet_and_plain_writes_lose_nothing_at_any_pipe_size() {
     let daemon = start_daemon();
     for size in [4096, 1 << 20] {
         // Ordinary writes and packets in turn, of all lengths, faster than they are read.
@@ -57,7 +57,7 @@ for n in range(3000):
 }
 
 #[test]
-fn streams_can_be_opened_again_by_whom_they_were_given_to() {
+fn a_process_can_reopen_its_streams_as_any_user() {
     if skip_without_root() {
         return;
     }
@@ -91,7 +91,7 @@ fn streams_can_be_opened_again_by_whom_they_were_given_to() {
 }
 
 #[test]
-fn a_terminal_is_as_a_login_gives_it() {
+fn a_terminal_has_iutf8_and_belongs_to_its_user_and_group_tty() {
     let daemon = start_daemon();
     let script = "stty -a | tr ' ' '\\n' | grep iutf8; stat -c '%u:%G:%a' $(tty); id -u; \
                   echo out >/dev/stdout; echo err >/dev/stderr; cat </dev/stdin";
@@ -117,7 +117,7 @@ fn with_main(theirs: OwnedFd, script: &str) -> Daemon {
 }
 
 #[test]
-fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
+fn a_main_process_can_reopen_an_inherited_pipe() {
     if skip_without_root() {
         return;
     }
@@ -142,7 +142,7 @@ fn a_main_process_can_open_a_pipe_again_that_was_handed_to_it() {
 }
 
 #[test]
-fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
+fn foreign_and_named_pipes_keep_their_owner() {
     if skip_without_root() {
         return;
     }
@@ -162,7 +162,7 @@ fn a_pipe_of_somebody_else_or_with_a_name_is_left_alone() {
 }
 
 #[test]
-fn without_a_terminal_left_nothing_is_started() {
+fn a_session_is_refused_when_no_terminal_is_free() {
     if skip_without_root() {
         return;
     }

@@ -52,7 +52,7 @@ fn end(daemon: &Daemon, pid: u64) {
 }
 
 #[test]
-fn a_fork_bomb_of_the_default_user_does_not_take_the_last_pids() {
+fn a_fork_bomb_of_the_default_user_leaves_pids_for_root() {
     if skip_without_root() {
         return;
     }
@@ -63,7 +63,7 @@ fn a_fork_bomb_of_the_default_user_does_not_take_the_last_pids() {
 }
 
 #[test]
-fn each_user_has_at_most_as_many_tasks_as_asked_for() {
+fn max_tasks_limits_the_tasks_of_each_user() {
     if skip_without_root() {
         return;
     }
@@ -83,7 +83,7 @@ fn each_user_has_at_most_as_many_tasks_as_asked_for() {
 }
 
 #[test]
-fn a_container_keeps_what_it_was_given() {
+fn an_inherited_rlimit_nproc_is_not_raised() {
     if skip_without_root() {
         return;
     }
@@ -104,7 +104,7 @@ fn a_container_keeps_what_it_was_given() {
 }
 
 #[test]
-fn a_user_who_is_elsewhere_too_can_start_in_a_small_namespace() {
+fn tasks_of_the_same_uid_elsewhere_do_not_block_starts_in_a_small_namespace() {
     if skip_without_root() {
         return;
     }
@@ -116,7 +116,7 @@ fn a_user_who_is_elsewhere_too_can_start_in_a_small_namespace() {
 }
 
 #[test]
-fn a_killed_process_leaves_its_room() {
+fn a_killed_process_frees_its_task_at_once() {
     if skip_without_root() {
         return;
     }

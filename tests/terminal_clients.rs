@@ -30,7 +30,7 @@ fn ws(session: &Session) -> String {
 }
 
 #[test]
-fn tokens_are_asked_for() {
+fn attaching_requires_the_token_of_the_session() {
     let daemon = start_daemon();
     let session = reader(&daemon);
     let path = ws(&session);
@@ -64,7 +64,7 @@ fn tokens_are_asked_for() {
 }
 
 #[test]
-fn what_is_no_websocket_is_told_so() {
+fn an_invalid_websocket_handshake_is_refused() {
     let daemon = start_daemon();
     let session = reader(&daemon);
     let path = ws(&session);
@@ -107,7 +107,7 @@ fn what_is_no_websocket_is_told_so() {
 }
 
 #[test]
-fn frames_that_mean_nothing_are_ignored_and_bad_ones_are_refused() {
+fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
     let daemon = start_daemon();
     let session = reader(&daemon);
     let mut terminal = daemon.watch(&session);
@@ -204,7 +204,7 @@ fn output_is_held_back_until_the_client_is_ready() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
+fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     let daemon = start_daemon();
     // Some of it at a time: a machine may be so busy that nobody reads for a second.
     let script = "stty raw -echo; echo up; n=1; while [ $n -lt 5000000 ]; do read -r line; \
@@ -234,7 +234,7 @@ fn a_client_that_does_not_read_is_dropped_and_slows_nobody() {
 }
 
 #[test]
-fn a_slow_client_is_told_so() {
+fn a_client_that_falls_too_far_behind_is_closed_with_1008() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 40000000 /dev/zero; sleep 4744");
     let mut slow = daemon.watch(&session);
@@ -253,7 +253,7 @@ fn a_slow_client_is_told_so() {
 
 /// What is on its way when the session ends is not taken from a client that is slow and types on.
 #[test]
-fn a_slow_client_gets_all_that_was_written_and_the_exit() {
+fn a_slow_client_gets_all_output_and_the_exit() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 2000000 /dev/zero; exit 3");
     let mut slow = daemon.watch(&session);
@@ -290,7 +290,7 @@ fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl
 }
 
 #[test]
-fn who_reads_is_waited_for() {
+fn output_waits_for_a_client_that_keeps_reading() {
     let daemon = start_daemon();
     // It writes no more at once than is read at once: the terminal is empty ever again.
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; seq 1 20000000 | cat; sleep 4746");
@@ -304,7 +304,7 @@ fn who_reads_is_waited_for() {
 }
 
 #[test]
-fn a_client_that_takes_minutes_for_the_replay_stays() {
+fn a_client_that_reads_the_replay_slowly_stays_attached() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; head -c 1200000 /dev/zero; echo up; sleep 4747");
     let mut other = daemon.watch(&session);
@@ -338,7 +338,7 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
 }
 
 #[test]
-fn nothing_is_left_of_clients_and_sessions() {
+fn ended_clients_and_sessions_release_threads_and_descriptors() {
     let daemon = start_daemon();
     // What is made once is made now.
     let session = daemon.pty_sh("echo up; read -r line");
@@ -373,7 +373,7 @@ fn nothing_is_left_of_clients_and_sessions() {
 }
 
 #[test]
-fn what_a_client_types_before_it_leaves_is_taken() {
+fn input_sent_before_a_disconnect_is_delivered() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");
     let mut terminal = daemon.watch(&session);

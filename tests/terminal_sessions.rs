@@ -20,7 +20,7 @@ fn await_foreground(daemon: &Daemon, words: &str) {
 }
 
 #[test]
-fn a_program_finds_a_terminal_of_its_own() {
+fn a_program_has_a_controlling_terminal_of_its_own() {
     let daemon = start_daemon();
     let script = "tty; stty size; test -t 0 && test -t 1 && test -t 2 && echo all; echo $TERM; \
                   ps -o sid=,tpgid= -p $$ | tr -s ' '; echo $$; exec 3</dev/tty && echo controlling; \
@@ -45,7 +45,7 @@ fn a_program_finds_a_terminal_of_its_own() {
 }
 
 #[test]
-fn a_session_is_what_was_asked_for() {
+fn a_session_uses_the_requested_user_directory_and_environment() {
     let daemon = start_daemon();
     let mut body = json!({"command": "sh", "args": ["-c", "echo \"$(id -u) $PWD $TERM $ONE\""], "working_dir": "/usr",
         "env": {"TERM": "dumb", "ONE": "ünï"}});
@@ -63,7 +63,7 @@ fn a_session_is_what_was_asked_for() {
 }
 
 #[test]
-fn sizes_are_clamped_and_change() {
+fn sizes_are_clamped_and_resizes_reach_the_program() {
     let daemon = start_daemon();
     let script = "trap 'stty size' WINCH; echo up; while :; do sleep 0.01; done";
     let open = |rows: u32, cols: u32| {
@@ -103,7 +103,7 @@ fn control_characters_reach_the_program() {
 }
 
 #[test]
-fn jobs_are_controlled() {
+fn job_control_works_in_an_interactive_shell() {
     let daemon = start_daemon();
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
     let mut terminal = daemon.watch(&session);
@@ -131,7 +131,7 @@ fn jobs_are_controlled() {
 }
 
 #[test]
-fn any_bytes_pass() {
+fn all_byte_values_pass_in_both_directions() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; head -c 300 | od -An -v -tu1; printf 'ünï ✓ \\377\\000.'");
     let mut terminal = daemon.watch(&session);
@@ -150,7 +150,7 @@ fn any_bytes_pass() {
 
 /// A shell with line editing, driven as a person would, prompt by prompt.
 #[test]
-fn two_hundred_prompts_without_a_lost_or_doubled_byte() {
+fn two_hundred_prompts_lose_and_repeat_no_byte() {
     let daemon = start_daemon();
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "<$> "},
         "cols": 500}));
@@ -188,7 +188,7 @@ fn all_output_comes_before_the_exit() {
 }
 
 #[test]
-fn a_background_child_delays_no_end() {
+fn a_background_child_does_not_delay_the_end_of_a_session() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("trap '' HUP; (while :; do echo noise; done) & sleep 0.05; echo last; exit 4");
     let mut terminal = daemon.watch(&session);
@@ -199,7 +199,7 @@ fn a_background_child_delays_no_end() {
 }
 
 #[test]
-fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
+fn a_hundred_mib_arrive_complete_while_another_session_echoes_quickly() {
     const SIZE: usize = 100 << 20;
     let daemon = start_daemon();
     // 5 MiB at a time, each when the one before was read: a machine may be so busy that nobody reads for a second.
@@ -243,7 +243,7 @@ fn a_hundred_megabytes_come_whole_while_another_session_echoes_at_once() {
 }
 
 #[test]
-fn what_is_typed_ahead_waits() {
+fn input_is_kept_until_the_program_reads_it() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line </dev/null; sleep 0.3; head -c 3000000 | wc -c");
     let mut terminal = daemon.watch(&session);
@@ -256,7 +256,7 @@ fn what_is_typed_ahead_waits() {
 }
 
 #[test]
-fn a_long_line_without_its_end_holds_up_nothing() {
+fn an_overlong_line_of_input_does_not_block_the_session() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo; echo up; exec cat");
     let mut terminal = daemon.watch(&session);
@@ -268,7 +268,7 @@ fn a_long_line_without_its_end_holds_up_nothing() {
 }
 
 #[test]
-fn a_session_outlives_its_clients_and_replays_what_it_showed_last() {
+fn a_session_survives_its_clients_and_replays_its_last_output() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo -onlcr; echo up; while read -r n; do seq -f %015.0f 1 $n; echo done; done");
     let mut terminal = daemon.watch(&session);
@@ -302,7 +302,7 @@ fn a_session_outlives_its_clients_and_replays_what_it_showed_last() {
 }
 
 #[test]
-fn several_clients_see_all_and_any_may_type() {
+fn several_clients_see_all_output_and_can_all_type() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty -echo; echo up; cat");
     let mut terminals: Vec<_> = (0..5).map(|_| daemon.watch(&session)).collect();
@@ -324,7 +324,7 @@ fn several_clients_see_all_and_any_may_type() {
 }
 
 #[test]
-fn a_signal_is_told_as_a_shell_does() {
+fn a_death_by_signal_is_reported_as_128_plus_the_signal() {
     let daemon = start_daemon();
     for (signal, code) in [("KILL", 137), ("TERM", 143)] {
         let session = daemon.pty_sh(&format!("kill -{signal} $$"));
@@ -338,7 +338,7 @@ fn terminated() -> SessionEnd {
 }
 
 #[test]
-fn a_delete_hangs_up_and_takes_everything() {
+fn delete_hangs_up_and_then_kills_the_whole_tree() {
     let daemon = start_daemon();
     delete_hangs_up(&daemon);
     // It made a session of its own: the hang-up was not for it, the kill is.
@@ -346,7 +346,7 @@ fn a_delete_hangs_up_and_takes_everything() {
 }
 
 #[test]
-fn a_delete_hangs_up_without_a_cgroup() {
+fn delete_hangs_up_without_a_cgroup() {
     delete_hangs_up(&Options::default().without_cgroup().start());
 }
 
@@ -371,7 +371,7 @@ fn delete_hangs_up(daemon: &Daemon) {
 }
 
 #[test]
-fn who_ignores_the_hang_up_is_killed() {
+fn delete_kills_a_session_that_ignores_the_hang_up_after_5_s() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("trap '' HUP; echo up; while :; do sleep 4714; done");
     let mut terminal = daemon.watch(&session);
@@ -388,7 +388,7 @@ fn who_ignores_the_hang_up_is_killed() {
 }
 
 #[test]
-fn a_session_that_nobody_is_attached_to_ends() {
+fn a_session_without_a_client_ends_after_pty_idle_secs() {
     let daemon = start_daemon_with(&["--pty-idle-secs", "4"]);
     let left = daemon.pty_sh("echo up; sleep 4715");
     let never = daemon.pty_sh("sleep 4716");
@@ -402,7 +402,7 @@ fn a_session_that_nobody_is_attached_to_ends() {
 }
 
 #[test]
-fn ended_sessions_are_kept_for_a_minute_and_their_memory_is_given_back() {
+fn ended_sessions_are_kept_for_60_s_and_then_release_their_memory() {
     let daemon = start_daemon();
     let other = daemon.pty_sh("exec sleep 4718");
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
@@ -422,7 +422,7 @@ fn ended_sessions_are_kept_for_a_minute_and_their_memory_is_given_back() {
 }
 
 #[test]
-fn sessions_are_counted_and_listed_apart() {
+fn sessions_are_limited_and_listed_separately_from_processes() {
     let daemon = start_daemon_with(&["--max-pty-sessions", "3", "--max-processes", "2"]);
     let sessions: Vec<Session> = (0..3).map(|number| daemon.pty_sh(&format!("sleep 472{number}"))).collect();
     let refused = daemon.post("/pty", &json!({"command": "true"}));
@@ -444,7 +444,7 @@ fn sessions_are_counted_and_listed_apart() {
 }
 
 #[test]
-fn what_cannot_start_leaves_nothing() {
+fn a_session_that_cannot_start_is_refused_and_not_listed() {
     let daemon = start_daemon();
     for (body, status, code) in [
         (json!({"command": "no-such-program"}), 400, "COMMAND_NOT_FOUND"),
@@ -474,7 +474,7 @@ fn a_shutdown_ends_sessions() {
 }
 
 #[test]
-fn a_leader_that_turns_away_from_its_terminal_is_not_hung_up_on() {
+fn a_leader_that_closes_its_terminal_is_not_hung_up() {
     let daemon = start_daemon();
     // Nobody has the terminal open for a while; it is opened again, and the exit is its own.
     let script = "exec <&- >&- 2>&-; sleep 0.3; exec </dev/tty >/dev/tty 2>&1; echo back; exit 3";
@@ -489,7 +489,7 @@ fn a_leader_that_turns_away_from_its_terminal_is_not_hung_up_on() {
 }
 
 #[test]
-fn a_client_that_floods_holds_up_nobody_and_grows_nothing() {
+fn a_client_that_floods_delays_no_request_and_uses_bounded_memory() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("sleep 60");
     let terminal = daemon.watch(&session);

@@ -39,7 +39,7 @@ fn pattern(count: usize) -> Vec<u8> {
 }
 
 #[test]
-fn bytes_go_both_ways() {
+fn bytes_pass_in_both_directions_in_any_framing() {
     let daemon = start_daemon();
     let port = echo();
     let before = daemon.threads_and_descriptors();
@@ -75,7 +75,7 @@ fn bytes_go_both_ways() {
 }
 
 #[test]
-fn the_end_of_the_service_is_a_close() {
+fn the_end_of_the_service_closes_the_tunnel_with_1000() {
     let daemon = start_daemon();
     let before = daemon.threads_and_descriptors();
     let port = tcp_service(|mut stream| {
@@ -91,7 +91,7 @@ fn the_end_of_the_service_is_a_close() {
 
 /// What is on its way when the service ends is not taken from a client that is slow and has something to say meanwhile.
 #[test]
-fn a_slow_client_gets_all_that_the_service_has_said() {
+fn a_slow_client_gets_everything_the_service_sent() {
     let daemon = start_daemon();
     let port = tcp_service(|mut stream| {
         stream.write_all(&pattern(2_000_000)).expect("send");
@@ -116,7 +116,7 @@ fn a_slow_client_gets_all_that_the_service_has_said() {
 }
 
 #[test]
-fn a_close_from_the_client_is_only_half_of_one() {
+fn a_close_of_the_client_shuts_down_only_its_own_direction() {
     let daemon = start_daemon();
     // Answers when it has read all.
     let port = tcp_service(|mut stream| {
@@ -147,7 +147,7 @@ fn a_close_from_the_client_is_only_half_of_one() {
 }
 
 #[test]
-fn where_nobody_listens_there_is_no_tunnel() {
+fn a_closed_port_is_502_and_an_invalid_port_400() {
     let daemon = start_daemon();
     let (free, _held) = reserve_closed_port();
     let bearer = format!("Authorization: Bearer {}\r\n", daemon.token);
@@ -175,7 +175,7 @@ fn where_nobody_listens_there_is_no_tunnel() {
 }
 
 #[test]
-fn a_service_on_the_other_loopback_is_found() {
+fn a_service_on_the_ipv6_loopback_is_reached() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
     let daemon = start_daemon();
     let port = listener.local_addr().expect("its address").port();
@@ -186,7 +186,7 @@ fn a_service_on_the_other_loopback_is_found() {
 }
 
 #[test]
-fn bad_frames_end_a_tunnel() {
+fn invalid_frames_close_the_tunnel_with_their_code() {
     let daemon = start_daemon();
     let port = echo();
     let before = daemon.threads_and_descriptors();
@@ -209,7 +209,7 @@ fn bad_frames_end_a_tunnel() {
 }
 
 #[test]
-fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
+fn a_reset_by_the_service_closes_the_tunnel_with_an_error() {
     let daemon = start_daemon();
     let port = tcp_service(|mut stream| {
         // Closed with something unread, the kernel resets the connection.
@@ -223,7 +223,7 @@ fn a_service_that_breaks_off_is_told_apart_from_one_that_ends() {
 }
 
 #[test]
-fn a_client_that_goes_ends_the_connection() {
+fn a_client_that_disconnects_ends_the_connection_to_the_service() {
     let daemon = start_daemon();
     let (tell, ended) = channel();
     let port = tcp_service(move |mut stream| {
@@ -253,7 +253,7 @@ fn a_client_that_goes_ends_the_connection() {
 }
 
 #[test]
-fn neither_end_is_read_faster_than_the_other_takes() {
+fn backpressure_bounds_memory_in_both_directions() {
     let daemon = start_daemon();
     let (tell, told) = channel();
     // Reads nothing, sends without end, and says how much it could send in the end.
@@ -279,7 +279,7 @@ fn neither_end_is_read_faster_than_the_other_takes() {
 }
 
 #[test]
-fn two_hundred_tunnels_at_once() {
+fn two_hundred_concurrent_tunnels_carry_their_own_bytes() {
     let daemon = start_daemon();
     let port = echo();
     let before = daemon.threads_and_descriptors();
@@ -301,7 +301,7 @@ fn two_hundred_tunnels_at_once() {
 }
 
 #[test]
-fn without_a_token_there_is_no_tunnel() {
+fn a_tunnel_requires_the_bearer_token() {
     let daemon = start_daemon();
     let port = echo();
     let path = format!("/tunnels/tcp?port={port}");

@@ -93,7 +93,7 @@ fn kernel_asks_often() -> bool {
 }
 
 #[test]
-fn who_vanishes_is_found_out_within_90_s_and_who_only_does_not_read_is_not() {
+fn unreachable_clients_are_dropped_within_90_s_and_slow_ones_are_kept() {
     let daemon = start_daemon();
     daemon.get("/pty").expect(200);
     let before = daemon.threads_and_descriptors();

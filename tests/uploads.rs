@@ -43,7 +43,7 @@ fn reset(socket: TcpStream) {
 }
 
 #[test]
-fn an_upload_cut_at_any_byte_changes_nothing() {
+fn an_interrupted_upload_leaves_the_old_file() {
     let daemon = start_daemon();
     let dir = daemon.scratch().join("cut");
     fs::create_dir(&dir).expect("a directory");
@@ -82,7 +82,7 @@ fn an_upload_cut_at_any_byte_changes_nothing() {
 }
 
 #[test]
-fn parallel_uploads_leave_one_whole_version() {
+fn concurrent_uploads_leave_one_complete_version() {
     const SIZE: usize = 300_000;
     let daemon = start_daemon();
     let dir = daemon.scratch().join("parallel");
@@ -119,7 +119,7 @@ fn parallel_uploads_leave_one_whole_version() {
 const MIB: u64 = 96;
 
 #[test]
-fn memory_stays_flat() {
+fn uploads_and_downloads_of_96_mib_use_bounded_memory() {
     let daemon = start_daemon();
     let path = daemon.scratch().join("large");
     let block = vec![b'x'; 1 << 20];
@@ -139,7 +139,7 @@ fn memory_stays_flat() {
 }
 
 #[test]
-fn threads_and_descriptors_come_back() {
+fn file_requests_release_their_threads_and_descriptors() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, large) = (scratch.join("file"), scratch.join("large"));
@@ -181,7 +181,7 @@ fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Respo
 }
 
 #[test]
-fn a_full_disk_leaves_the_old_file() {
+fn a_full_disk_is_507_and_leaves_the_old_file() {
     if skip_without_root() {
         return;
     }
@@ -207,7 +207,7 @@ fn a_full_disk_leaves_the_old_file() {
 }
 
 #[test]
-fn what_cannot_be_renamed_over_is_written_in_place() {
+fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
     if skip_without_root() {
         return;
     }
@@ -249,7 +249,7 @@ fn what_cannot_be_renamed_over_is_written_in_place() {
 }
 
 #[test]
-fn mode_and_owner_are_kept_as_far_as_the_user_may() {
+fn a_replaced_file_keeps_mode_and_owner_where_the_user_may_set_them() {
     if skip_without_root() {
         return;
     }
@@ -317,7 +317,7 @@ fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn acl_and_attributes_stay() {
+fn a_replaced_file_keeps_its_acl_and_extended_attributes() {
     if skip_without_root() {
         return;
     }
@@ -361,7 +361,7 @@ fn acl_and_attributes_stay() {
 }
 
 #[test]
-fn a_default_acl_is_for_new_files() {
+fn a_default_acl_applies_to_new_files_only() {
     if skip_without_root() {
         return;
     }
