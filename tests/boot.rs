@@ -1,4 +1,4 @@
-//! How it comes up as PID 1 of a namespace: the report, the configuration file, services from files.
+//! The boot as PID 1 of a namespace: the report of `GET /boot`, `init.conf`, and services from files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, wait_until};
 
-/// A configuration directory with these files, and options that name it.
+/// Creates a configuration directory with these files; returns it and options that use it.
 fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
     let dir = tempfile::tempdir().expect("a directory");
     fs::create_dir(dir.path().join("services")).expect("a folder");
@@ -21,7 +21,7 @@ fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
     (dir, options)
 }
 
-/// What the report says of a service, once it says anything.
+/// Waits until the boot report has an entry for this service file; returns the entry.
 fn service(daemon: &Daemon, file: &str) -> Value {
     wait_until(TIMEOUT, &format!("{file} is in the report"), || {
         let report = daemon.boot();
@@ -43,19 +43,19 @@ fn boot_report_lists_the_duties_of_a_namespace_and_ends_with_listening() {
         let step = steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"));
         assert!(step["ok"] == true && step["detail"].is_string() && step["ms"].is_f64(), "{step}");
     }
-    // What is the machine's own is not done in a namespace of it.
+    // Duties of a machine are not performed in a namespace.
     for name in ["root", "hostname", "ctrl-alt-del", "console", "random seed"] {
         assert!(steps.iter().all(|step| step["name"] != name), "{report}");
     }
     let listening = steps.last().expect("a step");
     assert_eq!((&listening["name"], &listening["detail"]), (&json!("listening"), &json!(daemon.addr.to_string())));
-    // 5 ms is the goal.
+    // The goal is 5 ms.
     assert!(listening["ms"].as_f64().expect("a number") < 50.0 * f64::from(BUSY), "{report}");
     assert_eq!(report["services"], json!([]));
     daemon.post("/boot", &json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "/api/v1/boot");
 }
 
-/// A debug build on a busy machine.
+/// Factor for a debug build on a busy machine.
 const BUSY: u8 = 20;
 
 #[test]
@@ -173,7 +173,7 @@ fn a_service_file_that_becomes_invalid_leaves_its_service_running() {
         assert_eq!(daemon.get("/processes/one").expect(200)["status"], "running", "{text}");
     }
     assert!(daemon.log().contains("service one.json"), "in the log as well: {}", daemon.log());
-    // As it was it is nothing new; put right otherwise it is.
+    // Restoring the old content changes nothing; other valid content restarts the service.
     write(&file, &sleep("5606"));
     daemon.signal(Signal::SIGHUP);
     let told = await_service(&daemon, "one.json", "it is right again", |service| service["ok"] == true);
@@ -198,14 +198,14 @@ fn sighup_retries_a_service_that_could_not_be_started() {
     assert_eq!(service(&daemon, "late.json")["ok"], false);
     write(&program, "#!/bin/sh\nexec sleep 600\n");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    // A fork of another test's may hold the script open for a moment, which keeps it from being executed.
+    // A concurrent fork of another test can hold the script open for writing, which makes its exec fail: retry.
     wait_until(TIMEOUT, "it runs", || {
         daemon.signal(Signal::SIGHUP);
         (service(&daemon, "late.json")["ok"] == true).then_some(())
     });
 }
 
-/// It may take all of its grace, and the port that both want is free only then.
+/// The old service may need its grace, and may hold a port that the new one needs.
 #[test]
 fn a_changed_service_starts_after_the_old_one_has_ended() {
     let old = r#"{"command": "sh", "name": "one", "args": ["-c",
@@ -230,13 +230,13 @@ fn a_changed_service_starts_after_the_old_one_has_ended() {
     assert_eq!(await_said("new\n"), "up\nended\nnew\n");
 }
 
-/// As where the client of `docker run -t` was stopped: what the log has to say there must hold up nobody.
+/// Like a stopped `docker run -t` client: a terminal that nobody reads must not block the log.
 #[test]
 fn a_full_terminal_on_stderr_delays_neither_services_nor_shutdown() {
     let terminal = nix::pty::openpty(None, None).expect("open a terminal");
     let (dir, options) = configured(&[]);
     let mut daemon = options.stderr(terminal.slave).start();
-    // One line each, more than any terminal has room for.
+    // Each file causes one log line; together they exceed the buffer of any terminal.
     for number in 0..1000 {
         let name = format!("{number}-{}.json", "x".repeat(200));
         write(&dir.path().join("services").join(&name), "{");

@@ -1,4 +1,4 @@
-//! Cgroups that take no processes, or that are taken away: starts go on all the same, and a kill still ends what it can.
+//! Cgroups that accept no processes or disappear: processes still start, and DELETE still kills trees.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,15 +8,15 @@ use serde_json::json;
 use crate::harness::cgroups::{SET_CGROUP, cgroup_of};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
-/// Makes a cgroup `domain threaded`: cgroups made below it can hold no processes any more (cgroups(7)).
+/// Shell commands that make the cgroup `domain threaded`: new cgroups below it cannot hold processes (cgroups(7)).
 const THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
 
-/// How often the daemon's log says that units have no cgroup, or a new one.
+/// Number of warnings about cgroups in the log of the daemon.
 fn warnings(daemon: &Daemon) -> usize {
     daemon.log().lines().filter(|line| line.contains("WARN") && line.contains("cgroup")).count()
 }
 
-/// Starts work, once and again, and their processes are reaped and reported as ever.
+/// Checks that processes start, are reaped and reported, and that DELETE kills a tree.
 fn starts_work(daemon: &Daemon) {
     for _ in 0..3 {
         let run = daemon.run_sh("echo out; exit 3");
@@ -28,7 +28,7 @@ fn starts_work(daemon: &Daemon) {
     daemon.wait_until_gone(Duration::from_secs(10), "sleep 4600");
 }
 
-/// Whether new runs get a cgroup of their own.
+/// Whether new runs get cgroups.
 fn has_cgroups(daemon: &Daemon) -> bool {
     daemon.run_sh("cat /proc/self/cgroup").stdout().contains("/tl-units.")
 }
@@ -46,18 +46,18 @@ fn parent_of_slice(daemon: &Daemon) -> PathBuf {
     if own.ends_with("tl-init") { own.parent().expect("its parent").to_owned() } else { own }
 }
 
-/// The slices below a cgroup.
+/// Slices of units below a cgroup.
 fn slices(parent: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(parent).expect("the cgroup").flatten();
     let slices = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tl-units."));
     slices.map(|entry| entry.path()).collect()
 }
 
-/// Removes the daemon's slice as soon as nothing is in it.
+/// Removes the slice of the daemon as soon as it is empty.
 fn remove_slice(parent: &Path) {
     wait_until(TIMEOUT, "the idle slice is removed", || {
         let [slice] = &slices(parent)[..] else { return None };
-        // Leaves of runs that have just ended may still be there.
+        // Cgroups of runs that have just ended may still exist.
         for leaf in std::fs::read_dir(slice).ok()?.flatten().filter(|entry| entry.path().is_dir()) {
             let _ = std::fs::remove_dir(leaf.path());
         }
@@ -86,7 +86,7 @@ fn processes_start_without_a_cgroup_after_the_parent_becomes_threaded() {
     let parent = parent_of_slice(&daemon);
     let threads = parent.join("t");
     std::fs::create_dir(&threads).expect("a cgroup");
-    // While a process lives in the slice, the kernel refuses this.
+    // The kernel refuses this while a process is in the slice.
     wait_until(TIMEOUT, "the parent is domain threaded", || {
         std::fs::write(threads.join("cgroup.type"), "threaded").ok()
     });
@@ -109,7 +109,7 @@ fn a_removed_slice_is_created_again() {
         assert!(has_cgroups(&daemon));
         assert_eq!(warnings(&daemon), removals, "{}", daemon.log());
     }
-    // What holds for a unit of the new slice: its tree is killed whole.
+    // DELETE kills the whole tree of a unit in the new slice.
     let pid = daemon.sh("setsid sleep 4601 & exec sleep 4601");
     daemon.wait_for_processes("sleep 4601", 2);
     daemon.delete(&format!("/processes/{pid}")).expect(204);
@@ -124,7 +124,7 @@ fn processes_start_without_a_cgroup_when_a_removed_slice_cannot_be_created_again
     let daemon = start_daemon();
     let parent = parent_of_slice(&daemon);
     run_as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
-    // Below the mount of the test, which can still write.
+    // The mount of the test is still writable.
     remove_slice(&parent);
     starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
@@ -172,7 +172,7 @@ fn a_cgroup_mount_point_with_a_space_in_its_path_is_found() {
     if skip_without_root() {
         return;
     }
-    // The old mount is covered, so that only the new one leads to the daemon's cgroup.
+    // The old mount is removed, so that only the new one leads to the cgroup of the daemon.
     let prepare = "dir=\"$TL_INIT_RUN_DIR.my cgroups\"; mkdir \"$dir\"; mount -t cgroup2 none \"$dir\"; \
                    umount -l ${cgroup%/tl-init.*}";
     let daemon = Options::default().prepare(prepare).start();

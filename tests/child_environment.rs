@@ -1,4 +1,4 @@
-//! What a child finds when it starts: its user, environment, descriptors, signals.
+//! The state in which a process starts: user, environment, descriptors, signals, working directory.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::harness::{
     Daemon, Options, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, start_daemon_with, wait_until,
 };
 
-/// Adds users to the namespace's own /etc/passwd and /etc/group; they are read at each start.
+/// Adds users to /etc/passwd and /etc/group of the namespace.
 fn with_users(daemon: &Daemon) {
     let script = "printf 'alice:x:2001:2002:Alice:/home/nowhere:/bin/bash\\nbob:x:2003:2003::/:\\n' >>/etc/passwd
                   printf 'alices:x:2002:\\nextra:x:3000:alice,bob\\nmore:x:3001:bob,alice\\n' >>/etc/group";
@@ -25,7 +25,7 @@ fn every_form_of_user_gets_its_ids_groups_home_and_no_capabilities() {
     }
     let daemon = start_daemon();
     with_users(&daemon);
-    // user, then: uid, gid, all groups, home, directory.
+    // `user`, then the expected uid, gid, all groups, home, working directory.
     let cases: &[(Value, &str)] = &[
         (json!("root"), "0 0 0 /root /root"),
         (json!("0"), "0 0 0 /root /root"),
@@ -47,7 +47,7 @@ fn every_form_of_user_gets_its_ids_groups_home_and_no_capabilities() {
         let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": user}));
         assert_eq!(run.stdout(), *expected, "{user}");
     }
-    // The real, effective, saved and file system ids are all the user's.
+    // Real, effective, saved and file system ids are those of the user, and no capability remains.
     let run = daemon.run(&json!({"command": "grep", "args": ["-E", "^(Uid|Gid|CapEff|CapPrm|CapInh|CapAmb)", "/proc/self/status"], "user": "alice"}));
     for line in run.stdout().lines() {
         let (field, rest) = line.split_once(':').expect("a field");
@@ -115,7 +115,7 @@ fn default_user_option_sets_the_user_of_commands() {
     assert_eq!(line, "tl-user tl-user tl-user /home/tl-user /home/tl-user");
 }
 
-/// The environment, but for the id of the run, which is there as well.
+/// The environment printed by a run, without INVOCATION_ID, which must be present.
 fn environment(run: &CompletedRun) -> Vec<String> {
     let mut lines = run.lines("stdout");
     let all = lines.join("\n");
@@ -167,7 +167,7 @@ fn the_command_is_looked_up_in_the_path_of_the_request() {
         json!({"command": "my-own-tool", "env": {"PATH": format!("/nowhere:{}:/bin:/usr/bin", scratch.display())}});
     assert_eq!(daemon.run(&body).stdout(), "mine");
     daemon.post("/processes", &json!({"command": "my-own-tool"})).expect_error(400, "COMMAND_NOT_FOUND", "my-own-tool");
-    // A relative path is below the working directory.
+    // A relative path is resolved in the working directory.
     let body = json!({"command": "./my-own-tool", "working_dir": scratch});
     assert_eq!(daemon.run(&body).stdout(), "mine");
 }
@@ -175,7 +175,7 @@ fn the_command_is_looked_up_in_the_path_of_the_request() {
 fn clean_start(daemon: &Daemon) {
     daemon.start_process(&json!({"command": "sleep", "args": ["4600"]}));
     let pid = wait_until(TIMEOUT, "it is up", || daemon.pids_executing("sleep 4600").first().copied());
-    // The program itself opens a file or two at its start; what it inherited would stay.
+    // The program opens files of its own while it starts; inherited descriptors would stay open.
     let descriptors = wait_until(Duration::from_secs(10), "it has descriptors 0, 1 and 2 only", || {
         let descriptors = procfs::descriptors(pid);
         descriptors.iter().map(|(number, _)| number.as_str()).eq(["0", "1", "2"]).then_some(descriptors)
@@ -190,7 +190,7 @@ fn clean_start(daemon: &Daemon) {
     assert_eq!(procfs::status(pid, "NoNewPrivs").as_deref(), Some("0"));
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
     let fields: Vec<&str> = stat.rsplit(')').next().expect("the fields").split_whitespace().collect();
-    // State, parent, group, session, terminal.
+    // Fields: state, parent, group, session, terminal.
     assert_eq!((fields[1], fields[4]), (daemon.pid.to_string().as_str(), "0"), "its parent, and no terminal");
     assert_eq!(
         (fields[2], fields[3]),

@@ -1,4 +1,4 @@
-//! The command line, the same settings in the environment, and the files of a start.
+//! The command line, its equivalents in the environment, and the files that a start creates.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,8 +9,8 @@ use serde_json::json;
 
 use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, is_root, start_daemon, start_daemon_with, wait_until};
 
-/// Runs the program to its end, which comes soon: none of these starts a daemon. What it logs before it fails,
-/// such as limits that had to be lowered, is not the question.
+/// Runs tl-init with arguments that do not start a daemon, until it exits. The log level is `error`, to hide log lines
+/// that precede the error, such as lowered limits.
 fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = bound_command(env!("CARGO_BIN_EXE_tl-init"));
     command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -167,7 +167,7 @@ fn options_are_read_from_the_environment_and_the_command_line_overrides_them() {
     for line in lines {
         serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
     }
-    // The command line wins.
+    // The command line overrides the environment.
     let daemon = Options::default().env("TL_INIT_KEEP_ENDED", "2").args(&["--keep-ended", "4"]).start();
     for _ in 0..6 {
         daemon.run_sh("true");
@@ -222,7 +222,7 @@ fn a_second_daemon_refuses_a_log_directory_in_use() {
 fn the_main_process_runs_beside_the_api_with_the_output_of_the_daemon() {
     let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
     wait_until(TIMEOUT, "it runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
-    // Its output is the daemon's own.
+    // Its output goes to the stdout of the daemon.
     wait_until(TIMEOUT, "it is heard", || daemon.log().contains("from the command").then_some(()));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }

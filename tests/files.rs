@@ -1,4 +1,4 @@
-//! Files: read, a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200, users, listings, and what is refused.
+//! Files: reading, ranges, conditions, users, listings, and refused requests.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use crate::harness::{Daemon, Options, Response, TIMEOUT, procfs, skip_without_ro
 
 #[test]
 fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
-    // Without root the home would be that of whoever runs the tests.
+    // Without root, the home directory would be that of the user who runs the tests.
     if skip_without_root() {
         return;
     }
@@ -31,13 +31,16 @@ fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
             assert_eq!((reply.status, reply.body == content), (200, true), "{path}");
             assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
             assert_eq!(reply.header("content-length"), Some(&*size.to_string()), "{path}");
-            assert_eq!(reply.header("accept-a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200"), Some("bytes"));
+            assert_eq!(
+                reply.header("accept-a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200"),
+                Some("bytes")
+            );
         }
         let head = daemon.request("HEAD", &files(path, ""), None);
         assert_eq!((head.status, head.body.len()), (200, 0));
         assert_eq!(head.header("content-length"), Some(&*size.to_string()), "{path}");
     }
-    // What was made is the user's, as if the user had made it.
+    // Created files and directories belong to the user and have the default modes.
     let made = daemon.run_sh("cd; stat -c '%U %G %a %n' sub sub/deep large 'a b+c%'; umask");
     let user = "tl-user tl-user";
     let right = format!("{user} 755 sub\n{user} 755 sub/deep\n{user} 644 large\n{user} 644 a b+c%");
@@ -123,7 +126,7 @@ fn content_range_and_content_encoding_are_refused_on_uploads() {
     fs::write(&file, "0123456789").expect("write it");
     fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("for all");
     for target in [&file, &absent] {
-        // What `curl -C 5 -T` sends.
+        // `curl -C 5 -T` sends such a range.
         for range in ["bytes 5-9/10", "bytes 0-9/10", "bytes */10", "nonsense"] {
             let reply = send(&daemon, "PUT", &files(target, ""), &format!("Content-Range: {range}\r\n"), b"56789");
             reply.expect_error(400, "INVALID_REQUEST", "Content-Range");
@@ -144,7 +147,7 @@ fn content_range_and_content_encoding_are_refused_on_uploads() {
         send(&daemon, "PUT", &files(&file, ""), head, head.as_bytes()).expect(204);
         assert_eq!(fs::read(&file).expect("the file"), head.as_bytes());
     }
-    // Nor for JSON, nor for what a program is to read.
+    // Encoded bodies are refused for JSON and for stdin as well.
     let start = json!({"command": "cat", "stdin_mode": "pipe"}).to_string();
     let gzip = "Content-Encoding: gzip\r\n";
     for path in ["/processes", "/processes/run", "/pty", "/processes/none/signal"] {
@@ -159,7 +162,7 @@ fn content_range_and_content_encoding_are_refused_on_uploads() {
     let pid = cat["pid"].as_u64().expect("a PID");
     daemon.wait_for_end(pid);
     assert_eq!(daemon.raw_output(pid, "stdout"), b"plain\n");
-    // Where a body is not looked at, neither is its coding.
+    // Endpoints that ignore the body ignore its encoding too.
     assert_eq!(send(&daemon, "GET", "/health", gzip, b"").status, 200);
     let head = format!("{gzip}Content-Range: bytes 1-2/3\r\n");
     assert_eq!(send(&daemon, "GET", &files(&file, ""), &head, b"").status, 200);
@@ -191,7 +194,7 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
         let remove = |path: &Path| send(&daemon, "DELETE", &files(path, ""), &lines, b"");
         let read = |path: &Path| send(&daemon, "GET", &files(path, ""), &lines, b"");
         put(&daemon, &file, "", b"old").expect(204);
-        // A file that is there.
+        // The file exists.
         if with_file {
             assert_eq!(read(&file).body, b"old", "{head}");
             put_it(&file).expect(204);
@@ -209,7 +212,7 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
             unmet(remove(&file), "If-");
             assert_eq!(fs::read(&file).expect("the file"), b"old", "{head}");
         }
-        // One that is not.
+        // The file does not exist.
         read(&absent).expect_error(404, "NOT_FOUND", "absent");
         remove(&absent).expect_error(404, "NOT_FOUND", "absent");
         let new = made.join("new");
@@ -223,12 +226,13 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
             assert!(!made.exists(), "{head}: no directory was made");
         }
     }
-    // That it is no file at all comes first.
+    // IS_DIRECTORY takes precedence over the condition.
     send(&daemon, "GET", &files(&scratch, ""), "If-Match: \"x\"\r\n", b"").expect_error(400, "IS_DIRECTORY", "");
     send(&daemon, "PUT", &files(&scratch, ""), "If-None-Match: *\r\n", b"").expect_error(400, "IS_DIRECTORY", "");
 }
 
-/// Of many who want to make the same file, one does: also where they have all looked before any of them is done.
+/// Concurrent uploads of the same new file: one creates it, even if all have checked the condition before any is
+/// complete.
 #[test]
 fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() {
     let daemon = start_daemon();
@@ -243,7 +247,7 @@ fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() 
         let mut clients: Vec<TcpStream> = (0..8).map(|_| daemon.connect()).collect();
         for client in &mut clients {
             client.write_all(head.as_bytes()).expect("the head");
-            // The word to go on comes once the upload has begun.
+            // The daemon sends 100 Continue once the upload has begun.
             let mut word = [0; 25];
             client.read_exact(&mut word).expect("an answer");
             assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -287,7 +291,7 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
         denied(put(&daemon, "/no-such/directory/x", user, b"x"));
         denied(daemon.delete(&files("/etc/hostname", user)));
         denied(get(&daemon, "/proc/1/environ", user));
-        // This asks for other ids than files do. It would change nothing.
+        // The kernel checks other ids for sysctls than for files. The write would not change the value.
         denied(put(&daemon, "/proc/sys/kernel/pid_max", user, &pid_max));
     }
     let shadow = fs::read("/etc/shadow").expect("as root");
@@ -300,7 +304,7 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
     for user in ["", ":", "1:", "root:root", "1:2:3", "4294967295", "99999999999"] {
         get(&daemon, "/etc/passwd", &format!("&user={user}")).expect_error(400, "INVALID_REQUEST", "user");
     }
-    // Whose home a relative path is in, and what is made whose.
+    // A relative path is in the home of the default user; created files belong to the acting user.
     let scratch = daemon.scratch();
     for (user, owner) in [("root", "0 0"), ("12345", "12345 12345"), ("12345:12346", "12345 12346")] {
         put(&daemon, scratch.join(user), &format!("&user={user}"), b"x").expect(204);
@@ -310,14 +314,14 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
     assert_eq!(list(&daemon, ".", "&user=root").expect(200)["path"], "/home/tl-user/.", "the default user's home");
     put(&daemon, "by-root", "&user=root", b"x").expect(204);
     assert_eq!(daemon.run_sh("cd; stat -c '%U' by-root").stdout(), "root");
-    // A file of one group is for its members only.
+    // Only members of the group can read a file with mode 0640.
     let secret = scratch.join("secret");
     fs::write(&secret, "x").expect("write it");
     fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).expect("for its group");
     std::os::unix::fs::chown(&secret, Some(0), Some(777)).expect("a group");
     denied(get(&daemon, &secret, "&user=12345"));
     assert_eq!(get(&daemon, &secret, "&user=12345:777").body, b"x");
-    // No link of a process's leads anywhere, and the thread is the daemon's again: it starts processes as anybody.
+    // Links of /proc are not followed. Afterwards the daemon still starts processes as the default user.
     for link in ["/proc/1/cwd/etc/passwd", "/proc/self/root/etc/passwd", "/proc/self/fd/1"] {
         get(&daemon, link, "").expect_error(400, "INVALID_REQUEST", link);
     }
@@ -387,7 +391,7 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
     let mut left = names(&daemon, &scratch);
     left.sort();
     assert_eq!(left, ["...", "a..b", "dir", "fifo", "loop", "socket"], "nothing was made or removed");
-    // One that waits for the word to send is told before it sends anything.
+    // A client that expects 100 Continue gets the error before it sends the body.
     let reply = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
     reply.into_response("not invited").expect_error(400, "IS_DIRECTORY", "dir");
 }
@@ -403,7 +407,7 @@ fn a_directory_of_100000_entries_is_listed_within_1_s_of_cpu_time() {
     let mut times = Vec::new();
     let mut listing = Value::Null;
     for _ in 0..3 {
-        // What it takes on a processor: what it takes on the clock depends on who else is busy, and is the bench's.
+        // CPU time: wall time depends on the load of the machine, and is measured by the benchmark.
         let before = procfs::cpu_time(daemon.pid);
         let mut body = daemon.open("GET", &format!("/files/list?path={}", encoded(&dir)), "", b"").expect_status(200);
         let mut text = Vec::new();
@@ -435,7 +439,7 @@ fn files_of_proc_without_a_size_are_read_to_their_end() {
     assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
 }
 
-/// The kernel would let every thread of the daemon at them, whoever it acts as.
+/// The kernel would let every thread of the daemon access them, whatever user it acts as.
 #[test]
 fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
     if skip_without_root() {
@@ -463,7 +467,7 @@ fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
         for dir in ["/proc/self/fd", "/proc/self/task", "/proc/thread-self/fd", "/proc/self/ns"] {
             denied(list(&daemon, dir, user));
         }
-        // What every process is shown.
+        // Entries that every process may read.
         for path in ["/proc/self/status", "/proc/1/cmdline", "/proc/mounts", "/proc/net/tcp", "/proc/thread-self/comm"]
         {
             assert_eq!(get(&daemon, path, user).status, 200, "{path}");
@@ -472,7 +476,7 @@ fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
     }
     let threads = procfs::threads(daemon.pid);
     assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
-    // Those of another process are its user's, and root's.
+    // Entries of another process are accessible to its user and to root.
     let own = daemon.sh("sleep 4780");
     let score = format!("/proc/{own}/oom_score_adj");
     for (user, value) in [("", "321\n"), ("&user=root", "123\n")] {
@@ -484,7 +488,7 @@ fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
     denied(get(&daemon, &maps, "&user=12345"));
 }
 
-/// Where /proc counts PIDs as the namespace outside does: ours are other numbers there.
+/// In a /proc of the outer PID namespace, the daemon has other PIDs.
 #[test]
 fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
     if skip_without_root() {
@@ -504,7 +508,7 @@ fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
             }
             denied(put(&daemon, Path::new(dir).join("comm"), user, b"other"));
         }
-        // Where our own PID leads in there is somebody else.
+        // PID 1 of the outer /proc is another process.
         assert!(matches!(get(&daemon, "/proc/1/maps", user).status, 200 | 403));
     }
     let threads = procfs::threads(daemon.pid);

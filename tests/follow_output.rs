@@ -1,4 +1,4 @@
-//! Followers: late, slow, resumed, many at once.
+//! Followers of output: late, slow, resumed, and many at once.
 
 use std::io::BufRead;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 const LINES: u64 = 500_000;
 
-/// Reads a follower of `seq -f %060.0f` to its end: every number once, in order, then `eof`.
+/// Reads a follow of `seq -f %060.0f` to its end; checks that every number comes once, in order, then `eof`.
 fn read_numbers(events: EventStream) {
     let mut reader = events.into_reader();
     let (mut next, mut eof, mut line) = (1, false, Vec::new());
@@ -51,13 +51,13 @@ fn a_slow_follower_loses_no_line_and_delays_neither_writer_nor_followers() {
         for other in others {
             other.join().expect("another follower");
         }
-        // 10 s at least, however fast the others were.
+        // The slow follower reads nothing for at least 10 s.
         std::thread::sleep(Duration::from_secs(10).saturating_sub(begun.elapsed()));
         read_numbers(slow);
     });
 }
 
-/// A process that has written `count` lines and lives on until its stdin ends.
+/// Starts a process that writes `count` lines and runs until its stdin is closed; waits for the lines.
 fn held(daemon: &Daemon, count: u64) -> u64 {
     let start =
         json!({"command": "sh", "args": ["-c", format!("seq 1 {count}; read x; echo end")], "stdin_mode": "pipe"});
@@ -129,7 +129,7 @@ fn tail_returns_the_last_n_lines() {
     let pid = held(&daemon, 500);
     assert_eq!(daemon.lines(pid, "stdout?tail=3"), ["498", "499", "500"]);
     let live = daemon.follow(pid, "stdout?tail=2");
-    // The answer's head comes at once, its cursor with it.
+    // The response head comes before the follower has found its starting point, so `end` may already be written.
     release(&daemon, pid);
     let lines = live.all_lines();
     assert!(lines == numbers(499..=500) || lines == numbers(500..=500), "{lines:?}");
@@ -167,14 +167,14 @@ fn a_silent_follow_sends_a_keep_alive_comment_after_15_s() {
 #[test]
 fn the_search_for_a_tail_stops_when_its_client_disconnects() {
     let daemon = start_daemon();
-    // Ten million lines.
+    // About five million lines.
     let pid = daemon.sh("yes '' | head -c 10M");
     daemon.wait_for_end(pid);
     let path = format!("/processes/{pid}/stdout?tail=100000000");
     let cost = |work: &dyn Fn()| {
         let before = procfs::cpu_time(daemon.pid);
         work();
-        // Whatever it still does.
+        // Includes work that continues after the clients have disconnected.
         let mut now = procfs::cpu_time(daemon.pid);
         wait_until(TIMEOUT, "it is idle", || {
             std::thread::sleep(Duration::from_millis(300));
@@ -194,7 +194,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
                     std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send it");
                 }
             });
-            // Each would cost as much as the one.
+            // Without the early stop, each request would cost as much as the first.
             assert!(gone < 3 * one, "{gone:?} for ten that have gone, {one:?} for one that is there: {path}");
         }
     }

@@ -1,4 +1,4 @@
-//! Programs and directories that hang hold up their own request and nobody else.
+//! Programs and working directories that hang delay only their own request.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use crate::harness::faults::{Lease, hanging_directory};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
-/// The entry of the start that hangs.
+/// Waits until the hanging start is listed; its ProcessInfo.
 fn hanging(daemon: &Daemon, command: &str) -> Value {
     wait_until(TIMEOUT, "the start that hangs is listed", || {
         daemon.list().into_iter().find(|info| info["command"] == command && info["status"] == "running")
     })
 }
 
-/// Everybody else is served as ever.
+/// Checks that runs and health are served without delay.
 fn others_are_served(daemon: &Daemon) {
     for _ in 0..20 {
         let begun = Instant::now();
@@ -37,7 +37,7 @@ fn delete_ends_a_hanging_program(daemon: &Daemon) {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         assert_eq!(daemon.info(pid)["status"], "signaled");
-        // Its request is answered now, one way or another.
+        // The request that started it is answered now; its status does not matter.
         starter.join().expect("the one who started it");
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     });
@@ -67,7 +67,7 @@ fn start_answers_201_after_5_s_of_a_hanging_exec_and_reports_its_result_later() 
     let daemon = start_daemon();
     let cases = [
         ("good", "#!/bin/sh\necho ran\n", 0, vec!["ran"]),
-        // Its interpreter is missing, which the kernel finds out once it has the script.
+        // The kernel notices the missing interpreter only when it can read the script.
         ("bad", "#!/no/such/interpreter\n", 126, vec![]),
     ];
     let scripts = cases.map(|(name, text, code, lines)| (daemon.script(name, text), code, lines));
@@ -106,7 +106,7 @@ fn a_run_whose_exec_hangs_ends_at_its_timeout() {
     let script = daemon.script("hangs", "#!/bin/sh\necho ran\n");
     let lease = Lease::take(&script);
     let begun = Instant::now();
-    // Whether it is a stream already or an error: it comes at its time-out, and nothing is left.
+    // The response ends at the timeout, and no process remains.
     let reply = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let text = String::from_utf8_lossy(&reply.body).into_owned();
@@ -134,7 +134,7 @@ fn a_working_directory_that_hangs_delays_only_its_own_request() {
     });
 }
 
-/// A cgroup of version 1 whose processes are frozen: they take no signal, not even SIGKILL, until they are thawed.
+/// A frozen cgroup of version 1: its processes handle no signal, not even SIGKILL, until it is thawed.
 struct Freezer(PathBuf);
 
 impl Freezer {

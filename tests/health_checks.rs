@@ -1,4 +1,4 @@
-//! Health checks of managed processes, and a machine that stands still.
+//! Health checks of managed processes, also while the daemon or the machine is paused.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, reserve_closed_port, start_daemon, wait_until};
 
-/// What a service of the test itself answers: whether it is well is no matter of what is supervised.
+/// A service inside the test that answers probes as the test sets it, independently of the supervised process.
 struct Service {
     port: u16,
     state: Arc<AtomicU8>,
@@ -20,7 +20,7 @@ struct Service {
 
 const WELL: u8 = 0;
 const SICK: u8 = 1;
-/// Reads and does not answer.
+/// Accepts connections and does not answer.
 const FROZEN: u8 = 2;
 
 impl Service {
@@ -29,7 +29,7 @@ impl Service {
         let port = listener.local_addr().expect("its address").port();
         let (state, seen) = (Arc::new(AtomicU8::new(WELL)), Arc::new(Mutex::new(Vec::new())));
         let (to_answer, times) = (Arc::clone(&state), Arc::clone(&seen));
-        // Ends with the test's process.
+        // The thread ends with the process of the test.
         std::thread::spawn(move || {
             let mut frozen = Vec::new();
             for stream in listener.incoming().flatten() {
@@ -54,7 +54,7 @@ impl Service {
     fn check(&self, kind: &str, interval: u64, threshold: u64) -> Value {
         json!({
             "type": kind, "port": self.port, "initial_delay_ms": 0, "interval_ms": interval,
-            // A busy machine is no illness.
+            // A long timeout, so that a busy machine does not fail probes.
             "timeout_ms": 2_000, "failure_threshold": threshold,
         })
     }
@@ -62,7 +62,7 @@ impl Service {
 
 fn answer(stream: TcpStream, state: u8) {
     let mut lines = BufReader::new(&stream).lines();
-    // A TCP check has nothing to say.
+    // A TCP probe sends nothing.
     while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
     let words = if state == WELL { "HTTP/1.0 204 So\r\n\r\n" } else { "HTTP/1.1 500 No\r\n\r\n" };
     let _ = (&stream).write_all(words.as_bytes());
@@ -89,7 +89,7 @@ fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
 #[test]
 fn an_unhealthy_process_is_stopped_and_restarted() {
     let (daemon, service) = (start_daemon(), Service::new());
-    // It takes its whole grace.
+    // The process ignores SIGTERM and uses its whole grace.
     let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
     let first = start(&daemon, "web", "on_failure", script, &service.check("http", 100, 3));
     daemon.wait_for_stdout(pid_of(&first), &["up"]);
@@ -107,7 +107,7 @@ fn an_unhealthy_process_is_stopped_and_restarted() {
     assert!(error.contains("500"), "{waiting}");
     service.set(WELL);
     wait_until(TIMEOUT, "it was replaced", || (managed(&daemon, "web")["restart_count"] == 1).then_some(()));
-    // Threshold × interval + grace + backoff are 600 ms; the rest is for a busy machine.
+    // Threshold × interval + grace + backoff is 600 ms; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_millis(6_000), "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
     await_health(&daemon, "web", "healthy");
@@ -148,21 +148,21 @@ fn restarts_after_refused_probes_stop_at_max_restarts() {
     assert!(error.contains("1 restarts") && error.contains("unhealthy"), "{error}");
 }
 
-/// For longer than any interval, time-out, grace and backoff there is. Nothing else stands still, as when the daemon
-/// is stopped; or the service does too, as on a machine that is paused.
+/// Stops the daemon for longer than any interval, timeout, grace and backoff of the test. With `service_too` the probed
+/// service pauses as well, as on a paused machine.
 fn stands_still(service_too: bool) {
     let (daemon, service) = (start_daemon(), Service::new());
     let mut check = service.check("http", 100, 2);
     check["timeout_ms"] = json!(1_500);
     let web = start(&daemon, "web", "on_failure", "exec sleep 4911", &check);
     await_health(&daemon, "web", "healthy");
-    // One that ignores its stop, and one that waits for its restart.
+    // Two more processes: one ignores SIGTERM, one waits for its restart.
     let deaf = daemon.start_process(&json!({
         "command": "sh", "args": ["-c", "trap '' TERM; echo up; while :; do sleep 4912; done"], "name": "deaf",
         "stop_grace_ms": 4_000, "restart": {"policy": "never"},
     }));
     daemon.wait_for_stdout(pid_of(&deaf), &["up"]);
-    // Answered after 2 s.
+    // DELETE answers after 2 s.
     daemon.delete("/processes/deaf").expect(204);
     let crash =
         json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 3_000}});
@@ -176,7 +176,7 @@ fn stands_still(service_too: bool) {
     service.set(WELL);
     daemon.signal(Signal::SIGCONT);
     let probed = service.probes();
-    // The wait was over once, not three times.
+    // The backoff expires once, not once for each interval that passed.
     wait_until(TIMEOUT, "it was restarted and waits again", || {
         let crash = managed(&daemon, "crash");
         let restarted = crash["restart_count"].as_u64();
@@ -209,10 +209,10 @@ fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("a port"), Service::new());
     let port = crowd.local_addr().expect("its address").port();
     std::thread::spawn(move || crowd.incoming().for_each(drop));
-    // Those that serve the test come and go.
+    // Threads that serve connections start and end.
     let threads =
         || procfs::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
-    // A thread gives itself its name, and that of the services is started after the API is there.
+    // Threads set their names themselves, and the services thread starts after the API listens.
     let one_main = |names: &Vec<String>| {
         names.iter().filter(|name| *name == "tl-init").count() == 1 && names.iter().any(|name| name == "services")
     };
@@ -228,12 +228,12 @@ fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     let (cpu, probes) = (procfs::cpu_time(daemon.pid), watched.probes());
     wait_until(TIMEOUT, "some rounds are over", || (watched.probes() >= probes + 5).then_some(()));
     let cpu = procfs::cpu_time(daemon.pid) - cpu;
-    // The aim is 5 % of 5 s for a thousand with the binary as it is released.
+    // The goal is 5 % of 5 s for a thousand checks with the release binary.
     assert!(cpu < Duration::from_millis(500), "{cpu:?}");
     assert_eq!(wait_until(TIMEOUT, "as before", || Some(threads()).filter(one_main)), before, "a thread for a check");
     let seen = watched.seen.lock().expect("nobody panics");
     for two in seen.windows(2) {
-        // The aim is 100 ms late; the rest is for a busy machine, on which one that is late comes close to the next.
+        // The goal is 100 ms of delay; the margin is for a busy machine.
         let between = two[1] - two[0];
         assert!(between < Duration::from_millis(2_000), "{between:?}");
     }

@@ -1,4 +1,4 @@
-//! What the daemon does not do: grow, leak, wake up, leave the dead lying about.
+//! An idle daemon: no growth, no leaks, no wake-ups, no zombies.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
         (walk(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
     });
     if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
-        // They are looked for 50 ms after the last death.
+        // The supervisor looks for empty cgroups 50 ms after the last death.
         wait_until(TIMEOUT, "nothing that runs has no cgroup", || {
             (own_cgroup(daemon.pid).map_or(0, |dir| walk_dirs(&dir)) <= 2).then_some(())
         });
@@ -73,16 +73,16 @@ fn walk_dirs(dir: &Path) -> usize {
     entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + walk_dirs(&entry.path())).sum()
 }
 
-/// The cgroup that the launcher made for the daemon. The daemon may have moved itself into a leaf of it.
+/// The cgroup that the launcher made for the daemon; the daemon may have moved itself into a child of it.
 fn own_cgroup(pid: i32) -> Option<PathBuf> {
     let own = cgroup_of(pid)?;
     let is_launchers = |dir: &&Path| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tl-init."));
     own.ancestors().find(is_launchers).map(Path::to_owned)
 }
 
-/// No thread wakes for as long as nothing happens.
+/// Checks that no thread of the daemon wakes up for 5 s.
 fn sleeps(daemon: &Daemon) {
-    // What the test itself caused must be over first; how long that takes is not the question.
+    // Work that the test has caused may take any time to finish.
     let mut count = procfs::wakeups(daemon.pid);
     let mut since = Instant::now();
     wait_until(TIMEOUT, "the daemon sleeps for 5 s", || {
@@ -109,14 +109,14 @@ fn an_idle_daemon_does_not_wake_up() {
 }
 
 fn no_zombie_stays(daemon: &Daemon) {
-    // A hundred orphans that end at about the same time.
+    // A hundred orphans end at about the same time.
     daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
     let mut seen: Vec<(i32, Instant)> = Vec::new();
     wait_until(TIMEOUT, "all orphans have ended", || {
         let ours = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since)| {
             let still = ours.contains(pid) && procfs::is_zombie(*pid);
-            // The contract says 50 ms; the rest is for a busy machine.
+            // The contract says 50 ms; the margin is for a busy machine.
             assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
             still
         });

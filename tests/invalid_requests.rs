@@ -1,4 +1,4 @@
-//! Every error that a client can cause: its status, its code, and a sentence that names what was wrong.
+//! Errors that a client can cause: status, code, and a sentence that names what is wrong.
 
 use serde_json::{Value, json};
 
@@ -70,7 +70,7 @@ fn an_invalid_start_or_run_is_refused_with_a_sentence_that_names_the_field() {
         if ignored {
             continue;
         }
-        // What makes it managed is refused as a whole.
+        // A run refuses the fields of managed processes altogether.
         let managed = ["name", "restart", "health_check"].iter().find(|field| body.get(**field).is_some());
         reply.expect_error(400, code, managed.copied().unwrap_or(needle));
     }
@@ -92,7 +92,7 @@ fn nothing_started(daemon: &Daemon) {
     assert_eq!(daemon.run_sh("echo x").stdout(), "x", "it still works");
 }
 
-/// Puts `value` into `body` at a path like `health_check.port`.
+/// A copy of `body` with `value` at a path like `health_check.port`.
 fn put(body: &Value, path: &str, value: &Value) -> Value {
     let mut body = body.clone();
     let pointer = format!("/{}", path.replace('.', "/"));
@@ -101,7 +101,7 @@ fn put(body: &Value, path: &str, value: &Value) -> Value {
     body
 }
 
-/// The sentence says which field it is and what would be right, for each field and whatever was sent for it.
+/// For each field and each wrong value, the sentence names the field and says what it must be.
 #[test]
 fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
     let daemon = start_daemon();
@@ -158,7 +158,7 @@ fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
         ),
     ] {
         for (field, right) in fields {
-            // Nothing of these is right anywhere but a string, an object, a list or a number where one is wanted.
+            // Each of these is wrong except for fields of that very type.
             let wrong =
                 [json!(true), json!(-1), json!(-0.5), json!("\n"), json!([]), json!([1]), json!({}), json!(1e300)];
             let is_right = |value: &Value| match right {
@@ -167,7 +167,7 @@ fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
                 PAIRS | OBJECT | USER => value.is_object(),
                 _ => right.contains("seconds above") && *value == json!(1e300),
             };
-            // -1 is a signal that there is not, which has a code of its own.
+            // -1 has the right type but is not a signal, which has a code of its own.
             let code = |value: &Value| {
                 if field == "signal" && *value == json!(-1) { "INVALID_SIGNAL" } else { "INVALID_REQUEST" }
             };
@@ -182,7 +182,7 @@ fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
             }
         }
     }
-    // What is in a list or in an object is named as well.
+    // The sentence names elements of lists and members of objects.
     for (field, value) in [("args[1]", json!({"args": ["", 1]})), ("env.A", json!({"env": {"A": null}}))] {
         let mut body = value;
         body["command"] = json!("true");
@@ -190,7 +190,7 @@ fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
             daemon.post(path, &body).expect_error(400, "INVALID_REQUEST", &format!("`{field}`: must be a string"));
         }
     }
-    // The grammar of JSON allows these; there is no string and no number that they stand for.
+    // JSON allows these literals, but they denote no Unicode string and no finite double.
     for (field, body) in [
         ("command", r#"{"command": "\ud800"}"#),
         ("args[0]", r#"{"command": "true", "args": ["\udc00x"]}"#),
@@ -315,7 +315,7 @@ fn requests_to_unknown_processes_are_404() {
         ] {
             let body = (method == "POST").then_some(b"".as_slice());
             let reply = daemon.request(method, &format!("/processes/{process}{rest}"), body);
-            // What is not UTF-8 is no name at all.
+            // A segment that is not UTF-8 cannot be a name; the sentence differs.
             reply.expect_error(404, "NOT_FOUND", if process == "%ff" { "" } else { "no process" });
         }
         let reply = daemon.post(&format!("/processes/{process}/signal"), &json!({"signal": 15}));
@@ -432,13 +432,13 @@ fn every_endpoint_but_health_requires_the_bearer_token() {
     }
     assert_eq!(ask(&format!("Authorization: Bearer {token}\r\n"), "/info").status, 200);
     assert_eq!(ask(&format!("authorization: bearer {token}\r\n"), "/info").status, 200, "the scheme has no case");
-    // Other headers of the clients are taken and ignored.
+    // Other headers that clients send are ignored.
     let head = format!(
         "Authorization: Bearer {token}\r\nOrigin: https://x.example\r\nX-Tensorlake-Sandbox-Id: sbx-1\r\n\
          X-Forwarded-For: 1.2.3.4\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n"
     );
     assert_eq!(ask(&head, "/info").status, 200);
-    // And without the token nothing was started.
+    // A start without the token starts nothing.
     let text = "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"command\":\"true\"}";
     let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes())
         .into_response("without a token");

@@ -1,4 +1,4 @@
-//! Retention and the limits of section 7.
+//! Retention and limits (docs/api.md, Limits).
 
 use std::process::Command;
 
@@ -29,7 +29,7 @@ fn keep_ended_drops_the_oldest_ended_process_and_never_a_live_one() {
 fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     let limit = 4 * MIB;
     let daemon = start_daemon_with(&["--log-limit", &limit.to_string()]);
-    // 16 bytes a line, 16 MiB in all.
+    // 16 bytes per line, 16 MiB in all.
     let lines = MIB;
     let script = format!("seq -f %015.0f 1 {lines}");
     let pid = daemon.sh(&script);
@@ -51,7 +51,7 @@ fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     assert_eq!(frames[frames.len() - 1].data["line"], format!("{lines:015}"));
     let disk = disk_use(&daemon.state_dir().join("log"));
     assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
-    // What was not truncated does not say so.
+    // A complete log has no `truncated`.
     let small = daemon.run_sh("echo x").pid();
     let answer = daemon.get(&format!("/processes/{small}/stdout")).expect(200);
     assert!(answer.get("truncated").is_none_or(|truncated| truncated == false), "{answer}");
@@ -62,14 +62,14 @@ fn a_truncated_log_begins_with_a_whole_line() {
     let daemon = start_daemon_with(&["--log-limit", "1M"]);
     const LINES: u64 = 400_000;
     let all: String = (1..=LINES).map(|number| format!("{number}\n")).collect();
-    // Both streams, and a follower that was away while the line it had in front of it was dropped.
+    // Both streams, and a follower that resumes after its next line was dropped.
     let script = format!("echo 0; read x; seq 1 {LINES}; seq 1 {LINES} >&2");
     let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
     let begun = daemon.follow(pid, "stdout").next_frame().expect("the first line");
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
     daemon.wait_for_end(pid);
-    // stderr came last: nothing else is left.
+    // stderr was written last, so nothing of stdout is kept.
     assert!(daemon.lines(pid, "stdout").is_empty() && daemon.raw_output(pid, "stdout").is_empty());
     let away = daemon.follow_with(pid, "stdout", &format!("Last-Event-ID: {}\r\n", begun.id)).until_eof();
     assert_eq!(away.len(), 1);
@@ -107,7 +107,7 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     assert_eq!(follower.all_lines(), ["3", "4", "5"]);
     let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
     assert_eq!((&answer["lines"], &answer["truncated"]), (&json!(["one", "two", "3", "4", "5"]), &json!(true)));
-    // What had ended before is gone with its file; what comes is not touched by any of it.
+    // The log of a process that had ended is lost with its file. Later processes are not affected.
     let answer = daemon.get(&format!("/processes/{old}/stdout")).expect(200);
     assert_eq!((&answer["lines"], &answer["truncated"]), (&json!([]), &json!(true)));
     for number in 0..20 {
@@ -117,7 +117,7 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     assert_eq!(daemon.log().matches("log directory").count(), 1, "told once");
 }
 
-/// A file system of so many bytes.
+/// A mounted tmpfs of limited size.
 struct Small(tempfile::TempDir);
 
 impl Small {
@@ -146,7 +146,7 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     let daemon = start_daemon_with(&["--log-dir", &log_dir]);
     const KEPT: usize = 64 << 10;
     let numbers: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-    // Large reads, and one of seven bytes for each line; twice, as what the first left on the disk stays there.
+    // Output in large and in small writes, each twice: data of the first round stays on the disk.
     let echoes = "i=100000; while [ $i -lt 130000 ]; do echo $i; i=$((i + 1)); done";
     let echoed: String = (100_000..130_000).map(|number| format!("{number}\n")).collect();
     for (script, all) in [("seq 1 200000", &numbers), (echoes, &echoed), ("seq 1 200000", &numbers), (echoes, &echoed)]
@@ -166,7 +166,7 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     }
 }
 
-/// Bytes of all files below a directory.
+/// Total size of all files below a directory, in bytes.
 fn disk_use(dir: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(dir).expect("the log directory").flatten();
     entries
@@ -193,7 +193,7 @@ fn log_total_truncates_the_oldest_ended_logs_first() {
         .collect();
     let disk = disk_use(&daemon.state_dir().join("log"));
     assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
-    // The newest is whole, the oldest is not, and says so; a live one's is the last to go.
+    // The newest log is complete, the oldest is truncated, and that of the live process is complete.
     assert_eq!(daemon.raw_output(runs[7], "stdout").len() as u64, 2 * MIB);
     let oldest = daemon.get(&format!("/processes/{}/stdout?tail=1", runs[0])).expect(200);
     assert_eq!(oldest["truncated"], true);
@@ -214,7 +214,7 @@ fn max_processes_refuses_further_starts_with_429() {
     let _: Vec<Value> = daemon.list();
 }
 
-/// Limits of the program around the daemon are meant for what it runs: they neither end nor starve the daemon.
+/// Resource limits set for the daemon are meant for its children: they must neither end nor restrict the daemon.
 #[test]
 fn inherited_resource_limits_apply_to_children_and_not_to_the_daemon() {
     let limits = [
@@ -225,7 +225,7 @@ fn inherited_resource_limits_apply_to_children_and_not_to_the_daemon() {
         ("cpu", 1_000, "Max cpu time", "-St", 1_000),
     ];
     let options = limits.iter().fold(Options::default(), |options, (name, soft, ..)| options.soft_limit(name, *soft));
-    // The first directory cannot be had, so the supervisor is started twice.
+    // The first log directory cannot be created, so the supervisor starts twice.
     let daemon = options.args(&["--log-dir", "/proc/no/such"]).start();
     let own = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).expect("its limits");
     for (_, soft, name, option, shown) in limits {
@@ -243,7 +243,7 @@ fn inherited_resource_limits_apply_to_children_and_not_to_the_daemon() {
     assert!(daemon.get(&format!("/processes/{long}/stdout?tail=1")).expect(200).get("truncated").is_none());
 }
 
-/// A child in the background can keep a pipe and the log of a command that has ended: these count as well.
+/// A background child keeps a pipe and the log of its ended command open; these descriptors count for processes.
 #[test]
 fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     const ALL: u64 = 400;
@@ -252,7 +252,7 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     let args = ["--max-processes", "20", "--max-connections", "50"];
     let daemon = Options::default().max_descriptors(ALL).args(&args).start();
     let live = daemon.sh("echo up; exec sleep 4961");
-    // Each leaves a child behind that has written something and holds one pipe.
+    // Each command leaves a child that has written a line and holds one pipe.
     let script = "(echo x; exec sleep 4960) 2>/dev/null & exit";
     let body = json!({"command": "sh", "args": ["-c", script]});
     let mut started = Vec::new();
@@ -269,8 +269,8 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
         assert!(started.len() < ALL as usize, "there is no end");
     }
     assert!(started.len() > 50, "{} processes", started.len());
-    // All that are promised, at the same time: as many streams as there may be, and requests that are yet to come. The last
-    // is for what the test asks.
+    // As many streams and idle connections at once as the limit allows, less one connection for the requests of the
+    // test.
     let halves: Vec<_> = (STREAMS + 1..CONNECTIONS).map(|_| daemon.connect()).collect();
     let streams: Vec<_> = (0..STREAMS)
         .map(|number| {
@@ -283,7 +283,7 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     let held = procfs::descriptors(daemon.pid).len();
     assert!(held + streams.len() < ALL as usize, "{held} descriptors");
     drop(halves);
-    // What they hold is given back with their end.
+    // Their descriptors are released when they end.
     for pid in &started {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
     }

@@ -1,21 +1,21 @@
-//! The main process of a container: what `docker run --init` users know from tini, and what is ours on top.
+//! The main process of a container: the behavior that users of `docker run --init` know from tini, and extensions.
 //!
-//! | what tini's README promises | here |
+//! | promise in the README of tini | tested here by |
 //! |---|---|
 //! | it runs one child and ends with its exit code | `the_container_ends_with_the_exit_code_or_128_plus_the_signal` |
-//! | 128 and the signal where one was its end | `the_container_ends_with_the_exit_code_or_128_plus_the_signal`, `an_unhandled_sigterm_or_sigint_ends_the_main_process` |
-//! | 127 and 126 where it does not run | `a_main_process_that_cannot_start_ends_the_container_with_127_or_126` |
-//! | signals are forwarded, and do what they do by default | `signals_are_forwarded_to_the_main_process` |
-//! | `-g`: to the child's group | always: `forwarded_signals_reach_the_whole_process_group` |
+//! | after a death by signal, 128 + signal | `the_container_ends_with_the_exit_code_or_128_plus_the_signal`, `an_unhandled_sigterm_or_sigint_ends_the_main_process` |
+//! | 127 or 126 if it does not start | `a_main_process_that_cannot_start_ends_the_container_with_127_or_126` |
+//! | signals are forwarded | `signals_are_forwarded_to_the_main_process` |
+//! | `-g`: to the group of the child | always: `forwarded_signals_reach_the_whole_process_group` |
 //! | zombies are reaped | `orphans_are_reaped_beside_the_main_process` |
-//! | `-s`: as a subreaper too | always, where it is not PID 1: `a_main_process_works_under_a_subreaper` |
+//! | `-s`: as a subreaper too | always, if it is not PID 1: `a_main_process_works_under_a_subreaper` |
 //! | the child begins with no signal blocked or ignored | `the_main_process_starts_with_clean_signals_and_the_environment_of_the_container` |
-//! | the terminal's foreground is the child's | `the_terminal_of_the_container_is_controlled_by_the_main_process` |
+//! | the child is in the foreground of the terminal | `the_terminal_of_the_container_is_controlled_by_the_main_process` |
 //! | a stopped child has not ended | `a_stopped_main_process_counts_as_running` |
-//! | what the child leaves behind ends with it | asked first: `remaining_processes_get_sigterm_after_the_main_process_has_ended` |
+//! | remaining processes end with the child | after a SIGTERM: `remaining_processes_get_sigterm_after_the_main_process_has_ended` |
 //! | `-e`, `-p`, `-v`, `-w` | there are no such options |
 //!
-//! SIGPIPE, which tini forwards, we do not: it comes of a pipe, not of a person.
+//! tini forwards SIGPIPE, tl-init does not: it is caused by a broken pipe, never sent on purpose.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -28,7 +28,7 @@ use tempfile::TempDir;
 
 use crate::harness::{Daemon, Options, TIMEOUT, procfs, skip_without_root, wait_until};
 
-/// A daemon whose main process is this script of a shell, run as whoever the test is.
+/// A daemon whose main process is a shell script, run as the user of the test.
 struct Main {
     daemon: Daemon,
     _scratch: TempDir,
@@ -36,7 +36,7 @@ struct Main {
 }
 
 impl Main {
-    /// Starts it. The script may write lines to `$SAID`; `up` has to be one of them.
+    /// Starts the daemon and waits for the line `up` in the file `$SAID`, which the script must write.
     fn start(script: &str) -> Main {
         Main::start_with(Options::default(), script)
     }
@@ -67,7 +67,7 @@ impl Main {
     }
 }
 
-/// Says `up`, then answers every signal with its number until one of them has it exit.
+/// Writes `up`, then the number of each signal it gets; exits with 7 after signal 64.
 const ANSWERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 49 64; do
         trap \"echo $signal >>$SAID\" $signal
     done
@@ -195,7 +195,7 @@ fn the_main_process_starts_with_clean_signals_and_the_environment_of_the_contain
         lines,
         ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "hello 0 /", "home of its user", "up"]
     );
-    // A process of the API's gets nothing of that.
+    // Processes started over the API do not get this environment.
     assert_eq!(main.daemon.run_sh("echo $GREETING").stdout(), "");
 }
 
@@ -218,7 +218,7 @@ fn a_main_process_that_cannot_start_ends_the_container_with_127_or_126() {
         let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"))
             .args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--", program])
             .env("TL_NS_DIR", scratch.path().join("state"))
-            // A directory of it that its user may not enter would be the reason.
+            // A PATH without directories that the user may not enter, which would change the error.
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/")
             .output()
@@ -243,7 +243,7 @@ fn shutdown_over_the_api_ends_with_the_exit_code_of_the_main_process() {
     assert_eq!(main.code(), Some(9));
 }
 
-/// `docker run -t`: the terminal is the main process's, so that Ctrl-C and the window's size are for it.
+/// As with `docker run -t`: the main process is in the foreground of the terminal and gets Ctrl-C and resizes.
 #[test]
 fn the_terminal_of_the_container_is_controlled_by_the_main_process() {
     if skip_without_root() {
@@ -252,11 +252,11 @@ fn the_terminal_of_the_container_is_controlled_by_the_main_process() {
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
                 echo up >>$SAID; while :; do sleep 0.02; done";
     on_a_terminal("0", &["--", "sh", "-c", main], "");
-    // The file that names it is read in time.
+    // The same with a main process from `init.conf`.
     on_a_terminal("0", &[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
 }
 
-/// As `runc` has it: the terminal belongs to the user of the main process, with the group that it had.
+/// As with `runc`: the terminal belongs to the user of the main process and keeps its group.
 #[test]
 fn the_terminal_of_the_container_belongs_to_the_user_of_the_main_process() {
     if skip_without_root() {
@@ -278,7 +278,7 @@ fn on_a_terminal(user: &str, command: &[&str], conf: &str) -> String {
     std::fs::write(scratch.path().join("init.conf"), conf).expect("write init.conf");
     let mut child = Command::new("python3");
     child.args(["-c", include_str!("terminal.py")]);
-    // PID 1 leads the terminal's session, as a container's does.
+    // PID 1 leads the session of the terminal, as in a container.
     child.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "setsid", "--ctty"]);
     child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", user]);
     child.arg("--run-dir").arg(scratch.path().join("run")).arg("--log-dir").arg(scratch.path().join("log"));

@@ -1,4 +1,4 @@
-//! What no client sends: requests made to hurt. The daemon answers or closes, stays small, and serves the others.
+//! Malformed and abusive requests: the daemon answers or closes, keeps its memory bounded, and serves other clients.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon, start_daemon
 
 const SMALL_KB: u64 = 32 * 1024;
 
-/// It is well: it answers health and does its work, and has never been large.
+/// Checks that the daemon answers health within 3 s, runs commands, and has never used more than 32 MiB.
 fn well(daemon: &Daemon, after: &str) {
     let begun = Instant::now();
     assert_eq!(daemon.try_health(), Some(200), "{after}");
@@ -21,7 +21,7 @@ fn well(daemon: &Daemon, after: &str) {
     assert!(peak < SMALL_KB, "{peak} kB {after}");
 }
 
-/// Sends bytes and reads whatever comes until the daemon closes or is silent.
+/// Sends bytes and reads until the daemon closes the connection or the read times out.
 fn provoke(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
     let mut socket = daemon.connect();
     let _ = socket.write_all(bytes);
@@ -73,7 +73,7 @@ fn an_endless_head_is_refused() {
         assert!(sent < 64 << 20, "it took {sent} bytes of {start:?}");
         let mut answer = Vec::new();
         let _ = socket.read_to_end(&mut answer);
-        // A reset may have overtaken the answer.
+        // A reset can arrive before the response is read.
         assert!(answer.is_empty() || [400, 431].contains(&status_of(&answer)), "{}", String::from_utf8_lossy(&answer));
     }
     well(&daemon, "after endless heads");
@@ -155,7 +155,7 @@ fn slow_heads_delay_no_other_client_and_time_out() {
     let text = b"GET /api/v1/health HTTP/1.1\r\nX-Slow: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n\r\n";
     let begun = Instant::now();
     let mut bytes = text.iter().copied();
-    // One byte per 100 ms never gets there in 2 s.
+    // At one byte per 100 ms the head is incomplete after 2 s.
     while begun.elapsed() < Duration::from_secs(3) {
         let byte = bytes.next().expect("more bytes than time");
         for drip in &mut drips {
@@ -189,7 +189,7 @@ fn unread_pipelined_requests_delay_no_other_client() {
     const COUNT: usize = 300_000;
     let request = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n";
     std::thread::scope(|scope| {
-        // Nobody reads the answers at first: the daemon must stop reading then.
+        // The responses are not read at first, so the daemon must stop reading requests.
         let writer = scope.spawn(move || {
             let block = request.repeat(1000);
             for _ in 0..COUNT / 1000 {
@@ -206,17 +206,17 @@ fn unread_pipelined_requests_delay_no_other_client() {
         while let Ok(got @ 1..) = reader.read(&mut buffer) {
             carry.extend_from_slice(&buffer[..got]);
             answers += carry.windows(13).filter(|window| window == b"HTTP/1.1 200 ").count();
-            // A match that lies across two reads is counted with the second.
+            // A match that spans two reads is counted with the second.
             carry.drain(..carry.len().saturating_sub(12));
         }
-        // Either all were answered or the daemon closed; it must not have choked.
+        // The daemon may answer all requests or close the connection.
         let _ = writer.join().expect("the writer");
         assert!(answers > 0);
         well(&daemon, &format!("after {answers} pipelined answers"));
     });
 }
 
-/// As many descriptors for the test itself as there can be.
+/// Raises the descriptor limit of the test process to its maximum and returns it.
 fn raise_our_own_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("our limit");
@@ -243,7 +243,7 @@ fn three_thousand_idle_connections_give_way_to_new_ones() {
 #[test]
 fn requests_are_served_while_streams_hold_their_share_of_connections() {
     let daemon = start_daemon_with(&["--max-connections", "8"]);
-    // Seven that stream; the eighth place serves all others, one after the other.
+    // Six streams hold connections; the remaining ones serve all other requests in turn.
     let start = json!({"command": "sh", "args": ["-c", "echo up; exec sleep 4801"]});
     let streams: Vec<_> = (0..6)
         .map(|_| {

@@ -1,4 +1,4 @@
-//! Managed processes: restarts and their backoff, stops, names and PIDs, one log.
+//! Managed processes: restarts, backoff, stops, names and PIDs, and their common log.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis() as u64
 }
 
-/// Starts `sh -c script` as a managed process; `more` goes over the default body.
+/// Starts `sh -c script` as a managed process; fields of `more` override the default body.
 fn service(daemon: &Daemon, name: &str, policy: &str, script: &str, more: Value) -> Value {
     let mut body = json!({
         "command": "sh", "args": ["-c", script], "name": name,
@@ -28,7 +28,7 @@ fn get(daemon: &Daemon, name: &str) -> Value {
     daemon.get(&format!("/processes/{name}")).expect(200)
 }
 
-/// The process once its supervision says so.
+/// Waits until `managed.status` is `status`; the ProcessInfo.
 fn await_status(daemon: &Daemon, name: &str, status: &str) -> Value {
     wait_until(TIMEOUT, &format!("{name} is {status}"), || {
         let info = get(daemon, name);
@@ -47,7 +47,7 @@ fn await_restarts(daemon: &Daemon, name: &str, count: u64) -> Value {
 fn a_crashed_process_restarts_within_100_ms() {
     let daemon = start_daemon();
     let mut times = Vec::new();
-    // A process may crash four times before its runs count as too short to be restarted without a wait.
+    // After five consecutive short runs a restart waits, so each process crashes only four times.
     for n in 0..8 {
         let word = format!("sleep 481{n}");
         let info = service(&daemon, &format!("s{n}"), "always", &format!("echo up; exec {word}"), json!({}));
@@ -65,7 +65,7 @@ fn a_crashed_process_restarts_within_100_ms() {
     }
     times.sort();
     let median = times[times.len() / 2];
-    // The aim is 5 ms; the rest is for a busy machine.
+    // The goal is 5 ms; the margin is for a busy machine.
     assert!(median < Duration::from_millis(100), "{times:?}");
 }
 
@@ -77,7 +77,7 @@ fn restarts_follow_the_backoff_and_a_delete_ends_it() {
     let mut follow = daemon.follow(pid_of(&first), "stdout");
     let mut starts = vec![first["started_at"].as_u64().expect("a time")];
     for _ in 0..3 {
-        // None where it was over before anybody looked.
+        // Stays none if the wait is over before the first look.
         let mut announced = None;
         let info = wait_until(TIMEOUT, "it waits or runs again", || {
             let info = get(&daemon, "web");
@@ -91,7 +91,7 @@ fn restarts_follow_the_backoff_and_a_delete_ends_it() {
             started_again.then_some(info)
         });
         let started = info["started_at"].as_u64().expect("a time");
-        // The aim is 50 ms; the rest is for a busy machine. Never early.
+        // The goal is 50 ms late at most; the margin is for a busy machine. A restart is never early.
         if let Some(announced) = announced {
             assert!(started + 2 >= announced && started < announced + 500, "{started} for {announced}");
         }
@@ -101,7 +101,7 @@ fn restarts_follow_the_backoff_and_a_delete_ends_it() {
     for (offset, right) in offsets.iter().zip([0, 500, 1_500, 3_500]) {
         assert!((right..right + 1_500).contains(offset), "{offsets:?}");
     }
-    // A kill in the middle of the wait ends it for good.
+    // A DELETE during the wait stops the process.
     let due = await_status(&daemon, "web", "backing_off")["managed"]["next_restart_at"].as_u64().expect("a time");
     daemon.delete("/processes/web").expect(204);
     let stopped = get(&daemon, "web");
@@ -133,7 +133,7 @@ fn each_policy_restarts_as_documented_up_to_max_restarts() {
         let gave_up = managed["last_error"].as_str().is_some_and(|error| error.contains("2 restarts"));
         assert_eq!(gave_up, restarts, "{info}");
         if policy == "always" {
-            // It has as many again after a restart by hand, and the sentence is about those.
+            // A manual restart resets the count of allowed restarts, and last_error names that limit again.
             daemon.post(&format!("/processes/{pid}/restart"), &json!({})).expect(200);
             let again = daemon.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200);
             assert_eq!(again["managed"]["restart_count"], 5, "{again}");
@@ -168,14 +168,14 @@ fn all_runs_share_one_log_and_stdin_goes_to_the_current_run() {
     daemon.request("POST", "/processes/cat/stdin", Some(b"x")).expect_error(409, "STDIN_CLOSED", "stdin");
 }
 
-/// How many programs run with this command line; a script that only names them is none.
+/// Number of processes whose command line starts with `command`.
 fn count(daemon: &Daemon, command: &str) -> usize {
     daemon.pids_matching(command).into_iter().filter(|pid| procfs::command_line(*pid).starts_with(command)).count()
 }
 
-/// What ignores SIGTERM goes after the grace, and its tree with it.
+/// Checks that DELETE kills a tree that ignores SIGTERM after its grace.
 fn stubborn(daemon: &Daemon, cgroup: bool) {
-    // Without a cgroup an orphan that has left its session cannot be told from anybody's.
+    // Without a cgroup the tree has no orphan in a session of its own.
     let daemonized = if cgroup { "(setsid sleep 4821 &);" } else { "" };
     let script =
         format!("trap '' TERM; {daemonized} setsid sleep 4822 & sleep 4823 & echo up; while :; do sleep 4824; done");
@@ -199,7 +199,7 @@ fn stubborn(daemon: &Daemon, cgroup: bool) {
 
 #[test]
 fn delete_kills_a_tree_that_ignores_sigterm_after_its_grace() {
-    // Only root can make cgroups here.
+    // Only root can create cgroups.
     stubborn(&start_daemon(), is_root());
 }
 
@@ -221,7 +221,7 @@ fn a_stop_sends_sigterm_to_the_whole_group() {
     assert_eq!(frames.all_lines(), ["child", "leader"]);
     let stopped = get(&daemon, "polite");
     assert_eq!((&stopped["exit_code"], &stopped["managed"]["status"]), (&json!(0), &json!("stopped")));
-    // Again, and by the earlier PID: no error.
+    // A second DELETE, and one by the earlier PID, succeed.
     daemon.delete("/processes/polite").expect(204);
     daemon.delete(&format!("/processes/{}", pid_of(&info))).expect(204);
 }
@@ -292,7 +292,7 @@ fn a_name_is_free_once_its_holder_is_stopped() {
     let first = pid_of(&start("trap '' TERM; echo up; while :; do sleep 0.05; done").expect(201));
     daemon.wait_for_stdout(first, &["up"]);
     start("exec sleep 4861").expect_error(409, "NAME_IN_USE", "web");
-    // Free from the DELETE on, although the first takes its time.
+    // The name is free from the DELETE on, even while the first process is still running.
     daemon.delete("/processes/web").expect(204);
     assert_eq!(daemon.info(first)["status"], "running");
     let second = pid_of(&start("exec sleep 4861").expect(201));
@@ -303,7 +303,7 @@ fn a_name_is_free_once_its_holder_is_stopped() {
     wait_until(TIMEOUT, "the first is down", || (daemon.info(first)["status"] == "signaled").then_some(()));
     restart(first).expect_error(409, "NAME_IN_USE", "web");
     daemon.delete("/processes/web").expect(204);
-    // It takes its name back.
+    // The restarted process takes its name back.
     let again = restart(first).expect(200);
     assert_eq!((&again["status"], &again["managed"]["restart_count"]), (&json!("running"), &json!(1)));
     assert_eq!(get(&daemon, "web")["handle"], again["handle"]);
@@ -311,7 +311,7 @@ fn a_name_is_free_once_its_holder_is_stopped() {
     restart(second).expect_error(409, "NAME_IN_USE", "web");
 }
 
-/// Ends its run while it cannot start, sees it back off, lets it start again.
+/// Kills the run while the process cannot start (`spoil`), checks that it backs off, then lets it start (`mend`).
 fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(), mend: impl FnOnce()) {
     spoil();
     daemon.post(&format!("/processes/{name}/signal"), &json!({"signal": 9})).expect(200);
@@ -323,7 +323,7 @@ fn fails_to_restart(daemon: &Daemon, name: &str, code: &str, spoil: impl FnOnce(
     let error = waiting["managed"]["last_error"].as_str().unwrap_or_default();
     assert!(error.contains(name), "{waiting}");
     assert_ne!(waiting["status"], "running", "{waiting}");
-    // By hand it cannot be either, and the answer says why.
+    // A manual restart fails too, and the error says why.
     daemon.post(&format!("/processes/{name}/restart"), &json!({})).expect_error(400, code, name);
     mend();
     await_restarts(daemon, name, 3);
@@ -337,14 +337,14 @@ fn a_restart_that_cannot_start_backs_off_with_last_error() {
     let script = daemon.script("tool", "#!/bin/sh\necho up\nexec sleep 4871\n");
     let away = script.with_file_name("away");
     let tool = pid_of(&daemon.start_process(&json!({"command": script, "name": "tool", "restart": policy})));
-    // The shell opens it after the exec.
+    // The shell opens the script after the exec.
     daemon.wait_for_stdout(tool, &["up"]);
     let rename = |from: &std::path::Path, to: &std::path::Path| std::fs::rename(from, to).expect("rename it");
     fails_to_restart(&daemon, "tool", "COMMAND_NOT_FOUND", || rename(&script, &away), || rename(&away, &script));
     if skip_without_root() {
         return;
     }
-    // Only ever the namespace's own file, which is gone should somebody replace the machine's meanwhile.
+    // The grep makes sure that /etc/passwd is the copy in the namespace, never that of the machine.
     let as_root = |script: &str| {
         let script = format!("grep -q ^tl-user: /etc/passwd || exit 9; {script}");
         assert_eq!(daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"})).code(), Some(0));
@@ -354,7 +354,7 @@ fn a_restart_that_cannot_start_backs_off_with_last_error() {
     add();
     let body = json!({"command": "sleep", "args": ["4872"], "name": "eve", "restart": policy, "user": "eve"});
     daemon.start_process(&body);
-    // In place: the file is a mount of the namespace's own.
+    // The file is written in place, because it is a mount point.
     let remove = || as_root("left=$(grep -v ^eve: /etc/passwd); echo \"$left\" >/etc/passwd");
     fails_to_restart(&daemon, "eve", "USER_NOT_FOUND", remove, add);
 }

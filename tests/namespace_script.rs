@@ -1,4 +1,4 @@
-//! The namespace launcher: it leaves nothing behind, whatever ends it.
+//! `init/namespace.sh` removes everything that it creates, however it ends.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -36,14 +36,14 @@ fn the_script_removes_everything_however_it_ends() {
     for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGINT), Some(Signal::SIGKILL)] {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("state");
-        // PID 1 gets no signal that it does not handle: only then is it up.
+        // PID 1 gets no signal without a handler, so the trap must be set before the script counts as up.
         let script = "trap 'exit 5' TERM; touch $TL_INIT_RUN_DIR.up; setsid sleep 5100 & while :; do sleep 0.02; done";
         let mut launcher = launch(&dir, script);
         let pid1 = inside(&launcher);
         wait_until(TIMEOUT, "it is up", || dir.join("run.up").exists().then_some(()));
         let cgroup = cgroup(&launcher);
         match signal {
-            // Its program ends by itself.
+            // The program ends first.
             None => kill(Pid::from_raw(pid1), Signal::SIGTERM).expect("end the program"),
             Some(signal) => kill(Pid::from_raw(launcher.id() as i32), signal).expect("end the launcher"),
         }

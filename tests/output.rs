@@ -1,10 +1,10 @@
-//! Every kind of output, byte for byte, through every view of it.
+//! Captured output, byte for byte, in every view.
 
 use serde_json::json;
 
 use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-/// The lines that these bytes are, decoded leniently.
+/// The lines of these bytes, with U+FFFD for invalid UTF-8.
 fn decoded(bytes: &[u8]) -> Vec<String> {
     let mut pieces: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
     if pieces.last().is_some_and(|piece| piece.is_empty()) {
@@ -93,10 +93,10 @@ fn a_raw_tail_returns_the_bytes_of_the_last_lines() {
 #[test]
 fn combined_output_keeps_the_order_of_both_streams() {
     let daemon = start_daemon();
-    // The next is written when the one before was told: what is in both pipes at once has no order.
+    // Each line is written after the previous one was read: lines that are in both pipes at once have no order.
     let scratch = daemon.scratch();
     nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
-    // Open for both, so that nobody waits in open.
+    // Opened for reading and writing, so that the open does not wait for the other end.
     let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open it");
     let script = "exec 3<go; echo 1; read x <&3; echo 2 >&2; read x <&3; echo 3; read x <&3; echo 4 >&2";
     let body = json!({"command": "sh", "args": ["-c", script], "working_dir": scratch});
@@ -120,7 +120,7 @@ fn combined_output_keeps_the_order_of_both_streams() {
     let frames = daemon.follow(run.pid(), "output").until_eof();
     let followed: Vec<_> = frames.iter().map(|f| (f.data["stream"].clone(), f.data["line"].clone())).collect();
     assert_eq!(followed, expected);
-    // Only the combined one names the stream.
+    // Only combined output names the stream.
     assert!(daemon.follow(run.pid(), "stdout").until_eof().iter().all(|frame| frame.data.get("stream").is_none()));
 }
 
@@ -153,7 +153,7 @@ fn output_is_complete_as_soon_as_the_process_is_shown_as_ended() {
     for _ in 0..100 {
         let pid = daemon.sh("seq 1 3000");
         let mut info = daemon.info(pid);
-        // No wait endpoint here: clients poll like this.
+        // Polls as clients do, without the wait endpoint.
         while info["status"] == "running" {
             info = daemon.info(pid);
         }

@@ -1,4 +1,4 @@
-//! More clients than there are connections or threads for: what ends a fault, and metadata, is served all the same.
+//! More clients than connections, threads or memory: metadata, signals and DELETE are served all the same.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::harness::faults::{hanging_directory, limit_address_space};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
 
-/// The connections that a daemon has here, and how many of them may have requests that take long.
+/// Connections of the daemon, and how many of them may serve long requests.
 const CONNECTIONS: usize = 64;
 const LONG: usize = 56;
 
@@ -17,7 +17,7 @@ fn crowded() -> Daemon {
     start_daemon_with(&["--max-processes", "100", "--max-connections", &CONNECTIONS.to_string()])
 }
 
-/// Health, metadata, start, signal and DELETE, each over a connection of its own.
+/// Checks that health, metadata, start, signal and DELETE are served, each on a new connection.
 fn short_requests_are_served(daemon: &Daemon) {
     for _ in 0..10 {
         let begun = Instant::now();
@@ -56,7 +56,7 @@ fn followers_get_at_most_seven_eighths_of_the_connections() {
     for path in ["wait", "output"] {
         refuses_long_requests(&daemon, &format!("/processes/{pid}/{path}"));
     }
-    // One that ends is one more that may begin.
+    // When one follow ends, another may begin.
     drop(served.pop());
     wait_until(TIMEOUT, "a place is free again", || {
         (ResponseStream::read(daemon.send_get(&path)).expect("an answer").status == 200).then_some(())
@@ -71,7 +71,7 @@ fn hanging_file_requests_count_after_their_clients_have_disconnected() {
     let daemon = crowded();
     let dir = hanging_directory(&daemon);
     let path = format!("/files?user=root&path={}/x", dir.display());
-    // Those of connections that wait for their clients do so in `poll`.
+    // Threads that wait for their clients are in `poll`; all others hang in the file system.
     let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
     for asked in 1..=LONG {
         let client = daemon.send_get(&path);
@@ -93,12 +93,12 @@ fn a_fork_bomb_does_not_block_health_metadata_and_delete() {
         return;
     }
     for options in [Options::default(), Options::default().without_cgroup()] {
-        // Without a limit of its own the user can take every PID.
+        // A limit above the number of PIDs lets the user take every PID.
         let daemon = options.pid_max(1500).args(&["--max-tasks", "1000000"]).start();
         let bomb = "while (1) { my $child = fork; select undef, undef, undef, 0.3 unless defined $child }";
         let pid = pid_of(&daemon.start_process(&json!({"command": "perl", "args": ["-e", bomb]})));
         let request = |path: &str| ResponseStream::read(daemon.send_get(path)).expect("an answer").status;
-        // The kernel keeps the first 300 PIDs for itself once it has given out all.
+        // Once all PIDs have been used, the kernel does not reuse the first 300.
         wait_until(TIMEOUT, "no PID is left", || {
             let last = procfs::descendants(daemon.pid).len() > 1_150;
             (last && request("/processes/1/wait") == 503).then_some(())
@@ -107,7 +107,7 @@ fn a_fork_bomb_does_not_block_health_metadata_and_delete() {
             assert_eq!(daemon.try_health(), Some(200));
             assert_eq!(request(&format!("/processes/{pid}")), 200);
         }
-        // Half a request holds nobody up.
+        // Connections without a request delay no other.
         let _halves: Vec<TcpStream> = (0..20).map(|_| daemon.connect()).collect();
         let delete = daemon.open("DELETE", &format!("/processes/{pid}"), "Connection: close\r\n", b"");
         assert_eq!(delete.status, 204);
@@ -124,17 +124,17 @@ fn the_daemon_survives_exhausted_memory_and_recovers() {
     let daemon = start_daemon_with(&["--max-processes", "100"]);
     for room in [4, 16, 64, 200] {
         limit_address_space(&daemon, Some((procfs::kilobytes(daemon.pid, "VmSize") << 10) + (room << 20)));
-        // None of them has a token, or sends the end of its head.
+        // Clients without a token that never complete their heads.
         let head = format!("GET /api/v1/info HTTP/1.1\r\nX: {}", "x".repeat(60_000));
         let mut clients = Vec::new();
         for number in 0..900 {
             let mut client = daemon.connect();
             let half = &head.as_bytes()[..if number % 3 == 0 { 60_000 } else { 5_000 }];
-            // One that is refused may have been reset.
+            // A refused connection may be reset.
             let _ = std::io::Write::write_all(&mut client, half);
             clients.push(client);
         }
-        // While they are there, and once they have gone.
+        // While the clients are connected, any result is allowed; afterwards health must answer.
         daemon.try_health();
         for client in &clients {
             let _ = client.shutdown(std::net::Shutdown::Both);
@@ -149,7 +149,7 @@ fn the_daemon_survives_exhausted_memory_and_recovers() {
     });
 }
 
-/// The C library ends a process where some of its own allocations fail: at the start of a thread, for example.
+/// The C library aborts when some of its own allocations fail, for example at the start of a thread.
 #[test]
 fn unauthenticated_clients_cannot_exhaust_the_memory_for_new_threads() {
     let daemon = Options::default().max_address_space(80 << 20).start();
@@ -158,7 +158,7 @@ fn unauthenticated_clients_cannot_exhaust_the_memory_for_new_threads() {
         let clients: Vec<TcpStream> = (0..280)
             .map(|_| {
                 let mut client = daemon.connect();
-                // One that is refused may have been reset.
+                // A refused connection may be reset.
                 let _ = std::io::Write::write_all(&mut client, head.as_bytes());
                 client
             })

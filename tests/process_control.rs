@@ -1,4 +1,4 @@
-//! Looking at processes, signalling, killing and waiting for them.
+//! Process control: inspect, signal, kill and wait.
 
 use std::time::{Duration, Instant};
 
@@ -132,7 +132,7 @@ fn delete_of_an_ended_process_kills_its_leftovers() {
     }
 }
 
-/// Who has left the session and has lost the parent is a child of the daemon's, and still holds the unit's output.
+/// An orphan that has left the session is a child of the daemon and still holds the output pipes of the unit.
 #[test]
 fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
     let daemon = Options::default().without_cgroup().start();
@@ -142,7 +142,7 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
             orphans.iter().any(|pid| procfs::children(daemon.pid).contains(pid)).then_some(())
         });
     };
-    // Of other units, one that runs and one that has ended.
+    // Orphans of other units, one running and one ended, which must survive.
     let other = daemon.sh("(setsid sleep 4520 &); exec sleep 4521");
     let ended = daemon.sh("setsid sleep 4522 & exit 0");
     daemon.wait_for_end(ended);
@@ -155,21 +155,21 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert_eq!(daemon.pids_matching("4523"), [0; 0], "it answers when the tree is gone");
     }
-    // Ended already; and what the orphan has started holds nothing of the unit's.
+    // The unit has ended, and a child of the orphan holds no pipe of the unit.
     let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
     daemon.wait_for_end(pid);
     orphaned("sh -c sleep 4525");
     daemon.wait_for_processes("sleep 4525", 1);
     daemon.delete(&format!("/processes/{pid}")).expect(204);
     assert_eq!((daemon.pids_matching("4525"), daemon.pids_matching("4526")), (vec![], vec![]));
-    // A managed one that is gone at once leaves the rest of its grace to the others.
+    // A managed process whose leader ends at once leaves the rest of the grace to its tree.
     let body = json!({"command": "sh", "args": ["-c", "(trap '' TERM; setsid sleep 4527 &); exec sleep 4528"],
         "name": "managed", "stop_grace_ms": 200});
     daemon.start_process(&body);
     orphaned("sleep 4527");
     daemon.delete("/processes/managed").expect(204);
     daemon.wait_until_gone(TIMEOUT, "4527");
-    // Its time is over, or its client has gone.
+    // A run that times out, and a run whose client disconnects.
     let run = |seconds: u64| {
         let script = "(setsid sleep 4529 &); exec sleep 4530";
         daemon.open_run(&json!({"command": "sh", "args": ["-c", script], "timeout": seconds}))
@@ -246,7 +246,7 @@ fn a_shutdown_refuses_starts_and_lasts_no_longer_than_its_grace() {
 #[test]
 fn responses_in_progress_are_completed_during_a_shutdown() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "50"]);
-    // Far more than the sockets hold, written when it is told to end.
+    // On SIGTERM the process writes far more than socket buffers hold.
     let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";
     let body = json!({"command": "bash", "args": ["-c", script]});
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! A process with all that it has started: asked to end as a whole, found as a whole, and killed as a whole.
+//! Process trees: SIGTERM, the grace and SIGKILL reach every process that a unit has started.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 
 use crate::harness::{Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-/// A wrapper that ends at once when it is asked to, as `npm start` does, and servers that need a while to end: one in the
-/// wrapper's session and one in its own. Each writes its name when it has ended well.
+/// A wrapper that ends at once on SIGTERM, like `npm start`, and two servers that take 0.5 s to end: `near` in the
+/// session of the wrapper, `far` in its own. Each server writes its name to the file `told` when it ends on SIGTERM.
 fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
     let server = "trap 'sleep 0.5; echo $0 >>told; exit 0' TERM; touch up.$0; while :; do sleep 0.02; done";
     let script = format!("bash -c \"$1\" near & setsid bash -c \"$1\" far & wait # {name}");
@@ -109,7 +109,7 @@ fn a_restart_kills_the_remaining_tree_after_the_grace() {
     }
 }
 
-/// A child in the background that ignores SIGTERM, of a process that has ended long ago.
+/// Leftovers of ended processes that ignore SIGTERM get SIGKILL after the grace.
 #[test]
 fn a_shutdown_kills_leftovers_of_ended_processes_after_its_grace() {
     for options in Options::all_tree_tracking() {
@@ -131,7 +131,7 @@ fn a_shutdown_kills_leftovers_of_ended_processes_after_its_grace() {
     }
 }
 
-/// What a process has left that ended by itself is asked as well, and is not waited for longer than it needs.
+/// Leftovers of processes that ended by themselves get SIGTERM too; the shutdown waits no longer than they need.
 #[test]
 fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
     for options in Options::all_tree_tracking() {
@@ -155,7 +155,7 @@ fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
     }
 }
 
-/// It has left the session, the parent and the pipes, and is found all the same.
+/// The orphan has left the session, its parent and the pipes; only INVOCATION_ID in its environment identifies it.
 #[test]
 fn delete_finds_an_orphan_by_its_invocation_id() {
     for options in Options::all_tree_tracking() {
@@ -188,7 +188,7 @@ fn each_run_has_its_own_invocation_id() {
     assert_ne!(ids[0], ids[1]);
 }
 
-/// Each process of a chain forks and ends at once: no look at all processes sees more than a part of it.
+/// Each process of a chain forks and exits at once, so that no scan of /proc sees the whole chain.
 #[test]
 fn delete_kills_chains_of_processes_that_fork_and_exit() {
     let chain = "use POSIX; POSIX::close($_) for 0..2; POSIX::setsid(); $SIG{TERM} = $SIG{HUP} = 'IGNORE'; \
@@ -198,7 +198,7 @@ fn delete_kills_chains_of_processes_that_fork_and_exit() {
         let script = "for i in 1 2 3 4 5; do perl -e \"$0\" & done; exit 0";
         let pid = pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script, chain]})));
         daemon.wait_for_end(pid);
-        // It runs for ever: as it is, it costs the daemon what reaping costs.
+        // The chains run without end; reaping them takes CPU time of the daemon.
         let reaping = || procfs::cpu_time(daemon.pid);
         let before = reaping();
         wait_until(TIMEOUT, "the chains run", || (reaping() > before + Duration::from_millis(50)).then_some(()));
@@ -211,7 +211,7 @@ fn delete_kills_chains_of_processes_that_fork_and_exit() {
     }
 }
 
-/// The kernel kills the main thread of each process in a cgroup: where that has ended, the others run on.
+/// `cgroup.kill` signals the main thread of each process; if that has ended, the other threads keep running.
 #[test]
 fn delete_kills_a_process_whose_main_thread_has_ended() {
     let script = "
@@ -300,7 +300,7 @@ fn leftovers_kill_ends_the_tree_with_its_leader() {
     }
 }
 
-/// As when a terminal window is closed.
+/// An idle session is hung up like a closed terminal window.
 #[test]
 fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
     for options in [Options::default(), Options::default().without_cgroup()] {
@@ -308,7 +308,7 @@ fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
         let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
         wait_until(TIMEOUT, "it ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
         daemon.wait_until_gone(TIMEOUT, "sleep 5709");
-        // Longer than from a hang-up that is meant to end everything to its SIGKILL.
+        // Longer than the 5 s between hang-up and SIGKILL of a DELETE.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(6) {
             assert_eq!(daemon.pids_executing("sleep 5708").len(), 2, "after {:?}", begun.elapsed());
@@ -319,7 +319,7 @@ fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
     }
 }
 
-/// Many processes make each look at /proc a long one, and so they do each walk through a cgroup.
+/// With many processes, each scan of /proc and each walk through a cgroup takes long.
 #[test]
 fn delete_of_6000_processes_does_not_delay_other_requests() {
     for options in [Options::default().without_cgroup(), Options::default()] {
@@ -342,7 +342,7 @@ fn delete_of_6000_processes_does_not_delay_other_requests() {
     }
 }
 
-/// What is remembered of ended processes makes no later kill slower: each orphan is looked at once, not for each of them.
+/// A kill examines each orphan once, not once for each ended process.
 #[test]
 fn leftovers_of_ended_processes_do_not_slow_down_a_delete() {
     let daemon = Options::default().without_cgroup().start();
@@ -358,7 +358,7 @@ fn leftovers_of_ended_processes_do_not_slow_down_a_delete() {
         work();
         procfs::cpu_time(daemon.pid) - before
     };
-    // Quadratic, it was some seconds of the daemon's for each.
+    // A quadratic search would take seconds of CPU time for each kill.
     let kills = cost(&|| {
         for _ in 0..5 {
             let pid = daemon.sh("exec sleep 5712");

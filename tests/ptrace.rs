@@ -1,4 +1,4 @@
-//! Processes that are traced: by the daemon, which they can make their tracer, and by their neighbours.
+//! Traced processes: by the daemon, which a child can make its tracer, and by other processes.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-/// Makes the parent of the program its tracer, then meets signals, each of which stops a tracee.
+/// Makes the parent of the program its tracer, then sends itself signals, each of which stops a tracee.
 const TRACE_ME: &str = r#"
 import ctypes, os, signal, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -35,7 +35,7 @@ fn a_signal_ends_a_tracee_of_the_daemon() {
     assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]"]);
 }
 
-/// An exec stops a tracee with a SIGTRAP, which would kill who is not traced.
+/// An exec stops a tracee with SIGTRAP, which kills a process that is not traced.
 #[test]
 fn a_tracee_of_the_daemon_can_exec() {
     let daemon = start_daemon();
@@ -45,7 +45,7 @@ fn a_tracee_of_the_daemon_can_exec() {
     assert_eq!(run.lines("stdout"), ["alive after [10, 17, 40]", "executed"]);
 }
 
-/// A stopped tracee can be let go on by SIGCONT, as any other process.
+/// SIGCONT continues a stopped tracee like any other process.
 #[test]
 fn a_stopped_tracee_can_be_continued_and_signalled() {
     let daemon = start_daemon();
@@ -63,12 +63,12 @@ fn a_stopped_tracee_can_be_continued_and_signalled() {
     assert_eq!(daemon.wait_for_end(pid)["signal"], 15);
 }
 
-/// The parent of an orphan is the main thread of PID 1: no other thread can let it go.
+/// The parent of an orphan is the main thread of PID 1: no other thread can detach from it.
 #[test]
 fn an_orphan_that_makes_the_daemon_its_tracer_continues() {
     for options in [Options::default(), Options::subreaper()] {
         let daemon = options.start();
-        // Its parent is the daemon once the shell has ended.
+        // The daemon becomes its parent when the shell ends.
         let wait = "import os, time\nparent = os.getppid()\nopen('ready', 'w')\nwhile os.getppid() == parent: time.sleep(0.01)\n";
         let script = "python3 -c \"$0\" & while [ ! -e ready ]; do sleep 0.01; done; exit 0";
         let body = json!({"command": "sh", "args": ["-c", script, format!("{wait}{TRACE_ME}")],
@@ -81,7 +81,7 @@ fn an_orphan_that_makes_the_daemon_its_tracer_continues() {
     }
 }
 
-/// The end of the container is the end of its main process, and not before.
+/// The container must end with its main process, and not before.
 #[test]
 fn a_traced_main_process_ends_the_container_only_with_its_exit() {
     let scratch = tempfile::tempdir().expect("a directory");
@@ -98,7 +98,7 @@ fn a_traced_main_process_ends_the_container_only_with_its_exit() {
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(9));
 }
 
-/// A tracer in another unit, which attaches to a process and never waits for it.
+/// A tracer in another unit that attaches to a process and never waits for it.
 const TRACER: &str = r#"
 import ctypes, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -133,10 +133,10 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
         let last = run.next_frame().expect("the last event");
         let took = begun.elapsed();
         assert_eq!((&last.data["reason"], &last.data["signal"]), (&json!("timed_out"), &json!(9)));
-        // It is to come within 1 s of its time-out; the rest is for a busy machine.
+        // The contract says within 1 s of the timeout; the margin is for a busy machine.
         assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(16), "{took:?}");
         assert_eq!(daemon.info(pid)["status"], "signaled");
-        // It is still a process, and counts as one.
+        // The process still exists and counts as running.
         assert_eq!(running(&daemon), 1);
         let other = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5802"]})));
         daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");

@@ -1,4 +1,4 @@
-//! Many managed processes that crash as they like, and clients that list, restart and kill them meanwhile.
+//! Stress test: many managed processes that crash at random while clients list, restart, signal and kill them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,15 +8,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon_with, wait_until};
 
-/// `TL_TEST_CHURN` says for how many seconds.
+/// Duration of the test: `TL_TEST_CHURN` in seconds, 10 by default.
 fn duration() -> Duration {
     Duration::from_secs(std::env::var("TL_TEST_CHURN").ok().and_then(|text| text.parse().ok()).unwrap_or(10))
 }
 
 const PROCESSES: usize = 200;
 
-/// Says that it runs, holds a lock for as long as anything of it lives, and crashes within 6 s. One that cannot have
-/// the lock exits with 99: an earlier run lives.
+/// Starts a process that writes a line, holds a lock while any part of it runs, and crashes within 6 s. If the lock is
+/// held, an earlier run still exists: it exits with 99.
 fn start(daemon: &Daemon, name: &str) -> Value {
     let run = "echo run; n=$(($$ % 60)); sleep $((n / 10)).$((n % 10)) 3>&-; kill -$((n % 2 * 9)) $$; exit $((n % 3))";
     let script = format!("echo start; exec flock -F -n -E 99 {}/{name} sh -c '{run}'", daemon.scratch().display());
@@ -30,7 +30,7 @@ fn restarts(info: &Value) -> u64 {
     info["managed"]["restart_count"].as_u64().unwrap_or_else(|| panic!("no count: {info}"))
 }
 
-/// What every listing must be like, after the one before.
+/// Checks invariants of a listing. `before` maps handles to the restart counts of the previous listing.
 fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
     for info in list {
         let managed = &info["managed"];
@@ -60,7 +60,8 @@ fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
     assert_eq!(names.len(), count, "two live processes with one name");
 }
 
-/// One client: lists all, and restarts, signals and kills its own few. Returns the handles that it has killed, with their counts.
+/// One client: lists all processes, and restarts, signals and kills its own ones. Returns the killed handles with their
+/// restart counts.
 fn meddle(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool) -> HashMap<u64, u64> {
     let (mut before, mut killed) = (HashMap::new(), HashMap::new());
     while !over.load(Ordering::SeqCst) {
@@ -94,7 +95,7 @@ fn meddle(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool
     killed
 }
 
-/// No dead process lies about for long.
+/// Checks that no zombie exists for more than 2 s.
 fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
     let mut seen: HashMap<i32, Instant> = HashMap::new();
     while !over.load(Ordering::SeqCst) {
@@ -114,7 +115,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
     let daemon = start_daemon_with(&["--keep-ended", "100000"]);
     let names: Vec<String> = (0..PROCESSES).map(|n| format!("s{n}")).collect();
     names.iter().for_each(|name| drop(start(&daemon, name)));
-    // The first half is left to itself, the clients share the other.
+    // The clients share the second half of the processes; the first half only crashes.
     let (alone, shared) = names.split_at(PROCESSES / 2);
     let over = AtomicBool::new(false);
     let killed: HashMap<u64, u64> = std::thread::scope(|scope| {
@@ -143,7 +144,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
             assert_eq!(restarts(info), *count, "it was killed: {info}");
         }
     }
-    // Each of them goes on.
+    // Each process that was not killed keeps restarting.
     let before: HashMap<_, _> = list.iter().map(|info| (info["handle"].to_string(), restarts(info))).collect();
     wait_until(TIMEOUT, "each is started again", || {
         let on = |info: &Value| restarts(info) > before[&info["handle"].to_string()];
@@ -156,7 +157,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
         let lines = daemon.get(&format!("/processes/{name}/stdout")).expect(200);
         let count = |word: &str| lines["lines"].as_array().expect("lines").iter().filter(|line| *line == word).count();
         let starts = count("start") as u64;
-        // Our SIGTERM may have come before its first word.
+        // SIGTERM may arrive before the first line.
         let early = u64::from(info["signal"] == 15);
         assert!((restarts(&info)..=restarts(&info) + 1).contains(&starts), "{info} {lines}");
         assert!(starts + early > restarts(&info), "{starts} starts: {info}");
@@ -165,7 +166,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
     daemon.wait_until_gone(TIMEOUT, "");
 }
 
-/// Ends the others when one fails.
+/// Sets the flag that ends the other threads if this one panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Ends<'_> {

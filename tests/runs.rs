@@ -1,4 +1,4 @@
-//! Runs to completion: exact exits, whole outputs, whole trees.
+//! Runs to completion: exact exits, complete output, and the end of whole trees.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
-/// `count` jobs with numbers of their own, done by `clients` threads.
+/// Calls `job` with the numbers from 0 to `count - 1` on `clients` threads.
 fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -79,7 +79,7 @@ fn output_is_complete_in_order_and_without_repeats() {
             1 => {
                 let pid = pid_of(&daemon.start_process(&body));
                 let lines = daemon.follow(pid, "stdout").all_lines();
-                // When follow ends, the process is known to have ended.
+                // When the follow ends, the process is already shown as ended.
                 assert_eq!(daemon.info(pid)["status"], "exited");
                 lines
             }
@@ -110,7 +110,7 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
             );
             assert_eq!(run.code(), Some(code));
         } else {
-            // Held alive until the follower is attached: from its end on, its PID may be another's.
+            // The process runs until the follower is attached; after its end, another process may get its PID.
             let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
             let pid = pid_of(&daemon.start_process(&start));
             let follower = daemon.follow(pid, "output");
@@ -132,8 +132,8 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
 #[test]
 fn a_background_child_does_not_delay_the_end_of_a_run() {
     let daemon = start_daemon();
-    // The contract says 50 ms; the rest is for a busy machine, which the two noisy ones make it. The first of them
-    // writes what stays below the limit of the log, so that nothing is dropped before it was followed.
+    // The contract says 50 ms; the margin is for a busy machine. The first noisy child writes less than the limit of
+    // the log, so that nothing is dropped before it is followed.
     let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
     for (child, most) in [("sleep 30", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
         let begun = Instant::now();
@@ -155,7 +155,7 @@ fn a_background_child_can_write_after_the_end_of_the_run() {
     let scratch = daemon.scratch();
     let fifo = scratch.join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
-    // Open for both, so that nobody waits in open.
+    // Opened for reading and writing, so that the open does not wait for the other end.
     let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open it");
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}));
     assert_eq!(run.stdout(), "early");
@@ -170,7 +170,7 @@ fn timeout_kills_the_tree(daemon: &Daemon) {
     let begun = Instant::now();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
-    // The contract says 1 s more; the rest is for a busy machine.
+    // The contract says 1 s after the timeout; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
@@ -209,7 +209,7 @@ fn a_client_that_disconnects_ends_its_run() {
             (daemon.pids_executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
         });
         drop(stream);
-        // The contract says 1 s; the rest is for a busy machine.
+        // The contract says 1 s; the margin is for a busy machine.
         daemon.wait_until_gone(Duration::from_secs(10), "4202");
     }
 }
@@ -234,7 +234,7 @@ fn a_run_is_not_delayed_by_delayed_acknowledgements() {
         })
         .collect();
     times.sort();
-    // Nagle against delayed ACK costs each of them 40 ms; even a busy machine gets some done in less.
+    // Nagle's algorithm with delayed ACK would add 40 ms to each run; even a busy machine runs some faster.
     assert!(times[5] < Duration::from_millis(35), "{times:?}");
 }
 

@@ -1,4 +1,4 @@
-//! The ordered end as PID 1: who is asked when, who is killed when, and what followers hear of it.
+//! The ordered shutdown as PID 1: SIGTERM, the grace, SIGKILL, and what followers receive.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -13,7 +13,7 @@ use crate::harness::{
     wait_until,
 };
 
-/// Answers SIGTERM by writing its name, then ends.
+/// A script that appends its name to the file `told` on SIGTERM and exits.
 fn tells(name: &str) -> String {
     format!("trap 'echo {name} >>told; exit 0' TERM; echo up; while :; do sleep 0.02; done")
 }
@@ -53,7 +53,7 @@ fn a_shutdown_of_500_processes_that_obey_uses_no_grace() {
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-    // 1 s is the goal.
+    // The goal is 1 s.
     assert!(begun.elapsed() < Duration::from_secs(9), "nobody needed the grace: {:?}", begun.elapsed());
 }
 
@@ -67,7 +67,7 @@ fn processes_that_ignore_sigterm_are_killed_after_the_grace_and_followers_get_eo
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
     for follower in followers {
-        // Fails without an `eof`.
+        // `all_lines` fails without an `eof`.
         assert_eq!(follower.all_lines(), ["up", "heard it"]);
     }
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
@@ -161,7 +161,7 @@ fn a_second_shutdown_request_does_not_extend_the_grace() {
     }
 }
 
-/// What is stopped hears of a SIGTERM only when it goes on: nobody is to use up a grace for that.
+/// A stopped process handles SIGTERM only after SIGCONT, so the shutdown must send both.
 #[test]
 fn stopped_processes_are_continued_to_receive_sigterm() {
     for options in [Options::default(), Options::default().without_cgroup(), Options::subreaper()] {
@@ -171,7 +171,7 @@ fn stopped_processes_are_continued_to_receive_sigterm() {
         daemon.start_process(&managed("5631s"));
         daemon.start_process(&managed("5632s"));
         daemon.sh("exec sleep 5633s");
-        // An orphan in a session of its own, which nobody has a leader for.
+        // An orphan in a session of its own, whose leader has ended.
         daemon.sh("setsid sleep 5634s >/dev/null 2>&1 & exit 0");
         let seconds = ["5631s", "5632s", "5633s", "5634s"];
         for words in seconds.map(|seconds| format!("sleep {seconds}")) {
@@ -189,7 +189,7 @@ fn stopped_processes_are_continued_to_receive_sigterm() {
     }
 }
 
-/// The kernel refuses most of them; what counts in the end is who sent it.
+/// The kernel refuses most of these signals; the daemon ignores the rest by their sender.
 #[test]
 fn signals_of_other_users_are_ignored() {
     let daemon = start_daemon();
@@ -199,7 +199,7 @@ fn signals_of_other_users_are_ignored() {
     assert_eq!(daemon.run_sh("echo still here").stdout(), "still here");
 }
 
-/// A FUSE mount over /etc that never answers: whoever looks for a user there waits in the kernel, the supervisor too.
+/// Mounts a FUSE file system that never answers over /etc: a lookup in /etc/passwd hangs in the kernel.
 const DEAD_DISK: &str = r#"
 import ctypes, os, time
 fuse = os.open("/dev/fuse", os.O_RDWR)
@@ -214,7 +214,7 @@ fn with_a_dead_disk(options: Options) -> Daemon {
     let body = json!({"command": "python3", "args": ["-c", DEAD_DISK], "user": "root"});
     let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
     daemon.wait_for_stdout(pid, &["mounted"]);
-    // Sent, and not waited for: nobody answers it.
+    // The response to this request is not awaited: it never comes.
     let body = json!({"command": "true"}).to_string();
     let head = format!("Authorization: Bearer {}\r\nContent-Length: {}\r\n", daemon.token, body.len());
     let mut stream = daemon.connect();
@@ -229,7 +229,7 @@ fn with_a_dead_disk(options: Options) -> Daemon {
     daemon
 }
 
-/// The main process cannot be started, nor can the start fail.
+/// The start of the main process hangs: it neither succeeds nor fails.
 #[test]
 fn a_hanging_disk_at_the_start_does_not_prevent_a_shutdown() {
     if skip_without_root() {
@@ -252,7 +252,7 @@ fn a_hanging_disk_at_the_start_does_not_prevent_a_shutdown() {
         kill(Pid::from_raw(pid), signal).expect("signal it");
     }
     let end = wait_until(TIMEOUT, "it ends", || launcher.try_wait().expect("wait for it"));
-    // The disk ends with everything else: the start may have failed by that, or be given up.
+    // The FUSE server ends during the shutdown, so the start has either failed or been given up.
     assert!(matches!(end.code(), Some(1 | 137)), "{end}");
 }
 
@@ -266,7 +266,7 @@ fn a_hanging_disk_does_not_prevent_a_shutdown() {
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
     assert!(daemon.log().contains("the supervisor does not answer"), "that is why");
 
-    // Of two signals the first is lost on its way to the main process.
+    // The first of the two signals is lost on its way to the main process.
     let mut daemon = with_a_dead_disk(Options::default().args(&["--default-user", "0", "--", "sleep", "600"]));
     daemon.signal(Signal::SIGTERM);
     daemon.signal(Signal::SIGINT);

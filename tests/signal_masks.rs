@@ -1,8 +1,8 @@
-//! Which threads signals are delivered to.
+//! Which threads have signals unblocked.
 
 use crate::harness::{Daemon, Options, procfs, start_daemon};
 
-/// The names of the threads that have a signal unblocked.
+/// Names of the threads that have this signal unblocked.
 fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("the threads").flatten();
     let names = tasks.filter_map(|task| {
@@ -14,7 +14,7 @@ fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
     names.collect()
 }
 
-/// A thread that has a signal unblocked and hangs on a disk keeps the signal: reaping and the end of everything wait for it.
+/// The kernel delivers a signal to one thread that has it unblocked; if that thread hangs, so do reaping and shutdown.
 #[test]
 fn only_the_signals_threads_have_signals_unblocked() {
     for daemon in [start_daemon(), Options::subreaper().start()] {

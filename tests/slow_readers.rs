@@ -1,5 +1,5 @@
-//! Clients that ask for a lot and do not read it: what the daemon holds for each of them is bounded, however long a line
-//! is and however much there is.
+//! Clients that request much data and do not read it: the memory for each of them is bounded, whatever the length of
+//! lines and output.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -11,14 +11,15 @@ use crate::harness::{Daemon, pid_of, procfs, start_daemon_with};
 
 const MIB: u64 = 1 << 20;
 
-/// What the daemon may hold for one of them, in KiB: its buffers (section 7), its thread and what the allocator loses.
+/// Memory that the daemon may use for one client, in KiB: its buffers (docs/api.md, Limits), its thread, and overhead
+/// of the allocator.
 const EACH: u64 = 256;
 
-/// Sends a request for each path and reads nothing but the first byte of its answer.
+/// Sends each request on a connection of its own and waits for the first byte of the response, without reading it.
 fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
     let open = |request: &String| {
         let mut stream = daemon.connect();
-        // So that the kernel takes little of the answer off the daemon's hands.
+        // A small receive buffer, so that little of the response fits into the kernel.
         setsockopt(&stream, sockopt::RcvBuf, &4096).expect("a small buffer");
         std::io::Write::write_all(&mut stream, request.as_bytes()).expect("send the request");
         stream
@@ -30,7 +31,7 @@ fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
     streams
 }
 
-/// The daemon's largest size since it was started, in KiB.
+/// Largest resident size of the daemon since its start, in KiB.
 fn peak(daemon: &Daemon) -> u64 {
     procfs::kilobytes(daemon.pid, "VmHWM")
 }
@@ -38,7 +39,7 @@ fn peak(daemon: &Daemon) -> u64 {
 #[test]
 fn memory_per_client_is_bounded_for_long_lines_that_grow_when_escaped() {
     let daemon = start_daemon_with(&[]);
-    // Escaped, each of its characters takes six bytes; one that is not UTF-8 takes three.
+    // In JSON each control character takes six bytes, and each invalid byte three.
     let text = |byte: &str| format!("head -c {MIB} /dev/zero | tr '\\0' '{byte}'");
     let pids = ["\\1", "\\377"].map(|byte| daemon.sh(&format!("{}; echo", text(byte))));
     pids.iter().for_each(|pid| assert_eq!(daemon.wait_for_end(*pid)["exit_code"], 0));
@@ -69,7 +70,7 @@ fn memory_per_client_is_bounded_for_long_lines_that_grow_when_escaped() {
 #[test]
 fn memory_per_client_is_bounded_for_large_commands() {
     let daemon = start_daemon_with(&[]);
-    // Arguments of 100 KB each, as the kernel takes no longer ones.
+    // Arguments of 100 kB each: the kernel accepts at most 128 KiB per argument.
     let args: Vec<String> = (0..9).map(|n| format!("{n}").repeat(100_000)).collect();
     let start = json!({"command": "true", "args": args});
     let pids: Vec<u64> = (0..12).map(|_| pid_of(&daemon.start_process(&start))).collect();

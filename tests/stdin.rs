@@ -1,4 +1,4 @@
-//! stdin through the API: any amount, bounded memory, no waiting for others.
+//! Standard input over the API: any amount, with bounded memory, without delay for other requests.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ fn a_write_to_a_closed_stdin_is_409() {
     close(&daemon, pid).expect(204);
     assert_eq!(daemon.info(pid)["stdin_writable"], false);
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
-    // The reader closes it by itself.
+    // The process closes its stdin itself.
     let pid = with_pipe(&daemon, "exec <&-; echo closed; sleep 4300");
     daemon.wait_for_stdout(pid, &["closed"]);
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
@@ -121,7 +121,7 @@ fn a_process_that_never_reads_delays_only_its_writer() {
     });
 }
 
-/// Runs with a standard input of its own.
+/// Runs a script to completion; `more` holds further fields of the body.
 fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
     let mut body = json!({"command": "sh", "args": ["-c", script]});
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
@@ -131,11 +131,11 @@ fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
 #[test]
 fn a_run_gets_its_input_and_then_end_of_file() {
     let daemon = start_daemon();
-    // Whole lines as they are, an empty one, and bytes that are no text.
+    // Text without a final newline, empty text, and bytes that are not UTF-8.
     assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"), ["one", "twoend"]);
     assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": ""})).stdout(), "end");
     assert_eq!(run_with(&daemon, "od -An -tx1", json!({"stdin_base64": "/wAKgA=="})).stdout(), " ff 00 0a 80");
-    // As much as a body holds, to one that takes its time, and back.
+    // Nearly as much as a request body may hold, also to a slow reader.
     let text = format!("{}\n", "0123456789abcdef".repeat(60_000));
     let slow = "head -c 1; sleep 0.3; cat";
     for script in ["cat", slow, "wc -c"] {
@@ -143,7 +143,7 @@ fn a_run_gets_its_input_and_then_end_of_file() {
         let right = if script == "wc -c" { text.len().to_string() } else { text.trim_end().to_owned() };
         assert!(run.stdout() == right, "{script}");
     }
-    // A child in the background has the end of it too, and what nobody can read is closed.
+    // A background child gets end-of-file too; after the end stdin is closed.
     assert_eq!(run_with(&daemon, "exec 3<&0; cat <&3 & wait", json!({"stdin": "x"})).stdout(), "x");
     let run = run_with(&daemon, "cat >/dev/null", json!({"stdin": "x"}));
     let info = daemon.info(run.pid());
@@ -157,7 +157,7 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
     let text = "x".repeat(900_000);
     let mut before = 0;
     for round in 0..10 {
-        // It never reads, takes a part, or closes it.
+        // The command reads nothing, reads a part, or closes stdin.
         for (script, right) in [
             ("seq 50000 | tail -1; exit 3", "50000"),
             ("head -c 2; echo; exit 3", "xx"),
@@ -167,12 +167,12 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
             assert_eq!((run.code(), run.lines("stdout")), (Some(3), vec![right.to_owned()]), "{script}");
         }
         if round == 0 {
-            // With the connection that the client keeps.
+            // Counts the keep-alive connection of the client.
             daemon.list();
             before = descriptors();
         }
     }
-    // Nobody else can write to it, whether it reads or not.
+    // Other requests cannot write to the stdin of a run, whether it reads or not.
     let mut events = daemon.open_run(&json!({"command": "sleep", "args": ["4303"], "stdin": text}));
     let first = events.next_frame().expect("a first event").data;
     let pid = first["pid"].as_u64().expect("a PID");

@@ -1,4 +1,4 @@
-//! The descriptors that a program is given: whose they are, and what it may do with them.
+//! Standard streams of a process: packet mode, ownership, and reopening them by path.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -14,7 +14,7 @@ fn pipes(daemon: &Daemon) -> usize {
     procfs::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count()
 }
 
-/// Sets `O_DIRECT` on stdout and stderr: from then on each write is a packet (pipe(7)).
+/// Sets `O_DIRECT` on stdout and stderr, so that each write becomes a packet (pipe(7)).
 const PACKETS: &str = "import fcntl, os, sys
 for fd in (1, 2):
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
@@ -40,7 +40,7 @@ fn output_in_packet_mode_is_complete_and_its_pipes_are_closed() {
 fn mixed_packet_and_plain_writes_lose_nothing_at_any_pipe_size() {
     let daemon = start_daemon();
     for size in [4096, 1 << 20] {
-        // Ordinary writes and packets in turn, of all lengths, faster than they are read.
+        // Alternates plain writes and packets of all lengths, faster than they are read.
         let script = format!(
             "{PACKETS}fcntl.fcntl(1, 1031, {size})
 flags = fcntl.fcntl(1, fcntl.F_GETFL)
@@ -85,7 +85,7 @@ fn a_process_can_reopen_its_streams_as_any_user() {
             (json!(0), vec!["typed".into()])
         );
     }
-    // What is everybody's stays so.
+    // /dev/null keeps its owner and mode.
     let run = daemon.run(&json!({"command": "stat", "args": ["-c", "%u %g %a", "/dev/null"], "user": "root"}));
     assert_eq!(run.stdout(), "0 0 666");
 }
@@ -98,20 +98,20 @@ fn a_terminal_has_iutf8_and_belongs_to_its_user_and_group_tty() {
     let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", script]}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("err");
-    // Erase takes the whole character, not its last byte.
+    // With IUTF8, erase removes the whole character, not its last byte.
     terminal.type_in("a\u{fc}\x7fb\n\x04");
     terminal.wait_for_end();
     let text = terminal.text();
     let lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches('\r')).collect();
     assert_eq!(lines[0], "iutf8", "{text:?}");
-    // Without root there is nobody in the namespace whose group it could be.
+    // Without root, the user namespace has no group `tty`.
     if is_root() {
         assert_eq!(lines[1], format!("{}:tty:620", lines[2]), "{text:?}");
     }
     assert_eq!((lines[3], lines[4], lines.last()), ("out", "err", Some(&"ab")), "{text:?}");
 }
 
-/// A daemon with a main process as `tl-user`, whose stderr is `theirs`.
+/// A daemon whose stderr is `stderr`, with a main process that runs `script` as `tl-user`.
 fn with_main(theirs: OwnedFd, script: &str) -> Daemon {
     Options::default().stderr(theirs).args(&["--", "sh", "-c", script]).start()
 }
@@ -133,7 +133,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     assert!(said.contains(&"reopened".to_owned()), "{said:?}");
     let uid = uid.expect("a number");
     assert_eq!(fstat(&ours).expect("its owner").st_uid, uid);
-    // stdout is a file and stdin /dev/null: neither is ours to give away.
+    // stdout is a file and stdin is /dev/null: both keep their owner.
     wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5300").first().copied());
     assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
     let log = std::fs::metadata(daemon.log_file()).expect("the log");
@@ -167,7 +167,7 @@ fn a_session_is_refused_when_no_terminal_is_free() {
         return;
     }
     let daemon = start_daemon();
-    // Two terminals in all, in the daemon's own mounts.
+    // A devpts with at most two terminals, in the mount namespace of the daemon.
     let script = "mount -t devpts -o newinstance,ptmxmode=0666,max=2 devpts /dev/pts &&
                   mount --bind /dev/pts/ptmx /dev/ptmx";
     let mounted = daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));

@@ -1,5 +1,5 @@
-//! How many processes and threads commands may have, where no cgroup can limit them: by RLIMIT_NPROC. `tests/vm` has
-//! the other half.
+//! The limit of tasks (processes and threads) by RLIMIT_NPROC, without a pids controller. `tests/vm/test_limits.py`
+//! tests the limit by cgroup.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use serde_json::json;
 
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, wait_until};
 
-/// A UID that nobody else has on this machine: the kernel counts the processes of a user wherever they are.
+/// A UID that no other process of the machine uses: the kernel counts the tasks of a user across namespaces.
 fn lonely_uid() -> u32 {
     static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    // A test binary has fewer tests than this, and a machine fewer PIDs than UIDs.
+    // Unique per test process: each has fewer than 16 tests that need a UID.
     100_000 + std::process::id() * 16 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
 }
 
@@ -18,7 +18,8 @@ fn daemon_of(uid: u32, options: Options) -> Daemon {
     options.args(&["--default-user", &uid.to_string()]).start()
 }
 
-/// Starts a command of the default user that starts `sleep 4700` until the kernel refuses; waits for that. Gives its PID.
+/// Starts a command of the default user that starts `sleep 4700` until the kernel refuses a fork, and waits for that.
+/// Returns the PID of the command.
 fn fill(daemon: &Daemon) -> u64 {
     let pid = daemon.sh("(while :; do sleep 4700 & done); echo full; exec sleep 4700");
     wait_until(TIMEOUT, "the user has as many processes as it may", || {
@@ -28,9 +29,9 @@ fn fill(daemon: &Daemon) -> u64 {
     pid
 }
 
-/// A start of the default user is refused, for want of processes, and one of root's is not.
+/// Checks that a start of the default user is refused for lack of tasks, and that root can start processes.
 fn only_root_starts(daemon: &Daemon) {
-    // Into the room of the shell that was refused and has ended.
+    // Takes the task of the shell that could not fork and has ended.
     daemon.start_process(&json!({"command": "sleep", "args": ["4700"]}));
     let refused = daemon.post("/processes", &json!({"command": "true"}));
     refused.expect_error(503, "OUT_OF_RESOURCES", "RLIMIT_NPROC");

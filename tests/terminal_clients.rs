@@ -1,4 +1,4 @@
-//! Clients of terminals that do what they should not, and what is left of them.
+//! Terminal clients that misbehave or are slow, and the resources they release.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,9 +13,9 @@ use crate::harness::websocket::{
 };
 use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, wait_until};
 
-/// Runs `job` and waits until the daemon holds no more than before it.
+/// Runs `job` and waits until the daemon has no more threads and descriptors than before.
 fn leaves_nothing(daemon: &Daemon, job: impl FnOnce()) {
-    // A connection of the harness may be idle still.
+    // The count may include an idle connection of the harness.
     let before = daemon.threads_and_descriptors();
     job();
     daemon.wait_until_released(before);
@@ -44,14 +44,14 @@ fn attaching_requires_the_token_of_the_session() {
         assert_eq!(open(&path, &[("X-PTY-Token", wrong)]), Err(403), "{wrong}");
         assert_eq!(open(&format!("{path}?token={wrong}"), &[]), Err(403), "{wrong}");
     }
-    // The header is preferred, and the daemon's token does not take the place of the session's.
+    // The header takes precedence, and the token of the daemon does not replace that of the session.
     assert_eq!(open(&format!("{path}?token={}", session.token), &[("X-PTY-Token", "x")]), Err(403));
     assert_eq!(open(&path, &[("Authorization", &bearer)]), Err(403));
     assert_eq!(open(&path, &[]), Err(403));
     let other = reader(&daemon);
     assert_eq!(open(&path, &[("X-PTY-Token", &other.token)]), Err(403));
     assert_eq!(open("/pty/00000000000000000000000000000000/ws", &[("X-PTY-Token", &session.token)]), Err(404));
-    // Everything else of a session takes the daemon's.
+    // All other requests about a session require the token of the daemon.
     for (method, rest) in [("GET", ""), ("DELETE", ""), ("POST", "/resize")] {
         let request = format!(
             "{method} /api/v1/pty/{}{rest} HTTP/1.1\r\nHost: x\r\nX-PTY-Token: {}\r\n\r\n",
@@ -134,7 +134,7 @@ fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
                 .concat()
         });
         let bytes: Vec<u8> = pieces.flatten().collect();
-        // Each byte by itself.
+        // Sends each byte separately.
         bytes.iter().for_each(|byte| noisy.socket.get_mut().write_all(&[*byte]).expect("send"));
         wait_until(TIMEOUT, "a pong", || match noisy.socket.read() {
             Ok(Message::Pong(payload)) => {
@@ -152,7 +152,7 @@ fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
         let over = vec![0; (1 << 20) + 1];
         for (bytes, code) in [
             (client_frame(0x82, &over), Some(1009)),
-            // Announced, and never sent.
+            // A huge length is announced, and the payload is never sent.
             ([&[0x82, 0xff, 0x7f][..], &[0xff; 7], &[0; 4]].concat(), Some(1009)),
             ([client_frame(0x02, &over[2..]), client_frame(0x80, b"xx")].concat(), Some(1009)),
             (vec![0x82, 0x01, 0x02], Some(1002)),
@@ -174,7 +174,7 @@ fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
         let _ = garbage.socket.get_mut().write_all(b"GET / HTTP/1.1\r\n\r\n");
         assert!(read_to_end(garbage.socket.get_ref(), TIMEOUT).is_ok());
     });
-    // The largest that is allowed.
+    // A message of the largest allowed size.
     terminal.type_in(vec![b'y'; (1 << 20) - 1]);
     terminal.expect(&"y".repeat((1 << 20) - 1));
 }
@@ -206,7 +206,7 @@ fn output_is_held_back_until_the_client_is_ready() {
 #[test]
 fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     let daemon = start_daemon();
-    // Some of it at a time: a machine may be so busy that nobody reads for a second.
+    // Writes in parts, because on a busy machine the reader may be late by a second.
     let script = "stty raw -echo; echo up; n=1; while [ $n -lt 5000000 ]; do read -r line; \
                   seq -f %015.0f $n $((n + 249999)) | cat; n=$((n + 250000)); done; sleep 4741";
     let session = daemon.pty_sh(script);
@@ -226,7 +226,7 @@ fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     });
     let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(grown < 24 << 10, "{grown} KiB for a backlog of 8 MiB");
-    // It may be told, where it reads in the end.
+    // The dropped client may still read a Close.
     drop(idle);
     leaves_nothing(&daemon, || {
         daemon.watch(&session).disconnect();
@@ -240,7 +240,7 @@ fn a_client_that_falls_too_far_behind_is_closed_with_1008() {
     let mut slow = daemon.watch(&session);
     slow.expect("up");
     slow.type_in("go\n");
-    // By what it is behind, not by the ping that comes after 30 s.
+    // It is dropped because of its backlog, before the first ping after 30 s.
     wait_until(Duration::from_secs(25), "it is dropped", || {
         (daemon.pty_info(&session)["client_count"] == 0).then_some(())
     });
@@ -251,7 +251,7 @@ fn a_client_that_falls_too_far_behind_is_closed_with_1008() {
     assert_eq!(daemon.pty_info(&session)["is_alive"], true);
 }
 
-/// What is on its way when the session ends is not taken from a client that is slow and types on.
+/// Data in flight when the session ends must reach a client that is slow and still sends input.
 #[test]
 fn a_slow_client_gets_all_output_and_the_exit() {
     let daemon = start_daemon();
@@ -263,7 +263,7 @@ fn a_slow_client_gets_all_output_and_the_exit() {
     let (mut seen, mut exit) = (0, None);
     let close = loop {
         let message = slow.socket.read().expect("the rest");
-        // So that it takes longer than anybody is waited for who takes nothing.
+        // Reads so slowly that the whole takes longer than the daemon waits for a client that reads nothing.
         std::thread::sleep(Duration::from_micros(5 * message.len() as u64));
         match message {
             Message::Binary(bytes) => match bytes.split_first() {
@@ -280,7 +280,7 @@ fn a_slow_client_gets_all_output_and_the_exit() {
     assert_eq!((u16::from(close.code), close.reason.as_str()), (1000, "exit:3"));
 }
 
-/// Reads as many bytes of it in so many milliseconds, on and on, until `over`.
+/// Repeatedly reads `bytes` bytes and sleeps for `millis` ms, until `over` returns true.
 fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl FnMut() -> bool) {
     let mut buffer = vec![0; bytes];
     while !over() {
@@ -292,13 +292,13 @@ fn read_slowly(socket: &mut TcpStream, bytes: usize, millis: u64, mut over: impl
 #[test]
 fn output_waits_for_a_client_that_keeps_reading() {
     let daemon = start_daemon();
-    // It writes no more at once than is read at once: the terminal is empty ever again.
+    // The program writes in small pieces, so that the terminal is empty again and again.
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; seq 1 20000000 | cat; sleep 4746");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     terminal.type_in("go\n");
     let begun = Instant::now();
-    // Half as fast as would be enough, so it is dropped: 7 MiB later, at 8 MiB/s.
+    // The client reads half as fast as needed, so it is dropped once it is 8 MiB behind, which takes time at 8 MiB/s.
     read_slowly(terminal.socket.get_mut(), 16 << 10, 4, || daemon.pty_info(&session)["client_count"] == 0);
     assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
 }
@@ -328,7 +328,7 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
     let mut socket = idle.socket.get_ref().try_clone().expect("a copy");
     socket.set_write_timeout(Some(Duration::from_millis(100))).expect("a limit");
     wait_until(Duration::from_secs(110), "it is dropped", || {
-        // Its pongs are not taken either, so in the end there may be no room for more.
+        // The client does not read the pongs either, so the write may fail when buffers are full.
         let _ = socket.write_all(&client_frame(0x89, b"here"));
         std::thread::sleep(Duration::from_millis(100));
         (daemon.pty_info(&session)["client_count"] == 0).then_some(())
@@ -340,7 +340,7 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
 #[test]
 fn ended_clients_and_sessions_release_threads_and_descriptors() {
     let daemon = start_daemon();
-    // What is made once is made now.
+    // Creates what the daemon creates only once.
     let session = daemon.pty_sh("echo up; read -r line");
     daemon.watch(&session).ask("x", "up");
     wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
@@ -350,7 +350,7 @@ fn ended_clients_and_sessions_release_threads_and_descriptors() {
             let mut terminals: Vec<_> = (0..3).map(|_| daemon.watch(&session)).collect();
             terminals[0].expect("up");
             match round % 3 {
-                // In order, by hanging up, and while the client is not there any more.
+                // The session ends by itself, by DELETE, or after its clients have disconnected.
                 0 => {
                     terminals[0].type_in("\n");
                     for terminal in &mut terminals {
@@ -365,7 +365,7 @@ fn ended_clients_and_sessions_release_threads_and_descriptors() {
             }
         }
     });
-    // What a client types last is taken even if it goes at once.
+    // Input is delivered even if its client disconnects at once.
     wait_until(TIMEOUT, "all sessions have ended", || {
         let list = daemon.get("/pty").expect(200);
         list["sessions"].as_array().is_some_and(|all| all.iter().all(|one| one["is_alive"] == false)).then_some(())
@@ -383,7 +383,7 @@ fn input_sent_before_a_disconnect_is_delivered() {
     daemon.watch(&session).expect("200000");
 }
 
-/// A client that vanishes does not answer any more; nothing else tells it from one that is only silent.
+/// Only missing pongs distinguish an unreachable client from a silent one.
 #[test]
 fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
     let daemon = start_daemon();
@@ -392,7 +392,7 @@ fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
     let silent = daemon.watch(&session);
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        // Reading answers pings.
+        // Reading makes the client answer pings.
         let alive = scope.spawn(move || alive.wait_for_end());
         wait_until(Duration::from_secs(110), "one is dropped", || {
             (daemon.pty_info(&session)["client_count"] == 1).then_some(())

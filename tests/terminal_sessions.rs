@@ -1,4 +1,4 @@
-//! Terminal sessions: what a program finds, and what a client at it sees.
+//! Terminal sessions: the terminal of the program, and the messages that clients get.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ fn is_gone(daemon: &Daemon, session: &Session) {
     wait_until(TIMEOUT, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
 }
 
-/// Waits until this command has the terminal: what is typed is for it then, Ctrl-C as well.
+/// Waits until this command is in the foreground of its terminal, so that it gets input and Ctrl-C.
 fn await_foreground(daemon: &Daemon, words: &str) {
     wait_until(TIMEOUT, &format!("{words:?} is in the foreground"), || {
         daemon.pids_executing(words).into_iter().any(procfs::is_in_foreground).then_some(())
@@ -93,7 +93,7 @@ fn control_characters_reach_the_program() {
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     terminal.ask("first", "first\r\nfirst");
-    // The kernel discards what is being typed, so the second `cat` has to be there first.
+    // On Ctrl-C the kernel discards pending input, so the second `cat` must run before more is typed.
     terminal.type_in("\x03");
     terminal.expect("interrupted");
     terminal.ask("second", "second\r\nsecond");
@@ -120,7 +120,7 @@ fn job_control_works_in_an_interactive_shell() {
     terminal.ask("jobs", "Running");
     terminal.expect("$ ");
     terminal.ask("fg", "sleep 4711\r\n");
-    // It is named before it gets the terminal.
+    // The shell prints the command before it moves it to the foreground.
     await_foreground(&daemon, "sleep 4711");
     terminal.type_in("\x03");
     terminal.expect("$ ");
@@ -137,7 +137,7 @@ fn all_byte_values_pass_in_both_directions() {
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let bytes: Vec<u8> = (0..300).map(|number| (number % 256) as u8).collect();
-    // A character may be cut between two messages.
+    // Pieces of 7 bytes split multi-byte characters between messages.
     bytes.chunks(7).for_each(|piece| terminal.type_in(piece));
     assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let tail = "ünï ✓ ".as_bytes().iter().chain(b"\xff\0.").copied().collect::<Vec<u8>>();
@@ -148,7 +148,7 @@ fn all_byte_values_pass_in_both_directions() {
     assert_eq!(numbers, bytes);
 }
 
-/// A shell with line editing, driven as a person would, prompt by prompt.
+/// An interactive shell with line editing, driven prompt by prompt.
 #[test]
 fn two_hundred_prompts_lose_and_repeat_no_byte() {
     let daemon = start_daemon();
@@ -156,7 +156,7 @@ fn two_hundred_prompts_lose_and_repeat_no_byte() {
         "cols": 500}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("<$> ");
-    // Bracketed paste would put its own codes around each prompt.
+    // Bracketed paste would add control sequences to each prompt.
     terminal.ask("bind 'set enable-bracketed-paste off' 2>/dev/null", "<$> ");
     let begin = terminal.output.len();
     let mut right = String::new();
@@ -166,7 +166,7 @@ fn two_hundred_prompts_lose_and_repeat_no_byte() {
         terminal.expect("<$> ");
         right += &format!("{line}\r\n{number} {}\r\n<$> ", "é".repeat(number));
     }
-    // An empty word is no word.
+    // `echo` prints no space for an empty word.
     let right = right.replace("echo 0 \r\n0 \r\n", "echo 0 \r\n0\r\n");
     assert_eq!(String::from_utf8_lossy(&terminal.output[begin..]), right);
     terminal.type_in("\x04");
@@ -202,7 +202,8 @@ fn a_background_child_does_not_delay_the_end_of_a_session() {
 fn a_hundred_mib_arrive_complete_while_another_session_echoes_quickly() {
     const SIZE: usize = 100 << 20;
     let daemon = start_daemon();
-    // 5 MiB at a time, each when the one before was read: a machine may be so busy that nobody reads for a second.
+    // Writes 5 MiB at a time, each after the previous one was read: on a busy machine the reader may be late by a
+    // second.
     let script = "#!/bin/sh\nstty raw -echo; echo up; n=1\nwhile [ $n -lt 6553600 ]; do\nread -r line\n\
                   seq -f %015.0f $n $((n + 327679)) | cat\nn=$((n + 327680))\ndone\n";
     let source = daemon.script("print", script);
@@ -236,7 +237,7 @@ fn a_hundred_mib_arrive_complete_while_another_session_echoes_quickly() {
         }));
         let p99 = times[(times.len() - 1) * 99 / 100];
         eprintln!("100 MiB in {took:?}; {} echoes, p50 {:?}, p99 {p99:?}", times.len(), times[times.len() / 2]);
-        // The aim is 5 ms for p99, which the bench measures; a busy machine lets some wait for a processor.
+        // The goal is 5 ms for p99, which the benchmark measures; on a busy machine some echoes wait for a CPU.
         let p50 = times[times.len() / 2];
         assert!(p50 < Duration::from_millis(50) && p99 < Duration::from_secs(1), "{p50:?}, {p99:?} of {}", times.len());
     });
@@ -261,7 +262,7 @@ fn an_overlong_line_of_input_does_not_block_the_session() {
     let session = daemon.pty_sh("stty -echo; echo up; exec cat");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
-    // The kernel keeps 4 KiB of a line and drops the rest.
+    // In canonical mode the kernel keeps 4 KiB of a line and drops the rest.
     terminal.type_in([b'x'; 500_000]);
     terminal.type_in("\nnext\n");
     terminal.expect("next\r\n");
@@ -278,7 +279,7 @@ fn a_session_survives_its_clients_and_replays_its_last_output() {
     let mut terminal = daemon.watch(&session);
     assert_eq!(terminal.expect("done\n").lines().count(), 11, "all of it is replayed");
     terminal.type_in("200000\n");
-    // Goes without a word, in the middle of it.
+    // Disconnects without a Close while output is being sent.
     drop(terminal);
     let mut terminal = wait_until(TIMEOUT, "it has written all", || {
         let mut terminal = daemon.watch(&session);
@@ -341,7 +342,7 @@ fn terminated() -> SessionEnd {
 fn delete_hangs_up_and_then_kills_the_whole_tree() {
     let daemon = start_daemon();
     delete_hangs_up(&daemon);
-    // It made a session of its own: the hang-up was not for it, the kill is.
+    // The process in a session of its own does not get the hang-up, but the kill.
     daemon.wait_until_gone(TIMEOUT, "sleep 4713");
 }
 
@@ -357,7 +358,7 @@ fn delete_hangs_up(daemon: &Daemon) {
     );
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
-    // A shell that is yet to become one of them would have the trap still.
+    // A forked shell that has not executed `sleep` yet would still have the trap.
     for words in ["sleep 4712", "sleep 4713"] {
         daemon.wait_for_processes(words, 1);
     }
@@ -476,13 +477,13 @@ fn a_shutdown_ends_sessions() {
 #[test]
 fn a_leader_that_closes_its_terminal_is_not_hung_up() {
     let daemon = start_daemon();
-    // Nobody has the terminal open for a while; it is opened again, and the exit is its own.
+    // No process has the terminal open for 0.3 s; it is then opened again, and the exit code is that of the program.
     let script = "exec <&- >&- 2>&-; sleep 0.3; exec </dev/tty >/dev/tty 2>&1; echo back; exit 3";
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("back");
     assert_eq!(terminal.wait_for_end(), SessionEnd::exited(3));
-    // Also one that never comes back to it.
+    // A program that never opens the terminal again.
     let script = "exec </dev/null >/dev/null 2>&1; sleep 0.3; exit 4";
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["-c", script]}));
     assert_eq!(daemon.watch(&session).wait_for_end(), SessionEnd::exited(4));
@@ -496,7 +497,7 @@ fn a_client_that_floods_delays_no_request_and_uses_bounded_memory() {
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let mut socket = terminal.socket.get_ref().try_clone().expect("a copy");
     socket.set_write_timeout(Some(Duration::from_millis(200))).expect("a limit");
-    // Resizes and pings by turns, as fast as they go, and nothing is ever read.
+    // Sends resizes and pings as fast as possible and reads nothing.
     let sizes = [[0, 80, 0, 24], [0, 81, 0, 25]];
     let frames: Vec<u8> = sizes.map(|size| client_frame(0x82, &[&[1][..], &size].concat())).concat();
     let flood = [frames, client_frame(0x89, &[b'x'; 125])].concat().repeat(500);

@@ -1,4 +1,4 @@
-//! Tunnels to ports of the loopback.
+//! Tunnels to ports of the loopback interface.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -20,7 +20,7 @@ fn echo() -> u16 {
     })
 }
 
-/// Reads binary messages until so many bytes came, or the Close.
+/// Reads binary messages until `count` bytes or a Close have come; returns both.
 fn receive(socket: &mut WebSocket<TcpStream>, count: usize) -> (Vec<u8>, Option<CloseFrame>) {
     let mut bytes = Vec::new();
     while bytes.len() < count {
@@ -49,7 +49,7 @@ fn bytes_pass_in_both_directions_in_any_framing() {
         tunnel.send(Message::binary(bytes.clone())).expect("send");
         assert_eq!(receive(&mut tunnel, size).0, bytes);
     }
-    // Fragments, with a ping between them, one byte at a time.
+    // Fragments with a ping between them, sent byte by byte.
     let bytes = [
         client_frame(0x02, b"one "),
         client_frame(0x89, b"ping"),
@@ -89,7 +89,7 @@ fn the_end_of_the_service_closes_the_tunnel_with_1000() {
     daemon.wait_until_released(before);
 }
 
-/// What is on its way when the service ends is not taken from a client that is slow and has something to say meanwhile.
+/// Data in flight when the service ends must reach a client that is slow and still sends.
 #[test]
 fn a_slow_client_gets_everything_the_service_sent() {
     let daemon = start_daemon();
@@ -101,7 +101,7 @@ fn a_slow_client_gets_everything_the_service_sent() {
     let mut bytes = Vec::new();
     let words = loop {
         let message = tunnel.read().expect("the tunnel goes on");
-        // So that it takes longer than anybody is waited for who takes nothing.
+        // Reads so slowly that the whole takes longer than the daemon waits for a client that reads nothing.
         std::thread::sleep(Duration::from_micros(5 * message.len() as u64));
         match message {
             Message::Binary(piece) => bytes.extend_from_slice(&piece),
@@ -118,7 +118,7 @@ fn a_slow_client_gets_everything_the_service_sent() {
 #[test]
 fn a_close_of_the_client_shuts_down_only_its_own_direction() {
     let daemon = start_daemon();
-    // Answers when it has read all.
+    // The service answers after it has read everything.
     let port = tcp_service(|mut stream| {
         let mut all = Vec::new();
         stream.read_to_end(&mut all).expect("all of it");
@@ -132,9 +132,9 @@ fn a_close_of_the_client_shuts_down_only_its_own_direction() {
     for piece in sent.chunks(100_000) {
         tunnel.send(Message::binary(piece.to_vec())).expect("send");
     }
-    // By hand: after its own Close this client would read no more data.
+    // Sends the Close as raw bytes: after a Close of its own, tungstenite reads no more data.
     tunnel.get_mut().write_all(&client_frame(0x88, b"\x03\xe8that is all")).expect("send");
-    // It may close its half of the connection as well: that says no more than the Close.
+    // Shutting down the sending side of the connection as well means no more than the Close.
     tunnel.get_mut().shutdown(std::net::Shutdown::Write).expect("close that half");
     let (bytes, words) = receive(&mut tunnel, usize::MAX);
     let sum: u64 = sent.iter().map(|byte| u64::from(*byte)).sum();
@@ -153,7 +153,7 @@ fn a_closed_port_is_502_and_an_invalid_port_400() {
     let bearer = format!("Authorization: Bearer {}\r\n", daemon.token);
     let upgrade = format!("{bearer}{UPGRADE}");
     let path = |port: &str| format!("/tunnels/tcp{port}");
-    // Its connection stays open.
+    // The harness keeps this connection open, so it is made before the count.
     daemon.post("/tunnels/tcp?port=80", &serde_json::json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "");
     let before = daemon.threads_and_descriptors();
     let gone = path(&format!("?port={free}"));
@@ -162,7 +162,7 @@ fn a_closed_port_is_502_and_an_invalid_port_400() {
         upgrade_response(&daemon, &path(port), &upgrade).expect_error(400, "INVALID_REQUEST", "`port`");
         upgrade_response(&daemon, &path(port), &bearer).expect_error(400, "INVALID_REQUEST", "`port`");
     }
-    // Also the port of section 12, whichever we listen on: a proxy may stand there for us.
+    // Also port 9501, whatever port the daemon listens on: a proxy may forward it (docs/api.md, Tunnels).
     for port in [daemon.addr.port(), 9501] {
         let own = path(&format!("?port={port}"));
         upgrade_response(&daemon, &own, &upgrade).expect_error(400, "INVALID_REQUEST", "own");
@@ -212,7 +212,7 @@ fn invalid_frames_close_the_tunnel_with_their_code() {
 fn a_reset_by_the_service_closes_the_tunnel_with_an_error() {
     let daemon = start_daemon();
     let port = tcp_service(|mut stream| {
-        // Closed with something unread, the kernel resets the connection.
+        // The kernel resets a connection that is closed with unread data.
         stream.read_exact(&mut [0]).expect("a byte");
         stream.peek(&mut [0]).expect("another");
     });
@@ -241,7 +241,7 @@ fn a_client_that_disconnects_ends_the_connection_to_the_service() {
             0 => drop(tunnel),
             1 => tunnel.get_ref().shutdown(Shutdown::Both).expect("shut down"),
             _ => {
-                // A Close, and then it does not wait for the answer.
+                // Sends a Close and does not wait for the answer.
                 tunnel.get_mut().write_all(&client_frame(0x88, b"")).expect("send");
                 drop(tunnel);
             }
@@ -256,7 +256,7 @@ fn a_client_that_disconnects_ends_the_connection_to_the_service() {
 fn backpressure_bounds_memory_in_both_directions() {
     let daemon = start_daemon();
     let (tell, told) = channel();
-    // Reads nothing, sends without end, and says how much it could send in the end.
+    // The service reads nothing and reports how much it could send before its write timed out.
     let port = tcp_service(move |mut stream| {
         stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
         let mut sent = 0;

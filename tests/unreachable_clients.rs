@@ -1,4 +1,4 @@
-//! Clients whose machine is gone: no end of the connection is told, and nothing is acknowledged any more.
+//! Clients whose machine has become unreachable: the connection does not end, and nothing is acknowledged.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,13 +18,13 @@ fn send_without_end(mut stream: TcpStream) {
     while stream.write(&[0; 1 << 16]).is_ok() {}
 }
 
-/// Neither reads nor sends for as long as the test may take.
+/// Neither reads nor sends for longer than the test takes.
 fn stand_still(stream: TcpStream) {
     std::thread::sleep(Duration::from_secs(300));
     drop(stream);
 }
 
-/// Waits until nothing more goes into it.
+/// Writes until the connection accepts no more data for 1 s.
 fn fill(socket: &mut TcpStream, bytes: &[u8]) {
     socket.set_write_timeout(Some(Duration::from_secs(1))).expect("a limit");
     while socket.write_all(bytes).is_ok() {}
@@ -47,7 +47,7 @@ fn clients(daemon: &Daemon, session: &Session) -> u64 {
     daemon.pty_info(session)["client_count"].as_u64().expect("a count")
 }
 
-/// What is lost, and how to see that it was found out.
+/// A client that becomes unreachable, with what shows that the daemon has dropped it.
 enum Lost {
     Tunnel(&'static str, WebSocket<TcpStream>, u16),
     Terminal(&'static str, Terminal, Session),
@@ -85,7 +85,7 @@ fn terminal(daemon: &Daemon, name: &'static str, script: &str) -> Lost {
     Lost::Terminal(name, daemon.watch(&session), session)
 }
 
-/// The kernel that runs this can be told to ask often enough (Linux 6.15).
+/// Whether the kernel can send window probes often enough (Linux 6.15).
 fn kernel_asks_often() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     let mut numbers = release.split(['.', '-']).map_while(|word| word.parse::<u32>().ok());
@@ -144,7 +144,7 @@ fn unreachable_clients_are_dropped_within_90_s_and_slow_ones_are_kept() {
             }
             let took = begun.elapsed();
             eprintln!("{}: {took:?}", lost.name());
-            // The rest is for a busy machine.
+            // The contract says 90 s; the margin is for a busy machine.
             assert!(took < Duration::from_secs(100), "{}: {took:?}", lost.name());
             false
         });

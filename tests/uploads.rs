@@ -1,4 +1,4 @@
-//! Uploads: one version or the other, whatever happens on the way.
+//! Uploads replace a file completely or not at all, whatever interrupts them.
 
 use std::ffi::CStr;
 use std::fs::{self, File};
@@ -14,7 +14,7 @@ use crate::harness::files::{files, names, put};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
-/// The head of an upload, and its body as it goes over the wire.
+/// Head and body of an upload as sent on the wire.
 fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let framing = match chunked {
         true => "Transfer-Encoding: chunked".to_owned(),
@@ -71,11 +71,11 @@ fn an_interrupted_upload_leaves_the_old_file() {
         cut(b"new content, up to here or there", chunked, &mut (0..));
         cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
     }
-    // The last ones may be on their way out.
+    // The last uploads may still be ending.
     wait_until(TIMEOUT, "all uploads are gone", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
     assert_eq!(names(&daemon, &dir), ["file"]);
     assert_eq!(fs::read(&file).expect("the file"), b"the old content");
-    // And uncut it is there.
+    // A complete upload replaces the file.
     let (head, body) = upload(&daemon, &file, true, b"the new content");
     assert_eq!(ResponseStream::send(daemon.connect(), &[head, body].concat()).status, 204);
     assert_eq!(fs::read(&file).expect("the file"), b"the new content");
@@ -115,7 +115,7 @@ fn concurrent_uploads_leave_one_complete_version() {
     assert_eq!(names(&daemon, &dir), ["file"]);
 }
 
-/// MiB that go there and back; the bench takes 1,024.
+/// Size of the file in MiB; the benchmark uses 1,024.
 const MIB: u64 = 96;
 
 #[test]
@@ -156,7 +156,7 @@ fn file_requests_release_their_threads_and_descriptors() {
     let before = now();
     for _ in 0..30 {
         once();
-        // One that stops reading, and leaves.
+        // A client that stops reading and disconnects.
         drop(daemon.open("GET", &files(&large, ""), "", b"").expect_status(200));
         drop(daemon.open("HEAD", &files(&large, ""), "", b"").expect_status(200));
         let (head, body) = upload(&daemon, &file, false, &[b'x'; 5000]);
@@ -168,7 +168,7 @@ fn file_requests_release_their_threads_and_descriptors() {
     });
 }
 
-/// What is answered to an upload that is refused: before all of it was read, maybe.
+/// The response to an upload that may be refused before its whole body was read.
 fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Response {
     let (head, body) = upload(daemon, path, chunked, content);
     let mut socket = daemon.connect();
@@ -191,14 +191,14 @@ fn a_full_disk_is_507_and_leaves_the_old_file() {
     let file = dir.join("file");
     put(&daemon, &file, "", b"old").expect(204);
     let content = vec![b'x'; 2 << 20];
-    // Announced, and found out on the way.
+    // With the length announced, and without.
     for chunked in [false, true] {
         refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
         assert_eq!(daemon.get(&files(&file, "")).body, b"old");
         wait_until(TIMEOUT, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
     }
     put(&daemon, &file, "", &content[..1 << 19]).expect(204);
-    // In place, where the disk is too full for it to grow.
+    // Written in place on a disk that is too full for the file to grow.
     let small = "echo other >other; echo behind >behind; mount --bind behind other; chmod 666 behind";
     daemon.run_as_root(&format!("cd {}; {small}", dir.display()));
     let old = daemon.get(&files(dir.join("other"), "")).body;
@@ -214,7 +214,7 @@ fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
-    // A mount point.
+    // A mount point cannot be replaced by rename.
     let (behind, mounted) = (at("behind"), at("mounted"));
     daemon.run_as_root(&format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
     daemon.run_as_root(&format!("mount --bind {} {}", behind.display(), mounted.display()));
@@ -228,7 +228,7 @@ fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
         put(&daemon, &mounted, "", content).expect(204);
         assert_eq!(fs::read(&behind).expect("behind"), content);
     }
-    // A file of the user's where it can make none, and one for all in a sticky directory.
+    // A writable file in a directory where the user cannot create files, and one of root in a sticky directory.
     let dir = at("closed");
     fs::create_dir(&dir).expect("a directory");
     let own = dir.join("own");
@@ -259,25 +259,25 @@ fn a_replaced_file_keeps_mode_and_owner_where_the_user_may_set_them() {
         put(&daemon, name, "", b"old").expect(204);
     }
     daemon.run_sh("cd; chmod 600 private; chmod 755 script");
-    // Root replaces what is the user's, and it stays the user's.
+    // A file that root replaces keeps its owner.
     put(&daemon, "/home/tl-user/private", "&user=root", b"new").expect(204);
     assert_eq!(about("private"), "tl-user:tl-user 600");
     put(&daemon, "script", "", b"new").expect(204);
     assert_eq!(about("script"), "tl-user:tl-user 755");
-    // The user cannot make a file root's: it is written in place, where the user may, and not at all elsewhere.
+    // The user cannot give a file to root: it is written in place if its mode allows, and refused otherwise.
     daemon.run_as_root("cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
     put(&daemon, "roots", "", b"new").expect_error(403, "PERMISSION_DENIED", "roots");
     assert_eq!((daemon.get(&files("roots", "")).body, about("roots")), (b"x\n".to_vec(), "root:root 4755".to_owned()));
     put(&daemon, "common", "", b"new").expect(204);
     assert_eq!((daemon.get(&files("common", "")).body, about("common")), (b"new".to_vec(), "root:root 757".to_owned()));
-    // Nor one of a group that the user is not in; the owner may write it.
+    // The user cannot give a file to a foreign group: as its owner the user writes it in place.
     daemon.run_as_root("cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
     put(&daemon, "other", "", b"new").expect(204);
     assert_eq!(
         (daemon.get(&files("other", "")).body, about("other")),
         (b"new".to_vec(), "tl-user:UNKNOWN 660".to_owned())
     );
-    // What a write takes away goes in place as well, whoever writes.
+    // A write in place removes setuid and setgid, even by root.
     let (behind, mounted) = ("/home/tl-user/behind", "/home/tl-user/mounted");
     daemon
         .run_as_root(&format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
@@ -285,7 +285,7 @@ fn a_replaced_file_keeps_mode_and_owner_where_the_user_may_set_them() {
     assert_eq!(about("behind"), "root:root 755");
 }
 
-/// The access ACL `user::rw-, user:uid:rw-, group::---, mask::rw-, other::---`, as the kernel keeps it.
+/// The access ACL `user::rw-, user:uid:rw-, group::---, mask::rw-, other::---` in the format of the kernel.
 fn acl_for(uid: u32) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     let entries = [(1_u16, 6_u16, NOBODY), (2, 6, uid), (4, 0, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY)];
@@ -307,7 +307,7 @@ fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
 const ACL: &CStr = c"system.posix_acl_access";
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
-/// A file of the default user's with an ACL and an attribute; what its mode shows of the group is the ACL's mask.
+/// Uploads a file and gives it an ACL and an extended attribute; the group bits of its mode are the mask of the ACL.
 fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
     put(daemon, file, "", b"old").expect(204);
     let acl = acl_for(4242);
@@ -326,7 +326,7 @@ fn a_replaced_file_keeps_its_acl_and_extended_attributes() {
     let file = scratch.join("file");
     let acl = with_attributes(&daemon, &file);
     set_attribute(&file, c"trusted.note", b"root's");
-    // CAP_NET_RAW, permitted: what belongs to the old content.
+    // A file capability (CAP_NET_RAW, permitted), which belongs to the old content.
     let capability = [1_u32 | 2 << 24, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
     set_attribute(&file, c"security.capability", &capability);
     let check = |what: &str, trusted: bool| {
@@ -340,21 +340,21 @@ fn a_replaced_file_keeps_its_acl_and_extended_attributes() {
         assert_eq!(meta.mode() & 0o7777, 0o660, "{what}: the mask of the ACL");
         meta
     };
-    // Root first: nobody else sees what is root's, and so cannot keep it.
+    // Root comes first: other users cannot see `trusted` attributes, and so cannot keep them.
     put(&daemon, &file, "&user=root", b"by root").expect(204);
     let meta = check("root", true);
     let owner = (meta.uid(), meta.gid());
     put(&daemon, &file, "", b"by its owner").expect(204);
     let meta = check("its owner", false);
     assert_eq!((meta.uid(), meta.gid()), owner);
-    // Whom the ACL lets in writes in place, as another's file cannot be made.
+    // A user whom the ACL permits writes in place, because only root can create files of others.
     let before = meta.ino();
     put(&daemon, &file, "&user=4242", b"by another").expect(204);
     let meta = check("another", false);
     assert_eq!((meta.uid(), meta.gid(), meta.ino()), (owner.0, owner.1, before));
     assert_eq!(fs::read(&file).expect("the file"), b"by another");
     put(&daemon, &file, "&user=4243", b"no").expect_error(403, "PERMISSION_DENIED", "file");
-    // Without the ACL the mode is all there is: nobody has got rights by the mask.
+    // Other users gain no permission from the mask of the ACL.
     daemon.get(&files(&file, "&user=4243:0")).expect_error(403, "PERMISSION_DENIED", "file");
     daemon.get(&files(&file, &format!("&user=4243:{}", owner.1))).expect_error(403, "PERMISSION_DENIED", "file");
     assert_eq!(names(&daemon, &scratch), ["file"]);
@@ -372,11 +372,11 @@ fn a_default_acl_applies_to_new_files_only() {
     let (plain, new, touched) = (dir.join("plain"), dir.join("new"), dir.join("touched"));
     put(&daemon, &plain, "", b"old").expect(204);
     set_attribute(&dir, DEFAULT_ACL, &acl_for(4242));
-    // What had none has none afterwards.
+    // A replaced file without an ACL has none afterwards.
     put(&daemon, &plain, "", b"new").expect(204);
     assert_eq!(attribute(&plain, ACL), None);
     assert_eq!(fs::metadata(&plain).expect("the file").mode() & 0o7777, 0o644);
-    // What is new has what it would have had from any other program.
+    // A new file gets the same ACL and mode as from any other program.
     put(&daemon, &new, "", b"new").expect(204);
     daemon.run_sh(&format!("echo new >{}", touched.display()));
     assert!(attribute(&new, ACL).is_some());
