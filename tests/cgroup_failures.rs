@@ -9,15 +9,15 @@ use crate::harness::cgroups::{SET_CGROUP, cgroup_of};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 /// Shell commands that make the cgroup `domain threaded`: new cgroups below it cannot hold processes (cgroups(7)).
-const THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
+const MAKE_THREADED: &str = "mkdir $cgroup/t; echo threaded >$cgroup/t/cgroup.type";
 
 /// Number of warnings about cgroups in the log of the daemon.
-fn warnings(daemon: &Daemon) -> usize {
+fn cgroup_warnings(daemon: &Daemon) -> usize {
     daemon.log().lines().filter(|line| line.contains("WARN") && line.contains("cgroup")).count()
 }
 
 /// Checks that processes start, are reaped and reported, and that DELETE kills a tree.
-fn starts_work(daemon: &Daemon) {
+fn check_starts_work(daemon: &Daemon) {
     for _ in 0..3 {
         let run = daemon.run_sh("echo out; exit 3");
         assert_eq!((run.lines("stdout"), run.code()), (vec!["out".to_owned()], Some(3)));
@@ -47,7 +47,7 @@ fn parent_of_slice(daemon: &Daemon) -> PathBuf {
 }
 
 /// Slices of units below a cgroup.
-fn slices(parent: &Path) -> Vec<PathBuf> {
+fn slices_below(parent: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(parent).expect("the cgroup").flatten();
     let slices = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("tl-units."));
     slices.map(|entry| entry.path()).collect()
@@ -56,7 +56,7 @@ fn slices(parent: &Path) -> Vec<PathBuf> {
 /// Removes the slice of the daemon as soon as it is empty.
 fn remove_slice(parent: &Path) {
     wait_until(TIMEOUT, "the idle slice is removed", || {
-        let [slice] = &slices(parent)[..] else { return None };
+        let [slice] = &slices_below(parent)[..] else { return None };
         // Cgroups of runs that have just ended may still exist.
         for leaf in std::fs::read_dir(slice).ok()?.flatten().filter(|entry| entry.path().is_dir()) {
             let _ = std::fs::remove_dir(leaf.path());
@@ -70,10 +70,10 @@ fn processes_start_without_a_cgroup_when_the_parent_is_threaded() {
     if skip_without_root() {
         return;
     }
-    let daemon = Options::default().prepare(THREADED).start();
-    starts_work(&daemon);
+    let daemon = Options::default().prepare(MAKE_THREADED).start();
+    check_starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
-    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+    assert_eq!(cgroup_warnings(&daemon), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -90,9 +90,9 @@ fn processes_start_without_a_cgroup_after_the_parent_becomes_threaded() {
     wait_until(TIMEOUT, "the parent is domain threaded", || {
         std::fs::write(threads.join("cgroup.type"), "threaded").ok()
     });
-    starts_work(&daemon);
+    check_starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
-    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+    assert_eq!(cgroup_warnings(&daemon), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn a_removed_slice_is_created_again() {
     for removals in 1..=2 {
         assert!(has_cgroups(&daemon));
         remove_slice(&parent);
-        starts_work(&daemon);
+        check_starts_work(&daemon);
         assert!(has_cgroups(&daemon));
-        assert_eq!(warnings(&daemon), removals, "{}", daemon.log());
+        assert_eq!(cgroup_warnings(&daemon), removals, "{}", daemon.log());
     }
     // DELETE kills the whole tree of a unit in the new slice.
     let pid = daemon.sh("setsid sleep 4601 & exec sleep 4601");
@@ -126,9 +126,9 @@ fn processes_start_without_a_cgroup_when_a_removed_slice_cannot_be_created_again
     run_as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
     // The mount of the test is still writable.
     remove_slice(&parent);
-    starts_work(&daemon);
+    check_starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
-    assert_eq!(warnings(&daemon), 1, "{}", daemon.log());
+    assert_eq!(cgroup_warnings(&daemon), 1, "{}", daemon.log());
 }
 
 #[test]
@@ -140,9 +140,9 @@ fn processes_start_without_a_cgroup_after_cgroups_become_read_only() {
     let before = daemon.sh("exec sleep 4602");
     daemon.wait_for_processes("sleep 4602", 1);
     run_as_root(&daemon, "mount -o remount,bind,ro ${cgroup%/tl-init.*}");
-    starts_work(&daemon);
+    check_starts_work(&daemon);
     assert!(!has_cgroups(&daemon));
-    assert!(warnings(&daemon) >= 1, "{}", daemon.log());
+    assert!(cgroup_warnings(&daemon) >= 1, "{}", daemon.log());
     daemon.delete(&format!("/processes/{before}")).expect(204);
     assert_eq!(daemon.pids_executing("sleep 4602"), [] as [i32; 0]);
 }
@@ -158,8 +158,8 @@ fn delete_kills_the_whole_tree_after_cgroups_are_unmounted() {
         let before = pid_of(&daemon.start_process(&tree));
         daemon.wait_for_processes("sleep 4603", 2);
         run_as_root(&daemon, &format!("mount=${{cgroup%/tl-init.*}}; {unmount}"));
-        starts_work(&daemon);
-        assert!(warnings(&daemon) <= 1, "{}", daemon.log());
+        check_starts_work(&daemon);
+        assert!(cgroup_warnings(&daemon) <= 1, "{}", daemon.log());
         daemon.delete(&format!("/processes/{before}")).expect(204);
         daemon.wait_until_gone(Duration::from_secs(1), "sleep 4603");
         assert!(daemon.list().iter().all(|info| info["status"] != "running"));

@@ -11,7 +11,7 @@ use crate::harness::{
 };
 
 /// Adds users to /etc/passwd and /etc/group of the namespace.
-fn with_users(daemon: &Daemon) {
+fn add_users(daemon: &Daemon) {
     let script = "printf 'alice:x:2001:2002:Alice:/home/nowhere:/bin/bash\\nbob:x:2003:2003::/:\\n' >>/etc/passwd
                   printf 'alices:x:2002:\\nextra:x:3000:alice,bob\\nmore:x:3001:bob,alice\\n' >>/etc/group";
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
@@ -24,7 +24,7 @@ fn every_form_of_user_gets_its_ids_groups_home_and_no_capabilities() {
         return;
     }
     let daemon = start_daemon();
-    with_users(&daemon);
+    add_users(&daemon);
     // `user`, then the expected uid, gid, all groups, home, working directory.
     let cases: &[(Value, &str)] = &[
         (json!("root"), "0 0 0 /root /root"),
@@ -116,7 +116,7 @@ fn default_user_option_sets_the_user_of_commands() {
 }
 
 /// The environment printed by a run, without INVOCATION_ID, which must be present.
-fn environment(run: &CompletedRun) -> Vec<String> {
+fn environment_of(run: &CompletedRun) -> Vec<String> {
     let mut lines = run.lines("stdout");
     let all = lines.join("\n");
     assert_eq!(all.matches("INVOCATION_ID=").count(), 1, "{all}");
@@ -130,20 +130,21 @@ fn the_environment_is_base_then_env_file_then_request() {
     if skip_without_root() {
         return;
     }
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\nexport EXPORTED=3\n").expect("write it");
+    let file = tempfile::NamedTempFile::new().expect("create a file");
+    std::fs::write(file.path(), "FROM_FILE=a b=c\nLANG=xx\nBOTH=file\nexport EXPORTED=3\n").expect("write the file");
     let options = Options::default().env("DAEMONS_OWN", "secret").env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin");
     let plain = options.clone().start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let base = ["HOME=/home/tl-user", "LANG=C.UTF-8", "LOGNAME=tl-user", path, "SHELL=/bin/sh", "USER=tl-user"];
     let run = plain.run(&json!({"command": "env"}));
-    assert_eq!(environment(&run), base);
+    assert_eq!(environment_of(&run), base);
     let run = plain.run(&json!({"command": "env", "user": "root"}));
     assert!(
-        environment(&run).contains(&"HOME=/root".to_owned()) && environment(&run).contains(&"USER=root".to_owned())
+        environment_of(&run).contains(&"HOME=/root".to_owned())
+            && environment_of(&run).contains(&"USER=root".to_owned())
     );
     let env = json!({"A": "", "USER": "other", "WITH": "a=b\nc", "ünï": "✓"});
-    let lines = environment(&plain.run(&json!({"command": "env", "args": ["-0"], "env": env})));
+    let lines = environment_of(&plain.run(&json!({"command": "env", "args": ["-0"], "env": env})));
     let mut expected: Vec<&str> = base.iter().filter(|line| !line.starts_with("USER=")).copied().collect();
     expected.extend(["A=", "USER=other", "WITH=a=b\nc", "ünï=✓"]);
     let joined = lines.join("\n");
@@ -155,7 +156,7 @@ fn the_environment_is_base_then_env_file_then_request() {
     let mut expected: Vec<&str> = base.iter().filter(|line| !line.starts_with("LANG=")).copied().collect();
     expected.extend(["BOTH=request", "EXPORTED=3", "FROM_FILE=a b=c", "LANG=xx"]);
     expected.sort_unstable();
-    assert_eq!(environment(&run), expected);
+    assert_eq!(environment_of(&run), expected);
 }
 
 #[test]
@@ -172,9 +173,9 @@ fn the_command_is_looked_up_in_the_path_of_the_request() {
     assert_eq!(daemon.run(&body).stdout(), "mine");
 }
 
-fn clean_start(daemon: &Daemon) {
+fn check_clean_start(daemon: &Daemon) {
     daemon.start_process(&json!({"command": "sleep", "args": ["4600"]}));
-    let pid = wait_until(TIMEOUT, "it is up", || daemon.pids_executing("sleep 4600").first().copied());
+    let pid = wait_until(TIMEOUT, "the process is up", || daemon.pids_executing("sleep 4600").first().copied());
     // The program opens files of its own while it starts; inherited descriptors would stay open.
     let descriptors = wait_until(Duration::from_secs(10), "it has descriptors 0, 1 and 2 only", || {
         let descriptors = procfs::descriptors(pid);
@@ -203,12 +204,12 @@ fn clean_start(daemon: &Daemon) {
 
 #[test]
 fn a_process_starts_with_clean_descriptors_signals_session_and_umask() {
-    clean_start(&start_daemon());
+    check_clean_start(&start_daemon());
 }
 
 #[test]
 fn a_process_of_a_subreaper_starts_with_clean_descriptors_signals_session_and_umask() {
-    clean_start(&Options::subreaper().start());
+    check_clean_start(&Options::subreaper().start());
 }
 
 #[test]
@@ -229,7 +230,7 @@ fn working_dir_is_used_and_must_be_an_accessible_directory() {
     );
     if is_root() {
         let closed = scratch.join("closed");
-        std::fs::create_dir(&closed).expect("a directory");
+        std::fs::create_dir(&closed).expect("create a directory");
         std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("close it");
         daemon.post("/processes", &json!({"command": "pwd", "working_dir": closed})).expect_error(
             403,

@@ -11,14 +11,14 @@ use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, is_root, start_daem
 
 /// Runs tl-init with arguments that do not start a daemon, until it exits. The log level is `error`, to hide log lines
 /// that precede the error, such as lowered limits.
-fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+fn run_to_exit(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = bound_command(env!("CARGO_BIN_EXE_tl-init"));
     command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if !args.contains(&"--log-level") && !env.iter().any(|(key, _)| *key == "TL_INIT_LOG_LEVEL") {
         command.env("TL_INIT_LOG_LEVEL", "error");
     }
     command.env("TL_INIT_RUN_DIR", dir.join("run")).env("TL_INIT_LOG_DIR", dir.join("log"));
-    let mut child = command.spawn().expect("start it");
+    let mut child = command.spawn().expect("start the program");
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_until(TIMEOUT, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
     }));
@@ -30,11 +30,11 @@ fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
 
 #[test]
 fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let file = |name: &str, mode: u32, text: &str| {
         let path = dir.path().join(name);
-        std::fs::write(&path, text).expect("write it");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        std::fs::write(&path, text).expect("write the file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("set the mode");
         path.to_str().expect("a path").to_owned()
     };
     let good = file("good", 0o600, TOKEN);
@@ -44,8 +44,8 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
     let spaced = file("spaced", 0o600, "A=1\nA B=2\n");
     let nameless = file("nameless", 0o600, "# one\n\n=2\n");
     let missing = dir.path().join("missing").to_str().expect("a path").to_owned();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = taken.local_addr().expect("its address").to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let taken = taken.local_addr().expect("local address").to_string();
     let at = ["--listen", "127.0.0.1:0"];
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (vec!["--no-such-option"], "--no-such-option"),
@@ -84,8 +84,8 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
         if !args.contains(&"--listen") {
             line.splice(0..0, at);
         }
-        let output = tl_init(dir.path(), &line, &[]);
-        one_line(&output, &format!("{args:?}"), needle);
+        let output = run_to_exit(dir.path(), &line, &[]);
+        check_one_error_line(&output, &format!("{args:?}"), needle);
     }
     for (key, value, needle) in [
         ("TL_INIT_LISTEN", "nonsense", "nonsense"),
@@ -94,12 +94,12 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
         ("TL_INIT_TOKEN_FILE", open.as_str(), open.as_str()),
     ] {
         let args = if key == "TL_INIT_LISTEN" { vec![] } else { at.to_vec() };
-        let output = tl_init(dir.path(), &args, &[(key, value)]);
-        one_line(&output, key, needle);
+        let output = run_to_exit(dir.path(), &args, &[(key, value)]);
+        check_one_error_line(&output, key, needle);
     }
 }
 
-fn one_line(output: &Output, what: &str, needle: &str) {
+fn check_one_error_line(output: &Output, what: &str, needle: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{what}: {} {stderr}", output.status);
     assert_eq!(stderr.lines().count(), 1, "{what}: {stderr}");
@@ -109,8 +109,8 @@ fn one_line(output: &Output, what: &str, needle: &str) {
 
 #[test]
 fn help_lists_the_options_and_version_prints_the_version() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let help = tl_init(dir.path(), &["--help"], &[]);
+    let dir = tempfile::tempdir().expect("create a directory");
+    let help = run_to_exit(dir.path(), &["--help"], &[]);
     assert_eq!(help.status.code(), Some(0));
     let text = String::from_utf8_lossy(&help.stdout);
     for option in [
@@ -136,15 +136,15 @@ fn help_lists_the_options_and_version_prints_the_version() {
     ] {
         assert!(text.contains(option), "no {option} in {text}");
     }
-    let version = tl_init(dir.path(), &["--version"], &[]);
+    let version = run_to_exit(dir.path(), &["--version"], &[]);
     assert_eq!(version.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&version.stdout), format!("tl-init {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
 fn options_are_read_from_the_environment_and_the_command_line_overrides_them() {
-    let env_file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write it");
+    let env_file = tempfile::NamedTempFile::new().expect("create a file");
+    std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write the file");
     let daemon = Options::default()
         .env("TL_INIT_MAX_PROCESSES", "1")
         .env("TL_INIT_KEEP_ENDED", "2")
@@ -199,10 +199,10 @@ fn the_token_is_readable_by_its_owner_only_and_appears_nowhere_else() {
 
 #[test]
 fn token_file_sets_the_token() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let path = dir.path().join("token");
-    std::fs::write(&path, format!("{TOKEN}\n")).expect("write it");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its mode");
+    std::fs::write(&path, format!("{TOKEN}\n")).expect("write the file");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("set the mode");
     let daemon = start_daemon_with(&["--token-file", path.to_str().expect("a path")]);
     assert_eq!(daemon.token, TOKEN);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
@@ -212,18 +212,18 @@ fn token_file_sets_the_token() {
 fn a_second_daemon_refuses_a_log_directory_in_use() {
     let daemon = Options::subreaper().start();
     let log = daemon.state_dir().join("log");
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let args = ["--listen", "127.0.0.1:0", "--log-dir", log.to_str().expect("a path")];
-    one_line(&tl_init(dir.path(), &args, &[]), "a second daemon", log.to_str().expect("a path"));
+    check_one_error_line(&run_to_exit(dir.path(), &args, &[]), "a second daemon", log.to_str().expect("a path"));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
 #[test]
 fn the_main_process_runs_beside_the_api_with_the_output_of_the_daemon() {
     let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
-    wait_until(TIMEOUT, "it runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
+    wait_until(TIMEOUT, "the process runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
     // Its output goes to the stdout of the daemon.
-    wait_until(TIMEOUT, "it is heard", || daemon.log().contains("from the command").then_some(()));
+    wait_until(TIMEOUT, "its output is in the log", || daemon.log().contains("from the command").then_some(()));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
@@ -231,14 +231,14 @@ fn the_main_process_runs_beside_the_api_with_the_output_of_the_daemon() {
 fn the_daemon_ends_with_the_exit_code_of_its_main_process() {
     for (script, code) in [("exit 7", 7), ("kill -9 $$", 137)] {
         let script = format!("read x <go; {script}");
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = tempfile::tempdir().expect("create a directory");
         let go = scratch.path().join("go");
-        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
         let script = script.replace("go;", &format!("{};", go.display()));
         let uid = nix::unistd::geteuid().to_string();
         let mut daemon = Options::default().args(&["--default-user", &uid, "--", "sh", "-c", &script]).start();
         daemon.sh("sleep 5002");
-        std::fs::write(&go, "go\n").expect("let it end");
+        std::fs::write(&go, "go\n").expect("release the process");
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code));
     }
 }
@@ -256,9 +256,10 @@ fn signals_without_a_meaning_are_ignored() {
 fn a_failed_write_to_stdout_or_stderr_exits_with_1_without_a_panic() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
     for args in [&["--help"][..], &["--version"]] {
-        let out = Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run it");
+        let out =
+            Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run the program");
         assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stderr).as_ref()), (Some(1), ""), "{args:?}");
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
-    assert_eq!(command.arg("--nonsense").stderr(full()).status().expect("run it").code(), Some(1));
+    assert_eq!(command.arg("--nonsense").stderr(full()).status().expect("run the program").code(), Some(1));
 }

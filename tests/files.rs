@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::faults::Lease;
 use crate::harness::files::{encoded, files, get, list, names, put};
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
 
 #[test]
 fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
@@ -61,7 +61,7 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
     for size in [1000_usize, 1 << 20] {
         let content: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
         let file = scratch.join("file");
-        fs::write(&file, &content).expect("write it");
+        fs::write(&file, &content).expect("write the file");
         let ask = |method: &str, head: &str| {
             daemon.open(method, &files(&file, ""), head, b"").into_response(&format!("{method} {head:?} of {size}"))
         };
@@ -99,7 +99,7 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
         let head = daemon.open("HEAD", &files(&file, ""), "Range: bytes=0-1\r\n", b"");
         assert_eq!((head.status, head.header("content-length")), (200, Some(&*size.to_string())));
     }
-    fs::write(scratch.join("empty"), "").expect("write it");
+    fs::write(scratch.join("empty"), "").expect("write the file");
     let empty = daemon.open("GET", &files(scratch.join("empty"), ""), "Range: bytes=0-\r\n", b"");
     let reply = empty.into_response("of nothing");
     reply.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
@@ -123,8 +123,8 @@ fn content_range_and_content_encoding_are_refused_on_uploads() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, absent) = (scratch.join("file"), scratch.join("made/absent"));
-    fs::write(&file, "0123456789").expect("write it");
-    fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("for all");
+    fs::write(&file, "0123456789").expect("write the file");
+    fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).expect("set the mode");
     for target in [&file, &absent] {
         // `curl -C 5 -T` sends such a range.
         for range in ["bytes 5-9/10", "bytes 0-9/10", "bytes */10", "nonsense"] {
@@ -220,7 +220,7 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
         if without {
             reply.expect(204);
             assert_eq!(fs::read(&new).expect("the file"), b"new", "{head}");
-            fs::remove_dir_all(&made).expect("remove it");
+            fs::remove_dir_all(&made).expect("remove the file");
         } else {
             unmet(reply, name);
             assert!(!made.exists(), "{head}: no directory was made");
@@ -249,7 +249,7 @@ fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() 
             client.write_all(head.as_bytes()).expect("the head");
             // The daemon sends 100 Continue once the upload has begun.
             let mut word = [0; 25];
-            client.read_exact(&mut word).expect("an answer");
+            client.read_exact(&mut word).expect("a response");
             assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         let statuses: Vec<u16> = std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() 
                 .map(|(mut client, number)| {
                     scope.spawn(move || {
                         client.write_all(format!("{number}").as_bytes()).expect("the body");
-                        (ResponseStream::read(client).expect("an answer").status, number)
+                        (ResponseStream::read(client).expect("a response").status, number)
                     })
                 })
                 .collect();
@@ -276,69 +276,16 @@ fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() 
 }
 
 #[test]
-fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
-    if skip_without_root() {
-        return;
-    }
-    let daemon = start_daemon();
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
-    let pid_max = get(&daemon, "/proc/sys/kernel/pid_max", "").body;
-    for user in ["", "&user=tl-user", "&user=12345", "&user=12345:12346"] {
-        denied(get(&daemon, "/etc/shadow", user));
-        denied(list(&daemon, "/root", user));
-        denied(put(&daemon, "/etc/made-by-a-test", user, b"x"));
-        denied(put(&daemon, "/etc/passwd", user, b"x"));
-        denied(put(&daemon, "/no-such/directory/x", user, b"x"));
-        denied(daemon.delete(&files("/etc/hostname", user)));
-        denied(get(&daemon, "/proc/1/environ", user));
-        // The kernel checks other ids for sysctls than for files. The write would not change the value.
-        denied(put(&daemon, "/proc/sys/kernel/pid_max", user, &pid_max));
-    }
-    let shadow = fs::read("/etc/shadow").expect("as root");
-    for user in ["&user=root", "&user=0", "&user=0:0", "&user=0:12345"] {
-        assert!(get(&daemon, "/etc/shadow", user).body == shadow, "{user}");
-        assert_eq!(list(&daemon, "/root", user).status, 200);
-    }
-    put(&daemon, "/proc/sys/kernel/pid_max", "&user=root", &pid_max).expect(204);
-    get(&daemon, "x", "&user=nobody-here").expect_error(400, "USER_NOT_FOUND", "nobody-here");
-    for user in ["", ":", "1:", "root:root", "1:2:3", "4294967295", "99999999999"] {
-        get(&daemon, "/etc/passwd", &format!("&user={user}")).expect_error(400, "INVALID_REQUEST", "user");
-    }
-    // A relative path is in the home of the default user; created files belong to the acting user.
-    let scratch = daemon.scratch();
-    for (user, owner) in [("root", "0 0"), ("12345", "12345 12345"), ("12345:12346", "12345 12346")] {
-        put(&daemon, scratch.join(user), &format!("&user={user}"), b"x").expect(204);
-        let made = daemon.run_sh(&format!("stat -c '%u %g %a' {}", scratch.join(user).display()));
-        assert_eq!(made.stdout(), format!("{owner} 644"), "{user}");
-    }
-    assert_eq!(list(&daemon, ".", "&user=root").expect(200)["path"], "/home/tl-user/.", "the default user's home");
-    put(&daemon, "by-root", "&user=root", b"x").expect(204);
-    assert_eq!(daemon.run_sh("cd; stat -c '%U' by-root").stdout(), "root");
-    // Only members of the group can read a file with mode 0640.
-    let secret = scratch.join("secret");
-    fs::write(&secret, "x").expect("write it");
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).expect("for its group");
-    std::os::unix::fs::chown(&secret, Some(0), Some(777)).expect("a group");
-    denied(get(&daemon, &secret, "&user=12345"));
-    assert_eq!(get(&daemon, &secret, "&user=12345:777").body, b"x");
-    // Links of /proc are not followed. Afterwards the daemon still starts processes as the default user.
-    for link in ["/proc/1/cwd/etc/passwd", "/proc/self/root/etc/passwd", "/proc/self/fd/1"] {
-        get(&daemon, link, "").expect_error(400, "INVALID_REQUEST", link);
-    }
-    assert_eq!(daemon.run_sh("id -un").stdout(), "tl-user");
-}
-
-#[test]
 fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
-    fs::write(at("a..b"), "dots").expect("write it");
-    fs::write(at("..."), "dots").expect("write it");
-    fs::create_dir(at("dir")).expect("a directory");
-    nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("a FIFO");
+    fs::write(at("a..b"), "dots").expect("write the file");
+    fs::write(at("..."), "dots").expect("write the file");
+    fs::create_dir(at("dir")).expect("create a directory");
+    nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)).expect("create a FIFO");
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("a socket");
-    symlink("loop", at("loop")).expect("a link");
+    symlink("loop", at("loop")).expect("create a symbolic link");
     let raw =
         |method: &str, target: &str| daemon.open(method, target, "Content-Length: 0\r\n", b"").into_response(target);
     for method in ["GET", "PUT", "DELETE"] {
@@ -400,10 +347,10 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
 fn a_directory_of_100000_entries_is_listed_within_1_s_of_cpu_time() {
     let daemon = start_daemon();
     let dir = daemon.scratch().join("many");
-    fs::create_dir_all(dir.join("zz-dir")).expect("a directory");
+    fs::create_dir_all(dir.join("zz-dir")).expect("create a directory");
     let name = |number: usize| format!("entry-{number:06}");
-    (0..100_000).for_each(|number| drop(fs::File::create(dir.join(name(number))).expect("a file")));
-    symlink("zz-dir", dir.join("zy-link")).expect("a link");
+    (0..100_000).for_each(|number| drop(fs::File::create(dir.join(name(number))).expect("create a file")));
+    symlink("zz-dir", dir.join("zy-link")).expect("create a symbolic link");
     let mut times = Vec::new();
     let mut listing = Value::Null;
     for _ in 0..3 {
@@ -427,102 +374,11 @@ fn a_directory_of_100000_entries_is_listed_within_1_s_of_cpu_time() {
 }
 
 #[test]
-fn files_of_proc_without_a_size_are_read_to_their_end() {
-    let daemon = start_daemon();
-    let memory = get(&daemon, "/proc/meminfo", "");
-    assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
-    assert_eq!(get(&daemon, "/proc/sys/kernel/ostype", "").body, b"Linux\n");
-    let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
-    let answer = get(&daemon, "/proc/kallsyms", "&user=root");
-    assert!(symbols.is_empty() || answer.body.len() == symbols.len(), "{} {}", answer.body.len(), symbols.len());
-    assert_eq!(daemon.request("HEAD", &files("/proc/kallsyms", ""), None).body.len(), 0);
-    assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
-}
-
-/// The kernel would let every thread of the daemon access them, whatever user it acts as.
-#[test]
-fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
-    if skip_without_root() {
-        return;
-    }
-    let daemon = start_daemon();
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
-    let scratch = daemon.scratch();
-    symlink("/proc/self", scratch.join("link")).expect("a link");
-    for user in ["", "&user=tl-user", "&user=root"] {
-        for name in ["maps", "smaps", "mem", "environ", "auxv", "stat", "io", "syscall", "oom_score_adj"] {
-            for dir in ["/proc/self", "/proc/thread-self", "/proc/1", "/proc/1/task/1"] {
-                let path = Path::new(dir).join(name);
-                if fs::exists(path.as_path()).is_ok_and(|there| there) {
-                    denied(get(&daemon, path, user));
-                }
-            }
-        }
-        denied(get(&daemon, scratch.join("link/maps"), user));
-        for name in ["comm", "oom_score_adj", "mem", "status", "coredump_filter"] {
-            for dir in [Path::new("/proc/self"), Path::new("/proc/thread-self"), &scratch.join("link")] {
-                assert!(matches!(put(&daemon, dir.join(name), user, b"other").status, 400 | 403), "{name}");
-            }
-        }
-        for dir in ["/proc/self/fd", "/proc/self/task", "/proc/thread-self/fd", "/proc/self/ns"] {
-            denied(list(&daemon, dir, user));
-        }
-        // Entries that every process may read.
-        for path in ["/proc/self/status", "/proc/1/cmdline", "/proc/mounts", "/proc/net/tcp", "/proc/thread-self/comm"]
-        {
-            assert_eq!(get(&daemon, path, user).status, 200, "{path}");
-        }
-        assert_eq!(list(&daemon, "/proc/self", user).status, 200);
-    }
-    let threads = procfs::threads(daemon.pid);
-    assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
-    // Entries of another process are accessible to its user and to root.
-    let own = daemon.sh("sleep 4780");
-    let score = format!("/proc/{own}/oom_score_adj");
-    for (user, value) in [("", "321\n"), ("&user=root", "123\n")] {
-        put(&daemon, &score, user, value.as_bytes()).expect(204);
-        assert_eq!(get(&daemon, &score, "").body, value.as_bytes());
-    }
-    let maps = format!("/proc/{own}/maps");
-    assert_eq!(get(&daemon, &maps, "").status, 200);
-    denied(get(&daemon, &maps, "&user=12345"));
-}
-
-/// In a /proc of the outer PID namespace, the daemon has other PIDs.
-#[test]
-fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
-    if skip_without_root() {
-        return;
-    }
-    let daemon = Options::default().outer_proc().start();
-    let own = format!("/proc/{}", daemon.pid);
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
-    assert_eq!(get(&daemon, "/proc/self/status", "").status, 200);
-    for user in ["", "&user=root"] {
-        for dir in ["/proc/self", "/proc/thread-self", &own, &format!("{own}/task/{}", daemon.pid)] {
-            for name in ["maps", "environ", "auxv", "stat"] {
-                denied(get(&daemon, Path::new(dir).join(name), user));
-            }
-            for name in ["fd", "ns"] {
-                denied(list(&daemon, Path::new(dir).join(name), user));
-            }
-            denied(put(&daemon, Path::new(dir).join("comm"), user, b"other"));
-        }
-        // PID 1 of the outer /proc is another process.
-        assert!(matches!(get(&daemon, "/proc/1/maps", user).status, 200 | 403));
-    }
-    let threads = procfs::threads(daemon.pid);
-    assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
-    let maps = get(&daemon, format!("/proc/{}/maps", std::process::id()), "&user=root");
-    assert_eq!(maps.status, 200, "root sees those of others");
-}
-
-#[test]
 fn a_download_of_a_file_that_shrinks_ends_the_connection() {
     let daemon = start_daemon();
     let file = daemon.scratch().join("file");
     let length = 64 << 20;
-    fs::File::create(&file).and_then(|file| file.set_len(length)).expect("a file");
+    fs::File::create(&file).and_then(|file| file.set_len(length)).expect("create a file");
     let mut answer = daemon.open("GET", &files(&file, ""), "", b"").expect_status(200);
     assert_eq!(answer.header("content-length"), Some(&*length.to_string()));
     fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(100)).expect("shorten it");
@@ -540,7 +396,7 @@ fn a_file_that_hangs_delays_only_its_own_request() {
     }
     let daemon = start_daemon();
     let file = daemon.scratch().join("leased");
-    fs::write(&file, "x").expect("write it");
+    fs::write(&file, "x").expect("write the file");
     let lease = Lease::take(&file);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| get(&daemon, &file, ""));

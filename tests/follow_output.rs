@@ -16,7 +16,7 @@ fn read_numbers(events: EventStream) {
     let (mut next, mut eof, mut line) = (1, false, Vec::new());
     loop {
         line.clear();
-        if reader.read_until(b'\n', &mut line).expect("the stream goes on") == 0 {
+        if reader.read_until(b'\n', &mut line).expect("read the stream") == 0 {
             break;
         }
         assert!(!line.starts_with(b"event: gap"), "a gap before line {next}");
@@ -58,11 +58,13 @@ fn a_slow_follower_loses_no_line_and_delays_neither_writer_nor_followers() {
 }
 
 /// Starts a process that writes `count` lines and runs until its stdin is closed; waits for the lines.
-fn held(daemon: &Daemon, count: u64) -> u64 {
+fn start_with_lines(daemon: &Daemon, count: u64) -> u64 {
     let start =
         json!({"command": "sh", "args": ["-c", format!("seq 1 {count}; read x; echo end")], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
-    wait_until(TIMEOUT, "it has written", || (daemon.lines(pid, "stdout").len() as u64 == count).then_some(()));
+    wait_until(TIMEOUT, "the process has written", || {
+        (daemon.lines(pid, "stdout").len() as u64 == count).then_some(())
+    });
     pid
 }
 
@@ -70,27 +72,27 @@ fn release(daemon: &Daemon, pid: u64) {
     daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b"")).expect(204);
 }
 
-fn numbers(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
+fn numbers_and_end(range: std::ops::RangeInclusive<u64>) -> Vec<String> {
     range.map(|number| number.to_string()).chain(["end".to_owned()]).collect()
 }
 
 #[test]
 fn follow_replays_kept_lines_and_then_streams_live_ones() {
     let daemon = start_daemon();
-    let pid = held(&daemon, 1000);
+    let pid = start_with_lines(&daemon, 1000);
     let mut early = daemon.follow(pid, "stdout");
     let first = early.next_frame().expect("a frame");
     assert_eq!((first.event.as_str(), &first.data["line"]), ("output", &json!("1")));
     release(&daemon, pid);
-    assert_eq!(early.all_lines(), numbers(2..=1000));
-    assert_eq!(daemon.follow(pid, "stdout").all_lines(), numbers(1..=1000), "late");
+    assert_eq!(early.all_lines(), numbers_and_end(2..=1000));
+    assert_eq!(daemon.follow(pid, "stdout").all_lines(), numbers_and_end(1..=1000), "late");
 }
 
 #[test]
 fn last_event_id_resumes_right_after_that_event() {
     let daemon = start_daemon();
     for view in ["stdout", "output"] {
-        let pid = held(&daemon, 500);
+        let pid = start_with_lines(&daemon, 500);
         let mut first = daemon.follow(pid, view);
         let mut id = String::new();
         for _ in 0..123 {
@@ -99,9 +101,9 @@ fn last_event_id_resumes_right_after_that_event() {
         drop(first);
         let again = daemon.follow_with(pid, view, &format!("Last-Event-ID: {id}\r\n"));
         release(&daemon, pid);
-        assert_eq!(again.all_lines(), numbers(124..=500), "{view}");
+        assert_eq!(again.all_lines(), numbers_and_end(124..=500), "{view}");
         let after = daemon.follow_with(pid, view, &format!("Last-Event-ID: {id}\r\n"));
-        assert_eq!(after.all_lines(), numbers(124..=500), "{view}, after its end");
+        assert_eq!(after.all_lines(), numbers_and_end(124..=500), "{view}, after its end");
     }
 }
 
@@ -126,17 +128,17 @@ fn resuming_after_eof_sends_only_output_of_later_runs() {
 #[test]
 fn tail_returns_the_last_n_lines() {
     let daemon = start_daemon();
-    let pid = held(&daemon, 500);
+    let pid = start_with_lines(&daemon, 500);
     assert_eq!(daemon.lines(pid, "stdout?tail=3"), ["498", "499", "500"]);
     let live = daemon.follow(pid, "stdout?tail=2");
     // The response head comes before the follower has found its starting point, so `end` may already be written.
     release(&daemon, pid);
     let lines = live.all_lines();
-    assert!(lines == numbers(499..=500) || lines == numbers(500..=500), "{lines:?}");
+    assert!(lines == numbers_and_end(499..=500) || lines == numbers_and_end(500..=500), "{lines:?}");
     daemon.wait_for_end(pid);
     for (tail, expected) in [(0, 0), (1, 1), (501, 501), (1_000_000, 501)] {
         for view in ["stdout", "output"] {
-            let all = numbers(1..=500);
+            let all = numbers_and_end(1..=500);
             let expected = &all[all.len() - expected..];
             assert_eq!(daemon.lines(pid, &format!("{view}?tail={tail}")), expected);
             assert_eq!(daemon.follow(pid, &format!("{view}?tail={tail}")).all_lines(), expected);
@@ -150,13 +152,13 @@ fn tail_returns_the_last_n_lines() {
 #[test]
 fn a_silent_follow_sends_a_keep_alive_comment_after_15_s() {
     let daemon = start_daemon();
-    let pid = held(&daemon, 1);
+    let pid = start_with_lines(&daemon, 1);
     let mut reader = daemon.follow(pid, "stdout").into_reader();
     let begun = Instant::now();
     let mut line = String::new();
     while !line.starts_with(':') {
         line.clear();
-        assert!(reader.read_line(&mut line).expect("the stream goes on") > 0, "it ended");
+        assert!(reader.read_line(&mut line).expect("read the stream") > 0, "it ended");
     }
     let silent = begun.elapsed().as_secs();
     assert!((14..60).contains(&silent), "the comment came after {silent} s");
@@ -167,7 +169,7 @@ fn a_silent_follow_sends_a_keep_alive_comment_after_15_s() {
 #[test]
 fn the_search_for_a_tail_stops_when_its_client_disconnects() {
     let daemon = start_daemon();
-    // About five million lines.
+    // Ten million empty lines.
     let pid = daemon.sh("yes '' | head -c 10M");
     daemon.wait_for_end(pid);
     let path = format!("/processes/{pid}/stdout?tail=100000000");
@@ -176,7 +178,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
         work();
         // Includes work that continues after the clients have disconnected.
         let mut now = procfs::cpu_time(daemon.pid);
-        wait_until(TIMEOUT, "it is idle", || {
+        wait_until(TIMEOUT, "the daemon is idle", || {
             std::thread::sleep(Duration::from_millis(300));
             let last = std::mem::replace(&mut now, procfs::cpu_time(daemon.pid));
             (last == now).then_some(())
@@ -191,7 +193,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
                     let mut socket = daemon.connect();
                     let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}");
                     let request = format!("{head}Authorization: Bearer {}\r\n\r\n", daemon.token);
-                    std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send it");
+                    std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send the request");
                 }
             });
             // Without the early stop, each request would cost as much as the first.

@@ -9,14 +9,14 @@ use crate::harness::faults::{Lease, hanging_directory};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
 /// Waits until the hanging start is listed; its ProcessInfo.
-fn hanging(daemon: &Daemon, command: &str) -> Value {
+fn wait_for_hanging_start(daemon: &Daemon, command: &str) -> Value {
     wait_until(TIMEOUT, "the start that hangs is listed", || {
         daemon.list().into_iter().find(|info| info["command"] == command && info["status"] == "running")
     })
 }
 
 /// Checks that runs and health are served without delay.
-fn others_are_served(daemon: &Daemon) {
+fn check_others_are_served(daemon: &Daemon) {
     for _ in 0..20 {
         let begun = Instant::now();
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
@@ -25,20 +25,20 @@ fn others_are_served(daemon: &Daemon) {
     }
 }
 
-fn delete_ends_a_hanging_program(daemon: &Daemon) {
+fn check_delete_ends_a_hanging_exec(daemon: &Daemon) {
     let script = daemon.script("hangs", "#!/bin/sh\necho ran\n");
     let command = script.to_str().expect("a path");
     let lease = Lease::take(&script);
     std::thread::scope(|scope| {
         let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": command})));
-        let pid = pid_of(&hanging(daemon, command));
-        others_are_served(daemon);
+        let pid = pid_of(&wait_for_hanging_start(daemon, command));
+        check_others_are_served(daemon);
         let begun = Instant::now();
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         assert_eq!(daemon.info(pid)["status"], "signaled");
         // The request that started it is answered now; its status does not matter.
-        starter.join().expect("the one who started it");
+        starter.join().expect("the starting thread");
         assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     });
     drop(lease);
@@ -48,14 +48,14 @@ fn delete_ends_a_hanging_program(daemon: &Daemon) {
 #[test]
 fn delete_kills_a_process_whose_exec_hangs() {
     if !skip_without_root() {
-        delete_ends_a_hanging_program(&start_daemon());
+        check_delete_ends_a_hanging_exec(&start_daemon());
     }
 }
 
 #[test]
 fn delete_kills_a_process_whose_exec_hangs_without_a_cgroup() {
     if !skip_without_root() {
-        delete_ends_a_hanging_program(&Options::default().without_cgroup().start());
+        check_delete_ends_a_hanging_exec(&Options::default().without_cgroup().start());
     }
 }
 
@@ -124,12 +124,12 @@ fn a_working_directory_that_hangs_delays_only_its_own_request() {
     let dir = hanging_directory(&daemon);
     std::thread::scope(|scope| {
         let starter = scope.spawn(|| daemon.post("/processes", &json!({"command": "stuck-there", "working_dir": dir})));
-        let pid = pid_of(&hanging(&daemon, "stuck-there"));
-        others_are_served(&daemon);
+        let pid = pid_of(&wait_for_hanging_start(&daemon, "stuck-there"));
+        check_others_are_served(&daemon);
         let begun = Instant::now();
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-        starter.join().expect("the one who started it");
+        starter.join().expect("the starting thread");
         assert_eq!(daemon.info(pid)["status"], "signaled");
     });
 }
@@ -172,8 +172,8 @@ fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
         let daemon = options.start();
         let begun = Instant::now();
         let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["4410"], "timeout": 6}));
-        let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a pid");
-        let sleep = wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 4410").first().copied());
+        let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a PID");
+        let sleep = wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 4410").first().copied());
         let Some(freezer) = Freezer::freeze(sleep) else {
             return eprintln!("skipped: no freezer controller of cgroups version 1");
         };
@@ -181,7 +181,7 @@ fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(16), "{took:?}");
         assert_eq!(daemon.pids_executing("sleep 4410"), [sleep], "it is still there");
-        others_are_served(&daemon);
+        check_others_are_served(&daemon);
         let begun = Instant::now();
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert!(begun.elapsed() < Duration::from_secs(10), "after 2 s at most: {:?}", begun.elapsed());

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::harness::cgroups::cgroup_of;
 use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
-fn runs(daemon: &Daemon, count: usize) {
+fn run_commands(daemon: &Daemon, count: usize) {
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -23,21 +23,21 @@ fn runs(daemon: &Daemon, count: usize) {
 #[test]
 fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
     let daemon = start_daemon_with(&["--keep-ended", "50"]);
-    runs(&daemon, 1_000);
+    run_commands(&daemon, 1_000);
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
-    runs(&daemon, 2_000);
+    run_commands(&daemon, 2_000);
     let after = procfs::kilobytes(daemon.pid, "VmRSS");
     assert!(after < before + 2 * 1024, "memory rose from {before} to {after} kB");
     assert!(after < 32 * 1024, "{after} kB");
-    wait_until(TIMEOUT, "no descriptor is left of them", || (procfs::descriptors(daemon.pid).len() < 40).then_some(()));
+    wait_until(TIMEOUT, "their descriptors are closed", || (procfs::descriptors(daemon.pid).len() < 40).then_some(()));
     assert_eq!(daemon.list().len(), 50);
     wait_until(TIMEOUT, "only 50 logs have files", || {
-        (walk(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
+        (count_files(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
     });
     if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
         // The supervisor looks for empty cgroups 50 ms after the last death.
-        wait_until(TIMEOUT, "nothing that runs has no cgroup", || {
-            (own_cgroup(daemon.pid).map_or(0, |dir| walk_dirs(&dir)) <= 2).then_some(())
+        wait_until(TIMEOUT, "empty cgroups are removed", || {
+            (own_cgroup(daemon.pid).map_or(0, |dir| count_directories(&dir)) <= 2).then_some(())
         });
     }
 }
@@ -45,7 +45,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
 #[test]
 fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
     let daemon = start_daemon_with(&["--keep-ended", "50"]);
-    runs(&daemon, 100);
+    run_commands(&daemon, 100);
     let anonymous = || procfs::kilobytes(daemon.pid, "RssAnon");
     let settled = |most: u64| {
         wait_until(TIMEOUT, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
@@ -63,14 +63,14 @@ fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
     settled(5 * 1024);
 }
 
-fn walk(dir: &Path) -> usize {
+fn count_files(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.map(|entry| if entry.path().is_dir() { walk(&entry.path()) } else { 1 }).sum()
+    entries.map(|entry| if entry.path().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
 }
 
-fn walk_dirs(dir: &Path) -> usize {
+fn count_directories(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + walk_dirs(&entry.path())).sum()
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + count_directories(&entry.path())).sum()
 }
 
 /// The cgroup that the launcher made for the daemon; the daemon may have moved itself into a child of it.
@@ -81,7 +81,7 @@ fn own_cgroup(pid: i32) -> Option<PathBuf> {
 }
 
 /// Checks that no thread of the daemon wakes up for 5 s.
-fn sleeps(daemon: &Daemon) {
+fn check_no_wake_up(daemon: &Daemon) {
     // Work that the test has caused may take any time to finish.
     let mut count = procfs::wakeups(daemon.pid);
     let mut since = Instant::now();
@@ -98,17 +98,17 @@ fn sleeps(daemon: &Daemon) {
 #[test]
 fn an_idle_daemon_does_not_wake_up() {
     let daemon = start_daemon();
-    sleeps(&daemon);
+    check_no_wake_up(&daemon);
     for _ in 0..3 {
         daemon.start_process(&json!({"command": "sleep", "args": ["4700"], "stdin_mode": "pipe"}));
     }
     let pid = daemon.sh("echo x; exec sleep 4700");
     let _follower = daemon.follow(pid, "stdout");
     daemon.run_sh("sleep 4700 & echo x");
-    sleeps(&daemon);
+    check_no_wake_up(&daemon);
 }
 
-fn no_zombie_stays(daemon: &Daemon) {
+fn check_no_zombie_stays(daemon: &Daemon) {
     // A hundred orphans end at about the same time.
     daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
     let mut seen: Vec<(i32, Instant)> = Vec::new();
@@ -131,10 +131,10 @@ fn no_zombie_stays(daemon: &Daemon) {
 
 #[test]
 fn a_hundred_orphans_are_reaped_within_500_ms() {
-    no_zombie_stays(&start_daemon());
+    check_no_zombie_stays(&start_daemon());
 }
 
 #[test]
 fn a_hundred_orphans_are_reaped_within_500_ms_by_a_subreaper() {
-    no_zombie_stays(&Options::subreaper().start());
+    check_no_zombie_stays(&Options::subreaper().start());
 }

@@ -1,208 +1,8 @@
 //! Errors that a client can cause: status, code, and a sentence that names what is wrong.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::harness::{Daemon, Options, TOKEN, pid_of, start_daemon, start_daemon_with};
-
-#[test]
-fn an_invalid_start_or_run_is_refused_with_a_sentence_that_names_the_field() {
-    let daemon = start_daemon();
-    let bad = |code: &'static str, needle: &'static str, body: Value| (code, needle, body);
-    let with = |field: &str, value: Value| {
-        let mut body = json!({"command": "true"});
-        body[field] = value;
-        body
-    };
-    const INVALID: &str = "INVALID_REQUEST";
-    let cases = [
-        bad(INVALID, "command", json!({})),
-        bad(INVALID, "command", json!({"command": ""})),
-        bad(INVALID, "command", json!({"command": null})),
-        bad(INVALID, "command", json!({"command": 5})),
-        bad(INVALID, "command", json!({"command": ["true"]})),
-        bad(INVALID, "command", json!({"command": "tr\u{0}ue"})),
-        bad(INVALID, "args", with("args", json!("x"))),
-        bad(INVALID, "args", with("args", json!([1]))),
-        bad(INVALID, "args", with("args", json!(["a\u{0}b"]))),
-        bad(INVALID, "args", with("args", json!(["x".repeat(200_000)]))),
-        bad(INVALID, "env", with("env", json!([]))),
-        bad(INVALID, "env", with("env", json!({"A": 1}))),
-        bad(INVALID, "env", with("env", json!({"": "x"}))),
-        bad(INVALID, "env", with("env", json!({"A=B": "x"}))),
-        bad(INVALID, "env", with("env", json!({"A\u{0}": "x"}))),
-        bad(INVALID, "env", with("env", json!({"A": "x\u{0}"}))),
-        bad(INVALID, "working_dir", with("working_dir", json!(1))),
-        bad(INVALID, "working_dir", with("working_dir", json!("/tmp\u{0}"))),
-        bad(INVALID, "stdin_mode", with("stdin_mode", json!("open"))),
-        bad(INVALID, "stdin_mode", with("stdin_mode", json!(true))),
-        bad(INVALID, "stdout_mode", with("stdout_mode", json!("pipe"))),
-        bad(INVALID, "stderr_mode", with("stderr_mode", json!("Capture"))),
-        bad("COMMAND_NOT_FOUND", "no-such-command", json!({"command": "no-such-command"})),
-        bad("COMMAND_NOT_FOUND", "/no/such/command", json!({"command": "/no/such/command"})),
-        bad("COMMAND_NOT_FOUND", "command", json!({"command": "true", "env": {"PATH": "/nowhere"}})),
-        bad("NOT_EXECUTABLE", "/etc/passwd", json!({"command": "/etc/passwd"})),
-        bad("NOT_EXECUTABLE", "/usr", json!({"command": "/usr"})),
-        bad("COMMAND_NOT_FOUND", "command", json!({"command": "/etc/passwd/x"})),
-        bad("WORKING_DIR_NOT_FOUND", "/no/such", with("working_dir", json!("/no/such"))),
-        bad("WORKING_DIR_NOT_FOUND", "/etc/passwd", with("working_dir", json!("/etc/passwd"))),
-        bad("USER_NOT_FOUND", "nobody-here", with("user", json!("nobody-here"))),
-        bad(INVALID, "name", with("name", json!(""))),
-        bad(INVALID, "name", with("name", json!("a/b"))),
-        bad(INVALID, "name", with("name", json!("123"))),
-        bad(INVALID, "name", with("name", json!("."))),
-        bad(INVALID, "name", with("name", json!(".."))),
-        bad(INVALID, "export C", with("env", json!({"export C": "3"}))),
-        bad(INVALID, "restart", with("restart", json!("always"))),
-        bad(INVALID, "restart.policy", with("restart", json!({"policy": "sometimes"}))),
-        bad(INVALID, "restart.max_restarts", with("restart", json!({"max_restarts": -1}))),
-        bad(INVALID, "health_check", with("health_check", json!({"type": "http"}))),
-        bad(INVALID, "health_check.port", with("health_check", json!({"type": "tcp", "port": 0}))),
-        bad(INVALID, "health_check.port", with("health_check", json!({"type": "tcp", "port": 70_000}))),
-        bad(INVALID, "health_check.type", with("health_check", json!({"type": "udp", "port": 1}))),
-        bad(INVALID, "health_check.path", with("health_check", json!({"type": "http", "port": 1, "path": "x"}))),
-    ];
-    for (code, needle, body) in &cases {
-        daemon.post("/processes", body).expect_error(400, code, needle);
-    }
-    for (code, needle, body) in cases.iter().filter(|(_, _, body)| body.get("stdin_mode").is_none()) {
-        let ignored = ["stdout_mode", "stderr_mode"].iter().any(|field| body.get(*field).is_some());
-        let reply = daemon.post("/processes/run", body);
-        if ignored {
-            continue;
-        }
-        // A run refuses the fields of managed processes altogether.
-        let managed = ["name", "restart", "health_check"].iter().find(|field| body.get(**field).is_some());
-        reply.expect_error(400, code, managed.copied().unwrap_or(needle));
-    }
-    for body in [json!({"name": "x"}), json!({"restart": {}}), json!({"health_check": {"type": "tcp", "port": 1}})] {
-        let field = body.as_object().and_then(|body| body.keys().next().cloned()).expect("a field");
-        let mut body = body;
-        body["command"] = json!("true");
-        daemon.post("/processes/run", &body).expect_error(400, INVALID, &field);
-    }
-    for timeout in [json!(0), json!(-1), json!("1"), json!([])] {
-        daemon.post("/processes/run", &with("timeout", timeout)).expect_error(400, INVALID, "timeout");
-    }
-    nothing_started(&daemon);
-}
-
-fn nothing_started(daemon: &Daemon) {
-    let running: Vec<Value> = daemon.list().into_iter().filter(|info| info["status"] == "running").collect();
-    assert_eq!(running, [Value::Null; 0]);
-    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "it still works");
-}
-
-/// A copy of `body` with `value` at a path like `health_check.port`.
-fn put(body: &Value, path: &str, value: &Value) -> Value {
-    let mut body = body.clone();
-    let pointer = format!("/{}", path.replace('.', "/"));
-    let (parent, field) = pointer.rsplit_once('/').expect("a field");
-    body.pointer_mut(parent).expect("its parent")[field] = value.clone();
-    body
-}
-
-/// For each field and each wrong value, the sentence names the field and says what it must be.
-#[test]
-fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
-    let daemon = start_daemon();
-    const STRING: &str = "must be a string";
-    const STRINGS: &str = "must be a list of strings";
-    const PAIRS: &str = "must be an object whose values are strings";
-    const OBJECT: &str = "must be an object";
-    const USER: &str = "must be a name, a UID or `uid:gid` as a string";
-    const TIME: &str = "must be a whole number from 0 to 86400000";
-    const SOME_TIME: &str = "must be a whole number from 1 to 86400000";
-    const COUNT: &str = "must be a whole number from 0 to 4294967295";
-    const ID: &str = "must be a whole number from 0 to 4294967294";
-    let common =
-        [("command", STRING), ("args", STRINGS), ("env", PAIRS), ("working_dir", STRING), ("user", USER)].to_vec();
-    let users = [("user.uid", ID), ("user.gid", ID), ("user.name", STRING)];
-    let start = [
-        ("stdin_mode", "must be one of `closed`, `pipe`"),
-        ("stdout_mode", "must be one of `capture`, `discard`"),
-        ("stderr_mode", "must be one of `capture`, `discard`"),
-        ("name", STRING),
-        ("stop_grace_ms", TIME),
-        ("restart", OBJECT),
-        ("restart.policy", "must be one of `never`, `on_failure`, `always`"),
-        ("restart.max_restarts", COUNT),
-        ("restart.initial_backoff_ms", TIME),
-        ("restart.max_backoff_ms", TIME),
-        ("health_check", OBJECT),
-        ("health_check.type", "must be one of `http`, `tcp`"),
-        ("health_check.port", "must be a whole number from 1 to 65535"),
-        ("health_check.path", STRING),
-        ("health_check.initial_delay_ms", TIME),
-        ("health_check.interval_ms", SOME_TIME),
-        ("health_check.timeout_ms", SOME_TIME),
-        ("health_check.failure_threshold", "must be a whole number from 1 to 4294967295"),
-    ];
-    let pid = daemon.sh("sleep 4902");
-    let pty = daemon.post("/pty", &json!({"command": "sleep", "args": ["4902"]})).expect(201);
-    let resize = format!("/pty/{}/resize", pty["session_id"].as_str().expect("an id"));
-    let managed =
-        json!({"command": "true", "user": {"uid": 0}, "restart": {}, "health_check": {"type": "http", "port": 1}});
-    let plain = json!({"command": "true", "user": {"uid": 0}});
-    let signal = format!("/processes/{pid}/signal");
-    let grow = |more: &[(&'static str, &'static str)]| [&common[..], &users[..], more].concat();
-    for (path, body, fields) in [
-        ("/processes", &managed, grow(&start)),
-        ("/processes/run", &plain, grow(&[("timeout", "must be a number of seconds above 0")])),
-        ("/pty", &plain, grow(&[("rows", COUNT), ("cols", COUNT)])),
-        (&resize, &json!({"rows": 1, "cols": 1}), vec![("rows", COUNT), ("cols", COUNT)]),
-        (&signal, &json!({}), vec![("signal", "must be a whole number from 1 to 64")]),
-        (
-            "/shutdown",
-            &json!({"action": "exit"}),
-            vec![("action", "must be one of `poweroff`, `reboot`, `halt`, `exit`"), ("grace_ms", TIME)],
-        ),
-    ] {
-        for (field, right) in fields {
-            // Each of these is wrong except for fields of that very type.
-            let wrong =
-                [json!(true), json!(-1), json!(-0.5), json!("\n"), json!([]), json!([1]), json!({}), json!(1e300)];
-            let is_right = |value: &Value| match right {
-                STRING => value.is_string(),
-                STRINGS => *value == json!([]) || *value == json!([1]),
-                PAIRS | OBJECT | USER => value.is_object(),
-                _ => right.contains("seconds above") && *value == json!(1e300),
-            };
-            // -1 has the right type but is not a signal, which has a code of its own.
-            let code = |value: &Value| {
-                if field == "signal" && *value == json!(-1) { "INVALID_SIGNAL" } else { "INVALID_REQUEST" }
-            };
-            for value in wrong.iter().filter(|value| !is_right(value)) {
-                let reply = daemon.post(path, &put(body, field, value));
-                reply.expect_error(400, code(value), right);
-                let sentence = reply.json()["error"].as_str().expect("a sentence").to_owned();
-                assert!(sentence.contains(&format!("`{field}`")), "{path} {field} {value}: {sentence}");
-                for jargon in ["expected", "invalid type", "i64", "u64", "f64", "..=", "sequence", "map", " line "] {
-                    assert!(!sentence.contains(jargon), "{path} {field} {value}: {sentence}");
-                }
-            }
-        }
-    }
-    // The sentence names elements of lists and members of objects.
-    for (field, value) in [("args[1]", json!({"args": ["", 1]})), ("env.A", json!({"env": {"A": null}}))] {
-        let mut body = value;
-        body["command"] = json!("true");
-        for path in ["/processes", "/processes/run", "/pty"] {
-            daemon.post(path, &body).expect_error(400, "INVALID_REQUEST", &format!("`{field}`: must be a string"));
-        }
-    }
-    // JSON allows these literals, but they denote no Unicode string and no finite double.
-    for (field, body) in [
-        ("command", r#"{"command": "\ud800"}"#),
-        ("args[0]", r#"{"command": "true", "args": ["\udc00x"]}"#),
-        ("timeout", r#"{"command": "true", "timeout": 1e999}"#),
-    ] {
-        let reply = daemon.request("POST", "/processes/run", Some(body.as_bytes()));
-        reply.expect_error(400, "INVALID_REQUEST", "a string must be Unicode, a number within the range of a double");
-        assert!(reply.json()["error"].as_str().expect("a sentence").starts_with(&format!("`{field}`: ")), "{body}");
-    }
-    assert_eq!(daemon.list().len(), 1, "nothing was started, or signalled");
-    assert_eq!(daemon.info(pid)["status"], "running");
-}
+use crate::harness::{Options, TOKEN, pid_of, start_daemon, start_daemon_with};
 
 #[test]
 fn a_file_that_cannot_be_executed_is_refused_as_not_executable() {
@@ -214,7 +14,7 @@ fn a_file_that_cannot_be_executed_is_refused_as_not_executable() {
     let plain = daemon.script("plain", "#!/bin/sh\n");
     std::fs::set_permissions(&plain, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("not executable");
     daemon.post("/processes", &json!({"command": plain})).expect_error(400, "NOT_EXECUTABLE", "plain");
-    nothing_started(&daemon);
+    daemon.check_nothing_started();
 }
 
 #[test]
@@ -253,7 +53,7 @@ fn a_body_that_is_not_a_json_object_is_refused() {
     daemon.request("POST", "/processes", Some(deep.as_bytes())).expect_error(400, "INVALID_REQUEST", "");
     // A POST without a body and without Content-Length.
     daemon.open("POST", "/processes", "", b"").into_response("no body").expect_error(400, "INVALID_REQUEST", "");
-    nothing_started(&daemon);
+    daemon.check_nothing_started();
 }
 
 #[test]
@@ -278,8 +78,8 @@ fn a_body_or_head_above_its_limit_is_refused_with_413_or_431() {
     small.post("/processes", &body).expect_error(413, "BODY_TOO_LARGE", "1000");
     let long = format!("X-Long: {}\r\n", "x".repeat(3_000));
     small.open("GET", "/info", &long, b"").into_response("a long head").expect_error(431, "HEAD_TOO_LARGE", "2000");
-    nothing_started(&daemon);
-    nothing_started(&small);
+    daemon.check_nothing_started();
+    small.check_nothing_started();
 }
 
 #[test]
@@ -321,7 +121,7 @@ fn requests_to_unknown_processes_are_404() {
         let reply = daemon.post(&format!("/processes/{process}/signal"), &json!({"signal": 15}));
         assert!([404, 400].contains(&reply.status), "{process}");
     }
-    nothing_started(&daemon);
+    daemon.check_nothing_started();
 }
 
 #[test]
@@ -443,7 +243,7 @@ fn every_endpoint_but_health_requires_the_bearer_token() {
     let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes())
         .into_response("without a token");
     reply.expect_error(401, "UNAUTHORIZED", "");
-    nothing_started(&daemon);
+    daemon.check_nothing_started();
 }
 
 #[test]

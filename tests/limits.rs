@@ -49,7 +49,7 @@ fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     assert!(frames[1..].iter().all(|frame| frame.event == "output"));
     assert_eq!(frames.len() - 1, kept.len());
     assert_eq!(frames[frames.len() - 1].data["line"], format!("{lines:015}"));
-    let disk = disk_use(&daemon.state_dir().join("log"));
+    let disk = disk_usage(&daemon.state_dir().join("log"));
     assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
     // A complete log has no `truncated`.
     let small = daemon.run_sh("echo x").pid();
@@ -99,7 +99,7 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     daemon.wait_for_stdout(pid, &["one"]);
     let mut follower = daemon.follow(pid, "stdout");
     assert_eq!(follower.next_frame().expect("the first line").data["line"], "one");
-    std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove it");
+    std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove the file");
     go_on();
     assert_eq!(follower.next_frame().expect("the second line").data["line"], "two");
     go_on();
@@ -113,7 +113,7 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     for number in 0..20 {
         assert_eq!(daemon.run_sh(&format!("echo {number}")).stdout(), number.to_string());
     }
-    assert!(disk_use(&daemon.state_dir().join("log")) > 0, "the directory is there again");
+    assert!(disk_usage(&daemon.state_dir().join("log")) > 0, "the directory is there again");
     assert_eq!(daemon.log().matches("log directory").count(), 1, "told once");
 }
 
@@ -122,7 +122,7 @@ struct Small(tempfile::TempDir);
 
 impl Small {
     fn mount(bytes: u64) -> Small {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = tempfile::tempdir().expect("create a directory");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(dir.path());
         assert!(mount.status().expect("run mount").success());
@@ -167,11 +167,11 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
 }
 
 /// Total size of all files below a directory, in bytes.
-fn disk_use(dir: &std::path::Path) -> u64 {
+fn disk_usage(dir: &std::path::Path) -> u64 {
     let entries = std::fs::read_dir(dir).expect("the log directory").flatten();
     entries
         .map(|entry| match entry.metadata() {
-            Ok(data) if data.is_dir() => disk_use(&entry.path()),
+            Ok(data) if data.is_dir() => disk_usage(&entry.path()),
             Ok(data) => data.len(),
             Err(_) => 0,
         })
@@ -191,7 +191,7 @@ fn log_total_truncates_the_oldest_ended_logs_first() {
             pid
         })
         .collect();
-    let disk = disk_use(&daemon.state_dir().join("log"));
+    let disk = disk_usage(&daemon.state_dir().join("log"));
     assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
     // The newest log is complete, the oldest is truncated, and that of the live process is complete.
     assert_eq!(daemon.raw_output(runs[7], "stdout").len() as u64, 2 * MIB);

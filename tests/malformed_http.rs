@@ -9,20 +9,20 @@ use serde_json::json;
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
-const SMALL_KB: u64 = 32 * 1024;
+const MAX_MEMORY_KIB: u64 = 32 * 1024;
 
 /// Checks that the daemon answers health within 3 s, runs commands, and has never used more than 32 MiB.
-fn well(daemon: &Daemon, after: &str) {
+fn check_healthy(daemon: &Daemon, after: &str) {
     let begun = Instant::now();
     assert_eq!(daemon.try_health(), Some(200), "{after}");
     assert!(begun.elapsed() < Duration::from_secs(3), "health took {:?} {after}", begun.elapsed());
     assert_eq!(daemon.run_sh("echo x").stdout(), "x", "{after}");
     let peak = procfs::kilobytes(daemon.pid, "VmHWM");
-    assert!(peak < SMALL_KB, "{peak} kB {after}");
+    assert!(peak < MAX_MEMORY_KIB, "{peak} kB {after}");
 }
 
 /// Sends bytes and reads until the daemon closes the connection or the read times out.
-fn provoke(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
+fn send_raw(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
     let mut socket = daemon.connect();
     let _ = socket.write_all(bytes);
     let _ = socket.shutdown(std::net::Shutdown::Write);
@@ -52,11 +52,11 @@ fn a_huge_content_length_allocates_no_memory() {
         for length in ["10000000000000", "18446744073709551615", "9223372036854775807"] {
             let request =
                 format!("POST /api/v1{path} HTTP/1.1\r\nHost: x\r\n{auth}Content-Length: {length}\r\n\r\nabc");
-            let status = status_of(&provoke(&daemon, request.as_bytes()));
+            let status = status_of(&send_raw(&daemon, request.as_bytes()));
             assert_eq!(status, expected, "{path} {length}");
         }
     }
-    well(&daemon, "after announced bodies");
+    check_healthy(&daemon, "after announced bodies");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn an_endless_head_is_refused() {
         // A reset can arrive before the response is read.
         assert!(answer.is_empty() || [400, 431].contains(&status_of(&answer)), "{}", String::from_utf8_lossy(&answer));
     }
-    well(&daemon, "after endless heads");
+    check_healthy(&daemon, "after endless heads");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn malformed_requests_get_an_error_in_json() {
     ];
     for request in &requests {
         let shown = String::from_utf8_lossy(&request[..request.len().min(200)]).into_owned();
-        let answer = provoke(&daemon, request);
+        let answer = send_raw(&daemon, request);
         let status = status_of(&answer);
         assert!([400, 413, 431, 501, 505].contains(&status), "{status} for {shown:?}");
         let text = String::from_utf8_lossy(&answer);
@@ -126,10 +126,10 @@ fn malformed_requests_get_an_error_in_json() {
     let mut random = Random(0x2545_f491_4f6c_dd1d);
     for _ in 0..200 {
         let bytes: Vec<u8> = (0..2048).map(|_| random.next_u64() as u8).collect();
-        provoke(&daemon, &bytes);
+        send_raw(&daemon, &bytes);
     }
     assert_eq!(daemon.list().len(), 0, "nothing was started");
-    well(&daemon, "after garbage");
+    check_healthy(&daemon, "after garbage");
 }
 
 #[test]
@@ -142,10 +142,10 @@ fn a_truncated_request_starts_nothing() {
         body.len()
     );
     for cut in (0..request.len()).step_by(7) {
-        provoke(&daemon, &request.as_bytes()[..cut]);
+        send_raw(&daemon, &request.as_bytes()[..cut]);
     }
     assert_eq!(daemon.list().len(), 0);
-    well(&daemon, "after halves of requests");
+    check_healthy(&daemon, "after halves of requests");
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn slow_heads_delay_no_other_client_and_time_out() {
         let _ = drip.read_to_end(&mut answer);
         assert!(answer.is_empty() || status_of(&answer) == 408, "{}", String::from_utf8_lossy(&answer));
     }
-    well(&daemon, "after slow heads");
+    check_healthy(&daemon, "after slow heads");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn a_head_that_does_not_arrive_in_time_is_408() {
     let daemon = start_daemon_with(&["--head-secs", "1"]);
     let mut socket = daemon.connect();
     socket.write_all(b"GET /api/v1/health HT").expect("a part of a head");
-    let answer = ResponseStream::read(socket).expect("an answer").into_response("half a head");
+    let answer = ResponseStream::read(socket).expect("a response").into_response("half a head");
     answer.expect_error(408, "REQUEST_TIMEOUT", "");
 }
 
@@ -185,7 +185,7 @@ fn a_head_that_does_not_arrive_in_time_is_408() {
 fn unread_pipelined_requests_delay_no_other_client() {
     let daemon = start_daemon();
     let mut socket = daemon.connect();
-    let mut reader = socket.try_clone().expect("a second handle");
+    let mut reader = socket.try_clone().expect("duplicate the socket");
     const COUNT: usize = 300_000;
     let request = b"GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n";
     std::thread::scope(|scope| {
@@ -212,12 +212,12 @@ fn unread_pipelined_requests_delay_no_other_client() {
         // The daemon may answer all requests or close the connection.
         let _ = writer.join().expect("the writer");
         assert!(answers > 0);
-        well(&daemon, &format!("after {answers} pipelined answers"));
+        check_healthy(&daemon, &format!("after {answers} pipelined answers"));
     });
 }
 
 /// Raises the descriptor limit of the test process to its maximum and returns it.
-fn raise_our_own_limit() -> u64 {
+fn raise_descriptor_limit() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("our limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise our limit");
@@ -226,7 +226,7 @@ fn raise_our_own_limit() -> u64 {
 
 #[test]
 fn three_thousand_idle_connections_give_way_to_new_ones() {
-    if raise_our_own_limit() < 4_000 {
+    if raise_descriptor_limit() < 4_000 {
         eprintln!("three_thousand_idle_connections_give_way_to_new_ones: skipped, there are too few descriptors");
         return;
     }
@@ -234,9 +234,9 @@ fn three_thousand_idle_connections_give_way_to_new_ones() {
     let idle: Vec<TcpStream> =
         (0..3_000).map_while(|_| TcpStream::connect_timeout(&daemon.addr, Duration::from_secs(5)).ok()).collect();
     assert!(idle.len() > 1_000, "{} connections", idle.len());
-    well(&daemon, "with 3,000 idle connections");
+    check_healthy(&daemon, "with 3,000 idle connections");
     drop(idle);
-    well(&daemon, "after 3,000 idle connections");
+    check_healthy(&daemon, "after 3,000 idle connections");
     wait_until(TIMEOUT, "their descriptors are free", || (procfs::descriptors(daemon.pid).len() < 60).then_some(()));
 }
 
@@ -247,7 +247,7 @@ fn requests_are_served_while_streams_hold_their_share_of_connections() {
     let start = json!({"command": "sh", "args": ["-c", "echo up; exec sleep 4801"]});
     let streams: Vec<_> = (0..6)
         .map(|_| {
-            let pid = daemon.start_process(&start)["pid"].as_u64().expect("a pid");
+            let pid = daemon.start_process(&start)["pid"].as_u64().expect("a PID");
             let mut events = daemon.follow(pid, "stdout");
             assert_eq!(events.next_frame().expect("a frame").data["line"], "up");
             events
@@ -259,5 +259,5 @@ fn requests_are_served_while_streams_hold_their_share_of_connections() {
         drop(idle);
     }
     drop(streams);
-    well(&daemon, "after a full house");
+    check_healthy(&daemon, "after a full house");
 }

@@ -15,12 +15,12 @@ fn launch(dir: &Path, script: &str) -> Child {
     command.spawn().expect("start the launcher")
 }
 
-fn end(launcher: &mut Child) -> ExitStatus {
+fn wait_for_exit(launcher: &mut Child) -> ExitStatus {
     wait_until(TIMEOUT, "the launcher ends", || launcher.try_wait().expect("its status"))
 }
 
-fn inside(launcher: &Child) -> i32 {
-    wait_until(TIMEOUT, "somebody is PID 1 in there", || {
+fn pid_1_inside(launcher: &Child) -> i32 {
+    wait_until(TIMEOUT, "the namespace has a PID 1", || {
         let below = procfs::children(launcher.id() as i32);
         below.into_iter().flat_map(procfs::children).find(|&pid| procfs::is_pid1(pid))
     })
@@ -34,25 +34,25 @@ fn cgroup(launcher: &Child) -> Option<PathBuf> {
 #[test]
 fn the_script_removes_everything_however_it_ends() {
     for signal in [None, Some(Signal::SIGTERM), Some(Signal::SIGINT), Some(Signal::SIGKILL)] {
-        let parent = tempfile::tempdir().expect("a directory");
+        let parent = tempfile::tempdir().expect("create a directory");
         let dir = parent.path().join("state");
         // PID 1 gets no signal without a handler, so the trap must be set before the script counts as up.
         let script = "trap 'exit 5' TERM; touch $TL_INIT_RUN_DIR.up; setsid sleep 5100 & while :; do sleep 0.02; done";
         let mut launcher = launch(&dir, script);
-        let pid1 = inside(&launcher);
-        wait_until(TIMEOUT, "it is up", || dir.join("run.up").exists().then_some(()));
+        let pid1 = pid_1_inside(&launcher);
+        wait_until(TIMEOUT, "the process is up", || dir.join("run.up").exists().then_some(()));
         let cgroup = cgroup(&launcher);
         match signal {
             // The program ends first.
             None => kill(Pid::from_raw(pid1), Signal::SIGTERM).expect("end the program"),
             Some(signal) => kill(Pid::from_raw(launcher.id() as i32), signal).expect("end the launcher"),
         }
-        let status = end(&mut launcher);
+        let status = wait_for_exit(&mut launcher);
         if signal != Some(Signal::SIGKILL) {
             assert_eq!(status.code(), Some(5), "{signal:?}: the program's own exit status");
             assert!(!dir.exists(), "{signal:?}: it waits until all is gone");
         }
-        wait_until(TIMEOUT, "all is gone", || {
+        wait_until(TIMEOUT, "everything is removed", || {
             let gone = !dir.exists() && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists());
             (gone && !Path::new(&format!("/proc/{pid1}")).exists()).then_some(())
         });
@@ -63,9 +63,9 @@ fn the_script_removes_everything_however_it_ends() {
 fn the_script_leaves_users_and_homes_of_the_machine_unchanged() {
     let before = (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group"));
     let home = Path::new("/home/tl-user").exists();
-    let parent = tempfile::tempdir().expect("a directory");
+    let parent = tempfile::tempdir().expect("create a directory");
     let script = "echo x >>/etc/passwd; echo x >>/etc/group; [ \"$(id -u)\" != 0 ] || touch /home/tl-user/x; exit 3";
-    let status = end(&mut launch(&parent.path().join("state"), script));
+    let status = wait_for_exit(&mut launch(&parent.path().join("state"), script));
     assert_eq!(status.code(), Some(3));
     assert!(before == (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group")));
     assert_eq!(Path::new("/home/tl-user").exists(), home);

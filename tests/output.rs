@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
 /// The lines of these bytes, with U+FFFD for invalid UTF-8.
-fn decoded(bytes: &[u8]) -> Vec<String> {
+fn decode_lines(bytes: &[u8]) -> Vec<String> {
     let mut pieces: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
     if pieces.last().is_some_and(|piece| piece.is_empty()) {
         pieces.pop();
@@ -14,8 +14,8 @@ fn decoded(bytes: &[u8]) -> Vec<String> {
 }
 
 /// Runs a script and checks every view of its stdout against the bytes that it writes.
-fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
-    let expected = decoded(bytes);
+fn check_every_view(daemon: &Daemon, script: &str, bytes: &[u8]) {
+    let expected = decode_lines(bytes);
     let run = daemon.run_sh(script);
     assert_eq!(run.code(), Some(0), "{script}: {}", run.last);
     assert_eq!(run.lines("stdout"), expected, "run: {script}");
@@ -49,7 +49,7 @@ fn unusual_output_is_kept_byte_for_byte_in_every_view() {
         ("printf '\\342\\200\\250 \\357\\277\\277 \\177\\n'", "\u{2028} \u{ffff} \u{7f}\n".as_bytes()),
     ];
     for (script, bytes) in cases {
-        check(&daemon, script, bytes);
+        check_every_view(&daemon, script, bytes);
     }
 }
 
@@ -95,19 +95,19 @@ fn combined_output_keeps_the_order_of_both_streams() {
     let daemon = start_daemon();
     // Each line is written after the previous one was read: lines that are in both pipes at once have no order.
     let scratch = daemon.scratch();
-    nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+    nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
     // Opened for reading and writing, so that the open does not wait for the other end.
-    let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open it");
+    let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open the FIFO");
     let script = "exec 3<go; echo 1; read x <&3; echo 2 >&2; read x <&3; echo 3; read x <&3; echo 4 >&2";
     let body = json!({"command": "sh", "args": ["-c", script], "working_dir": scratch});
     let run = std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run(&body));
         for count in 1..4 {
-            wait_until(TIMEOUT, "the line is told", || {
+            wait_until(TIMEOUT, "the line is in the log", || {
                 let pid = pid_of(daemon.list().first()?);
                 (daemon.lines(pid, "output").len() == count).then_some(())
             });
-            std::io::Write::write_all(&mut go, b"go\n").expect("let it go on");
+            std::io::Write::write_all(&mut go, b"go\n").expect("release the process");
         }
         run.join().expect("the run")
     });
@@ -141,7 +141,7 @@ fn discarded_output_goes_to_dev_null_and_is_not_logged() {
     let start =
         json!({"command": "sh", "args": ["-c", "echo out; echo err >&2; exec sleep 5200"], "stdout_mode": "discard"});
     let pid = pid_of(&daemon.start_process(&start));
-    let host = wait_until(TIMEOUT, "it is up", || daemon.pids_executing("sleep 5200").first().copied());
+    let host = wait_until(TIMEOUT, "the process is up", || daemon.pids_executing("sleep 5200").first().copied());
     wait_until(TIMEOUT, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
     assert_eq!(procfs::descriptors(host)[1].1, "/dev/null");
     assert_eq!(daemon.lines(pid, "stdout"), [""; 0]);

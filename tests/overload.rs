@@ -11,14 +11,14 @@ use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root
 
 /// Connections of the daemon, and how many of them may serve long requests.
 const CONNECTIONS: usize = 64;
-const LONG: usize = 56;
+const LONG_REQUESTS: usize = 56;
 
-fn crowded() -> Daemon {
+fn start_with_few_connections() -> Daemon {
     start_daemon_with(&["--max-processes", "100", "--max-connections", &CONNECTIONS.to_string()])
 }
 
 /// Checks that health, metadata, start, signal and DELETE are served, each on a new connection.
-fn short_requests_are_served(daemon: &Daemon) {
+fn check_short_requests_are_served(daemon: &Daemon) {
     for _ in 0..10 {
         let begun = Instant::now();
         assert_eq!(daemon.try_health(), Some(200));
@@ -34,32 +34,32 @@ fn short_requests_are_served(daemon: &Daemon) {
     }
 }
 
-fn refuses_long_requests(daemon: &Daemon, path: &str) {
+fn check_long_requests_are_refused(daemon: &Daemon, path: &str) {
     let refused = daemon.get(path);
-    refused.expect_error(503, "OUT_OF_RESOURCES", &format!("{LONG} connections"));
+    refused.expect_error(503, "OUT_OF_RESOURCES", &format!("{LONG_REQUESTS} connections"));
     assert!(refused.header("retry-after").is_some());
 }
 
 #[test]
 fn followers_get_at_most_seven_eighths_of_the_connections() {
-    let daemon = crowded();
+    let daemon = start_with_few_connections();
     let pid = daemon.sh("echo up; sleep 4310");
     let path = format!("/processes/{pid}/stdout/follow");
     let mut served = Vec::new();
     for _ in 0..CONNECTIONS + 10 {
-        let stream = ResponseStream::read(daemon.send_get(&path)).expect("an answer");
+        let stream = ResponseStream::read(daemon.send_get(&path)).expect("a response");
         served.extend((stream.status == 200).then_some(stream));
     }
-    assert_eq!(served.len(), LONG);
-    short_requests_are_served(&daemon);
-    refuses_long_requests(&daemon, &path);
+    assert_eq!(served.len(), LONG_REQUESTS);
+    check_short_requests_are_served(&daemon);
+    check_long_requests_are_refused(&daemon, &path);
     for path in ["wait", "output"] {
-        refuses_long_requests(&daemon, &format!("/processes/{pid}/{path}"));
+        check_long_requests_are_refused(&daemon, &format!("/processes/{pid}/{path}"));
     }
     // When one follow ends, another may begin.
     drop(served.pop());
-    wait_until(TIMEOUT, "a place is free again", || {
-        (ResponseStream::read(daemon.send_get(&path)).expect("an answer").status == 200).then_some(())
+    wait_until(TIMEOUT, "another follow is accepted", || {
+        (ResponseStream::read(daemon.send_get(&path)).expect("a response").status == 200).then_some(())
     });
 }
 
@@ -68,23 +68,23 @@ fn hanging_file_requests_count_after_their_clients_have_disconnected() {
     if skip_without_root() {
         return;
     }
-    let daemon = crowded();
+    let daemon = start_with_few_connections();
     let dir = hanging_directory(&daemon);
     let path = format!("/files?user=root&path={}/x", dir.display());
     // Threads that wait for their clients are in `poll`; all others hang in the file system.
     let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
-    for asked in 1..=LONG {
+    for asked in 1..=LONG_REQUESTS {
         let client = daemon.send_get(&path);
-        wait_until(TIMEOUT, "it hangs", || (hanging() >= asked).then_some(()));
+        wait_until(TIMEOUT, "the request hangs", || (hanging() >= asked).then_some(()));
         drop(client);
     }
-    refuses_long_requests(&daemon, &path);
+    check_long_requests_are_refused(&daemon, &path);
     for _ in 0..CONNECTIONS {
         drop(daemon.send_get(&path));
     }
-    short_requests_are_served(&daemon);
-    refuses_long_requests(&daemon, "/files/list?path=/");
-    assert!(hanging() >= LONG, "{}", hanging());
+    check_short_requests_are_served(&daemon);
+    check_long_requests_are_refused(&daemon, "/files/list?path=/");
+    assert!(hanging() >= LONG_REQUESTS, "{}", hanging());
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_fork_bomb_does_not_block_health_metadata_and_delete() {
         let daemon = options.pid_max(1500).args(&["--max-tasks", "1000000"]).start();
         let bomb = "while (1) { my $child = fork; select undef, undef, undef, 0.3 unless defined $child }";
         let pid = pid_of(&daemon.start_process(&json!({"command": "perl", "args": ["-e", bomb]})));
-        let request = |path: &str| ResponseStream::read(daemon.send_get(path)).expect("an answer").status;
+        let request = |path: &str| ResponseStream::read(daemon.send_get(path)).expect("a response").status;
         // Once all PIDs have been used, the kernel does not reuse the first 300.
         wait_until(TIMEOUT, "no PID is left", || {
             let last = procfs::descendants(daemon.pid).len() > 1_150;

@@ -86,7 +86,7 @@ fn a_signal_is_sent_to_the_process_group() {
 const TREE: &str =
     "setsid sleep 4502 & setsid sh -c 'setsid sleep 4502 & sleep 4502' & trap '' TERM; sleep 4502 & wait; wait";
 
-fn kills_the_tree(daemon: &Daemon) {
+fn check_kill_of_tree(daemon: &Daemon) {
     for how in ["delete", "signal 9"] {
         let pid = daemon.sh(TREE);
         daemon.wait_for_processes("sleep 4502", 4);
@@ -106,17 +106,17 @@ fn kills_the_tree(daemon: &Daemon) {
 
 #[test]
 fn delete_and_signal_9_kill_the_whole_tree() {
-    kills_the_tree(&start_daemon());
+    check_kill_of_tree(&start_daemon());
 }
 
 #[test]
 fn delete_and_signal_9_kill_the_whole_tree_without_a_cgroup() {
-    kills_the_tree(&Options::default().without_cgroup().start());
+    check_kill_of_tree(&Options::default().without_cgroup().start());
 }
 
 #[test]
 fn delete_and_signal_9_kill_the_whole_tree_under_a_subreaper() {
-    kills_the_tree(&Options::subreaper().start());
+    check_kill_of_tree(&Options::subreaper().start());
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn wait_answers_when_the_process_ends_or_at_its_timeout() {
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| daemon.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200));
         daemon.request("POST", &format!("/processes/{pid}/stdin/close"), Some(b"")).expect(204);
-        let info = waiter.join().expect("who waits");
+        let info = waiter.join().expect("the waiting thread");
         assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(9)));
     });
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
@@ -223,7 +223,7 @@ fn a_shutdown_sends_sigterm_and_ends_without_using_up_the_grace() {
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for_exit(Duration::from_secs(15));
     assert!(begun.elapsed() < Duration::from_secs(15), "nobody needed the grace: {:?}", begun.elapsed());
-    assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("it was told"), "got it\n");
+    assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("read the file"), "got it\n");
     assert!(!daemon.state_dir().exists(), "the launcher has cleared up");
 }
 

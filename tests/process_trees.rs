@@ -11,7 +11,7 @@ use crate::harness::{Options, TIMEOUT, pid_of, procfs, start_daemon, wait_until}
 
 /// A wrapper that ends at once on SIGTERM, like `npm start`, and two servers that take 0.5 s to end: `near` in the
 /// session of the wrapper, `far` in its own. Each server writes its name to the file `told` when it ends on SIGTERM.
-fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
+fn wrapper_body(scratch: &Path, name: &str, more: Value) -> Value {
     let server = "trap 'sleep 0.5; echo $0 >>told; exit 0' TERM; touch up.$0; while :; do sleep 0.02; done";
     let script = format!("bash -c \"$1\" near & setsid bash -c \"$1\" far & wait # {name}");
     let mut body = json!({"command": "sh", "args": ["-c", script, "sh", server], "name": name,
@@ -22,7 +22,7 @@ fn wrapped(scratch: &Path, name: &str, more: Value) -> Value {
     body
 }
 
-fn await_up(scratch: &Path) {
+fn wait_until_servers_are_up(scratch: &Path) {
     for name in ["up.near", "up.far"] {
         let file = scratch.join(name);
         wait_until(TIMEOUT, name, || file.exists().then_some(()));
@@ -30,7 +30,7 @@ fn await_up(scratch: &Path) {
     }
 }
 
-fn told(scratch: &Path) -> Vec<String> {
+fn servers_ended_on_sigterm(scratch: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(scratch.join("told")).unwrap_or_default();
     let mut names: Vec<String> = text.lines().map(str::to_owned).collect();
     names.sort_unstable();
@@ -42,16 +42,16 @@ fn restart_and_delete_wait_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
-        let old = pid_of(&daemon.start_process(&wrapped(&scratch, "web", json!({}))));
-        await_up(&scratch);
+        let old = pid_of(&daemon.start_process(&wrapper_body(&scratch, "web", json!({}))));
+        wait_until_servers_are_up(&scratch);
         let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
         assert_ne!(pid_of(&new), old);
-        assert_eq!(told(&scratch), ["far", "near"], "both have ended well before the next run");
-        await_up(&scratch);
+        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "near"], "both have ended well before the next run");
+        wait_until_servers_are_up(&scratch);
         let begun = Instant::now();
         daemon.delete("/processes/web").expect(204);
         assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
-        assert_eq!(told(&scratch), ["far", "far", "near", "near"], "so it is with a DELETE");
+        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "far", "near", "near"], "so it is with a DELETE");
         assert!(daemon.pids_matching("touch up.").is_empty());
     }
 }
@@ -61,15 +61,15 @@ fn a_failed_check_waits_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let daemon = options.start();
         let scratch = daemon.scratch();
-        let service = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = service.local_addr().expect("its address").port();
+        let service = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+        let port = service.local_addr().expect("local address").port();
         let check =
             json!({"type": "tcp", "port": port, "initial_delay_ms": 0, "interval_ms": 20, "failure_threshold": 1});
-        daemon.start_process(&wrapped(&scratch, "web", json!({"health_check": check})));
-        await_up(&scratch);
+        daemon.start_process(&wrapper_body(&scratch, "web", json!({"health_check": check})));
+        wait_until_servers_are_up(&scratch);
         drop(service);
         let both = |told: Vec<String>| ["far", "near"].iter().all(|name| told.iter().any(|it| it == name));
-        wait_until(TIMEOUT, "both have ended well", || both(told(&scratch)).then_some(()));
+        wait_until(TIMEOUT, "both have ended well", || both(servers_ended_on_sigterm(&scratch)).then_some(()));
     }
 }
 
@@ -78,15 +78,15 @@ fn a_shutdown_waits_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
         let mut daemon = options.start();
         let scratch = daemon.scratch();
-        let mut plain = wrapped(&scratch, "", json!({}));
+        let mut plain = wrapper_body(&scratch, "", json!({}));
         for managed in ["name", "restart"] {
             plain.as_object_mut().expect("an object").remove(managed);
         }
         daemon.start_process(&plain);
-        await_up(&scratch);
+        wait_until_servers_are_up(&scratch);
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-        assert_eq!(told(&scratch), ["far", "near"]);
+        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "near"]);
     }
 }
 
@@ -144,14 +144,14 @@ fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
             daemon.wait_for_end(pid_of(&daemon.start_process(&body)));
             for name in ["near", "far"] {
                 let file = scratch.join(format!("up.{name}{n}"));
-                wait_until(TIMEOUT, "it is up", || file.exists().then_some(()));
+                wait_until(TIMEOUT, "the process is up", || file.exists().then_some(()));
             }
         }
         let begun = Instant::now();
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
         assert!(begun.elapsed() < Duration::from_secs(40), "nobody needed the grace: {:?}", begun.elapsed());
-        assert_eq!(told(&scratch), ["far0", "far1", "far2", "near0", "near1", "near2"]);
+        assert_eq!(servers_ended_on_sigterm(&scratch), ["far0", "far1", "far2", "near0", "near1", "near2"]);
     }
 }
 
@@ -231,11 +231,11 @@ ctypes.CDLL(None).syscall(60)
         let pid = pid_of(&daemon.start_process(&body));
         daemon.wait_for_end(pid);
         let python = wait_until(TIMEOUT, "python is up", || daemon.pids_executing("python3").first().copied());
-        std::fs::write(&go, "").expect("let it go");
+        std::fs::write(&go, "").expect("release the process");
         wait_until(TIMEOUT, "its main thread has ended", || procfs::is_zombie(python).then_some(()));
         assert_eq!(procfs::status(python, "Threads").as_deref(), Some("2"));
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        wait_until(TIMEOUT, "it is gone", || procfs::status(python, "State").is_none().then_some(()));
+        wait_until(TIMEOUT, "the process is gone", || procfs::status(python, "State").is_none().then_some(()));
     }
 }
 
@@ -293,7 +293,7 @@ fn leftovers_kill_ends_the_tree_with_its_leader() {
         let session = daemon.open_pty(
             &json!({"command": "sh", "leftovers": "kill", "args": ["-c", "sleep 5707 & setsid sleep 5707 & exit 3"]}),
         );
-        wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(&session)["exit_code"] == 3).then_some(()));
+        wait_until(TIMEOUT, "the process has ended", || (daemon.pty_info(&session)["exit_code"] == 3).then_some(()));
         daemon.wait_until_gone(TIMEOUT, "5707");
         daemon.run(&body("keep"));
         daemon.wait_for_processes("sleep 5707", 2);
@@ -306,7 +306,7 @@ fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--pty-idle-secs", "1"]).start();
         let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
-        wait_until(TIMEOUT, "it ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+        wait_until(TIMEOUT, "the process ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
         daemon.wait_until_gone(TIMEOUT, "sleep 5709");
         // Longer than the 5 s between hang-up and SIGKILL of a DELETE.
         let begun = Instant::now();

@@ -51,14 +51,16 @@ fn a_stopped_tracee_can_be_continued_and_signalled() {
     let daemon = start_daemon();
     let script = format!("{TRACE_ME}os.kill(os.getpid(), 19); print('continued', flush=True); signal.pause()");
     let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": ["-c", script]})));
-    let python = wait_until(TIMEOUT, "it is stopped", || {
+    let python = wait_until(TIMEOUT, "the process is stopped", || {
         let found = daemon.pids_executing("python3").first().copied()?;
         procfs::status(found, "State")?.starts_with("T (stopped)").then_some(found)
     });
     assert_eq!(procfs::status(python, "TracerPid").as_deref(), Some("0"), "nobody traces it any more");
     assert_eq!(daemon.info(pid)["status"], "running");
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 18})).expect(200);
-    wait_until(TIMEOUT, "it goes on", || daemon.lines(pid, "stdout").contains(&"continued".to_owned()).then_some(()));
+    wait_until(TIMEOUT, "the process continues", || {
+        daemon.lines(pid, "stdout").contains(&"continued".to_owned()).then_some(())
+    });
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 15})).expect(200);
     assert_eq!(daemon.wait_for_end(pid)["signal"], 15);
 }
@@ -75,7 +77,7 @@ fn an_orphan_that_makes_the_daemon_its_tracer_continues() {
             "working_dir": daemon.scratch()});
         let pid = pid_of(&daemon.start_process(&body));
         daemon.wait_for_end(pid);
-        wait_until(TIMEOUT, "it goes on", || {
+        wait_until(TIMEOUT, "the process continues", || {
             (daemon.lines(pid, "stdout") == ["alive after [10, 17, 40]"]).then_some(())
         });
     }
@@ -84,7 +86,7 @@ fn an_orphan_that_makes_the_daemon_its_tracer_continues() {
 /// The container must end with its main process, and not before.
 #[test]
 fn a_traced_main_process_ends_the_container_only_with_its_exit() {
-    let scratch = tempfile::tempdir().expect("a directory");
+    let scratch = tempfile::tempdir().expect("create a directory");
     let (up, go) = (scratch.path().join("up"), scratch.path().join("go"));
     let wait =
         "open(sys.argv[1], 'w')\nwhile not os.path.exists(sys.argv[2]): signal.sigtimedwait([], 0.01)\nsys.exit(9)";
@@ -94,7 +96,7 @@ fn a_traced_main_process_ends_the_container_only_with_its_exit() {
         .start();
     wait_until(TIMEOUT, "it has been stopped and goes on", || up.exists().then_some(()));
     assert_eq!(daemon.try_health(), Some(200));
-    std::fs::write(&go, "").expect("let it end");
+    std::fs::write(&go, "").expect("release the process");
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(9));
 }
 
@@ -107,17 +109,17 @@ print("attached", flush=True)
 time.sleep(600)
 "#;
 
-fn trace(daemon: &Daemon, pid: u64) -> u64 {
+fn start_tracer(daemon: &Daemon, pid: u64) -> u64 {
     let body = json!({"command": "python3", "args": ["-c", TRACER, pid.to_string()]});
     let tracer = pid_of(&daemon.start_process(&body));
-    wait_until(TIMEOUT, "it is attached", || {
+    wait_until(TIMEOUT, "the tracer is attached", || {
         assert_eq!(daemon.info(tracer)["status"], "running", "{:?}", daemon.lines(tracer, "stderr"));
         (daemon.lines(tracer, "stdout") == ["attached"]).then_some(())
     });
     tracer
 }
 
-fn running(daemon: &Daemon) -> Value {
+fn running_processes(daemon: &Daemon) -> Value {
     daemon.get("/info").expect(200)["running_processes"].clone()
 }
 
@@ -128,8 +130,8 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
         let begun = Instant::now();
         let mut run = daemon.open_run(&json!({"command": "sleep", "args": ["5801"], "timeout": 6}));
         let first = run.next_frame().expect("the first event");
-        let pid = first.data["pid"].as_u64().expect("a pid");
-        let tracer = trace(&daemon, pid);
+        let pid = first.data["pid"].as_u64().expect("a PID");
+        let tracer = start_tracer(&daemon, pid);
         let last = run.next_frame().expect("the last event");
         let took = begun.elapsed();
         assert_eq!((&last.data["reason"], &last.data["signal"]), (&json!("timed_out"), &json!(9)));
@@ -137,11 +139,11 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
         assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(16), "{took:?}");
         assert_eq!(daemon.info(pid)["status"], "signaled");
         // The process still exists and counts as running.
-        assert_eq!(running(&daemon), 1);
+        assert_eq!(running_processes(&daemon), 1);
         let other = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5802"]})));
         daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");
         daemon.delete(&format!("/processes/{tracer}")).expect(204);
-        wait_until(TIMEOUT, "its slot is free when it is gone", || {
+        wait_until(TIMEOUT, "its slot is free once it is gone", || {
             (daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).status == 201).then_some(())
         });
         daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).expect(201);
@@ -154,17 +156,17 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
 fn a_tracer_does_not_delay_delete_restart_or_shutdown() {
     let mut daemon = start_daemon();
     let plain = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5804"]})));
-    trace(&daemon, plain);
+    start_tracer(&daemon, plain);
     let begun = Instant::now();
     daemon.delete(&format!("/processes/{plain}")).expect(204);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    wait_until(TIMEOUT, "it has ended", || (daemon.info(plain)["signal"] == 9).then_some(()));
+    wait_until(TIMEOUT, "the process has ended", || (daemon.info(plain)["signal"] == 9).then_some(()));
     let web = json!({"command": "sleep", "args": ["5805"], "name": "web", "stop_grace_ms": 100});
     let old = pid_of(&daemon.start_process(&web));
-    trace(&daemon, old);
+    start_tracer(&daemon, old);
     let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
     assert_ne!(pid_of(&new), old);
-    trace(&daemon, pid_of(&new));
+    start_tracer(&daemon, pid_of(&new));
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
 }

@@ -17,7 +17,7 @@ const PROCESSES: usize = 200;
 
 /// Starts a process that writes a line, holds a lock while any part of it runs, and crashes within 6 s. If the lock is
 /// held, an earlier run still exists: it exits with 99.
-fn start(daemon: &Daemon, name: &str) -> Value {
+fn start_crashing(daemon: &Daemon, name: &str) -> Value {
     let run = "echo run; n=$(($$ % 60)); sleep $((n / 10)).$((n % 10)) 3>&-; kill -$((n % 2 * 9)) $$; exit $((n % 3))";
     let script = format!("echo start; exec flock -F -n -E 99 {}/{name} sh -c '{run}'", daemon.scratch().display());
     daemon.start_process(&json!({
@@ -26,12 +26,12 @@ fn start(daemon: &Daemon, name: &str) -> Value {
     }))
 }
 
-fn restarts(info: &Value) -> u64 {
+fn restart_count(info: &Value) -> u64 {
     info["managed"]["restart_count"].as_u64().unwrap_or_else(|| panic!("no count: {info}"))
 }
 
 /// Checks invariants of a listing. `before` maps handles to the restart counts of the previous listing.
-fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
+fn check_listing(list: &[Value], before: &mut HashMap<u64, u64>) {
     for info in list {
         let managed = &info["managed"];
         let up = info["status"] == "running";
@@ -44,8 +44,8 @@ fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
         }
         assert_ne!(managed["last_exit"]["exit_code"], 99, "two of it at once: {info}");
         let handle = info["handle"].as_u64().expect("a handle");
-        let last = before.insert(handle, restarts(info)).unwrap_or(0);
-        assert!(restarts(info) >= last, "a count that went back: {info}");
+        let last = before.insert(handle, restart_count(info)).unwrap_or(0);
+        assert!(restart_count(info) >= last, "a count that went back: {info}");
     }
     let mut pids: Vec<_> = list.iter().filter(|info| info["status"] == "running").map(|info| &info["pid"]).collect();
     let count = pids.len();
@@ -62,7 +62,7 @@ fn check(list: &[Value], before: &mut HashMap<u64, u64>) {
 
 /// One client: lists all processes, and restarts, signals and kills its own ones. Returns the killed handles with their
 /// restart counts.
-fn meddle(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool) -> HashMap<u64, u64> {
+fn act_as_client(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool) -> HashMap<u64, u64> {
     let (mut before, mut killed) = (HashMap::new(), HashMap::new());
     while !over.load(Ordering::SeqCst) {
         let name = &own[random.below(own.len() as u64) as usize];
@@ -71,32 +71,32 @@ fn meddle(daemon: &Daemon, own: &[String], mut random: Random, over: &AtomicBool
             0 | 1 => {
                 let old = daemon.get(&path).expect(200);
                 let new = daemon.post(&format!("{path}/restart"), &json!({})).expect(200);
-                assert!(new["handle"] == old["handle"] && restarts(&new) > restarts(&old), "{old} {new}");
+                assert!(new["handle"] == old["handle"] && restart_count(&new) > restart_count(&old), "{old} {new}");
                 assert_eq!(new["status"], "running");
             }
             2 => {
                 let old = daemon.get(&path).expect(200);
                 daemon.delete(&format!("/processes/{}", old["pid"])).expect(204);
-                let stopped = wait_until(TIMEOUT, "it is stopped", || {
+                let stopped = wait_until(TIMEOUT, "the process is stopped", || {
                     let now = daemon.get(&path).expect(200);
                     (now["managed"]["status"] == "stopped").then_some(now)
                 });
-                killed.insert(stopped["handle"].as_u64().expect("a handle"), restarts(&stopped));
-                start(daemon, name);
+                killed.insert(stopped["handle"].as_u64().expect("a handle"), restart_count(&stopped));
+                start_crashing(daemon, name);
             }
             3 => {
                 let signal = [9, 15, 1][random.below(3) as usize];
                 let reply = daemon.post(&format!("{path}/signal"), &json!({"signal": signal}));
                 assert!(reply.status == 200 || reply.status == 409, "{}", reply.status);
             }
-            _ => check(&daemon.list(), &mut before),
+            _ => check_listing(&daemon.list(), &mut before),
         }
     }
     killed
 }
 
 /// Checks that no zombie exists for more than 2 s.
-fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
+fn check_no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
     let mut seen: HashMap<i32, Instant> = HashMap::new();
     while !over.load(Ordering::SeqCst) {
         let zombies: Vec<i32> =
@@ -114,7 +114,7 @@ fn no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
 fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests() {
     let daemon = start_daemon_with(&["--keep-ended", "100000"]);
     let names: Vec<String> = (0..PROCESSES).map(|n| format!("s{n}")).collect();
-    names.iter().for_each(|name| drop(start(&daemon, name)));
+    names.iter().for_each(|name| drop(start_crashing(&daemon, name)));
     // The clients share the second half of the processes; the first half only crashes.
     let (alone, shared) = names.split_at(PROCESSES / 2);
     let over = AtomicBool::new(false);
@@ -124,9 +124,9 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
             .chunks(PROCESSES / 8)
             .zip(seeds)
             .map(|(own, seed)| (own, Random(seed)))
-            .map(|(own, random)| scope.spawn(|| Ends(&over).of(|| meddle(&daemon, own, random, &over))))
+            .map(|(own, random)| scope.spawn(|| SetOnPanic(&over).run(|| act_as_client(&daemon, own, random, &over))))
             .collect();
-        scope.spawn(|| Ends(&over).of(|| no_zombie_stays(&daemon, &over)));
+        scope.spawn(|| SetOnPanic(&over).run(|| check_no_zombie_stays(&daemon, &over)));
         let begun = Instant::now();
         while begun.elapsed() < duration() && !over.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(20));
@@ -135,19 +135,19 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
         clients.into_iter().flat_map(|client| client.join().expect("a client")).collect()
     });
     let list = daemon.list();
-    check(&list, &mut HashMap::new());
+    check_listing(&list, &mut HashMap::new());
     assert_eq!(list.len(), PROCESSES + killed.len(), "one is lost");
     for info in &list {
         let handle = info["handle"].as_u64().expect("a handle");
         assert_eq!(info["managed"]["status"] == "stopped", killed.contains_key(&handle), "{info}");
         if let Some(count) = killed.get(&handle) {
-            assert_eq!(restarts(info), *count, "it was killed: {info}");
+            assert_eq!(restart_count(info), *count, "it was killed: {info}");
         }
     }
     // Each process that was not killed keeps restarting.
-    let before: HashMap<_, _> = list.iter().map(|info| (info["handle"].to_string(), restarts(info))).collect();
+    let before: HashMap<_, _> = list.iter().map(|info| (info["handle"].to_string(), restart_count(info))).collect();
     wait_until(TIMEOUT, "each is started again", || {
-        let on = |info: &Value| restarts(info) > before[&info["handle"].to_string()];
+        let on = |info: &Value| restart_count(info) > before[&info["handle"].to_string()];
         let live = daemon.list();
         live.iter().all(|info| info["managed"]["status"] == "stopped" || on(info)).then_some(())
     });
@@ -159,23 +159,23 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
         let starts = count("start") as u64;
         // SIGTERM may arrive before the first line.
         let early = u64::from(info["signal"] == 15);
-        assert!((restarts(&info)..=restarts(&info) + 1).contains(&starts), "{info} {lines}");
-        assert!(starts + early > restarts(&info), "{starts} starts: {info}");
+        assert!((restart_count(&info)..=restart_count(&info) + 1).contains(&starts), "{info} {lines}");
+        assert!(starts + early > restart_count(&info), "{starts} starts: {info}");
         assert!(count("run") as u64 + early >= starts, "two at once: {info} {lines}");
     }
     daemon.wait_until_gone(TIMEOUT, "");
 }
 
 /// Sets the flag that ends the other threads if this one panics.
-struct Ends<'a>(&'a AtomicBool);
+struct SetOnPanic<'a>(&'a AtomicBool);
 
-impl Ends<'_> {
-    fn of<T>(self, job: impl FnOnce() -> T) -> T {
+impl SetOnPanic<'_> {
+    fn run<T>(self, job: impl FnOnce() -> T) -> T {
         job()
     }
 }
 
-impl Drop for Ends<'_> {
+impl Drop for SetOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.store(true, Ordering::SeqCst);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
 /// Calls `job` with the numbers from 0 to `count - 1` on `clients` threads.
-fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
+fn run_on_threads(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..clients {
@@ -25,8 +25,8 @@ fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
     });
 }
 
-fn exit_codes(daemon: &Daemon, count: u64) {
-    by_clients(8, count, |number| {
+fn check_exit_codes(daemon: &Daemon, count: u64) {
+    run_on_threads(8, count, |number| {
         let code = number % 256;
         let body = json!({"command": "sh", "args": ["-c", format!("exit {code}")]});
         if number % 2 == 0 {
@@ -45,12 +45,12 @@ fn exit_codes(daemon: &Daemon, count: u64) {
 
 #[test]
 fn every_exit_code_is_reported_by_pid_1() {
-    exit_codes(&start_daemon(), 2_000);
+    check_exit_codes(&start_daemon(), 2_000);
 }
 
 #[test]
 fn every_exit_code_is_reported_by_a_subreaper() {
-    exit_codes(&Options::subreaper().start(), 400);
+    check_exit_codes(&Options::subreaper().start(), 400);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn output_is_complete_in_order_and_without_repeats() {
     let daemon = start_daemon();
     let expected: Vec<String> = (1..=2000).map(|number| number.to_string()).collect();
     let body = json!({"command": "seq", "args": ["1", "2000"]});
-    by_clients(4, 500, |number| {
+    run_on_threads(4, 500, |number| {
         let lines = match number % 3 {
             0 => daemon.run(&body).lines("stdout"),
             1 => {
@@ -99,7 +99,7 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
         return;
     }
     let daemon = Options::default().pid_max(400).start();
-    by_clients(4, 900, |number| {
+    run_on_threads(4, 900, |number| {
         let code = number % 200;
         let script = format!("echo {number}; read x; echo {number} >&2; exit {code}");
         if number % 2 == 0 {
@@ -154,18 +154,18 @@ fn a_background_child_can_write_after_the_end_of_the_run() {
     let script = "(read x <fifo; echo late; echo later) & echo early";
     let scratch = daemon.scratch();
     let fifo = scratch.join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
     // Opened for reading and writing, so that the open does not wait for the other end.
-    let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open it");
+    let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open the FIFO");
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}));
     assert_eq!(run.stdout(), "early");
-    std::io::Write::write_all(&mut fifo, b"go\n").expect("let it go on");
+    std::io::Write::write_all(&mut fifo, b"go\n").expect("release the process");
     wait_until(TIMEOUT, "the late lines are in the log", || {
         (daemon.lines(run.pid(), "stdout") == ["early", "late", "later"]).then_some(())
     });
 }
 
-fn timeout_kills_the_tree(daemon: &Daemon) {
+fn check_timeout_kills_the_tree(daemon: &Daemon) {
     let script = "setsid sleep 4201 & setsid sh -c 'setsid sleep 4201 & sleep 4201' & sleep 4201 & echo up; wait";
     let begun = Instant::now();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
@@ -180,17 +180,17 @@ fn timeout_kills_the_tree(daemon: &Daemon) {
 
 #[test]
 fn a_timeout_kills_the_whole_tree() {
-    timeout_kills_the_tree(&start_daemon());
+    check_timeout_kills_the_tree(&start_daemon());
 }
 
 #[test]
 fn a_timeout_kills_the_whole_tree_without_a_cgroup() {
-    timeout_kills_the_tree(&Options::default().without_cgroup().start());
+    check_timeout_kills_the_tree(&Options::default().without_cgroup().start());
 }
 
 #[test]
 fn a_timeout_kills_the_whole_tree_under_a_subreaper() {
-    timeout_kills_the_tree(&Options::subreaper().start());
+    check_timeout_kills_the_tree(&Options::subreaper().start());
 }
 
 #[test]

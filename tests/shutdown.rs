@@ -14,7 +14,7 @@ use crate::harness::{
 };
 
 /// A script that appends its name to the file `told` on SIGTERM and exits.
-fn tells(name: &str) -> String {
+fn on_sigterm_append(name: &str) -> String {
     format!("trap 'echo {name} >>told; exit 0' TERM; echo up; while :; do sleep 0.02; done")
 }
 
@@ -24,16 +24,16 @@ fn a_shutdown_sends_one_sigterm_to_each_process() {
     let scratch = daemon.scratch();
     let mut pids = Vec::new();
     for name in ["plain-1", "first", "second", "plain-2", "third"] {
-        let mut body = json!({"command": "bash", "args": ["-c", tells(name)], "working_dir": scratch});
+        let mut body = json!({"command": "bash", "args": ["-c", on_sigterm_append(name)], "working_dir": scratch});
         if !name.starts_with("plain") {
             body["name"] = json!(name);
         }
-        pids.push(daemon.start_process(&body)["pid"].as_u64().expect("a pid"));
+        pids.push(daemon.start_process(&body)["pid"].as_u64().expect("a PID"));
     }
     wait_until(TIMEOUT, "all are up", || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"]).then_some(()));
     daemon.signal(Signal::SIGTERM);
     daemon.wait_for_exit(TIMEOUT);
-    let told = std::fs::read_to_string(scratch.join("told")).expect("they told");
+    let told = std::fs::read_to_string(scratch.join("told")).expect("read the file");
     let mut names: Vec<&str> = told.lines().collect();
     assert_eq!(names.len(), 5, "each exactly once: {told}");
     names.sort_unstable();
@@ -107,8 +107,8 @@ fn each_shutdown_signal_gives_its_grace_and_exit_code_without_a_main_process() {
     ] {
         let mut daemon = start_daemon();
         let scratch = daemon.scratch();
-        let body = json!({"command": "bash", "args": ["-c", tells("asked")], "working_dir": scratch});
-        let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
+        let body = json!({"command": "bash", "args": ["-c", on_sigterm_append("asked")], "working_dir": scratch});
+        let pid = daemon.start_process(&body)["pid"].as_u64().expect("a PID");
         daemon.wait_for_stdout(pid, &["up"]);
         daemon.signal_number(signal);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code), "signal {signal}");
@@ -177,7 +177,7 @@ fn stopped_processes_are_continued_to_receive_sigterm() {
         for words in seconds.map(|seconds| format!("sleep {seconds}")) {
             let pid = wait_until(TIMEOUT, &words, || daemon.pids_executing(&words).first().copied());
             kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop it");
-            wait_until(TIMEOUT, "it is stopped", || {
+            wait_until(TIMEOUT, "the process is stopped", || {
                 let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
                 status.contains("State:\tT").then_some(())
             });
@@ -200,7 +200,7 @@ fn signals_of_other_users_are_ignored() {
 }
 
 /// Mounts a FUSE file system that never answers over /etc: a lookup in /etc/passwd hangs in the kernel.
-const DEAD_DISK: &str = r#"
+const HANGING_ETC: &str = r#"
 import ctypes, os, time
 fuse = os.open("/dev/fuse", os.O_RDWR)
 options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
@@ -209,16 +209,16 @@ print("mounted", flush=True)
 time.sleep(600)
 "#;
 
-fn with_a_dead_disk(options: Options) -> Daemon {
+fn start_with_hanging_etc(options: Options) -> Daemon {
     let daemon = options.start();
-    let body = json!({"command": "python3", "args": ["-c", DEAD_DISK], "user": "root"});
-    let pid = daemon.start_process(&body)["pid"].as_u64().expect("a pid");
+    let body = json!({"command": "python3", "args": ["-c", HANGING_ETC], "user": "root"});
+    let pid = daemon.start_process(&body)["pid"].as_u64().expect("a PID");
     daemon.wait_for_stdout(pid, &["mounted"]);
     // The response to this request is not awaited: it never comes.
     let body = json!({"command": "true"}).to_string();
     let head = format!("Authorization: Bearer {}\r\nContent-Length: {}\r\n", daemon.token, body.len());
     let mut stream = daemon.connect();
-    write!(stream, "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").expect("send it");
+    write!(stream, "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").expect("send the request");
     wait_until(TIMEOUT, "the supervisor waits for the disk", || {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("its threads");
         tasks.flatten().find(|task| {
@@ -235,23 +235,23 @@ fn a_hanging_disk_at_the_start_does_not_prevent_a_shutdown() {
     if skip_without_root() {
         return;
     }
-    let dir = tempfile::tempdir().expect("a directory");
-    let dead = DEAD_DISK.replace("rootmode=40000", "rootmode=100000").replace("/etc", "/etc/passwd");
+    let dir = tempfile::tempdir().expect("create a directory");
+    let dead = HANGING_ETC.replace("rootmode=40000", "rootmode=100000").replace("/etc", "/etc/passwd");
     let mut command = bound_command("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "sh", "-c"]);
-    command.arg("mkfifo go; python3 -c \"$DEAD_DISK\" >go & until [ -p go ]; do :; done; read x <go; exec \"$@\"");
+    command.arg("mkfifo go; python3 -c \"$HANGING_ETC\" >go & until [ -p go ]; do :; done; read x <go; exec \"$@\"");
     command.args(["sh", env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--config-dir", "none"]);
     command.args(["--run-dir", "run", "--log-dir", "log", "--", "sleep", "600"]);
-    command.env("DEAD_DISK", dead).current_dir(dir.path()).stdin(Stdio::null());
+    command.env("HANGING_ETC", dead).current_dir(dir.path()).stdin(Stdio::null());
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut launcher = command.spawn().expect("start it");
+    let mut launcher = command.spawn().expect("start the program");
     let address = dir.path().join("run/address");
-    wait_until(TIMEOUT, "it listens", || address.exists().then_some(()));
+    wait_until(TIMEOUT, "the daemon listens", || address.exists().then_some(()));
     let pid = procfs::children(launcher.id() as i32)[0];
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         kill(Pid::from_raw(pid), signal).expect("signal it");
     }
-    let end = wait_until(TIMEOUT, "it ends", || launcher.try_wait().expect("wait for it"));
+    let end = wait_until(TIMEOUT, "the process ends", || launcher.try_wait().expect("wait for it"));
     // The FUSE server ends during the shutdown, so the start has either failed or been given up.
     assert!(matches!(end.code(), Some(1 | 137)), "{end}");
 }
@@ -261,13 +261,13 @@ fn a_hanging_disk_does_not_prevent_a_shutdown() {
     if skip_without_root() {
         return;
     }
-    let mut daemon = with_a_dead_disk(Options::default().args(&["--shutdown-grace", "0.1"]));
+    let mut daemon = start_with_hanging_etc(Options::default().args(&["--shutdown-grace", "0.1"]));
     daemon.signal(Signal::SIGINT);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
     assert!(daemon.log().contains("the supervisor does not answer"), "that is why");
 
     // The first of the two signals is lost on its way to the main process.
-    let mut daemon = with_a_dead_disk(Options::default().args(&["--default-user", "0", "--", "sleep", "600"]));
+    let mut daemon = start_with_hanging_etc(Options::default().args(&["--default-user", "0", "--", "sleep", "600"]));
     daemon.signal(Signal::SIGTERM);
     daemon.signal(Signal::SIGINT);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(137));

@@ -3,7 +3,7 @@
 use crate::harness::{Daemon, Options, procfs, start_daemon};
 
 /// Names of the threads that have this signal unblocked.
-fn hearing(daemon: &Daemon, signal: i32) -> Vec<String> {
+fn threads_with_unblocked(daemon: &Daemon, signal: i32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("the threads").flatten();
     let names = tasks.filter_map(|task| {
         let status = std::fs::read_to_string(task.path().join("status")).ok()?;
@@ -20,7 +20,7 @@ fn only_the_signals_threads_have_signals_unblocked() {
     for daemon in [start_daemon(), Options::subreaper().start()] {
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
         for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPWR, 37, 64] {
-            let threads = hearing(&daemon, signal);
+            let threads = threads_with_unblocked(&daemon, signal);
             assert_eq!(threads, ["signals"], "signal {signal} of {:?}", procfs::threads(daemon.pid));
         }
     }

@@ -13,14 +13,14 @@ const MIB: u64 = 1 << 20;
 
 /// Memory that the daemon may use for one client, in KiB: its buffers (docs/api.md, Limits), its thread, and overhead
 /// of the allocator.
-const EACH: u64 = 256;
+const KIB_PER_CLIENT: u64 = 256;
 
 /// Sends each request on a connection of its own and waits for the first byte of the response, without reading it.
-fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
+fn connect_without_reading(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
     let open = |request: &String| {
         let mut stream = daemon.connect();
         // A small receive buffer, so that little of the response fits into the kernel.
-        setsockopt(&stream, sockopt::RcvBuf, &4096).expect("a small buffer");
+        setsockopt(&stream, sockopt::RcvBuf, &4096).expect("set the buffer size");
         std::io::Write::write_all(&mut stream, request.as_bytes()).expect("send the request");
         stream
     };
@@ -32,7 +32,7 @@ fn deaf(daemon: &Daemon, requests: &[String]) -> Vec<TcpStream> {
 }
 
 /// Largest resident size of the daemon since its start, in KiB.
-fn peak(daemon: &Daemon) -> u64 {
+fn peak_memory(daemon: &Daemon) -> u64 {
     procfs::kilobytes(daemon.pid, "VmHWM")
 }
 
@@ -60,11 +60,11 @@ fn memory_per_client_is_bounded_for_long_lines_that_grow_when_escaped() {
         let request = daemon.request_head("GET", "/processes/run", &head).replacen("GET", "POST", 1);
         requests.push(request + &body);
     }
-    let before = peak(&daemon);
-    let clients = deaf(&daemon, &requests);
+    let before = peak_memory(&daemon);
+    let clients = connect_without_reading(&daemon, &requests);
     daemon.wait_until_idle(Duration::from_millis(200));
-    let grown = peak(&daemon) - before;
-    assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
+    let grown = peak_memory(&daemon) - before;
+    assert!(grown < KIB_PER_CLIENT * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
 }
 
 #[test]
@@ -82,9 +82,9 @@ fn memory_per_client_is_bounded_for_large_commands() {
         requests.push(daemon.request_head("GET", &format!("/processes/{}", pids[0]), ""));
         requests.push(daemon.request_head("GET", "/processes", ""));
     }
-    let before = peak(&daemon);
-    let clients = deaf(&daemon, &requests);
+    let before = peak_memory(&daemon);
+    let clients = connect_without_reading(&daemon, &requests);
     daemon.wait_until_idle(Duration::from_millis(200));
-    let grown = peak(&daemon) - before;
-    assert!(grown < EACH * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
+    let grown = peak_memory(&daemon) - before;
+    assert!(grown < KIB_PER_CLIENT * clients.len() as u64, "{} clients take {grown} KiB", clients.len());
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::response::{CompletedRun, ResponseStream};
 use crate::harness::{Daemon, Response, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-fn with_pipe(daemon: &Daemon, script: &str) -> u64 {
+fn start_with_stdin_pipe(daemon: &Daemon, script: &str) -> u64 {
     pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"})))
 }
 
@@ -23,7 +23,7 @@ fn close(daemon: &Daemon, pid: u64) -> Response {
 #[test]
 fn written_bytes_arrive_in_order_until_stdin_is_closed() {
     let daemon = start_daemon();
-    let pid = with_pipe(&daemon, "cat");
+    let pid = start_with_stdin_pipe(&daemon, "cat");
     assert_eq!(daemon.info(pid)["stdin_writable"], true);
     for bytes in [b"one\n".as_slice(), b"", b"two \xff\0\n", b"three"] {
         assert_eq!(write(&daemon, pid, bytes).expect(204), Value::Null);
@@ -39,13 +39,13 @@ fn written_bytes_arrive_in_order_until_stdin_is_closed() {
 #[test]
 fn a_write_to_a_closed_stdin_is_409() {
     let daemon = start_daemon();
-    let pid = with_pipe(&daemon, "cat; sleep 4300");
+    let pid = start_with_stdin_pipe(&daemon, "cat; sleep 4300");
     close(&daemon, pid).expect(204);
     close(&daemon, pid).expect(204);
     assert_eq!(daemon.info(pid)["stdin_writable"], false);
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
     // The process closes its stdin itself.
-    let pid = with_pipe(&daemon, "exec <&-; echo closed; sleep 4300");
+    let pid = start_with_stdin_pipe(&daemon, "exec <&-; echo closed; sleep 4300");
     daemon.wait_for_stdout(pid, &["closed"]);
     write(&daemon, pid, b"x").expect_error(409, "STDIN_CLOSED", "");
 }
@@ -62,7 +62,7 @@ fn stdin_of_a_process_without_a_pipe_is_400() {
 #[test]
 fn a_body_of_64_mib_is_streamed_with_bounded_memory() {
     let daemon = start_daemon();
-    let pid = with_pipe(&daemon, "cat");
+    let pid = start_with_stdin_pipe(&daemon, "cat");
     let block: Vec<u8> = (0..1_u32 << 20).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let before = procfs::kilobytes(daemon.pid, "VmHWM");
     let head = format!(
@@ -75,7 +75,7 @@ fn a_body_of_64_mib_is_streamed_with_bounded_memory() {
     for _ in 0..64 {
         socket.write_all(&block).expect("a block");
     }
-    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
+    assert_eq!(ResponseStream::read(socket).expect("a response").status, 204);
     close(&daemon, pid).expect(204);
     assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     let raw = daemon.raw_output(pid, "stdout");
@@ -87,7 +87,7 @@ fn a_body_of_64_mib_is_streamed_with_bounded_memory() {
 #[test]
 fn a_chunked_body_is_passed_on_chunk_by_chunk() {
     let daemon = start_daemon();
-    let pid = with_pipe(&daemon, "cat");
+    let pid = start_with_stdin_pipe(&daemon, "cat");
     let mut socket = daemon.connect();
     let head = format!(
         "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -97,15 +97,15 @@ fn a_chunked_body_is_passed_on_chunk_by_chunk() {
     socket.write_all(b"6\r\nfirst\n\r\n").expect("a chunk");
     daemon.wait_for_stdout(pid, &["first"]);
     socket.write_all(b"7;x=y\r\nsecond\n\r\n0\r\n\r\n").expect("the rest");
-    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
+    assert_eq!(ResponseStream::read(socket).expect("a response").status, 204);
     daemon.wait_for_stdout(pid, &["first", "second"]);
 }
 
 #[test]
 fn a_process_that_never_reads_delays_only_its_writer() {
     let daemon = start_daemon();
-    let deaf = with_pipe(&daemon, "exec sleep 4302");
-    let cat = with_pipe(&daemon, "cat");
+    let deaf = start_with_stdin_pipe(&daemon, "exec sleep 4302");
+    let cat = start_with_stdin_pipe(&daemon, "cat");
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| daemon.post_refused(&format!("/processes/{deaf}/stdin"), &vec![b'x'; 4 << 20]));
         for number in 0..200 {
@@ -122,7 +122,7 @@ fn a_process_that_never_reads_delays_only_its_writer() {
 }
 
 /// Runs a script to completion; `more` holds further fields of the body.
-fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
+fn run_with_fields(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
     let mut body = json!({"command": "sh", "args": ["-c", script]});
     body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     daemon.run(&body)
@@ -132,20 +132,23 @@ fn run_with(daemon: &Daemon, script: &str, more: Value) -> CompletedRun {
 fn a_run_gets_its_input_and_then_end_of_file() {
     let daemon = start_daemon();
     // Text without a final newline, empty text, and bytes that are not UTF-8.
-    assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"), ["one", "twoend"]);
-    assert_eq!(run_with(&daemon, "cat; echo end", json!({"stdin": ""})).stdout(), "end");
-    assert_eq!(run_with(&daemon, "od -An -tx1", json!({"stdin_base64": "/wAKgA=="})).stdout(), " ff 00 0a 80");
+    assert_eq!(
+        run_with_fields(&daemon, "cat; echo end", json!({"stdin": "one\ntwo"})).lines("stdout"),
+        ["one", "twoend"]
+    );
+    assert_eq!(run_with_fields(&daemon, "cat; echo end", json!({"stdin": ""})).stdout(), "end");
+    assert_eq!(run_with_fields(&daemon, "od -An -tx1", json!({"stdin_base64": "/wAKgA=="})).stdout(), " ff 00 0a 80");
     // Nearly as much as a request body may hold, also to a slow reader.
     let text = format!("{}\n", "0123456789abcdef".repeat(60_000));
     let slow = "head -c 1; sleep 0.3; cat";
     for script in ["cat", slow, "wc -c"] {
-        let run = run_with(&daemon, script, json!({"stdin": text}));
+        let run = run_with_fields(&daemon, script, json!({"stdin": text}));
         let right = if script == "wc -c" { text.len().to_string() } else { text.trim_end().to_owned() };
         assert!(run.stdout() == right, "{script}");
     }
     // A background child gets end-of-file too; after the end stdin is closed.
-    assert_eq!(run_with(&daemon, "exec 3<&0; cat <&3 & wait", json!({"stdin": "x"})).stdout(), "x");
-    let run = run_with(&daemon, "cat >/dev/null", json!({"stdin": "x"}));
+    assert_eq!(run_with_fields(&daemon, "exec 3<&0; cat <&3 & wait", json!({"stdin": "x"})).stdout(), "x");
+    let run = run_with_fields(&daemon, "cat >/dev/null", json!({"stdin": "x"}));
     let info = daemon.info(run.pid());
     assert_eq!((&info["stdin_writable"], &info["status"]), (&json!(false), &json!("exited")));
 }
@@ -163,7 +166,7 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
             ("head -c 2; echo; exit 3", "xx"),
             ("exec <&-; echo closed; exit 3", "closed"),
         ] {
-            let run = run_with(&daemon, script, json!({"stdin": text}));
+            let run = run_with_fields(&daemon, script, json!({"stdin": text}));
             assert_eq!((run.code(), run.lines("stdout")), (Some(3), vec![right.to_owned()]), "{script}");
         }
         if round == 0 {
@@ -181,7 +184,7 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
     close(&daemon, pid).expect(204);
     drop(events);
     daemon.wait_until_gone(TIMEOUT, "sleep 4303");
-    let timed_out = run_with(&daemon, "sleep 4304", json!({"stdin": text, "timeout_secs": 0.2}));
+    let timed_out = run_with_fields(&daemon, "sleep 4304", json!({"stdin": text, "timeout_secs": 0.2}));
     assert_eq!(timed_out.last["reason"], "timed_out");
     wait_until(TIMEOUT, "its descriptors are given back", || (descriptors() <= before).then_some(()));
     for (more, needle) in [

@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Options, TIMEOUT, is_root, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
-fn pipes(daemon: &Daemon) -> usize {
+fn count_pipes(daemon: &Daemon) -> usize {
     procfs::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count()
 }
 
 /// Sets `O_DIRECT` on stdout and stderr, so that each write becomes a packet (pipe(7)).
-const PACKETS: &str = "import fcntl, os, sys
+const SET_PACKET_MODE: &str = "import fcntl, os, sys
 for fd in (1, 2):
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
 ";
@@ -24,8 +24,8 @@ for fd in (1, 2):
 fn output_in_packet_mode_is_complete_and_its_pipes_are_closed() {
     let daemon = start_daemon();
     daemon.run_sh("true");
-    let before = pipes(&daemon);
-    let script = format!("{PACKETS}for n in range(200):\n    os.write(1 + n % 2, b'%d\\n' % n)\n");
+    let before = count_pipes(&daemon);
+    let script = format!("{SET_PACKET_MODE}for n in range(200):\n    os.write(1 + n % 2, b'%d\\n' % n)\n");
     for _ in 0..10 {
         let run = daemon.run(&json!({"command": "python3", "args": ["-c", script]}));
         for (stream, parity) in [("stdout", 0), ("stderr", 1)] {
@@ -33,7 +33,7 @@ fn output_in_packet_mode_is_complete_and_its_pipes_are_closed() {
             assert_eq!(run.lines(stream), right, "{stream}");
         }
     }
-    wait_until(TIMEOUT, "the pipes are closed", || (pipes(&daemon) == before).then_some(()));
+    wait_until(TIMEOUT, "the pipes are closed", || (count_pipes(&daemon) == before).then_some(()));
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn mixed_packet_and_plain_writes_lose_nothing_at_any_pipe_size() {
     for size in [4096, 1 << 20] {
         // Alternates plain writes and packets of all lengths, faster than they are read.
         let script = format!(
-            "{PACKETS}fcntl.fcntl(1, 1031, {size})
+            "{SET_PACKET_MODE}fcntl.fcntl(1, 1031, {size})
 flags = fcntl.fcntl(1, fcntl.F_GETFL)
 for n in range(3000):
     fcntl.fcntl(1, fcntl.F_SETFL, flags if n % 7 < 4 else flags & ~os.O_DIRECT)
@@ -112,8 +112,8 @@ fn a_terminal_has_iutf8_and_belongs_to_its_user_and_group_tty() {
 }
 
 /// A daemon whose stderr is `stderr`, with a main process that runs `script` as `tl-user`.
-fn with_main(theirs: OwnedFd, script: &str) -> Daemon {
-    Options::default().stderr(theirs).args(&["--", "sh", "-c", script]).start()
+fn start_with_main_process(stderr: OwnedFd, script: &str) -> Daemon {
+    Options::default().stderr(stderr).args(&["--", "sh", "-c", script]).start()
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     }
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     let script = "echo reopened >/dev/stderr; echo refused >/dev/stdout; echo uid $(id -u) >&2; exec sleep 5300";
-    let daemon = with_main(theirs, script);
+    let daemon = start_with_main_process(theirs, script);
     let lines = std::io::BufReader::new(std::fs::File::from(ours.try_clone().expect("a second descriptor")));
     let mut said = Vec::new();
     let uid = std::io::BufRead::lines(lines).find_map(|line| {
@@ -134,7 +134,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     let uid = uid.expect("a number");
     assert_eq!(fstat(&ours).expect("its owner").st_uid, uid);
     // stdout is a file and stdin is /dev/null: both keep their owner.
-    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5300").first().copied());
+    wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5300").first().copied());
     assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
     let log = std::fs::metadata(daemon.log_file()).expect("the log");
     assert_eq!((log.uid(), log.gid()), (0, 0));
@@ -148,16 +148,16 @@ fn foreign_and_named_pipes_keep_their_owner() {
     }
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     nix::unistd::fchown(&theirs, Some(4711.into()), None).expect("give it away");
-    let daemon = with_main(theirs, "exec sleep 5301");
-    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5301").first().copied());
+    let daemon = start_with_main_process(theirs, "exec sleep 5301");
+    wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5301").first().copied());
     assert_eq!(fstat(&ours).expect("its owner").st_uid, 4711);
     drop(daemon);
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let path = dir.path().join("fifo");
-    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
-    let fifo = std::fs::File::options().read(true).write(true).open(&path).expect("open it");
-    let daemon = with_main(fifo.into(), "exec sleep 5302");
-    wait_until(TIMEOUT, "it runs", || daemon.pids_executing("sleep 5302").first().copied());
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("create a FIFO");
+    let fifo = std::fs::File::options().read(true).write(true).open(&path).expect("open the FIFO");
+    let daemon = start_with_main_process(fifo.into(), "exec sleep 5302");
+    wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5302").first().copied());
     assert_eq!(std::fs::metadata(&path).expect("the fifo").uid(), 0);
 }
 

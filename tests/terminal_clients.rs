@@ -14,26 +14,26 @@ use crate::harness::websocket::{
 use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, wait_until};
 
 /// Runs `job` and waits until the daemon has no more threads and descriptors than before.
-fn leaves_nothing(daemon: &Daemon, job: impl FnOnce()) {
+fn check_releases_resources(daemon: &Daemon, job: impl FnOnce()) {
     // The count may include an idle connection of the harness.
     let before = daemon.threads_and_descriptors();
     job();
     daemon.wait_until_released(before);
 }
 
-fn reader(daemon: &Daemon) -> Session {
+fn start_echo(daemon: &Daemon) -> Session {
     daemon.pty_sh("stty raw -echo; echo up; exec cat")
 }
 
-fn ws(session: &Session) -> String {
+fn websocket_path(session: &Session) -> String {
     format!("/pty/{}/ws", session.id)
 }
 
 #[test]
 fn attaching_requires_the_token_of_the_session() {
     let daemon = start_daemon();
-    let session = reader(&daemon);
-    let path = ws(&session);
+    let session = start_echo(&daemon);
+    let path = websocket_path(&session);
     let bearer = format!("Bearer {}", daemon.token);
     let last = if session.token.ends_with('0') { '1' } else { '0' };
     let almost = format!("{}{last}", &session.token[..63]);
@@ -48,7 +48,7 @@ fn attaching_requires_the_token_of_the_session() {
     assert_eq!(open(&format!("{path}?token={}", session.token), &[("X-PTY-Token", "x")]), Err(403));
     assert_eq!(open(&path, &[("Authorization", &bearer)]), Err(403));
     assert_eq!(open(&path, &[]), Err(403));
-    let other = reader(&daemon);
+    let other = start_echo(&daemon);
     assert_eq!(open(&path, &[("X-PTY-Token", &other.token)]), Err(403));
     assert_eq!(open("/pty/00000000000000000000000000000000/ws", &[("X-PTY-Token", &session.token)]), Err(404));
     // All other requests about a session require the token of the daemon.
@@ -66,10 +66,10 @@ fn attaching_requires_the_token_of_the_session() {
 #[test]
 fn an_invalid_websocket_handshake_is_refused() {
     let daemon = start_daemon();
-    let session = reader(&daemon);
-    let path = ws(&session);
+    let session = start_echo(&daemon);
+    let path = websocket_path(&session);
     let token = format!("X-PTY-Token: {}\r\n", session.token);
-    leaves_nothing(&daemon, || {
+    check_releases_resources(&daemon, || {
         upgrade_response(&daemon, &path, &token).expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
         upgrade_response(&daemon, &path, "").expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
         upgrade_response(&daemon, "/pty/nobody/ws", "").expect_error(404, "SESSION_NOT_FOUND", "nobody");
@@ -109,10 +109,10 @@ fn an_invalid_websocket_handshake_is_refused() {
 #[test]
 fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
     let daemon = start_daemon();
-    let session = reader(&daemon);
+    let session = start_echo(&daemon);
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
-    leaves_nothing(&daemon, || {
+    check_releases_resources(&daemon, || {
         let mut noisy = daemon.watch(&session);
         for message in [
             Message::text("\u{0}typed as text"),
@@ -148,7 +148,7 @@ fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
     });
     terminal.expect("fragmented");
     assert!(!terminal.text().contains("typed as text"));
-    leaves_nothing(&daemon, || {
+    check_releases_resources(&daemon, || {
         let over = vec![0; (1 << 20) + 1];
         for (bytes, code) in [
             (client_frame(0x82, &over), Some(1009)),
@@ -188,13 +188,13 @@ fn output_is_held_back_until_the_client_is_ready() {
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let quiet = patient.socket.get_ref();
-    quiet.set_read_timeout(Some(Duration::from_millis(100))).expect("a time-out");
+    quiet.set_read_timeout(Some(Duration::from_millis(100))).expect("set the timeout");
     assert!(patient.socket.read().is_err(), "nothing before READY");
-    patient.socket.get_ref().set_read_timeout(Some(TIMEOUT)).expect("a time-out");
+    patient.socket.get_ref().set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
     patient.ready();
     patient.expect("up");
     terminal.type_in("go\r\n");
-    let close = impatient.wait_for_end().close.expect("a word");
+    let close = impatient.wait_for_end().close.expect("a Close with a payload");
     assert_eq!(close.0, 1008, "{close:?}");
     for terminal in [&mut terminal, &mut patient] {
         while terminal.output.len() < 3_000_000 {
@@ -221,14 +221,14 @@ fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     }
     let took = begun.elapsed();
     assert!(terminal.output.len() > 80_000_000 && took < TIMEOUT, "{took:?}");
-    wait_until(TIMEOUT, "who does not read is dropped", || {
+    wait_until(TIMEOUT, "the client that does not read is dropped", || {
         (daemon.pty_info(&session)["client_count"] == 1).then_some(())
     });
     let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(grown < 24 << 10, "{grown} KiB for a backlog of 8 MiB");
     // The dropped client may still read a Close.
     drop(idle);
-    leaves_nothing(&daemon, || {
+    check_releases_resources(&daemon, || {
         daemon.watch(&session).disconnect();
     });
 }
@@ -241,12 +241,12 @@ fn a_client_that_falls_too_far_behind_is_closed_with_1008() {
     slow.expect("up");
     slow.type_in("go\n");
     // It is dropped because of its backlog, before the first ping after 30 s.
-    wait_until(Duration::from_secs(25), "it is dropped", || {
+    wait_until(Duration::from_secs(25), "the client is dropped", || {
         (daemon.pty_info(&session)["client_count"] == 0).then_some(())
     });
     let ended = slow.wait_for_end();
     assert!(slow.output.len() < 40_000_000 && ended.exit.is_none());
-    let (code, reason) = ended.close.expect("a word");
+    let (code, reason) = ended.close.expect("a Close with a payload");
     assert!(code == 1008 && reason.contains("too slow"), "{code} {reason}");
     assert_eq!(daemon.pty_info(&session)["is_alive"], true);
 }
@@ -258,7 +258,7 @@ fn a_slow_client_gets_all_output_and_the_exit() {
     let session = daemon.pty_sh("stty raw -echo; echo up; read -r line; head -c 2000000 /dev/zero; exit 3");
     let mut slow = daemon.watch(&session);
     slow.expect("up");
-    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &65_536).expect("a buffer");
+    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &65_536).expect("set the buffer size");
     slow.type_in("go\n");
     let (mut seen, mut exit) = (0, None);
     let close = loop {
@@ -271,7 +271,7 @@ fn a_slow_client_gets_all_output_and_the_exit() {
                 Some((3, code)) => exit = Some(code.to_vec()),
                 _ => {}
             },
-            Message::Close(close) => break close.expect("a word"),
+            Message::Close(close) => break close.expect("a Close with a payload"),
             _ => {}
         }
         let _ = slow.socket.get_mut().write_all(&client_frame(0x82, b"\0x"));
@@ -310,7 +310,7 @@ fn a_client_that_reads_the_replay_slowly_stays_attached() {
     let mut other = daemon.watch(&session);
     other.expect("up");
     let mut slow = daemon.attach(&session);
-    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &4096).expect("a buffer");
+    setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &4096).expect("set the buffer size");
     slow.ready();
     let begun = Instant::now();
     read_slowly(slow.socket.get_mut(), 1000, 100, || begun.elapsed() > Duration::from_secs(80));
@@ -325,9 +325,9 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
     idle.expect("up");
     idle.type_in("go\n");
     let begun = Instant::now();
-    let mut socket = idle.socket.get_ref().try_clone().expect("a copy");
-    socket.set_write_timeout(Some(Duration::from_millis(100))).expect("a limit");
-    wait_until(Duration::from_secs(110), "it is dropped", || {
+    let mut socket = idle.socket.get_ref().try_clone().expect("duplicate the socket");
+    socket.set_write_timeout(Some(Duration::from_millis(100))).expect("set the timeout");
+    wait_until(Duration::from_secs(110), "the client is dropped", || {
         // The client does not read the pongs either, so the write may fail when buffers are full.
         let _ = socket.write_all(&client_frame(0x89, b"here"));
         std::thread::sleep(Duration::from_millis(100));
@@ -343,8 +343,8 @@ fn ended_clients_and_sessions_release_threads_and_descriptors() {
     // Creates what the daemon creates only once.
     let session = daemon.pty_sh("echo up; read -r line");
     daemon.watch(&session).ask("x", "up");
-    wait_until(TIMEOUT, "it has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
-    leaves_nothing(&daemon, || {
+    wait_until(TIMEOUT, "the process has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+    check_releases_resources(&daemon, || {
         for round in 0..30 {
             let session = daemon.pty_sh("echo up; read -r line");
             let mut terminals: Vec<_> = (0..3).map(|_| daemon.watch(&session)).collect();
@@ -399,7 +399,7 @@ fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
         });
         assert!(begun.elapsed() > Duration::from_secs(55), "{:?}", begun.elapsed());
         daemon.delete(&format!("/pty/{}", session.id)).expect(204);
-        let ended = alive.join().expect("who answers");
+        let ended = alive.join().expect("the reading thread");
         assert_eq!(ended.close.map(|(code, _)| code), Some(1001));
     });
     drop(silent);

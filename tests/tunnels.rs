@@ -13,9 +13,9 @@ use tungstenite::{Message, WebSocket};
 use crate::harness::websocket::{UPGRADE, client_frame, close_code_after, try_open, upgrade_response};
 use crate::harness::{TIMEOUT, procfs, reserve_closed_port, start_daemon, tcp_service};
 
-fn echo() -> u16 {
+fn echo_service() -> u16 {
     tcp_service(|mut stream| {
-        let mut copy = stream.try_clone().expect("a second handle");
+        let mut copy = stream.try_clone().expect("duplicate the socket");
         let _ = std::io::copy(&mut copy, &mut stream);
     })
 }
@@ -24,7 +24,7 @@ fn echo() -> u16 {
 fn receive(socket: &mut WebSocket<TcpStream>, count: usize) -> (Vec<u8>, Option<CloseFrame>) {
     let mut bytes = Vec::new();
     while bytes.len() < count {
-        match socket.read().expect("the tunnel goes on") {
+        match socket.read().expect("a message") {
             Message::Binary(piece) => bytes.extend_from_slice(&piece),
             Message::Close(words) => return (bytes, words),
             Message::Ping(_) | Message::Pong(_) => {}
@@ -41,7 +41,7 @@ fn pattern(count: usize) -> Vec<u8> {
 #[test]
 fn bytes_pass_in_both_directions_in_any_framing() {
     let daemon = start_daemon();
-    let port = echo();
+    let port = echo_service();
     let before = daemon.threads_and_descriptors();
     let mut tunnel = daemon.tunnel(port);
     for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
@@ -60,7 +60,7 @@ fn bytes_pass_in_both_directions_in_any_framing() {
     bytes.iter().for_each(|byte| tunnel.get_mut().write_all(&[*byte]).expect("send"));
     let (mut text, mut ponged) = (Vec::new(), false);
     while text.len() < 13 || !ponged {
-        match tunnel.read().expect("the tunnel goes on") {
+        match tunnel.read().expect("a message") {
             Message::Binary(piece) => text.extend_from_slice(&piece),
             Message::Pong(payload) => ponged = payload == "ping",
             other => panic!("what is {other:?}?"),
@@ -97,10 +97,10 @@ fn a_slow_client_gets_everything_the_service_sent() {
         stream.write_all(&pattern(2_000_000)).expect("send");
     });
     let mut tunnel = daemon.tunnel(port);
-    setsockopt(tunnel.get_ref(), sockopt::RcvBuf, &65_536).expect("a buffer");
+    setsockopt(tunnel.get_ref(), sockopt::RcvBuf, &65_536).expect("set the buffer size");
     let mut bytes = Vec::new();
     let words = loop {
-        let message = tunnel.read().expect("the tunnel goes on");
+        let message = tunnel.read().expect("a message");
         // Reads so slowly that the whole takes longer than the daemon waits for a client that reads nothing.
         std::thread::sleep(Duration::from_micros(5 * message.len() as u64));
         match message {
@@ -178,7 +178,7 @@ fn a_closed_port_is_502_and_an_invalid_port_400() {
 fn a_service_on_the_ipv6_loopback_is_reached() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
     let daemon = start_daemon();
-    let port = listener.local_addr().expect("its address").port();
+    let port = listener.local_addr().expect("local address").port();
     let mut tunnel = daemon.tunnel(port);
     let (mut stream, _) = listener.accept().expect("the tunnel's connection");
     stream.write_all(b"six").expect("send");
@@ -188,7 +188,7 @@ fn a_service_on_the_ipv6_loopback_is_reached() {
 #[test]
 fn invalid_frames_close_the_tunnel_with_their_code() {
     let daemon = start_daemon();
-    let port = echo();
+    let port = echo_service();
     let before = daemon.threads_and_descriptors();
     for (bytes, code) in [
         (client_frame(0x81, b"text"), Some(1003)),
@@ -218,7 +218,7 @@ fn a_reset_by_the_service_closes_the_tunnel_with_an_error() {
     });
     let mut tunnel = daemon.tunnel(port);
     tunnel.send(Message::binary(vec![0; 1000])).expect("send");
-    let words = receive(&mut tunnel, 1).1.expect("a word");
+    let words = receive(&mut tunnel, 1).1.expect("a Close with a payload");
     assert_eq!(words.code, CloseCode::Error, "{words:?}");
 }
 
@@ -258,7 +258,7 @@ fn backpressure_bounds_memory_in_both_directions() {
     let (tell, told) = channel();
     // The service reads nothing and reports how much it could send before its write timed out.
     let port = tcp_service(move |mut stream| {
-        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
+        stream.set_write_timeout(Some(Duration::from_millis(500))).expect("set the timeout");
         let mut sent = 0;
         while let Ok(count) = stream.write(&[0; 100_000]) {
             sent += count;
@@ -267,12 +267,12 @@ fn backpressure_bounds_memory_in_both_directions() {
     });
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let mut tunnel = daemon.tunnel(port);
-    tunnel.get_ref().set_write_timeout(Some(Duration::from_millis(500))).expect("a time-out");
+    tunnel.get_ref().set_write_timeout(Some(Duration::from_millis(500))).expect("set the timeout");
     let mut sent = 0;
     while tunnel.send(Message::binary(vec![0; 100_000])).is_ok() {
         sent += 100_000;
     }
-    let (from_service, _stream) = told.recv_timeout(TIMEOUT).expect("the service is held up");
+    let (from_service, _stream) = told.recv_timeout(TIMEOUT).expect("the service cannot send more");
     let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(sent < 64 << 20 && from_service < 64 << 20, "{sent} and {from_service} are in the kernel's buffers");
     assert!(grown < 8 << 10, "{grown} KiB");
@@ -281,7 +281,7 @@ fn backpressure_bounds_memory_in_both_directions() {
 #[test]
 fn two_hundred_concurrent_tunnels_carry_their_own_bytes() {
     let daemon = start_daemon();
-    let port = echo();
+    let port = echo_service();
     let before = daemon.threads_and_descriptors();
     let begun = Instant::now();
     let mut tunnels: Vec<_> = (0..200).map(|_| daemon.tunnel(port)).collect();
@@ -303,7 +303,7 @@ fn two_hundred_concurrent_tunnels_carry_their_own_bytes() {
 #[test]
 fn a_tunnel_requires_the_bearer_token() {
     let daemon = start_daemon();
-    let port = echo();
+    let port = echo_service();
     let path = format!("/tunnels/tcp?port={port}");
     assert_eq!(try_open(&daemon, &path, &[]).err(), Some(401));
     assert_eq!(try_open(&daemon, &path, &[("Authorization", "Bearer x")]).err(), Some(401));

@@ -46,8 +46,8 @@ fn reset(socket: TcpStream) {
 fn an_interrupted_upload_leaves_the_old_file() {
     let daemon = start_daemon();
     let dir = daemon.scratch().join("cut");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let file = dir.join("file");
     put(&daemon, &file, "", b"the old content").expect(204);
     let threads = procfs::threads(daemon.pid).len();
@@ -86,8 +86,8 @@ fn concurrent_uploads_leave_one_complete_version() {
     const SIZE: usize = 300_000;
     let daemon = start_daemon();
     let dir = daemon.scratch().join("parallel");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let file = dir.join("file");
     let whole = |content: &[u8]| content.len() == SIZE && content.iter().all(|byte| *byte == content[0]);
     put(&daemon, &file, "", &[b'x'; SIZE]).expect(204);
@@ -131,7 +131,7 @@ fn uploads_and_downloads_of_96_mib_use_bounded_memory() {
     let mut socket = daemon.connect();
     socket.write_all(head.as_bytes()).expect("the head");
     (0..MIB).for_each(|_| socket.write_all(&block).expect("the body"));
-    assert_eq!(ResponseStream::read(socket).expect("an answer").status, 204);
+    assert_eq!(ResponseStream::read(socket).expect("a response").status, 204);
     let mut answer = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
     assert_eq!(std::io::copy(&mut answer, &mut std::io::sink()).expect("all of it"), MIB << 20);
     let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
@@ -152,7 +152,7 @@ fn file_requests_release_their_threads_and_descriptors() {
         names(&daemon, &scratch);
     };
     once();
-    File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("a file");
+    File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("create a file");
     let before = now();
     for _ in 0..30 {
         once();
@@ -169,14 +169,14 @@ fn file_requests_release_their_threads_and_descriptors() {
 }
 
 /// The response to an upload that may be refused before its whole body was read.
-fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Response {
+fn response_to_refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Response {
     let (head, body) = upload(daemon, path, chunked, content);
     let mut socket = daemon.connect();
     socket.write_all(&head).expect("the head");
-    let mut sender = socket.try_clone().expect("a second handle");
+    let mut sender = socket.try_clone().expect("duplicate the socket");
     std::thread::scope(|scope| {
         scope.spawn(move || sender.write_all(&body));
-        ResponseStream::read(socket).expect("an answer").into_response("refused")
+        ResponseStream::read(socket).expect("a response").into_response("refused")
     })
 }
 
@@ -193,7 +193,7 @@ fn a_full_disk_is_507_and_leaves_the_old_file() {
     let content = vec![b'x'; 2 << 20];
     // With the length announced, and without.
     for chunked in [false, true] {
-        refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
+        response_to_refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
         assert_eq!(daemon.get(&files(&file, "")).body, b"old");
         wait_until(TIMEOUT, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
     }
@@ -202,7 +202,7 @@ fn a_full_disk_is_507_and_leaves_the_old_file() {
     let small = "echo other >other; echo behind >behind; mount --bind behind other; chmod 666 behind";
     daemon.run_as_root(&format!("cd {}; {small}", dir.display()));
     let old = daemon.get(&files(dir.join("other"), "")).body;
-    refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
+    response_to_refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
     assert!(daemon.get(&files(dir.join("other"), "")).body == old);
 }
 
@@ -230,12 +230,12 @@ fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
     }
     // A writable file in a directory where the user cannot create files, and one of root in a sticky directory.
     let dir = at("closed");
-    fs::create_dir(&dir).expect("a directory");
+    fs::create_dir(&dir).expect("create a directory");
     let own = dir.join("own");
-    fs::write(&own, "old").expect("write it");
-    fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("for all");
+    fs::write(&own, "old").expect("write the file");
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("set the mode");
     let common = at("common");
-    fs::copy(&own, &common).expect("a copy");
+    fs::copy(&own, &common).expect("duplicate the socket");
     for file in [&own, &common] {
         let before = fs::metadata(file).expect("the file").ino();
         put(&daemon, file, "", b"new").expect(204);
@@ -367,8 +367,8 @@ fn a_default_acl_applies_to_new_files_only() {
     }
     let daemon = start_daemon();
     let dir = daemon.scratch().join("dir");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let (plain, new, touched) = (dir.join("plain"), dir.join("new"), dir.join("touched"));
     put(&daemon, &plain, "", b"old").expect(204);
     set_attribute(&dir, DEFAULT_ACL, &acl_for(4242));

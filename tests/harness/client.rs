@@ -118,6 +118,13 @@ impl Daemon {
         serde_json::from_value(listing["processes"].take()).expect("a list of processes")
     }
 
+    /// Checks that no process is running and that a run still works.
+    pub fn check_nothing_started(&self) {
+        let running: Vec<Value> = self.list().into_iter().filter(|info| info["status"] == "running").collect();
+        assert_eq!(running, [Value::Null; 0]);
+        assert_eq!(self.run_sh("echo x").stdout(), "x", "a run still works");
+    }
+
     /// Waits until the process has ended; its ProcessInfo.
     pub fn wait_for_end(&self, pid: u64) -> Value {
         let info = self.get(&format!("/processes/{pid}/wait?timeout=50")).expect(200);
