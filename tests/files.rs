@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::faults::Lease;
 use crate::harness::files::{encoded, files, get, list, names, put};
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, Response, procfs, skip_without_root, start_daemon};
 
 #[test]
 fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
@@ -107,15 +106,14 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
 }
 
 /// Sends a request with these header lines and a body that is not JSON.
-fn send(daemon: &Daemon, method: &str, path: &str, head: &str, body: &[u8]) -> Response {
-    let length =
-        if method == "PUT" || !body.is_empty() { format!("Content-Length: {}\r\n", body.len()) } else { String::new() };
-    let request = format!(
-        "{method} /api/v1{path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {}\r\n{head}{length}\r\n",
-        daemon.token
-    );
-    ResponseStream::send(daemon.connect(), &[request.as_bytes(), body].concat())
-        .into_response(&format!("{method} {path} {head:?}"))
+fn send(daemon: &Daemon, method: &str, path: &str, headers: &str, body: &[u8]) -> Response {
+    let length = match (method, body.len()) {
+        ("GET" | "DELETE" | "POST", 0) => String::new(),
+        (_, length) => format!("Content-Length: {length}\r\n"),
+    };
+    let head = daemon.request_head(method, path, &format!("Connection: close\r\n{headers}{length}"));
+    let response = ResponseStream::send(daemon.connect(), &[head.as_bytes(), body].concat());
+    response.into_response(&format!("{method} {path} {headers:?}"))
 }
 
 #[test]
@@ -239,11 +237,8 @@ fn if_none_match_lets_exactly_one_of_eight_concurrent_uploads_create_the_file() 
     let scratch = daemon.scratch();
     for round in 0..10 {
         let file = scratch.join(format!("lock-{round}"));
-        let path = files(&file, "");
-        let head = format!(
-            "PUT /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIf-None-Match: *\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
-            daemon.token
-        );
+        let headers = "If-None-Match: *\r\nExpect: 100-continue\r\nContent-Length: 2\r\n";
+        let head = daemon.request_head("PUT", &files(&file, ""), headers);
         let mut clients: Vec<TcpStream> = (0..8).map(|_| daemon.connect()).collect();
         for client in &mut clients {
             client.write_all(head.as_bytes()).expect("the head");
@@ -387,24 +382,4 @@ fn a_download_of_a_file_that_shrinks_ends_the_connection() {
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!((body.len() as u64) < length);
     assert_eq!(get(&daemon, &file, "").body.len(), 100);
-}
-
-#[test]
-fn a_file_that_hangs_delays_only_its_own_request() {
-    if skip_without_root() {
-        return;
-    }
-    let daemon = start_daemon();
-    let file = daemon.scratch().join("leased");
-    fs::write(&file, "x").expect("write the file");
-    let lease = Lease::take(&file);
-    std::thread::scope(|scope| {
-        let reader = scope.spawn(|| get(&daemon, &file, ""));
-        wait_until(TIMEOUT, "a thread waits for the lease", || procfs::waits_in(daemon.pid, "lease").then_some(()));
-        assert_eq!(daemon.try_health(), Some(200));
-        put(&daemon, "x", "", b"y").expect(204);
-        assert_eq!(get(&daemon, "x", "").body, b"y");
-        drop(lease);
-        assert_eq!(reader.join().expect("the reader").body, b"x");
-    });
 }

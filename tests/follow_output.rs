@@ -191,8 +191,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
             let gone = cost(&|| {
                 for _ in 0..10 {
                     let mut socket = daemon.connect();
-                    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\n{head}");
-                    let request = format!("{head}Authorization: Bearer {}\r\n\r\n", daemon.token);
+                    let request = daemon.request_head("GET", &path, head);
                     std::io::Write::write_all(&mut socket, request.as_bytes()).expect("send the request");
                 }
             });

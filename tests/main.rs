@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod blocked_in_kernel;
 mod boot;
 mod cgroup_failures;
 mod child_environment;
@@ -14,7 +15,6 @@ mod command_line;
 mod file_permissions;
 mod files;
 mod follow_output;
-mod hanging_exec;
 mod health_checks;
 mod idle_daemon;
 mod invalid_fields;

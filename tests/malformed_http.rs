@@ -136,11 +136,8 @@ fn malformed_requests_get_an_error_in_json() {
 fn a_truncated_request_starts_nothing() {
     let daemon = start_daemon();
     let body = json!({"command": "sleep", "args": ["4800"]}).to_string();
-    let request = format!(
-        "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
-        daemon.token,
-        body.len()
-    );
+    let head = daemon.request_head("POST", "/processes", &format!("Content-Length: {}\r\n", body.len()));
+    let request = head + &body;
     for cut in (0..request.len()).step_by(7) {
         send_raw(&daemon, &request.as_bytes()[..cut]);
     }

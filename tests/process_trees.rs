@@ -306,7 +306,7 @@ fn an_idle_session_leaves_processes_that_ignore_the_hang_up_until_delete() {
     for options in [Options::default(), Options::default().without_cgroup()] {
         let daemon = options.args(&["--pty-idle-secs", "1"]).start();
         let session = daemon.pty_sh("nohup sleep 5708 >/dev/null & setsid sleep 5708 & sleep 5709; exit 3");
-        wait_until(TIMEOUT, "the process ends", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+        daemon.wait_for_session_end(&session);
         daemon.wait_until_gone(TIMEOUT, "sleep 5709");
         // Longer than the 5 s between hang-up and SIGKILL of a DELETE.
         let begun = Instant::now();

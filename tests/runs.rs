@@ -242,11 +242,8 @@ fn a_run_is_not_delayed_by_delayed_acknowledgements() {
 fn a_connection_serves_several_runs_in_turn() {
     let daemon = start_daemon();
     let body = json!({"command": "echo", "args": ["x"]}).to_string();
-    let request = format!(
-        "POST /api/v1/processes/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
-        daemon.token,
-        body.len()
-    );
+    let head = daemon.request_head("POST", "/processes/run", &format!("Content-Length: {}\r\n", body.len()));
+    let request = head + &body;
     let mut socket = daemon.connect();
     for _ in 0..20 {
         let mut stream = crate::harness::response::ResponseStream::send(socket, request.as_bytes()).expect_status(200);

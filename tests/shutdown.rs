@@ -216,9 +216,9 @@ fn start_with_hanging_etc(options: Options) -> Daemon {
     daemon.wait_for_stdout(pid, &["mounted"]);
     // The response to this request is not awaited: it never comes.
     let body = json!({"command": "true"}).to_string();
-    let head = format!("Authorization: Bearer {}\r\nContent-Length: {}\r\n", daemon.token, body.len());
+    let head = daemon.request_head("POST", "/processes", &format!("Content-Length: {}\r\n", body.len()));
     let mut stream = daemon.connect();
-    write!(stream, "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\n{head}\r\n{body}").expect("send the request");
+    stream.write_all((head + &body).as_bytes()).expect("send the request");
     wait_until(TIMEOUT, "the supervisor waits for the disk", || {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("its threads");
         tasks.flatten().find(|task| {

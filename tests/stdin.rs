@@ -65,11 +65,8 @@ fn a_body_of_64_mib_is_streamed_with_bounded_memory() {
     let pid = start_with_stdin_pipe(&daemon, "cat");
     let block: Vec<u8> = (0..1_u32 << 20).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let before = procfs::kilobytes(daemon.pid, "VmHWM");
-    let head = format!(
-        "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
-        daemon.token,
-        64 << 20
-    );
+    let length = format!("Content-Length: {}\r\n", 64 << 20);
+    let head = daemon.request_head("POST", &format!("/processes/{pid}/stdin"), &length);
     let mut socket = daemon.connect();
     socket.write_all(head.as_bytes()).expect("the head");
     for _ in 0..64 {
@@ -89,10 +86,8 @@ fn a_chunked_body_is_passed_on_chunk_by_chunk() {
     let daemon = start_daemon();
     let pid = start_with_stdin_pipe(&daemon, "cat");
     let mut socket = daemon.connect();
-    let head = format!(
-        "POST /api/v1/processes/{pid}/stdin HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n",
-        daemon.token
-    );
+    let path = format!("/processes/{pid}/stdin");
+    let head = daemon.request_head("POST", &path, "Transfer-Encoding: chunked\r\n");
     socket.write_all(head.as_bytes()).expect("the head");
     socket.write_all(b"6\r\nfirst\n\r\n").expect("a chunk");
     daemon.wait_for_stdout(pid, &["first"]);

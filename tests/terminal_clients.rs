@@ -213,7 +213,7 @@ fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
     let idle = daemon.watch(&session);
-    wait_until(TIMEOUT, "both are there", || (daemon.pty_info(&session)["client_count"] == 2).then_some(()));
+    daemon.wait_for_clients(TIMEOUT, &session, 2);
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let begun = Instant::now();
     for part in 1..=20 {
@@ -221,9 +221,7 @@ fn a_client_that_does_not_read_is_dropped_and_delays_no_other() {
     }
     let took = begun.elapsed();
     assert!(terminal.output.len() > 80_000_000 && took < TIMEOUT, "{took:?}");
-    wait_until(TIMEOUT, "the client that does not read is dropped", || {
-        (daemon.pty_info(&session)["client_count"] == 1).then_some(())
-    });
+    daemon.wait_for_clients(TIMEOUT, &session, 1);
     let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(grown < 24 << 10, "{grown} KiB for a backlog of 8 MiB");
     // The dropped client may still read a Close.
@@ -241,9 +239,7 @@ fn a_client_that_falls_too_far_behind_is_closed_with_1008() {
     slow.expect("up");
     slow.type_in("go\n");
     // It is dropped because of its backlog, before the first ping after 30 s.
-    wait_until(Duration::from_secs(25), "the client is dropped", || {
-        (daemon.pty_info(&session)["client_count"] == 0).then_some(())
-    });
+    daemon.wait_for_clients(Duration::from_secs(25), &session, 0);
     let ended = slow.wait_for_end();
     assert!(slow.output.len() < 40_000_000 && ended.exit.is_none());
     let (code, reason) = ended.close.expect("a Close with a payload");
@@ -299,7 +295,7 @@ fn output_waits_for_a_client_that_keeps_reading() {
     terminal.type_in("go\n");
     let begun = Instant::now();
     // The client reads half as fast as needed, so it is dropped once it is 8 MiB behind, which takes time at 8 MiB/s.
-    read_slowly(terminal.socket.get_mut(), 16 << 10, 4, || daemon.pty_info(&session)["client_count"] == 0);
+    read_slowly(terminal.socket.get_mut(), 16 << 10, 4, || daemon.client_count(&session) == 0);
     assert!(begun.elapsed() > Duration::from_millis(800), "{:?}", begun.elapsed());
 }
 
@@ -314,7 +310,7 @@ fn a_client_that_reads_the_replay_slowly_stays_attached() {
     slow.ready();
     let begun = Instant::now();
     read_slowly(slow.socket.get_mut(), 1000, 100, || begun.elapsed() > Duration::from_secs(80));
-    assert_eq!(daemon.pty_info(&session)["client_count"], 2);
+    assert_eq!(daemon.client_count(&session), 2);
 }
 
 #[test]
@@ -331,7 +327,7 @@ fn a_client_that_pings_and_does_not_read_is_dropped() {
         // The client does not read the pongs either, so the write may fail when buffers are full.
         let _ = socket.write_all(&client_frame(0x89, b"here"));
         std::thread::sleep(Duration::from_millis(100));
-        (daemon.pty_info(&session)["client_count"] == 0).then_some(())
+        (daemon.client_count(&session) == 0).then_some(())
     });
     assert!(begun.elapsed() > Duration::from_secs(50), "{:?}", begun.elapsed());
     drop(idle);
@@ -343,7 +339,7 @@ fn ended_clients_and_sessions_release_threads_and_descriptors() {
     // Creates what the daemon creates only once.
     let session = daemon.pty_sh("echo up; read -r line");
     daemon.watch(&session).ask("x", "up");
-    wait_until(TIMEOUT, "the process has ended", || (daemon.pty_info(&session)["is_alive"] == false).then_some(()));
+    daemon.wait_for_session_end(&session);
     check_releases_resources(&daemon, || {
         for round in 0..30 {
             let session = daemon.pty_sh("echo up; read -r line");
@@ -394,9 +390,7 @@ fn a_client_that_answers_no_pings_is_dropped_within_90_s() {
     std::thread::scope(|scope| {
         // Reading makes the client answer pings.
         let alive = scope.spawn(move || alive.wait_for_end());
-        wait_until(Duration::from_secs(110), "one is dropped", || {
-            (daemon.pty_info(&session)["client_count"] == 1).then_some(())
-        });
+        daemon.wait_for_clients(Duration::from_secs(110), &session, 1);
         assert!(begun.elapsed() > Duration::from_secs(55), "{:?}", begun.elapsed());
         daemon.delete(&format!("/pty/{}", session.id)).expect(204);
         let ended = alive.join().expect("the reading thread");

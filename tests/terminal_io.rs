@@ -158,7 +158,7 @@ fn a_session_survives_its_clients_and_replays_its_last_output() {
     let mut terminal = daemon.watch(&session);
     terminal.ask("10", "done");
     terminal.disconnect();
-    wait_until(TIMEOUT, "no client is attached", || (daemon.pty_info(&session)["client_count"] == 0).then_some(()));
+    daemon.wait_for_clients(TIMEOUT, &session, 0);
     let mut terminal = daemon.watch(&session);
     assert_eq!(terminal.expect("done\n").lines().count(), 11, "all of it is replayed");
     terminal.type_in("200000\n");
@@ -191,7 +191,7 @@ fn several_clients_see_all_output_and_can_all_type() {
     let session = daemon.pty_sh("stty -echo; echo up; cat");
     let mut terminals: Vec<_> = (0..5).map(|_| daemon.watch(&session)).collect();
     terminals.iter_mut().for_each(|terminal| drop(terminal.expect("up")));
-    assert_eq!(daemon.pty_info(&session)["client_count"], 5);
+    assert_eq!(daemon.client_count(&session), 5);
     for number in 0..5 {
         terminals[number].type_in(format!("line {number}\n"));
         let line = format!("line {number}\r\n");
@@ -200,9 +200,7 @@ fn several_clients_see_all_output_and_can_all_type() {
             .for_each(|terminal| assert_eq!(terminal.expect(&line), if number == 0 { "\r\n" } else { "" }));
     }
     terminals.remove(0).disconnect();
-    wait_until(TIMEOUT, "one client has disconnected", || {
-        (daemon.pty_info(&session)["client_count"] == 4).then_some(())
-    });
+    daemon.wait_for_clients(TIMEOUT, &session, 4);
     terminals[0].type_in("\x04");
     for terminal in &mut terminals {
         assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));

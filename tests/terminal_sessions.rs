@@ -7,10 +7,6 @@ use serde_json::json;
 use crate::harness::websocket::{Session, SessionEnd};
 use crate::harness::{Daemon, Options, TIMEOUT, is_root, procfs, start_daemon, start_daemon_with, wait_until};
 
-fn wait_until_ended(daemon: &Daemon, session: &Session) {
-    wait_until(TIMEOUT, "the session ends", || (daemon.pty_info(session)["is_alive"] == false).then_some(()));
-}
-
 /// Waits until this command is in the foreground of its terminal, so that it gets input and Ctrl-C.
 fn wait_until_in_foreground(daemon: &Daemon, words: &str) {
     wait_until(TIMEOUT, &format!("{words:?} is in the foreground"), || {
@@ -164,7 +160,7 @@ fn check_delete_hangs_up(daemon: &Daemon) {
     }
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert_eq!(terminal.wait_for_end(), terminated());
-    wait_until_ended(daemon, &session);
+    daemon.wait_for_session_end(&session);
     assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "it had its chance to end well");
     daemon.wait_until_gone(Duration::from_secs(10), "sleep 4712");
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
@@ -181,7 +177,7 @@ fn delete_kills_a_session_that_ignores_the_hang_up_after_5_s() {
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     assert_eq!(terminal.wait_for_end(), terminated());
-    wait_until_ended(&daemon, &session);
+    daemon.wait_for_session_end(&session);
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(40), "{took:?}");
     assert_eq!(daemon.pty_info(&session)["exit_code"], 137);
@@ -196,8 +192,8 @@ fn a_session_without_a_client_ends_after_pty_idle_secs() {
     let watched = daemon.pty_sh("sleep 4717");
     let _terminal = daemon.watch(&watched);
     daemon.watch(&left).disconnect();
-    wait_until_ended(&daemon, &left);
-    wait_until_ended(&daemon, &never);
+    daemon.wait_for_session_end(&left);
+    daemon.wait_for_session_end(&never);
     assert_eq!(daemon.pty_info(&watched)["is_alive"], true);
     assert_eq!(daemon.pty_info(&never)["exit_code"], 129);
 }
@@ -240,7 +236,7 @@ fn sessions_are_limited_and_listed_separately_from_processes() {
     let info = daemon.get("/info").expect(200);
     assert_eq!((info["running_processes"].as_u64(), info["total_processes"].as_u64()), (Some(2), Some(2)));
     daemon.delete(&format!("/pty/{}", sessions[0].id)).expect(204);
-    wait_until_ended(&daemon, &sessions[0]);
+    daemon.wait_for_session_end(&sessions[0]);
     daemon.open_pty(&json!({"command": "true"}));
 }
 

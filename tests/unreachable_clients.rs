@@ -43,10 +43,6 @@ fn wait_until_full(socket: &TcpStream) {
     });
 }
 
-fn client_count(daemon: &Daemon, session: &Session) -> u64 {
-    daemon.pty_info(session)["client_count"].as_u64().expect("a count")
-}
-
 /// A client that becomes unreachable, with what shows that the daemon has dropped it.
 enum Unreachable {
     Tunnel(&'static str, WebSocket<TcpStream>, u16),
@@ -64,7 +60,7 @@ impl Unreachable {
     fn is_dropped(&self, daemon: &Daemon) -> bool {
         match self {
             Unreachable::Tunnel(_, _, port) => !procfs::has_connection_to(*port),
-            Unreachable::Terminal(_, _, session) => client_count(daemon, session) == 0,
+            Unreachable::Terminal(_, _, session) => daemon.client_count(session) == 0,
         }
     }
 

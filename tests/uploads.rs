@@ -17,14 +17,10 @@ use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start
 /// Head and body of an upload as sent on the wire.
 fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let framing = match chunked {
-        true => "Transfer-Encoding: chunked".to_owned(),
-        false => format!("Content-Length: {}", content.len()),
+        true => "Transfer-Encoding: chunked\r\n".to_owned(),
+        false => format!("Content-Length: {}\r\n", content.len()),
     };
-    let head = format!(
-        "PUT /api/v1{} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{framing}\r\n\r\n",
-        files(path, ""),
-        daemon.token
-    );
+    let head = daemon.request_head("PUT", &files(path, ""), &framing);
     let mut body = content.to_vec();
     if chunked {
         let (first, rest) = content.split_at(content.len() / 3);

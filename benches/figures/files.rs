@@ -25,12 +25,7 @@ pub fn files() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let head = |method: &str, name: &str, more: &str| {
-        let path = scratch.join(name);
-        format!(
-            "{method} /api/v1/files?path={} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{more}\r\n",
-            path.display(),
-            daemon.token
-        )
+        daemon.request_head(method, &format!("/files?path={}", scratch.join(name).display()), more)
     };
     let put = |name: &str, size: usize| {
         let mut socket = daemon.connect();

@@ -17,26 +17,22 @@ pub struct Client {
 }
 
 impl Client {
-    fn new(daemon: &Daemon, head: &str, body: &str, expected: &'static [u8]) -> Client {
+    fn new(daemon: &Daemon, method: &str, path: &str, body: &str, expected: &'static [u8]) -> Client {
         let socket = daemon.connect();
         socket.set_nodelay(true).expect("set TCP_NODELAY");
-        let request = format!(
-            "{head} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
-            daemon.token,
-            body.len()
-        );
+        let request = daemon.request_head(method, path, &format!("Content-Length: {}\r\n", body.len())) + body;
         Client { socket: Some(socket), request: request.into_bytes(), expected }
     }
 
     /// A client that runs `/bin/true` as the default user.
     pub fn run_true(daemon: &Daemon) -> Client {
         let body = json!({"command": "/bin/true"}).to_string();
-        Client::new(daemon, "POST /api/v1/processes/run", &body, b"\"exit_code\":0")
+        Client::new(daemon, "POST", "/processes/run", &body, b"\"exit_code\":0")
     }
 
     /// A client that asks for the health of the daemon.
     fn get_health(daemon: &Daemon) -> Client {
-        Client::new(daemon, "GET /api/v1/health", "", b"true")
+        Client::new(daemon, "GET", "/health", "", b"true")
     }
 
     pub fn send(&mut self) {

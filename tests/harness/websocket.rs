@@ -11,7 +11,7 @@ use tungstenite::protocol::{CloseFrame, WebSocketConfig};
 use tungstenite::{Error, HandshakeError, Message, WebSocket};
 
 use super::response::ResponseStream;
-use super::{Daemon, Response, TIMEOUT};
+use super::{Daemon, Response, TIMEOUT, wait_until};
 
 /// Header lines of a WebSocket handshake.
 pub const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -67,6 +67,23 @@ impl Daemon {
         let info = self.get(&format!("/pty/{}", session.id)).expect(200);
         assert!(info.get("token").is_none() && !info.to_string().contains(&session.token), "{info}");
         info
+    }
+
+    /// Number of clients that are attached to a session.
+    pub fn client_count(&self, session: &Session) -> u64 {
+        self.pty_info(session)["client_count"].as_u64().expect("a count")
+    }
+
+    /// Waits until exactly `count` clients are attached to a session.
+    pub fn wait_for_clients(&self, deadline: Duration, session: &Session, count: u64) {
+        wait_until(deadline, &format!("{count} clients are attached"), || {
+            (self.client_count(session) == count).then_some(())
+        });
+    }
+
+    /// Waits until a session has ended.
+    pub fn wait_for_session_end(&self, session: &Session) {
+        wait_until(TIMEOUT, "the session ends", || (self.pty_info(session)["is_alive"] == false).then_some(()));
     }
 
     /// Attaches to a session with its own token, without READY.

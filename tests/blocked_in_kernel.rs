@@ -1,4 +1,4 @@
-//! Programs and working directories that hang delay only their own request.
+//! Programs, directories and files whose access blocks in the kernel delay only their own request.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::harness::faults::{Lease, hanging_directory};
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
+use crate::harness::files::{get, put};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon, wait_until};
 
 /// Waits until the hanging start is listed; its ProcessInfo.
 fn wait_for_hanging_start(daemon: &Daemon, command: &str) -> Value {
@@ -131,6 +132,26 @@ fn a_working_directory_that_hangs_delays_only_its_own_request() {
         assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         starter.join().expect("the starting thread");
         assert_eq!(daemon.info(pid)["status"], "signaled");
+    });
+}
+
+#[test]
+fn a_file_that_hangs_delays_only_its_own_request() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    let file = daemon.scratch().join("leased");
+    std::fs::write(&file, "x").expect("write the file");
+    let lease = Lease::take(&file);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| get(&daemon, &file, ""));
+        wait_until(TIMEOUT, "a thread waits for the lease", || procfs::waits_in(daemon.pid, "lease").then_some(()));
+        assert_eq!(daemon.try_health(), Some(200));
+        put(&daemon, "x", "", b"y").expect(204);
+        assert_eq!(get(&daemon, "x", "").body, b"y");
+        drop(lease);
+        assert_eq!(reader.join().expect("the reader").body, b"x");
     });
 }
 
