@@ -1,4 +1,4 @@
-"""Machines where something is missing or wrong: they come up all the same, and say so."""
+"""Machines with a missing or wrong configuration: they boot all the same, and report it."""
 
 import json
 import subprocess
@@ -13,8 +13,7 @@ def service(report, file):
     return next(service for service in report["services"] if service["file"] == file)
 
 
-def test_bad_configuration(boot):
-    """Everything at once: none of it keeps the rest from working."""
+def test_every_fault_at_once_leaves_the_rest_working(boot):
     files = {
         "etc/tl-init/init.conf": CONFIG + "TL_INIT_NONSENSE=1\nTL_INIT_KEEP_ENDED=many\n",
         f"{SERVICES}/00-garbage.json": (b"garbage\0\xff{[" * (1 << 20))[: 10 << 20],
@@ -44,65 +43,65 @@ def test_bad_configuration(boot):
             assert told in machine.console(), f"{told} is not on the console:\n{machine.console()}"
 
 
-def test_a_broken_line_in_the_configuration(boot):
-    """The rest of the file counts: without its token the machine would be out of reach."""
+def test_a_broken_line_in_init_conf_leaves_the_rest_valid(boot):
+    """The other lines stay valid: without its token file the machine could not be reached."""
     files = {"etc/tl-init/init.conf": "no equals sign\n\xff\n" + CONFIG}
     with boot(files=files) as machine, machine.sandbox() as sandbox:
         assert "line 1" in machine.console()
         assert sandbox.run("echo", ["here"]).stdout == "here"
 
 
-def test_no_users(boot):
-    """No /etc/passwd: whom a name means is not known, but numbers still are."""
+def test_without_etc_passwd_users_are_known_by_number_only(boot):
+    """Without /etc/passwd names are unknown, numbers work."""
     with boot(without=["etc/passwd", "etc/group"]) as machine, machine.sandbox() as sandbox:
         assert sandbox.run("id", ["-u"], user="0").stdout == "0"
         status, told = machine.http("POST", "/processes", {"command": "true"})
         assert (status, told["code"]) == (400, "USER_NOT_FOUND")
 
 
-def test_no_network_device(boot):
+def test_without_a_network_device_the_machine_boots(boot):
     with boot(network=False) as machine:
-        machine.says("listening on")
-        # Alive, and in order.
+        machine.wait_for_text("listening on")
+        # The machine works, and shuts down in order.
         machine.press("ctrl", "alt", "delete")
-        machine.ends("Restarting system")
+        machine.wait_for_end("Restarting system")
 
 
-def test_no_token(boot):
-    """A token file that is not there is no open door."""
+def test_a_missing_token_file_is_replaced_by_a_new_token(boot):
+    """A missing token file does not turn authentication off."""
     with boot(without=["etc/tl-init/token"]) as machine:
-        machine.up()
+        machine.wait_until_up()
         assert "/etc/tl-init/token" in machine.console()
         assert machine.http("GET", "/processes")[0] == 401
 
 
-def test_an_address_that_is_not_there_yet(boot):
-    """The network is a service like any other: where the API is to listen may only be there later."""
+def test_the_api_listens_once_its_address_exists(boot):
+    """The network is a service like any other, so the address of the API may appear after the boot."""
     with boot(arguments="TL_INIT_LISTEN=10.0.2.15:9501") as machine:
-        machine.up()
+        machine.wait_until_up()
 
 
-# Once somebody has the port.
+# Adds the address once another program has the port.
 ADDRESS = """
     until grep -q :%04X /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
     ip address add fd00::1/128 dev lo
 """ % 9501
 
 
-def test_a_taken_port(boot):
-    """An address that is not there, and when it is, another program has the port, and keeps it for a while."""
+def test_the_api_listens_once_its_port_is_free(boot):
+    """The address is missing at first; when it appears, another program holds the port for a while."""
     files = {
         f"{SERVICES}/05-holder.json": json.dumps({"command": "timeout", "args": ["6", "nc", "-l", "-p", "9501"]}),
         f"{SERVICES}/06-address.json": json.dumps({"command": "sh", "args": ["-c", ADDRESS], "user": "root"}),
     }
     with boot(files=files, arguments="TL_INIT_LISTEN=[fd00::1]:9501") as machine:
         for told in ("Cannot assign requested address", "Address already in use", "listening on [fd00::1]:9501"):
-            machine.says(told)
-            # Each reason once, however often it tries.
+            machine.wait_for_text(told)
+            # Each reason is logged once, however often the daemon tries.
             assert machine.console().count(told) == 1, machine.console()
 
 
-def test_folders_that_are_missing(boot):
+def test_missing_directories_are_created_or_reported(boot):
     missing = ["run", "tmp", "var/tmp", "var/log", "proc", "dev", "sys"]
     with boot(without=missing) as machine, machine.sandbox() as sandbox:
         _, report = machine.http("GET", "/boot")
@@ -110,8 +109,8 @@ def test_folders_that_are_missing(boot):
         assert sandbox.run("sh", ["-c", "echo here >/tmp/mine && cat /tmp/mine"]).stdout == "here"
 
 
-def test_a_root_that_stays_read_only(tmp_path, disk):
-    """A file system that the kernel refuses to mount for writing."""
+def test_a_root_that_cannot_be_made_writable_is_reported(tmp_path, disk):
+    """The kernel refuses to mount this file system for writing."""
     subprocess.run(["tune2fs", "-O", "read-only", disk], check=True, stdout=subprocess.DEVNULL)
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert sandbox.run("echo", ["here"]).stdout == "here"
@@ -119,4 +118,4 @@ def test_a_root_that_stays_read_only(tmp_path, disk):
         assert [step["name"] for step in report["steps"] if not step["ok"]] != [], report
         status, _ = machine.http("POST", "/shutdown", {"action": "poweroff"})
         assert status == 202
-        machine.ends("Power down")
+        machine.wait_for_end("Power down")
