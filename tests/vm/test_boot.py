@@ -5,7 +5,7 @@ import re
 import subprocess
 
 import pytest
-from machine import ROOT, Machine, die_with_us, until
+from machine import ROOT, Machine, end_with_parent, until
 
 BOOTS = int(os.environ.get("TL_VM_BOOTS", "3"))
 # Largest part of the boot time of the kernel that init may take. The goal is 1/25; the margin is for a busy machine.
@@ -106,7 +106,7 @@ def test_examples_qemu_sh_boots(tmp_path):
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=die_with_us,
+            preexec_fn=end_with_parent,
         )
     try:
         until("it listens", lambda: machine.poll() is not None or "listening on" in console.read_text(errors="replace"))
