@@ -11,9 +11,9 @@ import urllib.parse
 import pytest
 from conftest import until
 from tensorlake.sandbox import Sandbox
-from test_terminals import TIMEOUT, Screen, free_port, wanted
+from test_terminals import TIMEOUT, Screen, free_port, require
 
-pytestmark = wanted("nginx")
+pytestmark = require("nginx")
 
 # Apart from the address, the API needs no settings: nginx sends HTTP/1.0 and buffers responses. WebSockets need the
 # upgrade headers, and large uploads a higher limit than 1 MiB.
