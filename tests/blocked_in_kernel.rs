@@ -108,10 +108,10 @@ fn a_run_whose_exec_hangs_ends_at_its_timeout() {
     let lease = Lease::take(&script);
     let begun = Instant::now();
     // The response ends at the timeout, and no process remains.
-    let reply = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
+    let response = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    let text = String::from_utf8_lossy(&reply.body).into_owned();
-    assert!(reply.status == 200 && text.contains("\"timed_out\""), "{} {text}", reply.status);
+    let text = String::from_utf8_lossy(&response.body).into_owned();
+    assert!(response.status == 200 && text.contains("\"timed_out\""), "{} {text}", response.status);
     assert!(daemon.list().iter().all(|info| info["status"] != "running"));
     drop(lease);
 }

@@ -111,9 +111,9 @@ fn an_invalid_service_file_is_reported_and_skipped() {
         ("40-no-program.json", "/nowhere"),
         ("45-fifo.json", "regular"),
     ] {
-        let told = wait_for_report_of(&daemon, file);
-        assert!(told["ok"] == false && told["pid"].is_null(), "{told}");
-        assert!(told["detail"].as_str().expect("a sentence").contains(part), "{told}");
+        let reported = wait_for_report_of(&daemon, file);
+        assert!(reported["ok"] == false && reported["pid"].is_null(), "{reported}");
+        assert!(reported["detail"].as_str().expect("a sentence").contains(part), "{reported}");
         assert!(daemon.log().contains(file), "in the log as well");
     }
     let steps = daemon.boot()["steps"].to_string();
@@ -169,25 +169,25 @@ fn a_service_file_that_becomes_invalid_leaves_its_service_running() {
     ] {
         write(&file, text);
         daemon.signal(Signal::SIGHUP);
-        let told = wait_for_service(&daemon, "one.json", text, |service| {
+        let reported = wait_for_service(&daemon, "one.json", text, |service| {
             service["detail"].as_str().is_some_and(|detail| detail.contains(part))
         });
-        assert_eq!((&told["ok"], &told["pid"]), (&json!(false), &started["pid"]), "{told}");
+        assert_eq!((&reported["ok"], &reported["pid"]), (&json!(false), &started["pid"]), "{reported}");
         assert_eq!(daemon.get("/processes/one").expect(200)["status"], "running", "{text}");
     }
     assert!(daemon.log().contains("service one.json"), "in the log as well: {}", daemon.log());
     // Restoring the old content changes nothing; other valid content restarts the service.
     write(&file, &sleep("5606"));
     daemon.signal(Signal::SIGHUP);
-    let told = wait_for_service(&daemon, "one.json", "it is right again", |service| service["ok"] == true);
-    assert_eq!(told, started);
+    let reported = wait_for_service(&daemon, "one.json", "the file is valid again", |service| service["ok"] == true);
+    assert_eq!(reported, started);
     write(&file, "{");
     daemon.signal(Signal::SIGHUP);
-    wait_for_service(&daemon, "one.json", "it is broken again", |service| service["ok"] == false);
+    wait_for_service(&daemon, "one.json", "the file is invalid again", |service| service["ok"] == false);
     write(&file, &sleep("5608"));
     daemon.signal(Signal::SIGHUP);
-    let told = wait_for_service(&daemon, "one.json", "the new one runs", |service| service["ok"] == true);
-    assert_ne!(told["pid"], started["pid"]);
+    let reported = wait_for_service(&daemon, "one.json", "the new service runs", |service| service["ok"] == true);
+    assert_ne!(reported["pid"], started["pid"]);
     daemon.wait_until_gone(TIMEOUT, "sleep 5606");
 }
 
@@ -222,7 +222,9 @@ fn a_changed_service_starts_after_the_old_one_has_ended() {
     let (file, fill) = (dir.path().join("services/one.json"), |text: &str| text.replace('@', &said.to_string_lossy()));
     let wait_for_said = |right: &str| {
         let said = || std::fs::read_to_string(&said).unwrap_or_default();
-        wait_until(TIMEOUT, &format!("it says {right:?}"), || (said().ends_with(right)).then_some(()));
+        wait_until(TIMEOUT, &format!("the services have written {right:?}"), || {
+            (said().ends_with(right)).then_some(())
+        });
         said()
     };
     write(&file, &fill(old));

@@ -92,9 +92,9 @@ fn an_unknown_or_malformed_user_is_refused_and_starts_nothing() {
         json!("4294967295"),
     ];
     for user in bad {
-        let reply = daemon.post("/processes", &json!({"command": "id", "user": user}));
-        assert_eq!(reply.status, 400, "{user}: {}", String::from_utf8_lossy(&reply.body));
-        let error = reply.json();
+        let response = daemon.post("/processes", &json!({"command": "id", "user": user}));
+        assert_eq!(response.status, 400, "{user}: {}", String::from_utf8_lossy(&response.body));
+        let error = response.json();
         assert!(error["code"] == "INVALID_REQUEST" || error["code"] == "USER_NOT_FOUND", "{user}: {error}");
         assert!(error["error"].as_str().is_some_and(|sentence| sentence.contains("user")), "{user}: {error}");
     }

@@ -13,7 +13,7 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
         return;
     }
     let daemon = start_daemon();
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let denied = |response: Response| response.expect_error(403, "PERMISSION_DENIED", "");
     let pid_max = get(&daemon, "/proc/sys/kernel/pid_max", "").body;
     for user in ["", "&user=tl-user", "&user=12345", "&user=12345:12346"] {
         denied(get(&daemon, "/etc/shadow", user));
@@ -67,8 +67,8 @@ fn files_of_proc_without_a_size_are_read_to_their_end() {
     assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
     assert_eq!(get(&daemon, "/proc/sys/kernel/ostype", "").body, b"Linux\n");
     let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
-    let answer = get(&daemon, "/proc/kallsyms", "&user=root");
-    assert!(symbols.is_empty() || answer.body.len() == symbols.len(), "{} {}", answer.body.len(), symbols.len());
+    let response = get(&daemon, "/proc/kallsyms", "&user=root");
+    assert!(symbols.is_empty() || response.body.len() == symbols.len(), "{} {}", response.body.len(), symbols.len());
     assert_eq!(daemon.request("HEAD", &files("/proc/kallsyms", ""), None).body.len(), 0);
     assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
 }
@@ -80,7 +80,7 @@ fn entries_of_the_daemon_in_proc_are_denied_to_every_user() {
         return;
     }
     let daemon = start_daemon();
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let denied = |response: Response| response.expect_error(403, "PERMISSION_DENIED", "");
     let scratch = daemon.scratch();
     symlink("/proc/self", scratch.join("link")).expect("create a symbolic link");
     for user in ["", "&user=tl-user", "&user=root"] {
@@ -130,7 +130,7 @@ fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
     }
     let daemon = Options::default().outer_proc().start();
     let own = format!("/proc/{}", daemon.pid);
-    let denied = |reply: Response| reply.expect_error(403, "PERMISSION_DENIED", "");
+    let denied = |response: Response| response.expect_error(403, "PERMISSION_DENIED", "");
     assert_eq!(get(&daemon, "/proc/self/status", "").status, 200);
     for user in ["", "&user=root"] {
         for dir in ["/proc/self", "/proc/thread-self", &own, &format!("{own}/task/{}", daemon.pid)] {

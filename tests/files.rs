@@ -23,17 +23,14 @@ fn an_uploaded_file_is_read_back_unchanged_with_its_owner_and_mode() {
     let content: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
     for (path, size) in [("empty", 0), ("a b+c%", 5), ("sub/deep/ünï ✓.bin", 65_536), ("large", 200_000)] {
         let content = &content[..size];
-        let reply = put(&daemon, path, "", content);
-        assert_eq!((reply.status, reply.body.len()), (204, 0), "{path}");
+        let response = put(&daemon, path, "", content);
+        assert_eq!((response.status, response.body.len()), (204, 0), "{path}");
         for path in [path.to_owned(), format!("./{path}"), format!("/home/tl-user//{path}")] {
-            let reply = get(&daemon, &path, "");
-            assert_eq!((reply.status, reply.body == content), (200, true), "{path}");
-            assert_eq!(reply.header("content-type"), Some("application/octet-stream"));
-            assert_eq!(reply.header("content-length"), Some(&*size.to_string()), "{path}");
-            assert_eq!(
-                reply.header("accept-a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200"),
-                Some("bytes")
-            );
+            let response = get(&daemon, &path, "");
+            assert_eq!((response.status, response.body == content), (200, true), "{path}");
+            assert_eq!(response.header("content-type"), Some("application/octet-stream"));
+            assert_eq!(response.header("content-length"), Some(&*size.to_string()), "{path}");
+            assert_eq!(response.header("accept-ranges"), Some("bytes"));
         }
         let head = daemon.request("HEAD", &files(path, ""), None);
         assert_eq!((head.status, head.body.len()), (200, 0));
@@ -74,16 +71,16 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
             (format!("bytes=5-{}", size * 2), 5, size),
             (format!("bytes=-{}", size * 2), 0, size),
         ] {
-            let reply = ask("GET", &format!("Range: {value}\r\n"));
-            assert_eq!((reply.status, reply.body == content[first..end]), (206, true), "{value}");
+            let response = ask("GET", &format!("Range: {value}\r\n"));
+            assert_eq!((response.status, response.body == content[first..end]), (206, true), "{value}");
             let said = format!("bytes {first}-{}/{size}", end - 1);
-            assert_eq!(reply.header("content-range"), Some(&*said), "{value}");
-            assert_eq!(reply.header("content-length"), Some(&*(end - first).to_string()), "{value}");
+            assert_eq!(response.header("content-range"), Some(&*said), "{value}");
+            assert_eq!(response.header("content-length"), Some(&*(end - first).to_string()), "{value}");
         }
         for value in [format!("bytes={size}-"), format!("bytes={size}-{}", size * 2), "bytes=-0".to_owned()] {
-            let reply = ask("GET", &format!("Range: {value}\r\n"));
-            reply.expect_error(416, "RANGE_NOT_SATISFIABLE", &size.to_string());
-            assert_eq!(reply.header("content-range"), Some(&*format!("bytes */{size}")));
+            let response = ask("GET", &format!("Range: {value}\r\n"));
+            response.expect_error(416, "RANGE_NOT_SATISFIABLE", &size.to_string());
+            assert_eq!(response.header("content-range"), Some(&*format!("bytes */{size}")));
         }
         for head in [
             "Range: bytes=0-1,5-6\r\n",
@@ -92,17 +89,17 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
             "Range: nonsense\r\n",
             "Range: bytes=0-1\r\nIf-Range: \"etag\"\r\n",
         ] {
-            let reply = ask("GET", head);
-            assert_eq!((reply.status, reply.body == content), (200, true), "{head:?}");
+            let response = ask("GET", head);
+            assert_eq!((response.status, response.body == content), (200, true), "{head:?}");
         }
         let head = daemon.open("HEAD", &files(&file, ""), "Range: bytes=0-1\r\n", b"");
         assert_eq!((head.status, head.header("content-length")), (200, Some(&*size.to_string())));
     }
     fs::write(scratch.join("empty"), "").expect("write the file");
     let empty = daemon.open("GET", &files(scratch.join("empty"), ""), "Range: bytes=0-\r\n", b"");
-    let reply = empty.into_response("of nothing");
-    reply.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
-    assert_eq!(reply.header("content-range"), Some("bytes */0"));
+    let response = empty.into_response("of nothing");
+    response.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
+    assert_eq!(response.header("content-range"), Some("bytes */0"));
 }
 
 /// Sends a request with these header lines and a body that is not JSON.
@@ -126,15 +123,15 @@ fn content_range_and_content_encoding_are_refused_on_uploads() {
     for target in [&file, &absent] {
         // `curl -C 5 -T` sends such a range.
         for range in ["bytes 5-9/10", "bytes 0-9/10", "bytes */10", "nonsense"] {
-            let reply = send(&daemon, "PUT", &files(target, ""), &format!("Content-Range: {range}\r\n"), b"56789");
-            reply.expect_error(400, "INVALID_REQUEST", "Content-Range");
+            let response = send(&daemon, "PUT", &files(target, ""), &format!("Content-Range: {range}\r\n"), b"56789");
+            response.expect_error(400, "INVALID_REQUEST", "Content-Range");
         }
         for coding in ["gzip", "deflate", "br", "identity, gzip", "x-gzip", "identity\r\nContent-Encoding: zstd"] {
             for body in [&b"\x1f\x8b\x08"[..], b""] {
                 let head = format!("Content-Encoding: {coding}\r\n");
-                let reply = send(&daemon, "PUT", &files(target, ""), &head, body);
-                reply.expect_error(415, "UNSUPPORTED_ENCODING", "Content-Encoding");
-                assert_eq!(reply.header("accept-encoding"), Some("identity"));
+                let response = send(&daemon, "PUT", &files(target, ""), &head, body);
+                response.expect_error(415, "UNSUPPORTED_ENCODING", "Content-Encoding");
+                assert_eq!(response.header("accept-encoding"), Some("identity"));
             }
         }
     }
@@ -172,7 +169,7 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
     let scratch = daemon.scratch();
     let (file, absent, made) = (scratch.join("file"), scratch.join("absent"), scratch.join("made"));
     let (past, future) = ("Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT");
-    let unmet = |reply: Response, name: &str| reply.expect_error(412, "PRECONDITION_FAILED", name);
+    let unmet = |response: Response, name: &str| response.expect_error(412, "PRECONDITION_FAILED", name);
     for (head, with_file, without) in [
         ("If-None-Match: *".to_owned(), false, true),
         ("If-None-Match: \"tag\"".to_owned(), true, true),
@@ -200,11 +197,11 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
             remove(&file).expect(204);
             assert!(!file.exists(), "{head}");
         } else {
-            let answer = read(&file);
+            let response = read(&file);
             if head.contains("If-None-Match: *") {
-                assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (304, 0, None));
+                assert_eq!((response.status, response.body.len(), response.header("content-length")), (304, 0, None));
             } else {
-                unmet(answer, "If-");
+                unmet(response, "If-");
             }
             unmet(put_it(&file), "If-");
             unmet(remove(&file), "If-");
@@ -214,13 +211,13 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
         read(&absent).expect_error(404, "NOT_FOUND", "absent");
         remove(&absent).expect_error(404, "NOT_FOUND", "absent");
         let new = made.join("new");
-        let reply = put_it(&new);
+        let response = put_it(&new);
         if without {
-            reply.expect(204);
+            response.expect(204);
             assert_eq!(fs::read(&new).expect("the file"), b"new", "{head}");
             fs::remove_dir_all(&made).expect("remove the file");
         } else {
-            unmet(reply, name);
+            unmet(response, name);
             assert!(!made.exists(), "{head}: no directory was made");
         }
     }
@@ -300,7 +297,7 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
         ] {
             raw(method, &format!("/files{query}")).expect_error(status, code, needle);
         }
-        let denied = |reply: Response, code: &str, name: &str| reply.expect_error(400, code, name);
+        let denied = |response: Response, code: &str, name: &str| response.expect_error(400, code, name);
         denied(raw(method, &files(at("dir"), "")), "IS_DIRECTORY", "dir");
         denied(raw(method, &files("/", "")), "IS_DIRECTORY", "/");
         denied(raw(method, &files(at("a..b/x"), "")), "NOT_A_DIRECTORY", "a..b");
@@ -324,9 +321,9 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
         daemon.get(&format!("/files/list{query}")).expect_error(status, code, "path");
     }
     for (method, path, allowed) in [("POST", "/files", "GET, HEAD, PUT, DELETE"), ("PUT", "/files/list", "GET, HEAD")] {
-        let reply = raw(method, &format!("{path}?path=/x"));
-        reply.expect_error(405, "METHOD_NOT_ALLOWED", "");
-        assert_eq!(reply.header("allow"), Some(allowed));
+        let response = raw(method, &format!("{path}?path=/x"));
+        response.expect_error(405, "METHOD_NOT_ALLOWED", "");
+        assert_eq!(response.header("allow"), Some(allowed));
     }
     assert_eq!(get(&daemon, at("a..b"), "").body, b"dots");
     assert_eq!(get(&daemon, at("..."), "").body, b"dots");
@@ -334,8 +331,8 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
     left.sort();
     assert_eq!(left, ["...", "a..b", "dir", "fifo", "loop", "socket"], "nothing was made or removed");
     // A client that expects 100 Continue gets the error before it sends the body.
-    let reply = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
-    reply.into_response("not invited").expect_error(400, "IS_DIRECTORY", "dir");
+    let response = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
+    response.into_response("not invited").expect_error(400, "IS_DIRECTORY", "dir");
 }
 
 #[test]
@@ -374,11 +371,11 @@ fn a_download_of_a_file_that_shrinks_ends_the_connection() {
     let file = daemon.scratch().join("file");
     let length = 64 << 20;
     fs::File::create(&file).and_then(|file| file.set_len(length)).expect("create a file");
-    let mut answer = daemon.open("GET", &files(&file, ""), "", b"").expect_status(200);
-    assert_eq!(answer.header("content-length"), Some(&*length.to_string()));
+    let mut response = daemon.open("GET", &files(&file, ""), "", b"").expect_status(200);
+    assert_eq!(response.header("content-length"), Some(&*length.to_string()));
     fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(100)).expect("shorten it");
     let mut body = Vec::new();
-    let error = answer.read_to_end(&mut body).expect_err("it is not padded");
+    let error = response.read_to_end(&mut body).expect_err("it is not padded");
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!((body.len() as u64) < length);
     assert_eq!(get(&daemon, &file, "").body.len(), 100);

@@ -113,19 +113,19 @@ fn check_no_zombie_stays(daemon: &Daemon) {
     daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
     let mut seen: Vec<(i32, Instant)> = Vec::new();
     wait_until(TIMEOUT, "all orphans have ended", || {
-        let ours = procfs::descendants(daemon.pid);
+        let below = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since)| {
-            let still = ours.contains(pid) && procfs::is_zombie(*pid);
+            let still = below.contains(pid) && procfs::is_zombie(*pid);
             // The contract says 50 ms; the margin is for a busy machine.
             assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
             still
         });
-        for &pid in &ours {
+        for &pid in &below {
             if procfs::is_zombie(pid) && !seen.iter().any(|(known, _)| *known == pid) {
                 seen.push((pid, Instant::now()));
             }
         }
-        ours.is_empty().then_some(())
+        below.is_empty().then_some(())
     });
 }
 

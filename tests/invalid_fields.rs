@@ -73,13 +73,13 @@ fn an_invalid_start_or_run_is_refused_with_a_sentence_that_names_the_field() {
     }
     for (code, needle, body) in cases.iter().filter(|(_, _, body)| body.get("stdin_mode").is_none()) {
         let ignored = ["stdout_mode", "stderr_mode"].iter().any(|field| body.get(*field).is_some());
-        let reply = daemon.post("/processes/run", body);
+        let response = daemon.post("/processes/run", body);
         if ignored {
             continue;
         }
         // A run refuses the fields of managed processes altogether.
         let managed = ["name", "restart", "health_check"].iter().find(|field| body.get(**field).is_some());
-        reply.expect_error(400, code, managed.copied().unwrap_or(needle));
+        response.expect_error(400, code, managed.copied().unwrap_or(needle));
     }
     for body in [json!({"name": "x"}), json!({"restart": {}}), json!({"health_check": {"type": "tcp", "port": 1}})] {
         let field = body.as_object().and_then(|body| body.keys().next().cloned()).expect("a field");
@@ -164,9 +164,9 @@ fn check_wrong_types(daemon: &Daemon, path: &str, body: &Value, field: &str, rig
         if field == "signal" && *value == json!(-1) { "INVALID_SIGNAL" } else { "INVALID_REQUEST" }
     };
     for value in wrong.iter().filter(|value| !is_right(value)) {
-        let reply = daemon.post(path, &with_field(body, field, value));
-        reply.expect_error(400, code(value), right);
-        let sentence = reply.json()["error"].as_str().expect("a sentence").to_owned();
+        let response = daemon.post(path, &with_field(body, field, value));
+        response.expect_error(400, code(value), right);
+        let sentence = response.json()["error"].as_str().expect("a sentence").to_owned();
         assert!(sentence.contains(&format!("`{field}`")), "{path} {field} {value}: {sentence}");
         for jargon in ["expected", "invalid type", "i64", "u64", "f64", "..=", "sequence", "map", " line "] {
             assert!(!sentence.contains(jargon), "{path} {field} {value}: {sentence}");
@@ -226,9 +226,13 @@ fn json_literals_without_a_value_are_refused() {
         ("args[0]", r#"{"command": "true", "args": ["\udc00x"]}"#),
         ("timeout", r#"{"command": "true", "timeout": 1e999}"#),
     ] {
-        let reply = daemon.request("POST", "/processes/run", Some(body.as_bytes()));
-        reply.expect_error(400, "INVALID_REQUEST", "a string must be Unicode, a number within the range of a double");
-        assert!(reply.json()["error"].as_str().expect("a sentence").starts_with(&format!("`{field}`: ")), "{body}");
+        let response = daemon.request("POST", "/processes/run", Some(body.as_bytes()));
+        response.expect_error(
+            400,
+            "INVALID_REQUEST",
+            "a string must be Unicode, a number within the range of a double",
+        );
+        assert!(response.json()["error"].as_str().expect("a sentence").starts_with(&format!("`{field}`: ")), "{body}");
     }
     assert_eq!(daemon.list(), [Value::Null; 0], "nothing was started");
 }

@@ -39,12 +39,13 @@ fn a_body_that_is_not_a_json_object_is_refused() {
     ];
     for path in ["/processes", "/processes/run", "/processes/1/signal"] {
         for body in bodies {
-            let reply = daemon.request("POST", path, Some(body));
-            let code = reply.json()["code"].clone();
+            let response = daemon.request("POST", path, Some(body));
+            let code = response.json()["code"].clone();
             assert!(
-                reply.status == 400 && code == "INVALID_REQUEST" || path.ends_with("signal") && reply.status == 404,
+                response.status == 400 && code == "INVALID_REQUEST"
+                    || path.ends_with("signal") && response.status == 404,
                 "{} {code} for {}",
-                reply.status,
+                response.status,
                 String::from_utf8_lossy(body)
             );
         }
@@ -68,9 +69,9 @@ fn a_body_or_head_above_its_limit_is_refused_with_413_or_431() {
         "POST /api/v1/processes HTTP/1.1\r\nAuthorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}0\r\n\r\n",
         daemon.token
     );
-    let reply =
+    let response =
         crate::harness::response::ResponseStream::send(daemon.connect(), head.as_bytes()).into_response("chunks");
-    reply.expect_error(413, "BODY_TOO_LARGE", "");
+    response.expect_error(413, "BODY_TOO_LARGE", "");
     let long = format!("X-Long: {}\r\n", "x".repeat(70_000));
     daemon.open("GET", "/info", &long, b"").into_response("a long head").expect_error(431, "HEAD_TOO_LARGE", "");
     let small = start_daemon_with(&["--max-body", "1000", "--max-head", "2000"]);
@@ -114,12 +115,12 @@ fn requests_to_unknown_processes_are_404() {
             ("POST", "/stdin/close"),
         ] {
             let body = (method == "POST").then_some(b"".as_slice());
-            let reply = daemon.request(method, &format!("/processes/{process}{rest}"), body);
+            let response = daemon.request(method, &format!("/processes/{process}{rest}"), body);
             // A segment that is not UTF-8 cannot be a name; the sentence differs.
-            reply.expect_error(404, "NOT_FOUND", if process == "%ff" { "" } else { "no process" });
+            response.expect_error(404, "NOT_FOUND", if process == "%ff" { "" } else { "no process" });
         }
-        let reply = daemon.post(&format!("/processes/{process}/signal"), &json!({"signal": 15}));
-        assert!([404, 400].contains(&reply.status), "{process}");
+        let response = daemon.post(&format!("/processes/{process}/signal"), &json!({"signal": 15}));
+        assert!([404, 400].contains(&response.status), "{process}");
     }
     daemon.check_nothing_started();
 }
@@ -157,13 +158,14 @@ fn unknown_paths_are_404_and_unknown_methods_405_with_allow() {
         ("DELETE", "/info", vec!["GET"]),
         ("BREW", "/processes", vec!["GET", "POST"]),
     ] {
-        let reply = daemon.open(method, path, "Content-Length: 0\r\n", b"").into_response(&format!("{method} {path}"));
+        let response =
+            daemon.open(method, path, "Content-Length: 0\r\n", b"").into_response(&format!("{method} {path}"));
         if allow.is_empty() {
-            reply.expect_error(404, "NOT_FOUND", "");
+            response.expect_error(404, "NOT_FOUND", "");
             continue;
         }
-        reply.expect_error(405, "METHOD_NOT_ALLOWED", "");
-        let allowed = reply.header("allow").expect("it says what is allowed").to_owned();
+        response.expect_error(405, "METHOD_NOT_ALLOWED", "");
+        let allowed = response.header("allow").expect("an Allow header").to_owned();
         for method in allow {
             assert!(allowed.split(", ").any(|word| word == method), "{allowed} for {path}");
         }
@@ -176,8 +178,8 @@ fn invalid_signals_are_refused_and_not_sent() {
     let pid = daemon.sh("sleep 4900");
     let path = format!("/processes/{pid}/signal");
     for signal in [json!(0), json!(65), json!(-1), json!(1_000_000_000_000_u64)] {
-        let reply = daemon.post(&path, &json!({"signal": signal}));
-        reply.expect_error(400, "INVALID_SIGNAL", "signal");
+        let response = daemon.post(&path, &json!({"signal": signal}));
+        response.expect_error(400, "INVALID_SIGNAL", "signal");
     }
     for body in [json!({}), json!({"signal": "15"}), json!({"signal": 1.5}), json!({"signal": null}), json!([15])] {
         daemon.post(&path, &body).expect_error(400, "INVALID_REQUEST", if body.is_object() { "signal" } else { "" });
@@ -224,9 +226,9 @@ fn every_endpoint_but_health_requires_the_bearer_token() {
     ];
     for head in &wrong {
         for path in ["/info", "/processes", "/processes/1", "/nothing"] {
-            let reply = ask(head, path);
-            reply.expect_error(401, "UNAUTHORIZED", "");
-            assert!(reply.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")), "{head}");
+            let response = ask(head, path);
+            response.expect_error(401, "UNAUTHORIZED", "");
+            assert!(response.header("www-authenticate").is_some_and(|value| value.starts_with("Bearer")), "{head}");
         }
         assert_eq!(ask(head, "/health").status, 200);
     }
@@ -240,9 +242,9 @@ fn every_endpoint_but_health_requires_the_bearer_token() {
     assert_eq!(ask(&head, "/info").status, 200);
     // A start without the token starts nothing.
     let text = "POST /api/v1/processes HTTP/1.1\r\nHost: x\r\nContent-Length: 18\r\n\r\n{\"command\":\"true\"}";
-    let reply = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes())
+    let response = crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes())
         .into_response("without a token");
-    reply.expect_error(401, "UNAUTHORIZED", "");
+    response.expect_error(401, "UNAUTHORIZED", "");
     daemon.check_nothing_started();
 }
 

@@ -35,9 +35,9 @@ fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     let pid = daemon.sh(&script);
     assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     let expected = |first: u64| (first..=lines).map(|number| format!("{number:015}"));
-    let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
-    assert_eq!(answer["truncated"], true);
-    let kept = answer["lines"].as_array().expect("lines");
+    let response = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+    assert_eq!(response["truncated"], true);
+    let kept = response["lines"].as_array().expect("lines");
     let first = lines + 1 - kept.len() as u64;
     assert!(kept.iter().map(|line| line.as_str().unwrap_or("").to_owned()).eq(expected(first)));
     let raw = daemon.raw_output(pid, "stdout");
@@ -53,8 +53,8 @@ fn a_log_above_log_limit_drops_its_oldest_part_and_reports_a_gap() {
     assert!(disk <= limit + 2 * MIB, "{disk} bytes on disk");
     // A complete log has no `truncated`.
     let small = daemon.run_sh("echo x").pid();
-    let answer = daemon.get(&format!("/processes/{small}/stdout")).expect(200);
-    assert!(answer.get("truncated").is_none_or(|truncated| truncated == false), "{answer}");
+    let response = daemon.get(&format!("/processes/{small}/stdout")).expect(200);
+    assert!(response.get("truncated").is_none_or(|truncated| truncated == false), "{response}");
 }
 
 #[test]
@@ -105,16 +105,16 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     go_on();
     assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     assert_eq!(follower.all_lines(), ["3", "4", "5"]);
-    let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
-    assert_eq!((&answer["lines"], &answer["truncated"]), (&json!(["one", "two", "3", "4", "5"]), &json!(true)));
+    let response = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+    assert_eq!((&response["lines"], &response["truncated"]), (&json!(["one", "two", "3", "4", "5"]), &json!(true)));
     // The log of a process that had ended is lost with its file. Later processes are not affected.
-    let answer = daemon.get(&format!("/processes/{old}/stdout")).expect(200);
-    assert_eq!((&answer["lines"], &answer["truncated"]), (&json!([]), &json!(true)));
+    let response = daemon.get(&format!("/processes/{old}/stdout")).expect(200);
+    assert_eq!((&response["lines"], &response["truncated"]), (&json!([]), &json!(true)));
     for number in 0..20 {
         assert_eq!(daemon.run_sh(&format!("echo {number}")).stdout(), number.to_string());
     }
     assert!(disk_usage(&daemon.state_dir().join("log")) > 0, "the directory is there again");
-    assert_eq!(daemon.log().matches("log directory").count(), 1, "told once");
+    assert_eq!(daemon.log().matches("log directory").count(), 1, "one warning");
 }
 
 /// A mounted tmpfs of limited size.
@@ -152,17 +152,17 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     for (script, all) in [("seq 1 200000", &numbers), (echoes, &echoed), ("seq 1 200000", &numbers), (echoes, &echoed)]
     {
         let pid = daemon.sh(script);
-        assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0, "a full disk ends nobody");
+        assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0, "a full disk ends no process");
         let raw = daemon.raw_output(pid, "stdout");
         assert!(raw.len() >= KEPT, "{script}: {} bytes are kept", raw.len());
         let last = raw.split_at(raw.len() - KEPT).1;
         assert!(all.as_bytes().ends_with(last), "{script}: the last are not the last");
-        let answer = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
-        let lines = answer["lines"].as_array().expect("lines");
+        let response = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
+        let lines = response["lines"].as_array().expect("lines");
         let whole =
             |line: &Value| line.as_str().is_some_and(|line| line.parse::<u32>().is_ok_and(|n| n > 0 && n <= 200_000));
         assert!(lines.iter().all(whole), "{script}");
-        assert!(all.len() == raw.len() || answer["truncated"] == true, "{script}");
+        assert!(all.len() == raw.len() || response["truncated"] == true, "{script}");
     }
 }
 
@@ -257,12 +257,12 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     let body = json!({"command": "sh", "args": ["-c", script]});
     let mut started = Vec::new();
     loop {
-        let reply = daemon.post("/processes", &body);
-        if reply.status != 201 {
-            reply.expect_error(503, "OUT_OF_RESOURCES", "");
+        let response = daemon.post("/processes", &body);
+        if response.status != 201 {
+            response.expect_error(503, "OUT_OF_RESOURCES", "");
             break;
         }
-        let pid = pid_of(&reply.json());
+        let pid = pid_of(&response.json());
         daemon.wait_for_end(pid);
         daemon.wait_for_stdout(pid, &["x"]);
         started.push(pid);

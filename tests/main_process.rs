@@ -57,7 +57,7 @@ impl Main {
     }
 
     fn wait_for_line(&self, word: &str) {
-        wait_until(TIMEOUT, &format!("it says {word:?}"), || {
+        wait_until(TIMEOUT, &format!("$SAID has the line {word:?}"), || {
             self.output().lines().any(|line| line == word).then_some(())
         });
     }

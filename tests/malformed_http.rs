@@ -26,13 +26,13 @@ fn send_raw(daemon: &Daemon, bytes: &[u8]) -> Vec<u8> {
     let mut socket = daemon.connect();
     let _ = socket.write_all(bytes);
     let _ = socket.shutdown(std::net::Shutdown::Write);
-    let mut answer = Vec::new();
-    let _ = socket.read_to_end(&mut answer);
-    answer
+    let mut response = Vec::new();
+    let _ = socket.read_to_end(&mut response);
+    response
 }
 
-fn status_of(answer: &[u8]) -> u16 {
-    let head = String::from_utf8_lossy(answer);
+fn status_of(response: &[u8]) -> u16 {
+    let head = String::from_utf8_lossy(response);
     head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or(0)
 }
 
@@ -71,10 +71,14 @@ fn an_endless_head_is_refused() {
             sent += filler.len();
         }
         assert!(sent < 64 << 20, "it took {sent} bytes of {start:?}");
-        let mut answer = Vec::new();
-        let _ = socket.read_to_end(&mut answer);
+        let mut response = Vec::new();
+        let _ = socket.read_to_end(&mut response);
         // A reset can arrive before the response is read.
-        assert!(answer.is_empty() || [400, 431].contains(&status_of(&answer)), "{}", String::from_utf8_lossy(&answer));
+        assert!(
+            response.is_empty() || [400, 431].contains(&status_of(&response)),
+            "{}",
+            String::from_utf8_lossy(&response)
+        );
     }
     check_healthy(&daemon, "after endless heads");
 }
@@ -115,10 +119,10 @@ fn malformed_requests_get_an_error_in_json() {
     ];
     for request in &requests {
         let shown = String::from_utf8_lossy(&request[..request.len().min(200)]).into_owned();
-        let answer = send_raw(&daemon, request);
-        let status = status_of(&answer);
+        let response = send_raw(&daemon, request);
+        let status = status_of(&response);
         assert!([400, 413, 431, 501, 505].contains(&status), "{status} for {shown:?}");
-        let text = String::from_utf8_lossy(&answer);
+        let text = String::from_utf8_lossy(&response);
         let (_, body) = text.split_once("\r\n\r\n").expect("a body");
         let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{text} for {shown:?}"));
         assert!(body["error"].is_string() && body["code"].is_string(), "{body} for {shown:?}");
@@ -162,9 +166,9 @@ fn slow_heads_delay_no_other_client_and_time_out() {
         std::thread::sleep(Duration::from_millis(100));
     }
     for mut drip in drips {
-        let mut answer = Vec::new();
-        let _ = drip.read_to_end(&mut answer);
-        assert!(answer.is_empty() || status_of(&answer) == 408, "{}", String::from_utf8_lossy(&answer));
+        let mut response = Vec::new();
+        let _ = drip.read_to_end(&mut response);
+        assert!(response.is_empty() || status_of(&response) == 408, "{}", String::from_utf8_lossy(&response));
     }
     check_healthy(&daemon, "after slow heads");
 }
@@ -174,8 +178,8 @@ fn a_head_that_does_not_arrive_in_time_is_408() {
     let daemon = start_daemon_with(&["--head-secs", "1"]);
     let mut socket = daemon.connect();
     socket.write_all(b"GET /api/v1/health HT").expect("a part of a head");
-    let answer = ResponseStream::read(socket).expect("a response").into_response("half a head");
-    answer.expect_error(408, "REQUEST_TIMEOUT", "");
+    let response = ResponseStream::read(socket).expect("a response").into_response("half a head");
+    response.expect_error(408, "REQUEST_TIMEOUT", "");
 }
 
 #[test]

@@ -85,9 +85,9 @@ fn a_raw_tail_returns_the_bytes_of_the_last_lines() {
     }
     assert_eq!(daemon.raw_output(pid, "stderr?tail=1"), b"x\n");
     assert_eq!(daemon.raw_output(pid, "output?tail=10").len(), b"a\r\n\nb\xff\nlastx\n".len());
-    let answer =
+    let response =
         daemon.open("GET", &format!("/processes/{pid}/stdout?tail=x"), "Accept: application/octet-stream\r\n", b"");
-    answer.into_response("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
+    response.into_response("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
 }
 
 #[test]
@@ -111,11 +111,11 @@ fn combined_output_keeps_the_order_of_both_streams() {
         }
         run.join().expect("the run")
     });
-    let told: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
+    let received: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
     let expected: Vec<_> = [("stdout", "1"), ("stderr", "2"), ("stdout", "3"), ("stderr", "4")]
         .map(|(stream, line)| (json!(stream), json!(line)))
         .to_vec();
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     assert_eq!(daemon.lines(run.pid(), "output"), ["1", "2", "3", "4"]);
     let frames = daemon.follow(run.pid(), "output").until_eof();
     let followed: Vec<_> = frames.iter().map(|f| (f.data["stream"].clone(), f.data["line"].clone())).collect();

@@ -144,8 +144,8 @@ fn the_daemon_survives_exhausted_memory_and_recovers() {
     }
     limit_address_space(&daemon, None);
     wait_until(TIMEOUT, "a command runs", || {
-        let reply = daemon.post("/processes/run", &json!({"command": "true"}));
-        (reply.status == 200).then_some(())
+        let response = daemon.post("/processes/run", &json!({"command": "true"}));
+        (response.status == 200).then_some(())
     });
 }
 
@@ -163,7 +163,7 @@ fn unauthenticated_clients_cannot_exhaust_the_memory_for_new_threads() {
                 client
             })
             .collect();
-        assert!(daemon.try_health().is_some(), "an answer, whatever it says");
+        assert!(daemon.try_health().is_some(), "a response of any status");
         drop(clients);
         wait_until(TIMEOUT, "health answers", || (daemon.try_health() == Some(200)).then_some(()));
     }

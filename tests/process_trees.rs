@@ -68,7 +68,7 @@ fn a_failed_check_waits_for_the_grace_of_the_whole_tree() {
         daemon.start_process(&wrapper_body(&scratch, "web", json!({"health_check": check})));
         wait_until_servers_are_up(&scratch);
         drop(service);
-        let both = |told: Vec<String>| ["far", "near"].iter().all(|name| told.iter().any(|it| it == name));
+        let both = |ended: Vec<String>| ["far", "near"].iter().all(|name| ended.iter().any(|one| one == name));
         wait_until(TIMEOUT, "both have ended well", || both(servers_ended_on_sigterm(&scratch)).then_some(()));
     }
 }
@@ -137,10 +137,10 @@ fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
     for options in Options::all_tree_tracking() {
         let mut daemon = options.args(&["--shutdown-grace", "50", "--keep-ended", "1"]).start();
         let scratch = daemon.scratch();
-        let heeds = "trap 'echo $0 >>told; exit' TERM; touch up.$0; while :; do sleep 0.02; done";
+        let server = "trap 'echo $0 >>told; exit' TERM; touch up.$0; while :; do sleep 0.02; done";
         for n in 0..3 {
             let script = format!("bash -c \"$0\" near{n} & setsid bash -c \"$0\" far{n} & exit 0");
-            let body = json!({"command": "sh", "args": ["-c", script, heeds], "working_dir": scratch});
+            let body = json!({"command": "sh", "args": ["-c", script, server], "working_dir": scratch});
             daemon.wait_for_end(pid_of(&daemon.start_process(&body)));
             for name in ["near", "far"] {
                 let file = scratch.join(format!("up.{name}{n}"));
@@ -150,7 +150,7 @@ fn a_shutdown_sends_sigterm_to_leftovers_of_ended_processes() {
         let begun = Instant::now();
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(40), "nobody needed the grace: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(40), "the shutdown used up the grace: {:?}", begun.elapsed());
         assert_eq!(servers_ended_on_sigterm(&scratch), ["far0", "far1", "far2", "near0", "near1", "near2"]);
     }
 }
@@ -249,16 +249,16 @@ fn signal_scope_selects_leader_group_or_tree() {
         let pid = pid_of(&daemon.start_process(&json!({"command": "bash", "args": ["-c", script, child]})));
         daemon.wait_for_stdout(pid, &["up"; 3]);
         let mut heard = vec!["up".to_owned(); 3];
-        for (scope, who) in [
+        for (scope, receivers) in [
             (json!("leader"), &["leader"][..]),
             (json!("group"), &["leader", "near"]),
             (Value::Null, &["leader", "near"]),
             (json!("tree"), &["far", "leader", "near"]),
         ] {
             daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": scope})).expect(200);
-            heard.extend(who.iter().map(ToString::to_string));
+            heard.extend(receivers.iter().map(ToString::to_string));
             heard.sort_unstable();
-            wait_until(TIMEOUT, &format!("{scope} hears of it"), || {
+            wait_until(TIMEOUT, &format!("scope {scope} gets the signal"), || {
                 let mut lines = daemon.lines(pid, "stdout");
                 lines.sort_unstable();
                 (lines == heard).then_some(())

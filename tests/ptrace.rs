@@ -55,7 +55,7 @@ fn a_stopped_tracee_can_be_continued_and_signalled() {
         let found = daemon.pids_executing("python3").first().copied()?;
         procfs::status(found, "State")?.starts_with("T (stopped)").then_some(found)
     });
-    assert_eq!(procfs::status(python, "TracerPid").as_deref(), Some("0"), "nobody traces it any more");
+    assert_eq!(procfs::status(python, "TracerPid").as_deref(), Some("0"), "the tracee is detached");
     assert_eq!(daemon.info(pid)["status"], "running");
     daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 18})).expect(200);
     wait_until(TIMEOUT, "the process continues", || {

@@ -86,8 +86,8 @@ fn act_as_client(daemon: &Daemon, own: &[String], mut random: Random, over: &Ato
             }
             3 => {
                 let signal = [9, 15, 1][random.below(3) as usize];
-                let reply = daemon.post(&format!("{path}/signal"), &json!({"signal": signal}));
-                assert!(reply.status == 200 || reply.status == 409, "{}", reply.status);
+                let response = daemon.post(&format!("{path}/signal"), &json!({"signal": signal}));
+                assert!(response.status == 200 || response.status == 409, "{}", response.status);
             }
             _ => check_listing(&daemon.list(), &mut before),
         }

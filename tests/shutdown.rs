@@ -54,7 +54,7 @@ fn a_shutdown_of_500_processes_that_obey_uses_no_grace() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
     // The goal is 1 s.
-    assert!(begun.elapsed() < Duration::from_secs(9), "nobody needed the grace: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(9), "the shutdown used up the grace: {:?}", begun.elapsed());
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_second_signal_ends_the_grace() {
     let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     let pid = daemon.sh("trap 'echo heard it' TERM; echo up; while :; do sleep 0.02; done");
     let said = |lines: &[&str]| {
-        wait_until(TIMEOUT, &format!("it says {lines:?}"), || (daemon.lines(pid, "stdout") == lines).then_some(()));
+        wait_until(TIMEOUT, &format!("stdout is {lines:?}"), || (daemon.lines(pid, "stdout") == lines).then_some(()));
     };
     said(&["up"]);
     daemon.signal(Signal::SIGINT);
@@ -113,7 +113,7 @@ fn each_shutdown_signal_gives_its_grace_and_exit_code_without_a_main_process() {
         daemon.signal_number(signal);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code), "signal {signal}");
         if grace {
-            assert!(scratch.join("told").exists(), "signal {signal}: it was asked");
+            assert!(scratch.join("told").exists(), "signal {signal}: the process got SIGTERM");
         }
     }
 }
@@ -148,7 +148,7 @@ fn a_second_shutdown_request_does_not_extend_the_grace() {
         let pids = [daemon.sh(stubborn), pid_of(&daemon.start_process(&body))];
         let said = |right: &[&str]| {
             let all = || pids.iter().all(|pid| daemon.lines(*pid, "stdout") == right);
-            wait_until(TIMEOUT, &format!("they say {right:?}"), || all().then_some(()));
+            wait_until(TIMEOUT, &format!("stdout of both is {right:?}"), || all().then_some(()));
         };
         said(&["up"]);
         let begun = Instant::now();

@@ -26,7 +26,7 @@ fn connect_without_reading(daemon: &Daemon, requests: &[String]) -> Vec<TcpStrea
     };
     let streams: Vec<TcpStream> = requests.iter().map(open).collect();
     for stream in &streams {
-        assert_eq!(stream.peek(&mut [0]).expect("the beginning of an answer"), 1);
+        assert_eq!(stream.peek(&mut [0]).expect("the beginning of a response"), 1);
     }
     streams
 }

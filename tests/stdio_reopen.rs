@@ -121,10 +121,10 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     if skip_without_root() {
         return;
     }
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
     let script = "echo reopened >/dev/stderr; echo refused >/dev/stdout; echo uid $(id -u) >&2; exec sleep 5300";
-    let daemon = start_with_main_process(theirs, script);
-    let lines = std::io::BufReader::new(std::fs::File::from(ours.try_clone().expect("a second descriptor")));
+    let daemon = start_with_main_process(writer, script);
+    let lines = std::io::BufReader::new(std::fs::File::from(reader.try_clone().expect("a second descriptor")));
     let mut said = Vec::new();
     let uid = std::io::BufRead::lines(lines).find_map(|line| {
         said.push(line.expect("it is text"));
@@ -132,7 +132,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     });
     assert!(said.contains(&"reopened".to_owned()), "{said:?}");
     let uid = uid.expect("a number");
-    assert_eq!(fstat(&ours).expect("its owner").st_uid, uid);
+    assert_eq!(fstat(&reader).expect("its owner").st_uid, uid);
     // stdout is a file and stdin is /dev/null: both keep their owner.
     wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5300").first().copied());
     assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
@@ -146,11 +146,11 @@ fn foreign_and_named_pipes_keep_their_owner() {
     if skip_without_root() {
         return;
     }
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
-    nix::unistd::fchown(&theirs, Some(4711.into()), None).expect("give it away");
-    let daemon = start_with_main_process(theirs, "exec sleep 5301");
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    nix::unistd::fchown(&writer, Some(4711.into()), None).expect("give it away");
+    let daemon = start_with_main_process(writer, "exec sleep 5301");
     wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5301").first().copied());
-    assert_eq!(fstat(&ours).expect("its owner").st_uid, 4711);
+    assert_eq!(fstat(&reader).expect("its owner").st_uid, 4711);
     drop(daemon);
     let dir = tempfile::tempdir().expect("create a directory");
     let path = dir.path().join("fifo");

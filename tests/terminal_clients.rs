@@ -57,9 +57,9 @@ fn attaching_requires_the_token_of_the_session() {
             "{method} /api/v1/pty/{}{rest} HTTP/1.1\r\nHost: x\r\nX-PTY-Token: {}\r\n\r\n",
             session.id, session.token
         );
-        let reply =
+        let response =
             crate::harness::response::ResponseStream::send(daemon.connect(), request.as_bytes()).into_response(method);
-        reply.expect_error(401, "UNAUTHORIZED", "");
+        response.expect_error(401, "UNAUTHORIZED", "");
     }
 }
 
@@ -107,7 +107,7 @@ fn an_invalid_websocket_handshake_is_refused() {
 }
 
 #[test]
-fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
+fn unknown_messages_are_ignored_and_fragments_are_joined() {
     let daemon = start_daemon();
     let session = start_echo(&daemon);
     let mut terminal = daemon.watch(&session);
@@ -148,6 +148,14 @@ fn unknown_messages_are_ignored_and_invalid_frames_close_the_connection() {
     });
     terminal.expect("fragmented");
     assert!(!terminal.text().contains("typed as text"));
+}
+
+#[test]
+fn invalid_frames_close_the_connection_with_their_code() {
+    let daemon = start_daemon();
+    let session = start_echo(&daemon);
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
     check_releases_resources(&daemon, || {
         let over = vec![0; (1 << 20) + 1];
         for (bytes, code) in [

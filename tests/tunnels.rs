@@ -225,12 +225,12 @@ fn a_reset_by_the_service_closes_the_tunnel_with_an_error() {
 #[test]
 fn a_client_that_disconnects_ends_the_connection_to_the_service() {
     let daemon = start_daemon();
-    let (tell, ended) = channel();
+    let (sender, receiver) = channel();
     let port = tcp_service(move |mut stream| {
         let _ = stream.write_all(b"hello");
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
-        let _ = tell.send(rest.len());
+        let _ = sender.send(rest.len());
     });
     let before = daemon.threads_and_descriptors();
     for way in 0..3 {
@@ -246,7 +246,7 @@ fn a_client_that_disconnects_ends_the_connection_to_the_service() {
                 drop(tunnel);
             }
         }
-        let read = ended.recv_timeout(TIMEOUT).expect("the service sees the end");
+        let read = receiver.recv_timeout(TIMEOUT).expect("the service sees the end");
         assert!(read == 10_000 || way < 2, "{read}");
     }
     daemon.wait_until_released(before);
@@ -255,7 +255,7 @@ fn a_client_that_disconnects_ends_the_connection_to_the_service() {
 #[test]
 fn backpressure_bounds_memory_in_both_directions() {
     let daemon = start_daemon();
-    let (tell, told) = channel();
+    let (sender, receiver) = channel();
     // The service reads nothing and reports how much it could send before its write timed out.
     let port = tcp_service(move |mut stream| {
         stream.set_write_timeout(Some(Duration::from_millis(500))).expect("set the timeout");
@@ -263,7 +263,7 @@ fn backpressure_bounds_memory_in_both_directions() {
         while let Ok(count) = stream.write(&[0; 100_000]) {
             sent += count;
         }
-        let _ = tell.send((sent, stream));
+        let _ = sender.send((sent, stream));
     });
     let before = procfs::kilobytes(daemon.pid, "VmRSS");
     let mut tunnel = daemon.tunnel(port);
@@ -272,7 +272,7 @@ fn backpressure_bounds_memory_in_both_directions() {
     while tunnel.send(Message::binary(vec![0; 100_000])).is_ok() {
         sent += 100_000;
     }
-    let (from_service, _stream) = told.recv_timeout(TIMEOUT).expect("the service cannot send more");
+    let (from_service, _stream) = receiver.recv_timeout(TIMEOUT).expect("the service cannot send more");
     let grown = procfs::kilobytes(daemon.pid, "VmHWM").saturating_sub(before);
     assert!(sent < 64 << 20 && from_service < 64 << 20, "{sent} and {from_service} are in the kernel's buffers");
     assert!(grown < 8 << 10, "{grown} KiB");

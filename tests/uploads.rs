@@ -54,9 +54,9 @@ fn an_interrupted_upload_leaves_the_old_file() {
             let _ = socket.write_all(&[&head, &body[..at]].concat());
             if turn % 2 == 0 {
                 let _ = socket.shutdown(Shutdown::Write);
-                let mut answer = Vec::new();
-                let _ = socket.read_to_end(&mut answer);
-                assert!(answer.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&answer));
+                let mut response = Vec::new();
+                let _ = socket.read_to_end(&mut response);
+                assert!(response.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&response));
             } else {
                 reset(socket);
             }
@@ -128,8 +128,8 @@ fn uploads_and_downloads_of_96_mib_use_bounded_memory() {
     socket.write_all(head.as_bytes()).expect("the head");
     (0..MIB).for_each(|_| socket.write_all(&block).expect("the body"));
     assert_eq!(ResponseStream::read(socket).expect("a response").status, 204);
-    let mut answer = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
-    assert_eq!(std::io::copy(&mut answer, &mut std::io::sink()).expect("all of it"), MIB << 20);
+    let mut response = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
+    assert_eq!(std::io::copy(&mut response, &mut std::io::sink()).expect("all of it"), MIB << 20);
     let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
     assert!(grown < 4096, "{grown} kB more");
 }

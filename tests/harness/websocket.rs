@@ -26,11 +26,11 @@ pub fn try_open(daemon: &Daemon, path: &str, headers: &[(&str, &str)]) -> Result
     }
     let config = WebSocketConfig::default().max_frame_size(None).max_message_size(None);
     match tungstenite::client::client_with_config(request, daemon.connect(), Some(config)) {
-        Ok((socket, answer)) => {
-            assert!(!answer.headers().contains_key("sec-websocket-extensions"), "no extension is negotiated");
+        Ok((socket, response)) => {
+            assert!(!response.headers().contains_key("sec-websocket-extensions"), "no extension is negotiated");
             Ok(socket)
         }
-        Err(HandshakeError::Failure(Error::Http(answer))) => Err(answer.status().as_u16()),
+        Err(HandshakeError::Failure(Error::Http(response))) => Err(response.status().as_u16()),
         Err(error) => panic!("{path}: {error}"),
     }
 }
@@ -50,8 +50,9 @@ pub struct Session {
 
 impl Daemon {
     pub fn open_pty(&self, body: &Value) -> Session {
-        let answer = self.post("/pty", body).expect(201);
-        let text = |field: &str| answer[field].as_str().unwrap_or_else(|| panic!("no {field} in {answer}")).to_owned();
+        let response = self.post("/pty", body).expect(201);
+        let text =
+            |field: &str| response[field].as_str().unwrap_or_else(|| panic!("no {field} in {response}")).to_owned();
         let session = Session { id: text("session_id"), token: text("token") };
         assert!(session.id.len() >= 22 && session.id.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{session:?}");
         assert!(session.token.len() == 64 && session.token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{session:?}");
