@@ -31,6 +31,8 @@ pub struct OutputLog {
 struct State {
     chain: Chain,
     end: Option<End>,
+    /// Counts the calls of [`OutputLog::revoke_end`].
+    epoch: u64,
 }
 
 /// A `finish` that stands.
@@ -104,7 +106,25 @@ impl OutputLog {
     }
 
     /// Cut, and followers end here (`eof`). Also makes the log one of the ended ones for retention.
+    #[cfg(test)]
     pub fn finish(&self, end: RunEnd) {
+        self.finish_epoch(self.epoch(), end);
+    }
+
+    /// Which run after a [`OutputLog::finish_epoch`] it is.
+    pub fn epoch(&self) -> u64 {
+        lock(&self.state).epoch
+    }
+
+    /// Takes back an end, also one that was sent before and has not come yet: followers go on.
+    pub fn revoke_end(&self) {
+        let mut state = lock(&self.state);
+        state.epoch += 1;
+        state.end = None;
+    }
+
+    /// The same, unless the end was revoked after `epoch`.
+    pub fn finish_epoch(&self, epoch: u64, end: RunEnd) {
         self.store.make_room(HEADER as u64);
         {
             let mut state = lock(&self.state);
@@ -113,6 +133,9 @@ impl OutputLog {
             // Whoever still writes takes it again: only a run with a pipe may hold a descriptor.
             state.chain.close_file(self.home());
             let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
+            if state.epoch != epoch {
+                return;
+            }
             state.end = Some(End { place, run: end, order });
         }
         let wakers = lock(&self.wakers);

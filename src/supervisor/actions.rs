@@ -5,15 +5,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::launch::{launch, stdio};
-use crate::clock;
 use crate::error::Error;
-use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
+use crate::model::{RunNo, StdinMode, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::entry::Tree;
 use crate::supervisor::fd_budget;
+use crate::supervisor::resolver::LookUp;
 use crate::unit::{Action, Event, Now};
-use crate::users;
 use tl_os::random;
 use tl_os::tree::{self, Marks};
 
@@ -41,6 +40,13 @@ impl Actor {
     /// Performs one action; a fork's outcome is an event at once.
     fn perform(&mut self, id: UnitId, action: Action) -> Option<Event> {
         match action {
+            Action::ResolveUser => {
+                let slot = self.parts.fleet.get(id)?;
+                if slot.data.user.is_some() {
+                    return Some(Event::UserResolved);
+                }
+                self.ask_for_user(id);
+            }
             Action::Spawn => {
                 return Some(match self.spawn(id) {
                     Ok(pid) => Event::Spawned(pid),
@@ -71,7 +77,7 @@ impl Actor {
                 let entry = &self.parts.fleet.get(id)?.data;
                 match &entry.pty {
                     Some(session) => session.terminal.append(line.as_bytes()),
-                    None => entry.log.append(clock::wall(), Stream::Stderr, line.as_bytes()),
+                    None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&entry.log), line.into_bytes())),
                 }
             }
             Action::Started => {
@@ -93,13 +99,18 @@ impl Actor {
                     // It never starts again: what is shown is all that is kept.
                     entry.spec.env = Vec::new();
                 }
-                entry.log.finish(end);
+                let finish = ToOutput::FinishLog(Arc::clone(&entry.log), entry.log.epoch(), end);
                 if let Some(session) = &mut entry.pty {
                     session.terminal.finish(end);
                     session.life.end(self.clock.now().mono);
                 }
+                self.tell_output(id, finish);
             }
-            Action::Reopen => self.parts.fleet.get(id)?.data.log.reopen(),
+            Action::Reopen => {
+                let log = Arc::clone(&self.parts.fleet.get(id)?.data.log);
+                log.revoke_end();
+                self.tell_output(id, ToOutput::ReopenLog(log));
+            }
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
                 let slot = self.parts.fleet.remove(id)?;
@@ -124,9 +135,22 @@ impl Actor {
         }
     }
 
+    /// Has the user of a unit's next run looked up by the resolver.
+    pub(super) fn ask_for_user(&mut self, id: UnitId) {
+        let Some(slot) = self.parts.fleet.get_mut(id) else { return };
+        match slot.data.look_up {
+            LookUp::Idle => {
+                slot.data.look_up = LookUp::Asked;
+                self.parts.resolver.ask(id, slot.data.spec.user.as_ref().unwrap_or(&self.parts.default_user));
+            }
+            LookUp::Asked | LookUp::AskedBefore => slot.data.look_up = LookUp::AskedBefore,
+        }
+    }
+
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
         let gone = || Error::Internal("the unit is gone".to_owned());
         let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        let user = slot.data.user.take().ok_or_else(|| Error::Internal("the user is not known".to_owned()))??;
         // Children in the background may hold pipes of processes that have ended: those are taken still.
         let taken = self.parts.descriptors.take(fd_budget::needs(&slot.data.spec));
         let taken = taken.ok_or_else(|| Error::OutOfResources("processes hold all descriptors they may".to_owned()))?;
@@ -135,12 +159,13 @@ impl Actor {
         self.retire((id, run.saturating_sub(1)), old);
         let slot = self.parts.fleet.get(id).ok_or_else(gone)?;
         let spec = &slot.data.spec;
-        let identity = users::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
-        let launch = launch(spec, &identity, &self.parts.base_env, &invocation)?;
+        let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
         let spawner = &self.parts.spawner;
-        let started =
-            self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec), &launch, leaf));
+        let started = self
+            .parts
+            .cgroups
+            .start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tree::Marked(Marks::new(child.pid, &invocation, outputs)), Tree::Leaf);

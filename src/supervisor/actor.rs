@@ -14,6 +14,7 @@ use super::handle::{Counts, Started, Stdin};
 use super::launch::{exit, explain};
 use super::message::{Command, Message};
 use super::probes::Probes;
+use super::resolver::{LookUp, Resolved, Resolver, RunUser};
 use super::shutdown::Shutdown;
 use super::trees::Trees;
 use crate::clock::Clock;
@@ -46,6 +47,7 @@ pub(super) struct Parts {
     pub(super) output: Output,
     pub(super) probes: Probes,
     pub(super) trees: trees::Trees,
+    pub(super) resolver: Resolver,
     /// See [`Builder::on_main_thread`](super::Builder::on_main_thread).
     pub(super) on_main_thread: Box<dyn Fn(TraceStop) + Send>,
     pub(super) spawner: Spawner,
@@ -150,7 +152,9 @@ impl Actor {
             Message::OomKill => self.note_oom_kills(),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Trees(report) => self.tree_report(report),
+            Message::UserResolved(answer) => self.user_resolved(answer),
             Message::Health(verdict) => {
+                self.parts.probes.delivered(verdict.unit);
                 let now = self.clock.now();
                 self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
             }
@@ -161,7 +165,7 @@ impl Actor {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Start { id, spec, reply } => self.start(id, *spec, reply),
+            Command::Start { id, spec, user, reply } => self.start(id, *spec, user, reply),
             Command::List(reply) => {
                 let processes = self.parts.fleet.iter().filter(|(_, slot)| slot.data.pty.is_none());
                 let all = processes.filter_map(|(id, slot)| info(id, slot));
@@ -178,7 +182,7 @@ impl Actor {
             Command::Restart(target, reply) => self.restart(target, reply),
             Command::Stdin(target, reply) => reply.send(self.stdin(&target)),
             Command::CloseStdin(target, reply) => reply.send(self.close_stdin(&target)),
-            Command::OpenPty { id, spec, key, reply } => self.open_pty(id, *spec, key, reply),
+            Command::OpenPty { id, spec, user, key, reply } => self.open_pty(id, *spec, user, key, reply),
             Command::ListPtys(reply) => reply.send(Ok(self.ptys())),
             Command::LookUpPty(session, reply) => reply.send(self.look_up_pty(&session)),
             Command::KillPty(session, reply) => self.kill_pty(&session, reply),
@@ -204,7 +208,13 @@ impl Actor {
         Some(Started { info: info(id, slot)?, log: Arc::clone(&slot.data.log) })
     }
 
-    fn start(&mut self, id: UnitId, spec: ProcessSpec, reply: ReplySender<Started>) {
+    fn start(
+        &mut self,
+        id: UnitId,
+        spec: ProcessSpec,
+        user: Option<Result<RunUser, Error>>,
+        reply: ReplySender<Started>,
+    ) {
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -218,12 +228,28 @@ impl Actor {
             killed: false,
             starting: reply.take().map(|reply| (1, reply)).into_iter().collect(),
             pty: None,
+            user,
+            look_up: LookUp::Idle,
             spec,
         });
         match (admitted, reply) {
             (Err(error), Some(reply)) => reply.send(Err(error)),
             _ => self.step(id, self.clock.now(), Event::Start),
         }
+    }
+
+    /// The user of a unit's next run has been looked up, if that run is still wanted.
+    fn user_resolved(&mut self, Resolved { unit, user }: Resolved) {
+        let Some(slot) = self.parts.fleet.get_mut(unit) else { return };
+        let look_up = std::mem::take(&mut slot.data.look_up);
+        if !slot.unit.awaits_user() {
+            return;
+        }
+        if look_up == LookUp::AskedBefore {
+            return self.ask_for_user(unit);
+        }
+        slot.data.user = Some(user);
+        self.step(unit, self.clock.now(), Event::UserResolved);
     }
 
     fn signal(&mut self, target: &Target, signal: i64, scope: Option<SignalScope>, reply: ReplySender<()>) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, StdinMode, UnitId};
 use crate::pending::ReplySender;
@@ -13,6 +14,7 @@ use tl_os::tree::Marks;
 
 use super::handle::Started;
 use super::pty::SessionKey;
+use super::resolver::{LookUp, RunUser};
 
 /// Beside a unit.
 #[derive(Debug)]
@@ -27,6 +29,9 @@ pub(super) struct Entry {
     pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
     /// What makes it a terminal session.
     pub(super) pty: Option<Pty>,
+    /// The user of the run that is about to begin, or why it was not found.
+    pub(super) user: Option<Result<RunUser, Error>>,
+    pub(super) look_up: LookUp,
 }
 
 /// Beside a unit that is a terminal session.

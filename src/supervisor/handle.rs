@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::message::{Command, Message};
+use super::resolver::RunUser;
 use crate::error::Error;
 use crate::logs::{Follower, OutputLog, StartAt, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, SignalScope, Target, UnitId, UserSpec};
@@ -71,19 +72,41 @@ impl Handle {
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
         spec.check_process()?;
         let id = self.next_id();
-        self.ask(|reply| Command::Start { id, spec: Box::new(spec), reply }).map(|started: Started| started.info)
+        let user = Some(self.look_up_user(&spec));
+        self.ask(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started: Started| started.info)
     }
 
-    /// The same without blocking: `waker` is woken when the answer is there. The id is valid at once, so that a caller
+    /// The same without blocking: another thread reads `/etc/passwd`, and `waker` is woken when the answer is there. The id is valid at once, so that a caller
     /// that gives up can [`kill`](Handle::kill) it.
     pub fn begin_start(&self, spec: ProcessSpec, waker: Arc<Waker>) -> (UnitId, Pending<Started>) {
+        self.begin_start_as(spec, None, waker)
+    }
+
+    /// The same for a thread that may wait for `/etc/passwd`, which it reads itself: that is faster.
+    pub(crate) fn begin_start_with_user(&self, spec: ProcessSpec, waker: Arc<Waker>) -> (UnitId, Pending<Started>) {
+        let user = self.look_up_user(&spec);
+        self.begin_start_as(spec, Some(user), waker)
+    }
+
+    fn begin_start_as(
+        &self,
+        spec: ProcessSpec,
+        user: Option<Result<RunUser, Error>>,
+        waker: Arc<Waker>,
+    ) -> (UnitId, Pending<Started>) {
         let (reply, answer) = pending(Some(waker));
         let id = self.next_id();
         match spec.check_process() {
-            Ok(()) => self.send(Command::Start { id, spec: Box::new(spec), reply }),
+            Ok(()) => self.send(Command::Start { id, spec: Box::new(spec), user, reply }),
             Err(error) => reply.send(Err(error.into())),
         }
         (id, answer)
+    }
+
+    /// The user of a process with this spec, looked up by the calling thread: a file system that hangs holds up nobody else.
+    /// What goes wrong is reported where the supervisor would fork, so that a limit that is reached is still told first.
+    pub(super) fn look_up_user(&self, spec: &ProcessSpec) -> Result<RunUser, Error> {
+        RunUser::look_up(spec.user.as_ref().unwrap_or(&self.default_user), spec.terminal.is_some())
     }
 
     pub(super) fn next_id(&self) -> UnitId {

@@ -12,7 +12,7 @@ use tl_os::wait;
 
 use crate::error::{Error, is_want_of_resources};
 use crate::model::{Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
-use crate::users::{self, Identity};
+use crate::users::Identity;
 
 /// The search path of the base environment (section 8).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -138,11 +138,9 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
 }
 
 /// What 0, 1 and 2 of a process with this spec are.
-pub(super) fn stdio(spec: &ProcessSpec) -> Stdio {
+pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     match spec.terminal {
-        Some(window) => {
-            Stdio::Terminal { size: Size { rows: window.rows, cols: window.cols }, tty: users::group("tty") }
-        }
+        Some(window) => Stdio::Terminal { size: Size { rows: window.rows, cols: window.cols }, tty: tty_group },
         None if spec.inherit => Stdio::Inherit,
         None => Stdio::Pipes {
             stdin: spec.stdin == StdinMode::Pipe,

@@ -1,12 +1,15 @@
 //! What the supervisor thread is told.
 //!
-//! Its queue has no bound of its own: whoever asks waits for the answer before it asks again, each unit has a few notices
-//! on the way at most, and SIGCHLD is announced once until it has been looked at.
+//! Its queue has no bound of its own. Each sender bounds what it puts there: a client waits for the answer before it asks
+//! again; a unit has at most one verdict on its health, one answer about its user, and a few notices of the output and the trees
+//! thread in the queue; SIGCHLD is announced once until it has been looked at.
 
 use std::time::Duration;
 
 use super::handle::{Counts, Started, Stdin};
 use super::pty::{Found, SessionKey};
+use super::resolver::{Resolved, RunUser};
+use crate::error::Error;
 use crate::health::Verdict;
 use crate::model::{ProcessInfo, ProcessSpec, RunKey, SignalScope, Target, UnitId};
 use crate::output::Notice;
@@ -17,9 +20,12 @@ use crate::trees::Report;
 /// A request, with where its answer goes.
 #[derive(Debug)]
 pub(crate) enum Command {
+    /// `user`: whom the run is to be, as the caller's thread has looked it up; none where the supervisor is to have that
+    /// done.
     Start {
         id: UnitId,
         spec: Box<ProcessSpec>,
+        user: Option<Result<RunUser, Error>>,
         reply: ReplySender<Started>,
     },
     List(ReplySender<Vec<ProcessInfo>>),
@@ -39,6 +45,7 @@ pub(crate) enum Command {
     OpenPty {
         id: UnitId,
         spec: Box<ProcessSpec>,
+        user: Result<RunUser, Error>,
         key: SessionKey,
         reply: ReplySender<Started>,
     },
@@ -63,6 +70,7 @@ pub(crate) enum Message {
     OomKill,
     Output(RunKey, Notice),
     Trees(Report),
+    UserResolved(Resolved),
     Health(Verdict),
     /// The health thread has panicked: there is to be another.
     HealthDied,

@@ -10,6 +10,7 @@ mod launch;
 mod message;
 mod probes;
 mod pty;
+mod resolver;
 mod sessions;
 mod shutdown;
 pub(crate) mod task_limit;
@@ -41,6 +42,7 @@ use actor::{Actor, Parts};
 use cgroups::Cgroups;
 use message::{Command, Message};
 use probes::{News, Probes};
+use resolver::Resolver;
 use tl_os::limits::{self, become_subreaper};
 use tl_os::signals::SignalThread;
 use tl_os::spawn::Spawner;
@@ -191,6 +193,11 @@ impl Builder {
             move |report| drop(to_self.send(Message::Trees(report))),
             move || drop(died.send(Message::Died("trees"))),
         )?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let resolver = Resolver::start(
+            move |answer| drop(to_self.send(Message::UserResolved(answer))),
+            move || drop(died.send(Message::Died("users"))),
+        )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
         let (tell, ended) = bounded(1);
@@ -210,6 +217,7 @@ impl Builder {
                 output,
                 probes,
                 trees,
+                resolver,
                 on_main_thread: self.on_main_thread.0,
                 spawner,
                 cgroups,
@@ -256,9 +264,8 @@ fn limit_tasks(cgroups: Cgroups, asked: Option<u64>, connections: usize) -> (Cgr
 }
 
 fn probe_for(messages: Sender<Message>) -> io::Result<Probes> {
-    Probes::new(move || {
+    Probes::new(move |news: News| {
         let (to_self, died) = (messages.clone(), messages.clone());
-        let news = News::default();
         Health::start(
             move |verdict| {
                 if news.has(&verdict) {

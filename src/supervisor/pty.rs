@@ -59,7 +59,8 @@ impl Handle {
         spec.terminal.get_or_insert_default();
         let key = SessionKey::make()?;
         let (id, for_it) = (self.next_id(), key.clone());
-        let open = |reply| Command::OpenPty { id, spec: Box::new(spec), key: for_it, reply };
+        let user = self.look_up_user(&spec);
+        let open = |reply| Command::OpenPty { id, spec: Box::new(spec), user, key: for_it, reply };
         self.ask(open).map(|_: Started| key)
     }
 

@@ -9,6 +9,7 @@ use super::actor::Actor;
 use super::entry::{Entry, Pty, Slot, Tree};
 use super::handle::{Started, Stdin};
 use super::pty::{Found, SessionKey};
+use super::resolver::{LookUp, RunUser};
 use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
 use crate::pending::ReplySender;
@@ -21,7 +22,14 @@ use tl_os::allocator;
 const LARGE: u64 = 64 << 10;
 
 impl Actor {
-    pub(super) fn open_pty(&mut self, id: UnitId, spec: ProcessSpec, key: SessionKey, reply: ReplySender<Started>) {
+    pub(super) fn open_pty(
+        &mut self,
+        id: UnitId,
+        spec: ProcessSpec,
+        user: Result<RunUser, Error>,
+        key: SessionKey,
+        reply: ReplySender<Started>,
+    ) {
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -40,6 +48,8 @@ impl Actor {
             killed: false,
             starting: reply.take().map(|reply| (1, reply)).into_iter().collect(),
             pty: Some(pty),
+            user: Some(user),
+            look_up: LookUp::Idle,
             spec,
         });
         match (admitted, reply) {

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::cgroups::Cgroups;
 use super::entry::{Entry, Tree};
+use super::resolver::LookUp;
 use super::*;
 use crate::error::Error;
 use crate::health::Verdict;
@@ -22,6 +23,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
+        resolver: Resolver::start(|_| {}, || {}).unwrap(),
         on_main_thread: Box::new(|_| {}),
         spawner: Spawner::new(None).unwrap(),
         cgroups: Cgroups::none(),
@@ -70,7 +72,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     let (messages, inbox) = unbounded();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
     // The first thread dies of its first verdict.
-    let start = move || {
+    let start = move |_| {
         let first = !died.swap(true, Ordering::SeqCst);
         let (to_self, died) = (doomed.clone(), doomed.clone());
         let report = move |verdict: Verdict| {
@@ -87,10 +89,11 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
         let (id, spec) = (UnitId(n), spec.clone());
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
-        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty };
+        let (user, look_up) = (None, LookUp::Idle);
+        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty, user, look_up };
         actor.parts.fleet.admit(id, Unit::new(managed, None), 0, entry).unwrap();
         // As if forked; its PID is no process of ours.
-        for event in [Event::Start, Event::Spawned(1_000_000 + n as i32)] {
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
         // The third has ended meanwhile.

@@ -42,7 +42,7 @@ impl Unit {
         self.streak = 0;
         self.short_runs = 0;
         self.last_error = None;
-        self.spawn(out);
+        self.begin_run(out);
     }
 
     fn stable_after(&self) -> Duration {
@@ -80,7 +80,7 @@ impl Unit {
         }
         self.streak = self.streak.saturating_add(1);
         if wait.is_zero() {
-            return self.spawn(out);
+            return self.begin_run(out);
         }
         self.state = State::BackingOff { until: now.mono + wait };
         self.next_restart_at = Some(now.wall.saturating_add(wait.as_millis() as u64));

@@ -1,7 +1,8 @@
 //! The life of one unit, as a pure state machine: events and the time go in, actions come out.
 //!
 //! A unit is *down*, *up* (it has a leader that was not yet reaped, or whose output is not yet drained), *awaiting the
-//! end of its tree* before the next run, or *backing off* until its next restart. A run goes through these phases:
+//! end of its tree* before the next run, *backing off* until its next restart, or *awaiting its user*: `/etc/passwd` is
+//! being read for the run that is to begin, which takes as long as the disk takes. A run goes through these phases:
 //!
 //! ```text
 //!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, or awaiting the end of the tree
@@ -69,6 +70,9 @@ pub struct Now {
 pub enum Event {
     /// It was admitted.
     Start,
+    /// The user that [`Action::ResolveUser`] asked for has been looked up, or could not be. Which of the two, the
+    /// supervisor knows: in the second case it answers [`Action::Spawn`] with [`Event::SpawnFailed`].
+    UserResolved,
     /// The fork that [`Action::Spawn`] asked for gave this child.
     Spawned(Pid),
     /// That fork, or what had to be found out before it, failed.
@@ -100,6 +104,9 @@ pub enum Event {
 /// What the supervisor has to do for a unit, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Look up the user of the next run, then give [`Event::UserResolved`], now or later. A unit that has been stopped
+    /// meanwhile ignores that event.
+    ResolveUser,
     /// Fork, then give [`Event::Spawned`] or [`Event::SpawnFailed`] at once.
     Spawn,
     /// SIGTERM to every process of the tree, and SIGCONT.
@@ -135,6 +142,8 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum State {
     Down,
+    /// [`Action::ResolveUser`] has been asked for. The number of the run is still that of the last one.
+    AwaitingUser,
     /// [`Action::Spawn`] is being performed.
     Forking,
     Up(Run),
@@ -265,6 +274,7 @@ impl Unit {
     pub fn step(&mut self, now: Now, event: Event, out: Out) {
         match event {
             Event::Start => self.start(out),
+            Event::UserResolved => self.spawn(out),
             Event::Spawned(pid) => self.spawned(now, pid),
             Event::SpawnFailed(error) => {
                 if self.state == State::Forking {
@@ -287,15 +297,24 @@ impl Unit {
 
     fn start(&mut self, out: Out) {
         if self.state == State::Down && self.run == 0 {
-            self.spawn(out);
+            self.begin_run(out);
         }
     }
 
-    fn spawn(&mut self, out: Out) {
-        self.state = State::Forking;
-        self.run += 1;
+    /// The first step of a run: the supervisor looks up its user.
+    fn begin_run(&mut self, out: Out) {
+        self.state = State::AwaitingUser;
         self.next_restart_at = None;
         self.sweep_at = None;
+        out.push(Action::ResolveUser);
+    }
+
+    fn spawn(&mut self, out: Out) {
+        if self.state != State::AwaitingUser {
+            return;
+        }
+        self.state = State::Forking;
+        self.run += 1;
         let status = match self.health.status {
             HealthStatus::Disabled => HealthStatus::Disabled,
             _ => HealthStatus::Starting,
@@ -310,10 +329,10 @@ impl Unit {
             out.push(Action::KillTree);
         }
         match &self.state {
-            State::Down | State::Forking => {}
+            State::Down | State::AwaitingUser | State::Forking => {}
             State::BackingOff { until } => {
                 if *until <= now.mono {
-                    self.spawn(out);
+                    self.begin_run(out);
                 }
             }
             State::AwaitingTree(_) => self.tick_awaiting(now, out),
@@ -349,7 +368,7 @@ impl Unit {
     /// When the next [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Duration> {
         let of_state = match &self.state {
-            State::Down | State::Forking => None,
+            State::Down | State::AwaitingUser | State::Forking => None,
             State::BackingOff { until } => Some(*until),
             State::AwaitingTree(wait) => Some(wait.kill_at.unwrap_or(wait.give_up)),
             State::Up(run) => {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Action, DISCONNECT, HANG_UP, Now, Out, Phase, Run, State, Then, Unit};
+use crate::error::Error;
 
 impl Unit {
     pub(super) fn stop(&mut self, now: Now, out: Out) {
@@ -12,7 +13,8 @@ impl Unit {
             // The grace that goes on stands.
             State::Down if self.sweep_at.is_some() && !at_once => {}
             State::Down => out.push(Action::KillTree),
-            State::BackingOff { .. } => {
+            State::AwaitingUser if self.run == 0 => self.never_start(None, out),
+            State::AwaitingUser | State::BackingOff { .. } => {
                 out.push(Action::KillTree);
                 self.go_down(self.last_end(now), out);
             }
@@ -41,7 +43,8 @@ impl Unit {
                     out.push(Action::Terminate);
                 }
             },
-            State::BackingOff { .. } => self.stop(now, out),
+            State::AwaitingUser if self.run == 0 => self.never_start(Some(Error::ShuttingDown), out),
+            State::AwaitingUser | State::BackingOff { .. } => self.stop(now, out),
             State::AwaitingTree(wait) => {
                 wait.kill_at = wait.kill_at.map(|at| at.min(kill_at));
                 self.stop(now, out);
@@ -77,10 +80,19 @@ impl Unit {
                 }
                 self.await_tree(now, Then::Restart, kill_at);
             }
+            // The run that is about to begin is a new one.
+            State::AwaitingUser => {}
             State::AwaitingTree(wait) => wait.then = Then::Restart,
             State::Forking | State::Up(_) => self.end_run(now, Then::Restart, self.kill_at(now), out),
         }
         self.released = false;
+    }
+
+    /// The first run is given up before its fork: the unit is removed.
+    fn never_start(&mut self, error: Option<Error>, out: Out) {
+        self.state = State::Down;
+        out.extend(error.map(|error| Action::StartFailed(1, error)));
+        out.push(Action::Forget);
     }
 
     pub(super) fn kill_at(&self, now: Now) -> Duration {

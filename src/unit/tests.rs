@@ -36,10 +36,13 @@ impl Story {
         Now { mono: self.now, wall: 1_000_000 + self.now.as_millis() as u64 }
     }
 
-    /// Gives one event and returns what is asked for; forks succeed.
+    /// Gives one event and returns what is asked for; users are found, and forks succeed.
     fn event(&mut self, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         self.unit.step(self.clock(), event, &mut out);
+        if out.pop_if(|action| *action == Action::ResolveUser).is_some() {
+            self.unit.step(self.clock(), Event::UserResolved, &mut out);
+        }
         if out.last() == Some(&Action::Spawn) {
             self.unit.step(self.clock(), Event::Spawned(PID + self.unit.run as Pid), &mut out);
         }
@@ -502,6 +505,7 @@ fn every_try_counts_as_a_restart() {
     for _ in 0..3 {
         story.after(60_000 * MS);
         story.unit.step(story.clock(), Event::Tick, &mut Vec::new());
+        story.unit.step(story.clock(), Event::UserResolved, &mut Vec::new());
         story.event(Event::SpawnFailed(Error::UserNotFound("x".into())));
     }
     assert_eq!((story.unit.restart_count(), story.unit.managed_status()), (3, ManagedStatus::Stopped));

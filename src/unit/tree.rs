@@ -26,7 +26,7 @@ impl Unit {
         match self.state {
             State::Down => self.sweep_at = None,
             State::AwaitingTree(_) => self.go_on(now, out),
-            State::Forking | State::Up(_) | State::BackingOff { .. } => {}
+            State::AwaitingUser | State::Forking | State::Up(_) | State::BackingOff { .. } => {}
         }
     }
 
@@ -42,6 +42,11 @@ impl Unit {
     /// How the last run ended, or what stands for that where none has.
     pub(super) fn last_end(&self, now: Now) -> RunEnd {
         self.last_exit.unwrap_or(RunEnd { exit: Exit::Code(127), timed_out: false, ended_at: now.wall })
+    }
+
+    /// Whether [`Event::UserResolved`](super::Event::UserResolved) is waited for.
+    pub fn awaits_user(&self) -> bool {
+        self.state == State::AwaitingUser
     }
 
     /// Whether [`Event::TreeGone`](super::Event::TreeGone) is waited for.

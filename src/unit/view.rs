@@ -56,7 +56,7 @@ impl Unit {
     pub fn managed_status(&self) -> ManagedStatus {
         match &self.state {
             State::Down => ManagedStatus::Stopped,
-            State::Forking => ManagedStatus::Starting,
+            State::AwaitingUser | State::Forking => ManagedStatus::Starting,
             // Not backing off: when the next run begins is not known.
             State::AwaitingTree(_) => ManagedStatus::Starting,
             State::BackingOff { .. } => ManagedStatus::BackingOff,

@@ -109,11 +109,11 @@ impl Source {
     }
 
     fn named(&self, line: usize, path: Vec<String>, is_reexport: bool) -> Named {
-        Named { line, path: self.from_the_root(path), is_reexport }
+        Named { line, path: self.rooted(path), is_reexport }
     }
 
     /// Replaces `self` and `super` by the path from the crate root.
-    fn from_the_root(&self, mut path: Vec<String>) -> Vec<String> {
+    fn rooted(&self, mut path: Vec<String>) -> Vec<String> {
         let up = path.iter().take_while(|segment| *segment == "super").count();
         let here = path.first().is_some_and(|first| first == "self");
         if up == 0 && !here {

@@ -129,7 +129,7 @@ pub(in crate::http) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answe
     let (spec, input) = body.into_spec().map_err(Error::from)?;
     let input = input.map(|input| request.hold_input(input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
-    let (unit, starting) = api.handle.begin_start(spec, waker.clone());
+    let (unit, starting) = api.handle.begin_start_with_user(spec, waker.clone());
     let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
     let started = loop {
         if let Some(started) = starting.try_take() {

@@ -6,9 +6,12 @@ use super::*;
 
 /// A managed unit with a check, `on_failure`, the default backoff; then a plain one with a timeout.
 const TABLE: &str = "
-new                 | start        | spawn                       | forking
+new                 | start        | resolve                     | awaiting user
 new                 | stop         | kill                        | down
 new                 | restart      | reopen kill                 | tree, restart
+awaiting user       | resolved     | spawn                       | forking
+awaiting user       | stop         | forget                      | down
+awaiting user       | shut down    | start-failed forget         | down
 forking             | spawned      |                             | execing
 forking             | spawn failed | start-failed forget         | down
 forking             | stop         |                             | forking
@@ -89,7 +92,7 @@ tree                | stop         | finish                      | down
 tree                | restart      |                             | tree, restart
 tree                | shut down    | finish                      | down
 tree                | tick, due    |                             | backing off
-tree, restart       | tree gone    | spawn                       | forking
+tree, restart       | tree gone    | resolve                     | awaiting user
 tree, restart       | stop         | finish                      | down
 tree, restart       | shut down    | finish                      | down
 tree, restart       | tick, due    | kill                        | tree, restart
@@ -101,7 +104,7 @@ tree, fail          | tick, due    | kill                        | tree, fail
 backing off         | stop         | kill finish                 | down
 backing off         | restart      | kill                        | tree, restart
 backing off         | shut down    | kill finish                 | down
-backing off         | tick, due    | spawn                       | forking
+backing off         | tick, due    | resolve                     | awaiting user
 down                | stop         | kill                        | down
 down                | restart      | reopen kill                 | tree, restart
 down                | shut down    | term                        | down
@@ -109,6 +112,9 @@ down, leftovers     | tree gone    |                             | down
 down, leftovers     | restart      | reopen                      | tree, restart
 down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
+2nd awaiting user   | resolved     | spawn                       | forking
+2nd awaiting user   | stop         | kill finish                 | down
+2nd awaiting user   | shut down    | kill finish                 | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
 2nd forking         | stop         |                             | forking
@@ -128,8 +134,8 @@ down, leftovers     | tick, due    | kill                        | down
 2nd broken, stop    | exited 0     | start-failed finish         | down
 2nd broken, stop    | exited 1     | start-failed finish         | down
 2nd broken, stop    | restart      |                             | broken, restart
-2nd broken, restart | exited 0     | start-failed spawn          | forking
-2nd broken, restart | exited 1     | start-failed spawn          | forking
+2nd broken, restart | exited 0     | start-failed resolve        | awaiting user
+2nd broken, restart | exited 1     | start-failed resolve        | awaiting user
 2nd broken, restart | stop         |                             | broken, stop
 2nd broken, restart | shut down    |                             | broken, stop
 2nd reaped          | exec ok      | started unwatch kill drain  | draining
@@ -137,7 +143,7 @@ down, leftovers     | tick, due    | kill                        | down
 2nd reaped          | stop         | kill                        | reaped, stop
 2nd reaped          | restart      | kill                        | reaped, restart
 2nd reaped          | shut down    | term                        | reaped, stop
-plain new           | start        | spawn                       | forking
+plain new           | start        | resolve                     | awaiting user
 plain new           | stop         | kill                        | down
 plain execing       | exec ok      | started                     | running
 plain execing       | exec failed  |                             | broken
@@ -190,8 +196,14 @@ fn states() -> Vec<(&'static str, Story)> {
         story.after(EXEC_PATIENCE).event(Event::Tick);
         story
     };
-    let forking = |mut story: Story| {
+    let awaiting_user = |mut story: Story| {
         story.unit.step(story.clock(), Event::Start, &mut Vec::new());
+        story
+    };
+    let forking = |mut story: Story| {
+        for event in [Event::Start, Event::UserResolved] {
+            story.unit.step(story.clock(), event, &mut Vec::new());
+        }
         story
     };
     let again = |events: &[Event]| {
@@ -210,6 +222,7 @@ fn states() -> Vec<(&'static str, Story)> {
     };
     vec![
         ("new", checked()),
+        ("awaiting user", awaiting_user(checked())),
         ("forking", forking(checked())),
         ("execing", told(checked(), &start())),
         ("slow", late(checked())),
@@ -230,12 +243,13 @@ fn states() -> Vec<(&'static str, Story)> {
         ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
         ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
         ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
-        ("2nd forking", again(&[])),
-        ("2nd execing", again(&[Event::Spawned(8)])),
-        ("2nd broken", again(&[Event::Spawned(8), failed()])),
-        ("2nd broken, stop", again(&[Event::Spawned(8), failed(), Event::Stop])),
-        ("2nd broken, restart", again(&[Event::Spawned(8), failed(), Event::Restart])),
-        ("2nd reaped", again(&[Event::Spawned(8), exited(1)])),
+        ("2nd awaiting user", again(&[])),
+        ("2nd forking", again(&[Event::UserResolved])),
+        ("2nd execing", again(&[Event::UserResolved, Event::Spawned(8)])),
+        ("2nd broken", again(&[Event::UserResolved, Event::Spawned(8), failed()])),
+        ("2nd broken, stop", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Stop])),
+        ("2nd broken, restart", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Restart])),
+        ("2nd reaped", again(&[Event::UserResolved, Event::Spawned(8), exited(1)])),
         ("plain new", plain()),
         ("plain execing", told(plain(), &start())),
         ("plain broken", told(plain(), &with(start(), &[failed()]))),
@@ -251,6 +265,7 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
     let run = story.unit.run;
     vec![
         ("start", Event::Start),
+        ("resolved", Event::UserResolved),
         ("spawned", Event::Spawned(7)),
         ("spawn failed", Event::SpawnFailed(Error::OutOfResources("forks".into()))),
         ("exec ok", Event::ExecOk),
@@ -277,6 +292,7 @@ fn name(unit: &Unit) -> String {
             State::BackingOff { .. } => "backing off".to_owned(),
             State::AwaitingTree(TreeWait { then: Then::Policy, .. }) => "tree".to_owned(),
             State::AwaitingTree(TreeWait { then, .. }) => format!("tree, {}", format!("{then:?}").to_lowercase()),
+            State::AwaitingUser => "awaiting user".to_owned(),
             State::Forking => "forking".to_owned(),
             _ => "down".to_owned(),
         };
@@ -298,6 +314,7 @@ fn name(unit: &Unit) -> String {
 
 fn words(actions: &[Action]) -> String {
     let word = |action: &Action| match action {
+        Action::ResolveUser => "resolve".to_owned(),
         Action::Terminate => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),

@@ -15,6 +15,8 @@ const NOW: Now = Now { mono: BASE, wall: 0 };
 /// What is true outside of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct World {
+    /// The user of the next run is being looked up.
+    resolving: bool,
     /// A child that has not been reaped, and that is waited for.
     child: bool,
     /// The exec's outcome is on its way.
@@ -50,10 +52,13 @@ fn inputs(place: &Place) -> Vec<Input> {
         return Vec::new();
     }
     let mut events = Vec::new();
-    if unit.run == 0 {
+    if unit.run == 0 && !world.resolving {
         events.push(Event::Start);
     } else {
         events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start, Event::HangUp]);
+    }
+    if world.resolving {
+        events.push(Event::UserResolved);
     }
     if world.child {
         events.extend([Exit::Code(0), Exit::Code(1), Exit::Signal(9)].map(Event::Exited));
@@ -91,6 +96,7 @@ fn follow(place: &Place, input: &Input) -> Vec<Place> {
         }
     };
     match &event {
+        Event::UserResolved => next.world.resolving = false,
         Event::Exited(_) => next.world.child = false,
         Event::ExecOk | Event::ExecFailed(_) => next.world.exec = false,
         Event::Drained => next.world.draining = false,
@@ -108,6 +114,12 @@ fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Plac
     for (index, action) in actions.iter().enumerate() {
         let world = &mut place.world;
         match action {
+            Action::ResolveUser => {
+                assert!(!world.child && !world.exec && !world.draining, "two runs at once: {context:?}");
+                assert!(!world.stopped && !world.finished, "a stopped unit starts by itself: {context:?}");
+                assert_eq!(index + 1, actions.len(), "the answer may come at once: {context:?}");
+                world.resolving = true;
+            }
             Action::Spawn => {
                 assert!(!world.child && !world.exec && !world.draining, "two children: {context:?}");
                 assert!(!world.stopped, "a stopped unit starts by itself: {context:?}");
@@ -201,6 +213,11 @@ fn check(place: &Place) {
             assert!(!world.child && !world.draining && !world.watched, "{place:?}");
             assert!(unit.run == 0 || world.finished || world.forgotten, "down, and its followers wait: {place:?}");
         }
+        State::AwaitingUser => {
+            assert!(world.resolving, "nothing will ever happen: {place:?}");
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{place:?}");
+            assert!(!world.finished && !world.stopped && !world.forgotten, "{place:?}");
+        }
         State::Forking => panic!("between steps: {place:?}"),
         State::Up(run) => {
             assert!(!world.finished, "{place:?}");
@@ -227,13 +244,14 @@ fn check(place: &Place) {
 /// However it stands, a stop and the end of its child lead to down.
 fn check_stop(place: &Place) {
     let mut places = vec![place.clone()];
-    let events = [Event::Stop, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
+    let events = [Event::Stop, Event::UserResolved, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
     for event in events {
         let fits = |place: &Place| match event {
+            Event::UserResolved => place.world.resolving,
             Event::ExecOk => place.world.exec,
             Event::Exited(_) => place.world.child,
             Event::Drained => place.world.draining,
-            _ => !place.world.forgotten && place.unit.run > 0,
+            _ => !place.world.forgotten && (place.unit.run > 0 || place.world.resolving),
         };
         places = places
             .into_iter()
