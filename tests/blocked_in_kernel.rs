@@ -163,7 +163,7 @@ impl Freezer {
         let dir = Path::new("/sys/fs/cgroup/freezer").join(format!("tl-test.{pid}"));
         std::fs::create_dir(&dir).ok()?;
         let freezer = Freezer(dir);
-        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).expect("move it");
+        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).expect("move the process");
         freezer.set("FROZEN");
         Some(freezer)
     }

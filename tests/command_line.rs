@@ -193,7 +193,7 @@ fn the_token_is_readable_by_its_owner_only_and_appears_nowhere_else() {
     let token = daemon.state_dir().join("run/token");
     let run = daemon.run(&json!({"command": "cat", "args": [token]}));
     if is_root() {
-        assert_ne!(run.code(), Some(0), "a process of another user cannot get it");
+        assert_ne!(run.code(), Some(0), "another user cannot read the token");
     }
 }
 

@@ -49,7 +49,7 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
     // Only members of the group can read a file with mode 0640.
     let secret = scratch.join("secret");
     fs::write(&secret, "x").expect("write the file");
-    fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).expect("for its group");
+    fs::set_permissions(&secret, PermissionsExt::from_mode(0o640)).expect("set the mode");
     std::os::unix::fs::chown(&secret, Some(0), Some(777)).expect("a group");
     denied(get(&daemon, &secret, "&user=12345"));
     assert_eq!(get(&daemon, &secret, "&user=12345:777").body, b"x");
@@ -148,5 +148,5 @@ fn entries_of_the_daemon_in_an_outer_proc_are_denied_to_every_user() {
     let threads = procfs::threads(daemon.pid);
     assert!(threads.iter().all(|name| name != "other"), "{threads:?}");
     let maps = get(&daemon, format!("/proc/{}/maps", std::process::id()), "&user=root");
-    assert_eq!(maps.status, 200, "root sees those of others");
+    assert_eq!(maps.status, 200, "root can read entries of other processes");
 }

@@ -373,9 +373,9 @@ fn a_download_of_a_file_that_shrinks_ends_the_connection() {
     fs::File::create(&file).and_then(|file| file.set_len(length)).expect("create a file");
     let mut response = daemon.open("GET", &files(&file, ""), "", b"").expect_status(200);
     assert_eq!(response.header("content-length"), Some(&*length.to_string()));
-    fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(100)).expect("shorten it");
+    fs::OpenOptions::new().write(true).open(&file).and_then(|file| file.set_len(100)).expect("shorten the file");
     let mut body = Vec::new();
-    let error = response.read_to_end(&mut body).expect_err("it is not padded");
+    let error = response.read_to_end(&mut body).expect_err("the body is not padded");
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!((body.len() as u64) < length);
     assert_eq!(get(&daemon, &file, "").body.len(), 100);

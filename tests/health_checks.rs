@@ -97,7 +97,7 @@ fn an_unhealthy_process_is_stopped_and_restarted() {
     wait_for_health(&daemon, "web", "healthy");
     let begun = Instant::now();
     service.set(UNHEALTHY);
-    let waiting = wait_until(TIMEOUT, "it is stopped for its health", || {
+    let waiting = wait_until(TIMEOUT, "the process is stopped because it is unhealthy", || {
         let info = daemon.get("/processes/web").expect(200);
         (info["managed"]["status"] == "backing_off").then_some(info)
     });
@@ -106,7 +106,9 @@ fn an_unhealthy_process_is_stopped_and_restarted() {
     let error = waiting["managed"]["last_error"].as_str().unwrap_or_default();
     assert!(error.contains("500"), "{waiting}");
     service.set(HEALTHY);
-    wait_until(TIMEOUT, "it was replaced", || (managed_info(&daemon, "web")["restart_count"] == 1).then_some(()));
+    wait_until(TIMEOUT, "the process was restarted", || {
+        (managed_info(&daemon, "web")["restart_count"] == 1).then_some(())
+    });
     // Threshold × interval + grace + backoff is 600 ms; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_millis(6_000), "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
@@ -179,7 +181,7 @@ fn check_pause(service_too: bool) {
     daemon.signal(Signal::SIGCONT);
     let probed = service.probes();
     // The backoff expires once, not once for each interval that passed.
-    wait_until(TIMEOUT, "it was restarted and waits again", || {
+    wait_until(TIMEOUT, "the process was restarted once and backs off again", || {
         let crash = managed_info(&daemon, "crash");
         let restarted = crash["restart_count"].as_u64();
         assert!(restarted <= Some(1), "{crash}");

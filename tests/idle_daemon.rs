@@ -85,7 +85,7 @@ fn check_no_wake_up(daemon: &Daemon) {
     // Work that the test has caused may take any time to finish.
     let mut count = procfs::wakeups(daemon.pid);
     let mut since = Instant::now();
-    wait_until(TIMEOUT, "the daemon sleeps for 5 s", || {
+    wait_until(TIMEOUT, "the daemon does not wake up for 5 s", || {
         let now = procfs::wakeups(daemon.pid);
         if now != count {
             count = now;

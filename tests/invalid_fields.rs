@@ -201,7 +201,7 @@ fn a_wrong_type_is_refused_with_the_field_and_what_it_must_be() {
             check_wrong_types(&daemon, path, body, field, right);
         }
     }
-    assert_eq!(daemon.list().len(), 1, "nothing was started, or signalled");
+    assert_eq!(daemon.list().len(), 1, "nothing was started or signalled");
     assert_eq!(daemon.info(pid)["status"], "running");
 }
 

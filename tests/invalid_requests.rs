@@ -253,7 +253,7 @@ fn no_auth_accepts_requests_without_a_token_and_logs_a_warning() {
     let daemon = start_daemon_with(&["--no-auth"]);
     let text = "GET /api/v1/processes HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     assert_eq!(crate::harness::response::ResponseStream::send(daemon.connect(), text.as_bytes()).status, 200);
-    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "a token that is sent all the same does no harm");
+    assert_eq!(daemon.run_sh("echo x").stdout(), "x", "a token is accepted and ignored");
     assert!(daemon.log().to_lowercase().contains("warn"), "it is logged as a warning: {}", daemon.log());
     assert!(!daemon.state_dir().join("run/token").exists());
     assert_eq!(daemon.token, TOKEN);

@@ -273,7 +273,7 @@ fn run_on_terminal(user: &str, command: &[&str], conf: &str) -> String {
     let scratch = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir();
     let scratch = scratch.expect("create a directory");
     let said = scratch.path().join("said");
-    std::fs::write(&said, "").expect("make it");
+    std::fs::write(&said, "").expect("create the file");
     std::fs::set_permissions(&said, std::fs::Permissions::from_mode(0o666)).expect("make it accessible to all");
     std::fs::write(scratch.path().join("init.conf"), conf).expect("write init.conf");
     let mut child = Command::new("python3");

@@ -70,7 +70,7 @@ fn an_endless_head_is_refused() {
         while sent < 100 << 20 && socket.write_all(&filler).is_ok() {
             sent += filler.len();
         }
-        assert!(sent < 64 << 20, "it took {sent} bytes of {start:?}");
+        assert!(sent < 64 << 20, "the daemon accepted {sent} bytes of {start:?}");
         let mut response = Vec::new();
         let _ = socket.read_to_end(&mut response);
         // A reset can arrive before the response is read.

@@ -79,7 +79,7 @@ fn restarts_follow_the_backoff_and_a_delete_ends_it() {
     for _ in 0..3 {
         // Stays none if the wait is over before the first look.
         let mut announced = None;
-        let info = wait_until(TIMEOUT, "it waits or runs again", || {
+        let info = wait_until(TIMEOUT, "the process backs off or runs again", || {
             let info = get(&daemon, "web");
             let count = info["managed"]["restart_count"].as_u64().expect("a count");
             let started_again = count == starts.len() as u64;
@@ -108,7 +108,7 @@ fn restarts_follow_the_backoff_and_a_delete_ends_it() {
     assert_eq!(stopped["managed"]["status"], "stopped", "{stopped}");
     assert_eq!((&stopped["managed"]["next_restart_at"], &stopped["exit_code"]), (&Value::Null, &json!(3)));
     assert_eq!(follow.next_frame().map(|frame| frame.event), Some("eof".to_owned()));
-    wait_until(TIMEOUT, "its next start would have come", || {
+    wait_until(TIMEOUT, "the time of the next start has passed", || {
         assert_eq!(get(&daemon, "web"), stopped);
         (unix_millis() > due + 300).then_some(())
     });
@@ -243,7 +243,7 @@ fn a_restart_kills_the_tree_of_the_previous_run() {
     frames.next_frame().expect("the process is up");
     wait_until(TIMEOUT, "one tree is up", || {
         let (own, left) = (count_executing(&daemon, "sleep 4841"), count_executing(&daemon, "sleep 4842"));
-        assert!(own <= 1 && left <= 1, "an earlier run's tree lives on");
+        assert!(own <= 1 && left <= 1, "the tree of an earlier run remains");
         (own == 1 && left == 1).then_some(())
     });
     let plain = daemon.sh("exec sleep 4843");
@@ -339,7 +339,7 @@ fn a_restart_that_cannot_start_backs_off_with_last_error() {
     let tool = pid_of(&daemon.start_process(&json!({"command": script, "name": "tool", "restart": policy})));
     // The shell opens the script after the exec.
     daemon.wait_for_stdout(tool, &["up"]);
-    let rename = |from: &std::path::Path, to: &std::path::Path| std::fs::rename(from, to).expect("rename it");
+    let rename = |from: &std::path::Path, to: &std::path::Path| std::fs::rename(from, to).expect("rename the file");
     check_failing_restart(&daemon, "tool", "COMMAND_NOT_FOUND", || rename(&script, &away), || rename(&away, &script));
     if skip_without_root() {
         return;

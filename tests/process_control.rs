@@ -95,7 +95,7 @@ fn check_kill_of_tree(daemon: &Daemon) {
             _ => assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200),
         }
         if how == "delete" {
-            assert_eq!(daemon.pids_matching("4502"), [0; 0], "it answers when the tree is gone");
+            assert_eq!(daemon.pids_matching("4502"), [0; 0], "DELETE answers when the tree is gone");
         }
         daemon.wait_until_gone(Duration::from_secs(10), "4502");
         let info = daemon.wait_for_end(pid);
@@ -128,7 +128,7 @@ fn delete_of_an_ended_process_kills_its_leftovers() {
         daemon.wait_for_processes("sleep 4503", 2);
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         daemon.wait_until_gone(Duration::from_secs(10), "4503");
-        assert_eq!(daemon.info(pid)["exit_code"], 0, "its end stays as it was");
+        assert_eq!(daemon.info(pid)["exit_code"], 0, "the exit code does not change");
     }
 }
 
@@ -153,7 +153,7 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
         let pid = daemon.sh(&format!("(setsid sleep 4523 {output} &); exec sleep 4524"));
         orphaned("sleep 4523");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        assert_eq!(daemon.pids_matching("4523"), [0; 0], "it answers when the tree is gone");
+        assert_eq!(daemon.pids_matching("4523"), [0; 0], "DELETE answers when the tree is gone");
     }
     // The unit has ended, and a child of the orphan holds no pipe of the unit.
     let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
@@ -257,7 +257,7 @@ fn responses_in_progress_are_completed_during_a_shutdown() {
         });
         daemon.signal(Signal::SIGTERM);
         for run in runs {
-            let run = run.join().expect("it has a last event");
+            let run = run.join().expect("the last event");
             assert_eq!((run.code(), run.lines("stdout").len()), (Some(3), 200_001));
         }
     });

@@ -46,12 +46,20 @@ fn restart_and_delete_wait_for_the_grace_of_the_whole_tree() {
         wait_until_servers_are_up(&scratch);
         let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
         assert_ne!(pid_of(&new), old);
-        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "near"], "both have ended well before the next run");
+        assert_eq!(
+            servers_ended_on_sigterm(&scratch),
+            ["far", "near"],
+            "both servers ended on SIGTERM before the next run"
+        );
         wait_until_servers_are_up(&scratch);
         let begun = Instant::now();
         daemon.delete("/processes/web").expect(204);
         assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
-        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "far", "near", "near"], "so it is with a DELETE");
+        assert_eq!(
+            servers_ended_on_sigterm(&scratch),
+            ["far", "far", "near", "near"],
+            "both ended on SIGTERM during the DELETE"
+        );
         assert!(daemon.pids_matching("touch up.").is_empty());
     }
 }
@@ -69,7 +77,7 @@ fn a_failed_check_waits_for_the_grace_of_the_whole_tree() {
         wait_until_servers_are_up(&scratch);
         drop(service);
         let both = |ended: Vec<String>| ["far", "near"].iter().all(|name| ended.iter().any(|one| one == name));
-        wait_until(TIMEOUT, "both have ended well", || both(servers_ended_on_sigterm(&scratch)).then_some(()));
+        wait_until(TIMEOUT, "both servers ended on SIGTERM", || both(servers_ended_on_sigterm(&scratch)).then_some(()));
     }
 }
 
@@ -126,7 +134,7 @@ fn a_shutdown_kills_leftovers_of_ended_processes_after_its_grace() {
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(990) && took < Duration::from_secs(20), "{took:?}");
         for pid in left {
-            assert!(!procfs::command_line(pid).starts_with("sleep 5702"), "{pid} lives on");
+            assert!(!procfs::command_line(pid).starts_with("sleep 5702"), "{pid} still runs");
         }
     }
 }
@@ -170,7 +178,7 @@ fn delete_finds_an_orphan_by_its_invocation_id() {
             });
         }
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        assert_eq!(daemon.pids_executing("sleep 5703"), [0; 0], "it answers when the tree is gone");
+        assert_eq!(daemon.pids_executing("sleep 5703"), [0; 0], "DELETE answers when the tree is gone");
         assert_eq!((daemon.pids_executing("sleep 5704").len(), daemon.pids_executing("sleep 5705").len()), (1, 1));
         daemon.delete(&format!("/processes/{other}")).expect(204);
         assert_eq!(daemon.pids_executing("sleep 5704"), [0; 0]);
@@ -266,7 +274,7 @@ fn signal_scope_selects_leader_group_or_tree() {
         }
         daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9, "scope": "leader"})).expect(200);
         assert_eq!(daemon.wait_for_end(pid)["signal"], 9);
-        assert!(daemon.pids_executing("bash -c trap").len() >= 2, "9 was for the leader alone");
+        assert!(daemon.pids_executing("bash -c trap").len() >= 2, "signal 9 reached only the leader");
         daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 10, "scope": "all"})).expect_error(
             400,
             "INVALID_REQUEST",

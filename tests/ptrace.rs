@@ -94,7 +94,7 @@ fn a_traced_main_process_ends_the_container_only_with_its_exit() {
     let mut daemon = Options::default()
         .args(&["--default-user", "root", "--", "python3", "-c", &script, paths[0], paths[1]])
         .start();
-    wait_until(TIMEOUT, "it has been stopped and goes on", || up.exists().then_some(()));
+    wait_until(TIMEOUT, "the main process was stopped and continues", || up.exists().then_some(()));
     assert_eq!(daemon.try_health(), Some(200));
     std::fs::write(&go, "").expect("release the process");
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(9));

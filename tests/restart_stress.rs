@@ -42,10 +42,10 @@ fn check_listing(list: &[Value], before: &mut HashMap<u64, u64>) {
             Some("starting") => {}
             _ => panic!("{info}"),
         }
-        assert_ne!(managed["last_exit"]["exit_code"], 99, "two of it at once: {info}");
+        assert_ne!(managed["last_exit"]["exit_code"], 99, "two runs of one process at once: {info}");
         let handle = info["handle"].as_u64().expect("a handle");
         let last = before.insert(handle, restart_count(info)).unwrap_or(0);
-        assert!(restart_count(info) >= last, "a count that went back: {info}");
+        assert!(restart_count(info) >= last, "a restart count decreased: {info}");
     }
     let mut pids: Vec<_> = list.iter().filter(|info| info["status"] == "running").map(|info| &info["pid"]).collect();
     let count = pids.len();
@@ -136,12 +136,12 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
     });
     let list = daemon.list();
     check_listing(&list, &mut HashMap::new());
-    assert_eq!(list.len(), PROCESSES + killed.len(), "one is lost");
+    assert_eq!(list.len(), PROCESSES + killed.len(), "a process is missing");
     for info in &list {
         let handle = info["handle"].as_u64().expect("a handle");
         assert_eq!(info["managed"]["status"] == "stopped", killed.contains_key(&handle), "{info}");
         if let Some(count) = killed.get(&handle) {
-            assert_eq!(restart_count(info), *count, "it was killed: {info}");
+            assert_eq!(restart_count(info), *count, "a killed process restarted: {info}");
         }
     }
     // Each process that was not killed keeps restarting.
@@ -161,7 +161,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
         let early = u64::from(info["signal"] == 15);
         assert!((restart_count(&info)..=restart_count(&info) + 1).contains(&starts), "{info} {lines}");
         assert!(starts + early > restart_count(&info), "{starts} starts: {info}");
-        assert!(count("run") as u64 + early >= starts, "two at once: {info} {lines}");
+        assert!(count("run") as u64 + early >= starts, "two runs at once: {info} {lines}");
     }
     daemon.wait_until_gone(TIMEOUT, "");
 }

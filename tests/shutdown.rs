@@ -176,7 +176,7 @@ fn stopped_processes_are_continued_to_receive_sigterm() {
         let seconds = ["5631s", "5632s", "5633s", "5634s"];
         for words in seconds.map(|seconds| format!("sleep {seconds}")) {
             let pid = wait_until(TIMEOUT, &words, || daemon.pids_executing(&words).first().copied());
-            kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop it");
+            kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop the process");
             wait_until(TIMEOUT, "the process is stopped", || {
                 let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
                 status.contains("State:\tT").then_some(())
@@ -248,7 +248,7 @@ fn a_hanging_disk_at_the_start_does_not_prevent_a_shutdown() {
     wait_until(TIMEOUT, "the daemon listens", || address.exists().then_some(()));
     let pid = procfs::children(launcher.id() as i32)[0];
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        kill(Pid::from_raw(pid), signal).expect("signal it");
+        kill(Pid::from_raw(pid), signal).expect("signal the daemon");
     }
     let end = wait_until(TIMEOUT, "the process ends", || launcher.try_wait().expect("wait for it"));
     // The FUSE server ends during the shutdown, so the start has either failed or been given up.

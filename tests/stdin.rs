@@ -181,7 +181,7 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
     daemon.wait_until_gone(TIMEOUT, "sleep 4303");
     let timed_out = run_with_fields(&daemon, "sleep 4304", json!({"stdin": text, "timeout_secs": 0.2}));
     assert_eq!(timed_out.last["reason"], "timed_out");
-    wait_until(TIMEOUT, "its descriptors are given back", || (descriptors() <= before).then_some(()));
+    wait_until(TIMEOUT, "its descriptors are released", || (descriptors() <= before).then_some(()));
     for (more, needle) in [
         (json!({"stdin": "a", "stdin_base64": "YQ=="}), "stdin_base64"),
         (json!({"stdin_base64": "***"}), "base64"),

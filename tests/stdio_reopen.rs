@@ -147,7 +147,7 @@ fn foreign_and_named_pipes_keep_their_owner() {
         return;
     }
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
-    nix::unistd::fchown(&writer, Some(4711.into()), None).expect("give it away");
+    nix::unistd::fchown(&writer, Some(4711.into()), None).expect("change the owner");
     let daemon = start_with_main_process(writer, "exec sleep 5301");
     wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5301").first().copied());
     assert_eq!(fstat(&reader).expect("its owner").st_uid, 4711);

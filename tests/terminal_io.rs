@@ -164,7 +164,7 @@ fn a_session_survives_its_clients_and_replays_its_last_output() {
     terminal.type_in("200000\n");
     // Disconnects without a Close while output is being sent.
     drop(terminal);
-    let mut terminal = wait_until(TIMEOUT, "it has written all", || {
+    let mut terminal = wait_until(TIMEOUT, "the program has written everything", || {
         let mut terminal = daemon.watch(&session);
         while terminal.output.len() < 1 << 20 && !terminal.output.ends_with(b"done\n") {
             terminal.expect("\n");
@@ -181,7 +181,7 @@ fn a_session_survives_its_clients_and_replays_its_last_output() {
     terminal.expect("000000000000003\ndone\n");
     assert_eq!(terminal.wait_for_end(), SessionEnd::exited(0));
     let mut late = daemon.watch(&session);
-    assert_eq!(late.wait_for_end(), SessionEnd::exited(0), "an ended session tells its exit for a while");
+    assert_eq!(late.wait_for_end(), SessionEnd::exited(0), "an ended session keeps its exit code for 60 s");
     assert!(late.text().ends_with("000000000000003\ndone\n"));
 }
 

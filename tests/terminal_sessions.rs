@@ -161,7 +161,7 @@ fn check_delete_hangs_up(daemon: &Daemon) {
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert_eq!(terminal.wait_for_end(), terminated());
     daemon.wait_for_session_end(&session);
-    assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "it had its chance to end well");
+    assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "the program exits on SIGHUP");
     daemon.wait_until_gone(Duration::from_secs(10), "sleep 4712");
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert_eq!(daemon.watch(&session).wait_for_end(), terminated());

@@ -28,7 +28,7 @@ fn receive(socket: &mut WebSocket<TcpStream>, count: usize) -> (Vec<u8>, Option<
             Message::Binary(piece) => bytes.extend_from_slice(&piece),
             Message::Close(words) => return (bytes, words),
             Message::Ping(_) | Message::Pong(_) => {}
-            other => panic!("what is {other:?}?"),
+            other => panic!("unexpected message: {other:?}"),
         }
     }
     (bytes, None)
@@ -63,7 +63,7 @@ fn bytes_pass_in_both_directions_in_any_framing() {
         match tunnel.read().expect("a message") {
             Message::Binary(piece) => text.extend_from_slice(&piece),
             Message::Pong(payload) => ponged = payload == "ping",
-            other => panic!("what is {other:?}?"),
+            other => panic!("unexpected message: {other:?}"),
         }
     }
     assert_eq!(text, b"one two three");
@@ -107,7 +107,7 @@ fn a_slow_client_gets_everything_the_service_sent() {
             Message::Binary(piece) => bytes.extend_from_slice(&piece),
             Message::Close(words) => break words,
             Message::Pong(_) => {}
-            other => panic!("what is {other:?}?"),
+            other => panic!("unexpected message: {other:?}"),
         }
         let _ = tunnel.get_mut().write_all(&client_frame(0x89, b"here"));
     };

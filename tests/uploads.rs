@@ -68,7 +68,7 @@ fn an_interrupted_upload_leaves_the_old_file() {
         cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
     }
     // The last uploads may still be ending.
-    wait_until(TIMEOUT, "all uploads are gone", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
+    wait_until(TIMEOUT, "all uploads have ended", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
     assert_eq!(names(&daemon, &dir), ["file"]);
     assert_eq!(fs::read(&file).expect("the file"), b"the old content");
     // A complete upload replaces the file.
@@ -91,7 +91,7 @@ fn concurrent_uploads_leave_one_complete_version() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(whole(&daemon.get(&files(&file, "")).body), "half of one was read");
+                assert!(whole(&daemon.get(&files(&file, "")).body), "a partial version was read");
             }
         });
         let writers: Vec<_> = (0..50_u8)
@@ -219,7 +219,11 @@ fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
     socket.write_all(&[&head, &body[..3]].concat()).expect("some of it");
     let _ = socket.shutdown(Shutdown::Write);
     let _ = socket.read_to_end(&mut Vec::new());
-    assert_eq!(fs::read(&behind).expect("behind"), b"old, and long\n", "nothing is written before all is there");
+    assert_eq!(
+        fs::read(&behind).expect("behind"),
+        b"old, and long\n",
+        "nothing is written before the upload is complete"
+    );
     for content in [&b"new"[..], b"new, and longer than the old", b""] {
         put(&daemon, &mounted, "", content).expect(204);
         assert_eq!(fs::read(&behind).expect("behind"), content);

@@ -70,7 +70,7 @@ pub fn crash_to_running() {
         let mut child = Command::new("sh").args(["-c", "echo $$; exec sleep 9000"]).stdout(Stdio::piped()).spawn();
         let child = child.as_mut().expect("run it");
         child.stdout.take().expect("its output").read_exact(&mut [0]).expect("a word");
-        child.kill().and_then(|()| child.wait()).expect("end it");
+        child.kill().and_then(|()| child.wait()).expect("end the process");
     };
     row("crash to running again, p50, ms", percentiles(times)[0], Some(percentiles(timed(200, echo))[0]));
 }
@@ -137,7 +137,7 @@ pub fn start_up() {
             });
         }
         best = best.min(begun.elapsed());
-        child.kill().expect("end it");
+        child.kill().expect("end the process");
         child.wait().expect("its end");
     }
     let floor = timed(200, spawn_true).into_iter().min().unwrap_or_default();

@@ -127,12 +127,12 @@ pub fn capture() {
     let copied = std::fs::File::create(daemon.scratch().join("copy")).expect("a file");
     // Through a pipe, as with the daemon: a plain copy does not even read the bytes.
     let script = format!("cat {} | cat", source.display());
-    assert!(Command::new("sh").args(["-c", &script]).stdout(copied).status().expect("copy it").success());
+    assert!(Command::new("sh").args(["-c", &script]).stdout(copied).status().expect("copy the file").success());
     let floor = megabytes / begun.elapsed().as_secs_f64();
     row("capture of 62-byte lines (cat | cat >file), MB/s", ours, Some(floor));
     let begun = Instant::now();
     let copied = std::fs::File::create(daemon.scratch().join("copy")).expect("a file");
-    assert!(Command::new("cat").arg(&source).stdout(copied).status().expect("copy it").success());
+    assert!(Command::new("cat").arg(&source).stdout(copied).status().expect("copy the file").success());
     row("the same beside cat >file, MB/s", ours, Some(megabytes / begun.elapsed().as_secs_f64()));
     let begun = Instant::now();
     let mut frames = daemon.follow(pid, "stdout").into_reader();
