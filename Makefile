@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench dist rootfs
+.PHONY: help run test test-rust test-python test-vm bench dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,9 @@ rootfs: dist ## Build small root file systems as directory, cpio and ext4, in di
 	@tests/need rootfs
 	@init/images/fetch.sh busybox kernel
 	@init/images/rootfs.sh
+
+package: ## Package each crate and build it from its package, as a registry would deliver it
+	cargo package --workspace --allow-dirty
 
 bench: ## Run the benchmarks, each beside the floor that this machine sets
 	@tests/need unshare cc
