@@ -376,17 +376,6 @@ fn ended_clients_and_sessions_release_threads_and_descriptors() {
     });
 }
 
-#[test]
-fn input_sent_before_a_disconnect_is_delivered() {
-    let daemon = start_daemon();
-    let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");
-    let mut terminal = daemon.watch(&session);
-    terminal.expect("up");
-    terminal.type_in(vec![b'x'; 200_000]);
-    terminal.disconnect();
-    daemon.watch(&session).expect("200000");
-}
-
 /// Only missing pongs distinguish an unreachable client from a silent one.
 #[test]
 fn a_client_that_answers_no_pings_is_dropped_within_90_s() {

@@ -238,3 +238,14 @@ fn a_client_that_floods_delays_no_request_and_uses_bounded_memory() {
     let grown = procfs::kilobytes(daemon.pid, "VmRSS").saturating_sub(before);
     assert!(grown < 16 << 10, "it has grown by {grown} kB");
 }
+
+#[test]
+fn input_sent_before_a_disconnect_is_delivered() {
+    let daemon = start_daemon();
+    let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.type_in(vec![b'x'; 200_000]);
+    terminal.disconnect();
+    daemon.watch(&session).expect("200000");
+}
