@@ -36,7 +36,18 @@ const LAYERS: [&[&str]; 6] = [
         "supervisor::fd_budget",
         "supervisor::task_limit",
     ],
-    &["clock", "users", "pending", "logs", "files", "terminal", "http::server", "http::message", "http::ws"],
+    &[
+        "clock",
+        "users",
+        "pending",
+        "logs",
+        "files",
+        "terminal",
+        "http::connection",
+        "http::server",
+        "http::message",
+        "http::ws",
+    ],
     &["oom", "output", "health", "trees"],
     &["supervisor"],
     &["http"],
@@ -49,7 +60,7 @@ const LAST_PURE: usize = 1;
 const ACTORS: usize = 3;
 
 /// The core of the HTTP server, which serves any handler: it imports nothing of the library but itself.
-const SERVER_CORE: [&str; 3] = ["http::server", "http::message", "http::ws"];
+const SERVER_CORE: [&str; 4] = ["http::connection", "http::server", "http::message", "http::ws"];
 
 /// What a pure module must not name.
 const IMPURE: [&str; 13] = [
