@@ -1,11 +1,11 @@
-//! The SSE `id:`, a place between two items of a follower.
+//! The SSE `id:`, a position between two items of a follower.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::record::PerStream;
 
-/// A place right after a line (or gap), with what is needed to cut the next lines alike. Display/FromStr is the SSE
+/// A position right after a line (or gap), with what is needed to cut the next lines alike. Display/FromStr is the SSE
 /// `id:`: six numbers in hex with `-` between them.
 ///
 /// One that does not fit the log it is used with (garbage, or from another log) makes a follower begin at the

@@ -10,13 +10,13 @@ use super::cursor::Cursor;
 use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
-use crate::logs::line_reader::{Cutter, Event};
+use crate::logs::line_reader::{LineReader, Event};
 use tl_os::poll::{self, Events, Waker};
 
 /// What a follower comes upon, where a long line need not be held in memory.
 pub(crate) enum Part {
     Item(Item),
-    /// A line to be read piece by piece, and the place after it.
+    /// A line to be read piece by piece, and the position after it.
     Long(Box<LongText>, Cursor),
 }
 
@@ -25,12 +25,12 @@ pub(crate) enum Part {
 /// It holds no descriptor, and no memory to speak of while there is nothing to read.
 pub struct Follower {
     log: Arc<OutputLog>,
-    cutter: Cutter,
+    reader: LineReader,
     id: u64,
     armed: Arc<Armed>,
     /// [`Item::End`] was given.
     done: bool,
-    /// A long line that is still to be read whole, and the place after it.
+    /// A long line that is still to be read whole, and the position after it.
     long: Option<(Box<Long>, Cursor)>,
     /// What follows a line that was given last.
     after: Option<Item>,
@@ -50,9 +50,9 @@ impl OutputLog {
     /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
     pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: Arc<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
-            Some(cutter) => cutter,
+            Some(reader) => reader,
             // Nobody said so.
-            None => Cutter::from_beginning(self, view, Bound::Live),
+            None => LineReader::from_beginning(self, view, Bound::Live),
         };
         self.follow_with(from, waker)
     }
@@ -65,24 +65,24 @@ impl OutputLog {
         waker: Arc<Waker>,
         mut gone: impl FnMut() -> bool,
     ) -> Option<Follower> {
-        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker))
+        self.begin(view, from, &mut gone).map(|reader| self.follow_with(reader, waker))
     }
 
-    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<Cutter> {
+    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<LineReader> {
         Some(match from {
-            StartAt::Beginning => Cutter::from_beginning(self, view, Bound::Live),
-            StartAt::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
+            StartAt::Beginning => LineReader::from_beginning(self, view, Bound::Live),
+            StartAt::After(cursor) => LineReader::resume(self, view, Bound::Live, cursor),
             StartAt::Tail(n) => {
-                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
-                cutter.set_bound(Bound::Live);
-                cutter
+                let (mut reader, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
+                reader.set_bound(Bound::Live);
+                reader
             }
         })
     }
 
-    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Arc<Waker>) -> Follower {
+    fn follow_with(self: &Arc<Self>, reader: LineReader, waker: Arc<Waker>) -> Follower {
         let (id, armed) = self.register(waker);
-        Follower { log: Arc::clone(self), cutter, id, armed, done: false, long: None, after: None, failure: None }
+        Follower { log: Arc::clone(self), reader, id, armed, done: false, long: None, after: None, failure: None }
     }
 }
 
@@ -138,7 +138,7 @@ impl Follower {
         }
         let mut looked_again = false;
         loop {
-            let found = match self.cutter.next() {
+            let found = match self.reader.next() {
                 Event::Line(line, cursor) => Found::Item(Item::Line(line, cursor)),
                 Event::Long(long, cursor) => Found::Long(long, cursor),
                 Event::Gap(lost_bytes, cursor) => Found::Item(Item::Gap { lost_bytes, cursor }),
@@ -147,14 +147,14 @@ impl Follower {
                     self.fail(error);
                     return None;
                 }
-                Event::AtEnd => match self.log.ended_at(self.cutter.at()) {
+                Event::AtEnd => match self.log.ended_at(self.reader.at()) {
                     Some(end) => {
                         self.done = true;
-                        self.cutter.release();
-                        Found::Item(Item::End(end, self.cutter.cursor()))
+                        self.reader.release();
+                        Found::Item(Item::End(end, self.reader.cursor()))
                     }
                     None if looked_again => {
-                        self.cutter.release();
+                        self.reader.release();
                         return None;
                     }
                     None => {
@@ -215,7 +215,7 @@ impl Follower {
     }
 }
 
-/// What the cutter has found for a follower.
+/// What the reader has found for a follower.
 enum Found {
     Item(Item),
     Long(Box<Long>, Cursor),

@@ -9,12 +9,12 @@ use crate::logs::cursor::Cursor;
 use crate::logs::lines::{Piece, Splitter};
 use crate::logs::log::{Bound, OutputLog};
 use crate::logs::long::Long;
-use crate::logs::record::{Kept, PerStream, Place};
+use crate::logs::record::{Kept, LogPosition, PerStream};
 use crate::logs::records::{Peek, Records};
 use crate::logs::{Line, View};
 use crate::model::{Millis, Stream};
 
-/// What a [`Cutter`] comes upon.
+/// What a [`LineReader`] comes upon.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A line, and the cursor after it.
@@ -41,46 +41,46 @@ pub(super) struct Begin {
 }
 
 /// Cuts the records of one view into lines.
-pub(super) struct Cutter {
+pub(super) struct LineReader {
     records: Records,
     view: View,
-    lanes: PerStream<Lane>,
+    states: PerStream<StreamState>,
     /// Whether lines carry their text: counting needs none.
     pub(super) texts: bool,
 }
 
 /// One stream.
-struct Lane {
+struct StreamState {
     begin: Begin,
     splitter: Splitter,
     /// The record with the first byte that is held, or one before it.
-    origin: Place,
+    origin: LogPosition,
     /// The record in which the held bytes came so close to the longest line that a cut may leave bytes from there on.
-    late: Place,
+    late: LogPosition,
     /// Of the last record that was read.
     time: Millis,
 }
 
-impl Cutter {
-    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, place: Place, begin: PerStream<Begin>) -> Cutter {
+impl LineReader {
+    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, position: LogPosition, begin: PerStream<Begin>) -> LineReader {
         let disk = log.disk();
         let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
-        let lane = |begin| Lane { begin, splitter: splitter(), origin: place, late: place, time: 0 };
-        let lanes = PerStream { out: lane(begin.out), err: lane(begin.err) };
-        Cutter { records: Records::new(Arc::clone(log), bound, place), view, lanes, texts: true }
+        let state = |begin| StreamState { begin, splitter: splitter(), origin: position, late: position, time: 0 };
+        let states = PerStream { out: state(begin.out), err: state(begin.err) };
+        LineReader { records: Records::new(Arc::clone(log), bound, position), view, states, texts: true }
     }
 
     /// From the first byte ever on.
-    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> Cutter {
+    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> LineReader {
         let begin = Begin { from: 0, synced: true };
-        Cutter::new(log, view, bound, Place::default(), PerStream { out: begin, err: begin })
+        LineReader::new(log, view, bound, LogPosition::default(), PerStream { out: begin, err: begin })
     }
 
     /// Right after the item that had `cursor`; from the beginning where the cursor does not fit the log.
-    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> Cutter {
-        let Some(place) = find(log, cursor) else { return Cutter::from_beginning(log, view, bound) };
+    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> LineReader {
+        let Some(position) = find(log, cursor) else { return LineReader::from_beginning(log, view, bound) };
         let begin = |from| Begin { from, synced: true };
-        Cutter::new(log, view, bound, place, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
+        LineReader::new(log, view, bound, position, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
     }
 
     /// Reads further than it was allowed to at first.
@@ -95,7 +95,7 @@ impl Cutter {
 
     /// Whether whole lines of this stream have begun.
     pub(super) fn synced(&self, stream: Stream) -> bool {
-        self.lanes.get(stream).begin.synced
+        self.states.get(stream).begin.synced
     }
 
     /// Whether they have in every stream of the view.
@@ -106,8 +106,8 @@ impl Cutter {
     /// Gives back the memory that an unfinished line does not need.
     pub(super) fn release(&mut self) {
         self.records.release();
-        self.lanes.out.splitter.shrink();
-        self.lanes.err.splitter.shrink();
+        self.states.out.splitter.shrink();
+        self.states.err.splitter.shrink();
     }
 
     pub(super) fn next(&mut self) -> Event {
@@ -136,59 +136,59 @@ impl Cutter {
 
     fn flush_stream(&mut self, stream: Stream, time: Option<Millis>) -> Option<Event> {
         let end = self.records.count(stream);
-        let lane = self.lanes.get_mut(stream);
-        let time = time.unwrap_or(lane.time);
-        let cut = lane.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
-        let origin = lane.origin;
+        let state = self.states.get_mut(stream);
+        let time = time.unwrap_or(state.time);
+        let cut = state.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
+        let origin = state.origin;
         Some(self.event(cut, origin, end, end))
     }
 
     /// `end` is the number of bytes of the stream up to the end of the line, `next` up to where the next one begins.
-    fn event(&self, cut: Cut, place: Place, end: u64, next: u64) -> Event {
+    fn event(&self, cut: Cut, position: LogPosition, end: u64, next: u64) -> Event {
         match cut {
             Cut::Line(line) => Event::Line(line, self.cursor()),
             Cut::Long { length, partial, timestamp, stream } => {
                 let bytes = end.saturating_sub(length as u64)..end;
                 let bound = self.records.bound;
-                let long = Long { bound, place, bytes, end: next, partial, timestamp, stream };
+                let long = Long { bound, position, bytes, end: next, partial, timestamp, stream };
                 Event::Long(Box::new(long), self.cursor())
             }
         }
     }
 
     fn feed(&mut self, stream: Stream, time: Millis) -> Option<Event> {
-        let record = self.records.place();
+        let record = self.records.position();
         let count = self.records.count(stream);
-        let lane = self.lanes.get_mut(stream);
+        let state = self.states.get_mut(stream);
         let payload = self.records.payload();
-        lane.time = time;
-        if let Some(before) = lane.begin.from.checked_sub(count).filter(|before| *before > 0) {
+        state.time = time;
+        if let Some(before) = state.begin.from.checked_sub(count).filter(|before| *before > 0) {
             let skipped = payload.len().min(usize::try_from(before).unwrap_or(usize::MAX));
             self.records.take(skipped);
             return None;
         }
-        if !lane.begin.synced {
+        if !state.begin.synced {
             let newline = memchr(b'\n', payload);
             let passed = newline.map_or(payload.len(), |at| at + 1);
-            lane.begin.synced = newline.is_some();
+            state.begin.synced = newline.is_some();
             self.records.take(passed);
             return newline.map(|_| Event::Synced);
         }
-        let before = lane.splitter.held();
-        let fed = lane.splitter.feed(payload);
+        let before = state.splitter.held();
+        let fed = state.splitter.feed(payload);
         let used = fed.used;
         let newline = fed.piece.is_some_and(|piece| !piece.partial);
         let cut = fed.piece.map(|piece| cut_out(piece, time, stream, self.texts));
-        let first = if before > 0 { lane.origin } else { record };
+        let first = if before > 0 { state.origin } else { record };
         // A cut leaves three bytes at the most.
         let late = self.records.log.disk().max_line.saturating_sub(3);
         if before <= late && before + used > late {
-            lane.late = record;
+            state.late = record;
         }
-        let held = lane.splitter.held() as u64;
+        let held = state.splitter.held() as u64;
         let next = count + used as u64 - held;
         if held > 0 && (cut.is_some() || before == 0) {
-            lane.origin = if next >= *record.counts.get(stream) { record } else { lane.late };
+            state.origin = if next >= *record.counts.get(stream) { record } else { state.late };
         }
         self.records.take(used);
         cut.map(|cut| self.event(cut, first, next - u64::from(newline), next))
@@ -206,7 +206,7 @@ impl Cutter {
     fn sync(&mut self) -> bool {
         let mut news = false;
         for &stream in self.view.streams() {
-            let begin = &mut self.lanes.get_mut(stream).begin;
+            let begin = &mut self.states.get_mut(stream).begin;
             news |= !begin.synced;
             begin.synced = true;
         }
@@ -216,9 +216,9 @@ impl Cutter {
     /// Goes over what was dropped. A stream that lost nothing there goes on as if nothing had been; one that did goes on
     /// with its next line, and has lost all of the one before it that was not given.
     fn dropped(&mut self, kept: Kept) -> Option<Event> {
-        let Kept { place, lines } = kept;
-        let cut_lost = place.cuts > self.records.place().cuts;
-        let torn = |stream: Stream, read: u64| read < *place.counts.get(stream);
+        let Kept { record: position, lines } = kept;
+        let cut_lost = position.cuts > self.records.position().cuts;
+        let torn = |stream: Stream, read: u64| read < *position.counts.get(stream);
         for &stream in self.view.streams() {
             // Where the cut is all that a line lost, it is whole.
             if cut_lost
@@ -232,14 +232,14 @@ impl Cutter {
         for &stream in self.view.streams() {
             let read = self.read(stream);
             if torn(stream, read) {
-                let (lane, begin) = (self.lanes.get_mut(stream), *lines.get(stream));
-                let given = read.saturating_sub(lane.splitter.held() as u64);
+                let (state, begin) = (self.states.get_mut(stream), *lines.get(stream));
+                let given = read.saturating_sub(state.splitter.held() as u64);
                 lost += begin.saturating_sub(given);
-                lane.splitter.clear();
-                lane.begin = Begin { from: begin, synced: true };
+                state.splitter.clear();
+                state.begin = Begin { from: begin, synced: true };
             }
         }
-        self.records.jump(place);
+        self.records.jump(position);
         let news = cut_lost && self.sync();
         match lost {
             0 => news.then_some(Event::Synced),
@@ -249,20 +249,20 @@ impl Cutter {
 
     /// Bytes of this stream that were read (or given, before the cursor).
     fn read(&self, stream: Stream) -> u64 {
-        self.records.count(stream).max(self.lanes.get(stream).begin.from)
+        self.records.count(stream).max(self.states.get(stream).begin.from)
     }
 
-    /// The place right after what was given.
+    /// The position right after what was given.
     pub(super) fn cursor(&self) -> Cursor {
-        let mut start = self.records.place();
+        let mut start = self.records.position();
         let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
         for &stream in self.view.streams() {
-            let lane = self.lanes.get(stream);
-            let held = lane.splitter.held() as u64;
+            let state = self.states.get(stream);
+            let held = state.splitter.held() as u64;
             let from = from.get_mut(stream);
-            *from = from.saturating_sub(held).max(lane.begin.from);
-            if held > 0 && lane.origin.at < start.at {
-                start = lane.origin;
+            *from = from.saturating_sub(held).max(state.begin.from);
+            if held > 0 && state.origin.at < start.at {
+                start = state.origin;
             }
         }
         Cursor { log: self.records.log.tag(), at: start.at, base: start.counts, from }
@@ -285,8 +285,8 @@ fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool)
     Cut::Line(Line { text, partial, timestamp, stream })
 }
 
-/// The place of the record that `cursor` begins with; None when there is no such thing.
-fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
+/// The position of the record that `cursor` begins with; None when there is no such thing.
+fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<LogPosition> {
     let end = log.snapshot().end;
     let beyond = cursor.from.out > end.counts.out || cursor.from.err > end.counts.err || cursor.at > end.at;
     if cursor.log != log.tag() || beyond {
@@ -297,17 +297,17 @@ fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
     }
     let Some(floor) = log.floor(cursor.at) else {
         // Dropped. What was lost since is counted by what the cursor says of itself.
-        return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 });
+        return Some(LogPosition { at: cursor.at, counts: cursor.base, cuts: 0 });
     };
     // A position inside a record must not be taken for one: what a process wrote may look like a header.
     let mut records = Records::new(Arc::clone(log), Bound::At(end), floor);
-    while records.place().at < cursor.at {
+    while records.position().at < cursor.at {
         match records.peek() {
             Peek::Output(..) => records.skip_record(),
             Peek::Cut(_) => records.take_cut(),
-            Peek::Dropped(_) => return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 }),
+            Peek::Dropped(_) => return Some(LogPosition { at: cursor.at, counts: cursor.base, cuts: 0 }),
             Peek::AtEnd | Peek::Failed(_) => return None,
         }
     }
-    (records.place().at == cursor.at).then(|| records.place())
+    (records.position().at == cursor.at).then(|| records.position())
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::Line;
 use super::log::{Bound, OutputLog};
-use super::record::{HEADER, Place};
+use super::record::{HEADER, LogPosition};
 use super::records::{Peek, Records};
 use crate::logs::lines::REST;
 use crate::model::{Millis, Stream};
@@ -27,7 +27,7 @@ pub(crate) struct Long {
     /// How far the reader may read that has found it.
     pub(super) bound: Bound,
     /// The record with its first byte, or one before it.
-    pub(super) place: Place,
+    pub(super) position: LogPosition,
     /// Bytes of the stream before the line, and up to its end without the newline.
     pub(super) bytes: Range<u64>,
     /// Bytes of the stream up to where the next line begins.
@@ -67,7 +67,7 @@ pub(crate) struct LongText {
 impl Long {
     /// A reader that begins at the line's beginning.
     pub(crate) fn text(&self, log: &Arc<OutputLog>) -> LongText {
-        let mut records = Records::new(Arc::clone(log), self.bound, self.place);
+        let mut records = Records::new(Arc::clone(log), self.bound, self.position);
         // A line that is not much too long to be held is read at once.
         let length = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(CHUNK);
         records.limit_chunk(CHUNK.min(length.saturating_add(2 * HEADER)));
@@ -123,7 +123,7 @@ impl LongText {
         Ok(Text::Piece(String::from_utf8_lossy(bytes.get(..self.given).unwrap_or_default())))
     }
 
-    /// Reads some of the line to this place of the buffer; none where it was dropped.
+    /// Reads some of the line to this position of the buffer; none where it was dropped.
     fn read(&mut self, to: usize) -> io::Result<Option<usize>> {
         let stream = self.long.stream;
         loop {
@@ -148,7 +148,7 @@ impl LongText {
                     return Ok(Some(count));
                 }
                 Peek::Cut(_) => self.records.take_cut(),
-                Peek::Dropped(kept) if *kept.place.counts.get(stream) <= self.at => self.records.jump(kept.place),
+                Peek::Dropped(kept) if *kept.record.counts.get(stream) <= self.at => self.records.jump(kept.record),
                 Peek::Dropped(_) | Peek::AtEnd => return Ok(None),
                 Peek::Failed(error) => return Err(error),
             }

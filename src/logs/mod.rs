@@ -5,24 +5,29 @@
 //! of its own. So there is no queue and no broadcast that could lag, and no reader is known to the writer except by a
 //! waker that it asks to be woken.
 //!
-//! | file | what |
+//! | file | what it holds |
 //! |---|---|
-//! | `store`, `directory` | the bound on all logs together; the directory that they are in |
-//! | `rescue` | a segment whose file was removed |
-//! | `log` | one log as its writer knows it, its lock, and who is woken |
-//! | `chain`, `segment`, `record` | its segments under that lock; one segment; one record |
-//! | `memory` | records while the disk is full |
-//! | `records` | walks the records, and what was dropped |
-//! | `cutter`, `cursor` | lines out of records, and the places between them |
+//! | `store` | all logs, and the bound on all of them together |
+//! | `disk`, `directory` | the files of segments; the directory that they are in, and its lock |
+//! | `log` | one log: writing, ending, and waking followers |
+//! | `writer`, `rescue` | the writing side, which waits for the disk; a segment whose file was removed |
+//! | `state`, `segments`, `segment`, `record` | what is under the log's lock; its segments; one segment; one record |
+//! | `memory` | records while the disk fails |
+//! | `retention` | which logs lose how many segments |
+//! | `records` | a reader of records, which also finds what was dropped |
+//! | `lines`, `line_reader`, `cursor` | bytes to lines; records to lines; the positions between lines |
 //! | `long` | a line that is too long to be held, read piece by piece |
 //! | `tail` | where the last so many lines begin |
 //! | `follower`, `views` | what readers hold |
 //!
-//! Locks: the registry of the store, the state of a log, its wakers. No two of these are ever held together (only
-//! `reclaiming` is, and it is taken before any of them; and that of the directory, which is taken last), and readers do their reading under none.
+//! Locks: the registry of the store, the state of a log, and its wakers. No two of these are held together, and none of them
+//! across a system call that can block: the thread that writes logs waits for the disk, and so does a reader that reads, but
+//! neither makes the supervisor or another reader wait. The writer's own locks (the writer of a log, `reclaiming`, the directory)
+//! are taken before these, by no other thread.
 
 mod cursor;
 mod directory;
+mod disk;
 mod follower;
 mod line_reader;
 pub mod lines;
@@ -35,11 +40,13 @@ mod rescue;
 mod retention;
 mod segment;
 mod segments;
+mod state;
 mod store;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod views;
+mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -48,13 +55,22 @@ use crate::model::{Millis, RunEnd, Stream};
 pub use self::cursor::{BadCursor, Cursor};
 pub use self::follower::Follower;
 pub(crate) use self::follower::Part;
-pub use self::log::OutputLog;
+pub use self::log::{OutputLog, Writing};
 pub(crate) use self::long::{LongText, PIECE, Text};
-pub use self::store::{Limits, LogStore};
+pub use self::store::{LogStore, Removal};
 pub(crate) use self::views::Shown;
 pub use self::views::{Lines, Raw};
 
-/// Which streams of a log one wants to see.
+/// Bounds on logs, in bytes on disk. Each read of a pipe adds a header of 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Kept of one unit; at least 4096, at most `total`.
+    pub per_unit: u64,
+    /// Kept of all units together; at least 4096.
+    pub total: u64,
+}
+
+/// The streams of a log that a reader sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
     /// Only stdout.

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::log::{Bound, OutputLog};
-use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
+use super::record::{HEADER, Header, Kept, LogPosition, PerStream, RecordKind};
 use crate::logs::segments::{Located, Source};
 use crate::model::{Millis, Stream};
 
@@ -29,7 +29,7 @@ pub(super) struct Records {
     pub(super) log: Arc<OutputLog>,
     pub(super) bound: Bound,
     /// The start of the record that the position is in, or of the next one.
-    place: Place,
+    position: LogPosition,
     /// Bytes of records before the position.
     at: u64,
     /// Bytes of output before the position.
@@ -46,14 +46,14 @@ pub(super) struct Records {
 }
 
 impl Records {
-    pub(super) fn new(log: Arc<OutputLog>, bound: Bound, place: Place) -> Records {
+    pub(super) fn new(log: Arc<OutputLog>, bound: Bound, position: LogPosition) -> Records {
         Records {
             most: log.disk().chunk,
             log,
             bound,
-            place,
-            at: place.at,
-            counts: place.counts,
+            position,
+            at: position.at,
+            counts: position.counts,
             record: None,
             chunk: Vec::new(),
             used: 0,
@@ -67,8 +67,8 @@ impl Records {
         self.most = self.most.min(most);
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.place
+    pub(super) fn position(&self) -> LogPosition {
+        self.position
     }
 
     pub(super) fn at(&self) -> u64 {
@@ -89,8 +89,8 @@ impl Records {
             } else if let Some(header) = self.chunk.get(self.used..).and_then(|rest| rest.first_chunk::<HEADER>()) {
                 match Header::decode(header) {
                     Some(header) if self.fits(header) => match header.kind {
-                        Kind::Cut => return Peek::Cut(header.time),
-                        Kind::Output(stream) => self.begin(stream, header),
+                        RecordKind::Cut => return Peek::Cut(header.time),
+                        RecordKind::Output(stream) => self.begin(stream, header),
                     },
                     _ => self.damaged(),
                 }
@@ -103,7 +103,7 @@ impl Records {
     }
 
     fn fits(&self, header: Header) -> bool {
-        self.place.after(header).at <= self.segment_end
+        self.position.after(header).at <= self.segment_end
     }
 
     fn begin(&mut self, stream: Stream, header: Header) {
@@ -121,7 +121,7 @@ impl Records {
     fn settle(&mut self) {
         if let Some((_, _, 0)) = self.record {
             self.record = None;
-            self.place = Place { at: self.at, counts: self.counts, ..self.place };
+            self.position = LogPosition { at: self.at, counts: self.counts, ..self.position };
         }
     }
 
@@ -152,12 +152,12 @@ impl Records {
     /// Takes the cut record.
     pub(super) fn take_cut(&mut self) {
         self.step(HEADER);
-        self.place = Place { at: self.at, counts: self.counts, cuts: self.place.cuts + 1 };
+        self.position = LogPosition { at: self.at, counts: self.counts, cuts: self.position.cuts + 1 };
     }
 
-    /// Goes on at `place`.
-    pub(super) fn jump(&mut self, place: Place) {
-        (self.place, self.at, self.counts, self.record) = (place, place.at, place.counts, None);
+    /// Goes on at `position`.
+    pub(super) fn jump(&mut self, position: LogPosition) {
+        (self.position, self.at, self.counts, self.record) = (position, position.at, position.counts, None);
         self.release();
     }
 

@@ -1,6 +1,6 @@
 //! Finds where the last so many lines begin, without reading the whole log.
 //!
-//! Going back from the end by more and more, it counts the lines from a place that the index knows. There it may have
+//! Going back from the end by more and more, it counts the lines from a position that the index knows. There it may have
 //! begun inside a line: what comes before the first newline (or cut) of a stream belongs to a line that cannot be
 //! judged, so that only lines after that count. Once there are enough of them, a second reader passes over the others.
 
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use super::View;
 use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
-use super::record::{Kept, PerStream, Place};
-use crate::logs::line_reader::{Begin, Cutter, Event};
-use crate::logs::segments::Snapshot;
+use super::record::{Kept, LogPosition, PerStream};
+use crate::logs::line_reader::{Begin, LineReader, Event};
+use crate::logs::record::Snapshot;
 use crate::model::Stream;
 
 /// Whether nobody wants to know any more.
@@ -21,7 +21,7 @@ pub(super) type Gone<'g> = &'g mut dyn FnMut() -> bool;
 /// After so many bytes of the log it is asked whether somebody does.
 const ASK_EVERY: u64 = 64 << 10;
 
-/// What came of counting from one place.
+/// What came of counting from one position.
 #[derive(Default)]
 struct Count {
     /// Lines before the last stream was in step.
@@ -45,7 +45,7 @@ pub(super) fn last(
     snapshot: Snapshot,
     unfinished: bool,
     gone: Gone<'_>,
-) -> Option<(Cutter, u64)> {
+) -> Option<(LineReader, u64)> {
     let end = snapshot.end;
     // An unfinished line of which nothing is kept is none.
     let kept = log.oldest().counts;
@@ -59,9 +59,9 @@ pub(super) fn last(
     }
     let mut back = log.disk().index_every;
     loop {
-        let place = end.at.checked_sub(back).and_then(|at| log.floor(at));
-        let (mut start, first) = match place {
-            Some(place) if place.at > log.oldest().at => (Start::inside(place), false),
+        let position = end.at.checked_sub(back).and_then(|at| log.floor(at));
+        let (mut start, first) = match position {
+            Some(position) if position.at > log.oldest().at => (Start::inside(position), false),
             _ => (Start::whole(log.kept(end)), true),
         };
         let count = count(start.reader(log, view, end), view, gone)?;
@@ -76,8 +76,8 @@ pub(super) fn last(
     }
 }
 
-/// The place after so many more lines, unfinished ones included.
-pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
+/// The position after so many more lines, unfinished ones included.
+pub(super) fn skip(mut reader: LineReader, mut lines: u64) -> io::Result<Cursor> {
     // Before a stream is in step, its next byte need not be the first of a line.
     while lines > 0 || !reader.all_synced() {
         match reader.next() {
@@ -94,27 +94,27 @@ pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
 /// Where a reader begins.
 #[derive(Clone, Copy)]
 struct Start {
-    place: Place,
+    position: LogPosition,
     begin: PerStream<Begin>,
 }
 
 impl Start {
-    /// With the first lines after a place.
-    fn whole(Kept { place, lines }: Kept) -> Start {
+    /// With the first lines after a position.
+    fn whole(Kept { record: position, lines }: Kept) -> Start {
         let begin = |from| Begin { from, synced: true };
-        Start { place, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
+        Start { position, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
     }
 
-    /// At a place that may be inside a line.
-    fn inside(place: Place) -> Start {
-        let mut start = Start::whole(Kept { place, lines: place.counts });
+    /// At a position that may be inside a line.
+    fn inside(position: LogPosition) -> Start {
+        let mut start = Start::whole(Kept { record: position, lines: position.counts });
         (start.begin.out.synced, start.begin.err.synced) = (false, false);
         start
     }
 
     /// After the last finished line; None when that cannot be told.
     fn at_end(log: &OutputLog, view: View, snapshot: &Snapshot) -> Option<Start> {
-        let mut start = Start::whole(Kept { place: snapshot.end, lines: snapshot.end.counts });
+        let mut start = Start::whole(Kept { record: snapshot.end, lines: snapshot.end.counts });
         start.settle(log, view, snapshot, PerStream::default()).then_some(start)
     }
 
@@ -133,20 +133,20 @@ impl Start {
                 return false;
             }
             *self.begin.get_mut(stream) = Begin { from, synced: true };
-            let place = if open.place.at < oldest.at { oldest } else { open.place };
-            if place.at < self.place.at {
-                self.place = place;
+            let position = if open.record.at < oldest.at { oldest } else { open.record };
+            if position.at < self.position.at {
+                self.position = position;
             }
         }
         true
     }
 
-    fn reader(&self, log: &Arc<OutputLog>, view: View, end: Place) -> Cutter {
-        Cutter::new(log, view, Bound::At(end), self.place, self.begin)
+    fn reader(&self, log: &Arc<OutputLog>, view: View, end: LogPosition) -> LineReader {
+        LineReader::new(log, view, Bound::At(end), self.position, self.begin)
     }
 }
 
-fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
+fn count(mut reader: LineReader, view: View, gone: Gone<'_>) -> Option<Count> {
     reader.texts = false;
     let (mut count, mut ask_at) = (Count::default(), reader.at() + ASK_EVERY);
     loop {
@@ -170,7 +170,7 @@ fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
 }
 
 /// Passes over so many lines, but not over `end`; how many are left.
-fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place, gone: Gone<'_>) -> Option<u64> {
+fn pass_over(reader: &mut LineReader, mut lines: u64, end: LogPosition, gone: Gone<'_>) -> Option<u64> {
     reader.texts = false;
     let mut ask_at = reader.at() + ASK_EVERY;
     while lines > 0 && reader.at() < end.at {

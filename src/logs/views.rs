@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use super::log::{Bound, OutputLog};
 use super::long::{Long, LongText};
-use super::record::{PerStream, Place};
+use super::record::{LogPosition, PerStream};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
-use crate::logs::line_reader::{Cutter, Event};
+use crate::logs::line_reader::{LineReader, Event};
 use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
 pub struct Lines {
     log: Arc<OutputLog>,
-    cutter: Cutter,
+    reader: LineReader,
     /// Lines to pass over.
     skip: u64,
     failure: Option<io::Error>,
@@ -49,14 +49,14 @@ impl OutputLog {
     }
 
     fn all_lines(self: &Arc<Self>, view: View) -> Lines {
-        let cutter = Cutter::from_beginning(self, view, Bound::At(self.snapshot().end));
-        Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
+        let reader = LineReader::from_beginning(self, view, Bound::At(self.snapshot().end));
+        Lines { log: Arc::clone(self), reader, skip: 0, failure: None }
     }
 
     /// The last so many lines; none once `gone` says that nobody wants them any more.
     pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
-        let (cutter, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
-        Some(Lines { log: Arc::clone(self), cutter, skip, failure: None })
+        let (reader, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
+        Some(Lines { log: Arc::clone(self), reader, skip, failure: None })
     }
 
     /// Bytes of records that are kept: how long it takes to find the last lines depends on it.
@@ -70,15 +70,15 @@ impl OutputLog {
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
     pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
-        let all = || self.raw_from(view, Place::default(), PerStream::default(), self.snapshot().end);
+        let all = || self.raw_from(view, LogPosition::default(), PerStream::default(), self.snapshot().end);
         match tail {
             None => Ok(all()),
             Some(n) => Ok(self.last_raw(view, n, || false)?.unwrap_or_else(all)),
         }
     }
 
-    fn raw_from(self: &Arc<Self>, view: View, place: Place, from: PerStream<u64>, end: Place) -> Raw {
-        Raw { records: Records::new(Arc::clone(self), Bound::At(end), place), view, from }
+    fn raw_from(self: &Arc<Self>, view: View, position: LogPosition, from: PerStream<u64>, end: LogPosition) -> Raw {
+        Raw { records: Records::new(Arc::clone(self), Bound::At(end), position), view, from }
     }
 
     /// The bytes of the last so many lines; none once `gone` says that nobody wants them any more.
@@ -92,9 +92,9 @@ impl OutputLog {
         mut gone: impl FnMut() -> bool,
     ) -> io::Result<Option<Raw>> {
         let snapshot = self.snapshot();
-        let Some((cutter, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
-        let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
-        Ok(Some(self.raw_from(view, Place { at, counts: base, cuts: 0 }, from, snapshot.end)))
+        let Some((reader, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
+        let Cursor { at, base, from, .. } = tail::skip(reader, skip)?;
+        Ok(Some(self.raw_from(view, LogPosition { at, counts: base, cuts: 0 }, from, snapshot.end)))
     }
 }
 
@@ -127,8 +127,8 @@ impl Lines {
 
     fn find(&mut self) -> Option<Found> {
         loop {
-            let event = match self.cutter.next() {
-                Event::AtEnd => self.cutter.flush(None)?,
+            let event = match self.reader.next() {
+                Event::AtEnd => self.reader.flush(None)?,
                 event => event,
             };
             let found = match event {
@@ -192,11 +192,11 @@ impl Read for Raw {
                     for stream in [Stream::Stdout, Stream::Stderr] {
                         // Where something is missing it goes on with the next line, as the lines do.
                         let read = self.records.count(stream).max(*self.from.get(stream));
-                        if read < *kept.place.counts.get(stream) {
+                        if read < *kept.record.counts.get(stream) {
                             *self.from.get_mut(stream) = *kept.lines.get(stream);
                         }
                     }
-                    self.records.jump(kept.place);
+                    self.records.jump(kept.record);
                 }
                 Peek::AtEnd => return Ok(0),
                 Peek::Failed(error) => return Err(error),

@@ -147,7 +147,7 @@ impl Actor {
             Message::Drain => self.drain(key),
             Message::Forget => self.forget(key),
             Message::AppendToLog(log, line) => log.append(wall(), Stream::Stderr, &line),
-            Message::FinishLog(log, epoch, end) => log.finish_epoch(epoch, end),
+            Message::FinishLog(log, epoch, end) => log.finish(epoch, end),
             Message::ReopenLog(log) => log.reopen(),
             Message::CloseStdin => {
                 if let Some(token) = self.stdin_of(key) {

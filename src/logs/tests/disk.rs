@@ -42,7 +42,7 @@ fn the_directory_is_ours_alone() {
 fn a_closed_log_takes_its_file_again() {
     let (dir, log) = log();
     log.append(1, OUT, b"one\n");
-    log.finish(end(1));
+    log.finish_now(end(1));
     log.close_file();
     log.append(2, OUT, b"two\n");
     log.close_file();
@@ -111,7 +111,7 @@ fn memory_is_bounded_for_tiny_records_as_well() {
     let kept = raw(&log, View::Stdout).len();
     assert!((64 * 1024..72 * 1024).contains(&kept), "{kept}");
     assert!(log.memory() < 5 * 64 * 1024, "{}", log.memory());
-    log.finish(end(1));
+    log.finish_now(end(1));
     assert!(matches!(follow(&log, View::Stdout, StartAt::Beginning).last(), Some(Item::End(..))));
 }
 
@@ -236,7 +236,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
             // Written while it is gone, and then no more.
             let last = if goes_on { 2000 } else { 1000 };
             flood(&log, 1000..last);
-            log.finish(end(1));
+            log.finish_now(end(1));
             log.close_file();
             let lines = texts(log.lines(View::Stdout, None));
             assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {goes_on}");
@@ -271,7 +271,7 @@ fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
         assert!(left.iter().cloned().eq(right), "{lines}: {}", left.len());
         // And on the disk again, when there is one.
         fs::remove_file(dir.path().join("logs")).unwrap();
-        log.finish(end(1));
+        log.finish_now(end(1));
         log.close_file();
         assert_eq!(texts(log.lines(View::Stdout, None)), left, "{lines}");
         assert_eq!(log.memory(), 0, "{lines}");

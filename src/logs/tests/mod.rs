@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::record::PerStream;
-use super::store::Disk;
+use super::disk::Disk;
 use super::*;
 use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
@@ -33,6 +33,17 @@ pub(super) fn store(per_unit: u64, total: u64, tune: impl FnOnce(&mut Disk)) -> 
 pub(super) fn log() -> (TempDir, Arc<OutputLog>) {
     let (dir, store) = store(64 * MIB, 256 * MIB, |_| {});
     (dir, store.create(UnitId(1)))
+}
+
+impl OutputLog {
+    fn finish_now(&self, end: RunEnd) {
+        self.finish(self.epoch(), end);
+    }
+
+    fn begin_again(&self) {
+        self.revoke_end();
+        self.reopen();
+    }
 }
 
 pub(super) fn waker() -> Arc<Waker> {

@@ -96,7 +96,7 @@ fn a_silent_unit_costs_nothing() {
     let (dir, log) = log();
     log.append(1, OUT, b"");
     log.cut(1);
-    log.finish(end(2));
+    log.finish_now(end(2));
     log.close_file();
     let files: Vec<_> = std::fs::read_dir(dir.path().join("logs")).unwrap().map(|f| f.unwrap().file_name()).collect();
     assert_eq!(files, ["lock"]);

@@ -71,7 +71,7 @@ fn a_cursor_goes_on_alike_when_more_has_come() {
         let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, StartAt::Beginning)).into();
         case.log.append(90, ERR, b"more\nand more");
         case.log.append(91, OUT, b"more\nand more");
-        case.log.finish(end(92));
+        case.log.finish_now(end(92));
         case.log.append(93, OUT, b"from the background\n");
         for (view, before) in VIEWS.into_iter().zip(before) {
             let all = follow(&case.log, view, StartAt::Beginning);
@@ -218,9 +218,9 @@ fn a_cursor_that_does_not_fit_is_the_beginning() {
 
 #[test]
 fn a_header_in_the_output_is_no_record() {
-    use crate::logs::record::{HEADER, Header, Kind};
+    use crate::logs::record::{HEADER, Header, RecordKind};
     let (_dir, log) = log();
-    let forged = Header { kind: Kind::Output(ERR), len: 5, time: 1 }.encode();
+    let forged = Header { kind: RecordKind::Output(ERR), len: 5, time: 1 }.encode();
     log.append(1, OUT, &[&forged[..], b"evil\n", b"good\n"].concat());
     let all = follow(&log, View::Combined, StartAt::Beginning);
     let inside = Cursor { log: log.tag(), at: HEADER as u64, base: PerStream::default(), from: PerStream::default() };

@@ -135,10 +135,10 @@ fn over_the_total_ended_logs_go_first() {
     for log in &logs {
         (0..20).for_each(|_| log.append(1, OUT, &[b'x'; 1000]));
     }
-    logs[2].finish(end(1));
-    logs[1].finish(end(2));
-    logs[1].reopen();
-    logs[0].finish(end(3));
+    logs[2].finish_now(end(1));
+    logs[1].finish_now(end(2));
+    logs[1].begin_again();
+    logs[0].finish_now(end(3));
     let kept = |log: &Arc<OutputLog>| raw(log, View::Stdout).len();
     // 80 KB stand; the next 80 KB take the place of the two ended ones first, the one that ended first first.
     for round in 0..80 {
@@ -197,7 +197,7 @@ fn writers_followers_and_retention_at_once() {
                     for number in 0..20_000 {
                         log.append(1, OUT, format!("line {number:010}\n").as_bytes());
                     }
-                    log.finish(end(1));
+                    log.finish_now(end(1));
                     log.close_file();
                 })
             })
