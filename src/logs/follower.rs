@@ -10,7 +10,7 @@ use super::cursor::Cursor;
 use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
-use crate::logs::line_reader::{LineReader, Event};
+use crate::logs::line_reader::{Event, LineReader};
 use tl_os::poll::{self, Events, Waker};
 
 /// What a follower comes upon, where a long line need not be held in memory.

@@ -62,7 +62,13 @@ struct StreamState {
 }
 
 impl LineReader {
-    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, position: LogPosition, begin: PerStream<Begin>) -> LineReader {
+    pub(super) fn new(
+        log: &Arc<OutputLog>,
+        view: View,
+        bound: Bound,
+        position: LogPosition,
+        begin: PerStream<Begin>,
+    ) -> LineReader {
         let disk = log.disk();
         let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
         let state = |begin| StreamState { begin, splitter: splitter(), origin: position, late: position, time: 0 };
@@ -80,7 +86,13 @@ impl LineReader {
     pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> LineReader {
         let Some(position) = find(log, cursor) else { return LineReader::from_beginning(log, view, bound) };
         let begin = |from| Begin { from, synced: true };
-        LineReader::new(log, view, bound, position, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
+        LineReader::new(
+            log,
+            view,
+            bound,
+            position,
+            PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) },
+        )
     }
 
     /// Reads further than it was allowed to at first.

@@ -108,7 +108,13 @@ impl OutputLog {
         self.wake_armed();
     }
 
-    /// Whether nothing is to be written that was handed over before, nor by a cut or an end of the log.
+    /// Whether [`OutputLog::close_file`] has anything to do.
+    pub fn is_open(&self) -> bool {
+        self.to_write.load(Ordering::SeqCst) > 0
+            || self.state.with(|log| log.segments.active().is_some() || !log.segments.is_on_disk())
+    }
+
+    /// Whether nothing is to be written: nothing that was handed over, nor a record by a cut or an end of the log.
     pub fn is_at_rest(&self) -> bool {
         self.to_write.load(Ordering::SeqCst) == 0 && self.state.with(|log| log.segments.is_at_rest())
     }

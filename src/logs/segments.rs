@@ -103,9 +103,14 @@ impl Segments {
         self.snapshot.open != PerStream::default()
     }
 
-    /// Whether nothing is to be written or closed when the log ends here.
+    /// Whether the log can end here without a record.
     pub(super) fn is_at_rest(&self) -> bool {
-        !self.has_open_line() && self.active.is_none() && self.newest().is_none_or(|newest| newest.is_file)
+        !self.has_open_line() && self.is_on_disk()
+    }
+
+    /// Whether no segment is in memory because the disk fails.
+    pub(super) fn is_on_disk(&self) -> bool {
+        self.newest().is_none_or(|newest| newest.is_file)
     }
 
     /// The sizes of its files in bytes, oldest first.

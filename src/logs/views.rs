@@ -9,7 +9,7 @@ use super::long::{Long, LongText};
 use super::record::{LogPosition, PerStream};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
-use crate::logs::line_reader::{LineReader, Event};
+use crate::logs::line_reader::{Event, LineReader};
 use crate::model::Stream;
 
 /// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.

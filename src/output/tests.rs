@@ -1,7 +1,7 @@
 //! The output thread with pipes made by hand.
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -11,7 +11,7 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
-use crate::logs::{Limits, LogStore, View};
+use crate::logs::{Limits, LogStore, OutputLog, View};
 use crate::model::UnitId;
 use crate::supervisor::fd_budget::Share;
 
@@ -31,7 +31,7 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let log = LogStore::open(dir.path(), Limits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
     let (tell, notices) = unbounded();
-    let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), || {}).unwrap();
+    let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), |_| {}).unwrap();
     Fixture { output, notices, log, share: Share::of(1_000, 100), _dir: dir }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::launch::{launch, stdio};
 use crate::error::Error;
+use crate::logs::Writing;
 use crate::model::{RunNo, StdinMode, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
@@ -77,7 +78,7 @@ impl Actor {
                 let entry = &self.parts.fleet.get(id)?.data;
                 match &entry.pty {
                     Some(session) => session.terminal.append(line.as_bytes()),
-                    None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&entry.log), line.into_bytes())),
+                    None => self.tell_output(id, ToOutput::AppendToLog(Writing::new(&entry.log), line.into_bytes())),
                 }
             }
             Action::Started => {
@@ -99,17 +100,20 @@ impl Actor {
                     // It never starts again: what is shown is all that is kept.
                     entry.spec.env = Vec::new();
                 }
-                let finish = ToOutput::FinishLog(Arc::clone(&entry.log), entry.log.epoch(), end);
+                let at_rest = entry.log.finish_at_rest(end);
+                let finish = ToOutput::FinishLog(Writing::new(&entry.log), entry.log.epoch(), end);
                 if let Some(session) = &mut entry.pty {
                     session.terminal.finish(end);
                     session.life.end(self.clock.now().mono);
                 }
-                self.tell_output(id, finish);
+                if !at_rest {
+                    self.tell_output(id, finish);
+                }
             }
             Action::Reopen => {
                 let log = Arc::clone(&self.parts.fleet.get(id)?.data.log);
                 log.revoke_end();
-                self.tell_output(id, ToOutput::ReopenLog(log));
+                self.tell_output(id, ToOutput::ReopenLog(Writing::new(&log)));
             }
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));

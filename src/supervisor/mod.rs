@@ -185,8 +185,10 @@ impl Builder {
         let (to_self, died) = (messages.clone(), messages.clone());
         let output = Output::start(
             move |run, notice| drop(to_self.send(Message::Output(run, notice))),
-            move || drop(died.send(Message::Died("output"))),
+            move |thread| drop(died.send(Message::Died(thread))),
         )?;
+        let remover = output.remover();
+        logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probe_for(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let trees = Trees::start(

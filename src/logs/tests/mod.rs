@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
-use super::record::PerStream;
 use super::disk::Disk;
+use super::record::PerStream;
 use super::*;
 use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
