@@ -15,6 +15,7 @@ mod churn;
 mod command_line;
 mod control;
 mod crowded;
+mod dead_disk;
 mod ending;
 mod files;
 mod follow;

@@ -58,7 +58,7 @@ pub(crate) use self::follower::Part;
 pub use self::log::{OutputLog, Writing};
 pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{LogStore, Removal};
-pub(crate) use self::views::Shown;
+pub(crate) use self::views::LineText;
 pub use self::views::{Lines, Raw};
 
 /// Bounds on logs, in bytes on disk. Each read of a pipe adds a header of 16 bytes.

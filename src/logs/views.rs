@@ -1,4 +1,4 @@
-//! What a log holds as of one moment: its lines, and its bytes.
+//! Listings: the lines, or the bytes, that a log holds at one moment.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -9,23 +9,23 @@ use super::long::{Long, LongText};
 use super::record::{LogPosition, PerStream};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
-use crate::logs::line_reader::{Event, LineReader};
+use crate::logs::line_reader::{LineEvent, LineReader};
 use crate::model::Stream;
 
-/// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+/// The lines that a log held when it was asked for them. Reads the log as it is iterated, in bounded memory.
 pub struct Lines {
     log: Arc<OutputLog>,
     reader: LineReader,
-    /// Lines to pass over.
+    /// Lines to pass over before the first that is given.
     skip: u64,
     failure: Option<io::Error>,
 }
 
-/// The bytes of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+/// The bytes that a log held when it was asked for them. Reads the log as it is read, in bounded memory.
 pub struct Raw {
     records: Records,
     view: View,
-    /// Bytes of each stream before the first that is given.
+    /// Bytes of each stream before the first byte that is given.
     from: PerStream<u64>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Debug for Raw {
 }
 
 impl OutputLog {
-    /// The lines kept as of now (a last unfinished one included); `tail`: only the last so many.
+    /// The lines that are kept now, unfinished ones included. With `tail`, only the last so many.
     pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
         let all = || self.all_lines(view);
         tail.and_then(|n| self.last_lines(view, n, || false)).unwrap_or_else(all)
@@ -53,19 +53,19 @@ impl OutputLog {
         Lines { log: Arc::clone(self), reader, skip: 0, failure: None }
     }
 
-    /// The last so many lines; none once `gone` says that nobody wants them any more.
+    /// The last `n` lines; none when `gone` says that they are not wanted any more.
     pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
         let (reader, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
         Some(Lines { log: Arc::clone(self), reader, skip, failure: None })
     }
 
-    /// Bytes of records that are kept: how long it takes to find the last lines depends on it.
+    /// Bytes of records that are kept. Finding the last lines takes time in proportion.
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.snapshot().end.at.saturating_sub(self.oldest().at)
     }
 
-    /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view); `tail`: only those of
-    /// the last so many lines.
+    /// The bytes that are kept now, exactly as they were written; those of both streams in the order in which they were read. With
+    /// `tail`, only those of the last so many lines.
     ///
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
@@ -81,7 +81,7 @@ impl OutputLog {
         Raw { records: Records::new(Arc::clone(self), Bound::At(end), position), view, from }
     }
 
-    /// The bytes of the last so many lines; none once `gone` says that nobody wants them any more.
+    /// The bytes of the last `n` lines; none when `gone` says that they are not wanted any more.
     ///
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
@@ -98,45 +98,46 @@ impl OutputLog {
     }
 }
 
-/// A line of a listing.
-pub(crate) enum Shown {
-    /// All of it.
+/// The text of a line of a listing.
+pub(crate) enum LineText {
+    /// The whole text.
     Short(String),
-    /// To be read piece by piece.
+    /// A text to be read piece by piece.
     Long(Box<LongText>),
 }
 
-enum Found {
+/// A line, or a long line that is still in the log.
+enum FoundLine {
     Line(Line),
     Long(Box<Long>),
 }
 
 impl Lines {
-    /// Why the lines ended before their end, if they did: the log could not be read for want of descriptors or memory.
+    /// Why the last line was not the last of the log, if so: the log could not be read, for want of descriptors or memory.
     pub fn failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
 
-    /// The text of the next line, which need not be held in memory where it is long.
-    pub(crate) fn next_shown(&mut self) -> Option<Shown> {
+    /// The text of the next line; a long one is not held in memory.
+    pub(crate) fn next_text(&mut self) -> Option<LineText> {
         Some(match self.find()? {
-            Found::Line(line) => Shown::Short(line.text),
-            Found::Long(long) => Shown::Long(Box::new(long.text(&self.log))),
+            FoundLine::Line(line) => LineText::Short(line.text),
+            FoundLine::Long(long) => LineText::Long(Box::new(long.text(&self.log))),
         })
     }
 
-    fn find(&mut self) -> Option<Found> {
+    fn find(&mut self) -> Option<FoundLine> {
         loop {
             let event = match self.reader.next() {
-                Event::AtEnd => self.reader.flush(None)?,
+                LineEvent::AtEnd => self.reader.flush(None)?,
                 event => event,
             };
             let found = match event {
-                Event::Line(line, _) => Found::Line(line),
-                Event::Long(long, _) => Found::Long(long),
-                Event::Gap(..) | Event::Synced => continue,
-                Event::AtEnd => return None,
-                Event::Failed(error) => {
+                LineEvent::Line(line, _) => FoundLine::Line(line),
+                LineEvent::Long(long, _) => FoundLine::Long(long),
+                LineEvent::Gap(..) | LineEvent::Synced => continue,
+                LineEvent::AtEnd => return None,
+                LineEvent::Failed(error) => {
                     self.failure = Some(error);
                     return None;
                 }
@@ -154,9 +155,9 @@ impl Iterator for Lines {
 
     fn next(&mut self) -> Option<Line> {
         match self.find()? {
-            Found::Line(line) => Some(line),
-            // What was dropped meanwhile is missing at its end.
-            Found::Long(long) => match long.whole(&self.log) {
+            FoundLine::Line(line) => Some(line),
+            // Where its end was dropped meanwhile, it is missing.
+            FoundLine::Long(long) => match long.whole(&self.log) {
                 Ok((line, _)) => Some(line),
                 Err(error) => {
                     self.failure = Some(error);
@@ -181,7 +182,7 @@ impl Read for Raw {
                         self.records.take(passed);
                         continue;
                     }
-                    // A slice reads as much as fits, and cannot fail.
+                    // Reading from a slice does not fail.
                     let n = self.records.payload().read(buf)?;
                     self.records.take(n);
                     return Ok(n);
@@ -190,7 +191,7 @@ impl Read for Raw {
                 Peek::Cut(_) => self.records.take_cut(),
                 Peek::Dropped(kept) => {
                     for stream in [Stream::Stdout, Stream::Stderr] {
-                        // Where something is missing it goes on with the next line, as the lines do.
+                        // After a loss, a stream goes on with its next line, as a listing of lines does.
                         let read = self.records.count(stream).max(*self.from.get(stream));
                         if read < *kept.record.counts.get(stream) {
                             *self.from.get_mut(stream) = *kept.lines.get(stream);

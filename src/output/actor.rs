@@ -251,7 +251,7 @@ impl Actor {
         }
     }
 
-    /// Serves a pipe once more when the others have had their turn.
+    /// Serves a pipe again after the others.
     pub(super) fn again(&mut self, token: Token) {
         if let Some(pipe) = self.pipes.get_mut(&token)
             && !std::mem::replace(&mut pipe.queued, true)
@@ -260,8 +260,8 @@ impl Actor {
         }
     }
 
-    /// Whether the run has a terminal and its leader lives: closing our end would hang up on it, whatever it has done with
-    /// its own.
+    /// Whether the run has a terminal and a leader that lives. Its master stays open then, whatever the leader does with its own end:
+    /// closing it would hang up on the session.
     pub(super) fn is_open_terminal(&self, key: RunKey) -> bool {
         self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
     }
@@ -307,7 +307,7 @@ impl Actor {
         self.end_run(pipe.run);
     }
 
-    /// Lets go of a run that is drained and that nobody writes for any more.
+    /// Forgets a run that is drained and has no open pipe.
     pub(super) fn end_run(&mut self, key: RunKey) {
         if self.runs.get(&key).is_some_and(|run| run.drained && run.tokens.is_empty())
             && let Some(run) = self.runs.remove(&key)

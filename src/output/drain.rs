@@ -21,7 +21,7 @@ use tl_os::pty::HELD;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Actor {
-    /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.
+    /// The leader has been reaped: what it wrote and the thread has not read is in the pipes now.
     pub(super) fn drain(&mut self, key: RunKey) {
         if let Some(token) = self.stdin_of(key) {
             self.close(token);
@@ -32,7 +32,7 @@ impl Actor {
         let is_terminal = run.terminal.is_some();
         for token in &tokens {
             if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
-                // FIONREAD does not see all of what a terminal holds; a read that would block has.
+                // FIONREAD does not count all that a terminal holds: it is read until a read would block.
                 *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
@@ -48,7 +48,7 @@ impl Actor {
         }
     }
 
-    /// The pipe has nothing left for its drain, if there is one.
+    /// All bytes of this pipe that belong to a drain have been read, if a drain is going on.
     pub(super) fn end_drain_of(&mut self, token: Token) {
         let Some(Pipe { run, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token) else { return };
         if !matches!(drain, Drain::Left(_)) {
@@ -59,7 +59,7 @@ impl Actor {
         self.end_drain(key);
     }
 
-    /// Ends the drain of a run if none of its pipes has anything left for it.
+    /// Ends the drain of a run if all bytes that belong to it have been read.
     pub(super) fn end_drain(&mut self, key: RunKey) {
         let Some(run) = self.runs.get_mut(&key) else { return };
         let is_left = |token| {
@@ -71,7 +71,7 @@ impl Actor {
         run.draining = false;
         run.drained = true;
         if run.terminal.is_some() {
-            // As at the end of any login: whoever has it open still gets a hang-up.
+            // Processes that have the terminal open get a hang-up, as at the end of a login.
             let tokens = run.tokens.clone();
             tokens.into_iter().for_each(|token| self.close(token));
             (self.notify)(key, Notice::Drained);

@@ -1,8 +1,8 @@
-//! Reading: what may be concluded from one read, and how the pipes share the thread.
+//! Reading pipes, each in its turn.
 //!
-//! The kernel reports a pipe once, when something comes (edge-triggered epoll). So each is read until a read would
-//! block; a read that gives less than there was room for says nothing. A pipe whose writer has set `O_DIRECT` gives one
-//! packet at a time (pipe(7)), and a terminal 4 KiB.
+//! The kernel reports a pipe once, when bytes come (edge-triggered epoll). So each pipe is read until a read would block. A read that
+//! gives less than there was room for does not mean that the pipe is empty: a pipe whose writer has set `O_DIRECT` gives one packet
+//! at a time (pipe(7)), and a terminal 4 KiB.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::logs::Writing;
 use crate::model::RunKey;
 use tl_os::spawn::{ExecFailure, ReportBuffer};
 
-/// Reads and bytes in a row from one pipe before the others have their turn.
+/// The turn of one pipe: reads, and bytes, before the other pipes are read.
 const TURN: (usize, usize) = (16, 1 << 20);
 
 /// What one read gave.
@@ -115,7 +115,7 @@ impl Actor {
             terminal.append(bytes);
             return ended;
         }
-        // What an earlier run left unfinished, or a child of it still writes, is not glued to this.
+        // An unfinished line of an earlier run is not continued by this one.
         let is_first = self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1;
         let cut = is_first.then(|| Operation::Cut(Writing::new(&run.log), wall()));
         self.logs.append_read(Writing::new(&run.log), *stream, now, count, surplus, cut);
@@ -131,7 +131,7 @@ impl Actor {
         }
     }
 
-    /// Leaves a terminal alone for a moment that has written so many bytes, if somebody has to catch up; whether it does.
+    /// Stops reading a terminal for a moment if a viewer has to catch up with its last `bytes` bytes. True where it does.
     fn pause(&mut self, token: Token, bytes: usize) -> bool {
         let Some(key) = self.pipes.get(&token).map(|source| source.run) else { return false };
         if !self.is_open_terminal(key) {
@@ -143,7 +143,7 @@ impl Actor {
         pause.is_some()
     }
 
-    /// How long until the first pause is over.
+    /// Time until the first pause is over.
     pub(super) fn pause_left(&self) -> Option<Duration> {
         let first = self.pausing.iter().map(|(until, _)| *until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -159,7 +159,7 @@ impl Actor {
         over.into_iter().for_each(|(_, token)| self.again(token));
     }
 
-    /// How an exec went. The report is a single write of a few bytes, which a pipe never splits.
+    /// Reads the outcome of an exec. The child reports a failure by a single write of a few bytes, which a pipe never splits.
     pub(super) fn read_report(&mut self, token: Token) {
         let Some(Pipe { fd, run, .. }) = self.pipes.get(&token) else { return };
         let (key, mut report) = (*run, ReportBuffer::default());

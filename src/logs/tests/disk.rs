@@ -9,7 +9,7 @@ use super::*;
 const LIMITS: Limits = Limits { per_unit: 64 * MIB, total: 256 * MIB };
 
 #[test]
-fn the_directory_is_ours_alone() {
+fn a_directory_with_other_files_or_in_use_is_refused_and_leftovers_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("a/logs");
     fs::create_dir_all(&logs).unwrap();
@@ -39,7 +39,7 @@ fn the_directory_is_ours_alone() {
 }
 
 #[test]
-fn a_closed_log_takes_its_file_again() {
+fn a_closed_log_reopens_its_file_for_the_next_output() {
     let (dir, log) = log();
     log.append(1, OUT, b"one\n");
     log.finish_now(end(1));
@@ -154,7 +154,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_refused() {
+fn a_directory_of_another_user_is_refused() {
     let refused = |logs: &std::path::Path, kind: ErrorKind, why: &str| {
         let error = LogStore::open(logs, LIMITS).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
@@ -256,7 +256,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
 }
 
 #[test]
-fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
+fn a_segment_that_cannot_be_copied_stays_in_memory_or_is_a_gap() {
     // Short enough for memory, and too long for it, and too long to be copied.
     for (lines, kept) in [(1000_u64, 1000_u64), (10_000, 0), (200_000, 0)] {
         let (dir, log) = log();
@@ -307,7 +307,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_disk_stops_nobody() {
+fn a_full_disk_loses_old_output_only() {
     let Some(disk) = Small::mount(600 * 1024) else {
         eprintln!("not tried: mounting a file system takes root");
         return;

@@ -47,7 +47,7 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
 }
 
 #[test]
-fn a_reopened_log_goes_on() {
+fn a_follower_goes_on_when_the_log_is_reopened() {
     let (_dir, log) = log();
     log.append(1, OUT, b"first\n");
     let mut behind = log.follow(View::Stdout, StartAt::Beginning, waker());
@@ -70,7 +70,7 @@ fn a_reopened_log_goes_on() {
 }
 
 #[test]
-fn a_cut_is_for_good_in_every_replay() {
+fn every_replay_has_the_same_cuts() {
     let (_dir, log) = log();
     log.append(1, OUT, b"a");
     log.append(1, ERR, b"b");
@@ -86,7 +86,7 @@ fn a_cut_is_for_good_in_every_replay() {
 }
 
 #[test]
-fn wakes_come_once_for_each_time_it_found_nothing() {
+fn a_follower_is_woken_once_after_each_time_it_found_nothing() {
     let (_dir, log) = log();
     let (bell, other) = (waker(), waker());
     let mut follower = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&bell));

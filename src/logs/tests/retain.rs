@@ -13,7 +13,7 @@ fn files(dir: &TempDir) -> u64 {
 }
 
 #[test]
-fn one_log_keeps_its_limit_and_its_newest() {
+fn a_log_keeps_its_newest_output_within_its_limit() {
     let (dir, store) = store(64 * KIB, 1000 * KIB, |_| {});
     let log = store.create(UnitId(1));
     for number in 0..10_000 {
@@ -94,7 +94,7 @@ fn a_gap_counts_what_was_lost_exactly() {
 }
 
 #[test]
-fn nothing_is_glued_over_a_gap() {
+fn no_line_continues_over_a_gap() {
     let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
     let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
@@ -129,7 +129,7 @@ fn what_another_stream_lost_does_not_cut_a_line() {
 }
 
 #[test]
-fn over_the_total_ended_logs_go_first() {
+fn ended_logs_are_dropped_first_over_the_total() {
     let (dir, store) = store(100 * KIB, 100 * KIB, |disk| disk.segment = 4096);
     let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
     for log in &logs {

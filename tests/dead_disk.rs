@@ -1,0 +1,197 @@
+//! A disk of the logs that does not answer: it stops output, and nothing else.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Daemon, Options, PATIENCE, die_with_us, pid_of, root, wait_until};
+
+const SERVER: &str = include_str!("disk.py");
+
+/// As long as an operation may take that does not wait for the disk. A busy machine takes its time.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A file system whose disk can die. Its server is outside of the daemon's namespace: the end of the daemon does not end it.
+struct Disk {
+    dir: TempDir,
+    server: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Disk {
+    fn mount() -> Disk {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut command = Command::new("python3");
+        command.args(["-c", SERVER]).arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
+        die_with_us(&mut command);
+        let mut server = command.spawn().expect("start python3");
+        let answers = BufReader::new(server.stdout.take().expect("its stdout"));
+        let mut disk = Disk { dir, server, answers };
+        disk.says("mounted");
+        disk
+    }
+
+    fn log_dir(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    fn says(&mut self, right: &str) {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).expect("read its answer");
+        assert_eq!(line.trim(), right);
+    }
+
+    fn set(&mut self, signal: Signal, right: &str) {
+        kill(Pid::from_raw(self.server.id() as i32), signal).expect("signal it");
+        self.says(right);
+    }
+
+    /// Dies; then the daemon writes a log, and waits for that.
+    fn die(&mut self, daemon: &Daemon) {
+        self.set(Signal::SIGUSR1, "dead");
+        let tasks = format!("/proc/{}/task", daemon.pid);
+        wait_until(PATIENCE, "the writer of the logs waits for the disk", || {
+            std::fs::read_dir(&tasks).expect("its threads").flatten().find(|task| {
+                let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+                read("comm") == "log-writer\n" && (read("wchan").contains("fuse") || read("wchan").contains("request"))
+            })
+        });
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+fn start(disk: &Disk, more: &[&str]) -> Daemon {
+    let log_dir = disk.log_dir().display().to_string();
+    let args = [&["--log-dir", &log_dir, "--shutdown-grace", "0.5"], more].concat();
+    Options::default().args(&args).start()
+}
+
+/// Writes a line now and then, for ever.
+fn ticking(daemon: &Daemon) -> u64 {
+    let pid = daemon.sh("while :; do echo tick; sleep 0.02; done");
+    wait_until(PATIENCE, "it writes", || (daemon.lines(pid, "stdout").len() > 3).then_some(()));
+    pid
+}
+
+fn soon<T>(what: &str, job: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = job();
+    assert!(begun.elapsed() < SOON, "{what}: {:?}", begun.elapsed());
+    result
+}
+
+fn checked_service(listener: &TcpListener) -> Value {
+    let port = listener.local_addr().expect("its address").port();
+    json!({
+        "command": "sleep", "args": ["600"], "name": "web",
+        "restart": {"policy": "always", "initial_backoff_ms": 0},
+        "health_check": {
+            "type": "tcp", "port": port, "initial_delay_ms": 0, "interval_ms": 50, "timeout_ms": 2_000, "failure_threshold": 2,
+        },
+    })
+}
+
+/// All that does not need the disk goes on.
+fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64) {
+    let status = |pid: u64| daemon.info(pid)["status"].clone();
+    let sleep = soon("start", || pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["600"]}))));
+    soon("list", || assert!(daemon.list().iter().any(|info| info["pid"] == sleep)));
+    soon("an exec that fails", || {
+        daemon.post("/processes", &json!({"command": "no-such-program"})).expect_error(404, "COMMAND_NOT_FOUND", "")
+    });
+    soon("health", || assert_eq!(daemon.try_health(), Some(200)));
+    // One without output, one whose line the writer has not come to, and one that writes more than is taken meanwhile.
+    for script in ["exit 7", "echo hello; exit 7"] {
+        let pid = daemon.sh(script);
+        let info = soon(script, || wait_until(PATIENCE, "it has ended", || {
+            let info = daemon.info(pid);
+            (info["status"] == "exited").then_some(info)
+        }));
+        assert_eq!(info["exit_code"], 7, "{script}");
+    }
+    let flood = daemon.sh("yes");
+    let stdin = pid_of(&daemon.start_process(&json!({"command": "cat", "stdin_mode": "pipe"})));
+    soon("stdin", || daemon.request("POST", &format!("/processes/{stdin}/stdin"), Some(b"hello\n")).expect(204));
+    soon("the end of stdin", || {
+        daemon.request("POST", &format!("/processes/{stdin}/stdin/close"), Some(b"")).expect(204);
+        wait_until(PATIENCE, "it has ended", || (status(stdin) == "exited").then_some(()));
+    });
+    soon("signal", || daemon.post(&format!("/processes/{sleep}/signal"), &json!({"signal": 15})).expect(200));
+    soon("reap", || wait_until(PATIENCE, "it is reaped", || (status(sleep) == "signaled").then_some(())));
+    soon("kill", || daemon.delete(&format!("/processes/{flood}")).expect(204));
+    soon("the end of what writes", || {
+        wait_until(PATIENCE, "it has ended", || (status(flood) == "signaled").then_some(()));
+    });
+    soon("a check that fails", || {
+        drop(listener);
+        wait_until(PATIENCE, "the service is started again", || {
+            (daemon.info(service)["managed"]["restart_count"].as_u64() > Some(0)).then_some(())
+        });
+    });
+    soon("stop", || daemon.delete(&format!("/processes/{service}")).expect(204));
+    assert_eq!(daemon.info(service)["managed"]["status"], "stopped");
+}
+
+#[test]
+fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
+    if !root("a_dead_disk_of_the_logs_stops_output_and_nothing_else") {
+        return;
+    }
+    let mut disk = Disk::mount();
+    let mut daemon = start(&disk, &[]);
+    let ticking = ticking(&daemon);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let service = pid_of(&daemon.start_process(&checked_service(&listener)));
+    wait_until(PATIENCE, "it is healthy", || {
+        (daemon.info(service)["managed"]["health_status"] == "healthy").then_some(())
+    });
+    disk.die(&daemon);
+    everything_else_goes_on(&daemon, listener, service);
+    let shown = daemon.info(ticking);
+    assert_eq!(shown["status"], "running", "{shown}");
+    daemon.signal(Signal::SIGINT);
+    soon("shutdown", || assert_eq!(daemon.await_end(PATIENCE).code(), Some(130)));
+    assert!(!daemon.log().contains("the supervisor does not answer"), "{}", daemon.log());
+}
+
+#[test]
+fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
+    if !root("what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does") {
+        return;
+    }
+    let mut disk = Disk::mount();
+    let daemon = start(&disk, &[]);
+    let ticking = ticking(&daemon);
+    let mut follower = daemon.follow(ticking, "stdout");
+    disk.die(&daemon);
+    let short = daemon.sh("echo hello");
+    // Far more than waits for the disk in memory.
+    let long = daemon.sh("seq 1 300000");
+    wait_until(PATIENCE, "it has ended", || (daemon.info(short)["status"] == "exited").then_some(()));
+    soon("kill", || daemon.delete(&format!("/processes/{ticking}")).expect(204));
+    assert_eq!(daemon.info(long)["status"], "running", "it waits for its pipe");
+    disk.set(Signal::SIGUSR2, "alive");
+    assert_eq!(daemon.ended(long)["exit_code"], 0);
+    let numbers: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
+    assert!(daemon.raw_output(long, "stdout") == numbers.as_bytes());
+    let deadline = Instant::now() + PATIENCE;
+    wait_until(PATIENCE, "its line is there", || (daemon.lines(short, "stdout") == ["hello"]).then_some(()));
+    while follower.next_frame().is_some_and(|frame| frame.event != "eof") {
+        assert!(Instant::now() < deadline, "a follower never ends");
+    }
+    std::io::stderr().flush().expect("flush");
+}
