@@ -117,10 +117,12 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     // One without output, one whose line the writer has not come to, and one that writes more than is taken meanwhile.
     for script in ["exit 7", "echo hello; exit 7"] {
         let pid = daemon.sh(script);
-        let info = soon(script, || wait_until(PATIENCE, "it has ended", || {
-            let info = daemon.info(pid);
-            (info["status"] == "exited").then_some(info)
-        }));
+        let info = soon(script, || {
+            wait_until(PATIENCE, "it has ended", || {
+                let info = daemon.info(pid);
+                (info["status"] == "exited").then_some(info)
+            })
+        });
         assert_eq!(info["exit_code"], 7, "{script}");
     }
     let flood = daemon.sh("yes");

@@ -11,7 +11,7 @@ use super::View;
 use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
 use super::record::{Kept, LogPosition, PerStream};
-use crate::logs::line_reader::{StreamStart, LineEvent, LineReader};
+use crate::logs::line_reader::{LineEvent, LineReader, StreamStart};
 use crate::logs::record::Snapshot;
 use crate::model::Stream;
 

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, Lines, LongText, OutputLog, PIECE, LineText, StartAt, Text, View};
+use crate::logs::{Cursor, LineText, Lines, LongText, OutputLog, PIECE, StartAt, Text, View};
 use crate::model::Target;
 
 use crate::http::api::events;
