@@ -1,8 +1,8 @@
 //! A disk of the logs that does not answer: it stops output, and nothing else.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -56,13 +56,7 @@ impl Disk {
     /// Dies; then the daemon writes a log, and waits for that.
     fn die(&mut self, daemon: &Daemon) {
         self.set(Signal::SIGUSR1, "dead");
-        let tasks = format!("/proc/{}/task", daemon.pid);
-        wait_until(PATIENCE, "the writer of the logs waits for the disk", || {
-            std::fs::read_dir(&tasks).expect("its threads").flatten().find(|task| {
-                let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
-                read("comm") == "log-writer\n" && (read("wchan").contains("fuse") || read("wchan").contains("request"))
-            })
-        });
+        await_writer(daemon, &["fuse", "request"]);
     }
 }
 
@@ -74,10 +68,61 @@ impl Drop for Disk {
     }
 }
 
-fn start(disk: &Disk, more: &[&str]) -> Daemon {
-    let log_dir = disk.log_dir().display().to_string();
-    let args = [&["--log-dir", &log_dir, "--shutdown-grace", "0.5"], more].concat();
-    Options::default().args(&args).start()
+/// An ext4 file system that can be frozen: whatever writes to it waits in the kernel, and not even SIGKILL ends that. So does a disk
+/// that does not answer.
+struct Frozen(TempDir);
+
+impl Frozen {
+    /// None where there is no loop device.
+    fn mount() -> Option<Frozen> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (image, mounted) = (dir.path().join("image"), dir.path().join("mounted"));
+        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("make an image");
+        std::fs::create_dir(&mounted).expect("a directory");
+        let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
+        let made = run(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        (made && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted))).then(|| Frozen(dir))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("mounted")
+    }
+
+    fn freeze(&self) -> Freeze<'_> {
+        assert!(Command::new("fsfreeze").arg("-f").arg(self.path()).status().expect("fsfreeze").success());
+        Freeze(self)
+    }
+}
+
+/// Dropped, it thaws: before a daemon that could not end otherwise.
+struct Freeze<'a>(&'a Frozen);
+
+impl Drop for Freeze<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("-u").arg(self.0.path()).status();
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.path()).status();
+    }
+}
+
+/// Waits until the thread that writes logs waits in the kernel, in a function whose name has one of these words.
+fn await_writer(daemon: &Daemon, words: &[&str]) {
+    let tasks = format!("/proc/{}/task", daemon.pid);
+    wait_until(PATIENCE, "the writer of the logs waits for the disk", || {
+        std::fs::read_dir(&tasks).expect("its threads").flatten().find(|task| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            read("comm") == "log-writer\n" && words.iter().any(|word| read("wchan").contains(word))
+        })
+    });
+}
+
+fn start(log_dir: &Path) -> Daemon {
+    let log_dir = log_dir.display().to_string();
+    Options::default().args(&["--log-dir", &log_dir, "--shutdown-grace", "0.5"]).start()
 }
 
 /// Writes a line now and then, for ever.
@@ -111,7 +156,7 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     let sleep = soon("start", || pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["600"]}))));
     soon("list", || assert!(daemon.list().iter().any(|info| info["pid"] == sleep)));
     soon("an exec that fails", || {
-        daemon.post("/processes", &json!({"command": "no-such-program"})).expect_error(404, "COMMAND_NOT_FOUND", "")
+        daemon.post("/processes", &json!({"command": "no-such-program"})).expect_error(400, "COMMAND_NOT_FOUND", "")
     });
     soon("health", || assert_eq!(daemon.try_health(), Some(200)));
     // One without output, one whose line the writer has not come to, and one that writes more than is taken meanwhile.
@@ -148,19 +193,45 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     assert_eq!(daemon.info(service)["managed"]["status"], "stopped");
 }
 
+fn healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let service = pid_of(&daemon.start_process(&checked_service(&listener)));
+    wait_until(PATIENCE, "it is healthy", || {
+        (daemon.info(service)["managed"]["health_status"] == "healthy").then_some(())
+    });
+    (listener, service)
+}
+
+#[test]
+fn a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else() {
+    let name = "a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else";
+    if !root(name) {
+        return;
+    }
+    let Some(disk) = Frozen::mount() else { return eprintln!("{name}: skipped, there is no ext4 on a loop device") };
+    let mut daemon = start(&disk.path().join("log"));
+    ticking(&daemon);
+    let (listener, service) = healthy_service(&daemon);
+    let frozen = disk.freeze();
+    await_writer(&daemon, &["percpu", "rwsem", "freeze", "sb_start"]);
+    everything_else_goes_on(&daemon, listener, service);
+    daemon.signal(Signal::SIGINT);
+    // The shutdown ends every process. The kernel does not let the daemon itself end before its thread has come back.
+    soon("shutdown", || daemon.await_gone(PATIENCE, "tick"));
+    drop(frozen);
+    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130));
+    assert!(!daemon.log().contains("the supervisor does not answer"), "{}", daemon.log());
+}
+
 #[test]
 fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
     if !root("a_dead_disk_of_the_logs_stops_output_and_nothing_else") {
         return;
     }
     let mut disk = Disk::mount();
-    let mut daemon = start(&disk, &[]);
+    let mut daemon = start(&disk.log_dir());
     let ticking = ticking(&daemon);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let service = pid_of(&daemon.start_process(&checked_service(&listener)));
-    wait_until(PATIENCE, "it is healthy", || {
-        (daemon.info(service)["managed"]["health_status"] == "healthy").then_some(())
-    });
+    let (listener, service) = healthy_service(&daemon);
     disk.die(&daemon);
     everything_else_goes_on(&daemon, listener, service);
     let shown = daemon.info(ticking);
@@ -176,7 +247,7 @@ fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
         return;
     }
     let mut disk = Disk::mount();
-    let daemon = start(&disk, &[]);
+    let daemon = start(&disk.log_dir());
     let ticking = ticking(&daemon);
     let mut follower = daemon.follow(ticking, "stdout");
     disk.die(&daemon);
@@ -195,5 +266,4 @@ fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
     while follower.next_frame().is_some_and(|frame| frame.event != "eof") {
         assert!(Instant::now() < deadline, "a follower never ends");
     }
-    std::io::stderr().flush().expect("flush");
 }

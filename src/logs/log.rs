@@ -64,16 +64,16 @@ struct Wakers {
     ends: Vec<(u64, Arc<Waker>)>,
 }
 
-/// A follower's waker, with the flag that it raises when it found nothing.
+/// A follower's waker, and the flag that the follower raises when it has found nothing.
 pub(super) struct Armed {
     flag: AtomicBool,
     pub(super) waker: Arc<Waker>,
 }
 
-/// How far a reader may read.
+/// How far a reader reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
-    /// Up to the end of the log, whatever it is then, or of the run that ended.
+    /// Up to the end of the log, which moves, or the end of the run that has ended.
     Live,
     /// Up to this position.
     At(LogPosition),
@@ -197,7 +197,7 @@ impl OutputLog {
         self.state.with(|log| log.end.map(|end| end.run))
     }
 
-    /// Wakes `waker` when `finish` is called (at once if it was). For `wait`.
+    /// Wakes `waker` when the log ends; at once if it has ended.
     pub fn watch_end(self: &Arc<Self>, waker: Arc<Waker>) -> EndWatch {
         let id = {
             let mut wakers = lock(&self.wakers);
@@ -212,7 +212,7 @@ impl OutputLog {
         EndWatch { log: Arc::clone(self), id }
     }
 
-    /// Waits for `finish`: until `deadline`, or for good. Polls `waker`, and takes its wakes back.
+    /// Waits for the end of the log, until `deadline` or for ever. Polls `waker` and clears it.
     ///
     /// # Errors
     /// What `poll(2)` says.
@@ -329,9 +329,9 @@ impl OutputLog {
         self.disarm(armed);
     }
 
-    /// Asks for a wake at the next append. Look once more after it: what came before it wakes nobody.
+    /// Asks for a wake at the next append. The follower must look once more after this call: an append before it does not wake it.
     pub(super) fn arm(&self, armed: &Armed) {
-        // Counted before the flag is up, so that the count is never below the number of flags.
+        // Counted before the flag is raised, so that the count is never below the number of raised flags.
         self.armed.fetch_add(1, Ordering::SeqCst);
         if armed.flag.swap(true, Ordering::SeqCst) {
             self.armed.fetch_sub(1, Ordering::SeqCst);

@@ -1,9 +1,8 @@
 //! The byte-exact log of each unit, and every view of it.
 //!
-//! A log is a sequence of records (time, stream, bytes) in the order in which they were read, in append-only segment
-//! files. Nothing is cut into lines when it is written: whoever reads does that, with one pure splitter, from a position
-//! of its own. So there is no queue and no broadcast that could lag, and no reader is known to the writer except by a
-//! waker that it asks to be woken.
+//! A log is a sequence of records (time, stream, bytes) in the order in which they were read, in append-only segment files. The
+//! writer does not cut lines: each reader does, with one pure splitter, from a position of its own. So there is no queue and no
+//! broadcast that could lag, and the writer knows of a reader only the waker that the reader has registered.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -102,44 +101,44 @@ impl View {
 /// Where a follower begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
-    /// With all that is kept; with a gap first if something was dropped.
+    /// At the oldest line that is kept, after a gap if output was dropped.
     Beginning,
-    /// With the last so many finished lines.
+    /// At the last so many finished lines.
     Tail(u64),
-    /// Right after the item that had this cursor.
+    /// After the item that had this cursor.
     After(Cursor),
 }
 
 /// A line, or a piece of one that is longer than [`MAX_LINE`](crate::logs::lines::MAX_LINE).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Without the newline; U+FFFD for what is not UTF-8.
+    /// The text, without the newline, with U+FFFD for what is not UTF-8.
     pub text: String,
     /// More of the same line follows.
     pub partial: bool,
-    /// When its end was read.
+    /// When the end of the line was read.
     pub timestamp: Millis,
-    /// Which stream it is from.
+    /// The stream that it was written to.
     pub stream: Stream,
 }
 
-/// What a follower comes upon.
+/// What a follower gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
-    /// A line, and the place after it.
+    /// A line, and the cursor after it.
     Line(Line, Cursor),
-    /// Bytes of this view were dropped before they were read here.
+    /// Retention has dropped bytes of this view before the follower has read them.
     Gap {
-        /// How many.
+        /// How many bytes.
         lost_bytes: u64,
-        /// The place after them.
+        /// The cursor after them.
         cursor: Cursor,
     },
-    /// All that there was before the end was given. Right after its place stands only what comes of a later run.
+    /// Everything before the end has been given; only a later run's output can follow its cursor.
     End(RunEnd, Cursor),
 }
 
-/// Unregisters on drop.
+/// Wakes a waker at the end of a log, until it is dropped.
 #[derive(Debug)]
 pub struct EndWatch {
     log: Arc<OutputLog>,
@@ -152,7 +151,7 @@ impl Drop for EndWatch {
     }
 }
 
-/// A thread that died with the lock left nothing half done that would be worse than dying as well.
+/// Takes a lock, also after a panic of a thread that held it: no update is left half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

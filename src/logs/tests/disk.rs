@@ -163,7 +163,7 @@ fn a_directory_of_another_user_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
     let chown = |path: &std::path::Path| std::os::unix::fs::lchown(path, Some(4242), Some(4242)).unwrap();
-    // What its lock must not be: a link that makes a file elsewhere, what nobody reads, a directory.
+    // A lock that is not a regular file: a link that would make a file elsewhere, a FIFO without a reader, a directory.
     let elsewhere = dir.path().join("elsewhere");
     fs::create_dir(&logs).unwrap();
     std::os::unix::fs::symlink(&elsewhere, logs.join("lock")).unwrap();
@@ -193,7 +193,7 @@ fn a_directory_of_another_user_is_refused() {
         refused(&logs, ErrorKind::PermissionDenied, "it belongs to the user 4242, and the daemon runs as 0");
         assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o755);
     }
-    // A symlink leads there only if it is ours, or root's.
+    // A symlink is followed only if it belongs to the daemon's user or to root.
     let link = dir.path().join("link");
     let own = dir.path().join("own");
     fs::create_dir(&own).unwrap();
@@ -201,7 +201,7 @@ fn a_directory_of_another_user_is_refused() {
     drop(LogStore::open(&link, LIMITS).unwrap());
     chown(&link);
     refused(&link, ErrorKind::PermissionDenied, "it is a symlink that belongs to the user 4242");
-    // What others have left in ours goes by its name, whatever it is; nothing is followed.
+    // Files that other users have left are removed by their names; no link is followed.
     let victim = dir.path().join("victim");
     fs::write(&victim, "precious").unwrap();
     std::os::unix::fs::symlink(&victim, own.join("1.0")).unwrap();
@@ -242,7 +242,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
             assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {goes_on}");
             assert_eq!(lines_of(&drain(&mut follower)).len() as u64, last - 1000, "{number} {goes_on}");
             assert!(log.truncated(), "{number} {goes_on}");
-            // Made anew as at the start, with its lock, for all that follows.
+            // The directory is made as at the start, with its lock.
             let other = store.create(UnitId(2));
             other.append(1, OUT, b"other\n");
             assert!(logs.join("2.0").exists(), "{number} {goes_on}");

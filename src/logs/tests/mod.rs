@@ -1,4 +1,4 @@
-//! Tests of the whole: each has a store in a directory of its own.
+//! Tests of logs through their public functions. Each test has a store in a directory of its own.
 
 mod disk;
 mod figures;
@@ -54,7 +54,7 @@ pub(super) fn end(ended_at: Millis) -> RunEnd {
     RunEnd { exit: Exit::Code(0), timed_out: false, ended_at }
 }
 
-/// All that a follower has now.
+/// All items that a follower gets now.
 pub(super) fn drain(follower: &mut Follower) -> Vec<Item> {
     std::iter::from_fn(|| follower.try_next()).collect()
 }
@@ -112,7 +112,7 @@ impl Random {
     }
 }
 
-/// What was done to a log.
+/// An operation on a log.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Append(Stream, Vec<u8>),
@@ -146,7 +146,7 @@ pub(super) fn random_ops(random: &mut Random, count: usize) -> Vec<Op> {
         .collect()
 }
 
-/// Does `ops` to a log; the time of each is its number.
+/// Performs `ops` on a log; the time of each is its number.
 pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
     for (time, op) in ops.iter().enumerate() {
         match op {
@@ -156,7 +156,7 @@ pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
     }
 }
 
-/// The lines that come of `ops`, as section 4 says it, in memory and all at once.
+/// The lines that `ops` make (docs/api.md, Output), found in memory and all at once.
 pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bool) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];

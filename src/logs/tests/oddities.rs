@@ -1,4 +1,4 @@
-//! The odd outputs of section 4.
+//! Output that is not text, long lines, and units without output.
 
 use super::*;
 

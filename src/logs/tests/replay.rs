@@ -9,7 +9,7 @@ struct Case {
     max_line: usize,
 }
 
-/// Random logs whose segments, chunks, index steps and lines are so small that everything falls across everything.
+/// Random logs with segments, chunks, index steps and lines so small that each boundary falls inside each of the others.
 fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
     let mut random = Random(seed);
     (0..count).map(move |round| {

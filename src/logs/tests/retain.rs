@@ -74,10 +74,10 @@ fn a_gap_counts_what_was_lost_exactly() {
                     _ => assert_eq!(kept, all),
                 }
                 assert!(!matches!(follow(&log, *view, StartAt::Tail(1)).first(), Some(Item::Gap { .. })));
-                // Gaps are no place to lose one's way either.
+                // A cursor after a gap resumes like any other.
                 let cursors: Vec<_> = items.iter().map(cursor).collect();
                 if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
-                    // One who has the beginning of another stream's line need not lose it; a cursor does not have it.
+                    // A follower that holds the beginning of another stream's line keeps it; a cursor does not hold it.
                     if *view != View::Combined || cursors[gap].at >= log.oldest().at {
                         assert_eq!(follow(&log, *view, StartAt::After(cursors[gap])), items[gap + 1..]);
                     }
@@ -140,7 +140,7 @@ fn ended_logs_are_dropped_first_over_the_total() {
     logs[1].begin_again();
     logs[0].finish_now(end(3));
     let kept = |log: &Arc<OutputLog>| raw(log, View::Stdout).len();
-    // 80 KB stand; the next 80 KB take the place of the two ended ones first, the one that ended first first.
+    // 80 KB are kept; the next 80 KB replace the two ended logs first, in the order in which they ended.
     for round in 0..80 {
         logs[3].append(1, OUT, &[b'y'; 1000]);
         assert!(store.total_bytes() <= 100 * KIB);

@@ -26,7 +26,7 @@ impl Written {
         }
     }
 
-    /// Where the first line begins whose bytes are all there from `from` on; `from` where there is none.
+    /// The beginning of the first line that is whole from `from` on; `from` where no line is.
     fn first_line(&self, from: usize) -> usize {
         let mut begins = self.begins.iter().copied();
         begins.find(|begin| (from..self.bytes.len()).contains(begin)).unwrap_or(from)
