@@ -1,12 +1,11 @@
 //! The main process: of a container the one that it is there for, of a machine a service.
 
-use std::sync::Arc;
+use std::io;
 
 use crossbeam_channel::Sender;
-use tl_os::poll::Waker;
 use tl_os::pty;
 use tl_os::thread;
-use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, UnitId};
+use tl_supervisor::{Error, Exit, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, Stdio, UnitId};
 
 use crate::role::Role;
 use crate::run::Event;
@@ -22,9 +21,7 @@ const USERS: [&str; 5] = ["HOME", "USER", "LOGNAME", "SHELL", "PWD"];
 pub(crate) fn spec(place: Role, command: &str, args: &[String]) -> Result<ProcessSpec, SpecError> {
     let mut spec = ProcessSpec::command(command).args(args);
     if place == Role::Machine {
-        let mut managed = ManagedSpec::new(Policy::Never);
-        managed.name = Some("main".to_owned());
-        return spec.managed(managed).build();
+        return spec.managed(ManagedSpec::new(Policy::Never).named("main")).build();
     }
     for (key, value) in std::env::vars_os() {
         if let (Ok(key), Ok(value)) = (key.into_string(), value.into_string())
@@ -37,7 +34,7 @@ pub(crate) fn spec(place: Role, command: &str, args: &[String]) -> Result<Proces
     if let Some(dir) = std::env::current_dir().ok().and_then(|dir| dir.into_os_string().into_string().ok()) {
         spec = spec.working_dir(dir);
     }
-    spec.inherit_stdio().build()
+    spec.stdio(Stdio::Inherit).build()
 }
 
 /// Lets its session have the terminal that we may have been started on. Before signals are watched: the hang-up that
@@ -54,19 +51,18 @@ pub(crate) fn leave_terminal(place: Role) {
 /// # Errors
 /// When there is nobody to wait for it.
 pub(crate) fn start(handle: &Handle, spec: ProcessSpec, tell: Sender<Event>) -> Result<UnitId, Error> {
-    let failed = |error: std::io::Error| Error::from_io("waiting for the main process", &error);
-    let waker = Arc::new(Waker::new().map_err(failed)?);
-    let (unit, started) = handle.begin_start(spec, Arc::clone(&waker));
+    let (unit, started) = handle.begin_start(spec);
     // Without anybody who waits for it, its end would go unnoticed.
     let lost = tell.clone();
     let wait = move || {
         let end = match started.wait() {
-            Ok(started) => started.log.wait_end(&waker, None)?.map(|end| Event::EntryEnded(code(end.exit))),
+            Ok(started) => started.wait(None).map(|end| Event::EntryEnded(code(end.exit))),
             Err(error) => Some(Event::EntryFailed(error)),
         };
-        end.map_or(Ok(()), |end| tell.send(end).map_err(std::io::Error::other))
+        end.map_or(Ok(()), |end| tell.send(end).map_err(io::Error::other))
     };
-    thread::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1)))).map_err(failed)?;
+    thread::spawn("entry", wait, move || drop(lost.send(Event::EntryEnded(1))))
+        .map_err(|error| Error::from_io("waiting for the main process", &error))?;
     Ok(unit)
 }
 

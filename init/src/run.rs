@@ -1,6 +1,7 @@
 //! The main thread: brings everything up, waits for a reason to end, and ends everything in order.
 
 use std::sync::Arc;
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
@@ -8,10 +9,8 @@ use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
 use tl_os::signals::{Received, SignalThread};
 use tl_os::thread;
-use tl_os::wait::TraceStop;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
-use tl_supervisor::pending::Pending;
-use tl_supervisor::{Error, SpecError, Supervisor, Target, UnitId};
+use tl_supervisor::{Error, Pending, Signal, SpecError, Supervisor, Target, TraceStop, UnitId};
 
 use crate::args::Given;
 use crate::poweroff::{self, DISK_PATIENCE, Ending, last_resort};
@@ -34,6 +33,19 @@ pub(crate) enum Event {
     EntryFailed(Error),
     /// An orphan has made this thread its tracer, and has stopped for it.
     TraceStop(TraceStop),
+    /// The supervisor has answered the shutdown.
+    ShutdownAnswered,
+    /// The supervisor thread has ended.
+    SupervisorEnded,
+}
+
+/// Sends [`Event::ShutdownAnswered`] when it is woken.
+struct TellAnswered(Sender<Event>);
+
+impl Wake for TellAnswered {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.send(Event::ShutdownAnswered);
+    }
 }
 
 /// From the answer that everything has ended to the news of the main process's own end.
@@ -246,21 +258,14 @@ impl Main {
 
     /// Waits for the first reason to end, ends everything within the grace, and cuts that short at a second signal.
     fn wait_for_the_end(&mut self, reload: &Sender<()>) -> Ending {
-        let died = self.base.supervisor.ended();
         let mut ongoing: Option<Ongoing> = None;
         // The main process was asked to end.
         let mut asked = false;
         loop {
-            let done = ongoing.as_ref().map_or_else(never, |ongoing| ongoing.done.receiver().clone());
             let overdue = ongoing.as_ref().map_or_else(never, |ongoing| at(ongoing.overdue));
             let again = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
-                recv(done) -> answer => match (answer, ongoing) {
-                    (Ok(_), Some(Ongoing { ending, .. })) => return self.with_news(ending),
-                    (_, ongoing) => return self.by_force("has ended", ongoing),
-                },
-                recv(died) -> _ => return self.by_force("has ended", ongoing),
                 recv(overdue) -> _ => return self.by_force("does not answer", ongoing),
                 recv(again) -> _ => {
                     if let Err(error) = self.listen() {
@@ -281,10 +286,17 @@ impl Main {
                     self.entry_ended(code, &mut ongoing);
                 }
                 Some(Event::TraceStop(stop)) => {
-                    if let Err(error) = stop.let_go() {
-                        log::debug!("process {}, which has stopped for its tracer: {error}", stop.pid);
+                    let pid = stop.pid();
+                    if let Err(error) = stop.resume() {
+                        log::debug!("process {pid}, which has stopped for its tracer: {error}");
                     }
                 }
+                Some(Event::ShutdownAnswered) => match ongoing.as_ref().and_then(|ongoing| ongoing.done.try_take()) {
+                    Some(Ok(())) => return self.with_news(ongoing.map_or_else(last_resort, |ongoing| ongoing.ending)),
+                    Some(Err(_)) => return self.by_force("has ended", ongoing),
+                    None => {}
+                },
+                Some(Event::SupervisorEnded) => return self.by_force("has ended", ongoing),
                 // We hold a sender ourselves.
                 None => {}
             }
@@ -316,7 +328,9 @@ impl Main {
                 *asked |= ends;
                 if let Some(unit) = entry {
                     // Not waited for: a second one has to be heard whatever the supervisor does.
-                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal.into(), None));
+                    if let Ok(signal) = Signal::try_from(signal) {
+                        drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal, None));
+                    }
                 }
             }
             // One that is waiting already does for both.
@@ -335,7 +349,10 @@ impl Main {
             }
             _ => log::info!("shutting down, with {} s of grace", grace.as_secs_f64()),
         }
-        let ongoing = ongoing.get_or_insert(Ongoing { ending, done, overdue });
+        let ongoing = ongoing.get_or_insert_with(|| {
+            done.set_waker(Arc::new(TellAnswered(self.tell.clone())).into());
+            Ongoing { ending, done, overdue }
+        });
         ongoing.overdue = overdue.min(ongoing.overdue);
     }
 

@@ -11,10 +11,8 @@ use crossbeam_channel::Sender;
 use nix::sys::statvfs::statvfs;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
-use tl_supervisor::Supervisor;
 use tl_supervisor::http::Auth;
-use tl_supervisor::logs::Limits;
-use tl_supervisor::supervisor::Builder;
+use tl_supervisor::{Builder, LogLimits, Supervisor};
 
 use crate::args::{Config, Given};
 use crate::report::Report;
@@ -174,7 +172,9 @@ impl Start {
                 config.log_dir.clone_from(dir);
                 let tell = self.tell.clone();
                 let hand_over = move |stop| drop(tell.send(Event::TraceStop(stop)));
-                let mut builder = builder(config).base_env(env.clone()).on_main_thread(hand_over);
+                let tell = self.tell.clone();
+                let on_end = move || drop(tell.send(Event::SupervisorEnded));
+                let mut builder = builder(config).base_env(env.clone()).on_main_thread(hand_over).on_end(on_end);
                 if let Some(parent) = &cgroup {
                     builder = builder.cgroup(parent.clone());
                 }
@@ -211,7 +211,7 @@ fn builder(config: &Config) -> Builder {
     };
     builder
         .default_user(config.default_user.clone())
-        .log_limits(Limits { per_unit: config.log_limit, total })
+        .log_limits(LogLimits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)
         .keep_ended(config.keep_ended)
         .max_connections(config.max_connections)

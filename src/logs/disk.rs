@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Limits;
+use super::LogLimits;
 use super::directory::{self, Taken};
 use super::lock;
 use crate::logs::lines::MAX_LINE;
@@ -52,7 +52,7 @@ impl Disk {
     ///
     /// # Errors
     /// Those of [`LogStore::open`](super::LogStore::open).
-    pub(super) fn open(dir: &Path, limits: Limits) -> io::Result<Disk> {
+    pub(super) fn open(dir: &Path, limits: LogLimits) -> io::Result<Disk> {
         let taken = directory::take(dir)?;
         directory::remove_leftovers(dir)?;
         let total = limits.total.max(MIN_SEGMENT);

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
 use super::cursor::Cursor;
@@ -11,7 +11,6 @@ use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
-use tl_os::poll::{self, Events, Waker};
 
 /// An item of a follower whose long lines are not held in memory.
 pub(crate) enum Part {
@@ -49,13 +48,13 @@ impl OutputLog {
     /// A follower. `waker` is woken when there may be more to take.
     ///
     /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
-    pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: Arc<Waker>) -> Follower {
+    pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: impl Into<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
             Some(reader) => reader,
             // Not reached: the closure always wants to go on.
             None => LineReader::from_beginning(self, view, Bound::Live),
         };
-        self.follow_with(from, waker)
+        self.follow_with(from, waker.into())
     }
 
     /// The same, but stops with none when `gone` says that the follower is not wanted any more.
@@ -63,10 +62,10 @@ impl OutputLog {
         self: &Arc<Self>,
         view: View,
         from: StartAt,
-        waker: Arc<Waker>,
+        waker: impl Into<Waker>,
         mut gone: impl FnMut() -> bool,
     ) -> Option<Follower> {
-        self.begin(view, from, &mut gone).map(|reader| self.follow_with(reader, waker))
+        self.begin(view, from, &mut gone).map(|reader| self.follow_with(reader, waker.into()))
     }
 
     fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<LineReader> {
@@ -81,7 +80,7 @@ impl OutputLog {
         })
     }
 
-    fn follow_with(self: &Arc<Self>, reader: LineReader, waker: Arc<Waker>) -> Follower {
+    fn follow_with(self: &Arc<Self>, reader: LineReader, waker: Waker) -> Follower {
         let (id, armed) = self.register(waker);
         Follower { log: Arc::clone(self), reader, id, armed, done: false, long: None, after: None, failure: None }
     }
@@ -129,7 +128,7 @@ impl Follower {
     fn fail(&mut self, error: io::Error) {
         self.failure = Some(error);
         // No append need follow: without this the caller would not try again.
-        self.armed.waker.wake();
+        self.armed.wake();
     }
 
     fn try_event(&mut self) -> Option<NextItem> {
@@ -171,7 +170,7 @@ impl Follower {
         }
     }
 
-    /// Waits for the next item; None at the deadline, and at once after [`Item::End`]. Polls the waker and clears it.
+    /// Waits for the next item; None at the deadline, and at once after [`Item::End`].
     ///
     /// # Errors
     /// When the log cannot be read now, for want of descriptors or memory. Nothing is lost: call it again.
@@ -206,12 +205,7 @@ impl Follower {
         if self.done {
             return Ok(false);
         }
-        let [events] = poll::wait([(self.armed.waker.as_fd(), Events::READ)], deadline)?;
-        let woken = events.any(Events::READ);
-        if woken {
-            self.armed.waker.clear();
-        }
-        Ok(woken)
+        Ok(self.armed.parker.park(deadline))
     }
 }
 

@@ -5,10 +5,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::time::Instant;
 
 use super::disk::Disk;
@@ -19,7 +18,7 @@ use super::store::{LogStore, Removal};
 use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
-use tl_os::poll::{Events, Waker, wait};
+use crate::parker::Parker;
 
 /// The log of one unit. Its files are removed when the last reference to it goes.
 pub struct OutputLog {
@@ -61,13 +60,22 @@ impl Drop for Writing {
 struct Wakers {
     next: u64,
     followers: Vec<(u64, Arc<Armed>)>,
-    ends: Vec<(u64, Arc<Waker>)>,
+    ends: Vec<(u64, Waker)>,
 }
 
-/// A follower's waker, and the flag that the follower raises when it has found nothing.
+/// How a follower is woken, and the flag that the follower raises when it has found nothing.
 pub(super) struct Armed {
     flag: AtomicBool,
-    pub(super) waker: Arc<Waker>,
+    waker: Waker,
+    pub(super) parker: Parker,
+}
+
+impl Armed {
+    /// Wakes the follower's waker, and a thread that waits in [`Follower::next`](super::Follower::next).
+    pub(super) fn wake(&self) {
+        self.parker.unpark();
+        self.waker.wake_by_ref();
+    }
 }
 
 /// How far a reader reads.
@@ -166,8 +174,8 @@ impl OutputLog {
         });
         if ended {
             let wakers = lock(&self.wakers);
-            wakers.followers.iter().for_each(|(_, armed)| armed.waker.wake());
-            wakers.ends.iter().for_each(|(_, waker)| waker.wake());
+            wakers.followers.iter().for_each(|(_, armed)| armed.wake());
+            wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
         }
         ended
     }
@@ -198,12 +206,13 @@ impl OutputLog {
     }
 
     /// Wakes `waker` when the log ends; at once if it has ended.
-    pub fn watch_end(self: &Arc<Self>, waker: Arc<Waker>) -> EndWatch {
+    pub fn watch_end(self: &Arc<Self>, waker: impl Into<Waker>) -> EndWatch {
+        let waker = waker.into();
         let id = {
             let mut wakers = lock(&self.wakers);
             wakers.next += 1;
             let id = wakers.next;
-            wakers.ends.push((id, Arc::clone(&waker)));
+            wakers.ends.push((id, waker.clone()));
             id
         };
         if self.ended().is_some() {
@@ -212,21 +221,17 @@ impl OutputLog {
         EndWatch { log: Arc::clone(self), id }
     }
 
-    /// Waits for the end of the log, until `deadline` or for ever. Polls `waker` and clears it.
-    ///
-    /// # Errors
-    /// What `poll(2)` says.
-    pub fn wait_end(self: &Arc<Self>, waker: &Arc<Waker>, deadline: Option<Instant>) -> io::Result<Option<RunEnd>> {
-        let _watch = self.watch_end(Arc::clone(waker));
+    /// Waits for the end of the log, until `deadline` or for ever.
+    pub fn wait_end(self: &Arc<Self>, deadline: Option<Instant>) -> Option<RunEnd> {
+        let parker = Arc::new(Parker::default());
+        let _watch = self.watch_end(Arc::clone(&parker));
         loop {
             if let Some(end) = self.ended() {
-                return Ok(Some(end));
+                return Some(end);
             }
-            let [events] = wait([(waker.as_fd(), Events::READ)], deadline)?;
-            if !events.any(Events::READ) {
-                return Ok(self.ended());
+            if !parker.park(deadline) {
+                return self.ended();
             }
-            waker.clear();
         }
     }
 
@@ -302,7 +307,7 @@ impl OutputLog {
         self.state.with(|log| log.end.filter(|end| at >= end.position.at).map(|end| end.run))
     }
 
-    pub(super) fn open_segment(&self, number: u64, source: &Source) -> io::Result<Arc<File>> {
+    pub(super) fn open_segment(&self, number: u64, source: &Source) -> std::io::Result<Arc<File>> {
         match source {
             Source::Active(file) => Ok(Arc::clone(file)),
             _ => File::open(self.store.disk.path(self.state.unit, number)).map(Arc::new),
@@ -315,8 +320,8 @@ impl OutputLog {
 
     // Followers.
 
-    pub(super) fn register(&self, waker: Arc<Waker>) -> (u64, Arc<Armed>) {
-        let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker });
+    pub(super) fn register(&self, waker: Waker) -> (u64, Arc<Armed>) {
+        let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker, parker: Parker::default() });
         let mut wakers = lock(&self.wakers);
         wakers.next += 1;
         let id = wakers.next;
@@ -351,7 +356,7 @@ impl OutputLog {
         for (_, armed) in &lock(&self.wakers).followers {
             if armed.flag.swap(false, Ordering::SeqCst) {
                 self.armed.fetch_sub(1, Ordering::SeqCst);
-                armed.waker.wake();
+                armed.wake();
             }
         }
     }

@@ -58,11 +58,11 @@ pub use self::log::{OutputLog, Writing};
 pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{LogStore, Removal};
 pub(crate) use self::views::LineText;
-pub use self::views::{Lines, Raw};
+pub use self::views::Lines;
 
 /// Bounds on logs, in bytes on disk. Each read of a pipe adds a header of 16 bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct LogLimits {
     /// Kept of one unit; at least 4096, at most `total`.
     pub per_unit: u64,
     /// Kept of all units together; at least 4096.

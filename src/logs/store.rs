@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::disk::Disk;
 use super::state::LogState;
-use super::{Limits, lock};
+use super::{LogLimits, lock};
 use crate::logs::retention;
 use crate::model::UnitId;
 
@@ -63,12 +63,12 @@ impl LogStore {
     /// # Errors
     /// `ResourceBusy` when another daemon has the directory, `PermissionDenied` when it or its lock is another user's, else
     /// what the file system says.
-    pub fn open(dir: &Path, limits: Limits) -> io::Result<Arc<LogStore>> {
+    pub fn open(dir: &Path, limits: LogLimits) -> io::Result<Arc<LogStore>> {
         Self::open_with(dir, limits, |_| {})
     }
 
     /// The same, with sizes changed that are constants otherwise.
-    pub(super) fn open_with(dir: &Path, limits: Limits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
+    pub(super) fn open_with(dir: &Path, limits: LogLimits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
         let mut disk = Disk::open(dir, limits)?;
         tune(&mut disk);
         Ok(Arc::new(LogStore {

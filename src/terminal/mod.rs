@@ -13,12 +13,12 @@ pub(crate) mod session;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
 use crate::terminal::ring::Ring;
-use tl_os::poll::Waker;
 
 /// Bytes of earlier output that a new viewer sees (docs/api.md, Terminal sessions).
 pub const REPLAY: usize = 1 << 20;
@@ -84,7 +84,7 @@ struct ViewerState {
     held: bool,
     /// The position of the output at which it is woken.
     wake_at: u64,
-    waker: Arc<Waker>,
+    waker: Waker,
     /// When it last took bytes.
     took: Instant,
 }
@@ -147,7 +147,7 @@ impl Terminal {
         let end = state.ring.end();
         for viewer in state.viewers.values_mut().filter(|viewer| viewer.wake_at <= end) {
             viewer.wake_at = NEVER;
-            viewer.waker.wake();
+            viewer.waker.wake_by_ref();
         }
     }
 
@@ -188,7 +188,8 @@ impl Terminal {
     }
 
     /// A new viewer, not ready yet. `waker` is woken when there may be something to see.
-    pub fn view(self: &Arc<Self>, waker: Arc<Waker>) -> Viewer {
+    pub fn view(self: &Arc<Self>, waker: impl Into<Waker>) -> Viewer {
+        let waker = waker.into();
         let mut state = self.lock();
         state.last_viewer += 1;
         let id = state.last_viewer;
@@ -228,7 +229,7 @@ impl State {
     }
 
     fn wake_all(&self) {
-        self.viewers.values().for_each(|viewer| viewer.waker.wake());
+        self.viewers.values().for_each(|viewer| viewer.waker.wake_by_ref());
     }
 }
 
@@ -327,7 +328,7 @@ mod tests {
     use crate::model::Exit;
     use std::os::fd::AsFd;
     use std::time::Instant;
-    use tl_os::poll::{Events, wait};
+    use tl_os::poll::{Events, Waker, wait};
 
     const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
 

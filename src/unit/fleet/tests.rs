@@ -122,7 +122,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
     for id in [second, third, plain] {
         fleet.remove(id);
     }
-    assert!(fleet.is_quiet() && fleet.slots.is_empty() && fleet.ended_sessions.units.is_empty());
+    assert!(fleet.is_quiet() && fleet.members.is_empty() && fleet.ended_sessions.units.is_empty());
 }
 
 #[test]
