@@ -17,14 +17,14 @@ const LOCK_FILE: &str = "lock";
 
 /// The directory, checked and locked.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct LogDirectory {
     /// The device and inode of the directory.
     id: (u64, u64),
     /// The lock file. The kernel releases the lock when the daemon ends, however it ends.
     lock: Flock<File>,
 }
 
-impl Taken {
+impl LogDirectory {
     /// Whether the directory is still at this path.
     pub(super) fn is_at(&self, dir: &Path) -> bool {
         fs::metadata(dir).is_ok_and(|meta| id(&meta) == self.id)
@@ -48,8 +48,8 @@ impl Taken {
 /// # Errors
 /// `ResourceBusy` when another daemon has it, `PermissionDenied` when it is another user's, else what the file system
 /// says; each with a sentence that names the directory.
-pub(super) fn take(dir: &Path) -> io::Result<Taken> {
-    make(dir).and_then(|()| Ok(Taken { lock: lock(dir)?, id: id(&fs::metadata(dir)?) })).map_err(|error| {
+pub(super) fn open(dir: &Path) -> io::Result<LogDirectory> {
+    make(dir).and_then(|()| Ok(LogDirectory { lock: lock(dir)?, id: id(&fs::metadata(dir)?) })).map_err(|error| {
         let sentence = match error.kind() {
             ErrorKind::ResourceBusy => format!("log directory {} is in use by another daemon", dir.display()),
             _ => format!("log directory {}: {error}", dir.display()),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::LogLimits;
-use super::directory::{self, Taken};
+use super::directory::{self, LogDirectory};
 use super::lock;
 use crate::logs::lines::MAX_LINE;
 use crate::model::UnitId;
@@ -24,8 +24,8 @@ const MAX_SEGMENT: u64 = 1 << 30;
 pub(super) struct Disk {
     dir: PathBuf,
     /// The directory and its lock. Only threads that make files take this, and no other lock while they hold it.
-    taken: Mutex<Taken>,
-    /// The directory was lost and has been made anew.
+    directory: Mutex<LogDirectory>,
+    /// The directory was lost and has been made again.
     pub(super) remade: AtomicBool,
     /// Random for each store: a cursor that another daemon has made does not fit any log of this one.
     pub(super) nonce: u64,
@@ -53,7 +53,7 @@ impl Disk {
     /// # Errors
     /// Those of [`LogStore::open`](super::LogStore::open).
     pub(super) fn open(dir: &Path, limits: LogLimits) -> io::Result<Disk> {
-        let taken = directory::take(dir)?;
+        let directory = directory::open(dir)?;
         directory::remove_leftovers(dir)?;
         let total = limits.total.max(MIN_SEGMENT);
         let per_unit = limits.per_unit.clamp(MIN_SEGMENT, total);
@@ -61,7 +61,7 @@ impl Disk {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Disk {
             dir: dir.to_owned(),
-            taken: Mutex::new(taken),
+            directory: Mutex::new(directory),
             remade: AtomicBool::new(false),
             // Two starts differ in the low bits only.
             nonce: (u64::from(now.subsec_nanos()) ^ (now.as_secs() << 30)) & 0xFFFF_FFFF,
@@ -87,7 +87,7 @@ impl Disk {
     /// segment has had that number.
     ///
     /// # Errors
-    /// When the directory was lost and cannot be made anew, or what the file system says.
+    /// When the directory was lost and cannot be made again, or what the file system says.
     pub(super) fn create(&self, unit: UnitId, number: u64) -> io::Result<File> {
         self.restore_directory()?;
         let path = self.path(unit, number);
@@ -120,15 +120,15 @@ impl Disk {
     /// Checks that the directory is still there, with its lock, before a file is made in it. One that was removed is made
     /// anew, as at the start.
     fn restore_directory(&self) -> io::Result<()> {
-        let mut taken = lock(&self.taken);
-        if taken.is_at(&self.dir) {
-            return taken.keep_locked(&self.dir);
+        let mut current = lock(&self.directory);
+        if current.is_at(&self.dir) {
+            return current.keep_locked(&self.dir);
         }
         // The old lock is held until the new one is.
-        *taken = directory::take(&self.dir)?;
+        *current = directory::open(&self.dir)?;
         self.remade.store(true, Ordering::Relaxed);
         let dir = self.dir.display();
-        log::warn!("the log directory {dir} was removed and has been made anew: output that was in it may be lost");
+        log::warn!("the log directory {dir} was removed and has been made again: output that was in it may be lost");
         Ok(())
     }
 
