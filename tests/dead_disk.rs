@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, Options, PATIENCE, die_with_us, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, skip_without_root, wait_until};
 
 const SERVER: &str = include_str!("disk.py");
 
@@ -28,9 +28,8 @@ struct Disk {
 impl Disk {
     fn mount() -> Disk {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut command = Command::new("python3");
+        let mut command = bound_command("python3");
         command.args(["-c", SERVER]).arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
-        die_with_us(&mut command);
         let mut server = command.spawn().expect("start python3");
         let answers = BufReader::new(server.stdout.take().expect("its stdout"));
         let mut disk = Disk { dir, server, answers };
@@ -112,7 +111,7 @@ impl Drop for Frozen {
 /// Waits until the thread that writes logs waits in the kernel, in a function whose name has one of these words.
 fn await_writer(daemon: &Daemon, words: &[&str]) {
     let tasks = format!("/proc/{}/task", daemon.pid);
-    wait_until(PATIENCE, "the writer of the logs waits for the disk", || {
+    wait_until(TIMEOUT, "the writer of the logs waits for the disk", || {
         std::fs::read_dir(&tasks).expect("its threads").flatten().find(|task| {
             let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
             read("comm") == "log-writer\n" && words.iter().any(|word| read("wchan").contains(word))
@@ -128,7 +127,7 @@ fn start(log_dir: &Path) -> Daemon {
 /// Writes a line now and then, for ever.
 fn ticking(daemon: &Daemon) -> u64 {
     let pid = daemon.sh("while :; do echo tick; sleep 0.02; done");
-    wait_until(PATIENCE, "it writes", || (daemon.lines(pid, "stdout").len() > 3).then_some(()));
+    wait_until(TIMEOUT, "it writes", || (daemon.lines(pid, "stdout").len() > 3).then_some(()));
     pid
 }
 
@@ -163,7 +162,7 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     for script in ["exit 7", "echo hello; exit 7"] {
         let pid = daemon.sh(script);
         let info = soon(script, || {
-            wait_until(PATIENCE, "it has ended", || {
+            wait_until(TIMEOUT, "it has ended", || {
                 let info = daemon.info(pid);
                 (info["status"] == "exited").then_some(info)
             })
@@ -175,17 +174,17 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     soon("stdin", || daemon.request("POST", &format!("/processes/{stdin}/stdin"), Some(b"hello\n")).expect(204));
     soon("the end of stdin", || {
         daemon.request("POST", &format!("/processes/{stdin}/stdin/close"), Some(b"")).expect(204);
-        wait_until(PATIENCE, "it has ended", || (status(stdin) == "exited").then_some(()));
+        wait_until(TIMEOUT, "it has ended", || (status(stdin) == "exited").then_some(()));
     });
     soon("signal", || daemon.post(&format!("/processes/{sleep}/signal"), &json!({"signal": 15})).expect(200));
-    soon("reap", || wait_until(PATIENCE, "it is reaped", || (status(sleep) == "signaled").then_some(())));
+    soon("reap", || wait_until(TIMEOUT, "it is reaped", || (status(sleep) == "signaled").then_some(())));
     soon("kill", || daemon.delete(&format!("/processes/{flood}")).expect(204));
     soon("the end of what writes", || {
-        wait_until(PATIENCE, "it has ended", || (status(flood) == "signaled").then_some(()));
+        wait_until(TIMEOUT, "it has ended", || (status(flood) == "signaled").then_some(()));
     });
     soon("a check that fails", || {
         drop(listener);
-        wait_until(PATIENCE, "the service is started again", || {
+        wait_until(TIMEOUT, "the service is started again", || {
             (daemon.info(service)["managed"]["restart_count"].as_u64() > Some(0)).then_some(())
         });
     });
@@ -196,7 +195,7 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
 fn healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let service = pid_of(&daemon.start_process(&checked_service(&listener)));
-    wait_until(PATIENCE, "it is healthy", || {
+    wait_until(TIMEOUT, "it is healthy", || {
         (daemon.info(service)["managed"]["health_status"] == "healthy").then_some(())
     });
     (listener, service)
@@ -205,7 +204,7 @@ fn healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
 #[test]
 fn a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else() {
     let name = "a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else";
-    if !root(name) {
+    if skip_without_root() {
         return;
     }
     let Some(disk) = Frozen::mount() else { return eprintln!("{name}: skipped, there is no ext4 on a loop device") };
@@ -217,15 +216,15 @@ fn a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else(
     everything_else_goes_on(&daemon, listener, service);
     daemon.signal(Signal::SIGINT);
     // The shutdown ends every process. The kernel does not let the daemon itself end before its thread has come back.
-    soon("shutdown", || daemon.await_gone(PATIENCE, "tick"));
+    soon("shutdown", || daemon.wait_until_gone(TIMEOUT, "tick"));
     drop(frozen);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(130));
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
     assert!(!daemon.log().contains("the supervisor does not answer"), "{}", daemon.log());
 }
 
 #[test]
 fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
-    if !root("a_dead_disk_of_the_logs_stops_output_and_nothing_else") {
+    if skip_without_root() {
         return;
     }
     let mut disk = Disk::mount();
@@ -237,13 +236,13 @@ fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
     let shown = daemon.info(ticking);
     assert_eq!(shown["status"], "running", "{shown}");
     daemon.signal(Signal::SIGINT);
-    soon("shutdown", || assert_eq!(daemon.await_end(PATIENCE).code(), Some(130)));
+    soon("shutdown", || assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130)));
     assert!(!daemon.log().contains("the supervisor does not answer"), "{}", daemon.log());
 }
 
 #[test]
 fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
-    if !root("what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does") {
+    if skip_without_root() {
         return;
     }
     let mut disk = Disk::mount();
@@ -254,15 +253,15 @@ fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
     let short = daemon.sh("echo hello");
     // Far more than waits for the disk in memory.
     let long = daemon.sh("seq 1 300000");
-    wait_until(PATIENCE, "it has ended", || (daemon.info(short)["status"] == "exited").then_some(()));
+    wait_until(TIMEOUT, "it has ended", || (daemon.info(short)["status"] == "exited").then_some(()));
     soon("kill", || daemon.delete(&format!("/processes/{ticking}")).expect(204));
     assert_eq!(daemon.info(long)["status"], "running", "it waits for its pipe");
     disk.set(Signal::SIGUSR2, "alive");
-    assert_eq!(daemon.ended(long)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(long)["exit_code"], 0);
     let numbers: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     assert!(daemon.raw_output(long, "stdout") == numbers.as_bytes());
-    let deadline = Instant::now() + PATIENCE;
-    wait_until(PATIENCE, "its line is there", || (daemon.lines(short, "stdout") == ["hello"]).then_some(()));
+    let deadline = Instant::now() + TIMEOUT;
+    wait_until(TIMEOUT, "its line is there", || (daemon.lines(short, "stdout") == ["hello"]).then_some(()));
     while follower.next_frame().is_some_and(|frame| frame.event != "eof") {
         assert!(Instant::now() < deadline, "a follower never ends");
     }

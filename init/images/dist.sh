@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds dist/tl-init: the release binary, static, so that it runs in a root file system with nothing else in it.
+# Builds dist/tl-init, the static release binary: it runs in an otherwise empty root file system.
 #   init/images/dist.sh TARGET_DIR
 set -eu
 cd "$(dirname "$0")/../.."
 
-# The flags are for the program alone, not for what runs while it is built: hence --target, even though it is this
-# machine's own. A target directory of its own: other flags in the same one would build everything anew each time.
+# With --target, even that of this machine, RUSTFLAGS apply to the program and not to build scripts. A separate target
+# directory avoids rebuilding everything when the flags change.
 target=$(rustc -vV | sed -n 's/^host: //p')
 built=$1/static
 RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' CARGO_TARGET_DIR=$built \
@@ -25,6 +25,6 @@ as_root=
 if [ "$(id -u)" != 0 ]; then as_root='unshare --map-root-user'; fi
 $as_root chroot "$empty" /tl-init --version >/dev/null
 
-# Under its name only once it is known to be good.
+# The binary gets its name only after the checks.
 mv dist/tl-init.new dist/tl-init
 ls -sh dist/tl-init

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Fetches what the images and their tests are made of, as Debian packages, into .cache/vm. Installs nothing, and does
-# nothing for what is there already.
+# Downloads the parts of the images and of their tests, as Debian packages, into .cache/vm. Installs nothing, and skips
+# what exists already.
 #   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
 #
 # busybox   .cache/vm/busybox
-# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the one that a test machine needs, and fuse.ko, for a disk that
-#           does not answer
-# The others become programs in .cache/vm, each this machine's own, or else the fetched one:
+# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the network driver of test machines, and fuse.ko, for tests
+#           with a hanging disk
+# The others become programs in .cache/vm: the installed program if there is one, else the downloaded one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
 # bwrap     .cache/vm/bwrap
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 
 if [ "${1-}" != --once ]; then
     for thing in "$@"; do
-        # The second time with fresh lists: old ones name versions that are gone.
+        # The second attempt updates the package lists: old lists name versions that no longer exist.
         init/images/fetch.sh --once "$thing" || { apt-get -qq update && init/images/fetch.sh --once "$thing"; }
     done
     exit 0
@@ -23,7 +23,7 @@ fi
 mkdir -p .cache/vm
 cd .cache/vm
 
-# Unpacks the named package into ./unpacked; with "needed", that of all packages that it needs and this machine lacks.
+# Unpacks the named package into ./unpacked; with "needed", also all missing packages that it depends on.
 unpack() {
     package=$1 needed=${2-}
     rm -rf unpacked debs
@@ -39,10 +39,10 @@ unpack() {
     rm -rf debs
 }
 
-# Cuts the kernel out of a bzImage: QEMU then starts it at once, instead of emulating its decompression.
+# Extracts the kernel from a bzImage: QEMU then need not emulate the decompression.
 uncompressed() {
     number() { od -An -j "$2" -N "$3" -t "u$3" "$1" | tr -d ' '; }
-    # Where the boot protocol says: behind the real-mode sectors, at an offset. The last four bytes are not lz4's.
+    # The boot protocol gives the place: an offset behind the real-mode sectors. The last four bytes are not lz4 data.
     offset=$((($(number "$1" 497 1) + 1) * 512 + $(number "$1" 584 4)))
     length=$(($(number "$1" 588 4) - 4))
     tail -c "+$((offset + 1))" "$1" | head -c "$length" | lz4 -d -q - -
@@ -51,27 +51,27 @@ uncompressed() {
 fetch_busybox() {
     [ ! -e busybox ] || return 0
     unpack busybox-static
-    # In /bin or /usr/bin: that differs from release to release.
+    # In /bin or in /usr/bin, depending on the release.
     mv "$(find unpacked -path '*bin/busybox')" busybox
 }
 
 fetch_kernel() {
     if [ -e vmlinux ] && [ -e vmxnet3.ko ] && [ -e fuse.ko ]; then return 0; fi
-    # The package's name carries a version that moves.
+    # The package name contains a version that changes.
     unpack "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')"
     for name in vmxnet3 fuse; do
         module=$(find unpacked -name "$name.ko*")
         case $module in
         *.ko) mv "$module" "$name.ko" ;;
         *.ko.xz) xz -dc "$module" >"unpacked/$name.ko" && mv "unpacked/$name.ko" . ;;
-        *) echo "$0: the kernel's package has no $name.ko: '$module'" >&2 && exit 1 ;;
+        *) echo "$0: the kernel package has no $name.ko: '$module'" >&2 && exit 1 ;;
         esac
     done
     uncompressed unpacked/boot/vmlinuz-* >unpacked/vmlinux
     mv unpacked/vmlinux vmlinux
 }
 
-# Makes a program that can be started, out of the machine's own or out of a package's.
+# Creates a program in .cache/vm from the installed one or from a package.
 program() {
     name=$1 package=$2
     [ ! -e "$name" ] || return 0
