@@ -11,7 +11,7 @@ use crate::logs::{OutputLog, Writing};
 use crate::model::{Millis, RunEnd, RunKey, Stream};
 
 /// A batch with this many bytes takes no more reads.
-const FULL: usize = 256 << 10;
+const FULL: usize = 1 << 20;
 /// A batch with this many operations takes no more reads.
 const FULL_OPERATIONS: usize = 4_096;
 
