@@ -23,6 +23,26 @@ pub(crate) enum Part {
 /// the writer nor other followers.
 ///
 /// While there is nothing to read it holds no descriptor and some hundred bytes of memory.
+///
+/// ```
+/// use std::task::Waker;
+/// use tl_supervisor::{Item, ProcessSpec, StartAt, Supervisor, Target, UserSpec, View};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let handle = supervisor.handle();
+/// let unit = handle.start(ProcessSpec::command("sh").args(["-c", "echo one; echo two"]).build()?)?.handle;
+///
+/// let mut follower = handle.follow(&Target::Unit(unit), View::Stdout)?;
+/// let Some(Item::Line(line, cursor)) = follower.next(None)? else { panic!("the first line") };
+/// assert_eq!(line.text, "one");
+/// // The cursor is where another follower can go on.
+/// let process = handle.look_up(&Target::Unit(unit))?;
+/// let mut second = process.follow(View::Stdout, StartAt::After(cursor), Waker::noop().clone());
+/// assert!(matches!(second.next(None)?, Some(Item::Line(line, _)) if line.text == "two"));
+/// assert!(matches!(second.next(None)?, Some(Item::End(end, _)) if end.exit.success()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Follower {
     log: Arc<OutputLog>,
     reader: LineReader,

@@ -18,7 +18,7 @@ use super::store::{LogStore, Removal};
 use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
-use crate::parker::Parker;
+use crate::pending::parker::Parker;
 
 /// The log of one unit. Its files are removed when the last reference to it goes.
 pub struct OutputLog {

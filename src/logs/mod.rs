@@ -109,8 +109,9 @@ pub enum StartAt {
     After(Cursor),
 }
 
-/// A line, or a piece of one that is longer than [`MAX_LINE`](crate::logs::lines::MAX_LINE).
+/// A line, or a piece of a line that is longer than 1 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Line {
     /// The text, without the newline, with U+FFFD for what is not UTF-8.
     pub text: String,
@@ -124,6 +125,7 @@ pub struct Line {
 
 /// What a follower gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Item {
     /// A line, and the cursor after it.
     Line(Line, Cursor),

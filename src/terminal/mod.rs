@@ -98,6 +98,7 @@ impl ViewerState {
 
 /// What a viewer gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Seen {
     /// Bytes.
     Bytes,

@@ -12,6 +12,7 @@ pub const KEPT: Duration = Duration::from_secs(60);
 
 /// A session as the API shows it (docs/api.md, Terminal sessions). Its token is shown only when it is opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SessionInfo {
     /// The id, 32 random hexadecimal digits.
     pub session_id: String,
