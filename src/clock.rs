@@ -1,34 +1,34 @@
-//! The two clocks.
+//! The monotonic clock and the wall clock.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::model::Millis;
 use crate::unit::Now;
 
-/// Longer than any machine runs, in a range that no clock overflows: a hundred years.
+/// A hundred years: longer than any machine runs, and no clock overflows by it.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
-/// The wall clock.
+/// The wall clock, in milliseconds since 1970.
 pub fn wall() -> Millis {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Millis)
 }
 
-/// Counts from when it was made, on CLOCK_MONOTONIC.
+/// A clock that counts from its start, on CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
 
 impl Clock {
-    /// Begins to count.
+    /// A clock that starts now.
     pub fn start() -> Clock {
         Clock(Instant::now())
     }
 
-    /// Both clocks now.
+    /// The time on both clocks.
     pub fn now(&self) -> Now {
         Now { mono: self.0.elapsed(), wall: wall() }
     }
 
-    /// A monotonic time of ours as an `Instant`; one that is too far away for that, as one that never comes.
+    /// A time of this clock as an `Instant`, at most a hundred years after its start.
     pub fn instant(&self, mono: Duration) -> Instant {
         self.0.checked_add(mono.min(NEVER)).unwrap_or(self.0)
     }
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_that_never_comes_is_not_now() {
+    fn a_time_beyond_the_range_is_far_in_the_future() {
         let clock = Clock::start();
         for mono in [Duration::MAX, Duration::from_secs(i64::MAX as u64), Duration::from_secs(1 << 40)] {
             assert!(clock.instant(mono) > Instant::now() + Duration::from_secs(1 << 30), "{mono:?}");

@@ -12,6 +12,7 @@ mod boot;
 mod cgroup_failures;
 mod child_environment;
 mod command_line;
+mod dead_disk;
 mod file_permissions;
 mod files;
 mod follow_output;

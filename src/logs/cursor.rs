@@ -1,28 +1,27 @@
-//! The SSE `id:`, a place between two items of a follower.
+//! Cursors: positions between two items of a follower, and the `id:` of events.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::record::PerStream;
 
-/// A place right after a line (or gap), with what is needed to cut the next lines alike. Display/FromStr is the SSE
-/// `id:`: six numbers in hex with `-` between them.
+/// The position after a line or a gap, with what is needed to cut the same lines from there on. Its text, six hexadecimal
+/// numbers with `-` between them, is the `id:` of an event.
 ///
-/// One that does not fit the log it is used with (garbage, or from another log) makes a follower begin at the
-/// beginning.
+/// With a cursor that does not fit the log, because it was made up or belongs to another log, a follower begins at the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// Of the log that it belongs to.
+    /// The number of the log.
     pub(super) log: u64,
-    /// The start of the record to read from.
+    /// The start of the record to read from, in bytes of records.
     pub(super) at: u64,
     /// Bytes of output before that record.
     pub(super) base: PerStream<u64>,
-    /// Bytes of output that were given; what comes after them begins a line or a piece of one. Not below `base`.
+    /// Bytes of output before the next line, or the next piece of a line. Not below `base`.
     pub(super) from: PerStream<u64>,
 }
 
-/// The text of a cursor was not one of ours.
+/// The text is not that of a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor")]
 pub struct BadCursor;
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn survives_the_trip() {
+    fn a_cursor_is_parsed_from_its_text() {
         let cursor = Cursor {
             log: u64::MAX,
             at: 1 << 40,
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_refused() {
+    fn other_texts_are_refused() {
         let bad = [
             "",
             "-",

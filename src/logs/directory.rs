@@ -1,7 +1,7 @@
-//! The directory of all logs: made, checked, locked, and cleared of what an earlier daemon has left.
+//! The directory of all logs: it is made or checked, locked, and cleared of what an earlier daemon has left.
 //!
-//! It is ours alone: one that another user has made, or could have prepared, is refused, since what is in it decides where
-//! output goes.
+//! It belongs to the daemon alone. A directory that another user has made, or could have prepared, is refused: what is in it
+//! decides where output goes.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -15,25 +15,25 @@ use nix::unistd::geteuid;
 
 const LOCK_FILE: &str = "lock";
 
-/// The directory that we have.
+/// The directory, checked and locked.
 #[derive(Debug)]
-pub(super) struct Taken {
-    /// Its device and inode.
+pub(super) struct LogDirectory {
+    /// The device and inode of the directory.
     id: (u64, u64),
-    /// Released by the kernel when it is closed, however we end.
+    /// The lock file. The kernel releases the lock when the daemon ends, however it ends.
     lock: Flock<File>,
 }
 
-impl Taken {
-    /// Whether it is at this path still.
+impl LogDirectory {
+    /// Whether the directory is still at this path.
     pub(super) fn is_at(&self, dir: &Path) -> bool {
         fs::metadata(dir).is_ok_and(|meta| id(&meta) == self.id)
     }
 
-    /// Takes the lock once more if its file was removed: another daemon would find none.
+    /// Takes the lock again if its file was removed, so that another daemon finds it.
     ///
     /// # Errors
-    /// When another daemon has been faster, else what the file system says.
+    /// `ResourceBusy` when another daemon has taken it meanwhile, else what the file system says.
     pub(super) fn keep_locked(&mut self, dir: &Path) -> io::Result<()> {
         let there = fs::symlink_metadata(dir.join(LOCK_FILE)).map(|meta| id(&meta));
         if !there.is_ok_and(|there| self.lock.metadata().is_ok_and(|held| id(&held) == there)) {
@@ -47,9 +47,9 @@ impl Taken {
 ///
 /// # Errors
 /// `ResourceBusy` when another daemon has it, `PermissionDenied` when it is another user's, else what the file system
-/// says; all with a sentence that names it.
-pub(super) fn take(dir: &Path) -> io::Result<Taken> {
-    make(dir).and_then(|()| Ok(Taken { lock: lock(dir)?, id: id(&fs::metadata(dir)?) })).map_err(|error| {
+/// says; each with a sentence that names the directory.
+pub(super) fn open(dir: &Path) -> io::Result<LogDirectory> {
+    make(dir).and_then(|()| Ok(LogDirectory { lock: lock(dir)?, id: id(&fs::metadata(dir)?) })).map_err(|error| {
         let sentence = match error.kind() {
             ErrorKind::ResourceBusy => format!("log directory {} is in use by another daemon", dir.display()),
             _ => format!("log directory {}: {error}", dir.display()),
@@ -58,7 +58,7 @@ pub(super) fn take(dir: &Path) -> io::Result<Taken> {
     })
 }
 
-/// Removes the segments of an earlier daemon, and nothing that is not named like one.
+/// Removes the segments of an earlier daemon. Files with other names stay.
 ///
 /// # Errors
 /// What the file system says.
@@ -78,8 +78,8 @@ fn id(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Makes the directory, for its owner only. One that was there before must be ours, and be empty or have been a log
-/// directory: nobody else's is to be closed to others, least of all `/tmp`.
+/// Makes the directory, for its owner only. One that was there before must belong to the daemon's user, and be empty or have a
+/// lock file: this must not close `/tmp` to other users, for example.
 fn make(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -89,7 +89,7 @@ fn make(dir: &Path) -> io::Result<()> {
         made => return made,
     }
     let link = fs::symlink_metadata(dir)?;
-    // Of root's own making it is as good as a directory.
+    // A symlink that root has made is as good as a directory.
     if link.is_symlink() && link.uid() != 0 {
         ours(&link, "it is a symlink that")?;
     }
@@ -115,7 +115,7 @@ fn make(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses what belongs to another user.
+/// Refuses a file of another user.
 fn ours(meta: &Metadata, what: &str) -> io::Result<()> {
     let (owner, own) = (meta.uid(), geteuid().as_raw());
     if owner == own {
@@ -140,7 +140,7 @@ fn lock(dir: &Path) -> io::Result<Flock<File>> {
         .truncate(false)
         .write(true)
         .mode(0o600)
-        // Neither through a symlink nor waiting for the reader of a FIFO.
+        // Follows no symlink, and does not wait for the reader of a FIFO.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(dir.join(LOCK_FILE))?;
     check_lock(&file.metadata()?)?;

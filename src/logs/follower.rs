@@ -1,4 +1,4 @@
-//! Following a log: a cursor of one's own, and a wake when there is more.
+//! Followers: each reads a log at its own pace, and is woken when there is more.
 
 use std::fmt;
 use std::io;
@@ -10,18 +10,19 @@ use super::cursor::Cursor;
 use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
-use crate::logs::line_reader::{Cutter, Event};
+use crate::logs::line_reader::{LineEvent, LineReader};
 
-/// What a follower comes upon, where a long line need not be held in memory.
+/// An item of a follower whose long lines are not held in memory.
 pub(crate) enum Part {
     Item(Item),
-    /// A line to be read piece by piece, and the place after it.
+    /// A long line, to be read piece by piece, and the cursor after it.
     Long(Box<LongText>, Cursor),
 }
 
-/// Reads a log at its own pace: nothing is lost or given twice, however slow it is, and nobody else notices.
+/// Reads a log at its own pace. However slow it is, it loses nothing that retention keeps, gets nothing twice, and delays neither
+/// the writer nor other followers.
 ///
-/// It holds no descriptor, and no memory to speak of while there is nothing to read.
+/// While there is nothing to read it holds no descriptor and some hundred bytes of memory.
 ///
 /// ```
 /// use std::task::Waker;
@@ -44,16 +45,16 @@ pub(crate) enum Part {
 /// ```
 pub struct Follower {
     log: Arc<OutputLog>,
-    cutter: Cutter,
+    reader: LineReader,
     id: u64,
     armed: Arc<Armed>,
-    /// [`Item::End`] was given.
+    /// [`Item::End`] has been given.
     done: bool,
-    /// A long line that is still to be read whole, and the place after it.
+    /// A long line that [`Follower::try_next`] is to read whole, and the cursor after it.
     long: Option<(Box<Long>, Cursor)>,
-    /// What follows a line that was given last.
+    /// The gap after a line that was given last.
     after: Option<Item>,
-    /// Why it could not be read just now.
+    /// Why the log could not be read at the last try.
     failure: Option<io::Error>,
 }
 
@@ -64,19 +65,19 @@ impl fmt::Debug for Follower {
 }
 
 impl OutputLog {
-    /// A follower with a cursor of its own. `waker` is woken when there may be more to take.
+    /// A follower. `waker` is woken when there may be more to take.
     ///
     /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
     pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: impl Into<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
-            Some(cutter) => cutter,
-            // Nobody said so.
-            None => Cutter::from_beginning(self, view, Bound::Live),
+            Some(reader) => reader,
+            // Not reached: the closure always wants to go on.
+            None => LineReader::from_beginning(self, view, Bound::Live),
         };
         self.follow_with(from, waker.into())
     }
 
-    /// The same, but gives up with none once `gone` says that nobody wants it any more.
+    /// The same, but stops with none when `gone` says that the follower is not wanted any more.
     pub(crate) fn follow_unless(
         self: &Arc<Self>,
         view: View,
@@ -84,37 +85,37 @@ impl OutputLog {
         waker: impl Into<Waker>,
         mut gone: impl FnMut() -> bool,
     ) -> Option<Follower> {
-        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker.into()))
+        self.begin(view, from, &mut gone).map(|reader| self.follow_with(reader, waker.into()))
     }
 
-    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<Cutter> {
+    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<LineReader> {
         Some(match from {
-            StartAt::Beginning => Cutter::from_beginning(self, view, Bound::Live),
-            StartAt::After(cursor) => Cutter::resume(self, view, Bound::Live, cursor),
+            StartAt::Beginning => LineReader::from_beginning(self, view, Bound::Live),
+            StartAt::After(cursor) => LineReader::resume(self, view, Bound::Live, cursor),
             StartAt::Tail(n) => {
-                let (mut cutter, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
-                cutter.set_bound(Bound::Live);
-                cutter
+                let (mut reader, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
+                reader.set_bound(Bound::Live);
+                reader
             }
         })
     }
 
-    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Waker) -> Follower {
+    fn follow_with(self: &Arc<Self>, reader: LineReader, waker: Waker) -> Follower {
         let (id, armed) = self.register(waker);
-        Follower { log: Arc::clone(self), cutter, id, armed, done: false, long: None, after: None, failure: None }
+        Follower { log: Arc::clone(self), reader, id, armed, done: false, long: None, after: None, failure: None }
     }
 }
 
 impl Follower {
-    /// The next item, or None when there is none yet (the waker will be woken). None for ever after [`Item::End`].
+    /// The next item; None where there is none yet, and the waker will be woken; None for ever after [`Item::End`].
     pub fn try_next(&mut self) -> Option<Item> {
         if let Some(after) = self.after.take() {
             return Some(after);
         }
         if self.long.is_none() {
             match self.try_event()? {
-                Found::Item(item) => return Some(item),
-                Found::Long(long, cursor) => self.long = Some((long, cursor)),
+                NextItem::Item(item) => return Some(item),
+                NextItem::Long(long, cursor) => self.long = Some((long, cursor)),
             }
         }
         let (long, cursor) = self.long.take()?;
@@ -136,44 +137,43 @@ impl Follower {
         }
     }
 
-    /// The same, but a line that is too long to be held is left to be read piece by piece. Not to be mixed with
-    /// [`Follower::try_next`].
+    /// The same, with long lines to be read piece by piece. Must not be mixed with [`Follower::try_next`].
     pub(crate) fn try_part(&mut self) -> Option<Part> {
         Some(match self.try_event()? {
-            Found::Item(item) => Part::Item(item),
-            Found::Long(long, cursor) => Part::Long(Box::new(long.text(&self.log)), cursor),
+            NextItem::Item(item) => Part::Item(item),
+            NextItem::Long(long, cursor) => Part::Long(Box::new(long.text(&self.log)), cursor),
         })
     }
 
     fn fail(&mut self, error: io::Error) {
         self.failure = Some(error);
-        // Nobody else will do it.
+        // No append need follow: without this the caller would not try again.
         self.armed.wake();
     }
 
-    fn try_event(&mut self) -> Option<Found> {
+    fn try_event(&mut self) -> Option<NextItem> {
         if self.done {
             return None;
         }
         let mut looked_again = false;
         loop {
-            let found = match self.cutter.next() {
-                Event::Line(line, cursor) => Found::Item(Item::Line(line, cursor)),
-                Event::Long(long, cursor) => Found::Long(long, cursor),
-                Event::Gap(lost_bytes, cursor) => Found::Item(Item::Gap { lost_bytes, cursor }),
-                Event::Synced => continue,
-                Event::Failed(error) => {
+            let found = match self.reader.next() {
+                LineEvent::Line(line, cursor) => NextItem::Item(Item::Line(line, cursor)),
+                LineEvent::Long(long, cursor) => NextItem::Long(long, cursor),
+                LineEvent::Gap(lost_bytes, cursor) => NextItem::Item(Item::Gap { lost_bytes, cursor }),
+                LineEvent::Synced => continue,
+                LineEvent::Failed(error) => {
                     self.fail(error);
                     return None;
                 }
-                Event::AtEnd => match self.log.ended_at(self.cutter.at()) {
+                LineEvent::AtEnd => match self.log.ended_at(self.reader.at()) {
                     Some(end) => {
                         self.done = true;
-                        self.cutter.release();
-                        Found::Item(Item::End(end, self.cutter.cursor()))
+                        self.reader.release();
+                        NextItem::Item(Item::End(end, self.reader.cursor()))
                     }
                     None if looked_again => {
-                        self.cutter.release();
+                        self.reader.release();
                         return None;
                     }
                     None => {
@@ -190,7 +190,7 @@ impl Follower {
         }
     }
 
-    /// The next item; None at the deadline, and at once after [`Item::End`].
+    /// Waits for the next item; None at the deadline, and at once after [`Item::End`].
     ///
     /// # Errors
     /// When the log cannot be read now, for want of descriptors or memory. Nothing is lost: call it again.
@@ -205,7 +205,7 @@ impl Follower {
         }
     }
 
-    /// The same, with long lines left to be read piece by piece.
+    /// The same, with long lines to be read piece by piece.
     pub(crate) fn next_part(&mut self, deadline: Option<Instant>) -> io::Result<Option<Part>> {
         loop {
             if let Some(part) = self.try_part() {
@@ -217,7 +217,7 @@ impl Follower {
         }
     }
 
-    /// Waits until there may be more: true; or until the deadline, or where there will be no more: false.
+    /// Waits until there may be more. False at the deadline, and after the end.
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
         if let Some(error) = self.failure.take() {
             return Err(error);
@@ -229,8 +229,8 @@ impl Follower {
     }
 }
 
-/// What the cutter has found for a follower.
-enum Found {
+/// An item, or a long line that is still in the log.
+enum NextItem {
     Item(Item),
     Long(Box<Long>, Cursor),
 }

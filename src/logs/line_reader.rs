@@ -1,4 +1,4 @@
-//! Lines out of records: one splitter for each stream of the view, and the cursors that go with them.
+//! Reads records and cuts them into lines: one splitter for each stream of the view, and a cursor after each line.
 
 use std::io;
 use std::sync::Arc;
@@ -9,81 +9,93 @@ use crate::logs::cursor::Cursor;
 use crate::logs::lines::{Piece, Splitter};
 use crate::logs::log::{Bound, OutputLog};
 use crate::logs::long::Long;
-use crate::logs::record::{Kept, PerStream, Place};
+use crate::logs::record::{Kept, LogPosition, PerStream};
 use crate::logs::records::{Peek, Records};
 use crate::logs::{Line, View};
 use crate::model::{Millis, Stream};
 
-/// What a [`Cutter`] comes upon.
+/// What [`LineReader::next`] gives.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum LineEvent {
     /// A line, and the cursor after it.
     Line(Line, Cursor),
     /// A line that is too long to be held, and the cursor after it.
     Long(Box<Long>, Cursor),
     /// Bytes of the view that were dropped, and the cursor after them.
     Gap(u64, Cursor),
-    /// The first whole line of a stream begins after this: what came before it was not told.
+    /// The first whole line of a stream begins after this; the bytes before it were passed over.
     Synced,
-    /// The bound.
+    /// The position is the bound.
     AtEnd,
-    /// It cannot be read now.
+    /// The log cannot be read now.
     Failed(io::Error),
 }
 
 /// Where a reader begins in one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Begin {
-    /// Bytes of the stream before the first that counts.
+pub(super) struct StreamStart {
+    /// Bytes of the stream before the first byte that is read.
     pub(super) from: u64,
-    /// A line begins there. Otherwise what comes before the next line is passed over.
+    /// A line begins at `from`. Otherwise the bytes before the next line are passed over.
     pub(super) synced: bool,
 }
 
-/// Cuts the records of one view into lines.
-pub(super) struct Cutter {
+/// Reads the lines of one view of a log.
+pub(super) struct LineReader {
     records: Records,
     view: View,
-    lanes: PerStream<Lane>,
-    /// Whether lines carry their text: counting needs none.
+    states: PerStream<StreamState>,
+    /// Whether lines have their text; a reader that counts needs none.
     pub(super) texts: bool,
 }
 
-/// One stream.
-struct Lane {
-    begin: Begin,
+/// What the reader knows of one stream.
+struct StreamState {
+    begin: StreamStart,
     splitter: Splitter,
-    /// The record with the first byte that is held, or one before it.
-    origin: Place,
-    /// The record in which the held bytes came so close to the longest line that a cut may leave bytes from there on.
-    late: Place,
-    /// Of the last record that was read.
+    /// The record with the first byte that the splitter holds, or a record before it.
+    origin: LogPosition,
+    /// The record in which the line came so close to its longest length that the bytes which the next cut leaves may begin there.
+    late: LogPosition,
+    /// The time of the last record of the stream that was read.
     time: Millis,
 }
 
-impl Cutter {
-    pub(super) fn new(log: &Arc<OutputLog>, view: View, bound: Bound, place: Place, begin: PerStream<Begin>) -> Cutter {
+impl LineReader {
+    pub(super) fn new(
+        log: &Arc<OutputLog>,
+        view: View,
+        bound: Bound,
+        position: LogPosition,
+        begin: PerStream<StreamStart>,
+    ) -> LineReader {
         let disk = log.disk();
         let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
-        let lane = |begin| Lane { begin, splitter: splitter(), origin: place, late: place, time: 0 };
-        let lanes = PerStream { out: lane(begin.out), err: lane(begin.err) };
-        Cutter { records: Records::new(Arc::clone(log), bound, place), view, lanes, texts: true }
+        let state = |begin| StreamState { begin, splitter: splitter(), origin: position, late: position, time: 0 };
+        let states = PerStream { out: state(begin.out), err: state(begin.err) };
+        LineReader { records: Records::new(Arc::clone(log), bound, position), view, states, texts: true }
     }
 
-    /// From the first byte ever on.
-    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> Cutter {
-        let begin = Begin { from: 0, synced: true };
-        Cutter::new(log, view, bound, Place::default(), PerStream { out: begin, err: begin })
+    /// A reader from the first byte on that the log has ever had.
+    pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> LineReader {
+        let begin = StreamStart { from: 0, synced: true };
+        LineReader::new(log, view, bound, LogPosition::default(), PerStream { out: begin, err: begin })
     }
 
-    /// Right after the item that had `cursor`; from the beginning where the cursor does not fit the log.
-    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> Cutter {
-        let Some(place) = find(log, cursor) else { return Cutter::from_beginning(log, view, bound) };
-        let begin = |from| Begin { from, synced: true };
-        Cutter::new(log, view, bound, place, PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) })
+    /// A reader from the item after `cursor` on; from the beginning where the cursor does not fit the log.
+    pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> LineReader {
+        let Some(position) = find(log, cursor) else { return LineReader::from_beginning(log, view, bound) };
+        let begin = |from| StreamStart { from, synced: true };
+        LineReader::new(
+            log,
+            view,
+            bound,
+            position,
+            PerStream { out: begin(cursor.from.out), err: begin(cursor.from.err) },
+        )
     }
 
-    /// Reads further than it was allowed to at first.
+    /// Changes how far it reads.
     pub(super) fn set_bound(&mut self, bound: Bound) {
         self.records.bound = bound;
     }
@@ -93,24 +105,24 @@ impl Cutter {
         self.records.at()
     }
 
-    /// Whether whole lines of this stream have begun.
+    /// Whether a line of this stream is known to have begun.
     pub(super) fn synced(&self, stream: Stream) -> bool {
-        self.lanes.get(stream).begin.synced
+        self.states.get(stream).begin.synced
     }
 
-    /// Whether they have in every stream of the view.
+    /// Whether a line is known to have begun in every stream of the view.
     pub(super) fn all_synced(&self) -> bool {
         self.view.streams().iter().all(|stream| self.synced(*stream))
     }
 
-    /// Gives back the memory that an unfinished line does not need.
+    /// Gives back memory that unfinished lines do not need.
     pub(super) fn release(&mut self) {
         self.records.release();
-        self.lanes.out.splitter.shrink();
-        self.lanes.err.splitter.shrink();
+        self.states.out.splitter.shrink();
+        self.states.err.splitter.shrink();
     }
 
-    pub(super) fn next(&mut self) -> Event {
+    pub(super) fn next(&mut self) -> LineEvent {
         loop {
             let event = match self.records.peek() {
                 Peek::Output(stream, _) if !self.view.has(stream) => {
@@ -120,8 +132,8 @@ impl Cutter {
                 Peek::Output(stream, time) => self.feed(stream, time),
                 Peek::Cut(time) => self.cut(time),
                 Peek::Dropped(kept) => self.dropped(kept),
-                Peek::AtEnd => Some(Event::AtEnd),
-                Peek::Failed(error) => Some(Event::Failed(error)),
+                Peek::AtEnd => Some(LineEvent::AtEnd),
+                Peek::Failed(error) => Some(LineEvent::Failed(error)),
             };
             if let Some(event) = event {
                 return event;
@@ -129,98 +141,99 @@ impl Cutter {
         }
     }
 
-    /// Ends the unfinished line of one stream, if any has one. `time` is that of the end, else that of its last byte.
-    pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<Event> {
+    /// Ends the unfinished line of one stream, if a stream has one. The line gets the time `time`, by default that of its last
+    /// record.
+    pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<LineEvent> {
         self.view.streams().iter().find_map(|stream| self.flush_stream(*stream, time))
     }
 
-    fn flush_stream(&mut self, stream: Stream, time: Option<Millis>) -> Option<Event> {
+    fn flush_stream(&mut self, stream: Stream, time: Option<Millis>) -> Option<LineEvent> {
         let end = self.records.count(stream);
-        let lane = self.lanes.get_mut(stream);
-        let time = time.unwrap_or(lane.time);
-        let cut = lane.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
-        let origin = lane.origin;
+        let state = self.states.get_mut(stream);
+        let time = time.unwrap_or(state.time);
+        let cut = state.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
+        let origin = state.origin;
         Some(self.event(cut, origin, end, end))
     }
 
-    /// `end` is the number of bytes of the stream up to the end of the line, `next` up to where the next one begins.
-    fn event(&self, cut: Cut, place: Place, end: u64, next: u64) -> Event {
-        match cut {
-            Cut::Line(line) => Event::Line(line, self.cursor()),
-            Cut::Long { length, partial, timestamp, stream } => {
+    /// `end` counts the bytes of the stream up to the end of the line, `next` those up to the beginning of the next line.
+    fn event(&self, piece: OwnedPiece, position: LogPosition, end: u64, next: u64) -> LineEvent {
+        match piece {
+            OwnedPiece::Line(line) => LineEvent::Line(line, self.cursor()),
+            OwnedPiece::Long { length, partial, timestamp, stream } => {
                 let bytes = end.saturating_sub(length as u64)..end;
                 let bound = self.records.bound;
-                let long = Long { bound, place, bytes, end: next, partial, timestamp, stream };
-                Event::Long(Box::new(long), self.cursor())
+                let long = Long { bound, position, bytes, end: next, partial, timestamp, stream };
+                LineEvent::Long(Box::new(long), self.cursor())
             }
         }
     }
 
-    fn feed(&mut self, stream: Stream, time: Millis) -> Option<Event> {
-        let record = self.records.place();
+    fn feed(&mut self, stream: Stream, time: Millis) -> Option<LineEvent> {
+        let record = self.records.position();
         let count = self.records.count(stream);
-        let lane = self.lanes.get_mut(stream);
+        let state = self.states.get_mut(stream);
         let payload = self.records.payload();
-        lane.time = time;
-        if let Some(before) = lane.begin.from.checked_sub(count).filter(|before| *before > 0) {
+        state.time = time;
+        if let Some(before) = state.begin.from.checked_sub(count).filter(|before| *before > 0) {
             let skipped = payload.len().min(usize::try_from(before).unwrap_or(usize::MAX));
             self.records.take(skipped);
             return None;
         }
-        if !lane.begin.synced {
+        if !state.begin.synced {
             let newline = memchr(b'\n', payload);
             let passed = newline.map_or(payload.len(), |at| at + 1);
-            lane.begin.synced = newline.is_some();
+            state.begin.synced = newline.is_some();
             self.records.take(passed);
-            return newline.map(|_| Event::Synced);
+            return newline.map(|_| LineEvent::Synced);
         }
-        let before = lane.splitter.held();
-        let fed = lane.splitter.feed(payload);
+        let before = state.splitter.held();
+        let fed = state.splitter.feed(payload);
         let used = fed.used;
         let newline = fed.piece.is_some_and(|piece| !piece.partial);
         let cut = fed.piece.map(|piece| cut_out(piece, time, stream, self.texts));
-        let first = if before > 0 { lane.origin } else { record };
-        // A cut leaves three bytes at the most.
+        let first = if before > 0 { state.origin } else { record };
+        // A cut leaves at most three bytes, the beginning of a character.
         let late = self.records.log.disk().max_line.saturating_sub(3);
         if before <= late && before + used > late {
-            lane.late = record;
+            state.late = record;
         }
-        let held = lane.splitter.held() as u64;
+        let held = state.splitter.held() as u64;
         let next = count + used as u64 - held;
         if held > 0 && (cut.is_some() || before == 0) {
-            lane.origin = if next >= *record.counts.get(stream) { record } else { lane.late };
+            state.origin = if next >= *record.counts.get(stream) { record } else { state.late };
         }
         self.records.take(used);
         cut.map(|cut| self.event(cut, first, next - u64::from(newline), next))
     }
 
-    fn cut(&mut self, time: Millis) -> Option<Event> {
+    fn cut(&mut self, time: Millis) -> Option<LineEvent> {
         if let Some(event) = self.flush(Some(time)) {
             return Some(event);
         }
         self.records.take_cut();
-        self.sync().then_some(Event::Synced)
+        self.sync().then_some(LineEvent::Synced)
     }
 
-    /// Lines begin here in both streams; false when that was known.
+    /// A line begins here in every stream of the view. False where that was known.
     fn sync(&mut self) -> bool {
         let mut news = false;
         for &stream in self.view.streams() {
-            let begin = &mut self.lanes.get_mut(stream).begin;
+            let begin = &mut self.states.get_mut(stream).begin;
             news |= !begin.synced;
             begin.synced = true;
         }
         news
     }
 
-    /// Goes over what was dropped. A stream that lost nothing there goes on as if nothing had been; one that did goes on
-    /// with its next line, and has lost all of the one before it that was not given.
-    fn dropped(&mut self, kept: Kept) -> Option<Event> {
-        let Kept { place, lines } = kept;
-        let cut_lost = place.cuts > self.records.place().cuts;
-        let torn = |stream: Stream, read: u64| read < *place.counts.get(stream);
+    /// Passes over records that were dropped. A stream without bytes in them goes on unchanged. A stream with bytes in them goes
+    /// on with its next line, and loses what was not given of the line before.
+    fn dropped(&mut self, kept: Kept) -> Option<LineEvent> {
+        let Kept { record: position, lines } = kept;
+        let cut_lost = position.cuts > self.records.position().cuts;
+        let torn = |stream: Stream, read: u64| read < *position.counts.get(stream);
         for &stream in self.view.streams() {
-            // Where the cut is all that a line lost, it is whole.
+            // A line that has lost only its cut is whole.
             if cut_lost
                 && !torn(stream, self.read(stream))
                 && let Some(event) = self.flush_stream(stream, None)
@@ -232,61 +245,61 @@ impl Cutter {
         for &stream in self.view.streams() {
             let read = self.read(stream);
             if torn(stream, read) {
-                let (lane, begin) = (self.lanes.get_mut(stream), *lines.get(stream));
-                let given = read.saturating_sub(lane.splitter.held() as u64);
+                let (state, begin) = (self.states.get_mut(stream), *lines.get(stream));
+                let given = read.saturating_sub(state.splitter.held() as u64);
                 lost += begin.saturating_sub(given);
-                lane.splitter.clear();
-                lane.begin = Begin { from: begin, synced: true };
+                state.splitter.clear();
+                state.begin = StreamStart { from: begin, synced: true };
             }
         }
-        self.records.jump(place);
+        self.records.jump(position);
         let news = cut_lost && self.sync();
         match lost {
-            0 => news.then_some(Event::Synced),
-            _ => Some(Event::Gap(lost, self.cursor())),
+            0 => news.then_some(LineEvent::Synced),
+            _ => Some(LineEvent::Gap(lost, self.cursor())),
         }
     }
 
-    /// Bytes of this stream that were read (or given, before the cursor).
+    /// Bytes of this stream that were read, or that lie before the first byte to read.
     fn read(&self, stream: Stream) -> u64 {
-        self.records.count(stream).max(self.lanes.get(stream).begin.from)
+        self.records.count(stream).max(self.states.get(stream).begin.from)
     }
 
-    /// The place right after what was given.
+    /// The cursor after what was given.
     pub(super) fn cursor(&self) -> Cursor {
-        let mut start = self.records.place();
+        let mut start = self.records.position();
         let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
         for &stream in self.view.streams() {
-            let lane = self.lanes.get(stream);
-            let held = lane.splitter.held() as u64;
+            let state = self.states.get(stream);
+            let held = state.splitter.held() as u64;
             let from = from.get_mut(stream);
-            *from = from.saturating_sub(held).max(lane.begin.from);
-            if held > 0 && lane.origin.at < start.at {
-                start = lane.origin;
+            *from = from.saturating_sub(held).max(state.begin.from);
+            if held > 0 && state.origin.at < start.at {
+                start = state.origin;
             }
         }
         Cursor { log: self.records.log.tag(), at: start.at, base: start.counts, from }
     }
 }
 
-/// A piece that does not borrow from the splitter any more.
-enum Cut {
+/// A piece that does not borrow from the splitter.
+enum OwnedPiece {
     Line(Line),
     Long { length: usize, partial: bool, timestamp: Millis, stream: Stream },
 }
 
-fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> Cut {
+fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> OwnedPiece {
     let Piece { bytes, length, partial } = piece;
     let text = match bytes {
         _ if !with_text => String::new(),
         Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        None => return Cut::Long { length, partial, timestamp, stream },
+        None => return OwnedPiece::Long { length, partial, timestamp, stream },
     };
-    Cut::Line(Line { text, partial, timestamp, stream })
+    OwnedPiece::Line(Line { text, partial, timestamp, stream })
 }
 
-/// The place of the record that `cursor` begins with; None when there is no such thing.
-fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
+/// The record that `cursor` begins with; None where no record begins there.
+fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<LogPosition> {
     let end = log.snapshot().end;
     let beyond = cursor.from.out > end.counts.out || cursor.from.err > end.counts.err || cursor.at > end.at;
     if cursor.log != log.tag() || beyond {
@@ -296,18 +309,18 @@ fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<Place> {
         return Some(end);
     }
     let Some(floor) = log.floor(cursor.at) else {
-        // Dropped. What was lost since is counted by what the cursor says of itself.
-        return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 });
+        // The record was dropped. The cursor says what lay before it, so that the lost bytes can be counted.
+        return Some(LogPosition { at: cursor.at, counts: cursor.base, cuts: 0 });
     };
-    // A position inside a record must not be taken for one: what a process wrote may look like a header.
+    // A position inside a record must be refused: what a process has written may look like a header.
     let mut records = Records::new(Arc::clone(log), Bound::At(end), floor);
-    while records.place().at < cursor.at {
+    while records.position().at < cursor.at {
         match records.peek() {
             Peek::Output(..) => records.skip_record(),
             Peek::Cut(_) => records.take_cut(),
-            Peek::Dropped(_) => return Some(Place { at: cursor.at, counts: cursor.base, cuts: 0 }),
+            Peek::Dropped(_) => return Some(LogPosition { at: cursor.at, counts: cursor.base, cuts: 0 }),
             Peek::AtEnd | Peek::Failed(_) => return None,
         }
     }
-    (records.place().at == cursor.at).then(|| records.place())
+    (records.position().at == cursor.at).then(|| records.position())
 }

@@ -1,7 +1,7 @@
-//! Cuts the bytes of one stream into lines (section 4), however they arrive.
+//! Cuts the bytes of one stream into lines (docs/api.md, Output).
 //!
-//! A line is what stands between newlines. One that is longer than [`MAX_LINE`] is given in pieces, the last of which
-//! is the line that is not partial. Where the cuts fall depends on the bytes alone, never on how they were chunked.
+//! A line is the bytes between two newlines. A line that is longer than [`MAX_LINE`] is given in pieces; all but the last are
+//! partial. Where the cuts fall depends on the bytes alone, not on the chunks in which they arrive.
 
 use memchr::memchr;
 
@@ -11,9 +11,9 @@ pub const MAX_LINE: usize = 1024 * 1024;
 /// A line, or a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// Its bytes, without the newline; none where it is longer than what the splitter holds.
+    /// The bytes, without the newline; none where there are more than the splitter keeps.
     pub bytes: Option<&'a [u8]>,
-    /// How many bytes it has, without the newline.
+    /// The number of bytes, without the newline.
     pub length: usize,
     /// More of the same line follows.
     pub partial: bool,
@@ -22,30 +22,29 @@ pub struct Piece<'a> {
 /// What [`Splitter::feed`] made of its input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fed<'a> {
-    /// How much of the input was taken, in bytes.
+    /// Bytes of the input that were taken.
     pub used: usize,
-    /// What it completed; None only when all of the input was taken.
+    /// The line or piece that they complete; None only where all of the input was taken.
     pub piece: Option<Piece<'a>>,
 }
 
 /// The unfinished line of one stream.
 ///
-/// It keeps the line's bytes up to a bound. Of a longer line it counts the bytes only: whoever wants them reads them
-/// again from where they came.
+/// It keeps the bytes of the line up to a bound. Of a longer line it only counts them: a reader reads them again from the log.
 #[derive(Clone, Debug)]
 pub struct Splitter {
     /// The bytes of the unfinished line, or nothing once it is longer than `keep`.
     bytes: Vec<u8>,
     length: usize,
-    /// So many bytes of `length` were given out by the last call.
+    /// Bytes of `length` that the last call gave.
     given: usize,
-    /// The last bytes of the unfinished line, as far as it has them, at the end of the array.
+    /// The last bytes of the unfinished line, at the end of the array.
     last: [u8; REST],
     max: usize,
     keep: usize,
 }
 
-/// The most bytes that a cut leaves for the next piece: the beginning of a UTF-8 character.
+/// Bytes that a cut leaves for the next piece, at most: the beginning of a UTF-8 character.
 pub const REST: usize = 3;
 
 impl Default for Splitter {
@@ -55,12 +54,12 @@ impl Default for Splitter {
 }
 
 impl Splitter {
-    /// Holds nothing; cuts lines longer than `max` bytes, at least 4, and keeps the bytes of all of them.
+    /// A splitter that cuts lines longer than `max` bytes, at least 4, and keeps the bytes of all lines.
     pub fn new(max: usize) -> Splitter {
         Splitter::keeping(max, max)
     }
 
-    /// The same, but keeps the bytes only of lines that have at most `keep`, at least 3.
+    /// The same, but keeps the bytes only of lines of at most `keep` bytes, at least 3.
     pub fn keeping(max: usize, keep: usize) -> Splitter {
         let (max, keep) = (max.max(REST + 1), keep.max(REST));
         Splitter { bytes: Vec::new(), length: 0, given: 0, last: [0; REST], max, keep }
@@ -71,11 +70,11 @@ impl Splitter {
         self.length.saturating_sub(self.given)
     }
 
-    /// Takes from `input` up to the end of the next line or piece. Call it again with the rest.
+    /// Takes `input` up to the end of the next line or piece. To be called again with the rest.
     pub fn feed<'a>(&'a mut self, input: &'a [u8]) -> Fed<'a> {
         self.settle();
         let room = self.max.saturating_sub(self.length);
-        // One byte more than there is room for: a newline there ends a line of exactly the longest length.
+        // One byte more than there is room for: a newline there ends a line of the longest length.
         let (window, _) = input.split_at(input.len().min(room + 1));
         if let Some(at) = memchr(b'\n', window) {
             let (line, _) = input.split_at(at);
@@ -97,7 +96,7 @@ impl Splitter {
         Fed { used: room, piece: Some(self.give(self.length - rest, true)) }
     }
 
-    /// Ends the unfinished line here, if there is one.
+    /// Ends the unfinished line, if there is one.
     pub fn flush(&mut self) -> Option<Piece<'_>> {
         self.settle();
         (self.length > 0).then(|| self.give(self.length, false))
@@ -112,7 +111,7 @@ impl Splitter {
     /// Gives back memory that the unfinished line does not need.
     pub fn shrink(&mut self) {
         self.settle();
-        // Not below what growing would take again at once.
+        // Not less than the next line would take again at once.
         if self.bytes.capacity() > 2 * self.bytes.len() + 4096 {
             self.bytes.shrink_to_fit();
         }

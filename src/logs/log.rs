@@ -1,4 +1,7 @@
-//! One unit's log, as the output thread and the supervisor know it: appending, ending, and who is to be woken.
+//! The log of one unit: what is written to it, where it ends, and which followers are to be woken.
+//!
+//! One thread writes a log, and only that thread waits for the disk. The state that readers and the supervisor see is under a lock
+//! of its own, which is never held across a system call that can block.
 
 use std::fmt;
 use std::fs::File;
@@ -7,40 +10,50 @@ use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Instant;
 
-use super::record::{HEADER, Kept, Place};
-use super::store::{Disk, LogStore};
+use super::disk::Disk;
+use super::record::{HEADER, Kept, LogPosition, Snapshot};
+use super::segments::{Located, Source};
+use super::state::{Contents, End, LogState};
+use super::store::{LogStore, Removal};
+use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
-use crate::logs::retention::Holding;
-use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
 use crate::pending::parker::Parker;
 
-/// One unit's log. Its files go when the last reference goes (retention dropped the unit).
+/// The log of one unit. Its files are removed when the last reference to it goes.
 pub struct OutputLog {
     store: Arc<LogStore>,
-    unit: UnitId,
-    truncated: AtomicBool,
-    state: Mutex<State>,
+    state: Arc<LogState>,
+    /// Held while the log is written: by the thread that writes logs, and by nobody else.
+    writer: Mutex<Writer>,
+    /// How many [`Writing`]s there are.
+    to_write: AtomicUsize,
     wakers: Mutex<Wakers>,
-    /// How many followers may have their flag up: an append looks at nothing else when it is 0.
+    /// The number of followers with a raised flag, or more: at 0 an append looks for none.
     armed: AtomicUsize,
 }
 
-#[derive(Default)]
-struct State {
-    chain: Chain,
-    end: Option<End>,
-    /// Counts the calls of [`OutputLog::revoke_end`].
-    epoch: u64,
+/// A log with something to write that has been handed to the thread that writes logs, and has not been written.
+#[derive(Debug)]
+pub struct Writing(Arc<OutputLog>);
+
+impl Writing {
+    /// Counts one more.
+    pub fn new(log: &Arc<OutputLog>) -> Writing {
+        log.to_write.fetch_add(1, Ordering::SeqCst);
+        Writing(Arc::clone(log))
+    }
+
+    /// The log.
+    pub fn log(&self) -> &OutputLog {
+        &self.0
+    }
 }
 
-/// A `finish` that stands.
-#[derive(Clone, Copy)]
-struct End {
-    place: Place,
-    run: RunEnd,
-    /// Its rank among all ends, for retention.
-    order: u64,
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.0.to_write.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Default)]
@@ -50,7 +63,7 @@ struct Wakers {
     ends: Vec<(u64, Waker)>,
 }
 
-/// How a follower is woken, with the flag that it raises when it found nothing.
+/// How a follower is woken, and the flag that the follower raises when it has found nothing.
 pub(super) struct Armed {
     flag: AtomicBool,
     waker: Waker,
@@ -65,35 +78,24 @@ impl Armed {
     }
 }
 
-/// How far a reader may read.
+/// How far a reader reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
-    /// Up to the end of the log, whatever it is then, or of the run that ended.
+    /// Up to the end of the log, which moves, or the end of the run that has ended.
     Live,
-    /// Up to this place.
-    At(Place),
+    /// Up to this position.
+    At(LogPosition),
 }
 
 impl fmt::Debug for OutputLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OutputLog").field("unit", &self.unit).finish_non_exhaustive()
+        f.debug_struct("OutputLog").field("unit", &self.state.unit).finish_non_exhaustive()
     }
 }
 
 impl OutputLog {
-    pub(super) fn new(store: Arc<LogStore>, unit: UnitId) -> OutputLog {
-        OutputLog {
-            store,
-            unit,
-            truncated: AtomicBool::new(false),
-            state: Mutex::default(),
-            wakers: Mutex::default(),
-            armed: AtomicUsize::new(0),
-        }
-    }
-
-    /// Appends what was read from `stream` at `now`. Never fails, and never blocks on a full disk: then the log is
-    /// truncated, and its last 64 KiB are kept in memory.
+    /// Appends `bytes`, which were read from `stream` at `now`. Never fails: while the disk refuses them, the log counts as
+    /// truncated, and its last 64 KiB are kept in memory. Blocks as long as the disk does.
     pub fn append(&self, now: Millis, stream: Stream, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -101,82 +103,109 @@ impl OutputLog {
         // A record lies in one segment.
         for piece in bytes.chunks((self.store.disk.segment as usize).saturating_sub(HEADER).max(1)) {
             self.store.make_room((HEADER + piece.len()) as u64);
-            lock(&self.state).chain.append(self.home(), now, stream, piece);
+            lock(&self.writer).append(self.context(), now, stream, piece);
         }
         self.wake_armed();
     }
 
-    /// The leader has ended or is restarted: unfinished lines of both streams are cut here for good.
+    /// The leader has ended, or another run begins: the unfinished lines of both streams end here. Blocks as long as the disk
+    /// does.
     pub fn cut(&self, now: Millis) {
         self.store.make_room(HEADER as u64);
-        lock(&self.state).chain.cut(self.home(), now);
+        lock(&self.writer).cut(self.context(), now);
         self.wake_armed();
     }
 
-    /// Cut, and followers end here (`eof`). Also makes the log one of the ended ones for retention.
-    #[cfg(test)]
-    pub fn finish(&self, end: RunEnd) {
-        self.finish_epoch(self.epoch(), end);
+    /// Whether [`OutputLog::close_file`] has anything to do.
+    pub fn is_open(&self) -> bool {
+        self.to_write.load(Ordering::SeqCst) > 0
+            || self.state.with(|log| log.segments.active().is_some() || !log.segments.is_on_disk())
     }
 
-    /// Which run after a [`OutputLog::finish_epoch`] it is.
+    /// Whether nothing is to be written: nothing that was handed over, nor a record by a cut or an end of the log.
+    pub fn is_at_rest(&self) -> bool {
+        self.to_write.load(Ordering::SeqCst) == 0 && self.state.with(|log| log.segments.is_at_rest())
+    }
+
+    /// How many ends of the log have been revoked.
     pub fn epoch(&self) -> u64 {
-        lock(&self.state).epoch
+        self.state.with(|log| log.epoch)
     }
 
-    /// Takes back an end, also one that was sent before and has not come yet: followers go on.
+    /// Takes back the end of the log, also one that [`OutputLog::finish`] is still to set: another run follows, and followers go
+    /// on.
     pub fn revoke_end(&self) {
-        let mut state = lock(&self.state);
-        state.epoch += 1;
-        state.end = None;
+        self.state.with(|log| {
+            log.epoch += 1;
+            log.end = None;
+        });
+        self.wake_armed();
     }
 
-    /// The same, unless the end was revoked after `epoch`.
-    pub fn finish_epoch(&self, epoch: u64, end: RunEnd) {
+    /// Ends unfinished lines and the log: followers end here (`eof`), and retention takes the log for an ended one. Ends nothing
+    /// where the end was revoked since `epoch`. Blocks as long as the disk does.
+    pub fn finish(&self, epoch: u64, end: RunEnd) {
         self.store.make_room(HEADER as u64);
         {
-            let mut state = lock(&self.state);
-            state.chain.cut(self.home(), end.ended_at);
-            state.chain.retry(self.home());
-            // Whoever still writes takes it again: only a run with a pipe may hold a descriptor.
-            state.chain.close_file(self.home());
-            let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
-            if state.epoch != epoch {
-                return;
-            }
-            state.end = Some(End { place, run: end, order });
+            let mut writer = lock(&self.writer);
+            writer.cut(self.context(), end.ended_at);
+            writer.retry(self.context());
+            // Output that comes later takes a descriptor again: only a run with a pipe may hold one.
+            writer.close(self.context());
         }
-        let wakers = lock(&self.wakers);
-        wakers.followers.iter().for_each(|(_, armed)| armed.wake());
-        wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
+        self.end(epoch, end, |_| true);
     }
 
-    /// Starting again after `finish` (managed): followers go on. What a child in the background left unfinished since
-    /// then is cut here.
+    /// The same where nothing has to be written for it; false where something has.
+    pub fn finish_at_rest(&self, end: RunEnd) -> bool {
+        let epoch = self.epoch();
+        self.to_write.load(Ordering::SeqCst) == 0 && self.end(epoch, end, |log| log.segments.is_at_rest())
+    }
+
+    /// Sets the end, if `may`.
+    fn end(&self, epoch: u64, run: RunEnd, may: impl FnOnce(&Contents) -> bool) -> bool {
+        let order = self.store.disk.next_end();
+        let ended = self.state.with(|log| {
+            let ends = log.epoch == epoch && may(log);
+            if ends {
+                log.end = Some(End { position: log.segments.snapshot().end, run, order });
+            }
+            ends
+        });
+        if ended {
+            let wakers = lock(&self.wakers);
+            wakers.followers.iter().for_each(|(_, armed)| armed.wake());
+            wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
+        }
+        ended
+    }
+
+    /// Another run follows the end: cuts what a child in the background has left unfinished since then. After
+    /// [`OutputLog::revoke_end`]. Blocks as long as the disk does.
     pub fn reopen(&self) {
         {
-            let mut state = lock(&self.state);
-            let time = state.chain.last_time();
-            state.chain.cut(self.home(), time);
-            state.chain.close_file(self.home());
-            state.end = None;
+            let mut writer = lock(&self.writer);
+            let time = writer.last_time();
+            writer.cut(self.context(), time);
+            writer.close(self.context());
         }
         self.wake_armed();
     }
 
-    /// No pipe writes to this log any more: give back the descriptor. A later append takes one again.
+    /// No pipe writes to this log any more: gives back its descriptor. A later append takes one again. Blocks as long as the
+    /// disk does.
     pub fn close_file(&self) {
-        let mut state = lock(&self.state);
-        state.chain.retry(self.home());
-        state.chain.close_file(self.home());
+        let mut writer = lock(&self.writer);
+        writer.retry(self.context());
+        writer.close(self.context());
     }
 
-    /// The `finish` that stands, unless reopened.
+    /// The end of the last run, unless it was revoked.
     pub fn ended(&self) -> Option<RunEnd> {
-        lock(&self.state).end.map(|end| end.run)
+        self.state.with(|log| log.end.map(|end| end.run))
     }
 
-    /// Wakes `waker` when `finish` is called (at once if it was). For `wait`.
+    /// Wakes `waker` when the log ends; at once if it has ended.
     pub fn watch_end(self: &Arc<Self>, waker: impl Into<Waker>) -> EndWatch {
         let waker = waker.into();
         let id = {
@@ -192,7 +221,7 @@ impl OutputLog {
         EndWatch { log: Arc::clone(self), id }
     }
 
-    /// Waits for `finish`: until `deadline`, or for good.
+    /// Waits for the end of the log, until `deadline` or for ever.
     pub fn wait_end(self: &Arc<Self>, deadline: Option<Instant>) -> Option<RunEnd> {
         let parker = Arc::new(Parker::default());
         let _watch = self.watch_end(Arc::clone(&parker));
@@ -210,13 +239,13 @@ impl OutputLog {
         lock(&self.wakers).ends.retain(|(other, _)| *other != id);
     }
 
-    /// Whether anything was dropped, or could not be brought to the disk.
+    /// Whether output was dropped, or could not be written to the disk.
     pub fn truncated(&self) -> bool {
-        self.truncated.load(Ordering::Relaxed)
+        self.state.truncated.load(Ordering::Relaxed)
     }
 
-    fn home(&self) -> Home<'_> {
-        Home { disk: &self.store.disk, unit: self.unit, truncated: &self.truncated }
+    fn context(&self) -> LogContext<'_> {
+        LogContext { disk: &self.store.disk, state: &self.state }
     }
 
     #[cfg(test)]
@@ -226,78 +255,67 @@ impl OutputLog {
 
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
-        lock(&self.state).chain.memory()
+        self.state.with(|log| log.segments.memory())
     }
 
     pub(super) fn disk(&self) -> &Disk {
         &self.store.disk
     }
 
-    /// What cursors of this log begin with.
+    /// The number that cursors of this log have.
     pub(super) fn tag(&self) -> u64 {
-        (self.store.disk.nonce << 32) ^ self.unit.0
-    }
-
-    pub(super) fn holding(&self) -> Holding {
-        let state = lock(&self.state);
-        Holding { unit: self.unit, ended: state.end.map(|end| end.order), segments: state.chain.file_sizes() }
-    }
-
-    pub(super) fn drop_oldest(&self, segments: usize) {
-        let mut state = lock(&self.state);
-        for _ in 0..segments {
-            state.chain.drop_oldest(self.home());
-        }
+        (self.store.disk.nonce << 32) ^ self.state.unit.0
     }
 
     // For readers.
 
     pub(super) fn snapshot(&self) -> Snapshot {
-        lock(&self.state).chain.snapshot()
+        self.state.with(|log| log.segments.snapshot())
     }
 
-    /// Where a follower that begins now would find nothing more.
+    /// The position at which a follower that begins now would find nothing more.
     pub(super) fn live_snapshot(&self) -> Snapshot {
-        let state = lock(&self.state);
         // Nothing is unfinished where a run has ended.
-        state.end.map_or(state.chain.snapshot(), |end| Snapshot { end: end.place, ..Snapshot::default() })
+        let at_end = |end: End| Snapshot { end: end.position, ..Snapshot::default() };
+        self.state.with(|log| log.end.map_or(log.segments.snapshot(), at_end))
     }
 
-    pub(super) fn oldest(&self) -> Place {
-        lock(&self.state).chain.oldest()
+    pub(super) fn oldest(&self) -> LogPosition {
+        self.state.with(|log| log.segments.oldest())
     }
 
-    pub(super) fn kept(&self, limit: Place) -> Kept {
-        lock(&self.state).chain.kept(limit)
+    pub(super) fn kept(&self, limit: LogPosition) -> Kept {
+        self.state.with(|log| log.segments.kept(limit))
     }
 
-    pub(super) fn floor(&self, at: u64) -> Option<Place> {
-        lock(&self.state).chain.floor(at)
+    pub(super) fn floor(&self, at: u64) -> Option<LogPosition> {
+        self.state.with(|log| log.segments.floor(at))
     }
 
     pub(super) fn locate(&self, at: u64, bound: Bound, most: usize) -> Located {
-        let state = lock(&self.state);
-        let limit = match bound {
-            Bound::Live => state.end.map_or(state.chain.snapshot().end, |end| end.place),
-            Bound::At(place) => place,
-        };
-        state.chain.locate(at, limit, most as u64)
+        self.state.with(|log| {
+            let limit = match bound {
+                Bound::Live => log.end.map_or(log.segments.snapshot().end, |end| end.position),
+                Bound::At(position) => position,
+            };
+            log.segments.locate(at, limit, most as u64)
+        })
     }
 
     /// The end, if `at` has reached it.
     pub(super) fn ended_at(&self, at: u64) -> Option<RunEnd> {
-        lock(&self.state).end.filter(|end| at >= end.place.at).map(|end| end.run)
+        self.state.with(|log| log.end.filter(|end| at >= end.position.at).map(|end| end.run))
     }
 
     pub(super) fn open_segment(&self, number: u64, source: &Source) -> std::io::Result<Arc<File>> {
         match source {
             Source::Active(file) => Ok(Arc::clone(file)),
-            _ => File::open(self.store.disk.path(self.unit, number)).map(Arc::new),
+            _ => File::open(self.store.disk.path(self.state.unit, number)).map(Arc::new),
         }
     }
 
     pub(super) fn damaged(&self, number: u64) {
-        lock(&self.state).chain.damaged(self.home(), number);
+        self.state.damaged(&self.store.disk, number);
     }
 
     // Followers.
@@ -316,9 +334,9 @@ impl OutputLog {
         self.disarm(armed);
     }
 
-    /// Asks for a wake at the next append. Look once more after it: what came before it wakes nobody.
+    /// Asks for a wake at the next append. The follower must look once more after this call: an append before it does not wake it.
     pub(super) fn arm(&self, armed: &Armed) {
-        // Counted before the flag is up, so that the count is never below the number of flags.
+        // Counted before the flag is raised, so that the count is never below the number of raised flags.
         self.armed.fetch_add(1, Ordering::SeqCst);
         if armed.flag.swap(true, Ordering::SeqCst) {
             self.armed.fetch_sub(1, Ordering::SeqCst);
@@ -344,9 +362,30 @@ impl OutputLog {
     }
 }
 
+impl LogStore {
+    /// A log for a new unit. It has no file before the first byte.
+    pub fn create(self: &Arc<Self>, unit: UnitId) -> Arc<OutputLog> {
+        let state = Arc::new(LogState::new(unit));
+        self.register(&state);
+        Arc::new(OutputLog {
+            store: Arc::clone(self),
+            state,
+            writer: Mutex::default(),
+            to_write: AtomicUsize::new(0),
+            wakers: Mutex::default(),
+            armed: AtomicUsize::new(0),
+        })
+    }
+}
+
 impl Drop for OutputLog {
     fn drop(&mut self) {
-        self.store.forget(self.unit);
-        lock(&self.state).chain.clear(self.home());
+        self.store.forget(self.state.unit);
+        let (files, active, used) = self.state.with(|log| log.segments.clear());
+        if files.is_empty() && active.is_none() {
+            return;
+        }
+        self.store.disk.used.fetch_sub(used, Ordering::Relaxed);
+        self.store.remove_files(Removal::new(Arc::clone(&self.store), self.state.unit, files, active));
     }
 }

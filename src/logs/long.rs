@@ -1,7 +1,6 @@
-//! A line too long to be held: where it lies in the log, and a reader that gives its text piece by piece.
+//! Lines that are too long to be held in memory: where one lies in the log, and a reader that gives its text piece by piece.
 //!
-//! Retention may drop a part of the line before it is read. What was given by then stands, and the reader says how many
-//! bytes of the line are lost.
+//! Retention may drop a part of the line before it is read. Then the reader says how many bytes are lost, after what it has given.
 
 use std::borrow::Cow;
 use std::io;
@@ -10,44 +9,44 @@ use std::sync::Arc;
 
 use super::Line;
 use super::log::{Bound, OutputLog};
-use super::record::{HEADER, Place};
+use super::record::{HEADER, LogPosition};
 use super::records::{Peek, Records};
 use crate::logs::lines::REST;
 use crate::model::{Millis, Stream};
 
-/// The most bytes of a line that are given at once.
+/// Bytes of a line that are given at once, at most.
 pub(crate) const PIECE: usize = 4 << 10;
 
-/// What a reader of a long line reads from the log at once, in bytes.
+/// Bytes that a reader of a long line reads from the log at once, at most.
 const CHUNK: usize = 32 << 10;
 
-/// Where a long line lies.
+/// A long line in the log.
 #[derive(Clone, Debug)]
 pub(crate) struct Long {
-    /// How far the reader may read that has found it.
+    /// The bound of the reader that has found it.
     pub(super) bound: Bound,
-    /// The record with its first byte, or one before it.
-    pub(super) place: Place,
-    /// Bytes of the stream before the line, and up to its end without the newline.
+    /// The record with its first byte, or a record before that.
+    pub(super) position: LogPosition,
+    /// The bytes of the line, without the newline, counted from the beginning of the stream.
     pub(super) bytes: Range<u64>,
-    /// Bytes of the stream up to where the next line begins.
+    /// Bytes of the stream before the next line.
     pub(super) end: u64,
     /// More of the same line follows.
     pub(crate) partial: bool,
-    /// When its end was read.
+    /// When its last byte was read.
     pub(crate) timestamp: Millis,
     /// Which stream it is from.
     pub(crate) stream: Stream,
 }
 
-/// What comes next of a long line.
+/// What [`LongText::next`] gives.
 #[derive(Debug)]
 pub(crate) enum Text<'t> {
-    /// More of it; U+FFFD for what is not UTF-8.
+    /// The next piece, with U+FFFD for what is not UTF-8.
     Piece(Cow<'t, str>),
-    /// That was all of it.
+    /// All of the line has been given.
     End,
-    /// The rest was dropped from the log, this many bytes with the newline.
+    /// Retention has dropped the rest: this many bytes, the newline included.
     Lost(u64),
 }
 
@@ -55,27 +54,27 @@ pub(crate) enum Text<'t> {
 pub(crate) struct LongText {
     long: Long,
     records: Records,
-    /// Bytes of the stream before the next that is read.
+    /// Bytes of the stream before the next byte to read.
     at: u64,
-    /// Bytes that were read and not given, at the front: the beginning of a character.
     buffer: Box<[u8; REST + PIECE]>,
+    /// Bytes that were read and not given: the beginning of a character. They follow those that were given.
     carried: usize,
-    /// Bytes at the front that were given by the last call.
+    /// Bytes at the front of the buffer that the last call gave.
     given: usize,
 }
 
 impl Long {
-    /// A reader that begins at the line's beginning.
+    /// A reader of the line.
     pub(crate) fn text(&self, log: &Arc<OutputLog>) -> LongText {
-        let mut records = Records::new(Arc::clone(log), self.bound, self.place);
-        // A line that is not much too long to be held is read at once.
+        let mut records = Records::new(Arc::clone(log), self.bound, self.position);
+        // A line shorter than a chunk takes no more memory than its length.
         let length = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(CHUNK);
         records.limit_chunk(CHUNK.min(length.saturating_add(2 * HEADER)));
         let at = self.bytes.start;
         LongText { long: self.clone(), records, at, buffer: Box::new([0; REST + PIECE]), carried: 0, given: 0 }
     }
 
-    /// The whole of it in memory, as far as it can still be read, and how many bytes are lost.
+    /// The line in memory, as far as it is kept, and how many bytes of it are lost.
     pub(super) fn whole(&self, log: &Arc<OutputLog>) -> io::Result<(Line, u64)> {
         let (mut reader, mut text) = (self.text(log), String::new());
         let lost = loop {
@@ -91,7 +90,7 @@ impl Long {
 }
 
 impl LongText {
-    /// The line it reads.
+    /// The line that is read.
     pub(crate) fn long(&self) -> &Long {
         &self.long
     }
@@ -107,7 +106,7 @@ impl LongText {
         while filled < self.buffer.len() && self.at < self.long.bytes.end {
             match self.read(filled) {
                 Ok(Some(read)) => filled += read,
-                // What was read is given first.
+                // What was read is given before the loss or the error is.
                 Ok(None) | Err(_) if filled > self.carried => break,
                 Err(error) => return Err(error),
                 Ok(None) => return Ok(Text::Lost(self.long.end.saturating_sub(self.at - self.carried as u64))),
@@ -123,7 +122,7 @@ impl LongText {
         Ok(Text::Piece(String::from_utf8_lossy(bytes.get(..self.given).unwrap_or_default())))
     }
 
-    /// Reads some of the line to this place of the buffer; none where it was dropped.
+    /// Reads bytes of the line into the buffer from index `to` on. Gives their number; none where they were dropped.
     fn read(&mut self, to: usize) -> io::Result<Option<usize>> {
         let stream = self.long.stream;
         loop {
@@ -148,7 +147,7 @@ impl LongText {
                     return Ok(Some(count));
                 }
                 Peek::Cut(_) => self.records.take_cut(),
-                Peek::Dropped(kept) if *kept.place.counts.get(stream) <= self.at => self.records.jump(kept.place),
+                Peek::Dropped(kept) if *kept.record.counts.get(stream) <= self.at => self.records.jump(kept.record),
                 Peek::Dropped(_) | Peek::AtEnd => return Ok(None),
                 Peek::Failed(error) => return Err(error),
             }
@@ -156,7 +155,7 @@ impl LongText {
     }
 }
 
-/// How many bytes at the end of `bytes` begin a UTF-8 character that may go on.
+/// How many bytes at the end of `bytes` are the beginning of a UTF-8 character.
 fn unfinished_character(bytes: &[u8]) -> usize {
     for back in 1..=REST.min(bytes.len()) {
         let tail = bytes.get(bytes.len() - back..).unwrap_or_default();

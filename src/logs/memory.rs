@@ -1,14 +1,14 @@
-//! Records in memory, packed: a header of its full size would take 16 times the memory of a record of one byte.
+//! Records in memory, packed: with headers of their full size, records of one byte would take 17 times the memory of their output.
 
-use super::record::{Header, Kind};
+use super::record::{Header, RecordKind};
 use crate::model::{Millis, Stream};
 
-/// Records, each as: payload length and kind in one number, time since the last one, payload. Numbers have seven bits a
-/// byte, the lowest first, and the highest bit where more follow.
+/// Packed records. Each is: the payload length and the kind in one number, the time since the record before it, the payload. A
+/// number has seven bits in each byte, the lowest first; the highest bit of a byte says that another byte follows.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     bytes: Vec<u8>,
-    /// Of the last record.
+    /// The time of the last record.
     time: Millis,
     /// Bytes of payload.
     output: usize,
@@ -17,12 +17,12 @@ pub(super) struct Packed {
 impl Packed {
     pub(super) fn push(&mut self, header: Header, payload: &[u8]) {
         let kind = match header.kind {
-            Kind::Output(Stream::Stdout) => 1,
-            Kind::Output(Stream::Stderr) => 2,
-            Kind::Cut => 3,
+            RecordKind::Output(Stream::Stdout) => 1,
+            RecordKind::Output(Stream::Stderr) => 2,
+            RecordKind::Cut => 3,
         };
         self.number(u64::from(header.len) << 2 | kind);
-        // Clocks are set back as well; that takes a few bytes more.
+        // Negative where the clock was set back: that takes ten bytes.
         self.number(header.time.wrapping_sub(self.time));
         self.bytes.extend_from_slice(payload);
         self.time = header.time;
@@ -42,18 +42,18 @@ impl Packed {
         self.output
     }
 
-    /// Bytes that it takes.
+    /// Bytes of memory that the records take.
     #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Nothing more is to come.
+    /// Gives back unused capacity: no record follows.
     pub(super) fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
     }
 
-    /// The records as they stand in a file.
+    /// The records as a file holds them.
     pub(super) fn unpacked(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let (mut rest, mut time) = (&self.bytes[..], 0);
@@ -66,14 +66,14 @@ impl Packed {
     }
 }
 
-/// The first record of `bytes`, and what is behind it. `time` is that of the one before it.
+/// The first record of `bytes`: its header, its payload, and the bytes after it. `time` is that of the record before it.
 fn first(bytes: &[u8], time: Millis) -> Option<(Header, &[u8], &[u8])> {
     let (word, bytes) = number(bytes)?;
     let (since, bytes) = number(bytes)?;
     let kind = match word & 3 {
-        1 => Kind::Output(Stream::Stdout),
-        2 => Kind::Output(Stream::Stderr),
-        _ => Kind::Cut,
+        1 => RecordKind::Output(Stream::Stdout),
+        2 => RecordKind::Output(Stream::Stderr),
+        _ => RecordKind::Cut,
     };
     let len = u32::try_from(word >> 2).ok()?;
     let (payload, rest) = bytes.split_at_checked(len as usize)?;
@@ -97,15 +97,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_come_out_as_they_went_in() {
-        let kinds = [Kind::Output(Stream::Stdout), Kind::Output(Stream::Stderr), Kind::Cut];
+    fn unpacked_records_are_those_that_were_packed() {
+        let kinds = [RecordKind::Output(Stream::Stdout), RecordKind::Output(Stream::Stderr), RecordKind::Cut];
         let times = [0, 1, 1, 1_773_950_228_855, 1_773_950_228_856, 5, u64::MAX, 0, 127, 255];
         let mut packed = Packed::default();
         let (mut expected, mut output) = (Vec::new(), 0);
         assert_eq!(packed.unpacked(), expected);
         for (i, time) in (0..1000).flat_map(|_| times).enumerate() {
             let kind = kinds[i % 3];
-            let payload = if kind == Kind::Cut { Vec::new() } else { vec![i as u8; [1, 2, 31, 32, 5000][i % 5]] };
+            let payload = if kind == RecordKind::Cut { Vec::new() } else { vec![i as u8; [1, 2, 31, 32, 5000][i % 5]] };
             let header = Header { kind, len: payload.len() as u32, time };
             packed.push(header, &payload);
             expected.extend_from_slice(&header.encode());
@@ -120,7 +120,7 @@ mod tests {
     fn a_record_of_one_byte_takes_three() {
         let mut packed = Packed::default();
         for _ in 0..1000 {
-            packed.push(Header { kind: Kind::Output(Stream::Stderr), len: 1, time: 1_773_950_228_855 }, b"x");
+            packed.push(Header { kind: RecordKind::Output(Stream::Stderr), len: 1, time: 1_773_950_228_855 }, b"x");
         }
         packed.shrink();
         assert!(packed.size() < 3010, "{}", packed.size());

@@ -7,30 +7,31 @@ pub(super) const HEADER: usize = 16;
 
 const MAGIC: [u8; 3] = *b"tlr";
 
-/// What a record says.
+/// What a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Bytes of this stream follow.
+pub(super) enum RecordKind {
+    /// The payload is output of this stream.
     Output(Stream),
-    /// The unfinished lines of both streams end here.
+    /// No payload. The unfinished lines of both streams end here.
     Cut,
 }
 
-/// What stands before the payload.
+/// The header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
-    pub(super) kind: Kind,
+    pub(super) kind: RecordKind,
     /// Bytes of payload.
     pub(super) len: u32,
+    /// When the payload was read, or the cut made.
     pub(super) time: Millis,
 }
 
 impl Header {
     pub(super) fn encode(self) -> [u8; HEADER] {
         let kind = match self.kind {
-            Kind::Output(Stream::Stdout) => 1,
-            Kind::Output(Stream::Stderr) => 2,
-            Kind::Cut => 3,
+            RecordKind::Output(Stream::Stdout) => 1,
+            RecordKind::Output(Stream::Stderr) => 2,
+            RecordKind::Cut => 3,
         };
         let [a, b, c] = MAGIC;
         let [l0, l1, l2, l3] = self.len.to_le_bytes();
@@ -38,7 +39,7 @@ impl Header {
         [a, b, c, kind, l0, l1, l2, l3, t0, t1, t2, t3, t4, t5, t6, t7]
     }
 
-    /// None for what is no header of ours.
+    /// None for bytes that are not a header.
     pub(super) fn decode(bytes: &[u8; HEADER]) -> Option<Header> {
         let [a, b, c, kind, l0, l1, l2, l3, t0, t1, t2, t3, t4, t5, t6, t7] = *bytes;
         if [a, b, c] != MAGIC {
@@ -46,16 +47,16 @@ impl Header {
         }
         let len = u32::from_le_bytes([l0, l1, l2, l3]);
         let kind = match kind {
-            1 => Kind::Output(Stream::Stdout),
-            2 => Kind::Output(Stream::Stderr),
-            3 if len == 0 => Kind::Cut,
+            1 => RecordKind::Output(Stream::Stdout),
+            2 => RecordKind::Output(Stream::Stderr),
+            3 if len == 0 => RecordKind::Cut,
             _ => return None,
         };
         Some(Header { kind, len, time: u64::from_le_bytes([t0, t1, t2, t3, t4, t5, t6, t7]) })
     }
 }
 
-/// One of something for each stream.
+/// One value for each stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct PerStream<T> {
     pub(super) out: T,
@@ -78,19 +79,19 @@ impl<T> PerStream<T> {
     }
 }
 
-/// Where a log goes on after a part that was dropped.
+/// Where a log goes on after a part of it that was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
-    /// The first record that is kept.
-    pub(super) place: Place,
-    /// Bytes of each stream before its first line from there on: the rest of a line that lost its beginning was dropped
-    /// with it. Only where no line begins any more (one is longer than all that is kept) it is what is left of that one.
+    /// The start of the first record that is kept.
+    pub(super) record: LogPosition,
+    /// Bytes of each stream before the first line that begins from there on: the rest of a line that lost its beginning is not
+    /// shown. Where no line begins any more, because one is longer than all that is kept, the rest of that line is shown.
     pub(super) lines: PerStream<u64>,
 }
 
-/// A place between two records, with what stands before it in all of the log, dropped parts included.
+/// A position between two records of a log. It counts everything that has been written before it, dropped parts included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct LogPosition {
     /// Bytes of records, headers included.
     pub(super) at: u64,
     /// Bytes of output.
@@ -99,17 +100,33 @@ pub(super) struct Place {
     pub(super) cuts: u64,
 }
 
-impl Place {
-    /// The place after the record with this header.
-    pub(super) fn after(mut self, header: Header) -> Place {
+impl LogPosition {
+    /// The position after the record with this header.
+    pub(super) fn after(mut self, header: Header) -> LogPosition {
         let len = u64::from(header.len);
         self.at += HEADER as u64 + len;
         match header.kind {
-            Kind::Output(stream) => *self.counts.get_mut(stream) += len,
-            Kind::Cut => self.cuts += 1,
+            RecordKind::Output(stream) => *self.counts.get_mut(stream) += len,
+            RecordKind::Cut => self.cuts += 1,
         }
         self
     }
+}
+
+/// The unfinished line of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OpenLine {
+    /// The start of the record with the first byte of the line.
+    pub(super) record: LogPosition,
+    /// Bytes of the stream before the line.
+    pub(super) from: u64,
+}
+
+/// The end of a log, as of one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Snapshot {
+    pub(super) end: LogPosition,
+    pub(super) open: PerStream<Option<OpenLine>>,
 }
 
 #[cfg(test)]
@@ -117,9 +134,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_survive_the_trip_and_nothing_else_does() {
-        for kind in [Kind::Output(Stream::Stdout), Kind::Output(Stream::Stderr), Kind::Cut] {
-            let len = if kind == Kind::Cut { 0 } else { 0xDEAD_BEEF };
+    fn a_header_is_decoded_as_it_was_encoded_and_other_bytes_are_refused() {
+        for kind in [RecordKind::Output(Stream::Stdout), RecordKind::Output(Stream::Stderr), RecordKind::Cut] {
+            let len = if kind == RecordKind::Cut { 0 } else { 0xDEAD_BEEF };
             let header = Header { kind, len, time: 0x0123_4567_89AB_CDEF };
             let bytes = header.encode();
             assert_eq!(Header::decode(&bytes), Some(header));

@@ -1,59 +1,59 @@
-//! Walks the records of a log from a position of its own, in chunks, and copes with what is dropped meanwhile.
+//! Reads the records of a log in chunks, from a position of its own, and finds what retention has dropped.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::log::{Bound, OutputLog};
-use super::record::{HEADER, Header, Kept, Kind, PerStream, Place};
+use super::record::{HEADER, Header, Kept, LogPosition, PerStream, RecordKind};
 use crate::logs::segments::{Located, Source};
 use crate::model::{Millis, Stream};
 
-/// What is at the position of a [`Records`].
+/// What [`Records::peek`] finds at the position.
 #[derive(Debug)]
 pub(super) enum Peek {
-    /// Bytes of output: [`Records::payload`].
+    /// Output of this stream, read at this time: see [`Records::payload`].
     Output(Stream, Millis),
-    /// The unfinished lines end here.
+    /// A cut, made at this time: the unfinished lines end here.
     Cut(Millis),
-    /// It was dropped; the log goes on there.
+    /// The record was dropped; the log goes on there.
     Dropped(Kept),
-    /// The bound.
+    /// The position is the bound.
     AtEnd,
-    /// It cannot be read now (no descriptor or memory left), but later perhaps.
+    /// The log cannot be read now, for want of descriptors or memory, but perhaps later.
     Failed(io::Error),
 }
 
-/// A position in a log, and the bytes from there on that were read already.
+/// A position in a log, and bytes from there on that have been read.
 pub(super) struct Records {
     pub(super) log: Arc<OutputLog>,
     pub(super) bound: Bound,
     /// The start of the record that the position is in, or of the next one.
-    place: Place,
+    position: LogPosition,
     /// Bytes of records before the position.
     at: u64,
     /// Bytes of output before the position.
     counts: PerStream<u64>,
-    /// The record that the position is in, and the bytes that are left of it; more than none.
+    /// The record that the position is in: stream, time, and the bytes of it from the position on, more than 0.
     record: Option<(Stream, Millis, usize)>,
     chunk: Vec<u8>,
-    /// Of `chunk`.
+    /// Bytes of `chunk` before the position.
     used: usize,
     segment: u64,
     segment_end: u64,
-    /// What is read at once, in bytes.
+    /// Bytes that are read at once, at most.
     most: usize,
 }
 
 impl Records {
-    pub(super) fn new(log: Arc<OutputLog>, bound: Bound, place: Place) -> Records {
+    pub(super) fn new(log: Arc<OutputLog>, bound: Bound, position: LogPosition) -> Records {
         Records {
             most: log.disk().chunk,
             log,
             bound,
-            place,
-            at: place.at,
-            counts: place.counts,
+            position,
+            at: position.at,
+            counts: position.counts,
             record: None,
             chunk: Vec::new(),
             used: 0,
@@ -62,13 +62,13 @@ impl Records {
         }
     }
 
-    /// Reads no more than this at once.
+    /// Limits the bytes that are read at once.
     pub(super) fn limit_chunk(&mut self, most: usize) {
         self.most = self.most.min(most);
     }
 
-    pub(super) fn place(&self) -> Place {
-        self.place
+    pub(super) fn position(&self) -> LogPosition {
+        self.position
     }
 
     pub(super) fn at(&self) -> u64 {
@@ -89,8 +89,8 @@ impl Records {
             } else if let Some(header) = self.chunk.get(self.used..).and_then(|rest| rest.first_chunk::<HEADER>()) {
                 match Header::decode(header) {
                     Some(header) if self.fits(header) => match header.kind {
-                        Kind::Cut => return Peek::Cut(header.time),
-                        Kind::Output(stream) => self.begin(stream, header),
+                        RecordKind::Cut => return Peek::Cut(header.time),
+                        RecordKind::Output(stream) => self.begin(stream, header),
                     },
                     _ => self.damaged(),
                 }
@@ -103,7 +103,7 @@ impl Records {
     }
 
     fn fits(&self, header: Header) -> bool {
-        self.place.after(header).at <= self.segment_end
+        self.position.after(header).at <= self.segment_end
     }
 
     fn begin(&mut self, stream: Stream, header: Header) {
@@ -117,22 +117,22 @@ impl Records {
         self.at += n as u64;
     }
 
-    /// The next record begins where this one is used up.
+    /// Goes to the next record at the end of this one.
     fn settle(&mut self) {
         if let Some((_, _, 0)) = self.record {
             self.record = None;
-            self.place = Place { at: self.at, counts: self.counts, ..self.place };
+            self.position = LogPosition { at: self.at, counts: self.counts, ..self.position };
         }
     }
 
-    /// What was read of the record that the position is in.
+    /// The bytes from the position on that have been read of the record that it is in.
     pub(super) fn payload(&self) -> &[u8] {
         let Some((_, _, left)) = self.record else { return &[] };
         let rest = self.chunk.get(self.used..).unwrap_or_default();
         rest.get(..left).unwrap_or(rest)
     }
 
-    /// Takes `n` bytes of the payload.
+    /// Moves the position by `n` bytes of the payload.
     pub(super) fn take(&mut self, n: usize) {
         if let Some((stream, _, left)) = &mut self.record {
             *left = left.saturating_sub(n);
@@ -142,26 +142,26 @@ impl Records {
         }
     }
 
-    /// Goes to the next record, without reading what is left of this one.
+    /// Moves the position to the next record.
     pub(super) fn skip_record(&mut self) {
         if let Some((_, _, left)) = self.record {
             self.take(left);
         }
     }
 
-    /// Takes the cut record.
+    /// Moves the position over a cut.
     pub(super) fn take_cut(&mut self) {
         self.step(HEADER);
-        self.place = Place { at: self.at, counts: self.counts, cuts: self.place.cuts + 1 };
+        self.position = LogPosition { at: self.at, counts: self.counts, cuts: self.position.cuts + 1 };
     }
 
-    /// Goes on at `place`.
-    pub(super) fn jump(&mut self, place: Place) {
-        (self.place, self.at, self.counts, self.record) = (place, place.at, place.counts, None);
+    /// Moves the position.
+    pub(super) fn jump(&mut self, position: LogPosition) {
+        (self.position, self.at, self.counts, self.record) = (position, position.at, position.counts, None);
         self.release();
     }
 
-    /// Gives back the memory of what was read.
+    /// Gives back the memory of what has been read.
     pub(super) fn release(&mut self) {
         (self.chunk, self.used) = (Vec::new(), 0);
     }
@@ -172,7 +172,7 @@ impl Records {
         self.used = 0;
     }
 
-    /// Reads on from the position. None when there is something to look at, or to look again.
+    /// Reads from the position on. None where `peek` has to look again.
     fn refill(&mut self) -> Option<Peek> {
         self.used = 0;
         let located = self.log.locate(self.at, self.bound, self.most);
@@ -210,7 +210,7 @@ impl Records {
                 }
             }
         }
-        // Not even a header, or nothing at all: not what was written there.
+        // Less than a header: the file is not what was written.
         if self.chunk.is_empty() || (self.record.is_none() && self.chunk.len() < HEADER) {
             self.damaged();
         }
@@ -218,7 +218,7 @@ impl Records {
     }
 }
 
-/// The file may be all right.
+/// Whether a later try may succeed: the error says nothing about the file.
 fn is_passing(error: &io::Error) -> bool {
     error.kind() == ErrorKind::OutOfMemory
         || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::EINTR))

@@ -1,8 +1,8 @@
-//! A segment whose file was removed, or moved away with its directory, while it was being written.
+//! Keeps a segment whose file was removed, or moved away with its directory, while it was being written.
 //!
-//! What is in it can still be read through the descriptor, and is copied into a new file of the same name: so a log outlives
-//! the removal of its directory. Where no file can be made, a short segment is kept in memory, a longer one is lost. So is
-//! one of more than 4 MiB, because the copy is made by a thread that others wait for.
+//! The bytes can still be read through the descriptor, and are copied into a new file of the same name: so a log outlives the
+//! removal of its directory. Where no file can be made, a segment of up to 64 KiB is kept in memory, and a longer one is lost. A
+//! segment of more than 4 MiB is lost in any case: the copy is made by the thread that writes all logs.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -12,71 +12,78 @@ use std::sync::atomic::Ordering;
 
 use super::memory::Packed;
 use super::record::{HEADER, Header};
-use super::segment::{Body, Segment};
-use crate::logs::segments::{Chain, Home, MEMORY_SEGMENT_UNPACKED, create};
+use super::segments::{MEMORY_SEGMENT_UNPACKED, Newest};
+use super::writer::{LogContext, Writer, close_active, set_active};
 
 /// The longest segment that is copied, in bytes.
 const LONGEST: u64 = 4 << 20;
 /// Bytes that are copied at once.
 const BUFFER: usize = 64 << 10;
 
-impl Chain {
-    /// Rescues the newest segment if its file has no name any more. Asked before each write, so it has to be quick.
+impl Writer {
+    /// Rescues the newest segment if its file has no name any more. Called before each write, so it makes one system call.
     ///
     /// # Errors
     /// When no new file can be made.
-    pub(super) fn rescue_removed(&mut self, home: Home<'_>) -> io::Result<()> {
-        match &self.file {
-            Some(file) if file.metadata().is_ok_and(|meta| meta.nlink() == 0) => self.rescue(home),
+    pub(super) fn rescue_removed(&self, log: LogContext<'_>) -> io::Result<()> {
+        match log.state.with(|contents| contents.segments.active()) {
+            Some(file) if file.metadata().is_ok_and(|meta| meta.nlink() == 0) => rescue(log, &file),
             _ => Ok(()),
         }
     }
 
-    /// Rescues it if its file is not where it will be looked for once it is closed.
+    /// Rescues the newest segment if its file will not be found under its name once it is closed.
     ///
     /// # Errors
     /// When no new file can be made.
-    pub(super) fn rescue_unreachable(&mut self, home: Home<'_>) -> io::Result<()> {
-        let (Some(file), Some(segment)) = (&self.file, self.segments.back()) else { return Ok(()) };
-        let (Ok(open), there) = (file.metadata(), fs::symlink_metadata(home.disk.path(home.unit, segment.number)))
-        else {
-            return Ok(());
-        };
-        match there {
-            Ok(there) if (there.dev(), there.ino()) == (open.dev(), open.ino()) => Ok(()),
+    pub(super) fn rescue_unreachable(&self, log: LogContext<'_>) -> io::Result<()> {
+        let (newest, active) = log.state.with(|contents| (contents.segments.newest(), contents.segments.active()));
+        let (Some(file), Some(segment)) = (active, newest) else { return Ok(()) };
+        let path = log.disk.path(log.state.unit, segment.number);
+        let (Ok(open), named) = (file.metadata(), fs::symlink_metadata(path)) else { return Ok(()) };
+        match named {
+            Ok(named) if (named.dev(), named.ino()) == (open.dev(), open.ino()) => Ok(()),
             Err(error) if error.kind() != ErrorKind::NotFound && error.kind() != ErrorKind::NotADirectory => Ok(()),
-            _ => self.rescue(home),
+            _ => rescue(log, &file),
         }
     }
+}
 
-    fn rescue(&mut self, home: Home<'_>) -> io::Result<()> {
-        let Some(old) = self.file.take() else { return Ok(()) };
-        home.truncated.store(true, Ordering::Relaxed);
-        let Some(Segment { number, len, body: Body::File, .. }) = self.segments.back() else { return Ok(()) };
-        let (number, len) = (*number, *len);
-        let newest = self.segments.len() - 1;
-        if len > LONGEST {
-            self.remove(home, newest);
-            return Ok(());
+fn rescue(log: LogContext<'_>, old: &File) -> io::Result<()> {
+    log.state.truncated.store(true, Ordering::Relaxed);
+    let newest = log.state.with(|contents| contents.segments.newest());
+    let Some(Newest { number, len, is_file: true }) = newest else {
+        close_active(log);
+        return Ok(());
+    };
+    let unit = log.state.unit;
+    if len > LONGEST {
+        discard(log, number);
+        return Ok(());
+    }
+    match log.disk.create(unit, number).and_then(|new| copy(old, &new, len).map(|()| new)) {
+        Ok(new) => {
+            set_active(log, number, &Arc::new(new));
+            Ok(())
         }
-        match create(home, number).and_then(|new| copy(&old, &new, len).map(|()| new)) {
-            Ok(new) => {
-                self.file = Some(Arc::new(new));
-                Ok(())
+        Err(error) => {
+            log.disk.remove(unit, number);
+            let kept = packed(old, len)
+                .is_some_and(|packed| log.state.with(|contents| contents.segments.file_to_memory(number, packed)));
+            if kept {
+                log.disk.used.fetch_sub(len, Ordering::Relaxed);
+                close_active(log);
+            } else {
+                discard(log, number);
             }
-            Err(error) => {
-                let _ = fs::remove_file(home.disk.path(home.unit, number));
-                match self.segments.back_mut().zip(packed(&old, len)) {
-                    Some((segment, packed)) => {
-                        segment.body = Body::Memory(packed);
-                        self.used = self.used.saturating_sub(len);
-                        home.disk.used.fetch_sub(len, Ordering::Relaxed);
-                    }
-                    None => self.remove(home, newest),
-                }
-                Err(error)
-            }
+            Err(error)
         }
+    }
+}
+
+fn discard(log: LogContext<'_>, number: u64) {
+    if let Some(removed) = log.state.with(|contents| contents.segments.remove(number)) {
+        log.state.discard(log.disk, removed);
     }
 }
 
@@ -93,7 +100,7 @@ fn copy(from: &File, mut to: &File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of a segment that is no longer than one in memory may be.
+/// The records of a segment that is not longer than one in memory may be.
 fn packed(file: &File, len: u64) -> Option<Packed> {
     let len = usize::try_from(len).ok().filter(|len| *len as u64 <= MEMORY_SEGMENT_UNPACKED)?;
     let mut bytes = vec![0; len];

@@ -1,17 +1,18 @@
-//! What goes when the logs of all units are over their total (section 7). Only the decision: nothing is deleted here.
+//! Decides which segments are dropped when all logs together exceed their bound (docs/api.md, Limits). Pure: nothing is deleted
+//! here.
 //!
-//! Ended units go first, the one that ended first first; then the largest live log gives its oldest segments.
+//! Ended units lose their oldest segments first, in the order in which they ended; then the largest log of a live unit does.
 
 use std::collections::BinaryHeap;
 
 use crate::model::UnitId;
 
-/// What one log keeps on disk.
+/// What one log has on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
-    /// Whose log.
+    /// The unit of the log.
     pub unit: UnitId,
-    /// Where it stands in the order in which units ended; None while it lives.
+    /// The rank of the unit's end among all ends; None while the unit lives.
     pub ended: Option<u64>,
     /// The sizes of its segments, in bytes, oldest first.
     pub segments: Vec<u64>,
@@ -23,11 +24,11 @@ impl Holding {
     }
 }
 
-/// Which logs give how many of their oldest segments, so that at least `excess` bytes are freed, or all there is.
+/// How many of its oldest segments each log loses, so that at least `excess` bytes are freed, or all bytes where there are fewer.
 pub fn to_drop(mut logs: Vec<Holding>, excess: u64) -> Vec<(UnitId, usize)> {
     let mut plan = Vec::new();
     let mut freed = 0;
-    // None sorts first, and would have to be last.
+    // Ended units first: None sorts before Some.
     logs.sort_by_key(|log| (log.ended.is_none(), log.ended, log.unit));
     let live = logs.partition_point(|log| log.ended.is_some());
     for log in logs.iter().take(live) {
@@ -43,7 +44,7 @@ pub fn to_drop(mut logs: Vec<Holding>, excess: u64) -> Vec<(UnitId, usize)> {
             plan.push((log.unit, count));
         }
     }
-    // The largest first; among equals the oldest unit.
+    // The largest log first; among equals that of the oldest unit.
     let mut heap: BinaryHeap<_> =
         logs.iter().skip(live).map(|log| (log.bytes(), std::cmp::Reverse(log.unit), 0, &log.segments)).collect();
     while freed < excess
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn ended_first_in_their_order_then_the_largest() {
+    fn ended_units_lose_segments_first_in_their_order_then_the_largest_log() {
         let logs = [
             log(1, None, &[10, 10, 5]),
             log(2, Some(7), &[4, 4]),
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!(plan(&logs, 1000), [(1, 3), (2, 2), (3, 1), (4, 3)].into());
     }
 
-    /// One segment at a time, by the two sentences of the module.
+    /// Drops one segment at a time, as the module's documentation says.
     fn model(mut logs: Vec<Holding>, excess: u64) -> BTreeMap<u64, usize> {
         let mut plan = BTreeMap::new();
         let mut freed = 0;
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_dropping_one_at_a_time() {
+    fn the_plan_is_that_of_dropping_one_segment_at_a_time() {
         // Every combination of three logs with up to two segments of three sizes, live or ended in either order.
         let mut shapes = vec![vec![]];
         for a in 1..=3 {

@@ -1,98 +1,116 @@
-//! The segments of one log: appending, dropping, and finding a place. Everything here is under the log's lock.
+//! The segments of one log, as far as they are in memory: where each begins, how long it is, and what it holds.
 //!
-//! A failed write loses nothing that was written before: readers look only at what is counted here, and the record
-//! that failed goes to memory. Memory keeps the last 64 KiB of output, and becomes files as soon as the disk allows.
+//! All of this is under the log's lock and touches no file: the writer makes a file, writes to it or removes it without the lock,
+//! and publishes the result here. So no reader waits for the disk because the writer does.
 
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use memchr::{memchr, memrchr};
 
-use crate::logs::memory::Packed;
-use crate::logs::record::{HEADER, Header, Kept, Kind, PerStream, Place};
-use crate::logs::segment::{Body, Segment, take_back, write_record};
-use crate::logs::store::Disk;
-use crate::model::{Millis, Stream, UnitId};
+use super::memory::Packed;
+use super::record::{HEADER, Header, Kept, LogPosition, OpenLine, PerStream, RecordKind, Snapshot};
+use super::segment::{Segment, Storage};
+use crate::model::Stream;
 
-/// Output kept in memory while the disk is full, in bytes of whole lines; and how much (with headers) has to pass before
-/// the disk is tried again.
-const MEMORY: u64 = 64 * 1024;
-/// The same with what is left of a torn line.
+/// Output kept in memory while the disk fails, in bytes of whole lines; and how many bytes (with headers) have to pass before the
+/// disk is tried again.
+pub(super) const MEMORY: u64 = 64 * 1024;
+/// The same where the last line alone is longer.
 const MEMORY_AT_MOST: u64 = 2 * MEMORY;
 /// Output of a segment in memory, in bytes.
 const MEMORY_SEGMENT: usize = 8 * 1024;
 /// The most that a segment in memory has with headers, in bytes.
 pub(super) const MEMORY_SEGMENT_UNPACKED: u64 = 64 * 1024;
 
-/// What a chain needs to know of its surroundings.
-#[derive(Clone, Copy)]
-pub(super) struct Home<'a> {
-    pub(super) disk: &'a Disk,
-    pub(super) unit: UnitId,
-    pub(super) truncated: &'a AtomicBool,
-}
-
-/// The unfinished line of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Open {
-    /// The record with its first byte.
-    pub(super) place: Place,
-    /// Bytes of the stream before its first.
-    pub(super) from: u64,
-}
-
-/// Where a log ends, as of one moment.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Snapshot {
-    pub(super) end: Place,
-    pub(super) open: PerStream<Option<Open>>,
-}
-
-/// What there is at a position.
+/// What a log has at a position.
 pub(super) enum Located {
-    /// Nothing yet.
+    /// The position is the bound of the reader.
     AtEnd,
-    /// It was dropped; the log goes on there.
+    /// The record at the position was dropped; the log goes on there.
     Dropped(Kept),
-    /// So many bytes, up to the end of the segment or of the log or of what was asked for.
+    /// `len` bytes, up to the end of the segment, of the log, or of what was asked for.
     Here { number: u64, segment_end: u64, offset: u64, len: u64, source: Source },
 }
 
-/// Where to read.
+/// Where the bytes of a segment are read from.
 pub(super) enum Source {
-    /// The file that is being appended to.
+    /// The open file of the segment that is being written.
     Active(Arc<File>),
-    /// A file to be opened.
+    /// The file of the segment, to be opened.
     Closed,
     /// These bytes.
     Memory(Vec<u8>),
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Chain {
-    pub(super) segments: VecDeque<Segment>,
-    /// Of the newest segment, while it is open for appending.
-    pub(super) file: Option<Arc<File>>,
-    next_number: u64,
-    /// Of all its files, in bytes.
-    pub(super) used: u64,
-    snapshot: Snapshot,
-    last_time: Millis,
-    /// The disk has failed: bytes that passed since it was tried last, with headers.
-    failing: Option<u64>,
+/// The newest segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newest {
+    pub(super) number: u64,
+    pub(super) len: u64,
+    pub(super) is_file: bool,
 }
 
-impl Chain {
+/// A segment that has been taken out. To be dropped without the lock: closing a file can block.
+#[derive(Debug)]
+#[must_use = "its file is still there"]
+pub(super) struct Removed {
+    /// The number of its file, if it had one.
+    pub(super) file: Option<u64>,
+    /// Bytes of that file.
+    pub(super) len: u64,
+    /// Its descriptor, where it was being written.
+    pub(super) active: Option<Arc<File>>,
+}
+
+/// The segments of one log, oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Segments {
+    segments: VecDeque<Segment>,
+    /// The file of the newest segment, while it is open for appending.
+    active: Option<Arc<File>>,
+    /// Bytes of all segments that are files.
+    used: u64,
+    snapshot: Snapshot,
+}
+
+impl Segments {
     pub(super) fn snapshot(&self) -> Snapshot {
         self.snapshot
     }
 
-    pub(super) fn last_time(&self) -> Millis {
-        self.last_time
+    pub(super) fn used(&self) -> u64 {
+        self.used
+    }
+
+    pub(super) fn newest(&self) -> Option<Newest> {
+        let segment = self.segments.back()?;
+        Some(Newest { number: segment.number, len: segment.len, is_file: segment.is_file() })
+    }
+
+    pub(super) fn active(&self) -> Option<Arc<File>> {
+        self.active.clone()
+    }
+
+    /// Sets or takes away the open file of the newest segment. Gives the old one, to be dropped without the lock.
+    pub(super) fn set_active(&mut self, file: Option<Arc<File>>) -> Option<Arc<File>> {
+        std::mem::replace(&mut self.active, file)
+    }
+
+    /// Whether a cut would write a record.
+    pub(super) fn has_open_line(&self) -> bool {
+        self.snapshot.open != PerStream::default()
+    }
+
+    /// Whether the log can end here without a record.
+    pub(super) fn is_at_rest(&self) -> bool {
+        !self.has_open_line() && self.is_on_disk()
+    }
+
+    /// Whether no segment is in memory because the disk fails.
+    pub(super) fn is_on_disk(&self) -> bool {
+        self.newest().is_none_or(|newest| newest.is_file)
     }
 
     /// The sizes of its files in bytes, oldest first.
@@ -100,139 +118,105 @@ impl Chain {
         self.segments.iter().filter(|segment| segment.is_file()).map(|segment| segment.len).collect()
     }
 
-    pub(super) fn append(&mut self, home: Home<'_>, time: Millis, stream: Stream, bytes: &[u8]) {
-        let Ok(len) = u32::try_from(bytes.len()) else { return };
-        self.write(home, Header { kind: Kind::Output(stream), len, time }, bytes);
+    /// The number of the oldest segment that is a file.
+    pub(super) fn oldest_file(&self) -> Option<u64> {
+        self.segments.iter().find(|segment| segment.is_file()).map(|segment| segment.number)
     }
 
-    /// Ends the unfinished lines, if there are any.
-    pub(super) fn cut(&mut self, home: Home<'_>, time: Millis) {
-        if self.snapshot.open != PerStream::default() {
-            self.write(home, Header { kind: Kind::Cut, len: 0, time }, &[]);
-        }
+    /// Takes out everything. Gives the numbers of all files, the open file, and the bytes of all files.
+    pub(super) fn clear(&mut self) -> (Vec<u64>, Option<Arc<File>>, u64) {
+        let files = self.segments.drain(..).filter(|segment| segment.is_file());
+        let numbers = files.map(|segment| segment.number).collect();
+        (numbers, self.active.take(), std::mem::take(&mut self.used))
     }
 
-    fn write(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) {
-        self.last_time = header.time;
-        if self.failing.is_some_and(|passed| passed >= MEMORY) {
-            self.retry(home);
-        }
-        if self.failing.is_none() {
-            let Err(error) = self.write_file(home, header, bytes) else { return };
-            self.fail(home, &error);
-        }
-        self.write_memory(home, header, bytes);
+    /// A new segment whose file has just been made.
+    pub(super) fn push_file(&mut self, number: u64, file: Arc<File>) -> Option<Arc<File>> {
+        self.segments.push_back(Segment::new(number, self.snapshot, Storage::File));
+        self.set_active(Some(file))
     }
 
-    /// From now on output goes to memory.
-    fn fail(&mut self, home: Home<'_>, error: &io::Error) {
-        self.file = None;
-        if self.failing.replace(0).is_none() {
-            home.truncated.store(true, Ordering::Relaxed);
-            log::warn!("the log of unit {} is kept in memory: {error}", home.unit);
+    /// A record has been written to the file of segment `number`. Where that segment was dropped meanwhile, the record is lost
+    /// with it; false then.
+    pub(super) fn written(&mut self, number: u64, header: Header, bytes: &[u8], index_every: u64) -> bool {
+        let is_kept = self.segments.back().is_some_and(|newest| newest.number == number);
+        if is_kept {
+            self.used += (HEADER + bytes.len()) as u64;
         }
+        self.advance(is_kept, header, bytes, index_every);
+        is_kept
     }
 
-    fn write_file(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) -> io::Result<()> {
-        let need = (HEADER + bytes.len()) as u64;
-        while self.used + need > home.disk.per_unit && self.drop_oldest(home) {}
-        let file = self.writable(home, need)?;
-        let Some(segment) = self.segments.back_mut() else { return Err(io::ErrorKind::NotFound.into()) };
-        if let Err(error) = write_record(&file, &header.encode(), bytes) {
-            let len = segment.len;
-            if len == 0 {
-                let number = segment.number;
-                self.segments.pop_back();
-                let _ = fs::remove_file(home.disk.path(home.unit, number));
-            } else {
-                let _ = take_back(&file, len);
-            }
-            return Err(error);
+    /// Counts a record at the end of the log, which is in the newest segment if `is_kept`.
+    fn advance(&mut self, is_kept: bool, header: Header, bytes: &[u8], index_every: u64) {
+        let Snapshot { end, open } = &mut self.snapshot;
+        let mut segment = if is_kept { self.segments.back_mut() } else { None };
+        if let Some(segment) = &mut segment {
+            segment.note(*end, index_every);
+            segment.len += (HEADER + bytes.len()) as u64;
         }
-        self.used += need;
-        home.disk.used.fetch_add(need, Ordering::Relaxed);
-        self.advance(home, header, bytes);
-        Ok(())
-    }
-
-    /// The record is at the end of the newest segment.
-    fn advance(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) {
-        let Some(segment) = self.segments.back_mut() else { return };
-        let Snapshot { end: place, open } = &mut self.snapshot;
-        segment.note(*place, home.disk.index_every);
-        segment.len += (HEADER + bytes.len()) as u64;
         match header.kind {
-            Kind::Output(stream) => {
-                let before = *place.counts.get(stream);
+            RecordKind::Output(stream) => {
+                let before = *end.counts.get(stream);
                 let after = |newline: usize| before + newline as u64 + 1;
                 let open = open.get_mut(stream);
                 match memrchr(b'\n', bytes) {
                     Some(last) => {
                         let unfinished = last + 1 < bytes.len();
-                        *open = unfinished.then_some(Open { place: *place, from: after(last) });
-                        // Once in a segment: the writer looks at no byte twice for this.
-                        let whole = segment.whole.get_mut(stream);
-                        *whole = whole.or_else(|| memchr(b'\n', bytes).map(after));
+                        *open = unfinished.then_some(OpenLine { record: *end, from: after(last) });
+                        if let Some(segment) = segment {
+                            // Once in a segment: the writer looks at no byte twice for this.
+                            let first_line = segment.first_line.get_mut(stream);
+                            *first_line = first_line.or_else(|| memchr(b'\n', bytes).map(after));
+                        }
                     }
-                    None => *open = open.or(Some(Open { place: *place, from: before })),
+                    None => *open = open.or(Some(OpenLine { record: *end, from: before })),
                 }
             }
-            Kind::Cut => {
+            RecordKind::Cut => {
                 *open = PerStream::default();
-                for stream in [Stream::Stdout, Stream::Stderr] {
-                    segment.whole.get_mut(stream).get_or_insert(*place.counts.get(stream));
+                if let Some(segment) = segment {
+                    for stream in [Stream::Stdout, Stream::Stderr] {
+                        segment.first_line.get_mut(stream).get_or_insert(*end.counts.get(stream));
+                    }
                 }
             }
         }
-        *place = place.after(header);
+        *end = end.after(header);
     }
 
-    /// The file to append `need` bytes to: that of the newest segment, or a new one.
-    fn writable(&mut self, home: Home<'_>, need: u64) -> io::Result<Arc<File>> {
-        self.rescue_removed(home)?;
-        if let Some(segment) = self.segments.back()
-            && segment.is_file()
-            && segment.len + need <= home.disk.segment
-        {
-            if let Some(file) = &self.file {
-                return Ok(Arc::clone(file));
-            }
-            if let Ok(file) = reopen(home, segment) {
-                return Ok(Arc::clone(self.file.insert(Arc::new(file))));
-            }
-        }
-        let number = self.next_number;
-        let file = Arc::new(create(home, number)?);
-        self.next_number += 1;
-        self.segments.push_back(Segment::new(number, self.snapshot, Body::File));
-        self.file = Some(Arc::clone(&file));
-        Ok(file)
-    }
-
-    fn write_memory(&mut self, home: Home<'_>, header: Header, bytes: &[u8]) {
-        self.failing = self.failing.map(|passed| passed + (HEADER + bytes.len()) as u64);
-        let most = MEMORY_SEGMENT_UNPACKED.min(home.disk.segment);
+    /// Appends a record in memory. New segments get their numbers from `next_number`.
+    pub(super) fn append_in_memory(
+        &mut self,
+        next_number: &mut u64,
+        header: Header,
+        bytes: &[u8],
+        segment_size: u64,
+        index_every: u64,
+    ) {
+        let most = MEMORY_SEGMENT_UNPACKED.min(segment_size);
         let longest = MEMORY_SEGMENT.min((most as usize).saturating_sub(HEADER));
         let mut rest = bytes;
         loop {
             let (piece, more) = rest.split_at(rest.len().min(longest));
             let size = (HEADER + piece.len()) as u64;
             let fits = |segment: &Segment| {
-                matches!(&segment.body, Body::Memory(packed) if packed.output() + piece.len() <= MEMORY_SEGMENT)
+                matches!(&segment.storage, Storage::Memory(packed) if packed.output() + piece.len() <= MEMORY_SEGMENT)
                     && segment.len + size <= most
             };
             if !self.segments.back().is_some_and(fits) {
-                if let Some(Segment { body: Body::Memory(packed), .. }) = self.segments.back_mut() {
+                if let Some(Segment { storage: Storage::Memory(packed), .. }) = self.segments.back_mut() {
                     packed.shrink();
                 }
-                self.segments.push_back(Segment::new(self.next_number, self.snapshot, Body::Memory(Packed::default())));
-                self.next_number += 1;
+                let memory = Storage::Memory(Packed::default());
+                self.segments.push_back(Segment::new(*next_number, self.snapshot, memory));
+                *next_number += 1;
             }
             let header = Header { len: piece.len() as u32, ..header };
-            if let Some(Segment { body: Body::Memory(packed), .. }) = self.segments.back_mut() {
+            if let Some(Segment { storage: Storage::Memory(packed), .. }) = self.segments.back_mut() {
                 packed.push(header, piece);
             }
-            self.advance(home, header, piece);
+            self.advance(true, header, piece, index_every);
             self.bound_memory();
             rest = more;
             if rest.is_empty() {
@@ -241,7 +225,7 @@ impl Chain {
         }
     }
 
-    /// Lets the oldest segments in memory go that the last 64 KiB of whole lines do not need.
+    /// Drops the oldest segments in memory that the last 64 KiB of whole lines do not need.
     fn bound_memory(&mut self) {
         let end = self.snapshot.end;
         let after = |counts: PerStream<u64>| {
@@ -260,102 +244,71 @@ impl Chain {
         }
     }
 
-    /// Tries to bring what is in memory to the disk.
-    pub(super) fn retry(&mut self, home: Home<'_>) {
-        if self.failing.is_none() {
-            return;
-        }
-        self.failing = Some(0);
-        while let Some(first) = self.segments.iter().position(|segment| !segment.is_file()) {
-            let Some(Segment { number, len, body: Body::Memory(packed), .. }) = self.segments.get(first) else {
-                return;
-            };
-            let (number, len) = (*number, *len);
-            let written = create(home, number).and_then(|file| (&file).write_all(&packed.unpacked()).map(|()| file));
-            let Ok(file) = written else {
-                self.file = None;
-                let _ = fs::remove_file(home.disk.path(home.unit, number));
-                return;
-            };
-            if let Some(segment) = self.segments.get_mut(first) {
-                segment.body = Body::File;
-            }
-            self.file = Some(Arc::new(file));
-            self.used += len;
-            home.disk.used.fetch_add(len, Ordering::Relaxed);
-            while self.used > home.disk.per_unit && self.drop_oldest(home) {}
-        }
-        self.failing = None;
-        log::info!("the log of unit {} is on disk again", home.unit);
+    /// The oldest segment in memory: its number, and its records as they stand in a file.
+    pub(super) fn oldest_in_memory(&self) -> Option<(u64, Vec<u8>)> {
+        self.segments.iter().find_map(|segment| match &segment.storage {
+            Storage::Memory(packed) => Some((segment.number, packed.unpacked())),
+            Storage::File => None,
+        })
     }
 
-    /// Drops the oldest file; false when there is none.
-    pub(super) fn drop_oldest(&mut self, home: Home<'_>) -> bool {
-        match self.segments.iter().position(Segment::is_file) {
-            Some(at) => {
-                self.remove(home, at);
+    /// A segment that was in memory has been written to a file. False where it was dropped meanwhile.
+    pub(super) fn memory_written(&mut self, number: u64) -> bool {
+        match self.segments.iter_mut().find(|segment| segment.number == number) {
+            Some(segment) if !segment.is_file() => {
+                segment.storage = Storage::File;
+                self.used += segment.len;
                 true
             }
-            None => false,
+            _ => false,
         }
     }
 
-    /// The file of this segment is gone or is not what was written: what is left of it is dropped.
-    pub(super) fn damaged(&mut self, home: Home<'_>, number: u64) {
-        if let Some(at) = self.segments.iter().position(|segment| segment.number == number) {
-            // What went with the directory was told once, for all of it.
-            let level = if home.disk.remade.load(Ordering::Relaxed) { log::Level::Debug } else { log::Level::Warn };
-            log::log!(level, "segment {number} of the log of unit {} was damaged", home.unit);
-            self.remove(home, at);
+    /// The records of the newest segment, `number`, are in memory from now on. False where it is no file, or was dropped
+    /// meanwhile.
+    pub(super) fn file_to_memory(&mut self, number: u64, packed: Packed) -> bool {
+        match self.segments.back_mut() {
+            Some(segment) if segment.number == number && segment.is_file() => {
+                segment.storage = Storage::Memory(packed);
+                self.used = self.used.saturating_sub(segment.len);
+                true
+            }
+            _ => false,
         }
     }
 
-    pub(super) fn remove(&mut self, home: Home<'_>, at: usize) {
+    /// Takes a segment out.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Removed> {
+        let at = self.segments.iter().position(|segment| segment.number == number)?;
         let newest = at + 1 == self.segments.len();
-        let Some(segment) = self.segments.remove(at) else { return };
-        if newest {
-            self.file = None;
-        }
-        home.truncated.store(true, Ordering::Relaxed);
-        if segment.is_file() {
+        let segment = self.segments.remove(at)?;
+        let active = if newest { self.active.take() } else { None };
+        let file = segment.is_file().then_some(segment.number);
+        if file.is_some() {
             self.used = self.used.saturating_sub(segment.len);
-            home.disk.used.fetch_sub(segment.len, Ordering::Relaxed);
-            let _ = fs::remove_file(home.disk.path(home.unit, segment.number));
         }
-    }
-
-    /// Removes all files: the log goes.
-    pub(super) fn clear(&mut self, home: Home<'_>) {
-        self.file = None;
-        while self.drop_oldest(home) {}
-    }
-
-    pub(super) fn close_file(&mut self, home: Home<'_>) {
-        if let Err(error) = self.rescue_unreachable(home) {
-            self.fail(home, &error);
-        }
-        self.file = None;
+        Some(Removed { file, len: segment.len, active })
     }
 
     /// What there is at `at`, up to `limit`; memory is copied up to `most` bytes.
-    pub(super) fn locate(&self, at: u64, limit: Place, most: u64) -> Located {
+    pub(super) fn locate(&self, at: u64, limit: LogPosition, most: u64) -> Located {
         if at >= limit.at {
             return Located::AtEnd;
         }
         let Some((i, segment)) = self.find(at).filter(|(_, segment)| segment.start.at < limit.at) else {
-            return Located::Dropped(Kept { place: limit, lines: limit.counts });
+            return Located::Dropped(Kept { record: limit, lines: limit.counts });
         };
         let Some(offset) = at.checked_sub(segment.start.at) else {
             return Located::Dropped(self.kept_from(i, segment.start, limit));
         };
         let len = segment.end().min(limit.at).saturating_sub(at).min(most);
-        let source = match (&segment.body, &self.file) {
-            (Body::Memory(packed), _) => {
+        let source = match (&segment.storage, &self.active) {
+            (Storage::Memory(packed), _) => {
                 let bytes = packed.unpacked();
                 Source::Memory(bytes.get(offset as usize..(offset + len) as usize).unwrap_or_default().to_vec())
             }
-            (Body::File, Some(file)) if i + 1 == self.segments.len() => Source::Active(Arc::clone(file)),
-            (Body::File, _) => Source::Closed,
+            (Storage::File, Some(file)) if i + 1 == self.segments.len() => Source::Active(Arc::clone(file)),
+            (Storage::File, _) => Source::Closed,
         };
         Located::Here { number: segment.number, segment_end: segment.end(), offset, len, source }
     }
@@ -367,59 +320,42 @@ impl Chain {
     }
 
     /// The last known start of a record that is not after `at`; None when `at` was dropped or is beyond the end.
-    pub(super) fn floor(&self, at: u64) -> Option<Place> {
+    pub(super) fn floor(&self, at: u64) -> Option<LogPosition> {
         let (_, segment) = self.find(at)?;
         (segment.start.at <= at).then(|| segment.floor(at))
     }
 
     /// The start of the oldest record that is kept.
-    pub(super) fn oldest(&self) -> Place {
+    pub(super) fn oldest(&self) -> LogPosition {
         self.segments.front().map_or(self.snapshot.end, |segment| segment.start)
     }
 
     /// What is kept of the log as it was when it ended at `limit`.
-    pub(super) fn kept(&self, limit: Place) -> Kept {
+    pub(super) fn kept(&self, limit: LogPosition) -> Kept {
         self.kept_from(0, self.oldest(), limit)
     }
 
-    /// The same without what is before `place`, the start of the segment with this index.
-    fn kept_from(&self, i: usize, place: Place, limit: Place) -> Kept {
+    /// The same without what is before `record`, the start of the segment with this index.
+    fn kept_from(&self, i: usize, record: LogPosition, limit: LogPosition) -> Kept {
         let line = |stream| {
             let begins = self.first_line(i, stream).filter(|begins| begins < limit.counts.get(stream));
-            begins.unwrap_or(*place.counts.get(stream))
+            begins.unwrap_or(*record.counts.get(stream))
         };
-        Kept { place, lines: PerStream { out: line(Stream::Stdout), err: line(Stream::Stderr) } }
+        Kept { record, lines: PerStream { out: line(Stream::Stdout), err: line(Stream::Stderr) } }
     }
 
     /// Bytes of the stream before the first line that begins in the segment with this index or after it.
     fn first_line(&self, i: usize, stream: Stream) -> Option<u64> {
-        self.segments.range(i.min(self.segments.len())..).find_map(|segment| *segment.whole.get(stream))
+        self.segments.range(i.min(self.segments.len())..).find_map(|segment| *segment.first_line.get(stream))
     }
 
     /// Bytes that are kept in memory.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
-        let size = |segment: &Segment| match &segment.body {
-            Body::Memory(packed) => size_of::<Segment>() + packed.size(),
-            Body::File => 0,
+        let size = |segment: &Segment| match &segment.storage {
+            Storage::Memory(packed) => size_of::<Segment>() + packed.size(),
+            Storage::File => 0,
         };
         self.segments.iter().map(size).sum()
     }
-}
-
-/// A new file. What has its name by some accident is removed: the directory is ours alone, and the number was never used.
-pub(super) fn create(home: Home<'_>, number: u64) -> io::Result<File> {
-    home.disk.ready()?;
-    let path = home.disk.path(home.unit, number);
-    let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-    match create() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| create()),
-        created => created,
-    }
-}
-
-fn reopen(home: Home<'_>, segment: &Segment) -> io::Result<File> {
-    let mut file = OpenOptions::new().read(true).write(true).open(home.disk.path(home.unit, segment.number))?;
-    file.seek(SeekFrom::Start(segment.len))?;
-    Ok(file)
 }

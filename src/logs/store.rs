@@ -1,118 +1,54 @@
-//! The directory that all logs live in, and the bound on all of them together.
+//! All logs below one directory, and the bound on all of them together.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
-use super::directory::{self, Taken};
-use super::lock;
-use super::log::OutputLog;
-use crate::logs::lines::MAX_LINE;
+use super::disk::Disk;
+use super::state::LogState;
+use super::{LogLimits, lock};
 use crate::logs::retention;
 use crate::model::UnitId;
 
-/// The smallest segment, in bytes: smaller ones would be all headers and file names.
-const MIN_SEGMENT: u64 = 4096;
-/// The largest segment, in bytes: its index counts in 32 bits.
-const MAX_SEGMENT: u64 = 1 << 30;
+/// Hands the files of a log that is gone to the thread that removes them.
+type RemoveFiles = Box<dyn Fn(Removal) + Send + Sync>;
 
-/// Bounds of section 7, in bytes on disk (16 bytes of header for each read of a pipe included).
-#[derive(Clone, Copy, Debug)]
-pub struct LogLimits {
-    /// Kept of one unit; at least 4096 and at most `total` are taken.
-    pub per_unit: u64,
-    /// Kept of all units; at least 4096 are taken.
-    pub total: u64,
-}
-
-/// What the logs of a store have in common.
+/// The files of a log whose last reference has gone.
 #[derive(Debug)]
-pub(super) struct Disk {
-    dir: PathBuf,
-    /// The directory itself. Nothing else is locked while this is.
-    taken: Mutex<Taken>,
-    /// The directory was lost and made anew.
-    pub(super) remade: AtomicBool,
-    /// Told apart from stores of other daemons, so that a cursor of theirs is not taken for one of ours.
-    pub(super) nonce: u64,
-    pub(super) per_unit: u64,
-    total: u64,
-    /// The size of a segment, in bytes.
-    pub(super) segment: u64,
-    /// Between two entries of a segment's index, in bytes.
-    pub(super) index_every: u64,
-    /// What a reader reads at once, in bytes.
-    pub(super) chunk: usize,
-    /// Lines are cut at this length.
-    pub(super) max_line: usize,
-    /// Lines up to this length are held in memory; longer ones are read again piece by piece, in bytes.
-    pub(super) short_line: usize,
-    /// On disk now.
-    pub(super) used: AtomicU64,
-    /// Counts the units that ended.
-    ended: AtomicU64,
+pub struct Removal {
+    store: Arc<LogStore>,
+    unit: UnitId,
+    numbers: Vec<u64>,
+    /// The file that was being written, to be closed.
+    active: Option<Arc<File>>,
 }
 
-impl Disk {
-    fn new(dir: &Path, taken: Taken, limits: LogLimits) -> Disk {
-        let total = limits.total.max(MIN_SEGMENT);
-        let per_unit = limits.per_unit.clamp(MIN_SEGMENT, total);
-        let segment = (per_unit / 8).clamp(MIN_SEGMENT, MAX_SEGMENT);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Disk {
-            dir: dir.to_owned(),
-            taken: Mutex::new(taken),
-            remade: AtomicBool::new(false),
-            // The low bits are all that changes between two starts.
-            nonce: (u64::from(now.subsec_nanos()) ^ (now.as_secs() << 30)) & 0xFFFF_FFFF,
-            per_unit,
-            total,
-            segment,
-            // At most 32 entries a segment: an index of a full log takes 4 KiB.
-            index_every: (segment / 32).max(256 * 1024),
-            chunk: 64 * 1024,
-            max_line: MAX_LINE,
-            short_line: 16 * 1024,
-            used: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
+impl Removal {
+    pub(super) fn new(store: Arc<LogStore>, unit: UnitId, numbers: Vec<u64>, active: Option<Arc<File>>) -> Removal {
+        Removal { store, unit, numbers, active }
+    }
+
+    /// Removes the files. Blocks as long as the file system does.
+    pub fn perform(self) {
+        drop(self.active);
+        for number in self.numbers {
+            self.store.disk.remove(self.unit, number);
         }
-    }
-
-    pub(super) fn path(&self, unit: UnitId, segment: u64) -> PathBuf {
-        self.dir.join(format!("{unit}.{segment}"))
-    }
-
-    /// Sees that the directory is the one that we have, before a file is made in it. One that was removed under us is made
-    /// anew, as at the start.
-    pub(super) fn ready(&self) -> io::Result<()> {
-        let mut taken = lock(&self.taken);
-        if taken.is_at(&self.dir) {
-            return taken.keep_locked(&self.dir);
-        }
-        // The old lock is held until the new one is.
-        *taken = directory::take(&self.dir)?;
-        self.remade.store(true, Ordering::Relaxed);
-        let dir = self.dir.display();
-        log::warn!("the log directory {dir} was removed and is made anew: output that was in it may be lost");
-        Ok(())
-    }
-
-    /// The number of the next unit that ends.
-    pub(super) fn next_end(&self) -> u64 {
-        self.ended.fetch_add(1, Ordering::Relaxed)
     }
 }
 
-/// All logs, below one directory.
+/// All logs below one directory.
 pub struct LogStore {
     pub(super) disk: Disk,
-    logs: Mutex<HashMap<UnitId, Weak<OutputLog>>>,
-    /// Held while old segments are being dropped, so that two who need room do not both drop as much.
+    /// The state of each log that somebody has a reference to.
+    logs: Mutex<HashMap<UnitId, Weak<LogState>>>,
+    /// Held while old segments are being dropped, so that two threads that need room do not both drop as much.
     reclaiming: Mutex<()>,
+    remove_files: OnceLock<RemoveFiles>,
 }
 
 impl fmt::Debug for LogStore {
@@ -122,7 +58,7 @@ impl fmt::Debug for LogStore {
 }
 
 impl LogStore {
-    /// Makes `dir` (0700), takes its lock, removes what an earlier daemon left there.
+    /// Makes `dir` (0700), takes its lock, and removes what an earlier daemon has left there.
     ///
     /// # Errors
     /// `ResourceBusy` when another daemon has the directory, `PermissionDenied` when it or its lock is another user's, else
@@ -131,29 +67,42 @@ impl LogStore {
         Self::open_with(dir, limits, |_| {})
     }
 
-    /// The same, with the sizes changed that are constants otherwise.
+    /// The same, with sizes changed that are constants otherwise.
     pub(super) fn open_with(dir: &Path, limits: LogLimits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
-        let taken = directory::take(dir)?;
-        directory::remove_leftovers(dir)?;
-        let mut disk = Disk::new(dir, taken, limits);
+        let mut disk = Disk::open(dir, limits)?;
         tune(&mut disk);
-        Ok(Arc::new(LogStore { disk, logs: Mutex::default(), reclaiming: Mutex::default() }))
+        Ok(Arc::new(LogStore {
+            disk,
+            logs: Mutex::default(),
+            reclaiming: Mutex::default(),
+            remove_files: OnceLock::new(),
+        }))
     }
 
-    /// A log for a new unit. No file until the first byte.
-    pub fn create(self: &Arc<Self>, unit: UnitId) -> Arc<OutputLog> {
-        let log = Arc::new(OutputLog::new(Arc::clone(self), unit));
-        lock(&self.logs).insert(unit, Arc::downgrade(&log));
-        log
+    /// From now on `remove` gets the files of logs that are gone, and has them removed by another thread. Without it, the thread
+    /// that drops the last reference to a log removes its files.
+    pub fn set_remove_files(&self, remove: impl Fn(Removal) + Send + Sync + 'static) {
+        let _ = self.remove_files.set(Box::new(remove));
     }
 
-    /// Bytes that all logs take on disk now.
+    /// Bytes of all logs on disk.
     pub fn total_bytes(&self) -> u64 {
         self.disk.used.load(Ordering::Relaxed)
     }
 
+    pub(super) fn register(&self, log: &Arc<LogState>) {
+        lock(&self.logs).insert(log.unit, Arc::downgrade(log));
+    }
+
     pub(super) fn forget(&self, unit: UnitId) {
         lock(&self.logs).remove(&unit);
+    }
+
+    pub(super) fn remove_files(&self, removal: Removal) {
+        match self.remove_files.get() {
+            Some(remove) => remove(removal),
+            None => removal.perform(),
+        }
     }
 
     /// Makes room for `need` more bytes. Called with no log locked.
@@ -169,15 +118,16 @@ impl LogStore {
         if excess == 0 {
             return;
         }
-        // The last reference to a log takes the registry's lock when it goes: none may go while we hold it.
-        let logs: HashMap<_, _> = {
+        let logs: HashMap<UnitId, Arc<LogState>> = {
             let registry = lock(&self.logs);
             registry.iter().filter_map(|(unit, log)| Some((*unit, log.upgrade()?))).collect()
         };
         let holdings = logs.values().map(|log| log.holding()).collect();
         for (unit, count) in retention::to_drop(holdings, excess) {
             if let Some(log) = logs.get(&unit) {
-                log.drop_oldest(count);
+                for _ in 0..count {
+                    log.drop_oldest(&self.disk);
+                }
             }
         }
     }

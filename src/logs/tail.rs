@@ -1,6 +1,6 @@
 //! Finds where the last so many lines begin, without reading the whole log.
 //!
-//! Going back from the end by more and more, it counts the lines from a place that the index knows. There it may have
+//! Going back from the end by more and more, it counts the lines from a position that the index knows. There it may have
 //! begun inside a line: what comes before the first newline (or cut) of a stream belongs to a line that cannot be
 //! judged, so that only lines after that count. Once there are enough of them, a second reader passes over the others.
 
@@ -10,34 +10,32 @@ use std::sync::Arc;
 use super::View;
 use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
-use super::record::{Kept, PerStream, Place};
-use crate::logs::line_reader::{Begin, Cutter, Event};
-use crate::logs::segments::Snapshot;
+use super::record::{Kept, LogPosition, PerStream};
+use crate::logs::line_reader::{LineEvent, LineReader, StreamStart};
+use crate::logs::record::Snapshot;
 use crate::model::Stream;
 
-/// Whether nobody wants to know any more.
+/// Says whether the search is not wanted any more.
 pub(super) type Gone<'g> = &'g mut dyn FnMut() -> bool;
 
-/// After so many bytes of the log it is asked whether somebody does.
+/// `gone` is asked each time this many bytes of the log have been read.
 const ASK_EVERY: u64 = 64 << 10;
 
-/// What came of counting from one place.
+/// The lines counted from one position.
 #[derive(Default)]
 struct Count {
-    /// Lines before the last stream was in step.
+    /// Lines before a line was known to begin in every stream.
     before: u64,
     /// Lines after that.
     after: u64,
-    /// Whether each stream came into step.
+    /// For each stream, whether a line is known to have begun.
     synced: PerStream<bool>,
 }
 
-/// A reader with the last `n` lines before the snapshot's end in front of it, and how many lines to pass over
-/// once it is there (lines that are unfinished at the end; only with `unfinished`, which counts those as lines too).
+/// A reader before the last `n` lines of the snapshot, bounded by its end, and how many lines the caller has to pass over. With
+/// `unfinished`, unfinished lines at the end count as lines, and only those are left to be passed over.
 ///
-/// The reader's bound is the end of the snapshot.
-///
-/// Reading a large log takes a while: it asks `gone` now and then, and gives none once that says so.
+/// Reading a large log takes a while: `gone` is asked now and then, and the result is none when it says yes.
 pub(super) fn last(
     log: &Arc<OutputLog>,
     view: View,
@@ -45,9 +43,9 @@ pub(super) fn last(
     snapshot: Snapshot,
     unfinished: bool,
     gone: Gone<'_>,
-) -> Option<(Cutter, u64)> {
+) -> Option<(LineReader, u64)> {
     let end = snapshot.end;
-    // An unfinished line of which nothing is kept is none.
+    // An unfinished line of which no byte is kept does not count.
     let kept = log.oldest().counts;
     let is_open = |stream: &Stream| snapshot.open.get(*stream).is_some() && kept.get(*stream) < end.counts.get(*stream);
     let open = view.streams().iter().copied().filter(is_open).count() as u64;
@@ -59,9 +57,9 @@ pub(super) fn last(
     }
     let mut back = log.disk().index_every;
     loop {
-        let place = end.at.checked_sub(back).and_then(|at| log.floor(at));
-        let (mut start, first) = match place {
-            Some(place) if place.at > log.oldest().at => (Start::inside(place), false),
+        let position = end.at.checked_sub(back).and_then(|at| log.floor(at));
+        let (mut start, first) = match position {
+            Some(position) if position.at > log.oldest().at => (Start::inside(position), false),
             _ => (Start::whole(log.kept(end)), true),
         };
         let count = count(start.reader(log, view, end), view, gone)?;
@@ -76,16 +74,16 @@ pub(super) fn last(
     }
 }
 
-/// The place after so many more lines, unfinished ones included.
-pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
-    // Before a stream is in step, its next byte need not be the first of a line.
+/// The cursor after `lines` more lines, unfinished ones included.
+pub(super) fn skip(mut reader: LineReader, mut lines: u64) -> io::Result<Cursor> {
+    // Until a line is known to begin in a stream, its next byte may lie inside one.
     while lines > 0 || !reader.all_synced() {
         match reader.next() {
-            Event::Line(..) | Event::Long(..) => lines = lines.saturating_sub(1),
-            Event::AtEnd if lines > 0 && reader.flush(None).is_some() => lines -= 1,
-            Event::AtEnd => break,
-            Event::Failed(error) => return Err(error),
-            Event::Synced | Event::Gap(..) => {}
+            LineEvent::Line(..) | LineEvent::Long(..) => lines = lines.saturating_sub(1),
+            LineEvent::AtEnd if lines > 0 && reader.flush(None).is_some() => lines -= 1,
+            LineEvent::AtEnd => break,
+            LineEvent::Failed(error) => return Err(error),
+            LineEvent::Synced | LineEvent::Gap(..) => {}
         }
     }
     Ok(reader.cursor())
@@ -94,59 +92,59 @@ pub(super) fn skip(mut reader: Cutter, mut lines: u64) -> io::Result<Cursor> {
 /// Where a reader begins.
 #[derive(Clone, Copy)]
 struct Start {
-    place: Place,
-    begin: PerStream<Begin>,
+    position: LogPosition,
+    begin: PerStream<StreamStart>,
 }
 
 impl Start {
-    /// With the first lines after a place.
-    fn whole(Kept { place, lines }: Kept) -> Start {
-        let begin = |from| Begin { from, synced: true };
-        Start { place, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
+    /// Before the first lines that are kept.
+    fn whole(Kept { record: position, lines }: Kept) -> Start {
+        let begin = |from| StreamStart { from, synced: true };
+        Start { position, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
     }
 
-    /// At a place that may be inside a line.
-    fn inside(place: Place) -> Start {
-        let mut start = Start::whole(Kept { place, lines: place.counts });
+    /// At a position that may be inside a line.
+    fn inside(position: LogPosition) -> Start {
+        let mut start = Start::whole(Kept { record: position, lines: position.counts });
         (start.begin.out.synced, start.begin.err.synced) = (false, false);
         start
     }
 
-    /// After the last finished line; None when that cannot be told.
+    /// After the last finished line; None where that is not known.
     fn at_end(log: &OutputLog, view: View, snapshot: &Snapshot) -> Option<Start> {
-        let mut start = Start::whole(Kept { place: snapshot.end, lines: snapshot.end.counts });
+        let mut start = Start::whole(Kept { record: snapshot.end, lines: snapshot.end.counts });
         start.settle(log, view, snapshot, PerStream::default()).then_some(start)
     }
 
-    /// Settles the streams that had no newline and no cut up to the end; false when that cannot be done.
+    /// Sets where the streams begin that had no newline and no cut up to the end. False where that is not known.
     fn settle(&mut self, log: &OutputLog, view: View, snapshot: &Snapshot, synced: PerStream<bool>) -> bool {
         let oldest = log.oldest();
         for &stream in view.streams().iter().filter(|stream| !*synced.get(**stream)) {
             let Some(open) = *snapshot.open.get(stream) else {
-                // Nothing is unfinished, and nothing came: its next byte begins a line.
+                // Nothing is unfinished and nothing came: the next byte of the stream begins a line.
                 self.begin.get_mut(stream).synced = true;
                 continue;
             };
-            // One line, however far back it begins; or what is left of it.
+            // One line, from where it begins, or from where it is kept.
             let from = open.from.max(*oldest.counts.get(stream));
             if snapshot.end.counts.get(stream).saturating_sub(from) > log.disk().max_line as u64 {
                 return false;
             }
-            *self.begin.get_mut(stream) = Begin { from, synced: true };
-            let place = if open.place.at < oldest.at { oldest } else { open.place };
-            if place.at < self.place.at {
-                self.place = place;
+            *self.begin.get_mut(stream) = StreamStart { from, synced: true };
+            let position = if open.record.at < oldest.at { oldest } else { open.record };
+            if position.at < self.position.at {
+                self.position = position;
             }
         }
         true
     }
 
-    fn reader(&self, log: &Arc<OutputLog>, view: View, end: Place) -> Cutter {
-        Cutter::new(log, view, Bound::At(end), self.place, self.begin)
+    fn reader(&self, log: &Arc<OutputLog>, view: View, end: LogPosition) -> LineReader {
+        LineReader::new(log, view, Bound::At(end), self.position, self.begin)
     }
 }
 
-fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
+fn count(mut reader: LineReader, view: View, gone: Gone<'_>) -> Option<Count> {
     reader.texts = false;
     let (mut count, mut ask_at) = (Count::default(), reader.at() + ASK_EVERY);
     loop {
@@ -157,10 +155,10 @@ fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
             }
         }
         match reader.next() {
-            Event::Line(..) | Event::Long(..) => count.after += 1,
-            Event::Synced => (count.before, count.after) = (count.before + count.after, 0),
-            Event::Gap(..) => {}
-            Event::AtEnd | Event::Failed(_) => break,
+            LineEvent::Line(..) | LineEvent::Long(..) => count.after += 1,
+            LineEvent::Synced => (count.before, count.after) = (count.before + count.after, 0),
+            LineEvent::Gap(..) => {}
+            LineEvent::AtEnd | LineEvent::Failed(_) => break,
         }
     }
     for &stream in view.streams() {
@@ -169,8 +167,8 @@ fn count(mut reader: Cutter, view: View, gone: Gone<'_>) -> Option<Count> {
     Some(count)
 }
 
-/// Passes over so many lines, but not over `end`; how many are left.
-fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place, gone: Gone<'_>) -> Option<u64> {
+/// Passes over `lines` lines, but not over `end`; how many are left.
+fn pass_over(reader: &mut LineReader, mut lines: u64, end: LogPosition, gone: Gone<'_>) -> Option<u64> {
     reader.texts = false;
     let mut ask_at = reader.at() + ASK_EVERY;
     while lines > 0 && reader.at() < end.at {
@@ -181,9 +179,9 @@ fn pass_over(reader: &mut Cutter, mut lines: u64, end: Place, gone: Gone<'_>) ->
             }
         }
         match reader.next() {
-            Event::Line(..) | Event::Long(..) => lines -= 1,
-            Event::AtEnd | Event::Failed(_) => break,
-            Event::Synced | Event::Gap(..) => {}
+            LineEvent::Line(..) | LineEvent::Long(..) => lines -= 1,
+            LineEvent::AtEnd | LineEvent::Failed(_) => break,
+            LineEvent::Synced | LineEvent::Gap(..) => {}
         }
     }
     reader.texts = true;

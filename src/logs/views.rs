@@ -1,4 +1,4 @@
-//! What a log holds as of one moment: its lines, and its bytes.
+//! Listings: the lines, or the bytes, that a log holds at one moment.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -6,26 +6,26 @@ use std::sync::Arc;
 
 use super::log::{Bound, OutputLog};
 use super::long::{Long, LongText};
-use super::record::{PerStream, Place};
+use super::record::{LogPosition, PerStream};
 use super::records::{Peek, Records};
 use super::{Cursor, Line, View, tail};
-use crate::logs::line_reader::{Cutter, Event};
+use crate::logs::line_reader::{LineEvent, LineReader};
 use crate::model::Stream;
 
-/// The lines of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+/// The lines that a log held when it was asked for them. Reads the log as it is iterated, in bounded memory.
 pub struct Lines {
     log: Arc<OutputLog>,
-    cutter: Cutter,
-    /// Lines to pass over.
+    reader: LineReader,
+    /// Lines to pass over before the first that is given.
     skip: u64,
     failure: Option<io::Error>,
 }
 
-/// The bytes of a log, as of the moment when it was asked for them. Reads as it goes, in bounded memory.
+/// The bytes that a log held when it was asked for them. Reads the log as it is read, in bounded memory.
 pub struct Raw {
     records: Records,
     view: View,
-    /// Bytes of each stream before the first that is given.
+    /// Bytes of each stream before the first byte that is given.
     from: PerStream<u64>,
 }
 
@@ -42,46 +42,46 @@ impl fmt::Debug for Raw {
 }
 
 impl OutputLog {
-    /// The lines kept as of now (a last unfinished one included); `tail`: only the last so many.
+    /// The lines that are kept now, unfinished ones included. With `tail`, only the last so many.
     pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
         let all = || self.all_lines(view);
         tail.and_then(|n| self.last_lines(view, n, || false)).unwrap_or_else(all)
     }
 
     fn all_lines(self: &Arc<Self>, view: View) -> Lines {
-        let cutter = Cutter::from_beginning(self, view, Bound::At(self.snapshot().end));
-        Lines { log: Arc::clone(self), cutter, skip: 0, failure: None }
+        let reader = LineReader::from_beginning(self, view, Bound::At(self.snapshot().end));
+        Lines { log: Arc::clone(self), reader, skip: 0, failure: None }
     }
 
-    /// The last so many lines; none once `gone` says that nobody wants them any more.
+    /// The last `n` lines; none when `gone` says that they are not wanted any more.
     pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
-        let (cutter, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
-        Some(Lines { log: Arc::clone(self), cutter, skip, failure: None })
+        let (reader, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
+        Some(Lines { log: Arc::clone(self), reader, skip, failure: None })
     }
 
-    /// Bytes of records that are kept: how long it takes to find the last lines depends on it.
+    /// Bytes of records that are kept. Finding the last lines takes time in proportion.
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.snapshot().end.at.saturating_sub(self.oldest().at)
     }
 
-    /// The bytes kept as of now, exactly as written (interleaved as read, for the combined view); `tail`: only those of
-    /// the last so many lines.
+    /// The bytes that are kept now, exactly as they were written; those of both streams in the order in which they were read. With
+    /// `tail`, only those of the last so many lines.
     ///
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
     pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
-        let all = || self.raw_from(view, Place::default(), PerStream::default(), self.snapshot().end);
+        let all = || self.raw_from(view, LogPosition::default(), PerStream::default(), self.snapshot().end);
         match tail {
             None => Ok(all()),
             Some(n) => Ok(self.last_raw(view, n, || false)?.unwrap_or_else(all)),
         }
     }
 
-    fn raw_from(self: &Arc<Self>, view: View, place: Place, from: PerStream<u64>, end: Place) -> Raw {
-        Raw { records: Records::new(Arc::clone(self), Bound::At(end), place), view, from }
+    fn raw_from(self: &Arc<Self>, view: View, position: LogPosition, from: PerStream<u64>, end: LogPosition) -> Raw {
+        Raw { records: Records::new(Arc::clone(self), Bound::At(end), position), view, from }
     }
 
-    /// The bytes of the last so many lines; none once `gone` says that nobody wants them any more.
+    /// The bytes of the last `n` lines; none when `gone` says that they are not wanted any more.
     ///
     /// # Errors
     /// When the log cannot be read for want of descriptors or memory.
@@ -92,51 +92,52 @@ impl OutputLog {
         mut gone: impl FnMut() -> bool,
     ) -> io::Result<Option<Raw>> {
         let snapshot = self.snapshot();
-        let Some((cutter, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
-        let Cursor { at, base, from, .. } = tail::skip(cutter, skip)?;
-        Ok(Some(self.raw_from(view, Place { at, counts: base, cuts: 0 }, from, snapshot.end)))
+        let Some((reader, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
+        let Cursor { at, base, from, .. } = tail::skip(reader, skip)?;
+        Ok(Some(self.raw_from(view, LogPosition { at, counts: base, cuts: 0 }, from, snapshot.end)))
     }
 }
 
-/// A line of a listing.
-pub(crate) enum Shown {
-    /// All of it.
+/// The text of a line of a listing.
+pub(crate) enum LineText {
+    /// The whole text.
     Short(String),
-    /// To be read piece by piece.
+    /// A text to be read piece by piece.
     Long(Box<LongText>),
 }
 
-enum Found {
+/// A line, or a long line that is still in the log.
+enum FoundLine {
     Line(Line),
     Long(Box<Long>),
 }
 
 impl Lines {
-    /// Why the lines ended before their end, if they did: the log could not be read for want of descriptors or memory.
+    /// Why the last line was not the last of the log, if so: the log could not be read, for want of descriptors or memory.
     pub fn failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
 
-    /// The text of the next line, which need not be held in memory where it is long.
-    pub(crate) fn next_shown(&mut self) -> Option<Shown> {
+    /// The text of the next line; a long one is not held in memory.
+    pub(crate) fn next_text(&mut self) -> Option<LineText> {
         Some(match self.find()? {
-            Found::Line(line) => Shown::Short(line.text),
-            Found::Long(long) => Shown::Long(Box::new(long.text(&self.log))),
+            FoundLine::Line(line) => LineText::Short(line.text),
+            FoundLine::Long(long) => LineText::Long(Box::new(long.text(&self.log))),
         })
     }
 
-    fn find(&mut self) -> Option<Found> {
+    fn find(&mut self) -> Option<FoundLine> {
         loop {
-            let event = match self.cutter.next() {
-                Event::AtEnd => self.cutter.flush(None)?,
+            let event = match self.reader.next() {
+                LineEvent::AtEnd => self.reader.flush(None)?,
                 event => event,
             };
             let found = match event {
-                Event::Line(line, _) => Found::Line(line),
-                Event::Long(long, _) => Found::Long(long),
-                Event::Gap(..) | Event::Synced => continue,
-                Event::AtEnd => return None,
-                Event::Failed(error) => {
+                LineEvent::Line(line, _) => FoundLine::Line(line),
+                LineEvent::Long(long, _) => FoundLine::Long(long),
+                LineEvent::Gap(..) | LineEvent::Synced => continue,
+                LineEvent::AtEnd => return None,
+                LineEvent::Failed(error) => {
                     self.failure = Some(error);
                     return None;
                 }
@@ -154,9 +155,9 @@ impl Iterator for Lines {
 
     fn next(&mut self) -> Option<Line> {
         match self.find()? {
-            Found::Line(line) => Some(line),
-            // What was dropped meanwhile is missing at its end.
-            Found::Long(long) => match long.whole(&self.log) {
+            FoundLine::Line(line) => Some(line),
+            // Where its end was dropped meanwhile, it is missing.
+            FoundLine::Long(long) => match long.whole(&self.log) {
                 Ok((line, _)) => Some(line),
                 Err(error) => {
                     self.failure = Some(error);
@@ -181,7 +182,7 @@ impl Read for Raw {
                         self.records.take(passed);
                         continue;
                     }
-                    // A slice reads as much as fits, and cannot fail.
+                    // Reading from a slice does not fail.
                     let n = self.records.payload().read(buf)?;
                     self.records.take(n);
                     return Ok(n);
@@ -190,13 +191,13 @@ impl Read for Raw {
                 Peek::Cut(_) => self.records.take_cut(),
                 Peek::Dropped(kept) => {
                     for stream in [Stream::Stdout, Stream::Stderr] {
-                        // Where something is missing it goes on with the next line, as the lines do.
+                        // After a loss, a stream goes on with its next line, as a listing of lines does.
                         let read = self.records.count(stream).max(*self.from.get(stream));
-                        if read < *kept.place.counts.get(stream) {
+                        if read < *kept.record.counts.get(stream) {
                             *self.from.get_mut(stream) = *kept.lines.get(stream);
                         }
                     }
-                    self.records.jump(kept.place);
+                    self.records.jump(kept.record);
                 }
                 Peek::AtEnd => return Ok(0),
                 Peek::Failed(error) => return Err(error),

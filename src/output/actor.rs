@@ -3,99 +3,78 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::read::ROOM;
+use super::batch::Operation;
+use super::log_writer::{Batches, Notify};
+use super::message::{Attach, Message, Notice};
+use super::pipe::{Drain, Pipe, PipeKind, ROOM, Run};
 use super::stdin::{StdinQueue, closed};
-use super::{Attach, Message, Notice, RunKey, WAKE};
 use crate::clock::wall;
 use crate::error::Error;
-use crate::logs::OutputLog;
 use crate::model::terminal_size::TerminalSize;
-use crate::model::{RunNo, Stream, UnitId};
-use crate::supervisor::fd_budget::Taken;
-use crate::terminal::Terminal;
+use crate::model::{RunKey, RunNo, Stream, UnitId};
 use tl_os::pipe::has_reader;
 use tl_os::pty::{self, Size};
+
+/// The token of the waker.
+pub(super) const WAKE: Token = Token(0);
 
 /// Messages taken in a row before the pipes have their turn.
 const MESSAGES: usize = 256;
 
-type Notify = Box<dyn FnMut(RunKey, Notice) + Send>;
+/// Memory that batches do not need goes back to the kernel after this time without anything to do.
+const IDLE: Duration = Duration::from_secs(2);
 
 pub(super) struct Actor {
     poll: Poll,
     inbox: Receiver<Option<(RunKey, Message)>>,
     pub(super) notify: Notify,
-    pub(super) sources: HashMap<Token, Source>,
+    pub(super) pipes: HashMap<Token, Pipe>,
     pub(super) runs: HashMap<RunKey, Run>,
-    /// Which run's output was the last to go into a unit's log.
+    /// What goes into logs.
+    pub(super) logs: Batches,
+    /// The run whose output was the last to go into a unit's log.
     pub(super) last_run: HashMap<UnitId, RunNo>,
-    /// Pipes that had more when their turn was over: the kernel tells only once.
+    /// Drains that are not known to be over.
+    pub(super) drains: Vec<PendingDrain>,
+    /// Pipes that had more when their turn was over: the kernel reports a pipe once.
     unfinished: VecDeque<Token>,
-    /// Terminals whose viewers get a moment to catch up, and when it is over.
+    /// Pipes that are read again when a batch has room.
+    pub(super) stalled: Vec<Token>,
+    /// Terminals that are not read until then, so that viewers can catch up.
     pub(super) pausing: Vec<(Instant, Token)>,
     last_token: usize,
+    /// What is read from terminals.
     pub(super) buffer: Box<[u8]>,
 }
 
-pub(super) struct Source {
-    pub(super) fd: OwnedFd,
+/// A drain that is not known to be over.
+pub(super) struct PendingDrain {
     pub(super) run: RunKey,
-    pub(super) kind: Kind,
-    /// It is among the unfinished.
-    queued: bool,
-    /// Given back when it is closed.
-    _taken: Taken,
-}
-
-pub(super) enum Kind {
-    /// `surplus`: bytes that were read together with the last of a drain, and came after it.
-    Output {
-        stream: Stream,
-        drain: Drain,
-        surplus: Vec<u8>,
-    },
-    Stdin(StdinQueue),
-    Report,
-}
-
-/// How far a pipe is with what was in it when its leader was reaped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Drain {
-    /// The leader lives, or the drain is over: read whatever comes.
-    Open,
-    /// So many bytes are still to be read for the end.
-    Left(usize),
-    /// Done, but the other pipe is not: what comes now belongs after the end.
-    Held,
-}
-
-pub(super) struct Run {
-    pub(super) log: Arc<OutputLog>,
-    pub(super) terminal: Option<Arc<Terminal>>,
-    pub(super) tokens: Vec<Token>,
-    pub(super) draining: bool,
-    pub(super) drained: bool,
-    /// Its descriptors that are no pipes: its log's, and a probe's.
-    taken: Taken,
+    /// Its end is reported at this time at the latest.
+    pub(super) until: Instant,
+    /// The batch that has its last bytes; none while they are in the pipes.
+    pub(super) batch: Option<u64>,
 }
 
 impl Actor {
-    pub(super) fn new(poll: Poll, inbox: Receiver<Option<(RunKey, Message)>>, notify: Notify) -> Actor {
+    pub(super) fn new(poll: Poll, inbox: Receiver<Option<(RunKey, Message)>>, notify: Notify, logs: Batches) -> Actor {
         Actor {
             poll,
             inbox,
             notify,
-            sources: HashMap::new(),
+            pipes: HashMap::new(),
             runs: HashMap::new(),
+            logs,
             last_run: HashMap::new(),
+            drains: Vec::new(),
             unfinished: VecDeque::new(),
+            stalled: Vec::new(),
             pausing: Vec::new(),
             last_token: WAKE.0,
             buffer: vec![0; ROOM].into_boxed_slice(),
@@ -108,37 +87,69 @@ impl Actor {
     /// When it cannot wait for its pipes any more.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
-        let mut more = false;
+        let mut more_messages = false;
         loop {
-            let timeout = if self.unfinished.is_empty() && !more { self.pause_left() } else { Some(Duration::ZERO) };
+            let timeout = if more_messages { Some(Duration::ZERO) } else { self.timeout() };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             }
+            if events.is_empty() {
+                self.logs.give_back_memory();
+            }
             for event in &events {
                 self.serve(event.token());
             }
             self.end_pauses();
+            self.end_stalls();
             for _ in 0..self.unfinished.len() {
                 if let Some(token) = self.unfinished.pop_front() {
-                    if let Some(source) = self.sources.get_mut(&token) {
-                        source.queued = false;
-                    }
-                    self.serve(token);
+                    self.serve_queued(token);
                 }
             }
             // Last, so that a drain finds the readiness of its pipes taken.
-            more = true;
+            more_messages = true;
             for _ in 0..MESSAGES {
                 let Ok(message) = self.inbox.try_recv() else {
-                    more = false;
+                    more_messages = false;
                     break;
                 };
-                let Some((run, message)) = message else { return Ok(()) };
+                let Some((run, message)) = message else {
+                    self.logs.send_last();
+                    return Ok(());
+                };
                 self.receive(run, message);
             }
+            self.end_drains();
         }
+    }
+
+    /// How long to wait for events. Hands over what goes into logs.
+    fn timeout(&mut self) -> Option<Duration> {
+        self.logs.send_before_sleep();
+        let has_room = !self.stalled.is_empty() && self.logs.for_reading().is_some();
+        if has_room || !self.unfinished.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let idle = self.logs.hold_memory().then_some(IDLE);
+        [self.pause_left(), self.drain_left(), idle].into_iter().flatten().min()
+    }
+
+    /// Reads on where a batch has room again.
+    fn end_stalls(&mut self) {
+        if !self.stalled.is_empty() && self.logs.for_reading().is_some() {
+            for token in std::mem::take(&mut self.stalled) {
+                self.serve_queued(token);
+            }
+        }
+    }
+
+    fn serve_queued(&mut self, token: Token) {
+        if let Some(pipe) = self.pipes.get_mut(&token) {
+            pipe.queued = false;
+        }
+        self.serve(token);
     }
 
     fn receive(&mut self, key: RunKey, message: Message) {
@@ -146,9 +157,9 @@ impl Actor {
             Message::Attach(attach) => self.attach(key, *attach),
             Message::Drain => self.drain(key),
             Message::Forget => self.forget(key),
-            Message::AppendToLog(log, line) => log.append(wall(), Stream::Stderr, &line),
-            Message::FinishLog(log, epoch, end) => log.finish_epoch(epoch, end),
-            Message::ReopenLog(log) => log.reopen(),
+            Message::AppendToLog(log, line) => self.logs.append_owned(log, wall(), Stream::Stderr, line),
+            Message::FinishLog(log, epoch, end) => self.logs.push(Operation::Finish(log, epoch, end)),
+            Message::ReopenLog(log) => self.logs.push(Operation::Reopen(log)),
             Message::CloseStdin => {
                 if let Some(token) = self.stdin_of(key) {
                     self.close(token);
@@ -190,47 +201,47 @@ impl Actor {
                 taken: attach.taken,
             },
         );
-        let output = |stream| Kind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
-        let sources = [
+        let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
+        let pipes = [
             (attach.stdout, output(Stream::Stdout)),
             (attach.stderr, output(Stream::Stderr)),
-            (attach.stdin, Kind::Stdin(StdinQueue::new(key.0))),
-            (Some(attach.report), Kind::Report),
+            (attach.stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
+            (Some(attach.report), PipeKind::Report),
         ];
-        for (fd, kind) in sources {
+        for (fd, kind) in pipes {
             if let Some(fd) = fd {
                 self.register(key, fd, kind);
             }
         }
     }
 
-    fn register(&mut self, key: RunKey, fd: OwnedFd, kind: Kind) {
+    fn register(&mut self, key: RunKey, fd: OwnedFd, kind: PipeKind) {
         self.last_token += 1;
         let token = Token(self.last_token);
         let interest = match kind {
-            Kind::Stdin(_) => Interest::WRITABLE,
+            PipeKind::Stdin(_) => Interest::WRITABLE,
             _ => Interest::READABLE,
         };
         if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest) {
             log::error!("unit {}: a pipe cannot be watched: {error}", key.0);
-            if matches!(kind, Kind::Report) {
+            if matches!(kind, PipeKind::Report) {
                 (self.notify)(key, Notice::ExecOk);
             }
             return;
         }
         let Some(run) = self.runs.get_mut(&key) else { return };
-        self.sources.insert(token, Source { fd, run: key, kind, queued: false, _taken: run.taken.one() });
+        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false, _taken: run.taken.one() });
         run.tokens.push(token);
     }
 
     pub(super) fn serve(&mut self, token: Token) {
-        let Some(source) = self.sources.get_mut(&token) else { return };
-        match &mut source.kind {
-            Kind::Output { .. } => self.read_output(token),
-            Kind::Report => self.read_report(token),
-            Kind::Stdin(queue) => {
-                let run = source.run;
-                let (failed, unread) = (queue.write_to(&source.fd).is_err(), !has_reader(&source.fd));
+        let Some(pipe) = self.pipes.get_mut(&token) else { return };
+        match &mut pipe.kind {
+            PipeKind::Output { .. } => self.read_output(token),
+            PipeKind::Report => self.read_report(token),
+            PipeKind::Stdin(queue) => {
+                let run = pipe.run;
+                let (failed, unread) = (queue.write_to(&pipe.fd).is_err(), !has_reader(&pipe.fd));
                 let failed = failed || queue.is_at_end();
                 if failed || unread && !self.is_open_terminal(run) {
                     self.close(token);
@@ -240,17 +251,17 @@ impl Actor {
         }
     }
 
-    /// Serves a pipe once more when the others have had their turn.
+    /// Serves a pipe again after the others.
     pub(super) fn again(&mut self, token: Token) {
-        if let Some(source) = self.sources.get_mut(&token)
-            && !std::mem::replace(&mut source.queued, true)
+        if let Some(pipe) = self.pipes.get_mut(&token)
+            && !std::mem::replace(&mut pipe.queued, true)
         {
             self.unfinished.push_back(token);
         }
     }
 
-    /// Whether the run has a terminal and its leader lives: closing our end would hang up on it, whatever it has done with
-    /// its own.
+    /// Whether the run has a terminal and a leader that lives. Its master stays open then, whatever the leader does with its own end:
+    /// closing it would hang up on the session.
     pub(super) fn is_open_terminal(&self, key: RunKey) -> bool {
         self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
     }
@@ -258,7 +269,7 @@ impl Actor {
     fn hang_up(&mut self, key: RunKey) {
         let tokens = self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default();
         for token in tokens {
-            if self.sources.get(&token).is_some_and(|source| !matches!(source.kind, Kind::Report)) {
+            if self.pipes.get(&token).is_some_and(|pipe| !matches!(pipe.kind, PipeKind::Report)) {
                 self.close(token);
             }
         }
@@ -267,8 +278,8 @@ impl Actor {
     fn resize(&mut self, key: RunKey, window: TerminalSize) -> Result<(), Error> {
         let run = self.runs.get(&key).ok_or_else(|| closed(key.0))?;
         let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
-        let mut sources = run.tokens.iter().filter_map(|token| self.sources.get(token));
-        let master = sources.find(|source| !matches!(source.kind, Kind::Report)).ok_or_else(|| closed(key.0))?;
+        let mut pipes = run.tokens.iter().filter_map(|token| self.pipes.get(token));
+        let master = pipes.find(|pipe| !matches!(pipe.kind, PipeKind::Report)).ok_or_else(|| closed(key.0))?;
         pty::resize(&master.fd, Size { rows: window.rows, cols: window.cols })
             .map_err(|error| Error::from_io("resizing a terminal", &error))?;
         terminal.set_window(window);
@@ -285,23 +296,25 @@ impl Actor {
     }
 
     pub(super) fn close(&mut self, token: Token) {
-        let Some(source) = self.sources.remove(&token) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&source.fd.as_raw_fd())) {
-            log::debug!("unit {}: a pipe was not watched: {error}", source.run.0);
+        let Some(pipe) = self.pipes.remove(&token) else { return };
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_raw_fd())) {
+            log::debug!("unit {}: a pipe was not watched: {error}", pipe.run.0);
         }
-        if let Some(run) = self.runs.get_mut(&source.run) {
+        if let Some(run) = self.runs.get_mut(&pipe.run) {
             run.tokens.retain(|other| *other != token);
         }
-        self.end_drain(source.run);
-        self.end_run(source.run);
+        self.end_drain(pipe.run);
+        self.end_run(pipe.run);
     }
 
-    /// Lets go of a run that is drained and that nobody writes for any more.
+    /// Forgets a run that is drained and has no open pipe.
     pub(super) fn end_run(&mut self, key: RunKey) {
         if self.runs.get(&key).is_some_and(|run| run.drained && run.tokens.is_empty())
             && let Some(run) = self.runs.remove(&key)
         {
-            run.log.close_file();
+            if run.log.is_open() {
+                self.logs.push(Operation::Close(run.log));
+            }
             if self.last_run.get(&key.0) == Some(&key.1) {
                 self.last_run.remove(&key.0);
             }
@@ -310,13 +323,13 @@ impl Actor {
 
     pub(super) fn stdin_of(&self, key: RunKey) -> Option<Token> {
         let tokens = &self.runs.get(&key)?.tokens;
-        let is_stdin = |token: &&Token| matches!(self.sources.get(token), Some(Source { kind: Kind::Stdin(_), .. }));
+        let is_stdin = |token: &&Token| matches!(self.pipes.get(token), Some(Pipe { kind: PipeKind::Stdin(_), .. }));
         tokens.iter().find(is_stdin).copied()
     }
 
     fn queue(&mut self, token: Token) -> Option<(Token, &mut StdinQueue)> {
-        match self.sources.get_mut(&token)? {
-            Source { kind: Kind::Stdin(queue), .. } => Some((token, queue)),
+        match self.pipes.get_mut(&token)? {
+            Pipe { kind: PipeKind::Stdin(queue), .. } => Some((token, queue)),
             _ => None,
         }
     }

@@ -1,15 +1,27 @@
-//! The end of a run: what its leader wrote has been read, to the byte.
+//! The end of a run: what its leader wrote has been read, to the byte, and is in its log.
+//!
+//! Where the disk does not take it in time, the end is reported all the same: the run has ended for the supervisor and its
+//! clients, and its output comes into the log when the disk answers again.
+
+use std::time::{Duration, Instant};
 
 use mio::Token;
 
-use super::actor::{Actor, Drain, Kind, Source};
-use super::{Notice, RunKey};
+use super::actor::{Actor, PendingDrain};
+use super::batch::Operation;
+use super::message::Notice;
+use super::pipe::{Drain, Pipe, PipeKind};
 use crate::clock::wall;
+use crate::logs::Writing;
+use crate::model::RunKey;
 use tl_os::pipe::bytes_in;
 use tl_os::pty::HELD;
 
+/// From the reaping of a leader to the report of its end, at most, whatever the disk of the logs does.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Actor {
-    /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.
+    /// The leader has been reaped: what it wrote and the thread has not read is in the pipes now.
     pub(super) fn drain(&mut self, key: RunKey) {
         if let Some(token) = self.stdin_of(key) {
             self.close(token);
@@ -19,8 +31,8 @@ impl Actor {
         let tokens = run.tokens.clone();
         let is_terminal = run.terminal.is_some();
         for token in &tokens {
-            if let Some(Source { fd, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(token) {
-                // FIONREAD does not see all of what a terminal holds; a read that would block has.
+            if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
+                // FIONREAD does not count all that a terminal holds: it is read until a read would block.
                 *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
@@ -31,11 +43,14 @@ impl Actor {
             self.serve(token);
         }
         self.end_drain(key);
+        if self.runs.get(&key).is_some_and(|run| run.draining) {
+            self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch: None });
+        }
     }
 
-    /// The pipe has nothing left for its drain, if there is one.
+    /// All bytes of this pipe that belong to a drain have been read, if a drain is going on.
     pub(super) fn end_drain_of(&mut self, token: Token) {
-        let Some(Source { run, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(&token) else { return };
+        let Some(Pipe { run, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token) else { return };
         if !matches!(drain, Drain::Left(_)) {
             return;
         }
@@ -44,11 +59,11 @@ impl Actor {
         self.end_drain(key);
     }
 
-    /// Ends the drain of a run if none of its pipes has anything left for it.
+    /// Ends the drain of a run if all bytes that belong to it have been read.
     pub(super) fn end_drain(&mut self, key: RunKey) {
         let Some(run) = self.runs.get_mut(&key) else { return };
         let is_left = |token| {
-            matches!(self.sources.get(token), Some(Source { kind: Kind::Output { drain: Drain::Left(_), .. }, .. }))
+            matches!(self.pipes.get(token), Some(Pipe { kind: PipeKind::Output { drain: Drain::Left(_), .. }, .. }))
         };
         if !run.draining || run.tokens.iter().any(is_left) {
             return;
@@ -56,25 +71,90 @@ impl Actor {
         run.draining = false;
         run.drained = true;
         if run.terminal.is_some() {
-            // As at the end of any login: whoever has it open still gets a hang-up.
+            // Processes that have the terminal open get a hang-up, as at the end of a login.
             let tokens = run.tokens.clone();
             tokens.into_iter().for_each(|token| self.close(token));
             (self.notify)(key, Notice::Drained);
             return self.end_run(key);
         }
-        run.log.cut(wall());
+        let at_rest = run.log.is_at_rest();
+        if !at_rest {
+            let writing = Writing::new(&run.log);
+            self.logs.push(Operation::Cut(writing, wall()));
+            self.logs.push(Operation::Drained(key));
+            self.await_writer(key);
+        }
         // What a child of the leader writes from now on comes after the end.
-        for token in run.tokens.clone() {
-            if let Some(Source { kind: Kind::Output { stream, drain, surplus }, .. }) = self.sources.get_mut(&token) {
+        for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
+            if let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) {
                 *drain = Drain::Open;
                 let (stream, surplus) = (*stream, std::mem::take(surplus));
-                if !surplus.is_empty() {
-                    self.append(key, stream, &surplus);
+                if let (false, Some(run)) = (surplus.is_empty(), self.runs.get(&key)) {
+                    self.logs.append_owned(Writing::new(&run.log), wall(), stream, surplus);
                 }
                 self.again(token);
             }
         }
-        (self.notify)(key, Notice::Drained);
+        if at_rest {
+            (self.notify)(key, Notice::Drained);
+        }
         self.end_run(key);
+    }
+
+    /// The last bytes of a drain are in the batch that is being filled.
+    fn await_writer(&mut self, key: RunKey) {
+        let batch = Some(self.logs.number());
+        match self.drains.iter_mut().find(|drain| drain.run == key) {
+            Some(drain) => drain.batch = batch,
+            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch }),
+        }
+    }
+
+    /// How long until the first drain is overdue.
+    pub(super) fn drain_left(&self) -> Option<Duration> {
+        let first = self.drains.iter().map(|drain| drain.until).min()?;
+        Some(first.saturating_duration_since(Instant::now()))
+    }
+
+    /// Reports the ends of drains that are overdue.
+    pub(super) fn end_drains(&mut self) {
+        if self.drains.is_empty() {
+            return;
+        }
+        let written = self.logs.collect();
+        let runs = &self.runs;
+        // The writer reports an end when it has written the last bytes; one without output is reported at once.
+        self.drains.retain(|drain| match drain.batch {
+            Some(batch) => batch > written,
+            None => runs.get(&drain.run).is_some_and(|run| run.draining),
+        });
+        let now = Instant::now();
+        let overdue: Vec<PendingDrain> = self.drains.extract_if(.., |drain| drain.until <= now).collect();
+        for drain in overdue {
+            match drain.batch {
+                None if self.logs.for_reading().is_some() => {
+                    // The thread has not come to its pipes yet.
+                    self.drains.push(PendingDrain { until: now + PATIENCE, ..drain });
+                    continue;
+                }
+                None => self.give_up_drain(drain.run),
+                Some(_) => {}
+            }
+            log::warn!("unit {}: the disk does not take its output; its run is reported as ended", drain.run.0);
+            (self.notify)(drain.run, Notice::Drained);
+        }
+    }
+
+    /// Ends a drain with bytes left in its pipes, which are read when a batch has room again.
+    fn give_up_drain(&mut self, key: RunKey) {
+        for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
+            if let Some(Pipe { kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token)
+                && matches!(drain, Drain::Left(_))
+            {
+                *drain = Drain::Held;
+            }
+        }
+        self.end_drain(key);
+        self.drains.retain(|drain| drain.run != key);
     }
 }

@@ -1,103 +1,29 @@
-//! The output thread: all pipes of all units in one mio loop. It reads into the logs, writes stdin with backpressure,
-//! and tells the supervisor how each exec went and when what a leader wrote has been read.
+//! The output thread: all pipes of all units in one mio loop. It reads pipes and hands what it has read to the thread that writes
+//! logs, writes stdin with backpressure, and tells the supervisor how each exec went and when what a leader wrote is in its log.
 
 mod actor;
+mod batch;
 mod drain;
+mod log_writer;
+mod message;
+mod pipe;
 mod read;
 mod stdin;
 #[cfg(test)]
 mod tests;
 
-use std::any::Any;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
-use mio::{Poll, Token, Waker};
+use mio::{Poll, Waker};
 
-use crate::logs::OutputLog;
-use crate::model::terminal_size::TerminalSize;
-use crate::model::{RunEnd, RunKey};
-use crate::pending::ReplySender;
-use crate::supervisor::fd_budget::Taken;
-use crate::terminal::Terminal;
-use actor::Actor;
-use tl_os::spawn::ExecFailure;
+use crate::model::RunKey;
+use actor::{Actor, WAKE};
+use log_writer::{LogWriter, Remover};
+pub use message::{Attach, Message, Notice};
 use tl_os::thread;
-
-/// What the thread has found out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The program runs, or its process was killed before it did.
-    ExecOk,
-    /// The program could not be run.
-    ExecFailed(ExecFailure),
-    /// Everything that was in the pipes when [`Message::Drain`] came is in the log, and lines are cut there.
-    Drained,
-    /// The process has closed its stdin.
-    StdinClosed,
-}
-
-/// Our ends of a run's pipes, and where its output goes.
-#[derive(Debug)]
-pub struct Attach {
-    /// Where the output goes.
-    pub log: Arc<OutputLog>,
-    /// Where it goes instead where there is a terminal: `stdin` and `stdout` are its master then.
-    pub terminal: Option<Arc<Terminal>>,
-    /// To write to.
-    pub stdin: Option<OwnedFd>,
-    /// To read from.
-    pub stdout: Option<OwnedFd>,
-    /// To read from.
-    pub stderr: Option<OwnedFd>,
-    /// How the exec went.
-    pub report: OwnedFd,
-    /// What these descriptors and the log's are counted by.
-    pub taken: Taken,
-}
-
-/// What the thread is asked. The queue has no bound of its own: each unit has a few messages on the way at most, and
-/// each writer of a stdin waits for its answer before it sends more.
-#[derive(Debug)]
-pub enum Message {
-    /// A run has been forked.
-    Attach(Box<Attach>),
-    /// Its leader has been reaped.
-    Drain,
-    /// It never came to run its program: no drain will follow.
-    Forget,
-    /// A chunk for stdin, by one of its writers. Answered when all of it is in the pipe.
-    Write {
-        /// Whose.
-        writer: u64,
-        /// What.
-        bytes: Vec<u8>,
-        /// To be told.
-        reply: ReplySender<()>,
-    },
-    /// All that stdin gets: it is closed once this is in the pipe, and counts as closed for everybody else from now on.
-    Feed(Vec<u8>, Box<dyn Any + Send>),
-    /// The writer has gone: what it still has in the queue is not to be written.
-    Abandon {
-        /// Who.
-        writer: u64,
-    },
-    /// A line of the supervisor's own for stderr of this log.
-    AppendToLog(Arc<OutputLog>, Vec<u8>),
-    /// The last run has ended, in this epoch of the log: followers end here.
-    FinishLog(Arc<OutputLog>, u64, RunEnd),
-    /// Another run follows after [`Message::FinishLog`].
-    ReopenLog(Arc<OutputLog>),
-    /// Close stdin.
-    CloseStdin,
-    /// Let go of the terminal: whoever has it open finds it hung up.
-    HangUp,
-    /// Set the size of the terminal. Answered when it is set.
-    Resize(TerminalSize, ReplySender<()>),
-}
 
 /// Sends to the thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -107,7 +33,7 @@ pub struct OutputSender {
 }
 
 impl OutputSender {
-    /// Sends. To a thread that has died it is lost, with the reply in it, whose drop is an answer.
+    /// Sends a message about a run. To a thread that has ended it is lost, with the reply in it, whose drop is an answer.
     pub fn send(&self, run: RunKey, message: Message) {
         self.post(Some((run, message)));
     }
@@ -121,33 +47,50 @@ impl OutputSender {
     }
 }
 
-/// The thread; ends and is joined on drop.
-#[derive(Debug)]
+/// The output thread, and the thread that writes logs for it. Both end when this is dropped.
 pub struct Output {
     sender: OutputSender,
     thread: Option<JoinHandle<()>>,
+    /// Dropped after the output thread has been joined: it gets its last batch.
+    writer: LogWriter,
+}
+
+impl std::fmt::Debug for Output {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Output").field("sender", &self.sender).finish_non_exhaustive()
+    }
 }
 
 impl Output {
-    /// Starts it. `notify` is called on its thread and must not block.
+    /// Starts both threads. They call `notify`, which must not block, with each notice; `died` with the name of a thread that
+    /// panics.
     ///
     /// # Errors
-    /// When there is no descriptor or thread left for it.
+    /// When there is no descriptor or thread left.
     pub fn start(
-        notify: impl FnMut(RunKey, Notice) + Send + 'static,
-        died: impl FnOnce() + Send + 'static,
+        notify: impl Fn(RunKey, Notice) + Send + Sync + 'static,
+        died: impl Fn(&'static str) + Clone + Send + 'static,
     ) -> io::Result<Output> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
         let (messages, inbox) = unbounded();
-        let mut actor = Actor::new(poll, inbox, Box::new(notify));
-        let thread = thread::spawn("output", move || actor.run(), died)?;
-        Ok(Output { sender: OutputSender { messages, waker }, thread: Some(thread) })
+        let notify = Arc::new(notify);
+        let writer_died = died.clone();
+        let (writer, batches) =
+            LogWriter::start(notify.clone(), Arc::clone(&waker), move || writer_died("log-writer"))?;
+        let mut actor = Actor::new(poll, inbox, notify, batches);
+        let thread = thread::spawn("output", move || actor.run(), move || died("output"))?;
+        Ok(Output { sender: OutputSender { messages, waker }, thread: Some(thread), writer })
     }
 
-    /// A sender to it.
+    /// A sender to the output thread.
     pub fn sender(&self) -> OutputSender {
         self.sender.clone()
+    }
+
+    /// Removes files of logs on the thread that writes logs.
+    pub fn remover(&self) -> Remover {
+        self.writer.remover()
     }
 }
 
@@ -159,5 +102,3 @@ impl Drop for Output {
         }
     }
 }
-
-const WAKE: Token = Token(0);

@@ -1,8 +1,8 @@
-//! Reading: what may be concluded from one read, and how the pipes share the thread.
+//! Reading pipes, each in its turn.
 //!
-//! The kernel reports a pipe once, when something comes (edge-triggered epoll). So each is read until a read would
-//! block; a read that gives less than there was room for says nothing. A pipe whose writer has set `O_DIRECT` gives one
-//! packet at a time (pipe(7)), and a terminal 4 KiB.
+//! The kernel reports a pipe once, when bytes come (edge-triggered epoll). So each pipe is read until a read would block. A read that
+//! gives less than there was room for does not mean that the pipe is empty: a pipe whose writer has set `O_DIRECT` gives one packet
+//! at a time (pipe(7)), and a terminal 4 KiB.
 
 use std::time::{Duration, Instant};
 
@@ -10,68 +10,55 @@ use mio::Token;
 use nix::errno::Errno;
 use nix::unistd::read;
 
-use super::actor::{Actor, Drain, Kind, Source};
-use super::{Notice, RunKey};
+use super::actor::Actor;
+use super::batch::Operation;
+use super::message::Notice;
+use super::pipe::{Drain, Pipe, PipeKind};
 use crate::clock::wall;
-use crate::model::Stream;
+use crate::logs::Writing;
+use crate::model::RunKey;
 use tl_os::spawn::{ExecFailure, ReportBuffer};
 
-/// Room for one read, in bytes: as much as an unprivileged process can make a pipe hold (pipe(7), `pipe-max-size`).
-///
-/// A read with less room than the pipe holds may end within a packet, and the kernel discards the rest of that packet.
-/// The pages behind what a pipe really holds, 64 KiB by default, are never touched.
-pub(super) const ROOM: usize = 1 << 20;
-
-/// Reads and bytes in a row from one pipe before the others have their turn.
+/// The turn of one pipe: reads, and bytes, before the other pipes are read.
 const TURN: (usize, usize) = (16, 1 << 20);
 
 /// What one read gave.
-enum Got {
+enum ReadOutcome {
     Bytes(usize),
-    /// Nothing now: the kernel will tell when there is more.
+    /// Nothing now: the kernel reports the pipe when there is more.
     Nothing,
-    /// Nothing ever again.
+    /// The end of the output.
     End,
+    /// No batch has room: nothing was read.
+    Stalled,
 }
 
 impl Actor {
     pub(super) fn read_output(&mut self, token: Token) {
-        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return };
+        let Some(key) = self.pipes.get(&token).map(|pipe| pipe.run) else { return };
         let may_open_again = self.is_open_terminal(key);
         if may_open_again && self.pausing.iter().any(|(_, pausing)| *pausing == token) {
             return;
         }
         let (mut reads, mut all) = (0, 0);
         while reads < TURN.0 && all < TURN.1 {
-            let Some(Source { fd, kind: Kind::Output { drain, .. }, .. }) = self.sources.get(&token) else { return };
+            let Some(Pipe { kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get(&token) else { return };
             if *drain == Drain::Held {
                 return;
             }
-            let got = match read(fd, &mut self.buffer) {
-                Ok(0) => Got::End,
-                Ok(count) => Got::Bytes(count),
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => Got::Nothing,
-                // EIO is how a terminal says that nobody has it open; its leader may open it again.
-                Err(Errno::EIO) if may_open_again => return,
-                Err(Errno::EIO) => Got::End,
-                Err(errno) => {
-                    log::error!("unit {}: reading a pipe: {errno}", key.0);
-                    Got::End
-                }
-            };
-            match got {
-                Got::Bytes(count) => {
+            match self.read_once(token, key, may_open_again) {
+                ReadOutcome::Bytes(count) => {
                     (reads, all) = (reads + 1, all + count);
                     if self.take(token, key, count) {
                         return self.end_drain_of(token);
                     }
                 }
-                Got::Nothing => {
+                ReadOutcome::Nothing => {
                     self.pause(token, all);
                     return self.end_drain_of(token);
                 }
-                Got::End => return self.close(token),
+                ReadOutcome::End => return self.close(token),
+                ReadOutcome::Stalled => return self.stall(token),
             }
         }
         if !self.pause(token, all) {
@@ -79,42 +66,74 @@ impl Actor {
         }
     }
 
-    /// Takes `count` bytes of the buffer as read from this pipe. True when these are the last for the drain of its run:
-    /// what was read beyond that is kept until the run has ended.
+    /// Reads into the room of a batch; of a terminal, into the thread's own buffer.
+    fn read_once(&mut self, token: Token, key: RunKey, may_open_again: bool) -> ReadOutcome {
+        let Some(pipe) = self.pipes.get(&token) else { return ReadOutcome::End };
+        let is_terminal = self.runs.get(&key).is_some_and(|run| run.terminal.is_some());
+        let room = if is_terminal {
+            &mut self.buffer
+        } else {
+            match self.logs.for_reading() {
+                Some(batch) => batch.room(),
+                None => return ReadOutcome::Stalled,
+            }
+        };
+        loop {
+            return match read(&pipe.fd, room) {
+                Ok(0) => ReadOutcome::End,
+                Ok(count) => ReadOutcome::Bytes(count),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => ReadOutcome::Nothing,
+                // EIO says that no process has the terminal open; its leader may open it again.
+                Err(Errno::EIO) if may_open_again => ReadOutcome::Nothing,
+                Err(Errno::EIO) => ReadOutcome::End,
+                Err(errno) => {
+                    log::error!("unit {}: reading a pipe: {errno}", key.0);
+                    ReadOutcome::End
+                }
+            };
+        }
+    }
+
+    /// Takes the `count` bytes that were read from this pipe. True when these are the last for the drain of its run: what was
+    /// read beyond them is kept until the run has ended.
     fn take(&mut self, token: Token, key: RunKey, count: usize) -> bool {
-        let Some(Source { kind: Kind::Output { stream, drain, surplus }, .. }) = self.sources.get_mut(&token) else {
+        let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) else {
             return false;
         };
+        let Some(run) = self.runs.get(&key) else { return false };
         let mut now = count;
         if let Drain::Left(left) = drain {
             now = count.min(*left);
             *left -= now;
-            surplus.extend_from_slice(self.buffer.get(now..count).unwrap_or_default());
         }
-        let (stream, ended) = (*stream, *drain == Drain::Left(0));
-        // Out of `self` for the call; no allocation.
-        let buffer = std::mem::take(&mut self.buffer);
-        self.append(key, stream, buffer.get(..now).unwrap_or_default());
-        self.buffer = buffer;
+        let ended = *drain == Drain::Left(0);
+        if let Some(terminal) = &run.terminal {
+            let bytes = self.buffer.get(..count).unwrap_or_default();
+            let (bytes, more) = bytes.split_at(now.min(bytes.len()));
+            surplus.extend_from_slice(more);
+            terminal.append(bytes);
+            return ended;
+        }
+        // An unfinished line of an earlier run is not continued by this one.
+        let is_first = self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1;
+        let cut = is_first.then(|| Operation::Cut(Writing::new(&run.log), wall()));
+        self.logs.append_read(Writing::new(&run.log), *stream, now, count, surplus, cut);
         ended
     }
 
-    /// Appends to where the output of a run goes.
-    pub(super) fn append(&mut self, key: RunKey, stream: Stream, bytes: &[u8]) {
-        let Some(run) = self.runs.get(&key) else { return };
-        // What an earlier run left unfinished, or a child of it still writes, is not glued to this.
-        if self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1 {
-            run.log.cut(wall());
-        }
-        match &run.terminal {
-            Some(terminal) => terminal.append(bytes),
-            None => run.log.append(wall(), stream, bytes),
+    /// Reads the pipe again when a batch has room.
+    fn stall(&mut self, token: Token) {
+        if let Some(pipe) = self.pipes.get_mut(&token)
+            && !std::mem::replace(&mut pipe.queued, true)
+        {
+            self.stalled.push(token);
         }
     }
 
-    /// Leaves a terminal alone for a moment that has written so many bytes, if somebody has to catch up; whether it does.
+    /// Stops reading a terminal for a moment if a viewer has to catch up with its last `bytes` bytes. True where it does.
     fn pause(&mut self, token: Token, bytes: usize) -> bool {
-        let Some(key) = self.sources.get(&token).map(|source| source.run) else { return false };
+        let Some(key) = self.pipes.get(&token).map(|source| source.run) else { return false };
         if !self.is_open_terminal(key) {
             return false;
         }
@@ -124,7 +143,7 @@ impl Actor {
         pause.is_some()
     }
 
-    /// How long until the first pause is over.
+    /// Time until the first pause is over.
     pub(super) fn pause_left(&self) -> Option<Duration> {
         let first = self.pausing.iter().map(|(until, _)| *until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -140,9 +159,9 @@ impl Actor {
         over.into_iter().for_each(|(_, token)| self.again(token));
     }
 
-    /// How an exec went. The report is a single write of a few bytes, which a pipe never splits.
+    /// Reads the outcome of an exec. The child reports a failure by a single write of a few bytes, which a pipe never splits.
     pub(super) fn read_report(&mut self, token: Token) {
-        let Some(Source { fd, run, .. }) = self.sources.get(&token) else { return };
+        let Some(Pipe { fd, run, .. }) = self.pipes.get(&token) else { return };
         let (key, mut report) = (*run, ReportBuffer::default());
         let notice = loop {
             match read(fd, &mut report) {

@@ -1,4 +1,4 @@
-//! The writers of one stdin: a queue of chunks, at most one for each writer, written as the pipe takes them.
+//! The queue of one stdin: chunks of its writers, at most one for each, written to the pipe as it takes them.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::model::{Target, UnitId};
 use crate::pending::{ReplySender, pending};
 
-/// No writer has this number.
+/// The number of the writer of [`StdinQueue::push_last`]; no other writer has it.
 const NOBODY: u64 = 0;
 
 #[derive(Debug)]
@@ -21,16 +21,16 @@ struct Chunk {
     bytes: Vec<u8>,
     written: usize,
     reply: ReplySender<()>,
-    /// Dropped with the bytes.
+    /// A value that is dropped with the bytes.
     _held: Option<Box<dyn Any + Send>>,
 }
 
-/// The queue. Dropped with chunks in it, their writers learn that stdin is closed.
+/// The queue. When it is dropped with chunks in it, their writers get [`Error::StdinClosed`].
 #[derive(Debug)]
 pub(super) struct StdinQueue {
     unit: UnitId,
     chunks: VecDeque<Chunk>,
-    /// Nothing comes after these chunks.
+    /// No chunk follows those in the queue.
     last: bool,
 }
 
@@ -46,7 +46,7 @@ impl StdinQueue {
         self.chunks.push_back(Chunk { writer, bytes, written: 0, reply, _held: None });
     }
 
-    /// After these bytes there are no more. Nobody waits for them.
+    /// Adds the last bytes that stdin gets. No writer waits for them.
     pub(super) fn push_last(&mut self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
         if !std::mem::replace(&mut self.last, true) {
             let reply = pending().0;
@@ -54,7 +54,7 @@ impl StdinQueue {
         }
     }
 
-    /// Whether all there will ever be has been written.
+    /// Whether the last bytes have been written.
     pub(super) fn is_at_end(&self) -> bool {
         self.last && self.chunks.is_empty()
     }
@@ -66,7 +66,7 @@ impl StdinQueue {
     /// Writes what the pipe takes now.
     ///
     /// # Errors
-    /// When nobody reads any more (EPIPE), or whatever else makes the pipe useless.
+    /// When the pipe has no reader any more (EPIPE), or cannot be written for another reason.
     pub(super) fn write_to(&mut self, pipe: &OwnedFd) -> io::Result<()> {
         while let Some(chunk) = self.chunks.front_mut() {
             let rest = chunk.bytes.get(chunk.written..).unwrap_or_default();

@@ -1,7 +1,7 @@
-//! The output thread with pipes made by hand.
+//! The output thread, with pipes made by the test.
 
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -11,7 +11,7 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
-use crate::logs::{LogLimits, LogStore, View};
+use crate::logs::{LogLimits, LogStore, OutputLog, View};
 use crate::model::UnitId;
 use crate::supervisor::fd_budget::Share;
 
@@ -31,7 +31,7 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let log = LogStore::open(dir.path(), LogLimits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
     let (tell, notices) = unbounded();
-    let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), || {}).unwrap();
+    let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), |_| {}).unwrap();
     Fixture { output, notices, log, share: Share::of(1_000, 100), _dir: dir }
 }
 
@@ -71,7 +71,7 @@ impl Fixture {
     }
 }
 
-/// Our end, which does not block, and the child's.
+/// A pipe: the end of the daemon, which does not block, and the end of the child.
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -114,7 +114,7 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
         fixture.attach(ours, None);
         fixture.expect_raw(&all);
         let deadline = Instant::now() + LONG;
-        // What is left is the log's, and the one of the stream that there is not.
+        // Two are left: that of the log, and that of the stream without a pipe.
         while fixture.share.taken() > 2 {
             assert!(Instant::now() < deadline, "a pipe without a writer stays open");
             std::thread::yield_now();
@@ -130,7 +130,7 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
 
 #[test]
 fn a_packet_behind_other_output_is_not_cut() {
-    // A read ends with the first packet: that one must fit behind all that comes before it.
+    // A read ends with the first packet, which must fit behind the bytes before it.
     for before in [1, 15, 16, 100, 240] {
         let fixture = fixture();
         let (ours, theirs) = pipe();
@@ -175,7 +175,7 @@ fn a_drain_loses_nothing_of_a_child_that_writes_on() {
         let fixture = fixture();
         let (ours, theirs) = pipe();
         fixture.attach(ours, None);
-        // Not packets only: these are the shapes in which a read may end.
+        // Packets and plain bytes, of many lengths: reads end in each of the ways in which they can.
         let writer = std::thread::spawn(move || {
             let mut all = Vec::new();
             for n in 0..2000_usize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::launch::{launch, stdio};
 use crate::error::Error;
+use crate::logs::Writing;
 use crate::model::{RunEnd, RunNo, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
@@ -89,7 +90,7 @@ impl Actor {
             Action::Reopen => {
                 let log = Arc::clone(&self.parts.fleet.get(id)?.context.log);
                 log.revoke_end();
-                self.tell_output(id, ToOutput::ReopenLog(log));
+                self.tell_output(id, ToOutput::ReopenLog(Writing::new(&log)));
             }
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
@@ -106,7 +107,7 @@ impl Actor {
         let Some(context) = self.parts.fleet.get(id).map(|member| &member.context) else { return };
         match &context.pty {
             Some(session) => session.terminal.append(line.as_bytes()),
-            None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&context.log), line.into_bytes())),
+            None => self.tell_output(id, ToOutput::AppendToLog(Writing::new(&context.log), line.into_bytes())),
         }
     }
 
@@ -118,12 +119,15 @@ impl Actor {
             // It never starts again: only what clients are shown is kept.
             context.spec.env = Vec::new();
         }
-        let finish = ToOutput::FinishLog(Arc::clone(&context.log), context.log.epoch(), end);
+        let at_rest = context.log.finish_at_rest(end);
+        let finish = ToOutput::FinishLog(Writing::new(&context.log), context.log.epoch(), end);
         if let Some(session) = &mut context.pty {
             session.terminal.finish(end);
             session.life.end(self.clock.now().mono);
         }
-        self.tell_output(id, finish);
+        if !at_rest {
+            self.tell_output(id, finish);
+        }
     }
 
     fn tell_output(&self, id: UnitId, message: ToOutput) {

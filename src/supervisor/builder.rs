@@ -227,8 +227,10 @@ impl Builder {
         let (to_self, died) = (messages.clone(), messages.clone());
         let output = Output::start(
             move |run, notice| drop(to_self.send(Message::Output(run, notice))),
-            move || drop(died.send(Message::ThreadDied("output"))),
+            move |thread| drop(died.send(Message::ThreadDied(thread))),
         )?;
+        let remover = output.remover();
+        logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let trees = Trees::start(

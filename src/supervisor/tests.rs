@@ -33,7 +33,7 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         child_pending: Arc::default(),
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
-        output: Output::start(|_, _| {}, || {}).unwrap(),
+        output: Output::start(|_, _| {}, |_| {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
         resolver: Resolver::start(|_| {}, || {}).unwrap(),

@@ -1,11 +1,11 @@
-//! What a terminal session shows: its last bytes, and each viewer's place in them.
+//! The output of a terminal session: its last bytes, and the position of each viewer in them.
 //!
-//! A terminal is no log of lines: what counts is what a screen needs. A viewer reads at its own pace, and is told when
-//! it is so far behind that what it has not seen is gone.
+//! It is not cut into lines, and only as much is kept as a screen needs. A viewer reads at its own pace; one that is too far behind
+//! is told that bytes it has not seen are gone.
 //!
-//! The kernel makes a terminal's output at some 200 MB/s, which fills any backlog while a viewer waits for a processor.
-//! So a session that runs away from somebody who is reading is read more slowly meanwhile: who takes 8 MiB/s loses
-//! nothing. Nobody else is waited for, and nobody for long: the session goes on at its own pace then.
+//! A terminal gives some 200 MB/s, which fills any backlog while a viewer waits for a processor. So the output thread reads a
+//! session at 8 MiB/s while a viewer that reads is more than 1 MiB behind: a viewer that takes 8 MiB/s loses nothing. A viewer that
+//! does not read is not waited for, and no viewer for more than 30 s in a row.
 
 pub(crate) mod ring;
 pub(crate) mod session;
@@ -20,37 +20,37 @@ use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
 use crate::terminal::ring::Ring;
 
-/// What a viewer that comes later gets to see (section 11).
+/// Bytes of earlier output that a new viewer sees (docs/api.md, Terminal sessions).
 pub const REPLAY: usize = 1 << 20;
 
-/// How far behind a viewer may be…
+/// Bytes that a viewer may be behind.
 const BEHIND: usize = 8 << 20;
 
-/// …and how far while all sessions together hold more than [`TOTAL`] for those who are behind.
+/// The same while all sessions together hold more than [`TOTAL`] for viewers that are behind.
 const BEHIND_IN_NEED: usize = 2 << 20;
 
-/// See [`BEHIND_IN_NEED`].
+/// Bytes beyond their replays that all sessions may hold before [`BEHIND_IN_NEED`] applies.
 const TOTAL: u64 = 64 << 20;
 
-/// From here on behind, a viewer is waited for…
+/// A viewer that is more bytes behind than this is waited for, if it reads.
 const LAG: u64 = REPLAY as u64;
 
-/// …at this many bytes a second…
+/// Bytes per second that are read from a session while a viewer is waited for.
 const RATE: u64 = 8 << 20;
 
-/// …if it has taken something within this time.
+/// A viewer reads if it has taken bytes within this time.
 const READS: Duration = Duration::from_secs(1);
 
-/// A session waits for so long, in which it writes 240 MiB…
+/// Time that a session waits for viewers; 240 MiB are read meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// …and gains some of it back: one part in so many of the time that passes.
+/// A session regains one part in this many of the time that passes as time to wait.
 const REGAINED: u32 = 10;
 
-/// A place that no stream reaches.
+/// A position that no output reaches.
 const NEVER: u64 = u64::MAX;
 
-/// What all sessions hold beyond their replays, for viewers that are behind.
+/// Bytes that all sessions hold beyond their replays, for viewers that are behind.
 #[derive(Clone, Debug, Default)]
 pub struct Backlog(Arc<AtomicU64>);
 
@@ -61,59 +61,61 @@ pub struct Terminal(Mutex<State>);
 #[derive(Debug)]
 struct State {
     backlog: Backlog,
-    /// This session's part of it.
+    /// The part of `backlog` that is this session's.
     part: u64,
     ring: Ring,
     window: TerminalSize,
     end: Option<RunEnd>,
     terminated: bool,
     forgotten: bool,
-    viewers: BTreeMap<u64, Place>,
+    viewers: BTreeMap<u64, ViewerState>,
     last_viewer: u64,
-    /// How long it has waited, less what it has gained back until then.
+    /// Time that the session has waited, less what it had regained at `waited_at`.
     waited: Duration,
     waited_at: Instant,
 }
 
+/// What the session knows of one viewer.
 #[derive(Debug)]
-struct Place {
+struct ViewerState {
+    /// The position of the next byte that it sees.
     at: u64,
-    /// It is not ready to be shown anything.
+    /// It is not ready to see anything.
     held: bool,
-    /// It is woken when the stream gets to here.
+    /// The position of the output at which it is woken.
     wake_at: u64,
     waker: Waker,
-    /// When it took something last.
+    /// When it last took bytes.
     took: Instant,
 }
 
-impl Place {
-    /// Whether it is behind, and reads.
+impl ViewerState {
+    /// Whether it is more than [`LAG`] behind, and reads.
     fn is_catching_up(&self, end: u64, now: Instant) -> bool {
         !self.held && end.saturating_sub(self.at) > LAG && now.saturating_duration_since(self.took) < READS
     }
 }
 
-/// What a viewer finds.
+/// What a viewer gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Seen {
-    /// Bytes, which it has now seen.
+    /// Bytes.
     Bytes,
-    /// Nothing new: its waker will be woken.
+    /// Nothing new. Its waker will be woken.
     Nothing,
-    /// What it should see next is gone: it was too slow.
+    /// The bytes that it would see next are gone: it was too slow.
     Behind,
-    /// More was written than is kept for it, and it is not ready.
+    /// It is not ready, and more has been written than is kept for it.
     Overdue,
-    /// It has seen all, and the session has ended.
+    /// It has seen everything, and the session has ended.
     Ended(RunEnd),
     /// The session was ended over the API.
     Terminated,
 }
 
 impl Terminal {
-    /// An empty one, whose backlog counts in `backlog`.
+    /// A terminal without output, whose backlog counts in `backlog`.
     pub fn new(window: TerminalSize, backlog: &Backlog) -> Terminal {
         Terminal(Mutex::new(State {
             backlog: backlog.clone(),
@@ -130,7 +132,7 @@ impl Terminal {
         }))
     }
 
-    /// How long to leave the session alone that has written so many bytes in a row.
+    /// How long the session must not be read after `bytes` bytes in a row, so that viewers catch up.
     pub fn pause(&self, bytes: usize) -> Option<Duration> {
         self.lock().pause(bytes, Instant::now())
     }
@@ -150,55 +152,55 @@ impl Terminal {
         }
     }
 
-    /// Nothing more will be appended.
+    /// The session has ended: nothing more is appended.
     pub fn finish(&self, end: RunEnd) {
         let mut state = self.lock();
         state.end = Some(end);
         state.wake_all();
     }
 
-    /// Somebody has asked for its end: viewers go without waiting for it.
+    /// A client has asked for the end of the session: viewers are disconnected without waiting for it.
     pub fn terminate(&self) {
         let mut state = self.lock();
         state.terminated = true;
         state.wake_all();
     }
 
-    /// It is found by nobody any more: who has not asked to see its end so far goes.
+    /// The session can no longer be looked up: viewers that are not ready are disconnected.
     pub fn forget(&self) {
         let mut state = self.lock();
         state.forgotten = true;
         state.wake_all();
     }
 
-    /// Bytes that it holds.
+    /// Bytes of output that are held.
     pub fn held(&self) -> u64 {
         self.lock().ring.held()
     }
 
-    /// Its size.
+    /// The size of the terminal.
     pub fn window(&self) -> TerminalSize {
         self.lock().window
     }
 
-    /// Notes its new size.
+    /// Notes a new size.
     pub fn set_window(&self, window: TerminalSize) {
         self.lock().window = window;
     }
 
-    /// A viewer that is not ready yet. `waker` is woken when there may be something for it.
+    /// A new viewer, not ready yet. `waker` is woken when there may be something to see.
     pub fn view(self: &Arc<Self>, waker: impl Into<Waker>) -> Viewer {
         let waker = waker.into();
         let mut state = self.lock();
         state.last_viewer += 1;
         let id = state.last_viewer;
         let at = state.ring.end();
-        state.viewers.insert(id, Place { at, held: true, wake_at: NEVER, waker, took: Instant::now() });
+        state.viewers.insert(id, ViewerState { at, held: true, wake_at: NEVER, waker, took: Instant::now() });
         Viewer { terminal: Arc::clone(self), id }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that died with the lock left nothing half done that would be worse than dying as well.
+        // No update is left half done by a panic; ending this thread as well would not help.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -210,7 +212,7 @@ impl State {
 
     fn pause(&mut self, bytes: usize, now: Instant) -> Option<Duration> {
         let end = self.ring.end();
-        let waited_for = self.viewers.values().any(|place| place.is_catching_up(end, now));
+        let waited_for = self.viewers.values().any(|viewer| viewer.is_catching_up(end, now));
         let passed = now.saturating_duration_since(std::mem::replace(&mut self.waited_at, now));
         self.waited = self.waited.saturating_sub(passed / REGAINED);
         if !waited_for || self.waited >= PATIENCE {
@@ -221,7 +223,7 @@ impl State {
         Some(pause)
     }
 
-    /// Says how much this session holds for those who are behind.
+    /// Counts what this session holds for viewers that are behind.
     fn count(&mut self) {
         let part = self.ring.held().saturating_sub(REPLAY as u64);
         self.backlog.change(std::mem::replace(&mut self.part, part), part);
@@ -239,7 +241,7 @@ impl Drop for State {
 }
 
 impl Backlog {
-    /// What one session may hold just now.
+    /// Bytes that one session may hold now.
     fn most(&self) -> usize {
         if self.0.load(Ordering::Relaxed) > TOTAL { BEHIND_IN_NEED } else { BEHIND }
     }
@@ -249,7 +251,7 @@ impl Backlog {
     }
 }
 
-/// Sees all of a session from its replay on. Dropped, nothing is kept for it any more.
+/// A viewer of a session. While it is behind, the session keeps what it has not seen, up to a bound; dropped, it keeps nothing.
 #[derive(Debug)]
 pub struct Viewer {
     terminal: Arc<Terminal>,
@@ -257,14 +259,14 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    /// Lets it see: the replay first.
+    /// From now on the viewer sees output, beginning with the replay.
     pub fn ready(&self) {
         let mut state = self.terminal.lock();
         let replay = state.ring.replay();
-        if let Some(place) = state.viewers.get_mut(&self.id)
-            && place.held
+        if let Some(viewer) = state.viewers.get_mut(&self.id)
+            && viewer.held
         {
-            (place.held, place.at, place.took) = (false, replay, Instant::now());
+            (viewer.held, viewer.at, viewer.took) = (false, replay, Instant::now());
         }
     }
 
@@ -272,24 +274,24 @@ impl Viewer {
     pub fn look(&self, most: usize, into: &mut Vec<u8>) -> Seen {
         let mut state = self.terminal.lock();
         let State { ring, end, terminated, forgotten, viewers, .. } = &mut *state;
-        let Some(place) = viewers.get_mut(&self.id) else { return Seen::Behind };
-        if *terminated || place.held && *forgotten {
+        let Some(viewer) = viewers.get_mut(&self.id) else { return Seen::Behind };
+        if *terminated || viewer.held && *forgotten {
             return Seen::Terminated;
         }
-        if place.held {
-            place.wake_at = place.at + REPLAY as u64 + 1;
-            return if ring.end() >= place.wake_at { Seen::Overdue } else { Seen::Nothing };
+        if viewer.held {
+            viewer.wake_at = viewer.at + REPLAY as u64 + 1;
+            return if ring.end() >= viewer.wake_at { Seen::Overdue } else { Seen::Nothing };
         }
-        match ring.read(place.at, most, into) {
+        match ring.read(viewer.at, most, into) {
             None => Seen::Behind,
-            Some(at) if at > place.at => {
-                (place.at, place.took) = (at, Instant::now());
+            Some(at) if at > viewer.at => {
+                (viewer.at, viewer.took) = (at, Instant::now());
                 Seen::Bytes
             }
             Some(at) => match end {
                 Some(end) => Seen::Ended(*end),
                 None => {
-                    place.wake_at = at + 1;
+                    viewer.wake_at = at + 1;
                     Seen::Nothing
                 }
             },
@@ -298,16 +300,16 @@ impl Viewer {
 }
 
 impl Viewer {
-    /// For one that cannot take more just now: whether it has to go all the same. Its waker is woken when it has.
+    /// Without taking bytes: whether the viewer is too far behind, or has to end. Its waker is woken when that happens.
     pub fn glance(&self) -> Seen {
         let mut state = self.terminal.lock();
         let State { ring, terminated, forgotten, viewers, .. } = &mut *state;
-        let Some(place) = viewers.get_mut(&self.id) else { return Seen::Behind };
-        if *terminated || place.held && *forgotten {
+        let Some(viewer) = viewers.get_mut(&self.id) else { return Seen::Behind };
+        if *terminated || viewer.held && *forgotten {
             return Seen::Terminated;
         }
-        place.wake_at = place.at + BEHIND as u64 + 1;
-        if ring.end() >= place.wake_at { Seen::Behind } else { Seen::Nothing }
+        viewer.wake_at = viewer.at + BEHIND as u64 + 1;
+        if ring.end() >= viewer.wake_at { Seen::Behind } else { Seen::Nothing }
     }
 }
 
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_never_ready_is_overdue_after_as_much_as_is_kept() {
+    fn a_viewer_that_is_never_ready_is_overdue_after_a_replay() {
         let terminal = terminal();
         terminal.append(&vec![0; 3 * REPLAY]);
         let (viewer, waker) = view(&terminal);
@@ -404,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_too_slow_has_lost_and_others_have_not() {
+    fn a_viewer_that_is_too_slow_loses_its_position_and_others_do_not() {
         let terminal = terminal();
         let ((slow, waker), (quick, _)) = (view(&terminal), view(&terminal));
         slow.ready();
@@ -432,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_is_waited_for_and_nobody_else() {
+    fn only_a_viewer_that_reads_is_waited_for() {
         let terminal = terminal();
         let ((reads, _), (other, _)) = (view(&terminal), view(&terminal));
         let now = Instant::now();
@@ -451,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_waited_for_without_end() {
+    fn no_viewer_is_waited_for_longer_than_the_patience() {
         let terminal = terminal();
         let (viewer, _) = view(&terminal);
         viewer.ready();
@@ -473,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn all_sessions_together_hold_so_much() {
+    fn all_sessions_together_hold_a_bounded_backlog() {
         let backlog = Backlog::default();
         let sessions: Vec<_> = (0..20).map(|_| Arc::new(Terminal::new(TerminalSize::default(), &backlog))).collect();
         let viewers: Vec<_> = sessions.iter().map(|terminal| view(terminal).0).collect();

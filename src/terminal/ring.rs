@@ -1,14 +1,14 @@
-//! The last bytes of an endless stream, with a place for each reader in it.
+//! The last bytes of an endless stream, which readers read from positions of their own.
 //!
-//! So many bytes are kept for whoever comes later. Readers that are behind make it keep more, up to a bound: one that
-//! is further behind has lost its place, and the writer never waits.
+//! A number of bytes is kept for readers that come later. For readers that are behind more is kept, up to a bound. A reader that is
+//! further behind loses bytes; the writer never waits.
 
 use std::collections::VecDeque;
 
-/// Bytes are dropped in blocks of this size, each of which begins at a multiple of it.
+/// The size of a block, in bytes. Bytes are dropped in whole blocks; each begins at a multiple of this.
 const BLOCK: usize = 64 << 10;
 
-/// The bytes. Places in it count from the beginning of the stream.
+/// The bytes. A position counts from the beginning of the stream.
 #[derive(Debug)]
 pub struct Ring {
     keep: u64,
@@ -19,7 +19,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Keeps the last `keep` bytes, and for readers that are behind up to `most`, give or take a block.
+    /// A ring that keeps the last `keep` bytes, and for readers that are behind up to `most`, each rounded up to a block.
     pub fn new(keep: usize, most: usize) -> Ring {
         Ring { keep: keep as u64, most: most.max(keep) as u64, blocks: VecDeque::new(), start: 0, end: 0 }
     }
@@ -29,22 +29,22 @@ impl Ring {
         self.end - self.start
     }
 
-    /// Changes how much is kept for readers that are behind; from the next byte or trim on.
+    /// Changes how much is kept for readers that are behind. Takes effect with the next append or trim.
     pub fn set_most(&mut self, most: usize) {
         self.most = self.keep.max(most as u64);
     }
 
-    /// The place after the last byte.
+    /// The position after the last byte.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Where somebody begins who has seen nothing: as many bytes before the end as are kept for that.
+    /// The position at which a new reader begins: `keep` bytes before the end.
     pub fn replay(&self) -> u64 {
         self.end.saturating_sub(self.keep).max(self.start)
     }
 
-    /// Appends, and drops what neither a replay nor the reader at `slowest` needs.
+    /// Appends bytes, and drops blocks that neither a new reader nor the reader at `slowest` needs.
     pub fn append(&mut self, mut bytes: &[u8], slowest: u64) {
         while !bytes.is_empty() {
             let room = match self.blocks.back() {
@@ -64,7 +64,7 @@ impl Ring {
         self.trim(slowest);
     }
 
-    /// Drops what is not needed any more.
+    /// Drops blocks that neither a new reader nor the reader at `slowest` needs.
     pub fn trim(&mut self, slowest: u64) {
         let needed = self.end.saturating_sub(self.keep).min(slowest).max(self.end.saturating_sub(self.most));
         while self.start + BLOCK as u64 <= needed && self.blocks.pop_front().is_some() {
@@ -72,10 +72,10 @@ impl Ring {
         }
     }
 
-    /// Appends up to `most` bytes from `place` on to `into`, and gives the place after them; none when the bytes at
-    /// `place` have been dropped.
-    pub fn read(&self, place: u64, most: usize, into: &mut Vec<u8>) -> Option<u64> {
-        let skipped = usize::try_from(place.checked_sub(self.start)?).ok()?;
+    /// Appends up to `most` bytes from `position` on to `into`, and gives the position after them; none when the bytes at `position`
+    /// have been dropped.
+    pub fn read(&self, position: u64, most: usize, into: &mut Vec<u8>) -> Option<u64> {
+        let skipped = usize::try_from(position.checked_sub(self.start)?).ok()?;
         let (mut left, mut within) = (most, skipped % BLOCK);
         for block in self.blocks.iter().skip(skipped / BLOCK) {
             let bytes = block.get(within..).unwrap_or_default();
@@ -86,7 +86,7 @@ impl Ring {
                 break;
             }
         }
-        Some(place + (most - left) as u64)
+        Some(position + (most - left) as u64)
     }
 }
 
@@ -96,9 +96,9 @@ mod tests {
 
     const B: usize = BLOCK;
 
-    /// The byte at each place tells which one it is.
-    fn byte(place: u64) -> u8 {
-        (place % 251) as u8
+    /// The byte at a position says which position it is.
+    fn byte(position: u64) -> u8 {
+        (position % 251) as u8
     }
 
     fn bytes(from: u64, count: usize) -> Vec<u8> {
@@ -111,23 +111,23 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_every_size_come_out_as_they_went_in() {
+    fn pieces_of_every_size_are_read_as_they_were_appended() {
         let mut ring = Ring::new(4 * B, 8 * B);
-        let mut place = 0;
+        let mut position = 0;
         for (round, size) in [0, 1, 2, B - 4, 1, 1, B, B + 1, 2 * B - 1, 3].into_iter().enumerate() {
-            fill(&mut ring, size, place);
+            fill(&mut ring, size, position);
             let mut out = Vec::new();
-            let from = place;
-            while place < ring.end() {
-                place = ring.read(place, 1 + round * 20_011, &mut out).unwrap();
+            let from = position;
+            while position < ring.end() {
+                position = ring.read(position, 1 + round * 20_011, &mut out).unwrap();
             }
             assert_eq!(out, bytes(from, size), "{size}");
         }
-        assert_eq!(ring.read(place, 10, &mut Vec::new()), Some(place), "nothing is there yet");
+        assert_eq!(ring.read(position, 10, &mut Vec::new()), Some(position), "nothing is there yet");
     }
 
     #[test]
-    fn a_replay_is_the_last_bytes() {
+    fn a_new_reader_gets_the_last_bytes() {
         let mut ring = Ring::new(2 * B, 4 * B);
         assert_eq!(ring.replay(), 0);
         for size in [10, B, B, B - 7, 3 * B] {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_behind_is_waited_for_up_to_a_bound() {
+    fn bytes_are_kept_for_a_reader_that_is_behind_up_to_a_bound() {
         let mut ring = Ring::new(B, 4 * B);
         fill(&mut ring, 4 * B, 0);
         let mut out = Vec::new();

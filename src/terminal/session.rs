@@ -1,4 +1,4 @@
-//! A terminal session as clients see it, and how long it lives when nobody looks at it.
+//! A terminal session as clients see it, and how long it lives without clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,40 +7,40 @@ use serde::Serialize;
 
 use crate::model::{Exit, Millis, Pid};
 
-/// How long an ended session can still be asked for its exit code.
+/// Time for which an ended session can be looked up.
 pub const KEPT: Duration = Duration::from_secs(60);
 
-/// A session as the API shows it (section 11). Its token is never shown again.
+/// A session as the API shows it (docs/api.md, Terminal sessions). Its token is shown only when it is opened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct SessionInfo {
-    /// Unguessable.
+    /// The id, 32 random hexadecimal digits.
     pub session_id: String,
-    /// Of the leader.
+    /// The PID of the leader.
     pub pid: Pid,
-    /// As it was asked for.
+    /// The command, as it was given.
     pub command: Arc<str>,
-    /// As they were asked for.
+    /// The arguments, as they were given.
     pub args: Arc<[String]>,
-    /// Of the window, as it is now.
+    /// Rows of the terminal now.
     pub rows: u16,
-    /// Of the window, as it is now.
+    /// Columns of the terminal now.
     pub cols: u16,
-    /// When it was forked.
+    /// When the leader was forked.
     pub created_at: Millis,
-    /// None while it runs.
+    /// When the session ended; none while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Millis>,
-    /// None while it runs.
+    /// The exit code; none while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Whether it runs.
+    /// Whether the session runs.
     pub is_alive: bool,
-    /// Who is attached now.
+    /// Clients that are attached now.
     pub client_count: usize,
 }
 
-/// The exit code of a session, as a shell says it: 128 and the signal for one that was killed.
+/// The exit code of a session, as a shell gives it: 128 plus the signal where a signal ended it.
 pub fn exit_code(exit: Exit) -> i32 {
     match exit {
         Exit::Code(code) => code,
@@ -49,16 +49,16 @@ pub fn exit_code(exit: Exit) -> i32 {
     }
 }
 
-/// What is due.
+/// What is due for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// Nobody was attached for too long: end it.
+    /// It has been without clients for too long: hang up its terminal.
     HangUp,
-    /// It ended long enough ago.
+    /// It ended [`KEPT`] ago: remove it.
     Forget,
 }
 
-/// Who is attached, and since when nobody is. Times are monotonic.
+/// The clients of a session, and since when it has none. Times are monotonic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
     patience: Duration,
@@ -69,17 +69,17 @@ pub struct Life {
 }
 
 impl Life {
-    /// Begins now, with nobody attached. It may be left alone for `patience`.
+    /// A session that begins now, without clients, and may be without them for `patience`.
     pub fn new(now: Duration, patience: Duration) -> Life {
         Life { patience, clients: 0, idle_since: now, hung_up: false, ended: None }
     }
 
-    /// Somebody attaches.
+    /// A client attaches.
     pub fn attach(&mut self) {
         self.clients += 1;
     }
 
-    /// Somebody has gone.
+    /// A client has detached.
     pub fn detach(&mut self, now: Duration) {
         self.clients = self.clients.saturating_sub(1);
         self.idle_since = now;
@@ -90,12 +90,12 @@ impl Life {
         self.ended.get_or_insert(now);
     }
 
-    /// How many are attached.
+    /// The number of clients that are attached.
     pub fn clients(&self) -> usize {
         self.clients
     }
 
-    /// When something is due, if nothing happens until then.
+    /// When [`Life::due`] has something to give, if nothing happens until then.
     pub fn deadline(&self) -> Option<Duration> {
         match self.ended {
             Some(at) => at.checked_add(KEPT),
@@ -104,7 +104,7 @@ impl Life {
         }
     }
 
-    /// What is due; [`Due::HangUp`] is said once.
+    /// What is due; [`Due::HangUp`] is given once.
     pub fn due(&mut self, now: Duration) -> Option<Due> {
         if self.deadline()? > now {
             return None;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_when_nobody_has_been_there_for_long_enough() {
+    fn a_session_without_clients_is_hung_up_after_its_patience() {
         let mut life = Life::new(at(100), at(300));
         assert_eq!(life.deadline(), Some(at(400)), "from the beginning on");
         life.attach();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_session_is_kept_for_a_while_whoever_is_attached() {
+    fn an_ended_session_is_kept_for_a_minute_with_or_without_clients() {
         let mut life = Life::new(at(0), at(1));
         life.attach();
         life.end(at(10));
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn codes() {
+    fn exit_codes_are_those_of_a_shell() {
         assert_eq!([Exit::Code(3), Exit::Signal(1), Exit::OomKilled].map(exit_code), [3, 129, 137]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reads `/etc/passwd` and `/etc/group`, anew at each call: what runs in the sandbox may add users at any time.
+//! Reads `/etc/passwd` and `/etc/group`, afresh at each call: processes in the sandbox may add users at any time.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read};
@@ -9,19 +9,19 @@ use super::passwd::{self, Identity};
 use crate::error::Error;
 use crate::model::UserSpec;
 
-/// The most that one of the files may hold, in bytes: some 200,000 users.
+/// The largest file that is read, in bytes: some 200,000 users.
 const LIMIT: u64 = 16 << 20;
 
-/// Finds out whom `spec` means. Reads `/etc/group` only where supplementary groups matter.
+/// Looks up the user that `spec` names. Reads `/etc/group` only where supplementary groups matter. Blocks as long as the file
+/// system does.
 ///
 /// # Errors
-/// What `passwd::resolve` says, and [`Error::from_io`] for a file that cannot be read; one that is not there is
-/// taken for an empty one.
+/// Those of `passwd::resolve`, and [`Error::from_io`] for a file that cannot be read. A file that does not exist counts as empty.
 pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
     resolve_in(spec, Path::new("/etc"))
 }
 
-/// The id of a group in `/etc/group`; none where it has no entry, or the file cannot be read.
+/// The id of a group in `/etc/group`; none where the group has no entry, or the file cannot be read.
 pub fn group(name: &str) -> Option<u32> {
     passwd::group_id(name, &read(Path::new("/etc/group")).ok()?)
 }
@@ -38,14 +38,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    // Without O_NONBLOCK, whoever puts a FIFO there would stop the caller for good.
+    // With O_NONBLOCK, opening a FIFO does not wait for its writer.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let meta = file.metadata()?;
     if !meta.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
-    // One more than the limit tells a file that is too long from one that just fits.
+    // One byte more than the limit: a file that is too long differs from one that just fits.
     file.take(LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LIMIT {
         return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
@@ -73,13 +73,13 @@ mod tests {
     }
 
     #[test]
-    fn root_of_this_machine() {
+    fn root_is_found_in_the_files_of_this_machine() {
         let root = resolve(&root()).unwrap();
         assert_eq!((root.uid, root.gid, root.groups.first()), (0, 0, Some(&0)));
     }
 
     #[test]
-    fn files_are_read_anew_and_may_be_missing() {
+    fn files_are_read_afresh_and_may_be_missing() {
         let dir = dir("");
         assert_eq!(resolve_in(&root(), dir.path()), Err(Error::UserNotFound("root".into())));
         fs::write(dir.path().join("passwd"), "root:x:0:0::/root:/bin/sh").unwrap();
@@ -91,12 +91,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_an_error_and_does_not_block() {
+    fn a_fifo_or_directory_is_an_error_and_does_not_block() {
         let dir = dir("root:x:0:0::/root:/bin/sh");
         let group = dir.path().join("group");
         nix::unistd::mkfifo(&group, Mode::S_IRWXU).unwrap();
         assert!(matches!(resolve_in(&root(), dir.path()), Err(Error::Internal(_))));
-        // Nothing is asked of it where the gid is given.
+        // The file is not read where the gid is given.
         assert!(resolve_in(&"0:0".parse().unwrap(), dir.path()).is_ok());
         fs::remove_file(&group).unwrap();
         fs::create_dir(&group).unwrap();

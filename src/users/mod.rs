@@ -1,4 +1,4 @@
-//! Users and groups: who a process runs as.
+//! The user that a process runs as, looked up in `/etc/passwd` and `/etc/group`.
 
 mod lookup;
 mod passwd;

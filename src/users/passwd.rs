@@ -1,8 +1,7 @@
-//! Who a process runs as: reads the text of `/etc/passwd` and `/etc/group` and the textual forms of `user` (section 8).
+//! Parses `/etc/passwd`, `/etc/group` and the textual forms of `user` (docs/api.md, Environment and users).
 //!
-//! The daemon is static, so there is no NSS: the two files are all there is. Sandboxes bring files that no `pwck` has
-//! seen, so a line that is broken is skipped, as glibc does, and never taken for more than it says. The files come in
-//! as bytes, since one name in Latin-1 must not hide everyone below it; `os::accounts` reads them.
+//! The daemon is static and has no NSS: it knows no users beyond these two files. Sandboxes bring files that no `pwck` has checked,
+//! so a broken line is skipped, as glibc does. The files are bytes: a name in Latin-1 must not hide the entries after it.
 
 use std::collections::HashSet;
 use std::str::{self, FromStr};
@@ -10,35 +9,35 @@ use std::str::{self, FromStr};
 use crate::error::{Error, SpecError};
 use crate::model::{NO_ID, UserSpec};
 
-/// The most supplementary groups that the kernel takes for one process (`NGROUPS_MAX`).
+/// The number of supplementary groups that the kernel takes for one process, at most (`NGROUPS_MAX`).
 pub const MAX_GROUPS: usize = 65_536;
 
 const SHELL: &str = "/bin/sh";
 
-/// Everything that a process takes over from the one it runs as.
+/// What a process gets from the user that it runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The user id.
     pub uid: u32,
     /// The primary group id.
     pub gid: u32,
-    /// What `setgroups(2)` is to be given: at most [`MAX_GROUPS`], the primary one first; or none at all.
+    /// The supplementary groups for `setgroups(2)`: at most [`MAX_GROUPS`], the primary group first; or none at all.
     pub groups: Vec<u32>,
     /// The home directory, an absolute path. It need not exist.
     pub home: String,
     /// The login shell.
     pub shell: String,
-    /// The login name, or the UID in decimal where it has no entry.
+    /// The login name, or the UID in decimal where `/etc/passwd` has no entry.
     pub name: String,
 }
 
 impl FromStr for UserSpec {
     type Err = SpecError;
 
-    /// Reads `root`, `1000` or `1000:1000`.
+    /// Parses `root`, `1000` or `1000:1000`.
     ///
     /// # Errors
-    /// Names `user` and says what would be right.
+    /// For the field `user`, with the forms that are allowed.
     fn from_str(text: &str) -> Result<UserSpec, SpecError> {
         let wrong = || SpecError::new("user", "must be a name, a UID or `uid:gid`, each id from 0 to 4294967294");
         if let Some((uid, gid)) = text.split_once(':') {
@@ -56,12 +55,12 @@ impl FromStr for UserSpec {
     }
 }
 
-/// Finds out whom `spec` means, given the bytes of `/etc/passwd`; `group` gives those of `/etc/group`, and is asked
+/// Looks up the user that `spec` names in `passwd`, the bytes of `/etc/passwd`. `group` gives those of `/etc/group`, and is called
 /// only where supplementary groups matter.
 ///
 /// # Errors
 /// [`Error::UserNotFound`] for a name without an entry, [`Error::Invalid`] for an id that no process can have, and
-/// what `group` says.
+/// the errors of `group`.
 pub fn resolve(
     spec: &UserSpec,
     passwd: &[u8],
@@ -76,7 +75,7 @@ pub fn resolve(
             check_id(*uid)?;
             match find(passwd, |entry| entry.uid == *uid) {
                 Some(entry) => (entry, *gid),
-                // Nobody's groups either: there is no name that could be listed.
+                // No groups either: they list names.
                 None => return nameless(*uid, gid.unwrap_or(*uid)),
             }
         }
@@ -104,13 +103,13 @@ fn nameless(uid: u32, gid: u32) -> Result<Identity, Error> {
     Ok(Identity { uid, gid, groups: Vec::new(), home, shell, name: uid.to_string() })
 }
 
-/// A spec built by hand can hold what the text forms refuse.
+/// A spec that was not parsed from text can hold this id.
 fn check_id(id: u32) -> Result<(), SpecError> {
     if id == NO_ID { Err(SpecError::new("user", "must not have the id 4294967295")) } else { Ok(()) }
 }
 
 /// One line of `/etc/passwd`.
-struct Entry<'a> {
+struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
@@ -118,14 +117,13 @@ struct Entry<'a> {
     shell: &'a str,
 }
 
-/// The first entry that fits: later ones with the same name or UID do not count.
-fn find<'a>(passwd: &'a [u8], fits: impl Fn(&Entry<'a>) -> bool) -> Option<Entry<'a>> {
+/// The first entry that fits; later ones with the same name or UID do not count.
+fn find<'a>(passwd: &'a [u8], fits: impl Fn(&PasswdEntry<'a>) -> bool) -> Option<PasswdEntry<'a>> {
     lines(passwd).filter_map(entry).find(fits)
 }
 
-/// The lines that can be entries: not empty, no comment and none of NIS (`+name`, `-name`).
-///
-/// One with a NUL could not be handed to the kernel.
+/// The lines that can be entries: not empty, no comment, and not of NIS (`+name`, `-name`). A line with a NUL is skipped, as its
+/// fields cannot be passed to the kernel.
 fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
     file.split(|&byte| byte == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start())
@@ -133,7 +131,7 @@ fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// `name:password:uid:gid:comment:home:shell`; only the comment and the password may be in any encoding.
-fn entry(line: &[u8]) -> Option<Entry<'_>> {
+fn entry(line: &[u8]) -> Option<PasswdEntry<'_>> {
     let mut fields = line.splitn(7, |&byte| byte == b':');
     let name = fields.next().and_then(text).filter(|name| !name.is_empty())?;
     let _password = fields.next()?;
@@ -142,18 +140,19 @@ fn entry(line: &[u8]) -> Option<Entry<'_>> {
     let _comment = fields.next()?;
     let home = fields.next().and_then(text)?;
     let shell = fields.next().and_then(text)?;
-    Some(Entry {
+    Some(PasswdEntry {
         name,
         uid,
         gid,
-        // A relative home would be below wherever the daemon happens to stand.
+        // A relative home would be below the daemon's working directory.
         home: if home.starts_with('/') { home } else { "/" },
-        // What passwd(5) says of an empty one.
+        // As passwd(5) says of an empty field.
         shell: if shell.is_empty() { SHELL } else { shell },
     })
 }
 
-/// As initgroups(3): the primary group and every one that lists the name, in the order of the file.
+/// The groups of a user, as initgroups(3) finds them: the primary one, then each group that lists the name, in the order of the
+/// file.
 fn groups_of(name: &str, primary: u32, group: &[u8]) -> Vec<u32> {
     let mut seen = HashSet::from([primary]);
     let others = lines(group).filter_map(|line| listing(line, name)).filter(|gid| seen.insert(*gid));
@@ -183,7 +182,7 @@ fn text(field: &[u8]) -> Option<&str> {
     str::from_utf8(field).ok()
 }
 
-/// A uid or gid in decimal; no sign, no space, and none that means "leave it".
+/// Parses a uid or gid in decimal: digits only, and not [`NO_ID`].
 fn parse_id(field: &[u8]) -> Option<u32> {
     if !field.iter().all(u8::is_ascii_digit) {
         return None;

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, Lines, LongText, OutputLog, PIECE, Shown, StartAt, Text, View};
+use crate::logs::{Cursor, LineText, Lines, LongText, OutputLog, PIECE, StartAt, Text, View};
 use crate::model::Target;
 
 use crate::http::api::Api;
@@ -137,7 +137,7 @@ impl LinesJson {
                 self.begun = continue_line(begun, out)?;
                 continue;
             }
-            let Some(line) = self.lines.next_shown() else {
+            let Some(line) = self.lines.next_text() else {
                 self.lines.failure().map_or(Ok(()), Err)?;
                 let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
                 write!(out, "],\"line_count\":{}{truncated}}}", self.written)?;
@@ -148,12 +148,12 @@ impl LinesJson {
             }
             self.written += 1;
             match line {
-                Shown::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
-                Shown::Short(text) => {
+                LineText::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
+                LineText::Short(text) => {
                     text::begin(out);
                     self.begun = Some(LineRest::Short(text));
                 }
-                Shown::Long(text) => {
+                LineText::Long(text) => {
                     text::begin(out);
                     self.begun = Some(LineRest::Long(text));
                 }

@@ -9,7 +9,7 @@ use super::*;
 const LIMITS: LogLimits = LogLimits { per_unit: 64 * MIB, total: 256 * MIB };
 
 #[test]
-fn the_directory_is_ours_alone() {
+fn a_directory_with_other_files_or_in_use_is_refused_and_leftovers_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("a/logs");
     fs::create_dir_all(&logs).unwrap();
@@ -39,10 +39,10 @@ fn the_directory_is_ours_alone() {
 }
 
 #[test]
-fn a_closed_log_takes_its_file_again() {
+fn a_closed_log_reopens_its_file_for_the_next_output() {
     let (dir, log) = log();
     log.append(1, OUT, b"one\n");
-    log.finish(end(1));
+    log.finish_now(end(1));
     log.close_file();
     log.append(2, OUT, b"two\n");
     log.close_file();
@@ -111,7 +111,7 @@ fn memory_is_bounded_for_tiny_records_as_well() {
     let kept = raw(&log, View::Stdout).len();
     assert!((64 * 1024..72 * 1024).contains(&kept), "{kept}");
     assert!(log.memory() < 5 * 64 * 1024, "{}", log.memory());
-    log.finish(end(1));
+    log.finish_now(end(1));
     assert!(matches!(follow(&log, View::Stdout, StartAt::Beginning).last(), Some(Item::End(..))));
 }
 
@@ -154,7 +154,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_refused() {
+fn a_directory_of_another_user_is_refused() {
     let refused = |logs: &std::path::Path, kind: ErrorKind, why: &str| {
         let error = LogStore::open(logs, LIMITS).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
@@ -163,7 +163,7 @@ fn a_directory_of_somebody_else_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
     let chown = |path: &std::path::Path| std::os::unix::fs::lchown(path, Some(4242), Some(4242)).unwrap();
-    // What its lock must not be: a link that makes a file elsewhere, what nobody reads, a directory.
+    // A lock that is not a regular file: a link that would make a file elsewhere, a FIFO without a reader, a directory.
     let elsewhere = dir.path().join("elsewhere");
     fs::create_dir(&logs).unwrap();
     std::os::unix::fs::symlink(&elsewhere, logs.join("lock")).unwrap();
@@ -193,7 +193,7 @@ fn a_directory_of_somebody_else_is_refused() {
         refused(&logs, ErrorKind::PermissionDenied, "it belongs to the user 4242, and the daemon runs as 0");
         assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o755);
     }
-    // A symlink leads there only if it is ours, or root's.
+    // A symlink is followed only if it belongs to the daemon's user or to root.
     let link = dir.path().join("link");
     let own = dir.path().join("own");
     fs::create_dir(&own).unwrap();
@@ -201,7 +201,7 @@ fn a_directory_of_somebody_else_is_refused() {
     drop(LogStore::open(&link, LIMITS).unwrap());
     chown(&link);
     refused(&link, ErrorKind::PermissionDenied, "it is a symlink that belongs to the user 4242");
-    // What others have left in ours goes by its name, whatever it is; nothing is followed.
+    // Files that other users have left are removed by their names; no link is followed.
     let victim = dir.path().join("victim");
     fs::write(&victim, "precious").unwrap();
     std::os::unix::fs::symlink(&victim, own.join("1.0")).unwrap();
@@ -236,13 +236,13 @@ fn a_log_outlives_the_removal_of_its_directory() {
             // Written while it is gone, and then no more.
             let last = if goes_on { 2000 } else { 1000 };
             flood(&log, 1000..last);
-            log.finish(end(1));
+            log.finish_now(end(1));
             log.close_file();
             let lines = texts(log.lines(View::Stdout, None));
             assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {goes_on}");
             assert_eq!(lines_of(&drain(&mut follower)).len() as u64, last - 1000, "{number} {goes_on}");
             assert!(log.truncated(), "{number} {goes_on}");
-            // Made anew as at the start, with its lock, for all that follows.
+            // The directory is made as at the start, with its lock.
             let other = store.create(UnitId(2));
             other.append(1, OUT, b"other\n");
             assert!(logs.join("2.0").exists(), "{number} {goes_on}");
@@ -256,7 +256,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
 }
 
 #[test]
-fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
+fn a_segment_that_cannot_be_copied_stays_in_memory_or_is_a_gap() {
     // Short enough for memory, and too long for it, and too long to be copied.
     for (lines, kept) in [(1000_u64, 1000_u64), (10_000, 0), (200_000, 0)] {
         let (dir, log) = log();
@@ -271,7 +271,7 @@ fn what_cannot_be_rescued_into_a_file_stays_in_memory_or_is_a_gap() {
         assert!(left.iter().cloned().eq(right), "{lines}: {}", left.len());
         // And on the disk again, when there is one.
         fs::remove_file(dir.path().join("logs")).unwrap();
-        log.finish(end(1));
+        log.finish_now(end(1));
         log.close_file();
         assert_eq!(texts(log.lines(View::Stdout, None)), left, "{lines}");
         assert_eq!(log.memory(), 0, "{lines}");
@@ -307,7 +307,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_disk_stops_nobody() {
+fn a_full_disk_loses_old_output_only() {
     let Some(disk) = Small::mount(600 * 1024) else {
         eprintln!("not tried: mounting a file system takes root");
         return;

@@ -24,7 +24,7 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
     log.append(2, ERR, b"too");
     let mut early = log.follow(View::Combined, StartAt::Beginning, waker());
     assert_eq!(texts(lines_of(&drain(&mut early))), ["one"]);
-    log.finish(end(9));
+    log.finish_now(end(9));
     log.append(10, OUT, b"from the background\n");
     assert_eq!(log.ended(), Some(end(9)));
     let rest = drain(&mut early);
@@ -47,18 +47,18 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
 }
 
 #[test]
-fn a_reopened_log_goes_on() {
+fn a_follower_goes_on_when_the_log_is_reopened() {
     let (_dir, log) = log();
     log.append(1, OUT, b"first\n");
     let mut behind = log.follow(View::Stdout, StartAt::Beginning, waker());
     let mut ended = log.follow(View::Stdout, StartAt::Beginning, waker());
-    log.finish(end(2));
+    log.finish_now(end(2));
     let first_end = cursor(&drain(&mut ended)[1]);
     log.append(3, OUT, b"back");
-    log.reopen();
+    log.begin_again();
     assert_eq!(log.ended(), None);
     log.append(4, OUT, b"second\n");
-    log.finish(end(5));
+    log.finish_now(end(5));
     let expected = ["first", "back", "second"];
     let items = drain(&mut behind);
     assert_eq!(texts(lines_of(&items)), expected, "through the first end");
@@ -70,7 +70,7 @@ fn a_reopened_log_goes_on() {
 }
 
 #[test]
-fn a_cut_is_for_good_in_every_replay() {
+fn every_replay_has_the_same_cuts() {
     let (_dir, log) = log();
     log.append(1, OUT, b"a");
     log.append(1, ERR, b"b");
@@ -86,7 +86,7 @@ fn a_cut_is_for_good_in_every_replay() {
 }
 
 #[test]
-fn wakes_come_once_for_each_time_it_found_nothing() {
+fn a_follower_is_woken_once_after_each_time_it_found_nothing() {
     let (_dir, log) = log();
     let (bell, other) = (waker(), waker());
     let mut follower = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&bell));
@@ -100,12 +100,12 @@ fn wakes_come_once_for_each_time_it_found_nothing() {
     assert!(!woken(&bell), "it knows");
     assert_eq!(drain(&mut follower).len(), 2);
     assert!(!woken(&other));
-    log.finish(end(4));
+    log.finish_now(end(4));
     assert!(woken(&bell) && woken(&other), "an end wakes all");
     drop((follower, idle));
-    log.reopen();
+    log.begin_again();
     log.append(5, OUT, b"four\n");
-    log.finish(end(6));
+    log.finish_now(end(6));
     assert!(!woken(&bell), "gone");
 }
 
@@ -117,7 +117,7 @@ fn an_end_watch_is_woken_by_the_end() {
     drop(log.watch_end(Arc::clone(&gone)));
     log.append(1, OUT, b"x\n");
     assert!(!woken(&bell));
-    log.finish(end(2));
+    log.finish_now(end(2));
     assert!(woken(&bell) && !woken(&gone));
     let _late = log.watch_end(Arc::clone(&gone));
     assert!(woken(&gone), "at once");
@@ -132,7 +132,7 @@ fn next_waits_for_output_and_for_the_deadline() {
     let writer = Arc::clone(&log);
     let thread = thread::spawn(move || {
         writer.append(1, OUT, b"one\n");
-        writer.finish(end(2));
+        writer.finish_now(end(2));
     });
     assert!(matches!(follower.next(soon()).unwrap(), Some(Item::Line(line, _)) if line.text == "one"));
     assert!(matches!(follower.next(soon()).unwrap(), Some(Item::End(run, _)) if run == end(2)));
@@ -180,7 +180,7 @@ fn half_a_million_lines_reach_every_follower() {
         }
     }
     log.append(1, OUT, &bytes);
-    log.finish(end(2));
+    log.finish_now(end(2));
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 

@@ -1,4 +1,4 @@
-//! Tests of the whole: each has a store in a directory of its own.
+//! Tests of logs through their public functions. Each test has a store in a directory of its own.
 
 mod disk;
 mod figures;
@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use tempfile::TempDir;
 
+use super::disk::Disk;
 use super::record::PerStream;
-use super::store::Disk;
 use super::*;
 use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
@@ -35,6 +35,17 @@ pub(super) fn log() -> (TempDir, Arc<OutputLog>) {
     (dir, store.create(UnitId(1)))
 }
 
+impl OutputLog {
+    fn finish_now(&self, end: RunEnd) {
+        self.finish(self.epoch(), end);
+    }
+
+    fn begin_again(&self) {
+        self.revoke_end();
+        self.reopen();
+    }
+}
+
 pub(super) fn waker() -> Arc<Waker> {
     Arc::new(Waker::new().unwrap())
 }
@@ -43,7 +54,7 @@ pub(super) fn end(ended_at: Millis) -> RunEnd {
     RunEnd { exit: Exit::Code(0), timed_out: false, ended_at }
 }
 
-/// All that a follower has now.
+/// All items that a follower gets now.
 pub(super) fn drain(follower: &mut Follower) -> Vec<Item> {
     std::iter::from_fn(|| follower.try_next()).collect()
 }
@@ -101,7 +112,7 @@ impl Random {
     }
 }
 
-/// What was done to a log.
+/// An operation on a log.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Append(Stream, Vec<u8>),
@@ -135,7 +146,7 @@ pub(super) fn random_ops(random: &mut Random, count: usize) -> Vec<Op> {
         .collect()
 }
 
-/// Does `ops` to a log; the time of each is its number.
+/// Performs `ops` on a log; the time of each is its number.
 pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
     for (time, op) in ops.iter().enumerate() {
         match op {
@@ -145,7 +156,7 @@ pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
     }
 }
 
-/// The lines that come of `ops`, as section 4 says it, in memory and all at once.
+/// The lines that `ops` make (docs/api.md, Output), found in memory and all at once.
 pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bool) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];

@@ -1,9 +1,9 @@
-//! The odd outputs of section 4.
+//! Output that is not text, long lines, and units without output.
 
 use super::*;
 
 #[test]
-fn what_is_not_text() {
+fn bytes_that_are_not_utf_8_are_replaced() {
     let (_dir, log) = log();
     log.append(1, OUT, b"a\0b\n\n\r\nprogress 1\rprogress 2\r");
     log.append(2, OUT, b"\n\xff\xfe\n\xe2");
@@ -57,7 +57,7 @@ fn a_line_of_64_mib() {
 }
 
 #[test]
-fn characters_across_the_cut_of_a_long_line() {
+fn the_cut_of_a_long_line_does_not_split_a_character() {
     let (_dir, log) = log();
     // 1 MiB is not a multiple of 3; and the records are not either.
     let text = "€".repeat(1_000_000);
@@ -78,7 +78,7 @@ fn characters_across_the_cut_of_a_long_line() {
 }
 
 #[test]
-fn the_combined_order_is_that_of_completion() {
+fn combined_lines_come_in_the_order_of_their_ends() {
     let (_dir, log) = log();
     log.append(1, OUT, b"out ");
     log.append(2, ERR, b"err ");
@@ -92,11 +92,11 @@ fn the_combined_order_is_that_of_completion() {
 }
 
 #[test]
-fn a_silent_unit_costs_nothing() {
+fn a_unit_without_output_has_no_file() {
     let (dir, log) = log();
     log.append(1, OUT, b"");
     log.cut(1);
-    log.finish(end(2));
+    log.finish_now(end(2));
     log.close_file();
     let files: Vec<_> = std::fs::read_dir(dir.path().join("logs")).unwrap().map(|f| f.unwrap().file_name()).collect();
     assert_eq!(files, ["lock"]);

@@ -9,7 +9,7 @@ struct Case {
     max_line: usize,
 }
 
-/// Random logs whose segments, chunks, index steps and lines are so small that everything falls across everything.
+/// Random logs with segments, chunks, index steps and lines so small that each boundary falls inside each of the others.
 fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
     let mut random = Random(seed);
     (0..count).map(move |round| {
@@ -30,7 +30,7 @@ fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
 }
 
 #[test]
-fn lines_and_raw_are_what_was_written() {
+fn lines_and_raw_bytes_are_those_that_were_written() {
     for case in cases(11, 300) {
         for view in VIEWS {
             let expected = model(&case.ops, view, case.max_line, true);
@@ -51,7 +51,7 @@ fn lines_and_raw_are_what_was_written() {
 }
 
 #[test]
-fn a_cursor_goes_on_right_after_its_item() {
+fn a_follower_resumed_by_a_cursor_goes_on_after_its_item() {
     for case in cases(22, 100) {
         for view in VIEWS {
             let all = follow(&case.log, view, StartAt::Beginning);
@@ -66,12 +66,12 @@ fn a_cursor_goes_on_right_after_its_item() {
 }
 
 #[test]
-fn a_cursor_goes_on_alike_when_more_has_come() {
+fn a_cursor_means_the_same_after_more_output() {
     for case in cases(33, 60) {
         let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, StartAt::Beginning)).into();
         case.log.append(90, ERR, b"more\nand more");
         case.log.append(91, OUT, b"more\nand more");
-        case.log.finish(end(92));
+        case.log.finish_now(end(92));
         case.log.append(93, OUT, b"from the background\n");
         for (view, before) in VIEWS.into_iter().zip(before) {
             let all = follow(&case.log, view, StartAt::Beginning);
@@ -85,7 +85,7 @@ fn a_cursor_goes_on_alike_when_more_has_come() {
 }
 
 #[test]
-fn a_tail_is_the_end_of_the_whole() {
+fn a_tail_is_the_end_of_all_lines() {
     for case in cases(44, 30) {
         for view in VIEWS {
             let all: Vec<_> = case.log.lines(view, None).collect();
@@ -194,7 +194,7 @@ fn a_tail_does_not_read_the_whole_log() {
 }
 
 #[test]
-fn a_cursor_that_does_not_fit_is_the_beginning() {
+fn a_cursor_that_does_not_fit_begins_at_the_beginning() {
     for case in cases(66, 6) {
         let view = View::Combined;
         let all = follow(&case.log, view, StartAt::Beginning);
@@ -217,10 +217,10 @@ fn a_cursor_that_does_not_fit_is_the_beginning() {
 }
 
 #[test]
-fn a_header_in_the_output_is_no_record() {
-    use crate::logs::record::{HEADER, Header, Kind};
+fn output_that_looks_like_a_header_is_not_taken_for_a_record() {
+    use crate::logs::record::{HEADER, Header, RecordKind};
     let (_dir, log) = log();
-    let forged = Header { kind: Kind::Output(ERR), len: 5, time: 1 }.encode();
+    let forged = Header { kind: RecordKind::Output(ERR), len: 5, time: 1 }.encode();
     log.append(1, OUT, &[&forged[..], b"evil\n", b"good\n"].concat());
     let all = follow(&log, View::Combined, StartAt::Beginning);
     let inside = Cursor { log: log.tag(), at: HEADER as u64, base: PerStream::default(), from: PerStream::default() };

@@ -13,7 +13,7 @@ fn files(dir: &TempDir) -> u64 {
 }
 
 #[test]
-fn one_log_keeps_its_limit_and_its_newest() {
+fn a_log_keeps_its_newest_output_within_its_limit() {
     let (dir, store) = store(64 * KIB, 1000 * KIB, |_| {});
     let log = store.create(UnitId(1));
     for number in 0..10_000 {
@@ -74,10 +74,10 @@ fn a_gap_counts_what_was_lost_exactly() {
                     _ => assert_eq!(kept, all),
                 }
                 assert!(!matches!(follow(&log, *view, StartAt::Tail(1)).first(), Some(Item::Gap { .. })));
-                // Gaps are no place to lose one's way either.
+                // A cursor after a gap resumes like any other.
                 let cursors: Vec<_> = items.iter().map(cursor).collect();
                 if let Some(gap) = items.iter().position(|item| matches!(item, Item::Gap { .. })) {
-                    // One who has the beginning of another stream's line need not lose it; a cursor does not have it.
+                    // A follower that holds the beginning of another stream's line keeps it; a cursor does not hold it.
                     if *view != View::Combined || cursors[gap].at >= log.oldest().at {
                         assert_eq!(follow(&log, *view, StartAt::After(cursors[gap])), items[gap + 1..]);
                     }
@@ -94,7 +94,7 @@ fn a_gap_counts_what_was_lost_exactly() {
 }
 
 #[test]
-fn nothing_is_glued_over_a_gap() {
+fn no_line_continues_over_a_gap() {
     let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
     let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
@@ -129,18 +129,18 @@ fn what_another_stream_lost_does_not_cut_a_line() {
 }
 
 #[test]
-fn over_the_total_ended_logs_go_first() {
+fn ended_logs_are_dropped_first_over_the_total() {
     let (dir, store) = store(100 * KIB, 100 * KIB, |disk| disk.segment = 4096);
     let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
     for log in &logs {
         (0..20).for_each(|_| log.append(1, OUT, &[b'x'; 1000]));
     }
-    logs[2].finish(end(1));
-    logs[1].finish(end(2));
-    logs[1].reopen();
-    logs[0].finish(end(3));
+    logs[2].finish_now(end(1));
+    logs[1].finish_now(end(2));
+    logs[1].begin_again();
+    logs[0].finish_now(end(3));
     let kept = |log: &Arc<OutputLog>| raw(log, View::Stdout).len();
-    // 80 KB stand; the next 80 KB take the place of the two ended ones first, the one that ended first first.
+    // 80 KB are kept; the next 80 KB replace the two ended logs first, in the order in which they ended.
     for round in 0..80 {
         logs[3].append(1, OUT, &[b'y'; 1000]);
         assert!(store.total_bytes() <= 100 * KIB);
@@ -197,7 +197,7 @@ fn writers_followers_and_retention_at_once() {
                     for number in 0..20_000 {
                         log.append(1, OUT, format!("line {number:010}\n").as_bytes());
                     }
-                    log.finish(end(1));
+                    log.finish_now(end(1));
                     log.close_file();
                 })
             })

@@ -26,7 +26,7 @@ impl Written {
         }
     }
 
-    /// Where the first line begins whose bytes are all there from `from` on; `from` where there is none.
+    /// The beginning of the first line that is whole from `from` on; `from` where no line is.
     fn first_line(&self, from: usize) -> usize {
         let mut begins = self.begins.iter().copied();
         begins.find(|begin| (from..self.bytes.len()).contains(begin)).unwrap_or(from)
@@ -95,7 +95,7 @@ fn without_times(lines: impl IntoIterator<Item = Line>) -> Vec<(String, bool, St
 }
 
 #[test]
-fn what_is_kept_is_the_end_of_the_true_lines() {
+fn kept_lines_are_the_last_whole_lines() {
     let mut random = Random(4026);
     let (mut suffixes, mut rests) = (0, 0);
     for _ in 0..50 {
@@ -281,7 +281,7 @@ fn a_line_longer_than_the_log_is_shown_as_far_as_it_is_kept() {
 }
 
 #[test]
-fn a_cut_is_a_beginning_as_well() {
+fn a_line_begins_after_a_cut() {
     let (dir, store) = store(4096, 1000 * 1024, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
     for _ in 0..8 {

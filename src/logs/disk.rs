@@ -1,0 +1,139 @@
+//! What the logs of a store have in common: the directory, the sizes, and the files of segments.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::LogLimits;
+use super::directory::{self, LogDirectory};
+use super::lock;
+use crate::logs::lines::MAX_LINE;
+use crate::model::UnitId;
+
+/// The smallest segment, in bytes: smaller ones would be all headers and file names.
+const MIN_SEGMENT: u64 = 4096;
+/// The largest segment, in bytes: its index counts in 32 bits.
+const MAX_SEGMENT: u64 = 1 << 30;
+
+/// The directory of a store, its sizes, and how much of them is used.
+#[derive(Debug)]
+pub(super) struct Disk {
+    dir: PathBuf,
+    /// The directory and its lock. Only threads that make files take this, and no other lock while they hold it.
+    directory: Mutex<LogDirectory>,
+    /// The directory was lost and has been made again.
+    pub(super) remade: AtomicBool,
+    /// Random for each store: a cursor that another daemon has made does not fit any log of this one.
+    pub(super) nonce: u64,
+    pub(super) per_unit: u64,
+    pub(super) total: u64,
+    /// The size of a segment, in bytes.
+    pub(super) segment: u64,
+    /// The distance between two entries of a segment's index, in bytes.
+    pub(super) index_every: u64,
+    /// Bytes that a reader reads at once.
+    pub(super) chunk: usize,
+    /// Longer lines are cut into pieces of this length, in bytes.
+    pub(super) max_line: usize,
+    /// Longer lines are not held in memory but read again piece by piece, in bytes.
+    pub(super) short_line: usize,
+    /// Bytes of all segment files.
+    pub(super) used: AtomicU64,
+    /// Counts the ends of units.
+    ended: AtomicU64,
+}
+
+impl Disk {
+    /// Makes `dir` (0700), takes its lock, and removes what an earlier daemon has left there.
+    ///
+    /// # Errors
+    /// Those of [`LogStore::open`](super::LogStore::open).
+    pub(super) fn open(dir: &Path, limits: LogLimits) -> io::Result<Disk> {
+        let directory = directory::open(dir)?;
+        directory::remove_leftovers(dir)?;
+        let total = limits.total.max(MIN_SEGMENT);
+        let per_unit = limits.per_unit.clamp(MIN_SEGMENT, total);
+        let segment = (per_unit / 8).clamp(MIN_SEGMENT, MAX_SEGMENT);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Disk {
+            dir: dir.to_owned(),
+            directory: Mutex::new(directory),
+            remade: AtomicBool::new(false),
+            // Two starts differ in the low bits only.
+            nonce: (u64::from(now.subsec_nanos()) ^ (now.as_secs() << 30)) & 0xFFFF_FFFF,
+            per_unit,
+            total,
+            segment,
+            // At most 32 entries a segment: the index of a full log takes 4 KiB.
+            index_every: (segment / 32).max(256 * 1024),
+            chunk: 64 * 1024,
+            max_line: MAX_LINE,
+            short_line: 16 * 1024,
+            used: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        })
+    }
+
+    /// The file of a segment.
+    pub(super) fn path(&self, unit: UnitId, number: u64) -> PathBuf {
+        self.dir.join(format!("{unit}.{number}"))
+    }
+
+    /// Makes the file of a segment. A file that has its name is removed: the directory belongs to this daemon alone, and no
+    /// segment has had that number.
+    ///
+    /// # Errors
+    /// When the directory was lost and cannot be made again, or what the file system says.
+    pub(super) fn create(&self, unit: UnitId, number: u64) -> io::Result<File> {
+        self.restore_directory()?;
+        let path = self.path(unit, number);
+        let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        match create() {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => fs::remove_file(&path).and_then(|()| create()),
+            created => created,
+        }
+    }
+
+    /// Opens the file of a segment to append to it: its records end at `len`.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(super) fn reopen(&self, unit: UnitId, number: u64, len: u64) -> io::Result<File> {
+        let mut file = OpenOptions::new().read(true).write(true).open(self.path(unit, number))?;
+        file.seek(SeekFrom::Start(len))?;
+        Ok(file)
+    }
+
+    /// Removes the file of a segment, if it is there.
+    pub(super) fn remove(&self, unit: UnitId, number: u64) {
+        if let Err(error) = fs::remove_file(self.path(unit, number))
+            && error.kind() != ErrorKind::NotFound
+        {
+            log::debug!("segment {number} of the log of unit {unit} cannot be removed: {error}");
+        }
+    }
+
+    /// Checks that the directory is still there, with its lock, before a file is made in it. One that was removed is made
+    /// anew, as at the start.
+    fn restore_directory(&self) -> io::Result<()> {
+        let mut current = lock(&self.directory);
+        if current.is_at(&self.dir) {
+            return current.keep_locked(&self.dir);
+        }
+        // The old lock is held until the new one is.
+        *current = directory::open(&self.dir)?;
+        self.remade.store(true, Ordering::Relaxed);
+        let dir = self.dir.display();
+        log::warn!("the log directory {dir} was removed and has been made again: output that was in it may be lost");
+        Ok(())
+    }
+
+    /// The rank of the next end of a unit among all ends.
+    pub(super) fn next_end(&self) -> u64 {
+        self.ended.fetch_add(1, Ordering::Relaxed)
+    }
+}

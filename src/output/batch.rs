@@ -1,0 +1,103 @@
+//! What is handed to the thread that writes logs: operations in order, and a buffer with the bytes that they append.
+//!
+//! Pipes are read into the buffer, and logs are written from it: the bytes are copied nowhere in between.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::message::Notice;
+use super::pipe::ROOM;
+use crate::logs::{OutputLog, Writing};
+use crate::model::{Millis, RunEnd, RunKey, Stream};
+
+/// A batch with this many bytes takes no more reads.
+const FULL: usize = 1 << 20;
+/// A batch with this many operations takes no more reads.
+const FULL_OPERATIONS: usize = 4_096;
+
+/// One operation on a log.
+#[derive(Debug)]
+pub(super) enum Operation {
+    /// Append these bytes of the batch's buffer.
+    Append(Writing, Millis, Stream, Range<usize>),
+    AppendOwned(Writing, Millis, Stream, Vec<u8>),
+    Cut(Writing, Millis),
+    Finish(Writing, u64, RunEnd),
+    Reopen(Writing),
+    /// Not counted as something to write: a log may end before its file is closed.
+    Close(Arc<OutputLog>),
+    /// Everything before this is in the log: report [`Notice::Drained`].
+    Drained(RunKey),
+}
+
+/// A batch of operations.
+#[derive(Debug)]
+pub(super) struct Batch {
+    /// Increases from batch to batch.
+    pub(super) number: u64,
+    operations: Vec<Operation>,
+    buffer: Box<[u8]>,
+    /// Bytes of the buffer that operations refer to.
+    used: usize,
+    /// Bytes of the buffer that have been used since it was made.
+    touched: usize,
+}
+
+impl Batch {
+    pub(super) fn new() -> Batch {
+        // Zeroed memory from the kernel: only pages that are read into take memory.
+        let buffer = vec![0; FULL + ROOM].into_boxed_slice();
+        Batch { number: 0, operations: Vec::new(), buffer, used: 0, touched: 0 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.used >= FULL || self.operations.len() >= FULL_OPERATIONS
+    }
+
+    /// Bytes of memory that the buffer has taken from the kernel, or more.
+    pub(super) fn touched(&self) -> usize {
+        self.touched
+    }
+
+    pub(super) fn push(&mut self, operation: Operation) {
+        self.operations.push(operation);
+    }
+
+    /// Room for one read; less than [`ROOM`] only in a full batch.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(self.used..).unwrap_or_default()
+    }
+
+    /// Appends the first `count` bytes of the room to a log.
+    pub(super) fn append(&mut self, log: Writing, time: Millis, stream: Stream, count: usize) {
+        let bytes = self.used..self.used + count;
+        self.used = bytes.end;
+        self.operations.push(Operation::Append(log, time, stream, bytes));
+    }
+
+    /// Performs the operations in order, and empties the batch. Blocks as long as the disk does.
+    pub(super) fn perform(&mut self, notify: &dyn Fn(RunKey, Notice)) {
+        for operation in self.operations.drain(..) {
+            match operation {
+                Operation::Append(writing, time, stream, bytes) => {
+                    writing.log().append(time, stream, self.buffer.get(bytes).unwrap_or_default());
+                }
+                Operation::AppendOwned(writing, time, stream, bytes) => writing.log().append(time, stream, &bytes),
+                Operation::Cut(writing, time) => writing.log().cut(time),
+                Operation::Finish(writing, epoch, end) => writing.log().finish(epoch, end),
+                Operation::Reopen(writing) => writing.log().reopen(),
+                Operation::Close(log) => log.close_file(),
+                Operation::Drained(run) => notify(run, Notice::Drained),
+            }
+        }
+        self.touched = self.touched.max(self.used);
+        self.used = 0;
+        if self.operations.capacity() > FULL_OPERATIONS {
+            self.operations = Vec::new();
+        }
+    }
+}
