@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use tl_os::signals::SignalThread;
+use tl_os::signal_thread::SignalThread;
 use tl_supervisor::http::{Auth, Options, Server};
 use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, Supervisor, UserSpec};
 
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let notice = move |_| {
         let _ = tell.try_send(());
     };
-    let _signals = SignalThread::start(&[libc::SIGINT, libc::SIGTERM], notice, || {})?;
+    let _signals = SignalThread::start("signals", &[libc::SIGINT, libc::SIGTERM], notice, || {})?;
     told.recv()?;
     handle.shutdown(Duration::from_secs(5))?;
     server.shutdown();

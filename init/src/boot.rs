@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tl_os::cgroup::{self, Settled};
 use tl_os::thread;
-use tl_os::{limits, loopback};
+use tl_os::{loopback, resource_limits};
 
 use crate::files;
 use crate::mounts::{self, Mount};
@@ -157,7 +157,7 @@ fn link_devices() -> io::Result<String> {
 /// The kernel starts us with 4,096 (INR_OPEN_MAX). The soft limit is the supervisor's to raise, for itself only.
 fn raise_descriptors() -> io::Result<String> {
     const ENOUGH: u64 = 512 << 10;
-    Ok(format!("up to {}", limits::lift_nofile(ENOUGH)?))
+    Ok(format!("up to {}", resource_limits::raise_hard_nofile(ENOUGH)?))
 }
 
 fn set_loopback_up() -> io::Result<String> {

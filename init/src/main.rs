@@ -52,7 +52,6 @@ fn main() -> u8 {
 /// Gives the exit status; on a machine it does not return.
 fn start(begun: Instant) -> u8 {
     console::open();
-    allocator::share_arenas();
     allocator::hold_reserve();
     let reset = disposition::reset();
     let report = Report::new(begun);

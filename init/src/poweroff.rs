@@ -7,8 +7,8 @@ use crossbeam_channel::bounded;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
+use tl_os::process_tree::kill_everything;
 use tl_os::thread;
-use tl_os::tree::kill_everything;
 use tl_supervisor::Supervisor;
 use tl_supervisor::http::EndAction;
 

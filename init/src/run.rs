@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
 use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
-use tl_os::signals::{Received, SignalThread};
+use tl_os::signal_thread::{Received, SignalThread};
 use tl_os::thread;
 use tl_os::wait::TraceStop;
 use tl_supervisor::http::{BootReport, EndAction, Host, Options, Server};
@@ -94,7 +94,7 @@ fn watch_signals(tell: Sender<Event>, place: Role, report: &Report) -> Result<Op
     let notice = move |received| drop(tell.send(Event::Signal(received)));
     // Without the thread there is no ordered end by a signal; everything else goes on.
     let died = || log::error!("signals are not watched any more");
-    match SignalThread::start(&signals::all(), notice, died) {
+    match SignalThread::start("signals", &signals::all(), notice, died) {
         Ok(thread) => Ok(Some(thread)),
         Err(error) if place == Role::Machine => {
             report.failed("signals", &error.to_string());
@@ -281,7 +281,7 @@ impl Main {
                     self.entry_ended(code, &mut ongoing);
                 }
                 Some(Event::TraceStop(stop)) => {
-                    if let Err(error) = stop.let_go() {
+                    if let Err(error) = stop.detach() {
                         log::debug!("process {}, which has stopped for its tracer: {error}", stop.pid);
                     }
                 }

@@ -1,6 +1,6 @@
 //! What a signal means, as one table.
 
-use tl_os::signals::Received;
+use tl_os::signal_thread::Received;
 use tl_supervisor::http::EndAction;
 
 use crate::role::Role;
@@ -92,7 +92,7 @@ pub(crate) fn meaning(place: Role, entry: bool, signal: i32) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use tl_os::signals::Sender;
+    use tl_os::signal_thread::Sender;
 
     use super::*;
     use EndAction::{Exit, Halt, PowerOff, Reboot};

@@ -6,7 +6,7 @@ use super::actor::{Actor, Drain, Kind, Source};
 use super::{Notice, RunKey};
 use crate::clock::wall;
 use tl_os::pipe::bytes_in;
-use tl_os::pty::HELD;
+use tl_os::pty::MAX_BUFFERED;
 
 impl Actor {
     /// Everything that the leader wrote has been read, or is in its pipes now: so much is still to be read.
@@ -21,7 +21,7 @@ impl Actor {
         for token in &tokens {
             if let Some(Source { fd, kind: Kind::Output { drain, .. }, .. }) = self.sources.get_mut(token) {
                 // FIONREAD does not see all of what a terminal holds; a read that would block has.
-                *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
+                *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
                 };

@@ -14,8 +14,9 @@ use crate::supervisor::entry::Tree;
 use crate::supervisor::fd_budget;
 use crate::unit::{Action, Event, Now};
 use crate::users;
+use tl_os::process_tree::Marks;
 use tl_os::random;
-use tl_os::tree::{self, Marks};
+use tl_os::send_signal;
 
 impl Actor {
     /// Gives an event to a unit and performs what follows, and what follows from that.
@@ -56,7 +57,7 @@ impl Actor {
                     "unit {id}: process {leader} has not exited after its SIGKILL; its run is reported as ended"
                 );
                 // Without a cgroup, another thread may not have come to it yet.
-                let _ = tree::signal_group(leader, libc::SIGKILL);
+                let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
             Action::Watch => {

@@ -27,8 +27,8 @@ use crate::terminal::Backlog;
 use crate::trees;
 use crate::unit::fleet::Fleet;
 use crate::unit::{Event, Now, Unit};
+use tl_os::send_signal;
 use tl_os::spawn::Spawner;
-use tl_os::tree;
 use tl_os::wait::{ChildEvent, Reaped, TraceStop, next_event};
 
 /// How long a DELETE is held while the tree is not gone yet (section 5).
@@ -236,8 +236,8 @@ impl Actor {
                     slot.data.killed = true;
                 }
                 let sent = match scope.unwrap_or(all) {
-                    SignalScope::Leader => tree::signal_leader(leader, &[number]),
-                    SignalScope::Group => tree::signal_group(leader, number),
+                    SignalScope::Leader => send_signal::signal_leader(leader, &[number]),
+                    SignalScope::Group => send_signal::signal_group(leader, number),
                     SignalScope::Tree if number == libc::SIGKILL => {
                         self.kill_tree(id);
                         Ok(())
@@ -381,7 +381,7 @@ impl Actor {
     /// A child has made this process its tracer, and has stopped for it. It lives on.
     fn let_tracee_go(&self, stop: TraceStop) {
         // Only its parent can: for an orphan that is the main thread, whoever else waits for it.
-        if stop.let_go().is_err() {
+        if stop.detach().is_err() {
             (self.parts.on_main_thread)(stop);
         }
     }

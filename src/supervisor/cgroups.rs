@@ -13,8 +13,8 @@ use super::entry::Tree;
 use super::message::Message;
 use crate::model::{Pid, UnitId};
 use crate::oom::OomThread;
-use tl_os::cgroup::{Leaf, Slice};
-use tl_os::fork::{Failure, probe};
+use tl_os::cgroup::{Leaf, Slice, probe};
+use tl_os::spawn::SpawnError;
 
 /// What it means for a unit to have no cgroup.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";
@@ -96,7 +96,7 @@ impl Cgroups {
     pub(super) fn start_in<T>(
         &mut self,
         name: &str,
-        start: impl Fn(Option<&Leaf>) -> Result<T, Failure>,
+        start: impl Fn(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
         if matches!(&self.state, State::Lost(at) if at.elapsed() > AGAIN) {
             // What is still wrong has been told.
@@ -106,7 +106,7 @@ impl Cgroups {
         }
         for _ in 0..TRIES {
             let State::Usable(slice) = &self.state else { break };
-            let started = slice.leaf(name).map_err(Failure::of_cgroup).and_then(|leaf| match start(Some(&leaf)) {
+            let started = slice.leaf(name).map_err(SpawnError::in_cgroup).and_then(|leaf| match start(Some(&leaf)) {
                 Ok(started) => Ok((started, leaf)),
                 Err(failure) => {
                     let _ = leaf.remove();
@@ -115,8 +115,8 @@ impl Cgroups {
             });
             match started {
                 Ok((started, leaf)) => return Ok((started, Some(leaf))),
-                Err(Failure::Fork(error)) => return Err(error),
-                Err(Failure::Cgroup(error)) => self.replace(&error),
+                Err(SpawnError::Other(error)) => return Err(error),
+                Err(SpawnError::Cgroup(error)) => self.replace(&error),
             }
         }
         if let State::Usable(slice) = &self.state {
@@ -125,7 +125,7 @@ impl Cgroups {
         }
         match start(None) {
             Ok(started) => Ok((started, None)),
-            Err(Failure::Fork(error) | Failure::Cgroup(error)) => Err(error),
+            Err(SpawnError::Other(error) | SpawnError::Cgroup(error)) => Err(error),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::terminal::Terminal;
 use crate::terminal::session::Life;
 use crate::unit::fleet;
 use tl_os::cgroup::Leaf;
-use tl_os::tree::Marks;
+use tl_os::process_tree::Marks;
 
 use super::handle::Started;
 use super::pty::SessionKey;

@@ -41,12 +41,13 @@ use actor::{Actor, Parts};
 use cgroups::Cgroups;
 use message::{Command, Message};
 use probes::{News, Probes};
-use tl_os::limits::{self, become_subreaper};
-use tl_os::signals::SignalThread;
+use tl_os::resource_limits;
+use tl_os::signal_thread::SignalThread;
 use tl_os::spawn::Spawner;
-use tl_os::tasks;
+use tl_os::task_limits;
 use tl_os::thread;
-use tl_os::wait::TraceStop;
+use tl_os::user_namespace::has_own_users;
+use tl_os::wait::{TraceStop, become_subreaper};
 
 /// What a supervisor is made of; the defaults are those of section 7.
 #[derive(Debug)]
@@ -136,7 +137,7 @@ impl Builder {
         self
     }
 
-    /// Hands a [`TraceStop`] to the main thread of this process, which has to call [`TraceStop::let_go`]. It is called on
+    /// Hands a [`TraceStop`] to the main thread of this process, which has to call [`TraceStop::detach`]. It is called on
     /// the supervisor thread and must not block.
     ///
     /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent the tracer, and only that can let it
@@ -162,7 +163,7 @@ impl Builder {
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn start(self) -> io::Result<Supervisor> {
-        let (found, most_files) = limits::raise()?;
+        let (original, most_files) = resource_limits::raise()?;
         let wanted = Budget { processes: self.max_processes, connections: self.max_connections };
         let budget = fd_budget::fit(wanted, most_files);
         let mut warnings = Vec::new();
@@ -175,7 +176,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let mut spawner = Spawner::new(Some(found))?;
+        let mut spawner = Spawner::new(Some(original))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
@@ -233,19 +234,19 @@ impl Builder {
 /// Gets the cgroups ready, with a limit on the tasks of their units. Gives RLIMIT_NPROC for what no cgroup limits.
 fn limit_tasks(cgroups: Cgroups, asked: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
     let kernel = task_limit::Kernel {
-        pids: tasks::pid_max(),
-        threads: tasks::threads_max(),
-        cgroup: tasks::lowest_pids_max(),
-        own_users: tasks::has_own_users(),
+        pids: task_limits::pid_max(),
+        threads: task_limits::threads_max(),
+        cgroup: task_limits::lowest_pids_max(),
+        own_users: has_own_users(),
     };
     let cgroups = cgroups.prepared(asked.unwrap_or_else(|| kernel.for_all(connections)));
     let most = asked.or_else(|| kernel.for_each_user(connections));
-    let nproc = most.map_or(Ok(None), tasks::lower_nproc).unwrap_or_else(|error| {
+    let nproc = most.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
         log::warn!("RLIMIT_NPROC: {error}");
         None
     });
     if let (Some(asked), false) = (asked, cgroups.limit_tasks()) {
-        match tasks::nproc() {
+        match task_limits::nproc() {
             Ok(given) if given < asked => {
                 log::warn!("RLIMIT_NPROC is {given}: at most {given} tasks of each user but root")
             }
@@ -278,7 +279,7 @@ fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Re
             let _ = messages.send(Message::Child);
         }
     };
-    SignalThread::start(&[libc::SIGCHLD], notice, move || drop(died.send(Message::Died("signals"))))
+    SignalThread::start("sigchld", &[libc::SIGCHLD], notice, move || drop(died.send(Message::Died("sigchld"))))
 }
 
 /// A running supervisor. Dropped, its threads end; what it has started goes on without it: see [`Handle::shutdown`].

@@ -15,7 +15,8 @@ use crate::model::{Pid, RunKey, UnitId};
 use crate::pending::ReplySender;
 use crate::trees::{Hold, Job, Report};
 use crate::unit::{Event, Now};
-use tl_os::tree::{self, Marks};
+use tl_os::process_tree::Marks;
+use tl_os::send_signal;
 
 /// Time to the first look at a tree that something waits for; it doubles from look to look. A cgroup can become empty a
 /// moment after its last process has been reaped.
@@ -158,7 +159,7 @@ impl Actor {
     fn terminate(&mut self, key: RunKey, leader: Option<Pid>) {
         let Some(hold) = self.hold(key) else { return };
         if let Some(leader) = leader {
-            note(key, "asking it to end", tree::terminate_group(leader));
+            note(key, "asking it to end", send_signal::terminate_group(leader));
         }
         self.send_job(Job::Terminate(key, hold, leader));
     }
@@ -166,7 +167,7 @@ impl Actor {
     /// SIGHUP and SIGCONT to the session of a unit's leader.
     pub(super) fn hang_up_session(&mut self, id: UnitId) {
         if let Some(leader) = self.leader(id) {
-            note((id, 0), "hanging up", tree::signal_leader(leader, &tree::HANG_UP));
+            note((id, 0), "hanging up", send_signal::signal_leader(leader, &send_signal::HANG_UP));
             self.send_job(Job::HangUp(Marks::of_session(leader)));
         }
     }
@@ -191,7 +192,7 @@ impl Actor {
             && matches!(self.tree(key), Some(Tree::Leaf(_)))
         {
             // It may not have joined its cgroup yet.
-            note(key, "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+            note(key, "killing the leader", send_signal::signal_group(leader, libc::SIGKILL));
         }
     }
 
@@ -230,7 +231,7 @@ impl Actor {
     /// SIGKILL to everything that is left.
     pub(super) fn kill_the_rest(&mut self) {
         if std::process::id() == 1 {
-            tree::signal_everybody(libc::SIGKILL);
+            send_signal::signal_everybody(libc::SIGKILL);
         }
         let keys: Vec<RunKey> = self.trees.watched.keys().copied().collect();
         keys.into_iter().for_each(|key| self.kill_run(key));
@@ -390,7 +391,7 @@ impl Actor {
                     && let Some(leader) = self.leader(id)
                 {
                     // Also where there is no /proc to find it in.
-                    note((id, run), "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+                    note((id, run), "killing the leader", send_signal::signal_group(leader, libc::SIGKILL));
                 }
             }
             Report::Looked(empty) => self.looked(empty, now),

@@ -19,11 +19,10 @@ use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
 use environ::Environ;
 use tl_os::cgroup::Leaf;
+use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
 use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
+use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_everybody, signal_if};
 use tl_os::thread;
-use tl_os::tree::{
-    HANG_UP, Marks, Orphans, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants,
-};
 
 /// Maximum number of passes over the orphans when a run is killed again.
 const CATCHES: usize = 1_000;
@@ -250,7 +249,7 @@ impl Actor {
     /// Signals all members of these runs; those of the runs that are killed until no member is new.
     fn signal_rounds<'a>(&mut self, mut rounds: Vec<Round<'a>>, leaders: &HashSet<Pid>) -> Vec<Round<'a>> {
         let mut fresh = !rounds.is_empty();
-        for n in 0..ROUNDS {
+        for n in 0..MAX_ROUNDS {
             if !std::mem::take(&mut fresh) {
                 break;
             }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
 use crate::users;
-use tl_os::fsuser::Acting;
+use tl_os::impersonation::Impersonation;
 
 use crate::http::api::routes::Api;
 use crate::http::json::user::parse_user;
@@ -27,7 +27,7 @@ const BYTES: &str = "application/octet-stream";
 const PIECE: usize = 128 << 10;
 
 /// What is asked for, and the rights to it: this thread is the user until they are dropped.
-fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem> {
+fn begin(api: &Api, request: &Request<'_>) -> Result<(Impersonation, FilePath), Problem> {
     let path = request.query_bytes("path");
     let path = path.ok_or_else(|| Problem::Invalid("the query parameter `path` is missing".to_owned()))?;
     let asked = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
@@ -39,7 +39,7 @@ fn begin(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), Problem
         _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
     };
     let failed = |error| Error::from_io(&format!("acting as the user {:?}", user.name), &error);
-    Ok((Acting::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
+    Ok((Impersonation::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
 }
 
 /// The content, or the part of it that the client wants.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tiny_http::Method;
 
 use crate::error::Error;
-use tl_os::fsuser;
+use tl_os::impersonation;
 use tl_os::poll::Events;
 
 use crate::http::Options;
@@ -166,7 +166,7 @@ impl Connection {
         let reuse = complete && !is_on_reserve && head.keeps_alive() && !upgraded && !self.socket.stopping();
         match self.answer(answer, head, !reuse) {
             Ok(()) if !complete => self.linger(),
-            Ok(()) => return reuse && !fsuser::is_stuck(),
+            Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
         false

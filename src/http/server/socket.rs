@@ -199,9 +199,9 @@ impl Socket {
         tcp::silence(self.seat.stream())
     }
 
-    /// See [`tcp::ask_at_least_every`].
+    /// See [`tcp::set_max_probe_interval`].
     pub(in crate::http) fn ask_at_least_every(&self, interval: Duration) -> io::Result<()> {
-        tcp::ask_at_least_every(self.seat.stream(), interval)
+        tcp::set_max_probe_interval(self.seat.stream(), interval)
     }
 
     /// What was written and has no room at the client.
