@@ -23,8 +23,8 @@ static GIVING_BACK: AtomicUsize = AtomicUsize::new(0);
 /// Whether [`hold_reserve`] was called.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// The system's allocator with a reserve. Where memory is limited (RLIMIT_AS, strict overcommit), an allocation of a few
-/// bytes that the program cannot do without must not be the first to fail: its failure ends the process. So a small
+/// The system's allocator with a reserve. Where memory is limited (RLIMIT_AS, strict overcommit), an allocation of a
+/// few bytes that the program cannot do without must not be the first to fail: its failure ends the process. So a small
 /// allocation that fails is tried again after the reserve was returned to the kernel.
 #[derive(Debug)]
 pub struct Allocator;
@@ -54,9 +54,10 @@ pub fn has_some() -> bool {
     Vec::<u8>::new().try_reserve_exact(SMALL).is_ok()
 }
 
-/// Whether 4 MiB are free beside the reserve. The C library needs them for its own allocations, at the start of a thread
-/// for example: these never use the reserve, and one that fails ends the process. Check this before starting a thread for
-/// a client and before growing a buffer as a client demands. Returns true if [`hold_reserve`] was never called.
+/// Whether 4 MiB are free beside the reserve. The C library needs them for its own allocations, at the start of a
+/// thread for example: these never use the reserve, and one that fails ends the process. Check this before starting a
+/// thread for a client and before growing a buffer as a client demands. Returns true if [`hold_reserve`] was never
+/// called.
 pub fn has_margin() -> bool {
     if !WANTED.load(SeqCst) {
         return true;
@@ -67,8 +68,8 @@ pub fn has_margin() -> bool {
     true
 }
 
-/// Whether a failed allocation of this size is to be tried again. If so, the reserve was returned to the kernel, by this
-/// thread or by another one whose allocation failed at the same time.
+/// Whether a failed allocation of this size is to be tried again. If so, the reserve was returned to the kernel, by
+/// this thread or by another one whose allocation failed at the same time.
 fn may_try_again(size: usize) -> bool {
     if size > SMALL {
         return false;
@@ -143,8 +144,8 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Makes all threads share two of glibc's arenas. By default each thread that runs has its own: memory that many threads
-/// have used once is then spread over all arenas, and each takes 64 MiB of addresses.
+/// Makes all threads share two of glibc's arenas. By default each thread that runs has its own: memory that many
+/// threads have used once is then spread over all arenas, and each takes 64 MiB of addresses.
 ///
 /// # Safety
 /// No other thread exists: glibc does not synchronise `mallopt(3)` with allocations.
@@ -156,8 +157,8 @@ pub unsafe fn share_arenas() {
     };
 }
 
-/// Returns freed memory to the kernel. By itself the C library keeps freed memory for later allocations; what lies between
-/// pieces in use it would keep for ever.
+/// Returns freed memory to the kernel. By itself the C library keeps freed memory for later allocations; what lies
+/// between pieces in use it would keep for ever.
 pub fn give_back() {
     // SAFETY: `malloc_trim(3)` takes the locks of the arenas, and does not touch memory in use.
     #[cfg(target_env = "gnu")]

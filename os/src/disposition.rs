@@ -4,8 +4,9 @@ use std::io;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 
-/// Unblocks all signals for the calling thread, whatever mask it was started with, and ignores SIGPIPE for the process: a
-/// write into a broken pipe is then an error instead of the end. Rust's own start-up code, if it runs, does the latter.
+/// Unblocks all signals for the calling thread, whatever mask it was started with, and ignores SIGPIPE for the process:
+/// a write into a broken pipe is then an error instead of the end. Rust's own start-up code, if it runs, does the
+/// latter.
 ///
 /// # Errors
 /// None is known: both calls succeed with these arguments.

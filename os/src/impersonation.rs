@@ -1,12 +1,13 @@
 //! Lets one thread access files with the rights of another user, and then be itself again.
 //!
-//! Raw system calls change the credentials of the calling thread only; glibc's `setgroups` and its like would change those
-//! of all threads.
+//! Raw system calls change the credentials of the calling thread only; glibc's `setgroups` and its like would change
+//! those of all threads.
 //!
-//! To change fsuid and fsgid would not be enough: a thread that leaves fsuid 0 loses only the file-system capabilities, so
-//! CAP_SYS_PTRACE would still open `/proc/PID/cwd` of any process, and `/proc/sys` checks the effective ids. So the effective
-//! ids are changed, with which fsuid and fsgid change and, for every user but root, all effective capabilities go. The real
-//! and saved ids stay the daemon's: with them the thread can change back, and the user can neither signal nor trace it.
+//! To change fsuid and fsgid would not be enough: a thread that leaves fsuid 0 loses only the file-system capabilities,
+//! so CAP_SYS_PTRACE would still open `/proc/PID/cwd` of any process, and `/proc/sys` checks the effective ids. So the
+//! effective ids are changed, with which fsuid and fsgid change and, for every user but root, all effective
+//! capabilities go. The real and saved ids stay the daemon's: with them the thread can change back, and the user can
+//! neither signal nor trace it.
 
 use std::cell::Cell;
 use std::io;
@@ -68,13 +69,14 @@ struct Header {
 impl Impersonation {
     /// Makes the calling thread act as the user with these ids. A daemon that is not root can only act as its own user.
     ///
-    /// Sets the thread's umask to 022 and separates its umask and working directory from those of other threads, for good.
+    /// Sets the thread's umask to 022 and separates its umask and working directory from those of other threads, for
+    /// good.
     ///
     /// # Errors
     /// When the kernel refuses. The credentials are then the same as before.
     pub fn begin(uid: u32, gid: u32, groups: &[u32]) -> io::Result<Impersonation> {
-        // This gives the thread a umask of its own. If a seccomp filter denies that, the umask of the whole process is set,
-        // which does no harm: the daemon makes its own files with modes that 022 does not change.
+        // This gives the thread a umask of its own. If a seccomp filter denies that, the umask of the whole process is
+        // set, which does no harm: the daemon makes its own files with modes that 022 does not change.
         if let Err(errno) = unshare(CloneFlags::CLONE_FS) {
             log::debug!("the thread cannot have a umask of its own: {errno}");
         }
@@ -123,8 +125,8 @@ impl Credentials {
 
     /// Gives the calling thread these credentials, and checks that it has them.
     fn apply(&self) -> io::Result<()> {
-        // All permitted capabilities first: when credentials are restored, the groups are set while the effective uid is
-        // still the user's.
+        // All permitted capabilities first: when credentials are restored, the groups are set while the effective uid
+        // is still the user's.
         let full = self.capabilities.map(|half| Capabilities { effective: half.permitted, ..half });
         set_capabilities(&full)?;
         if groups_can_be_set() {
@@ -152,8 +154,8 @@ fn fsgid() -> u32 {
     setfsgid(Gid::from_raw(NO_ID)).as_raw()
 }
 
-/// Whether this process may set supplementary groups, determined at the first call: later the calling thread may be acting
-/// as a user.
+/// Whether this process may set supplementary groups, determined at the first call: later the calling thread may be
+/// acting as a user.
 fn groups_can_be_set() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
     *MAY.get_or_init(may_set_groups)
@@ -229,7 +231,8 @@ mod tests {
         let path = secret.clone();
         let other = std::thread::spawn(move || asked.recv().map(|()| File::open(path).map(drop)));
         let impersonation = Impersonation::begin(4242, 4243, &[4243, 4244]).unwrap();
-        // No capability is left to ignore modes (DAC_OVERRIDE, DAC_READ_SEARCH) or to open /proc of others (SYS_PTRACE).
+        // No capability is left to ignore modes (DAC_OVERRIDE, DAC_READ_SEARCH) or to open /proc of others
+        // (SYS_PTRACE).
         assert!(capabilities().unwrap().iter().all(|half| half.effective == 0));
         assert_eq!(File::open(&secret).unwrap_err().raw_os_error(), Some(libc::EACCES));
         assert_eq!(fs::read_link("/proc/1/cwd").unwrap_err().raw_os_error(), Some(libc::EACCES));

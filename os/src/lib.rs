@@ -1,8 +1,8 @@
 //! What `tl-supervisor` and `tl-init` need of the Linux kernel, as functions that are safe to call.
 //!
-//! This is the only crate of the workspace with `unsafe` code. Its public functions are sound whatever their arguments, or
-//! are `unsafe fn` with a `# Safety` section. Sound does not mean harmless: functions that change the whole process (its
-//! limits, its signal dispositions, the exit status of its children) say so.
+//! This is the only crate of the workspace with `unsafe` code. Its public functions are sound whatever their arguments,
+//! or are `unsafe fn` with a `# Safety` section. Sound does not mean harmless: functions that change the whole process
+//! (its limits, its signal dispositions, the exit status of its children) say so.
 //!
 //! The crate has no stability promise of its own. The crates that use it pin it with `=`.
 //!

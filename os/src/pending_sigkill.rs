@@ -10,7 +10,8 @@ const EXITING: u64 = 0x4;
 /// The bit of SIGKILL in a set of pending signals.
 const KILL: u64 = 1 << (libc::SIGKILL - 1);
 
-/// Whether a SIGKILL is pending for the process, or the process is ending or gone. Also true if that cannot be found out.
+/// Whether a SIGKILL is pending for the process, or the process is ending or gone. Also true if that cannot be found
+/// out.
 ///
 /// The out-of-memory killer counts its victim and sends the SIGKILL under one lock (`task_lock` of the victim, in
 /// `__oom_kill_process`), and the kernel takes the same lock when this file is read. So this is true of the victim of

@@ -1,5 +1,5 @@
-//! Descriptors that refer to a process (pidfd_open(2)). A signal sent through one reaches that process or none; a PID can
-//! belong to another process as soon as the first one was reaped.
+//! Descriptors that refer to a process (pidfd_open(2)). A signal sent through one reaches that process or none; a PID
+//! can belong to another process as soon as the first one was reaped.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

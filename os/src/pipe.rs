@@ -25,8 +25,8 @@ pub(crate) fn give(pipe: &impl AsFd, uid: u32, gid: u32) {
     }
 }
 
-/// Does the same to a stream that this process was started with, if it is an anonymous pipe that this process's user owns.
-/// Others may rely on the owner of a named pipe or a file.
+/// Does the same to a stream that this process was started with, if it is an anonymous pipe that this process's user
+/// owns. Others may rely on the owner of a named pipe or a file.
 pub(crate) fn give_inherited(stream: &impl AsFd, uid: u32, gid: u32) {
     let may_give = |stream: &_| {
         let stat = fstat(stream)?;

@@ -20,8 +20,8 @@ impl Waker {
         Ok(Waker(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
     }
 
-    /// Wakes the thread that waits, or the next one that does. Does not block: a write fails only if the counter is full, and
-    /// then the waker is awake.
+    /// Wakes the thread that waits, or the next one that does. Does not block: a write fails only if the counter is
+    /// full, and then the waker is awake.
     pub fn wake(&self) {
         let _ = self.0.write(1);
     }
@@ -68,8 +68,8 @@ impl Events {
     }
 }
 
-/// Waits until one of `fds` has an event that is asked for it, or until `deadline`. Returns the events of each; none for
-/// all of them at the deadline. A signal does not end the wait.
+/// Waits until one of `fds` has an event that is asked for it, or until `deadline`. Returns the events of each; none
+/// for all of them at the deadline. A signal does not end the wait.
 ///
 /// # Errors
 /// What `poll(2)` says, except EINTR.

@@ -53,8 +53,8 @@ impl Marks {
     }
 
     /// The live processes of the run: the session and the process group of its leader, the orphans that hold its output
-    /// pipes or have its `INVOCATION_ID`, those that were `known` to belong to it before, and all their descendants. Never
-    /// includes this process.
+    /// pipes or have its `INVOCATION_ID`, those that were `known` to belong to it before, and all their descendants.
+    /// Never includes this process.
     ///
     /// `invocation_of` returns the `INVOCATION_ID` of a process, if it can be determined.
     pub fn members<'a>(
@@ -175,7 +175,8 @@ mod tests {
         Marks { leader, forked_by: 10, pipes: Vec::new(), invocation: "ours".to_owned() }
     }
 
-    /// The PIDs of the members among these processes, in order. The environment of a process with an odd PID names this run.
+    /// The PIDs of the members among these processes, in order. The environment of a process with an odd PID names this
+    /// run.
     fn members(all: &[Process], known: &[Pid], leaders: &[Pid]) -> Vec<Pid> {
         let known = known.iter().map(|pid| (*pid, 10)).collect();
         let snapshot = Snapshot::of(all.to_vec());

@@ -21,7 +21,8 @@ pub struct Process {
     pub group: Pid,
     /// The session.
     pub session: Pid,
-    /// Whether all of its threads have ended. While only the main thread has, the kernel shows the process as a zombie too.
+    /// Whether all of its threads have ended. While only the main thread has, the kernel shows the process as a zombie
+    /// too.
     pub dead: bool,
     /// Whether its main thread has ended.
     pub headless: bool,
@@ -76,8 +77,8 @@ pub fn processes() -> Vec<Process> {
     pids.filter_map(look_at).collect()
 }
 
-/// The PIDs of the main thread's children: the orphans that this process has adopted, and processes that its main thread
-/// has started. Quicker than to read all processes. Empty if the kernel has no CONFIG_PROC_CHILDREN.
+/// The PIDs of the main thread's children: the orphans that this process has adopted, and processes that its main
+/// thread has started. Quicker than to read all processes. Empty if the kernel has no CONFIG_PROC_CHILDREN.
 pub fn adopted() -> Vec<Pid> {
     let myself = std::process::id();
     // Orphans become children of the main thread.
@@ -103,8 +104,8 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
     Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, stopped, start })
 }
 
-/// The fields of `/proc/<pid>/stat` after the name of the process, beginning with the one that the manual numbers 3. The
-/// name can contain any characters: it ends at the last closing parenthesis.
+/// The fields of `/proc/<pid>/stat` after the name of the process, beginning with the one that the manual numbers 3.
+/// The name can contain any characters: it ends at the last closing parenthesis.
 pub(crate) fn stat_fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
     Some(std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace())
@@ -119,8 +120,8 @@ pub fn ticks_now() -> u64 {
     seconds.saturating_mul(ticks).saturating_add(nanos.saturating_mul(ticks) / 1_000_000_000 + 1)
 }
 
-/// The directory in /proc that shows the descriptors and the memory of a process: that of its main thread or, if that has
-/// ended and no longer has any, that of another thread.
+/// The directory in /proc that shows the descriptors and the memory of a process: that of its main thread or, if that
+/// has ended and no longer has any, that of another thread.
 fn dir_of(process: &Process) -> PathBuf {
     let dir = PathBuf::from(format!("/proc/{}", process.pid));
     if !process.headless {
@@ -147,8 +148,8 @@ pub fn pipe_of(name: &[u8]) -> Option<u64> {
     std::str::from_utf8(name.strip_prefix(b"pipe:[")?.strip_suffix(b"]")?).ok()?.parse().ok()
 }
 
-/// The value of a variable in the environment that a process was started with. Reads the memory of the process, which can
-/// block: a hostile process can make it block for ever.
+/// The value of a variable in the environment that a process was started with. Reads the memory of the process, which
+/// can block: a hostile process can make it block for ever.
 ///
 /// # Errors
 /// What the kernel says: EACCES if this process may not read the other's memory.
@@ -170,8 +171,8 @@ fn find_variable(environ: impl Read, name: &str) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Calls `look` with the file-system ids of the user of a process, on the calling thread only. In a container, root often
-/// may not read the entries of other users' processes in /proc, while these users may.
+/// Calls `look` with the file-system ids of the user of a process, on the calling thread only. In a container, root
+/// often may not read the entries of other users' processes in /proc, while these users may.
 fn as_its_user<T>(pid: Pid, look: impl FnOnce() -> T) -> T {
     /// Restores the file-system ids of the calling thread, also when `look` panics.
     struct Restore;

@@ -10,8 +10,8 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 
-/// Upper bound of the bytes that a terminal holds for its master to read: everything that was written before a given moment
-/// is among the next so many bytes read. The kernel's two buffers, of 4 and 8 KiB, hold much less.
+/// Upper bound of the bytes that a terminal holds for its master to read: everything that was written before a given
+/// moment is among the next so many bytes read. The kernel's two buffers, of 4 and 8 KiB, hold much less.
 pub const MAX_BUFFERED: usize = 64 << 10;
 
 /// Rows and columns of a terminal.
@@ -41,8 +41,8 @@ pub struct Owner {
     pub tty: Option<u32>,
 }
 
-/// Opens a new terminal for text in UTF-8, with the owner and the mode that a login would set (login(1), sshd(8)). It is
-/// not yet the controlling terminal of any session.
+/// Opens a new terminal for text in UTF-8, with the owner and the mode that a login would set (login(1), sshd(8)). It
+/// is not yet the controlling terminal of any session.
 ///
 /// # Errors
 /// When there is no /dev/ptmx, or the system has no terminal or descriptor left.
@@ -67,8 +67,8 @@ pub fn open(size: Size, owner: Owner) -> io::Result<Pty> {
     Ok(Pty { master: master.into(), slave })
 }
 
-/// Makes `owner` the owner of a terminal. Without the privilege the owner stays the same, which matters only to programs
-/// that open the terminal by its path.
+/// Makes `owner` the owner of a terminal. Without the privilege the owner stays the same, which matters only to
+/// programs that open the terminal by its path.
 fn give(slave: &OwnedFd, owner: Owner) {
     let uid = Some(Uid::from_raw(owner.uid));
     let given = fchown(slave, uid, owner.tty.map(Gid::from_raw)).and_then(|()| {
@@ -82,8 +82,8 @@ fn give(slave: &OwnedFd, owner: Owner) {
 }
 
 /// Detaches this process from its controlling terminal, if stdin is that, so that the session of a child can have it
-/// (ioctl_tty(2)). If this process leads the terminal's session, the whole session loses it and its foreground processes
-/// get SIGHUP.
+/// (ioctl_tty(2)). If this process leads the terminal's session, the whole session loses it and its foreground
+/// processes get SIGHUP.
 pub fn give_up_controlling() {
     // It fails if stdin is not the controlling terminal: then there is nothing to detach from.
     // SAFETY: TIOCNOTTY takes an integer.

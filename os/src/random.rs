@@ -4,8 +4,8 @@ use std::io;
 
 use nix::errno::Errno;
 
-/// Returns `N` random bytes, at most 256. Blocks until the kernel's generator is initialised, which can take a while after
-/// a boot.
+/// Returns `N` random bytes, at most 256. Blocks until the kernel's generator is initialised, which can take a while
+/// after a boot.
 ///
 /// # Errors
 /// What `getrandom(2)` says.

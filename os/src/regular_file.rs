@@ -7,6 +7,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+const MIB: u64 = 1 << 20;
+
 /// Why a file cannot be read.
 #[derive(Debug)]
 pub enum ReadError {
@@ -29,6 +31,7 @@ impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ReadError::NotRegular => f.write_str("it is not a regular file"),
+            ReadError::TooLong(limit) if limit % MIB == 0 => write!(f, "it is longer than {} MiB", limit / MIB),
             ReadError::TooLong(limit) => write!(f, "it is longer than {limit} bytes"),
             ReadError::Io(error) => error.fmt(f),
         }

@@ -1,16 +1,16 @@
 //! Resource limits of this process and of its children (getrlimit(2)).
 //!
-//! The limits that a container is started with are meant for the programs in it, and would end or starve the supervisor.
-//! So those on descriptors, memory, file size and CPU time are raised for this process, and each child gets back the
-//! original ones.
+//! The limits that a container is started with are meant for the programs in it, and would end or starve the
+//! supervisor. So those on descriptors, memory, file size and CPU time are raised for this process, and each child gets
+//! back the original ones.
 
 use std::io;
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The limits that are raised. A finite one can end this process: RLIMIT_AS and RLIMIT_DATA by an allocation that fails,
-/// RLIMIT_FSIZE by SIGXFSZ, RLIMIT_CPU by SIGKILL.
+/// The limits that are raised. A finite one can end this process: RLIMIT_AS and RLIMIT_DATA by an allocation that
+/// fails, RLIMIT_FSIZE by SIGXFSZ, RLIMIT_CPU by SIGKILL.
 const RAISED: [Resource; 5] =
     [Resource::RLIMIT_NOFILE, Resource::RLIMIT_AS, Resource::RLIMIT_DATA, Resource::RLIMIT_FSIZE, Resource::RLIMIT_CPU];
 

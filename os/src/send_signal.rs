@@ -1,8 +1,8 @@
 //! Sends signals to processes and process groups.
 //!
-//! A PID that was found in /proc or in a cgroup can belong to another process by the time a signal is sent to it. Such a
-//! process is signalled through a pidfd, after a second check that it is the intended one ([`signal_if`]). A child that was
-//! not reaped keeps its PID, and is signalled by that.
+//! A PID that was found in /proc or in a cgroup can belong to another process by the time a signal is sent to it. Such
+//! a process is signalled through a pidfd, after a second check that it is the intended one ([`signal_if`]). A child
+//! that was not reaped keeps its PID, and is signalled by that.
 //!
 //! No function here passes on a PID that `kill(2)` gives a special meaning, such as -1 for all processes: those are
 //! refused with EINVAL. The one that signals all processes is [`signal_everybody`].
@@ -15,7 +15,8 @@ use crate::Pid;
 use crate::pidfd::PidFd;
 use crate::procfs::{Process, is_still_there};
 
-/// Signals that ask a process to end: SIGTERM, and SIGCONT because a stopped process acts on SIGTERM only when continued.
+/// Signals that ask a process to end: SIGTERM, and SIGCONT because a stopped process acts on SIGTERM only when
+/// continued.
 pub const TERMINATE: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
 
 /// Signals for a process whose terminal is gone: SIGHUP, and SIGCONT because a stopped process acts on SIGHUP only when
@@ -68,8 +69,8 @@ pub fn signal_everybody(signal: i32) {
     }
 }
 
-/// Opens a pidfd, calls `is_it` to confirm that it refers to the intended process, then sends the signals. Returns whether
-/// the intended process got them.
+/// Opens a pidfd, calls `is_it` to confirm that it refers to the intended process, then sends the signals. Returns
+/// whether the intended process got them.
 pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> bool {
     match PidFd::open(pid) {
         // The descriptor refers to one process from here on: if that passes the check, it is the intended one.

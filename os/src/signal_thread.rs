@@ -1,7 +1,7 @@
 //! A thread that calls a function for each signal of the process, outside of any signal handler.
 //!
-//! The kernel delivers a signal of the process to one thread that has it unblocked, and to no other while that one hangs in
-//! a system call. So the thread that has it unblocked must do nothing else.
+//! The kernel delivers a signal of the process to one thread that has it unblocked, and to no other while that one
+//! hangs in a system call. So the thread that has it unblocked must do nothing else.
 
 use std::io;
 use std::thread::JoinHandle;
@@ -39,16 +39,16 @@ pub struct SignalThread {
 }
 
 impl SignalThread {
-    /// Starts the thread `name`. It calls `notice` for each of `signals` that is received; several pending ones of the same
-    /// number count as one. `died` is called if the thread ends by a panic or an error.
+    /// Starts the thread `name`. It calls `notice` for each of `signals` that is received; several pending ones of the
+    /// same number count as one. `died` is called if the thread ends by a panic or an error.
     ///
-    /// Handlers are installed for `signals` in the whole process. The thread has them unblocked. They are blocked for the
-    /// calling thread from now on, and should be blocked in every other thread. One that was received while it was blocked
-    /// is reported too.
+    /// Handlers are installed for `signals` in the whole process. The thread has them unblocked. They are blocked for
+    /// the calling thread from now on, and should be blocked in every other thread. One that was received while it was
+    /// blocked is reported too.
     ///
     /// # Errors
-    /// EINVAL for a number that cannot be handled (SIGKILL, SIGSTOP, SIGILL, SIGFPE, SIGSEGV, and what is no signal); when
-    /// the system has no descriptor or thread left.
+    /// EINVAL for a number that cannot be handled (SIGKILL, SIGSTOP, SIGILL, SIGFPE, SIGSEGV, and what is no signal);
+    /// when the system has no descriptor or thread left.
     pub fn start(
         name: &str,
         signals: &[i32],
@@ -60,9 +60,9 @@ impl SignalThread {
         }
         let mine = signals.to_vec();
         let mut signals = SignalsInfo::<WithOrigin>::new(signals)?;
-        // Only now that there are handlers: before, a pending signal would have its default action, which for PID 1 is none.
-        // Unblocking delivers signals that were sent to the calling thread alone; those that were sent to the process are
-        // delivered here or in the new thread.
+        // Only now that there are handlers: before, a pending signal would have its default action, which for PID 1 is
+        // none. Unblocking delivers signals that were sent to the calling thread alone; those that were sent to the
+        // process are delivered here or in the new thread.
         sigmask::unblock(&mine)?;
         sigmask::block(&mine)?;
         let handle = signals.handle();

@@ -39,8 +39,8 @@ fn read_limit(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// RLIMIT_NPROC for children whose user may have `most` tasks: the lower of that and of this process's own. `None` if its
-/// own is the lower one, so that there is nothing to set.
+/// RLIMIT_NPROC for children whose user may have `most` tasks: the lower of that and of this process's own. `None` if
+/// its own is the lower one, so that there is nothing to set.
 ///
 /// # Errors
 /// What `getrlimit(2)` says.

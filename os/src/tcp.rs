@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-/// The time since the peer's kernel last acknowledged anything (`tcpi_last_ack_recv`). It acknowledges data whether or not
-/// the peer's program reads.
+/// The time since the peer's kernel last acknowledged anything (`tcpi_last_ack_recv`). It acknowledges data whether or
+/// not the peer's program reads.
 ///
 /// # Errors
 /// What `getsockopt(2)` says.
@@ -30,8 +30,8 @@ const TCP_RTO_MAX_MS: libc::c_int = 44;
 /// From `linux/sockios.h`. The libc crate does not have it.
 const SIOCOUTQNSD: libc::Ioctl = 0x894b;
 
-/// Makes the kernel probe the peer at least this often while data is unacknowledged or does not fit into the peer's buffer
-/// (TCP_RTO_MAX_MS). Without this option the intervals grow up to 2 minutes.
+/// Makes the kernel probe the peer at least this often while data is unacknowledged or does not fit into the peer's
+/// buffer (TCP_RTO_MAX_MS). Without this option the intervals grow up to 2 minutes.
 ///
 /// # Errors
 /// What `setsockopt(2)` says: ENOPROTOOPT before Linux 6.15.
@@ -53,7 +53,8 @@ pub fn unsent(stream: &TcpStream) -> io::Result<usize> {
     queued(stream, SIOCOUTQNSD)
 }
 
-/// The number of bytes that were written and not acknowledged by the peer's kernel. The end of the stream counts as one.
+/// The number of bytes that were written and not acknowledged by the peer's kernel. The end of the stream counts as
+/// one.
 ///
 /// # Errors
 /// What `ioctl(2)` says.

@@ -9,8 +9,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 /// Stack size of a thread in bytes: several times what any thread of the programs needs. Only pages in use take memory.
 const STACK: usize = 256 << 10;
 
-/// Starts a thread with all signals blocked, so that signal handlers run only in the threads that are meant for them. If
-/// the thread ends by an error or a panic, `died` is called in it; an error is logged, a panic is left to the panic hook.
+/// Starts a thread with all signals blocked, so that signal handlers run only in the threads that are meant for them.
+/// If the thread ends by an error or a panic, `died` is called in it; an error is logged, a panic is left to the panic
+/// hook.
 ///
 /// # Errors
 /// When the system has no thread left.

@@ -1,7 +1,7 @@
 //! Waits for the children of this process, including the orphans that it has adopted.
 //!
-//! Only one thread of a process may do this. These functions take the exit status of every child: whoever else waits for
-//! one, `std::process::Child` included, does not get it.
+//! Only one thread of a process may do this. These functions take the exit status of every child: whoever else waits
+//! for one, `std::process::Child` included, does not get it.
 
 use std::io;
 
@@ -80,11 +80,12 @@ fn event_of(pid: Pid, status: i32) -> ChildEvent {
 }
 
 impl TraceStop {
-    /// Ends the tracing, so that the process continues as it would without a tracer: with the signal that it has stopped at.
+    /// Ends the tracing, so that the process continues as it would without a tracer: with the signal that it has
+    /// stopped at.
     ///
     /// # Errors
-    /// ESRCH if the calling thread is not the tracer, or if the process was killed meanwhile. The tracer is the thread that
-    /// is the parent: the one that forked the process or, for an orphan, the main thread.
+    /// ESRCH if the calling thread is not the tracer, or if the process was killed meanwhile. The tracer is the thread
+    /// that is the parent: the one that forked the process or, for an orphan, the main thread.
     pub fn detach(self) -> io::Result<()> {
         let signal = if self.is_exec_trap() { 0 } else { self.signal };
         let signal = signal as libc::c_long;
@@ -94,8 +95,8 @@ impl TraceStop {
         Ok(())
     }
 
-    /// Whether the signal is the SIGTRAP that the kernel sends to a tracee after an exec. Delivered to a process without a
-    /// tracer, it would kill it. A SIGTRAP that was sent with `kill(2)` cannot be told from it, and is lost.
+    /// Whether the signal is the SIGTRAP that the kernel sends to a tracee after an exec. Delivered to a process
+    /// without a tracer, it would kill it. A SIGTRAP that was sent with `kill(2)` cannot be told from it, and is lost.
     fn is_exec_trap(self) -> bool {
         if self.signal != libc::SIGTRAP {
             return false;

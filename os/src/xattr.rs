@@ -1,5 +1,5 @@
-//! Extended attributes of an open file (xattr(7)). `list` and `get` also take a descriptor opened with `O_PATH`, for which
-//! they need /proc.
+//! Extended attributes of an open file (xattr(7)). `list` and `get` also take a descriptor opened with `O_PATH`, for
+//! which they need /proc.
 
 use std::ffi::{CStr, CString};
 use std::io;

@@ -112,6 +112,15 @@ impl Exit {
         }
     }
 
+    /// The exit status that a shell reports: the exit code, or 128 plus the number of the signal.
+    pub fn shell_status(self) -> i32 {
+        match self {
+            Exit::Code(code) => code,
+            Exit::Signal(signal) => 128 + signal,
+            Exit::OomKilled => 128 + 9,
+        }
+    }
+
     /// The word for it.
     pub fn status(self) -> Status {
         match self {

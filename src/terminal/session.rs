@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::{Exit, Millis, Pid};
+use crate::model::{Millis, Pid};
 
 /// How long an ended session can still be asked for its exit code.
 pub const KEPT: Duration = Duration::from_secs(60);
@@ -37,15 +37,6 @@ pub struct SessionInfo {
     pub is_alive: bool,
     /// Who is attached now.
     pub client_count: usize,
-}
-
-/// The exit code of a session, as a shell says it: 128 and the signal for one that was killed.
-pub fn exit_code(exit: Exit) -> i32 {
-    match exit {
-        Exit::Code(code) => code,
-        Exit::Signal(signal) => 128 + signal,
-        Exit::OomKilled => 137,
-    }
 }
 
 /// What is due.
@@ -156,7 +147,8 @@ mod tests {
     }
 
     #[test]
-    fn codes() {
-        assert_eq!([Exit::Code(3), Exit::Signal(1), Exit::OomKilled].map(exit_code), [3, 129, 137]);
+    fn the_status_of_a_killed_session_is_128_plus_the_signal() {
+        use crate::model::Exit;
+        assert_eq!([Exit::Code(3), Exit::Signal(1), Exit::OomKilled].map(Exit::shell_status), [3, 129, 137]);
     }
 }

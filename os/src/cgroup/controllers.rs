@@ -9,7 +9,8 @@ const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 /// The file that enables controllers for the children of a cgroup. Every cgroup of version 2 has it.
 pub(super) const CONTROL: &str = "cgroup.subtree_control";
 
-/// Enables [`CONTROLLERS`] for the children of the cgroup `dir`, as far as possible. Returns those that are enabled then.
+/// Enables [`CONTROLLERS`] for the children of the cgroup `dir`, as far as possible. Returns those that are enabled
+/// then.
 pub(super) fn enable(dir: &Path) -> Vec<&'static str> {
     let control = dir.join(CONTROL);
     let words = CONTROLLERS.map(|controller| format!("+{controller}"));

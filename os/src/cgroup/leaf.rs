@@ -69,8 +69,8 @@ impl Leaf {
 
     /// Sends SIGKILL to every process in it and below it. A process that is forked meanwhile does not escape.
     ///
-    /// The kernel sends the signal to the main thread of each process. If that has ended and other threads of the process
-    /// run, they run on (seen on Linux 6.18): only a signal to each of [`Leaf::members`] ends these.
+    /// The kernel sends the signal to the main thread of each process. If that has ended and other threads of the
+    /// process run, they run on (seen on Linux 6.18): only a signal to each of [`Leaf::members`] ends these.
     ///
     /// # Errors
     /// What writing `cgroup.kill` says.
@@ -97,8 +97,8 @@ impl Leaf {
 
     /// Whether the out-of-memory killer has killed the leader, which is known to have been killed.
     ///
-    /// The kernel counts its kills in a cgroup and does not name the victims. So this is true if there was a kill that was
-    /// not [noted](Leaf::note_oom_kills) as that of another process.
+    /// The kernel counts its kills in a cgroup and does not name the victims. So this is true if there was a kill that
+    /// was not [noted](Leaf::note_oom_kills) as that of another process.
     pub fn leader_was_oom_killed(&self) -> bool {
         self.oom_kills() > self.noted
     }
@@ -106,7 +106,8 @@ impl Leaf {
     /// Notes kills of processes other than the leader: call it soon after each kill by the out-of-memory killer. If the
     /// leader has no SIGKILL pending by then, the victim was another process.
     pub fn note_oom_kills(&mut self, leader: Pid) {
-        // The count is read first: `has_pending_sigkill` is true of the victim of every kill counted before it is called.
+        // The count is read first: `has_pending_sigkill` is true of the victim of every kill counted before it is
+        // called.
         let kills = self.oom_kills();
         if kills > self.noted && !has_pending_sigkill(leader) {
             self.noted = kills;
@@ -119,8 +120,8 @@ impl Leaf {
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
-    /// Removes it, with the cgroups that its tree has made below it. It is not an error if it no longer exists, or if it is
-    /// empty and cannot be removed.
+    /// Removes it, with the cgroups that its tree has made below it. It is not an error if it no longer exists, or if
+    /// it is empty and cannot be removed.
     ///
     /// # Errors
     /// When it has live processes.

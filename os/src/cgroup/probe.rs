@@ -21,8 +21,8 @@ use crate::spawn::clone::fork;
 /// How often, in steps of 1 ms, the removal of the probe's leaf is tried before the leaf is left behind.
 const REMOVALS: usize = 20;
 
-/// Forks a child into a leaf of `slice`, checks that it is there, kills it through the leaf, and waits for its end, which
-/// takes less than a millisecond. Also finds out whether children can be born in the leaves of this slice.
+/// Forks a child into a leaf of `slice`, checks that it is there, kills it through the leaf, and waits for its end,
+/// which takes less than a millisecond. Also finds out whether children can be born in the leaves of this slice.
 ///
 /// No other thread of this process may wait for any child meanwhile.
 ///

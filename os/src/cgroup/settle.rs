@@ -26,9 +26,9 @@ pub struct Settled {
     pub leaf: Option<PathBuf>,
 }
 
-/// Makes it possible to enable controllers for the units of this process: a cgroup with processes in it cannot enable any
-/// for its children ("no internal processes", cgroups(7)), so this process moves into a leaf beside the units, where its
-/// memory is protected as well. Does nothing if that was done before, or if there are no controllers.
+/// Makes it possible to enable controllers for the units of this process: a cgroup with processes in it cannot enable
+/// any for its children ("no internal processes", cgroups(7)), so this process moves into a leaf beside the units,
+/// where its memory is protected as well. Does nothing if that was done before, or if there are no controllers.
 ///
 /// A move takes the kernel some 20 ms. The root cgroup may have processes in it: there the move is left to the caller,
 /// which calls [`enter`] when it has time.

@@ -28,9 +28,9 @@ const MAX_TRIES: usize = 16;
 pub struct Slice(Arc<SliceDir>);
 
 impl Slice {
-    /// Makes a slice below the cgroup `parent`, or else below the one that this process is in. First removes slices there
-    /// that supervisors which were killed have left behind. Whether processes can be put into the new one is not known
-    /// until [`probe`](super::probe) has tried.
+    /// Makes a slice below the cgroup `parent`, or else below the one that this process is in. First removes slices
+    /// there that supervisors which were killed have left behind. Whether processes can be put into the new one is not
+    /// known until [`probe`](super::probe) has tried.
     ///
     /// # Errors
     /// When there is no cgroup v2 that this process may change.
@@ -77,8 +77,8 @@ impl Slice {
         log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
     }
 
-    /// Limits the number of tasks (processes and threads) of all leaves together to `most`. Returns false if there is no
-    /// pids controller, and nothing was done.
+    /// Limits the number of tasks (processes and threads) of all leaves together to `most`. Returns false if there is
+    /// no pids controller, and nothing was done.
     ///
     /// # Errors
     /// What the kernel says.

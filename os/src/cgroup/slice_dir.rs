@@ -13,8 +13,8 @@ use super::directory::{MAX_DEPTH, remove_tree};
 #[derive(Debug)]
 pub(super) struct SliceDir {
     path: PathBuf,
-    /// The directory itself. Everything in it is opened relative to this: its path may be unmounted, or hidden by another
-    /// mount.
+    /// The directory itself. Everything in it is opened relative to this: its path may be unmounted, or hidden by
+    /// another mount.
     ///
     /// The lock says that this process uses the slice: another supervisor removes a slice that it can lock.
     lock: Flock<File>,

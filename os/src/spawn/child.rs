@@ -2,8 +2,8 @@
 //!
 //! Everything here is async-signal-safe: nothing allocates, locks or can panic.
 //!
-//! Credentials and signals are set by raw system calls. glibc's `setgroups` and its like would signal the threads that the
-//! parent has and the child does not; its `sigaction` refuses signals 32 and 33.
+//! Credentials and signals are set by raw system calls. glibc's `setgroups` and its like would signal the threads that
+//! the parent has and the child does not; its `sigaction` refuses signals 32 and 33.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -45,19 +45,20 @@ pub(super) struct Inherited<'fd> {
     pub(super) set_groups: bool,
 }
 
-/// Becomes the program. If that fails, reports why and exits as a shell would: with 127 if the program was not found, else
-/// with 126.
+/// Becomes the program. If that fails, reports why and exits as a shell would: with 127 if the program was not found,
+/// else with 126.
 ///
 /// # Safety
-/// Only for a child that was just forked: all descriptors of the process above 3 are closed, whoever owns them, and 0 to
-/// 3 are replaced.
+/// Only for a child that was just forked: all descriptors of the process above 3 are closed, whoever owns them, and 0
+/// to 3 are replaced.
 pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
     let failure = match become_program(launch, inherited) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
     let report = failure.to_bytes();
-    // SAFETY: the buffer is valid for reading for its length. The pipe is empty, so the write is whole and cannot block.
+    // SAFETY: the buffer is valid for reading for its length. The pipe is empty, so the write is whole and cannot
+    // block.
     unsafe { libc::write(REPORT_FD, report.as_ptr().cast(), LENGTH) };
     let code = if failure.stage == Stage::NotFound { 127 } else { 126 };
     // SAFETY: it takes an integer, and ends the process without running exit handlers of the parent's.

@@ -11,16 +11,16 @@ use crate::sigmask::BlockedSignals;
 /// `linux/sched.h`; the libc crate has it for some targets only.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Forks: `child` runs in the new process, which is born in `cgroup` if that is given and ends after it; the caller gets its PID. Without a
-/// cgroup, `clone(2)` takes the place of `clone3(2)` where a seccomp filter hides the latter.
+/// Forks: `child` runs in the new process, which is born in `cgroup` if that is given and ends after it; the caller
+/// gets its PID. Without a cgroup, `clone(2)` takes the place of `clone3(2)` where a seccomp filter hides the latter.
 ///
 /// The child starts with all signals blocked, so that no handler of this process runs in it. Handlers of
 /// `pthread_atfork(3)` do not run in either process.
 ///
 /// # Safety
-/// The child is a copy of a process with several threads, of which only the calling one exists in the copy: any lock may
-/// be held for ever. So `child` may call only async-signal-safe functions (signal-safety(7)); it must not allocate and
-/// must not panic.
+/// The child is a copy of a process with several threads, of which only the calling one exists in the copy: any lock
+/// may be held for ever. So `child` may call only async-signal-safe functions (signal-safety(7)); it must not allocate
+/// and must not panic.
 ///
 /// # Errors
 /// What `clone3(2)` says; ENOSYS from a kernel before Linux 5.3, or before 5.7 with a cgroup.
@@ -38,8 +38,9 @@ pub(crate) unsafe fn fork(cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce()) 
     // this function's contract does nothing that needs another thread.
     let mut result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
     if result < 0 && cgroup.is_none() && Errno::last() == Errno::ENOSYS {
-        // SAFETY: all arguments are integers: no flags but the exit signal and no stack, so the child has a copy of this
-        // one. It then only runs `child`, which by this function's contract does nothing that needs another thread.
+        // SAFETY: all arguments are integers: no flags but the exit signal and no stack, so the child has a copy of
+        // this one. It then only runs `child`, which by this function's contract does nothing that needs another
+        // thread.
         result = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     }
     match Errno::result(result)? {

@@ -16,10 +16,10 @@ pub enum SpawnError {
 impl SpawnError {
     /// Classifies an error from making a leaf or from putting a child into it.
     ///
-    /// A lack of resources would be one without a cgroup too, and a limit of the cgroup itself (`pids.max`: EAGAIN) must
-    /// hold. All other errors are about the cgroup: it was removed (ENOENT, ENODEV), it is threaded or below a threaded
-    /// one (EOPNOTSUPP), it has controllers enabled for its children (EBUSY), it is not writable (EACCES, EPERM, EROFS),
-    /// or the kernel lacks the feature (EINVAL, ENOSYS).
+    /// A lack of resources would be one without a cgroup too, and a limit of the cgroup itself (`pids.max`: EAGAIN)
+    /// must hold. All other errors are about the cgroup: it was removed (ENOENT, ENODEV), it is threaded or below a
+    /// threaded one (EOPNOTSUPP), it has controllers enabled for its children (EBUSY), it is not writable (EACCES,
+    /// EPERM, EROFS), or the kernel lacks the feature (EINVAL, ENOSYS).
     pub fn in_cgroup(error: io::Error) -> SpawnError {
         match error.raw_os_error() {
             Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE) => SpawnError::Other(error),

@@ -40,8 +40,8 @@ pub struct ExecFailure {
 }
 
 impl ExecFailure {
-    /// Decodes what was read from the report pipe. Returns `None` for no bytes: the exec has succeeded, or the child was
-    /// killed before it. A malformed report counts as a failure in [`Stage::Setup`].
+    /// Decodes what was read from the report pipe. Returns `None` for no bytes: the exec has succeeded, or the child
+    /// was killed before it. A malformed report counts as a failure in [`Stage::Setup`].
     pub fn read(bytes: &[u8]) -> Option<ExecFailure> {
         let (stage, errno) = bytes.split_first()?;
         let errno = errno.try_into().map_or(0, i32::from_ne_bytes);

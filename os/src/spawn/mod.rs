@@ -1,7 +1,7 @@
 //! Starts a program in a child process, and reports how its exec went without waiting for it.
 //!
-//! The outcome of the exec comes through a pipe that the kernel closes when the exec succeeds. So a program or a working
-//! directory on a file system that hangs holds up only its own process.
+//! The outcome of the exec comes through a pipe that the kernel closes when the exec succeeds. So a program or a
+//! working directory on a file system that hangs holds up only its own process.
 //!
 //! - `launch`: the program that the child becomes, prepared before the fork;
 //! - `streams`: standard input, output and error, on both sides;
@@ -58,8 +58,8 @@ pub struct Spawner {
 }
 
 impl Spawner {
-    /// Opens `/dev/null`, and makes sure that descriptors 0, 1 and 2 are open: no pipe may get one of these numbers. Those
-    /// that are closed stay open on `/dev/null` for the life of the process.
+    /// Opens `/dev/null`, and makes sure that descriptors 0, 1 and 2 are open: no pipe may get one of these numbers.
+    /// Those that are closed stay open on `/dev/null` for the life of the process.
     ///
     /// `limits` are set in the children: those of this process before it raised its own.
     ///
@@ -75,16 +75,16 @@ impl Spawner {
         Ok(Spawner { null, limits, nproc: None, set_groups: may_set_groups() })
     }
 
-    /// Sets the RLIMIT_NPROC of later children; `None` leaves it as this process has it. It applies to children that are
-    /// not root's, for whom the kernel ignores it, and that have no cgroup which limits their tasks.
+    /// Sets the RLIMIT_NPROC of later children; `None` leaves it as this process has it. It applies to children that
+    /// are not root's, for whom the kernel ignores it, and that have no cgroup which limits their tasks.
     pub fn limit_tasks(&mut self, nproc: Option<libc::rlimit>) {
         self.nproc = nproc;
     }
 
     /// Forks a child that executes `launch`, in the cgroup `leaf` if that is given, and returns at once.
     ///
-    /// The child leads a new session. All its descriptors but 0, 1 and 2 are closed, its signal dispositions, signal mask
-    /// and `oom_score_adj` are the defaults, its umask is 022. Pipes that it gets become its user's.
+    /// The child leads a new session. All its descriptors but 0, 1 and 2 are closed, its signal dispositions, signal
+    /// mask and `oom_score_adj` are the defaults, its umask is 022. Pipes that it gets become its user's.
     ///
     /// # Errors
     /// When nothing was forked. [`SpawnError::Cgroup`] says that the same call could succeed without `leaf`, or in
