@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench dist rootfs
+.PHONY: help run test test-rust test-python test-vm bench dist rootfs package
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -42,6 +42,9 @@ rootfs: dist ## Small root file systems with it, as directory, cpio and ext4, be
 	@tests/need rootfs
 	@init/images/fetch.sh busybox kernel
 	@init/images/rootfs.sh
+
+package: ## Each crate as a registry would deliver it, built from its package
+	cargo package --workspace --allow-dirty
 
 bench: ## Figures, each beside its floor on this machine
 	@tests/need unshare cc

@@ -1,27 +1,57 @@
-//! Supervises processes: forks, reaps, restarts and kills them, and keeps every byte that they write.
+//! Supervises processes: starts, restarts, signals and kills them with their whole trees, reaps them, and keeps every byte
+//! that they write. It works as PID 1 and in any other process on Linux, and needs no async runtime.
 //!
-//! See `docs/design.md` for the threads and who owns what.
+//! [`Supervisor::builder`] starts a [`Supervisor`]. Its [`Handle`] takes requests from any thread: it starts the process that
+//! a [`ProcessSpec`] describes, and lists, signals, restarts and ends processes. A [`Follower`] reads the output of a process
+//! as it is written. With the feature `http`, which is on by default, [`http::Server`] serves the same over HTTP.
+//!
+//! ```
+//! use tl_supervisor::{Item, ProcessSpec, Supervisor, Target, UserSpec, View};
+//!
+//! let dir = tempfile::tempdir()?;
+//! // Processes run as the user that runs this program, so that it needs no privilege.
+//! let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+//! let handle = supervisor.handle();
+//!
+//! let info = handle.start(ProcessSpec::command("sh").args(["-c", "echo hello; exit 3"]).build()?)?;
+//! let mut follower = handle.follow(&Target::Unit(info.handle), View::Combined)?;
+//! while let Some(item) = follower.next(None)? {
+//!     match item {
+//!         Item::Line(line, _) => assert_eq!(line.text, "hello"),
+//!         Item::End(end, _) => assert_eq!(end.exit.code(), Some(3)),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 
 mod clock;
-pub mod error;
+mod error;
 mod files;
 mod health;
 pub mod http;
-pub mod logs;
-pub mod model;
+mod logs;
+mod model;
 mod oom;
 mod output;
-pub mod pending;
-pub mod supervisor;
-pub mod terminal;
+mod parker;
+mod pending;
+mod supervisor;
+mod terminal;
 mod trees;
 mod unit;
 mod users;
 
-pub use error::{Error, SpecError};
-pub use model::terminal_size::TerminalSize;
-pub use model::*;
-pub use supervisor::{Handle, Supervisor};
+pub use error::{Error, SpecError, SystemFailure};
+pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
+pub use model::{
+    Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, ManagedInfo, ManagedSpec, ManagedStatus, Millis,
+    OutputMode, Pid, Pipes, Policy, ProcessInfo, ProcessSpec, RestartPolicy, RunEnd, Signal, SignalScope, SpecBuilder,
+    Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, UserSpec,
+};
+pub use pending::Pending;
+pub use supervisor::{Attached, Builder, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop};
 pub use terminal::session::SessionInfo;
+pub use terminal::{Seen, Viewer};

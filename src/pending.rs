@@ -1,74 +1,236 @@
-//! An answer that is on its way from another thread.
-//!
-//! The one who asks either blocks, or polls its own [`Waker`] beside a socket and looks with [`Pending::try_take`].
+//! [`Pending`]: a result that another thread will deliver.
 
-use std::sync::Arc;
-
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
 
 use crate::error::Error;
-use tl_os::poll::Waker;
 
-/// The asking end: an answer, or the reason why there is none.
-#[derive(Debug)]
-pub struct Pending<T>(Receiver<Result<T, Error>>);
+/// The result of an operation that the supervisor carries out on its own thread: what the `begin_…` methods return.
+///
+/// It can be waited for ([`wait`](Pending::wait), [`wait_until`](Pending::wait_until)), polled beside other things
+/// ([`try_take`](Pending::try_take), with [`set_waker`](Pending::set_waker) for the moment when it is worth it), or
+/// awaited: it is a [`Future`]. The result is given once. Dropping a `Pending` gives up the result, not the operation.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use tl_supervisor::{ProcessSpec, Supervisor, Target, UserSpec};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let handle = supervisor.handle();
+///
+/// let (unit, starting) = handle.begin_start(ProcessSpec::command("sleep").args(["60"]).build()?);
+/// let started = starting.wait_until(Instant::now() + Duration::from_secs(30)).expect("it starts at once")?;
+/// assert_eq!(started.info.handle, unit);
+/// handle.begin_kill(&Target::Unit(unit)).wait()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "the operation goes on without it, but its result is lost"]
+pub struct Pending<T>(Arc<Shared<T>>);
 
-/// The answering end. Dropped without an answer it answers with [`Error::Internal`].
-#[derive(Debug)]
-pub struct ReplySender<T> {
-    answer: Option<Sender<Result<T, Error>>>,
-    waker: Option<Arc<Waker>>,
+/// Delivers the result of a [`Pending`]. Dropped without a result, it delivers [`Error::Internal`].
+pub(crate) struct ReplySender<T>(Arc<Shared<T>>);
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    delivered: Condvar,
 }
 
-/// Both ends. `waker` is woken when the answer is there.
-pub fn pending<T>(waker: Option<Arc<Waker>>) -> (ReplySender<T>, Pending<T>) {
-    let (answer, receiver) = bounded(1);
-    (ReplySender { answer: Some(answer), waker }, Pending(receiver))
+enum State<T> {
+    Waiting(Option<Waker>),
+    Delivered(Result<T, Error>),
+    Taken,
+}
+
+/// The two ends of one result.
+pub(crate) fn pending<T>() -> (ReplySender<T>, Pending<T>) {
+    let shared = Arc::new(Shared { state: Mutex::new(State::Waiting(None)), delivered: Condvar::new() });
+    (ReplySender(Arc::clone(&shared)), Pending(shared))
+}
+
+impl<T> Shared<T> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliver(&self, result: impl FnOnce() -> Result<T, Error>) {
+        let mut state = self.lock();
+        if let State::Waiting(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Delivered(result());
+            drop(state);
+            self.delivered.notify_one();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl<T> State<T> {
+    fn take(&mut self) -> Option<Result<T, Error>> {
+        match std::mem::replace(self, State::Taken) {
+            State::Delivered(result) => Some(result),
+            other => {
+                *self = other;
+                None
+            }
+        }
+    }
 }
 
 impl<T> ReplySender<T> {
-    /// Gives the answer. Nobody waiting any more is no error. Never blocks.
-    pub fn send(mut self, answer: Result<T, Error>) {
-        if let Some(sender) = self.answer.take() {
-            let _ = sender.try_send(answer);
-        }
+    /// Delivers the result. Never blocks. A [`Pending`] that was dropped is no error.
+    pub(crate) fn send(self, result: Result<T, Error>) {
+        self.0.deliver(|| result);
     }
 }
 
 impl<T> Drop for ReplySender<T> {
     fn drop(&mut self) {
-        // The sender goes first, so that whoever is woken sees that there will be no answer.
-        self.answer = None;
-        if let Some(waker) = &self.waker {
-            waker.wake();
-        }
+        self.0.deliver(|| Err(Error::internal("the thread that was asked has ended")));
     }
 }
 
 impl<T> Pending<T> {
-    /// Blocks until the answer is there.
+    /// Blocks until the result is there.
     ///
     /// # Errors
-    /// The answer's own, or [`Error::Internal`] when the answering thread has died.
+    /// The operation's own, or [`Error::Internal`] when the thread that carries it out has ended, or when the result was
+    /// taken before.
     pub fn wait(self) -> Result<T, Error> {
-        self.0.recv().unwrap_or_else(|_| Err(dead()))
+        let mut state = self.0.lock();
+        while matches!(*state, State::Waiting(_)) {
+            state = self.0.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.take().unwrap_or_else(|| Err(Error::internal("the result was taken before")))
     }
 
-    /// To wait for it among other things; disconnected where there will be no answer.
-    pub fn receiver(&self) -> &Receiver<Result<T, Error>> {
-        &self.0
+    /// Blocks until the result is there, or until `deadline`: then it returns None.
+    pub fn wait_until(&self, deadline: Instant) -> Option<Result<T, Error>> {
+        let mut state = self.0.lock();
+        while matches!(*state, State::Waiting(_)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            (state, _) = self.0.delivered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.take()
     }
 
-    /// The answer, if it is there.
+    /// The result, if it is there and was not taken before. Never blocks.
     pub fn try_take(&self) -> Option<Result<T, Error>> {
-        match self.0.try_recv() {
-            Ok(answer) => Some(answer),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(Err(dead())),
+        self.0.lock().take()
+    }
+
+    /// Has `waker` woken when the result is there: at once, if it is there already. It takes the place of one that was set
+    /// before.
+    ///
+    /// It is woken on the thread that delivers the result, and must not block.
+    pub fn set_waker(&self, waker: Waker) {
+        let mut state = self.0.lock();
+        match &mut *state {
+            State::Waiting(place) => *place = Some(waker),
+            State::Delivered(_) => {
+                // The waker may call this object, so not under the lock.
+                drop(state);
+                waker.wake();
+            }
+            State::Taken => {}
         }
     }
 }
 
-fn dead() -> Error {
-    Error::Internal("the thread that was asked has ended".to_owned())
+impl<T> Future for Pending<T> {
+    type Output = Result<T, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, Error>> {
+        let mut state = self.0.lock();
+        if let State::Waiting(waker) = &mut *state {
+            *waker = Some(context.waker().clone());
+        }
+        state.take().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl<T> fmt::Debug for Pending<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for ReplySender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplySender").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_result_is_given_once_and_wakes_whoever_asked_before_or_after() {
+        let wakes = Arc::new(Count::default());
+        let (sender, pending) = pending();
+        pending.set_waker(Arc::clone(&wakes).into());
+        assert!(pending.try_take().is_none() && pending.wait_until(Instant::now()).is_none());
+        sender.send(Ok(7));
+        assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+        pending.set_waker(Arc::clone(&wakes).into());
+        assert_eq!(wakes.0.load(Ordering::SeqCst), 2);
+        assert_eq!(pending.try_take(), Some(Ok(7)));
+        assert_eq!(pending.try_take(), None);
+        assert!(matches!(pending.wait(), Err(Error::Internal(_))));
+    }
+
+    #[test]
+    fn a_sender_that_is_dropped_delivers_an_error() {
+        let (sender, lost) = pending::<()>();
+        let waiting = thread::spawn(move || lost.wait());
+        thread::sleep(Duration::from_millis(10));
+        drop(sender);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::Internal(_))));
+    }
+
+    #[test]
+    fn a_future_is_ready_when_the_result_is_there() {
+        let wakes = Arc::new(Count::default());
+        let waker = Arc::clone(&wakes).into();
+        let mut context = Context::from_waker(&waker);
+        let (sender, mut pending) = pending();
+        assert_eq!(Pin::new(&mut pending).poll(&mut context), Poll::Pending);
+        sender.send(Ok("done"));
+        assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
+        assert_eq!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok("done")));
+    }
+
+    #[test]
+    fn a_deadline_that_is_far_away_does_not_panic() {
+        let (sender, pending) = pending();
+        let far = Instant::now() + Duration::from_secs(1 << 40);
+        let waiting = thread::spawn(move || pending.wait_until(far));
+        sender.send(Ok(()));
+        assert_eq!(waiting.join().unwrap(), Some(Ok(())));
+    }
 }

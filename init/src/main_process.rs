@@ -1,11 +1,10 @@
 //! The main process: in a container the program that the container runs, on a machine a managed process like any other.
 
-use std::sync::Arc;
+use std::io;
 
-use tl_os::poll::Waker;
 use tl_os::pty;
 use tl_os::thread;
-use tl_supervisor::{Error, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, UnitId};
+use tl_supervisor::{Error, Handle, ManagedSpec, Policy, ProcessSpec, SpecError, Stdio, UnitId};
 
 use crate::exit_status::{FAILURE, of_exit};
 use crate::options::PREFIX;
@@ -31,9 +30,7 @@ pub(crate) enum End {
 pub(crate) fn spec(role: Role, command: &str, args: &[String]) -> Result<ProcessSpec, SpecError> {
     let mut spec = ProcessSpec::command(command).args(args);
     if role == Role::Machine {
-        let mut managed = ManagedSpec::new(Policy::Never);
-        managed.name = Some("main".to_owned());
-        return spec.managed(managed).build();
+        return spec.managed(ManagedSpec::new(Policy::Never).named("main")).build();
     }
     for (key, value) in std::env::vars_os() {
         if let (Ok(key), Ok(value)) = (key.into_string(), value.into_string())
@@ -46,7 +43,7 @@ pub(crate) fn spec(role: Role, command: &str, args: &[String]) -> Result<Process
     if let Some(dir) = std::env::current_dir().ok().and_then(|dir| dir.into_os_string().into_string().ok()) {
         spec = spec.working_dir(dir);
     }
-    spec.inherit_stdio().build()
+    spec.stdio(Stdio::Inherit).build()
 }
 
 /// Gives up the controlling terminal that a container may be started with, so that the session of the main process can
@@ -62,27 +59,26 @@ pub(crate) fn leave_terminal(role: Role) {
 /// report.
 ///
 /// # Errors
-/// When the thread or its descriptor cannot be had.
+/// When the thread cannot be had.
 pub(crate) fn start(
     handle: &Handle,
     spec: ProcessSpec,
     report: impl Fn(End) -> bool + Clone + Send + 'static,
 ) -> Result<UnitId, Error> {
-    let failed = |error: std::io::Error| Error::from_io("waiting for the main process", &error);
-    let waker = Arc::new(Waker::new().map_err(failed)?);
-    let (unit, started) = handle.begin_start(spec, Arc::clone(&waker));
+    let (unit, started) = handle.begin_start(spec);
     let if_wait_fails = report.clone();
     let wait = move || {
         let end = match started.wait() {
-            Ok(started) => started.log.wait_end(&waker, None)?.map(|end| End::Exited(of_exit(end.exit))),
+            Ok(started) => started.wait(None).map(|end| End::Exited(of_exit(end.exit))),
             Err(error) => Some(End::NotStarted(error)),
         };
-        if end.is_none_or(report) { Ok(()) } else { Err(std::io::Error::other("the main thread has ended")) }
+        if end.is_none_or(report) { Ok(()) } else { Err(io::Error::other("the main thread has ended")) }
     };
     // Without a report, the end of the main process would go unnoticed.
     let died = move || {
         if_wait_fails(End::Exited(FAILURE));
     };
-    thread::spawn("main_process", wait, died).map_err(failed)?;
+    thread::spawn("main_process", wait, died)
+        .map_err(|error| Error::from_io("waiting for the main process", &error))?;
     Ok(unit)
 }

@@ -9,11 +9,10 @@ use nix::unistd::geteuid;
 use tl_os::signal_thread::{Received, SignalThread};
 use tl_os::thread;
 use tl_supervisor::http::{EndAction, Options, Server};
-use tl_supervisor::pending::Pending;
-use tl_supervisor::{Supervisor, Target, UnitId};
+use tl_supervisor::{Pending, Signal, Supervisor, Target, UnitId};
 
 use crate::args::RawConfig;
-use crate::event::Event;
+use crate::event::{AnswerWaker, Event};
 use crate::exit_status::{of_signal, of_start_error};
 use crate::poweroff::{self, DISK_TIMEOUT, Ending, last_resort};
 use crate::report::Report;
@@ -52,7 +51,9 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     }
     let trace_stops = sender.clone();
     let on_trace_stop = move |stop| drop(trace_stops.send(Event::TraceStop(stop)));
-    let base = start::start(role, &raw, report, on_trace_stop)?;
+    let ends = sender.clone();
+    let on_end = move || drop(ends.send(Event::SupervisorEnded));
+    let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
     let mut main = Main { base, server: None, sender, main_process: None, events };
     if let Err(error) = main.listen() {
         if role != Role::Machine {
@@ -214,21 +215,14 @@ impl Main {
 
     /// Waits for the first reason to shut down, and shuts down within the grace; a second signal ends the grace.
     fn wait_for_end(&mut self, reload: &Sender<()>) -> Ending {
-        let supervisor_ended = self.base.supervisor.ended();
         let mut shutdown: Option<Shutdown> = None;
         // Whether the main process was sent a signal that asks it to end.
         let mut asked_to_end = false;
         loop {
-            let done = shutdown.as_ref().map_or_else(never, |shutdown| shutdown.done.receiver().clone());
             let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
             let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
-                recv(done) -> answer => match (answer, shutdown) {
-                    (Ok(_), Some(Shutdown { ending, .. })) => return self.with_main_status(ending),
-                    (_, shutdown) => return self.end_by_force("has ended", shutdown),
-                },
-                recv(supervisor_ended) -> _ => return self.end_by_force("has ended", shutdown),
                 recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
                 recv(retry) -> _ => {
                     if let Err(error) = self.listen() {
@@ -250,13 +244,22 @@ impl Main {
                     self.main_process_ended(status, &mut shutdown);
                 }
                 Some(Event::TraceStop(stop)) => {
-                    if let Err(error) = stop.detach() {
-                        log::debug!(
-                            "cannot detach from process {}, which has stopped for its tracer: {error}",
-                            stop.pid
-                        );
+                    let pid = stop.pid();
+                    if let Err(error) = stop.resume() {
+                        log::debug!("cannot detach from process {pid}, which has stopped for its tracer: {error}");
                     }
                 }
+                Some(Event::ShutdownAnswered) => {
+                    match shutdown.as_ref().and_then(|shutdown| shutdown.done.try_take()) {
+                        Some(Ok(())) => {
+                            return self
+                                .with_main_status(shutdown.map_or_else(last_resort, |shutdown| shutdown.ending));
+                        }
+                        Some(Err(_)) => return self.end_by_force("has ended", shutdown),
+                        None => {}
+                    }
+                }
+                Some(Event::SupervisorEnded) => return self.end_by_force("has ended", shutdown),
                 // The channel is closed: not while this thread holds a sender.
                 None => {}
             }
@@ -294,9 +297,11 @@ impl Main {
             }
             Meaning::Forward { ends } => {
                 *asked_to_end |= ends;
-                if let Some(unit) = forward_to {
+                if let Some(unit) = forward_to
+                    && let Ok(signal) = Signal::try_from(signal)
+                {
                     // The answer is not awaited: this thread must handle the next signal whatever the supervisor does.
-                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal.into(), None));
+                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal, None));
                 }
             }
             // If a request is pending, it serves this signal too.
@@ -315,7 +320,10 @@ impl Main {
             }
             _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
         }
-        let shutdown = shutdown.get_or_insert(Shutdown { ending, done, overdue });
+        let shutdown = shutdown.get_or_insert_with(|| {
+            done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
+            Shutdown { ending, done, overdue }
+        });
         shutdown.overdue = overdue.min(shutdown.overdue);
     }
 

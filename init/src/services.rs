@@ -4,14 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tl_os::poll::Waker;
 use tl_os::regular_file;
 use tl_supervisor::http::{BootService, parse_process};
-use tl_supervisor::pending::Pending;
-use tl_supervisor::supervisor::Started;
 use tl_supervisor::{Handle, Pid, ProcessSpec, Target, UnitId};
 
 use crate::files::MAX_LENGTH;
@@ -90,7 +86,7 @@ impl Services {
         let starting: Vec<_> = new
             .into_iter()
             .map(|(file, text)| {
-                let start = parse(&text).and_then(|spec| begin_start(&self.handle, spec));
+                let start = parse(&text).map(|spec| self.handle.begin_start(spec));
                 (file, text, start)
             })
             .collect();
@@ -110,11 +106,6 @@ impl Services {
 
 fn parse(text: &Result<Vec<u8>, String>) -> Result<ProcessSpec, String> {
     parse_process(text.as_ref()?).map_err(|error| error.to_string())
-}
-
-fn begin_start(handle: &Handle, spec: ProcessSpec) -> Result<(UnitId, Pending<Started>), String> {
-    let waker = Waker::new().map_err(|error| error.to_string())?;
-    Ok(handle.begin_start(spec, Arc::new(waker)))
 }
 
 fn report_of(file: &str, service: &Service) -> BootService {

@@ -10,11 +10,8 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
-use tl_os::wait::TraceStop;
-use tl_supervisor::Supervisor;
 use tl_supervisor::http::Auth;
-use tl_supervisor::logs::Limits;
-use tl_supervisor::supervisor::Builder;
+use tl_supervisor::{Builder, LogLimits, Supervisor, TraceStop};
 
 use crate::args::RawConfig;
 use crate::config::Config;
@@ -41,7 +38,8 @@ pub(crate) struct Base {
 }
 
 /// Does the duties of a boot, and starts the supervisor. `on_trace_stop` is called for each orphan that has stopped
-/// with the main thread as its tracer, which then has to detach from it.
+/// with the main thread as its tracer, which then has to resume it;
+/// `on_end` when the supervisor thread has ended.
 ///
 /// # Errors
 /// One sentence; never on a machine.
@@ -50,6 +48,7 @@ pub(crate) fn start(
     raw: &RawConfig,
     report: Report,
     on_trace_stop: impl Fn(TraceStop) + Clone + Send + 'static,
+    on_end: impl Fn() + Clone + Send + 'static,
 ) -> Result<Base, String> {
     let cgroup = if role == Role::Process { None } else { boot::boot(role, &report) };
     let start = Start { role, report };
@@ -69,7 +68,8 @@ pub(crate) fn start(
     let token = start.token(&mut config)?;
     let (parent, leaf) = cgroup.map_or((None, None), |settled| (Some(settled.parent), settled.leaf));
     let configure = |config: &Config| {
-        let builder = builder(config).base_env(env.clone()).on_main_thread(on_trace_stop.clone());
+        let builder =
+            builder(config).base_env(env.clone()).on_main_thread(on_trace_stop.clone()).on_end(on_end.clone());
         match &parent {
             Some(parent) => builder.cgroup(parent.clone()),
             None => builder,
@@ -216,7 +216,7 @@ fn builder(config: &Config) -> Builder {
     };
     builder
         .default_user(config.default_user.clone())
-        .log_limits(Limits { per_unit: config.log_limit, total })
+        .log_limits(LogLimits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)
         .keep_ended(config.keep_ended)
         .max_connections(config.max_connections)

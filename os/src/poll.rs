@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -29,6 +31,16 @@ impl Waker {
     /// Returns to the state before a wake.
     pub fn clear(&self) {
         let _ = self.0.read();
+    }
+}
+
+impl Wake for Waker {
+    fn wake(self: Arc<Self>) {
+        Waker::wake(&self);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        Waker::wake(self);
     }
 }
 

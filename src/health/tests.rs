@@ -448,14 +448,14 @@ fn the_fin_budget_runs_out_and_recovers() {
     let mut budget = FinBudget::default();
     let minute = Duration::from_secs(60);
     let allowed = |budget: &mut FinBudget, from: u32| {
-        (0..60_000).filter(|ms| fin_budget.take(minute * from + minute / 60_000 * *ms)).count()
+        (0..60_000).filter(|ms| budget.take(minute * from + minute / 60_000 * *ms)).count()
     };
     let first = allowed(&mut budget, 0);
     assert!((1490..=1510).contains(&first), "{first}");
     let second = allowed(&mut budget, 1);
     assert!((990..=1010).contains(&second), "{second}");
-    assert!((0..500).all(|_| fin_budget.take(minute * 3)));
-    assert!(!fin_budget.take(minute * 3));
+    assert!((0..500).all(|_| budget.take(minute * 3)));
+    assert!(!budget.take(minute * 3));
 }
 
 /// Runs one test of `solo` in a process of its own, with threads, descriptors and limits of its own.

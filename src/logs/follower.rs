@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::Instant;
 
 use super::cursor::Cursor;
@@ -11,7 +11,6 @@ use super::log::{Armed, Bound, OutputLog};
 use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{Cutter, Event};
-use tl_os::poll::{self, Events, Waker};
 
 /// What a follower comes upon, where a long line need not be held in memory.
 pub(crate) enum Part {
@@ -48,13 +47,13 @@ impl OutputLog {
     /// A follower with a cursor of its own. `waker` is woken when there may be more to take.
     ///
     /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
-    pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: Arc<Waker>) -> Follower {
+    pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: impl Into<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
             Some(cutter) => cutter,
             // Nobody said so.
             None => Cutter::from_beginning(self, view, Bound::Live),
         };
-        self.follow_with(from, waker)
+        self.follow_with(from, waker.into())
     }
 
     /// The same, but gives up with none once `gone` says that nobody wants it any more.
@@ -62,10 +61,10 @@ impl OutputLog {
         self: &Arc<Self>,
         view: View,
         from: StartAt,
-        waker: Arc<Waker>,
+        waker: impl Into<Waker>,
         mut gone: impl FnMut() -> bool,
     ) -> Option<Follower> {
-        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker))
+        self.begin(view, from, &mut gone).map(|cutter| self.follow_with(cutter, waker.into()))
     }
 
     fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<Cutter> {
@@ -80,7 +79,7 @@ impl OutputLog {
         })
     }
 
-    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Arc<Waker>) -> Follower {
+    fn follow_with(self: &Arc<Self>, cutter: Cutter, waker: Waker) -> Follower {
         let (id, armed) = self.register(waker);
         Follower { log: Arc::clone(self), cutter, id, armed, done: false, long: None, after: None, failure: None }
     }
@@ -129,7 +128,7 @@ impl Follower {
     fn fail(&mut self, error: io::Error) {
         self.failure = Some(error);
         // Nobody else will do it.
-        self.armed.waker.wake();
+        self.armed.wake();
     }
 
     fn try_event(&mut self) -> Option<Found> {
@@ -171,7 +170,7 @@ impl Follower {
         }
     }
 
-    /// The next item; None at the deadline, and at once after [`Item::End`]. Polls the waker, and takes its wakes back.
+    /// The next item; None at the deadline, and at once after [`Item::End`].
     ///
     /// # Errors
     /// When the log cannot be read now, for want of descriptors or memory. Nothing is lost: call it again.
@@ -206,12 +205,7 @@ impl Follower {
         if self.done {
             return Ok(false);
         }
-        let [events] = poll::wait([(self.armed.waker.as_fd(), Events::READ)], deadline)?;
-        let woken = events.any(Events::READ);
-        if woken {
-            self.armed.waker.clear();
-        }
-        Ok(woken)
+        Ok(self.armed.parker.park(deadline))
     }
 }
 

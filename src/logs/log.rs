@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::time::Instant;
 
 use super::record::{HEADER, Kept, Place};
@@ -14,7 +13,7 @@ use super::{EndWatch, lock};
 use crate::logs::retention::Holding;
 use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
-use tl_os::poll::{Events, Waker, wait};
+use crate::parker::Parker;
 
 /// One unit's log. Its files go when the last reference goes (retention dropped the unit).
 pub struct OutputLog {
@@ -31,6 +30,8 @@ pub struct OutputLog {
 struct State {
     chain: Chain,
     end: Option<End>,
+    /// Counts the calls of [`OutputLog::revoke_end`].
+    epoch: u64,
 }
 
 /// A `finish` that stands.
@@ -46,13 +47,22 @@ struct End {
 struct Wakers {
     next: u64,
     followers: Vec<(u64, Arc<Armed>)>,
-    ends: Vec<(u64, Arc<Waker>)>,
+    ends: Vec<(u64, Waker)>,
 }
 
-/// A follower's waker, with the flag that it raises when it found nothing.
+/// How a follower is woken, with the flag that it raises when it found nothing.
 pub(super) struct Armed {
     flag: AtomicBool,
-    pub(super) waker: Arc<Waker>,
+    waker: Waker,
+    pub(super) parker: Parker,
+}
+
+impl Armed {
+    /// Wakes the follower's waker, and a thread that waits in [`Follower::next`](super::Follower::next).
+    pub(super) fn wake(&self) {
+        self.parker.unpark();
+        self.waker.wake_by_ref();
+    }
 }
 
 /// How far a reader may read.
@@ -104,7 +114,25 @@ impl OutputLog {
     }
 
     /// Cut, and followers end here (`eof`). Also makes the log one of the ended ones for retention.
+    #[cfg(test)]
     pub fn finish(&self, end: RunEnd) {
+        self.finish_epoch(self.epoch(), end);
+    }
+
+    /// Which run after a [`OutputLog::finish_epoch`] it is.
+    pub fn epoch(&self) -> u64 {
+        lock(&self.state).epoch
+    }
+
+    /// Takes back an end, also one that was sent before and has not come yet: followers go on.
+    pub fn revoke_end(&self) {
+        let mut state = lock(&self.state);
+        state.epoch += 1;
+        state.end = None;
+    }
+
+    /// The same, unless the end was revoked after `epoch`.
+    pub fn finish_epoch(&self, epoch: u64, end: RunEnd) {
         self.store.make_room(HEADER as u64);
         {
             let mut state = lock(&self.state);
@@ -113,11 +141,14 @@ impl OutputLog {
             // Whoever still writes takes it again: only a run with a pipe may hold a descriptor.
             state.chain.close_file(self.home());
             let (place, order) = (state.chain.snapshot().end, self.store.disk.next_end());
+            if state.epoch != epoch {
+                return;
+            }
             state.end = Some(End { place, run: end, order });
         }
         let wakers = lock(&self.wakers);
-        wakers.followers.iter().for_each(|(_, armed)| armed.waker.wake());
-        wakers.ends.iter().for_each(|(_, waker)| waker.wake());
+        wakers.followers.iter().for_each(|(_, armed)| armed.wake());
+        wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
     }
 
     /// Starting again after `finish` (managed): followers go on. What a child in the background left unfinished since
@@ -146,12 +177,13 @@ impl OutputLog {
     }
 
     /// Wakes `waker` when `finish` is called (at once if it was). For `wait`.
-    pub fn watch_end(self: &Arc<Self>, waker: Arc<Waker>) -> EndWatch {
+    pub fn watch_end(self: &Arc<Self>, waker: impl Into<Waker>) -> EndWatch {
+        let waker = waker.into();
         let id = {
             let mut wakers = lock(&self.wakers);
             wakers.next += 1;
             let id = wakers.next;
-            wakers.ends.push((id, Arc::clone(&waker)));
+            wakers.ends.push((id, waker.clone()));
             id
         };
         if self.ended().is_some() {
@@ -160,21 +192,17 @@ impl OutputLog {
         EndWatch { log: Arc::clone(self), id }
     }
 
-    /// Waits for `finish`: until `deadline`, or for good. Polls `waker`, and takes its wakes back.
-    ///
-    /// # Errors
-    /// What `poll(2)` says.
-    pub fn wait_end(self: &Arc<Self>, waker: &Arc<Waker>, deadline: Option<Instant>) -> io::Result<Option<RunEnd>> {
-        let _watch = self.watch_end(Arc::clone(waker));
+    /// Waits for `finish`: until `deadline`, or for good.
+    pub fn wait_end(self: &Arc<Self>, deadline: Option<Instant>) -> Option<RunEnd> {
+        let parker = Arc::new(Parker::default());
+        let _watch = self.watch_end(Arc::clone(&parker));
         loop {
             if let Some(end) = self.ended() {
-                return Ok(Some(end));
+                return Some(end);
             }
-            let [events] = wait([(waker.as_fd(), Events::READ)], deadline)?;
-            if !events.any(Events::READ) {
-                return Ok(self.ended());
+            if !parker.park(deadline) {
+                return self.ended();
             }
-            waker.clear();
         }
     }
 
@@ -274,8 +302,8 @@ impl OutputLog {
 
     // Followers.
 
-    pub(super) fn register(&self, waker: Arc<Waker>) -> (u64, Arc<Armed>) {
-        let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker });
+    pub(super) fn register(&self, waker: Waker) -> (u64, Arc<Armed>) {
+        let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker, parker: Parker::default() });
         let mut wakers = lock(&self.wakers);
         wakers.next += 1;
         let id = wakers.next;
@@ -310,7 +338,7 @@ impl OutputLog {
         for (_, armed) in &lock(&self.wakers).followers {
             if armed.flag.swap(false, Ordering::SeqCst) {
                 self.armed.fetch_sub(1, Ordering::SeqCst);
-                armed.waker.wake();
+                armed.wake();
             }
         }
     }

@@ -50,9 +50,9 @@ pub use self::follower::Follower;
 pub(crate) use self::follower::Part;
 pub use self::log::OutputLog;
 pub(crate) use self::long::{LongText, PIECE, Text};
-pub use self::store::{Limits, LogStore};
+pub use self::store::{LogLimits, LogStore};
+pub use self::views::Lines;
 pub(crate) use self::views::Shown;
-pub use self::views::{Lines, Raw};
 
 /// Which streams of a log one wants to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

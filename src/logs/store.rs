@@ -22,7 +22,7 @@ const MAX_SEGMENT: u64 = 1 << 30;
 
 /// Bounds of section 7, in bytes on disk (16 bytes of header for each read of a pipe included).
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct LogLimits {
     /// Kept of one unit; at least 4096 and at most `total` are taken.
     pub per_unit: u64,
     /// Kept of all units; at least 4096 are taken.
@@ -58,7 +58,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    fn new(dir: &Path, taken: Taken, limits: Limits) -> Disk {
+    fn new(dir: &Path, taken: Taken, limits: LogLimits) -> Disk {
         let total = limits.total.max(MIN_SEGMENT);
         let per_unit = limits.per_unit.clamp(MIN_SEGMENT, total);
         let segment = (per_unit / 8).clamp(MIN_SEGMENT, MAX_SEGMENT);
@@ -127,12 +127,12 @@ impl LogStore {
     /// # Errors
     /// `ResourceBusy` when another daemon has the directory, `PermissionDenied` when it or its lock is another user's, else
     /// what the file system says.
-    pub fn open(dir: &Path, limits: Limits) -> io::Result<Arc<LogStore>> {
+    pub fn open(dir: &Path, limits: LogLimits) -> io::Result<Arc<LogStore>> {
         Self::open_with(dir, limits, |_| {})
     }
 
     /// The same, with the sizes changed that are constants otherwise.
-    pub(super) fn open_with(dir: &Path, limits: Limits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
+    pub(super) fn open_with(dir: &Path, limits: LogLimits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
         let taken = directory::take(dir)?;
         directory::remove_leftovers(dir)?;
         let mut disk = Disk::new(dir, taken, limits);

@@ -1,4 +1,4 @@
-//! [`ProcessInfo`]: what is told of a process.
+//! [`ProcessInfo`]: a process as clients see it.
 
 use std::sync::Arc;
 
@@ -6,41 +6,44 @@ use serde::Serialize;
 
 use super::{Exit, HealthCheck, Millis, Pid, RestartPolicy, RunEnd, UnitId};
 
-/// What `status` says of the last run.
+/// Status of the current run of a process, or of its last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Status {
-    /// The leader runs.
+    /// The leader is running.
     Running,
-    /// It exited.
+    /// The leader exited.
     Exited,
-    /// A signal killed it.
+    /// A signal killed the leader.
     Signaled,
-    /// The kernel killed it for want of memory.
+    /// The kernel killed the leader because memory had run out.
     OomKilled,
 }
 
-/// What `managed.status` says.
+/// Status of the supervision of a managed process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ManagedStatus {
-    /// Forked, and not known to run yet.
+    /// It is being started: its program is not known to run yet, or its next run waits for the end of the last one's tree.
     Starting,
-    /// Up.
+    /// It is running.
     Running,
-    /// Waits for its next restart.
+    /// It waits for its next restart.
     BackingOff,
-    /// Down, and stays so.
+    /// It has ended and will not be restarted.
     Stopped,
 }
 
-/// What `managed.health_status` says.
+/// Health of a managed process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum HealthStatus {
-    /// There is no check.
+    /// It has no health check.
     Disabled,
-    /// No probe of this run has succeeded or failed for good yet.
+    /// No probe of this run has succeeded, and fewer than `failure_threshold` have failed.
     Starting,
     /// The last probe succeeded.
     Healthy,
@@ -48,16 +51,17 @@ pub enum HealthStatus {
     Unhealthy,
 }
 
-/// How an earlier run ended.
+/// How the last run that has ended did so.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct LastExit {
-    /// Set when it exited.
+    /// The exit code, if the leader exited.
     pub exit_code: Option<i32>,
-    /// Set when a signal killed it.
+    /// The number of the signal that killed the leader, if one did.
     pub signal: Option<i32>,
-    /// The kernel killed it for want of memory.
+    /// Whether the kernel killed the leader because memory had run out.
     pub oom_killed: bool,
-    /// When.
+    /// When it ended.
     pub ended_at: Millis,
 }
 
@@ -74,62 +78,76 @@ impl From<RunEnd> for LastExit {
 
 /// The supervision of a managed process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ManagedInfo {
-    /// The name, or an opaque id where there is none.
+    /// Its name, or a generated id if it has none.
     pub id: String,
-    /// The name.
+    /// Its name.
     pub name: Option<String>,
-    /// What supervision does with it.
+    /// What the supervisor does with it at the moment.
     pub status: ManagedStatus,
-    /// Every start but the first.
+    /// Number of its starts after the first one.
     pub restart_count: u64,
-    /// Its policy.
+    /// When it is restarted.
     pub restart: RestartPolicy,
-    /// Its check.
+    /// Its health check.
     pub health_check: Option<HealthCheck>,
-    /// What the check says.
+    /// Its health.
     pub health_status: HealthStatus,
-    /// Failed probes in a row.
+    /// Number of failed probes in a row.
     pub consecutive_health_failures: u32,
-    /// How the last ended run ended.
+    /// How its last run that has ended did so.
     pub last_exit: Option<LastExit>,
-    /// A sentence about what went wrong last.
+    /// A sentence about the last error.
     pub last_error: Option<String>,
-    /// When it is started again, while it backs off.
+    /// When it will be restarted, while it waits for that.
     pub next_restart_at: Option<Millis>,
 }
 
-/// A process as the API shows it (section 2). All fields are always present.
+/// A process as clients see it; its `Serialize` form is that of docs/api.md, Data model.
+///
+/// ```
+/// use tl_supervisor::{ProcessSpec, Status, Supervisor, Target, UserSpec};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let handle = supervisor.handle();
+/// let info = handle.start(ProcessSpec::command("sh").args(["-c", "exit 3"]).build()?)?;
+/// let info = handle.wait(&Target::Unit(info.handle), None)?;
+/// assert_eq!((info.status, info.exit_code), (Status::Exited, Some(3)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct ProcessInfo {
-    /// Unique for the life of the daemon.
+    /// Its id, unique for as long as the supervisor lives.
     pub handle: UnitId,
-    /// Of the current run, or the last one.
+    /// PID of the leader, of the current run or of the last one.
     pub pid: Pid,
-    /// Of the current run, or the last one.
+    /// Status of the current run, or of the last one.
     pub status: Status,
-    /// Set only for `exited`.
+    /// The exit code, if the status is [`Status::Exited`].
     pub exit_code: Option<i32>,
-    /// Set only for `signaled` and `oom_killed`.
+    /// The number of the signal, if the status is [`Status::Signaled`] or [`Status::OomKilled`].
     pub signal: Option<i32>,
-    /// The kernel killed it for want of memory.
+    /// Whether the kernel killed the leader because memory had run out.
     pub oom_killed: bool,
-    /// stdin is an open pipe and the process runs.
+    /// Whether standard input is an open pipe and the process is running.
     pub stdin_writable: bool,
-    /// As it was asked for.
+    /// The program, as it was requested.
     pub command: Arc<str>,
-    /// As they were asked for. Shared, as the command is: a listing copies neither.
+    /// The arguments, as they were requested. Shared like the command, so that a listing copies neither.
     pub args: Arc<[String]>,
-    /// Of the current run, or the last one.
+    /// When the current run, or the last one, was started.
     pub started_at: Millis,
-    /// None while it runs.
+    /// When the run ended; None while it is running.
     pub ended_at: Option<Millis>,
-    /// None for a plain process.
+    /// Its supervision; None if it is not managed.
     pub managed: Option<ManagedInfo>,
 }
 
 impl ProcessInfo {
-    /// The same process once it has ended like this.
+    /// The same process after its run has ended like this.
     pub(crate) fn after(mut self, end: RunEnd) -> ProcessInfo {
         self.status = end.exit.status();
         self.exit_code = end.exit.code();

@@ -1,39 +1,72 @@
-//! Plain data: what a client asks for and what it is told. No I/O, no clock.
+//! Plain data: what a client requests, and what it is shown. No I/O and no clock.
 //!
-//! [`ProcessSpec`] is validated once, when it is built; nothing after that checks again.
-//! The `Serialize` forms are those of the wire contract (`process-api.md`, section 2).
+//! A [`ProcessSpec`] is validated once, when it is built; no code after that checks it again. The `Serialize` forms are those
+//! of the process API (docs/api.md, Data model).
 
 mod info;
+mod managed;
+mod signal;
 mod spec;
+mod stdio;
 pub(crate) mod terminal_size;
+mod user;
 
+use std::convert::Infallible;
 use std::fmt;
-use std::time::Duration;
+use std::str::FromStr;
 
 use serde::Serialize;
 
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
-pub use spec::{MAX_MS, MAX_TIMEOUT, ProcessSpec, SpecBuilder};
+pub(crate) use managed::MAX_MS;
+pub use managed::{HealthCheck, HealthKind, ManagedSpec, Policy, RestartPolicy};
+pub use signal::Signal;
+pub(crate) use spec::MAX_TIMEOUT;
+pub use spec::{ProcessSpec, SpecBuilder};
+pub use stdio::{OutputMode, Pipes, StdinMode, Stdio};
+pub use terminal_size::TerminalSize;
+pub(crate) use user::NO_ID;
+pub use user::UserSpec;
 
-/// A process id as the kernel counts them; never 0 or negative for a process of ours.
+/// The id of a process, as the kernel gives it (`pid_t`). That of a child is at least 1.
 pub type Pid = i32;
 
-/// Milliseconds since the Unix epoch.
+/// A time in milliseconds since the Unix epoch.
 pub type Millis = u64;
 
-/// The variable that names the run which a process was started in, as systemd's does (systemd.exec(5)). Children inherit
-/// it, which tells whose they are when nothing else does.
+/// The environment variable that names the run in which a process was started (systemd.exec(5)). Children inherit it, so
+/// it tells which run a process belongs to when nothing else does.
 pub(crate) const INVOCATION_ID: &str = "INVOCATION_ID";
 
-/// Counts the starts of one unit: 1 is its first run.
-pub type RunNo = u64;
+/// Number of one run of a unit; the first is 1.
+pub(crate) type RunNo = u64;
 
 /// One run of one unit.
-pub type RunKey = (UnitId, RunNo);
+pub(crate) type RunKey = (UnitId, RunNo);
 
-/// Names one unit for the life of the daemon; never reused. On the wire: `handle`.
+/// Identifies a process for as long as the supervisor lives, over all of its restarts; never reused. On the wire it is
+/// called `handle`.
+///
+/// ```
+/// use tl_supervisor::{Target, UnitId};
+///
+/// assert_eq!(Target::from(UnitId::from(7)), Target::Unit(UnitId::from(7)));
+/// assert_eq!(UnitId::from(7).to_string(), "7");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct UnitId(pub u64);
+pub struct UnitId(pub(crate) u64);
+
+impl From<u64> for UnitId {
+    fn from(number: u64) -> UnitId {
+        UnitId(number)
+    }
+}
+
+impl From<UnitId> for u64 {
+    fn from(unit: UnitId) -> u64 {
+        unit.0
+    }
+}
 
 impl fmt::Display for UnitId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,24 +75,54 @@ impl fmt::Display for UnitId {
 }
 
 /// How a request addresses a process.
+///
+/// ```
+/// use tl_supervisor::Target;
+///
+/// assert_eq!(Target::from("web"), Target::Name("web".to_owned()));
+/// assert_eq!(Target::from("42"), Target::Pid(42));
+/// assert_eq!(Target::from("web").to_string(), "name \"web\"");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Target {
-    /// By its handle.
+    /// By its id.
     Unit(UnitId),
-    /// By a PID: the newest process that had it.
+    /// By a PID: the latest process that had it.
     Pid(u64),
     /// By the name of a managed process.
     Name(String),
 }
 
+impl From<UnitId> for Target {
+    fn from(unit: UnitId) -> Target {
+        Target::Unit(unit)
+    }
+}
+
+impl From<&str> for Target {
+    /// A PID if `text` has only digits, else a name: the `{process}` segment of a path, percent-decoded.
+    fn from(text: &str) -> Target {
+        Target::parse(text)
+    }
+}
+
 impl Target {
-    /// Reads the `{process}` segment of a path, percent-decoded already: all digits means a PID.
-    pub fn parse(segment: &str) -> Target {
-        if segment.is_empty() || !segment.bytes().all(|b| b.is_ascii_digit()) {
-            return Target::Name(segment.to_owned());
+    /// See [`Target::from`].
+    pub(crate) fn parse(text: &str) -> Target {
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Target::Name(text.to_owned());
         }
-        // More digits than a u64 holds is a PID that no process has.
-        Target::Pid(segment.parse().unwrap_or(u64::MAX))
+        // A number that no u64 holds is a PID that no process has.
+        Target::Pid(text.parse().unwrap_or(u64::MAX))
+    }
+}
+
+impl FromStr for Target {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Target, Infallible> {
+        Ok(Target::from(text))
     }
 }
 
@@ -77,25 +140,33 @@ impl fmt::Display for Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stream {
-    /// File descriptor 1.
+    /// Standard output, file descriptor 1.
     Stdout,
-    /// File descriptor 2.
+    /// Standard error, file descriptor 2.
     Stderr,
 }
 
-/// How a leader ended.
+/// How the leader of a process tree ended.
+///
+/// ```
+/// use tl_supervisor::Exit;
+///
+/// assert!(Exit::Code(0).success());
+/// assert_eq!((Exit::Code(3).code(), Exit::Code(3).signal()), (Some(3), None));
+/// assert_eq!((Exit::OomKilled.code(), Exit::OomKilled.signal()), (None, Some(9)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Exit {
-    /// It exited with this code, 0..=255.
+    /// It exited with this code, from 0 to 255.
     Code(i32),
-    /// A signal killed it.
+    /// The signal with this number killed it.
     Signal(i32),
-    /// The kernel's out-of-memory killer killed it (with signal 9).
+    /// The kernel killed it with SIGKILL because memory had run out.
     OomKilled,
 }
 
 impl Exit {
-    /// The exit code, where there is one.
+    /// The exit code, if it exited.
     pub fn code(self) -> Option<i32> {
         match self {
             Exit::Code(code) => Some(code),
@@ -103,25 +174,21 @@ impl Exit {
         }
     }
 
-    /// The signal that killed it, where one did.
+    /// The number of the signal that killed it, if one did.
     pub fn signal(self) -> Option<i32> {
         match self {
             Exit::Code(_) => None,
             Exit::Signal(signal) => Some(signal),
-            Exit::OomKilled => Some(9),
+            Exit::OomKilled => Some(Signal::KILL.number()),
         }
     }
 
     /// The exit status that a shell reports: the exit code, or 128 plus the number of the signal.
     pub fn shell_status(self) -> i32 {
-        match self {
-            Exit::Code(code) => code,
-            Exit::Signal(signal) => 128 + signal,
-            Exit::OomKilled => 128 + 9,
-        }
+        self.code().or(self.signal().map(|signal| 128 + signal)).unwrap_or(1)
     }
 
-    /// The word for it.
+    /// The status of a process that ended like this.
     pub fn status(self) -> Status {
         match self {
             Exit::Code(_) => Status::Exited,
@@ -130,25 +197,39 @@ impl Exit {
         }
     }
 
-    /// Whether this counts as a success: exit code 0.
+    /// Whether it exited with code 0.
     pub fn success(self) -> bool {
         self == Exit::Code(0)
     }
 }
 
-/// The end of a run, as its followers are told.
+/// The end of a run.
+///
+/// ```
+/// use std::time::Duration;
+/// use tl_supervisor::{ProcessSpec, Supervisor, UserSpec};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let spec = ProcessSpec::command("sleep").args(["60"]).timeout(Duration::from_millis(50)).build()?;
+/// let end = supervisor.handle().begin_start(spec).1.wait()?.wait(None).expect("it ends without a deadline");
+/// assert!(end.timed_out);
+/// assert_eq!(end.reason(), "timed_out");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct RunEnd {
     /// How the leader ended.
     pub exit: Exit,
-    /// It was our SIGKILL at its [`SpecBuilder::timeout`] that ended it.
+    /// Whether the supervisor killed it because its [timeout](SpecBuilder::timeout) was over.
     pub timed_out: bool,
-    /// When.
+    /// When it ended.
     pub ended_at: Millis,
 }
 
 impl RunEnd {
-    /// The word for it on the wire: `exited`, `signaled`, `oom_killed` or `timed_out`.
+    /// The reason as a word: `exited`, `signaled`, `oom_killed` or `timed_out`.
     pub fn reason(&self) -> &'static str {
         match self.exit {
             _ if self.timed_out => "timed_out",
@@ -159,37 +240,17 @@ impl RunEnd {
     }
 }
 
-/// What stdin of a process is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StdinMode {
-    /// `/dev/null`.
-    #[default]
-    Closed,
-    /// A pipe that the API writes to.
-    Pipe,
-}
-
-/// What stdout or stderr of a process is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OutputMode {
-    /// A pipe that lands in the log.
-    #[default]
-    Capture,
-    /// `/dev/null`.
-    Discard,
-}
-
-/// What becomes of the rest of a process's tree when its leader ends by itself.
+/// What happens to the other processes of a tree when its leader exits by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Leftovers {
-    /// It lives on. A managed process that is restarted has it killed before the next run all the same.
+    /// They go on. Those of a managed process that is restarted are killed before its next run all the same.
     #[default]
     Keep,
-    /// It is killed.
+    /// They are killed.
     Kill,
 }
 
-/// Which processes of a tree get a signal.
+/// Which processes of a tree a signal is sent to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalScope {
     /// The leader alone.
@@ -198,111 +259,4 @@ pub enum SignalScope {
     Group,
     /// Every process of the tree.
     Tree,
-}
-
-/// Whom a process runs as, before any look at `/etc/passwd` (section 8).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UserSpec {
-    /// A name in `/etc/passwd`, with its groups unless a gid is given.
-    Name {
-        /// The name.
-        name: String,
-        /// This gid and no supplementary groups.
-        gid: Option<u32>,
-    },
-    /// A UID, with its entry's groups unless a gid is given.
-    Uid {
-        /// The UID.
-        uid: u32,
-        /// This gid and no supplementary groups.
-        gid: Option<u32>,
-    },
-}
-
-/// When a managed process is started again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Hash)]
-#[serde(rename_all = "snake_case")]
-pub enum Policy {
-    /// Never.
-    Never,
-    /// After a non-zero exit, a signal, an OOM kill or a failed health check.
-    #[default]
-    OnFailure,
-    /// After every exit.
-    Always,
-}
-
-/// A policy with its backoff.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
-pub struct RestartPolicy {
-    /// When to restart.
-    pub policy: Policy,
-    /// Consecutive restarts before giving up; none: no limit.
-    pub max_restarts: Option<u32>,
-    /// The wait before the first restart, in milliseconds.
-    pub initial_backoff_ms: u64,
-    /// The longest wait, in milliseconds.
-    pub max_backoff_ms: u64,
-}
-
-impl RestartPolicy {
-    /// The defaults of section 2 with this policy.
-    pub fn new(policy: Policy) -> RestartPolicy {
-        RestartPolicy { policy, max_restarts: None, initial_backoff_ms: 500, max_backoff_ms: 30_000 }
-    }
-}
-
-/// What a health check does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Hash)]
-#[serde(rename_all = "lowercase")]
-pub enum HealthKind {
-    /// `GET path` with a 2xx or 3xx answer.
-    Http,
-    /// A connection.
-    Tcp,
-}
-
-/// A check of a managed process on 127.0.0.1.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash)]
-pub struct HealthCheck {
-    /// What it does.
-    #[serde(rename = "type")]
-    pub kind: HealthKind,
-    /// The port, 1..=65535.
-    pub port: u16,
-    /// The path of an HTTP check; none for TCP.
-    pub path: Option<String>,
-    /// From the start to the first probe, in milliseconds.
-    pub initial_delay_ms: u64,
-    /// From one probe to the next, in milliseconds.
-    pub interval_ms: u64,
-    /// What one probe may take, in milliseconds.
-    pub timeout_ms: u64,
-    /// Consecutive failures that make it unhealthy.
-    pub failure_threshold: u32,
-}
-
-/// What makes a process managed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ManagedSpec {
-    /// The name it is addressed by.
-    pub name: Option<String>,
-    /// When it is started again.
-    pub restart: RestartPolicy,
-    /// How its health is checked.
-    pub health: Option<HealthCheck>,
-    /// From SIGTERM to SIGKILL when it is stopped or restarted.
-    pub stop_grace: Duration,
-}
-
-impl ManagedSpec {
-    /// A managed process without a name or a check, with the default grace of 10 s.
-    pub fn new(policy: Policy) -> ManagedSpec {
-        ManagedSpec {
-            name: None,
-            restart: RestartPolicy::new(policy),
-            health: None,
-            stop_grace: Duration::from_millis(10_000),
-        }
-    }
 }

@@ -1,25 +1,41 @@
-//! The size of a terminal's window.
+//! [`TerminalSize`]: rows and columns.
 
-/// Rows and columns, within what a client may ask for (section 11).
+/// The size of a terminal in characters: 1 to 500 rows and 1 to 1000 columns. The default is 24 rows and 80 columns.
+///
+/// ```
+/// use tl_supervisor::TerminalSize;
+///
+/// let size = TerminalSize::new(50, 0);
+/// assert_eq!((size.rows(), size.cols()), (50, 80));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TerminalSize {
-    /// 1..=500.
-    pub rows: u16,
-    /// 1..=1000.
-    pub cols: u16,
+    pub(crate) rows: u16,
+    pub(crate) cols: u16,
 }
 
 impl TerminalSize {
-    const MOST_ROWS: u16 = 500;
-    const MOST_COLS: u16 = 1000;
+    const MAX_ROWS: u16 = 500;
+    const MAX_COLS: u16 = 1000;
 
-    /// Clamps what was asked for. A client without a terminal of its own sends 0: that means the default.
+    /// A size of `rows` and `cols`. A number above the maximum becomes the maximum. 0, which a client without a terminal of
+    /// its own sends, becomes the default.
     pub fn new(rows: u64, cols: u64) -> TerminalSize {
         let default = TerminalSize::default();
         TerminalSize {
-            rows: clamp(rows, default.rows, TerminalSize::MOST_ROWS),
-            cols: clamp(cols, default.cols, TerminalSize::MOST_COLS),
+            rows: clamp(rows, default.rows, TerminalSize::MAX_ROWS),
+            cols: clamp(cols, default.cols, TerminalSize::MAX_COLS),
         }
+    }
+
+    /// Rows, from 1 to 500.
+    pub fn rows(self) -> u16 {
+        self.rows
+    }
+
+    /// Columns, from 1 to 1000.
+    pub fn cols(self) -> u16 {
+        self.cols
     }
 }
 
@@ -29,10 +45,10 @@ impl Default for TerminalSize {
     }
 }
 
-fn clamp(wanted: u64, default: u16, most: u16) -> u16 {
-    match wanted {
+fn clamp(requested: u64, default: u16, max: u16) -> u16 {
+    match requested {
         0 => default,
-        _ => u16::try_from(wanted).unwrap_or(most).min(most),
+        _ => u16::try_from(requested).unwrap_or(max).min(max),
     }
 }
 
@@ -41,8 +57,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_for_is_clamped() {
-        for (rows, cols, right) in [
+    fn numbers_above_the_maximum_are_clamped_and_zero_is_the_default() {
+        for (rows, cols, expected) in [
             (24, 80, (24, 80)),
             (0, 0, (24, 80)),
             (0, 7, (24, 7)),
@@ -51,8 +67,8 @@ mod tests {
             (501, 1001, (500, 1000)),
             (u64::MAX, 1 << 16, (500, 1000)),
         ] {
-            let window = TerminalSize::new(rows, cols);
-            assert_eq!((window.rows, window.cols), right, "{rows} {cols}");
+            let size = TerminalSize::new(rows, cols);
+            assert_eq!((size.rows, size.cols), expected, "{rows} {cols}");
         }
     }
 }

@@ -13,6 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::read::ROOM;
 use super::stdin::{StdinQueue, closed};
 use super::{Attach, Message, Notice, RunKey, WAKE};
+use crate::clock::wall;
 use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::terminal_size::TerminalSize;
@@ -145,6 +146,9 @@ impl Actor {
             Message::Attach(attach) => self.attach(key, *attach),
             Message::Drain => self.drain(key),
             Message::Forget => self.forget(key),
+            Message::AppendToLog(log, line) => log.append(wall(), Stream::Stderr, &line),
+            Message::FinishLog(log, epoch, end) => log.finish_epoch(epoch, end),
+            Message::ReopenLog(log) => log.reopen(),
             Message::CloseStdin => {
                 if let Some(token) = self.stdin_of(key) {
                     self.close(token);

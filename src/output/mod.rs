@@ -18,8 +18,8 @@ use crossbeam_channel::{Sender, unbounded};
 use mio::{Poll, Token, Waker};
 
 use crate::logs::OutputLog;
-use crate::model::RunKey;
 use crate::model::terminal_size::TerminalSize;
+use crate::model::{RunEnd, RunKey};
 use crate::pending::ReplySender;
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
@@ -85,6 +85,12 @@ pub enum Message {
         /// Who.
         writer: u64,
     },
+    /// A line of the supervisor's own for stderr of this log.
+    AppendToLog(Arc<OutputLog>, Vec<u8>),
+    /// The last run has ended, in this epoch of the log: followers end here.
+    FinishLog(Arc<OutputLog>, u64, RunEnd),
+    /// Another run follows after [`Message::FinishLog`].
+    ReopenLog(Arc<OutputLog>),
     /// Close stdin.
     CloseStdin,
     /// Let go of the terminal: whoever has it open finds it hung up.

@@ -49,7 +49,7 @@ impl StdinQueue {
     /// After these bytes there are no more. Nobody waits for them.
     pub(super) fn push_last(&mut self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
         if !std::mem::replace(&mut self.last, true) {
-            let reply = pending(None).0;
+            let reply = pending().0;
             self.chunks.push_back(Chunk { writer: NOBODY, bytes, written: 0, reply, _held: Some(held) });
         }
     }

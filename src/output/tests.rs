@@ -11,7 +11,7 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
-use crate::logs::{Limits, LogStore, View};
+use crate::logs::{LogLimits, LogStore, View};
 use crate::model::UnitId;
 use crate::supervisor::fd_budget::Share;
 
@@ -29,7 +29,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let log = LogStore::open(dir.path(), Limits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
+    let log = LogStore::open(dir.path(), LogLimits { per_unit: 1 << 30, total: 1 << 30 }).unwrap().create(UnitId(1));
     let (tell, notices) = unbounded();
     let output = Output::start(move |run, notice| tell.send((run, notice)).unwrap_or_default(), || {}).unwrap();
     Fixture { output, notices, log, share: Share::of(1_000, 100), _dir: dir }

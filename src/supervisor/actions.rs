@@ -1,32 +1,31 @@
-//! Performs what a unit's state machine asks for.
+//! Performs the actions of units.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::launch::{launch, stdio};
-use crate::clock;
 use crate::error::Error;
-use crate::model::{RunNo, StdinMode, Stream, Target, UnitId};
+use crate::model::{RunNo, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
-use crate::supervisor::entry::Tree;
 use crate::supervisor::fd_budget;
+use crate::supervisor::resolver::{LookUp, Resolved};
+use crate::trees::Hold;
 use crate::unit::{Action, Event, Now};
-use crate::users;
 use tl_os::process_tree::Marks;
 use tl_os::random;
 use tl_os::send_signal;
 
 impl Actor {
-    /// Gives an event to a unit and performs what follows, and what follows from that.
+    /// Has a unit process an event, and performs the actions that follow from it and from further events.
     pub(super) fn step(&mut self, id: UnitId, now: Now, event: Event) {
         let mut actions = Vec::new();
         self.parts.fleet.step(id, now, event, &mut actions);
         let mut queue = VecDeque::from(actions);
         loop {
             let event = match queue.pop_front() {
-                Some(action) => self.perform(id, action),
+                Some(action) => self.act(id, action),
                 None => match self.watch_if_awaited(id) {
                     None => return,
                     event => event,
@@ -39,9 +38,16 @@ impl Actor {
         }
     }
 
-    /// Performs one action; a fork's outcome is an event at once.
-    fn perform(&mut self, id: UnitId, action: Action) -> Option<Event> {
+    /// Performs one action. Returns the event that follows immediately, if one does.
+    fn act(&mut self, id: UnitId, action: Action) -> Option<Event> {
         match action {
+            Action::ResolveUser => {
+                let member = self.parts.fleet.get(id)?;
+                if member.context.user.is_some() {
+                    return Some(Event::UserResolved);
+                }
+                self.ask_for_user(id);
+            }
             Action::Spawn => {
                 return Some(match self.spawn(id) {
                     Ok(pid) => Event::Spawned(pid),
@@ -56,30 +62,30 @@ impl Actor {
                 log::warn!(
                     "unit {id}: process {leader} has not exited after its SIGKILL; its run is reported as ended"
                 );
-                // Without a cgroup, another thread may not have come to it yet.
+                // Without a cgroup, the trees thread may not have killed it yet.
                 let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
             Action::Watch => {
-                let slot = self.parts.fleet.get(id)?;
-                let check = slot.unit.probed()?.clone();
-                self.parts.probes.watch(id, slot.unit.run_no(), check);
+                let member = self.parts.fleet.get(id)?;
+                let check = member.unit.probed()?.clone();
+                self.parts.probes.watch(id, member.unit.run_no(), check);
             }
             Action::Unwatch => self.parts.probes.unwatch(id),
             Action::Drain => self.tell_output(id, ToOutput::Drain),
-            Action::Complain(error) => {
+            Action::ReportLateFailure(error) => {
                 let line = format!("tl-init: {error}\n");
-                let entry = &self.parts.fleet.get(id)?.data;
-                match &entry.pty {
+                let context = &self.parts.fleet.get(id)?.context;
+                match &context.pty {
                     Some(session) => session.terminal.append(line.as_bytes()),
-                    None => entry.log.append(clock::wall(), Stream::Stderr, line.as_bytes()),
+                    None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&context.log), line.into_bytes())),
                 }
             }
             Action::Started => {
                 let started = self.started(id)?;
-                let slot = self.parts.fleet.get_mut(id)?;
-                let run = slot.unit.run_no();
-                for (_, reply) in slot.data.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
+                let member = self.parts.fleet.get_mut(id)?;
+                let run = member.unit.run_no();
+                for (_, reply) in member.context.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
                     reply.send(Ok(started.clone()));
                 }
             }
@@ -89,65 +95,100 @@ impl Actor {
             }
             Action::Finish(end) => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotRunning(Target::Unit(id)));
-                let entry = &mut self.parts.fleet.get_mut(id)?.data;
-                if entry.spec.managed.is_none() {
-                    // It never starts again: what is shown is all that is kept.
-                    entry.spec.env = Vec::new();
+                let context = &mut self.parts.fleet.get_mut(id)?.context;
+                if context.spec.managed.is_none() {
+                    // It never starts again: only what clients are shown is kept.
+                    context.spec.env = Vec::new();
                 }
-                entry.log.finish(end);
-                if let Some(session) = &mut entry.pty {
+                let finish = ToOutput::FinishLog(Arc::clone(&context.log), context.log.epoch(), end);
+                if let Some(session) = &mut context.pty {
                     session.terminal.finish(end);
                     session.life.end(self.clock.now().mono);
                 }
+                self.tell_output(id, finish);
             }
-            Action::Reopen => self.parts.fleet.get(id)?.data.log.reopen(),
+            Action::Reopen => {
+                let log = Arc::clone(&self.parts.fleet.get(id)?.context.log);
+                log.revoke_end();
+                self.tell_output(id, ToOutput::ReopenLog(log));
+            }
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
-                let slot = self.parts.fleet.remove(id)?;
-                self.part_with(id, slot);
+                let member = self.parts.fleet.remove(id)?;
+                self.release_unit(id, member);
             }
         }
         None
     }
 
     fn tell_output(&self, id: UnitId, message: ToOutput) {
-        if let Some(slot) = self.parts.fleet.get(id) {
-            self.parts.output.sender().send((id, slot.unit.run_no()), message);
+        if let Some(member) = self.parts.fleet.get(id) {
+            self.parts.output.sender().send((id, member.unit.run_no()), message);
         }
     }
 
-    /// Tells all who wait for this run or one before it.
+    /// Answers all requests that wait for the start of this run or of an earlier one with an error.
     fn refuse_starts(&mut self, id: UnitId, run: RunNo, error: &Error) {
-        if let Some(slot) = self.parts.fleet.get_mut(id) {
-            for (_, reply) in slot.data.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
+        if let Some(member) = self.parts.fleet.get_mut(id) {
+            for (_, reply) in member.context.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
                 reply.send(Err(error.clone()));
             }
         }
     }
 
+    /// Has the user of a unit's next run looked up by the resolver.
+    pub(super) fn ask_for_user(&mut self, id: UnitId) {
+        let Some(member) = self.parts.fleet.get_mut(id) else { return };
+        match member.context.look_up {
+            LookUp::Idle => {
+                member.context.look_up = LookUp::Asked;
+                self.parts.resolver.ask(id, member.context.spec.user.as_ref().unwrap_or(&self.parts.default_user));
+            }
+            LookUp::Asked | LookUp::AskedBefore => member.context.look_up = LookUp::AskedBefore,
+        }
+    }
+
+    /// Handles the answer of the resolver. It is ignored if the unit no longer waits for it.
+    pub(super) fn user_resolved(&mut self, Resolved { unit, user }: Resolved) {
+        let Some(member) = self.parts.fleet.get_mut(unit) else { return };
+        let look_up = std::mem::take(&mut member.context.look_up);
+        if !member.unit.awaits_user() {
+            return;
+        }
+        if look_up == LookUp::AskedBefore {
+            return self.ask_for_user(unit);
+        }
+        member.context.user = Some(user);
+        self.step(unit, self.clock.now(), Event::UserResolved);
+    }
+
+    /// Forks the child of a unit's next run.
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
-        let gone = || Error::Internal("the unit is gone".to_owned());
-        let slot = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
-        // Children in the background may hold pipes of processes that have ended: those are taken still.
-        let taken = self.parts.descriptors.take(fd_budget::needs(&slot.data.spec));
-        let taken = taken.ok_or_else(|| Error::OutOfResources("processes hold all descriptors they may".to_owned()))?;
-        let run = slot.unit.run_no();
-        let old = std::mem::replace(&mut slot.data.tree, Tree::Gone);
+        let gone = || Error::internal("the unit is gone");
+        let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        let user = member.context.user.take().ok_or_else(|| Error::internal("the user is not known"))??;
+        // Counted until the pipes are closed, which a child in the background can delay beyond the end of its run.
+        let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
+        let taken =
+            taken.ok_or_else(|| Error::out_of_resources("processes hold all descriptors that are meant for them"))?;
+        let run = member.unit.run_no();
+        let old = member.context.tree.take();
         self.retire((id, run.saturating_sub(1)), old);
-        let slot = self.parts.fleet.get(id).ok_or_else(gone)?;
-        let spec = &slot.data.spec;
-        let identity = users::resolve(spec.user.as_ref().unwrap_or(&self.parts.default_user))?;
+        let member = self.parts.fleet.get(id).ok_or_else(gone)?;
+        let spec = &member.context.spec;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
-        let launch = launch(spec, &identity, &self.parts.base_env, &invocation)?;
+        let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
         let spawner = &self.parts.spawner;
-        let started =
-            self.parts.cgroups.start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec), &launch, leaf));
+        let started = self
+            .parts
+            .cgroups
+            .start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
-        let tree = leaf.map_or_else(|| Tree::Marked(Marks::new(child.pid, &invocation, outputs)), Tree::Leaf);
+        let tree = leaf.map_or_else(|| Hold::Marks(Marks::new(child.pid, &invocation, outputs)), Hold::Leaf);
         let attach = Attach {
-            log: slot.data.log.clone(),
-            terminal: slot.data.pty.as_ref().map(|session| Arc::clone(&session.terminal)),
+            log: member.context.log.clone(),
+            terminal: member.context.pty.as_ref().map(|session| Arc::clone(&session.terminal)),
             stdin: child.stdin,
             stdout: child.stdout,
             stderr: child.stderr,
@@ -155,10 +196,10 @@ impl Actor {
             taken,
         };
         self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
-        let entry = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.data;
-        entry.stdin_open = entry.spec.stdin == StdinMode::Pipe;
-        entry.killed = false;
-        entry.tree = tree;
+        let context = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.context;
+        context.stdin_open = context.spec.stdio.has_stdin_pipe();
+        context.killed = false;
+        context.tree = Some(tree);
         Ok(child.pid)
     }
 }

@@ -1,4 +1,5 @@
-//! The cgroups of the units: the slice is found unusable, made anew when it was taken away, and done without otherwise.
+//! The cgroups of the units: makes the slice, replaces it when it becomes unusable, and goes on without one where there can be
+//! none.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,45 +9,47 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::actor::Actor;
-use super::entry::Tree;
 use super::message::Message;
-use crate::model::{Pid, UnitId};
 use crate::oom::OomThread;
 use tl_os::cgroup::{Leaf, Slice, probe};
 use tl_os::spawn::SpawnError;
 
-/// What it means for a unit to have no cgroup.
+/// Consequence of having no cgroup, for warnings.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";
-/// Slices tried for one start before it does without.
+/// Number of slices that one start tries before it goes on without a cgroup.
 const TRIES: usize = 2;
-/// When a slice was lost and no other could be made: from one attempt to the next. Only a start makes one.
+/// Time between two attempts to make another slice after one was lost. Only a start makes an attempt.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// The slice, and how to make another.
+/// The slice, and what is needed to make another.
 #[derive(Debug)]
 pub(super) struct Cgroups {
     parent: Option<PathBuf>,
     messages: Sender<Message>,
     max_tasks: u64,
     state: State,
-    /// Watches the slice that there is.
+    /// Watches the current slice for out-of-memory kills.
     oom: Option<OomThread>,
-    /// Set when [`Message::OomKill`] is on its way.
+    /// Set while a [`Message::OomKill`] is in the supervisor's queue.
     oom_pending: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 enum State {
     Usable(Slice),
-    /// There was none that could be used when we started.
+    /// There was no usable one at the start of the supervisor.
     Never,
-    /// It was taken away, and when it was found that there can be no other.
+    /// It became unusable, and no other could be made: the time of the last attempt.
     Lost(Instant),
 }
 
 impl Cgroups {
-    /// None.
+    /// Notes that the supervisor handles a [`Message::OomKill`]. A kill from now on is announced again.
+    pub(super) fn begin_oom_look(&self) {
+        self.oom_pending.store(false, Ordering::SeqCst);
+    }
+
+    /// No cgroups.
     #[cfg(test)]
     pub(super) fn none() -> Cgroups {
         Cgroups {
@@ -59,7 +62,7 @@ impl Cgroups {
         }
     }
 
-    /// Makes a slice, below `parent` or else below our own cgroup. Gives a warning where there can be none.
+    /// Makes a slice below `parent`, or else below the cgroup of this process. Returns a warning if that is not possible.
     pub(super) fn make(parent: Option<PathBuf>, messages: Sender<Message>) -> (Cgroups, Option<String>) {
         let (state, warning) = match Slice::below(parent.as_deref()) {
             Ok(slice) => (State::Usable(slice), None),
@@ -69,8 +72,8 @@ impl Cgroups {
         (Cgroups { parent, messages, max_tasks: u64::MAX, state, oom: None, oom_pending }, warning)
     }
 
-    /// Finds out whether units can be put into the slice, and gets it ready for them, with `max_tasks` for all of them
-    /// together. Forks: for the supervisor's thread.
+    /// Tests whether a process can be put into the slice, and sets it up with a limit of `max_tasks` tasks for all units
+    /// together. Forks a child, so it must run on the supervisor thread.
     pub(super) fn prepared(mut self, max_tasks: u64) -> Cgroups {
         self.max_tasks = max_tasks;
         let State::Usable(slice) = &self.state else { return self };
@@ -84,22 +87,22 @@ impl Cgroups {
         self
     }
 
-    /// Whether a cgroup limits the tasks of units.
+    /// Whether the slice limits the number of tasks.
     pub(super) fn limit_tasks(&self) -> bool {
         matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
     }
 
-    /// Starts something in a new leaf with this name, or without one where there is none. Gives the leaf too.
+    /// Calls `start` with a new leaf with this name, or with None where there can be none. Returns its result and the leaf.
     ///
     /// # Errors
-    /// Nothing was started, and the cgroup is not the reason.
+    /// The error of `start`, where the cgroup is not the reason.
     pub(super) fn start_in<T>(
         &mut self,
         name: &str,
         start: impl Fn(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
         if matches!(&self.state, State::Lost(at) if at.elapsed() > AGAIN) {
-            // What is still wrong has been told.
+            // A failure was logged when the slice was lost.
             if let Ok(new) = self.make_anew() {
                 log::info!("units have cgroups again, in {new}");
             }
@@ -129,7 +132,7 @@ impl Cgroups {
         }
     }
 
-    /// The slice takes no more units: makes another, with one warning about both.
+    /// Replaces a slice that takes no more processes, with one warning about both.
     fn replace(&mut self, why: &io::Error) {
         let State::Usable(slice) = &self.state else { return };
         let old = slice.dir().display().to_string();
@@ -141,9 +144,9 @@ impl Cgroups {
         }
     }
 
-    /// Gives its directory.
+    /// Makes another slice. Returns its directory.
     fn make_anew(&mut self) -> io::Result<String> {
-        // The old one is cleared away here, as far as nothing lives in it; what lives has its leaf still.
+        // Drops the old slice, which removes its empty leaves. Those with processes remain.
         self.state = State::Lost(Instant::now());
         let slice = Slice::below(self.parent.as_deref())?;
         self.oom = self.prepare(&slice)?;
@@ -152,7 +155,7 @@ impl Cgroups {
         Ok(dir)
     }
 
-    /// Gives the thread that watches it, where there is anything to watch.
+    /// Sets up a slice. Returns the thread that watches it for out-of-memory kills, if it has a memory controller.
     fn prepare(&self, slice: &Slice) -> io::Result<Option<OomThread>> {
         probe(slice)?;
         slice.enable_controllers();
@@ -161,31 +164,16 @@ impl Cgroups {
         }
         let (messages, pending) = (self.messages.clone(), Arc::clone(&self.oom_pending));
         let notice = move || {
-            // One at a time, however fast they come.
+            // One message at a time, however many kills there are.
             if !pending.swap(true, Ordering::SeqCst) {
                 let _ = messages.send(Message::OomKill);
             }
         };
         let started = slice.memory_events().map(|events| OomThread::start(events, notice));
-        // Without it, a kill for want of memory of one process of a tree is taken for that of any later one.
+        // Without it, the out-of-memory kill of one process of a tree would be attributed to a later kill of its leader.
         Ok(started.transpose().unwrap_or_else(|error| {
-            log::warn!("kills for want of memory are not watched: {error}");
+            log::warn!("out-of-memory kills are not watched: {error}");
             None
         }))
-    }
-}
-
-impl Actor {
-    /// Notes which kills for want of memory were not those of leaders, before anybody else kills these.
-    pub(super) fn note_oom_kills(&mut self) {
-        // Cleared before we look: a kill from now on is announced anew.
-        self.parts.cgroups.oom_pending.store(false, Ordering::SeqCst);
-        let fleet = &mut self.parts.fleet;
-        let led: Vec<(UnitId, Pid)> = fleet.iter().filter_map(|(id, slot)| Some((id, slot.unit.leader()?))).collect();
-        for (id, leader) in led {
-            if let Some(Tree::Leaf(leaf)) = fleet.get_mut(id).map(|slot| &mut slot.data.tree) {
-                leaf.note_oom_kills(leader);
-            }
-        }
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::model::{OutputMode, ProcessSpec, StdinMode};
+use crate::model::{OutputMode, ProcessSpec, StdinMode, Stdio};
 
 /// Descriptors of one process: stdin, stdout, stderr, its log, and the report of its exec, in whose place a probe of its
 /// health comes.
@@ -50,13 +50,13 @@ pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
 
 /// Descriptors that one run may hold at the same time.
 pub fn needs(spec: &ProcessSpec) -> usize {
-    let pipes = match (spec.terminal, spec.inherit) {
-        // Its master, once for each direction.
-        (Some(_), _) => 2,
-        (None, true) => 0,
-        (None, false) => {
+    let pipes = match spec.stdio {
+        // The master of the terminal, once for each direction.
+        Stdio::Terminal(_) => 2,
+        Stdio::Inherit => 0,
+        Stdio::Pipes(pipes) => {
             let captured = |mode| usize::from(mode == OutputMode::Capture);
-            usize::from(spec.stdin == StdinMode::Pipe) + captured(spec.stdout) + captured(spec.stderr)
+            usize::from(pipes.stdin == StdinMode::Pipe) + captured(pipes.stdout) + captured(pipes.stderr)
         }
     };
     let checked = spec.managed.as_ref().is_some_and(|managed| managed.health.is_some());
@@ -121,8 +121,7 @@ impl Drop for Taken {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::terminal_size::TerminalSize;
-    use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy};
+    use crate::model::{HealthCheck, ManagedSpec, Pipes, Policy, TerminalSize};
 
     #[test]
     fn what_fits_is_left_alone_and_what_does_not_is_lowered() {
@@ -163,24 +162,17 @@ mod tests {
     #[test]
     fn what_a_run_holds() {
         let plain = || ProcessSpec::command("x");
-        let check = HealthCheck {
-            kind: HealthKind::Tcp,
-            port: 1,
-            path: None,
-            initial_delay_ms: 0,
-            interval_ms: 1,
-            timeout_ms: 1,
-            failure_threshold: 1,
-        };
-        let checked = ManagedSpec { health: Some(check), ..ManagedSpec::new(Policy::Always) };
+        let checked = ManagedSpec { health: Some(HealthCheck::tcp(1)), ..ManagedSpec::new(Policy::Always) };
+        let with_stdin = Pipes { stdin: StdinMode::Pipe, ..Pipes::default() };
+        let silent = Pipes { stdout: OutputMode::Discard, stderr: OutputMode::Discard, ..Pipes::default() };
         for (spec, count) in [
             (plain(), 4),
-            (plain().stdin(StdinMode::Pipe), 5),
-            (plain().stdout(OutputMode::Discard).stderr(OutputMode::Discard), 2),
-            (plain().inherit_stdio(), 2),
-            (plain().terminal(TerminalSize::default()), 4),
+            (plain().stdio(with_stdin), 5),
+            (plain().stdio(silent), 2),
+            (plain().stdio(Stdio::Inherit), 2),
+            (plain().stdio(TerminalSize::default()), 4),
             (plain().managed(ManagedSpec::new(Policy::Always)), 4),
-            (plain().stdin(StdinMode::Pipe).managed(checked), 6),
+            (plain().stdio(with_stdin).managed(checked), 6),
         ] {
             let spec = spec.build().unwrap();
             assert_eq!(needs(&spec), count, "{spec:?}");

@@ -1,23 +1,49 @@
-//! The public face: asks the supervisor thread and waits for its answer.
+//! [`Handle`]: sends commands to the supervisor thread and waits for their results.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
 use super::message::{Command, Message};
+use super::replies::{Counts, Started, Stdin};
+use super::resolver::RunUser;
 use crate::error::Error;
-use crate::logs::{Follower, OutputLog, StartAt, View};
-use crate::model::{ProcessInfo, ProcessSpec, RunEnd, RunKey, SignalScope, Target, UnitId, UserSpec};
-use crate::output::{Message as ToOutput, OutputSender};
+use crate::logs::{Follower, StartAt, View};
+use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
-use tl_os::poll::Waker;
 
-/// Asks the supervisor. Cheap to clone; every call is answered in microseconds unless its documentation says otherwise.
+/// Size of the pieces in which [`Handle::write_stdin`] queues its bytes.
+const PIECE: usize = 64 * 1024;
+
+/// Makes requests to a [`Supervisor`](crate::Supervisor), from any thread. Cheap to clone.
 ///
-/// Each gives [`Error::Internal`] when the supervisor thread has died.
+/// A call returns within microseconds unless its documentation says otherwise. Each returns [`Error::Internal`] if the
+/// supervisor thread has ended.
+///
+/// ```
+/// use std::time::Duration;
+/// use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, Signal, Supervisor, Target, UserSpec};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let handle = supervisor.handle();
+///
+/// let managed = ManagedSpec::new(Policy::Always).named("sleeper");
+/// handle.start(ProcessSpec::command("sleep").args(["60"]).managed(managed).build()?)?;
+/// let sleeper = Target::from("sleeper");
+/// assert_eq!(handle.list()?.len(), 1);
+///
+/// handle.signal(&sleeper, Signal::USR1, None)?;
+/// handle.restart(&sleeper)?;
+/// // A timeout that no clock can hold means to wait without one.
+/// handle.kill(&sleeper)?;
+/// assert_eq!(handle.wait(&sleeper, Some(Duration::MAX))?.signal, Some(15));
+/// handle.shutdown(Duration::MAX)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(super) messages: Sender<Message>,
@@ -25,77 +51,69 @@ pub struct Handle {
     pub(super) default_user: Arc<UserSpec>,
 }
 
-/// Numbers for `GET /info` and the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// Processes that run or will be started again.
-    pub running: usize,
-    /// Processes that are remembered, the running ones included.
-    pub total: usize,
-}
-
-/// A process, with the log to follow.
-#[derive(Clone, Debug)]
-pub struct Started {
-    /// The process.
-    pub info: ProcessInfo,
-    /// What it writes.
-    pub log: Arc<OutputLog>,
-}
-
 impl Handle {
     pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
-        let (reply, answer) = pending(None);
-        self.send(command(reply));
-        answer.wait()
+        self.begin(command).wait()
     }
 
-    fn send(&self, command: Command) {
-        // A thread that is gone has dropped its end: the reply goes with the message, and that is the answer.
-        let _ = self.messages.send(Message::Command(command));
+    fn begin<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Pending<T> {
+        let (reply, result) = pending();
+        // If the supervisor thread has ended, the message is dropped with the reply, which delivers an error.
+        let _ = self.messages.send(Message::Command(command(reply)));
+        result
     }
 
-    /// Starts a process. Blocks until its program runs or has failed to, or for 5 s of a hanging exec.
+    /// Starts a process. Blocks while it reads `/etc/passwd`, and then until the exec has succeeded or failed. An exec that
+    /// hangs counts as started after 5 s.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a spec with a terminal, which is for [`open_pty`](Handle::open_pty); or why it could not be
-    /// started.
-    ///
-    /// ```no_run
-    /// # use tl_supervisor::*;
-    /// # fn f(handle: Handle) -> Result<(), Box<dyn std::error::Error>> {
-    /// let info = handle.start(ProcessSpec::command("sleep").args(["1"]).build()?)?;
-    /// println!("PID {}", info.pid);
-    /// # Ok(()) }
-    /// ```
+    /// [`Error::Invalid`] for a spec with a terminal, which is for [`open_pty`](Handle::open_pty); or the reason why it could
+    /// not be started.
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
         spec.check_process()?;
         let id = self.next_id();
-        self.ask(|reply| Command::Start { id, spec: Box::new(spec), reply }).map(|started: Started| started.info)
+        let user = Some(self.look_up_user(&spec));
+        self.ask(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
     }
 
-    /// The same without blocking: `waker` is woken when the answer is there. The id is valid at once, so that a caller
-    /// that gives up can [`kill`](Handle::kill) it.
-    pub fn begin_start(&self, spec: ProcessSpec, waker: Arc<Waker>) -> (UnitId, Pending<Started>) {
-        let (reply, answer) = pending(Some(waker));
+    /// Starts a process without blocking; another thread reads `/etc/passwd`. The id is valid at once, so that a caller that
+    /// does not wait for the result can [`kill`](Handle::kill) the process.
+    pub fn begin_start(&self, spec: ProcessSpec) -> (UnitId, Pending<Started>) {
+        self.begin_start_as(spec, None)
+    }
+
+    /// The same, except that the calling thread reads `/etc/passwd`, which is faster.
+    pub(crate) fn begin_start_with_user(&self, spec: ProcessSpec) -> (UnitId, Pending<Started>) {
+        let user = self.look_up_user(&spec);
+        self.begin_start_as(spec, Some(user))
+    }
+
+    fn begin_start_as(&self, spec: ProcessSpec, user: Option<Result<RunUser, Error>>) -> (UnitId, Pending<Started>) {
         let id = self.next_id();
-        match spec.check_process() {
-            Ok(()) => self.send(Command::Start { id, spec: Box::new(spec), reply }),
-            Err(error) => reply.send(Err(error.into())),
+        if let Err(error) = spec.check_process() {
+            let (reply, result) = pending();
+            reply.send(Err(error.into()));
+            return (id, result);
         }
-        (id, answer)
+        (id, self.begin(|reply| Command::Start { id, spec: Box::new(spec), user, reply }))
+    }
+
+    /// The user of a process with this spec, looked up by the calling thread, so that a file system that hangs delays no
+    /// other. An error is reported where the supervisor would fork, so that an error about a limit takes precedence.
+    pub(super) fn look_up_user(&self, spec: &ProcessSpec) -> Result<RunUser, Error> {
+        RunUser::look_up(spec.user.as_ref().unwrap_or(&self.default_user), spec.stdio.terminal().is_some())
     }
 
     pub(super) fn next_id(&self) -> UnitId {
         UnitId(self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Whom a process runs as that does not say.
+    /// The user of processes whose spec names none.
     pub fn default_user(&self) -> &UserSpec {
         &self.default_user
     }
 
-    /// All processes, the oldest first.
+    /// All processes, oldest first; terminal sessions are not among them.
     ///
     /// # Errors
     /// [`Error::Internal`] only.
@@ -111,7 +129,7 @@ impl Handle {
         self.look_up(target).map(|found| found.info)
     }
 
-    /// One process, with its log.
+    /// One process with its output.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -119,7 +137,7 @@ impl Handle {
         self.ask(|reply| Command::LookUp(target.clone(), reply))
     }
 
-    /// How many there are.
+    /// The number of processes.
     ///
     /// # Errors
     /// [`Error::Internal`] only.
@@ -127,24 +145,23 @@ impl Handle {
         self.ask(Command::Counts)
     }
 
-    /// Sends a signal, 1..=64, to the processes of `scope`; without one, to the process group, and 9 to the whole tree.
+    /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the whole
+    /// tree.
     ///
     /// # Errors
-    /// [`Error::InvalidSignal`], [`Error::NotFound`], [`Error::NotRunning`].
-    pub fn signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Result<(), Error> {
+    /// [`Error::NotFound`], [`Error::NotRunning`].
+    pub fn signal(&self, target: &Target, signal: Signal, scope: Option<SignalScope>) -> Result<(), Error> {
         self.begin_signal(target, signal, scope).wait()
     }
 
-    /// The same without blocking.
-    pub fn begin_signal(&self, target: &Target, signal: i64, scope: Option<SignalScope>) -> Pending<()> {
-        let (reply, answer) = pending(None);
-        self.send(Command::Signal { target: target.clone(), signal, scope, reply });
-        answer
+    /// [`signal`](Handle::signal) without blocking.
+    pub fn begin_signal(&self, target: &Target, signal: Signal, scope: Option<SignalScope>) -> Pending<()> {
+        self.begin(|reply| Command::Signal { target: target.clone(), signal, scope, reply })
     }
 
-    /// Ends a process and never restarts it: a plain one with SIGKILL to its tree; a managed one with SIGTERM first, and
-    /// SIGKILL after its grace. Blocks until the tree is gone, or for 2 s while that goes on. Ended already is no error;
-    /// what is left of its tree is killed then.
+    /// Ends a process, and does not restart it. A plain process gets SIGKILL, with its whole tree; a managed one gets SIGTERM,
+    /// and SIGKILL after its grace. Blocks until no process of the tree is left, for at most 2 s; it goes on after that. If
+    /// the process has ended, the remaining processes of its tree are killed.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -152,23 +169,21 @@ impl Handle {
         self.begin_kill(target).wait()
     }
 
-    /// The same without blocking.
+    /// [`kill`](Handle::kill) without blocking.
     pub fn begin_kill(&self, target: &Target) -> Pending<()> {
-        let (reply, answer) = pending(None);
-        self.send(Command::Kill(target.clone(), reply));
-        answer
+        self.begin(|reply| Command::Kill(target.clone(), reply))
     }
 
-    /// Ends the run of a managed process as [`kill`](Handle::kill) does, and starts it again at once. Blocks until the
-    /// new run has started.
+    /// Ends the run of a managed process as [`kill`](Handle::kill) does, and starts it again without a backoff. Blocks until
+    /// the new run has started.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotManaged`], [`Error::NameInUse`], or why it could not be started.
+    /// [`Error::NotFound`], [`Error::NotManaged`], [`Error::NameInUse`], or the reason why it could not be started.
     pub fn restart(&self, target: &Target) -> Result<ProcessInfo, Error> {
-        self.ask(|reply| Command::Restart(target.clone(), reply)).map(|started: Started| started.info)
+        self.ask(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
     }
 
-    /// stdin of the current run, to write to.
+    /// The standard input of the current run, to write to.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`], [`Error::StdinClosed`].
@@ -176,19 +191,19 @@ impl Handle {
         self.ask(|reply| Command::Stdin(target.clone(), reply))
     }
 
-    /// Writes all of `bytes` to stdin. Blocks as long as the process does not read.
+    /// Writes all of `bytes` to standard input. Blocks while the process does not read.
     ///
     /// # Errors
-    /// As [`stdin`](Handle::stdin); [`Error::StdinClosed`] also when that happens meanwhile.
+    /// Those of [`stdin`](Handle::stdin); [`Error::StdinClosed`] also if it is closed before all is written.
     pub fn write_stdin(&self, target: &Target, bytes: &[u8]) -> Result<(), Error> {
         let mut stdin = self.stdin(target)?;
-        for chunk in bytes.chunks(64 * 1024) {
-            stdin.begin_write(chunk.to_vec(), None).wait()?;
+        for piece in bytes.chunks(PIECE) {
+            stdin.begin_write(piece.to_vec()).wait()?;
         }
         Ok(())
     }
 
-    /// Closes stdin. Closed already is no error.
+    /// Closes standard input. If it is closed already, this does nothing.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`].
@@ -196,38 +211,35 @@ impl Handle {
         self.ask(|reply| Command::CloseStdin(target.clone(), reply))
     }
 
-    /// Blocks until the process has ended (a managed one: until it is stopped), or `timeout` is over; then says how it
-    /// stands.
+    /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` is over. Returns the process
+    /// as it is then.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::OutOfResources`] without a descriptor for the wait.
+    /// [`Error::NotFound`].
     pub fn wait(&self, target: &Target, timeout: Option<Duration>) -> Result<ProcessInfo, Error> {
-        let failed = |error: std::io::Error| Error::from_io("waiting for a process", &error);
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let found = self.look_up(target)?;
-        let waker = Arc::new(Waker::new().map_err(failed)?);
-        let end = found.log.wait_end(&waker, deadline).map_err(failed)?;
+        let end = found.log.wait_end(deadline);
         self.after_wait(found.info, end)
     }
 
-    /// How a process stands after a wait for its end. Retention may have forgotten it by then, or
-    /// everything may be ending; how it ended is known all the same.
+    /// The process after a wait for its end. The supervisor may have forgotten it or may be shutting down by then, but how the
+    /// process ended is known.
     pub(crate) fn after_wait(&self, info: ProcessInfo, end: Option<RunEnd>) -> Result<ProcessInfo, Error> {
         let found = self.get(&Target::Unit(info.handle));
         end.map_or(found.clone(), |end| found.or(Ok(info.after(end))))
     }
 
-    /// Follows the output from its beginning.
+    /// Follows the output of a process from its beginning.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::OutOfResources`] without a descriptor for the wait.
+    /// [`Error::NotFound`].
     pub fn follow(&self, target: &Target, view: View) -> Result<Follower, Error> {
-        let waker = Waker::new().map_err(|error| Error::from_io("following a process", &error))?;
-        Ok(self.look_up(target)?.log.follow(view, StartAt::Beginning, Arc::new(waker)))
+        Ok(self.look_up(target)?.follow(view, StartAt::Beginning, Waker::noop().clone()))
     }
 
-    /// Ends everything: SIGTERM to all, SIGKILL after `grace` to what is left; nothing new is started. Blocks until all is
-    /// gone or has been killed. Called again it shortens the grace.
+    /// Ends all processes: SIGTERM to all of them, and SIGKILL after `grace` (at most one day) to those that are left. Nothing is
+    /// started any more. Blocks until all have ended or have been killed. A second call can only shorten the grace.
     ///
     /// # Errors
     /// [`Error::Internal`] only.
@@ -235,40 +247,8 @@ impl Handle {
         self.begin_shutdown(grace).wait()
     }
 
-    /// The same without blocking, for one who has other things to wait for.
+    /// [`shutdown`](Handle::shutdown) without blocking.
     pub fn begin_shutdown(&self, grace: Duration) -> Pending<()> {
-        let (reply, answer) = pending(None);
-        self.send(Command::Shutdown(grace, reply));
-        answer
-    }
-}
-
-/// stdin of one run of one process. Dropped, it takes back what is not written yet; it does not close the pipe.
-#[derive(Debug)]
-pub struct Stdin {
-    pub(super) output: OutputSender,
-    pub(super) run: RunKey,
-    pub(super) writer: u64,
-}
-
-impl Stdin {
-    /// Hands `bytes` to the pipe, in one piece beside other writers' pieces. Answered once all of them are in it, and
-    /// `waker` is woken then. One at a time.
-    pub fn begin_write(&mut self, bytes: Vec<u8>, waker: Option<Arc<Waker>>) -> Pending<()> {
-        let (reply, answer) = pending(waker);
-        self.output.send(self.run, ToOutput::Write { writer: self.writer, bytes, reply });
-        answer
-    }
-
-    /// Hands over all that stdin will get, and does not wait: it is closed once the process has taken all of it. What it
-    /// does not take is dropped with its end, and so is `held`, which says that these bytes are still in memory.
-    pub fn feed(self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
-        self.output.send(self.run, ToOutput::Feed(bytes, held));
-    }
-}
-
-impl Drop for Stdin {
-    fn drop(&mut self) {
-        self.output.send(self.run, ToOutput::Abandon { writer: self.writer });
+        self.begin(|reply| Command::Shutdown(grace, reply))
     }
 }

@@ -9,8 +9,8 @@ use tl_os::spawn::{ExecFailure, Launch, Stage, Stdio, StringArray};
 use tl_os::wait;
 
 use crate::error::{Error, is_want_of_resources};
-use crate::model::{Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
-use crate::users::{self, Identity};
+use crate::model::{self, Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
+use crate::users::Identity;
 
 /// The search path of the base environment (section 8).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -50,7 +50,7 @@ pub(super) fn launch(
 }
 
 fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Error> {
-    CString::new(text).map_err(|_| Error::Internal("a NUL character in /etc/passwd or the environment file".into()))
+    CString::new(text).map_err(|_| Error::internal("a NUL character in /etc/passwd or the environment file"))
 }
 
 /// Each variable once, the last word on it winning, in the order of the first.
@@ -70,7 +70,7 @@ fn environment(
     ];
     let base = base
         .into_iter()
-        .chain(spec.terminal.map(|_| ("TERM", "xterm-256color")))
+        .chain(spec.stdio.terminal().map(|_| ("TERM", "xterm-256color")))
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut env: Vec<(String, String)> = Vec::new();
     let mut places = std::collections::HashMap::new();
@@ -107,19 +107,19 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
     let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(failure.errno));
     match (failure.stage, failure.errno) {
         (Stage::Exec, libc::EAGAIN) => {
-            Error::OutOfResources("this user has as many processes and threads as it may (RLIMIT_NPROC)".to_owned())
+            Error::out_of_resources("this user has as many processes and threads as it may (RLIMIT_NPROC)")
         }
         (_, errno) if is_want_of_resources(errno) => other("starting a process"),
         (Stage::Setup, _) => other("preparing a process"),
         (Stage::User, libc::EPERM) => {
-            Error::PermissionDenied("`user`: the daemon has not the privilege to become another user".to_owned())
+            Error::permission_denied("`user`: the daemon has not the privilege to become another user")
         }
         (Stage::User, libc::EINVAL) => {
-            Error::PermissionDenied("`user`: this user namespace has no such user or group".to_owned())
+            Error::permission_denied("`user`: this user namespace has no such user or group")
         }
         (Stage::User, _) => other("becoming the user"),
         (Stage::Directory, libc::EACCES | libc::EPERM) => {
-            Error::PermissionDenied(format!("`working_dir`: the user may not enter {:?}", dir()))
+            Error::permission_denied(format!("`working_dir`: the user may not enter {:?}", dir()))
         }
         (Stage::Directory, _) => Error::WorkingDirNotFound(dir()),
         (Stage::NotFound, _) => Error::CommandNotFound(command()),
@@ -136,16 +136,16 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
 }
 
 /// What 0, 1 and 2 of a process with this spec are.
-pub(super) fn stdio(spec: &ProcessSpec) -> Stdio {
-    match spec.terminal {
-        Some(window) => {
-            Stdio::Terminal { size: Size { rows: window.rows, cols: window.cols }, tty: users::group("tty") }
+pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
+    match spec.stdio {
+        model::Stdio::Terminal(size) => {
+            Stdio::Terminal { size: Size { rows: size.rows, cols: size.cols }, tty: tty_group }
         }
-        None if spec.inherit => Stdio::Inherit,
-        None => Stdio::Pipes {
-            stdin: spec.stdin == StdinMode::Pipe,
-            stdout: spec.stdout == OutputMode::Capture,
-            stderr: spec.stderr == OutputMode::Capture,
+        model::Stdio::Inherit => Stdio::Inherit,
+        model::Stdio::Pipes(pipes) => Stdio::Pipes {
+            stdin: pipes.stdin == StdinMode::Pipe,
+            stdout: pipes.stdout == OutputMode::Capture,
+            stderr: pipes.stderr == OutputMode::Capture,
         },
     }
 }
@@ -161,6 +161,7 @@ pub(super) fn exit(exit: wait::Exit) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::TerminalSize;
 
     fn identity() -> Identity {
         Identity {
@@ -204,8 +205,8 @@ mod tests {
         };
         let plain = || ProcessSpec::command("x");
         assert_eq!(term(plain()), None);
-        assert_eq!(term(plain().terminal(Default::default())).as_deref(), Some("xterm-256color"));
-        assert_eq!(term(plain().terminal(Default::default()).env("TERM", "dumb")).as_deref(), Some("dumb"));
+        assert_eq!(term(plain().stdio(TerminalSize::default())).as_deref(), Some("xterm-256color"));
+        assert_eq!(term(plain().stdio(TerminalSize::default()).env("TERM", "dumb")).as_deref(), Some("dumb"));
     }
 
     #[test]

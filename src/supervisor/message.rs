@@ -1,34 +1,38 @@
-//! What the supervisor thread is told.
+//! The messages to the supervisor thread.
 //!
-//! Its queue has no bound of its own: whoever asks waits for the answer before it asks again, each unit has a few notices
-//! on the way at most, and SIGCHLD is announced once until it has been looked at.
+//! Its queue has no bound of its own. Each sender bounds what it puts there: a client waits for the answer before it asks
+//! again; a unit has at most one verdict on its health, one answer about its user, and a few notices of the output and the trees
+//! thread in the queue; SIGCHLD is announced once until it has been looked at.
 
 use std::time::Duration;
 
-use super::handle::{Counts, Started, Stdin};
-use super::pty::{Found, SessionKey};
+use super::replies::{Counts, SessionAccess, SessionKey, Started, Stdin};
+use super::resolver::{Resolved, RunUser};
+use crate::error::Error;
 use crate::health::Verdict;
-use crate::model::{ProcessInfo, ProcessSpec, RunKey, SignalScope, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId};
 use crate::output::Notice;
 use crate::pending::ReplySender;
 use crate::terminal::session::SessionInfo;
 use crate::trees::Report;
 
-/// A request, with where its answer goes.
+/// A request with the sender for its result.
 #[derive(Debug)]
 pub(crate) enum Command {
+    /// `user`: the result of the look-up by the caller's thread; None if the supervisor has to request it.
     Start {
         id: UnitId,
         spec: Box<ProcessSpec>,
+        user: Option<Result<RunUser, Error>>,
         reply: ReplySender<Started>,
     },
     List(ReplySender<Vec<ProcessInfo>>),
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
-    /// Without a scope: to the group, 9 to the tree.
+    /// A scope of None is the process group, and the tree for SIGKILL.
     Signal {
         target: Target,
-        signal: i64,
+        signal: Signal,
         scope: Option<SignalScope>,
         reply: ReplySender<()>,
     },
@@ -39,33 +43,35 @@ pub(crate) enum Command {
     OpenPty {
         id: UnitId,
         spec: Box<ProcessSpec>,
+        user: Result<RunUser, Error>,
         key: SessionKey,
         reply: ReplySender<Started>,
     },
     ListPtys(ReplySender<Vec<SessionInfo>>),
-    LookUpPty(String, ReplySender<Found>),
+    LookUpPty(String, ReplySender<SessionAccess>),
     KillPty(String, ReplySender<()>),
-    /// With the token.
-    Attach(SessionKey, ReplySender<Found>),
+    /// The token must be that of the session.
+    Attach(SessionKey, ReplySender<SessionAccess>),
     Detach(UnitId),
     Shutdown(Duration, ReplySender<()>),
-    /// The thread ends; what runs goes on without it.
+    /// Ends the supervisor thread. Processes go on without it.
     Quit,
 }
 
-/// Anything that comes.
+/// A message to the supervisor thread.
 #[derive(Debug)]
 pub(crate) enum Message {
     Command(Command),
-    /// SIGCHLD: somebody is to be reaped.
+    /// SIGCHLD: a child can be reaped.
     Child,
-    /// The kernel has killed something of a unit for want of memory.
+    /// The kernel has killed a process of a unit because memory had run out.
     OomKill,
     Output(RunKey, Notice),
     Trees(Report),
+    UserResolved(Resolved),
     Health(Verdict),
-    /// The health thread has panicked: there is to be another.
+    /// The health thread has panicked, and has to be replaced.
     HealthDied,
-    /// An actor has panicked: without it nothing works, so everything ends.
-    Died(&'static str),
+    /// The thread with this name has panicked. Nothing works without it, so the supervisor shuts down.
+    ThreadDied(&'static str),
 }

@@ -1,9 +1,10 @@
 //! The health thread, and another one where it has panicked: checks are not worth ending everything for.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::health::{Health, Verdict};
@@ -20,6 +21,23 @@ pub(super) struct Probes {
     health: Health,
     /// It has died; then there is to be another.
     again: Option<Duration>,
+    undelivered: Undelivered,
+}
+
+/// The units with a verdict in the supervisor's queue, which so holds at most one for each unit, however long the supervisor
+/// does not read it. A verdict that comes while an earlier one is there is dropped: the next probe says the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Undelivered(Arc<Mutex<HashSet<UnitId>>>);
+
+impl Undelivered {
+    /// Whether a verdict may be sent; then it counts as in the queue.
+    fn add(&self, unit: UnitId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(unit)
+    }
+
+    fn remove(&self, unit: UnitId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&unit);
+    }
 }
 
 impl fmt::Debug for Probes {
@@ -28,17 +46,30 @@ impl fmt::Debug for Probes {
     }
 }
 
-/// Which units the supervisor knows to be healthy: a thousand of them that say so each second need not wake it.
+/// Filters the verdicts of one health thread: the supervisor gets those that may change anything, one at a time for each unit.
 #[derive(Debug, Default)]
-pub(super) struct News(RefCell<HashMap<UnitId, RunNo>>);
+pub(super) struct News {
+    /// The units that the supervisor knows to be healthy: a thousand of them that say so each second need not wake it.
+    healthy: RefCell<HashMap<UnitId, RunNo>>,
+    undelivered: Undelivered,
+}
 
 impl News {
     /// More are not kept: then it is told once more.
     const MOST: usize = 16_384;
 
-    /// Whether a verdict may change anything.
+    pub(super) fn new(undelivered: Undelivered) -> News {
+        News { healthy: RefCell::default(), undelivered }
+    }
+
+    /// Whether a verdict is to be sent; then the supervisor must call [`Probes::delivered`] when it has got it.
     pub(super) fn has(&self, verdict: &Verdict) -> bool {
-        let mut healthy = self.0.borrow_mut();
+        let mut healthy = self.healthy.borrow_mut();
+        if verdict.outcome.is_ok() && healthy.get(&verdict.unit) == Some(&verdict.run)
+            || !self.undelivered.add(verdict.unit)
+        {
+            return false;
+        }
         if verdict.outcome.is_err() {
             healthy.remove(&verdict.unit);
             return true;
@@ -46,14 +77,24 @@ impl News {
         if healthy.len() >= Self::MOST {
             healthy.clear();
         }
-        healthy.insert(verdict.unit, verdict.run) != Some(verdict.run)
+        healthy.insert(verdict.unit, verdict.run);
+        true
     }
 }
 
 impl Probes {
-    pub(super) fn new(start: impl Fn() -> io::Result<Health> + Send + 'static) -> io::Result<Probes> {
+    /// `start` starts a health thread, whose verdicts are filtered by a [`News`].
+    pub(super) fn new(start: impl Fn(News) -> io::Result<Health> + Send + 'static) -> io::Result<Probes> {
+        let undelivered = Undelivered::default();
+        let filter = undelivered.clone();
+        let start = move || start(News::new(filter.clone()));
         let health = start()?;
-        Ok(Probes { start: Box::new(start), health, again: None })
+        Ok(Probes { start: Box::new(start), health, again: None, undelivered })
+    }
+
+    /// The supervisor has got the verdict of this unit: another one may be sent.
+    pub(super) fn delivered(&self, unit: UnitId) {
+        self.undelivered.remove(unit);
     }
 
     pub(super) fn watch(&self, unit: UnitId, run: RunNo, check: HealthCheck) {
@@ -105,6 +146,25 @@ mod tests {
         let told = [(1, Ok(()), true), (1, Ok(()), false), (1, Err("x"), true), (1, Err("x"), true), (1, Ok(()), true)];
         for (run, outcome, is_news) in told.into_iter().chain([(1, Ok(()), false), (2, Ok(()), true)]) {
             assert_eq!(news.has(&verdict(run, outcome)), is_news, "{run} {outcome:?}");
+            news.undelivered.remove(UnitId(1));
         }
+    }
+
+    #[test]
+    fn the_queue_holds_one_verdict_for_each_unit() {
+        let undelivered = Undelivered::default();
+        let news = News::new(undelivered.clone());
+        let verdict = |unit, outcome: Result<(), &str>| Verdict {
+            unit: UnitId(unit),
+            run: 1,
+            outcome: outcome.map_err(str::to_owned),
+        };
+        assert!(news.has(&verdict(1, Err("x"))) && news.has(&verdict(2, Err("x"))));
+        for outcome in [Err("x"), Ok(()), Err("y")] {
+            assert!(!news.has(&verdict(1, outcome)));
+            assert!(!News::new(undelivered.clone()).has(&verdict(1, outcome)), "nor of another thread");
+        }
+        undelivered.remove(UnitId(1));
+        assert!(news.has(&verdict(1, Ok(()))), "what was dropped is not known");
     }
 }

@@ -1,69 +1,36 @@
-//! Terminal sessions for those who ask: open, list, resize, end, attach.
+//! Terminal sessions, as a [`Handle`] offers them: open, list, resize, end, attach.
 
-use std::fmt;
 use std::sync::Arc;
+use std::task::Waker;
 
 use crossbeam_channel::Sender;
 
-use super::handle::{Handle, Started, Stdin};
+use super::handle::Handle;
 use super::message::{Command, Message};
+use super::replies::{SessionAccess, SessionKey, Started, Stdin};
 use crate::error::Error;
-use crate::model::terminal_size::TerminalSize;
-use crate::model::{ProcessSpec, UnitId};
+use crate::model::{ProcessSpec, TerminalSize, UnitId};
 use crate::output::Message as ToOutput;
 use crate::pending::{Pending, pending};
 use crate::terminal::session::SessionInfo;
 use crate::terminal::{Terminal, Viewer};
-use tl_os::poll::Waker;
-use tl_os::random::hex;
-
-/// What it takes to attach to a session.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SessionKey {
-    /// Names it.
-    pub session_id: String,
-    /// Proves that one may.
-    pub token: String,
-}
-
-impl SessionKey {
-    fn make() -> Result<SessionKey, Error> {
-        let failed = |error: std::io::Error| Error::Internal(format!("making a token: {error}"));
-        Ok(SessionKey { session_id: hex::<16>().map_err(failed)?, token: hex::<32>().map_err(failed)? })
-    }
-}
-
-impl fmt::Debug for SessionKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionKey").field("session_id", &self.session_id).finish_non_exhaustive()
-    }
-}
-
-/// A session, as the supervisor finds it.
-#[derive(Debug)]
-pub(crate) struct Found {
-    pub(super) unit: UnitId,
-    pub(super) info: SessionInfo,
-    pub(super) terminal: Arc<Terminal>,
-    pub(super) keyboard: Stdin,
-}
 
 impl Handle {
-    /// Starts a session: a process with a terminal, and with nobody attached. Blocks as [`start`](Handle::start) does.
+    /// Opens a session: starts a process on a terminal. Blocks as [`start`](Handle::start) does.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a spec with modes of its streams, a timeout or a policy, none of which a session has;
-    /// [`Error::TooManySessions`], or why it could not be started.
-    pub fn open_pty(&self, mut spec: ProcessSpec) -> Result<SessionKey, Error> {
+    /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec), which no
+    /// session can have; [`Error::TooManySessions`], or the reason why it could not be started.
+    pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
         spec.check_session()?;
-        spec.terminal.get_or_insert_default();
-        let key = SessionKey::make()?;
-        let (id, for_it) = (self.next_id(), key.clone());
-        let open = |reply| Command::OpenPty { id, spec: Box::new(spec), key: for_it, reply };
+        let key = SessionKey::generate()?;
+        let (id, its_key) = (self.next_id(), key.clone());
+        let user = self.look_up_user(&spec);
+        let open = |reply| Command::OpenPty { id, spec: Box::new(spec), user, key: its_key, reply };
         self.ask(open).map(|_: Started| key)
     }
 
-    /// All sessions, the oldest first; ended ones for a minute.
+    /// All sessions, oldest first. An ended one is kept for a minute.
     ///
     /// # Errors
     /// [`Error::Internal`] only.
@@ -76,26 +43,26 @@ impl Handle {
     /// # Errors
     /// [`Error::SessionNotFound`].
     pub fn pty(&self, session_id: &str) -> Result<SessionInfo, Error> {
-        self.look_up_pty(session_id).map(|found| found.info)
+        self.look_up_pty(session_id).map(|session| session.info)
     }
 
-    fn look_up_pty(&self, session_id: &str) -> Result<Found, Error> {
+    fn look_up_pty(&self, session_id: &str) -> Result<SessionAccess, Error> {
         self.ask(|reply| Command::LookUpPty(session_id.to_owned(), reply))
     }
 
-    /// Sets the size of a session's window. Once it has ended this does nothing.
+    /// Sets the size of a session's terminal. For a session that has ended it does nothing.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`].
-    pub fn resize_pty(&self, session_id: &str, window: TerminalSize) -> Result<(), Error> {
-        match resize(&self.look_up_pty(session_id)?.keyboard, window, None).wait() {
+    pub fn resize_pty(&self, session_id: &str, size: TerminalSize) -> Result<(), Error> {
+        match begin_resize(&self.look_up_pty(session_id)?.keyboard, size).wait() {
             Err(Error::StdinClosed(_)) => Ok(()),
             result => result,
         }
     }
 
-    /// Ends a session: SIGHUP to all of it, SIGKILL to its tree after 5 s. Blocks until it is gone, or for 2 s while that
-    /// goes on. Ended already is no error.
+    /// Ends a session: SIGHUP to its processes, and SIGKILL to its tree after 5 s. Blocks until no process of it is left, for
+    /// at most 2 s; it goes on after that. For a session that has ended it does nothing.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`].
@@ -103,27 +70,51 @@ impl Handle {
         self.ask(|reply| Command::KillPty(session_id.to_owned(), reply))
     }
 
-    /// Attaches to a session. `waker` is woken when there may be something to see.
+    /// Attaches to a session. `waker` is woken when [`Viewer::look`] may have something.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`], [`Error::InvalidToken`].
-    pub fn attach(&self, key: &SessionKey, waker: Arc<Waker>) -> Result<Attached, Error> {
-        let Found { unit, terminal, keyboard, .. } = self.ask(|reply| Command::Attach(key.clone(), reply))?;
-        let viewer = terminal.view(waker);
-        Ok(Attached { viewer, keyboard, unit, messages: self.messages.clone() })
+    pub fn attach(&self, key: &SessionKey, waker: impl Into<Waker>) -> Result<Attached, Error> {
+        let SessionAccess { unit, terminal, keyboard, .. } = self.ask(|reply| Command::Attach(key.clone(), reply))?;
+        Ok(Attached::new(&terminal, keyboard, unit, self.messages.clone(), waker.into()))
     }
 }
 
-fn resize(keyboard: &Stdin, window: TerminalSize, waker: Option<Arc<Waker>>) -> Pending<()> {
-    let (reply, answer) = pending(waker);
-    keyboard.output.send(keyboard.run, ToOutput::Resize(window, reply));
-    answer
+fn begin_resize(keyboard: &Stdin, size: TerminalSize) -> Pending<()> {
+    let (reply, resized) = pending();
+    keyboard.send(ToOutput::Resize(size, reply));
+    resized
 }
 
-/// One client's place at a session. Dropped, it is detached, and what it typed is taken back where it was not taken yet.
+/// A client that is attached to a terminal session: it sees the output and types. Dropping it detaches the client, and withdraws
+/// what it has typed and the terminal has not taken yet.
+///
+/// ```
+/// use std::task::Waker;
+/// use std::time::Duration;
+/// # use tl_supervisor::{ProcessSpec, Seen, Supervisor, TerminalSize, UserSpec};
+/// # let dir = tempfile::tempdir()?;
+/// # let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// # let handle = supervisor.handle();
+///
+/// let key = handle.open_pty(ProcessSpec::command("cat").stdio(TerminalSize::default()).build()?)?;
+/// // A real client has a waker and does not poll.
+/// let mut attached = handle.attach(&key, Waker::noop().clone())?;
+/// attached.viewer.ready();
+/// attached.begin_type(b"hello\n".to_vec()).wait()?;
+/// let mut screen = Vec::new();
+/// while !String::from_utf8_lossy(&screen).contains("hello") {
+///     if attached.viewer.look(4096, &mut screen) == Seen::Nothing {
+///         std::thread::sleep(Duration::from_millis(1));
+///     }
+/// }
+/// handle.kill_pty(&key.session_id)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
+#[must_use = "dropping it detaches the client"]
 pub struct Attached {
-    /// What it sees.
+    /// Reads the output of the session.
     pub viewer: Viewer,
     keyboard: Stdin,
     unit: UnitId,
@@ -131,33 +122,29 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// Hands `bytes` to the terminal as [`Stdin::begin_write`] does.
-    pub fn begin_type(&mut self, bytes: Vec<u8>, waker: Arc<Waker>) -> Pending<()> {
-        self.keyboard.begin_write(bytes, Some(waker))
+    fn new(
+        terminal: &Arc<Terminal>,
+        keyboard: Stdin,
+        unit: UnitId,
+        messages: Sender<Message>,
+        waker: Waker,
+    ) -> Attached {
+        Attached { viewer: terminal.view(waker), keyboard, unit, messages }
     }
 
-    /// Sets the size of the window, before anything that is typed after this.
-    pub fn resize(&self, window: TerminalSize) {
-        drop(resize(&self.keyboard, window, None));
+    /// Queues `bytes` for the terminal, as [`Stdin::begin_write`] does for a pipe.
+    pub fn begin_type(&mut self, bytes: Vec<u8>) -> Pending<()> {
+        self.keyboard.begin_write(bytes)
+    }
+
+    /// Sets the size of the terminal, before anything that is typed after this call.
+    pub fn resize(&self, size: TerminalSize) {
+        drop(begin_resize(&self.keyboard, size));
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
         let _ = self.messages.send(Message::Command(Command::Detach(self.unit)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_long_and_never_shown() {
-        let key = SessionKey::make().unwrap();
-        assert_eq!((key.session_id.len(), key.token.len()), (32, 64));
-        assert!(key.token.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        assert!(!format!("{key:?}").contains(&key.token));
-        assert_ne!(SessionKey::make().unwrap(), key);
     }
 }

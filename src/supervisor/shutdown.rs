@@ -1,34 +1,41 @@
-//! The end of everything, in order, with a deadline.
+//! The state of a shutdown. Plain state; `ending` acts on it.
 
 use std::time::Duration;
 
-use super::actor::Actor;
-use crate::error::Error;
-use crate::model::MAX_MS;
 use crate::pending::ReplySender;
-use crate::unit::{Event, Now};
-use tl_os::wait::has_children;
 
-/// What SIGKILL has not ended by then (in the kernel's hands, state D) is left to the kernel.
+/// Time from the SIGKILL to the end of the shutdown. Processes that are left after this time hang in the kernel (state D).
 const KILL_TIME: Duration = Duration::from_secs(2);
 
-/// A shutdown that goes on.
+/// A shutdown that has begun. All times are those of the supervisor's monotonic clock.
 #[derive(Debug)]
 pub(super) struct Shutdown {
+    /// When the grace is over.
     kill_at: Duration,
+    /// Everything was killed after the grace.
     killed: bool,
+    /// Everything has ended, or the time for that is over.
     done: bool,
-    /// An actor has died: the supervisor's thread ends with it.
-    end: bool,
+    /// The supervisor thread ends after the shutdown.
+    thread_ends: bool,
+    /// The requests to answer when it is done.
     replies: Vec<ReplySender<()>>,
 }
 
 impl Shutdown {
-    fn new(kill_at: Duration) -> Shutdown {
-        Shutdown { kill_at, killed: false, done: false, end: false, replies: Vec::new() }
+    pub(super) fn new(kill_at: Duration) -> Shutdown {
+        Shutdown { kill_at, killed: false, done: false, thread_ends: false, replies: Vec::new() }
     }
 
-    /// When something is to be done even if nothing happens.
+    /// Adds a request. Returns when the grace is over: at the earliest time of all requests.
+    pub(super) fn join(&mut self, kill_at: Duration, reply: Option<ReplySender<()>>, thread_ends: bool) -> Duration {
+        self.kill_at = self.kill_at.min(kill_at);
+        self.thread_ends |= thread_ends;
+        self.replies.extend(reply);
+        self.kill_at
+    }
+
+    /// When the shutdown must go on even if nothing happens.
     pub(super) fn deadline(&self) -> Option<Duration> {
         match (self.done, self.killed) {
             (true, _) => None,
@@ -37,71 +44,58 @@ impl Shutdown {
         }
     }
 
-    /// Whether the thread is to end now.
-    pub(super) fn is_the_end(&self) -> bool {
-        self.done && self.end
-    }
-}
-
-impl Actor {
-    /// Begins it, or shortens its grace. `died`: an actor that is gone, so that its notices will never come; the thread
-    /// ends too then, as soon as everything else has.
-    pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, died: Option<&str>) {
-        let now = self.clock.now();
-        // A day, as for every other time: it keeps the deadline far from any overflow.
-        let kill_at = now.mono + grace.min(Duration::from_millis(MAX_MS));
-        if let Some(thread) = died {
-            log::error!("without the {thread} thread nothing works: shutting down");
-        }
-        let first = self.shutdown.is_none();
-        let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
-        shutdown.kill_at = shutdown.kill_at.min(kill_at);
-        shutdown.end |= died.is_some();
-        shutdown.replies.extend(reply);
-        let kill_at = shutdown.kill_at;
-        let ids = self.parts.fleet.in_order_of_end();
-        self.with_leaders_known(|actor| {
-            for id in &ids {
-                actor.step(*id, now, Event::ShutDown(kill_at));
-            }
-            if first {
-                actor.terminate_the_rest();
-            }
-        });
-        self.advance_shutdown(now);
+    pub(super) fn is_done(&self) -> bool {
+        self.done
     }
 
-    /// Kills when the grace is over, and answers when nothing is left.
-    pub(super) fn advance_shutdown(&mut self, now: Now) {
-        let Some(shutdown) = &self.shutdown else { return };
-        if shutdown.done {
-            return self.answer_shutdown();
-        }
-        // As any other process than PID 1 we answer for our units only.
-        let ended = self.parts.fleet.is_quiet() && self.trees.is_empty() && !(is_pid_1() && has_children());
-        let (killed, kill_at) = (shutdown.killed, shutdown.kill_at);
-        if !ended && !killed && kill_at <= now.mono {
-            self.kill_the_rest();
-        }
-        if let Some(shutdown) = &mut self.shutdown {
-            shutdown.killed |= kill_at <= now.mono;
-            shutdown.done = ended || (killed && kill_at + KILL_TIME <= now.mono);
-        }
-        self.answer_shutdown();
+    /// Whether the supervisor thread has to end now.
+    pub(super) fn ends_thread(&self) -> bool {
+        self.done && self.thread_ends
     }
 
-    fn answer_shutdown(&mut self) {
-        if let Some(shutdown) = &mut self.shutdown
-            && shutdown.done
-        {
-            for reply in shutdown.replies.drain(..) {
-                reply.send(Ok::<(), Error>(()));
+    /// Whether the processes that are left have to be killed now.
+    pub(super) fn is_kill_due(&self, now: Duration) -> bool {
+        !self.killed && self.kill_at <= now
+    }
+
+    /// Notes the time, and whether everything has ended.
+    pub(super) fn advance(&mut self, ended: bool, now: Duration) {
+        self.done = ended || (self.killed && self.kill_at + KILL_TIME <= now);
+        self.killed |= self.kill_at <= now;
+    }
+
+    /// Answers all requests if the shutdown is done.
+    pub(super) fn answer(&mut self) {
+        if self.done {
+            for reply in self.replies.drain(..) {
+                reply.send(Ok(()));
             }
         }
     }
 }
 
-/// Whether everything in our namespace is ours to end.
-fn is_pid_1() -> bool {
-    std::process::id() == 1
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pending::pending;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_shortest_grace_counts_and_what_survives_the_kill_is_given_two_seconds() {
+        let (reply, answer) = pending();
+        let mut shutdown = Shutdown::new(10 * SECOND);
+        assert_eq!(shutdown.join(5 * SECOND, Some(reply), false), 5 * SECOND);
+        assert_eq!(shutdown.join(7 * SECOND, None, true), 5 * SECOND);
+        assert_eq!((shutdown.deadline(), shutdown.is_kill_due(4 * SECOND)), (Some(5 * SECOND), false));
+        assert!(shutdown.is_kill_due(5 * SECOND));
+        shutdown.advance(false, 5 * SECOND);
+        assert_eq!((shutdown.deadline(), shutdown.is_kill_due(6 * SECOND)), (Some(7 * SECOND), false));
+        shutdown.advance(false, 6 * SECOND);
+        shutdown.answer();
+        assert!(!shutdown.is_done() && answer.try_take().is_none());
+        shutdown.advance(false, 7 * SECOND);
+        shutdown.answer();
+        assert_eq!((shutdown.ends_thread(), shutdown.deadline(), answer.try_take()), (true, None, Some(Ok(()))));
+    }
 }

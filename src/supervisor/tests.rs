@@ -1,15 +1,29 @@
 //! The supervisor's thread by hand: no fork, and nobody's children are reaped.
 
 use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::actor::{Actor, Parts};
+use super::builder::probes;
 use super::cgroups::Cgroups;
-use super::entry::{Entry, Tree};
+use super::context::UnitContext;
+use super::fd_budget::Share;
+use super::probes::Probes;
+use super::resolver::Resolver;
 use super::*;
 use crate::error::Error;
-use crate::health::Verdict;
-use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId};
+use crate::health::{Health, Verdict};
+use crate::logs::{LogLimits, LogStore};
+use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId, UserSpec};
+use crate::output::Output;
+use crate::trees::Trees;
+use crate::unit::fleet::{Bounds, Fleet};
 use crate::unit::{Event, Unit};
+use tl_os::spawn::Spawner;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -18,11 +32,12 @@ fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Act
         inbox,
         child_pending: Arc::default(),
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
-        logs: LogStore::open(dir, Limits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
+        logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
         output: Output::start(|_, _| {}, || {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
-        on_main_thread: Box::new(|_| {}),
+        resolver: Resolver::start(|_| {}, || {}).unwrap(),
+        on_main_thread: Box::new(drop),
         spawner: Spawner::new(None).unwrap(),
         cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
@@ -70,7 +85,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     let (messages, inbox) = unbounded();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
     // The first thread dies of its first verdict.
-    let start = move || {
+    let start = move |_| {
         let first = !died.swap(true, Ordering::SeqCst);
         let (to_self, died) = (doomed.clone(), doomed.clone());
         let report = move |verdict: Verdict| {
@@ -86,11 +101,10 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     for n in 1..=3 {
         let (id, spec) = (UnitId(n), spec.clone());
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
-        let (tree, starting, pty) = (Tree::Gone, Vec::new(), None);
-        let entry = || Entry { spec, log, stdin_open: false, tree, killed: false, starting, pty };
-        actor.parts.fleet.admit(id, Unit::new(managed, None), 0, entry).unwrap();
+        let context = || UnitContext::new(spec, log);
+        actor.parts.fleet.admit(id, Unit::new(managed, None), 0, context).unwrap();
         // As if forked; its PID is no process of ours.
-        for event in [Event::Start, Event::Spawned(1_000_000 + n as i32)] {
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
         // The third has ended meanwhile.
@@ -116,7 +130,7 @@ fn a_grace_without_end_is_a_long_one() {
     let dir = tempfile::tempdir().unwrap();
     let (_messages, inbox) = unbounded();
     let (sender, _) = unbounded();
-    let mut actor = actor(dir.path(), inbox, probe_for(sender).unwrap());
+    let mut actor = actor(dir.path(), inbox, probes(sender).unwrap());
     actor.begin_shutdown(Duration::MAX, None, None);
     assert!(actor.shutdown.is_some());
 }
@@ -127,10 +141,9 @@ fn a_spec_that_would_be_done_in_part_only_is_refused_before_anything_is_asked() 
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
     let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
-    let on_terminal = || ProcessSpec::command("sh").terminal(crate::model::terminal_size::TerminalSize::default());
+    let on_terminal = || ProcessSpec::command("sh").stdio(crate::model::TerminalSize::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");
-    let waker = Arc::new(tl_os::poll::Waker::new().unwrap());
-    invalid(handle.begin_start(on_terminal().build().unwrap(), waker).1.wait().unwrap_err(), "terminal");
+    invalid(handle.begin_start(on_terminal().build().unwrap()).1.wait().unwrap_err(), "terminal");
     invalid(handle.open_pty(on_terminal().timeout(LONG).build().unwrap()).unwrap_err(), "timeout");
     assert!(inbox.is_empty());
 }

@@ -13,12 +13,12 @@ pub(crate) mod session;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
 use crate::terminal::ring::Ring;
-use tl_os::poll::Waker;
 
 /// What a viewer that comes later gets to see (section 11).
 pub const REPLAY: usize = 1 << 20;
@@ -82,7 +82,7 @@ struct Place {
     held: bool,
     /// It is woken when the stream gets to here.
     wake_at: u64,
-    waker: Arc<Waker>,
+    waker: Waker,
     /// When it took something last.
     took: Instant,
 }
@@ -145,7 +145,7 @@ impl Terminal {
         let end = state.ring.end();
         for viewer in state.viewers.values_mut().filter(|viewer| viewer.wake_at <= end) {
             viewer.wake_at = NEVER;
-            viewer.waker.wake();
+            viewer.waker.wake_by_ref();
         }
     }
 
@@ -186,7 +186,8 @@ impl Terminal {
     }
 
     /// A viewer that is not ready yet. `waker` is woken when there may be something for it.
-    pub fn view(self: &Arc<Self>, waker: Arc<Waker>) -> Viewer {
+    pub fn view(self: &Arc<Self>, waker: impl Into<Waker>) -> Viewer {
+        let waker = waker.into();
         let mut state = self.lock();
         state.last_viewer += 1;
         let id = state.last_viewer;
@@ -226,7 +227,7 @@ impl State {
     }
 
     fn wake_all(&self) {
-        self.viewers.values().for_each(|viewer| viewer.waker.wake());
+        self.viewers.values().for_each(|viewer| viewer.waker.wake_by_ref());
     }
 }
 
@@ -325,7 +326,7 @@ mod tests {
     use crate::model::Exit;
     use std::os::fd::AsFd;
     use std::time::Instant;
-    use tl_os::poll::{Events, wait};
+    use tl_os::poll::{Events, Waker, wait};
 
     const END: RunEnd = RunEnd { exit: Exit::Code(0), timed_out: false, ended_at: 1 };
 

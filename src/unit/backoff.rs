@@ -1,17 +1,17 @@
-//! What follows the end of a run: another one or none, and how long that waits (section 6).
+//! Whether a run is followed by another, and how long that waits (docs/api.md, Process control).
 
 use std::time::Duration;
 
-use super::{Now, Out, State, Then, Unit};
+use super::{Actions, Next, Now, State, Unit};
 use crate::model::{Policy, RunEnd};
 
-/// A run that lasts less is a short one.
+/// A run that lasts less than this is short.
 pub(super) const SHORT_RUN: Duration = Duration::from_secs(1);
-/// After so many short runs in a row…
+/// Number of short runs in a row after which a restart waits for at least [`SHORT_RUN_WAIT`].
 pub(super) const SHORT_RUNS: u32 = 5;
-/// …no wait is shorter than this.
+/// See [`SHORT_RUNS`].
 const SHORT_RUN_WAIT: Duration = Duration::from_millis(100);
-/// A run that stays up this long, or for the longest backoff, starts the count of restarts anew.
+/// A run is stable once it has lasted for this long, and for the longest backoff. It resets the count of restarts.
 const STABLE: Duration = Duration::from_secs(10);
 
 impl Unit {
@@ -22,8 +22,8 @@ impl Unit {
         self.note_stability(now);
         let stable = if self.watched() { self.health.stable } else { up >= self.stable_after() };
         if stable {
-            self.streak = 0;
-            if self.then() != Then::Fail {
+            self.restarts = 0;
+            if self.next() != Next::Failed {
                 self.last_error = None;
             }
         }
@@ -37,25 +37,25 @@ impl Unit {
         }
     }
 
-    /// Somebody wants a new run: what went wrong before is history.
-    pub(super) fn start_anew(&mut self, out: Out) {
-        self.streak = 0;
+    /// Starts a run that a client has requested: clears the error and the counts of earlier ones.
+    pub(super) fn start_anew(&mut self, actions: Actions) {
+        self.restarts = 0;
         self.short_runs = 0;
         self.last_error = None;
-        self.spawn(out);
+        self.begin_run(actions);
     }
 
     fn stable_after(&self) -> Duration {
         self.policy().map_or(STABLE, |policy| STABLE.max(Duration::from_millis(policy.max_backoff_ms)))
     }
 
-    pub(super) fn will_restart(&self, then: Then, end: RunEnd) -> bool {
+    pub(super) fn will_restart(&self, next: Next, end: RunEnd) -> bool {
         let Some(policy) = self.policy() else { return false };
-        let failed = then == Then::Fail || !end.exit.success();
-        match then {
-            Then::Stop => false,
-            Then::Restart => true,
-            Then::Policy | Then::Fail | Then::Expired => match policy.policy {
+        let failed = next == Next::Failed || !end.exit.success();
+        match next {
+            Next::Stop => false,
+            Next::Restart => true,
+            Next::Policy | Next::Failed | Next::TimedOut => match policy.policy {
                 Policy::Never => false,
                 Policy::OnFailure => failed,
                 Policy::Always => true,
@@ -63,24 +63,24 @@ impl Unit {
         }
     }
 
-    pub(super) fn back_off(&mut self, now: Now, end: RunEnd, out: Out) {
+    pub(super) fn back_off(&mut self, now: Now, end: RunEnd, actions: Actions) {
         let Some(policy) = self.policy() else { return };
-        if policy.max_restarts.is_some_and(|most| self.streak >= most) {
+        if policy.max_restarts.is_some_and(|max| self.restarts >= max) {
             self.last_error = Some(match &self.last_error {
-                Some(error) => format!("gave up after {} restarts in a row; the last error: {error}", self.streak),
-                None => format!("gave up after {} restarts in a row", self.streak),
+                Some(error) => format!("gave up after {} restarts in a row; the last error: {error}", self.restarts),
+                None => format!("gave up after {} restarts in a row", self.restarts),
             });
-            return self.go_down(end, out);
+            return self.go_down(end, actions);
         }
-        let doubled = 1u64.checked_shl(self.streak).unwrap_or(u64::MAX);
+        let doubled = 1u64.checked_shl(self.restarts).unwrap_or(u64::MAX);
         let wait = policy.initial_backoff_ms.saturating_mul(doubled).min(policy.max_backoff_ms);
         let mut wait = Duration::from_millis(wait);
         if self.short_runs >= SHORT_RUNS {
             wait = wait.max(SHORT_RUN_WAIT);
         }
-        self.streak = self.streak.saturating_add(1);
+        self.restarts = self.restarts.saturating_add(1);
         if wait.is_zero() {
-            return self.spawn(out);
+            return self.begin_run(actions);
         }
         self.state = State::BackingOff { until: now.mono + wait };
         self.next_restart_at = Some(now.wall.saturating_add(wait.as_millis() as u64));

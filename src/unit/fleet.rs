@@ -1,7 +1,6 @@
-//! All units: who is addressed by what, what is due when, and which ended ones are still remembered.
+//! The fleet: all units, with indexes by PID, name and deadline, and the limits on running and ended ones.
 //!
-//! Pure, like [`Unit`]: it keeps its indexes right around every step of a unit. `T` is what the supervisor keeps
-//! beside each unit.
+//! Pure, like [`Unit`]. It updates its indexes at every step of a unit. `T` is what the supervisor keeps with each unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -10,40 +9,44 @@ use crate::error::Error;
 use crate::model::{Pid, Target, UnitId};
 use crate::unit::{Action, Event, Now, Unit};
 
-/// How many earlier PIDs of one managed process go on addressing it: the first, which its client was given, and the
-/// latest. More would let a process that crashes for days grow us.
+/// Maximum number of PIDs, of its earlier runs, by which a unit can be addressed: the first, which the client was given, and
+/// the latest ones. The limit keeps the memory of a process that crashes for days bounded.
 const OLD_PIDS: usize = 256;
 
-/// How many bytes the specs of ended units may take together, however many may be remembered: each can be as long as a
-/// request may be.
+/// Maximum size of the specs of all ended units together, in bytes. Each spec can be as long as a request.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// The bounds of section 7.
+/// Limits of the fleet (docs/api.md, Limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Units that may be up or backing off at once.
+    /// Maximum number of units that are up or backing off at the same time, sessions aside.
     pub max_running: usize,
-    /// Ended units that are remembered.
+    /// Maximum number of ended units that are remembered, sessions aside.
     pub keep_ended: usize,
-    /// Terminal sessions that may be up; as many ended ones are remembered. They are not among the others.
+    /// Maximum number of terminal sessions that are up at the same time, and of ended ones that are remembered.
     pub max_sessions: usize,
 }
 
-/// A unit and what belongs to it.
+/// A unit of the fleet.
 #[derive(Debug)]
-pub struct Slot<T> {
+pub struct Member<T> {
     /// The unit.
     pub unit: Unit,
-    /// What the supervisor keeps beside it.
-    pub data: T,
+    /// What the supervisor keeps with it.
+    pub context: T,
+    /// Size of its spec in bytes.
     weight: usize,
+    /// Its key in [`Fleet::due`].
     deadline: Option<Duration>,
+    /// The PIDs that address it.
     pids: VecDeque<Pid>,
+    /// Its key in [`Ended::units`], if it is down.
     ended: Option<u64>,
+    /// Whether it is a terminal session.
     session: bool,
 }
 
-/// Units that are down, in the order in which they ended, and what they take in bytes.
+/// The units that are down, in the order in which they ended, and the size of their specs in bytes.
 #[derive(Debug, Default)]
 struct Ended {
     units: BTreeMap<u64, UnitId>,
@@ -54,7 +57,7 @@ struct Ended {
 #[derive(Debug)]
 pub struct Fleet<T> {
     bounds: Bounds,
-    slots: BTreeMap<UnitId, Slot<T>>,
+    members: BTreeMap<UnitId, Member<T>>,
     by_pid: HashMap<Pid, UnitId>,
     by_name: HashMap<String, UnitId>,
     due: BTreeSet<(Duration, UnitId)>,
@@ -62,17 +65,16 @@ pub struct Fleet<T> {
     sessions: usize,
     ended_sessions: Ended,
     last_ended: u64,
-    /// Leaders whose reaping is not waited for, with the units that they led. They are processes that run as long as they
-    /// are not reaped.
+    /// Abandoned leaders, with the units that they led. They count as running processes until they are reaped.
     abandoned: HashMap<Pid, UnitId>,
 }
 
 impl<T> Fleet<T> {
-    /// No units yet.
+    /// An empty fleet.
     pub fn new(bounds: Bounds) -> Fleet<T> {
         Fleet {
             bounds,
-            slots: BTreeMap::new(),
+            members: BTreeMap::new(),
             by_pid: HashMap::new(),
             by_name: HashMap::new(),
             due: BTreeSet::new(),
@@ -84,38 +86,44 @@ impl<T> Fleet<T> {
         }
     }
 
-    /// Lets a unit in, down as yet, under an id that was never given before. `data` is made once it is certain that it
-    /// is let in; `weight` is what that takes in bytes.
+    /// Admits a unit, which is still down, under an id that was never used before. `context` is called only if the unit is
+    /// admitted; `weight` is the size of its spec in bytes.
     ///
-    /// A unit with a terminal is a session: it counts among those, and nobody finds it by its PID.
+    /// A terminal session has limits of its own, and is not found by its PID.
     ///
     /// # Errors
     /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].
-    pub fn admit(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+    pub fn admit(&mut self, id: UnitId, unit: Unit, weight: usize, context: impl FnOnce() -> T) -> Result<(), Error> {
         if unit.has_terminal() {
-            return self.admit_session(id, unit, weight, data);
+            return self.admit_session(id, unit, weight, context);
         }
         self.has_room()?;
         if let Some(name) = unit.managed().and_then(|managed| managed.name.clone()) {
             self.name_is_free(&name, None)?;
             self.by_name.insert(name, id);
         }
-        self.insert(id, unit, weight, data(), false);
+        self.insert(id, unit, weight, context(), false);
         Ok(())
     }
 
-    fn admit_session(&mut self, id: UnitId, unit: Unit, weight: usize, data: impl FnOnce() -> T) -> Result<(), Error> {
+    fn admit_session(
+        &mut self,
+        id: UnitId,
+        unit: Unit,
+        weight: usize,
+        context: impl FnOnce() -> T,
+    ) -> Result<(), Error> {
         if self.sessions - self.ended_sessions.units.len() >= self.bounds.max_sessions {
             return Err(Error::TooManySessions(self.bounds.max_sessions));
         }
         self.sessions += 1;
-        self.insert(id, unit, weight, data(), true);
+        self.insert(id, unit, weight, context(), true);
         Ok(())
     }
 
-    fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, data: T, session: bool) {
-        let slot = Slot { unit, data, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
-        self.slots.insert(id, slot);
+    fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, context: T, session: bool) {
+        let member = Member { unit, context, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
+        self.members.insert(id, member);
     }
 
     fn has_room(&self) -> Result<(), Error> {
@@ -125,71 +133,73 @@ impl<T> Fleet<T> {
         Ok(())
     }
 
-    fn name_is_free(&self, name: &str, but: Option<UnitId>) -> Result<(), Error> {
+    fn name_is_free(&self, name: &str, except: Option<UnitId>) -> Result<(), Error> {
         match self.by_name.get(name) {
-            Some(holder) if Some(*holder) != but && self.get(*holder).is_some_and(|slot| !slot.unit.is_released()) => {
+            Some(holder)
+                if Some(*holder) != except && self.get(*holder).is_some_and(|member| !member.unit.is_released()) =>
+            {
                 Err(Error::NameInUse(name.to_owned()))
             }
             _ => Ok(()),
         }
     }
 
-    /// Takes a managed unit's name back for a restart, unless it is another's by now; and there must be room if it is down.
+    /// Claims the name of a managed unit again before a restart, and checks the limit of running units if it is down.
     ///
     /// # Errors
     /// [`Error::NameInUse`] or [`Error::TooManyProcesses`].
     pub fn claim_for_restart(&mut self, id: UnitId) -> Result<(), Error> {
-        let Some(slot) = self.slots.get(&id) else { return Ok(()) };
-        if slot.unit.is_down() {
+        let Some(member) = self.members.get(&id) else { return Ok(()) };
+        if member.unit.is_down() {
             self.has_room()?;
         }
-        let Some(name) = slot.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
+        let Some(name) = member.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
         self.name_is_free(&name, Some(id))?;
         self.by_name.insert(name, id);
         Ok(())
     }
 
-    /// Gives one event to a unit and puts right what the indexes say of it.
+    /// Has a unit process one event, and updates the indexes.
     pub fn step(&mut self, id: UnitId, now: Now, event: Event, out: &mut Vec<Action>) {
-        let Some(slot) = self.slots.get_mut(&id) else { return };
+        let Some(member) = self.members.get_mut(&id) else { return };
         let spawned = match event {
             Event::Spawned(pid) => Some(pid),
             _ => None,
         };
-        slot.unit.step(now, event, out);
+        member.unit.step(now, event, out);
         if let Some(pid) = spawned {
-            slot.pids.push_back(pid);
-            if slot.pids.len() > OLD_PIDS
-                && let Some(old) = slot.pids.remove(1)
+            member.pids.push_back(pid);
+            if member.pids.len() > OLD_PIDS
+                && let Some(old) = member.pids.remove(1)
                 && self.by_pid.get(&old) == Some(&id)
-                && !slot.pids.contains(&old)
+                && !member.pids.contains(&old)
             {
                 self.by_pid.remove(&old);
             }
             self.by_pid.insert(pid, id);
         }
-        let deadline = slot.unit.deadline();
-        if deadline != slot.deadline {
-            if let Some(old) = slot.deadline {
+        let deadline = member.unit.deadline();
+        if deadline != member.deadline {
+            if let Some(old) = member.deadline {
                 self.due.remove(&(old, id));
             }
             if let Some(new) = deadline {
                 self.due.insert((new, id));
             }
-            slot.deadline = deadline;
+            member.deadline = deadline;
         }
-        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
-        match (slot.unit.is_down(), slot.ended) {
+        let ended = if member.session { &mut self.ended_sessions } else { &mut self.ended };
+        match (member.unit.is_down(), member.ended) {
             (true, None) => {
                 self.last_ended += 1;
-                slot.ended = Some(self.last_ended);
+                member.ended = Some(self.last_ended);
                 ended.units.insert(self.last_ended, id);
-                ended.weight += slot.weight;
+                ended.weight += member.weight;
             }
             (false, Some(order)) => {
-                slot.ended = None;
+                member.ended = None;
                 ended.units.remove(&order);
-                ended.weight -= slot.weight;
+                ended.weight -= member.weight;
             }
             _ => {}
         }
@@ -200,18 +210,18 @@ impl<T> Fleet<T> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// A unit whose deadline has passed at `now`.
+    /// A unit whose deadline has passed.
     pub fn due(&self, now: Now) -> Option<UnitId> {
         self.due.first().filter(|(at, _)| *at <= now.mono).map(|(_, id)| *id)
     }
 
-    /// Takes out the ended unit that is too many, the one that ended first.
-    pub fn pop_surplus(&mut self) -> Option<(UnitId, Slot<T>)> {
+    /// Removes the unit that ended first, if there are more ended units than may be remembered.
+    pub fn pop_surplus(&mut self) -> Option<(UnitId, Member<T>)> {
         let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
         let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
-        // One with a deadline still has its tree to kill.
+        // A unit with a deadline still has to kill its tree.
         let is_done = |id: &&UnitId| {
-            self.slots.get(id).is_some_and(|slot| slot.deadline.is_none())
+            self.members.get(id).is_some_and(|member| member.deadline.is_none())
                 && !self.abandoned.values().any(|abandoned| abandoned == *id)
         };
         let surplus = kinds.into_iter().filter(is_too_much);
@@ -219,32 +229,32 @@ impl<T> Fleet<T> {
         Some((oldest, self.remove(oldest)?))
     }
 
-    /// Takes a unit out.
-    pub fn remove(&mut self, id: UnitId) -> Option<Slot<T>> {
-        let slot = self.slots.remove(&id)?;
-        for pid in &slot.pids {
+    /// Removes a unit.
+    pub fn remove(&mut self, id: UnitId) -> Option<Member<T>> {
+        let member = self.members.remove(&id)?;
+        for pid in &member.pids {
             if self.by_pid.get(pid) == Some(&id) {
                 self.by_pid.remove(pid);
             }
         }
-        if let Some(name) = slot.unit.managed().and_then(|managed| managed.name.as_ref())
+        if let Some(name) = member.unit.managed().and_then(|managed| managed.name.as_ref())
             && self.by_name.get(name) == Some(&id)
         {
             self.by_name.remove(name);
         }
-        if let Some(at) = slot.deadline {
+        if let Some(at) = member.deadline {
             self.due.remove(&(at, id));
         }
-        let ended = if slot.session { &mut self.ended_sessions } else { &mut self.ended };
-        if let Some(order) = slot.ended {
+        let ended = if member.session { &mut self.ended_sessions } else { &mut self.ended };
+        if let Some(order) = member.ended {
             ended.units.remove(&order);
-            ended.weight -= slot.weight;
+            ended.weight -= member.weight;
         }
-        self.sessions -= usize::from(slot.session);
-        Some(slot)
+        self.sessions -= usize::from(member.session);
+        Some(member)
     }
 
-    /// Whom a request means.
+    /// The unit that a request addresses.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -254,53 +264,52 @@ impl<T> Fleet<T> {
             Target::Pid(pid) => Pid::try_from(*pid).ok().and_then(|pid| self.by_pid.get(&pid).copied()),
             Target::Name(name) => self.by_name.get(name).copied(),
         };
-        let shown = |id: &UnitId| self.slots.get(id).is_some_and(|slot| !slot.session);
+        let shown = |id: &UnitId| self.members.get(id).is_some_and(|member| !member.session);
         found.filter(shown).ok_or_else(|| Error::NotFound(target.clone()))
     }
 
-    /// The unit that `pid` is the unreaped leader of.
+    /// The unit whose leader, not reaped yet, is `pid`.
     pub fn led_by(&self, pid: Pid) -> Option<UnitId> {
         let id = *self.by_pid.get(&pid)?;
         (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
     }
 
-    /// The leaders of all units, as far as they have not been reaped.
+    /// The leaders that have not been reaped, of all units.
     pub fn leaders(&self) -> HashSet<Pid> {
-        let leaders = self.slots.values().filter_map(|slot| slot.unit.leader());
+        let leaders = self.members.values().filter_map(|member| member.unit.leader());
         leaders.chain(self.abandoned.keys().copied()).collect()
     }
 
-    /// The reaping of this leader is not waited for any longer: its unit counts as ended, and is kept until
-    /// [`Fleet::reaped`].
+    /// Notes that the unit has stopped waiting for the reaping of this leader. The unit is kept until [`Fleet::reaped`].
     pub fn abandon(&mut self, id: UnitId, pid: Pid) {
         self.abandoned.insert(pid, id);
     }
 
-    /// A process has been reaped that leads no unit. The unit that it was an abandoned leader of, if it was one.
+    /// Notes that a process was reaped that leads no unit. Returns the unit whose abandoned leader it was, if any.
     pub fn reaped(&mut self, pid: Pid) -> Option<UnitId> {
         self.abandoned.remove(&pid)
     }
 
     /// One unit.
-    pub fn get(&self, id: UnitId) -> Option<&Slot<T>> {
-        self.slots.get(&id)
+    pub fn get(&self, id: UnitId) -> Option<&Member<T>> {
+        self.members.get(&id)
     }
 
     /// One unit.
-    pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Slot<T>> {
-        self.slots.get_mut(&id)
+    pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Member<T>> {
+        self.members.get_mut(&id)
     }
 
-    /// All units, the oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Slot<T>)> {
-        self.slots.iter().map(|(id, slot)| (*id, slot))
+    /// All units, oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Member<T>)> {
+        self.members.iter().map(|(id, member)| (*id, member))
     }
 
-    /// All units in the order in which they are asked to end with everything else: managed processes, then terminals,
-    /// then the others, and among these the last started first.
+    /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the
+    /// others, each group from the newest to the oldest.
     pub fn in_order_of_end(&self) -> Vec<UnitId> {
         let mut units: Vec<_> = self.iter().rev().collect();
-        units.sort_by_key(|(_, slot)| match (slot.unit.managed(), slot.unit.has_terminal()) {
+        units.sort_by_key(|(_, member)| match (member.unit.managed(), member.unit.has_terminal()) {
             (Some(_), _) => 0,
             (None, true) => 1,
             (None, false) => 2,
@@ -308,19 +317,19 @@ impl<T> Fleet<T> {
         units.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Units that are up or will be by themselves, sessions aside.
+    /// Number of units that are up or will restart by themselves, sessions aside.
     pub fn running(&self) -> usize {
         self.len() - self.ended.units.len()
     }
 
-    /// Whether nothing is up, sessions included.
+    /// Whether no unit is up, sessions included.
     pub fn is_quiet(&self) -> bool {
         self.running() == 0 && self.sessions == self.ended_sessions.units.len()
     }
 
-    /// Units that are remembered, running ones included, sessions aside.
+    /// Number of units, ended ones included, sessions aside.
     pub fn len(&self) -> usize {
-        self.slots.len() - self.sessions
+        self.members.len() - self.sessions
     }
 }
 

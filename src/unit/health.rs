@@ -1,21 +1,23 @@
-//! What probes have to say about the run.
+//! The health of a unit, from the verdicts of its probes.
 
 use std::time::Duration;
 
-use super::{Now, Out, Phase, Run, State, Then, Unit};
+use super::{Actions, Next, Now, Phase, Run, State, Unit};
 use crate::model::{HealthCheck, HealthStatus, Policy, RunNo};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Health {
     pub(super) status: HealthStatus,
+    /// Number of failed probes in a row.
     pub(super) failures: u32,
+    /// When the first successful probe since the last unhealthy verdict was.
     pub(super) healthy_since: Option<Duration>,
-    /// It was healthy for long enough once in this run.
+    /// Whether it was healthy for long enough once in this run.
     pub(super) stable: bool,
 }
 
 impl Unit {
-    /// Its leader has ended: nothing is healthy any more. That it was unhealthy is still worth knowing.
+    /// The leader has ended, so the unit is not healthy. An unhealthy status stays, as the reason of a restart.
     pub(super) fn no_longer_healthy(&mut self) {
         if self.health.status == HealthStatus::Healthy {
             self.health.status = HealthStatus::Starting;
@@ -23,17 +25,17 @@ impl Unit {
         }
     }
 
-    /// The check whose verdicts count now, if there is one.
+    /// The health check, if its verdicts count at the moment.
     pub fn probed(&self) -> Option<&HealthCheck> {
         match &self.state {
-            State::Up(Run { phase: Phase::Running | Phase::Slow, then: Then::Policy, .. }) => {
+            State::Up(Run { phase: Phase::Running | Phase::Slow, next: Next::Policy, .. }) => {
                 self.managed.as_ref()?.health.as_ref()
             }
             _ => None,
         }
     }
 
-    pub(super) fn verdict(&mut self, now: Now, of: RunNo, outcome: Result<(), String>, out: Out) {
+    pub(super) fn verdict(&mut self, now: Now, of: RunNo, outcome: Result<(), String>, actions: Actions) {
         let Some(check) = self.probed() else { return };
         if of != self.run {
             return;
@@ -55,7 +57,7 @@ impl Unit {
                 self.health.status = HealthStatus::Unhealthy;
                 self.last_error = Some(format!("unhealthy: {why}"));
                 if self.policy().is_some_and(|policy| policy.policy != Policy::Never) {
-                    self.end_run(now, Then::Fail, self.kill_at(now), out);
+                    self.end_run(now, Next::Failed, self.kill_at(now), actions);
                 }
             }
         }

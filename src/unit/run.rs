@@ -1,6 +1,6 @@
 //! A run, from the fork to the last byte of its output.
 
-use super::{Action, EXEC_PATIENCE, Now, Out, Phase, Run, Shown, State, Then, Unit};
+use super::{Action, Actions, EXEC_PATIENCE, Next, Now, Phase, Run, Shown, State, Unit};
 use crate::error::Error;
 use crate::model::{Exit, Leftovers, Pid, Policy, RunEnd};
 
@@ -14,146 +14,146 @@ impl Unit {
             pid,
             since: now.mono,
             phase: Phase::Execing { give_up: now.mono + EXEC_PATIENCE },
-            then: Then::Policy,
+            next: Next::Policy,
             kill_at: None,
             disconnect_at: None,
-            expires: self.timeout.map(|timeout| now.mono.saturating_add(timeout)),
+            expires_at: self.timeout.map(|timeout| now.mono.saturating_add(timeout)),
             abandon_at: None,
         });
     }
 
-    pub(super) fn exec_ok(&mut self, now: Now, out: Out) {
+    pub(super) fn exec_ok(&mut self, now: Now, actions: Actions) {
         let State::Up(run) = &mut self.state else { return };
         match run.phase {
             Phase::Execing { .. } => {
                 run.phase = Phase::Running;
-                self.is_up(out);
+                self.is_up(actions);
             }
             Phase::Slow => run.phase = Phase::Running,
             Phase::Reaped { end, slow } => {
                 if !slow {
-                    out.push(Action::Started);
+                    actions.push(Action::Started);
                 }
-                self.drain(now, end, out);
+                self.drain(now, end, actions);
             }
             Phase::Running | Phase::Broken(_) | Phase::Draining { .. } => {}
         }
     }
 
-    pub(super) fn exec_failed(&mut self, now: Now, error: Error, out: Out) {
+    pub(super) fn exec_failed(&mut self, now: Now, error: Error, actions: Actions) {
         let State::Up(run) = &mut self.state else { return };
         match run.phase {
             Phase::Execing { .. } => run.phase = Phase::Broken(error),
             Phase::Slow => {
                 run.phase = Phase::Running;
-                out.push(Action::Complain(error));
+                actions.push(Action::ReportLateFailure(error));
             }
             Phase::Reaped { end, slow: true } => {
-                out.push(Action::Complain(error));
-                self.drain(now, end, out);
+                actions.push(Action::ReportLateFailure(error));
+                self.drain(now, end, actions);
             }
             Phase::Reaped { end, slow: false } => {
-                let then = run.then;
-                self.start_failed(now, error, then, Some(end), out);
+                let next = run.next;
+                self.start_failed(now, error, next, Some(end), actions);
             }
             Phase::Running | Phase::Broken(_) | Phase::Draining { .. } => {}
         }
     }
 
-    /// It counts as started.
-    pub(super) fn is_up(&self, out: Out) {
-        out.push(Action::Started);
-        if self.watched() && self.then() == Then::Policy {
-            out.push(Action::Watch);
+    /// The run counts as started.
+    pub(super) fn is_up(&self, actions: Actions) {
+        actions.push(Action::Started);
+        if self.watched() && self.next() == Next::Policy {
+            actions.push(Action::Watch);
         }
     }
 
-    pub(super) fn exited(&mut self, now: Now, exit: Exit, out: Out) {
+    pub(super) fn exited(&mut self, now: Now, exit: Exit, actions: Actions) {
         let State::Up(run) = &mut self.state else { return };
-        let timed_out = run.then == Then::Expired && exit == Exit::Signal(9);
+        let timed_out = run.next == Next::TimedOut && exit == Exit::Signal(9);
         let end = RunEnd { exit, timed_out, ended_at: now.wall };
         match &run.phase {
             Phase::Execing { .. } => run.phase = Phase::Reaped { end, slow: false },
             Phase::Slow => run.phase = Phase::Reaped { end, slow: true },
-            Phase::Running => self.drain(now, end, out),
+            Phase::Running => self.drain(now, end, actions),
             Phase::Broken(error) => {
-                let (error, then) = (error.clone(), run.then);
-                self.start_failed(now, error, then, Some(end), out);
+                let (error, next) = (error.clone(), run.next);
+                self.start_failed(now, error, next, Some(end), actions);
             }
             Phase::Reaped { .. } | Phase::Draining { .. } => {}
         }
     }
 
-    pub(super) fn drain(&mut self, now: Now, end: RunEnd, out: Out) {
+    pub(super) fn drain(&mut self, now: Now, end: RunEnd, actions: Actions) {
         self.note_run_length(now);
         if self.watched() {
-            out.push(Action::Unwatch);
+            actions.push(Action::Unwatch);
         }
         if self.kills_leftovers(end) {
-            out.push(Action::KillTree);
+            actions.push(Action::KillTree);
         }
         self.no_longer_healthy();
         if let State::Up(run) = &mut self.state {
             run.phase = Phase::Draining { end };
         }
-        out.push(Action::Drain);
+        actions.push(Action::Drain);
     }
 
-    /// Whether what the leader has left is killed now. What was asked to end has its grace instead.
+    /// Whether the leftovers of the leader are killed now. Those of a unit that was stopped have a grace instead.
     fn kills_leftovers(&self, end: RunEnd) -> bool {
-        let State::Up(Run { kill_at: None, then, .. }) = self.state else { return false };
-        // Before a restart, so that it is gone by then.
-        self.will_restart(then, end) || then == Then::Policy && self.leftovers == Leftovers::Kill
+        let State::Up(Run { kill_at: None, next, .. }) = self.state else { return false };
+        // Before a restart they are killed in any case, so that they are gone by then.
+        self.will_restart(next, end) || next == Next::Policy && self.leftovers == Leftovers::Kill
     }
 
-    pub(super) fn drained(&mut self, now: Now, out: Out) {
+    pub(super) fn drained(&mut self, now: Now, actions: Actions) {
         let State::Up(run) = &self.state else { return };
         let Phase::Draining { end } = run.phase else { return };
-        let (then, kill_at) = (run.then, run.kill_at);
+        let (next, kill_at) = (run.next, run.kill_at);
         self.last_exit = Some(end);
         if let Some(shown) = &mut self.shown {
             shown.end = Some(end);
         }
-        if self.will_restart(then, end) {
-            self.await_tree(now, then, kill_at);
+        if self.will_restart(next, end) {
+            self.await_tree(now, next, kill_at);
         } else {
             self.sweep_at = kill_at;
-            self.go_down(end, out);
+            self.go_down(end, actions);
         }
     }
 
-    pub(super) fn go_down(&mut self, end: RunEnd, out: Out) {
+    pub(super) fn go_down(&mut self, end: RunEnd, actions: Actions) {
         self.state = State::Down;
         self.next_restart_at = None;
-        out.push(Action::Finish(end));
+        actions.push(Action::Finish(end));
     }
 
-    /// Ends the run for everybody, without the reaping of its leader.
-    pub(super) fn abandon(&mut self, now: Now, out: Out) {
+    /// Ends the run without waiting for the reaping of its leader.
+    pub(super) fn abandon(&mut self, now: Now, actions: Actions) {
         let State::Up(run) = &self.state else { return };
-        out.push(Action::Abandon(run.pid));
-        let end = RunEnd { exit: Exit::Signal(9), timed_out: run.then == Then::Expired, ended_at: now.wall };
+        actions.push(Action::Abandon(run.pid));
+        let end = RunEnd { exit: Exit::Signal(9), timed_out: run.next == Next::TimedOut, ended_at: now.wall };
         match &run.phase {
             Phase::Execing { .. } => {
-                out.push(Action::Started);
-                self.drain(now, end, out);
+                actions.push(Action::Started);
+                self.drain(now, end, actions);
             }
-            Phase::Slow | Phase::Running => self.drain(now, end, out),
+            Phase::Slow | Phase::Running => self.drain(now, end, actions),
             Phase::Broken(error) => {
-                let (error, then) = (error.clone(), run.then);
-                self.start_failed(now, error, then, Some(end), out);
+                let (error, next) = (error.clone(), run.next);
+                self.start_failed(now, error, next, Some(end), actions);
             }
             Phase::Reaped { .. } | Phase::Draining { .. } => {}
         }
     }
 
-    /// The program could not be run. `end` is that of the child which tried, if there was one.
-    pub(super) fn start_failed(&mut self, now: Now, error: Error, then: Then, end: Option<RunEnd>, out: Out) {
+    /// The program could not be started. `end` is that of the forked child, if there was one.
+    pub(super) fn start_failed(&mut self, now: Now, error: Error, next: Next, end: Option<RunEnd>, actions: Actions) {
         self.last_error = Some(error.to_string());
-        out.push(Action::StartFailed(self.run, error));
+        actions.push(Action::StartFailed(self.run, error));
         if self.run == 1 {
             self.state = State::Down;
-            return out.push(Action::Forget);
+            return actions.push(Action::Forget);
         }
         self.short_runs = self.short_runs.saturating_add(1);
         if let (Some(shown), Some(_)) = (&mut self.shown, end) {
@@ -163,11 +163,11 @@ impl Unit {
         let failure = RunEnd { exit: Exit::Code(127), timed_out: false, ended_at: now.wall };
         let end = end.or(self.last_exit).unwrap_or(failure);
         let restarts = self.policy().is_some_and(|policy| policy.policy != Policy::Never);
-        match then {
-            Then::Stop => self.go_down(end, out),
-            Then::Restart => self.start_anew(out),
-            _ if restarts => self.back_off(now, end, out),
-            _ => self.go_down(end, out),
+        match next {
+            Next::Stop => self.go_down(end, actions),
+            Next::Restart => self.start_anew(actions),
+            _ if restarts => self.back_off(now, end, actions),
+            _ => self.go_down(end, actions),
         }
     }
 }

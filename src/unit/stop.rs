@@ -1,59 +1,62 @@
-//! What is asked of a unit from outside: to stop, to restart, to end with everything else.
+//! Requests to a unit: to stop, to restart, to end in a shutdown.
 
 use std::time::Duration;
 
-use super::{Action, DISCONNECT, HANG_UP, Now, Out, Phase, Run, State, Then, Unit};
+use super::{Action, Actions, DISCONNECT, HANG_UP_GRACE, Next, Now, Phase, Run, State, Unit};
+use crate::error::Error;
 
 impl Unit {
-    pub(super) fn stop(&mut self, now: Now, out: Out) {
+    pub(super) fn stop(&mut self, now: Now, actions: Actions) {
         self.released = self.managed.is_some();
         let at_once = self.managed.is_none() && !self.terminal;
         match &mut self.state {
-            // The grace that goes on stands.
+            // An earlier stop has given the tree a grace, which still lasts.
             State::Down if self.sweep_at.is_some() && !at_once => {}
-            State::Down => out.push(Action::KillTree),
-            State::BackingOff { .. } => {
-                out.push(Action::KillTree);
-                self.go_down(self.last_end(now), out);
+            State::Down => actions.push(Action::KillTree),
+            State::AwaitingUser if self.run == 0 => self.cancel_first_start(None, actions),
+            State::AwaitingUser | State::BackingOff { .. } => {
+                actions.push(Action::KillTree);
+                self.go_down(self.last_end(now), actions);
             }
             State::AwaitingTree(wait) => {
                 self.sweep_at = wait.kill_at;
-                self.go_down(self.last_end(now), out);
+                self.go_down(self.last_end(now), actions);
             }
             State::Up(run) if at_once => {
-                if run.then == Then::Policy {
-                    run.then = Then::Stop;
+                if run.next == Next::Policy {
+                    run.next = Next::Stop;
                 }
-                run.kill(now, out);
+                run.kill(now, actions);
             }
-            State::Forking | State::Up(_) => self.end_run(now, Then::Stop, self.kill_at(now), out),
+            State::Forking | State::Up(_) => self.end_run(now, Next::Stop, self.kill_at(now), actions),
         }
     }
 
-    pub(super) fn shut_down(&mut self, now: Now, kill_at: Duration, out: Out) {
+    pub(super) fn shut_down(&mut self, now: Now, kill_at: Duration, actions: Actions) {
         match &mut self.state {
             State::Down => match &mut self.sweep_at {
                 Some(at) => *at = kill_at.min(*at),
                 None if self.run == 0 => {}
-                // What a leader has left that ended by itself.
+                // The leader has exited by itself: its leftovers are still to be terminated.
                 None => {
                     self.sweep_at = Some(kill_at);
-                    out.push(Action::Terminate);
+                    actions.push(Action::Terminate);
                 }
             },
-            State::BackingOff { .. } => self.stop(now, out),
+            State::AwaitingUser if self.run == 0 => self.cancel_first_start(Some(Error::ShuttingDown), actions),
+            State::AwaitingUser | State::BackingOff { .. } => self.stop(now, actions),
             State::AwaitingTree(wait) => {
                 wait.kill_at = wait.kill_at.map(|at| at.min(kill_at));
-                self.stop(now, out);
+                self.stop(now, actions);
             }
-            State::Up(run) if run.kill_at.is_none() && !run.has_leader() && run.then == Then::Policy => {
-                run.then = Then::Stop;
+            State::Up(run) if run.kill_at.is_none() && !run.has_leader() && run.next == Next::Policy => {
+                run.next = Next::Stop;
                 run.kill_at = Some(kill_at);
-                out.push(Action::Terminate);
+                actions.push(Action::Terminate);
             }
             State::Forking | State::Up(_) => {
-                self.end_run(now, Then::Stop, kill_at, out);
-                // An earlier deadline stands.
+                self.end_run(now, Next::Stop, kill_at, actions);
+                // An earlier deadline takes precedence.
                 if let State::Up(Run { kill_at: Some(at), .. }) = &mut self.state {
                     *at = kill_at.min(*at);
                 }
@@ -61,68 +64,77 @@ impl Unit {
         }
     }
 
-    pub(super) fn restart(&mut self, now: Now, out: Out) {
+    pub(super) fn restart(&mut self, now: Now, actions: Actions) {
         if self.managed.is_none() {
             return;
         }
         match &mut self.state {
             State::Down | State::BackingOff { .. } => {
                 if self.state == State::Down {
-                    out.push(Action::Reopen);
+                    actions.push(Action::Reopen);
                 }
-                // What has been asked to end has the rest of its grace.
+                // A tree that was terminated before has the rest of its grace.
                 let kill_at = self.sweep_at.take();
                 if kill_at.is_none() {
-                    out.push(Action::KillTree);
+                    actions.push(Action::KillTree);
                 }
-                self.await_tree(now, Then::Restart, kill_at);
+                self.await_tree(now, Next::Restart, kill_at);
             }
-            State::AwaitingTree(wait) => wait.then = Then::Restart,
-            State::Forking | State::Up(_) => self.end_run(now, Then::Restart, self.kill_at(now), out),
+            // The run that is about to begin is the new one.
+            State::AwaitingUser => {}
+            State::AwaitingTree(wait) => wait.next = Next::Restart,
+            State::Forking | State::Up(_) => self.end_run(now, Next::Restart, self.kill_at(now), actions),
         }
         self.released = false;
     }
 
+    /// Gives up the first run before its fork: the unit is removed.
+    fn cancel_first_start(&mut self, error: Option<Error>, actions: Actions) {
+        self.state = State::Down;
+        actions.extend(error.map(|error| Action::StartFailed(1, error)));
+        actions.push(Action::Forget);
+    }
+
     pub(super) fn kill_at(&self, now: Now) -> Duration {
-        let plain = if self.terminal { HANG_UP } else { Duration::ZERO };
+        let plain = if self.terminal { HANG_UP_GRACE } else { Duration::ZERO };
         now.mono + self.managed.as_ref().map_or(plain, |managed| managed.stop_grace)
     }
 
-    /// SIGTERM to the tree, or the hang-up of its terminal, and SIGKILL to the tree at `kill_at`.
-    pub(super) fn end_run(&mut self, now: Now, then: Then, kill_at: Duration, out: Out) {
+    /// Terminates the tree, or hangs up the session, and has the tree killed at `kill_at`.
+    pub(super) fn end_run(&mut self, now: Now, next: Next, kill_at: Duration, actions: Actions) {
         let watched = self.watched();
         let (ask, disconnect_at) = match self.terminal {
             true => (Action::HangUp, Some(now.mono + DISCONNECT)),
             false => (Action::Terminate, None),
         };
         let State::Up(run) = &mut self.state else { return };
-        let first = run.then == Then::Policy;
-        run.then = then;
+        let first = run.next == Next::Policy;
+        run.next = next;
         match run.phase {
-            // The leader has ended by itself: what it has left has no grace.
-            Phase::Reaped { .. } | Phase::Draining { .. } if run.kill_at.is_none() => out.push(Action::KillTree),
+            // The leader has exited by itself: its leftovers have no grace.
+            Phase::Reaped { .. } | Phase::Draining { .. } if run.kill_at.is_none() => actions.push(Action::KillTree),
             Phase::Broken(_) => {}
             Phase::Execing { .. } | Phase::Slow | Phase::Running if first => {
                 run.kill_at = Some(kill_at);
                 run.disconnect_at = disconnect_at;
-                out.push(ask);
+                actions.push(ask);
                 if watched {
-                    out.push(Action::Unwatch);
+                    actions.push(Action::Unwatch);
                 }
             }
-            // The SIGTERM is on its way already, and its deadline stands.
+            // SIGTERM has been sent before, and its deadline stays.
             _ => {}
         }
     }
 
-    /// The terminal goes away; what does not end by that lives on.
-    pub(super) fn hang_up(&mut self, out: Out) {
+    /// Disconnects the terminal. A process that does not end by that lives on.
+    pub(super) fn hang_up(&mut self, actions: Actions) {
         if let State::Up(run) = &mut self.state
             && self.terminal
             && run.has_leader()
         {
             run.disconnect_at = None;
-            out.push(Action::Disconnect);
+            actions.push(Action::Disconnect);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The life of a unit as stories with an invented clock; `walk` searches every reachable state.
+//! Scenarios with a clock of their own; `table` lists every event in every state, and `walk` searches every reachable state.
 
 mod table;
 mod walk;
@@ -10,7 +10,7 @@ use crate::model::{HealthCheck, HealthKind, ManagedStatus, Policy, Status};
 const MS: Duration = Duration::from_millis(1);
 const PID: Pid = 100;
 
-/// A unit whose supervisor does at once what it is asked.
+/// A unit, with a supervisor that performs every action at once.
 struct Story {
     unit: Unit,
     now: Duration,
@@ -36,10 +36,13 @@ impl Story {
         Now { mono: self.now, wall: 1_000_000 + self.now.as_millis() as u64 }
     }
 
-    /// Gives one event and returns what is asked for; forks succeed.
+    /// Processes one event and returns the actions. Users are found, and forks succeed.
     fn event(&mut self, event: Event) -> Vec<Action> {
         let mut out = Vec::new();
         self.unit.step(self.clock(), event, &mut out);
+        if out.pop_if(|action| *action == Action::ResolveUser).is_some() {
+            self.unit.step(self.clock(), Event::UserResolved, &mut out);
+        }
         if out.last() == Some(&Action::Spawn) {
             self.unit.step(self.clock(), Event::Spawned(PID + self.unit.run as Pid), &mut out);
         }
@@ -58,7 +61,7 @@ impl Story {
         out
     }
 
-    /// The leader ends, its output is read, and nothing else of its tree is left.
+    /// The leader ends, its output is drained, and no other process of its tree is left.
     fn end(&mut self, exit: Exit) -> Vec<Action> {
         let mut out = self.event(Event::Exited(exit));
         out.extend(self.event(Event::Drained));
@@ -68,7 +71,7 @@ impl Story {
         out
     }
 
-    /// Goes to the next deadline, and returns how long that took.
+    /// Advances the clock to the next deadline, and returns the time that passed.
     fn next(&mut self) -> Duration {
         let at = self.unit.deadline().expect("something is due");
         let waited = at.saturating_sub(self.now);
@@ -97,7 +100,7 @@ fn sick() -> Result<(), String> {
 }
 
 #[test]
-fn a_timeout_that_never_comes_never_comes() {
+fn the_longest_possible_timeout_never_expires_and_does_not_overflow() {
     let mut story = Story::timed(Duration::MAX);
     story.after(MS).start();
     assert_eq!(story.after(Duration::from_secs(1 << 40)).event(Event::Tick), []);
@@ -114,11 +117,11 @@ fn a_plain_process_starts_ends_and_is_down() {
     assert_eq!(story.event(Event::Drained), [Action::Finish(end)]);
     assert_eq!((story.unit.status(), story.unit.is_down()), (Status::Exited, true));
     assert_eq!(story.event(Event::Restart), []);
-    assert_eq!(story.event(Event::Stop), [Action::KillTree], "what is left of its tree");
+    assert_eq!(story.event(Event::Stop), [Action::KillTree], "the rest of its tree is killed");
 }
 
 #[test]
-fn the_exit_may_be_seen_before_the_exec() {
+fn an_exit_that_is_reported_before_the_exec_waits_for_it() {
     let mut story = Story::plain();
     story.event(Event::Start);
     assert_eq!(story.event(Event::Exited(Exit::Code(0))), []);
@@ -146,7 +149,7 @@ fn a_hanging_exec_counts_as_a_start_after_five_seconds() {
     assert_eq!(story.next(), EXEC_PATIENCE);
     assert_eq!(story.actions.last(), Some(&Action::Started));
     let error = Error::CommandNotFound("x".into());
-    assert_eq!(story.event(Event::ExecFailed(error.clone())), [Action::Complain(error)]);
+    assert_eq!(story.event(Event::ExecFailed(error.clone())), [Action::ReportLateFailure(error)]);
     let out = story.end(Exit::Code(127));
     assert!(matches!(out[..], [Action::Drain, Action::Finish(RunEnd { exit: Exit::Code(127), .. })]), "{out:?}");
 }
@@ -161,7 +164,7 @@ fn a_timeout_kills_the_tree_and_says_so() {
     let [Action::Drain, Action::Finish(end)] = out[..] else { panic!("{out:?}") };
     assert_eq!(end.reason(), "timed_out");
 
-    // It ended by itself in the same moment: that is what counts.
+    // A process that exits by itself at the moment of its timeout has not timed out.
     let mut story = Story { unit: Unit::new(None, Some(300 * MS)), ..Story::plain() };
     story.start();
     story.next();
@@ -170,7 +173,7 @@ fn a_timeout_kills_the_tree_and_says_so() {
 }
 
 #[test]
-fn each_policy_restarts_after_what_it_says() {
+fn each_policy_restarts_after_the_exits_it_names() {
     let cases = [
         (Policy::Never, Exit::Code(0), false),
         (Policy::Never, Exit::Code(1), false),
@@ -225,11 +228,11 @@ fn short_runs_are_never_restarted_without_any_wait() {
     assert_eq!(story.next(), 100 * MS, "five short runs in a row");
     story.event(Event::ExecOk);
     story.after(SHORT_RUN).end(Exit::Code(1));
-    assert_eq!(story.unit.managed_status(), ManagedStatus::Starting, "that was not a short one");
+    assert_eq!(story.unit.managed_status(), ManagedStatus::Starting, "the last run was not a short one");
 }
 
 #[test]
-fn it_gives_up_after_max_restarts() {
+fn a_unit_stays_stopped_after_max_restarts() {
     let mut story = Story::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(2));
     story.start();
     for _ in 0..2 {
@@ -244,7 +247,7 @@ fn it_gives_up_after_max_restarts() {
 }
 
 #[test]
-fn a_terminal_is_hung_up_first() {
+fn a_stopped_session_gets_sighup_then_loses_its_terminal_then_is_killed() {
     let mut story = Story { unit: Unit::with_terminal(), ..Story::plain() };
     story.start();
     assert_eq!(story.event(Event::Stop), [Action::HangUp]);
@@ -258,7 +261,7 @@ fn a_terminal_is_hung_up_first() {
 }
 
 #[test]
-fn a_stop_asks_first_and_kills_after_the_grace() {
+fn a_stop_terminates_first_and_kills_after_the_grace() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     assert_eq!(story.event(Event::Stop), [Action::Terminate]);
@@ -272,13 +275,13 @@ fn a_stop_asks_first_and_kills_after_the_grace() {
 }
 
 #[test]
-fn what_outlives_a_stopped_leader_has_the_rest_of_the_grace() {
+fn processes_that_outlive_a_stopped_leader_have_the_rest_of_the_grace() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.event(Event::Stop);
     story.after(1_000 * MS).event(Event::Exited(Exit::Signal(15)));
     let out = story.event(Event::Drained);
-    assert!(matches!(out[..], [Action::Finish(_)]), "followers do not wait for it: {out:?}");
+    assert!(matches!(out[..], [Action::Finish(_)]), "followers do not wait for the rest of the tree: {out:?}");
     assert_eq!(story.event(Event::Stop), [], "a second stop does not cut it short");
     assert_eq!(story.next(), 9_000 * MS);
     assert_eq!(story.actions.last(), Some(&Action::KillTree));
@@ -286,7 +289,7 @@ fn what_outlives_a_stopped_leader_has_the_rest_of_the_grace() {
 }
 
 #[test]
-fn a_stop_is_over_when_nothing_of_the_tree_is_left() {
+fn a_stop_is_over_when_no_process_of_the_tree_is_left() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.event(Event::Stop);
@@ -302,7 +305,7 @@ fn restart_waits_for_the_grace_of_the_whole_tree() {
             story.start();
             assert_eq!(story.event(first.clone())[0], Action::Terminate, "{why}");
             let out = story.after(10 * MS).event(Event::Exited(Exit::Signal(15)));
-            assert_eq!(out, [Action::Unwatch, Action::Drain], "{why}: what is left is not killed yet");
+            assert_eq!(out, [Action::Unwatch, Action::Drain], "{why}: the rest of the tree is not killed yet");
             assert_eq!(story.event(Event::Drained), [], "{why}");
             assert_eq!(story.unit.managed_status(), ManagedStatus::Starting);
             if ends_by_itself {
@@ -310,7 +313,7 @@ fn restart_waits_for_the_grace_of_the_whole_tree() {
             } else {
                 assert_eq!(story.next(), 9_990 * MS, "{why}");
                 assert_eq!(story.actions.last(), Some(&Action::KillTree));
-                // It does not end by that either: it is in the kernel's hands.
+                // A process that does not end even then hangs in the kernel, and is not waited for.
                 assert_eq!(story.next(), 1_000 * MS, "{why}");
             }
             match first {
@@ -323,7 +326,7 @@ fn restart_waits_for_the_grace_of_the_whole_tree() {
 }
 
 #[test]
-fn a_stop_while_a_restart_waits_for_the_tree_ends_it_for_good() {
+fn a_stop_cancels_a_restart_that_waits_for_the_tree() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.event(Event::Restart);
@@ -333,7 +336,7 @@ fn a_stop_while_a_restart_waits_for_the_tree_ends_it_for_good() {
     assert!(matches!(out[..], [Action::Finish(_)]), "{out:?}");
     assert_eq!(story.next(), 9_000 * MS, "the grace stands");
     assert_eq!(story.actions.last(), Some(&Action::KillTree));
-    // And a restart of what is stopped but not gone waits for that.
+    // A restart of a stopped unit waits for the remaining processes of its tree.
     story.event(Event::Restart);
     story.event(Event::TreeGone);
     story.event(Event::ExecOk);
@@ -345,7 +348,7 @@ fn a_stop_while_a_restart_waits_for_the_tree_ends_it_for_good() {
 }
 
 #[test]
-fn what_a_leader_leaves_that_ends_by_itself_is_killed_where_that_was_asked_for() {
+fn leftovers_of_a_leader_that_exits_by_itself_are_killed_only_if_the_spec_says_so() {
     for (leftovers, kills) in [(Leftovers::Keep, false), (Leftovers::Kill, true)] {
         let mut story = Story { unit: Unit::new(None, None).with_leftovers(leftovers), ..Story::plain() };
         story.start();
@@ -353,7 +356,7 @@ fn what_a_leader_leaves_that_ends_by_itself_is_killed_where_that_was_asked_for()
         assert_eq!(out[0] == Action::KillTree, kills, "{leftovers:?}: {out:?}");
         assert_eq!(story.unit.deadline(), None);
     }
-    // What is asked to end has its grace all the same.
+    // A unit that is stopped has its grace all the same.
     let mut story = Story::managed(Policy::Never, |_| {});
     story.unit = story.unit.with_leftovers(Leftovers::Kill);
     story.start();
@@ -363,7 +366,7 @@ fn what_a_leader_leaves_that_ends_by_itself_is_killed_where_that_was_asked_for()
 }
 
 #[test]
-fn a_leader_that_cannot_be_reaped_does_not_hold_the_end_of_its_run() {
+fn a_leader_that_cannot_be_reaped_does_not_delay_the_end_of_its_run() {
     let mut story = Story { unit: Unit::new(None, Some(300 * MS)), ..Story::plain() };
     story.start();
     story.next();
@@ -375,15 +378,15 @@ fn a_leader_that_cannot_be_reaped_does_not_hold_the_end_of_its_run() {
     let [Action::Finish(end)] = out[..] else { panic!("{out:?}") };
     assert_eq!((end.reason(), end.exit), ("timed_out", Exit::Signal(9)));
 
-    // One whose exec hangs counts as started first, so that whoever waits for it has an answer.
+    // A leader whose exec hangs counts as started first, so that the clients that wait for the start get an answer.
     let mut story = Story::plain();
     story.event(Event::Start);
     story.event(Event::Stop);
     story.next();
-    let right = [Action::Abandon(PID + 1), Action::Started, Action::Drain];
-    assert_eq!(story.actions[story.actions.len() - 3..], right);
+    let expected = [Action::Abandon(PID + 1), Action::Started, Action::Drain];
+    assert_eq!(story.actions[story.actions.len() - 3..], expected);
 
-    // A restart goes on without it.
+    // A restart does not wait for such a leader.
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.event(Event::Restart);
@@ -394,11 +397,11 @@ fn a_leader_that_cannot_be_reaped_does_not_hold_the_end_of_its_run() {
 }
 
 #[test]
-fn a_terminal_that_is_hung_up_ends_what_heeds_it_and_nothing_else() {
+fn a_disconnected_terminal_ends_only_the_processes_that_heed_it() {
     let mut story = Story { unit: Unit::with_terminal(), ..Story::plain() };
     story.start();
     assert_eq!(story.event(Event::HangUp), [Action::Disconnect]);
-    assert_eq!(story.unit.deadline(), None, "what ignores it lives on");
+    assert_eq!(story.unit.deadline(), None, "a process that ignores it lives on");
     assert_eq!(story.event(Event::Stop), [Action::HangUp], "and can still be ended");
     story.next();
     assert_eq!(story.next(), 4_000 * MS);
@@ -412,7 +415,7 @@ fn a_terminal_that_is_hung_up_ends_what_heeds_it_and_nothing_else() {
 }
 
 #[test]
-fn a_shutdown_asks_what_a_leader_has_left_that_ended_by_itself() {
+fn a_shutdown_terminates_the_leftovers_of_a_leader_that_has_exited() {
     let mut story = Story::plain();
     story.start();
     story.end(Exit::Code(0));
@@ -423,7 +426,7 @@ fn a_shutdown_asks_what_a_leader_has_left_that_ended_by_itself() {
 }
 
 #[test]
-fn a_restart_ends_the_run_and_starts_the_next_at_once() {
+fn a_restart_ends_the_run_and_starts_the_next_without_backoff() {
     let mut story = Story::managed(Policy::Never, |_| {});
     story.start();
     assert_eq!(story.event(Event::Restart), [Action::Terminate]);
@@ -431,7 +434,7 @@ fn a_restart_ends_the_run_and_starts_the_next_at_once() {
     assert_eq!(out, [Action::Drain, Action::Spawn]);
     assert_eq!(story.event(Event::ExecOk), [Action::Started]);
     assert_eq!(story.unit.restart_count(), 1);
-    // Also one that is down.
+    // A unit that is down can be restarted as well.
     story.end(Exit::Code(0));
     assert_eq!(story.event(Event::Restart), [Action::Reopen, Action::KillTree]);
     assert_eq!(story.event(Event::TreeGone), [Action::Spawn]);
@@ -455,7 +458,7 @@ fn a_restart_resets_the_backoff() {
 }
 
 #[test]
-fn a_stop_ends_a_backoff_for_good() {
+fn a_stop_cancels_a_backoff() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.end(Exit::Code(1));
@@ -480,7 +483,7 @@ fn a_restart_that_cannot_start_backs_off_with_the_reason() {
 }
 
 #[test]
-fn a_restart_that_is_asked_for_while_a_start_fails_has_its_own_try() {
+fn a_restart_that_is_requested_while_a_start_fails_makes_another_attempt() {
     let mut story = Story::managed(Policy::Never, |_| {});
     story.start();
     story.end(Exit::Code(0));
@@ -495,26 +498,27 @@ fn a_restart_that_is_asked_for_while_a_start_fails_has_its_own_try() {
 }
 
 #[test]
-fn every_try_counts_as_a_restart() {
+fn every_attempt_counts_as_a_restart() {
     let mut story = Story::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(3));
     story.start();
     story.end(Exit::Code(1));
     for _ in 0..3 {
         story.after(60_000 * MS);
         story.unit.step(story.clock(), Event::Tick, &mut Vec::new());
+        story.unit.step(story.clock(), Event::UserResolved, &mut Vec::new());
         story.event(Event::SpawnFailed(Error::UserNotFound("x".into())));
     }
     assert_eq!((story.unit.restart_count(), story.unit.managed_status()), (3, ManagedStatus::Stopped));
     let error = story.unit.last_error().unwrap_or_default().to_owned();
     assert!(error.starts_with("gave up after 3 restarts") && error.contains("x"), "{error}");
-    // The errors of another time do not pile up.
+    // A requested restart clears the last error.
     story.event(Event::Restart);
     story.event(Event::TreeGone);
     assert_eq!(story.unit.last_error(), None);
 }
 
 #[test]
-fn an_error_is_history_after_a_stable_run() {
+fn a_stable_run_clears_the_last_error() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.end(Exit::Code(1));
@@ -529,7 +533,7 @@ fn an_error_is_history_after_a_stable_run() {
 }
 
 #[test]
-fn what_does_not_run_is_not_healthy() {
+fn a_unit_that_does_not_run_is_not_healthy() {
     let mut story = Story::managed(Policy::Always, health(2));
     story.start();
     story.event(Event::Verdict(1, Ok(())));
@@ -542,11 +546,11 @@ fn what_does_not_run_is_not_healthy() {
         story.event(Event::Verdict(2, sick()));
     }
     story.end(Exit::Signal(15));
-    assert_eq!(story.unit.health(), (HealthStatus::Unhealthy, 2), "why it was replaced");
+    assert_eq!(story.unit.health(), (HealthStatus::Unhealthy, 2), "the reason why it was replaced");
 }
 
 #[test]
-fn bad_health_replaces_a_process_but_not_with_never() {
+fn an_unhealthy_process_is_replaced_unless_the_policy_is_never() {
     let mut story = Story::managed(Policy::OnFailure, health(3));
     assert_eq!(story.start(), [Action::Spawn, Action::Started, Action::Watch]);
     assert_eq!(story.unit.health(), (HealthStatus::Starting, 0));
@@ -576,7 +580,7 @@ fn bad_health_replaces_a_process_but_not_with_never() {
 }
 
 #[test]
-fn a_run_with_a_check_is_stable_when_it_was_healthy_for_long_enough() {
+fn a_run_with_a_health_check_is_stable_once_it_was_healthy_for_long_enough() {
     for (healthy, wait) in [(true, 500), (false, 1_000)] {
         let mut story = Story::managed(Policy::Always, health(1));
         story.start();
@@ -586,7 +590,7 @@ fn a_run_with_a_check_is_stable_when_it_was_healthy_for_long_enough() {
         if healthy {
             story.event(Event::Verdict(2, Ok(())));
         }
-        // Turning bad after that does not undo it.
+        // Becoming unhealthy later does not undo that.
         story.after(40_000 * MS).event(Event::Verdict(2, sick()));
         story.end(Exit::Signal(15));
         assert_eq!(story.next().as_millis(), wait);
@@ -594,7 +598,7 @@ fn a_run_with_a_check_is_stable_when_it_was_healthy_for_long_enough() {
 }
 
 #[test]
-fn a_jump_of_the_clock_fires_what_fell_due_once() {
+fn a_jump_of_the_clock_triggers_each_deadline_once() {
     let mut story = Story::managed(Policy::Always, |_| {});
     story.start();
     story.end(Exit::Code(1));
@@ -604,7 +608,7 @@ fn a_jump_of_the_clock_fires_what_fell_due_once() {
 }
 
 #[test]
-fn a_shutdown_ends_everybody_by_its_own_deadline() {
+fn the_deadline_of_a_shutdown_takes_precedence_over_a_longer_grace() {
     let deadline = 3_000 * MS;
     let mut story = Story::plain();
     story.start();

@@ -1,50 +1,57 @@
-//! What is left of a run's tree when its leader has ended.
+//! Waiting for the rest of a tree after the end of its leader.
 
 use std::time::Duration;
 
-use super::{Action, Now, Out, State, TREE_PATIENCE, Then, TreeWait, Unit, take_if_due};
+use super::{Action, Actions, Next, Now, State, TREE_PATIENCE, TreeWait, Unit, take_if_due};
 use crate::model::{Exit, RunEnd};
 
 impl Unit {
-    /// The next run follows when nothing of the tree is left. The tree has until `kill_at`; without that it has been killed.
-    pub(super) fn await_tree(&mut self, now: Now, then: Then, kill_at: Option<Duration>) {
+    /// Waits for the end of the tree before `next`. The tree is killed at `kill_at`; None if it has been killed already.
+    pub(super) fn await_tree(&mut self, now: Now, next: Next, kill_at: Option<Duration>) {
         let give_up = kill_at.unwrap_or(now.mono) + TREE_PATIENCE;
-        self.state = State::AwaitingTree(TreeWait { then, kill_at, give_up });
+        self.state = State::AwaitingTree(TreeWait { next, kill_at, give_up });
     }
 
-    pub(super) fn tick_awaiting(&mut self, now: Now, out: Out) {
+    pub(super) fn tick_awaiting(&mut self, now: Now, actions: Actions) {
         let State::AwaitingTree(wait) = &mut self.state else { return };
         if take_if_due(&mut wait.kill_at, now) {
             wait.give_up = now.mono + TREE_PATIENCE;
-            out.push(Action::KillTree);
+            actions.push(Action::KillTree);
         } else if wait.kill_at.is_none() && wait.give_up <= now.mono {
-            self.go_on(now, out);
+            self.go_on(now, actions);
         }
     }
 
-    pub(super) fn tree_gone(&mut self, now: Now, out: Out) {
+    pub(super) fn tree_gone(&mut self, now: Now, actions: Actions) {
         match self.state {
             State::Down => self.sweep_at = None,
-            State::AwaitingTree(_) => self.go_on(now, out),
-            State::Forking | State::Up(_) | State::BackingOff { .. } => {}
+            State::AwaitingTree(_) => self.go_on(now, actions),
+            State::AwaitingUser | State::Forking | State::Up(_) | State::BackingOff { .. } => {}
         }
     }
 
-    /// The next run, at once or after a wait, or none where there have been too many.
-    fn go_on(&mut self, now: Now, out: Out) {
-        let State::AwaitingTree(TreeWait { then, .. }) = self.state else { return };
-        match then {
-            Then::Restart => self.start_anew(out),
-            Then::Policy | Then::Fail | Then::Stop | Then::Expired => self.back_off(now, self.last_end(now), out),
+    /// Starts the next run, at once or after its backoff, unless there have been too many restarts.
+    fn go_on(&mut self, now: Now, actions: Actions) {
+        let State::AwaitingTree(TreeWait { next, .. }) = self.state else { return };
+        match next {
+            Next::Restart => self.start_anew(actions),
+            Next::Policy | Next::Failed | Next::Stop | Next::TimedOut => {
+                self.back_off(now, self.last_end(now), actions)
+            }
         }
     }
 
-    /// How the last run ended, or what stands for that where none has.
+    /// How the last run ended. Exit code 127 stands for a run that could not be started.
     pub(super) fn last_end(&self, now: Now) -> RunEnd {
         self.last_exit.unwrap_or(RunEnd { exit: Exit::Code(127), timed_out: false, ended_at: now.wall })
     }
 
-    /// Whether [`Event::TreeGone`](super::Event::TreeGone) is waited for.
+    /// Whether the unit waits for [`Event::UserResolved`](super::Event::UserResolved).
+    pub fn awaits_user(&self) -> bool {
+        self.state == State::AwaitingUser
+    }
+
+    /// Whether the unit waits for [`Event::TreeGone`](super::Event::TreeGone).
     pub fn awaits_tree(&self) -> bool {
         matches!(self.state, State::AwaitingTree(_)) || self.sweep_at.is_some()
     }

@@ -1,15 +1,15 @@
-//! How a unit looks from outside.
+//! Read access to a unit.
 
 use super::{Phase, Run, Shown, State, Unit};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {
-    /// Whether it is ended by the hang-up of a terminal.
+    /// Whether it is a terminal session.
     pub fn has_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// What makes it managed, if it is.
+    /// Its management, if it is managed.
     pub fn managed(&self) -> Option<&ManagedSpec> {
         self.managed.as_ref()
     }
@@ -19,12 +19,12 @@ impl Unit {
         self.run
     }
 
-    /// The current run, or the last.
+    /// The current run, or the last one.
     pub fn shown(&self) -> Option<Shown> {
         self.shown
     }
 
-    /// The leader, while it may be signalled: forked and not reaped.
+    /// The leader, while it can be signalled: after the fork and before the reaping.
     pub fn leader(&self) -> Option<Pid> {
         match &self.state {
             State::Up(run) if run.has_leader() => Some(run.pid),
@@ -32,12 +32,12 @@ impl Unit {
         }
     }
 
-    /// Whether nothing of it runs or will run by itself.
+    /// Whether it neither runs nor waits for a restart.
     pub fn is_down(&self) -> bool {
         self.state == State::Down
     }
 
-    /// Whether it has been taken out of supervision, so that its name is free.
+    /// Whether another unit may take its name: a client has ended it, or it is down.
     pub fn is_released(&self) -> bool {
         self.released || self.is_down()
     }
@@ -52,12 +52,12 @@ impl Unit {
         }
     }
 
-    /// What supervision does with it.
+    /// The status of its supervision.
     pub fn managed_status(&self) -> ManagedStatus {
         match &self.state {
             State::Down => ManagedStatus::Stopped,
-            State::Forking => ManagedStatus::Starting,
-            // Not backing off: when the next run begins is not known.
+            State::AwaitingUser | State::Forking => ManagedStatus::Starting,
+            // Not backing off: the time of the next run is not known.
             State::AwaitingTree(_) => ManagedStatus::Starting,
             State::BackingOff { .. } => ManagedStatus::BackingOff,
             State::Up(Run { phase: Phase::Execing { .. } | Phase::Broken(_), .. }) => ManagedStatus::Starting,
@@ -65,27 +65,27 @@ impl Unit {
         }
     }
 
-    /// What its health check says, and how many probes failed in a row.
+    /// Its health, and the number of failed probes in a row.
     pub fn health(&self) -> (HealthStatus, u32) {
         (self.health.status, self.health.failures)
     }
 
-    /// Every start but the first, those included that failed.
+    /// Number of its starts after the first one, including those that failed.
     pub fn restart_count(&self) -> u64 {
         self.run.saturating_sub(1)
     }
 
-    /// How the last run that is over ended.
+    /// How the last run that has ended did so.
     pub fn last_exit(&self) -> Option<RunEnd> {
         self.last_exit
     }
 
-    /// A sentence about what went wrong last.
+    /// A sentence about the last error.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
 
-    /// When it is started again, while it backs off.
+    /// When it will be restarted, while it backs off.
     pub fn next_restart_at(&self) -> Option<Millis> {
         self.next_restart_at
     }

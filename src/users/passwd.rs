@@ -8,13 +8,10 @@ use std::collections::HashSet;
 use std::str::{self, FromStr};
 
 use crate::error::{Error, SpecError};
-use crate::model::UserSpec;
+use crate::model::{NO_ID, UserSpec};
 
 /// The most supplementary groups that the kernel takes for one process (`NGROUPS_MAX`).
 pub const MAX_GROUPS: usize = 65_536;
-
-/// The id that system calls take for "leave it as it is": setting it would keep root's.
-const NO_ID: u32 = u32::MAX;
 
 const SHELL: &str = "/bin/sh";
 
@@ -251,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_group_file_is_asked_only_where_it_matters() {
-        let unread = || Err(Error::Internal("read".into()));
+        let unread = || Err(Error::internal("read"));
         for (user, asks) in [("app", true), ("1000", true), ("1000:5", false), ("77", false), ("77:5", false)] {
             assert_eq!(resolve(&user.parse().unwrap(), PASSWD, unread).is_err(), asks, "{user}");
         }

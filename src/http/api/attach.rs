@@ -191,7 +191,9 @@ impl<'c> Client<'c> {
                 return;
             }
             let piece = self.typed.drain(..self.typed.len().min(PIECE)).collect();
-            self.typing = Some(self.attached.begin_type(piece, Arc::clone(&self.waker)));
+            let typing = self.attached.begin_type(piece);
+            typing.set_waker(Arc::clone(&self.waker).into());
+            self.typing = Some(typing);
         }
     }
 

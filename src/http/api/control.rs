@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::model::{MAX_TIMEOUT, SignalScope, Target};
+use crate::model::{MAX_TIMEOUT, Signal, SignalScope, Target};
 
 use crate::http::api::routes::Api;
 use crate::http::json;
@@ -31,7 +31,7 @@ struct Success {
 /// To the group, and 9 to the whole tree, unless `scope` says otherwise.
 pub(in crate::http) fn signal(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Answer, Problem> {
     let body = json::parse::<SignalBody>(&request.whole_body()?)?;
-    api.handle.signal(target, body.signal.0, body.scope.map(|scope| scope.0))?;
+    api.handle.signal(target, Signal::try_from(body.signal.0)?, body.scope.map(|scope| scope.0))?;
     Ok(Reply::json(200, &Success { success: true }).into())
 }
 
@@ -51,7 +51,8 @@ pub(in crate::http) fn write_stdin(api: &Api, request: &mut Request<'_>, target:
     let waker = request.waker()?;
     let mut stdin = api.handle.stdin(target)?;
     while let Some(piece) = request.body_piece(PIECE)? {
-        let writing = stdin.begin_write(piece, Some(waker.clone()));
+        let writing = stdin.begin_write(piece);
+        writing.set_waker(waker.clone().into());
         loop {
             if let Some(written) = writing.try_take() {
                 // By what the client calls it, not by its handle.

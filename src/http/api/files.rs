@@ -190,7 +190,7 @@ pub(in crate::http) fn list(api: &Api, request: &Request<'_>) -> Result<Answer, 
         }
         json.entries(out)
     };
-    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::internal(error)))
 }
 
 /// Writes a listing as JSON, a burst at a time.

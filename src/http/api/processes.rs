@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Policy, ProcessInfo, ProcessSpec,
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Pipes, Policy, ProcessInfo, ProcessSpec,
     RestartPolicy, SpecBuilder, StdinMode, Target,
 };
 
@@ -90,10 +90,12 @@ pub(in crate::http) fn command(
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers)
-            .stdin(self.stdin_mode.unwrap_or_default().0)
-            .stdout(self.stdout_mode.unwrap_or_default().0)
-            .stderr(self.stderr_mode.unwrap_or_default().0);
+        let mut spec =
+            command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).stdio(Pipes {
+                stdin: self.stdin_mode.unwrap_or_default().0,
+                stdout: self.stdout_mode.unwrap_or_default().0,
+                stderr: self.stderr_mode.unwrap_or_default().0,
+            });
         if self.name.is_some() || self.restart.is_some() || self.health_check.is_some() {
             let mut managed = ManagedSpec::new(Policy::Never);
             managed.name = self.name.map(|name| name.0);
@@ -125,20 +127,20 @@ impl From<RestartBody> for RestartPolicy {
 
 impl From<HealthBody> for HealthCheck {
     fn from(body: HealthBody) -> HealthCheck {
-        let Choice(kind) = body.kind;
-        let default_path = match kind {
-            HealthKind::Http => Some("/".to_owned()),
-            HealthKind::Tcp => None,
+        // The types of the fields have checked that the numbers fit.
+        let port = u16::try_from(body.port.0).unwrap_or(u16::MAX);
+        let default = match body.kind.0 {
+            HealthKind::Http => HealthCheck::http(port, "/"),
+            HealthKind::Tcp => HealthCheck::tcp(port),
         };
+        let threshold = body.failure_threshold.map(|count| u32::try_from(count.0).unwrap_or(u32::MAX));
         HealthCheck {
-            kind,
-            // The types have checked that these fit.
-            port: u16::try_from(body.port.0).unwrap_or(u16::MAX),
-            path: body.path.map(|path| path.0).or(default_path),
-            initial_delay_ms: body.initial_delay_ms.map_or(5000, |ms| ms.0),
-            interval_ms: body.interval_ms.map_or(1000, |ms| ms.0),
-            timeout_ms: body.timeout_ms.map_or(500, |ms| ms.0),
-            failure_threshold: body.failure_threshold.map_or(3, |count| u32::try_from(count.0).unwrap_or(u32::MAX)),
+            path: body.path.map(|path| path.0).or(default.path),
+            initial_delay_ms: body.initial_delay_ms.map_or(default.initial_delay_ms, |ms| ms.0),
+            interval_ms: body.interval_ms.map_or(default.interval_ms, |ms| ms.0),
+            timeout_ms: body.timeout_ms.map_or(default.timeout_ms, |ms| ms.0),
+            failure_threshold: threshold.unwrap_or(default.failure_threshold),
+            ..default
         }
     }
 }
@@ -168,7 +170,7 @@ pub(in crate::http) fn list(api: &Api) -> Result<Answer, Problem> {
     let mut list = List { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
     let more = move |out: &mut Vec<u8>| list.more(out);
     // It is no stream that a client may take as long for as it likes: what was forgotten meanwhile is kept for it.
-    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::Internal(error.to_string())))
+    Answer::in_bursts(None, more).map_err(|error| Problem::Refused(Error::internal(error)))
 }
 
 /// Writes the JSON of all processes, a burst at a time.
@@ -233,8 +235,8 @@ mod tests {
         );
         let right = ProcessSpec::command("sh").args(["-c", "x"]).env("A", "1").env("B", "").working_dir("/tmp");
         let root = UserSpec::Name { name: "root".to_owned(), gid: None };
-        let right =
-            right.user(root).stdin(StdinMode::Pipe).stdout(OutputMode::Discard).leftovers(Leftovers::Kill).build();
+        let pipes = Pipes { stdin: StdinMode::Pipe, stdout: OutputMode::Discard, stderr: OutputMode::Capture };
+        let right = right.user(root).stdio(pipes).leftovers(Leftovers::Kill).build();
         assert_eq!(full.unwrap(), right.unwrap());
     }
 

@@ -34,7 +34,7 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let size = |size: Option<Size>| size.map_or(0, |size| size.0);
         let window = TerminalSize::new(size(self.rows), size(self.cols));
-        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).terminal(window).build()
+        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).stdio(window).build()
     }
 }
 
@@ -98,11 +98,11 @@ mod tests {
     fn bodies() {
         let plain = || ProcessSpec::command("sh");
         for (fields, right) in [
-            ("", plain().terminal(TerminalSize { rows: 24, cols: 80 })),
-            (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().terminal(TerminalSize::default())),
-            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).terminal(TerminalSize::default())),
-            (r#","rows":40,"cols":4294967295"#, plain().terminal(TerminalSize { rows: 40, cols: 1000 })),
-            (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").terminal(TerminalSize::default())),
+            ("", plain().stdio(TerminalSize { rows: 24, cols: 80 })),
+            (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().stdio(TerminalSize::default())),
+            (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).stdio(TerminalSize::default())),
+            (r#","rows":40,"cols":4294967295"#, plain().stdio(TerminalSize { rows: 40, cols: 1000 })),
+            (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").stdio(TerminalSize::default())),
         ] {
             let body = format!("{{\"command\":\"sh\"{fields}}}");
             assert_eq!(spec(&body).unwrap(), right.build().unwrap(), "{body}");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{StartAt, View};
-use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
+use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, Pipes, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
 use crate::supervisor::Handle;
 
 use crate::http::api::events;
@@ -62,7 +62,7 @@ impl RunBody {
             (None, None) => None,
         };
         if input.is_some() {
-            spec = spec.stdin(StdinMode::Pipe);
+            spec = spec.stdio(Pipes { stdin: StdinMode::Pipe, ..Pipes::default() });
         }
         Ok((spec.build()?, input))
     }
@@ -129,7 +129,8 @@ pub(in crate::http) fn run(api: &Api, request: &mut Request<'_>) -> Result<Answe
     let (spec, input) = body.into_spec().map_err(Error::from)?;
     let input = input.map(|input| request.hold_input(input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
-    let (unit, starting) = api.handle.begin_start(spec, waker.clone());
+    let (unit, starting) = api.handle.begin_start_with_user(spec);
+    starting.set_waker(waker.clone().into());
     let mut guard = KillUnheard { handle: api.handle.clone(), unit: Some(unit) };
     let started = loop {
         if let Some(started) = starting.try_take() {
@@ -172,7 +173,7 @@ mod tests {
         let input = |fields: &str| {
             let body = format!("{{\"command\":\"sh\",{fields}}}");
             let body = json::parse::<RunBody>(body.as_bytes()).map_err(|problem| problem.to_string())?;
-            body.into_spec().map(|(spec, input)| (spec.stdin, input)).map_err(|error| error.to_string())
+            body.into_spec().map(|(spec, input)| (spec.stdio, input)).map_err(|error| error.to_string())
         };
         for (fields, right) in [
             (r#""stdin":null,"stdin_base64":null"#, None),
@@ -182,8 +183,9 @@ mod tests {
             (r#""stdin_base64":"aGk=","stdin":null"#, Some(b"hi")),
             (r#""stdin_base64":"""#, Some(b"")),
         ] {
-            let mode = if right.is_some() { StdinMode::Pipe } else { StdinMode::Closed };
-            assert_eq!(input(fields), Ok((mode, right.map(<[u8]>::to_vec))), "{fields}");
+            let stdin = if right.is_some() { StdinMode::Pipe } else { StdinMode::Closed };
+            let stdio = Pipes { stdin, ..Pipes::default() }.into();
+            assert_eq!(input(fields), Ok((stdio, right.map(<[u8]>::to_vec))), "{fields}");
         }
         for (fields, part) in [
             (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` exclude each other"),

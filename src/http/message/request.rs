@@ -217,14 +217,14 @@ impl<'c> Request<'c> {
     pub(in crate::http) fn begin_long(&mut self) -> Result<(), Problem> {
         if self.is_on_reserve {
             let why = "no thread can be started for a connection; only metadata, signals and DELETE are served";
-            return Err(Problem::Refused(Error::OutOfResources(why.to_owned())));
+            return Err(Problem::Refused(Error::out_of_resources(why)));
         }
         if self.socket.begin_long() {
             return Ok(());
         }
         let most = self.socket.most_long();
         let why = format!("{most} connections have streams, waits, tunnels, terminals or files, and more may not");
-        Err(Problem::Refused(Error::OutOfResources(why)))
+        Err(Problem::Refused(Error::out_of_resources(why)))
     }
 
     /// Says that this request starts something, which the threads in reserve have no time for.

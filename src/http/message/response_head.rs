@@ -108,7 +108,7 @@ impl Problem {
 
 /// Out of something that a request needs; nothing was changed.
 pub(in crate::http) fn out_of(what: &str, error: &io::Error) -> Problem {
-    Problem::Refused(Error::OutOfResources(format!("{what}: {error}")))
+    Problem::Refused(Error::out_of_resources(format_args!("{what}: {error}")))
 }
 
 fn refusal(error: &Error) -> (u16, &'static str) {
@@ -192,7 +192,7 @@ impl Reply {
     pub(in crate::http) fn json(status: u16, value: &impl Serialize) -> Reply {
         match serde_json::to_vec(value) {
             Ok(body) => Reply::bytes(status, "application/json", body),
-            Err(error) => Problem::Refused(Error::Internal(error.to_string())).reply(),
+            Err(error) => Problem::Refused(Error::internal(error)).reply(),
         }
     }
 
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn no_code_of_the_hosted_proxy_and_no_502() {
         // On these the Python client sends even a run again, and a command would run twice.
-        for error in [Error::Internal(String::new()), Error::ShuttingDown, Error::OutOfResources(String::new())] {
+        for error in [Error::internal(""), Error::ShuttingDown, Error::out_of_resources("")] {
             let (status, code) = refusal(&error);
             assert_ne!(status, 502);
             assert!(!code.starts_with("SANDBOX_") && code != "AUTH_SERVICE_UNAVAILABLE");

@@ -65,7 +65,7 @@ impl Connection {
         }
         if !self.socket.answered() {
             let why = "the request could not be handled; the log says more";
-            self.refuse(&Problem::Refused(Error::Internal(why.to_owned())));
+            self.refuse(&Problem::Refused(Error::internal(why)));
         }
         false
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-const LIMITS: Limits = Limits { per_unit: 64 * MIB, total: 256 * MIB };
+const LIMITS: LogLimits = LogLimits { per_unit: 64 * MIB, total: 256 * MIB };
 
 #[test]
 fn the_directory_is_ours_alone() {

@@ -26,7 +26,7 @@ pub(super) const MIB: u64 = 1024 * 1024;
 
 pub(super) fn store(per_unit: u64, total: u64, tune: impl FnOnce(&mut Disk)) -> (TempDir, Arc<LogStore>) {
     let dir = tempfile::tempdir().unwrap();
-    let store = LogStore::open_with(&dir.path().join("logs"), Limits { per_unit, total }, tune).unwrap();
+    let store = LogStore::open_with(&dir.path().join("logs"), LogLimits { per_unit, total }, tune).unwrap();
     (dir, store)
 }
 

@@ -12,7 +12,7 @@ fn at(secs: u64) -> Now {
 fn start(fleet: &mut Fleet<()>, id: u64, pid: Pid, managed: Option<ManagedSpec>) -> Result<UnitId, Error> {
     let id = UnitId(id);
     fleet.admit(id, Unit::new(managed, None), 0, || ())?;
-    for event in [Event::Start, Event::Spawned(pid), Event::ExecOk] {
+    for event in [Event::Start, Event::UserResolved, Event::Spawned(pid), Event::ExecOk] {
         fleet.step(id, at(0), event, &mut Vec::new());
     }
     Ok(id)
@@ -55,6 +55,7 @@ fn an_earlier_pid_goes_on_addressing_a_managed_process() {
     assert_eq!(fleet.due(at(1)), None);
     assert_eq!(fleet.due(at(2)), Some(web));
     fleet.step(web, at(2), Event::Tick, &mut Vec::new());
+    fleet.step(web, at(2), Event::UserResolved, &mut Vec::new());
     fleet.step(web, at(2), Event::Spawned(301), &mut Vec::new());
     for target in [Target::Pid(300), Target::Pid(301), Target::Name("web".into()), Target::Unit(web)] {
         assert_eq!(fleet.find(&target), Ok(web), "{target}");
@@ -97,7 +98,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
     let begin = |fleet: &mut Fleet<()>, id: u64| {
         let id = UnitId(id);
         fleet.admit(id, Unit::with_terminal(), 0, || ())?;
-        for event in [Event::Start, Event::Spawned(100 + id.0 as Pid), Event::ExecOk] {
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(100 + id.0 as Pid), Event::ExecOk] {
             fleet.step(id, at(0), event, &mut Vec::new());
         }
         Ok(id)
@@ -121,7 +122,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
     for id in [second, third, plain] {
         fleet.remove(id);
     }
-    assert!(fleet.is_quiet() && fleet.slots.is_empty() && fleet.ended_sessions.units.is_empty());
+    assert!(fleet.is_quiet() && fleet.members.is_empty() && fleet.ended_sessions.units.is_empty());
 }
 
 #[test]
@@ -134,6 +135,7 @@ fn old_pids_have_a_bound() {
         fleet.step(id, at(run * 2), Event::Exited(Exit::Code(1)), &mut Vec::new());
         fleet.step(id, at(run * 2), Event::Drained, &mut Vec::new());
         fleet.step(id, at(run * 2 + 1), Event::Tick, &mut Vec::new());
+        fleet.step(id, at(run * 2 + 1), Event::UserResolved, &mut Vec::new());
         fleet.step(id, at(run * 2 + 1), Event::Spawned(2 + run as Pid), &mut Vec::new());
         fleet.step(id, at(run * 2 + 1), Event::ExecOk, &mut Vec::new());
     }
@@ -155,7 +157,7 @@ fn long_specs_are_not_remembered_for_long() {
     for n in 1..=10 {
         let id = UnitId(n);
         fleet.admit(id, Unit::new(None, None), KEPT_BYTES / 4, || ()).unwrap();
-        for event in [Event::Start, Event::Spawned(n as Pid), Event::ExecOk] {
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(n as Pid), Event::ExecOk] {
             fleet.step(id, at(0), event, &mut Vec::new());
         }
         end(&mut fleet, id);

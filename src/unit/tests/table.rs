@@ -1,14 +1,18 @@
-//! What each event does in each state, in one place. What is not in the table does nothing, and the test holds that too.
+//! A table of what each event does in each state. The test also checks that every other event does nothing.
 
 use std::fmt::Write;
 
 use super::*;
 
-/// A managed unit with a check, `on_failure`, the default backoff; then a plain one with a timeout.
+/// State, event, actions and next state: first of a managed unit with a health check, the policy `on_failure` and the default
+/// backoff, then of a plain one with a timeout.
 const TABLE: &str = "
-new                 | start        | spawn                       | forking
+new                 | start        | resolve                     | awaiting user
 new                 | stop         | kill                        | down
 new                 | restart      | reopen kill                 | tree, restart
+awaiting user       | resolved     | spawn                       | forking
+awaiting user       | stop         | forget                      | down
+awaiting user       | shut down    | start-failed forget         | down
 forking             | spawned      |                             | execing
 forking             | spawn failed | start-failed forget         | down
 forking             | stop         |                             | forking
@@ -21,14 +25,14 @@ execing             | restart      | term unwatch                | execing, rest
 execing             | shut down    | term unwatch                | execing, stop
 execing             | tick, due    | started watch               | slow
 slow                | exec ok      |                             | running
-slow                | exec failed  | complain                    | running
+slow                | exec failed  | report                      | running
 slow                | exited 0     |                             | slow, reaped
 slow                | exited 1     |                             | slow, reaped
 slow                | stop         | term unwatch                | slow, stop
 slow                | restart      | term unwatch                | slow, restart
 slow                | shut down    | term unwatch                | slow, stop
 slow                | healthy      |                             | slow
-slow                | sick         | term unwatch                | slow, fail
+slow                | sick         | term unwatch                | slow, failed
 broken              | exited 0     | start-failed forget         | down
 broken              | exited 1     | start-failed forget         | down
 broken              | stop         |                             | broken, stop
@@ -40,7 +44,7 @@ reaped              | stop         | kill                        | reaped, stop
 reaped              | restart      | kill                        | reaped, restart
 reaped              | shut down    | term                        | reaped, stop
 slow, reaped        | exec ok      | unwatch kill drain          | draining
-slow, reaped        | exec failed  | complain unwatch kill drain | draining
+slow, reaped        | exec failed  | report unwatch kill drain   | draining
 slow, reaped        | stop         | kill                        | slow, reaped, stop
 slow, reaped        | restart      | kill                        | slow, reaped, restart
 slow, reaped        | shut down    | term                        | slow, reaped, stop
@@ -50,7 +54,7 @@ running             | stop         | term unwatch                | running, stop
 running             | restart      | term unwatch                | running, restart
 running             | shut down    | term unwatch                | running, stop
 running             | healthy      |                             | running
-running             | sick         | term unwatch                | running, fail
+running             | sick         | term unwatch                | running, failed
 running, stop       | exited 0     | unwatch drain               | draining, stop
 running, stop       | exited 1     | unwatch drain               | draining, stop
 running, stop       | restart      |                             | running, restart
@@ -61,12 +65,12 @@ running, restart    | exited 1     | unwatch drain               | draining, res
 running, restart    | stop         |                             | running, stop
 running, restart    | shut down    |                             | running, stop
 running, restart    | tick, due    | kill                        | running, restart
-running, fail       | exited 0     | unwatch drain               | draining, fail
-running, fail       | exited 1     | unwatch drain               | draining, fail
-running, fail       | stop         |                             | running, stop
-running, fail       | restart      |                             | running, restart
-running, fail       | shut down    |                             | running, stop
-running, fail       | tick, due    | kill                        | running, fail
+running, failed     | exited 0     | unwatch drain               | draining, failed
+running, failed     | exited 1     | unwatch drain               | draining, failed
+running, failed     | stop         |                             | running, stop
+running, failed     | restart      |                             | running, restart
+running, failed     | shut down    |                             | running, stop
+running, failed     | tick, due    | kill                        | running, failed
 draining            | drained      |                             | tree
 draining            | stop         | kill                        | draining, stop
 draining            | restart      | kill                        | draining, restart
@@ -79,29 +83,29 @@ draining, restart   | drained      |                             | tree, restart
 draining, restart   | stop         |                             | draining, stop
 draining, restart   | shut down    |                             | draining, stop
 draining, restart   | tick, due    | kill                        | draining, restart
-draining, fail      | drained      |                             | tree, fail
-draining, fail      | stop         |                             | draining, stop
-draining, fail      | restart      |                             | draining, restart
-draining, fail      | shut down    |                             | draining, stop
-draining, fail      | tick, due    | kill                        | draining, fail
+draining, failed    | drained      |                             | tree, failed
+draining, failed    | stop         |                             | draining, stop
+draining, failed    | restart      |                             | draining, restart
+draining, failed    | shut down    |                             | draining, stop
+draining, failed    | tick, due    | kill                        | draining, failed
 tree                | tree gone    |                             | backing off
 tree                | stop         | finish                      | down
 tree                | restart      |                             | tree, restart
 tree                | shut down    | finish                      | down
 tree                | tick, due    |                             | backing off
-tree, restart       | tree gone    | spawn                       | forking
+tree, restart       | tree gone    | resolve                     | awaiting user
 tree, restart       | stop         | finish                      | down
 tree, restart       | shut down    | finish                      | down
 tree, restart       | tick, due    | kill                        | tree, restart
-tree, fail          | tree gone    |                             | backing off
-tree, fail          | stop         | finish                      | down
-tree, fail          | restart      |                             | tree, restart
-tree, fail          | shut down    | finish                      | down
-tree, fail          | tick, due    | kill                        | tree, fail
+tree, failed        | tree gone    |                             | backing off
+tree, failed        | stop         | finish                      | down
+tree, failed        | restart      |                             | tree, restart
+tree, failed        | shut down    | finish                      | down
+tree, failed        | tick, due    | kill                        | tree, failed
 backing off         | stop         | kill finish                 | down
 backing off         | restart      | kill                        | tree, restart
 backing off         | shut down    | kill finish                 | down
-backing off         | tick, due    | spawn                       | forking
+backing off         | tick, due    | resolve                     | awaiting user
 down                | stop         | kill                        | down
 down                | restart      | reopen kill                 | tree, restart
 down                | shut down    | term                        | down
@@ -109,6 +113,9 @@ down, leftovers     | tree gone    |                             | down
 down, leftovers     | restart      | reopen                      | tree, restart
 down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
+2nd awaiting user   | resolved     | spawn                       | forking
+2nd awaiting user   | stop         | kill finish                 | down
+2nd awaiting user   | shut down    | kill finish                 | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
 2nd forking         | stop         |                             | forking
@@ -128,8 +135,8 @@ down, leftovers     | tick, due    | kill                        | down
 2nd broken, stop    | exited 0     | start-failed finish         | down
 2nd broken, stop    | exited 1     | start-failed finish         | down
 2nd broken, stop    | restart      |                             | broken, restart
-2nd broken, restart | exited 0     | start-failed spawn          | forking
-2nd broken, restart | exited 1     | start-failed spawn          | forking
+2nd broken, restart | exited 0     | start-failed resolve        | awaiting user
+2nd broken, restart | exited 1     | start-failed resolve        | awaiting user
 2nd broken, restart | stop         |                             | broken, stop
 2nd broken, restart | shut down    |                             | broken, stop
 2nd reaped          | exec ok      | started unwatch kill drain  | draining
@@ -137,7 +144,7 @@ down, leftovers     | tick, due    | kill                        | down
 2nd reaped          | stop         | kill                        | reaped, stop
 2nd reaped          | restart      | kill                        | reaped, restart
 2nd reaped          | shut down    | term                        | reaped, stop
-plain new           | start        | spawn                       | forking
+plain new           | start        | resolve                     | awaiting user
 plain new           | stop         | kill                        | down
 plain execing       | exec ok      | started                     | running
 plain execing       | exec failed  |                             | broken
@@ -150,7 +157,7 @@ plain broken        | exited 0     | start-failed forget         | down
 plain broken        | exited 1     | start-failed forget         | down
 plain broken        | stop         | kill                        | broken, stop
 plain broken        | shut down    |                             | broken, stop
-plain broken        | tick, due    | kill                        | broken, expired
+plain broken        | tick, due    | kill                        | broken, timed out
 plain reaped        | exec ok      | started drain               | draining
 plain reaped        | exec failed  | start-failed forget         | down
 plain reaped        | stop         | kill                        | reaped, stop
@@ -160,7 +167,7 @@ plain running       | exited 0     | drain                       | draining
 plain running       | exited 1     | drain                       | draining
 plain running       | stop         | kill                        | running, stop
 plain running       | shut down    | term                        | running, stop
-plain running       | tick, due    | kill                        | running, expired
+plain running       | tick, due    | kill                        | running, timed out
 plain running, stop | exited 0     | drain                       | draining, stop
 plain running, stop | exited 1     | drain                       | draining, stop
 plain running, stop | stop         | kill                        | running, stop
@@ -173,7 +180,7 @@ plain down          | stop         | kill                        | down
 plain down          | shut down    | term                        | down
 ";
 
-/// How to come to each state that an event can meet.
+/// A way into each state.
 fn states() -> Vec<(&'static str, Story)> {
     let checked = || Story::managed(Policy::OnFailure, health(1));
     let plain = || Story { unit: Unit::new(None, Some(60_000 * MS)), ..Story::plain() };
@@ -190,8 +197,14 @@ fn states() -> Vec<(&'static str, Story)> {
         story.after(EXEC_PATIENCE).event(Event::Tick);
         story
     };
-    let forking = |mut story: Story| {
+    let awaiting_user = |mut story: Story| {
         story.unit.step(story.clock(), Event::Start, &mut Vec::new());
+        story
+    };
+    let forking = |mut story: Story| {
+        for event in [Event::Start, Event::UserResolved] {
+            story.unit.step(story.clock(), event, &mut Vec::new());
+        }
         story
     };
     let again = |events: &[Event]| {
@@ -210,6 +223,7 @@ fn states() -> Vec<(&'static str, Story)> {
     };
     vec![
         ("new", checked()),
+        ("awaiting user", awaiting_user(checked())),
         ("forking", forking(checked())),
         ("execing", told(checked(), &start())),
         ("slow", late(checked())),
@@ -219,23 +233,24 @@ fn states() -> Vec<(&'static str, Story)> {
         ("running", told(checked(), &up())),
         ("running, stop", told(checked(), &with(up(), &[Event::Stop]))),
         ("running, restart", told(checked(), &with(up(), &[Event::Restart]))),
-        ("running, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
+        ("running, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
         ("draining", told(checked(), &with(up(), &[exited(1)]))),
         ("draining, stop", told(checked(), &with(up(), &[Event::Stop, exited(1)]))),
         ("draining, restart", told(checked(), &with(up(), &[Event::Restart, exited(1)]))),
-        ("draining, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
+        ("draining, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
         ("tree", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
         ("tree, restart", told(checked(), &with(up(), &[Event::Restart, exited(1), Event::Drained]))),
-        ("tree, fail", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
+        ("tree, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
         ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
         ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
         ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
-        ("2nd forking", again(&[])),
-        ("2nd execing", again(&[Event::Spawned(8)])),
-        ("2nd broken", again(&[Event::Spawned(8), failed()])),
-        ("2nd broken, stop", again(&[Event::Spawned(8), failed(), Event::Stop])),
-        ("2nd broken, restart", again(&[Event::Spawned(8), failed(), Event::Restart])),
-        ("2nd reaped", again(&[Event::Spawned(8), exited(1)])),
+        ("2nd awaiting user", again(&[])),
+        ("2nd forking", again(&[Event::UserResolved])),
+        ("2nd execing", again(&[Event::UserResolved, Event::Spawned(8)])),
+        ("2nd broken", again(&[Event::UserResolved, Event::Spawned(8), failed()])),
+        ("2nd broken, stop", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Stop])),
+        ("2nd broken, restart", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Restart])),
+        ("2nd reaped", again(&[Event::UserResolved, Event::Spawned(8), exited(1)])),
         ("plain new", plain()),
         ("plain execing", told(plain(), &start())),
         ("plain broken", told(plain(), &with(start(), &[failed()]))),
@@ -251,8 +266,9 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
     let run = story.unit.run;
     vec![
         ("start", Event::Start),
+        ("resolved", Event::UserResolved),
         ("spawned", Event::Spawned(7)),
-        ("spawn failed", Event::SpawnFailed(Error::OutOfResources("forks".into()))),
+        ("spawn failed", Event::SpawnFailed(Error::out_of_resources("forks"))),
         ("exec ok", Event::ExecOk),
         ("exec failed", Event::ExecFailed(Error::CommandNotFound("x".into()))),
         ("exited 0", Event::Exited(Exit::Code(0))),
@@ -275,8 +291,9 @@ fn name(unit: &Unit) -> String {
     let State::Up(run) = &unit.state else {
         return match unit.state {
             State::BackingOff { .. } => "backing off".to_owned(),
-            State::AwaitingTree(TreeWait { then: Then::Policy, .. }) => "tree".to_owned(),
-            State::AwaitingTree(TreeWait { then, .. }) => format!("tree, {}", format!("{then:?}").to_lowercase()),
+            State::AwaitingTree(TreeWait { next: Next::Policy, .. }) => "tree".to_owned(),
+            State::AwaitingTree(TreeWait { next, .. }) => format!("tree, {}", next_word(next)),
+            State::AwaitingUser => "awaiting user".to_owned(),
             State::Forking => "forking".to_owned(),
             _ => "down".to_owned(),
         };
@@ -290,24 +307,36 @@ fn name(unit: &Unit) -> String {
         Phase::Reaped { slow: true, .. } => "slow, reaped",
         Phase::Draining { .. } => "draining",
     };
-    match run.then {
-        Then::Policy => phase.to_owned(),
-        then => format!("{phase}, {}", format!("{then:?}").to_lowercase()),
+    match run.next {
+        Next::Policy => phase.to_owned(),
+        next => format!("{phase}, {}", next_word(next)),
+    }
+}
+
+fn next_word(next: Next) -> &'static str {
+    match next {
+        Next::Policy => "policy",
+        Next::Failed => "failed",
+        Next::Stop => "stop",
+        Next::Restart => "restart",
+        Next::TimedOut => "timed out",
     }
 }
 
 fn words(actions: &[Action]) -> String {
     let word = |action: &Action| match action {
+        Action::ResolveUser => "resolve".to_owned(),
         Action::Terminate => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),
+        Action::ReportLateFailure(_) => "report".to_owned(),
         action => format!("{action:?}").split('(').next().unwrap_or_default().to_lowercase(),
     };
     actions.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
-fn every_event_in_every_state() {
+fn every_event_in_every_state_does_what_the_table_says() {
     let mut table = String::new();
     for (state, story) in states() {
         for (event, input) in events(&story) {

@@ -1,42 +1,46 @@
-//! Searches every reachable state of a unit, in a world that may do anything it can do, and holds the invariants in each.
+//! Searches every reachable state of a unit together with its surroundings, and checks the invariants in each.
 //!
-//! Times are kept relative to the present and counts are capped, so that the states are finitely many.
+//! Times are relative to the present and counts are capped, so that the number of states is finite.
 
 use std::collections::{HashSet, VecDeque};
 
 use super::*;
 
-/// The present of every state.
+/// The current time in every state.
 const BASE: Duration = Duration::from_secs(1_000);
-/// Further back than this makes no difference.
+/// Times that are further in the past than this make no difference.
 const LONG_AGO: Duration = Duration::from_secs(11);
 const NOW: Now = Now { mono: BASE, wall: 0 };
 
-/// What is true outside of the unit.
+/// The surroundings of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct World {
-    /// A child that has not been reaped, and that is waited for.
+    /// The user of the next run is being looked up.
+    resolving: bool,
+    /// There is a child that has not been reaped and was not abandoned.
     child: bool,
-    /// The exec's outcome is on its way.
+    /// The outcome of the exec is still to come.
     exec: bool,
-    /// A drain was asked for.
+    /// A drain was requested and has not finished.
     draining: bool,
+    /// The health of the run is probed.
     watched: bool,
-    /// Followers have ended.
+    /// The log and its followers have ended.
     finished: bool,
-    /// The last that was asked for is that it be down.
+    /// The latest request was to stop the unit.
     stopped: bool,
+    /// The unit was removed.
     forgotten: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct Node {
     unit: Unit,
     world: World,
 }
 
-/// What led here, for the words of a failure.
-type Context<'a> = (&'a Event, &'a Place);
+/// The event and the node that led to an action, for the message of a failed assertion.
+type Context<'a> = (&'a Event, &'a Node);
 
 #[derive(Clone, Debug)]
 enum Input {
@@ -44,16 +48,19 @@ enum Input {
     Time(Duration),
 }
 
-fn inputs(place: &Place) -> Vec<Input> {
-    let (unit, world) = (&place.unit, &place.world);
+fn inputs(node: &Node) -> Vec<Input> {
+    let (unit, world) = (&node.unit, &node.world);
     if world.forgotten {
         return Vec::new();
     }
     let mut events = Vec::new();
-    if unit.run == 0 {
+    if unit.run == 0 && !world.resolving {
         events.push(Event::Start);
     } else {
         events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start, Event::HangUp]);
+    }
+    if world.resolving {
+        events.push(Event::UserResolved);
     }
     if world.child {
         events.extend([Exit::Code(0), Exit::Code(1), Exit::Signal(9)].map(Event::Exited));
@@ -70,7 +77,7 @@ fn inputs(place: &Place) -> Vec<Input> {
     if world.watched {
         events.extend([Event::Verdict(unit.run, Ok(())), Event::Verdict(unit.run, sick())]);
     }
-    // Of an earlier run, and out of the blue: nothing may come of it.
+    // A verdict on an earlier run, and events at the wrong time: these must change nothing.
     events.extend([Event::Verdict(unit.run.wrapping_sub(1), sick()), Event::Spawned(1), Event::Tick]);
     let mut inputs: Vec<Input> = events.into_iter().map(Input::Event).collect();
     if let Some(at) = unit.deadline() {
@@ -80,9 +87,9 @@ fn inputs(place: &Place) -> Vec<Input> {
     inputs
 }
 
-/// All places that one input can lead to: a fork may fail.
-fn follow(place: &Place, input: &Input) -> Vec<Place> {
-    let mut next = place.clone();
+/// The nodes that one input can lead to; there are two where it forks, since a fork can fail.
+fn follow(node: &Node, input: &Input) -> Vec<Node> {
+    let mut next = node.clone();
     let event = match input {
         Input::Event(event) => event.clone(),
         Input::Time(passed) => {
@@ -91,6 +98,7 @@ fn follow(place: &Place, input: &Input) -> Vec<Place> {
         }
     };
     match &event {
+        Event::UserResolved => next.world.resolving = false,
         Event::Exited(_) => next.world.child = false,
         Event::ExecOk | Event::ExecFailed(_) => next.world.exec = false,
         Event::Drained => next.world.draining = false,
@@ -101,30 +109,36 @@ fn follow(place: &Place, input: &Input) -> Vec<Place> {
     }
     let mut out = Vec::new();
     next.unit.step(NOW, event.clone(), &mut out);
-    perform(next, out, (&event, place))
+    perform(next, out, (&event, node))
 }
 
-fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Place> {
+fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> {
     for (index, action) in actions.iter().enumerate() {
-        let world = &mut place.world;
+        let world = &mut node.world;
         match action {
+            Action::ResolveUser => {
+                assert!(!world.child && !world.exec && !world.draining, "two runs at once: {context:?}");
+                assert!(!world.stopped && !world.finished, "a stopped unit starts by itself: {context:?}");
+                assert_eq!(index + 1, actions.len(), "the answer can come in the same step: {context:?}");
+                world.resolving = true;
+            }
             Action::Spawn => {
                 assert!(!world.child && !world.exec && !world.draining, "two children: {context:?}");
                 assert!(!world.stopped, "a stopped unit starts by itself: {context:?}");
                 assert!(!world.finished, "followers would miss this run: {context:?}");
                 assert_eq!(index + 1, actions.len(), "nothing may follow a fork in the same step: {context:?}");
-                return forks(place, context);
+                return forks(node, context);
             }
-            // To the tree, of which something may be left without its leader.
+            // Goes to the tree, which can outlive its leader.
             Action::Terminate => {}
             Action::Abandon(_) => {
-                assert!(world.child && place.unit.leader().is_none(), "{context:?}");
-                // What the exec has come to is told late or never, and nobody waits for it.
+                assert!(world.child && node.unit.leader().is_none(), "{context:?}");
+                // The outcome of the exec comes late or never, and nothing waits for it.
                 (world.child, world.exec) = (false, false);
             }
             Action::HangUp => {
                 assert!(world.child, "a signal to a PID that was reaped: {context:?}");
-                assert!(place.unit.leader().is_some(), "{context:?}");
+                assert!(node.unit.leader().is_some(), "{context:?}");
             }
             Action::Disconnect => {}
             Action::Watch => world.watched = true,
@@ -140,28 +154,28 @@ fn perform(mut place: Place, actions: Vec<Action>, context: Context) -> Vec<Plac
             }
             Action::Reopen => world.finished = false,
             Action::Forget => world.forgotten = true,
-            Action::KillTree | Action::Started | Action::StartFailed(..) | Action::Complain(_) => {}
+            Action::KillTree | Action::Started | Action::StartFailed(..) | Action::ReportLateFailure(_) => {}
         }
     }
-    vec![place]
+    vec![node]
 }
 
-fn forks(place: Place, context: Context) -> Vec<Place> {
-    let mut places = Vec::new();
-    for event in [Event::Spawned(PID), Event::SpawnFailed(Error::OutOfResources("forks".into()))] {
-        let mut next = place.clone();
+fn forks(node: Node, context: Context) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for event in [Event::Spawned(PID), Event::SpawnFailed(Error::out_of_resources("forks"))] {
+        let mut next = node.clone();
         let up = matches!(event, Event::Spawned(_));
         (next.world.child, next.world.exec) = (up, up);
         let mut out = Vec::new();
         next.unit.step(NOW, event, &mut out);
         cap(&mut next.unit);
-        // A failed fork may be tried again at once; that is the same place again, one restart on.
-        places.extend(perform(next, out, context));
+        // A failed fork can be tried again in the same step: the same node with one more restart.
+        nodes.extend(perform(next, out, context));
     }
-    places
+    nodes
 }
 
-/// Lets time pass: everything that is kept of it moves back.
+/// Lets time pass: moves every time that the unit holds into the past.
 fn pass(unit: &mut Unit, passed: Duration) {
     let past = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE - LONG_AGO);
     let due = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE);
@@ -174,7 +188,7 @@ fn pass(unit: &mut Unit, passed: Duration) {
     }
     if let State::Up(run) = &mut unit.state {
         past(&mut run.since);
-        let deadlines = [&mut run.kill_at, &mut run.disconnect_at, &mut run.expires, &mut run.abandon_at];
+        let deadlines = [&mut run.kill_at, &mut run.disconnect_at, &mut run.expires_at, &mut run.abandon_at];
         deadlines.into_iter().flatten().for_each(due);
         if let Phase::Execing { give_up } = &mut run.phase {
             due(give_up);
@@ -184,76 +198,82 @@ fn pass(unit: &mut Unit, passed: Duration) {
     unit.health.healthy_since.iter_mut().for_each(past);
 }
 
-/// Counts beyond these make no difference.
+/// Caps the counts; higher ones make no difference.
 fn cap(unit: &mut Unit) {
     unit.run = unit.run.min(2);
-    unit.streak = unit.streak.min(4);
+    unit.restarts = unit.restarts.min(4);
     unit.short_runs = unit.short_runs.min(SHORT_RUNS);
     unit.health.failures = unit.health.failures.min(2);
     unit.last_error = unit.last_error.as_ref().map(|_| String::new());
     unit.next_restart_at = unit.next_restart_at.map(|_| 0);
 }
 
-fn check(place: &Place) {
-    let (unit, world) = (&place.unit, &place.world);
+fn check(node: &Node) {
+    let (unit, world) = (&node.unit, &node.world);
     match &unit.state {
         State::Down => {
-            assert!(!world.child && !world.draining && !world.watched, "{place:?}");
-            assert!(unit.run == 0 || world.finished || world.forgotten, "down, and its followers wait: {place:?}");
+            assert!(!world.child && !world.draining && !world.watched, "{node:?}");
+            assert!(unit.run == 0 || world.finished || world.forgotten, "down, and its followers wait: {node:?}");
         }
-        State::Forking => panic!("between steps: {place:?}"),
+        State::AwaitingUser => {
+            assert!(world.resolving, "no event would ever come: {node:?}");
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{node:?}");
+            assert!(!world.finished && !world.stopped && !world.forgotten, "{node:?}");
+        }
+        State::Forking => panic!("between steps: {node:?}"),
         State::Up(run) => {
-            assert!(!world.finished, "{place:?}");
-            assert!(world.child || world.exec || world.draining, "nothing will ever happen: {place:?}");
-            if run.then != Then::Policy && unit.managed.is_some() {
-                assert!(!world.watched || !world.child, "probed while it is stopped: {place:?}");
+            assert!(!world.finished, "{node:?}");
+            assert!(world.child || world.exec || world.draining, "no event would ever come: {node:?}");
+            if run.next != Next::Policy && unit.managed.is_some() {
+                assert!(!world.watched || !world.child, "probed while it is stopped: {node:?}");
             }
         }
         State::AwaitingTree(_) => {
-            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{place:?}");
-            assert!(!world.finished && !world.stopped && unit.deadline().is_some(), "{place:?}");
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{node:?}");
+            assert!(!world.finished && !world.stopped && unit.deadline().is_some(), "{node:?}");
         }
         State::BackingOff { until } => {
-            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{place:?}");
-            assert_eq!(unit.deadline().map(|at| at <= *until), Some(true), "a lost restart: {place:?}");
-            assert!(!world.stopped, "{place:?}");
+            assert!(!world.child && !world.exec && !world.draining && !world.watched, "{node:?}");
+            assert_eq!(unit.deadline().map(|at| at <= *until), Some(true), "a lost restart: {node:?}");
+            assert!(!world.stopped, "{node:?}");
         }
     }
     if unit.leader().is_some() {
-        assert!(world.child, "a reaped leader could be signalled: {place:?}");
+        assert!(world.child, "a reaped leader could be signalled: {node:?}");
     }
 }
 
-/// However it stands, a stop and the end of its child lead to down.
-fn check_stop(place: &Place) {
-    let mut places = vec![place.clone()];
-    let events = [Event::Stop, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
+/// In every state, a stop and the end of the child lead to a unit that is down.
+fn check_stop(node: &Node) {
+    let mut nodes = vec![node.clone()];
+    let events = [Event::Stop, Event::UserResolved, Event::ExecOk, Event::Exited(Exit::Signal(9)), Event::Drained];
     for event in events {
-        let fits = |place: &Place| match event {
-            Event::ExecOk => place.world.exec,
-            Event::Exited(_) => place.world.child,
-            Event::Drained => place.world.draining,
-            _ => !place.world.forgotten && place.unit.run > 0,
+        let fits = |node: &Node| match event {
+            Event::UserResolved => node.world.resolving,
+            Event::ExecOk => node.world.exec,
+            Event::Exited(_) => node.world.child,
+            Event::Drained => node.world.draining,
+            _ => !node.world.forgotten && (node.unit.run > 0 || node.world.resolving),
         };
-        places = places
+        nodes = nodes
             .into_iter()
-            .flat_map(|place| if fits(&place) { follow(&place, &Input::Event(event.clone())) } else { vec![place] })
+            .flat_map(|node| if fits(&node) { follow(&node, &Input::Event(event.clone())) } else { vec![node] })
             .collect();
     }
-    for end in places {
-        assert!(end.world.forgotten || end.unit.is_down(), "{place:?} does not stop: {end:?}");
+    for end in nodes {
+        assert!(end.world.forgotten || end.unit.is_down(), "{node:?} does not stop: {end:?}");
     }
 }
 
 fn walk(unit: Unit) -> usize {
-    let start = Place { unit, world: World::default() };
+    let start = Node { unit, world: World::default() };
     let mut seen = HashSet::from([start.clone()]);
     let mut queue = VecDeque::from([start]);
-    while let Some(place) = queue.pop_front() {
-        check(&place);
-        check_stop(&place);
-        for input in inputs(&place) {
-            for mut next in follow(&place, &input) {
+    while let Some(node) = queue.pop_front() {
+        check(&node);
+        check_stop(&node);
+        for input in inputs(&node) {
+            for mut next in follow(&node, &input) {
                 cap(&mut next.unit);
                 if seen.insert(next.clone()) {
                     queue.push_back(next);
@@ -266,7 +286,7 @@ fn walk(unit: Unit) -> usize {
 
 #[test]
 fn no_reachable_state_breaks_an_invariant() {
-    let mut places = walk(Unit::new(None, None)) + walk(Unit::with_terminal()) + walk(Unit::new(None, Some(300 * MS)));
+    let mut nodes = walk(Unit::new(None, None)) + walk(Unit::with_terminal()) + walk(Unit::new(None, Some(300 * MS)));
     for policy in [Policy::Never, Policy::OnFailure, Policy::Always] {
         for (backoff, most) in [(500, Some(2)), (0, None)] {
             for checked in [false, true] {
@@ -277,10 +297,10 @@ fn no_reachable_state_breaks_an_invariant() {
                 if checked {
                     health(2)(&mut spec);
                 }
-                places += walk(Unit::new(Some(spec), None));
+                nodes += walk(Unit::new(Some(spec), None));
             }
         }
     }
-    println!("{places} distinct states");
-    assert!(places > 300_000, "the walk has got lost: {places}");
+    println!("{nodes} distinct states");
+    assert!(nodes > 300_000, "the search is incomplete: {nodes}");
 }

@@ -1,0 +1,367 @@
+//! [`Builder`]: options of a supervisor, and its start.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, unbounded};
+use nix::unistd::{getegid, geteuid};
+
+use super::Supervisor;
+use super::actor::{Actor, Parts};
+use super::cgroups::Cgroups;
+use super::fd_budget::{self, Budget, Share};
+use super::handle::Handle;
+use super::message::Message;
+use super::probes::{News, Probes};
+use super::resolver::Resolver;
+use super::task_limit;
+use crate::health::Health;
+use crate::logs::{LogLimits, LogStore};
+use crate::model::{Pid, UserSpec};
+use crate::output::Output;
+use crate::trees::Trees;
+use crate::unit::fleet::{Bounds, Fleet};
+use tl_os::resource_limits;
+use tl_os::signal_thread::SignalThread;
+use tl_os::spawn::Spawner;
+use tl_os::task_limits;
+use tl_os::thread;
+use tl_os::user_namespace::has_own_users;
+use tl_os::wait;
+use tl_os::wait::become_subreaper;
+
+/// Options of a [`Supervisor`], made by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
+///
+/// ```
+/// use std::time::Duration;
+/// use tl_supervisor::{LogLimits, Supervisor, UserSpec};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs"))
+///     .default_user(UserSpec::current())
+///     .base_env([("LANG", "C")])
+///     .log_limits(LogLimits { per_unit: 1 << 20, total: 16 << 20 })
+///     .max_processes(100)
+///     .start()?;
+/// for warning in supervisor.warnings() {
+///     eprintln!("{warning}");
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `start` is called"]
+pub struct Builder {
+    default_user: UserSpec,
+    base_env: Vec<(String, String)>,
+    log_dir: PathBuf,
+    log_limits: LogLimits,
+    max_processes: usize,
+    keep_ended: usize,
+    max_connections: usize,
+    max_sessions: usize,
+    max_tasks: Option<u64>,
+    session_idle: Duration,
+    cgroup: Option<PathBuf>,
+    callbacks: Callbacks,
+}
+
+/// Functions of the program that the supervisor thread calls.
+struct Callbacks {
+    on_main_thread: Box<dyn Fn(TraceStop) + Send>,
+    on_end: Option<OnEnd>,
+}
+
+impl fmt::Debug for Callbacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callbacks").finish_non_exhaustive()
+    }
+}
+
+type OnEnd = Box<dyn FnOnce() + Send>;
+
+/// Calls the function of [`Builder::on_end`] when it is dropped: also when the thread that owns it panics.
+struct CallOnEnd(Option<OnEnd>);
+
+impl Drop for CallOnEnd {
+    fn drop(&mut self) {
+        if let Some(notify) = self.0.take() {
+            notify();
+        }
+    }
+}
+
+/// A process that has made this process its tracer, and is stopped: see [`Builder::on_main_thread`].
+#[derive(Debug)]
+#[must_use = "the process stays stopped until `resume` is called"]
+pub struct TraceStop(pub(super) wait::TraceStop);
+
+impl TraceStop {
+    /// PID of the stopped process, or TID of its stopped thread.
+    pub fn pid(&self) -> Pid {
+        self.0.pid
+    }
+
+    /// Ends the tracing, so that the process goes on as if it had never asked for a tracer. To be called on the main thread.
+    ///
+    /// # Errors
+    /// What `ptrace(2)` says: this is not the tracing thread, or the process has ended.
+    pub fn resume(self) -> io::Result<()> {
+        self.0.detach()
+    }
+}
+
+impl UserSpec {
+    /// The effective user and group of this process. A process that runs as them has no supplementary groups.
+    ///
+    /// ```
+    /// use tl_supervisor::UserSpec;
+    ///
+    /// assert!(matches!(UserSpec::current(), UserSpec::Uid { gid: Some(_), .. }));
+    /// ```
+    pub fn current() -> UserSpec {
+        UserSpec::Uid { uid: geteuid().as_raw(), gid: Some(getegid().as_raw()) }
+    }
+}
+
+impl Builder {
+    pub(super) fn new(log_dir: PathBuf) -> Builder {
+        Builder {
+            default_user: UserSpec::Name { name: "tl-user".to_owned(), gid: None },
+            base_env: Vec::new(),
+            log_dir,
+            log_limits: LogLimits { per_unit: 256 << 20, total: 1 << 30 },
+            max_processes: 4_096,
+            keep_ended: 1_000,
+            max_connections: 1_024,
+            max_sessions: 64,
+            max_tasks: None,
+            session_idle: Duration::from_secs(300),
+            cgroup: None,
+            callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None },
+        }
+    }
+
+    /// The user of processes whose spec names none; `tl-user` by default.
+    pub fn default_user(mut self, user: UserSpec) -> Self {
+        self.default_user = user;
+        self
+    }
+
+    /// Environment variables of every process. They take precedence over `PATH`, `HOME`, `USER`, `LOGNAME`, `SHELL` and
+    /// `LANG`, which each process has anyway.
+    pub fn base_env<K: Into<String>, V: Into<String>>(mut self, env: impl IntoIterator<Item = (K, V)>) -> Self {
+        self.base_env = env.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        self
+    }
+
+    /// How much output is kept.
+    pub fn log_limits(mut self, limits: LogLimits) -> Self {
+        self.log_limits = limits;
+        self
+    }
+
+    /// Maximum number of processes that run at the same time.
+    pub fn max_processes(mut self, max: usize) -> Self {
+        self.max_processes = max;
+        self
+    }
+
+    /// Maximum number of ended processes that are remembered, with their output.
+    pub fn keep_ended(mut self, max: usize) -> Self {
+        self.keep_ended = max;
+        self
+    }
+
+    /// Number of connections of a front end that descriptors are reserved for.
+    pub fn max_connections(mut self, max: usize) -> Self {
+        self.max_connections = max;
+        self
+    }
+
+    /// Maximum number of terminal sessions that run at the same time.
+    pub fn max_sessions(mut self, max: usize) -> Self {
+        self.max_sessions = max;
+        self
+    }
+
+    /// Maximum number of tasks (processes and threads) of all processes together, where a cgroup can limit them; otherwise of
+    /// each user except root. By default what the kernel allows, less a reserve for this process.
+    pub fn max_tasks(mut self, max: u64) -> Self {
+        self.max_tasks = Some(max);
+        self
+    }
+
+    /// Time after which a terminal session without an attached client is ended.
+    pub fn session_idle(mut self, time: Duration) -> Self {
+        self.session_idle = time;
+        self
+    }
+
+    /// The cgroup below which each run of a process gets one of its own; by default that of this process.
+    pub fn cgroup(mut self, parent: PathBuf) -> Self {
+        self.cgroup = Some(parent);
+        self
+    }
+
+    /// Has `hand_over` called with each [`TraceStop`] that only the main thread of this process can end. `hand_over` passes
+    /// it to the main thread, which calls [`TraceStop::resume`]. It is called on the supervisor thread and must not block.
+    ///
+    /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent, this process, its tracer (ptrace(2)).
+    /// Without this function such a process stays stopped until it is killed.
+    pub fn on_main_thread(mut self, hand_over: impl Fn(TraceStop) + Send + 'static) -> Self {
+        self.callbacks.on_main_thread = Box::new(hand_over);
+        self
+    }
+
+    /// Has `notify` called when the supervisor thread has ended: after the [`Supervisor`] was dropped, or because another
+    /// of its threads or it itself has panicked. It is called on that thread and must not block.
+    pub fn on_end(mut self, notify: impl FnOnce() + Send + 'static) -> Self {
+        self.callbacks.on_end = Some(Box::new(notify));
+        self
+    }
+
+    /// Starts the supervisor and its threads. It raises the resource limits of this process (its children do not inherit
+    /// that), and makes this process the one that orphaned descendants are reparented to.
+    ///
+    /// From here on the supervisor waits for *every* child of this process: no other code in it may wait for one, as
+    /// [`std::process::Child::wait`] does. SIGCHLD is blocked for the calling thread; a thread that has it unblocked and hangs
+    /// in a system call could delay the reaping.
+    ///
+    /// # Errors
+    /// The log directory cannot be made or belongs to another supervisor or user, the default user is invalid, or no thread
+    /// or descriptor is left.
+    pub fn start(self) -> io::Result<Supervisor> {
+        self.default_user.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let (original, max_files) = resource_limits::raise()?;
+        let (budget, mut warnings) = self.fit_budget(max_files);
+        if std::process::id() != 1 {
+            become_subreaper()?;
+        }
+        let mut spawner = Spawner::new(Some(original))?;
+        let logs = LogStore::open(&self.log_dir, self.log_limits)?;
+        let (messages, inbox) = unbounded();
+        let child_pending = Arc::new(AtomicBool::new(false));
+        let signals = watch_children(messages.clone(), Arc::clone(&child_pending))?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let output = Output::start(
+            move |run, notice| drop(to_self.send(Message::Output(run, notice))),
+            move || drop(died.send(Message::ThreadDied("output"))),
+        )?;
+        let probes = probes(messages.clone())?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let trees = Trees::start(
+            move |report| drop(to_self.send(Message::Trees(report))),
+            move || drop(died.send(Message::ThreadDied("trees"))),
+        )?;
+        let (to_self, died) = (messages.clone(), messages.clone());
+        let resolver = Resolver::start(
+            move |answer| drop(to_self.send(Message::UserResolved(answer))),
+            move || drop(died.send(Message::ThreadDied("users"))),
+        )?;
+        let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
+        warnings.extend(warning);
+        let default_user = Arc::new(self.default_user.clone());
+        let bounds =
+            Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
+        let Callbacks { on_main_thread, on_end } = self.callbacks;
+        let body = move || {
+            let _call_on_end = CallOnEnd(on_end);
+            // Before any unit can be in the slice: the first one needs a handle.
+            let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
+            spawner.limit_tasks(nproc);
+            let parts = Parts {
+                inbox,
+                child_pending,
+                fleet: Fleet::new(bounds),
+                logs,
+                output,
+                probes,
+                trees,
+                resolver,
+                on_main_thread,
+                spawner,
+                cgroups,
+                default_user: self.default_user,
+                base_env: self.base_env,
+                descriptors: Share::of(max_files, budget.connections),
+                session_idle: self.session_idle,
+            };
+            Actor::new(parts).run();
+            Ok(())
+        };
+        let thread = thread::spawn("supervisor", body, || {})?;
+        // A child may have ended before the signals were watched.
+        let _ = messages.send(Message::Child);
+        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread) })
+    }
+
+    /// The numbers of processes and connections that `max_files` descriptors are enough for, with a warning if these are
+    /// fewer than requested.
+    fn fit_budget(&self, max_files: u64) -> (Budget, Vec<String>) {
+        let requested = Budget { processes: self.max_processes, connections: self.max_connections };
+        let budget = fd_budget::fit(requested, max_files);
+        if budget == requested {
+            return (budget, Vec::new());
+        }
+        let (processes, connections) = (budget.processes, budget.connections);
+        let warning =
+            format!("RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections");
+        (budget, vec![warning])
+    }
+}
+
+/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup limits
+/// tasks.
+fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
+    let kernel = task_limit::Kernel {
+        pids: task_limits::pid_max(),
+        threads: task_limits::threads_max(),
+        cgroup: task_limits::lowest_pids_max(),
+        own_users: has_own_users(),
+    };
+    let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
+    let max = requested.or_else(|| kernel.for_each_user(connections));
+    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
+        log::warn!("RLIMIT_NPROC: {error}");
+        None
+    });
+    if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
+        match task_limits::nproc() {
+            Ok(current) if current < requested => {
+                log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
+            }
+            _ => log::warn!("no cgroup limits tasks: {requested} of each user but root (RLIMIT_NPROC)"),
+        }
+    }
+    (cgroups, nproc)
+}
+
+pub(super) fn probes(messages: Sender<Message>) -> io::Result<Probes> {
+    Probes::new(move |news: News| {
+        let (to_self, died) = (messages.clone(), messages.clone());
+        Health::start(
+            move |verdict| {
+                if news.has(&verdict) {
+                    drop(to_self.send(Message::Health(verdict)));
+                }
+            },
+            move || drop(died.send(Message::HealthDied)),
+        )
+    })
+}
+
+fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Result<SignalThread> {
+    let died = messages.clone();
+    let notice = move |_| {
+        // One message at a time, however many children end.
+        if !pending.swap(true, Ordering::SeqCst) {
+            let _ = messages.send(Message::Child);
+        }
+    };
+    SignalThread::start("sigchld", &[libc::SIGCHLD], notice, move || drop(died.send(Message::ThreadDied("sigchld"))))
+}

@@ -1,0 +1,102 @@
+//! What the supervisor keeps with each unit, and a unit as clients see it.
+
+use std::sync::Arc;
+
+use super::replies::{SessionKey, Started};
+use super::resolver::{LookUp, RunUser};
+use crate::error::Error;
+use crate::logs::OutputLog;
+use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
+use crate::pending::ReplySender;
+use crate::terminal::Terminal;
+use crate::terminal::session::Life;
+use crate::trees::Hold;
+use crate::unit::fleet;
+
+/// What the supervisor keeps with a unit.
+#[derive(Debug)]
+pub(super) struct UnitContext {
+    pub(super) spec: ProcessSpec,
+    pub(super) log: Arc<OutputLog>,
+    /// Whether the current run has a pipe as standard input that was not closed.
+    pub(super) stdin_open: bool,
+    /// What holds the processes of the current or last run together; None if none is left.
+    pub(super) tree: Option<Hold>,
+    /// The supervisor has sent SIGKILL to the leader, so that its end is no out-of-memory kill.
+    pub(super) killed: bool,
+    /// Requests that wait for the start of this run or of a later one.
+    pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
+    /// Set for a terminal session.
+    pub(super) pty: Option<Pty>,
+    /// The user of the run that is about to begin, or the error of the look-up.
+    pub(super) user: Option<Result<RunUser, Error>>,
+    pub(super) look_up: LookUp,
+}
+
+/// What the supervisor keeps with a terminal session.
+#[derive(Debug)]
+pub(super) struct Pty {
+    pub(super) key: SessionKey,
+    pub(super) terminal: Arc<Terminal>,
+    pub(super) life: Life,
+}
+
+impl UnitContext {
+    /// The context of a unit that has not started.
+    pub(super) fn new(spec: ProcessSpec, log: Arc<OutputLog>) -> UnitContext {
+        UnitContext {
+            spec,
+            log,
+            stdin_open: false,
+            tree: None,
+            killed: false,
+            starting: Vec::new(),
+            pty: None,
+            user: None,
+            look_up: LookUp::Idle,
+        }
+    }
+}
+
+/// A unit of the fleet, with its context.
+pub(super) type Member = fleet::Member<UnitContext>;
+
+/// The unit as clients see it; None before its first fork.
+pub(super) fn info(id: UnitId, member: &Member) -> Option<ProcessInfo> {
+    let (unit, context) = (&member.unit, &member.context);
+    let shown = unit.shown()?;
+    let exit = shown.end.map(|end| end.exit);
+    Some(ProcessInfo {
+        handle: id,
+        pid: shown.pid,
+        status: unit.status(),
+        exit_code: exit.and_then(|exit| exit.code()),
+        signal: exit.and_then(|exit| exit.signal()),
+        oom_killed: exit == Some(crate::model::Exit::OomKilled),
+        stdin_writable: context.spec.stdio.has_stdin_pipe() && context.stdin_open && shown.end.is_none(),
+        command: context.spec.command.clone(),
+        args: context.spec.args.clone(),
+        started_at: shown.started_at,
+        ended_at: shown.end.map(|end| end.ended_at),
+        managed: managed_info(id, member),
+    })
+}
+
+fn managed_info(id: UnitId, member: &Member) -> Option<ManagedInfo> {
+    let unit = &member.unit;
+    let managed = unit.managed()?;
+    let (health_status, consecutive_health_failures): (HealthStatus, u32) = unit.health();
+    Some(ManagedInfo {
+        id: managed.name.clone().unwrap_or_else(|| format!("process-{id}")),
+        name: managed.name.clone(),
+        status: unit.managed_status(),
+        restart_count: unit.restart_count(),
+        restart: managed.restart,
+        health_check: managed.health.clone(),
+        health_status,
+        consecutive_health_failures,
+        last_exit: unit.last_exit().map(Into::into),
+        last_error: unit.last_error().map(str::to_owned),
+        next_restart_at: unit.next_restart_at(),
+    })
+}

@@ -1,0 +1,102 @@
+//! What the kernel and the output thread report about runs: children that have ended, out-of-memory kills, the outcome of an
+//! exec, output that has been drained.
+
+use std::sync::atomic::Ordering;
+
+use super::actor::Actor;
+use super::builder::TraceStop;
+use super::launch::{exit, explain};
+use crate::model::{Exit, Pid, RunKey, UnitId};
+use crate::output::Notice;
+use crate::trees::Hold;
+use crate::unit::{Event, Now};
+use tl_os::wait::{ChildEvent, Reaped, next_event};
+
+/// Number of children that are reaped in a row before the queue has its turn, so that many at once do not delay clients.
+const REAP_TURN: usize = 256;
+
+impl Actor {
+    /// Handles a notice of the output thread about one run.
+    pub(super) fn notice(&mut self, (id, run): RunKey, notice: Notice) {
+        let Some(member) = self.parts.fleet.get_mut(id) else { return };
+        if member.unit.run_no() != run {
+            return;
+        }
+        let event = match notice {
+            Notice::ExecOk => Event::ExecOk,
+            Notice::ExecFailed(failure) => Event::ExecFailed(explain(failure, &member.context.spec)),
+            Notice::Drained => Event::Drained,
+            Notice::StdinClosed => {
+                member.context.stdin_open = false;
+                return;
+            }
+        };
+        self.step(id, self.clock.now(), event);
+    }
+
+    /// Reaps children that have ended: leaders of units, and orphans.
+    pub(super) fn reap(&mut self) {
+        // Cleared before the children are reaped: one that ends from now on is announced again.
+        self.parts.child_pending.store(false, Ordering::SeqCst);
+        self.more_to_reap = true;
+        let now = self.clock.now();
+        for _ in 0..REAP_TURN {
+            match next_event() {
+                Some(ChildEvent::Ended(reaped)) => self.reaped(reaped, now),
+                Some(ChildEvent::Stopped(stop)) => self.end_trace(stop),
+                None => {
+                    self.more_to_reap = false;
+                    break;
+                }
+            }
+        }
+        self.look_at_awaited(now);
+    }
+
+    fn reaped(&mut self, reaped: Reaped, now: Now) {
+        match self.parts.fleet.led_by(reaped.pid) {
+            Some(id) => self.leader_ended(id, exit(reaped.exit), now),
+            None => {
+                self.parts.fleet.reaped(reaped.pid);
+                self.watches.orphan_reaped(now.mono);
+            }
+        }
+    }
+
+    /// Ends the tracing of a child that has made this process its tracer, and has stopped.
+    fn end_trace(&self, stop: tl_os::wait::TraceStop) {
+        // Only its parent thread can do that: for an orphan, the main thread.
+        if stop.detach().is_err() {
+            (self.parts.on_main_thread)(TraceStop(stop));
+        }
+    }
+
+    fn leader_ended(&mut self, id: UnitId, exit: Exit, now: Now) {
+        let mut exit = exit;
+        if let Some(member) = self.parts.fleet.get_mut(id) {
+            member.context.stdin_open = false;
+            if let (Exit::Signal(libc::SIGKILL), false, Some(Hold::Leaf(leaf))) =
+                (exit, member.context.killed, &member.context.tree)
+                && leaf.leader_was_oom_killed()
+            {
+                exit = Exit::OomKilled;
+            }
+        }
+        self.step(id, now, Event::Exited(exit));
+        if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none()) {
+            self.watch_leftovers(id);
+        }
+    }
+
+    /// Notes which out-of-memory kills did not hit leaders, before other processes are killed.
+    pub(super) fn note_oom_kills(&mut self) {
+        self.parts.cgroups.begin_oom_look();
+        let fleet = &mut self.parts.fleet;
+        let led = fleet.iter().filter_map(|(id, member)| Some((id, member.unit.leader()?)));
+        for (id, leader) in led.collect::<Vec<(UnitId, Pid)>>() {
+            if let Some(Some(Hold::Leaf(leaf))) = fleet.get_mut(id).map(|member| &mut member.context.tree) {
+                leaf.note_oom_kills(leader);
+            }
+        }
+    }
+}
