@@ -1,23 +1,23 @@
 #!/bin/sh
-# Starts a program as PID 1 of a fresh namespace, and leaves the machine as it was.
+# Starts a program as PID 1 of a new PID namespace. Nothing that it makes on the machine stays after its end.
 #
 #   init/namespace.sh PROGRAM [ARG...]
 #
-# The program finds in there: a PID namespace of its own, private mounts, copies of /etc/passwd and /etc/group with
-# the user tl-user and its empty home, a cgroup of its own where cgroup v2 can be written, and TL_INIT_RUN_DIR and
-# TL_INIT_LOG_DIR in its environment. SIGTERM and SIGINT to this script end it in order, a second one at once.
-# Everything that was made goes when it ends, also when this script is killed.
+# The program gets a PID namespace of its own, private mounts, copies of /etc/passwd and /etc/group with the user tl-user
+# and its empty home, a cgroup of its own if cgroup v2 is writable, and TL_INIT_RUN_DIR and TL_INIT_LOG_DIR in its
+# environment. SIGTERM and SIGINT to this script end the program in order, a second one kills it. All files and cgroups
+# are removed at the end, also if this script is killed.
 #
-# Without root a user namespace takes the place of root: commands then run as the current user.
+# Without root, a user namespace is used: commands then run as the current user.
 #
 # Settings, all of them optional:
-#   TL_NS_DIR      where its files go; must not exist yet (default: a temporary directory)
-#   TL_NS_CGROUP   "no": cgroups cannot be written in there
-#   TL_NS_PID_MAX  the highest PID in there; for kernels that count it per namespace (6.14 on)
-#   TL_NS_PROC     "outer": /proc is that of the namespace outside, with the PIDs of that one
+#   TL_NS_DIR      directory for its files; must not exist yet (default: a temporary directory)
+#   TL_NS_CGROUP   "no": cgroups are read-only in the namespace
+#   TL_NS_PID_MAX  maximum PID in the namespace; needs a kernel that limits it per namespace (6.14 or later)
+#   TL_NS_PROC     "outer": /proc is that of the outer PID namespace
 set -eu
 
-# Runs as PID 1 of the namespace; what it mounts is seen in there only.
+# Runs as PID 1 of the namespace. Its mounts are visible in the namespace only.
 inside() {
     dir=$1 cgroup=$2
     shift 2
@@ -29,14 +29,14 @@ inside() {
     fi
     mount --bind "$dir/passwd" /etc/passwd
     mount --bind "$dir/group" /etc/group
-    # In a user namespace there is one user only, who has a home.
+    # This file exists in a user namespace, which has one user only, and that one needs a home.
     if [ -e "$dir/owner" ]; then make_home "$dir/home"; fi
     if [ -n "${TL_NS_PID_MAX-}" ]; then echo "$TL_NS_PID_MAX" >/proc/sys/kernel/pid_max; fi
     unset TL_NS_DIR TL_NS_CGROUP TL_NS_PID_MAX TL_NS_PROC
     exec "$@"
 }
 
-# Lays a new /home over the old one: all that was there, and the home of tl-user.
+# Mounts a new /home over the old one, with everything of the old one and the home of tl-user.
 make_home() {
     [ -d /home ] || return 0
     mkdir "$1"
@@ -53,17 +53,18 @@ make_home() {
     mount --move "$1" /home
 }
 
-# Outlives the script, whatever ends it: waits until nobody holds the other end of the pipe, then removes everything.
+# Runs until the script has ended, however that happens: waits until the other end of the pipe is closed, then removes
+# everything.
 guard() {
     dir=$1 cgroup=$2
     child=
     { read -r child && read -r _; } <"$dir/guard" || true
-    # The PID may be another process's by now: ours has our directory on its command line.
+    # The PID may belong to another process by now; the child has this directory on its command line.
     if [ -n "$child" ] && grep -qsF "$dir" "/proc/$child/cmdline"; then kill -KILL "$child" 2>/dev/null || true; fi
     tries=0
     while [ $tries -lt 100 ]; do
         if [ -n "$cgroup" ]; then
-            # The kill reaches what is left before its cgroup can go.
+            # A cgroup can be removed only when its processes have been killed.
             echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
             find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
         fi
@@ -75,7 +76,7 @@ guard() {
     echo "$0: could not remove $dir $cgroup" >&2
 }
 
-# The copies of /etc/passwd and /etc/group, with a tl-user who has the first free id from 1000 on.
+# Makes the copies of /etc/passwd and /etc/group, with a user tl-user that has the first free id from 1000 on.
 make_users() {
     root_home=$1
     id=1000
@@ -89,7 +90,7 @@ make_users() {
     if [ -z "$privileges" ]; then : >"$dir/owner" && chown "$id:$id" "$dir/owner"; fi
 }
 
-# Prints a new cgroup below our own, or nothing where there can be none.
+# Makes a cgroup below that of this script and prints its directory; prints nothing if it cannot.
 make_cgroup() {
     mounted=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
     own=$(sed -n 's/^0:://p' /proc/self/cgroup)
@@ -99,14 +100,14 @@ make_cgroup() {
     fi
 }
 
-# The program's PID as seen from out here.
+# Prints the program's PID in the outer namespace.
 pid1() {
     cat "/proc/$child/task/$child/children" 2>/dev/null || true
 }
 
 stop() {
     signal=$1
-    # Before it has forked there is only unshare itself, and nothing in there to end in order.
+    # Before its fork, unshare is the only process, and there is nothing to end in order.
     target=$(pid1)
     kill "-$signal" ${target:-$child} 2>/dev/null || true
     trap 'stop KILL' INT TERM HUP
@@ -119,7 +120,7 @@ case "${1-}" in
 esac
 
 if [ -n "${TL_NS_PID_MAX-}" ]; then
-    # Older kernels have one pid_max, and this would be everybody's.
+    # Older kernels have one pid_max for the whole machine.
     uname -r | awk -F. '{ exit !($1 > 6 || ($1 == 6 && $2 + 0 >= 14)) }' ||
         { echo "$0: TL_NS_PID_MAX needs Linux 6.14" >&2; exit 1; }
 fi
@@ -139,18 +140,18 @@ else
     privileges='--user --map-root-user'
     make_users "${HOME-/}"
     export TL_INIT_DEFAULT_USER="${TL_INIT_DEFAULT_USER-0}"
-    echo "$0: not root: in a user namespace, where every command runs as $(id -un)" >&2
+    echo "$0: not root: using a user namespace, in which every command runs as $(id -un)" >&2
 fi
 proc=--mount-proc
 if [ "${TL_NS_PROC-}" = outer ]; then proc=; fi
 export TL_INIT_RUN_DIR="${TL_INIT_RUN_DIR-$dir/run}" TL_INIT_LOG_DIR="${TL_INIT_LOG_DIR-$dir/log}"
 
 mkfifo "$dir/guard"
-# Sessions of their own: Ctrl-C on the terminal is for this script, which passes it on once.
+# In sessions of their own: Ctrl-C on the terminal reaches this script only, which passes it on once.
 setsid "$0" --guard "$dir" "$cgroup" </dev/null &
 guard=$!
 exec 9>"$dir/guard"
-# The child itself tells the guard its PID, so that there is no moment at which nobody knows it.
+# The child itself writes its PID to the guard, so that the guard knows it before the program runs.
 setsid sh -c 'echo $$ >&9; exec 9>&-; exec unshare "$@"' unshare \
     $privileges --pid --fork --kill-child --mount $proc "$0" --inside "$dir" "$cgroup" "$@" &
 child=$!
@@ -158,7 +159,7 @@ trap 'stop TERM' INT TERM HUP
 
 status=0
 while :; do
-    # A trapped signal ends the wait early.
+    # A trapped signal interrupts the wait.
     wait "$child" && status=0 || status=$?
     kill -0 "$child" 2>/dev/null || break
 done

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Starts tl-init as PID 1 of a namespace and says how to talk to it.
+# Starts tl-init as PID 1 of a PID namespace, and prints how to reach it.
 #   init/run.sh PROGRAM [ARG...]
 set -eu
 
-# Short, and ours alone: it is on the line that people paste.
+# A short path, because it is part of the command that is printed.
 TL_NS_DIR=$(mktemp -u "${TMPDIR:-/tmp}/tl-init.XXXXXX")
 export TL_NS_DIR
 
@@ -12,7 +12,7 @@ hello() {
     tries=0
     until [ -s "$address" ]; do
         tries=$((tries + 1))
-        # The daemon has said what is wrong.
+        # The daemon has printed why it could not start.
         if [ $tries -gt 100 ] || ! kill -0 $$ 2>/dev/null; then return; fi
         sleep 0.1
     done

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds dist/tl-init: the release binary, static, so that it runs in a root file system with nothing else in it.
+# Builds dist/tl-init: the static release binary, which runs in a root file system with no other files.
 #   init/images/dist.sh TARGET_DIR
 set -eu
 cd "$(dirname "$0")/../.."
 
-# The flags are for the program alone, not for what runs while it is built: hence --target, even though it is this
-# machine's own. A target directory of its own: other flags in the same one would build everything anew each time.
+# --target, although it is that of this machine, restricts the flags to the program: build scripts and macros do not get
+# them. The target directory is separate, because a change of flags in a shared one would rebuild everything each time.
 target=$(rustc -vV | sed -n 's/^host: //p')
 built=$1/static
 RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' CARGO_TARGET_DIR=$built \
@@ -25,6 +25,6 @@ as_root=
 if [ "$(id -u)" != 0 ]; then as_root='unshare --map-root-user'; fi
 $as_root chroot "$empty" /tl-init --version >/dev/null
 
-# Under its name only once it is known to be good.
+# The binary gets its name only after it has passed the checks.
 mv dist/tl-init.new dist/tl-init
 ls -sh dist/tl-init

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Fetches what the images and their tests are made of, as Debian packages, into .cache/vm. Installs nothing, and does
-# nothing for what is there already.
+# Fetches what the images and their tests need from Debian packages into .cache/vm. Installs nothing, and skips what has
+# been fetched before.
 #   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
 #
 # busybox   .cache/vm/busybox
-# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the one that a test machine needs, and fuse.ko, for a disk that
-#           does not answer
-# The others become programs in .cache/vm, each this machine's own, or else the fetched one:
+# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko for the network of a test machine, fuse.ko for a disk that does
+#           not respond
+# The others are programs in .cache/vm: that of this machine if it is installed, else the fetched one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
 # bwrap     .cache/vm/bwrap
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 
 if [ "${1-}" != --once ]; then
     for thing in "$@"; do
-        # The second time with fresh lists: old ones name versions that are gone.
+        # If that fails, once more with new package lists: old ones name versions that are no longer available.
         init/images/fetch.sh --once "$thing" || { apt-get -qq update && init/images/fetch.sh --once "$thing"; }
     done
     exit 0
@@ -23,7 +23,7 @@ fi
 mkdir -p .cache/vm
 cd .cache/vm
 
-# Unpacks the named package into ./unpacked; with "needed", that of all packages that it needs and this machine lacks.
+# Unpacks a package into ./unpacked; with "needed", also the packages that it depends on and that are not installed.
 unpack() {
     package=$1 needed=${2-}
     rm -rf unpacked debs
@@ -39,10 +39,10 @@ unpack() {
     rm -rf debs
 }
 
-# Cuts the kernel out of a bzImage: QEMU then starts it at once, instead of emulating its decompression.
+# Extracts the kernel from a bzImage, so that QEMU does not have to emulate its decompression.
 uncompressed() {
     number() { od -An -j "$2" -N "$3" -t "u$3" "$1" | tr -d ' '; }
-    # Where the boot protocol says: behind the real-mode sectors, at an offset. The last four bytes are not lz4's.
+    # The boot protocol puts it after the real-mode sectors, at an offset. The last four bytes do not belong to lz4.
     offset=$((($(number "$1" 497 1) + 1) * 512 + $(number "$1" 584 4)))
     length=$(($(number "$1" 588 4) - 4))
     tail -c "+$((offset + 1))" "$1" | head -c "$length" | lz4 -d -q - -
@@ -51,13 +51,13 @@ uncompressed() {
 fetch_busybox() {
     [ ! -e busybox ] || return 0
     unpack busybox-static
-    # In /bin or /usr/bin: that differs from release to release.
+    # In /bin or in /usr/bin, depending on the release.
     mv "$(find unpacked -path '*bin/busybox')" busybox
 }
 
 fetch_kernel() {
     if [ -e vmlinux ] && [ -e vmxnet3.ko ] && [ -e fuse.ko ]; then return 0; fi
-    # The package's name carries a version that moves.
+    # The package's name contains the version of the kernel.
     unpack "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')"
     for name in vmxnet3 fuse; do
         module=$(find unpacked -name "$name.ko*")
@@ -71,7 +71,7 @@ fetch_kernel() {
     mv unpacked/vmlinux vmlinux
 }
 
-# Makes a program that can be started, out of the machine's own or out of a package's.
+# Makes a program that can be started: a link to the installed one, or a script that starts the one of a package.
 program() {
     name=$1 package=$2
     [ ! -e "$name" ] || return 0
