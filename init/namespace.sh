@@ -1,23 +1,23 @@
 #!/bin/sh
-# Starts a program as PID 1 of a new PID namespace. Nothing that it makes on the machine stays after its end.
+# Starts a program as PID 1 of a new PID namespace, and leaves the machine unchanged.
 #
 #   init/namespace.sh PROGRAM [ARG...]
 #
-# The program gets a PID namespace of its own, private mounts, copies of /etc/passwd and /etc/group with the user tl-user
-# and its empty home, a cgroup of its own if cgroup v2 is writable, and TL_INIT_RUN_DIR and TL_INIT_LOG_DIR in its
-# environment. SIGTERM and SIGINT to this script end the program in order, a second one kills it. All files and cgroups
-# are removed at the end, also if this script is killed.
+# The program gets a PID namespace, private mounts, copies of /etc/passwd and /etc/group with the user tl-user and its
+# empty home, a cgroup if cgroups of version 2 are writable, and TL_INIT_RUN_DIR and TL_INIT_LOG_DIR in its
+# environment. SIGTERM and SIGINT to this script shut the program down in order; a second signal kills it. When the program
+# ends, or this script is killed, everything that the script has created is removed.
 #
-# Without root, a user namespace is used: commands then run as the current user.
+# Without root the script uses a user namespace, and commands run as the current user.
 #
-# Settings, all of them optional:
+# Optional settings:
 #   TL_NS_DIR      directory for its files; must not exist yet (default: a temporary directory)
-#   TL_NS_CGROUP   "no": cgroups are read-only in the namespace
-#   TL_NS_PID_MAX  maximum PID in the namespace; needs a kernel that limits it per namespace (6.14 or later)
+#   TL_NS_CGROUP   "no": the program cannot write to cgroups
+#   TL_NS_PID_MAX  the highest PID in the namespace; needs Linux 6.14, where pid_max is per namespace
 #   TL_NS_PROC     "outer": /proc is that of the outer PID namespace
 set -eu
 
-# Runs as PID 1 of the namespace. Its mounts are visible in the namespace only.
+# Runs as PID 1 of the namespace; its mounts are visible only there.
 inside() {
     dir=$1 cgroup=$2
     shift 2
@@ -29,14 +29,14 @@ inside() {
     fi
     mount --bind "$dir/passwd" /etc/passwd
     mount --bind "$dir/group" /etc/group
-    # This file exists in a user namespace, which has one user only, and that one needs a home.
+    # A user namespace has only one user, whose home exists already.
     if [ -e "$dir/owner" ]; then make_home "$dir/home"; fi
     if [ -n "${TL_NS_PID_MAX-}" ]; then echo "$TL_NS_PID_MAX" >/proc/sys/kernel/pid_max; fi
     unset TL_NS_DIR TL_NS_CGROUP TL_NS_PID_MAX TL_NS_PROC
     exec "$@"
 }
 
-# Mounts a new /home over the old one, with everything of the old one and the home of tl-user.
+# Mounts a new /home with the old directories and the home of tl-user.
 make_home() {
     [ -d /home ] || return 0
     mkdir "$1"
@@ -53,18 +53,17 @@ make_home() {
     mount --move "$1" /home
 }
 
-# Runs until the script has ended, however that happens: waits until the other end of the pipe is closed, then removes
-# everything.
+# Outlives the script, however it ends: waits until the last writer of the FIFO has ended, then removes everything.
 guard() {
     dir=$1 cgroup=$2
     child=
     { read -r child && read -r _; } <"$dir/guard" || true
-    # The PID may belong to another process by now; the child has this directory on its command line.
+    # The PID may have been reused: our child has the directory on its command line.
     if [ -n "$child" ] && grep -qsF "$dir" "/proc/$child/cmdline"; then kill -KILL "$child" 2>/dev/null || true; fi
     tries=0
     while [ $tries -lt 100 ]; do
         if [ -n "$cgroup" ]; then
-            # A cgroup can be removed only when its processes have been killed.
+            # A cgroup can be removed only when its processes have ended.
             echo 1 2>/dev/null >"$cgroup/cgroup.kill" || true
             find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
         fi
@@ -76,7 +75,7 @@ guard() {
     echo "$0: could not remove $dir $cgroup" >&2
 }
 
-# Makes the copies of /etc/passwd and /etc/group, with a user tl-user that has the first free id from 1000 on.
+# Copies /etc/passwd and /etc/group and adds tl-user, with the first free id from 1000 on.
 make_users() {
     root_home=$1
     id=1000
@@ -90,7 +89,7 @@ make_users() {
     if [ -z "$privileges" ]; then : >"$dir/owner" && chown "$id:$id" "$dir/owner"; fi
 }
 
-# Makes a cgroup below that of this script and prints its directory; prints nothing if it cannot.
+# Creates a cgroup below that of the script and prints its path; prints nothing if that is impossible.
 make_cgroup() {
     mounted=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
     own=$(sed -n 's/^0:://p' /proc/self/cgroup)
@@ -100,14 +99,14 @@ make_cgroup() {
     fi
 }
 
-# Prints the program's PID in the outer namespace.
+# Prints the PID of the program in the outer namespace.
 pid1() {
     cat "/proc/$child/task/$child/children" 2>/dev/null || true
 }
 
 stop() {
     signal=$1
-    # Before its fork, unshare is the only process, and there is nothing to end in order.
+    # Before the fork only unshare itself exists, and no program to shut down.
     target=$(pid1)
     kill "-$signal" ${target:-$child} 2>/dev/null || true
     trap 'stop KILL' INT TERM HUP
@@ -120,7 +119,7 @@ case "${1-}" in
 esac
 
 if [ -n "${TL_NS_PID_MAX-}" ]; then
-    # Older kernels have one pid_max for the whole machine.
+    # On older kernels pid_max applies to the whole machine.
     uname -r | awk -F. '{ exit !($1 > 6 || ($1 == 6 && $2 + 0 >= 14)) }' ||
         { echo "$0: TL_NS_PID_MAX needs Linux 6.14" >&2; exit 1; }
 fi
@@ -140,18 +139,18 @@ else
     privileges='--user --map-root-user'
     make_users "${HOME-/}"
     export TL_INIT_DEFAULT_USER="${TL_INIT_DEFAULT_USER-0}"
-    echo "$0: not root: using a user namespace, in which every command runs as $(id -un)" >&2
+    echo "$0: not root: using a user namespace, where every command runs as $(id -un)" >&2
 fi
 proc=--mount-proc
 if [ "${TL_NS_PROC-}" = outer ]; then proc=; fi
 export TL_INIT_RUN_DIR="${TL_INIT_RUN_DIR-$dir/run}" TL_INIT_LOG_DIR="${TL_INIT_LOG_DIR-$dir/log}"
 
 mkfifo "$dir/guard"
-# In sessions of their own: Ctrl-C on the terminal reaches this script only, which passes it on once.
+# Guard and child get sessions of their own: only this script gets Ctrl-C from the terminal, and forwards it once.
 setsid "$0" --guard "$dir" "$cgroup" </dev/null &
 guard=$!
 exec 9>"$dir/guard"
-# The child itself writes its PID to the guard, so that the guard knows it before the program runs.
+# The child itself sends its PID to the guard, so that the guard knows it from the start.
 setsid sh -c 'echo $$ >&9; exec 9>&-; exec unshare "$@"' unshare \
     $privileges --pid --fork --kill-child --mount $proc "$0" --inside "$dir" "$cgroup" "$@" &
 child=$!

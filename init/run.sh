@@ -1,18 +1,18 @@
 #!/bin/sh
-# Starts tl-init as PID 1 of a PID namespace, and prints how to reach it.
+# Starts tl-init as PID 1 of a namespace and prints how to use it.
 #   init/run.sh PROGRAM [ARG...]
 set -eu
 
-# A short path, because it is part of the command that is printed.
+# A short new path, because it is part of the printed command.
 TL_NS_DIR=$(mktemp -u "${TMPDIR:-/tmp}/tl-init.XXXXXX")
 export TL_NS_DIR
 
-hello() {
+print_usage() {
     address=$TL_NS_DIR/run/address
     tries=0
     until [ -s "$address" ]; do
         tries=$((tries + 1))
-        # The daemon has printed why it could not start.
+        # The daemon has failed and logged why.
         if [ $tries -gt 100 ] || ! kill -0 $$ 2>/dev/null; then return; fi
         sleep 0.1
     done
@@ -27,5 +27,5 @@ hello() {
     printf "\n  curl -N %shttp://%s/api/v1/processes/run -d '%s'\n\n" "$auth" "$(cat "$address")" "$body"
 }
 
-hello &
+print_usage &
 exec "$(dirname "$0")/namespace.sh" "$@"

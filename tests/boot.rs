@@ -1,84 +1,84 @@
-//! How it comes up as PID 1 of a namespace: the report, the configuration file, services from files.
+//! The boot as PID 1 of a namespace: the report of `GET /boot`, `init.conf`, and services from files.
 
 use std::fs;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::ptr::null_mut;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, wait_until};
 
-/// A configuration directory with these files, and options that name it.
-fn configured(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
-    let dir = tempfile::tempdir().expect("a directory");
+/// Creates a configuration directory with these files; returns it and options that use it.
+fn with_config_files(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
+    let dir = tempfile::tempdir().expect("create a directory");
     fs::create_dir(dir.path().join("services")).expect("a folder");
     for (name, text) in files {
-        fs::write(dir.path().join(name), text).expect("a file");
+        fs::write(dir.path().join(name), text).expect("create a file");
     }
     let options = Options::default().args(&["--config-dir", dir.path().to_str().expect("a path")]);
     (dir, options)
 }
 
-/// What the report says of a service, once it says anything.
-fn service(daemon: &Daemon, file: &str) -> Value {
-    wait_until(PATIENCE, &format!("{file} is in the report"), || {
+/// Waits until the boot report has an entry for this service file; returns the entry.
+fn wait_for_report_of(daemon: &Daemon, file: &str) -> Value {
+    wait_until(TIMEOUT, &format!("{file} is in the report"), || {
         let report = daemon.boot();
         let services = report["services"].as_array().expect("services");
         services.iter().find(|service| service["file"] == file).cloned()
     })
 }
 
-fn await_service(daemon: &Daemon, file: &str, what: &str, right: impl Fn(&Value) -> bool) -> Value {
-    wait_until(PATIENCE, &format!("{file}: {what}"), || Some(service(daemon, file)).filter(|service| right(service)))
+fn wait_for_service(daemon: &Daemon, file: &str, what: &str, right: impl Fn(&Value) -> bool) -> Value {
+    wait_until(TIMEOUT, &format!("{file}: {what}"), || {
+        Some(wait_for_report_of(daemon, file)).filter(|service| right(service))
+    })
 }
 
 #[test]
-fn the_report_says_what_was_done() {
-    let daemon = daemon();
+fn boot_report_lists_the_duties_of_a_namespace_and_ends_with_listening() {
+    let daemon = start_daemon();
     let report = daemon.boot();
     let steps = report["steps"].as_array().expect("steps");
     for name in ["/proc", "/dev/pts", "/dev/shm", "/run", "/sys/fs/cgroup", "loopback", "cgroup", "listening"] {
         let step = steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"));
         assert!(step["ok"] == true && step["detail"].is_string() && step["ms"].is_f64(), "{step}");
     }
-    // What is the machine's own is not done in a namespace of it.
+    // Duties of a machine are not performed in a namespace.
     for name in ["root", "hostname", "ctrl-alt-del", "console", "random seed"] {
         assert!(steps.iter().all(|step| step["name"] != name), "{report}");
     }
     let listening = steps.last().expect("a step");
     assert_eq!((&listening["name"], &listening["detail"]), (&json!("listening"), &json!(daemon.addr.to_string())));
-    // 5 ms is the goal.
-    assert!(listening["ms"].as_f64().expect("a number") < 50.0 * f64::from(BUSY), "{report}");
+    // The goal is 5 ms.
+    assert!(listening["ms"].as_f64().expect("a number") < 50.0 * f64::from(SLOW_MACHINE_FACTOR), "{report}");
     assert_eq!(report["services"], json!([]));
     daemon.post("/boot", &json!({})).expect_error(405, "METHOD_NOT_ALLOWED", "/api/v1/boot");
 }
 
-/// A debug build on a busy machine.
-const BUSY: u8 = 20;
+/// Factor for a debug build on a busy machine.
+const SLOW_MACHINE_FACTOR: u8 = 20;
 
 #[test]
-fn a_process_among_others_boots_nothing() {
-    let daemon = Options::plain().start();
+fn a_subreaper_reports_only_the_listening_step() {
+    let daemon = Options::subreaper().start();
     let report = daemon.boot();
     let names: Vec<&Value> = report["steps"].as_array().expect("steps").iter().map(|step| &step["name"]).collect();
     assert_eq!(names, ["listening"]);
 }
 
 #[test]
-fn services_start_in_the_order_of_their_names() {
+fn services_start_in_the_order_of_their_file_names() {
     let body = |name: &str| format!(r#"{{"command": "sleep", "args": ["600"], "name": "{name}"}}"#).into_bytes();
-    let (_dir, options) = configured(&[
+    let (_dir, options) = with_config_files(&[
         ("services/20-second.json", &body("second")),
         ("services/10-first.json", &body("first")),
         ("services/30-plain.json", br#"{"command": "sleep", "args": ["600"]}"#),
         ("services/notes.txt", b"not one"),
     ]);
     let daemon = options.start();
-    let third = service(&daemon, "30-plain.json");
+    let third = wait_for_report_of(&daemon, "30-plain.json");
     assert!(third["ok"] == true && third["pid"].is_u64(), "{third}");
     let list = daemon.list();
     let names: Vec<&Value> = list.iter().map(|info| &info["managed"]["name"]).collect();
@@ -90,9 +90,9 @@ fn services_start_in_the_order_of_their_names() {
 }
 
 #[test]
-fn a_broken_file_is_reported_and_skipped() {
+fn an_invalid_service_file_is_reported_and_skipped() {
     let garbage = vec![b'{'; 10 << 20];
-    let (dir, options) = configured(&[
+    let (dir, options) = with_config_files(&[
         ("services/10-garbage.json", &garbage),
         ("services/20-not-json.json", b"\xff\xfe{"),
         ("services/30-bad-field.json", br#"{"command": "true", "restart": {"policy": "sometimes"}}"#),
@@ -100,9 +100,10 @@ fn a_broken_file_is_reported_and_skipped() {
         ("services/50-good.json", br#"{"command": "sleep", "args": ["600"]}"#),
         ("init.conf", b"# settings\nTL_INIT_KEEP_ENDED=3\nTL_INIT_NONSENSE=1\nOTHER=2\n"),
     ]);
-    nix::unistd::mkfifo(&dir.path().join("services/45-fifo.json"), nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+    nix::unistd::mkfifo(&dir.path().join("services/45-fifo.json"), nix::sys::stat::Mode::S_IRWXU)
+        .expect("create a FIFO");
     let daemon = options.start();
-    assert!(service(&daemon, "50-good.json")["ok"] == true);
+    assert!(wait_for_report_of(&daemon, "50-good.json")["ok"] == true);
     for (file, part) in [
         ("10-garbage.json", "1 MiB"),
         ("20-not-json.json", "expected"),
@@ -110,9 +111,9 @@ fn a_broken_file_is_reported_and_skipped() {
         ("40-no-program.json", "/nowhere"),
         ("45-fifo.json", "regular"),
     ] {
-        let told = service(&daemon, file);
-        assert!(told["ok"] == false && told["pid"].is_null(), "{told}");
-        assert!(told["detail"].as_str().expect("a sentence").contains(part), "{told}");
+        let reported = wait_for_report_of(&daemon, file);
+        assert!(reported["ok"] == false && reported["pid"].is_null(), "{reported}");
+        assert!(reported["detail"].as_str().expect("a sentence").contains(part), "{reported}");
         assert!(daemon.log().contains(file), "in the log as well");
     }
     let steps = daemon.boot()["steps"].to_string();
@@ -120,8 +121,8 @@ fn a_broken_file_is_reported_and_skipped() {
 }
 
 #[test]
-fn the_file_configures_and_the_environment_wins() {
-    let (_dir, options) = configured(&[("init.conf", b"TL_INIT_MAX_PROCESSES=1\nTL_INIT_MAX_BODY=100\n")]);
+fn the_environment_overrides_init_conf() {
+    let (_dir, options) = with_config_files(&[("init.conf", b"TL_INIT_MAX_PROCESSES=1\nTL_INIT_MAX_BODY=100\n")]);
     let daemon = options.env("TL_INIT_MAX_BODY", "1M").start();
     let long = "x".repeat(1000);
     daemon.start_process(&json!({"command": "sleep", "args": ["600"], "env": {"LONG": long}}));
@@ -129,37 +130,37 @@ fn the_file_configures_and_the_environment_wins() {
 }
 
 #[test]
-fn hup_reads_the_services_again() {
+fn sighup_starts_new_services_and_stops_removed_ones() {
     let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "s{seconds}"}}"#);
-    let (dir, options) = configured(&[
+    let (dir, options) = with_config_files(&[
         ("services/stays.json", sleep("5601").as_bytes()),
         ("services/changes.json", sleep("5602").as_bytes()),
         ("services/goes.json", sleep("5603").as_bytes()),
     ]);
     let daemon = options.start();
-    let stays = await_service(&daemon, "stays.json", "it runs", |service| service["ok"] == true);
-    wait_until(PATIENCE, "all run", || (!daemon.executing("sleep 5602").is_empty()).then_some(()));
+    let stays = wait_for_service(&daemon, "stays.json", "the process runs", |service| service["ok"] == true);
+    daemon.wait_for_processes("sleep 5602", 1);
     let path = |name: &str| dir.path().join("services").join(name);
     write(&path("changes.json"), &sleep("5604"));
-    fs::remove_file(path("goes.json")).expect("remove it");
+    fs::remove_file(path("goes.json")).expect("remove the file");
     write(&path("new.json"), &sleep("5605"));
     daemon.signal(Signal::SIGHUP);
-    await_service(&daemon, "new.json", "it runs", |service| service["ok"] == true);
-    assert_eq!(service(&daemon, "stays.json"), stays, "left alone");
+    wait_for_service(&daemon, "new.json", "the process runs", |service| service["ok"] == true);
+    assert_eq!(wait_for_report_of(&daemon, "stays.json"), stays, "left alone");
     for (sleeps, count) in [("5601", 1), ("5602", 0), ("5603", 0), ("5604", 1), ("5605", 1)] {
-        assert_eq!(daemon.executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
+        assert_eq!(daemon.pids_executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
     }
     let report = daemon.boot();
     assert_eq!(report["services"].as_array().expect("services").len(), 3, "{report}");
-    daemon.await_gone(Duration::from_secs(10), "sleep 5603");
+    daemon.wait_until_gone(Duration::from_secs(10), "sleep 5603");
 }
 
 #[test]
-fn a_file_that_gets_broken_leaves_its_service_alone() {
+fn a_service_file_that_becomes_invalid_leaves_its_service_running() {
     let sleep = |seconds: &str| format!(r#"{{"command": "sleep", "args": ["{seconds}"], "name": "one"}}"#);
-    let (dir, options) = configured(&[("services/one.json", sleep("5606").as_bytes())]);
+    let (dir, options) = with_config_files(&[("services/one.json", sleep("5606").as_bytes())]);
     let daemon = options.start();
-    let started = await_service(&daemon, "one.json", "it runs", |service| service["ok"] == true);
+    let started = wait_for_service(&daemon, "one.json", "the process runs", |service| service["ok"] == true);
     let file = dir.path().join("services/one.json");
     for (text, part) in [
         (r#"{"command": "sleep", "args": ["5607"]"#, "EOF"),
@@ -168,100 +169,89 @@ fn a_file_that_gets_broken_leaves_its_service_alone() {
     ] {
         write(&file, text);
         daemon.signal(Signal::SIGHUP);
-        let told = await_service(&daemon, "one.json", text, |service| {
+        let reported = wait_for_service(&daemon, "one.json", text, |service| {
             service["detail"].as_str().is_some_and(|detail| detail.contains(part))
         });
-        assert_eq!((&told["ok"], &told["pid"]), (&json!(false), &started["pid"]), "{told}");
+        assert_eq!((&reported["ok"], &reported["pid"]), (&json!(false), &started["pid"]), "{reported}");
         assert_eq!(daemon.get("/processes/one").expect(200)["status"], "running", "{text}");
     }
     assert!(daemon.log().contains("service one.json"), "in the log as well: {}", daemon.log());
-    // As it was it is nothing new; put right otherwise it is.
+    // Restoring the old content changes nothing; other valid content restarts the service.
     write(&file, &sleep("5606"));
     daemon.signal(Signal::SIGHUP);
-    let told = await_service(&daemon, "one.json", "it is right again", |service| service["ok"] == true);
-    assert_eq!(told, started);
+    let reported = wait_for_service(&daemon, "one.json", "the file is valid again", |service| service["ok"] == true);
+    assert_eq!(reported, started);
     write(&file, "{");
     daemon.signal(Signal::SIGHUP);
-    await_service(&daemon, "one.json", "it is broken again", |service| service["ok"] == false);
+    wait_for_service(&daemon, "one.json", "the file is invalid again", |service| service["ok"] == false);
     write(&file, &sleep("5608"));
     daemon.signal(Signal::SIGHUP);
-    let told = await_service(&daemon, "one.json", "the new one runs", |service| service["ok"] == true);
-    assert_ne!(told["pid"], started["pid"]);
-    daemon.await_gone(PATIENCE, "sleep 5606");
+    let reported = wait_for_service(&daemon, "one.json", "the new service runs", |service| service["ok"] == true);
+    assert_ne!(reported["pid"], started["pid"]);
+    daemon.wait_until_gone(TIMEOUT, "sleep 5606");
 }
 
 #[test]
-fn a_service_that_could_not_be_started_is_tried_again() {
-    let (dir, options) = configured(&[]);
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("open it to all");
+fn sighup_retries_a_service_that_could_not_be_started() {
+    let (dir, options) = with_config_files(&[]);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("make it accessible to all");
     let program = dir.path().join("late");
     write(&dir.path().join("services/late.json"), &json!({"command": program}).to_string());
     let daemon = options.start();
-    assert_eq!(service(&daemon, "late.json")["ok"], false);
+    assert_eq!(wait_for_report_of(&daemon, "late.json")["ok"], false);
     write(&program, "#!/bin/sh\nexec sleep 600\n");
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    // A fork of another test's may hold the script open for a moment, which keeps it from being executed.
-    wait_until(PATIENCE, "it runs", || {
+    // A concurrent fork of another test can hold the script open for writing, which makes its exec fail: retry.
+    wait_until(TIMEOUT, "the process runs", || {
         daemon.signal(Signal::SIGHUP);
-        (service(&daemon, "late.json")["ok"] == true).then_some(())
+        (wait_for_report_of(&daemon, "late.json")["ok"] == true).then_some(())
     });
 }
 
-/// It may take all of its grace, and the port that both want is free only then.
+/// The old service may need its grace, and may hold a port that the new one needs.
 #[test]
-fn a_service_that_has_changed_starts_when_the_old_one_has_ended() {
+fn a_changed_service_starts_after_the_old_one_has_ended() {
     let old = r#"{"command": "sh", "name": "one", "args": ["-c",
         "trap 'sleep 3; echo ended >>$SAID; exit' TERM; echo up >>$SAID; while :; do sleep 0.02; done"],
         "env": {"SAID": "@"}}"#;
     let new = r#"{"command": "sh", "name": "one", "args": ["-c", "echo new >>$SAID; exec sleep 600"],
         "env": {"SAID": "@"}}"#;
-    let (dir, options) = configured(&[]);
+    let (dir, options) = with_config_files(&[]);
     let daemon = options.start();
     let said = daemon.scratch().join("said");
     let (file, fill) = (dir.path().join("services/one.json"), |text: &str| text.replace('@', &said.to_string_lossy()));
-    let await_said = |right: &str| {
+    let wait_for_said = |right: &str| {
         let said = || std::fs::read_to_string(&said).unwrap_or_default();
-        wait_until(PATIENCE, &format!("it says {right:?}"), || (said().ends_with(right)).then_some(()));
+        wait_until(TIMEOUT, &format!("the services have written {right:?}"), || {
+            (said().ends_with(right)).then_some(())
+        });
         said()
     };
     write(&file, &fill(old));
     daemon.signal(Signal::SIGHUP);
-    await_said("up\n");
+    wait_for_said("up\n");
     write(&file, &fill(new));
     daemon.signal(Signal::SIGHUP);
-    assert_eq!(await_said("new\n"), "up\nended\nnew\n");
+    assert_eq!(wait_for_said("new\n"), "up\nended\nnew\n");
 }
 
-/// As where the client of `docker run -t` was stopped: what the log has to say there must hold up nobody.
+/// Like a stopped `docker run -t` client: a terminal that nobody reads must not block the log.
 #[test]
-fn a_terminal_that_nobody_reads_holds_up_nobody() {
-    let (_master, slave) = terminal();
-    let (dir, options) = configured(&[]);
-    let mut daemon = options.stderr(slave).start();
-    // One line each, more than any terminal has room for.
+fn a_full_terminal_on_stderr_delays_neither_services_nor_shutdown() {
+    let terminal = nix::pty::openpty(None, None).expect("open a terminal");
+    let (dir, options) = with_config_files(&[]);
+    let mut daemon = options.stderr(terminal.slave).start();
+    // Each file causes one log line; together they exceed the buffer of any terminal.
     for number in 0..1000 {
         let name = format!("{number}-{}.json", "x".repeat(200));
         write(&dir.path().join("services").join(&name), "{");
         if number % 100 == 99 {
             daemon.signal(Signal::SIGHUP);
-            service(&daemon, &name);
+            wait_for_report_of(&daemon, &name);
         }
     }
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.await_end(PATIENCE).code(), Some(0));
-}
-
-/// Both ends of a new terminal.
-fn terminal() -> (OwnedFd, OwnedFd) {
-    let (mut master, mut slave) = (-1, -1);
-    // SAFETY: two descriptors are written; no name, no settings and no size are asked for.
-    let opened =
-        unsafe { libc::openpty(&raw mut master, &raw mut slave, null_mut(), std::ptr::null(), std::ptr::null()) };
-    assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: it has just been opened for us.
-    let master = unsafe { OwnedFd::from_raw_fd(master) };
-    // SAFETY: as above.
-    (master, unsafe { OwnedFd::from_raw_fd(slave) })
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
 }
 
 fn write(path: &Path, text: &str) {

@@ -1,4 +1,4 @@
-//! The command line, the same settings in the environment, and the files of a start.
+//! The command line, its equivalents in the environment, and the files that a start creates.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -7,21 +7,20 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Options, PATIENCE, TOKEN, daemon, daemon_with, die_with_us, wait_until};
+use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, is_root, start_daemon, start_daemon_with, wait_until};
 
-/// Runs the program to its end, which comes soon: none of these starts a daemon. What it logs before it fails,
-/// such as limits that had to be lowered, is not the question.
-fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
+/// Runs tl-init with arguments that do not start a daemon, until it exits. The log level is `error`, to hide log lines
+/// that precede the error, such as lowered limits.
+fn run_to_exit(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = bound_command(env!("CARGO_BIN_EXE_tl-init"));
     command.args(args).envs(env.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     if !args.contains(&"--log-level") && !env.iter().any(|(key, _)| *key == "TL_INIT_LOG_LEVEL") {
         command.env("TL_INIT_LOG_LEVEL", "error");
     }
     command.env("TL_INIT_RUN_DIR", dir.join("run")).env("TL_INIT_LOG_DIR", dir.join("log"));
-    die_with_us(&mut command);
-    let mut child = command.spawn().expect("start it");
+    let mut child = command.spawn().expect("start the program");
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        wait_until(PATIENCE, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
+        wait_until(TIMEOUT, &format!("it ends with {args:?} {env:?}"), || child.try_wait().expect("wait"))
     }));
     if ended.is_err() {
         let _ = child.kill();
@@ -30,12 +29,12 @@ fn tl_init(dir: &Path, args: &[&str], env: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
-    let dir = tempfile::tempdir().expect("a directory");
+fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
+    let dir = tempfile::tempdir().expect("create a directory");
     let file = |name: &str, mode: u32, text: &str| {
         let path = dir.path().join(name);
-        std::fs::write(&path, text).expect("write it");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("its mode");
+        std::fs::write(&path, text).expect("write the file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("set the mode");
         path.to_str().expect("a path").to_owned()
     };
     let good = file("good", 0o600, TOKEN);
@@ -45,8 +44,8 @@ fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
     let spaced = file("spaced", 0o600, "A=1\nA B=2\n");
     let nameless = file("nameless", 0o600, "# one\n\n=2\n");
     let missing = dir.path().join("missing").to_str().expect("a path").to_owned();
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let taken = taken.local_addr().expect("its address").to_string();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let taken = taken.local_addr().expect("local address").to_string();
     let at = ["--listen", "127.0.0.1:0"];
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (vec!["--no-such-option"], "--no-such-option"),
@@ -85,8 +84,8 @@ fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
         if !args.contains(&"--listen") {
             line.splice(0..0, at);
         }
-        let output = tl_init(dir.path(), &line, &[]);
-        one_line(&output, &format!("{args:?}"), needle);
+        let output = run_to_exit(dir.path(), &line, &[]);
+        check_one_error_line(&output, &format!("{args:?}"), needle);
     }
     for (key, value, needle) in [
         ("TL_INIT_LISTEN", "nonsense", "nonsense"),
@@ -95,12 +94,12 @@ fn a_bad_command_line_is_one_clear_line_and_exit_status_1() {
         ("TL_INIT_TOKEN_FILE", open.as_str(), open.as_str()),
     ] {
         let args = if key == "TL_INIT_LISTEN" { vec![] } else { at.to_vec() };
-        let output = tl_init(dir.path(), &args, &[(key, value)]);
-        one_line(&output, key, needle);
+        let output = run_to_exit(dir.path(), &args, &[(key, value)]);
+        check_one_error_line(&output, key, needle);
     }
 }
 
-fn one_line(output: &Output, what: &str, needle: &str) {
+fn check_one_error_line(output: &Output, what: &str, needle: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{what}: {} {stderr}", output.status);
     assert_eq!(stderr.lines().count(), 1, "{what}: {stderr}");
@@ -109,9 +108,9 @@ fn one_line(output: &Output, what: &str, needle: &str) {
 }
 
 #[test]
-fn help_and_version() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let help = tl_init(dir.path(), &["--help"], &[]);
+fn help_lists_the_options_and_version_prints_the_version() {
+    let dir = tempfile::tempdir().expect("create a directory");
+    let help = run_to_exit(dir.path(), &["--help"], &[]);
     assert_eq!(help.status.code(), Some(0));
     let text = String::from_utf8_lossy(&help.stdout);
     for option in [
@@ -137,15 +136,15 @@ fn help_and_version() {
     ] {
         assert!(text.contains(option), "no {option} in {text}");
     }
-    let version = tl_init(dir.path(), &["--version"], &[]);
+    let version = run_to_exit(dir.path(), &["--version"], &[]);
     assert_eq!(version.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&version.stdout), format!("tl-init {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]
-fn every_option_is_an_environment_variable_too() {
-    let env_file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write it");
+fn options_are_read_from_the_environment_and_the_command_line_overrides_them() {
+    let env_file = tempfile::NamedTempFile::new().expect("create a file");
+    std::fs::write(env_file.path(), "FROM_FILE=yes\n").expect("write the file");
     let daemon = Options::default()
         .env("TL_INIT_MAX_PROCESSES", "1")
         .env("TL_INIT_KEEP_ENDED", "2")
@@ -168,7 +167,7 @@ fn every_option_is_an_environment_variable_too() {
     for line in lines {
         serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|_| panic!("not JSON: {line}"));
     }
-    // The command line wins.
+    // The command line overrides the environment.
     let daemon = Options::default().env("TL_INIT_KEEP_ENDED", "2").args(&["--keep-ended", "4"]).start();
     for _ in 0..6 {
         daemon.run_sh("true");
@@ -177,8 +176,8 @@ fn every_option_is_an_environment_variable_too() {
 }
 
 #[test]
-fn files_of_a_start_are_the_owners_only() {
-    let daemon = daemon();
+fn the_token_is_readable_by_its_owner_only_and_appears_nowhere_else() {
+    let daemon = start_daemon();
     let mode = |path: &str| {
         let data = std::fs::metadata(daemon.state_dir().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
         data.permissions().mode() & 0o7777
@@ -193,60 +192,60 @@ fn files_of_a_start_are_the_owners_only() {
     }
     let token = daemon.state_dir().join("run/token");
     let run = daemon.run(&json!({"command": "cat", "args": [token]}));
-    if nix::unistd::geteuid().is_root() {
-        assert_ne!(run.code(), Some(0), "a process of another user cannot get it");
+    if is_root() {
+        assert_ne!(run.code(), Some(0), "another user cannot read the token");
     }
 }
 
 #[test]
-fn the_token_of_a_file_is_the_one_that_counts() {
-    let dir = tempfile::tempdir().expect("a directory");
+fn token_file_sets_the_token() {
+    let dir = tempfile::tempdir().expect("create a directory");
     let path = dir.path().join("token");
-    std::fs::write(&path, format!("{TOKEN}\n")).expect("write it");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its mode");
-    let daemon = daemon_with(&["--token-file", path.to_str().expect("a path")]);
+    std::fs::write(&path, format!("{TOKEN}\n")).expect("write the file");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("set the mode");
+    let daemon = start_daemon_with(&["--token-file", path.to_str().expect("a path")]);
     assert_eq!(daemon.token, TOKEN);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
 #[test]
-fn two_daemons_do_not_share_a_log_directory() {
-    let daemon = Options::plain().start();
+fn a_second_daemon_refuses_a_log_directory_in_use() {
+    let daemon = Options::subreaper().start();
     let log = daemon.state_dir().join("log");
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let args = ["--listen", "127.0.0.1:0", "--log-dir", log.to_str().expect("a path")];
-    one_line(&tl_init(dir.path(), &args, &[]), "a second daemon", log.to_str().expect("a path"));
+    check_one_error_line(&run_to_exit(dir.path(), &args, &[]), "a second daemon", log.to_str().expect("a path"));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
 #[test]
-fn a_command_of_its_own_runs_beside_the_api() {
+fn the_main_process_runs_beside_the_api_with_the_output_of_the_daemon() {
     let daemon = Options::default().args(&["--", "sh", "-c", "echo from the command; exec sleep 5001"]).start();
-    wait_until(PATIENCE, "it runs", || (!daemon.find("sleep 5001").is_empty()).then_some(()));
-    // Its output is the daemon's own.
-    wait_until(PATIENCE, "it is heard", || daemon.log().contains("from the command").then_some(()));
+    wait_until(TIMEOUT, "the process runs", || (!daemon.pids_matching("sleep 5001").is_empty()).then_some(()));
+    // Its output goes to the stdout of the daemon.
+    wait_until(TIMEOUT, "its output is in the log", || daemon.log().contains("from the command").then_some(()));
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
 }
 
 #[test]
-fn the_end_of_its_command_is_the_end_of_all() {
+fn the_daemon_ends_with_the_exit_code_of_its_main_process() {
     for (script, code) in [("exit 7", 7), ("kill -9 $$", 137)] {
         let script = format!("read x <go; {script}");
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = tempfile::tempdir().expect("create a directory");
         let go = scratch.path().join("go");
-        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
+        nix::unistd::mkfifo(&go, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
         let script = script.replace("go;", &format!("{};", go.display()));
         let uid = nix::unistd::geteuid().to_string();
         let mut daemon = Options::default().args(&["--default-user", &uid, "--", "sh", "-c", &script]).start();
         daemon.sh("sleep 5002");
-        std::fs::write(&go, "go\n").expect("let it end");
-        assert_eq!(daemon.await_end(PATIENCE).code(), Some(code));
+        std::fs::write(&go, "go\n").expect("release the process");
+        assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(code));
     }
 }
 
 #[test]
-fn signals_that_mean_nothing_to_it_change_nothing() {
-    let daemon = daemon();
+fn signals_without_a_meaning_are_ignored() {
+    let daemon = start_daemon();
     for signal in [Signal::SIGPIPE, Signal::SIGCHLD, Signal::SIGURG, Signal::SIGWINCH, Signal::SIGCONT] {
         daemon.signal(signal);
     }
@@ -254,12 +253,13 @@ fn signals_that_mean_nothing_to_it_change_nothing() {
 }
 
 #[test]
-fn what_nobody_can_hear_is_no_panic() {
+fn a_failed_write_to_stdout_or_stderr_exits_with_1_without_a_panic() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk");
     for args in [&["--help"][..], &["--version"]] {
-        let out = Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run it");
+        let out =
+            Command::new(env!("CARGO_BIN_EXE_tl-init")).args(args).stdout(full()).output().expect("run the program");
         assert_eq!((out.status.code(), String::from_utf8_lossy(&out.stderr).as_ref()), (Some(1), ""), "{args:?}");
     }
     let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
-    assert_eq!(command.arg("--nonsense").stderr(full()).status().expect("run it").code(), Some(1));
+    assert_eq!(command.arg("--nonsense").stderr(full()).status().expect("run the program").code(), Some(1));
 }

@@ -1,4 +1,4 @@
-//! Health checks of managed processes, and a machine that stands still.
+//! Health checks of managed processes, also while the daemon or the machine is paused.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,34 +9,34 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, port_of_nobody, wait_until};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, reserve_closed_port, start_daemon, wait_until};
 
-/// What a service of the test itself answers: whether it is well is no matter of what is supervised.
+/// A service inside the test that answers probes as the test sets it, independently of the supervised process.
 struct Service {
     port: u16,
     state: Arc<AtomicU8>,
     seen: Arc<Mutex<Vec<Instant>>>,
 }
 
-const WELL: u8 = 0;
-const SICK: u8 = 1;
-/// Reads and does not answer.
+const HEALTHY: u8 = 0;
+const UNHEALTHY: u8 = 1;
+/// Accepts connections and does not answer.
 const FROZEN: u8 = 2;
 
 impl Service {
     fn new() -> Service {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
-        let (state, seen) = (Arc::new(AtomicU8::new(WELL)), Arc::new(Mutex::new(Vec::new())));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+        let port = listener.local_addr().expect("local address").port();
+        let (state, seen) = (Arc::new(AtomicU8::new(HEALTHY)), Arc::new(Mutex::new(Vec::new())));
         let (to_answer, times) = (Arc::clone(&state), Arc::clone(&seen));
-        // Ends with the test's process.
+        // The thread ends with the process of the test.
         std::thread::spawn(move || {
             let mut frozen = Vec::new();
             for stream in listener.incoming().flatten() {
-                times.lock().expect("nobody panics").push(Instant::now());
+                times.lock().expect("the lock").push(Instant::now());
                 match to_answer.load(Ordering::SeqCst) {
                     FROZEN => frozen.push(stream),
-                    state => answer(stream, state),
+                    state => answer_probe(stream, state),
                 }
             }
         });
@@ -48,56 +48,56 @@ impl Service {
     }
 
     fn probes(&self) -> usize {
-        self.seen.lock().expect("nobody panics").len()
+        self.seen.lock().expect("the lock").len()
     }
 
     fn check(&self, kind: &str, interval: u64, threshold: u64) -> Value {
         json!({
             "type": kind, "port": self.port, "initial_delay_ms": 0, "interval_ms": interval,
-            // A busy machine is no illness.
+            // A long timeout, so that a busy machine does not fail probes.
             "timeout_ms": 2_000, "failure_threshold": threshold,
         })
     }
 }
 
-fn answer(stream: TcpStream, state: u8) {
+fn answer_probe(stream: TcpStream, state: u8) {
     let mut lines = BufReader::new(&stream).lines();
-    // A TCP check has nothing to say.
+    // A TCP probe sends nothing.
     while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-    let words = if state == WELL { "HTTP/1.0 204 So\r\n\r\n" } else { "HTTP/1.1 500 No\r\n\r\n" };
+    let words = if state == HEALTHY { "HTTP/1.0 204 So\r\n\r\n" } else { "HTTP/1.1 500 No\r\n\r\n" };
     let _ = (&stream).write_all(words.as_bytes());
 }
 
-fn start(daemon: &Daemon, name: &str, policy: &str, script: &str, check: &Value) -> Value {
+fn start_checked(daemon: &Daemon, name: &str, policy: &str, script: &str, check: &Value) -> Value {
     daemon.start_process(&json!({
         "command": "sh", "args": ["-c", script], "name": name, "stop_grace_ms": 200, "health_check": check,
         "restart": {"policy": policy, "initial_backoff_ms": 100},
     }))
 }
 
-fn managed(daemon: &Daemon, name: &str) -> Value {
+fn managed_info(daemon: &Daemon, name: &str) -> Value {
     daemon.get(&format!("/processes/{name}")).expect(200)["managed"].take()
 }
 
-fn await_health(daemon: &Daemon, name: &str, status: &str) -> Value {
-    wait_until(PATIENCE, &format!("{name} is {status}"), || {
-        let managed = managed(daemon, name);
+fn wait_for_health(daemon: &Daemon, name: &str, status: &str) -> Value {
+    wait_until(TIMEOUT, &format!("{name} is {status}"), || {
+        let managed = managed_info(daemon, name);
         (managed["health_status"] == status).then_some(managed)
     })
 }
 
 #[test]
-fn what_turns_bad_is_replaced() {
-    let (daemon, service) = (daemon(), Service::new());
-    // It takes its whole grace.
+fn an_unhealthy_process_is_stopped_and_restarted() {
+    let (daemon, service) = (start_daemon(), Service::new());
+    // The process ignores SIGTERM and uses its whole grace.
     let script = "trap '' TERM; echo up; while :; do sleep 0.05; done";
-    let first = start(&daemon, "web", "on_failure", script, &service.check("http", 100, 3));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&first), "stdout") == ["up"]).then_some(()));
+    let first = start_checked(&daemon, "web", "on_failure", script, &service.check("http", 100, 3));
+    daemon.wait_for_stdout(pid_of(&first), &["up"]);
     assert_eq!(first["managed"]["health_check"]["path"], "/");
-    await_health(&daemon, "web", "healthy");
+    wait_for_health(&daemon, "web", "healthy");
     let begun = Instant::now();
-    service.set(SICK);
-    let waiting = wait_until(PATIENCE, "it is stopped for its health", || {
+    service.set(UNHEALTHY);
+    let waiting = wait_until(TIMEOUT, "the process is stopped because it is unhealthy", || {
         let info = daemon.get("/processes/web").expect(200);
         (info["managed"]["status"] == "backing_off").then_some(info)
     });
@@ -105,36 +105,38 @@ fn what_turns_bad_is_replaced() {
     assert_eq!(waiting["managed"]["consecutive_health_failures"], 3);
     let error = waiting["managed"]["last_error"].as_str().unwrap_or_default();
     assert!(error.contains("500"), "{waiting}");
-    service.set(WELL);
-    wait_until(PATIENCE, "it was replaced", || (managed(&daemon, "web")["restart_count"] == 1).then_some(()));
-    // Threshold × interval + grace + backoff are 600 ms; the rest is for a busy machine.
+    service.set(HEALTHY);
+    wait_until(TIMEOUT, "the process was restarted", || {
+        (managed_info(&daemon, "web")["restart_count"] == 1).then_some(())
+    });
+    // Threshold × interval + grace + backoff is 600 ms; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_millis(6_000), "{:?}", begun.elapsed());
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
-    await_health(&daemon, "web", "healthy");
+    wait_for_health(&daemon, "web", "healthy");
     assert_ne!(daemon.get("/processes/web").expect(200)["pid"], first["pid"]);
 }
 
 #[test]
-fn never_is_left_alone_and_reported() {
-    let (daemon, service) = (daemon(), Service::new());
-    let first = start(&daemon, "web", "never", "exec sleep 4901", &service.check("http", 50, 2));
-    await_health(&daemon, "web", "healthy");
-    service.set(SICK);
-    let sick = await_health(&daemon, "web", "unhealthy");
+fn an_unhealthy_process_with_policy_never_keeps_running_and_can_recover() {
+    let (daemon, service) = (start_daemon(), Service::new());
+    let first = start_checked(&daemon, "web", "never", "exec sleep 4901", &service.check("http", 50, 2));
+    wait_for_health(&daemon, "web", "healthy");
+    service.set(UNHEALTHY);
+    let sick = wait_for_health(&daemon, "web", "unhealthy");
     assert!(sick["last_error"].is_string() && sick["consecutive_health_failures"].as_u64() >= Some(2), "{sick}");
     let probed = service.probes();
-    wait_until(PATIENCE, "it is probed on", || (service.probes() > probed + 3).then_some(()));
-    service.set(WELL);
-    let well = await_health(&daemon, "web", "healthy");
+    wait_until(TIMEOUT, "probes continue", || (service.probes() > probed + 3).then_some(()));
+    service.set(HEALTHY);
+    let well = wait_for_health(&daemon, "web", "healthy");
     assert_eq!(well["consecutive_health_failures"], 0);
     let now = daemon.get("/processes/web").expect(200);
     assert_eq!((&now["pid"], &now["managed"]["restart_count"]), (&first["pid"], &json!(0)));
 }
 
 #[test]
-fn a_service_that_is_not_there_is_given_up() {
-    let daemon = daemon();
-    let (port, _held) = port_of_nobody();
+fn restarts_after_refused_probes_stop_at_max_restarts() {
+    let daemon = start_daemon();
+    let (port, _held) = reserve_closed_port();
     let info = daemon.start_process(&json!({
         "command": "sleep", "args": ["4902"], "name": "gone",
         "restart": {"policy": "on_failure", "max_restarts": 1, "initial_backoff_ms": 10},
@@ -148,44 +150,46 @@ fn a_service_that_is_not_there_is_given_up() {
     assert!(error.contains("1 restarts") && error.contains("unhealthy"), "{error}");
 }
 
-/// For longer than any interval, time-out, grace and backoff there is. Nothing else stands still, as when the daemon
-/// is stopped; or the service does too, as on a machine that is paused.
-fn stands_still(service_too: bool) {
-    let (daemon, service) = (daemon(), Service::new());
+/// Stops the daemon for longer than any interval, timeout, grace and backoff of the test. With `service_too` the probed
+/// service pauses as well, as on a paused machine.
+fn check_pause(service_too: bool) {
+    let (daemon, service) = (start_daemon(), Service::new());
     let mut check = service.check("http", 100, 2);
     check["timeout_ms"] = json!(1_500);
-    let web = start(&daemon, "web", "on_failure", "exec sleep 4911", &check);
-    await_health(&daemon, "web", "healthy");
-    // One that ignores its stop, and one that waits for its restart.
+    let web = start_checked(&daemon, "web", "on_failure", "exec sleep 4911", &check);
+    wait_for_health(&daemon, "web", "healthy");
+    // Two more processes: one ignores SIGTERM, one waits for its restart.
     let deaf = daemon.start_process(&json!({
         "command": "sh", "args": ["-c", "trap '' TERM; echo up; while :; do sleep 4912; done"], "name": "deaf",
         "stop_grace_ms": 4_000, "restart": {"policy": "never"},
     }));
-    wait_until(PATIENCE, "it is up", || (daemon.lines(pid_of(&deaf), "stdout") == ["up"]).then_some(()));
-    // Answered after 2 s.
+    daemon.wait_for_stdout(pid_of(&deaf), &["up"]);
+    // DELETE answers after 2 s.
     daemon.delete("/processes/deaf").expect(204);
     let crash =
         json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 3_000}});
     daemon.start_process(&crash);
-    wait_until(PATIENCE, "it waits", || (managed(&daemon, "crash")["status"] == "backing_off").then_some(()));
+    wait_until(TIMEOUT, "the process is backing off", || {
+        (managed_info(&daemon, "crash")["status"] == "backing_off").then_some(())
+    });
     if service_too {
         service.set(FROZEN);
     }
     daemon.signal(Signal::SIGSTOP);
     std::thread::sleep(Duration::from_millis(3_500));
-    service.set(WELL);
+    service.set(HEALTHY);
     daemon.signal(Signal::SIGCONT);
     let probed = service.probes();
-    // The wait was over once, not three times.
-    wait_until(PATIENCE, "it was restarted and waits again", || {
-        let crash = managed(&daemon, "crash");
+    // The backoff expires once, not once for each interval that passed.
+    wait_until(TIMEOUT, "the process was restarted once and backs off again", || {
+        let crash = managed_info(&daemon, "crash");
         let restarted = crash["restart_count"].as_u64();
         assert!(restarted <= Some(1), "{crash}");
         (restarted == Some(1) && crash["status"] == "backing_off").then_some(())
     });
-    daemon.await_gone(PATIENCE, "sleep 4912");
-    wait_until(PATIENCE, "it is probed on", || {
-        let web = managed(&daemon, "web");
+    daemon.wait_until_gone(TIMEOUT, "sleep 4912");
+    wait_until(TIMEOUT, "probes continue", || {
+        let web = managed_info(&daemon, "web");
         assert_eq!((&web["health_status"], &web["restart_count"]), (&json!("healthy"), &json!(0)), "{web}");
         (service.probes() > probed + 10).then_some(())
     });
@@ -193,47 +197,51 @@ fn stands_still(service_too: bool) {
 }
 
 #[test]
-fn a_daemon_that_was_stopped_goes_on_as_if_it_had_not() {
-    stands_still(false);
+fn a_daemon_that_was_stopped_for_a_while_counts_no_failure() {
+    check_pause(false);
 }
 
 #[test]
-fn a_machine_that_was_paused_is_no_illness() {
-    stands_still(true);
+fn a_pause_of_daemon_and_service_counts_no_failure() {
+    check_pause(true);
 }
 
 #[test]
-fn many_checks_cost_little_and_come_in_time() {
+fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     const PROCESSES: usize = 200;
-    let daemon = daemon();
-    let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("a port"), Service::new());
-    let port = crowd.local_addr().expect("its address").port();
+    let daemon = start_daemon();
+    let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("bind a port"), Service::new());
+    let port = crowd.local_addr().expect("local address").port();
     std::thread::spawn(move || crowd.incoming().for_each(drop));
-    // Those that serve the test come and go.
+    // Threads that serve connections start and end.
     let threads =
-        || machine::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
-    // A thread gives itself its name, and that of the services is started after the API is there.
+        || procfs::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
+    // Threads set their names themselves, and the services thread starts after the API listens.
     let one_main = |names: &Vec<String>| {
         names.iter().filter(|name| *name == "tl-init").count() == 1 && names.iter().any(|name| name == "services")
     };
-    let before = wait_until(PATIENCE, "all have their names", || Some(threads()).filter(one_main));
+    let before = wait_until(TIMEOUT, "all have their names", || Some(threads()).filter(one_main));
     for n in 0..PROCESSES {
         let check = json!({"type": "tcp", "port": if n == 0 { watched.port } else { port }, "initial_delay_ms": 5 * n});
         let body = json!({"command": "sleep", "args": ["4921"], "name": format!("s{n}"), "health_check": check});
         daemon.start_process(&body);
     }
-    wait_until(PATIENCE, "all are healthy", || {
+    wait_until(TIMEOUT, "all are healthy", || {
         daemon.list().iter().all(|info| info["managed"]["health_status"] == "healthy").then_some(())
     });
-    let (cpu, probes) = (machine::cpu_time(daemon.pid), watched.probes());
-    wait_until(PATIENCE, "some rounds are over", || (watched.probes() >= probes + 5).then_some(()));
-    let cpu = machine::cpu_time(daemon.pid) - cpu;
-    // The aim is 5 % of 5 s for a thousand with the binary as it is released.
+    let (cpu, probes) = (procfs::cpu_time(daemon.pid), watched.probes());
+    wait_until(TIMEOUT, "some more probes have come", || (watched.probes() >= probes + 5).then_some(()));
+    let cpu = procfs::cpu_time(daemon.pid) - cpu;
+    // The goal is 5 % of 5 s for a thousand checks with the release binary.
     assert!(cpu < Duration::from_millis(500), "{cpu:?}");
-    assert_eq!(wait_until(PATIENCE, "as before", || Some(threads()).filter(one_main)), before, "a thread for a check");
-    let seen = watched.seen.lock().expect("nobody panics");
+    assert_eq!(
+        wait_until(TIMEOUT, "the threads are as before", || Some(threads()).filter(one_main)),
+        before,
+        "a thread for a check"
+    );
+    let seen = watched.seen.lock().expect("the lock");
     for two in seen.windows(2) {
-        // The aim is 100 ms late; the rest is for a busy machine, on which one that is late comes close to the next.
+        // The goal is 100 ms of delay; the margin is for a busy machine.
         let between = two[1] - two[0];
         assert!(between < Duration::from_millis(2_000), "{between:?}");
     }

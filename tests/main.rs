@@ -1,42 +1,45 @@
-//! The real daemon, started as PID 1 of a namespace of its own (or beside the test, where that is the point),
-//! and driven over its API.
+//! Integration tests: the real daemon, started as PID 1 of a namespace of its own (or as a subreaper beside the test, where
+//! that is the point), and driven over its API.
 
-// A test says what went wrong by failing.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(unreachable_pub, missing_docs)]
 
 mod harness;
 
-mod bad_input;
+mod blocked_in_kernel;
 mod boot;
-mod cgroups;
-mod child;
-mod churn;
+mod cgroup_failures;
+mod child_environment;
 mod command_line;
-mod control;
-mod crowded;
-mod ending;
+mod file_permissions;
 mod files;
-mod follow;
-mod hanging;
+mod follow_output;
 mod health_checks;
-mod hostile;
-mod launcher;
+mod idle_daemon;
+mod invalid_fields;
+mod invalid_requests;
 mod limits;
 mod main_process;
-mod managed;
+mod malformed_http;
+mod managed_processes;
+mod namespace_script;
 mod output;
-mod pty;
-mod quiet;
+mod overload;
+mod process_control;
+mod process_trees;
+mod ptrace;
+mod restart_stress;
 mod runs;
-mod signals;
+mod shutdown;
+mod signal_masks;
+mod slow_readers;
 mod stdin;
-mod stdio;
-mod tasks;
+mod stdio_reopen;
+mod task_limit;
 mod terminal_clients;
-mod traced;
-mod trees;
-mod tunnel;
-mod unread;
+mod terminal_io;
+mod terminal_sessions;
+mod tunnels;
+mod unreachable_clients;
 mod uploads;
-mod vanished;

@@ -1,21 +1,21 @@
-//! The main process of a container: what `docker run --init` users know from tini, and what is ours on top.
+//! The main process of a container: the behavior that users of `docker run --init` know from tini, and extensions.
 //!
-//! | what tini's README promises | here |
+//! | promise in the README of tini | tested here by |
 //! |---|---|
-//! | it runs one child and ends with its exit code | `its_exit_is_ours` |
-//! | 128 and the signal where one was its end | `its_exit_is_ours`, `a_term_that_it_does_not_handle_is_its_end` |
-//! | 127 and 126 where it does not run | `one_that_does_not_run_is_said_as_a_shell_would` |
-//! | signals are forwarded, and do what they do by default | `signals_are_forwarded` |
-//! | `-g`: to the child's group | always: `they_reach_the_whole_group` |
-//! | zombies are reaped | `orphans_are_reaped` |
-//! | `-s`: as a subreaper too | always, where it is not PID 1: `it_need_not_be_pid_1` |
-//! | the child begins with no signal blocked or ignored | `it_starts_clean_and_with_the_environment_that_was_meant_for_it` |
-//! | the terminal's foreground is the child's | `a_terminal_is_its_own` |
-//! | a stopped child has not ended | `one_that_is_stopped_has_not_ended` |
-//! | what the child leaves behind ends with it | asked first: `what_it_leaves_behind_ends_in_order` |
+//! | it runs one child and ends with its exit code | `the_container_ends_with_the_exit_code_or_128_plus_the_signal` |
+//! | after a death by signal, 128 + signal | `the_container_ends_with_the_exit_code_or_128_plus_the_signal`, `an_unhandled_sigterm_or_sigint_ends_the_main_process` |
+//! | 127 or 126 if it does not start | `a_main_process_that_cannot_start_ends_the_container_with_127_or_126` |
+//! | signals are forwarded | `signals_are_forwarded_to_the_main_process` |
+//! | `-g`: to the group of the child | always: `forwarded_signals_reach_the_whole_process_group` |
+//! | zombies are reaped | `orphans_are_reaped_beside_the_main_process` |
+//! | `-s`: as a subreaper too | always, if it is not PID 1: `a_main_process_works_under_a_subreaper` |
+//! | the child begins with no signal blocked or ignored | `the_main_process_starts_with_clean_signals_and_the_environment_of_the_container` |
+//! | the child is in the foreground of the terminal | `the_terminal_of_the_container_is_controlled_by_the_main_process` |
+//! | a stopped child has not ended | `a_stopped_main_process_counts_as_running` |
+//! | remaining processes end with the child | after a SIGTERM: `remaining_processes_get_sigterm_after_the_main_process_has_ended` |
 //! | `-e`, `-p`, `-v`, `-w` | there are no such options |
 //!
-//! SIGPIPE, which tini forwards, we do not: it comes of a pipe, not of a person.
+//! tini forwards SIGPIPE, tl-init does not: it is caused by a broken pipe, never sent on purpose.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -26,9 +26,9 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, Options, PATIENCE, machine, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, skip_without_root, wait_until};
 
-/// A daemon whose main process is this script of a shell, run as whoever the test is.
+/// A daemon whose main process is a shell script, run as the user of the test.
 struct Main {
     daemon: Daemon,
     _scratch: TempDir,
@@ -36,39 +36,39 @@ struct Main {
 }
 
 impl Main {
-    /// Starts it. The script may write lines to `$SAID`; `up` has to be one of them.
+    /// Starts the daemon and waits for the line `up` in the file `$SAID`, which the script must write.
     fn start(script: &str) -> Main {
         Main::start_with(Options::default(), script)
     }
 
     fn start_with(options: Options, script: &str) -> Main {
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = tempfile::tempdir().expect("create a directory");
         let said = scratch.path().join("said");
         let uid = nix::unistd::geteuid().to_string();
         let args = ["--default-user", &uid, "--shutdown-grace", "2", "--", "sh", "-c", script];
         let options = options.args(&args).env("SAID", said.to_str().expect("a path"));
         let main = Main { daemon: options.start(), _scratch: scratch, said };
-        main.await_word("up");
+        main.wait_for_line("up");
         main
     }
 
-    fn said(&self) -> String {
+    fn output(&self) -> String {
         std::fs::read_to_string(&self.said).unwrap_or_default()
     }
 
-    fn await_word(&self, word: &str) {
-        wait_until(PATIENCE, &format!("it says {word:?}"), || {
-            self.said().lines().any(|line| line == word).then_some(())
+    fn wait_for_line(&self, word: &str) {
+        wait_until(TIMEOUT, &format!("$SAID has the line {word:?}"), || {
+            self.output().lines().any(|line| line == word).then_some(())
         });
     }
 
-    fn code(&mut self) -> Option<i32> {
-        self.daemon.await_end(PATIENCE).code()
+    fn exit_code(&mut self) -> Option<i32> {
+        self.daemon.wait_for_exit(TIMEOUT).code()
     }
 }
 
-/// Says `up`, then answers every signal with its number until one of them has it exit.
-const ANSWERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 49 64; do
+/// Writes `up`, then the number of each signal it gets; exits with 7 after signal 64.
+const WRITE_SIGNAL_NUMBERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 49 64; do
         trap \"echo $signal >>$SAID\" $signal
     done
     echo up >>$SAID
@@ -76,111 +76,111 @@ const ANSWERS: &str = "for signal in 1 2 3 10 12 15 20 28 30 34 37 38 39 47 48 4
     exit 7";
 
 #[test]
-fn signals_are_forwarded() {
-    let mut main = Main::start(ANSWERS);
+fn signals_are_forwarded_to_the_main_process() {
+    let mut main = Main::start(WRITE_SIGNAL_NUMBERS);
     for signal in [1, 3, 10, 12, 20, 28, 30, 34, 37, 38, 39, 47, 48, 49, 15] {
         main.daemon.signal_number(signal);
-        main.await_word(&signal.to_string());
+        main.wait_for_line(&signal.to_string());
     }
     main.daemon.signal_number(64);
-    assert_eq!(main.code(), Some(7));
+    assert_eq!(main.exit_code(), Some(7));
 }
 
 #[test]
-fn they_reach_the_whole_group() {
+fn forwarded_signals_reach_the_whole_process_group() {
     let mut main = Main::start(
         "trap 'echo leader >>$SAID; wait; exit 5' TERM
          sh -c 'trap \"echo child >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
          wait",
     );
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.code(), Some(5));
-    let said = main.said();
+    assert_eq!(main.exit_code(), Some(5));
+    let said = main.output();
     assert!(said.contains("child") && said.contains("leader"), "{said}");
 }
 
 #[test]
-fn its_exit_is_ours() {
+fn the_container_ends_with_the_exit_code_or_128_plus_the_signal() {
     for (end, code) in
         [("exit 0", 0), ("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("kill -SEGV $$", 139)]
     {
         let mut main = Main::start(&format!("echo up >>$SAID; until [ -e $SAID.go ]; do sleep 0.02; done; {end}"));
-        std::fs::write(format!("{}.go", main.said.display()), "").expect("let it end");
-        assert_eq!(main.code(), Some(code), "{end}");
+        std::fs::write(format!("{}.go", main.said.display()), "").expect("release the process");
+        assert_eq!(main.exit_code(), Some(code), "{end}");
     }
 }
 
 #[test]
-fn a_term_that_it_does_not_handle_is_its_end() {
+fn an_unhandled_sigterm_or_sigint_ends_the_main_process() {
     let mut main = Main::start("echo up >>$SAID; exec sleep 600");
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.code(), Some(143));
+    assert_eq!(main.exit_code(), Some(143));
     let mut main = Main::start("echo up >>$SAID; exec sleep 600");
     main.daemon.signal(Signal::SIGINT);
-    assert_eq!(main.code(), Some(130));
+    assert_eq!(main.exit_code(), Some(130));
 }
 
 #[test]
-fn a_second_term_gives_no_more_grace() {
+fn a_second_sigterm_ends_the_grace() {
     let mut main = Main::start("trap 'echo asked >>$SAID' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
     main.daemon.signal(Signal::SIGTERM);
-    main.await_word("asked");
+    main.wait_for_line("asked");
     let begun = Instant::now();
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.code(), Some(137));
+    assert_eq!(main.exit_code(), Some(137));
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
-fn what_it_leaves_behind_ends_in_order() {
+fn remaining_processes_get_sigterm_after_the_main_process_has_ended() {
     let mut main = Main::start(
         "setsid sh -c 'trap \"echo asked too >>$SAID; exit\" TERM; echo up >>$SAID; while :; do sleep 0.02; done' &
          until grep -qx up $SAID; do sleep 0.02; done
          until [ -e $SAID.go ]; do sleep 0.02; done; exit 3",
     );
-    std::fs::write(format!("{}.go", main.said.display()), "").expect("let it end");
-    assert_eq!(main.code(), Some(3));
-    assert!(main.said().contains("asked too"), "{}", main.said());
+    std::fs::write(format!("{}.go", main.said.display()), "").expect("release the process");
+    assert_eq!(main.exit_code(), Some(3));
+    assert!(main.output().contains("asked too"), "{}", main.output());
 }
 
 #[test]
-fn orphans_are_reaped() {
+fn orphans_are_reaped_beside_the_main_process() {
     let main = Main::start("(setsid sleep 0.1 &) ; (setsid sleep 0.2 &); echo up >>$SAID; exec sleep 600");
-    wait_until(PATIENCE, "no child of PID 1 is left but the main process", || {
-        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    wait_until(TIMEOUT, "the main process is the only child of PID 1", || {
+        (procfs::children(main.daemon.pid).len() == 1).then_some(())
     });
-    assert!(machine::descendants(main.daemon.pid).into_iter().all(|pid| !machine::is_zombie(pid)));
+    assert!(procfs::descendants(main.daemon.pid).into_iter().all(|pid| !procfs::is_zombie(pid)));
 }
 
 #[test]
-fn it_need_not_be_pid_1() {
+fn a_main_process_works_under_a_subreaper() {
     let mut main = Main::start_with(
-        Options::plain(),
+        Options::subreaper(),
         "(setsid sleep 0.1 &); trap 'exit 7' TERM; echo up >>$SAID; while :; do sleep 0.02; done",
     );
-    wait_until(PATIENCE, "the orphan came to us and is gone", || {
-        (machine::children(main.daemon.pid).len() == 1).then_some(())
+    wait_until(TIMEOUT, "the orphan was adopted and reaped", || {
+        (procfs::children(main.daemon.pid).len() == 1).then_some(())
     });
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.code(), Some(7));
+    assert_eq!(main.exit_code(), Some(7));
 }
 
 #[test]
-fn one_that_is_stopped_has_not_ended() {
+fn a_stopped_main_process_counts_as_running() {
     let mut main = Main::start("trap 'exit 7' TERM; echo up >>$SAID; kill -STOP $$; while :; do sleep 0.02; done");
     let pid = main.daemon.list()[0]["pid"].clone();
-    wait_until(PATIENCE, "it is stopped", || {
+    wait_until(TIMEOUT, "the process is stopped", || {
         let state = main.daemon.run_sh(&format!("cut -d ' ' -f 3 /proc/{pid}/stat"));
         (state.stdout() == "T").then_some(())
     });
     assert_eq!(main.daemon.list()[0]["status"], "running");
     main.daemon.signal(Signal::SIGCONT);
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.code(), Some(7));
+    assert_eq!(main.exit_code(), Some(7));
 }
 
 #[test]
-fn it_starts_clean_and_with_the_environment_that_was_meant_for_it() {
+fn the_main_process_starts_with_clean_signals_and_the_environment_of_the_container() {
     let options = Options::default().env("GREETING", "hello").env("TL_INIT_KEEP_ENDED", "5").env("HOME", "/nowhere");
     let main = Main::start_with(
         options,
@@ -189,107 +189,107 @@ fn it_starts_clean_and_with_the_environment_that_was_meant_for_it() {
          test \"$HOME\" != /nowhere && echo home of its user >>$SAID
          echo up >>$SAID; exec sleep 600",
     );
-    let said = main.said();
+    let said = main.output();
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(
         lines,
         ["SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000", "hello 0 /", "home of its user", "up"]
     );
-    // A process of the API's gets nothing of that.
+    // Processes started over the API do not get this environment.
     assert_eq!(main.daemon.run_sh("echo $GREETING").stdout(), "");
 }
 
 #[test]
-fn it_has_our_streams() {
+fn the_main_process_inherits_the_standard_streams_of_the_daemon() {
     let main = Main::start(
         "read line; echo got $? >>$SAID; echo to stdout; echo to stderr >&2; echo up >>$SAID; exec sleep 600",
     );
-    assert!(main.said().contains("got 1"), "stdin is /dev/null in these tests");
-    wait_until(PATIENCE, "both are heard", || {
+    assert!(main.output().contains("got 1"), "stdin is /dev/null in these tests");
+    wait_until(TIMEOUT, "both lines are in the log", || {
         let log = main.daemon.log();
         (log.contains("to stdout") && log.contains("to stderr")).then_some(())
     });
 }
 
 #[test]
-fn one_that_does_not_run_is_said_as_a_shell_would() {
+fn a_main_process_that_cannot_start_ends_the_container_with_127_or_126() {
     for (program, code) in [("/nowhere/at-all", 127), ("no-such-program", 127), ("/etc/passwd", 126), ("/", 126)] {
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = tempfile::tempdir().expect("create a directory");
         let out = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/namespace.sh"))
             .args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--", program])
             .env("TL_NS_DIR", scratch.path().join("state"))
-            // A directory of it that its user may not enter would be the reason.
+            // A PATH without directories that the user may not enter, which would change the error.
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/")
             .output()
-            .expect("run it");
+            .expect("run the program");
         assert_eq!(out.status.code(), Some(code), "{program}: {}", String::from_utf8_lossy(&out.stderr));
         assert!(String::from_utf8_lossy(&out.stderr).contains(program), "it is named");
     }
 }
 
 #[test]
-fn it_can_be_given_as_json() {
+fn tl_init_command_sets_the_main_process_as_json() {
     let daemon = Options::default().env("TL_INIT_COMMAND", r#"["sleep", "5611"]"#).start();
-    wait_until(PATIENCE, "it runs", || (!daemon.executing("sleep 5611").is_empty()).then_some(()));
+    daemon.wait_for_processes("sleep 5611", 1);
     let list = daemon.list();
     assert_eq!((&list[0]["args"], &list[0]["managed"]), (&json!(["5611"]), &json!(null)));
 }
 
 #[test]
-fn the_api_ends_it_with_its_own_code() {
+fn shutdown_over_the_api_ends_with_the_exit_code_of_the_main_process() {
     let mut main = Main::start("trap 'echo asked >>$SAID; exit 9' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
     main.daemon.post("/shutdown", &json!({"action": "exit"})).expect(202);
-    assert_eq!(main.code(), Some(9));
+    assert_eq!(main.exit_code(), Some(9));
 }
 
-/// `docker run -t`: the terminal is the main process's, so that Ctrl-C and the window's size are for it.
+/// As with `docker run -t`: the main process is in the foreground of the terminal and gets Ctrl-C and resizes.
 #[test]
-fn a_terminal_is_its_own() {
-    if !root("a_terminal_is_its_own") {
+fn the_terminal_of_the_container_is_controlled_by_the_main_process() {
+    if skip_without_root() {
         return;
     }
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
                 echo up >>$SAID; while :; do sleep 0.02; done";
-    on_a_terminal("0", &["--", "sh", "-c", main], "");
-    // The file that names it is read in time.
-    on_a_terminal("0", &[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
+    run_on_terminal("0", &["--", "sh", "-c", main], "");
+    // The same with a main process from `init.conf`.
+    run_on_terminal("0", &[], &format!("TL_INIT_COMMAND={}\n", json!(["sh", "-c", main])));
 }
 
-/// As `runc` has it: the terminal belongs to the user of the main process, with the group that it had.
+/// As with `runc`: the terminal belongs to the user of the main process and keeps its group.
 #[test]
-fn a_terminal_is_its_users() {
-    if !root("a_terminal_is_its_users") {
+fn the_terminal_of_the_container_belongs_to_the_user_of_the_main_process() {
+    if skip_without_root() {
         return;
     }
     let main = "trap 'echo interrupted >>$SAID; exit 8' INT; tty >>$SAID
                 (echo reopened >/dev/stdout) && (: </dev/stdin) && echo can be opened again >>$SAID
                 stat -c 'of %u' $(tty) >>$SAID; echo up >>$SAID; while :; do sleep 0.02; done";
-    let said = on_a_terminal("4242:7", &["--", "sh", "-c", main], "");
+    let said = run_on_terminal("4242:7", &["--", "sh", "-c", main], "");
     assert!(said.contains("\ncan be opened again\nof 4242\n"), "{said}");
 }
 
-fn on_a_terminal(user: &str, command: &[&str], conf: &str) -> String {
+fn run_on_terminal(user: &str, command: &[&str], conf: &str) -> String {
     let scratch = tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir();
-    let scratch = scratch.expect("a directory");
+    let scratch = scratch.expect("create a directory");
     let said = scratch.path().join("said");
-    std::fs::write(&said, "").expect("make it");
-    std::fs::set_permissions(&said, std::fs::Permissions::from_mode(0o666)).expect("open it to all");
+    std::fs::write(&said, "").expect("create the file");
+    std::fs::set_permissions(&said, std::fs::Permissions::from_mode(0o666)).expect("make it accessible to all");
     std::fs::write(scratch.path().join("init.conf"), conf).expect("write init.conf");
     let mut child = Command::new("python3");
     child.args(["-c", include_str!("terminal.py")]);
-    // PID 1 leads the terminal's session, as a container's does.
+    // PID 1 leads the session of the terminal, as in a container.
     child.args(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "setsid", "--ctty"]);
     child.args([env!("CARGO_BIN_EXE_tl-init"), "--listen", "127.0.0.1:0", "--default-user", user]);
     child.arg("--run-dir").arg(scratch.path().join("run")).arg("--log-dir").arg(scratch.path().join("log"));
     child.arg("--config-dir").arg(scratch.path()).args(command).env("SAID", &said).current_dir("/");
-    let out = child.output().expect("run it");
-    let said = read(&said);
+    let out = child.output().expect("run the program");
+    let said = read_output(&said);
     assert_eq!(out.status.code(), Some(8), "{said} {}", String::from_utf8_lossy(&out.stderr));
     assert!(said.starts_with("/dev/pts/") && said.ends_with("up\ninterrupted\n"), "{said}");
     said
 }
 
-fn read(path: &Path) -> String {
+fn read_output(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }

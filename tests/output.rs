@@ -1,11 +1,11 @@
-//! Every kind of output, byte for byte, through every view of it.
+//! Captured output, byte for byte, in every view.
 
 use serde_json::json;
 
-use crate::harness::{Daemon, PATIENCE, daemon, machine, pid_of, wait_until};
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, wait_until};
 
-/// The lines that these bytes are, decoded leniently.
-fn decoded(bytes: &[u8]) -> Vec<String> {
+/// The lines of these bytes, with U+FFFD for invalid UTF-8.
+fn decode_lines(bytes: &[u8]) -> Vec<String> {
     let mut pieces: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
     if pieces.last().is_some_and(|piece| piece.is_empty()) {
         pieces.pop();
@@ -14,8 +14,8 @@ fn decoded(bytes: &[u8]) -> Vec<String> {
 }
 
 /// Runs a script and checks every view of its stdout against the bytes that it writes.
-fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
-    let expected = decoded(bytes);
+fn check_every_view(daemon: &Daemon, script: &str, bytes: &[u8]) {
+    let expected = decode_lines(bytes);
     let run = daemon.run_sh(script);
     assert_eq!(run.code(), Some(0), "{script}: {}", run.last);
     assert_eq!(run.lines("stdout"), expected, "run: {script}");
@@ -31,8 +31,8 @@ fn check(daemon: &Daemon, script: &str, bytes: &[u8]) {
 }
 
 #[test]
-fn odd_output_is_kept_exactly() {
-    let daemon = daemon();
+fn unusual_output_is_kept_byte_for_byte_in_every_view() {
+    let daemon = start_daemon();
     let cases: &[(&str, &[u8])] = &[
         ("true", b""),
         ("printf 'a\\nb\\n'", b"a\nb\n"),
@@ -49,13 +49,13 @@ fn odd_output_is_kept_exactly() {
         ("printf '\\342\\200\\250 \\357\\277\\277 \\177\\n'", "\u{2028} \u{ffff} \u{7f}\n".as_bytes()),
     ];
     for (script, bytes) in cases {
-        check(&daemon, script, bytes);
+        check_every_view(&daemon, script, bytes);
     }
 }
 
 #[test]
-fn a_line_longer_than_1_mib_comes_in_pieces() {
-    let daemon = daemon();
+fn a_line_longer_than_1_mib_is_sent_in_partial_pieces() {
+    let daemon = start_daemon();
     const MIB: usize = 1 << 20;
     let run = daemon.run_sh("head -c 67108864 /dev/zero | tr '\\0' x; echo tail; printf short");
     let pieces = &run.events;
@@ -75,8 +75,8 @@ fn a_line_longer_than_1_mib_comes_in_pieces() {
 }
 
 #[test]
-fn a_raw_tail_is_the_bytes_of_the_last_lines() {
-    let daemon = daemon();
+fn a_raw_tail_returns_the_bytes_of_the_last_lines() {
+    let daemon = start_daemon();
     let pid = daemon.run_sh("printf 'a\\r\\n\\nb\\377\\nlast'; echo x >&2").pid();
     let tails: [&[u8]; 6] =
         [b"", b"last", b"b\xff\nlast", b"\nb\xff\nlast", b"a\r\n\nb\xff\nlast", b"a\r\n\nb\xff\nlast"];
@@ -85,75 +85,75 @@ fn a_raw_tail_is_the_bytes_of_the_last_lines() {
     }
     assert_eq!(daemon.raw_output(pid, "stderr?tail=1"), b"x\n");
     assert_eq!(daemon.raw_output(pid, "output?tail=10").len(), b"a\r\n\nb\xff\nlastx\n".len());
-    let answer =
+    let response =
         daemon.open("GET", &format!("/processes/{pid}/stdout?tail=x"), "Accept: application/octet-stream\r\n", b"");
-    answer.into_reply("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
+    response.into_response("tail=x").expect_error(400, "INVALID_REQUEST", "tail");
 }
 
 #[test]
-fn both_streams_keep_their_order() {
-    let daemon = daemon();
-    // The next is written when the one before was told: what is in both pipes at once has no order.
+fn combined_output_keeps_the_order_of_both_streams() {
+    let daemon = start_daemon();
+    // Each line is written after the previous one was read: lines that are in both pipes at once have no order.
     let scratch = daemon.scratch();
-    nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
-    // Open for both, so that nobody waits in open.
-    let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open it");
+    nix::unistd::mkfifo(&scratch.join("go"), nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
+    // Opened for reading and writing, so that the open does not wait for the other end.
+    let mut go = std::fs::OpenOptions::new().read(true).write(true).open(scratch.join("go")).expect("open the FIFO");
     let script = "exec 3<go; echo 1; read x <&3; echo 2 >&2; read x <&3; echo 3; read x <&3; echo 4 >&2";
     let body = json!({"command": "sh", "args": ["-c", script], "working_dir": scratch});
     let run = std::thread::scope(|scope| {
         let run = scope.spawn(|| daemon.run(&body));
         for count in 1..4 {
-            wait_until(PATIENCE, "the line is told", || {
+            wait_until(TIMEOUT, "the line is in the log", || {
                 let pid = pid_of(daemon.list().first()?);
                 (daemon.lines(pid, "output").len() == count).then_some(())
             });
-            std::io::Write::write_all(&mut go, b"go\n").expect("let it go on");
+            std::io::Write::write_all(&mut go, b"go\n").expect("release the process");
         }
         run.join().expect("the run")
     });
-    let told: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
+    let received: Vec<_> = run.events.iter().map(|event| (event["stream"].clone(), event["line"].clone())).collect();
     let expected: Vec<_> = [("stdout", "1"), ("stderr", "2"), ("stdout", "3"), ("stderr", "4")]
         .map(|(stream, line)| (json!(stream), json!(line)))
         .to_vec();
-    assert_eq!(told, expected);
+    assert_eq!(received, expected);
     assert_eq!(daemon.lines(run.pid(), "output"), ["1", "2", "3", "4"]);
     let frames = daemon.follow(run.pid(), "output").until_eof();
     let followed: Vec<_> = frames.iter().map(|f| (f.data["stream"].clone(), f.data["line"].clone())).collect();
     assert_eq!(followed, expected);
-    // Only the combined one names the stream.
+    // Only combined output names the stream.
     assert!(daemon.follow(run.pid(), "stdout").until_eof().iter().all(|frame| frame.data.get("stream").is_none()));
 }
 
 #[test]
-fn an_unfinished_line_is_seen_at_once() {
-    let daemon = daemon();
+fn an_unterminated_line_is_listed_at_once() {
+    let daemon = start_daemon();
     let start = json!({"command": "sh", "args": ["-c", "printf prompt; read x; echo \" $x\""], "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&start));
-    wait_until(PATIENCE, "the prompt is there", || (daemon.lines(pid, "stdout") == ["prompt"]).then_some(()));
+    daemon.wait_for_stdout(pid, &["prompt"]);
     daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"answer\n")).expect(204);
-    assert_eq!(daemon.ended(pid)["exit_code"], 0);
+    assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
     assert_eq!(daemon.lines(pid, "stdout"), ["prompt answer"]);
 }
 
 #[test]
-fn discarded_output_goes_nowhere() {
-    let daemon = daemon();
+fn discarded_output_goes_to_dev_null_and_is_not_logged() {
+    let daemon = start_daemon();
     let start =
         json!({"command": "sh", "args": ["-c", "echo out; echo err >&2; exec sleep 5200"], "stdout_mode": "discard"});
     let pid = pid_of(&daemon.start_process(&start));
-    let host = wait_until(PATIENCE, "it is up", || daemon.executing("sleep 5200").first().copied());
-    wait_until(PATIENCE, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
-    assert_eq!(machine::descriptors(host)[1].1, "/dev/null");
+    let host = wait_until(TIMEOUT, "the process is up", || daemon.pids_executing("sleep 5200").first().copied());
+    wait_until(TIMEOUT, "the other stream is captured", || (daemon.lines(pid, "stderr") == ["err"]).then_some(()));
+    assert_eq!(procfs::descriptors(host)[1].1, "/dev/null");
     assert_eq!(daemon.lines(pid, "stdout"), [""; 0]);
 }
 
 #[test]
-fn output_is_complete_as_soon_as_the_end_is_told() {
-    let daemon = daemon();
+fn output_is_complete_as_soon_as_the_process_is_shown_as_ended() {
+    let daemon = start_daemon();
     for _ in 0..100 {
         let pid = daemon.sh("seq 1 3000");
         let mut info = daemon.info(pid);
-        // No wait endpoint here: clients poll like this.
+        // Polls as clients do, without the wait endpoint.
         while info["status"] == "running" {
             info = daemon.info(pid);
         }

@@ -1,14 +1,14 @@
-//! Runs to completion: exact exits, whole outputs, whole trees.
+//! Runs to completion: exact exits, complete output, and the end of whole trees.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, PATIENCE, daemon, pid_of, root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
 
-/// `count` jobs with numbers of their own, done by `clients` threads.
-fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
+/// Calls `job` with the numbers from 0 to `count - 1` on `clients` threads.
+fn run_on_threads(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..clients {
@@ -25,8 +25,8 @@ fn by_clients(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
     });
 }
 
-fn exit_codes(daemon: &Daemon, count: u64) {
-    by_clients(8, count, |number| {
+fn check_exit_codes(daemon: &Daemon, count: u64) {
+    run_on_threads(8, count, |number| {
         let code = number % 256;
         let body = json!({"command": "sh", "args": ["-c", format!("exit {code}")]});
         if number % 2 == 0 {
@@ -35,7 +35,7 @@ fn exit_codes(daemon: &Daemon, count: u64) {
             assert_eq!(run.last["reason"], "exited");
         } else {
             let pid = pid_of(&daemon.start_process(&body));
-            let info = daemon.ended(pid);
+            let info = daemon.wait_for_end(pid);
             assert_eq!(info["status"], "exited", "{info}");
             assert_eq!(info["exit_code"], code, "{info}");
             assert_eq!(info["signal"], Value::Null, "{info}");
@@ -44,18 +44,18 @@ fn exit_codes(daemon: &Daemon, count: u64) {
 }
 
 #[test]
-fn every_exit_code_is_right_as_pid_1() {
-    exit_codes(&daemon(), 2_000);
+fn every_exit_code_is_reported_by_pid_1() {
+    check_exit_codes(&start_daemon(), 2_000);
 }
 
 #[test]
-fn every_exit_code_is_right_as_a_subreaper() {
-    exit_codes(&Options::plain().start(), 400);
+fn every_exit_code_is_reported_by_a_subreaper() {
+    check_exit_codes(&Options::subreaper().start(), 400);
 }
 
 #[test]
-fn death_by_a_signal_is_told_as_such() {
-    let daemon = daemon();
+fn a_death_by_signal_is_reported_with_its_number() {
+    let daemon = start_daemon();
     for signal in [1, 2, 6, 9, 11, 15, 34, 64] {
         let run = daemon.run_sh(&format!("kill -{signal} $$"));
         assert_eq!(run.last["signal"], signal, "{}", run.last);
@@ -69,23 +69,23 @@ fn death_by_a_signal_is_told_as_such() {
 }
 
 #[test]
-fn outputs_are_whole_in_order_and_told_once() {
-    let daemon = daemon();
+fn output_is_complete_in_order_and_without_repeats() {
+    let daemon = start_daemon();
     let expected: Vec<String> = (1..=2000).map(|number| number.to_string()).collect();
     let body = json!({"command": "seq", "args": ["1", "2000"]});
-    by_clients(4, 500, |number| {
+    run_on_threads(4, 500, |number| {
         let lines = match number % 3 {
             0 => daemon.run(&body).lines("stdout"),
             1 => {
                 let pid = pid_of(&daemon.start_process(&body));
                 let lines = daemon.follow(pid, "stdout").all_lines();
-                // When follow ends, the process is known to have ended.
+                // When the follow ends, the process is already shown as ended.
                 assert_eq!(daemon.info(pid)["status"], "exited");
                 lines
             }
             _ => {
                 let pid = pid_of(&daemon.start_process(&body));
-                daemon.ended(pid);
+                daemon.wait_for_end(pid);
                 daemon.lines(pid, "output")
             }
         };
@@ -94,12 +94,12 @@ fn outputs_are_whole_in_order_and_told_once() {
 }
 
 #[test]
-fn recycled_pids_mix_nothing() {
-    if !root("recycled_pids_mix_nothing") {
+fn reused_pids_mix_up_neither_output_nor_exit_codes() {
+    if skip_without_root() {
         return;
     }
     let daemon = Options::default().pid_max(400).start();
-    by_clients(4, 900, |number| {
+    run_on_threads(4, 900, |number| {
         let code = number % 200;
         let script = format!("echo {number}; read x; echo {number} >&2; exit {code}");
         if number % 2 == 0 {
@@ -110,7 +110,7 @@ fn recycled_pids_mix_nothing() {
             );
             assert_eq!(run.code(), Some(code));
         } else {
-            // Held alive until the follower is attached: from its end on, its PID may be another's.
+            // The process runs until the follower is attached; after its end, another process may get its PID.
             let start = json!({"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"});
             let pid = pid_of(&daemon.start_process(&start));
             let follower = daemon.follow(pid, "output");
@@ -130,10 +130,10 @@ fn recycled_pids_mix_nothing() {
 }
 
 #[test]
-fn a_background_child_does_not_delay_the_end() {
-    let daemon = daemon();
-    // The contract says 50 ms; the rest is for a busy machine, which the two noisy ones make it. The first of them
-    // writes what stays below the limit of the log, so that nothing is dropped before it was followed.
+fn a_background_child_does_not_delay_the_end_of_a_run() {
+    let daemon = start_daemon();
+    // The contract says 50 ms; the margin is for a busy machine. The first noisy child writes less than the limit of
+    // the log, so that nothing is dropped before it is followed.
     let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
     for (child, most) in [("sleep 30", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
         let begun = Instant::now();
@@ -143,88 +143,88 @@ fn a_background_child_does_not_delay_the_end() {
         assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
         daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
         for word in ["noise", "sleep 30"] {
-            daemon.await_gone(Duration::from_secs(10), word);
+            daemon.wait_until_gone(Duration::from_secs(10), word);
         }
     }
 }
 
 #[test]
-fn what_outlives_its_leader_writes_on_without_sigpipe() {
-    let daemon = daemon();
+fn a_background_child_can_write_after_the_end_of_the_run() {
+    let daemon = start_daemon();
     let script = "(read x <fifo; echo late; echo later) & echo early";
     let scratch = daemon.scratch();
     let fifo = scratch.join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("a fifo");
-    // Open for both, so that nobody waits in open.
-    let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open it");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::from_bits_truncate(0o644)).expect("create a FIFO");
+    // Opened for reading and writing, so that the open does not wait for the other end.
+    let mut fifo = std::fs::OpenOptions::new().read(true).write(true).open(fifo).expect("open the FIFO");
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}));
     assert_eq!(run.stdout(), "early");
-    std::io::Write::write_all(&mut fifo, b"go\n").expect("let it go on");
-    wait_until(PATIENCE, "the late lines are in the log", || {
+    std::io::Write::write_all(&mut fifo, b"go\n").expect("release the process");
+    wait_until(TIMEOUT, "the late lines are in the log", || {
         (daemon.lines(run.pid(), "stdout") == ["early", "late", "later"]).then_some(())
     });
 }
 
-fn timeout_kills_the_tree(daemon: &Daemon) {
+fn check_timeout_kills_the_tree(daemon: &Daemon) {
     let script = "setsid sleep 4201 & setsid sh -c 'setsid sleep 4201 & sleep 4201' & sleep 4201 & echo up; wait";
     let begun = Instant::now();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
-    // The contract says 1 s more; the rest is for a busy machine.
+    // The contract says 1 s after the timeout; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
-    daemon.await_gone(Duration::from_secs(10), "4201");
+    daemon.wait_until_gone(Duration::from_secs(10), "4201");
     assert_eq!(daemon.info(run.pid())["status"], "signaled");
 }
 
 #[test]
 fn a_timeout_kills_the_whole_tree() {
-    timeout_kills_the_tree(&daemon());
+    check_timeout_kills_the_tree(&start_daemon());
 }
 
 #[test]
 fn a_timeout_kills_the_whole_tree_without_a_cgroup() {
-    timeout_kills_the_tree(&Options::default().without_cgroup().start());
+    check_timeout_kills_the_tree(&Options::default().without_cgroup().start());
 }
 
 #[test]
-fn a_timeout_kills_the_whole_tree_as_a_subreaper() {
-    timeout_kills_the_tree(&Options::plain().start());
+fn a_timeout_kills_the_whole_tree_under_a_subreaper() {
+    check_timeout_kills_the_tree(&Options::subreaper().start());
 }
 
 #[test]
 fn a_timeout_that_is_not_reached_changes_nothing() {
-    let daemon = daemon();
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", "echo x; exit 3"], "timeout": 30.5}));
     assert_eq!((run.code(), run.last["reason"].as_str()), (Some(3), Some("exited")));
 }
 
 #[test]
-fn a_client_that_goes_away_takes_its_run_along() {
-    let daemon = daemon();
+fn a_client_that_disconnects_ends_its_run() {
+    let daemon = start_daemon();
     for script in ["sleep 4202 & setsid sleep 4202 & wait", "setsid sleep 4202 & yes 4202"] {
         let stream = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
-        wait_until(PATIENCE, "the run is up", || {
-            (daemon.executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
+        wait_until(TIMEOUT, "the run is up", || {
+            (daemon.pids_executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
         });
         drop(stream);
-        // The contract says 1 s; the rest is for a busy machine.
-        daemon.await_gone(Duration::from_secs(10), "4202");
+        // The contract says 1 s; the margin is for a busy machine.
+        daemon.wait_until_gone(Duration::from_secs(10), "4202");
     }
 }
 
 #[test]
-fn a_run_ignores_the_modes_of_its_streams() {
-    let daemon = daemon();
+fn a_run_ignores_the_stream_modes() {
+    let daemon = start_daemon();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", "cat; echo out; echo err >&2"], "stdin_mode": "pipe",
         "stdout_mode": "discard", "stderr_mode": "discard", "unknown": [1]}));
     assert_eq!((run.lines("stdout"), run.lines("stderr")), (vec!["out".to_owned()], vec!["err".to_owned()]));
 }
 
 #[test]
-fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
-    let daemon = daemon();
+fn a_run_is_not_delayed_by_delayed_acknowledgements() {
+    let daemon = start_daemon();
     let body = json!({"command": "true"});
     let mut times: Vec<Duration> = (0..60)
         .map(|_| {
@@ -234,22 +234,19 @@ fn a_run_has_no_stall_of_a_delayed_acknowledgement() {
         })
         .collect();
     times.sort();
-    // Nagle against delayed ACK costs each of them 40 ms; even a busy machine gets some done in less.
+    // Nagle's algorithm with delayed ACK would add 40 ms to each run; even a busy machine runs some faster.
     assert!(times[5] < Duration::from_millis(35), "{times:?}");
 }
 
 #[test]
-fn a_connection_serves_one_run_after_the_other() {
-    let daemon = daemon();
+fn a_connection_serves_several_runs_in_turn() {
+    let daemon = start_daemon();
     let body = json!({"command": "echo", "args": ["x"]}).to_string();
-    let request = format!(
-        "POST /api/v1/processes/run HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n{body}",
-        daemon.token,
-        body.len()
-    );
+    let head = daemon.request_head("POST", "/processes/run", &format!("Content-Length: {}\r\n", body.len()));
+    let request = head + &body;
     let mut socket = daemon.connect();
     for _ in 0..20 {
-        let mut stream = crate::harness::http::Stream::send(socket, request.as_bytes()).expect_status(200);
+        let mut stream = crate::harness::response::ResponseStream::send(socket, request.as_bytes()).expect_status(200);
         let mut text = String::new();
         std::io::Read::read_to_string(&mut stream, &mut text).expect("the whole body");
         assert!(text.contains("\"reason\":\"exited\""), "{text}");

@@ -1,4 +1,4 @@
-"""Runs a program on a terminal of its own; types Ctrl-C when it has said `up` in $SAID; exits as it does."""
+"""Runs a program on a new terminal, types Ctrl-C once the file $SAID has the line `up`, and exits like the program."""
 import os
 import pty
 import sys
@@ -10,11 +10,11 @@ if child == 0:
 said, deadline = os.environ["SAID"], time.monotonic() + 60
 while not (os.path.exists(said) and "up\n" in open(said).read()):
     if time.monotonic() > deadline:
-        sys.exit("it does not come up")
+        sys.exit("the program does not come up")
     time.sleep(0.02)
 os.write(master, b"\x03")
 try:
-    # What it writes has to go somewhere; at its end the terminal gives an error.
+    # Reads the output so that the program can write; the read fails when the program ends.
     while os.read(master, 4096):
         pass
 except OSError:

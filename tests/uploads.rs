@@ -1,29 +1,26 @@
-//! Uploads: one version or the other, whatever happens on the way.
+//! Uploads replace a file completely or not at all, whatever interrupts them.
 
-use std::ffi::{CStr, CString};
-use std::fs;
+use std::ffi::CStr;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::files::{files, names, put};
-use crate::harness::http::Stream;
-use crate::harness::{Daemon, PATIENCE, Reply, daemon, machine, root, wait_until};
+use nix::sys::socket::{setsockopt, sockopt};
 
-/// The head of an upload, and its body as it goes over the wire.
+use crate::harness::files::{files, names, put};
+use crate::harness::response::ResponseStream;
+use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
+
+/// Head and body of an upload as sent on the wire.
 fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let framing = match chunked {
-        true => "Transfer-Encoding: chunked".to_owned(),
-        false => format!("Content-Length: {}", content.len()),
+        true => "Transfer-Encoding: chunked\r\n".to_owned(),
+        false => format!("Content-Length: {}\r\n", content.len()),
     };
-    let head = format!(
-        "PUT /api/v1{} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n{framing}\r\n\r\n",
-        files(path, ""),
-        daemon.token
-    );
+    let head = daemon.request_head("PUT", &files(path, ""), &framing);
     let mut body = content.to_vec();
     if chunked {
         let (first, rest) = content.split_at(content.len() / 3);
@@ -36,26 +33,20 @@ fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u
     (head.into_bytes(), body)
 }
 
-/// Closes with a reset.
-fn reset(socket: &TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let size = size_of::<libc::linger>() as libc::socklen_t;
-    // SAFETY: the option's value is valid for reading for its length.
-    let set = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size)
-    };
-    assert_eq!(set, 0);
+/// Closes the connection with a reset.
+fn reset(socket: TcpStream) {
+    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("linger for 0 s");
 }
 
 #[test]
-fn an_upload_cut_at_any_byte_changes_nothing() {
-    let daemon = daemon();
+fn an_interrupted_upload_leaves_the_old_file() {
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("cut");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let file = dir.join("file");
     put(&daemon, &file, "", b"the old content").expect(204);
-    let threads = machine::threads(daemon.pid).len();
+    let threads = procfs::threads(daemon.pid).len();
     let cut = |content: &[u8], chunked: bool, at: &mut dyn Iterator<Item = usize>| {
         let (head, body) = upload(&daemon, &file, chunked, content);
         for (turn, at) in at.take_while(|at| *at < body.len()).enumerate() {
@@ -63,12 +54,11 @@ fn an_upload_cut_at_any_byte_changes_nothing() {
             let _ = socket.write_all(&[&head, &body[..at]].concat());
             if turn % 2 == 0 {
                 let _ = socket.shutdown(Shutdown::Write);
-                let mut answer = Vec::new();
-                let _ = socket.read_to_end(&mut answer);
-                assert!(answer.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&answer));
+                let mut response = Vec::new();
+                let _ = socket.read_to_end(&mut response);
+                assert!(response.starts_with(b"HTTP/1.1 400 "), "{at}: {}", String::from_utf8_lossy(&response));
             } else {
-                reset(&socket);
-                drop(socket);
+                reset(socket);
             }
             assert_eq!(fs::read(&file).expect("the file"), b"the old content", "{at}");
         }
@@ -77,23 +67,23 @@ fn an_upload_cut_at_any_byte_changes_nothing() {
         cut(b"new content, up to here or there", chunked, &mut (0..));
         cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
     }
-    // The last ones may be on their way out.
-    wait_until(PATIENCE, "all uploads are gone", || (machine::threads(daemon.pid).len() <= threads).then_some(()));
+    // The last uploads may still be ending.
+    wait_until(TIMEOUT, "all uploads have ended", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
     assert_eq!(names(&daemon, &dir), ["file"]);
     assert_eq!(fs::read(&file).expect("the file"), b"the old content");
-    // And uncut it is there.
+    // A complete upload replaces the file.
     let (head, body) = upload(&daemon, &file, true, b"the new content");
-    assert_eq!(Stream::send(daemon.connect(), &[head, body].concat()).status, 204);
+    assert_eq!(ResponseStream::send(daemon.connect(), &[head, body].concat()).status, 204);
     assert_eq!(fs::read(&file).expect("the file"), b"the new content");
 }
 
 #[test]
-fn parallel_uploads_leave_one_whole_version() {
+fn concurrent_uploads_leave_one_complete_version() {
     const SIZE: usize = 300_000;
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("parallel");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let file = dir.join("file");
     let whole = |content: &[u8]| content.len() == SIZE && content.iter().all(|byte| *byte == content[0]);
     put(&daemon, &file, "", &[b'x'; SIZE]).expect(204);
@@ -101,7 +91,7 @@ fn parallel_uploads_leave_one_whole_version() {
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
-                assert!(whole(&daemon.get(&files(&file, "")).body), "half of one was read");
+                assert!(whole(&daemon.get(&files(&file, "")).body), "a partial version was read");
             }
         });
         let writers: Vec<_> = (0..50_u8)
@@ -121,35 +111,35 @@ fn parallel_uploads_leave_one_whole_version() {
     assert_eq!(names(&daemon, &dir), ["file"]);
 }
 
-/// MiB that go there and back; the bench takes 1,024.
+/// Size of the file in MiB; the benchmark uses 1,024.
 const MIB: u64 = 96;
 
 #[test]
-fn memory_stays_flat() {
-    let daemon = daemon();
+fn uploads_and_downloads_of_96_mib_use_bounded_memory() {
+    let daemon = start_daemon();
     let path = daemon.scratch().join("large");
     let block = vec![b'x'; 1 << 20];
     put(&daemon, &path, "", &block).expect(204);
     daemon.get(&files(&path, ""));
-    let before = machine::kilobytes(daemon.pid, "VmHWM");
+    let before = procfs::kilobytes(daemon.pid, "VmHWM");
     let (head, _) = upload(&daemon, &path, false, b"");
     let head = String::from_utf8(head).expect("text").replace("Length: 0", &format!("Length: {}", MIB << 20));
     let mut socket = daemon.connect();
     socket.write_all(head.as_bytes()).expect("the head");
     (0..MIB).for_each(|_| socket.write_all(&block).expect("the body"));
-    assert_eq!(Stream::read(socket).expect("an answer").status, 204);
-    let mut answer = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
-    assert_eq!(std::io::copy(&mut answer, &mut std::io::sink()).expect("all of it"), MIB << 20);
-    let grown = machine::kilobytes(daemon.pid, "VmHWM") - before;
+    assert_eq!(ResponseStream::read(socket).expect("a response").status, 204);
+    let mut response = daemon.open("GET", &files(&path, ""), "", b"").expect_status(200);
+    assert_eq!(std::io::copy(&mut response, &mut std::io::sink()).expect("all of it"), MIB << 20);
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
     assert!(grown < 4096, "{grown} kB more");
 }
 
 #[test]
-fn threads_and_descriptors_come_back() {
-    let daemon = daemon();
+fn file_requests_release_their_threads_and_descriptors() {
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, large) = (scratch.join("file"), scratch.join("large"));
-    let now = || (machine::threads(daemon.pid).len(), machine::descriptors(daemon.pid).len());
+    let now = || (procfs::threads(daemon.pid).len(), procfs::descriptors(daemon.pid).len());
     let once = || {
         put(&daemon, &file, "", b"x").expect(204);
         daemon.get(&files(&file, ""));
@@ -158,95 +148,94 @@ fn threads_and_descriptors_come_back() {
         names(&daemon, &scratch);
     };
     once();
-    fs::File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("a file");
+    File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("create a file");
     let before = now();
     for _ in 0..30 {
         once();
-        // One that stops reading, and leaves.
+        // A client that stops reading and disconnects.
         drop(daemon.open("GET", &files(&large, ""), "", b"").expect_status(200));
         drop(daemon.open("HEAD", &files(&large, ""), "", b"").expect_status(200));
         let (head, body) = upload(&daemon, &file, false, &[b'x'; 5000]);
         daemon.connect().write_all(&[&head, &body[..100]].concat()).expect("some of it");
         daemon.delete(&files(&file, "")).expect(204);
     }
-    wait_until(PATIENCE, "threads and descriptors are what they were", || {
+    wait_until(TIMEOUT, "threads and descriptors are what they were", || {
         (now().0 <= before.0 && now().1 <= before.1).then_some(())
     });
 }
 
-/// What is answered to an upload that is refused: before all of it was read, maybe.
-fn refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Reply {
+/// The response to an upload that may be refused before its whole body was read.
+fn response_to_refused(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> Response {
     let (head, body) = upload(daemon, path, chunked, content);
     let mut socket = daemon.connect();
     socket.write_all(&head).expect("the head");
-    let mut sender = socket.try_clone().expect("a second handle");
+    let mut sender = socket.try_clone().expect("duplicate the socket");
     std::thread::scope(|scope| {
         scope.spawn(move || sender.write_all(&body));
-        Stream::read(socket).expect("an answer").into_reply("refused")
+        ResponseStream::read(socket).expect("a response").into_response("refused")
     })
 }
 
-/// Runs a script as root in the daemon's namespace.
-fn as_root(daemon: &Daemon, script: &str) -> String {
-    daemon.run(&serde_json::json!({"command": "sh", "args": ["-ec", script], "user": "root"})).stdout()
-}
-
 #[test]
-fn a_full_disk_leaves_the_old_file() {
-    if !root("a_full_disk_leaves_the_old_file") {
+fn a_full_disk_is_507_and_leaves_the_old_file() {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("small");
-    as_root(&daemon, &format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
+    daemon.run_as_root(&format!("mkdir {0}; mount -t tmpfs -o size=1m,mode=777 tmpfs {0}", dir.display()));
     let file = dir.join("file");
     put(&daemon, &file, "", b"old").expect(204);
     let content = vec![b'x'; 2 << 20];
-    // Announced, and found out on the way.
+    // With the length announced, and without.
     for chunked in [false, true] {
-        refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
+        response_to_refused(&daemon, &file, chunked, &content).expect_error(507, "NO_SPACE", "file");
         assert_eq!(daemon.get(&files(&file, "")).body, b"old");
-        wait_until(PATIENCE, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
+        wait_until(TIMEOUT, "nothing else is left there", || (names(&daemon, &dir) == ["file"]).then_some(()));
     }
     put(&daemon, &file, "", &content[..1 << 19]).expect(204);
-    // In place, where the disk is too full for it to grow.
+    // Written in place on a disk that is too full for the file to grow.
     let small = "echo other >other; echo behind >behind; mount --bind behind other; chmod 666 behind";
-    as_root(&daemon, &format!("cd {}; {small}", dir.display()));
+    daemon.run_as_root(&format!("cd {}; {small}", dir.display()));
     let old = daemon.get(&files(dir.join("other"), "")).body;
-    refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
+    response_to_refused(&daemon, &dir.join("other"), true, &content[..400_000]).expect_error(507, "NO_SPACE", "other");
     assert!(daemon.get(&files(dir.join("other"), "")).body == old);
 }
 
 #[test]
-fn what_cannot_be_renamed_over_is_written_in_place() {
-    if !root("what_cannot_be_renamed_over_is_written_in_place") {
+fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let at = |name: &str| scratch.join(name);
-    // A mount point.
+    // A mount point cannot be replaced by rename.
     let (behind, mounted) = (at("behind"), at("mounted"));
-    as_root(&daemon, &format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
-    as_root(&daemon, &format!("mount --bind {} {}", behind.display(), mounted.display()));
+    daemon.run_as_root(&format!("cd {}; echo old, and long >behind; : >mounted; chmod 666 behind", scratch.display()));
+    daemon.run_as_root(&format!("mount --bind {} {}", behind.display(), mounted.display()));
     let (head, body) = upload(&daemon, &mounted, false, b"cut off");
     let mut socket = daemon.connect();
     socket.write_all(&[&head, &body[..3]].concat()).expect("some of it");
     let _ = socket.shutdown(Shutdown::Write);
     let _ = socket.read_to_end(&mut Vec::new());
-    assert_eq!(fs::read(&behind).expect("behind"), b"old, and long\n", "nothing is written before all is there");
+    assert_eq!(
+        fs::read(&behind).expect("behind"),
+        b"old, and long\n",
+        "nothing is written before the upload is complete"
+    );
     for content in [&b"new"[..], b"new, and longer than the old", b""] {
         put(&daemon, &mounted, "", content).expect(204);
         assert_eq!(fs::read(&behind).expect("behind"), content);
     }
-    // A file of the user's where it can make none, and one for all in a sticky directory.
+    // A writable file in a directory where the user cannot create files, and one of root in a sticky directory.
     let dir = at("closed");
-    fs::create_dir(&dir).expect("a directory");
+    fs::create_dir(&dir).expect("create a directory");
     let own = dir.join("own");
-    fs::write(&own, "old").expect("write it");
-    fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("for all");
+    fs::write(&own, "old").expect("write the file");
+    fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("set the mode");
     let common = at("common");
-    fs::copy(&own, &common).expect("a copy");
+    fs::copy(&own, &common).expect("duplicate the socket");
     for file in [&own, &common] {
         let before = fs::metadata(file).expect("the file").ino();
         put(&daemon, file, "", b"new").expect(204);
@@ -260,42 +249,43 @@ fn what_cannot_be_renamed_over_is_written_in_place() {
 }
 
 #[test]
-fn mode_and_owner_are_kept_as_far_as_the_user_may() {
-    if !root("mode_and_owner_are_kept_as_far_as_the_user_may") {
+fn a_replaced_file_keeps_mode_and_owner_where_the_user_may_set_them() {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let about = |path: &str| daemon.run_sh(&format!("stat -c '%U:%G %a' {path}")).stdout();
     for name in ["private", "script"] {
         put(&daemon, name, "", b"old").expect(204);
     }
     daemon.run_sh("cd; chmod 600 private; chmod 755 script");
-    // Root replaces what is the user's, and it stays the user's.
+    // A file that root replaces keeps its owner.
     put(&daemon, "/home/tl-user/private", "&user=root", b"new").expect(204);
     assert_eq!(about("private"), "tl-user:tl-user 600");
     put(&daemon, "script", "", b"new").expect(204);
     assert_eq!(about("script"), "tl-user:tl-user 755");
-    // The user cannot make a file root's: it is written in place, where the user may, and not at all elsewhere.
-    as_root(&daemon, "cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
+    // The user cannot give a file to root: it is written in place if its mode allows, and refused otherwise.
+    daemon.run_as_root("cd ~tl-user; echo x >roots; echo x >common; chmod 4755 roots; chmod 4757 common");
     put(&daemon, "roots", "", b"new").expect_error(403, "PERMISSION_DENIED", "roots");
     assert_eq!((daemon.get(&files("roots", "")).body, about("roots")), (b"x\n".to_vec(), "root:root 4755".to_owned()));
     put(&daemon, "common", "", b"new").expect(204);
     assert_eq!((daemon.get(&files("common", "")).body, about("common")), (b"new".to_vec(), "root:root 757".to_owned()));
-    // Nor one of a group that the user is not in; the owner may write it.
-    as_root(&daemon, "cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
+    // The user cannot give a file to a foreign group: as its owner the user writes it in place.
+    daemon.run_as_root("cd ~tl-user; echo x >other; chown tl-user:777 other; chmod 660 other");
     put(&daemon, "other", "", b"new").expect(204);
     assert_eq!(
         (daemon.get(&files("other", "")).body, about("other")),
         (b"new".to_vec(), "tl-user:UNKNOWN 660".to_owned())
     );
-    // What a write takes away goes in place as well, whoever writes.
+    // A write in place removes setuid and setgid, even by root.
     let (behind, mounted) = ("/home/tl-user/behind", "/home/tl-user/mounted");
-    as_root(&daemon, &format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
+    daemon
+        .run_as_root(&format!("echo x >{behind}; chmod 6755 {behind}; : >{mounted}; mount --bind {behind} {mounted}"));
     put(&daemon, mounted, "&user=root", b"new").expect(204);
     assert_eq!(about("behind"), "root:root 755");
 }
 
-/// The access ACL `user::rw-, user:uid:rw-, group::---, mask::rw-, other::---`, as the kernel keeps it.
+/// The access ACL `user::rw-, user:uid:rw-, group::---, mask::rw-, other::---` in the format of the kernel.
 fn acl_for(uid: u32) -> Vec<u8> {
     const NOBODY: u32 = u32::MAX;
     let entries = [(1_u16, 6_u16, NOBODY), (2, 6, uid), (4, 0, NOBODY), (16, 6, NOBODY), (32, 0, NOBODY)];
@@ -306,25 +296,18 @@ fn acl_for(uid: u32) -> Vec<u8> {
 }
 
 fn set_attribute(path: &Path, name: &CStr, value: &[u8]) {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: path and name end in a NUL, and the value is valid for reading for its length.
-    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    assert_eq!(set, 0, "{name:?} of {path:?}: {}", std::io::Error::last_os_error());
+    let file = File::open(path).expect("open the file");
+    tl_os::xattr::set(file, name, value).unwrap_or_else(|error| panic!("{name:?} of {path:?}: {error}"));
 }
 
 fn attribute(path: &Path, name: &CStr) -> Option<Vec<u8>> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    let mut value = vec![0_u8; 4096];
-    // SAFETY: path and name end in a NUL, and the buffer is valid for writing for its length.
-    let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(usize::try_from(got).ok()?);
-    Some(value)
+    tl_os::xattr::get(File::open(path).expect("open the file"), name).expect("read the attribute")
 }
 
 const ACL: &CStr = c"system.posix_acl_access";
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
-/// A file of the default user's with an ACL and an attribute; what its mode shows of the group is the ACL's mask.
+/// Uploads a file and gives it an ACL and an extended attribute; the group bits of its mode are the mask of the ACL.
 fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
     put(daemon, file, "", b"old").expect(204);
     let acl = acl_for(4242);
@@ -334,16 +317,16 @@ fn with_attributes(daemon: &Daemon, file: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn acl_and_attributes_stay() {
-    if !root("acl_and_attributes_stay") {
+fn a_replaced_file_keeps_its_acl_and_extended_attributes() {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let scratch = daemon.scratch();
     let file = scratch.join("file");
     let acl = with_attributes(&daemon, &file);
     set_attribute(&file, c"trusted.note", b"root's");
-    // CAP_NET_RAW, permitted: what belongs to the old content.
+    // A file capability (CAP_NET_RAW, permitted), which belongs to the old content.
     let capability = [1_u32 | 2 << 24, 1 << 13, 0, 0, 0].map(u32::to_le_bytes).concat();
     set_attribute(&file, c"security.capability", &capability);
     let check = |what: &str, trusted: bool| {
@@ -357,43 +340,43 @@ fn acl_and_attributes_stay() {
         assert_eq!(meta.mode() & 0o7777, 0o660, "{what}: the mask of the ACL");
         meta
     };
-    // Root first: nobody else sees what is root's, and so cannot keep it.
+    // Root comes first: other users cannot see `trusted` attributes, and so cannot keep them.
     put(&daemon, &file, "&user=root", b"by root").expect(204);
     let meta = check("root", true);
     let owner = (meta.uid(), meta.gid());
     put(&daemon, &file, "", b"by its owner").expect(204);
     let meta = check("its owner", false);
     assert_eq!((meta.uid(), meta.gid()), owner);
-    // Whom the ACL lets in writes in place, as another's file cannot be made.
+    // A user whom the ACL permits writes in place, because only root can create files of others.
     let before = meta.ino();
     put(&daemon, &file, "&user=4242", b"by another").expect(204);
     let meta = check("another", false);
     assert_eq!((meta.uid(), meta.gid(), meta.ino()), (owner.0, owner.1, before));
     assert_eq!(fs::read(&file).expect("the file"), b"by another");
     put(&daemon, &file, "&user=4243", b"no").expect_error(403, "PERMISSION_DENIED", "file");
-    // Without the ACL the mode is all there is: nobody has got rights by the mask.
+    // Other users gain no permission from the mask of the ACL.
     daemon.get(&files(&file, "&user=4243:0")).expect_error(403, "PERMISSION_DENIED", "file");
     daemon.get(&files(&file, &format!("&user=4243:{}", owner.1))).expect_error(403, "PERMISSION_DENIED", "file");
     assert_eq!(names(&daemon, &scratch), ["file"]);
 }
 
 #[test]
-fn a_default_acl_is_for_new_files() {
-    if !root("a_default_acl_is_for_new_files") {
+fn a_default_acl_applies_to_new_files_only() {
+    if skip_without_root() {
         return;
     }
-    let daemon = daemon();
+    let daemon = start_daemon();
     let dir = daemon.scratch().join("dir");
-    fs::create_dir(&dir).expect("a directory");
-    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("open it to all");
+    fs::create_dir(&dir).expect("create a directory");
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let (plain, new, touched) = (dir.join("plain"), dir.join("new"), dir.join("touched"));
     put(&daemon, &plain, "", b"old").expect(204);
     set_attribute(&dir, DEFAULT_ACL, &acl_for(4242));
-    // What had none has none afterwards.
+    // A replaced file without an ACL has none afterwards.
     put(&daemon, &plain, "", b"new").expect(204);
     assert_eq!(attribute(&plain, ACL), None);
     assert_eq!(fs::metadata(&plain).expect("the file").mode() & 0o7777, 0o644);
-    // What is new has what it would have had from any other program.
+    // A new file gets the same ACL and mode as from any other program.
     put(&daemon, &new, "", b"new").expect(204);
     daemon.run_sh(&format!("echo new >{}", touched.display()));
     assert!(attribute(&new, ACL).is_some());

@@ -1,14 +1,14 @@
-"""Waiting for what the tests rely on, never for a time."""
+"""Waits for conditions, never for a fixed time."""
 
 import time
 
 
-def until(what, condition, patience):
-    """Asks `condition` until it gives something true, and fails at the deadline, in seconds."""
-    deadline = time.monotonic() + patience
+def until(what, condition, timeout):
+    """Calls `condition` until it returns a true value, and returns that; fails after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+        assert time.monotonic() < deadline, f"not within {timeout} s: {what}"
         time.sleep(0.01)

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Builds dist/tl-init: the static release binary, which runs in a root file system with no other files.
+# Builds dist/tl-init, the static release binary: it runs in an otherwise empty root file system.
 #   init/images/dist.sh TARGET_DIR
 set -eu
 cd "$(dirname "$0")/../.."
 
-# --target, although it is that of this machine, restricts the flags to the program: build scripts and macros do not get
-# them. The target directory is separate, because a change of flags in a shared one would rebuild everything each time.
+# With --target, even that of this machine, RUSTFLAGS apply to the program and not to build scripts. A separate target
+# directory avoids rebuilding everything when the flags change.
 target=$(rustc -vV | sed -n 's/^host: //p')
 built=$1/static
 RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' CARGO_TARGET_DIR=$built \
@@ -25,6 +25,6 @@ as_root=
 if [ "$(id -u)" != 0 ]; then as_root='unshare --map-root-user'; fi
 $as_root chroot "$empty" /tl-init --version >/dev/null
 
-# The binary gets its name only after it has passed the checks.
+# The binary gets its name only after the checks.
 mv dist/tl-init.new dist/tl-init
 ls -sh dist/tl-init

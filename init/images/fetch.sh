@@ -1,12 +1,12 @@
 #!/bin/sh
-# Fetches what the images and their tests need from Debian packages into .cache/vm. Installs nothing, and skips what has
-# been fetched before.
+# Downloads the parts of the images and of their tests, as Debian packages, into .cache/vm. Installs nothing, and skips
+# what exists already.
 #   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
 #
 # busybox   .cache/vm/busybox
-# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko for the network of a test machine, fuse.ko for a disk that does
-#           not respond
-# The others are programs in .cache/vm: that of this machine if it is installed, else the fetched one:
+# kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the network driver of test machines, and fuse.ko, for tests
+#           with a hanging disk
+# The others become programs in .cache/vm: the installed program if there is one, else the downloaded one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
 # bwrap     .cache/vm/bwrap
@@ -15,7 +15,7 @@ cd "$(dirname "$0")/../.."
 
 if [ "${1-}" != --once ]; then
     for thing in "$@"; do
-        # If that fails, once more with new package lists: old ones name versions that are no longer available.
+        # The second attempt updates the package lists: old lists name versions that no longer exist.
         init/images/fetch.sh --once "$thing" || { apt-get -qq update && init/images/fetch.sh --once "$thing"; }
     done
     exit 0
@@ -23,7 +23,7 @@ fi
 mkdir -p .cache/vm
 cd .cache/vm
 
-# Unpacks a package into ./unpacked; with "needed", also the packages that it depends on and that are not installed.
+# Unpacks the named package into ./unpacked; with "needed", also all missing packages that it depends on.
 unpack() {
     package=$1 needed=${2-}
     rm -rf unpacked debs
@@ -39,10 +39,10 @@ unpack() {
     rm -rf debs
 }
 
-# Extracts the kernel from a bzImage, so that QEMU does not have to emulate its decompression.
+# Extracts the kernel from a bzImage: QEMU then need not emulate the decompression.
 uncompressed() {
     number() { od -An -j "$2" -N "$3" -t "u$3" "$1" | tr -d ' '; }
-    # The boot protocol puts it after the real-mode sectors, at an offset. The last four bytes do not belong to lz4.
+    # The boot protocol gives the place: an offset behind the real-mode sectors. The last four bytes are not lz4 data.
     offset=$((($(number "$1" 497 1) + 1) * 512 + $(number "$1" 584 4)))
     length=$(($(number "$1" 588 4) - 4))
     tail -c "+$((offset + 1))" "$1" | head -c "$length" | lz4 -d -q - -
@@ -57,21 +57,21 @@ fetch_busybox() {
 
 fetch_kernel() {
     if [ -e vmlinux ] && [ -e vmxnet3.ko ] && [ -e fuse.ko ]; then return 0; fi
-    # The package's name contains the version of the kernel.
+    # The package name contains a version that changes.
     unpack "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')"
     for name in vmxnet3 fuse; do
         module=$(find unpacked -name "$name.ko*")
         case $module in
         *.ko) mv "$module" "$name.ko" ;;
         *.ko.xz) xz -dc "$module" >"unpacked/$name.ko" && mv "unpacked/$name.ko" . ;;
-        *) echo "$0: the kernel's package has no $name.ko: '$module'" >&2 && exit 1 ;;
+        *) echo "$0: the kernel package has no $name.ko: '$module'" >&2 && exit 1 ;;
         esac
     done
     uncompressed unpacked/boot/vmlinuz-* >unpacked/vmlinux
     mv unpacked/vmlinux vmlinux
 }
 
-# Makes a program that can be started: a link to the installed one, or a script that starts the one of a package.
+# Creates a program in .cache/vm from the installed one or from a package.
 program() {
     name=$1 package=$2
     [ ! -e "$name" ] || return 0

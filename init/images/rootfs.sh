@@ -1,15 +1,15 @@
 #!/bin/sh
-# Builds small root file systems around dist/tl-init:
+# Builds small root file systems with dist/tl-init:
 #   dist/rootfs/, rootfs.cpio, rootfs.ext4   busybox, the user tl-user, and tl-init as /sbin/init
-#   dist/vm.cpio, vm.ext4                    the same with what a test machine needs: a network, and the token in
+#   dist/vm.cpio, vm.ext4                    the same, for test machines: with a network service, and with the token in
 #                                            dist/vm.token
-# Without root, the files in dist/rootfs belong to the builder; those in the images have the right owners.
+# Without root, dist/rootfs belongs to the current user; the owners in the images are correct all the same.
 set -eu
 [ "$(id -u)" = 0 ] || exec fakeroot "$0" "$@"
 cd "$(dirname "$0")/../.."
 umask 022
 
-# Makes the directories and links that programs expect. Those that are mount points stay empty.
+# Creates a root file system: empty mount points, and the files that programs expect.
 make_rootfs() {
     root=$1
     mkdir -p "$root"
@@ -21,12 +21,12 @@ make_rootfs() {
         mkdir -m 1777 tmp var/tmp
         ln -s ../bin usr/bin
         ln -s ../sbin usr/sbin
-        # The kernel starts this file in an initramfs.
+        # The kernel starts /init of an initramfs.
         ln -s sbin/init init
     )
     cp .cache/vm/busybox "$root/bin/busybox"
     for applet in $("$root/bin/busybox" --list); do
-        # tl-init is in /sbin. busybox's reboot would send a signal that means power-off to tl-init.
+        # /sbin has replacements: the reboot of busybox sends a signal that means power-off to tl-init.
         case $applet in busybox | init | linuxrc | reboot) continue ;; esac
         ln -s busybox "$root/bin/$applet"
     done
@@ -53,13 +53,13 @@ make_ext4() {
 }
 
 rm -rf dist/rootfs dist/vm
-# Whoever has this token is root in the machine.
+# A client with this token is root in the machine.
 (umask 077 && od -An -N 32 -t x1 /dev/urandom | tr -d ' \n' >dist/vm.token)
 make_rootfs dist/rootfs
 make_vm dist/vm
 make_cpio dist/rootfs dist/rootfs.cpio
 make_ext4 dist/rootfs dist/rootfs.ext4
-# The kernel unpacks concatenated archives one after the other.
+# The kernel unpacks concatenated archives in turn.
 make_cpio dist/vm dist/vm.part
 cat dist/rootfs.cpio dist/vm.part >dist/vm.cpio
 cp -a dist/rootfs/. dist/vm

@@ -1,4 +1,4 @@
-"""The real daemon as PID 1 of a namespace, and the public client connected to it."""
+"""Fixtures: the real daemon as PID 1 of a namespace, and the public client connected to it."""
 
 import functools
 import os
@@ -12,17 +12,17 @@ from tensorlake.sandbox import Sandbox
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BINARY = os.environ.get("TL_INIT_BIN", str(TARGET / "debug" / "tl-init"))
-PATIENCE = 30
+TIMEOUT = 30
 
 
-until = functools.partial(waiting.until, patience=PATIENCE)
+until = functools.partial(waiting.until, timeout=TIMEOUT)
 
 
 class Daemon:
     def __init__(self, directory):
         self.state = directory / "state"
         self.log = open(directory / "daemon.log", "w+b")
-        # Settings of whoever runs the tests are not ours.
+        # The environment of the test run must not configure the daemon.
         env = {key: value for key, value in os.environ.items() if not key.startswith("TL_")}
         self.launcher = subprocess.Popen(
             [str(ROOT / "init" / "namespace.sh"), BINARY, "--listen", "127.0.0.1:0", "--shutdown-grace", "1"],
@@ -37,16 +37,16 @@ class Daemon:
         self.token = (self.state / "run" / "token").read_text().strip()
 
     def alive(self):
-        assert self.launcher.poll() is None, "the daemon ended:\n" + self.told()
+        assert self.launcher.poll() is None, "the daemon ended:\n" + self.output()
         return True
 
-    def told(self):
+    def output(self):
         self.log.seek(0)
         return self.log.read().decode(errors="replace")
 
     def stop(self):
         self.launcher.terminate()
-        self.launcher.wait(PATIENCE)
+        self.launcher.wait(TIMEOUT)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +61,7 @@ def daemon(tmp_path_factory):
 def sandbox(daemon):
     with Sandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
         yield sandbox
-        # Each test leaves the daemon empty of what still runs.
+        # Kills what the test has left running.
         for process in sandbox.list_processes():
             managed = process.managed
             if process.status == "running" or managed and managed.status != "stopped":

@@ -31,23 +31,23 @@ def fails(status, code, call, *args, **kwargs):
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 77, 255])
-def test_run_gives_the_exit_code(sandbox, code):
+def test_run_returns_the_exit_code(sandbox, code):
     result = sandbox.run("sh", ["-c", f"echo out; echo err >&2; exit {code}"])
     assert (result.exit_code, result.stdout, result.stderr) == (code, "out", "err")
     assert result.reason == "exited"
 
 
-def test_run_gives_all_output(sandbox):
+def test_run_returns_all_output(sandbox):
     result = sandbox.run("seq", ["1", "100000"])
     assert lines(result.stdout) == [str(number) for number in range(1, 100_001)]
 
 
-def test_run_gives_odd_output(sandbox):
+def test_run_returns_unusual_output_unchanged(sandbox):
     result = sandbox.run("printf", ["tab\\there\\n\\nünï ✓\\n\\377\\nlast"])
     assert result.stdout.split("\n") == ["tab\there", "", "ünï ✓", "\ufffd", "last"]
 
 
-def test_run_tells_a_signal(sandbox):
+def test_run_reports_a_death_by_signal(sandbox):
     result = sandbox.run("sh", ["-c", "kill -15 $$"])
     assert (result.exit_code, result.reason) == (-15, "signaled")
 
@@ -59,12 +59,12 @@ def test_run_ends_at_its_timeout(sandbox):
     assert (result.exit_code, result.reason, result.stdout) == (-9, "timed_out", "early")
 
 
-def test_run_takes_environment_and_directory(sandbox):
+def test_run_uses_environment_and_directory(sandbox):
     result = sandbox.run("sh", ["-c", "echo $GREETING; pwd"], env={"GREETING": "hello you"}, working_dir="/usr")
     assert lines(result.stdout) == ["hello you", "/usr"]
 
 
-def test_run_does_not_get_the_daemons_environment(sandbox):
+def test_run_gets_nothing_of_the_environment_of_the_daemon(sandbox):
     names = {line.split("=")[0] for line in lines(sandbox.run("env").stdout)}
     assert names == {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "INVOCATION_ID"}
 
@@ -82,12 +82,12 @@ def test_run_does_not_get_the_daemons_environment(sandbox):
         (ProcessUserSpec(uid=12345, gid=12346), "12345"),
     ],
 )
-def test_run_as_a_user(sandbox, user, expected):
+def test_run_uses_the_requested_user(sandbox, user, expected):
     result = sandbox.run("sh", ["-c", "id -un 2>/dev/null || id -u"], user=user)
     assert lines(result.stdout)[-1] == expected
 
 
-def test_what_cannot_start_is_an_error(sandbox):
+def test_a_failed_start_is_an_error(sandbox):
     assert "no-such-program" in fails(400, "COMMAND_NOT_FOUND", sandbox.run, "no-such-program")
     assert "/no/such" in fails(400, "WORKING_DIR_NOT_FOUND", sandbox.run, "true", working_dir="/no/such")
     assert "nobody-here" in fails(400, "USER_NOT_FOUND", sandbox.run, "true", user="nobody-here")
@@ -103,7 +103,7 @@ def test_a_wrong_token_is_refused(daemon):
 # --- start, list, get, follow
 
 
-def test_start_get_and_list(sandbox):
+def test_a_started_process_is_found_and_listed(sandbox):
     started = sandbox.start_process("sh", ["-c", "exit 3"])
     assert started.pid > 0 and started.command == "sh" and started.args == ["-c", "exit 3"]
     ended = until("it has ended", lambda: (i := sandbox.get_process(started.pid)).status != "running" and i)
@@ -117,7 +117,7 @@ def test_an_unknown_process_is_not_found(sandbox):
         fails(404, "NOT_FOUND", call, 3_999_999)
 
 
-def test_follow_collects_everything(sandbox):
+def test_follow_returns_all_output(sandbox):
     process = sandbox.start_process("sh", ["-c", "for i in 1 2 3; do echo out $i; echo err $i >&2; sleep 0.1; done"])
     assert [event.line for event in sandbox.follow_stdout(process.pid)] == ["out 1", "out 2", "out 3"]
     assert sandbox.get_process(process.pid).status == "exited"
@@ -127,7 +127,7 @@ def test_follow_collects_everything(sandbox):
     assert both == [(event.stream, event.line) for event in sandbox.follow_output(process.pid)]
 
 
-def test_output_right_after_the_end(sandbox):
+def test_output_is_complete_right_after_the_end(sandbox):
     process = sandbox.start_process("sh", ["-c", "seq 1 2000; seq 1 50 >&2"])
     until("it has ended", lambda: sandbox.get_process(process.pid).status == "exited")
     assert sandbox.get_stdout(process.pid).lines == [str(number) for number in range(1, 2001)]
@@ -135,7 +135,7 @@ def test_output_right_after_the_end(sandbox):
     assert sandbox.get_output(process.pid).line_count == 2050
 
 
-def test_discarded_output(sandbox):
+def test_discarded_output_is_not_kept(sandbox):
     process = sandbox.start_process("sh", ["-c", "echo out; echo err >&2"], stdout_mode=OutputMode.DISCARD)
     assert [event.line for event in sandbox.follow_output(process.pid)] == ["err"]
 
@@ -143,7 +143,7 @@ def test_discarded_output(sandbox):
 # --- stdin, signals, kill
 
 
-def test_stdin(sandbox):
+def test_stdin_is_written_and_closed(sandbox):
     process = sandbox.start_process("cat", stdin_mode=StdinMode.PIPE)
     assert sandbox.get_process(process.pid).stdin_writable
     sandbox.write_stdin(process.pid, b"hello\n")
@@ -154,12 +154,12 @@ def test_stdin(sandbox):
     fails(409, "STDIN_CLOSED", sandbox.write_stdin, process.pid, b"late")
 
 
-def test_stdin_that_is_no_pipe(sandbox):
+def test_stdin_without_a_pipe_is_an_error(sandbox):
     process = sandbox.start_process("sleep", ["60"])
     fails(400, "STDIN_NOT_WRITABLE", sandbox.write_stdin, process.pid, b"x")
 
 
-def test_signals(sandbox):
+def test_signals_reach_the_process(sandbox):
     process = sandbox.start_process("sh", ["-c", "trap 'echo got it; exit 4' USR1; echo up; while :; do sleep 0.02; done"])
     until("it is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
     assert sandbox.send_signal(process.pid, 10).success
@@ -169,7 +169,7 @@ def test_signals(sandbox):
     fails(400, "INVALID_SIGNAL", sandbox.send_signal, process.pid, 65)
 
 
-def test_kill_takes_the_tree(sandbox):
+def test_kill_ends_the_whole_tree(sandbox):
     process = sandbox.start_process("sh", ["-c", "setsid sleep 7331 & sleep 7331 & echo up; wait"])
     until("it is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
     sandbox.kill_process(process.pid)
@@ -182,7 +182,7 @@ def test_kill_takes_the_tree(sandbox):
 # --- about the daemon
 
 
-def test_health_and_info(sandbox):
+def test_health_and_info_describe_the_daemon(sandbox):
     assert sandbox.health().healthy
     info = sandbox.daemon_info()
     assert info.version and info.uptime_secs >= 0 and info.total_processes >= info.running_processes
@@ -191,7 +191,7 @@ def test_health_and_info(sandbox):
 # --- managed processes
 
 
-def test_a_service_comes_back(sandbox):
+def test_a_crashed_service_is_restarted(sandbox):
     policy = {"policy": "always", "initial_backoff_ms": 50, "max_backoff_ms": 200}
     first = sandbox.start_process("sh", ["-c", "echo run $$; exec sleep 600"], name="my service", restart=policy)
     assert first.managed.name == "my service" and first.managed.status in ("starting", "running")
@@ -202,7 +202,7 @@ def test_a_service_comes_back(sandbox):
                   and i.status == "running" and i)
     assert again.pid != first.pid and again.handle == first.handle
     assert again.managed.last_exit.signal == 9
-    # A client holds on to the PID that it was given.
+    # Clients keep using the PID that they got at the start.
     assert sandbox.get_process(first.pid).pid == again.pid
     until("both runs are in one log", lambda: sandbox.get_stdout("my service").line_count == 2)
     fails(409, "NAME_IN_USE", sandbox.start_process, "true", name="my service")
@@ -210,7 +210,7 @@ def test_a_service_comes_back(sandbox):
     assert sandbox.get_process(again.pid).managed.status == "stopped"
 
 
-def test_restart_process(sandbox):
+def test_restart_gives_a_new_pid(sandbox):
     first = sandbox.start_process("sleep", ["600"], name="restarted", restart={"policy": "never"})
     second = sandbox.restart_process("restarted")
     assert second.pid != first.pid and second.status == "running" and second.managed.restart_count == 1
@@ -222,13 +222,13 @@ def test_restart_process(sandbox):
     fails(409, "NOT_MANAGED", sandbox.restart_process, plain.pid)
 
 
-def test_a_service_gives_up(sandbox):
+def test_a_service_stops_after_max_restarts(sandbox):
     policy = {"policy": "on_failure", "max_restarts": 2, "initial_backoff_ms": 10, "max_backoff_ms": 20}
     process = sandbox.start_process("false", restart=policy)
     stopped = until("it is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
     assert stopped.managed.restart_count == 2 and stopped.managed.last_error
     assert (stopped.status, stopped.exit_code) == ("exited", 1)
-    # A success is no failure.
+    # An exit with 0 is not a failure.
     process = sandbox.start_process("true", restart=policy)
     stopped = until("it is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
     assert stopped.managed.restart_count == 0
@@ -251,10 +251,10 @@ http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 """
 
 
-def test_a_service_is_watched_over(sandbox, tmp_path):
+def test_an_unhealthy_service_is_restarted(sandbox, tmp_path):
     port = free_port()
     check = {"type": "http", "port": port, "initial_delay_ms": 20, "interval_ms": 50, "timeout_ms": 2000,
-             # It is not there at first: an interpreter takes its time on a busy machine.
+             # Probes fail at first: on a busy machine the interpreter starts slowly.
              "failure_threshold": 60}
     program = SERVER.replace("PORT", str(port))
     service = sandbox.start_process(sys.executable, ["-c", program], working_dir=str(tmp_path), user="root", name="web",
@@ -271,8 +271,8 @@ def test_a_service_is_watched_over(sandbox, tmp_path):
 # --- real work
 
 
-def test_real_work(sandbox, tmp_path):
-    """A small program is written, tested, served and fetched, all through the client."""
+def test_a_program_is_written_tested_served_and_fetched(sandbox, tmp_path):
+    """A complete workflow through the client."""
     def sh(script, **more):
         result = sandbox.run("sh", ["-ec", script], working_dir=str(tmp_path), user="root", **more)
         assert result.exit_code == 0, result.stderr
@@ -303,7 +303,7 @@ def test_real_work(sandbox, tmp_path):
     assert sandbox.get_process(server.pid).status in ("exited", "signaled")
 
 
-def test_many_clients_at_once(daemon):
+def test_concurrent_clients_get_their_own_results(daemon):
     async def work():
         async with AsyncSandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
             results = await asyncio.gather(*[sandbox.run("sh", ["-c", f"seq 1 200; exit {n}"]) for n in range(40)])
@@ -324,7 +324,7 @@ def test_many_clients_at_once(daemon):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
-def test_a_file_goes_there_and_back(sandbox):
+def test_a_file_is_read_back_as_written(sandbox):
     for path, content in [
         ("/tmp/../tmp", None),
         ("hello.txt", b"hello\n"),
@@ -349,7 +349,7 @@ def test_a_file_goes_there_and_back(sandbox):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
-def test_a_large_file_is_uploaded(sandbox, tmp_path):
+def test_a_large_file_is_uploaded_completely(sandbox, tmp_path):
     content = os.urandom(1 << 20) * 32
     (tmp_path / "large").write_bytes(content)
     sandbox.upload_file(tmp_path / "large", "uploads/large")
@@ -361,7 +361,7 @@ def test_a_large_file_is_uploaded(sandbox, tmp_path):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
-def test_a_script_is_written_and_run(sandbox):
+def test_a_written_script_runs(sandbox):
     sandbox.write_file("run.sh", b"echo old")
     sandbox.run("chmod", ["700", "run.sh"])
     sandbox.write_file("run.sh", b"#!/bin/sh\necho new $1 >out.txt\n")
@@ -370,7 +370,7 @@ def test_a_script_is_written_and_run(sandbox):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
-def test_directories_come_first(sandbox):
+def test_a_listing_has_directories_first(sandbox):
     assert sandbox.run("sh", ["-c", "mkdir -p d/z d/a; echo x >d/b; ln -s z d/y; mkfifo d/fifo"]).exit_code == 0
     entries = sandbox.list_directory("d").entries
     assert [(entry.name, entry.is_dir, entry.size) for entry in entries] == [
@@ -378,7 +378,7 @@ def test_directories_come_first(sandbox):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="one user only without root")
-def test_files_of_others_are_not_the_users(sandbox):
+def test_files_of_other_users_are_denied(sandbox):
     fails(403, "PERMISSION_DENIED", sandbox.read_file, "/etc/shadow")
     for size in (1, 1 << 25):
         fails(403, "PERMISSION_DENIED", sandbox.write_file, "/etc/made-by-a-test", bytes(size))
@@ -386,7 +386,7 @@ def test_files_of_others_are_not_the_users(sandbox):
     fails(403, "PERMISSION_DENIED", sandbox.list_directory, "/root")
 
 
-def test_what_is_no_file(sandbox):
+def test_missing_files_and_directories_are_errors(sandbox):
     for call in [sandbox.read_file, sandbox.delete_file, lambda path: sandbox.write_file(path, b"x")]:
         fails(400, "IS_DIRECTORY", call, "/home")
     fails(400, "NOT_A_DIRECTORY", sandbox.list_directory, "/etc/passwd")
@@ -398,7 +398,7 @@ def test_what_is_no_file(sandbox):
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
-def test_many_files_at_once(daemon):
+def test_concurrent_file_requests_do_not_mix(daemon):
     async def work():
         async with AsyncSandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
             async def one(number):

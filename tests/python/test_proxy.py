@@ -1,4 +1,4 @@
-"""The daemon behind Debian's nginx with its default settings: streams come through as they are written."""
+"""The daemon behind nginx with the default settings of Debian: streams pass without delay."""
 
 import http.client
 import json
@@ -11,12 +11,12 @@ import urllib.parse
 import pytest
 from conftest import until
 from tensorlake.sandbox import Sandbox
-from test_terminals import PATIENCE, Screen, free_port, wanted
+from test_terminals import TIMEOUT, Screen, free_port, require
 
-pytestmark = wanted("nginx")
+pytestmark = require("nginx")
 
-# Nothing is set for the API but where it is: nginx asks it with HTTP/1.0 and gathers answers. A WebSocket cannot do
-# without the upgrade, nor a large upload with the limit of 1 MiB.
+# Apart from the address, the API needs no settings: nginx sends HTTP/1.0 and buffers responses. WebSockets need the
+# upgrade headers, and large uploads a higher limit than 1 MiB.
 SETTINGS = """
 daemon off;
 pid {dir}/pid;
@@ -47,7 +47,7 @@ http {{
 @pytest.fixture(scope="module")
 def proxy(daemon, tmp_path_factory):
     directory = tmp_path_factory.mktemp("nginx")
-    # Its workers are another user's.
+    # The workers of nginx run as another user.
     for each in [directory, *directory.parents[:2]]:
         each.chmod(0o755)
     port = free_port()
@@ -67,7 +67,7 @@ def proxy(daemon, tmp_path_factory):
             yield f"http://127.0.0.1:{port}"
         finally:
             nginx.terminate()
-            nginx.wait(PATIENCE)
+            nginx.wait(TIMEOUT)
 
 
 @pytest.fixture
@@ -77,30 +77,30 @@ def sandbox(daemon, proxy):
 
 
 class Events:
-    """A stream of events, read as they come."""
+    """An event stream, read event by event."""
 
     def __init__(self, proxy, token, method, path, body=None):
         address = urllib.parse.urlsplit(proxy)
-        self.connection = http.client.HTTPConnection(address.hostname, address.port, timeout=PATIENCE)
+        self.connection = http.client.HTTPConnection(address.hostname, address.port, timeout=TIMEOUT)
         self.connection.request(method, f"/api/v1{path}", body and json.dumps(body),
                                 {"Authorization": f"Bearer {token}"})
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200
 
     def next(self):
-        """The data of the next event; none at the end."""
+        """The data of the next event; None at the end."""
         while line := self.answer.readline():
             if line.startswith(b"data: "):
                 return json.loads(line[6:])
         return None
 
 
-# Each line is written once the one before it was read.
+# Each line is written after the test has read the previous one.
 STEPS = "echo first; until [ -e one ]; do sleep 0.02; done; echo second; until [ -e two ]; do sleep 0.02; done; exit 3"
 
 
-def test_the_events_of_a_run_come_as_they_are_written(daemon, proxy, tmp_path):
-    open_to_all(tmp_path)
+def test_events_of_a_run_pass_the_proxy_as_they_are_written(daemon, proxy, tmp_path):
+    make_accessible(tmp_path)
     body = {"command": "sh", "args": ["-c", STEPS], "working_dir": str(tmp_path)}
     run = Events(proxy, daemon.token, "POST", "/processes/run", body)
     assert run.next()["pid"] > 0
@@ -110,8 +110,8 @@ def test_the_events_of_a_run_come_as_they_are_written(daemon, proxy, tmp_path):
     assert run.next()["exit_code"] == 3 and run.next() is None
 
 
-def test_so_do_those_that_are_followed(daemon, proxy, sandbox, tmp_path):
-    open_to_all(tmp_path)
+def test_followed_events_pass_the_proxy_as_they_are_written(daemon, proxy, sandbox, tmp_path):
+    make_accessible(tmp_path)
     process = sandbox.start_process("sh", ["-c", STEPS], working_dir=str(tmp_path))
     events = Events(proxy, daemon.token, "GET", f"/processes/{process.pid}/output/follow")
     for line, step in [("first", "one"), ("second", "two")]:
@@ -120,37 +120,37 @@ def test_so_do_those_that_are_followed(daemon, proxy, sandbox, tmp_path):
     assert events.next() == {} and events.next() is None
 
 
-def test_the_headers_of_a_stream(daemon):
+def test_a_stream_has_headers_against_buffering(daemon):
     run = Events(daemon.url, daemon.token, "POST", "/processes/run", {"command": "true"})
     headers = {name.lower(): value for name, value in run.answer.getheaders()}
     assert headers["cache-control"] == "no-cache, no-transform"
     assert headers["x-accel-buffering"] == "no"
 
 
-def test_large_output(sandbox):
+def test_large_output_passes_the_proxy(sandbox):
     assert sandbox.run("seq", ["1", "300000"]).stdout.split() == [str(number) for number in range(1, 300_001)]
     process = sandbox.start_process("seq", ["1", "300000"])
     until("it has ended", lambda: sandbox.get_process(process.pid).status != "running")
     assert len(sandbox.get_stdout(process.pid).lines) == 300_000
 
 
-def test_files_go_both_ways(sandbox):
+def test_files_pass_the_proxy_both_ways(sandbox):
     content = bytes(range(256)) * (5 << 12)
     sandbox.write_file("proxied/large", content)
     assert bytes(sandbox.read_file("proxied/large").value) == content
     assert [entry.name for entry in sandbox.list_directory("proxied").entries] == ["large"]
 
 
-def test_a_terminal(sandbox):
+def test_a_terminal_works_through_the_proxy(sandbox):
     screen = Screen()
     pty = sandbox.create_pty("sh", ["-c", "stty -echo; echo up; read line; echo got $line; exit 7"], on_data=screen)
     screen.expect("up")
     pty.send_input("typed\n")
     screen.expect("got typed")
-    assert pty.wait(PATIENCE) == 7
+    assert pty.wait(TIMEOUT) == 7
 
 
-def test_a_tunnel(sandbox):
+def test_a_tunnel_works_through_the_proxy(sandbox):
     with socket.create_server(("127.0.0.1", 0)) as service:
         def echo():
             peer, _ = service.accept()
@@ -161,14 +161,14 @@ def test_a_tunnel(sandbox):
         thread = threading.Thread(target=echo)
         thread.start()
         with sandbox.create_tunnel(service.getsockname()[1], local_port=0) as tunnel:
-            with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+            with socket.create_connection(("127.0.0.1", tunnel.local_port), TIMEOUT) as peer:
                 for text in [b"one", b"two"]:
                     peer.sendall(text)
                     assert peer.recv(3, socket.MSG_WAITALL) == text
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT)
         assert not thread.is_alive()
 
 
-def open_to_all(directory: pathlib.Path):
+def make_accessible(directory: pathlib.Path):
     for each in [directory, *directory.parents[:2]]:
         each.chmod(0o755)

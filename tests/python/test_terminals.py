@@ -1,4 +1,4 @@
-"""The public client's terminals, tunnels and desktop against the real daemon."""
+"""Terminals, tunnels and the desktop of the public client, against the real daemon."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ from PIL import Image
 from tensorlake.sandbox import AsyncSandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-PATIENCE = 30
+TIMEOUT = 30
 
 
 class Screen:
-    """Collects what a terminal shows."""
+    """Collects the output of a terminal."""
 
     def __init__(self):
         self.bytes = b""
@@ -39,7 +39,7 @@ class Screen:
 
     def expect(self, text):
         with self.changed:
-            assert self.changed.wait_for(lambda: text.encode() in self.bytes, PATIENCE), self.bytes[-500:]
+            assert self.changed.wait_for(lambda: text.encode() in self.bytes, TIMEOUT), self.bytes[-500:]
 
 
 def free_port():
@@ -48,8 +48,8 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wanted(*programs):
-    """Skips a test where one is missing that could not be installed."""
+def require(*programs):
+    """Skips the test if one of these programs is not installed."""
     missing = [program for program in programs if not shutil.which(program)]
     return pytest.mark.skipif(bool(missing), reason=f"no {' and no '.join(missing)} here")
 
@@ -57,7 +57,7 @@ def wanted(*programs):
 # --- terminals
 
 
-def test_a_shell(sandbox):
+def test_an_interactive_shell_with_resize_and_interrupt(sandbox):
     screen, exits = Screen(), []
     pty = sandbox.create_pty("bash", ["--norc", "-i"], env={"PS1": "<$> "}, rows=30, cols=100,
                              on_data=screen, on_exit=exits.append)
@@ -68,27 +68,27 @@ def test_a_shell(sandbox):
     pty.resize(132, 43)
     pty.send_input("stty size\n")
     screen.expect("43 132")
-    # Not before the shell has given the terminal its echo back.
+    # Waits until the shell has turned the echo on again.
     pty.send_input("echo read''y; cat\n")
     screen.expect("ready\r\n")
     pty.send_input("typed\n")
     screen.expect("typed\r\ntyped\r\n")
     drawn = len(screen.bytes)
     pty.send_input("\x03")
-    # An interrupt throws away what was typed after it as well, until the shell has it.
+    # Until the shell has handled the interrupt, the terminal also discards input typed after it.
     until("a prompt", lambda: screen.bytes[drawn:].endswith(b"<$> "))
     pty.send_input("echo status $?\n")
     screen.expect("status 130")
     pty.send_input("exit 7\n")
-    assert pty.wait(PATIENCE) == 7 and exits == [7]
+    assert pty.wait(TIMEOUT) == 7 and exits == [7]
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 137)])
-def test_exit_codes(sandbox, script, code):
-    assert sandbox.create_pty("sh", ["-c", script]).wait(PATIENCE) == code
+def test_exit_codes_are_reported(sandbox, script, code):
+    assert sandbox.create_pty("sh", ["-c", script]).wait(TIMEOUT) == code
 
 
-def test_detach_and_come_back(sandbox):
+def test_a_session_survives_a_detach(sandbox):
     first = Screen()
     pty = sandbox.create_pty("sh", ["-c", "stty -echo; echo up; while read line; do echo got $line; done; exit 3"],
                              on_data=first)
@@ -103,20 +103,20 @@ def test_detach_and_come_back(sandbox):
     second.expect("got from the other")
     third.expect("got from the other")
     again.send_input("\x04")
-    assert again.wait(PATIENCE) == 3 and other.wait(PATIENCE) == 3
-    # Its exit can be asked for still.
-    assert sandbox.connect_pty(pty.session_id, pty.token).wait(PATIENCE) == 3
+    assert again.wait(TIMEOUT) == 3 and other.wait(TIMEOUT) == 3
+    # The exit code is still available.
+    assert sandbox.connect_pty(pty.session_id, pty.token).wait(TIMEOUT) == 3
 
 
-def test_kill(sandbox):
+def test_kill_ends_the_session(sandbox):
     pty = sandbox.create_pty("sleep", ["600"])
     pty.kill()
-    # The synchronous client does not get to see why a connection was closed.
+    # The synchronous client does not expose the close reason.
     with pytest.raises(SandboxError):
-        pty.wait(PATIENCE)
+        pty.wait(TIMEOUT)
 
 
-def test_a_wrong_token(sandbox):
+def test_a_wrong_session_token_is_refused(sandbox):
     session = sandbox.create_pty_session("sleep", ["600"]).value
     with pytest.raises(SandboxError, match="403"):
         sandbox.connect_pty(session["session_id"], "0" * 64)
@@ -125,17 +125,17 @@ def test_a_wrong_token(sandbox):
     sandbox.connect_pty(session["session_id"], session["token"]).kill()
 
 
-def test_what_cannot_start(sandbox):
+def test_a_failed_start_of_a_session_is_an_error(sandbox):
     with pytest.raises(RemoteAPIError) as error:
         sandbox.create_pty("no-such-program")
     assert error.value.status_code == 400 and "COMMAND_NOT_FOUND" in str(error.value)
 
 
-def test_much_output(sandbox):
+def test_large_output_arrives_complete(sandbox):
     pieces = []
     script = "stty raw -echo; echo up; read -r line; seq -f %015.0f 1 1310720 | cat"
     pty = sandbox.create_pty("sh", ["-c", script], on_data=pieces.append)
-    # What is written before the client is there is not kept whole.
+    # Output before the client attaches is kept only up to 1 MiB, so the program waits.
     until("it is up", lambda: b"".join(pieces) == b"up\n")
     pty.send_input("go\n")
     assert pty.wait(120) == 0
@@ -145,8 +145,8 @@ def test_much_output(sandbox):
 
 
 def quit(pty, keys):
-    """`less` loses the resizes and keys that come while it draws, also without a daemon: so they come again."""
-    for _ in range(PATIENCE):
+    """Repeats the keys: `less` loses resizes and keys while it draws, with or without the daemon."""
+    for _ in range(TIMEOUT):
         with contextlib.suppress(SandboxError):
             pty.send_input(keys)
         with contextlib.suppress(TimeoutError):
@@ -155,11 +155,11 @@ def quit(pty, keys):
 
 
 @pytest.mark.parametrize(("program", "args", "show", "quit_with"), [
-    pytest.param("vim", ["-u", "NONE", "-N", "/etc/passwd"], "root:", "\x1b:q!\r", marks=wanted("vim")),
-    pytest.param("less", ["/etc/passwd"], "root:", "q", marks=wanted("less")),
-    pytest.param("top", [], "PID", "q", marks=wanted("top")),
+    pytest.param("vim", ["-u", "NONE", "-N", "/etc/passwd"], "root:", "\x1b:q!\r", marks=require("vim")),
+    pytest.param("less", ["/etc/passwd"], "root:", "q", marks=require("less")),
+    pytest.param("top", [], "PID", "q", marks=require("top")),
 ])
-def test_full_screen_programs(sandbox, program, args, show, quit_with):
+def test_full_screen_programs_redraw_after_a_resize(sandbox, program, args, show, quit_with):
     screen = Screen()
     pty = sandbox.create_pty(program, args, rows=20, cols=90, on_data=screen)
     screen.expect(show)
@@ -173,19 +173,19 @@ def test_full_screen_programs(sandbox, program, args, show, quit_with):
     assert quit(pty, quit_with) == 0
 
 
-def test_the_asynchronous_client(daemon):
+def test_the_asynchronous_client_attaches(daemon):
     async def work():
         async with AsyncSandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:
             shown = bytearray()
             pty = await sandbox.create_pty("sh", ["-c", "stty -echo; echo up; read line; echo got $line; exit 5"],
                                            on_data=shown.extend)
             await pty.send_input("hello\n")
-            assert await pty.wait(PATIENCE) == 5
+            assert await pty.wait(TIMEOUT) == 5
             assert b"got hello" in shown
             killed = await sandbox.create_pty("sleep", ["600"])
             await killed.kill()
             with pytest.raises(SandboxError, match="terminated"):
-                await killed.wait(PATIENCE)
+                await killed.wait(TIMEOUT)
 
     asyncio.run(work())
 
@@ -207,7 +207,7 @@ def served(sandbox, command, args, port, **more):
     sandbox.kill_process(process.pid)
 
 
-def test_http_through_a_tunnel(sandbox, tmp_path):
+def test_http_works_through_a_tunnel(sandbox, tmp_path):
     (tmp_path / "large").write_bytes(os.urandom(20_000_000))
     port = free_port()
     server = ["-m", "http.server", "--bind", "127.0.0.1", str(port)]
@@ -215,14 +215,14 @@ def test_http_through_a_tunnel(sandbox, tmp_path):
         with sandbox.create_tunnel(port, local_port=0) as tunnel:
             assert tunnel.local_port != port
             url = f"http://127.0.0.1:{tunnel.local_port}/large"
-            assert urllib.request.urlopen(url, timeout=PATIENCE).read() == (tmp_path / "large").read_bytes()
-            several = [threading.Thread(target=lambda: urllib.request.urlopen(url, timeout=PATIENCE).read()) for _ in range(5)]
+            assert urllib.request.urlopen(url, timeout=TIMEOUT).read() == (tmp_path / "large").read_bytes()
+            several = [threading.Thread(target=lambda: urllib.request.urlopen(url, timeout=TIMEOUT).read()) for _ in range(5)]
             [thread.start() for thread in several]
-            [thread.join(PATIENCE) for thread in several]
+            [thread.join(TIMEOUT) for thread in several]
             assert not any(thread.is_alive() for thread in several)
 
 
-def test_a_half_closed_connection(sandbox):
+def test_a_tunnel_carries_a_half_closed_connection(sandbox):
     port = free_port()
     program = f"""
 import socket
@@ -236,7 +236,7 @@ while True:
     peer.close()
 """
     with served(sandbox, sys.executable, ["-c", program], port), sandbox.create_tunnel(port, local_port=0) as tunnel:
-        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), TIMEOUT) as peer:
             peer.sendall(b"x" * 3_000_000)
             peer.shutdown(socket.SHUT_WR)
             answer = b""
@@ -245,20 +245,20 @@ while True:
             assert answer == b"got 3000000"
 
 
-def test_nobody_listens(sandbox):
+def test_a_tunnel_to_a_closed_port_is_refused(sandbox):
     with sandbox.create_tunnel(free_port(), local_port=0) as tunnel:
-        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
-            peer.settimeout(PATIENCE)
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), TIMEOUT) as peer:
+            peer.settimeout(TIMEOUT)
             with contextlib.suppress(ConnectionResetError):
                 assert peer.recv(1) == b""
 
 
-@wanted("redis-server")
-def test_redis_through_a_tunnel(sandbox):
+@require("redis-server")
+def test_redis_works_through_a_tunnel(sandbox):
     port = free_port()
     args = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--daemonize", "no"]
     with served(sandbox, "redis-server", args, port), sandbox.create_tunnel(port, local_port=0) as tunnel:
-        with socket.create_connection(("127.0.0.1", tunnel.local_port), PATIENCE) as peer:
+        with socket.create_connection(("127.0.0.1", tunnel.local_port), TIMEOUT) as peer:
             stream = peer.makefile("rwb")
 
             def ask(*words):
@@ -274,29 +274,28 @@ def test_redis_through_a_tunnel(sandbox):
             begun = time.monotonic()
             for number in range(1000):
                 assert ask(b"INCR", b"count") == b":%d" % (number + 1)
-            assert time.monotonic() - begun < PATIENCE
+            assert time.monotonic() - begun < TIMEOUT
 
 
 # --- desktop
 
 
-def lit(png):
-    """How many of its pixels are white."""
+def white_pixels(png):
+    """Number of white pixels of a screenshot."""
     image = Image.open(io.BytesIO(png)).convert("L")
     assert image.size == (640, 480)
     return image.histogram()[255]
 
 
-@wanted("Xvnc", "xmessage")
-def test_a_desktop(sandbox):
-    """A window is seen on it, and takes keys."""
+@require("Xvnc", "xmessage")
+def test_a_desktop_shows_a_window_and_takes_keys(sandbox):
     port = free_port()
     args = [f":{port}", "-rfbport", str(port), "-SecurityTypes", "None", "-geometry", "640x480", "-depth", "24",
             "-localhost"]
     with served(sandbox, "Xvnc", args, port) as server:
-        with sandbox.connect_desktop(port=port, connect_timeout=PATIENCE) as desktop:
+        with sandbox.connect_desktop(port=port, connect_timeout=TIMEOUT) as desktop:
             assert (desktop.width, desktop.height) == (640, 480)
-            assert lit(desktop.screenshot(timeout=PATIENCE)) < 1000
+            assert white_pixels(desktop.screenshot(timeout=TIMEOUT)) < 1000
             asks = sandbox.start_process(
                 "xmessage",
                 ["-geometry", "400x200+120+140", "-buttons", "yes:42", "-default", "yes", "tl-init shows this"],
@@ -305,15 +304,15 @@ def test_a_desktop(sandbox):
 
             def seen():
                 assert sandbox.get_process(asks.pid).status == "running", sandbox.get_output(asks.pid).lines
-                png = desktop.screenshot(timeout=PATIENCE)
-                return lit(png) > 50_000 and png
+                png = desktop.screenshot(timeout=TIMEOUT)
+                return white_pixels(png) > 50_000 and png
 
             png = until("the window is seen", seen)
             desktop.move_mouse(300, 180)
             desktop.press("enter")
             until("it is answered", lambda: sandbox.get_process(asks.pid).status != "running")
             assert sandbox.get_process(asks.pid).exit_code == 42
-        # Asked nicely it removes its lock.
+        # On SIGTERM the server removes its lock file.
         sandbox.send_signal(server.pid, 15)
         until("it has ended", lambda: sandbox.get_process(server.pid).status != "running")
     keep = os.environ.get("TL_SCREENSHOT")

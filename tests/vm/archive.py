@@ -1,4 +1,4 @@
-"""An initramfs with some files taken out and others put in: cpio archives in the format `newc`."""
+"""Removes files from an initramfs and adds others: cpio archives in the format `newc`."""
 
 import stat
 
@@ -7,11 +7,11 @@ END = "TRAILER!!!"
 
 
 def members(archive):
-    """Each (name, member as it stands in the archive). Archives may follow one another."""
+    """Yields (name, raw member) for each member. Several archives may be concatenated."""
     at = 0
     while at < len(archive):
         if archive[at : at + 1] == b"\0":
-            at += 1  # Between two archives.
+            at += 1  # Padding between two archives.
             continue
         assert archive[at : at + 6] == MAGIC, f"no cpio archive at {at}"
         field = [int(archive[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
@@ -28,7 +28,7 @@ def padded(length):
 
 
 def member(name, content, mode):
-    """One member, owned by root. Directories above it must be there."""
+    """One member, owned by root. Its parent directories must exist."""
     encoded = name.encode() + b"\0"
     fields = [0, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(encoded), 0]
     head = MAGIC + b"".join(b"%08X" % field for field in fields) + encoded
@@ -36,7 +36,7 @@ def member(name, content, mode):
 
 
 def changed(archive, without=(), files=None):
-    """The archive without what is named in `without`, and with `files`: {path: content, or (content, mode)}."""
+    """The archive without the members named in `without`, and with `files`: {path: content or (content, mode)}."""
     kept = [raw for name, raw in members(archive) if name not in without]
     for path, content in (files or {}).items():
         content, mode = content if isinstance(content, tuple) else (content, 0o644)

@@ -6,13 +6,13 @@ import archive
 import pytest
 from machine import DIST, Machine
 
-# For one test. Whatever hangs, and why ever: the tests end and say where, and QEMU ends with them.
+# Time limit of one test: if anything hangs, the tests end with a traceback, and QEMU ends with them.
 LIMIT = 180
 
 
 @pytest.fixture(scope="session")
 def terminal(request):
-    """Our standard error from before it was captured."""
+    """The standard error of the test run, from before pytest captures it."""
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         return os.fdopen(os.dup(2), "w")
 
@@ -26,7 +26,7 @@ def limit(terminal):
 
 @pytest.fixture
 def boot(tmp_path):
-    """Boots the initramfs of `make rootfs`, with changes to its files where they are given."""
+    """Boots the initramfs of `make rootfs`, optionally with changed files."""
 
     def boot(without=(), files=None, arguments="", network=True):
         initramfs = DIST / "vm.cpio"
@@ -40,5 +40,5 @@ def boot(tmp_path):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A copy of the ext4 image, to be written to."""
+    """A writable copy of the ext4 image."""
     return shutil.copy(DIST / "vm.ext4", tmp_path / "disk")

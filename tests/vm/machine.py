@@ -1,4 +1,4 @@
-"""An emulated machine: starts QEMU, reads its console, finds the forwarded port, and never waits without an end."""
+"""An emulated machine: starts QEMU, reads its console and finds the forwarded port. Every wait has a deadline."""
 
 import contextlib
 import ctypes
@@ -18,31 +18,31 @@ from tensorlake.sandbox import Sandbox
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "vm"
 DIST = ROOT / "dist"
-# For what takes a second or two on an idle machine.
-PATIENCE = 60
+# Deadline for what takes a second or two on an idle machine.
+TIMEOUT = 60
 
-# The same as in examples/qemu.sh. The machine is emulated even where it could be virtualised: tests behave alike then.
+# As in examples/qemu.sh. Always emulated, never virtualised, so that tests behave alike everywhere.
 QEMU = [
     str(CACHE / "qemu-system-x86_64"),
-    # With room for a second processor QEMU emulates memory barriers. The guest's NVMe driver relies on them: without, a
-    # request gets lost now and then.
+    # With room for a second processor, QEMU emulates memory barriers. The NVMe driver of the guest needs them: without
+    # them it sometimes loses a request.
     *["-nodefaults", "-no-user-config", "-accel", "tcg", "-machine", "q35", "-cpu", "max", "-smp", "1,maxcpus=2"],
     *["-m", "256", "-display", "none", "-no-reboot", "-kernel", str(CACHE / "vmlinux")],
 ]
 NETWORK = ["-device", "vmxnet3,netdev=net,romfile=", "-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:9501"]
 
 
-until = functools.partial(waiting.until, patience=PATIENCE)
+until = functools.partial(waiting.until, timeout=TIMEOUT)
 
 
-def die_with_us():
-    """QEMU does not outlive the tests, not even when they are killed."""
+def end_with_parent():
+    """Makes QEMU end with the tests, even when they are killed."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Machine:
-    """Boots from `initramfs` or from `disk`. `directory` gets the console's text and QEMU's socket."""
+    """Boots from `initramfs` or from `disk`. The console log and the socket of QEMU are in `directory`."""
 
     def __init__(self, directory, *, initramfs=None, disk=None, arguments="", network=True):
         self.log = directory / "console"
@@ -50,14 +50,14 @@ class Machine:
         self.monitor = directory / "qmp"
         self.monitor.unlink(missing_ok=True)
         line = QEMU + ["-serial", f"file:{self.log}", "-qmp", f"unix:{self.monitor},server=on,wait=off"]
-        # The kernel would count timer interrupts, and panic where this machine is too busy to emulate them in time.
+        # Otherwise the kernel counts timer interrupts, and panics if a busy machine emulates them too late.
         words = "console=ttyS0 panic=-1 no_timer_check"
         if initramfs:
             line += ["-initrd", str(initramfs)]
         if disk:
             line += ["-drive", f"if=none,id=disk,format=raw,file={disk}", "-device", "nvme,drive=disk,serial=1"]
-            # Read-only, as most loaders have it: init makes it writable. A request that gets lost all the same is made
-            # again after three seconds, not thirty.
+            # Read-only, as most boot loaders mount it: init makes it writable. A lost request is repeated after 3 s
+            # instead of 30 s.
             words += " root=/dev/nvme0n1 ro nvme_core.io_timeout=3"
         if network:
             line += NETWORK
@@ -67,7 +67,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             stdout=open(directory / "qemu", "wb"),
             stderr=subprocess.STDOUT,
-            preexec_fn=die_with_us,
+            preexec_fn=end_with_parent,
         )
 
     def __enter__(self):
@@ -79,7 +79,7 @@ class Machine:
             print(self.console())
 
     def kill(self):
-        """Pulls the plug."""
+        """Kills QEMU, like a power loss."""
         self.qemu.kill()
         self.qemu.wait()
 
@@ -88,31 +88,31 @@ class Machine:
     def console(self):
         return self.log.read_text(errors="replace")
 
-    def says(self, text, patience=PATIENCE):
-        """Waits for a text on the console, and gives the seconds since the start."""
+    def wait_for_text(self, text, timeout=TIMEOUT):
+        """Waits for a text on the console; returns the seconds since the start."""
 
         def said():
-            # In this order: what it said last may come with its end.
+            # In this order: the last output may come together with the end.
             ended = self.qemu.poll() is not None
             assert text in self.console() or not ended, f"it ended without {text!r}"
             return text in self.console()
 
-        until(f"{text!r} on the console", said, patience=patience)
+        until(f"{text!r} on the console", said, timeout=timeout)
         return time.monotonic() - self.begun
 
-    def ends(self, how, patience=PATIENCE):
-        """Waits for the kernel's last word, `how`, and then for QEMU. Its exit status says nothing."""
-        self.says(f"reboot: {how}", patience)
+    def wait_for_end(self, how, timeout=TIMEOUT):
+        """Waits for the final message `how` of the kernel, then for the end of QEMU, whose exit status means nothing."""
+        self.wait_for_text(f"reboot: {how}", timeout)
         assert "Kernel panic" not in self.console()
         if how != "System halted":
-            self.qemu.wait(patience)
+            self.qemu.wait(timeout)
 
-    # --- the keyboard and what else QEMU can do
+    # --- QMP: the keyboard and other functions of QEMU
 
     def ask(self, command, **arguments):
-        """One QMP command and its answer."""
+        """Sends one QMP command; returns its response."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(TIMEOUT)
             connection.connect(str(self.monitor))
             with connection.makefile("rw") as stream:
                 stream.readline()  # The greeting.
@@ -137,33 +137,33 @@ class Machine:
         forwarded = next(line.split() for line in told.splitlines() if "HOST_FORWARD" in line)
         return f"http://127.0.0.1:{forwarded[3]}"
 
-    def up(self, patience=PATIENCE):
-        """Waits until the API answers; gives its address and the seconds since the start."""
-        self.says("listening on", patience)
+    def wait_until_up(self, timeout=TIMEOUT):
+        """Waits until the API answers; returns its address and the seconds since the start."""
+        self.wait_for_text("listening on", timeout)
         url = self.address()
 
         def healthy():
-            # QEMU takes the connection long before the machine does, so that each try has an end of its own.
+            # QEMU accepts connections long before the guest does, so each attempt has a timeout of its own.
             with contextlib.suppress(OSError, ValueError):
                 return urllib.request.urlopen(f"{url}/api/v1/health", timeout=1).status == 200
 
-        until("an answer", healthy, patience=patience)
+        until("an answer", healthy, timeout=timeout)
         return url, time.monotonic() - self.begun
 
     @contextlib.contextmanager
     def sandbox(self):
-        """The public client, connected."""
-        url, _ = self.up()
+        """A connected public client."""
+        url, _ = self.wait_until_up()
         with Sandbox("sbx-1", proxy_url=url, api_key=token()) as sandbox:
             yield sandbox
 
-    def http(self, method, path, body=None, patience=PATIENCE):
-        """What the client has no call for: the status, and the JSON that came with it."""
+    def http(self, method, path, body=None, timeout=TIMEOUT):
+        """Sends a request that the client has no method for; returns the status and the JSON body."""
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         headers = {"Authorization": f"Bearer {token()}"}
         request = urllib.request.Request(f"{self.address()}/api/v1{path}", data, headers, method=method)
         try:
-            answer = urllib.request.urlopen(request, timeout=patience)
+            answer = urllib.request.urlopen(request, timeout=timeout)
         except urllib.error.HTTPError as error:
             answer = error
         with answer:

@@ -1,22 +1,21 @@
-"""The machine starts, each time, from memory and from a disk, and says what it did."""
+"""The machine boots from memory and from a disk, every time, and reports what it did."""
 
 import os
 import re
 import subprocess
 
 import pytest
-from machine import ROOT, Machine, die_with_us, until
+from machine import ROOT, Machine, end_with_parent, until
 
 BOOTS = int(os.environ.get("TL_VM_BOOTS", "3"))
-# Init's part of the kernel's time. The goal is a twenty-fifth, but how busy the machine is that runs the tests is not
-# ours to know.
+# Largest part of the boot time of the kernel that init may take. The goal is 1/25; the margin is for a busy machine.
 SHARE = 0.4
 
 
 @pytest.mark.parametrize("attempt", range(BOOTS))
-def test_boots_each_time(boot, attempt, record_property):
+def test_boots_every_time_within_its_deadline(boot, attempt, record_property):
     with boot() as machine:
-        _, seconds = machine.up()
+        _, seconds = machine.wait_until_up()
         with machine.sandbox() as sandbox:
             assert sandbox.run("true").exit_code == 0
         record_property("seconds", f"{seconds:.2f}")
@@ -43,52 +42,52 @@ LOOK = """
 """
 
 
-def look(sandbox):
-    """What every program expects of the machine that it runs on."""
+def check_environment(sandbox):
+    """Checks what every program expects of a machine."""
     seen = sandbox.run("sh", ["-euc", LOOK])
     assert (seen.exit_code, seen.stderr) == (0, ""), seen
     expected = ["tl-user", "tl-init", "init", "-1000", "0", "written", "cgroup2", "127.0.0.1/8", "::1/128", "protected"]
     assert seen.stdout.split() == expected
 
 
-def test_from_memory(boot):
+def test_boots_from_an_initramfs(boot):
     with boot() as machine, machine.sandbox() as sandbox:
         report = check_report(machine)
         listening = next(step["ms"] for step in report["steps"] if step["name"] == "listening")
         kernel = re.search(r"\[ *([0-9.]+)\] Run /init", machine.console())
         print(f"the kernel took {kernel[1]} s, init {listening} ms until it listened")
         assert listening / 1000 < SHARE * float(kernel[1]), report
-        look(sandbox)
+        check_environment(sandbox)
 
 
-def test_only_for_itself(boot):
-    """The loopback comes up after the API: the kernel does not mind."""
+def test_listens_on_the_loopback_before_it_is_up(boot):
+    """The loopback interface comes up after the API listens, which the kernel allows."""
     with boot(arguments="TL_INIT_LISTEN=127.0.0.1:9501", network=False) as machine:
-        machine.says("listening on 127.0.0.1:9501")
+        machine.wait_for_text("listening on 127.0.0.1:9501")
         assert "Cannot assign" not in machine.console()
 
 
-def test_from_a_disk(tmp_path, disk):
+def test_boots_from_a_disk_and_unmounts_it(tmp_path, disk):
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         report = check_report(machine)
         assert "remounted" in [step["detail"] for step in report["steps"]], report
-        look(sandbox)
+        check_environment(sandbox)
         sandbox.write_file("/home/tl-user/kept", b"kept")
         status, _ = machine.http("POST", "/shutdown", {"action": "poweroff"})
         assert status == 202
-        machine.ends("Power down")
+        machine.wait_for_end("Power down")
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert bytes(sandbox.read_file("/home/tl-user/kept").value) == b"kept"
-        # It is loaded by a thread that nobody waits for.
+        # A thread of its own loads the seed; the boot does not wait for it.
         seed = lambda: [step["detail"] for step in check_report(machine)["steps"] if step["name"] == "random seed"]
         until("the seed is in the report", seed)
         assert seed() == ["loaded"]
-        # It was unmounted in order: there is no journal to recover.
+        # The disk was unmounted: there is no journal to recover.
         assert "recover" not in machine.console()
 
 
-def test_a_main_process(boot):
-    """A managed process like any other: the machine does not end with it."""
+def test_the_main_process_of_a_machine_is_managed(boot):
+    """The machine does not end with its main process."""
     with boot(arguments='TL_INIT_COMMAND=["false"]') as machine, machine.sandbox() as sandbox:
         main = lambda: machine.http("GET", "/processes/main")[1]
         until("it has ended", lambda: main().get("status") == "exited")
@@ -97,8 +96,8 @@ def test_a_main_process(boot):
         assert sandbox.run("echo", ["here"]).stdout == "here"
 
 
-def test_the_example(tmp_path):
-    """`examples/qemu.sh`, which nothing else runs."""
+def test_examples_qemu_sh_boots(tmp_path):
+    """Runs `examples/qemu.sh` as it is."""
     console = tmp_path / "console"
     with open(console, "wb") as output:
         machine = subprocess.Popen(
@@ -107,7 +106,7 @@ def test_the_example(tmp_path):
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            preexec_fn=die_with_us,
+            preexec_fn=end_with_parent,
         )
     try:
         until("it listens", lambda: machine.poll() is not None or "listening on" in console.read_text(errors="replace"))

@@ -1,4 +1,4 @@
-"""tl-init as PID 1 of real containers: with a main process it behaves as `docker run --init` does, and it answers."""
+"""tl-init as PID 1 of real containers: with a main process it behaves like `docker run --init`, and the API answers."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from tensorlake.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the runtimes want root here")
 TOKEN = "a-token-of-this-test"
-PATIENCE = 30
+TIMEOUT = 30
 
 
 class Container:
-    """One that runs. `signal` reaches its PID 1; `wait` gives what the runtime exits with."""
+    """A running container. `signal` signals its PID 1; `wait` returns the exit status of the runtime."""
 
     def __init__(self, runtime, rootfs, directory, args, bare):
         self.output = directory / "output"
@@ -29,7 +29,7 @@ class Container:
         self.runtime, self.id = runtime, f"tl-init-{uuid.uuid4()}"
         pass_fds, info = (), None
         if runtime == "runc":
-            # The example's own configuration; only the paths and the arguments are the test's.
+            # The configuration of the example, with the paths and arguments of the test.
             config = json.loads((ROOT / "examples/runc/config.json").read_text())
             config["root"]["path"] = str(rootfs)
             config["process"]["args"] = init
@@ -49,39 +49,39 @@ class Container:
             self.process = subprocess.Popen(
                 [str(word) for word in line], stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
             )
-        self.init = self.process.pid  # runc passes signals on.
+        self.init = self.process.pid  # runc forwards signals.
         if info is not None:
             os.close(given)
             with os.fdopen(info) as stream:
                 self.init = json.load(stream)["child-pid"]
 
-    def told(self):
+    def output(self):
         return self.output.read_text(errors="replace")
 
-    def says(self, text):
+    def wait_for_text(self, text):
         def said():
             ended = self.process.poll() is not None
-            assert text in self.told() or not ended, f"it ended without {text!r}:\n{self.told()}"
-            return text in self.told()
+            assert text in self.output() or not ended, f"it ended without {text!r}:\n{self.output()}"
+            return text in self.output()
 
-        until(text, said, patience=PATIENCE)
+        until(text, said, timeout=TIMEOUT)
 
     def url(self):
-        self.says("listening on ")
-        return "http://" + self.told().split("listening on ")[1].split()[0]
+        self.wait_for_text("listening on ")
+        return "http://" + self.output().split("listening on ")[1].split()[0]
 
     def signal(self, number):
         os.kill(self.init, number)
 
     def wait(self):
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
     def kill(self):
         if self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.init, signal.SIGKILL)
             if self.runtime == "runc":
-                # Killing `runc run` would leave the container.
+                # Killing `runc run` would leave the container running.
                 state = self.output.parent / "state"
                 subprocess.run([CACHE / "runc", "--root", state, "delete", "--force", self.id], check=True)
             self.process.kill()
@@ -101,7 +101,7 @@ def rootfs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(rootfs, tmp_path_factory):
-    """The same without much of what programs expect. Its container cannot write there either."""
+    """A root file system that lacks most of what programs expect; its containers mount it read-only."""
     made = tmp_path_factory.mktemp("bare") / "rootfs"
     subprocess.run(["cp", "-a", rootfs, made], check=True)
     for name in ("etc/passwd", "etc/group", "etc/hostname"):
@@ -124,22 +124,22 @@ def start(request, rootfs, tmp_path):
         container.kill()
 
 
-def test_the_api(start):
+def test_the_api_answers(start):
     container = start()
     with Sandbox("sbx-1", proxy_url=container.url(), api_key=TOKEN) as sandbox:
         assert sandbox.run("sh", ["-c", "id -un; cat /proc/1/comm; exit 3"]).stdout.split() == ["tl-user", "init"]
     request = urllib.request.Request(container.url() + "/api/v1/boot", headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         report = json.load(answer)
     assert all(step["ok"] for step in report["steps"] if step["name"] != "cgroup"), report
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_without_a_main_process(start, number, code):
+def test_a_signal_ends_a_container_without_a_main_process(start, number, code):
     container = start()
     container.url()
     container.signal(number)
-    assert container.wait() == code, container.told()
+    assert container.wait() == code, container.output()
 
 
 @pytest.mark.parametrize(
@@ -147,59 +147,59 @@ def test_a_signal_without_a_main_process(start, number, code):
 )
 def test_the_exit_code_is_passed_on(start, script, code):
     container = start("--", "sh", "-c", f"echo main here; {script}")
-    assert container.wait() == code, container.told()
-    assert "main here\n" in container.told()
+    assert container.wait() == code, container.output()
+    assert "main here\n" in container.output()
 
 
-def test_a_main_process_that_is_missing(start):
+def test_a_missing_main_process_exits_with_127(start):
     container = start("--", "/no/such/program")
-    assert container.wait() == 127, container.told()
-    assert "/no/such/program" in container.told()
+    assert container.wait() == 127, container.output()
+    assert "/no/such/program" in container.output()
 
 
-def test_a_read_only_root_where_much_is_missing(start, bare):
+def test_a_bare_read_only_root_works(start, bare):
     container = start(bare=bare)
     with Sandbox("sbx-1", proxy_url=container.url(), api_key=TOKEN) as sandbox:
         assert sandbox.run("id", ["-u"], user="0").stdout == "0"
     container.signal(signal.SIGTERM)
-    assert container.wait() == 0, container.told()
+    assert container.wait() == 0, container.output()
 
 
-def test_a_taken_port(start):
+def test_a_port_in_use_ends_the_container(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         container = start("--listen", address)
-        assert container.wait() == 1, container.told()
-        assert address in container.told()
+        assert container.wait() == 1, container.output()
+        assert address in container.output()
 
 
-def test_a_missing_token_file(start):
+def test_a_missing_token_file_ends_the_container(start):
     container = start("--token-file", "/nowhere")
-    assert container.wait() == 1, container.told()
-    assert "/nowhere" in container.told()
+    assert container.wait() == 1, container.output()
+    assert "/nowhere" in container.output()
 
 
-# SIGWINCH as well, but runc keeps that for itself.
+# SIGWINCH is forwarded too, but runc does not pass it to the container.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
-def test_signals_are_passed_on(start, number):
+def test_signals_are_forwarded_to_the_main_process(start, number):
     name = number.name.removeprefix("SIG")
     handles = f"trap 'echo got {name}; exit 42' {name}; echo ready; while :; do sleep 0.1; done"
     container = start("--", "sh", "-c", handles)
-    container.says("ready")
+    container.wait_for_text("ready")
     container.signal(number)
-    assert container.wait() == 42, container.told()
-    assert f"got {name}" in container.told()
+    assert container.wait() == 42, container.output()
+    assert f"got {name}" in container.output()
 
 
-def test_a_main_process_that_dies_of_a_signal(start):
+def test_a_death_by_signal_exits_with_128_plus_the_signal(start):
     container = start("--", "sh", "-c", "echo ready; exec sleep 1000")
-    container.says("ready")
+    container.wait_for_text("ready")
     container.signal(signal.SIGTERM)
-    assert container.wait() == 143, container.told()
+    assert container.wait() == 143, container.output()
 
 
-def test_orphans_are_reaped_and_ended(start):
-    """As an init must: a zombie never stays, and what the main process leaves behind ends with it."""
+def test_orphans_are_reaped_and_end_with_the_container(start):
+    """No zombie remains, and remaining processes end with the main process."""
     script = """
         (sleep 0.1 & exec true) & wait
         (sleep 1000 &)
@@ -209,4 +209,4 @@ def test_orphans_are_reaped_and_ended(start):
         done
     """
     container = start("--", "sh", "-c", script)
-    assert container.wait() == 0, container.told()
+    assert container.wait() == 0, container.output()

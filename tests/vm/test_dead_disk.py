@@ -1,9 +1,9 @@
-"""A machine whose disk does not answer when the random seed is read from it: nothing else waits for that."""
+"""A machine whose disk hangs when the random seed is read: nothing else waits for it."""
 
 import pytest
 from machine import CACHE, until
 
-# Starts init with a file system in the place of the seed's that has a server, but never an answer.
+# Mounts a FUSE file system that never answers over the directory of the seed, then starts init.
 INIT = """#!/bin/sh
 mount -t devtmpfs dev /dev
 insmod /lib/modules/fuse.ko
@@ -19,18 +19,18 @@ def steps(machine):
 
 
 @pytest.mark.parametrize("by_signal", [False, True])
-def test_only_the_seed_waits_for_its_disk(boot, by_signal):
+def test_only_the_seed_thread_waits_for_a_hanging_disk(boot, by_signal):
     files = {"init": (INIT, 0o755), "lib/modules/fuse.ko": (CACHE / "fuse.ko").read_bytes()}
     with boot(without=("init",), files=files) as machine, machine.sandbox() as sandbox:
         until("the rest of the boot is done", lambda: steps(machine).get("own cgroup"))
         assert "random seed" not in steps(machine)
         hanging = sandbox.run("sh", ["-c", "cat /proc/1/task/*/comm /proc/1/task/*/wchan | grep -c 'seed\\|fuse'"], user="root")
         assert int(hanging.stdout) >= 1, hanging
-        # Ends are heard of, those of orphans too.
+        # Processes and orphans are reaped.
         sandbox.run("sh", ["-c", "(sleep 0.2 &)"])
         until("no process is left", lambda: sandbox.run("sh", ["-c", "pgrep sleep || echo none"]).stdout == "none")
         if by_signal:
             sandbox.start_process("kill", ["-TERM", "1"], user="root")
         else:
             assert machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 1000})[0] == 202
-        machine.ends("Power down")
+        machine.wait_for_end("Power down")

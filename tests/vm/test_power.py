@@ -1,9 +1,9 @@
-"""How the machine ends: what the API and each signal do, and that nobody else's signals do it."""
+"""How the machine ends: by the API, by each signal, and not by signals of other users."""
 
 import pytest
 from machine import Machine, until
 
-# Linux's own numbers; the C library takes 32 and 33 for itself.
+# Signal numbers of Linux; the C library reserves 32 and 33.
 RTMIN = 34
 POWEROFF, REBOOT, HALT = "Power down", "Restarting system", "System halted"
 SIGNALS = {
@@ -22,60 +22,60 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize(("action", "how"), [("poweroff", POWEROFF), ("reboot", REBOOT), ("halt", HALT)])
-def test_by_the_api(boot, action, how):
+def test_shutdown_by_the_api(boot, action, how):
     with boot() as machine:
-        machine.up()
+        machine.wait_until_up()
         assert machine.http("POST", "/shutdown", {"action": "exit"})[0] == 400
         assert machine.http("POST", "/shutdown", {"action": "explode"})[0] == 400
         assert machine.http("POST", "/shutdown", {"action": action, "grace_ms": 2000})[0] == 202
-        machine.ends(how)
+        machine.wait_for_end(how)
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_by_a_signal(boot, name):
+def test_shutdown_by_a_signal(boot, name):
     number, how = SIGNALS[name]
     with boot() as machine, machine.sandbox() as sandbox:
         sandbox.start_process("kill", [f"-{number}", "1"], user="root")
-        machine.ends(how)
+        machine.wait_for_end(how)
 
 
-def test_by_ctrl_alt_del(boot):
+def test_ctrl_alt_del_reboots(boot):
     with boot() as machine:
-        machine.up()
+        machine.wait_until_up()
         machine.press("ctrl", "alt", "delete")
-        machine.ends(REBOOT)
+        machine.wait_for_end(REBOOT)
 
 
-def test_in_order(tmp_path, disk):
-    """Those that end when asked to are given the time, and what they write is kept."""
+def test_shutdown_gives_the_grace_and_syncs_the_disk(tmp_path, disk):
+    """Processes get the time to end after SIGTERM, and their output is on the disk."""
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         obeys = "trap 'sleep 0.3; echo ended >/home/tl-user/ended; exit' TERM; echo ready; while :; do sleep 0.1; done"
         polite = sandbox.start_process("sh", ["-c", obeys])
         until("it is ready", lambda: sandbox.get_stdout(polite.pid).lines)
         sandbox.start_process("sh", ["-c", "trap '' TERM; while :; do sleep 1; done"], name="rude")
         machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 2000})
-        machine.ends(POWEROFF)
+        machine.wait_for_end(POWEROFF)
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert bytes(sandbox.read_file("/home/tl-user/ended").value) == b"ended\n"
         assert "recover" not in machine.console()
 
 
-def test_a_second_signal_is_the_end_of_the_grace(boot):
+def test_a_second_signal_ends_the_grace(boot):
     with boot() as machine, machine.sandbox() as sandbox:
         rude = sandbox.start_process("sh", ["-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
         until("it is ready", lambda: sandbox.get_stdout(rude.pid).lines)
         machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 600_000})
         machine.press("ctrl", "alt", "delete")
-        machine.ends(POWEROFF)
+        machine.wait_for_end(POWEROFF)
 
 
-def test_nobody_else_can(boot):
-    """A signal from tl-user is refused by the kernel; what root sends that has no meaning changes nothing."""
+def test_signals_of_other_users_do_not_end_the_machine(boot):
+    """The kernel refuses signals of tl-user; signals of root without a meaning are ignored."""
     numbers = " ".join(str(number) for number, _ in SIGNALS.values())
     with boot() as machine, machine.sandbox() as sandbox:
         refused = sandbox.run("sh", ["-c", f"for n in {numbers} 9 1 3; do kill -$n 1 && echo could; done; :"])
         assert refused.stdout == "" and refused.stderr.count("not permitted") == len(SIGNALS) + 3, refused
-        # 9 and 19 do not reach PID 1 at all.
+        # Signals 9 and 19 do not reach PID 1.
         ignored = sandbox.run("sh", ["-c", "for n in 9 19 3 28 18 13 14 40 64; do kill -$n 1; done"], user="root")
         assert ignored.exit_code == 0
         assert sandbox.run("echo", ["here"]).stdout == "here"

@@ -1,4 +1,4 @@
-"""What an upload has answered for is on the disk, whole, whenever the power goes."""
+"""An upload that was answered is complete on the disk after a power loss."""
 
 import hashlib
 import threading
@@ -10,13 +10,13 @@ FOLDER = "/home/tl-user/made/by/uploads"
 
 
 def content(name, version):
-    """Says what it is, and is long enough to be caught half-written."""
+    """Content that identifies its version and is long enough to be interrupted."""
     seed = f"{name} {version}\n".encode()
     return seed + hashlib.shake_128(seed).digest(1 + (version * 7919) % 200_000)
 
 
 class Writer(threading.Thread):
-    """Writes until the connection breaks; remembers what was answered, and what might have been done."""
+    """Uploads until the connection breaks; records answered and unanswered uploads."""
 
     def __init__(self, machine, number):
         super().__init__(daemon=True)
@@ -27,7 +27,7 @@ class Writer(threading.Thread):
         version = 0
         while True:
             version += 1
-            # New names, and one that is replaced all the time.
+            # New names, and one file that is replaced repeatedly.
             for name in (f"{self.number}-{version}", f"{self.number}-same"):
                 self.begun[name] = version
                 try:
@@ -41,7 +41,7 @@ class Writer(threading.Thread):
 @pytest.mark.parametrize("uploads", [10, 100])
 def test_answered_uploads_survive(tmp_path, disk, uploads):
     with Machine(tmp_path, disk=disk) as machine:
-        machine.up()
+        machine.wait_until_up()
         writers = [Writer(machine, number) for number in range(3)]
         for writer in writers:
             writer.start()
@@ -60,5 +60,5 @@ def test_answered_uploads_survive(tmp_path, disk, uploads):
                 kept = bytes(sandbox.read_file(f"{FOLDER}/{name}").value)
                 assert kept in [content(name, version) for version in range(max(answered, 1), begun + 1)], name
                 found.remove(name)
-        # A crash between giving the temporary name and the renaming leaves it; nothing else may be there.
+        # A crash between the link of the temporary name and the rename may leave it; nothing else may remain.
         assert all(name.startswith(".tl-init.") for name in found) and len(found) <= len(writers), found

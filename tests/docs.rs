@@ -1,0 +1,142 @@
+//! Holds the documents to the repository: every path that a document mentions exists, and so does every heading of
+//! `docs/api.md` that a comment cites.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(missing_docs)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Top-level directories whose paths documents mention.
+const DIRECTORIES: [&str; 7] = ["benches/", "docs/", "examples/", "init/", "os/", "src/", "tests/"];
+
+/// How a comment cites a section of the API: this, then the heading.
+const CITATION: &str = "docs/api.md, ";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Files below `dir` with this extension.
+fn files_below(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files_below(&path, extension));
+        } else if path.extension().is_some_and(|own| own == extension) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The documents at the top of the repository and in `docs/`.
+fn documents() -> Vec<PathBuf> {
+    let top = fs::read_dir(root()).unwrap().flatten().map(|entry| entry.path());
+    let top = top.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    top.chain(files_below(&root().join("docs"), "md")).collect()
+}
+
+/// Paths below [`DIRECTORIES`] that a text mentions. `{a,b}` is expanded.
+fn mentioned_paths(text: &str) -> Vec<String> {
+    let is_part = |letter: char| letter.is_ascii_alphanumeric() || "_-./{},*".contains(letter);
+    let words = text.split(|letter: char| !is_part(letter));
+    let words = words.map(|word| word.trim_end_matches(['.', ',']).trim_start_matches(['{', ',']));
+    let paths = words.filter(|word| DIRECTORIES.iter().any(|directory| word.starts_with(directory)));
+    paths.flat_map(expand).collect()
+}
+
+/// All paths that a path with at most one `{a,b}` stands for.
+fn expand(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else {
+        // Without braces, a comma ends the path.
+        return vec![path.split(',').next().unwrap_or_default().to_owned()];
+    };
+    let Some((choices, after)) = rest.split_once('}') else { return vec![path.to_owned()] };
+    let after = after.split(',').next().unwrap_or_default();
+    choices.split(',').map(|choice| format!("{before}{choice}{after}")).collect()
+}
+
+/// Whether a path exists. Of a path with a `*` only the directory before it must.
+fn exists(path: &str) -> bool {
+    let fixed = match path.split_once('*') {
+        Some((before, _)) => before.rsplit_once('/').map_or("", |(directory, _)| directory),
+        None => path,
+    };
+    root().join(fixed).exists()
+}
+
+/// Targets of the links of a Markdown text that lead to files.
+fn link_targets(text: &str) -> Vec<&str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let targets = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    targets.map(|target| target.split('#').next().unwrap_or_default()).collect()
+}
+
+/// A source text with each comment on one line.
+fn joined_comments(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let line = line.trim_start();
+        ["//! ", "/// ", "// "].iter().find_map(|marker| line.strip_prefix(marker)).unwrap_or(line)
+    });
+    lines.collect::<Vec<_>>().join(" ").replace('`', "")
+}
+
+/// The beginnings of all citations in a source text: what follows [`CITATION`].
+fn citations(text: &str) -> Vec<String> {
+    let text = joined_comments(text);
+    text.split(CITATION).skip(1).map(|rest| rest.chars().take(60).collect()).collect()
+}
+
+/// Whether a citation begins with one of the headings.
+fn is_heading(citation: &str, headings: &[&str]) -> bool {
+    headings.iter().any(|heading| {
+        citation.strip_prefix(heading).is_some_and(|rest| !rest.starts_with(|next: char| next.is_alphanumeric()))
+    })
+}
+
+#[test]
+fn every_path_that_a_document_mentions_exists() {
+    let mut missing = Vec::new();
+    for document in documents() {
+        let text = fs::read_to_string(&document).unwrap();
+        let name = document.strip_prefix(root()).unwrap().display();
+        let absent = mentioned_paths(&text).into_iter().filter(|path| !exists(path));
+        missing.extend(absent.map(|path| format!("{name}: {path}")));
+        let directory = document.parent().unwrap();
+        let dead = link_targets(&text).into_iter().filter(|target| !directory.join(target).exists());
+        missing.extend(dead.map(|target| format!("{name}: link to {target}")));
+    }
+    assert!(missing.is_empty(), "no such file or directory:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_heading_of_the_api_that_a_comment_cites_exists() {
+    let api = fs::read_to_string(root().join("docs/api.md")).unwrap();
+    let headings: Vec<&str> = api.lines().filter_map(|line| line.trim_start_matches('#').strip_prefix(' ')).collect();
+    let mut wrong = Vec::new();
+    for directory in ["src", "init", "os", "tests", "benches", "examples"] {
+        for file in files_below(&root().join(directory), "rs") {
+            if file.ends_with("tests/docs.rs") {
+                continue;
+            }
+            let cited = citations(&fs::read_to_string(&file).unwrap()).into_iter();
+            let absent = cited.filter(|citation| !is_heading(citation, &headings));
+            wrong.extend(absent.map(|citation| format!("{}: {CITATION}{citation}…", file.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "docs/api.md has no such heading:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn paths_and_citations_are_found_in_text() {
+    let text = "See `src/unit/{run,stop}.rs`, (tests/vm) and /etc/tl-init/x; `examples/*.rs`. Not dist/src/x.";
+    assert_eq!(mentioned_paths(text), ["src/unit/run.rs", "src/unit/stop.rs", "tests/vm", "examples/*.rs"]);
+    assert_eq!(link_targets("[a](docs/api.md#errors) [b](https://x.example) [c](#here)"), ["docs/api.md"]);
+    let comment = "    /// The limits (docs/api.md,\n    /// Limits) and `docs/api.md`, Errors.\n";
+    let found = citations(comment);
+    assert!(found[0].starts_with("Limits)") && found[1].starts_with("Errors."), "{found:?}");
+    assert!(is_heading("Limits).", &["Errors", "Limits"]) && !is_heading("Limitsx", &["Limits"]));
+}

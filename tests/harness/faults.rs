@@ -1,0 +1,90 @@
+//! Faults that tests inject: files and file systems that hang, memory that runs out, networks that fail.
+
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::json;
+
+use super::{Daemon, TIMEOUT, pid_of, wait_until};
+
+/// Takes a write lease on the file and keeps it until stdin ends. The kernel sends SIGIO to the holder of a lease that
+/// another process asks for; ignoring it keeps the lease.
+const HOLD_LEASE: &str = "
+import fcntl, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'rb')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('taken', flush=True)
+sys.stdin.read()
+";
+
+/// A write lease on a file: an open or an exec of the file waits in the kernel, killably, until the lease is dropped.
+pub struct Lease(Child);
+
+impl Lease {
+    pub fn take(path: &Path) -> Lease {
+        let mut command = super::bound_command("python3");
+        let mut holder = command
+            .args(["-c", HOLD_LEASE])
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run python3");
+        let mut line = String::new();
+        let stdout = holder.stdout.take().expect("stdout of the holder");
+        BufReader::new(stdout).read_line(&mut line).expect("read from the holder");
+        let lease = Lease(holder);
+        assert_eq!(line, "taken\n", "a lease on {path:?}");
+        lease
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Mounts a FUSE file system whose server never answers: any access to it hangs in the kernel.
+pub fn hanging_directory(daemon: &Daemon) -> PathBuf {
+    let dir = daemon.scratch().join("stuck");
+    std::fs::create_dir(&dir).expect("create the mount point");
+    let mount = "exec 3<>/dev/fuse; mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other stuck \
+                 \"$0\" && echo mounted && exec sleep 4400";
+    let server = daemon.start_process(&json!({"command": "sh", "args": ["-c", mount, dir], "user": "root"}));
+    let server = pid_of(&server);
+    wait_until(TIMEOUT, "the file system is mounted", || {
+        assert_eq!(daemon.info(server)["status"], "running", "{:?}", daemon.lines(server, "output"));
+        (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
+    });
+    dir
+}
+
+/// Sets the limit of the address space of the daemon, in bytes; none removes it.
+pub fn limit_address_space(daemon: &Daemon, bytes: Option<u64>) {
+    let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+    let mut command = Command::new("prlimit");
+    command.args(["--pid", &daemon.pid.to_string(), &format!("--as={limit}:")]);
+    assert!(command.status().expect("run prlimit").success());
+}
+
+/// Attaches a socket filter that drops every packet to descriptor 0 (socket(7), SO_ATTACH_FILTER).
+const DROP_PACKETS: &str = "
+import ctypes, socket, struct
+instruction = ctypes.create_string_buffer(struct.pack('HBBI', 0x06, 0, 0, 0))
+program = struct.pack('HL', 1, ctypes.addressof(instruction))
+socket.socket(fileno=0).setsockopt(socket.SOL_SOCKET, 26, program)
+";
+
+/// Makes the kernel drop everything that arrives for this socket, as if the network were gone.
+pub fn cut_off(socket: &TcpStream) {
+    let copy = OwnedFd::from(socket.try_clone().expect("duplicate the socket"));
+    let status = Command::new("python3").args(["-c", DROP_PACKETS]).stdin(copy).status();
+    assert!(status.expect("run python3").success(), "attach the filter");
+}

@@ -1,0 +1,140 @@
+//! An idle daemon: no growth, no leaks, no wake-ups, no zombies.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::harness::cgroups::cgroup_of;
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+
+fn run_commands(daemon: &Daemon, count: usize) {
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..count / 4 {
+                    assert_eq!(daemon.run_sh("echo x").stdout(), "x");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
+    let daemon = start_daemon_with(&["--keep-ended", "50"]);
+    run_commands(&daemon, 1_000);
+    let before = procfs::kilobytes(daemon.pid, "VmRSS");
+    run_commands(&daemon, 2_000);
+    let after = procfs::kilobytes(daemon.pid, "VmRSS");
+    assert!(after < before + 2 * 1024, "memory rose from {before} to {after} kB");
+    assert!(after < 32 * 1024, "{after} kB");
+    wait_until(TIMEOUT, "their descriptors are closed", || (procfs::descriptors(daemon.pid).len() < 40).then_some(()));
+    assert_eq!(daemon.list().len(), 50);
+    wait_until(TIMEOUT, "only 50 logs have files", || {
+        (count_files(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
+    });
+    if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
+        // The supervisor looks for empty cgroups 50 ms after the last death.
+        wait_until(TIMEOUT, "empty cgroups are removed", || {
+            (own_cgroup(daemon.pid).map_or(0, |dir| count_directories(&dir)) <= 2).then_some(())
+        });
+    }
+}
+
+#[test]
+fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
+    let daemon = start_daemon_with(&["--keep-ended", "50"]);
+    run_commands(&daemon, 100);
+    let anonymous = || procfs::kilobytes(daemon.pid, "RssAnon");
+    let settled = |most: u64| {
+        wait_until(TIMEOUT, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let run = daemon.run_sh("seq 1 20000; head -c 300000 /dev/zero | tr '\\0' x");
+                    assert_eq!(run.code(), Some(0));
+                }
+            });
+        }
+    });
+    settled(5 * 1024);
+}
+
+fn count_files(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| if entry.path().is_dir() { count_files(&entry.path()) } else { 1 }).sum()
+}
+
+fn count_directories(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.path().is_dir()).map(|entry| 1 + count_directories(&entry.path())).sum()
+}
+
+/// The cgroup that the launcher made for the daemon; the daemon may have moved itself into a child of it.
+fn own_cgroup(pid: i32) -> Option<PathBuf> {
+    let own = cgroup_of(pid)?;
+    let is_launchers = |dir: &&Path| dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tl-init."));
+    own.ancestors().find(is_launchers).map(Path::to_owned)
+}
+
+/// Checks that no thread of the daemon wakes up for 5 s.
+fn check_no_wake_up(daemon: &Daemon) {
+    // Work that the test has caused may take any time to finish.
+    let mut count = procfs::wakeups(daemon.pid);
+    let mut since = Instant::now();
+    wait_until(TIMEOUT, "the daemon does not wake up for 5 s", || {
+        let now = procfs::wakeups(daemon.pid);
+        if now != count {
+            count = now;
+            since = Instant::now();
+        }
+        (since.elapsed() > Duration::from_secs(5)).then_some(())
+    });
+}
+
+#[test]
+fn an_idle_daemon_does_not_wake_up() {
+    let daemon = start_daemon();
+    check_no_wake_up(&daemon);
+    for _ in 0..3 {
+        daemon.start_process(&json!({"command": "sleep", "args": ["4700"], "stdin_mode": "pipe"}));
+    }
+    let pid = daemon.sh("echo x; exec sleep 4700");
+    let _follower = daemon.follow(pid, "stdout");
+    daemon.run_sh("sleep 4700 & echo x");
+    check_no_wake_up(&daemon);
+}
+
+fn check_no_zombie_stays(daemon: &Daemon) {
+    // A hundred orphans end at about the same time.
+    daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
+    let mut seen: Vec<(i32, Instant)> = Vec::new();
+    wait_until(TIMEOUT, "all orphans have ended", || {
+        let below = procfs::descendants(daemon.pid);
+        seen.retain(|(pid, since)| {
+            let still = below.contains(pid) && procfs::is_zombie(*pid);
+            // The contract says 50 ms; the margin is for a busy machine.
+            assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
+            still
+        });
+        for &pid in &below {
+            if procfs::is_zombie(pid) && !seen.iter().any(|(known, _)| *known == pid) {
+                seen.push((pid, Instant::now()));
+            }
+        }
+        below.is_empty().then_some(())
+    });
+}
+
+#[test]
+fn a_hundred_orphans_are_reaped_within_500_ms() {
+    check_no_zombie_stays(&start_daemon());
+}
+
+#[test]
+fn a_hundred_orphans_are_reaped_within_500_ms_by_a_subreaper() {
+    check_no_zombie_stays(&Options::subreaper().start());
+}
