@@ -36,7 +36,6 @@ mod logs;
 mod model;
 mod oom;
 mod output;
-mod parker;
 mod pending;
 mod supervisor;
 mod terminal;

@@ -22,6 +22,26 @@ pub(crate) enum Part {
 /// Reads a log at its own pace: nothing is lost or given twice, however slow it is, and nobody else notices.
 ///
 /// It holds no descriptor, and no memory to speak of while there is nothing to read.
+///
+/// ```
+/// use std::task::Waker;
+/// use tl_supervisor::{Item, ProcessSpec, StartAt, Supervisor, Target, UserSpec, View};
+///
+/// let dir = tempfile::tempdir()?;
+/// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+/// let handle = supervisor.handle();
+/// let unit = handle.start(ProcessSpec::command("sh").args(["-c", "echo one; echo two"]).build()?)?.handle;
+///
+/// let mut follower = handle.follow(&Target::Unit(unit), View::Stdout)?;
+/// let Some(Item::Line(line, cursor)) = follower.next(None)? else { panic!("the first line") };
+/// assert_eq!(line.text, "one");
+/// // The cursor is where another follower can go on.
+/// let process = handle.look_up(&Target::Unit(unit))?;
+/// let mut second = process.follow(View::Stdout, StartAt::After(cursor), Waker::noop().clone());
+/// assert!(matches!(second.next(None)?, Some(Item::Line(line, _)) if line.text == "two"));
+/// assert!(matches!(second.next(None)?, Some(Item::End(end, _)) if end.exit.success()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Follower {
     log: Arc<OutputLog>,
     cutter: Cutter,

@@ -13,7 +13,7 @@ use super::{EndWatch, lock};
 use crate::logs::retention::Holding;
 use crate::logs::segments::{Chain, Home, Located, Snapshot, Source};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
-use crate::parker::Parker;
+use crate::pending::parker::Parker;
 
 /// One unit's log. Its files go when the last reference goes (retention dropped the unit).
 pub struct OutputLog {

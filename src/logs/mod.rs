@@ -94,8 +94,9 @@ pub enum StartAt {
     After(Cursor),
 }
 
-/// A line, or a piece of one that is longer than [`MAX_LINE`](crate::logs::lines::MAX_LINE).
+/// A line, or a piece of a line that is longer than 1 MiB.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Line {
     /// Without the newline; U+FFFD for what is not UTF-8.
     pub text: String,
@@ -109,6 +110,7 @@ pub struct Line {
 
 /// What a follower comes upon.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Item {
     /// A line, and the place after it.
     Line(Line, Cursor),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::launch::{launch, stdio};
 use crate::error::Error;
-use crate::model::{RunNo, Target, UnitId};
+use crate::model::{RunEnd, RunNo, Target, UnitId};
 use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::fd_budget;
@@ -73,14 +73,7 @@ impl Actor {
             }
             Action::Unwatch => self.parts.probes.unwatch(id),
             Action::Drain => self.tell_output(id, ToOutput::Drain),
-            Action::ReportLateFailure(error) => {
-                let line = format!("tl-init: {error}\n");
-                let context = &self.parts.fleet.get(id)?.context;
-                match &context.pty {
-                    Some(session) => session.terminal.append(line.as_bytes()),
-                    None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&context.log), line.into_bytes())),
-                }
-            }
+            Action::ReportLateFailure(error) => self.report_late_failure(id, &error),
             Action::Started => {
                 let started = self.started(id)?;
                 let member = self.parts.fleet.get_mut(id)?;
@@ -93,20 +86,7 @@ impl Actor {
                 self.parts.output.sender().send((id, run), ToOutput::Forget);
                 self.refuse_starts(id, run, &error);
             }
-            Action::Finish(end) => {
-                self.refuse_starts(id, RunNo::MAX, &Error::NotRunning(Target::Unit(id)));
-                let context = &mut self.parts.fleet.get_mut(id)?.context;
-                if context.spec.managed.is_none() {
-                    // It never starts again: only what clients are shown is kept.
-                    context.spec.env = Vec::new();
-                }
-                let finish = ToOutput::FinishLog(Arc::clone(&context.log), context.log.epoch(), end);
-                if let Some(session) = &mut context.pty {
-                    session.terminal.finish(end);
-                    session.life.end(self.clock.now().mono);
-                }
-                self.tell_output(id, finish);
-            }
+            Action::Finish(end) => self.finish(id, end),
             Action::Reopen => {
                 let log = Arc::clone(&self.parts.fleet.get(id)?.context.log);
                 log.revoke_end();
@@ -119,6 +99,32 @@ impl Actor {
             }
         }
         None
+    }
+
+    /// Appends the error to the unit's stderr.
+    fn report_late_failure(&self, id: UnitId, error: &Error) {
+        let line = format!("tl-init: {error}\n");
+        let Some(context) = self.parts.fleet.get(id).map(|member| &member.context) else { return };
+        match &context.pty {
+            Some(session) => session.terminal.append(line.as_bytes()),
+            None => self.tell_output(id, ToOutput::AppendToLog(Arc::clone(&context.log), line.into_bytes())),
+        }
+    }
+
+    /// Ends the log and the followers of a unit that is down.
+    fn finish(&mut self, id: UnitId, end: RunEnd) {
+        self.refuse_starts(id, RunNo::MAX, &Error::NotRunning(Target::Unit(id)));
+        let Some(context) = self.parts.fleet.get_mut(id).map(|member| &mut member.context) else { return };
+        if context.spec.managed.is_none() {
+            // It never starts again: only what clients are shown is kept.
+            context.spec.env = Vec::new();
+        }
+        let finish = ToOutput::FinishLog(Arc::clone(&context.log), context.log.epoch(), end);
+        if let Some(session) = &mut context.pty {
+            session.terminal.finish(end);
+            session.life.end(self.clock.now().mono);
+        }
+        self.tell_output(id, finish);
     }
 
     fn tell_output(&self, id: UnitId, message: ToOutput) {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::builder::TraceStop;
 use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
@@ -18,6 +17,7 @@ use super::message::{Command, Message};
 use super::probes::Probes;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
+use super::trace::TraceStop;
 use super::tree_watch::TreeWatches;
 use crate::clock::Clock;
 use crate::logs::LogStore;

@@ -19,9 +19,10 @@ use super::message::Message;
 use super::probes::{News, Probes};
 use super::resolver::Resolver;
 use super::task_limit;
+use super::trace::TraceStop;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
-use crate::model::{Pid, UserSpec};
+use crate::model::UserSpec;
 use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
@@ -31,7 +32,6 @@ use tl_os::spawn::Spawner;
 use tl_os::task_limits;
 use tl_os::thread;
 use tl_os::user_namespace::has_own_users;
-use tl_os::wait;
 use tl_os::wait::become_subreaper;
 
 /// Options of a [`Supervisor`], made by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
@@ -91,26 +91,6 @@ impl Drop for CallOnEnd {
         if let Some(notify) = self.0.take() {
             notify();
         }
-    }
-}
-
-/// A process that has made this process its tracer, and is stopped: see [`Builder::on_main_thread`].
-#[derive(Debug)]
-#[must_use = "the process stays stopped until `resume` is called"]
-pub struct TraceStop(pub(super) wait::TraceStop);
-
-impl TraceStop {
-    /// PID of the stopped process, or TID of its stopped thread.
-    pub fn pid(&self) -> Pid {
-        self.0.pid
-    }
-
-    /// Ends the tracing, so that the process goes on as if it had never asked for a tracer. To be called on the main thread.
-    ///
-    /// # Errors
-    /// What `ptrace(2)` says: this is not the tracing thread, or the process has ended.
-    pub fn resume(self) -> io::Result<()> {
-        self.0.detach()
     }
 }
 

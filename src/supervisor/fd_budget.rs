@@ -1,36 +1,36 @@
-//! How many processes and connections the descriptors carry, and how many of them processes hold.
+//! The budget of file descriptors: how many processes and connections they are enough for, and how many processes hold.
 //!
-//! Processes and connections have a share each. What a process holds is counted when it is started and given back one by
-//! one: a child in the background can hold a pipe for as long as it likes, and the log of its run with it. Whatever
-//! processes do, the connections find their share.
+//! Processes and connections have a share each, so that processes can never take the descriptors of connections. The
+//! descriptors of a run are counted at its start and returned one by one, since a child in the background can keep a pipe and
+//! the log of its run open after the end of the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::model::{OutputMode, ProcessSpec, StdinMode, Stdio};
 
-/// Descriptors of one process: stdin, stdout, stderr, its log, and the report of its exec, in whose place a probe of its
-/// health comes.
+/// Number of descriptors of one process: stdin, stdout, stderr, its log, and the report of its exec or, after that, a health
+/// probe.
 const PER_PROCESS: usize = 5;
-/// Descriptors of one connection: its socket, its waker or a directory, a file, and one more on the way to that.
+/// Number of descriptors of one connection: its socket, its waker or a directory, a file, and one for resolving the path of
+/// that.
 const PER_CONNECTION: usize = 4;
-/// The daemon's own, and those of the one process that is being forked.
+/// Number of descriptors of the daemon itself, and of the process that is being forked.
 const OWN: usize = 64;
 
-/// Connections that there are in any case where descriptors are few: a stranger who is slow to send a head must not have
-/// the only one.
+/// Minimum number of connections where there are few descriptors, so that one slow client cannot take the only one.
 const FEW: usize = 4;
 
-/// Both numbers.
+/// Numbers of processes and connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Processes that run at once.
+    /// Maximum number of processes that run at the same time.
     pub processes: usize,
-    /// Connections that are open at once.
+    /// Maximum number of connections that are open at the same time.
     pub connections: usize,
 }
 
-/// Lowers what is wanted to what `descriptors` carry, in proportion; never below 1 of each, and not below a few connections
+/// Reduces both numbers in proportion until `descriptors` are enough; never below 1 of each, nor below [`FEW`] connections
 /// where there is room for these.
 pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
     let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN);
@@ -48,7 +48,7 @@ pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
     Budget { processes: share(wanted.processes).min(left).max(1), connections }
 }
 
-/// Descriptors that one run may hold at the same time.
+/// Maximum number of descriptors that one run holds at the same time.
 pub fn needs(spec: &ProcessSpec) -> usize {
     let pipes = match spec.stdio {
         // The master of the terminal, once for each direction.
@@ -64,14 +64,14 @@ pub fn needs(spec: &ProcessSpec) -> usize {
     pipes + report + log + probe
 }
 
-/// The share of processes, and what is taken of it.
+/// The share of processes, and the number of descriptors taken from it.
 #[derive(Debug)]
 pub struct Share {
     size: usize,
     taken: Arc<AtomicUsize>,
 }
 
-/// Descriptors that are taken of a [`Share`] for as long as this lives.
+/// Descriptors taken from a [`Share`]. Dropping this returns them.
 #[derive(Debug)]
 pub struct Taken {
     count: usize,
@@ -79,14 +79,14 @@ pub struct Taken {
 }
 
 impl Share {
-    /// What the connections leave of `descriptors`; always enough for one process.
+    /// The part of `descriptors` that the connections leave; always enough for one process.
     pub fn of(descriptors: u64, connections: usize) -> Share {
         let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN);
         let left = room.saturating_sub(connections.saturating_mul(PER_CONNECTION));
         Share { size: left.max(PER_PROCESS + 1), taken: Arc::default() }
     }
 
-    /// Takes so many, if they are left. Only one thread takes; others may give back meanwhile.
+    /// Takes `count` descriptors, if that many are left. Only one thread takes; any thread returns.
     pub fn take(&self, count: usize) -> Option<Taken> {
         let taken = self.taken.load(Ordering::Relaxed);
         if taken.saturating_add(count) > self.size {
@@ -96,7 +96,7 @@ impl Share {
         Some(Taken { count, all: Arc::clone(&self.taken) })
     }
 
-    /// How many are taken.
+    /// Number of descriptors that are taken.
     #[cfg(test)]
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
@@ -104,7 +104,7 @@ impl Share {
 }
 
 impl Taken {
-    /// Hands on one of these, to be given back by itself; nothing where none is left.
+    /// Splits off one descriptor, which is returned separately; none if there is none left.
     pub fn one(&mut self) -> Taken {
         let count = self.count.min(1);
         self.count -= count;
@@ -124,7 +124,7 @@ mod tests {
     use crate::model::{HealthCheck, ManagedSpec, Pipes, Policy, TerminalSize};
 
     #[test]
-    fn what_fits_is_left_alone_and_what_does_not_is_lowered() {
+    fn numbers_that_fit_are_kept_and_others_are_reduced() {
         let wanted = Budget { processes: 4_096, connections: 1_024 };
         assert_eq!(fit(wanted, 1 << 20), wanted);
         for descriptors in [0, 64, 100, 1_024, 20_000] {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_never_more_than_taken() {
+    fn no_more_descriptors_are_taken_than_the_share_has() {
         let share = Share::of(OWN as u64 + 100 + 10, 25);
         assert!(share.take(11).is_none());
         let mut first = share.take(6).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_run_holds() {
+    fn each_stream_and_health_check_of_a_spec_needs_a_descriptor() {
         let plain = || ProcessSpec::command("x");
         let checked = ManagedSpec { health: Some(HealthCheck::tcp(1)), ..ManagedSpec::new(Policy::Always) };
         let with_stdin = Pipes { stdin: StdinMode::Pipe, ..Pipes::default() };

@@ -1,4 +1,4 @@
-//! Everything that a child needs, put together before the fork: after it, the child may not allocate.
+//! Prepares all data that a child needs before the fork, since the child must not allocate memory after it.
 
 use std::ffi::CString;
 use std::io;
@@ -12,14 +12,14 @@ use crate::error::{Error, is_want_of_resources};
 use crate::model::{self, Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
 use crate::users::Identity;
 
-/// The search path of the base environment (section 8).
+/// `PATH` of the base environment (docs/api.md, Environment and users).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Puts it together: the base environment, `base_env` on top of it, the spec's own on top of that, and
-/// [`INVOCATION_ID`], which nobody else sets.
+/// The program, arguments, environment, directory and ids of a child. The variables of the spec take precedence over those of
+/// `base_env`, and these over the base environment; [`INVOCATION_ID`] is always `invocation`.
 ///
 /// # Errors
-/// [`Error::Internal`] when `/etc/passwd` or the environment file has a NUL in what is used of it.
+/// [`Error::Internal`] when a string from `/etc/passwd` or from the environment file contains a NUL character.
 pub(super) fn launch(
     spec: &ProcessSpec,
     identity: &Identity,
@@ -53,7 +53,7 @@ fn c_string(text: impl Into<Vec<u8>>) -> Result<CString, Error> {
     CString::new(text).map_err(|_| Error::internal("a NUL character in /etc/passwd or the environment file"))
 }
 
-/// Each variable once, the last word on it winning, in the order of the first.
+/// The environment, each variable once: with its last value, at the position of its first one.
 fn environment(
     spec: &ProcessSpec,
     identity: &Identity,
@@ -73,20 +73,20 @@ fn environment(
         .chain(spec.stdio.terminal().map(|_| ("TERM", "xterm-256color")))
         .map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut env: Vec<(String, String)> = Vec::new();
-    let mut places = std::collections::HashMap::new();
+    let mut positions = std::collections::HashMap::new();
     let own = [(INVOCATION_ID.to_owned(), invocation.to_owned())];
     for (key, value) in base.chain(base_env.iter().cloned()).chain(spec.env.iter().cloned()).chain(own) {
-        let place = *places.entry(key.clone()).or_insert(env.len());
-        match env.get_mut(place) {
-            Some(entry) => entry.1 = value,
+        let position = *positions.entry(key.clone()).or_insert(env.len());
+        match env.get_mut(position) {
+            Some(variable) => variable.1 = value,
             None => env.push((key, value)),
         }
     }
     env
 }
 
-/// The files to try, in order, as `execvp(3)` does: a name with a slash is itself; an empty element of the path means
-/// the working directory.
+/// The files to execute, in the order in which they are tried, as `execvp(3)` does: a name with a slash is the file itself; an
+/// empty element of the path is the working directory.
 fn candidates(command: &str, path: &str) -> Vec<String> {
     if command.contains('/') {
         return vec![command.to_owned()];
@@ -99,7 +99,7 @@ fn candidates(command: &str, path: &str) -> Vec<String> {
         .collect()
 }
 
-/// What a failed exec means for the one who asked.
+/// The error for a failed exec.
 pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
     let command = || spec.command.to_string();
     let dir = || spec.working_dir.clone().unwrap_or_default();
@@ -107,19 +107,19 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
     let other = |doing: &str| Error::from_io(doing, &io::Error::from_raw_os_error(failure.errno));
     match (failure.stage, failure.errno) {
         (Stage::Exec, libc::EAGAIN) => {
-            Error::out_of_resources("this user has as many processes and threads as it may (RLIMIT_NPROC)")
+            Error::out_of_resources("the user has reached its limit of processes and threads (RLIMIT_NPROC)")
         }
         (_, errno) if is_want_of_resources(errno) => other("starting a process"),
         (Stage::Setup, _) => other("preparing a process"),
         (Stage::User, libc::EPERM) => {
-            Error::permission_denied("`user`: the daemon has not the privilege to become another user")
+            Error::permission_denied("`user`: the daemon does not have the privilege to become another user")
         }
         (Stage::User, libc::EINVAL) => {
             Error::permission_denied("`user`: this user namespace has no such user or group")
         }
         (Stage::User, _) => other("becoming the user"),
         (Stage::Directory, libc::EACCES | libc::EPERM) => {
-            Error::permission_denied(format!("`working_dir`: the user may not enter {:?}", dir()))
+            Error::permission_denied(format!("`working_dir`: the user is not allowed to enter {:?}", dir()))
         }
         (Stage::Directory, _) => Error::WorkingDirNotFound(dir()),
         (Stage::NotFound, _) => Error::CommandNotFound(command()),
@@ -135,7 +135,7 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
     }
 }
 
-/// What 0, 1 and 2 of a process with this spec are.
+/// The standard streams of a process with this spec. `tty_group` owns its terminal.
 pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     match spec.stdio {
         model::Stdio::Terminal(size) => {
@@ -150,7 +150,7 @@ pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     }
 }
 
-/// How a process has ended, as the kernel tells it: whether it was for want of memory is not known yet.
+/// How a process has ended, as the kernel reports it: an out-of-memory kill is a signal here.
 pub(super) fn exit(exit: wait::Exit) -> Exit {
     match exit {
         wait::Exit::Code(code) => Exit::Code(code),

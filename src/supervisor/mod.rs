@@ -21,6 +21,7 @@ mod shutdown;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod tree_looks;
 mod tree_watch;
 mod trees;
@@ -31,10 +32,11 @@ use std::time::Duration;
 
 use tl_os::signal_thread::SignalThread;
 
-pub use builder::{Builder, TraceStop};
+pub use builder::Builder;
 pub use handle::Handle;
 pub use pty::Attached;
 pub use replies::{Counts, SessionKey, Started, Stdin};
+pub use trace::TraceStop;
 
 use fd_budget::Budget;
 use message::{Command, Message};

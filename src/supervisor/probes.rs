@@ -1,4 +1,4 @@
-//! The health thread, and another one where it has panicked: checks are not worth ending everything for.
+//! The health thread, which is replaced if it panics: health checks are not worth a shutdown.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -10,16 +10,16 @@ use std::time::Duration;
 use crate::health::{Health, Verdict};
 use crate::model::{HealthCheck, RunNo, UnitId};
 
-/// How long nothing is probed after a panic: what comes again at once must not keep us busy.
+/// Time without health checks after a panic, so that one that repeats at once does not keep the machine busy.
 const PAUSE: Duration = Duration::from_secs(1);
 
 type Start = Box<dyn Fn() -> io::Result<Health> + Send>;
 
-/// The thread that probes.
+/// The health thread, and what is needed to start another.
 pub(super) struct Probes {
     start: Start,
     health: Health,
-    /// It has died; then there is to be another.
+    /// When to start another thread, after this one has panicked.
     again: Option<Duration>,
     undelivered: Undelivered,
 }
@@ -49,14 +49,15 @@ impl fmt::Debug for Probes {
 /// Filters the verdicts of one health thread: the supervisor gets those that may change anything, one at a time for each unit.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    /// The units that the supervisor knows to be healthy: a thousand of them that say so each second need not wake it.
+    /// The units that the supervisor knows to be healthy. Their positive verdicts are dropped, so that a thousand healthy units
+    /// do not wake the supervisor each second.
     healthy: RefCell<HashMap<UnitId, RunNo>>,
     undelivered: Undelivered,
 }
 
 impl News {
-    /// More are not kept: then it is told once more.
-    const MOST: usize = 16_384;
+    /// Maximum number of known healthy units. When it is reached, all are forgotten, and each is reported once more.
+    const MAX: usize = 16_384;
 
     pub(super) fn new(undelivered: Undelivered) -> News {
         News { healthy: RefCell::default(), undelivered }
@@ -74,7 +75,7 @@ impl News {
             healthy.remove(&verdict.unit);
             return true;
         }
-        if healthy.len() >= Self::MOST {
+        if healthy.len() >= Self::MAX {
             healthy.clear();
         }
         healthy.insert(verdict.unit, verdict.run);
@@ -114,7 +115,7 @@ impl Probes {
         self.again
     }
 
-    /// Starts another thread if that is due. True: it knows of nothing yet, everything is to be watched anew.
+    /// Starts another thread if that is due. Returns whether it did: then all units have to be watched again.
     pub(super) fn revive(&mut self, now: Duration) -> bool {
         if self.again.is_none_or(|at| at > now) {
             return false;
@@ -126,7 +127,7 @@ impl Probes {
                 true
             }
             Err(error) => {
-                log::error!("health checks cannot go on yet: {error}");
+                log::error!("cannot start another health thread yet: {error}");
                 self.died(now);
                 false
             }
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_may_change_something_is_news() {
+    fn only_verdicts_that_can_change_something_are_sent() {
         let news = News::default();
         let verdict =
             |run, outcome: Result<(), &str>| Verdict { unit: UnitId(1), run, outcome: outcome.map_err(str::to_owned) };

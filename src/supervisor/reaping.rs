@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use super::actor::Actor;
-use super::builder::TraceStop;
 use super::launch::{exit, explain};
+use super::trace::TraceStop;
 use crate::model::{Exit, Pid, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Hold;

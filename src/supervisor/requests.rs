@@ -50,16 +50,19 @@ impl Actor {
         }
     }
 
+    /// The unit that a request addresses.
     fn find(&self, target: &Target) -> Result<UnitId, Error> {
         self.parts.fleet.find(target)
     }
 
+    /// The unit that a request addresses, with its context.
     pub(super) fn member(&self, target: &Target) -> Result<(UnitId, &Member), Error> {
         let not_found = || Error::NotFound(target.clone());
         let id = self.find(target)?;
         Ok((id, self.parts.fleet.get(id).ok_or_else(not_found)?))
     }
 
+    /// A unit as clients get it; None before its first fork.
     pub(super) fn started(&self, id: UnitId) -> Option<Started> {
         let member = self.parts.fleet.get(id)?;
         Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log) })
@@ -129,6 +132,7 @@ impl Actor {
         }
     }
 
+    /// The unit that a signal addresses, and its leader.
     fn signalled_leader(&self, target: &Target) -> Result<(UnitId, Pid), Error> {
         let (id, member) = self.member(target)?;
         let leader = member.unit.leader().ok_or_else(|| Error::NotRunning(target.clone()))?;

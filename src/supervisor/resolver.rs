@@ -17,7 +17,7 @@ use tl_os::thread;
 #[derive(Clone, Debug)]
 pub(crate) struct RunUser {
     pub(super) identity: Identity,
-    /// The group that a terminal belongs to; none for a run without a terminal, or where `/etc/group` has no `tty`.
+    /// The group of a terminal; None for a run without a terminal, or where `/etc/group` has no `tty`.
     pub(super) tty_group: Option<u32>,
 }
 
@@ -79,7 +79,7 @@ impl Resolver {
 
     /// Asks for the user of the next run of a unit.
     pub(super) fn ask(&self, unit: UnitId, user: &UserSpec) {
-        // Without the thread everything ends.
+        // If the thread has ended, the supervisor shuts down.
         let _ = self.0.send((unit, user.clone()));
     }
 }

@@ -1,32 +1,32 @@
-//! How many tasks (processes and threads) units may have, so that the last ones that the kernel allows are left for the daemon.
+//! The limit on the tasks (processes and threads) of units, which leaves a reserve for the daemon.
 
-/// The daemon's own threads, and children that it starts.
+/// Part of the reserve for the daemon's own threads and the children that it is starting.
 const OWN: u64 = 64;
-/// A PID namespace smaller than this, whose users count processes elsewhere as well, gets no limit of its own accord.
+/// A PID namespace with fewer PIDs than this, in a user namespace that it shares with others, gets no limit by default.
 const SMALLEST: u64 = 1_024;
 
-/// What the kernel allows, in all.
+/// The limits of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// PIDs of our namespace (`kernel.pid_max`).
+    /// Number of PIDs of this PID namespace (`kernel.pid_max`).
     pub pids: u64,
-    /// Tasks of the machine (`kernel.threads-max`).
+    /// Number of tasks of the machine (`kernel.threads-max`).
     pub threads: u64,
-    /// The lowest `pids.max` of our cgroup and of those above it.
+    /// The lowest `pids.max` of this process's cgroup and of those above it.
     pub cgroup: u64,
-    /// Whether our users have no processes elsewhere, because the user namespace is not the machine's.
+    /// Whether the users of this container have no processes outside of it, because it has a user namespace of its own.
     pub own_users: bool,
 }
 
 impl Kernel {
-    /// Tasks of all units together, where a cgroup limits them (`pids.max`). `connections`: each takes a thread.
+    /// Limit for all units together, where a cgroup can hold it (`pids.max`). Each of the `connections` takes a thread.
     pub fn for_all(self, connections: usize) -> u64 {
         less_reserve(self.pids.min(self.threads).min(self.cgroup), connections)
     }
 
-    /// Tasks of each user, where only RLIMIT_NPROC can limit them. This counts what the user has anywhere in the user
-    /// namespace, other containers included. So a limit that is only our container's is left out of account, unless
-    /// the namespace is the container's too: a busy neighbour would use it up.
+    /// Limit for each user, where only RLIMIT_NPROC can hold it. The kernel counts the tasks of a user in the whole user
+    /// namespace, including other containers. So the limits of this container's cgroups are ignored unless it has a user
+    /// namespace of its own: otherwise a busy neighbour would use them up.
     pub fn for_each_user(self, connections: usize) -> Option<u64> {
         let all = self.pids.min(self.threads);
         match self.own_users {
@@ -36,7 +36,7 @@ impl Kernel {
     }
 }
 
-/// The reserve is a thread for each connection and what the daemon needs besides, but never more than a quarter.
+/// `all` less the reserve: one thread for each connection and [`OWN`], at most a quarter of `all`.
 fn less_reserve(all: u64, connections: usize) -> u64 {
     let wanted = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OWN);
     (all - wanted.min(all / 4)).max(1)
@@ -49,7 +49,7 @@ mod tests {
     const MACHINE: Kernel = Kernel { pids: 4_194_304, threads: 60_000, cgroup: u64::MAX, own_users: false };
 
     #[test]
-    fn a_reserve_is_left() {
+    fn a_reserve_is_left_for_the_daemon() {
         assert_eq!(MACHINE.for_all(1_024), 60_000 - 1_088);
         assert_eq!(Kernel { pids: 1_500, ..MACHINE }.for_all(1_024), 1_125);
         assert_eq!(Kernel { cgroup: 100, ..MACHINE }.for_all(10), 75);
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_is_elsewhere_too_is_not_limited_by_what_our_container_has() {
+    fn the_limit_of_each_user_ignores_the_cgroup_in_a_shared_user_namespace() {
         let busy = Kernel { cgroup: 500, ..MACHINE };
         assert_eq!(busy.for_each_user(1_024), Some(60_000 - 1_088));
         assert_eq!(Kernel { own_users: true, ..busy }.for_each_user(1_024), Some(375));

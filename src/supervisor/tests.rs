@@ -1,4 +1,4 @@
-//! The supervisor's thread by hand: no fork, and nobody's children are reaped.
+//! The supervisor thread, driven by the test: it forks nothing and reaps no children.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ fn checked(port: u16) -> ProcessSpec {
     ProcessSpec::command("true").managed(managed).build().unwrap()
 }
 
-/// Takes messages until `want` likes one.
+/// Handles messages until `want` accepts one.
 fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Message) -> bool) {
     let deadline = Instant::now() + LONG;
     loop {
@@ -84,7 +84,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
     let dir = tempfile::tempdir().unwrap();
     let (messages, inbox) = unbounded();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
-    // The first thread dies of its first verdict.
+    // The first thread panics at its first verdict.
     let start = move |_| {
         let first = !died.swap(true, Ordering::SeqCst);
         let (to_self, died) = (doomed.clone(), doomed.clone());
@@ -103,11 +103,11 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let context = || UnitContext::new(spec, log);
         actor.parts.fleet.admit(id, Unit::new(managed, None), 0, context).unwrap();
-        // As if forked; its PID is no process of ours.
+        // As if it had been forked. No process has this PID.
         for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
-        // The third has ended meanwhile.
+        // The third unit has ended.
         actor.step(id, now, Event::ExecOk);
         if n == 3 {
             actor.step(id, now, Event::Exited(crate::model::Exit::Code(0)));
@@ -126,7 +126,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
 }
 
 #[test]
-fn a_grace_without_end_is_a_long_one() {
+fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
     let dir = tempfile::tempdir().unwrap();
     let (_messages, inbox) = unbounded();
     let (sender, _) = unbounded();
@@ -136,7 +136,7 @@ fn a_grace_without_end_is_a_long_one() {
 }
 
 #[test]
-fn a_spec_that_would_be_done_in_part_only_is_refused_before_anything_is_asked() {
+fn a_spec_that_does_not_fit_the_operation_is_refused_before_any_command_is_sent() {
     let (messages, inbox) = unbounded();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
     let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };

@@ -96,6 +96,7 @@ impl Place {
 
 /// What a viewer finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Seen {
     /// Bytes, which it has now seen.
     Bytes,

@@ -12,6 +12,7 @@ pub const KEPT: Duration = Duration::from_secs(60);
 
 /// A session as the API shows it (section 11). Its token is never shown again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct SessionInfo {
     /// Unguessable.
     pub session_id: String,

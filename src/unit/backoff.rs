@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Actions, Next, Now, State, Unit};
+use super::Unit;
+use super::event::Now;
+use super::state::{Actions, Next, State};
 use crate::model::{Policy, RunEnd};
 
 /// A run that lasts less than this is short.

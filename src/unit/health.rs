@@ -1,20 +1,9 @@
 //! The health of a unit, from the verdicts of its probes.
 
-use std::time::Duration;
-
-use super::{Actions, Next, Now, Phase, Run, State, Unit};
+use super::Unit;
+use super::event::Now;
+use super::state::{Actions, Next, Phase, Run, State};
 use crate::model::{HealthCheck, HealthStatus, Policy, RunNo};
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Health {
-    pub(super) status: HealthStatus,
-    /// Number of failed probes in a row.
-    pub(super) failures: u32,
-    /// When the first successful probe since the last unhealthy verdict was.
-    pub(super) healthy_since: Option<Duration>,
-    /// Whether it was healthy for long enough once in this run.
-    pub(super) stable: bool,
-}
 
 impl Unit {
     /// The leader has ended, so the unit is not healthy. An unhealthy status stays, as the reason of a restart.

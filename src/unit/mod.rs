@@ -15,208 +15,35 @@
 //!              └─exec failed─► Broken ──reaped──► the start has failed
 //! ```
 //!
-//! [`Next`] says what follows the end of the run: what the restart policy says, unless a request says otherwise.
+//! `Next` says what follows the end of the run: what the restart policy says, unless a request says otherwise.
 //!
 //! **Stopping.** The grace of a stop belongs to the whole tree: the processes that outlive the leader are killed when the
 //! grace is over, and the next run begins when none of them is left. Processes that a leader leaves behind when it exits by
 //! itself are killed before the next run, without a grace.
 //!
 //! **Abandoning.** A leader that was killed but cannot be reaped, because a tracer holds it or it hangs in the kernel, is
-//! abandoned after [`REAP_PATIENCE`]: its run has ended for everybody who waits for it.
+//! abandoned after 750 ms: its run has ended for everybody who waits for it.
 
 mod backoff;
+mod event;
 pub(crate) mod fleet;
 mod health;
 mod run;
+mod state;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod times;
 mod tree;
 mod view;
 
 use std::time::Duration;
 
-use self::health::Health;
-use crate::error::Error;
-use crate::model::{Exit, HealthStatus, Leftovers, ManagedSpec, Millis, Pid, RestartPolicy, RunEnd, RunNo};
+pub use event::{Action, Event, Now};
+pub use state::Shown;
 
-/// Time after which an exec that hangs counts as started (docs/api.md, Processes).
-pub const EXEC_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Time from the SIGHUP that ends a terminal session to the SIGKILL.
-const HANG_UP_GRACE: Duration = Duration::from_secs(5);
-
-/// Time from that SIGHUP to the disconnection of the terminal, which also reaches a shell that missed the signal between its
-/// prompt and its read.
-const DISCONNECT: Duration = Duration::from_secs(1);
-
-/// Time from the SIGKILL of a leader to the end of its run, whether the leader has been reaped or not. The last event of a
-/// run comes within 1 s of its timeout (docs/api.md, Run).
-pub const REAP_PATIENCE: Duration = Duration::from_millis(750);
-
-/// Time from the SIGKILL of the remaining processes of a run to the next run, whether they are gone or not. Processes that
-/// are left after this time hang in the kernel.
-const TREE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// The current time, on both clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// Monotonic time since the start of the supervisor. All deadlines are on this clock.
-    pub mono: Duration,
-    /// Wall-clock time, which clients are shown.
-    pub wall: Millis,
-}
-
-/// What happens to a unit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The unit was admitted to the fleet: start it.
-    Start,
-    /// [`Action::ResolveUser`] has finished. If the user could not be found, the supervisor answers [`Action::Spawn`] with
-    /// [`Event::SpawnFailed`].
-    UserResolved,
-    /// [`Action::Spawn`] has forked this child.
-    Spawned(Pid),
-    /// [`Action::Spawn`] has failed before or at the fork.
-    SpawnFailed(Error),
-    /// The exec has succeeded.
-    ExecOk,
-    /// The exec has failed.
-    ExecFailed(Error),
-    /// The leader was reaped.
-    Exited(Exit),
-    /// All that the leader wrote is in the log.
-    Drained,
-    /// No process of the last run is left.
-    TreeGone,
-    /// No client has been attached to the terminal for too long: disconnect it, as when a terminal window is closed.
-    HangUp,
-    /// A client wants the unit ended and not restarted.
-    Stop,
-    /// A client wants the unit ended, if it is up, and started again.
-    Restart,
-    /// The supervisor shuts down: SIGTERM to the tree now, SIGKILL at this time, no restart.
-    ShutDown(Duration),
-    /// A health probe of a run has finished.
-    Verdict(RunNo, Result<(), String>),
-    /// A deadline may have passed.
-    Tick,
-}
-
-/// What the supervisor has to do for a unit. Actions are performed in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Look up the user of the next run. [`Event::UserResolved`] follows, immediately or later. A unit that was stopped in the
-    /// meantime ignores that event.
-    ResolveUser,
-    /// Fork a child. [`Event::Spawned`] or [`Event::SpawnFailed`] follows immediately.
-    Spawn,
-    /// Send SIGTERM and SIGCONT to every process of the tree.
-    Terminate,
-    /// Send SIGHUP to the whole session of the leader, which has not been reaped.
-    HangUp,
-    /// Disconnect the terminal.
-    Disconnect,
-    /// Send SIGKILL to every process of the tree.
-    KillTree,
-    /// Stop waiting for this leader, which was killed but not reaped. [`Event::Exited`] must not follow for it.
-    Abandon(Pid),
-    /// Begin to probe the health of the run.
-    Watch,
-    /// Stop probing.
-    Unwatch,
-    /// Read what is in the pipes. [`Event::Drained`] follows.
-    Drain,
-    /// Append the error to the unit's stderr: an exec that hung, and so counted as started, has failed.
-    ReportLateFailure(Error),
-    /// Tell the clients that wait for this run that it has started.
-    Started,
-    /// Tell the clients that wait for this run, or for an earlier one, that it could not be started. The same step may contain
-    /// another [`Action::Spawn`].
-    StartFailed(RunNo, Error),
-    /// The unit is down and will not restart by itself: end its log and its followers.
-    Finish(RunEnd),
-    /// The unit starts again after an [`Action::Finish`]: reopen its log.
-    Reopen,
-    /// The first start has failed: remove the unit.
-    Forget,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum State {
-    Down,
-    /// [`Action::ResolveUser`] has not finished. The run number is still that of the last run.
-    AwaitingUser,
-    /// [`Action::Spawn`] is being performed.
-    Forking,
-    Up(Run),
-    /// The last run is over, and the next one waits for the end of its tree.
-    AwaitingTree(TreeWait),
-    BackingOff {
-        until: Duration,
-    },
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct TreeWait {
-    next: Next,
-    /// When the grace of the tree is over; None once the tree has been killed.
-    kill_at: Option<Duration>,
-    /// When to stop waiting for the end of the tree.
-    give_up: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Run {
-    pid: Pid,
-    since: Duration,
-    phase: Phase,
-    next: Next,
-    /// When the grace of a stop is over.
-    kill_at: Option<Duration>,
-    /// When the terminal is disconnected.
-    disconnect_at: Option<Duration>,
-    /// When the timeout of the process is over.
-    expires_at: Option<Duration>,
-    /// When to stop waiting for the reaping of the leader; set with its SIGKILL.
-    abandon_at: Option<Duration>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Phase {
-    Execing { give_up: Duration },
-    Slow,
-    Running,
-    Broken(Error),
-    Reaped { end: RunEnd, slow: bool },
-    Draining { end: RunEnd },
-}
-
-/// What follows the end of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Next {
-    /// What the restart policy says.
-    Policy,
-    /// What the restart policy says of a failure: the run was unhealthy, whatever its exit code is.
-    Failed,
-    /// Nothing: a client, or the shutdown, has stopped the unit.
-    Stop,
-    /// Another run: a client has requested it.
-    Restart,
-    /// What the restart policy says: the run was killed at its timeout.
-    TimedOut,
-}
-
-/// The run that clients are shown: the current one or, if there is none, the last one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shown {
-    /// PID of its leader.
-    pub pid: Pid,
-    /// When it was forked.
-    pub started_at: Millis,
-    /// How it ended; None while it is up.
-    pub end: Option<RunEnd>,
-}
+use crate::model::{HealthStatus, Leftovers, ManagedSpec, Millis, RestartPolicy, RunEnd, RunNo};
+use state::{Actions, Health, Next, Phase, State, take_if_due};
 
 /// One unit. See the module's documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -243,8 +70,6 @@ pub struct Unit {
     /// The unit is down, but the grace of its tree lasts until this time; then the remaining processes are killed.
     sweep_at: Option<Duration>,
 }
-
-type Actions<'a> = &'a mut Vec<Action>;
 
 impl Unit {
     /// A unit that is down; [`Event::Start`] starts it.
@@ -408,24 +233,4 @@ impl Unit {
             _ => Next::Policy,
         }
     }
-}
-
-impl Run {
-    /// Whether the leader has not been reaped, so that no other process can have its PID.
-    fn has_leader(&self) -> bool {
-        !matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
-    }
-
-    /// Kills the tree. From then on the reaping of the leader is waited for, for a limited time.
-    fn kill(&mut self, now: Now, actions: Actions) {
-        if self.has_leader() {
-            self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
-        }
-        actions.push(Action::KillTree);
-    }
-}
-
-/// Whether the deadline has passed. If so, it is removed.
-fn take_if_due(deadline: &mut Option<Duration>, now: Now) -> bool {
-    deadline.take_if(|at| *at <= now.mono).is_some()
 }

@@ -1,6 +1,9 @@
 //! A run, from the fork to the last byte of its output.
 
-use super::{Action, Actions, EXEC_PATIENCE, Next, Now, Phase, Run, Shown, State, Unit};
+use super::Unit;
+use super::event::{Action, Now};
+use super::state::{Actions, Next, Phase, Run, Shown, State};
+use super::times::EXEC_PATIENCE;
 use crate::error::Error;
 use crate::model::{Exit, Leftovers, Pid, Policy, RunEnd};
 

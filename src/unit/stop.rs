@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, Actions, DISCONNECT, HANG_UP_GRACE, Next, Now, Phase, Run, State, Unit};
+use super::Unit;
+use super::event::{Action, Now};
+use super::state::{Actions, Next, Phase, Run, State};
+use super::times::{DISCONNECT, HANG_UP_GRACE};
 use crate::error::Error;
 
 impl Unit {

@@ -3,9 +3,16 @@
 mod table;
 mod walk;
 
+use std::time::Duration;
+
 use super::backoff::{SHORT_RUN, SHORT_RUNS};
-use super::*;
-use crate::model::{HealthCheck, HealthKind, ManagedStatus, Policy, Status};
+use super::state::{Next, Phase, State, TreeWait};
+use super::times::{EXEC_PATIENCE, REAP_PATIENCE};
+use super::{Action, Event, Now, Unit};
+use crate::error::Error;
+use crate::model::{
+    Exit, HealthCheck, HealthKind, HealthStatus, Leftovers, ManagedSpec, ManagedStatus, Pid, Policy, RunEnd, Status,
+};
 
 const MS: Duration = Duration::from_millis(1);
 const PID: Pid = 100;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Action, Actions, Next, Now, State, TREE_PATIENCE, TreeWait, Unit, take_if_due};
+use super::Unit;
+use super::event::{Action, Now};
+use super::state::{Actions, Next, State, TreeWait, take_if_due};
+use super::times::TREE_PATIENCE;
 use crate::model::{Exit, RunEnd};
 
 impl Unit {

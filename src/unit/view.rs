@@ -1,6 +1,7 @@
 //! Read access to a unit.
 
-use super::{Phase, Run, Shown, State, Unit};
+use super::Unit;
+use super::state::{Phase, Run, Shown, State};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {

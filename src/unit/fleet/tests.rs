@@ -29,7 +29,7 @@ fn named(name: &str, policy: Policy) -> Option<ManagedSpec> {
 }
 
 #[test]
-fn a_pid_is_the_newest_process_that_had_it() {
+fn a_pid_addresses_the_newest_process_that_had_it() {
     let mut fleet = Fleet::new(BOUNDS);
     let old = start(&mut fleet, 1, 300, None).unwrap();
     assert_eq!(fleet.led_by(300), Some(old));
@@ -39,14 +39,14 @@ fn a_pid_is_the_newest_process_that_had_it() {
     let new = start(&mut fleet, 2, 300, None).unwrap();
     assert_eq!(fleet.find(&Target::Pid(300)), Ok(new));
     fleet.remove(old);
-    assert_eq!(fleet.find(&Target::Pid(300)), Ok(new), "the old one took nothing with it");
+    assert_eq!(fleet.find(&Target::Pid(300)), Ok(new), "removing the old unit leaves the index of the new one");
     for pid in [0, 301, u64::MAX] {
         assert_eq!(fleet.find(&Target::Pid(pid)), Err(Error::NotFound(Target::Pid(pid))));
     }
 }
 
 #[test]
-fn an_earlier_pid_goes_on_addressing_a_managed_process() {
+fn a_managed_process_can_be_addressed_by_the_pids_of_earlier_runs() {
     let mut fleet = Fleet::new(BOUNDS);
     let web = start(&mut fleet, 1, 300, named("web", Policy::Always)).unwrap();
     fleet.step(web, at(1), Event::Exited(Exit::Code(1)), &mut Vec::new());
@@ -61,25 +61,25 @@ fn an_earlier_pid_goes_on_addressing_a_managed_process() {
         assert_eq!(fleet.find(&target), Ok(web), "{target}");
     }
     let other = start(&mut fleet, 2, 300, None).unwrap();
-    assert_eq!(fleet.find(&Target::Pid(300)), Ok(other), "until another has it");
+    assert_eq!(fleet.find(&Target::Pid(300)), Ok(other), "until another process has that PID");
 }
 
 #[test]
-fn a_name_is_its_holders_until_it_is_stopped() {
+fn a_name_is_taken_until_its_unit_is_stopped() {
     let mut fleet = Fleet::new(BOUNDS);
     let first = start(&mut fleet, 1, 300, named("web", Policy::Never)).unwrap();
     assert_eq!(start(&mut fleet, 2, 301, named("web", Policy::Never)), Err(Error::NameInUse("web".into())));
     fleet.step(first, at(1), Event::Stop, &mut Vec::new());
     let second = start(&mut fleet, 3, 302, named("web", Policy::Never)).unwrap();
-    assert_eq!(fleet.find(&Target::Name("web".into())), Ok(second), "free while the first still ends");
+    assert_eq!(fleet.find(&Target::Name("web".into())), Ok(second), "the name is free while the first unit still ends");
     assert_eq!(fleet.claim_for_restart(first), Err(Error::NameInUse("web".into())));
     end(&mut fleet, second);
     assert_eq!(fleet.claim_for_restart(first), Ok(()));
-    assert_eq!(fleet.find(&Target::Name("web".into())), Ok(first), "it has taken its name back");
+    assert_eq!(fleet.find(&Target::Name("web".into())), Ok(first), "the restarted unit has its name again");
 }
 
 #[test]
-fn as_many_run_as_may_and_the_oldest_ended_is_forgotten() {
+fn running_units_are_limited_and_the_unit_that_ended_first_is_forgotten_first() {
     let mut fleet = Fleet::new(BOUNDS);
     let ids: Vec<UnitId> = (1..=3).map(|n| start(&mut fleet, n, 300 + n as Pid, None).unwrap()).collect();
     assert_eq!(start(&mut fleet, 4, 400, None), Err(Error::TooManyProcesses(3)));
@@ -89,11 +89,15 @@ fn as_many_run_as_may_and_the_oldest_ended_is_forgotten() {
     assert_eq!((fleet.running(), fleet.len()), (0, 3));
     assert!(fleet.pop_surplus().is_some());
     assert!(fleet.pop_surplus().is_none());
-    assert_eq!(fleet.iter().map(|(id, _)| id).collect::<Vec<_>>(), [ids[0], ids[2]], "the one that ended first went");
+    assert_eq!(
+        fleet.iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        [ids[0], ids[2]],
+        "the unit that ended first was removed"
+    );
 }
 
 #[test]
-fn sessions_count_for_themselves_and_are_found_by_nobody() {
+fn sessions_have_limits_of_their_own_and_are_not_found_by_pid_or_id() {
     let mut fleet = Fleet::new(BOUNDS);
     let begin = |fleet: &mut Fleet<()>, id: u64| {
         let id = UnitId(id);
@@ -117,7 +121,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
         end(&mut fleet, id);
     }
     assert!(fleet.is_quiet());
-    assert!(fleet.pop_surplus().is_some(), "three have ended, and as many are remembered as may run");
+    assert!(fleet.pop_surplus().is_some(), "three sessions have ended, and two are remembered");
     assert!(fleet.pop_surplus().is_none() && fleet.get(first).is_none());
     for id in [second, third, plain] {
         fleet.remove(id);
@@ -126,7 +130,7 @@ fn sessions_count_for_themselves_and_are_found_by_nobody() {
 }
 
 #[test]
-fn old_pids_have_a_bound() {
+fn the_number_of_pids_of_earlier_runs_is_limited() {
     let mut fleet = Fleet::new(BOUNDS);
     let mut spec = ManagedSpec::new(Policy::Always);
     spec.restart.max_backoff_ms = 0;
@@ -152,7 +156,7 @@ fn old_pids_have_a_bound() {
 }
 
 #[test]
-fn long_specs_are_not_remembered_for_long() {
+fn the_size_of_all_remembered_specs_is_limited() {
     let mut fleet = Fleet::new(Bounds { max_running: 100, keep_ended: 100, max_sessions: 0 });
     for n in 1..=10 {
         let id = UnitId(n);
@@ -167,7 +171,7 @@ fn long_specs_are_not_remembered_for_long() {
 }
 
 #[test]
-fn managed_processes_are_asked_to_end_first_and_the_last_started_of_them_before_the_others() {
+fn a_shutdown_terminates_managed_processes_first_and_newer_ones_before_older_ones() {
     let mut fleet = Fleet::new(Bounds { max_running: 9, ..BOUNDS });
     for (id, managed) in [(1, None), (2, named("a", Policy::Never)), (4, named("b", Policy::Always)), (5, None)] {
         start(&mut fleet, id, 300 + id as Pid, managed).unwrap();
@@ -178,20 +182,20 @@ fn managed_processes_are_asked_to_end_first_and_the_last_started_of_them_before_
 }
 
 #[test]
-fn an_abandoned_leader_keeps_its_unit_and_its_slot_until_it_is_reaped() {
+fn an_abandoned_leader_keeps_its_unit_and_counts_as_running_until_it_is_reaped() {
     let mut fleet = Fleet::new(Bounds { keep_ended: 0, ..BOUNDS });
     for n in 1..=3 {
         start(&mut fleet, n, 300 + n as Pid, None).unwrap();
     }
-    let held = UnitId(1);
-    fleet.abandon(held, 301);
-    end(&mut fleet, held);
+    let stuck = UnitId(1);
+    fleet.abandon(stuck, 301);
+    end(&mut fleet, stuck);
     assert!(fleet.leaders().contains(&301));
-    assert!(fleet.pop_surplus().is_none(), "it can still be looked up");
+    assert!(fleet.pop_surplus().is_none(), "the unit can still be looked up");
     assert_eq!(start(&mut fleet, 4, 400, None), Err(Error::TooManyProcesses(3)));
     assert_eq!(fleet.reaped(302), None);
-    assert_eq!(fleet.reaped(301), Some(held));
-    assert!(fleet.pop_surplus().is_some() && fleet.find(&Target::Unit(held)).is_err());
+    assert_eq!(fleet.reaped(301), Some(stuck));
+    assert!(fleet.pop_surplus().is_some() && fleet.find(&Target::Unit(stuck)).is_err());
     start(&mut fleet, 5, 301, None).unwrap();
     assert_eq!(fleet.leaders(), HashSet::from([301, 302, 303]));
 }

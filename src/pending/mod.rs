@@ -1,5 +1,7 @@
 //! [`Pending`]: a result that another thread will deliver.
 
+pub(crate) mod parker;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;

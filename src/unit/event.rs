@@ -1,0 +1,90 @@
+//! What goes into a unit and what comes out of it: [`Event`], [`Action`] and the time.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::model::{Exit, Millis, Pid, RunEnd, RunNo};
+
+/// The current time, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic time since the start of the supervisor. All deadlines are on this clock.
+    pub mono: Duration,
+    /// Wall-clock time, which clients are shown.
+    pub wall: Millis,
+}
+
+/// What happens to a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The unit was admitted to the fleet: start it.
+    Start,
+    /// [`Action::ResolveUser`] has finished. If the user could not be found, the supervisor answers [`Action::Spawn`] with
+    /// [`Event::SpawnFailed`].
+    UserResolved,
+    /// [`Action::Spawn`] has forked this child.
+    Spawned(Pid),
+    /// [`Action::Spawn`] has failed before or at the fork.
+    SpawnFailed(Error),
+    /// The exec has succeeded.
+    ExecOk,
+    /// The exec has failed.
+    ExecFailed(Error),
+    /// The leader was reaped.
+    Exited(Exit),
+    /// All that the leader wrote is in the log.
+    Drained,
+    /// No process of the last run is left.
+    TreeGone,
+    /// No client has been attached to the terminal for too long: disconnect it, as when a terminal window is closed.
+    HangUp,
+    /// A client wants the unit ended and not restarted.
+    Stop,
+    /// A client wants the unit ended, if it is up, and started again.
+    Restart,
+    /// The supervisor shuts down: SIGTERM to the tree now, SIGKILL at this time, no restart.
+    ShutDown(Duration),
+    /// A health probe of a run has finished.
+    Verdict(RunNo, Result<(), String>),
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What the supervisor has to do for a unit. Actions are performed in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Look up the user of the next run. [`Event::UserResolved`] follows, immediately or later. A unit that was stopped in the
+    /// meantime ignores that event.
+    ResolveUser,
+    /// Fork a child. [`Event::Spawned`] or [`Event::SpawnFailed`] follows immediately.
+    Spawn,
+    /// Send SIGTERM and SIGCONT to every process of the tree.
+    Terminate,
+    /// Send SIGHUP to the whole session of the leader, which has not been reaped.
+    HangUp,
+    /// Disconnect the terminal.
+    Disconnect,
+    /// Send SIGKILL to every process of the tree.
+    KillTree,
+    /// Stop waiting for this leader, which was killed but not reaped. [`Event::Exited`] must not follow for it.
+    Abandon(Pid),
+    /// Begin to probe the health of the run.
+    Watch,
+    /// Stop probing.
+    Unwatch,
+    /// Read what is in the pipes. [`Event::Drained`] follows.
+    Drain,
+    /// Append the error to the unit's stderr: an exec that hung, and so counted as started, has failed.
+    ReportLateFailure(Error),
+    /// Tell the clients that wait for this run that it has started.
+    Started,
+    /// Tell the clients that wait for this run, or for an earlier one, that it could not be started. The same step may contain
+    /// another [`Action::Spawn`].
+    StartFailed(RunNo, Error),
+    /// The unit is down and will not restart by itself: end its log and its followers.
+    Finish(RunEnd),
+    /// The unit starts again after an [`Action::Finish`]: reopen its log.
+    Reopen,
+    /// The first start has failed: remove the unit.
+    Forget,
+}

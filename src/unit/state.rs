@@ -1,0 +1,119 @@
+//! The state of a unit. Plain data: the other files of this directory change it.
+
+use std::time::Duration;
+
+use super::event::{Action, Now};
+use super::times::REAP_PATIENCE;
+use crate::error::Error;
+use crate::model::{HealthStatus, Millis, Pid, RunEnd};
+
+/// Where the actions of a step are appended.
+pub(super) type Actions<'a> = &'a mut Vec<Action>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum State {
+    Down,
+    /// [`Action::ResolveUser`] has not finished. The run number is still that of the last run.
+    AwaitingUser,
+    /// [`Action::Spawn`] is being performed.
+    Forking,
+    Up(Run),
+    /// The last run is over, and the next one waits for the end of its tree.
+    AwaitingTree(TreeWait),
+    BackingOff {
+        until: Duration,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct TreeWait {
+    pub(super) next: Next,
+    /// When the grace of the tree is over; None once the tree has been killed.
+    pub(super) kill_at: Option<Duration>,
+    /// When to stop waiting for the end of the tree.
+    pub(super) give_up: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Run {
+    pub(super) pid: Pid,
+    pub(super) since: Duration,
+    pub(super) phase: Phase,
+    pub(super) next: Next,
+    /// When the grace of a stop is over.
+    pub(super) kill_at: Option<Duration>,
+    /// When the terminal is disconnected.
+    pub(super) disconnect_at: Option<Duration>,
+    /// When the timeout of the process is over.
+    pub(super) expires_at: Option<Duration>,
+    /// When to stop waiting for the reaping of the leader; set with its SIGKILL.
+    pub(super) abandon_at: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    Execing { give_up: Duration },
+    Slow,
+    Running,
+    Broken(Error),
+    Reaped { end: RunEnd, slow: bool },
+    Draining { end: RunEnd },
+}
+
+/// What follows the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Next {
+    /// What the restart policy says.
+    Policy,
+    /// What the restart policy says of a failure: the run was unhealthy, whatever its exit code is.
+    Failed,
+    /// Nothing: a client, or the shutdown, has stopped the unit.
+    Stop,
+    /// Another run: a client has requested it.
+    Restart,
+    /// What the restart policy says: the run was killed at its timeout.
+    TimedOut,
+}
+
+/// The run that clients are shown: the current one or, if there is none, the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shown {
+    /// PID of its leader.
+    pub pid: Pid,
+    /// When it was forked.
+    pub started_at: Millis,
+    /// How it ended; None while it is up.
+    pub end: Option<RunEnd>,
+}
+
+/// Health of a unit.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Health {
+    pub(super) status: HealthStatus,
+    /// Number of failed probes in a row.
+    pub(super) failures: u32,
+    /// When the first successful probe since the last unhealthy verdict was.
+    pub(super) healthy_since: Option<Duration>,
+    /// Whether it was healthy for long enough once in this run.
+    pub(super) stable: bool,
+}
+
+impl Run {
+    /// Whether the leader has not been reaped, so that no other process can have its PID.
+    pub(super) fn has_leader(&self) -> bool {
+        !matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
+    }
+
+    /// Kills the tree. From then on the reaping of the leader is waited for, for a limited time.
+    pub(super) fn kill(&mut self, now: Now, actions: Actions) {
+        if self.has_leader() {
+            self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
+        }
+        actions.push(Action::KillTree);
+    }
+}
+
+/// Whether the deadline has passed. If so, it is removed.
+pub(super) fn take_if_due(deadline: &mut Option<Duration>, now: Now) -> bool {
+    deadline.take_if(|at| *at <= now.mono).is_some()
+}
