@@ -1,4 +1,4 @@
-//! The OOM thread: says when the kernel has killed something in a cgroup for want of memory.
+//! The OOM thread: reports kills by the kernel's out-of-memory killer in a cgroup.
 
 use std::fs::File;
 use std::io;
@@ -11,10 +11,10 @@ use tl_os::cgroup::oom_kills;
 use tl_os::poll::{Events, Waker, wait};
 use tl_os::thread;
 
-/// Longer than the file ever is.
+/// Size of the buffer for `memory.events`, in bytes. The file is much shorter.
 const LENGTH: usize = 4096;
 
-/// The thread; ends and is joined on drop.
+/// A handle to the thread, which ends and is joined on drop.
 #[derive(Debug)]
 pub(crate) struct OomThread {
     waker: Arc<Waker>,
@@ -22,19 +22,19 @@ pub(crate) struct OomThread {
 }
 
 impl OomThread {
-    /// Watches `events`, a `memory.events` (cgroup-v2.rst), and calls `notice` when there were more kills. It is woken by
-    /// the kernel, at most every 10 ms.
+    /// Watches `events`, the open `memory.events` of a cgroup (the kernel's cgroup-v2.rst), and calls `notice` when its
+    /// count of kills has grown. The kernel wakes the thread at most once in 10 ms.
     ///
     /// # Errors
-    /// When there is no thread or descriptor for it.
+    /// When the system has no thread or descriptor left.
     pub(crate) fn start(events: File, notice: impl Fn() + Send + 'static) -> io::Result<OomThread> {
         let waker = Arc::new(Waker::new()?);
         let woken = Arc::clone(&waker);
         let mut known = kills_in(&events)?;
         let body = move || loop {
-            // A change of the file is POLLPRI from its last read on; after the cgroup's end reading it fails.
-            let [_, told] = wait([(events.as_fd(), Events::URGENT), (woken.as_fd(), Events::READ)], None)?;
-            if told.any(Events::READ) {
+            // A change since the last read is reported as POLLPRI. After the cgroup was removed, reading fails.
+            let [_, wake] = wait([(events.as_fd(), Events::URGENT), (woken.as_fd(), Events::READ)], None)?;
+            if wake.any(Events::READ) {
                 return Ok(());
             }
             let Ok(kills) = kills_in(&events) else { return Ok(()) };
@@ -43,12 +43,13 @@ impl OomThread {
                 notice();
             }
         };
-        // Without it a kill for want of memory is only told less exactly.
+        // If the thread dies, such kills are only attributed less precisely.
         let thread = thread::spawn("oom", body, || {})?;
         Ok(OomThread { waker, thread: Some(thread) })
     }
 }
 
+/// The number of kills that `events` counts.
 fn kills_in(events: &File) -> io::Result<u64> {
     let mut buffer = [0; LENGTH];
     let length = events.read_at(&mut buffer, 0)?;

@@ -1,4 +1,4 @@
-//! The duties of a boot, as a table. Each can be done twice, and none is needed for the next.
+//! The duties of a boot, as a table. Each can be done again without harm, and none depends on another.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use tl_os::cgroup::{self, Settled};
 use tl_os::thread;
-use tl_os::{limits, loopback};
+use tl_os::{loopback, regular_file, resource_limits};
 
 use crate::files;
 use crate::mounts::{self, Mount};
@@ -15,14 +15,14 @@ use crate::report::Report;
 use crate::role::Role;
 use crate::seed;
 
-/// Where a duty is ours.
+/// The roles in which this process has a duty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum On {
-    /// On a machine only: in a container it was done, or would change the machine around it.
+    /// On a machine only: in a container it was done by the runtime, or would change the machine around the container.
     Machine,
-    /// In a container too, as far as it is missing there and allowed.
+    /// In a container too, if it was not done and is allowed.
     Both,
-    /// There only: a machine does it [`LATER`].
+    /// In a container only: a machine does it [`LATER`].
     Container,
 }
 
@@ -33,7 +33,7 @@ enum Duty {
 
 use Duty::{Do, Mount as Provide};
 
-/// All of them, in order.
+/// The duties before the API listens, in order.
 const DUTIES: &[Duty] = &[
     Do("root", On::Machine, mounts::make_root_writable),
     Provide(&mounts::SYS),
@@ -43,7 +43,7 @@ const DUTIES: &[Duty] = &[
     Provide(&mounts::MQUEUE),
     Do("device links", On::Both, link_devices),
     Provide(&mounts::RUN),
-    Do("/run/lock", On::Both, || made("/run/lock")),
+    Do("/run/lock", On::Both, || make_dir("/run/lock")),
     Provide(&mounts::TMP),
     Provide(&mounts::CGROUP),
     Do("oom score", On::Both, || set("/proc/self/oom_score_adj", "-1000")),
@@ -51,37 +51,36 @@ const DUTIES: &[Duty] = &[
     Do("loopback", On::Container, set_loopback_up),
     Do("hostname", On::Machine, set_hostname),
     Do("ctrl-alt-del", On::Machine, take_over_ctrl_alt_del),
-    // Errors, and what is worse, are shown on the console (syslog(2)).
+    // The console shows kernel messages of level error and worse (syslog(2)).
     Do("console", On::Machine, || set("/proc/sys/kernel/printk", "4")),
 ];
 
-/// What a machine does once the API is there, because it takes long: no client comes before the network does, and no
-/// random bytes come before the kernel's generator is ready (getrandom(2)), seed or not.
+/// The duties of a machine once the API listens. They take long, and clients come only later, with the network.
 const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up)];
 
-/// Does them. Gives what we have of cgroups.
-pub(crate) fn boot(place: Role, report: &Report) -> Option<Settled> {
-    perform(DUTIES, place, report);
+/// Does [`DUTIES`], and prepares the cgroups for units. Returns `None` if there are no usable cgroups.
+pub(crate) fn boot(role: Role, report: &Report) -> Option<Settled> {
+    perform(DUTIES, role, report);
     let mut found = None;
     report.step("cgroup", || {
         let settled = cgroup::settle().map(|settled| {
-            let told = match settled.controllers[..] {
+            let detail = match settled.controllers[..] {
                 [] => "no controllers here".to_owned(),
                 _ => format!("controllers: {}", settled.controllers.join(" ")),
             };
             found = Some(settled);
-            told
+            detail
         });
-        tolerate(place, settled)
+        tolerate(role, settled)
     });
     found
 }
 
-/// Mixes the random seed in, on a thread of its own: the disk that it is on may not answer.
+/// Feeds the saved random seed to the kernel, on a thread of its own: the disk that holds it may not respond.
 pub(crate) fn load_seed(report: &Report) {
-    let reported = report.clone();
+    let boot_report = report.clone();
     let load = move || {
-        reported.step("random seed", seed::load);
+        boot_report.step("random seed", seed::load);
         Ok(())
     };
     if let Err(error) = thread::spawn("seed", load, || {}) {
@@ -89,29 +88,29 @@ pub(crate) fn load_seed(report: &Report) {
     }
 }
 
-/// Does the rest.
-pub(crate) fn finish(place: Role, leaf: Option<&Path>, report: &Report) {
-    perform(LATER, place, report);
+/// Does the duties that were left for [`LATER`], and enters the cgroup `leaf`.
+pub(crate) fn finish(role: Role, leaf: Option<&Path>, report: &Report) {
+    perform(LATER, role, report);
     if let Some(leaf) = leaf {
         report.step("own cgroup", || cgroup::enter(leaf).map(|()| leaf.display().to_string()));
     }
 }
 
-fn perform(duties: &[Duty], place: Role, report: &Report) {
+fn perform(duties: &[Duty], role: Role, report: &Report) {
     for duty in duties {
         match duty {
-            Provide(mount) => report.step(mount.target, || tolerate(place, mount.provide(place))),
-            Do(_, On::Machine, _) if place != Role::Machine => {}
-            Do(_, On::Container, _) if place == Role::Machine => {}
-            Do(name, _, run) => report.step(name, || tolerate(place, run())),
+            Provide(mount) => report.step(mount.target, || tolerate(role, mount.provide(role))),
+            Do(_, On::Machine, _) if role != Role::Machine => {}
+            Do(_, On::Container, _) if role == Role::Machine => {}
+            Do(name, _, run) => report.step(name, || tolerate(role, run())),
         }
     }
 }
 
-/// What a container does not let us do is not ours to do.
-fn tolerate(place: Role, result: io::Result<String>) -> io::Result<String> {
+/// Turns a refusal by a container into success: what a container does not allow is its runtime's duty.
+fn tolerate(role: Role, result: io::Result<String>) -> io::Result<String> {
     match result {
-        Err(error) if place == Role::Container && is_refusal(&error) => Ok(format!("not for us: {error}")),
+        Err(error) if role == Role::Container && is_refusal(&error) => Ok(format!("not allowed here: {error}")),
         result => result,
     }
 }
@@ -126,7 +125,7 @@ fn set(file: &str, value: &str) -> io::Result<String> {
     Ok(value.to_owned())
 }
 
-fn made(dir: &str) -> io::Result<String> {
+fn make_dir(dir: &str) -> io::Result<String> {
     match fs::create_dir(dir) {
         Ok(()) => Ok("made".to_owned()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok("there already".to_owned()),
@@ -134,7 +133,7 @@ fn made(dir: &str) -> io::Result<String> {
     }
 }
 
-/// What programs expect in /dev and the kernel does not make.
+/// Makes the links that programs expect in /dev and the kernel does not make.
 fn link_devices() -> io::Result<String> {
     let mut done = Vec::new();
     for (link, target) in [
@@ -146,7 +145,7 @@ fn link_devices() -> io::Result<String> {
     ] {
         match symlink(target, link) {
             Ok(()) => done.push(link),
-            // devtmpfs has a node for ptmx, which works as well.
+            // devtmpfs has a device node for ptmx, which works too.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
@@ -154,10 +153,11 @@ fn link_devices() -> io::Result<String> {
     Ok(if done.is_empty() { "there already".to_owned() } else { done.join(" ") })
 }
 
-/// The kernel starts us with 4,096 (INR_OPEN_MAX). The soft limit is the supervisor's to raise, for itself only.
+/// Raises the hard limit of descriptors from the kernel's 4,096 (INR_OPEN_MAX). The supervisor raises the soft limit,
+/// for itself only.
 fn raise_descriptors() -> io::Result<String> {
     const ENOUGH: u64 = 512 << 10;
-    Ok(format!("up to {}", limits::lift_nofile(ENOUGH)?))
+    Ok(format!("up to {}", resource_limits::raise_hard_nofile(ENOUGH)?))
 }
 
 fn set_loopback_up() -> io::Result<String> {
@@ -165,8 +165,8 @@ fn set_loopback_up() -> io::Result<String> {
 }
 
 fn set_hostname() -> io::Result<String> {
-    let text = match files::read_regular(Path::new("/etc/hostname")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+    let text = match regular_file::read(Path::new("/etc/hostname"), files::MAX_LENGTH) {
+        Err(error) if error.is_not_found() => Vec::new(),
         result => result?,
     };
     let text = String::from_utf8_lossy(&text);
@@ -175,13 +175,13 @@ fn set_hostname() -> io::Result<String> {
     Ok(name.to_owned())
 }
 
-/// The first line that says something, as hostname(5) has it.
+/// The first line that is neither empty nor a comment (hostname(5)); `localhost` if there is none.
 fn hostname(text: &str) -> &str {
     let lines = text.lines().map(str::trim);
     lines.into_iter().find(|line| !line.is_empty() && !line.starts_with('#')).unwrap_or("localhost")
 }
 
-/// The kernel tells us by SIGINT instead of restarting at once (reboot(2)).
+/// Makes the kernel send SIGINT at Ctrl-Alt-Del instead of restarting the machine at once (reboot(2)).
 fn take_over_ctrl_alt_del() -> io::Result<String> {
     nix::sys::reboot::set_cad_enabled(false)?;
     Ok("SIGINT".to_owned())
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_is_the_hostname() {
+    fn the_hostname_is_the_first_line_that_is_not_a_comment() {
         for (text, right) in [
             ("box\n", "box"),
             ("# a comment\n\n  box.local  \nother", "box.local"),
@@ -204,10 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_tolerates_nothing_in_silence() {
+    fn only_a_container_tolerates_a_refusal() {
         let refused = || Err(io::Error::from_raw_os_error(libc::EPERM));
         assert!(tolerate(Role::Machine, refused()).is_err());
-        assert!(tolerate(Role::Container, refused()).unwrap().starts_with("not for us"));
+        assert!(tolerate(Role::Container, refused()).unwrap().starts_with("not allowed here"));
         assert!(tolerate(Role::Container, Err(io::Error::from_raw_os_error(libc::EIO))).is_err());
     }
 }

@@ -1,4 +1,5 @@
-//! Descriptors 0, 1 and 2, before anything else: whatever is opened first without them would be one of them.
+//! Opens descriptors 0, 1 and 2 if they are closed. Otherwise the first files that the program opens would get these
+//! numbers.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -9,18 +10,19 @@ use nix::fcntl::OFlag;
 use crate::mounts;
 use crate::role::Role;
 
-/// Opens those that are closed: the console, else /dev/null, else what cannot be read or written.
+/// Opens the closed ones of descriptors 0, 1 and 2: on the console, else on /dev/null, else on a descriptor that can be
+/// neither read nor written.
 pub(crate) fn open() {
-    // The kernel gives the lowest number that is free, so that the first one above 2 shows that these are taken.
-    while let Some(file) = something()
+    // The kernel assigns the lowest free number: one above 2 shows that these are open.
+    while let Some(file) = open_any()
         && file.as_raw_fd() <= 2
     {
-        // Stays open for good.
+        // The descriptor stays open for the life of the process.
         let _ = file.into_raw_fd();
     }
 }
 
-fn something() -> Option<std::fs::File> {
+fn open_any() -> Option<std::fs::File> {
     let open = |path: &str, flags: OFlag| {
         let mut options = OpenOptions::new();
         options.read(true).write(!flags.contains(OFlag::O_PATH)).custom_flags(flags.bits()).open(path).ok()
@@ -31,7 +33,7 @@ fn something() -> Option<std::fs::File> {
     };
     device()
         .or_else(|| {
-            // An initramfs without /dev: only the init of a machine sees that.
+            // There is no /dev, as in an initramfs, which only the init of a machine runs in.
             if std::process::id() == 1 {
                 let _ = mounts::DEV.provide(Role::Machine);
             }

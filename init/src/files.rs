@@ -1,50 +1,55 @@
-//! The files of a start: the token, the environment of commands, and the address that is listened on.
+//! Files that are read and written at the start: the token, the environment of commands, `init.conf`, and the address
+//! of the API.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use tl_os::random;
+use tl_os::regular_file::{self, ReadError};
 
 use crate::role::Role;
 
-/// The longest file that is read, in bytes.
-const LIMIT: u64 = 1 << 20;
+/// Maximum length in bytes of a file that is read.
+pub(crate) const MAX_LENGTH: u64 = 1 << 20;
 
-/// The token in `path`, without the white space around it.
+/// Reads the token in `path`, and strips white space around it.
 ///
 /// # Errors
-/// A sentence, also when others than its owner can read it.
-pub(crate) fn read_token(place: Role, path: &Path) -> Result<Vec<u8>, String> {
-    let failed = |error: io::Error| format!("--token-file: {}: {error}", path.display());
-    let file = open(place, path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode();
+/// A sentence, also if users other than the owner can read the file.
+pub(crate) fn read_token(role: Role, path: &Path) -> Result<Vec<u8>, String> {
+    let failed = |error: ReadError| format!("--token-file: {}: {error}", path.display());
+    let file = open(role, path).map_err(failed)?;
+    let mode = file.metadata().map_err(|error| failed(error.into()))?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(format!(
-            "--token-file: {}: others than its owner can read it (mode {:04o}; 0600 is right)",
+            "--token-file: {}: users other than its owner can read it (its mode is {:04o} and should be 0600)",
             path.display(),
             mode & 0o7777
         ));
     }
-    let token = read_bounded(file).map_err(failed)?.trim_ascii().to_vec();
-    // What a header can carry (RFC 6750, section 2.1).
+    let token = regular_file::read_open(file, MAX_LENGTH).map_err(failed)?.trim_ascii().to_vec();
+    // Only these characters can be in the header of a request (RFC 6750, section 2.1).
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
-        return Err(format!("--token-file: {}: it must hold printable characters and no spaces", path.display()));
+        return Err(format!(
+            "--token-file: {}: it must contain printable ASCII characters and no spaces",
+            path.display()
+        ));
     }
     Ok(token)
 }
 
-/// A new random token: 32 bytes in hex.
+/// Makes a random token: 32 bytes in hexadecimal.
 ///
 /// # Errors
 /// A sentence.
 pub(crate) fn make_token() -> Result<Vec<u8>, String> {
-    random::hex::<32>().map(String::into_bytes).map_err(|error| format!("no random bytes for a token: {error}"))
+    random::hex::<32>().map(String::into_bytes).map_err(|error| format!("cannot make a token: {error}"))
 }
 
-/// Writes the token to `<run-dir>/token`, for its owner only.
+/// Writes the token to `<run-dir>/token`, readable by its owner only.
 ///
 /// # Errors
 /// A sentence.
@@ -52,13 +57,13 @@ pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
     replace(run_dir, "token", 0o600, token)
 }
 
-/// Puts a new file in the place of `name`. Nobody's file is written into, whatever others may have put in the directory:
-/// the new one has a name that nobody could know before, and takes the place of what is there, a symlink itself.
+/// Replaces the file `name` by a new one, atomically. Never writes into a file, or follows a symlink, that another user
+/// may have put into the directory: the new file is written under a random name and then renamed.
 fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), String> {
     let path = dir.join(name);
     let replaced = || -> io::Result<()> {
         let new = dir.join(format!(".{name}.{}", random::hex::<8>()?));
-        // O_EXCL follows no symlink either (open(2)).
+        // `create_new` sets O_EXCL, which does not follow a symlink either (open(2)).
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
         let written = file.write_all(content).and_then(|()| fs::rename(&new, &path));
         if written.is_err() {
@@ -69,7 +74,7 @@ fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), Stri
     replaced().map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Makes a directory, with its parents.
+/// Makes a directory and its parents, unless they exist.
 ///
 /// # Errors
 /// A sentence.
@@ -78,7 +83,7 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), String> {
     made.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
-/// Refuses a directory that somebody else has made, in a place where everybody may.
+/// Refuses a directory that another user has made, where every user may make directories.
 ///
 /// # Errors
 /// A sentence.
@@ -87,10 +92,10 @@ pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
     if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() {
         return Ok(());
     }
-    Err(format!("{}: it is not a directory of the daemon's own user", dir.display()))
+    Err(format!("{}: it is not a directory that the daemon's user owns", dir.display()))
 }
 
-/// Writes where the API is to `<run-dir>/address`, whole or not at all.
+/// Writes the address of the API to `<run-dir>/address`, atomically.
 ///
 /// # Errors
 /// A sentence.
@@ -98,12 +103,12 @@ pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), S
     replace(run_dir, "address", 0o644, format!("{address}\n").as_bytes())
 }
 
-/// The `KEY=value` lines of a file, for the environment of commands.
+/// Reads the `KEY=value` lines of a file, for the environment of commands.
 ///
 /// # Errors
-/// A sentence that names the first line that is none.
-pub(crate) fn read_env(place: Role, path: &Path) -> Result<Vec<(String, String)>, String> {
-    let bytes = open(place, path).and_then(read_bounded);
+/// A sentence, which names the first line that is not of this form.
+pub(crate) fn read_env(role: Role, path: &Path) -> Result<Vec<(String, String)>, String> {
+    let bytes = open(role, path).and_then(|file| regular_file::read_open(file, MAX_LENGTH));
     let bytes = bytes.map_err(|error| format!("--env-file: {}: {error}", path.display()))?;
     match parse_pairs(&bytes) {
         (pairs, None) => Ok(pairs),
@@ -111,40 +116,25 @@ pub(crate) fn read_env(place: Role, path: &Path) -> Result<Vec<(String, String)>
     }
 }
 
-/// Those of a configuration: what can be read of it counts, and beside that a sentence about what cannot.
+/// Reads the `KEY=value` lines of a configuration file. Returns the valid ones, and a sentence about the others.
 pub(crate) fn read_conf(path: &Path) -> (Vec<(String, String)>, Option<String>) {
-    let (pairs, problem) = match read_regular(path) {
+    let (pairs, problem) = match regular_file::read(path, MAX_LENGTH) {
         Ok(bytes) => parse_pairs(&bytes),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     (pairs, problem.map(|problem| format!("{}: {problem}", path.display())))
 }
 
-/// A regular file: anything else could hold up the boot, as a FIFO would.
+/// Opens a file that an option names. On a machine it must be a regular one: a FIFO without a writer would stop the
+/// boot. Elsewhere it may be a FIFO, such as a shell's `<(...)`.
+fn open(role: Role, path: &Path) -> Result<File, ReadError> {
+    if role == Role::Machine { regular_file::open(path) } else { Ok(File::open(path)?) }
+}
+
+/// Parses `KEY=value` lines. Returns the pairs, and a sentence about the lines that are not of this form.
 ///
-/// # Errors
-/// When it is none, cannot be read or is too long.
-pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
-    open_regular(path).and_then(read_bounded)
-}
-
-fn open_regular(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    Ok(file)
-}
-
-/// A file that an option names. Nobody stands by a machine that waits for the writer of a FIFO; elsewhere it may be a
-/// shell's `<(...)`.
-fn open(place: Role, path: &Path) -> io::Result<File> {
-    if place == Role::Machine { open_regular(path) } else { File::open(path) }
-}
-
-/// Empty lines and lines that begin with `#` say nothing. `export` before a name is left out, as are the white space
-/// around a name, the CR of a CRLF and a byte order mark. A value is taken as it is: quotes, `\` at its end, `$` and `#`
-/// included. Beside the pairs a sentence about the lines that are none.
+/// Empty lines and lines that begin with `#` are skipped. `export` before a name, white space around it, the CR of a
+/// CRLF and a byte order mark are dropped. A value is taken literally, including quotes, `$`, `#` and a `\` at its end.
 fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let (mut pairs, mut broken) = (Vec::new(), Vec::new());
@@ -167,32 +157,23 @@ fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
     (pairs, problem)
 }
 
-/// Or what is wrong, after "line 3".
+/// Parses one line. The error completes a sentence that begins with "line 3".
 fn parse_pair(line: &[u8]) -> Result<(String, String), String> {
     let line = std::str::from_utf8(line).map_err(|_| "is not UTF-8".to_owned())?;
     if line.contains('\0') {
-        return Err("has a NUL character in it".to_owned());
+        return Err("contains a NUL character".to_owned());
     }
     let line = line.strip_suffix('\r').unwrap_or(line);
     let (key, value) = line.split_once('=').ok_or("is not KEY=value: it has no `=`")?;
     let bare = key.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
     let key = bare.unwrap_or(key).trim_ascii();
     if key.is_empty() {
-        return Err("is not KEY=value: nothing is before the `=`".to_owned());
+        return Err("is not KEY=value: the name before the `=` is empty".to_owned());
     }
     if key.contains(char::is_whitespace) {
-        return Err(format!("is not KEY=value: the name {key:?} has white space in it"));
+        return Err(format!("is not KEY=value: the name {key:?} contains white space"));
     }
     Ok((key.to_owned(), value.to_owned()))
-}
-
-fn read_bounded(file: File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(io::Error::other("it is longer than 1 MiB"));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -200,28 +181,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_environment_file_has_comments_and_anything_in_its_values() {
+    fn values_of_an_environment_file_are_taken_literally() {
         let file = b"# a comment\n\nA=1\r\n B =x=y\"z\"\nEMPTY=\n";
         let pairs = [("A", "1"), ("B", "x=y\"z\""), ("EMPTY", "")];
         let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
         assert_eq!(parse_pairs(file), (pairs.map(owned).to_vec(), None));
-        // What a shell can read as well, but for the quotes; and what editors leave at the beginning.
+        // Lines that a shell can read too (except for the quotes), after a byte order mark.
         let file = b"\xef\xbb\xbfexport C=3\nexport\t D='4 5' # no comment\nexport=6\nexported=7\n\t#\nE=$C\\\n";
         let pairs = [("C", "3"), ("D", "'4 5' # no comment"), ("export", "6"), ("exported", "7"), ("E", "$C\\")];
         assert_eq!(parse_pairs(file), (pairs.map(owned).to_vec(), None));
     }
 
     #[test]
-    fn a_line_that_is_none_is_told_and_takes_no_other_with_it() {
+    fn a_malformed_line_is_reported_and_the_others_are_kept() {
         for (file, line, read, why) in [
             (&b"A=1\nnonsense\nB=2"[..], 2, 2, "no `=`"),
-            (b"=x", 1, 0, "nothing is before the `=`"),
-            (b" \t=x", 1, 0, "nothing is before the `=`"),
-            (b"export =x", 1, 0, "nothing is before the `=`"),
+            (b"=x", 1, 0, "is empty"),
+            (b" \t=x", 1, 0, "is empty"),
+            (b"export =x", 1, 0, "is empty"),
             (b"export A", 1, 0, "no `=`"),
             (b"A=\0", 1, 0, "NUL"),
             (b"A=1\n\xff=1", 2, 1, "UTF-8"),
-            (b"A=1\nA B=2", 2, 1, "the name \"A B\" has white space in it"),
+            (b"A=1\nA B=2", 2, 1, "the name \"A B\" contains white space"),
             (b"declare -x A=1", 1, 0, "the name \"declare -x A\""),
             (b"export A B=1", 1, 0, "the name \"A B\""),
             (b"; A=1", 1, 0, "the name \"; A\""),
@@ -241,29 +222,29 @@ mod tests {
     }
 
     #[test]
-    fn only_elsewhere_than_on_a_machine_may_a_file_be_a_fifo() {
+    fn a_fifo_is_read_except_on_a_machine() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
-        // Nobody writes to it: whoever opens it as usual waits for ever.
+        // It has no writer: to open it without O_NONBLOCK would block for ever.
         assert!(read_token(Role::Machine, &path).unwrap_err().contains("regular"));
         assert!(read_env(Role::Machine, &path).unwrap_err().contains("regular"));
-        for place in [Role::Container, Role::Process] {
+        for role in [Role::Container, Role::Process] {
             let write = |text: &'static str| {
                 let path = path.clone();
                 std::thread::spawn(move || fs::write(path, text).unwrap())
             };
             let writer = write("secret\n");
-            assert_eq!(read_token(place, &path), Ok(b"secret".to_vec()));
+            assert_eq!(read_token(role, &path), Ok(b"secret".to_vec()));
             writer.join().unwrap();
             let writer = write("A=1\n");
-            assert_eq!(read_env(place, &path), Ok(vec![("A".to_owned(), "1".to_owned())]));
+            assert_eq!(read_env(role, &path), Ok(vec![("A".to_owned(), "1".to_owned())]));
             writer.join().unwrap();
         }
     }
 
     #[test]
-    fn nothing_is_written_into_what_others_have_put_there() {
+    fn files_that_others_have_put_there_are_replaced_and_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         fs::create_dir(&run).unwrap();
@@ -287,7 +268,7 @@ mod tests {
                 (mode, content)
             );
         }
-        // A hard link would be written through as well, and a FIFO would make us wait.
+        // The same holds for a hard link, and for a FIFO, which would block.
         fs::remove_file(run.join("token")).unwrap();
         fs::hard_link(&victim, run.join("token")).unwrap();
         fs::remove_file(run.join("address")).unwrap();
@@ -296,7 +277,7 @@ mod tests {
         write_token(&run, b"secret").unwrap();
         write_address(&run, address).unwrap();
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
-        // What cannot be replaced leaves nothing behind.
+        // A file that cannot be replaced leaves no temporary file.
         fs::remove_file(run.join("address")).unwrap();
         fs::create_dir(run.join("address")).unwrap();
         assert!(write_address(&run, address).unwrap_err().contains("address"));
@@ -306,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_its_owners_secret() {
+    fn a_token_file_is_readable_by_its_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("given");
         fs::write(&path, "secret\n").unwrap();

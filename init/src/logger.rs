@@ -1,4 +1,4 @@
-//! The daemon's own log, on stderr: one line a record, as text or as JSON.
+//! The daemon's own log, on stderr: one line for each record, as text or as JSON.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -10,18 +10,18 @@ use env_logger::{Builder, Target};
 use log::LevelFilter;
 use tl_os::poll::{self, Events};
 
-use crate::args::LogFormat;
+use crate::config::LogFormat;
 
-/// The longest piece that a pipe takes whole when it says that it can be written to (PIPE_BUF, pipe(7)).
-const PIECE: usize = 4096;
+/// Maximum length of a line in bytes: as much as a pipe that is ready for writing takes at once (PIPE_BUF, pipe(7)).
+const MAX_LINE: usize = 4096;
 
-/// stderr, which may be a pipe that nobody reads or a console that was stopped: a line that it does not take at once is
-/// dropped and counted, because no thread of ours may ever wait for it. It is not made non-blocking: the main process
-/// shares it.
+/// Writes to stderr without blocking. Stderr can be a pipe that is not read, or a stopped console: a line that it does
+/// not take at once is dropped and counted. It is not set to O_NONBLOCK, because the main process shares it.
 struct Stderr {
-    /// A terminal, opened once more. Unlike a pipe it may take the beginning of a line and wait with the rest: this one
-    /// does not wait.
+    /// If stderr is a terminal, that terminal opened anew with O_NONBLOCK. Unlike a pipe, a terminal can take the
+    /// beginning of a line and block on the rest.
     terminal: Option<File>,
+    /// Number of lines dropped since the last one that was written.
     dropped: u64,
 }
 
@@ -33,7 +33,7 @@ impl Stderr {
         Stderr { terminal, dropped: 0 }
     }
 
-    fn takes_more(&self) -> bool {
+    fn is_ready(&self) -> bool {
         let stderr = io::stderr();
         let ready = poll::wait([(stderr.as_fd(), Events::WRITE)], Some(Instant::now()));
         ready.is_ok_and(|[events]| events.any(Events::WRITE))
@@ -41,9 +41,9 @@ impl Stderr {
 }
 
 impl Write for Stderr {
-    /// Takes one record; never an error, which nobody could be told.
+    /// Writes or drops one record. Never returns an error: it could not be reported.
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        if !self.takes_more() {
+        if !self.is_ready() {
             self.dropped += 1;
             return Ok(record.len());
         }
@@ -53,8 +53,8 @@ impl Write for Stderr {
             out = format!("tl-init: {dropped} lines of this log were dropped\n").into_bytes();
         }
         out.extend_from_slice(record);
-        if out.len() > PIECE {
-            out.truncate(PIECE - 1);
+        if out.len() > MAX_LINE {
+            out.truncate(MAX_LINE - 1);
             out.push(b'\n');
         }
         let written = match &mut self.terminal {
@@ -72,6 +72,7 @@ impl Write for Stderr {
     }
 }
 
+/// Starts the log, and logs panics too.
 pub(crate) fn start(level: LevelFilter, format: LogFormat) {
     let mut builder = Builder::new();
     builder.filter_level(level).target(Target::Pipe(Box::new(Stderr::new())));
@@ -93,8 +94,8 @@ pub(crate) fn start(level: LevelFilter, format: LogFormat) {
             }
         }
     });
-    // A second start would be a mistake of ours; the first logger goes on.
+    // If a logger has been started before, it is kept.
     let _ = builder.try_init();
-    // std's own hook would write to stderr by itself, and wait for it.
+    // The default hook writes to stderr and can block.
     std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
 }

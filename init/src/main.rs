@@ -1,17 +1,21 @@
-//! `tl-init`: the supervisor and its API as one program, PID 1 of a sandbox.
+//! `tl-init`: PID 1 of a sandbox. It runs the supervisor and serves its API.
 
-// Rust's own start ends the process where descriptors 0 to 2 are closed and there is no /dev/null: so it is in an
-// initramfs without /dev. Ours opens them first.
+// Rust's own start-up code ends the process if one of descriptors 0 to 2 is closed and /dev/null does not exist, as in
+// an initramfs without /dev. This program opens them first.
 #![cfg_attr(not(test), no_main)]
 #![forbid(unsafe_code)]
 
 mod args;
 mod boot;
+mod config;
 mod console;
+mod event;
+mod exit_status;
 mod files;
 mod logger;
 mod main_process;
 mod mounts;
+mod options;
 mod poweroff;
 mod report;
 mod role;
@@ -20,82 +24,84 @@ mod seed;
 mod services;
 mod signals;
 mod start;
+mod system;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::panic::catch_unwind;
 use std::time::Instant;
 
-use args::{Asked, Given};
+use args::{Invocation, RawConfig};
 use poweroff::Ending;
 use report::Report;
 use role::Role;
 use tl_os::{allocator, disposition};
 use tl_supervisor::http::EndAction;
 
-/// Small allocations have a reserve: an end of memory must not be the end of PID 1.
+/// Keeps a reserve for small allocations: running out of memory must not end PID 1.
 #[global_allocator]
 static ALLOCATOR: allocator::Allocator = allocator::Allocator;
 
-// In a build of the unit tests, their harness has a `main` of its own.
+// In a build of the unit tests, the test harness provides `main`.
 #[cfg(not(test))]
 tl_os::entry_point!(main);
 
 #[cfg_attr(test, allow(dead_code))]
 fn main() -> u8 {
     let begun = Instant::now();
-    // A panic must not cross into C.
-    let end = catch_unwind(|| start(begun));
-    end.unwrap_or_else(|_| poweroff::after_panic(Role::find()))
+    // The caller is C code, into which a panic must not unwind.
+    let status = catch_unwind(|| start(begun));
+    status.unwrap_or_else(|_| poweroff::after_panic(Role::find()))
 }
 
-/// Gives the exit status; on a machine it does not return.
+/// Runs the program. Returns the exit status; on a machine it does not return.
 fn start(begun: Instant) -> u8 {
     console::open();
-    allocator::share_arenas();
     allocator::hold_reserve();
     let reset = disposition::reset();
     let report = Report::new(begun);
     if std::process::id() == 1 {
         report.step(mounts::PROC.target, || mounts::PROC.provide(Role::find()));
     }
-    let place = Role::find();
+    let role = Role::find();
     if let Err(error) = reset {
-        complain(&format!("signals: {error}"));
+        print_error(&format!("signals: {error}"));
     }
-    // The kernel puts words of its own on the command line.
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let (words, ignored) = if place == Role::Machine { (Vec::new(), words) } else { (words, Vec::new()) };
-    let given = match args::parse(words, std::env::vars_os()) {
-        Ok(Asked::Run(given)) => given,
-        Ok(Asked::Help(text)) => return say(&text),
-        Ok(Asked::Version) => return say(&format!("tl-init {}\n", env!("CARGO_PKG_VERSION"))),
-        Err(error) if place == Role::Machine => {
+    // On a machine, the arguments are those of the kernel's command line that it does not know itself.
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let (args, ignored) = if role == Role::Machine { (Vec::new(), args) } else { (args, Vec::new()) };
+    let raw = match args::parse(args, std::env::vars_os()) {
+        Ok(Invocation::Run(raw)) => raw,
+        Ok(Invocation::Help(text)) => return print(&text),
+        Ok(Invocation::Version) => return print(&format!("tl-init {}\n", env!("CARGO_PKG_VERSION"))),
+        Err(error) if role == Role::Machine => {
             report.failed("configuration", &error);
-            Given::default()
+            RawConfig::default()
         }
         Err(error) => return fail(&error),
     };
     if !ignored.is_empty() {
         report.failed("kernel arguments", &format!("ignored: {ignored:?}"));
     }
-    match run::run(place, given, report) {
-        Ok(ending) => poweroff::finish(place, ending),
-        // A machine has no other use for its power: an init that exits is a panic of the kernel.
-        Err(error) => poweroff::finish(place, Ending { action: EndAction::PowerOff, code: fail(&error) }),
+    match run::run(role, raw, report) {
+        Ok(ending) => poweroff::finish(role, ending),
+        // On a machine, where this does not happen, an init that exits would be a kernel panic.
+        Err(error) => poweroff::finish(role, Ending { action: EndAction::PowerOff, status: fail(&error) }),
     }
 }
 
-fn say(text: &str) -> u8 {
+/// Prints to stdout. Returns the exit status.
+fn print(text: &str) -> u8 {
     u8::from(io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()).is_err())
 }
 
+/// Prints an error. Returns the exit status for it.
 fn fail(error: &str) -> u8 {
-    complain(error);
-    1
+    print_error(error);
+    exit_status::FAILURE
 }
 
-/// Before there is a log. `eprintln!` would panic where nobody hears it.
-fn complain(error: &str) {
+/// Prints an error to stderr, for the time before the log is started. `eprintln!` would panic if stderr is closed.
+fn print_error(error: &str) {
     let _ = writeln!(io::stderr(), "tl-init: {error}");
 }

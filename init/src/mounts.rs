@@ -1,4 +1,4 @@
-//! The file systems that a running system has, and how they go again (mount(8), file-hierarchy(7)).
+//! Mounts the file systems of a running system, and unmounts them at power-off (mount(8), file-hierarchy(7)).
 
 use std::fs::DirBuilder;
 use std::io;
@@ -13,62 +13,69 @@ use tl_os::mountinfo::{self, Mount as Mounted};
 
 use crate::role::Role;
 
-/// A file system that is to be there.
+/// A file system to be mounted.
 #[derive(Debug)]
 pub(crate) struct Mount {
     pub(crate) target: &'static str,
     kind: &'static str,
     flags: MsFlags,
     data: &'static str,
-    /// What shows that this directory does its work already, whatever is mounted there.
-    works: Works,
+    /// When nothing has to be mounted, whatever is at the target.
+    satisfied: Satisfied,
 }
 
-/// How a directory shows that nothing is to be mounted.
+/// When a directory needs no mount, even if its file system is not of the kind that would be mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Works {
-    /// In a container this file is there.
-    With(&'static str),
-    /// In a container it can be written.
+enum Satisfied {
+    /// In a container, if this file exists or anything is mounted at the target.
+    Exists(&'static str),
+    /// In a container, if the directory is writable.
     Writable,
-    /// It can be written, on a machine too.
+    /// In a container and on a machine, if the directory is writable.
     WritableAnywhere,
 }
 
-const NOTHING_RUNS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+/// No programs, devices or set-user-id files are used from it.
+const NO_EXEC: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+/// No devices or set-user-id files are used from it.
 const NO_DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-const fn new(target: &'static str, kind: &'static str, flags: MsFlags, data: &'static str, works: Works) -> Mount {
-    Mount { target, kind, flags, data, works }
+const fn new(
+    target: &'static str,
+    kind: &'static str,
+    flags: MsFlags,
+    data: &'static str,
+    satisfied: Satisfied,
+) -> Mount {
+    Mount { target, kind, flags, data, satisfied }
 }
 
-/// First of all: it tells where we are.
-pub(crate) const PROC: Mount = new("/proc", "proc", NOTHING_RUNS, "", Works::With("/proc/self/stat"));
-/// Before anything that needs a device.
-pub(crate) const DEV: Mount = new("/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755", Works::With("/dev/null"));
-/// The others, in order.
-pub(crate) const SYS: Mount = new("/sys", "sysfs", NOTHING_RUNS, "", Works::With("/sys/kernel"));
+/// Mounted first: [`Role::find`] needs it.
+pub(crate) const PROC: Mount = new("/proc", "proc", NO_EXEC, "", Satisfied::Exists("/proc/self/stat"));
+/// Mounted before anything that needs a device.
+pub(crate) const DEV: Mount = new("/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755", Satisfied::Exists("/dev/null"));
+pub(crate) const SYS: Mount = new("/sys", "sysfs", NO_EXEC, "", Satisfied::Exists("/sys/kernel"));
 pub(crate) const PTS: Mount = new(
     "/dev/pts",
     "devpts",
     MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
     "mode=0620,gid=5,ptmxmode=666",
-    Works::With("/dev/pts/ptmx"),
+    Satisfied::Exists("/dev/pts/ptmx"),
 );
-pub(crate) const SHM: Mount = new("/dev/shm", "tmpfs", NO_DEVICES, "mode=1777", Works::Writable);
-pub(crate) const MQUEUE: Mount = new("/dev/mqueue", "mqueue", NOTHING_RUNS, "", Works::With("/dev/mqueue"));
-pub(crate) const RUN: Mount = new("/run", "tmpfs", NO_DEVICES, "mode=0755", Works::Writable);
-pub(crate) const TMP: Mount = new("/tmp", "tmpfs", NO_DEVICES, "mode=1777", Works::WritableAnywhere);
+pub(crate) const SHM: Mount = new("/dev/shm", "tmpfs", NO_DEVICES, "mode=1777", Satisfied::Writable);
+pub(crate) const MQUEUE: Mount = new("/dev/mqueue", "mqueue", NO_EXEC, "", Satisfied::Exists("/dev/mqueue"));
+pub(crate) const RUN: Mount = new("/run", "tmpfs", NO_DEVICES, "mode=0755", Satisfied::Writable);
+pub(crate) const TMP: Mount = new("/tmp", "tmpfs", NO_DEVICES, "mode=1777", Satisfied::WritableAnywhere);
 pub(crate) const CGROUP: Mount =
-    new("/sys/fs/cgroup", "cgroup2", NOTHING_RUNS, "nsdelegate", Works::With("/sys/fs/cgroup"));
+    new("/sys/fs/cgroup", "cgroup2", NO_EXEC, "nsdelegate", Satisfied::Exists("/sys/fs/cgroup"));
 
 impl Mount {
-    /// Mounts it where it is not there yet, and says what was done.
+    /// Mounts it if it is not mounted yet. Returns what was done.
     ///
     /// # Errors
     /// What `mkdir(2)` or `mount(2)` says.
-    pub(crate) fn provide(&self, place: Role) -> io::Result<String> {
-        if self.is_there(place, kind_at(&mountinfo::read(), self.target)) {
+    pub(crate) fn provide(&self, role: Role) -> io::Result<String> {
+        if self.is_mounted(role, kind_at(&mountinfo::read(), self.target)) {
             return Ok("there already".to_owned());
         }
         DirBuilder::new().recursive(true).mode(0o755).create(self.target)?;
@@ -79,25 +86,25 @@ impl Mount {
         }
     }
 
-    fn is_there(&self, place: Role, mounted: Option<&str>) -> bool {
+    fn is_mounted(&self, role: Role, mounted: Option<&str>) -> bool {
         let writable = || access(self.target, AccessFlags::W_OK).is_ok();
-        match self.works {
-            Works::WritableAnywhere => writable(),
+        match self.satisfied {
+            Satisfied::WritableAnywhere => writable(),
             _ if mounted == Some(self.kind) => true,
-            _ if place == Role::Machine => false,
-            Works::With(file) => mounted.is_some() || Path::new(file).exists(),
-            Works::Writable => writable(),
+            _ if role == Role::Machine => false,
+            Satisfied::Exists(file) => mounted.is_some() || Path::new(file).exists(),
+            Satisfied::Writable => writable(),
         }
     }
 }
 
-/// What is mounted at `target`, the last mount winning (proc_pid_mountinfo(5)).
+/// The type of the file system at `target`: that of the last mount there, which hides the others.
 fn kind_at<'a>(mounted: &'a [Mounted], target: &str) -> Option<&'a str> {
     let last = mounted.iter().rev().find(|mount| mount.point == Path::new(target));
     last.map(|mount| mount.kind.as_str())
 }
 
-/// Makes `/` writable where the kernel has mounted it read-only, as it does unless told otherwise.
+/// Remounts `/` writable if it is read-only, as the kernel mounts it by default.
 ///
 /// # Errors
 /// What `mount(2)` says: the device may be read-only.
@@ -109,8 +116,8 @@ pub(crate) fn make_root_writable() -> io::Result<String> {
     Ok("remounted".to_owned())
 }
 
-/// Unmounts everything that holds data, in reverse order; what is busy, and `/`, becomes read-only, so that it is whole
-/// on the disk.
+/// Unmounts all file systems that hold data, in reverse order. Those that are busy, and `/`, are made read-only
+/// instead, so that their data is complete on the disk.
 pub(crate) fn unmount_all() {
     for Mounted { point, kind, .. } in holding_data(mountinfo::read()) {
         if point != Path::new("/") && umount(&point).is_ok() {
@@ -123,9 +130,9 @@ pub(crate) fn unmount_all() {
     }
 }
 
-/// The mounts that are to go, the last one first. Those of the kernel's own make, and in memory, hold nothing that lasts.
+/// The mounts that hold data, the last one first: those that are neither made up by the kernel nor in memory.
 fn holding_data(mounted: Vec<Mounted>) -> impl Iterator<Item = Mounted> {
-    const NOTHING_LASTS: [&str; 12] = [
+    const WITHOUT_DATA: [&str; 12] = [
         "proc",
         "sysfs",
         "devtmpfs",
@@ -139,7 +146,7 @@ fn holding_data(mounted: Vec<Mounted>) -> impl Iterator<Item = Mounted> {
         "debugfs",
         "bpf",
     ];
-    mounted.into_iter().rev().filter(|mount| !NOTHING_LASTS.contains(&mount.kind.as_str()))
+    mounted.into_iter().rev().filter(|mount| !WITHOUT_DATA.contains(&mount.kind.as_str()))
 }
 
 #[cfg(test)]
@@ -159,7 +166,7 @@ mod tests {
                           garbage\n";
 
     #[test]
-    fn the_last_mount_at_a_point_counts() {
+    fn the_last_mount_at_a_target_counts() {
         let mounted = mountinfo::parse(MOUNTS);
         assert_eq!(kind_at(&mounted, "/data"), Some("ext4"));
         assert_eq!(kind_at(&mounted, "/proc"), Some("proc"));
@@ -168,20 +175,20 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_data_goes_in_reverse() {
+    fn file_systems_with_data_are_unmounted_in_reverse_order() {
         let points: Vec<PathBuf> = holding_data(mountinfo::parse(MOUNTS)).map(|mount| mount.point).collect();
         let odd = OsString::from_vec(b"/my disk\\\xff".to_vec());
         assert_eq!(points, [odd.into(), PathBuf::from("/data"), PathBuf::from("/")]);
     }
 
     #[test]
-    fn a_container_gets_what_is_missing() {
-        let there = |mount: &Mount, mounted| mount.is_there(Role::Container, mounted);
-        assert!(there(&PROC, None), "by its file");
-        assert!(there(&CGROUP, Some("tmpfs")), "whatever it is");
-        let missing = new("/nowhere", "tmpfs", NO_DEVICES, "", Works::Writable);
+    fn a_container_gets_only_the_mounts_that_it_lacks() {
+        let there = |mount: &Mount, mounted| mount.is_mounted(Role::Container, mounted);
+        assert!(there(&PROC, None), "its file exists");
+        assert!(there(&CGROUP, Some("tmpfs")), "of any type");
+        let missing = new("/nowhere", "tmpfs", NO_DEVICES, "", Satisfied::Writable);
         assert!(!there(&missing, None));
-        assert!(!missing.is_there(Role::Machine, Some("ext4")));
-        assert!(missing.is_there(Role::Machine, Some("tmpfs")));
+        assert!(!missing.is_mounted(Role::Machine, Some("ext4")));
+        assert!(missing.is_mounted(Role::Machine, Some("tmpfs")));
     }
 }

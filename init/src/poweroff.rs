@@ -1,4 +1,4 @@
-//! What is left when every process has ended: of a machine its disks and its power, of a container an exit status.
+//! Ends the program after every process has ended: powers off a machine, returns an exit status elsewhere.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -7,71 +7,72 @@ use crossbeam_channel::bounded;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::sync;
+use tl_os::process_tree::kill_everything;
 use tl_os::thread;
-use tl_os::tree::kill_everything;
 use tl_supervisor::Supervisor;
 use tl_supervisor::http::EndAction;
 
+use crate::exit_status::FAILURE;
 use crate::role::Role;
 use crate::{mounts, seed};
 
-/// What everything ends with.
+/// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     pub(crate) action: EndAction,
-    /// The exit status, where there is one.
-    pub(crate) code: u8,
+    /// The exit status, except on a machine.
+    pub(crate) status: u8,
 }
 
-/// A disk that does not answer must not keep the machine.
-pub(crate) const DISK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long to wait for a disk that does not respond.
+pub(crate) const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ends the machine, which does not return; elsewhere gives the exit status.
-pub(crate) fn finish(place: Role, ending: Ending) -> u8 {
-    if place != Role::Machine {
-        return ending.code;
+/// Powers off, restarts or halts a machine, and does not return. Elsewhere returns the exit status.
+pub(crate) fn finish(role: Role, ending: Ending) -> u8 {
+    if role != Role::Machine {
+        return ending.status;
     }
-    if within(DISK_PATIENCE, "disks", settle_disks).is_none() {
-        log::error!("a disk does not answer: not waited for");
+    if within(DISK_TIMEOUT, "disks", sync_disks).is_none() {
+        log::error!("a disk does not respond within {} s; continuing without it", DISK_TIMEOUT.as_secs());
     }
     log::logger().flush();
     let Err(errno) = end_machine(ending.action);
-    log::error!("the kernel does not end the machine: {errno}");
+    log::error!("the machine cannot be powered off, restarted or halted: {errno}");
     if errno == Errno::EPERM {
-        // A machine's init may: this is a container without /proc, which could not be told from one.
-        return ending.code;
+        // The init of a machine is allowed to: so this is a container without /proc, which was taken for a machine.
+        return ending.status;
     }
     loop {
         std::thread::park();
     }
 }
 
-/// Leaves the disks as they are to be found again.
-fn settle_disks() {
+/// Saves the random seed, writes all data to the disks, and unmounts them.
+fn sync_disks() {
     if let Err(error) = seed::save() {
-        log::warn!("the random seed is not saved: {error}");
+        log::warn!("cannot save the random seed: {error}");
     }
     sync();
     mounts::unmount_all();
     sync();
 }
 
-/// Does it on a thread that may be left behind. Gives the result, if it is there in time.
+/// Runs `body` on a thread of its own, and waits for its result until the timeout. Then the thread is left behind.
 pub(crate) fn within<T: Send + 'static>(
-    patience: Duration,
+    timeout: Duration,
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    let (tell, done) = bounded(1);
+    let (result, done) = bounded(1);
     let body = move || {
-        // Nobody waits for it any more where it took too long.
-        let _ = tell.send(body());
+        // After the timeout the result has no receiver.
+        let _ = result.send(body());
         Ok(())
     };
     if let Err(error) = thread::spawn(name, body, || {}) {
-        log::error!("no thread for {name}: {error}");
+        log::error!("cannot start the thread {name}: {error}");
     }
-    done.recv_timeout(patience).ok()
+    done.recv_timeout(timeout).ok()
 }
 
 fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
@@ -82,13 +83,13 @@ fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
     })
 }
 
-/// Without a supervisor there is nobody left to end things in order.
+/// Kills all processes, when there is no supervisor to end them in order.
 pub(crate) fn last_resort() -> Ending {
     kill_everything(Supervisor::SHUTDOWN_MARGIN);
-    Ending { action: EndAction::PowerOff, code: 1 }
+    Ending { action: EndAction::PowerOff, status: FAILURE }
 }
 
-/// The main thread has panicked, which has been told.
-pub(crate) fn after_panic(place: Role) -> u8 {
-    finish(place, last_resort())
+/// Ends the program after the main thread has panicked, which the panic hook has logged.
+pub(crate) fn after_panic(role: Role) -> u8 {
+    finish(role, last_resort())
 }

@@ -1,4 +1,4 @@
-//! What the boot did, for the log and for `GET /boot`.
+//! The report of the boot, for the log and for `GET /boot`.
 
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tl_supervisor::http::{BootReport, BootService, BootStep};
 
-/// The report, shared by those who add to it and those who show it.
+/// The report, shared by the threads that add to it and those that show it.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     begun: Instant,
@@ -14,40 +14,40 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// An empty one. `begun`: our first instruction.
+    /// An empty report. `begun` is the time at which the program started.
     pub(crate) fn new(begun: Instant) -> Report {
         Report { begun, report: Arc::default() }
     }
 
-    /// Does a step, and says whether it went well.
+    /// Runs a step, and adds its result and duration.
     pub(crate) fn step<E: Display>(&self, name: &str, step: impl FnOnce() -> Result<String, E>) {
         let begun = Instant::now();
         let result = step();
         self.add(name, begun, result.map_err(|error| error.to_string()));
     }
 
-    /// A step that went wrong, in no time.
+    /// Adds a step that failed, with a duration of 0.
     pub(crate) fn failed(&self, name: &str, detail: &str) {
         self.add(name, Instant::now(), Err(detail.to_owned()));
     }
 
-    /// A step that took from our first instruction until now.
+    /// Adds a step that succeeded, with the time since the program started as its duration.
     pub(crate) fn reached(&self, name: &str, detail: String) {
         self.add(name, self.begun, Ok(detail));
     }
 
-    /// Replaces what is said of the services.
+    /// Replaces the list of services.
     pub(crate) fn set_services(&self, services: Vec<BootService>) {
         self.lock().services = services;
     }
 
-    /// What there is so far.
+    /// The report as it is now.
     pub(crate) fn so_far(&self) -> BootReport {
         self.lock().clone()
     }
 
     fn add(&self, name: &str, begun: Instant, result: Result<String, String>) {
-        // To the microsecond: more digits say nothing.
+        // In milliseconds, with three decimals.
         let ms = begun.elapsed().as_micros() as f64 / 1e3;
         let (ok, detail) = match result {
             Ok(detail) => (true, detail),

@@ -1,4 +1,4 @@
-//! Where we are: it decides what is ours to do at the beginning and at the end.
+//! The role of this process, which decides what it does at boot and at power-off.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,19 +6,19 @@ use std::os::unix::fs::MetadataExt;
 /// The inode of the initial PID namespace, fixed since Linux 3.8 (PROC_PID_INIT_INO, in the kernel's `nsfs.h`).
 const INITIAL: u64 = 0xEFFF_FFFC;
 
-/// Where this process is.
+/// What this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// PID 1 of a machine, which ends with us.
+    /// PID 1 of a machine, which is powered off when this process ends.
     Machine,
-    /// PID 1 of a PID namespace.
+    /// PID 1 of a PID namespace that is not the initial one.
     Container,
-    /// A process among others.
+    /// A process with any other PID.
     Process,
 }
 
 impl Role {
-    /// Finds out. Without /proc a PID 1 takes itself for a machine's: there it must not end.
+    /// Determines the role. Without /proc a PID 1 counts as a machine's, where a wrong exit would be a kernel panic.
     pub(crate) fn find() -> Role {
         if std::process::id() != 1 {
             return Role::Process;

@@ -1,114 +1,91 @@
-//! The main thread: brings everything up, waits for a reason to end, and ends everything in order.
+//! The main thread: starts everything, waits for a reason to shut down, and shuts down in order.
 
 use std::sync::Arc;
-use std::task::Wake;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
 use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
-use tl_os::signals::{Received, SignalThread};
+use tl_os::signal_thread::{Received, SignalThread};
 use tl_os::thread;
-use tl_supervisor::http::{Api, ApiOptions, BootReport, EndAction, Options, Server, SystemControl};
-use tl_supervisor::{Error, Pending, Signal, SpecError, Supervisor, Target, TraceStop, UnitId};
+use tl_supervisor::http::{Api, ApiOptions, EndAction, Options, Server};
+use tl_supervisor::{Pending, Signal, Supervisor, Target, UnitId};
 
-use crate::args::Given;
-use crate::poweroff::{self, DISK_PATIENCE, Ending, last_resort};
+use crate::args::RawConfig;
+use crate::event::{AnswerWaker, Event};
+use crate::exit_status::{of_signal, of_start_error};
+use crate::poweroff::{self, DISK_TIMEOUT, Ending, last_resort};
 use crate::report::Report;
 use crate::role::Role;
 use crate::services::Services;
 use crate::signals::{self, Meaning};
 use crate::start::{self, Base, RETRY};
+use crate::system::System;
 use crate::{boot, files, main_process};
 
-/// What the main thread is told.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Signal(Received),
-    /// `POST /shutdown`.
-    ShutDown(EndAction, Option<Duration>),
-    /// The main process has ended: this is what a shell would call it.
-    EntryEnded(u8),
-    /// It does not run.
-    EntryFailed(Error),
-    /// An orphan has made this thread its tracer, and has stopped for it.
-    TraceStop(TraceStop),
-    /// The supervisor has answered the shutdown.
-    ShutdownAnswered,
-    /// The supervisor thread has ended.
-    SupervisorEnded,
-}
+/// After shutdown, how long to wait for the main process's exit status.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Sends [`Event::ShutdownAnswered`] when it is woken.
-struct TellAnswered(Sender<Event>);
+/// Time allowed for the rest of the boot. Then the services are started without it.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(5);
 
-impl Wake for TellAnswered {
-    fn wake(self: Arc<Self>) {
-        let _ = self.0.send(Event::ShutdownAnswered);
-    }
-}
-
-/// From the answer that everything has ended to the news of the main process's own end.
-const NEWS: Duration = Duration::from_secs(5);
-/// What a shell says of one that was killed: without any news it was.
-const KILLED: u8 = 128 + libc::SIGKILL as u8;
-
-/// What of the boot comes after the API has this long before services are started without it.
-const FINISHING: Duration = Duration::from_secs(5);
-
-/// For the threads to end, and to put away what is theirs, when everything else has ended.
-const TIDYING: Duration = Duration::from_secs(2);
+/// Time allowed for threads to finish after shutdown.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs until everything has ended.
 ///
 /// # Errors
 /// One sentence about why it could not start; never on a machine.
-pub(crate) fn run(place: Role, mut given: Given, report: Report) -> Result<Ending, String> {
-    start::read_conf(&mut given, &report);
-    if given.has_entry() {
-        main_process::leave_terminal(place);
+pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Ending, String> {
+    start::read_conf(&mut raw, &report);
+    if raw.has_command() {
+        main_process::leave_terminal(role);
     }
-    let (tell, events) = unbounded();
+    let (sender, events) = unbounded();
     let mut signals = None;
-    // They are for the threads that watch them: this one could hang in a system call, with the signal. Watching them takes
-    // long on a machine: until the API is there, the kernel keeps them (signal(7)).
+    // Signals are for the threads that watch them: this one could hang in a system call with a signal pending. To start
+    // watching takes long on a machine, so it comes after the API there; until then the kernel keeps signals pending.
     let _ = SigSet::all().thread_block();
-    if place != Role::Machine {
-        signals = watch_signals(tell.clone(), place, &report)?;
+    if role != Role::Machine {
+        signals = watch_signals(sender.clone(), role, &report)?;
     }
-    let base = start::start(place, &given, report, tell.clone())?;
-    let mut main = Main { base, server: None, tell, entry: None, events };
+    let trace_stops = sender.clone();
+    let on_trace_stop = move |stop| drop(trace_stops.send(Event::TraceStop(stop)));
+    let ends = sender.clone();
+    let on_end = move || drop(ends.send(Event::SupervisorEnded));
+    let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
+    let mut main = Main { base, server: None, sender, main_process: None, events };
     if let Err(error) = main.listen() {
-        if place != Role::Machine {
+        if role != Role::Machine {
             return Err(error);
         }
-        main.tell_once(&error);
+        main.report_once(&error);
     }
-    if place == Role::Machine {
-        signals = watch_signals(main.tell.clone(), place, &main.base.report)?;
+    if role == Role::Machine {
+        signals = watch_signals(main.sender.clone(), role, &main.base.report)?;
         main.finish_boot();
     }
     let reload = main.start_services();
-    main.start_entry();
-    let ending = main.wait_for_the_end(&reload);
+    main.start_main_process();
+    let ending = main.wait_for_end(&reload);
     if let Some(server) = &main.server {
         server.shutdown();
     }
-    // A thread that waits for a dead disk is not waited for.
-    if poweroff::within(TIDYING, "tidying", move || drop(main)).is_none() {
-        log::error!("some threads do not end: not waited for");
+    // Dropping joins threads. One of them may hang on a dead disk.
+    if poweroff::within(THREADS_TIMEOUT, "join", move || drop(main)).is_none() {
+        log::error!("some threads do not end within {} s; exiting without them", THREADS_TIMEOUT.as_secs());
     }
     drop(signals);
     Ok(ending)
 }
 
-fn watch_signals(tell: Sender<Event>, place: Role, report: &Report) -> Result<Option<SignalThread>, String> {
-    let notice = move |received| drop(tell.send(Event::Signal(received)));
-    // Without the thread there is no ordered end by a signal; everything else goes on.
-    let died = || log::error!("signals are not watched any more");
-    match SignalThread::start(&signals::all(), notice, died) {
+fn watch_signals(sender: Sender<Event>, role: Role, report: &Report) -> Result<Option<SignalThread>, String> {
+    let notice = move |received| drop(sender.send(Event::Signal(received)));
+    // Without the thread, signals do not shut the daemon down; everything else continues.
+    let died = || log::error!("signals are no longer watched");
+    match SignalThread::start("signals", &signals::all(), notice, died) {
         Ok(thread) => Ok(Some(thread)),
-        Err(error) if place == Role::Machine => {
+        Err(error) if role == Role::Machine => {
             report.failed("signals", &error.to_string());
             Ok(None)
         }
@@ -116,55 +93,31 @@ fn watch_signals(tell: Sender<Event>, place: Role, report: &Report) -> Result<Op
     }
 }
 
-/// The program to the API.
-#[derive(Debug)]
-struct Program {
-    place: Role,
-    report: Report,
-    tell: Sender<Event>,
-}
-
-impl SystemControl for Program {
-    fn boot(&self) -> BootReport {
-        self.report.so_far()
-    }
-
-    fn shut_down(&self, action: EndAction, grace: Option<Duration>) -> Result<(), SpecError> {
-        let (right, words) = match self.place {
-            Role::Machine => (action != EndAction::Exit, "must be `poweroff`, `reboot` or `halt`: this is a machine"),
-            Role::Container | Role::Process => (action == EndAction::Exit, "must be `exit`: this is no machine"),
-        };
-        if !right {
-            return Err(SpecError::new("action", words));
-        }
-        let _ = self.tell.send(Event::ShutDown(action, grace));
-        Ok(())
-    }
-}
-
-/// An end that goes on.
-struct Ongoing {
+/// A shutdown that has begun.
+struct Shutdown {
     ending: Ending,
+    /// Completed when every process has ended.
     done: Pending<()>,
-    /// The supervisor has kept its own deadline by then, unless something holds it up.
+    /// The supervisor is done by then, unless something holds it up.
     overdue: Instant,
 }
 
 struct Main {
     base: Base,
     server: Option<Server>,
-    tell: Sender<Event>,
+    /// A sender for `events`, which therefore never closes.
+    sender: Sender<Event>,
     events: Receiver<Event>,
-    /// The main process, while it has not ended; of a machine there is none.
-    entry: Option<UnitId>,
+    /// The main process that the program ends with, until it has ended. `None` on a machine.
+    main_process: Option<UnitId>,
 }
 
 impl Main {
-    /// Makes the API available, and says where.
+    /// Makes the API available, and writes its address and its token to the run directory.
     fn listen(&mut self) -> Result<(), String> {
-        let Base { place, config, report, token, supervisor, .. } = &self.base;
-        let program = Program { place: *place, report: report.clone(), tell: self.tell.clone() };
-        let api = ApiOptions::new(start::auth(token.as_ref())).system(Arc::new(program));
+        let Base { role, config, report, token, supervisor, .. } = &self.base;
+        let system = System { role: *role, report: report.clone(), sender: self.sender.clone() };
+        let api = ApiOptions::new(start::auth(token.as_ref())).system(Arc::new(system));
         let options = Options::new()
             .max_connections(supervisor.max_connections())
             .max_body(config.max_body)
@@ -174,9 +127,9 @@ impl Main {
         let server = Server::bind(config.listen, Api::new(supervisor.handle(), api), options)
             .map_err(|error| format!("--listen: cannot listen on {}: {error}", config.listen))?;
         let address = server.local_addr();
-        // Only now: a start that fails says why in one line and nothing else.
+        // Warnings come only now: a start that fails logs one line and nothing else.
         if config.no_auth {
-            log::warn!("--no-auth: whoever reaches the port can run anything");
+            log::warn!("--no-auth: every client that reaches the port can run any command");
         }
         for warning in supervisor.warnings() {
             log::warn!("{warning}");
@@ -184,16 +137,17 @@ impl Main {
         report.reached("listening", address.to_string());
         log::info!("listening on {address}");
         self.server = Some(server);
-        // Also only now: another daemon that runs already would lose its token to us.
+        // The token is written only now: a start that fails because another daemon runs must not replace that one's
+        // token.
         let (token, dir) = (token.clone().filter(|_| config.token_file.is_none()), config.run_dir.clone());
         let write = move || {
             token.map_or(Ok(()), |token| files::write_token(&dir, &token))?;
             files::write_address(&dir, address)
         };
-        let silent = || Err(format!("--run-dir: {} does not answer", config.run_dir.display()));
-        match poweroff::within(DISK_PATIENCE, "run-dir", write).unwrap_or_else(silent) {
-            // The API is up: that is what counts.
-            Err(error) if *place == Role::Machine => {
+        let timed_out = || Err(format!("--run-dir: the disk of {} does not respond", config.run_dir.display()));
+        match poweroff::within(DISK_TIMEOUT, "run-dir", write).unwrap_or_else(timed_out) {
+            // A machine goes on: its API works.
+            Err(error) if *role == Role::Machine => {
                 report.failed("run-dir", &error);
                 log::error!("{error}");
                 Ok(())
@@ -202,20 +156,21 @@ impl Main {
         }
     }
 
-    /// What of a machine's boot was left for later. It ends when it is asked to, whatever of this hangs.
+    /// Does the part of a machine's boot that comes after the API. Continues after a timeout if some of it hangs.
     fn finish_boot(&self) {
-        let Base { place, report, leaf, .. } = &self.base;
+        let Base { role, report, leaf, .. } = &self.base;
         boot::load_seed(report);
-        let (place, leaf, reported) = (*place, leaf.clone(), report.clone());
-        let finish = move || boot::finish(place, leaf.as_deref(), &reported);
-        if poweroff::within(FINISHING, "boot", finish).is_none() {
-            report.failed("boot", "the rest of it takes too long: not waited for");
-            log::error!("the rest of the boot takes too long: not waited for");
+        let (role, leaf, boot_report) = (*role, leaf.clone(), report.clone());
+        let finish = move || boot::finish(role, leaf.as_deref(), &boot_report);
+        if poweroff::within(BOOT_TIMEOUT, "boot", finish).is_none() {
+            let problem = format!("the rest of the boot takes longer than {} s", BOOT_TIMEOUT.as_secs());
+            report.failed("boot", &problem);
+            log::error!("{problem}; continuing without it");
         }
     }
 
-    /// Why it does not listen, however often it tries.
-    fn tell_once(&self, error: &str) {
+    /// Reports why the API is not available, once for all attempts that fail for the same reason.
+    fn report_once(&self, error: &str) {
         let report = &self.base.report;
         if !report.so_far().steps.iter().any(|step| step.detail == error) {
             report.failed("listening", error);
@@ -223,15 +178,15 @@ impl Main {
         }
     }
 
-    /// Starts the services from files, on a thread of their own: what hangs there holds up nobody. Gives what makes it
-    /// read them again.
+    /// Starts the services from files, on a thread of their own, which may hang on a disk. A message to the sender that
+    /// is returned makes the thread read the files again.
     fn start_services(&self) -> Sender<()> {
-        let (reload, asked) = bounded(1);
+        let (reload, requests) = bounded(1);
         let Base { config, report, supervisor, .. } = &self.base;
         let mut services = Services::new(&config.config_dir, supervisor.handle(), report.clone());
         let body = move || {
             services.load();
-            for () in asked {
+            for () in requests {
                 services.load();
             }
             Ok(())
@@ -243,164 +198,184 @@ impl Main {
         reload
     }
 
-    /// Starts the main process, if there is to be one.
-    fn start_entry(&mut self) {
-        let Base { place, config, supervisor, .. } = &self.base;
-        let Some((command, args)) = config.entry.split_first() else { return };
-        let spec = main_process::spec(*place, command, args).map_err(Into::into);
-        match spec.and_then(|spec| main_process::start(&supervisor.handle(), spec, self.tell.clone())) {
-            Ok(unit) => self.entry = Some(unit).filter(|_| *place != Role::Machine),
-            Err(error) => drop(self.tell.send(Event::EntryFailed(error))),
+    /// Starts the main process, if one was asked for.
+    fn start_main_process(&mut self) {
+        let Base { role, config, supervisor, .. } = &self.base;
+        let Some((command, args)) = config.command.split_first() else { return };
+        let sender = self.sender.clone();
+        let report = move |end| sender.send(Event::MainProcess(end)).is_ok();
+        let spec = main_process::spec(*role, command, args).map_err(Into::into);
+        match spec.and_then(|spec| main_process::start(&supervisor.handle(), spec, report.clone())) {
+            Ok(unit) => self.main_process = Some(unit).filter(|_| *role != Role::Machine),
+            Err(error) => drop(report(main_process::End::NotStarted(error))),
         }
     }
 
-    /// Waits for the first reason to end, ends everything within the grace, and cuts that short at a second signal.
-    fn wait_for_the_end(&mut self, reload: &Sender<()>) -> Ending {
-        let mut ongoing: Option<Ongoing> = None;
-        // The main process was asked to end.
-        let mut asked = false;
+    /// Waits for the first reason to shut down, and shuts down within the grace; a second signal ends the grace.
+    fn wait_for_end(&mut self, reload: &Sender<()>) -> Ending {
+        let mut shutdown: Option<Shutdown> = None;
+        // Whether the main process was sent a signal that asks it to end.
+        let mut asked_to_end = false;
         loop {
-            let overdue = ongoing.as_ref().map_or_else(never, |ongoing| at(ongoing.overdue));
-            let again = if self.server.is_none() { after(RETRY) } else { never() };
+            let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
+            let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
-                recv(overdue) -> _ => return self.by_force("does not answer", ongoing),
-                recv(again) -> _ => {
+                recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
+                recv(retry) -> _ => {
                     if let Err(error) = self.listen() {
-                        self.tell_once(&error);
+                        self.report_once(&error);
                     }
                     continue;
                 }
             };
             match event {
-                Some(Event::Signal(received)) => self.obey(received, &mut ongoing, &mut asked, reload),
+                Some(Event::Signal(received)) => {
+                    self.handle_signal(received, &mut shutdown, &mut asked_to_end, reload);
+                }
                 Some(Event::ShutDown(action, grace)) => {
                     let grace = grace.unwrap_or(self.base.config.shutdown_grace);
-                    self.end(&mut ongoing, Ending { action, code: 0 }, grace);
+                    self.shut_down(&mut shutdown, Ending { action, status: 0 }, grace);
                 }
-                Some(Event::EntryEnded(code)) => self.entry_ended(code, &mut ongoing),
-                Some(Event::EntryFailed(error)) => {
-                    let code = self.entry_failed(&error);
-                    self.entry_ended(code, &mut ongoing);
+                Some(Event::MainProcess(end)) => {
+                    let status = self.main_status(&end);
+                    self.main_process_ended(status, &mut shutdown);
                 }
                 Some(Event::TraceStop(stop)) => {
                     let pid = stop.pid();
                     if let Err(error) = stop.resume() {
-                        log::debug!("process {pid}, which has stopped for its tracer: {error}");
+                        log::debug!("cannot detach from process {pid}, which has stopped for its tracer: {error}");
                     }
                 }
-                Some(Event::ShutdownAnswered) => match ongoing.as_ref().and_then(|ongoing| ongoing.done.try_take()) {
-                    Some(Ok(())) => return self.with_news(ongoing.map_or_else(last_resort, |ongoing| ongoing.ending)),
-                    Some(Err(_)) => return self.by_force("has ended", ongoing),
-                    None => {}
-                },
-                Some(Event::SupervisorEnded) => return self.by_force("has ended", ongoing),
-                // We hold a sender ourselves.
+                Some(Event::ShutdownAnswered) => {
+                    match shutdown.as_ref().and_then(|shutdown| shutdown.done.try_take()) {
+                        Some(Ok(())) => {
+                            return self
+                                .with_main_status(shutdown.map_or_else(last_resort, |shutdown| shutdown.ending));
+                        }
+                        Some(Err(_)) => return self.end_by_force("has ended", shutdown),
+                        None => {}
+                    }
+                }
+                Some(Event::SupervisorEnded) => return self.end_by_force("has ended", shutdown),
+                // The channel is closed: not while this thread holds a sender.
                 None => {}
             }
         }
     }
 
-    fn obey(&self, received: Received, ongoing: &mut Option<Ongoing>, asked: &mut bool, reload: &Sender<()>) {
+    fn handle_signal(
+        &self,
+        received: Received,
+        shutdown: &mut Option<Shutdown>,
+        asked_to_end: &mut bool,
+        reload: &Sender<()>,
+    ) {
         let signal = received.signal;
-        if !signals::counts(received, geteuid().as_raw()) {
-            return log::warn!("signal {signal} from {:?} does not count", received.sender);
+        if !signals::is_authorised(received, geteuid().as_raw()) {
+            return log::warn!("signal {signal} from {:?} is ignored: the sender is not authorised", received.sender);
         }
-        // What is sent to a main process that is being ended anyway is for us.
-        let entry = self.entry.filter(|_| ongoing.is_none());
-        match signals::meaning(self.base.place, entry.is_some(), signal) {
-            Meaning::End { .. } if ongoing.is_some() => {
-                log::info!("signal {signal} again: no more grace");
-                self.hurry(ongoing);
+        // During a shutdown, signals are no longer forwarded: the main process is being ended anyway.
+        let forward_to = self.main_process.filter(|_| shutdown.is_none());
+        match signals::meaning(self.base.role, forward_to.is_some(), signal) {
+            Meaning::End { .. } if shutdown.is_some() => {
+                log::info!("signal {signal} during the shutdown: ending the grace");
+                self.end_grace(shutdown);
             }
-            Meaning::End { action, grace, code } => {
+            Meaning::End { action, grace, status } => {
                 log::info!("signal {signal}: shutting down");
                 let grace = if grace { self.base.config.shutdown_grace } else { Duration::ZERO };
-                self.end(ongoing, Ending { action, code }, grace);
+                self.shut_down(shutdown, Ending { action, status }, grace);
             }
-            Meaning::Forward { ends: true } if *asked => {
-                log::info!("signal {signal}: the main process has been asked before: no more grace");
-                self.end(ongoing, Ending { action: EndAction::Exit, code: 0 }, Duration::ZERO);
+            Meaning::Forward { ends: true } if *asked_to_end => {
+                log::info!(
+                    "signal {signal}: the second that asks the main process to end: shutting down without grace"
+                );
+                self.shut_down(shutdown, Ending { action: EndAction::Exit, status: 0 }, Duration::ZERO);
             }
             Meaning::Forward { ends } => {
-                *asked |= ends;
-                if let Some(unit) = entry {
-                    // Not waited for: a second one has to be heard whatever the supervisor does.
-                    if let Ok(signal) = Signal::try_from(signal) {
-                        drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal, None));
-                    }
+                *asked_to_end |= ends;
+                if let Some(unit) = forward_to
+                    && let Ok(signal) = Signal::try_from(signal)
+                {
+                    // The answer is not awaited: this thread must handle the next signal whatever the supervisor does.
+                    drop(self.base.supervisor.handle().begin_signal(&Target::Unit(unit), signal, None));
                 }
             }
-            // One that is waiting already does for both.
+            // If a request is pending, it serves this signal too.
             Meaning::Reload => drop(reload.try_send(())),
             Meaning::Nothing => {}
         }
     }
 
-    /// Begins the ordered end, or shortens the one that goes on.
-    fn end(&self, ongoing: &mut Option<Ongoing>, ending: Ending, grace: Duration) {
+    /// Begins the shutdown, or shortens the one that has begun.
+    fn shut_down(&self, shutdown: &mut Option<Shutdown>, ending: Ending, grace: Duration) {
         let done = self.base.supervisor.handle().begin_shutdown(grace);
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
-        match ongoing {
-            Some(ongoing) if ongoing.overdue <= overdue => {
-                log::info!("asked again, with {} s of grace: the earlier deadline stands", grace.as_secs_f64());
+        match shutdown {
+            Some(shutdown) if shutdown.overdue <= overdue => {
+                log::info!("shutdown with {} s of grace: the earlier deadline stands", grace.as_secs_f64());
             }
-            _ => log::info!("shutting down, with {} s of grace", grace.as_secs_f64()),
+            _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
         }
-        let ongoing = ongoing.get_or_insert_with(|| {
-            done.set_waker(Arc::new(TellAnswered(self.tell.clone())).into());
-            Ongoing { ending, done, overdue }
+        let shutdown = shutdown.get_or_insert_with(|| {
+            done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
+            Shutdown { ending, done, overdue }
         });
-        ongoing.overdue = overdue.min(ongoing.overdue);
+        shutdown.overdue = overdue.min(shutdown.overdue);
     }
 
-    /// No more grace for the end that goes on.
-    fn hurry(&self, ongoing: &mut Option<Ongoing>) {
-        if let Some(Ongoing { ending, .. }) = *ongoing {
-            self.end(ongoing, ending, Duration::ZERO);
+    /// Ends the grace of the shutdown that has begun.
+    fn end_grace(&self, shutdown: &mut Option<Shutdown>) {
+        if let Some(Shutdown { ending, .. }) = *shutdown {
+            self.shut_down(shutdown, ending, Duration::ZERO);
         }
     }
 
-    /// Says so. Gives what a shell would exit with.
-    fn entry_failed(&self, error: &Error) -> u8 {
-        let command = self.base.config.entry.first().map_or("", String::as_str);
-        log::error!("the command {command:?} cannot be started: {error}");
-        self.base.report.failed("command", &error.to_string());
-        main_process::code_of_failure(error)
-    }
-
-    fn entry_ended(&mut self, code: u8, ongoing: &mut Option<Ongoing>) {
-        self.entry = None;
-        match ongoing {
-            _ if self.base.place == Role::Machine => {}
-            Some(ongoing) => ongoing.ending.code = code,
-            None => {
-                let ending = Ending { action: EndAction::Exit, code };
-                self.end(ongoing, ending, self.base.config.shutdown_grace);
+    /// The main process's exit status. Reports the error of one that could not be started.
+    fn main_status(&self, end: &main_process::End) -> u8 {
+        match end {
+            main_process::End::Exited(status) => *status,
+            main_process::End::NotStarted(error) => {
+                let command = self.base.config.command.first().map_or("", String::as_str);
+                log::error!("the command {command:?} cannot be started: {error}");
+                self.base.report.failed("command", &error.to_string());
+                of_start_error(error)
             }
         }
     }
 
-    /// Ends everything without the supervisor. What was asked for before still counts.
-    fn by_force(&self, why: &str, ongoing: Option<Ongoing>) -> Ending {
-        log::error!("the supervisor {why}: killing everything");
-        let ending = last_resort();
-        ongoing.map_or(ending, |ongoing| self.with_news(ongoing.ending))
+    fn main_process_ended(&mut self, status: u8, shutdown: &mut Option<Shutdown>) {
+        self.main_process = None;
+        match shutdown {
+            _ if self.base.role == Role::Machine => {}
+            Some(shutdown) => shutdown.ending.status = status,
+            None => {
+                let ending = Ending { action: EndAction::Exit, status };
+                self.shut_down(shutdown, ending, self.base.config.shutdown_grace);
+            }
+        }
     }
 
-    /// How the main process has ended, if that was not known yet: it is our own end.
-    fn with_news(&self, ending: Ending) -> Ending {
-        if self.entry.is_none() {
+    /// Ends all processes without the supervisor. The action that was asked for before is kept.
+    fn end_by_force(&self, why: &str, shutdown: Option<Shutdown>) -> Ending {
+        log::error!("the supervisor {why}: killing all processes");
+        let ending = last_resort();
+        shutdown.map_or(ending, |shutdown| self.with_main_status(shutdown.ending))
+    }
+
+    /// The ending with the main process's exit status. If that is not known yet, waits for it for [`STATUS_TIMEOUT`];
+    /// then the status is that of a process killed by SIGKILL.
+    fn with_main_status(&self, ending: Ending) -> Ending {
+        if self.main_process.is_none() {
             return ending;
         }
-        let deadline = Instant::now() + NEWS;
+        let deadline = Instant::now() + STATUS_TIMEOUT;
         while let Ok(event) = self.events.recv_deadline(deadline) {
-            match event {
-                Event::EntryEnded(code) => return Ending { code, ..ending },
-                Event::EntryFailed(error) => return Ending { code: self.entry_failed(&error), ..ending },
-                _ => {}
+            if let Event::MainProcess(end) = event {
+                return Ending { status: self.main_status(&end), ..ending };
             }
         }
-        Ending { code: KILLED, ..ending }
+        Ending { status: of_signal(libc::SIGKILL), ..ending }
     }
 }

@@ -1,4 +1,5 @@
-//! The random seed: what the kernel's generator had at the last shutdown is mixed in at the next boot (random(4)).
+//! The random seed: random bytes that are saved at shutdown and fed to the kernel's generator at the next boot
+//! (random(4)).
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
@@ -8,13 +9,14 @@ use tl_os::random;
 
 const DIR: &str = "/var/lib/tl-init";
 const FILE: &str = "/var/lib/tl-init/random-seed";
-/// As many bytes as the generator has state.
+/// Length of the seed in bytes: the size of the generator's state.
 const LENGTH: u64 = 32;
 
-/// Mixes the seed in. A new one is put in its place at once, so that none is used twice, even if the power fails.
+/// Feeds the seed to the kernel, and replaces it by a new one at once: no seed is used twice, even after a power
+/// failure.
 ///
 /// # Errors
-/// When one that is there cannot be read, or a new one not be written.
+/// When a seed exists and cannot be read, or a new one cannot be written.
 pub(crate) fn load() -> io::Result<String> {
     let found = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(FILE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -32,7 +34,7 @@ pub(crate) fn load() -> io::Result<String> {
 /// Saves a new seed for the next boot.
 ///
 /// # Errors
-/// When it cannot be written.
+/// When the seed cannot be written.
 pub(crate) fn save() -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIR)?;
     let seed = random::bytes::<{ LENGTH as usize }>()?;

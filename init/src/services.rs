@@ -6,19 +6,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use tl_os::regular_file;
 use tl_supervisor::http::{BootService, parse_process};
 use tl_supervisor::{Handle, Pid, ProcessSpec, Target, UnitId};
 
-use crate::files;
+use crate::files::MAX_LENGTH;
 use crate::report::Report;
 
-/// The most files.
-const MOST: usize = 1000;
+/// Maximum number of service files.
+const MAX_SERVICES: usize = 1000;
 
-/// What is gone or has changed has this long to end, all together, before the others are started.
-const ENDING: Duration = Duration::from_secs(30);
+/// How long to wait, in total, for the end of services whose files were removed or changed.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The services, and what they are to be.
+/// The services, and the state of their files.
 pub(crate) struct Services {
     dir: PathBuf,
     handle: Handle,
@@ -26,23 +27,28 @@ pub(crate) struct Services {
     known: BTreeMap<String, Service>,
 }
 
-/// One file as it was when something was last started from it, or was to be.
+/// A service file, and the unit that was started from it.
 struct Service {
+    /// The content of the file at the last attempt to start it, or why it could not be read.
     text: Result<Vec<u8>, String>,
+    /// The unit, or why it could not be started.
     started: Result<(UnitId, Pid), String>,
-    /// Why what the file says now cannot take its place.
-    broken: Option<String>,
+    /// Why the present content of the file is not valid, while the unit of an earlier one is kept.
+    invalid: Option<String>,
 }
 
 impl Services {
-    /// None yet.
+    /// No services yet.
     pub(crate) fn new(config_dir: &Path, handle: Handle, report: Report) -> Services {
         Services { dir: config_dir.join("services"), handle, report, known: BTreeMap::new() }
     }
 
-    /// Makes it what the files say: what is new, or could not be started, is started, in the order of the names; what is
-    /// gone is ended; what has changed is both. What is as it was is left alone, whatever has become of it; so is what
-    /// runs where its file says nothing that could be started any more.
+    /// Reads the files, and starts and ends services accordingly.
+    ///
+    /// A service whose file is new, or which could not be started before, is started; one whose file was removed is
+    /// ended; one whose file was changed is ended and started again. A service whose file is the same is left
+    /// unchanged, whatever its state. So is a running one whose file is no longer valid. Services are started in the
+    /// order of their file names.
     pub(crate) fn load(&mut self) {
         let files = match read_all(&self.dir) {
             Ok(files) => files,
@@ -57,25 +63,25 @@ impl Services {
             let text = files.get(file);
             let same = text == Some(&service.text);
             let changed = text.filter(|_| !same && service.started.is_ok());
-            service.broken = changed.and_then(|text| parse(text).err());
-            if let Some(error) = &service.broken {
-                log::error!("service {file}: {error}: left as it was");
+            service.invalid = changed.and_then(|text| parse(text).err());
+            if let Some(error) = &service.invalid {
+                log::error!("service {file}: {error}; the running service is kept");
                 return true;
             }
             if let (false, Ok((unit, _))) = (same, &service.started) {
                 ending.push((Target::Unit(*unit), self.handle.begin_kill(&Target::Unit(*unit))));
             }
-            // What kept one from its start may be gone.
+            // A service that could not be started is tried again.
             same && service.started.is_ok()
         });
-        // Their names and their ports are to be free.
-        let deadline = Instant::now() + ENDING;
+        // Wait until their names and ports are free.
+        let deadline = Instant::now() + END_TIMEOUT;
         for (unit, end) in ending {
-            // Answered after a while even if its grace goes on.
+            // The answer comes within a limited time, even while the grace continues.
             let _ = end.wait();
             let _ = self.handle.wait(&unit, Some(deadline.saturating_duration_since(Instant::now())));
         }
-        // All are asked for before any is waited for: a program on a hung disk holds up nobody but itself.
+        // All starts begin before the first is awaited: a program on a disk that hangs holds up only itself.
         let new: Vec<_> = files.into_iter().filter(|(file, _)| !self.known.contains_key(file)).collect();
         let starting: Vec<_> = new
             .into_iter()
@@ -92,9 +98,9 @@ impl Services {
             if let Err(error) = &started {
                 log::error!("service {file}: {error}");
             }
-            self.known.insert(file, Service { text, started, broken: None });
+            self.known.insert(file, Service { text, started, invalid: None });
         }
-        self.report.set_services(self.known.iter().map(|(file, service)| told(file, service)).collect());
+        self.report.set_services(self.known.iter().map(|(file, service)| report_of(file, service)).collect());
     }
 }
 
@@ -102,31 +108,35 @@ fn parse(text: &Result<Vec<u8>, String>) -> Result<ProcessSpec, String> {
     parse_process(text.as_ref()?).map_err(|error| error.to_string())
 }
 
-fn told(file: &str, service: &Service) -> BootService {
-    let (ok, detail, pid) = match (&service.started, &service.broken) {
+fn report_of(file: &str, service: &Service) -> BootService {
+    let (ok, detail, pid) = match (&service.started, &service.invalid) {
         (Ok((_, pid)), None) => (true, "started".to_owned(), Some(*pid)),
-        (Ok((_, pid)), Some(error)) => (false, format!("{error}: left as it was"), Some(*pid)),
+        (Ok((_, pid)), Some(error)) => (false, format!("{error}; the running service is kept"), Some(*pid)),
         (Err(error), _) => (false, error.clone(), None),
     };
     BootService { file: file.to_owned(), ok, detail, pid }
 }
 
-/// The files by their names, each whole or with why it cannot be read. No folder is no service.
+/// The contents of the files by name, or why they cannot be read. None if the directory does not exist.
 fn read_all(dir: &Path) -> io::Result<BTreeMap<String, Result<Vec<u8>, String>>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         result => result?,
     };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // One with a dot in front is somebody's editor's.
+    // Names that begin with a dot belong to editors.
     let mut names: Vec<String> = names.filter(|name| name.ends_with(".json") && !name.starts_with('.')).collect();
     names.sort();
-    if names.len() > MOST {
-        log::error!("{}: {} services are left out: {MOST} are the most", dir.display(), names.len() - MOST);
-        names.truncate(MOST);
+    if names.len() > MAX_SERVICES {
+        log::error!(
+            "{}: {} files beyond the first {MAX_SERVICES} are ignored",
+            dir.display(),
+            names.len() - MAX_SERVICES
+        );
+        names.truncate(MAX_SERVICES);
     }
     let read = |name: String| {
-        let text = files::read_regular(&dir.join(&name)).map_err(|error| error.to_string());
+        let text = regular_file::read(&dir.join(&name), MAX_LENGTH).map_err(|error| error.to_string());
         (name, text)
     };
     Ok(names.into_iter().map(read).collect())
@@ -137,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_read_in_order_and_whole() {
+    fn service_files_are_read_in_order_up_to_a_length() {
         let dir = tempfile::tempdir().unwrap();
         assert!(read_all(&dir.path().join("none")).unwrap().is_empty());
         for name in ["20.json", "10.json", ".hidden.json", "notes.txt"] {

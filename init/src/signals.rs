@@ -1,36 +1,42 @@
-//! What a signal means, as one table.
+//! What each signal means, as one table.
 
-use tl_os::signals::Received;
+use tl_os::signal_thread::Received;
 use tl_supervisor::http::EndAction;
 
+use crate::exit_status::of_signal;
 use crate::role::Role;
 
-/// SIGRTMIN as the C library counts it: two below are its own.
+/// SIGRTMIN as the C library defines it. It uses the two signals below for itself.
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// What is to be done about one.
+/// What to do about a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Meaning {
-    /// Everything ends.
+    /// Shut down.
     End {
         action: EndAction,
+        /// Whether processes have the configured grace, rather than none.
         grace: bool,
-        code: u8,
+        /// The exit status.
+        status: u8,
     },
-    /// The main process gets it. `ends`: a second one is for us.
+    /// Send it to the main process.
     Forward {
+        /// Whether it asks the main process to end. The second such signal shuts down without grace.
         ends: bool,
     },
-    /// The services are looked at again.
+    /// Read the service files again.
     Reload,
+    /// Ignore it.
     Nothing,
 }
 
-/// All that mean something anywhere. What the kernel sends for a fault of ours stays what it is, SIGCHLD is the
-/// supervisor's, and who writes to a terminal from the background is not to be told so again and again.
+/// The signals that have a meaning in any role. Not among them: signals that the kernel sends for a fault in this
+/// process, which keep their default action; SIGCHLD, which the supervisor watches; SIGTTIN and SIGTTOU, which the
+/// kernel would send again at each access to a terminal from the background.
 pub(crate) fn all() -> Vec<i32> {
-    const NOT_OURS: [i32; 13] = [
+    const EXCLUDED: [i32; 13] = [
         libc::SIGKILL,
         libc::SIGSTOP,
         libc::SIGILL,
@@ -45,22 +51,21 @@ pub(crate) fn all() -> Vec<i32> {
         libc::SIGTTIN,
         libc::SIGTTOU,
     ];
-    (1..RTMIN - 2).chain(RTMIN..=RTMAX).filter(|signal| !NOT_OURS.contains(signal)).collect()
+    (1..RTMIN - 2).chain(RTMIN..=RTMAX).filter(|signal| !EXCLUDED.contains(signal)).collect()
 }
 
-/// Whether somebody sent it whose word counts: the kernel, one outside of our PID namespace (whose UID may have no
-/// number in here), root, or we ourselves.
-pub(crate) fn counts(received: Received, our_uid: u32) -> bool {
-    received.sender.is_none_or(|sender| sender.pid == 0 || sender.uid == 0 || sender.uid == our_uid)
+/// Whether its sender may control this process: the kernel, root, a process of the daemon's user, or one outside of
+/// this PID namespace, whose UID may not be mapped here.
+pub(crate) fn is_authorised(received: Received, daemon_uid: u32) -> bool {
+    received.sender.is_none_or(|sender| sender.pid == 0 || sender.uid == 0 || sender.uid == daemon_uid)
 }
 
-/// The table. `entry`: there is a main process that has not ended.
-pub(crate) fn meaning(place: Role, entry: bool, signal: i32) -> Meaning {
+/// The meaning of a signal. `has_main`: there is a main process that signals are forwarded to.
+pub(crate) fn meaning(role: Role, has_main: bool, signal: i32) -> Meaning {
     use EndAction::{Exit, Halt, PowerOff, Reboot};
-    let end = |action, code| Meaning::End { action, grace: true, code };
-    let at_once = |action| Meaning::End { action, grace: false, code: 0 };
-    const INTERRUPTED: u8 = 128 + libc::SIGINT as u8;
-    match (place, entry) {
+    let end = |action, status| Meaning::End { action, grace: true, status };
+    let at_once = |action| Meaning::End { action, grace: false, status: 0 };
+    match (role, has_main) {
         (Role::Machine, _) => match signal {
             libc::SIGTERM | libc::SIGPWR | libc::SIGUSR2 => end(PowerOff, 0),
             libc::SIGINT => end(Reboot, 0),
@@ -79,7 +84,7 @@ pub(crate) fn meaning(place: Role, entry: bool, signal: i32) -> Meaning {
         (_, true) => Meaning::Forward { ends: matches!(signal, libc::SIGTERM | libc::SIGINT) },
         (_, false) => match signal {
             libc::SIGTERM | libc::SIGPWR | libc::SIGUSR2 | libc::SIGUSR1 => end(Exit, 0),
-            libc::SIGINT => end(Exit, INTERRUPTED),
+            libc::SIGINT => end(Exit, of_signal(libc::SIGINT)),
             libc::SIGHUP => Meaning::Reload,
             _ => match signal - RTMIN {
                 3..=5 => end(Exit, 0),
@@ -92,22 +97,22 @@ pub(crate) fn meaning(place: Role, entry: bool, signal: i32) -> Meaning {
 
 #[cfg(test)]
 mod tests {
-    use tl_os::signals::Sender;
+    use tl_os::signal_thread::Sender;
 
     use super::*;
     use EndAction::{Exit, Halt, PowerOff, Reboot};
 
-    /// Everything that means something, for each of the three places.
-    fn table(place: Role, entry: bool) -> Vec<(i32, EndAction, bool, u8)> {
-        let ends = all().into_iter().filter_map(|signal| match meaning(place, entry, signal) {
-            Meaning::End { action, grace, code } => Some((signal, action, grace, code)),
+    /// The signals that shut down in this role.
+    fn table(role: Role, has_main: bool) -> Vec<(i32, EndAction, bool, u8)> {
+        let ends = all().into_iter().filter_map(|signal| match meaning(role, has_main, signal) {
+            Meaning::End { action, grace, status } => Some((signal, action, grace, status)),
             _ => None,
         });
         ends.collect()
     }
 
     #[test]
-    fn on_a_machine() {
+    fn on_a_machine_signals_power_off_restart_or_halt() {
         let right = [
             (2, Reboot, true, 0),
             (10, Halt, true, 0),
@@ -126,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_container() {
+    fn elsewhere_signals_exit() {
         let graceful = [(2, 130), (10, 0), (12, 0), (15, 0), (30, 0), (37, 0), (38, 0), (39, 0)];
         let graceful = graceful.map(|(signal, code)| (signal, Exit, true, code));
         let at_once = [47, 48, 49].map(|signal| (signal, Exit, false, 0));
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_main_process_it_gets_them_all() {
+    fn all_signals_are_forwarded_to_a_main_process() {
         for signal in all() {
             let right = Meaning::Forward { ends: signal == 15 || signal == 2 };
             assert_eq!(meaning(Role::Container, true, signal), right, "{signal}");
@@ -147,16 +152,16 @@ mod tests {
     }
 
     #[test]
-    fn hup_reads_the_services_again() {
-        for place in [Role::Machine, Role::Container, Role::Process] {
-            assert_eq!(meaning(place, false, 1), Meaning::Reload);
+    fn sighup_reads_the_service_files_again() {
+        for role in [Role::Machine, Role::Container, Role::Process] {
+            assert_eq!(meaning(role, false, 1), Meaning::Reload);
         }
     }
 
     #[test]
-    fn whose_word_counts() {
-        let from = |pid, uid| counts(Received { signal: 15, sender: Some(Sender { pid, uid }) }, 7);
-        assert!(counts(Received { signal: 15, sender: None }, 7));
+    fn only_the_kernel_root_the_daemons_user_and_outer_processes_are_authorised() {
+        let from = |pid, uid| is_authorised(Received { signal: 15, sender: Some(Sender { pid, uid }) }, 7);
+        assert!(is_authorised(Received { signal: 15, sender: None }, 7));
         assert!(from(5, 0) && from(5, 7) && from(0, 65534));
         assert!(!from(5, 1000) && !from(5, 65534));
     }

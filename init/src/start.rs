@@ -1,5 +1,5 @@
-//! From what was given to a supervisor that runs. The init of a machine cannot give up: it goes on with less, and says
-//! so; everybody else says in one line what is wrong, and ends.
+//! Starts the supervisor from the options that were given. On a machine a problem is reported, and the start goes on
+//! with a default or without the part that failed. Elsewhere the first problem ends the program with one line.
 
 use std::fmt::Display;
 use std::fs;
@@ -7,89 +7,105 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use nix::sys::statvfs::statvfs;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
 use tl_supervisor::http::Auth;
-use tl_supervisor::{Builder, LogLimits, Supervisor};
+use tl_supervisor::{Builder, LogLimits, Supervisor, TraceStop};
 
-use crate::args::{Config, Given};
+use crate::args::RawConfig;
+use crate::config::Config;
 use crate::report::Report;
 use crate::role::Role;
-use crate::run::Event;
 use crate::{boot, files, logger};
 
-/// Until something that must not fail is tried again.
+/// Pause between attempts at something that must succeed in the end.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
-/// Memory, where nothing else can be written. Nobody else has been there before PID 1.
+/// A directory in memory, for when no other can be written. No other process can have made it before PID 1 runs.
 const LAST_DIR: &str = "/dev/shm/tl-init";
 
-/// What is there before anything can be asked for.
+/// What has been started before the API.
 pub(crate) struct Base {
-    pub(crate) place: Role,
+    pub(crate) role: Role,
     pub(crate) config: Config,
     pub(crate) report: Report,
+    /// The bearer token; `None` if requests need none.
     pub(crate) token: Option<Vec<u8>>,
-    /// The cgroup that is still to be entered.
+    /// The cgroup that this process has yet to enter.
     pub(crate) leaf: Option<PathBuf>,
     pub(crate) supervisor: Supervisor,
 }
 
-/// Does what a boot has to do, and starts the supervisor.
+/// Does the duties of a boot, and starts the supervisor. `on_trace_stop` is called for each orphan that has stopped
+/// with the main thread as its tracer, which then has to resume it;
+/// `on_end` when the supervisor thread has ended.
 ///
 /// # Errors
 /// One sentence; never on a machine.
-pub(crate) fn start(place: Role, given: &Given, report: Report, tell: Sender<Event>) -> Result<Base, String> {
-    let cgroup = if place == Role::Process { None } else { boot::boot(place, &report) };
-    let start = Start { place, report, tell };
-    for name in given.unknown() {
+pub(crate) fn start(
+    role: Role,
+    raw: &RawConfig,
+    report: Report,
+    on_trace_stop: impl Fn(TraceStop) + Clone + Send + 'static,
+    on_end: impl Fn() + Clone + Send + 'static,
+) -> Result<Base, String> {
+    let cgroup = if role == Role::Process { None } else { boot::boot(role, &report) };
+    let start = Start { role, report };
+    for name in raw.unknown() {
         start.report.failed("configuration", &format!("there is no option {name}"));
     }
-    let mut config = match (given.strictly(), place) {
+    let mut config = match (raw.resolve(), role) {
         (Ok(config), _) => config,
-        (Err(_), Role::Machine) => start.make_do(given),
+        (Err(_), Role::Machine) => start.resolve_leniently(raw),
         (Err(error), _) => return Err(error),
     };
     logger::start(config.log_level, config.log_format);
-    start.tell_failures();
+    start.log_failures();
     config.run_dir = start.run_dir(&config)?;
-    let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), |path| files::read_env(place, path));
+    let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), |path| files::read_env(role, path));
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
     let token = start.token(&mut config)?;
     let (parent, leaf) = cgroup.map_or((None, None), |settled| (Some(settled.parent), settled.leaf));
-    let supervisor = start.supervisor(&mut config, env, parent)?;
-    Ok(Base { place, config, report: start.report, token, leaf, supervisor })
+    let configure = |config: &Config| {
+        let builder =
+            builder(config).base_env(env.clone()).on_main_thread(on_trace_stop.clone()).on_end(on_end.clone());
+        match &parent {
+            Some(parent) => builder.cgroup(parent.clone()),
+            None => builder,
+        }
+    };
+    let supervisor = start.supervisor(&mut config, configure)?;
+    Ok(Base { role, config, report: start.report, token, leaf, supervisor })
 }
 
-/// Adds `init.conf` to what was given.
-pub(crate) fn read_conf(given: &mut Given, report: &Report) {
-    let path = given.config_dir().join("init.conf");
-    // By its metadata: a directory that cannot be entered is a problem as well.
+/// Adds the variables of `init.conf` to the options that were given.
+pub(crate) fn read_conf(raw: &mut RawConfig, report: &Report) {
+    let path = raw.config_dir().join("init.conf");
+    // A file that does not exist is no problem; a directory that cannot be entered is one.
     if matches!(fs::symlink_metadata(&path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
         return;
     }
     let (pairs, problem) = files::read_conf(&path);
-    pairs.into_iter().for_each(|(name, value)| given.add(name, value));
+    pairs.into_iter().for_each(|(name, value)| raw.add(name, value));
     if let Some(problem) = problem {
         report.failed("init.conf", &problem);
     }
 }
 
-/// Who may use the API.
+/// How the API authenticates requests.
 pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
     token.map_or(Auth::Anybody, |token| Auth::Token(token.clone()))
 }
 
+/// The steps of a start, and what they do about a problem.
 struct Start {
-    place: Role,
+    role: Role,
     report: Report,
-    tell: Sender<Event>,
 }
 
 impl Start {
-    /// What has failed, or on a machine what is done instead, with a word about it.
+    /// Returns the result. On a machine, reports an error and returns `otherwise` in its role.
     fn or<T, E: Display>(
         &self,
         name: &str,
@@ -97,7 +113,7 @@ impl Start {
         otherwise: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         match result {
-            Err(error) if self.place == Role::Machine => {
+            Err(error) if self.role == Role::Machine => {
                 self.failed(name, &error);
                 otherwise()
             }
@@ -110,29 +126,29 @@ impl Start {
         log::error!("{name}: {error}");
     }
 
-    fn make_do(&self, given: &Given) -> Config {
-        let (config, problems) = given.leniently();
+    fn resolve_leniently(&self, raw: &RawConfig) -> Config {
+        let (config, problems) = raw.resolve_leniently();
         for problem in problems {
             self.report.failed("configuration", &problem);
         }
         config
     }
 
-    /// The log has just begun: what has failed before is told now.
-    fn tell_failures(&self) {
+    /// Logs the failures of the steps before the log was started.
+    fn log_failures(&self) {
         for step in self.report.so_far().steps.iter().filter(|step| !step.ok) {
             log::error!("{}: {}", step.name, step.detail);
         }
     }
 
-    /// The bearer token, where one is asked for. Without the file that it was to come from, a machine makes one and
-    /// leaves it where one without a file is.
+    /// The bearer token, unless requests need none: from `--token-file`, or made here. If the file cannot be used, a
+    /// machine makes a token and behaves as without `--token-file`.
     fn token(&self, config: &mut Config) -> Result<Option<Vec<u8>>, String> {
         if config.no_auth {
             return Ok(None);
         }
         let Some(path) = &config.token_file else { return files::make_token().map(Some) };
-        let token = self.or("token-file", files::read_token(self.place, path).map(Some), || Ok(None))?;
+        let token = self.or("token-file", files::read_token(self.role, path).map(Some), || Ok(None))?;
         if token.is_some() {
             return Ok(token);
         }
@@ -140,55 +156,44 @@ impl Start {
         files::make_token().map(Some)
     }
 
-    /// Where the token and the address go: for PID 1 there is one in the end.
+    /// The directory for the token and the address. For PID 1 that is one in memory if the configured one cannot be
+    /// used.
     fn run_dir(&self, config: &Config) -> Result<PathBuf, String> {
-        let made = usable(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
+        let made = make_writable(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
         match made {
-            Err(error) if self.place != Role::Process => {
+            Err(error) if self.role != Role::Process => {
                 self.failed("run-dir", &error);
                 let last = PathBuf::from(LAST_DIR);
-                self.or("run-dir", usable(&last).and_then(|()| files::check_owner(&last)), || Ok(()))?;
+                self.or("run-dir", make_writable(&last).and_then(|()| files::check_owner(&last)), || Ok(()))?;
                 Ok(last)
             }
             result => result.map(|()| config.run_dir.clone()),
         }
     }
 
-    /// Tries until it runs: as configured, then with its logs where they will be lost, then again.
-    fn supervisor(
-        &self,
-        config: &mut Config,
-        env: Vec<(String, String)>,
-        cgroup: Option<PathBuf>,
-    ) -> Result<Supervisor, String> {
+    /// Starts the supervisor that `configure` sets up. As PID 1 it tries the configured log directory, then directories
+    /// in memory; a machine tries these again and again.
+    fn supervisor(&self, config: &mut Config, configure: impl Fn(&Config) -> Builder) -> Result<Supervisor, String> {
         let mut dirs = vec![config.log_dir.clone()];
-        if self.place != Role::Process {
+        if self.role != Role::Process {
             dirs.extend([config.run_dir.join("log"), Path::new(LAST_DIR).join("log")]);
         }
-        let mut told = false;
+        let mut reported = false;
         loop {
             let mut last = String::new();
             for dir in &dirs {
                 config.log_dir.clone_from(dir);
-                let tell = self.tell.clone();
-                let hand_over = move |stop| drop(tell.send(Event::TraceStop(stop)));
-                let tell = self.tell.clone();
-                let on_end = move || drop(tell.send(Event::SupervisorEnded));
-                let mut builder = builder(config).base_env(env.clone()).on_main_thread(hand_over).on_end(on_end);
-                if let Some(parent) = &cgroup {
-                    builder = builder.cgroup(parent.clone());
-                }
-                match builder.start() {
+                match configure(config).start() {
                     Ok(supervisor) => return Ok(supervisor),
                     Err(error) => last = format!("cannot start with --log-dir {}: {error}", dir.display()),
                 }
-                if dirs.len() > 1 && !told {
+                if dirs.len() > 1 && !reported {
                     self.failed("log-dir", &last);
                 }
             }
-            // Once: this can go on for as long as the machine does.
-            told = true;
-            if self.place != Role::Machine {
+            // Later rounds, of which there can be any number, report nothing.
+            reported = true;
+            if self.role != Role::Machine {
                 return Err(last);
             }
             std::thread::sleep(RETRY);
@@ -196,8 +201,8 @@ impl Start {
     }
 }
 
-/// Makes a directory that we can write in.
-fn usable(dir: &Path) -> Result<(), String> {
+/// Makes a directory, and checks that this process can write in it.
+fn make_writable(dir: &Path) -> Result<(), String> {
     files::make_dir(dir)?;
     access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))
 }
@@ -219,13 +224,15 @@ fn builder(config: &Config) -> Builder {
         .session_idle(config.session_idle)
 }
 
-/// 1 GiB or a tenth of the file system, the smaller (section 7). One without a size, as an initramfs can be, is in
-/// memory. A tenth of a tiny one would keep less of a process than memory does where there is no room at all: there the
-/// logs may fill it.
+/// The default of `--log-total`: 1 GiB or a tenth of the file system, whichever is less, but at least 1 MiB
+/// (docs/api.md, Limits). A file system without a size, as an initramfs can be, is as large as the memory.
+///
+/// The lower bound lets logs fill a file system of less than 10 MiB: a tenth of it would be less than is kept in memory
+/// for a process whose log directory has no room at all.
 fn default_log_total(log_dir: &Path) -> u64 {
     const MOST: u64 = 1 << 30;
     const LEAST: u64 = 1 << 20;
-    // The directory may not be there yet: its file system is that of the nearest one that is.
+    // The directory may not exist yet; it will be in the file system of the nearest one above it that does.
     let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
     let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
     let size = here.map(|fs| fs.blocks().saturating_mul(fs.fragment_size())).filter(|size| *size > 0);
@@ -238,8 +245,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_logs_have_room_where_the_file_system_has_no_size() {
-        // Like ramfs, it says that it has 0 blocks.
+    fn logs_have_room_on_a_file_system_without_a_size() {
+        // Like ramfs, procfs reports 0 blocks.
         assert!(default_log_total(Path::new("/proc/self")) >= 1 << 20);
         assert!(default_log_total(Path::new("/nowhere/at/all")) >= 1 << 20);
     }

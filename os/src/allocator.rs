@@ -1,71 +1,75 @@
-//! Memory of the process: what to do when there is no more of it, and when there is more than is used.
+//! The global allocator: keeps a reserve for small allocations, and returns unused memory to the kernel.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
-/// Address space that is held back, in bytes: twice what the C library takes from the kernel at once.
+/// Size of the reserve of address space in bytes: twice what the C library takes from the kernel at once.
 const RESERVE: usize = 2 << 20;
 
-/// What is left for the C library, in bytes: a thread's stack, and what several threads may allocate at the same time.
+/// Address space that must be free beside the reserve, in bytes: for a thread's stack, and for what several threads may
+/// allocate at the same time.
 const MARGIN: usize = 4 << 20;
 
-/// A larger allocation never gets any of the reserve: who makes it can do without, or it is a mistake.
+/// Largest allocation in bytes that may use the reserve. The program can do without larger ones.
 const SMALL: usize = 256 << 10;
 
-/// The reserve, where it is held.
+/// The reserve; null while it is not held.
 static HELD: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// Threads that are giving the reserve back.
+/// Number of threads that are returning the reserve to the kernel.
 static GIVING_BACK: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether a reserve is wanted.
+/// Whether [`hold_reserve`] was called.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// The system's allocator, with a reserve: where memory has an end (RLIMIT_AS, strict overcommit), what fails first must
-/// not be the allocation of a few bytes that nobody can do without, because that ends the process.
+/// The system's allocator with a reserve. Where memory is limited (RLIMIT_AS, strict overcommit), an allocation of a
+/// few bytes that the program cannot do without must not be the first to fail: its failure ends the process. So a small
+/// allocation that fails is tried again after the reserve was returned to the kernel.
 #[derive(Debug)]
 pub struct Allocator;
 
-/// Holds the reserve from now on. For a program whose global allocator is [`Allocator`].
+/// Holds the reserve from now on. Of use in a program whose global allocator is [`Allocator`].
 pub fn hold_reserve() {
     WANTED.store(true, SeqCst);
     replenish();
 }
 
-/// Holds the reserve again where it was used; false while that is not possible: then nothing new should be begun.
+/// Holds the reserve again if it was used. Returns false while there is no memory for it; then the program should begin
+/// nothing new. Returns true if [`hold_reserve`] was never called.
 pub fn replenish() -> bool {
     if !WANTED.load(SeqCst) || !HELD.load(SeqCst).is_null() {
         return true;
     }
     let Some(mapped) = map(RESERVE) else { return false };
     if HELD.compare_exchange(ptr::null_mut(), mapped, SeqCst, SeqCst).is_err() {
-        unmap(mapped, RESERVE);
+        // SAFETY: the exchange failed, so this thread alone knows the mapping that was just made.
+        unsafe { unmap(mapped, RESERVE) };
     }
     true
 }
 
-/// Whether there is memory for a few small allocations, asked where there is no reserve.
+/// Whether there is memory for a few small allocations, beside the reserve if that is held.
 pub fn has_some() -> bool {
     Vec::<u8>::new().try_reserve_exact(SMALL).is_ok()
 }
 
-/// Whether there is memory beside the reserve for what the C library allocates by itself, which never gets any of that
-/// and where a failure ends the process: at the start of each thread, for example. To be asked before a thread is started
-/// for a stranger, and before a buffer grows as a stranger likes.
+/// Whether 4 MiB are free beside the reserve. The C library needs them for its own allocations, at the start of a
+/// thread for example: these never use the reserve, and one that fails ends the process. Check this before starting a
+/// thread for a client and before growing a buffer as a client demands. Returns true if [`hold_reserve`] was never
+/// called.
 pub fn has_margin() -> bool {
     if !WANTED.load(SeqCst) {
         return true;
     }
-    let mapped = map(MARGIN);
-    mapped.is_some_and(|mapped| {
-        unmap(mapped, MARGIN);
-        true
-    })
+    let Some(mapped) = map(MARGIN) else { return false };
+    // SAFETY: the mapping was just made, and this thread alone knows it.
+    unsafe { unmap(mapped, MARGIN) };
+    true
 }
 
-/// Whether an allocation of this size, which has failed, is tried again: with the reserve given back to the kernel, by this
-/// thread or by another one that has failed at the same time.
+/// Whether a failed allocation of this size is to be tried again. If so, the reserve was returned to the kernel, by
+/// this thread or by another one whose allocation failed at the same time.
 fn may_try_again(size: usize) -> bool {
     if size > SMALL {
         return false;
@@ -73,82 +77,90 @@ fn may_try_again(size: usize) -> bool {
     GIVING_BACK.fetch_add(1, SeqCst);
     let held = HELD.swap(ptr::null_mut(), SeqCst);
     if !held.is_null() {
-        unmap(held, RESERVE);
+        // SAFETY: what `HELD` has comes from `map(RESERVE)`, and the swap has given it to this thread alone.
+        unsafe { unmap(held, RESERVE) };
     }
     GIVING_BACK.fetch_sub(1, SeqCst);
-    // Whoever has taken the reserve may be about to unmap it: a system call that waits for nobody.
+    // Another thread may have taken the reserve and not unmapped it yet: one system call that does not block.
     while GIVING_BACK.load(SeqCst) > 0 {
         std::thread::yield_now();
     }
     true
 }
 
-/// New memory that nothing is in yet.
+/// Maps new memory of this many bytes; `None` if there is not so much.
 fn map(bytes: usize) -> Option<*mut libc::c_void> {
     let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a new mapping that the kernel places; nothing that is mapped already changes.
+    // SAFETY: it makes a new mapping at an address that the kernel chooses, and changes no existing one.
     let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
     (mapped != libc::MAP_FAILED).then_some(mapped)
 }
 
-/// Gives back what [`map`] has given.
-fn unmap(mapped: *mut libc::c_void, bytes: usize) {
-    // SAFETY: a mapping of this length that `map` has made, and that nobody else has; nothing is in it.
+/// Unmaps what [`map`] has returned.
+///
+/// # Safety
+/// `mapped` is a mapping of this length that [`map`] has made. It is not used again, by any thread.
+unsafe fn unmap(mapped: *mut libc::c_void, bytes: usize) {
+    // SAFETY: by this function's contract the mapping is the caller's alone.
     unsafe { libc::munmap(mapped, bytes) };
 }
 
-// SAFETY: every request is the system allocator's to fulfil; one that it cannot is repeated with the same arguments.
+// SAFETY: each method passes its arguments to the system allocator and returns what that does. A request that failed is
+// repeated with the same arguments. Nothing here allocates or panics.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.alloc`.
         let memory = unsafe { System.alloc(layout) };
         if !memory.is_null() || !may_try_again(layout.size()) {
             return memory;
         }
-        // SAFETY: as above.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.alloc_zeroed`.
         let memory = unsafe { System.alloc_zeroed(layout) };
         if !memory.is_null() || !may_try_again(layout.size()) {
             return memory;
         }
-        // SAFETY: as above.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.realloc`.
         let memory = unsafe { System.realloc(old, layout, size) };
         if !memory.is_null() || !may_try_again(size) {
             return memory;
         }
-        // SAFETY: as above; what failed has left the old memory as it was.
+        // SAFETY: the caller keeps the contract of this method. The attempt that failed has left `old` as it was.
         unsafe { System.realloc(old, layout, size) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the same.
+        // SAFETY: the caller keeps the contract of this method, which is that of `System.dealloc`.
         unsafe { System.dealloc(memory, layout) };
     }
 }
 
-/// Has all threads share few arenas: with one for each that runs at the same time, what was used once by many threads is
-/// spread over all of them, and each takes 64 MiB of addresses. To be called before there are other threads.
-pub fn share_arenas() {
-    // SAFETY: a setting of the allocator, which has locks of its own.
+/// Makes all threads share two of glibc's arenas. By default each thread that runs has its own: memory that many
+/// threads have used once is then spread over all arenas, and each takes 64 MiB of addresses.
+///
+/// # Safety
+/// No other thread exists: glibc does not synchronise `mallopt(3)` with allocations.
+pub unsafe fn share_arenas() {
+    // SAFETY: by this function's contract no other thread reads the setting meanwhile.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2)
     };
 }
 
-/// Gives memory that nobody uses any more to the kernel. The allocator keeps what was freed, in case it is wanted again:
-/// what lies between pieces that are in use it would keep for ever.
+/// Returns freed memory to the kernel. By itself the C library keeps freed memory for later allocations; what lies
+/// between pieces in use it would keep for ever.
 pub fn give_back() {
-    // SAFETY: the allocator has locks of its own, and no memory that is in use is touched.
+    // SAFETY: `malloc_trim(3)` takes the locks of the arenas, and does not touch memory in use.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0)
@@ -160,11 +172,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reserve_is_used_once_and_held_again() {
-        assert!(replenish() && HELD.load(SeqCst).is_null(), "nobody wants it here yet");
+    fn the_reserve_is_used_by_small_allocations_and_held_again() {
+        assert!(replenish() && HELD.load(SeqCst).is_null(), "a reserve was not asked for yet");
         hold_reserve();
-        assert!(!may_try_again(SMALL + 1) && !HELD.load(SeqCst).is_null(), "that is too much");
-        // The second of two that fail at the same time finds it given back already.
+        assert!(!may_try_again(SMALL + 1) && !HELD.load(SeqCst).is_null(), "too large for the reserve");
+        // The second of two allocations that fail at the same time finds the reserve returned already.
         for _ in 0..2 {
             assert!(may_try_again(SMALL) && HELD.load(SeqCst).is_null());
         }

@@ -1,17 +1,18 @@
-//! What happens to this process at a signal (signal(7)).
+//! The signal dispositions of this process (signal(7)).
 
 use std::io;
 
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 
-/// A clean start, whatever we were started by: no signal is blocked, and a write into a broken pipe is an error instead
-/// of the end. Rust's runtime does the latter before `main`, where it has one.
+/// Unblocks all signals for the calling thread, whatever mask it was started with, and ignores SIGPIPE for the process:
+/// a write into a broken pipe is then an error instead of the end. Rust's own start-up code, if it runs, does the
+/// latter.
 ///
 /// # Errors
-/// None that the kernel is known to give.
+/// None is known: both calls succeed with these arguments.
 pub fn reset() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-    // SAFETY: nothing is called at the signal: it is ignored.
+    // SAFETY: an ignored signal calls no handler.
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
     Ok(())
 }

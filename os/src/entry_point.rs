@@ -1,21 +1,28 @@
-//! A program's entry point below Rust's own start.
+//! A program's entry point that runs before Rust's own start-up code would.
 
-/// Makes `$start`, a `fn() -> u8`, what the C library calls as `main`; it gives the exit status. The program needs
-/// `#![no_main]`.
+/// Makes `$start`, a `fn() -> u8` that returns the exit status, the program's entry point: what the C library calls as
+/// `main`. The program needs `#![no_main]`.
 ///
-/// Rust's own start ends the process where descriptors 0 to 2 are closed and there is no `/dev/null`, as in an initramfs
-/// without `/dev`. With this macro nothing runs before `$start`. std has the command line already.
+/// Rust's own start-up code ends the process if one of the descriptors 0 to 2 is closed and `/dev/null` does not exist,
+/// as in an initramfs without `/dev`. With this macro nothing of it runs. `std::env::args` works all the same.
 ///
-/// `$start` must not panic: unwinding into the C library aborts the process.
+/// Before `$start`, glibc is told to use few arenas ([`allocator::share_arenas`](crate::allocator::share_arenas)).
+///
+/// `$start` must not panic: unwinding out of it aborts the process.
 #[macro_export]
 macro_rules! entry_point {
     ($start:path) => {
-        // SAFETY: no other symbol of a program with `#![no_main]` has this name, and the signature is what the C library
-        // calls.
-        #[unsafe(export_name = "main")]
-        extern "C" fn c_main(_: ::std::ffi::c_int, _: *const *const ::std::ffi::c_char) -> ::std::ffi::c_int {
-            let start: fn() -> u8 = $start;
-            ::std::ffi::c_int::from(start())
-        }
+        // In a block of its own: nothing else in the program can call it.
+        const _: () = {
+            // SAFETY: in a program with `#![no_main]` no other symbol has this name; in any other program the linker
+            // refuses the second one. The signature is the one that the C library calls.
+            #[unsafe(export_name = "main")]
+            extern "C" fn c_main(_: ::std::ffi::c_int, _: *const *const ::std::ffi::c_char) -> ::std::ffi::c_int {
+                let start: fn() -> u8 = $start;
+                // SAFETY: the C library calls this function first and once, before the program can start a thread.
+                unsafe { $crate::allocator::share_arenas() };
+                ::std::ffi::c_int::from(start())
+            }
+        };
     };
 }

@@ -1,33 +1,68 @@
-//! The operating system: each file is one thing that the kernel does for us.
+//! What `tl-supervisor` and `tl-init` need of the Linux kernel, as functions that are safe to call.
+//!
+//! This is the only crate of the workspace with `unsafe` code. Its public functions are sound whatever their arguments,
+//! or are `unsafe fn` with a `# Safety` section. Sound does not mean harmless: functions that change the whole process
+//! (its limits, its signal dispositions, the exit status of its children) say so.
+//!
+//! The crate has no stability promise of its own. The crates that use it pin it with `=`.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`allocator`] | global allocator with a reserve for small allocations |
+//! | [`cgroup`] | cgroup v2: one leaf for each run of a unit |
+//! | [`disposition`] | resets the signal dispositions of this process |
+//! | [`entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
+//! | [`impersonation`] | lets one thread access files with the rights of another user |
+//! | [`loopback`] | brings the loopback interface up |
+//! | [`mountinfo`] | reads the mounts of this namespace |
+//! | `pending_sigkill` | whether a process has a SIGKILL pending |
+//! | `pidfd` | descriptors that refer to a process |
+//! | [`pipe`] | state and owner of a pipe |
+//! | [`poll`] | waits for descriptors and for other threads |
+//! | [`process_tree`] | finds the processes of a run in /proc |
+//! | [`procfs`] | reads processes from /proc |
+//! | [`pty`] | opens and resizes pseudo-terminals |
+//! | [`random`] | random bytes from the kernel |
+//! | [`regular_file`] | reads a whole file of limited size that must be a regular one |
+//! | [`resource_limits`] | raises the resource limits of this process, restores them in children |
+//! | [`send_signal`] | sends signals to processes and process groups |
+//! | [`sigmask`] | blocks and unblocks signals for the calling thread |
+//! | [`signal_thread`] | a thread that calls a function for each signal |
+//! | [`spawn`] | starts a program in a child process |
+//! | [`task_limits`] | limits on the number of processes and threads |
+//! | [`tcp`] | what the kernel knows about the peer of a TCP connection |
+//! | [`thread`] | starts named threads that report their panics |
+//! | [`user_namespace`] | what the user namespace allows and isolates |
+//! | [`wait`] | waits for children and reaps them |
+//! | [`xattr`] | extended attributes of an open file |
 
 pub mod allocator;
 pub mod cgroup;
-pub mod child;
 pub mod disposition;
-pub mod dying;
 pub mod entry_point;
-pub mod fork;
-pub mod fsuser;
-pub mod launch;
-pub mod limits;
+pub mod impersonation;
 pub mod loopback;
 pub mod mountinfo;
-pub mod own_cgroup;
-pub mod pidfd;
+mod pending_sigkill;
+mod pidfd;
 pub mod pipe;
 pub mod poll;
+pub mod process_tree;
 pub mod procfs;
 pub mod pty;
 pub mod random;
+pub mod regular_file;
+pub mod resource_limits;
+pub mod send_signal;
 pub mod sigmask;
-pub mod signals;
+pub mod signal_thread;
 pub mod spawn;
-pub mod tasks;
+pub mod task_limits;
 pub mod tcp;
 pub mod thread;
-pub mod tree;
+pub mod user_namespace;
 pub mod wait;
 pub mod xattr;
 
-/// A process id as the kernel counts them; never 0 or negative for a process of ours.
+/// A process id, as the kernel counts them. That of a process is above 0.
 pub type Pid = i32;

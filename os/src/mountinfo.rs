@@ -1,4 +1,4 @@
-//! What is mounted in our mount namespace, as `/proc/self/mountinfo` says (proc_pid_mountinfo(5)).
+//! The mounts of this mount namespace, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub struct Mount {
     /// The directory of the file system that is visible at `point`.
     pub root: PathBuf,
-    /// Where it is mounted.
+    /// The mount point.
     pub point: PathBuf,
     /// The type of the file system.
     pub kind: String,
@@ -18,12 +18,12 @@ pub struct Mount {
     pub options: String,
 }
 
-/// All mounts, in the order in which they were made. None without /proc.
+/// Reads all mounts, in the order in which they were made. Returns none if /proc is not mounted.
 pub fn read() -> Vec<Mount> {
     parse(&fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// Parses the text of `mountinfo`. Paths need not be UTF-8. Lines that are not as the manual has them are skipped.
+/// Parses the text of a `mountinfo`. Paths need not be UTF-8. Malformed lines are skipped.
 pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
     let lines = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
@@ -37,7 +37,7 @@ pub fn parse(mountinfo: &[u8]) -> Vec<Mount> {
     lines.collect()
 }
 
-/// Decodes a field: a space, a tab, a newline and a backslash are written as `\` and three octal digits.
+/// Decodes a field, in which a space, a tab, a newline and a backslash are written as `\` and three octal digits.
 fn unescaped(mut field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     while let Some((first, rest)) = field.split_first() {
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn escapes_and_optional_fields_are_understood() {
+    fn escapes_are_decoded_and_optional_fields_skipped() {
         let mounts = parse(
             b"20 1 259:0 / / ro,relatime - ext4 /dev/root ro\n\
               25 20 259:2 /a\\040b /my\\040disk\\134\xff rw shared:2 master:3 - cgroup2 cgroup2 rw,nsdelegate\n\
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backslash_that_begins_no_escape_stays() {
+    fn a_backslash_without_three_octal_digits_is_kept() {
         for (text, right) in [("a\\9b", "a\\9b"), ("a\\", "a\\"), ("\\777", "\\777"), ("\\0401", " 1")] {
             assert_eq!(unescaped(text.as_bytes()), right.as_bytes(), "{text}");
         }

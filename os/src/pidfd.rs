@@ -1,5 +1,5 @@
-//! Signals that reach one certain process or nobody: through a descriptor of the process instead of its PID, which
-//! another process can get as soon as this one has been reaped (pidfd_open(2)).
+//! Descriptors that refer to a process (pidfd_open(2)). A signal sent through one reaches that process or none; a PID
+//! can belong to another process as soon as the first one was reaped.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -8,30 +8,30 @@ use nix::errno::Errno;
 
 use crate::Pid;
 
-/// A process that stays the same one, also when it has ended and its PID is another's.
+/// A descriptor that refers to one process, even after that has ended.
 #[derive(Debug)]
-pub struct PidFd(OwnedFd);
+pub(crate) struct PidFd(OwnedFd);
 
 impl PidFd {
-    /// The process that has this PID now.
+    /// Opens the process that has this PID now.
     ///
     /// # Errors
-    /// ESRCH where there is none; ENOSYS before Linux 5.3.
-    pub fn open(pid: Pid) -> io::Result<PidFd> {
-        // SAFETY: no memory involved.
+    /// ESRCH if there is none, ENOSYS before Linux 5.3.
+    pub(crate) fn open(pid: Pid) -> io::Result<PidFd> {
+        // SAFETY: it takes integers.
         let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just opened it for us, close-on-exec.
+        // SAFETY: the kernel has just opened this descriptor, and nothing else owns it. It is close-on-exec.
         Ok(PidFd(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     ///
     /// # Errors
-    /// What `pidfd_send_signal(2)` says; ESRCH where the process has ended.
-    pub fn signal(&self, signal: i32) -> io::Result<()> {
+    /// What `pidfd_send_signal(2)` says: ESRCH if the process has ended.
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
         let none = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: without a siginfo no memory is involved.
+        // SAFETY: it takes integers and a null pointer, which asks for the siginfo of `kill(2)`.
         Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.0.as_raw_fd(), signal, none, 0) })?;
         Ok(())
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signal_reaches_the_process_that_was_opened_and_no_other() {
+    fn a_signal_reaches_only_the_process_that_was_opened() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let process = PidFd::open(child.id() as Pid).unwrap();
         process.signal(0).unwrap();

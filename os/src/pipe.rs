@@ -1,4 +1,4 @@
-//! Questions to a pipe, and whose it is.
+//! The state and the owner of a pipe.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
@@ -9,46 +9,46 @@ use nix::unistd::{Gid, Uid, fchown, geteuid};
 
 use crate::poll::{Events, wait};
 
-/// The file system of pipes without a name (statfs(2)).
+/// The magic number of the file system that anonymous pipes are in (statfs(2)).
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
-/// Makes a pipe of ours the user's, so that it can open `/dev/stdout` and the like, which opens the pipe once more.
-/// Both ends have one owner; the mode, 0600, stays.
+/// Makes the user the owner of a pipe, both ends of it, so that its processes can open `/dev/stdout` and the like: that
+/// opens the pipe anew, with a check of permissions. The mode stays what it is, 0600 for a new pipe.
 ///
-/// Without the privilege it stays ours, and works as it is.
-pub fn give(pipe: &impl AsFd, uid: u32, gid: u32) {
+/// Without the privilege the owner stays the same. The pipe works, but cannot be opened that way.
+pub(crate) fn give(pipe: &impl AsFd, uid: u32, gid: u32) {
     if uid == geteuid().as_raw() {
         return;
     }
     if let Err(errno) = fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
-        log::debug!("a pipe stays the daemon's: {errno}");
+        log::debug!("cannot change the owner of a pipe: {errno}");
     }
 }
 
-/// The same for a stream that we were started with, if it is a pipe that is ours to give: it has no name, so that it is
-/// nobody's file, and it belongs to us.
-pub fn give_inherited(stream: &impl AsFd, uid: u32, gid: u32) {
-    let is_ours = |stream: &_| {
+/// Does the same to a stream that this process was started with, if it is an anonymous pipe that this process's user
+/// owns. Others may rely on the owner of a named pipe or a file.
+pub(crate) fn give_inherited(stream: &impl AsFd, uid: u32, gid: u32) {
+    let may_give = |stream: &_| {
         let stat = fstat(stream)?;
         let is_pipe = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFIFO;
-        let may = is_pipe && stat.st_uid == geteuid().as_raw();
-        Ok::<bool, nix::Error>(may && fstatfs(stream)?.filesystem_type() == PIPEFS_MAGIC)
+        let is_own = is_pipe && stat.st_uid == geteuid().as_raw();
+        Ok::<bool, nix::Error>(is_own && fstatfs(stream)?.filesystem_type() == PIPEFS_MAGIC)
     };
-    // One that is closed is no pipe either.
-    if is_ours(stream).unwrap_or(false) {
+    // An error means that the stream is closed.
+    if may_give(stream).unwrap_or(false) {
         give(stream, uid, gid);
     }
 }
 
-/// The bytes that are in it (FIONREAD, pipe(7)).
+/// The number of bytes in a pipe (FIONREAD, pipe(7)); 0 if it cannot be determined.
 pub fn bytes_in(pipe: &impl AsFd) -> usize {
     let mut count: libc::c_int = 0;
-    // SAFETY: FIONREAD writes one int, and `count` is valid for that.
+    // SAFETY: FIONREAD writes one int, which `count` is valid for.
     let result = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
     if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
 }
 
-/// Whether anybody holds the reading end of what we hold the writing end of.
+/// Whether the reading end of a pipe is open anywhere. `pipe` is the writing end. Also true if it cannot be determined.
 pub fn has_reader(pipe: &impl AsFd) -> bool {
     match wait([(pipe.as_fd(), Events::NONE)], Some(Instant::now())) {
         Ok([events]) => !events.any(Events::GONE),

@@ -1,4 +1,4 @@
-//! Waiting for a socket and for another thread at the same time: an eventfd that wakes a `poll(2)`.
+//! Waits for descriptors and for other threads at the same time: `poll(2)`, and an eventfd that wakes it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -9,25 +9,26 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-/// Wakes a thread out of [`wait`]. Any number of wakes before it looks count as one.
+/// Wakes a thread that waits for it in [`wait`]. Any number of wakes before [`Waker::clear`] count as one.
 #[derive(Debug)]
 pub struct Waker(EventFd);
 
 impl Waker {
-    /// A waker that has not been woken.
+    /// Makes a waker in the state before a wake.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// When the system or this process has no descriptor left.
     pub fn new() -> io::Result<Waker> {
         Ok(Waker(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?))
     }
 
-    /// Wakes it. Never blocks: a counter that is full means that it is awake already.
+    /// Wakes the thread that waits, or the next one that does. Does not block: a write fails only if the counter is
+    /// full, and then the waker is awake.
     pub fn wake(&self) {
         let _ = self.0.write(1);
     }
 
-    /// Takes the wake back.
+    /// Returns to the state before a wake.
     pub fn clear(&self) {
         let _ = self.0.read();
     }
@@ -49,46 +50,45 @@ impl AsFd for Waker {
     }
 }
 
-/// What to wait for, or what came: the `POLL…` bits of `poll(2)`. nix has no `POLLRDHUP`.
+/// Events to wait for, or that have happened: the `POLL…` bits of `poll(2)`. nix has no `POLLRDHUP`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Events(pub i16);
 
 impl Events {
-    /// Nothing.
+    /// No events.
     pub const NONE: Events = Events(0);
     /// There is something to read.
     pub const READ: Events = Events(libc::POLLIN);
     /// There is room to write.
     pub const WRITE: Events = Events(libc::POLLOUT);
-    /// Something out of the ordinary: a file of a cgroup has changed.
+    /// An exceptional condition, such as a change of a cgroup's file.
     pub const URGENT: Events = Events(libc::POLLPRI);
-    /// The peer of a connection has gone or closed its half; found out without reading anything.
+    /// The peer of a connection is gone or has closed its writing half. Detected without reading.
     pub const GONE: Events = Events(libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
 
     /// The connection is closed in both directions, or broken.
     pub const BROKEN: Events = Events(libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
 
-    /// Both.
+    /// The events of both sets.
     pub const fn and(self, other: Events) -> Events {
         Events(self.0 | other.0)
     }
 
-    /// Whether any of `other` is in it.
+    /// Whether the sets have any event in common.
     pub fn any(self, other: Events) -> bool {
         self.0 & other.0 != 0
     }
 }
 
-/// Waits until one of `fds` has what it asks for, or until `deadline`; returns what each has.
-///
-/// A signal does not end it.
+/// Waits until one of `fds` has an event that is asked for it, or until `deadline`. Returns the events of each; none
+/// for all of them at the deadline. A signal does not end the wait.
 ///
 /// # Errors
-/// What `poll(2)` says, but for EINTR.
+/// What `poll(2)` says, except EINTR.
 pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Events); N], deadline: Option<Instant>) -> io::Result<[Events; N]> {
     let mut polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events: events.0, revents: 0 });
     loop {
-        // SAFETY: `polled` is an array of N initialised entries, and its descriptors are borrowed for the call.
+        // SAFETY: `polled` is an array of N entries, valid for reading and writing.
         let ready = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout(deadline)) };
         match Errno::result(ready) {
             Ok(0) if deadline.is_some_and(|at| at > Instant::now()) => {}
@@ -99,9 +99,10 @@ pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Events); N], deadline: Option
     }
 }
 
+/// The time until `deadline` in milliseconds; -1 without a deadline.
 fn timeout(deadline: Option<Instant>) -> libc::c_int {
     let Some(deadline) = deadline else { return -1 };
-    // Rounded up: waking before the deadline would only mean waiting again.
+    // Rounded up: a thread that wakes before the deadline would only have to wait again.
     let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
     libc::c_int::try_from(left.as_millis()).unwrap_or(libc::c_int::MAX)
 }

@@ -1,4 +1,4 @@
-//! What /proc tells of all processes (proc_pid_stat(5)).
+//! The processes of this PID namespace, as /proc shows them (proc_pid_stat(5)).
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -10,66 +10,66 @@ use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
 use crate::Pid;
 
-/// One process as it was when it was looked at.
+/// One process, at the time when its entry in /proc was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its PID.
+    /// The PID.
     pub pid: Pid,
-    /// The PID of its parent.
+    /// The PID of the parent.
     pub parent: Pid,
-    /// Its process group.
+    /// The process group.
     pub group: Pid,
-    /// Its session.
+    /// The session.
     pub session: Pid,
-    /// Whether all of its threads have ended. A process whose main thread has ended is shown as a zombie while other
-    /// threads of it run.
+    /// Whether all of its threads have ended. While only the main thread has, the kernel shows the process as a zombie
+    /// too.
     pub dead: bool,
     /// Whether its main thread has ended.
     pub headless: bool,
     /// Whether a signal has stopped it.
     pub stopped: bool,
-    /// When it was forked, in clock ticks since the boot.
+    /// The time of its fork, in clock ticks since the boot.
     pub start: u64,
 }
 
-/// Tells a process from any other, also from one that gets the same PID later: its PID and its start.
+/// Identifies a process, also against one that gets the same PID later: its PID and [`Process::start`].
 pub type Identity = (Pid, u64);
 
 impl Process {
-    /// See [`Identity`].
+    /// Its [`Identity`].
     pub fn identity(&self) -> Identity {
         (self.pid, self.start)
     }
 }
 
-/// Whether the process that has this PID now is the one that was started then, and lives.
+/// Whether the process of this identity exists and is not dead.
 pub fn is_still_there((pid, start): Identity) -> bool {
     look_at(pid).is_some_and(|now| now.start == start && !now.dead)
 }
 
-/// Whether /proc is there and shows this PID namespace: in that of another the numbers mean other processes.
-fn is_ours() -> bool {
+/// Whether /proc is mounted and shows this PID namespace. In a /proc of another one, the numbers mean other processes.
+fn shows_this_namespace() -> bool {
     let myself = fs::read_link("/proc/self").ok().and_then(|name| name.to_str()?.parse::<u32>().ok());
     myself == Some(std::process::id())
 }
 
-/// The cgroup v2 of a process; empty where there is no such process.
+/// The path of a process's cgroup v2; empty if there is no such process.
 ///
 /// # Errors
-/// Where there is no /proc of ours.
+/// When /proc does not show this PID namespace.
 pub fn cgroup_of(pid: Pid) -> io::Result<String> {
     match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
-        Ok(cgroups) if is_ours() => {
+        Ok(cgroups) if shows_this_namespace() => {
             Ok(cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned())
         }
-        Err(_) if is_ours() => Ok(String::new()),
+        Err(_) if shows_this_namespace() => Ok(String::new()),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
 }
 
-/// All processes of this PID namespace; none without a /proc of ours.
+/// Reads all processes of this PID namespace; none if /proc does not show it.
 pub fn processes() -> Vec<Process> {
-    if !is_ours() {
+    if !shows_this_namespace() {
         return Vec::new();
     }
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
@@ -77,8 +77,8 @@ pub fn processes() -> Vec<Process> {
     pids.filter_map(look_at).collect()
 }
 
-/// The orphans that have become children of this process, and what its main thread has started itself: quicker than a
-/// look at all processes. None where the kernel does not show them (CONFIG_PROC_CHILDREN).
+/// The PIDs of the main thread's children: the orphans that this process has adopted, and processes that its main
+/// thread has started. Quicker than to read all processes. Empty if the kernel has no CONFIG_PROC_CHILDREN.
 pub fn adopted() -> Vec<Pid> {
     let myself = std::process::id();
     // Orphans become children of the main thread.
@@ -86,7 +86,7 @@ pub fn adopted() -> Vec<Pid> {
     children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// The process that has this PID now.
+/// Reads the process that has this PID now.
 pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -98,20 +98,20 @@ fn parse_stat(stat: &[u8]) -> Option<Process> {
     let (ended, stopped) = (matches!(state, "Z" | "X"), state == "T");
     let mut id = || fields.next()?.parse().ok();
     let (parent, group, session) = (id()?, id()?, id()?);
-    // The fields are counted from 1; the session is the 6th, the number of threads the 20th, the start the 22nd.
+    // By the manual's numbers, the session is field 6, the number of threads 20, the start 22.
     let threads: u64 = fields.nth(13)?.parse().ok()?;
     let start = fields.nth(1)?.parse().ok()?;
     Some(Process { pid, parent, group, session, dead: ended && threads <= 1, headless: ended, stopped, start })
 }
 
-/// The fields of `/proc/<pid>/stat` after the name, the third of the manual first. The name may hold anything,
-/// parentheses included: what counts is after the last one.
-pub(super) fn stat_fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
+/// The fields of `/proc/<pid>/stat` after the name of the process, beginning with the one that the manual numbers 3.
+/// The name can contain any characters: it ends at the last closing parenthesis.
+pub(crate) fn stat_fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     let close = stat.iter().rposition(|byte| *byte == b')')?;
     Some(std::str::from_utf8(stat.get(close + 1..)?).ok()?.split_ascii_whitespace())
 }
 
-/// The time now as [`Process::start`] counts it, rounded up.
+/// The present time in the unit of [`Process::start`], rounded up.
 pub fn ticks_now() -> u64 {
     let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
@@ -120,8 +120,8 @@ pub fn ticks_now() -> u64 {
     seconds.saturating_mul(ticks).saturating_add(nanos.saturating_mul(ticks) / 1_000_000_000 + 1)
 }
 
-/// Where /proc shows the descriptors and the memory of a process: those of its main thread, or of another where that has
-/// ended, and has given them up.
+/// The directory in /proc that shows the descriptors and the memory of a process: that of its main thread or, if that
+/// has ended and no longer has any, that of another thread.
 fn dir_of(process: &Process) -> PathBuf {
     let dir = PathBuf::from(format!("/proc/{}", process.pid));
     if !process.headless {
@@ -133,36 +133,36 @@ fn dir_of(process: &Process) -> PathBuf {
     other.map_or(dir.clone(), |tid| dir.join("task").join(tid))
 }
 
-/// The inode numbers of the pipes that stdout and stderr of the process are, as far as they are pipes.
+/// The inode numbers of those of the process's stdout and stderr that are pipes.
 pub fn pipes_of(process: &Process) -> Vec<u64> {
     as_its_user(process.pid, || {
         let dir = dir_of(process).join("fd");
-        // The name of what is open asks no disk, as its metadata would.
+        // To read the name of an open file does not access its disk, as to read its metadata would.
         let names = [1, 2].into_iter().filter_map(|fd| fs::read_link(dir.join(fd.to_string())).ok());
         names.filter_map(|name| pipe_of(name.as_os_str().as_encoded_bytes())).collect()
     })
 }
 
-/// The inode number in the name of a pipe, as /proc shows it: `pipe:[4711]`.
+/// The inode number in the name that /proc gives to an anonymous pipe, such as `pipe:[4711]`.
 pub fn pipe_of(name: &[u8]) -> Option<u64> {
     std::str::from_utf8(name.strip_prefix(b"pipe:[")?.strip_suffix(b"]")?).ok()?.parse().ok()
 }
 
-/// The value of a variable in the environment that a process was started with. It reads the memory of the process, and
-/// waits for whatever that waits for: a hostile process can let it wait for ever.
+/// The value of a variable in the environment that a process was started with. Reads the memory of the process, which
+/// can block: a hostile process can make it block for ever.
 ///
 /// # Errors
-/// What the kernel says; EACCES where the process may not be looked into.
+/// What the kernel says: EACCES if this process may not read the other's memory.
 pub fn variable(process: &Process, name: &str) -> io::Result<Option<String>> {
     as_its_user(process.pid, || find_variable(File::open(dir_of(process).join("environ"))?, name))
 }
 
-/// The longest environment that is looked through, in bytes: the kernel takes 6 MiB (execve(2)).
-const LONGEST: u64 = 8 << 20;
+/// How much of an environment is searched, in bytes. The kernel accepts up to 6 MiB (execve(2)).
+const MAX_ENVIRON: u64 = 8 << 20;
 
 fn find_variable(environ: impl Read, name: &str) -> io::Result<Option<String>> {
     let prefix = format!("{name}=").into_bytes();
-    let variables = io::BufRead::split(io::BufReader::new(environ.take(LONGEST)), 0);
+    let variables = io::BufRead::split(io::BufReader::new(environ.take(MAX_ENVIRON)), 0);
     for variable in variables {
         if let Some(value) = variable?.strip_prefix(&prefix[..]) {
             return Ok(Some(String::from_utf8_lossy(value).into_owned()));
@@ -171,23 +171,31 @@ fn find_variable(environ: impl Read, name: &str) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Does something with the file-system identity of a process's user, on this thread only: in a container, root mostly
-/// may not look into the processes of others, but their own users may.
+/// Calls `look` with the file-system ids of the user of a process, on the calling thread only. In a container, root
+/// often may not read the entries of other users' processes in /proc, while these users may.
 fn as_its_user<T>(pid: Pid, look: impl FnOnce() -> T) -> T {
+    /// Restores the file-system ids of the calling thread, also when `look` panics.
+    struct Restore;
+
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            setfsuid(geteuid());
+            setfsgid(getegid());
+        }
+    }
+
+    let _restore = Restore;
     if let Ok(owner) = fs::metadata(format!("/proc/{pid}")) {
         setfsgid(Gid::from_raw(owner.gid()));
         setfsuid(Uid::from_raw(owner.uid()));
     }
-    let result = look();
-    setfsuid(geteuid());
-    setfsgid(getegid());
-    result
+    look()
 }
 
-/// All processes, to be found by who has started them and by their sessions and groups.
+/// All processes at one time, indexed by PID, parent, session and process group.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// All of them.
+    /// The processes.
     pub all: Vec<Process>,
     by_pid: HashMap<Pid, usize>,
     by_parent: HashMap<Pid, Vec<usize>>,
@@ -196,12 +204,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Looks at all processes.
+    /// Reads all processes from /proc.
     pub fn take() -> Snapshot {
         Snapshot::of(processes())
     }
 
-    /// These processes.
+    /// A snapshot of these processes.
     pub fn of(all: Vec<Process>) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for (at, process) in all.iter().enumerate() {
@@ -233,8 +241,8 @@ impl Snapshot {
         self.at(self.by_group.get(&group))
     }
 
-    fn at<'a>(&'a self, places: Option<&'a Vec<usize>>) -> impl Iterator<Item = &'a Process> {
-        places.into_iter().flatten().filter_map(|at| self.all.get(*at))
+    fn at<'a>(&'a self, indices: Option<&'a Vec<usize>>) -> impl Iterator<Item = &'a Process> {
+        indices.into_iter().flatten().filter_map(|at| self.all.get(*at))
     }
 }
 
@@ -243,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stat_line_may_hold_any_name() {
+    fn a_stat_line_is_parsed_whatever_name_it_has() {
         let rest = "1 305 305 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 8 9";
         let right = Process {
             pid: 305,
@@ -273,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_found_and_was_started_before_now() {
+    fn a_snapshot_has_this_process_with_a_start_in_the_past() {
         let snapshot = Snapshot::take();
         let myself = snapshot.get(std::process::id() as Pid).unwrap();
         assert!(myself.start <= ticks_now() && ticks_now() < myself.start + 100 * 3_600, "{myself:?}");
@@ -283,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_found_by_their_whole_name() {
+    fn variables_are_found_by_their_full_name() {
         let environ = b"XID=1\0ID=2\0ID=3\0\0EMPTY=\0LAST=\xff";
         let find = |name| find_variable(&environ[..], name).unwrap();
         assert_eq!(find("ID").as_deref(), Some("2"));
@@ -294,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_pipes() {
+    fn only_anonymous_pipes_have_an_inode_number_in_their_name() {
         assert_eq!(pipe_of(b"pipe:[4711]"), Some(4711));
         for other in [&b"socket:[4711]"[..], b"/dev/pts/0", b"pipe:[]", b"pipe:[1", b""] {
             assert_eq!(pipe_of(other), None);

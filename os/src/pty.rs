@@ -10,90 +10,93 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 
-/// The most that a terminal holds for its master to read, with room to spare: what was written before the leader was
-/// reaped is among as many bytes. The kernel has two buffers for it, of 4 and 8 KiB.
-pub const HELD: usize = 64 << 10;
+/// Upper bound of the bytes that a terminal holds for its master to read: everything that was written before a given
+/// moment is among the next so many bytes read. The kernel's two buffers, of 4 and 8 KiB, hold much less.
+pub const MAX_BUFFERED: usize = 64 << 10;
 
 /// Rows and columns of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// Rows.
+    /// Number of rows.
     pub rows: u16,
-    /// Columns.
+    /// Number of columns.
     pub cols: u16,
 }
 
 /// Both ends of a terminal.
 #[derive(Debug)]
 pub struct Pty {
-    /// Ours, which does not block.
+    /// The end of the program that shows the terminal. Does not block.
     pub master: OwnedFd,
-    /// The child's.
+    /// The end of the programs that run in it.
     pub slave: OwnedFd,
 }
 
-/// Whose a terminal is.
+/// The owner of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Who may read and write it.
+    /// The user, which may read and write it.
     pub uid: u32,
-    /// The group that may write to it, as `write(1)` does: `tty`. Without one, nobody else may.
+    /// The id of the group `tty`, which may write to it, as `write(1)` does. `None` lets no group write.
     pub tty: Option<u32>,
 }
 
-/// Opens a terminal, as a login would give it to its owner (login(1), sshd(8)), for text in UTF-8. It is nobody's
-/// controlling terminal.
+/// Opens a new terminal for text in UTF-8, with the owner and the mode that a login would set (login(1), sshd(8)). It
+/// is not yet the controlling terminal of any session.
 ///
 /// # Errors
-/// When there is no /dev/ptmx, or no terminal or descriptor left.
+/// When there is no /dev/ptmx, or the system has no terminal or descriptor left.
 pub fn open(size: Size, owner: Owner) -> io::Result<Pty> {
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
     let master: File = OpenOptions::new().read(true).write(true).custom_flags(flags).open("/dev/ptmx")?;
     let unlocked: libc::c_int = 0;
-    // SAFETY: TIOCSPTLCK reads one int, and `unlocked` is valid for that.
+    // SAFETY: TIOCSPTLCK reads one int, which `unlocked` is valid for.
     Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) })?;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // Needs no path, so a /dev/pts that is another one's does not matter.
-    // SAFETY: no memory involved.
+    // This needs no path: the devpts at /dev/pts may be another one.
+    // SAFETY: TIOCGPTPEER takes integers.
     let slave = Errno::result(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
-    // SAFETY: the kernel has just opened it for us.
+    // SAFETY: the kernel has just opened this descriptor, and nothing else owns it.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     resize(&master, size)?;
     let mut termios = tcgetattr(&slave)?;
-    // Else the kernel erases a byte where the user erases a character.
+    // Without this flag, erasing a character erases only its last byte.
     termios.input_flags.insert(InputFlags::IUTF8);
     tcsetattr(&slave, SetArg::TCSANOW, &termios)?;
     give(&slave, owner);
     Ok(Pty { master: master.into(), slave })
 }
 
-/// Without the privilege a terminal stays ours: only a program that opens it by its path is affected.
+/// Makes `owner` the owner of a terminal. Without the privilege the owner stays the same, which matters only to
+/// programs that open the terminal by its path.
 fn give(slave: &OwnedFd, owner: Owner) {
     let uid = Some(Uid::from_raw(owner.uid));
     let given = fchown(slave, uid, owner.tty.map(Gid::from_raw)).and_then(|()| {
         let others = if owner.tty.is_some() { Mode::S_IWGRP } else { Mode::empty() };
         fchmod(slave, Mode::S_IRUSR | Mode::S_IWUSR | others)
     });
-    // A user namespace may have the user and not the group.
+    // A user namespace can have the user but not the group.
     if let Err(errno) = given.or_else(|_| fchown(slave, uid, None)) {
-        log::debug!("a terminal stays the daemon's: {errno}");
+        log::debug!("cannot change the owner of a terminal: {errno}");
     }
 }
 
-/// Gives up the controlling terminal, if there is one, so that a child's session can have it (ioctl_tty(2)). Its
-/// foreground processes get a SIGHUP if we lead its session.
+/// Detaches this process from its controlling terminal, if stdin is that, so that the session of a child can have it
+/// (ioctl_tty(2)). If this process leads the terminal's session, the whole session loses it and its foreground
+/// processes get SIGHUP.
 pub fn give_up_controlling() {
-    // SAFETY: no memory involved. It fails where stdin is not our controlling terminal, and nothing is to be done then.
+    // It fails if stdin is not the controlling terminal: then there is nothing to detach from.
+    // SAFETY: TIOCNOTTY takes an integer.
     unsafe { libc::ioctl(0, libc::TIOCNOTTY, 0) };
 }
 
-/// Sets the size of the window; the kernel sends SIGWINCH where it changes.
+/// Sets the size of a terminal. If that changes it, the kernel sends SIGWINCH to the foreground process group.
 ///
 /// # Errors
 /// What `ioctl(2)` says.
 pub fn resize(master: &impl AsFd, size: Size) -> io::Result<()> {
     let size = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: TIOCSWINSZ reads one winsize, and `size` is valid for that.
+    // SAFETY: TIOCSWINSZ reads one winsize, which `size` is valid for.
     Errno::result(unsafe { libc::ioctl(master.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })?;
     Ok(())
 }
@@ -104,13 +107,13 @@ mod tests {
     use nix::sys::stat::fstat;
     use nix::unistd::{getuid, isatty, read, write};
 
-    fn ours() -> Pty {
+    fn open_pty() -> Pty {
         open(Size { rows: 24, cols: 80 }, Owner { uid: getuid().as_raw(), tty: None }).unwrap()
     }
 
     #[test]
-    fn erase_takes_a_whole_character() {
-        let pty = ours();
+    fn erase_removes_a_whole_utf8_character() {
+        let pty = open_pty();
         write(&pty.master, "a\u{fc}\x7fb\n".as_bytes()).unwrap();
         let mut buffer = [0; 16];
         let count = read(&pty.slave, &mut buffer).unwrap();
@@ -118,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn its_group_may_write_where_there_is_one() {
+    fn the_group_tty_may_write_if_there_is_one() {
         let mode = |tty| {
             let pty = open(Size { rows: 24, cols: 80 }, Owner { uid: getuid().as_raw(), tty }).unwrap();
             let stat = fstat(&pty.slave).unwrap();
@@ -131,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_echoes_and_ends() {
-        let pty = ours();
+    fn a_terminal_echoes_and_reports_the_close_of_its_slave() {
+        let pty = open_pty();
         assert!(isatty(&pty.slave).unwrap());
         let mut buffer = [0; 16];
         assert_eq!(read(&pty.master, &mut buffer), Err(Errno::EAGAIN));
@@ -146,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_there_before_it_would_block() {
-        let pty = ours();
+    fn a_terminal_buffers_less_than_the_bound() {
+        let pty = open_pty();
         nix::fcntl::fcntl(&pty.slave, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
         let (mut written, mut seen, mut buffer) = (0, 0, [0; 8192]);
         while let Ok(count) = write(&pty.slave, &[b'x'; 1000]) {
             written += count;
         }
-        assert!(written > 0 && written < HELD, "{written}");
+        assert!(written > 0 && written < MAX_BUFFERED, "{written}");
         while let Ok(count) = read(&pty.master, &mut buffer) {
             seen += count;
         }

@@ -1,18 +1,19 @@
-//! Random bytes of the kernel's, for names and tokens that nobody can guess.
+//! Random bytes from the kernel, for names and tokens that cannot be guessed.
 
 use std::io;
 
 use nix::errno::Errno;
 
-/// So many random bytes.
+/// Returns `N` random bytes, at most 256. Blocks until the kernel's generator is initialised, which can take a while
+/// after a boot.
 ///
 /// # Errors
-/// What `getrandom(2)` says. It waits until the kernel has gathered enough, once after a boot.
+/// What `getrandom(2)` says.
 pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
-    const { assert!(N <= 256, "the kernel gives up to 256 bytes whole") };
+    const { assert!(N <= 256, "the kernel returns up to 256 bytes at once") };
     let mut random = [0; N];
     loop {
-        // SAFETY: the buffer is valid for writing for its length.
+        // SAFETY: the buffer is valid for writing for its length, N.
         let got = Errno::result(unsafe { libc::getrandom(random.as_mut_ptr().cast(), N, 0) });
         match got {
             Ok(_) => return Ok(random),
@@ -22,10 +23,10 @@ pub fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     }
 }
 
-/// The same in lower-case hexadecimal, two digits a byte.
+/// Returns `N` random bytes in lower-case hexadecimal, two digits for each byte.
 ///
 /// # Errors
-/// As [`bytes`].
+/// What `getrandom(2)` says.
 pub fn hex<const N: usize>() -> io::Result<String> {
     Ok(bytes::<N>()?.iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_are_the_same() {
+    fn two_draws_differ_and_hex_is_hexadecimal() {
         assert_ne!(bytes::<16>().unwrap(), bytes::<16>().unwrap());
         let hex = hex::<16>().unwrap();
         assert!(hex.len() == 32 && hex.bytes().all(|digit| digit.is_ascii_hexdigit()), "{hex}");

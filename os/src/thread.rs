@@ -1,4 +1,4 @@
-//! Threads: each is named, blocks all signals, and its panic is an event instead of the end of the process.
+//! Starts threads: each has a name, blocks all signals, and reports its own panic.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,15 +6,15 @@ use std::thread::{Builder, JoinHandle};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
-/// Bytes of stack for a thread: deep enough for any of ours, with room to spare. Only what is touched takes memory.
+/// Stack size of a thread in bytes: several times what any thread of the programs needs. Only pages in use take memory.
 const STACK: usize = 256 << 10;
 
-/// Starts a thread with all signals blocked: handlers run where somebody waits for them, and a child forked here has
-/// none that could run before it has put its dispositions right. Where it ends by a panic (whose words are the panic
-/// hook's to tell) or an error, `died` is called.
+/// Starts a thread with all signals blocked, so that signal handlers run only in the threads that are meant for them.
+/// If the thread ends by an error or a panic, `died` is called in it; an error is logged, a panic is left to the panic
+/// hook.
 ///
 /// # Errors
-/// When the kernel gives no thread.
+/// When the system has no thread left.
 pub fn spawn(
     name: &str,
     body: impl FnOnce() -> io::Result<()> + Send + 'static,
@@ -23,12 +23,12 @@ pub fn spawn(
     let thread_name = name.to_owned();
     Builder::new().name(thread_name.clone()).stack_size(STACK).spawn(move || {
         if let Err(errno) = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None) {
-            log::warn!("{thread_name}: cannot block signals: {errno}");
+            log::warn!("thread {thread_name} cannot block signals: {errno}");
         }
         match catch_unwind(AssertUnwindSafe(body)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                log::error!("the thread {thread_name} has ended: {error}");
+                log::error!("thread {thread_name} ended: {error}");
                 died();
             }
             Err(_) => died(),
@@ -42,7 +42,7 @@ mod tests {
     use crossbeam_channel::bounded;
 
     #[test]
-    fn a_panic_is_an_event() {
+    fn a_panic_is_caught_and_reported() {
         let (tell, told) = bounded(1);
         let thread = spawn("doomed", || panic!("on purpose"), move || tell.send("died").unwrap()).unwrap();
         assert_eq!(told.recv(), Ok("died"));
@@ -50,7 +50,7 @@ mod tests {
     }
 
     #[test]
-    fn so_is_an_error() {
+    fn an_error_is_reported() {
         let (tell, told) = bounded(1);
         let died = move || tell.send("died").unwrap();
         spawn("failing", || Err(io::Error::other("on purpose")), died).unwrap().join().unwrap();
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_blocked() {
+    fn a_thread_blocks_all_signals() {
         let (tell, told) = bounded(1);
         let body = move || {
             tell.send(SigSet::thread_get_mask().unwrap()).unwrap();

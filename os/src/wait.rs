@@ -1,58 +1,62 @@
-//! Waiting for children: every child of this process, orphans of the whole machine included, by the one thread that
-//! calls this.
+//! Waits for the children of this process, including the orphans that it has adopted.
+//!
+//! Only one thread of a process may do this. These functions take the exit status of every child: whoever else waits
+//! for one, `std::process::Child` included, does not get it.
 
 use std::io;
 
 use nix::errno::Errno;
+use nix::sys::prctl;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::Pid;
 
-/// What one child has done.
+/// A change in one child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildEvent {
-    /// It has ended and has been reaped.
+    /// The child has ended and was reaped.
     Ended(Reaped),
-    /// It has stopped for us as its tracer, and lives on.
+    /// The child has stopped for this process as its tracer. It still runs.
     Stopped(TraceStop),
 }
 
-/// A child that has been reaped: its PID may be anybody's from now on.
+/// A child that was reaped. From now on another process can get its PID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reaped {
-    /// What its PID was.
+    /// The PID that the child had.
     pub pid: Pid,
-    /// How it ended.
+    /// How the child ended.
     pub exit: Exit,
 }
 
 /// How a child has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It exited with this code, 0..=255.
+    /// It exited with this code, 0 to 255.
     Code(i32),
     /// A signal killed it.
     Signal(i32),
 }
 
-/// A stop that the kernel reports to this process because it is the tracer: the child, or an orphan that has become our
-/// child, has called `PTRACE_TRACEME`, which makes its parent the tracer (ptrace(2)).
+/// A stop of a child that has called `PTRACE_TRACEME`, which makes its parent, this process, its tracer (ptrace(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceStop {
-    /// The PID of the process, or the TID of the thread, that is stopped.
+    /// The PID of the process, or the TID of the thread, that has stopped.
     pub pid: Pid,
-    /// The signal that it has stopped before it takes.
+    /// The signal that it has stopped at, before it is delivered.
     pub signal: i32,
 }
 
-/// Takes the next thing that a child has done, if there is one.
+/// Takes the next change in a child, reaping the child if it has ended; `None` if there is none at the moment. Does not
+/// block.
 ///
-/// nix's `waitpid` has no word for a real-time signal: it reaps such a child and then gives an error without its PID.
+/// nix's `waitpid` is of no use here: it reaps a child that a real-time signal has killed, and then returns an error
+/// without the PID.
 pub fn next_event() -> Option<ChildEvent> {
     let mut status = 0;
     loop {
-        // SAFETY: the status is valid for writing. Without WUNTRACED and WCONTINUED the stops of a traced child are told
-        // all the same, and no others.
+        // Without WUNTRACED and WCONTINUED, only stops of traced children are reported.
+        // SAFETY: `status` is valid for writing, which is all that this call does with it.
         match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {
             pid if pid > 0 => return Some(event_of(pid, status)),
             0 => return None,
@@ -65,7 +69,7 @@ pub fn next_event() -> Option<ChildEvent> {
 
 fn event_of(pid: Pid, status: i32) -> ChildEvent {
     let exit = if libc::WIFSTOPPED(status) {
-        // The bits above the signal's say which ptrace event it is; those come only to a tracer that has asked for them.
+        // Higher bits would name a ptrace event; only a tracer that has asked for those gets any.
         return ChildEvent::Stopped(TraceStop { pid, signal: libc::WSTOPSIG(status) });
     } else if libc::WIFSIGNALED(status) {
         Exit::Signal(libc::WTERMSIG(status))
@@ -76,40 +80,48 @@ fn event_of(pid: Pid, status: i32) -> ChildEvent {
 }
 
 impl TraceStop {
-    /// Ends the tracing, and lets the process go on as it would without it: with the signal that it has stopped for.
+    /// Ends the tracing, so that the process continues as it would without a tracer: with the signal that it has
+    /// stopped at.
     ///
     /// # Errors
-    /// ESRCH where another thread of this process is the tracer, or the process has been killed meanwhile: only the
-    /// thread that is its parent can let a tracee go. That is the thread that forked it, and for an orphan the thread
-    /// whose TID is the PID of this process.
-    pub fn let_go(self) -> io::Result<()> {
-        let signal = if self.is_of_an_exec() { 0 } else { self.signal };
+    /// ESRCH if the calling thread is not the tracer, or if the process was killed meanwhile. The tracer is the thread
+    /// that is the parent: the one that forked the process or, for an orphan, the main thread.
+    pub fn detach(self) -> io::Result<()> {
+        let signal = if self.is_exec_trap() { 0 } else { self.signal };
         let signal = signal as libc::c_long;
-        // SAFETY: PTRACE_DETACH takes a PID and a signal number; no memory is involved.
+        // SAFETY: PTRACE_DETACH takes a PID and a signal number, and ignores the address.
         let result = unsafe { libc::ptrace(libc::PTRACE_DETACH, self.pid, std::ptr::null_mut::<u8>(), signal) };
         Errno::result(result)?;
         Ok(())
     }
 
-    /// Whether it is the SIGTRAP that the kernel sends a tracee after an exec, which would kill who is not traced. One that
-    /// a process has sent with kill(2) looks the same, and is lost.
-    fn is_of_an_exec(self) -> bool {
+    /// Whether the signal is the SIGTRAP that the kernel sends to a tracee after an exec. Delivered to a process
+    /// without a tracer, it would kill it. A SIGTRAP that was sent with `kill(2)` cannot be told from it, and is lost.
+    fn is_exec_trap(self) -> bool {
         if self.signal != libc::SIGTRAP {
             return false;
         }
         // SAFETY: all zeroes is a valid value of this struct of integers and pointers.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let none = std::ptr::null_mut::<u8>();
-        // SAFETY: PTRACE_GETSIGINFO writes one siginfo_t, and `info` is valid for that.
+        // SAFETY: PTRACE_GETSIGINFO writes one siginfo_t, which `info` is valid for, and ignores the address.
         let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, self.pid, none, &raw mut info) };
-        // A breakpoint or a single step has a code of the kernel's, above 0 (sigaction(2)).
+        // For a breakpoint or a single step the code is one of the kernel's, above 0 (sigaction(2)).
         result == 0 && info.si_code == libc::SI_USER
     }
 }
 
-/// Whether anybody is left to be reaped, now or later.
+/// Whether this process has any child, running or ended.
 pub fn has_children() -> bool {
     waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) != Err(Errno::ECHILD)
+}
+
+/// Makes this process the parent of the orphans among its descendants (PR_SET_CHILD_SUBREAPER), as PID 1 is anyway.
+///
+/// # Errors
+/// What `prctl(2)` says.
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(prctl::set_child_subreaper(true)?)
 }
 
 #[cfg(test)]
@@ -117,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_is_a_code_or_any_signal_or_a_stop() {
+    fn a_wait_status_is_a_code_or_any_signal_or_a_stop() {
         let ended = |exit| ChildEvent::Ended(Reaped { pid: 7, exit });
         for (status, event) in [
             (3 << 8, ended(Exit::Code(3))),

@@ -1,4 +1,5 @@
-//! Extended attributes of an open file; also of one that was opened for its place only (`O_PATH`), through `/proc`.
+//! Extended attributes of an open file (xattr(7)). `list` and `get` also take a descriptor opened with `O_PATH`, for
+//! which they need /proc.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,22 +10,22 @@ use nix::errno::Errno;
 /// The POSIX access ACL.
 pub const ACL: &CStr = c"system.posix_acl_access";
 
-/// The longest list of names, and the longest value, that the kernel gives (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-const LONGEST: usize = 64 << 10;
+/// Maximum length in bytes of a list of names and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const MAX_LENGTH: usize = 64 << 10;
 
-/// The names of all attributes that this thread may know of.
+/// The names of all attributes that the calling thread may see; none if the file system has no attributes.
 ///
 /// # Errors
-/// What the kernel says; not where the file system has no attributes.
+/// What the kernel says.
 pub fn list(file: impl AsFd) -> io::Result<Vec<CString>> {
     let file = file.as_fd();
-    let mut names = vec![0_u8; LONGEST];
+    let mut names = vec![0_u8; MAX_LENGTH];
     // SAFETY: the buffer is valid for writing for its length.
     let got = unsafe { libc::flistxattr(file.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
     let got = match Errno::result(got) {
         Err(Errno::EBADF) => {
             let path = through_proc(file);
-            // SAFETY: the path ends in a NUL and the buffer is valid for writing for its length.
+            // SAFETY: the path is a C string, and the buffer is valid for writing for its length.
             let got = unsafe { libc::listxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) };
             Errno::result(got)
         }
@@ -41,19 +42,19 @@ pub fn list(file: impl AsFd) -> io::Result<Vec<CString>> {
     }
 }
 
-/// The value of an attribute; none where the file has no such one.
+/// The value of an attribute; `None` if the file does not have it.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn get(file: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
     let file = file.as_fd();
-    let mut value = vec![0_u8; LONGEST];
-    // SAFETY: the name ends in a NUL and the buffer is valid for writing for its length.
+    let mut value = vec![0_u8; MAX_LENGTH];
+    // SAFETY: the name is a C string, and the buffer is valid for writing for its length.
     let got = unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     let got = match Errno::result(got) {
         Err(Errno::EBADF) => {
             let path = through_proc(file);
-            // SAFETY: path and name end in a NUL and the buffer is valid for writing for its length.
+            // SAFETY: path and name are C strings, and the buffer is valid for writing for its length.
             let got = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
             Errno::result(got)
         }
@@ -75,7 +76,7 @@ pub fn get(file: impl AsFd, name: &CStr) -> io::Result<Option<Vec<u8>>> {
 /// What the kernel says.
 pub fn set(file: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
     let fd = file.as_fd().as_raw_fd();
-    // SAFETY: the name ends in a NUL and the value is valid for reading for its length.
+    // SAFETY: the name is a C string, and the value is valid for reading for its length.
     let set = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     Ok(Errno::result(set).map(drop)?)
 }
@@ -85,12 +86,13 @@ pub fn set(file: impl AsFd, name: &CStr, value: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What the kernel says.
 pub fn remove(file: impl AsFd, name: &CStr) -> io::Result<()> {
-    // SAFETY: the name ends in a NUL.
+    // SAFETY: the name is a C string.
     let removed = unsafe { libc::fremovexattr(file.as_fd().as_raw_fd(), name.as_ptr()) };
     Ok(Errno::result(removed).map(drop)?)
 }
 
+/// The path in /proc that leads to an open file.
 fn through_proc(file: BorrowedFd<'_>) -> CString {
-    // A number has no NUL in it.
+    // The default is never used: the path has no NUL in it.
     CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
-//! What a file keeps when its content is replaced: mode, owner, group, ACL and extended attributes.
+//! Copies what a file keeps when its content is replaced: mode, owner, group, ACL and extended attributes.
 //!
-//! Not what any write takes away: set-user-id and set-group-id, capabilities, and sums that the kernel has made of the
-//! old content.
+//! Not copied is what a write into the file would drop as well: set-user-id and set-group-id, capabilities, and
+//! checksums of the old content.
 
 use std::ffi::CStr;
 use std::fs::{File, Permissions};
@@ -14,47 +14,49 @@ use nix::unistd::{Gid, Uid, fchown};
 
 use tl_os::xattr;
 
-/// Attributes that belong to the old content.
+/// Extended attributes that belong to the content.
 const OF_THE_CONTENT: [&CStr; 3] = [c"security.capability", c"security.ima", c"security.evm"];
 
-/// The bits of a mode that a write leaves.
+/// The bits of a mode that a write into the file keeps.
 pub(super) const MODE: u32 = 0o1777;
 
-/// Gives `new` everything that the file `old` has. False where this thread cannot see or give all of it; then `new` has
-/// some of it, and must not take the place of `old`.
+/// Copies all attributes of `old` to `new`. Returns false if this thread cannot read or set all of them; then `new` has
+/// only some, and must not replace `old`.
 pub(super) fn keep(new: &File, old: impl AsFd) -> io::Result<bool> {
     let found = fstat(&old)?;
     if !keep_owner(new, &found)? || !keep_extended(new, old) {
         return Ok(false);
     }
-    // Last: the group's bits of a file with an ACL are its mask, which the ACL has to be there for.
+    // The mode comes last: in a file with an ACL, the group bits are the ACL's mask.
     Ok(keep_mode(new, &found))
 }
 
-/// Gives `new` the owner and group of what was found. False where this thread cannot.
+/// Sets the owner and group of `new` to those that were found. Returns false if this thread may not.
 pub(super) fn keep_owner(new: &File, found: &FileStat) -> io::Result<bool> {
     let own = fstat(new)?;
     if (own.st_uid, own.st_gid) == (found.st_uid, found.st_gid) {
         return Ok(true);
     }
     let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
-    // To the group alone, where the owner is right: asking for both needs the right to either.
+    // Only what differs is set: setting both would need the right to set each of them.
     let uid = (own.st_uid != found.st_uid).then_some(uid);
     let gid = (own.st_gid != found.st_gid).then_some(gid);
     Ok(fchown(new, uid, gid).is_ok())
 }
 
-/// Gives `new` the mode of what was found, without set-user-id and set-group-id.
+/// Sets the mode of `new` to the one that was found, without set-user-id and set-group-id. Returns whether `new` has
+/// it.
 pub(super) fn keep_mode(new: &File, found: &FileStat) -> bool {
     let mode = found.st_mode & MODE;
     new.set_permissions(Permissions::from_mode(mode)).is_ok()
-        // Some file systems know few modes, and may have given this one by themselves.
+        // A file system with few modes can refuse to set one that the file already has.
         || fstat(new).is_ok_and(|own| own.st_mode & 0o7777 == mode)
 }
 
+/// Copies the extended attributes, including the ACL. Returns whether `new` has all of them.
 fn keep_extended(new: &File, old: impl AsFd) -> bool {
     let Ok(mut names) = xattr::list(&old) else { return false };
-    // Listed or not.
+    // Not every file system lists the ACL.
     if !names.iter().any(|name| **name == *xattr::ACL) {
         names.push(xattr::ACL.to_owned());
     }
@@ -64,7 +66,7 @@ fn keep_extended(new: &File, old: impl AsFd) -> bool {
         match wanted {
             wanted if wanted == own => true,
             Some(value) => xattr::set(new, name, &value).is_ok(),
-            // The directory's default ACL has given the new file one.
+            // `new` has an ACL from the default ACL of its directory, and `old` has none.
             None => xattr::remove(new, name).is_ok(),
         }
     })

@@ -1,7 +1,7 @@
-//! What a request says must be true of a file before it is read, replaced or removed (RFC 9110, section 13.1).
+//! Conditions that a request sets for a file before it is read, replaced or removed (RFC 9110, section 13.1).
 //!
-//! Files have no entity tags here, so a tag never matches. Their time of modification is compared by whole seconds, as
-//! that is all an HTTP date has.
+//! Files have no entity tags here, so a tag never matches. Modification times are compared in whole seconds, which is
+//! the resolution of an HTTP date.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::walk::open;
 use super::{FileError, FilePath, is, unsigned};
 
-/// The conditions of one request; none by default.
+/// The conditions of one request. The default has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// `If-Match: *`.
@@ -25,7 +25,7 @@ pub struct Condition {
     pub unmodified_since: Option<SystemTime>,
 }
 
-/// Which condition is not met.
+/// A condition that is not met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unmet {
     /// [`Condition::exists`].
@@ -43,12 +43,13 @@ pub enum Unmet {
 }
 
 impl Condition {
-    /// Whether nothing is asked of the file.
+    /// Whether it has no conditions.
     pub fn is_empty(&self) -> bool {
         *self == Condition::default()
     }
 
-    /// The first condition that what is `found` does not meet, in the order of RFC 9110, section 13.2.2.
+    /// The first condition that the file `found` does not meet, in the order of RFC 9110, section 13.2.2. `None` as
+    /// `found` means that there is no file.
     pub(super) fn unmet(&self, found: Option<&FileStat>) -> Option<Unmet> {
         match found {
             None if self.exists => Some(Unmet::Exists),
@@ -61,10 +62,11 @@ impl Condition {
         }
     }
 
-    /// The condition that the file at `path` does not meet; of a symlink itself unless links are followed.
+    /// The first condition that the file at `path` does not meet. With `follow`, a symlink at the end of the path is
+    /// followed.
     ///
     /// # Errors
-    /// Where there is no file, or it cannot be looked at.
+    /// When there is no file, or it cannot be examined.
     pub fn unmet_at(&self, path: &FilePath, follow: bool) -> Result<Option<Unmet>, FileError> {
         if self.is_empty() {
             return Ok(None);
@@ -72,11 +74,12 @@ impl Condition {
         let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
         let found = open(AT_FDCWD, path.as_os_str(), flags, Mode::empty()).and_then(fstat);
         let found = found.map_err(|errno| FileError::of(path, &errno.into()))?;
-        // That a directory is none comes first.
+        // A directory meets all conditions here: that it is not a file is the error to report.
         Ok(if is(&found, SFlag::S_IFDIR) { None } else { self.unmet(Some(&found)) })
     }
 }
 
+/// The modification time in seconds since the epoch.
 fn modified(found: &FileStat) -> u64 {
     unsigned(found.st_mtime)
 }

@@ -1,4 +1,4 @@
-//! Listing a directory.
+//! Lists a directory.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -11,47 +11,46 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::walk::{hold, look, open};
-use super::{FileError, FilePath, is, unsigned};
-use crate::files::proc_guard;
+use super::{FileError, FilePath, is, proc_guard, unsigned};
 
-/// As many entries are listed; which ones, where there are more, is the file system's choice.
+/// Maximum number of entries in a listing. If a directory has more, the file system decides which are listed.
 pub const MAX_ENTRIES: usize = 200_000;
 
-/// A directory's entries, directories first, then by name. Their names lie one after another in one piece of memory.
+/// A directory's entries, directories first, then by name. All names are in one allocation, one after another.
 #[derive(Debug, Default)]
 pub struct Listing {
     names: Vec<u8>,
     records: Vec<Record>,
-    /// There were more than [`MAX_ENTRIES`].
+    /// Whether the directory has more than [`MAX_ENTRIES`].
     pub truncated: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
-    /// Where the name begins, and how long it is.
+    /// Offset and length of the name in `names`, in bytes.
     name: (usize, u16),
     is_dir: bool,
     size: Option<u64>,
     modified_at: Option<i64>,
 }
 
-/// One entry.
+/// One entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry<'l> {
-    /// With U+FFFD for what is not UTF-8.
+pub struct DirEntry<'l> {
+    /// The name, with U+FFFD in place of bytes that are not UTF-8.
     pub name: Cow<'l, str>,
-    /// A directory, or a symlink to one: what can be listed in turn.
+    /// Whether it is a directory or a symlink to one.
     pub is_dir: bool,
-    /// Of a file, or of what a symlink leads to; none for a directory, and where it cannot be found out.
+    /// Size in bytes, of a symlink that of its target; `None` for a directory, and if it cannot be determined.
     pub size: Option<u64>,
-    /// Milliseconds since the epoch; none where it cannot be found out.
+    /// Modification time in milliseconds since the epoch; `None` if it cannot be determined.
     pub modified_at: Option<i64>,
 }
 
 /// Lists the directory at `path`, without `.` and `..`.
 ///
 /// # Errors
-/// Why it cannot be listed.
+/// When it cannot be listed.
 pub fn list(path: &FilePath) -> Result<Listing, FileError> {
     list_up_to(path, MAX_ENTRIES).map_err(|errno| FileError::of(path, &errno.into()))
 }
@@ -60,8 +59,8 @@ fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
     let fd = open(AT_FDCWD, path.as_os_str(), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
     proc_guard::check(&fd, false)?;
     let mut listing = Listing::default();
-    // A second descriptor: what reads the names borrows the first.
-    let place = fd.try_clone().map_err(|_| Errno::EMFILE)?;
+    // A second descriptor, because the iterator over the names borrows the first.
+    let dir = fd.try_clone().map_err(|_| Errno::EMFILE)?;
     for entry in Dir::from_fd(fd)?.iter() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
@@ -72,7 +71,7 @@ fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
             listing.truncated = true;
             break;
         }
-        if let Some(record) = examine(&place, name, entry.file_type(), listing.names.len()) {
+        if let Some(record) = examine(&dir, name, entry.file_type(), listing.names.len()) {
             listing.names.extend_from_slice(name);
             listing.records.push(record);
         }
@@ -83,15 +82,15 @@ fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
     Ok(listing)
 }
 
-/// What there is to say of one; none where it has gone meanwhile.
+/// Examines one entry; `None` if it no longer exists.
 fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<Record> {
     let record = Record { name: (at, u16::try_from(name.len()).ok()?), is_dir: false, size: None, modified_at: None };
     let os_name = OsStr::from_bytes(name);
     let stat = match look(dir, os_name) {
-        Ok(stat) if is(&stat, SFlag::S_IFLNK) => behind(dir, os_name).unwrap_or(stat),
+        Ok(stat) if is(&stat, SFlag::S_IFLNK) => stat_target(dir, os_name).unwrap_or(stat),
         Ok(stat) => stat,
         Err(Errno::ENOENT) => return None,
-        // The user may read the names and no more.
+        // The user may read the names in the directory but not examine the files.
         Err(_) => return Some(Record { is_dir: kind == Some(Type::Directory), ..record }),
     };
     let is_dir = is(&stat, SFlag::S_IFDIR);
@@ -100,8 +99,8 @@ fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<
     Some(Record { is_dir, size, modified_at, ..record })
 }
 
-/// What a symlink leads to, if anything.
-fn behind(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
+/// Examines what a symlink leads to.
+fn stat_target(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
     fstat(hold(dir, name)?)
 }
 
@@ -111,19 +110,20 @@ impl Listing {
         self.records.sort_unstable_by(|a, b| (!a.is_dir, bytes(names, a)).cmp(&(!b.is_dir, bytes(names, b))));
     }
 
-    /// Bytes of memory that it takes.
+    /// The memory that it takes, in bytes.
     pub fn size(&self) -> usize {
         self.names.capacity() + self.records.capacity() * size_of::<Record>()
     }
 
-    /// The one at this place.
-    pub fn get(&self, at: usize) -> Option<Entry<'_>> {
+    /// The entry at this index.
+    pub fn get(&self, at: usize) -> Option<DirEntry<'_>> {
         let record = self.records.get(at)?;
         let name = String::from_utf8_lossy(bytes(&self.names, record));
-        Some(Entry { name, is_dir: record.is_dir, size: record.size, modified_at: record.modified_at })
+        Some(DirEntry { name, is_dir: record.is_dir, size: record.size, modified_at: record.modified_at })
     }
 }
 
+/// The name of an entry.
 fn bytes<'n>(names: &'n [u8], record: &Record) -> &'n [u8] {
     let (from, length) = record.name;
     names.get(from..from + usize::from(length)).unwrap_or_default()
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_first_then_by_name() {
+    fn a_listing_has_directories_first_and_is_sorted_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &[u8]| dir.path().join(OsStr::from_bytes(name));
         fs::create_dir(at(b"z-dir")).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_is_in_milliseconds() {
+    fn the_modification_time_is_in_milliseconds() {
         let dir = tempfile::tempdir().unwrap();
         let file = fs::File::create(dir.path().join("x")).unwrap();
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_nanos(1_234_567_890_123_999_999);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many() {
+    fn a_listing_is_truncated_at_the_maximum() {
         let dir = tempfile::tempdir().unwrap();
         (0..10).for_each(|n| fs::write(dir.path().join(n.to_string()), "").unwrap());
         let listed = |most| {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_directory() {
+    fn anything_but_a_directory_cannot_be_listed() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
         nix::unistd::mkfifo(&dir.path().join("fifo"), Mode::S_IRWXU).unwrap();

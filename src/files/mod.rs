@@ -1,21 +1,31 @@
-//! Files as a user sees them: read, replaced whole, removed, listed.
+//! Reads, replaces, removes and lists files with the rights of a user.
 //!
-//! All of it is done with the rights of the calling thread, which `os::fsuser` makes the user's. Paths are followed by the
-//! kernel, so a symlink leads where it leads the user, with one exception: never through the links in `/proc` that are
-//! no paths (`/proc/self/fd/3`): there the kernel trusts every thread of the daemon, as it does with all of the daemon's
-//! own entries in `/proc` (`own`).
+//! The rights are those of the calling thread, to which `tl_os::impersonation` gives the user's. The kernel resolves
+//! paths, so a symlink leads where it leads the user, with one exception: the magic links in `/proc`
+//! (`/proc/self/fd/3`) are not followed. For these, as for all of the daemon's own entries in `/proc`, the kernel
+//! checks the process and not the thread's rights (`proc_guard`).
 //!
-//! Nothing here holds more than a buffer of a file's content. What is opened is first looked at without opening it
-//! (`O_PATH`): a FIFO would block and a device may act on it.
+//! No more than a buffer of a file's content is held in memory. A file is examined through an `O_PATH` descriptor
+//! before it is opened: to open a FIFO can block, and to open a device can have effects.
+//!
+//! - `path`: an absolute path; `walk`: opens and examines files; `magic_link`: the link in `/proc` to an open file;
+//! - `read`, `list`, `remove`: one operation each;
+//! - `replace`: an upload; `target`: the file that it replaces, `temporary`: where its content waits, `in_place`: writes
+//!   into a file that cannot be replaced, `attributes`: what a replaced file keeps;
+//! - `condition`: what a request demands of the file; `proc_guard`: refuses the daemon's own entries in `/proc`.
 
 mod attributes;
 mod condition;
+mod in_place;
 mod list;
+mod magic_link;
 mod path;
 mod proc_guard;
 mod read;
 mod remove;
 mod replace;
+mod target;
+mod temporary;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -34,58 +44,58 @@ pub use replace::Upload;
 
 use crate::error::Error;
 
-/// Why a file is not read, written, removed or listed.
+/// Why a file cannot be read, written, removed or listed.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// The path cannot be one.
+    /// The text is not a valid path.
     #[error("`path` {0}")]
     Invalid(String),
-    /// A component is `..`.
+    /// The path has a component `..`.
     #[error("`path` must have no component `..`: {0:?}")]
     Traversal(String),
-    /// Nothing is there.
+    /// Nothing exists at the path.
     #[error("there is no file or directory {0:?}")]
     NotFound(String),
-    /// A directory where a file is wanted.
+    /// It is a directory, and a file is needed.
     #[error("{0:?} is a directory, not a file")]
     IsDirectory(String),
-    /// Something else where a directory is wanted, at the end or on the way.
-    #[error("{0:?} is not a directory, or something on the way there is not")]
+    /// A directory is needed, at the end of the path or within it, and something else is there.
+    #[error("{0:?} is not a directory, or a component of its path is not")]
     NotADirectory(String),
-    /// A FIFO, a socket or a device.
+    /// It is a FIFO, a socket or a device.
     #[error("{0:?} is not a regular file")]
     NotARegularFile(String),
-    /// The user may not.
+    /// The user does not have the right.
     #[error("{path:?}: {why}")]
     Denied {
-        /// As it was asked for.
+        /// The path.
         path: String,
-        /// The kernel's reason.
+        /// What the kernel says.
         why: String,
     },
-    /// The disk or the user's quota is full, or the file system takes no file of that size.
+    /// The disk or the user's quota is full, or the file is too large for the file system.
     #[error("there is no space for {path:?}: {why}")]
     NoSpace {
-        /// As it was asked for.
+        /// The path.
         path: String,
-        /// The kernel's reason.
+        /// What the kernel says.
         why: String,
     },
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]
     Unmet {
-        /// As it was asked for.
+        /// The path.
         path: String,
-        /// The condition.
+        /// The condition that is not met.
         why: Unmet,
     },
-    /// Nothing to do with the path.
+    /// The error is not about the path.
     #[error(transparent)]
     Other(#[from] Error),
 }
 
 impl FileError {
-    /// What a system call's failure means for the one who asked for `path`.
+    /// The error for a request about `path` whose system call has failed.
     fn of(path: &FilePath, error: &io::Error) -> FileError {
         let shown = path.shown();
         let Some(errno) = error.raw_os_error() else {
@@ -96,13 +106,11 @@ impl FileError {
             libc::EISDIR => FileError::IsDirectory(shown),
             libc::ENOTDIR => FileError::NotADirectory(shown),
             libc::ENXIO | libc::ENODEV => FileError::NotARegularFile(shown),
-            libc::ELOOP => {
-                FileError::Invalid(format!("leads through too many links, or one that is no path: {shown:?}"))
-            }
-            libc::ENAMETOOLONG => {
-                FileError::Invalid("is longer than the kernel takes, or has a name that is".to_owned())
-            }
-            libc::EILSEQ => FileError::Invalid(format!("has a name that its file system does not take: {shown:?}")),
+            libc::ELOOP => FileError::Invalid(format!(
+                "leads through too many symlinks, or through one that is not a path: {shown:?}"
+            )),
+            libc::ENAMETOOLONG => FileError::Invalid("is too long, or has a component that is".to_owned()),
+            libc::EILSEQ => FileError::Invalid(format!("has a name that its file system does not support: {shown:?}")),
             libc::EACCES | libc::EPERM | libc::EROFS | libc::EBUSY | libc::ETXTBSY => {
                 FileError::Denied { path: shown, why: error.to_string() }
             }
@@ -117,7 +125,7 @@ fn is(stat: &FileStat, kind: SFlag) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
 }
 
-/// A size or length of the kernel's, which is never negative.
+/// A size or a time as the kernel reports it; 0 if it is negative.
 fn unsigned(size: i64) -> u64 {
     u64::try_from(size).unwrap_or(0)
 }

@@ -1,19 +1,19 @@
-//! A path as it was sent, made absolute.
+//! The path of a request, made absolute.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use super::FileError;
 
-/// An absolute path without a NUL and without `..`. Not resolved: symlinks are the kernel's.
+/// An absolute path without a NUL character and without `..`. Its symlinks are not resolved; the kernel follows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FilePath(Vec<u8>);
 
 impl FilePath {
-    /// Reads `text`; a relative one is below `home`.
+    /// Parses `text`. A relative path is below `home`.
     ///
     /// # Errors
-    /// [`FileError::Invalid`] for an empty one and one with a NUL, [`FileError::Traversal`] for a component `..`.
+    /// [`FileError::Invalid`] for an empty text and for a NUL character, [`FileError::Traversal`] for a component `..`.
     pub fn parse(text: &[u8], home: &str) -> Result<FilePath, FileError> {
         if text.is_empty() {
             return Err(FileError::Invalid("must not be empty".to_owned()));
@@ -30,17 +30,19 @@ impl FilePath {
         }))
     }
 
-    /// For a person to read.
+    /// The path for messages, with U+FFFD in place of bytes that are not UTF-8.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 
+    /// The path for system calls.
     pub(super) fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
     }
 }
 
-/// The directory and the name in it; no name where the path names a directory by its form (`/`, `a/`, `a/.`).
+/// Splits a path into a directory and a name in it. The name is `None` if the path has the form of a directory's (`/`,
+/// `a/`, `a/.`).
 pub(super) fn split(path: &OsStr) -> (&OsStr, Option<&OsStr>) {
     let bytes = path.as_bytes();
     let (dir, name) = match memchr::memrchr(b'/', bytes) {
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths() {
+    fn a_path_is_made_absolute_and_otherwise_kept() {
         for (text, right) in [
             ("/etc/passwd", "/etc/passwd"),
             ("a", "/home/u/a"),
@@ -75,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path() {
+    fn invalid_paths_are_refused() {
         for text in [&b""[..], b"\0", b"/etc/passwd\0.txt"] {
             assert!(matches!(FilePath::parse(text, "/"), Err(FileError::Invalid(_))), "{text:?}");
         }
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn directory_and_name() {
+    fn a_path_is_split_into_directory_and_name() {
         for (path, dir, name) in [
             ("/a/b", "/a/", Some("b")),
             ("/a", "/", Some("a")),

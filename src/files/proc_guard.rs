@@ -1,11 +1,12 @@
-//! The daemon's own entries in `/proc`.
+//! Refuses access to the daemon's own entries in `/proc`.
 //!
-//! Whoever a thread acts as, the kernel lets it read and change those of its own process: the memory map, descriptors,
-//! the names of threads. They are nobody's through this API, but for what is there for all to read.
+//! Whatever the rights of a thread, the kernel lets it read and change the entries of its own process: the memory map,
+//! the descriptors, the names of threads. Through this API nobody may, except to read what every user can read of any
+//! process.
 //!
-//! Which entry is ours is not asked by PID: a `/proc` shows the PIDs of the namespace that it was mounted in, which need
-//! not be ours. It is the one whose `fd` has the very descriptor that is asked about, as the kernel shows that to every
-//! thread of its process, and to no other user.
+//! The PID does not identify the daemon's entries: a `/proc` shows the PIDs of the namespace in which it was mounted,
+//! which can be another one. They are those below a directory whose `fd` contains the very descriptor that is being
+//! checked: the kernel shows that to every thread of this process, and to no other user.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -16,22 +17,22 @@ use nix::fcntl::{AT_FDCWD, readlinkat};
 use nix::sys::stat::{fstat, stat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
-use crate::files::walk::magic_link;
+use super::magic_link::magic_link;
 
-/// What the kernel shows to everybody, and where `/proc/mounts` and `/proc/net` lead. The directory itself is the
-/// empty name.
+/// Entries of a process that every user may read, and those that `/proc/mounts` and `/proc/net` lead to. The empty name
+/// is the directory itself.
 const PUBLIC: [&str; 9] = ["", "cgroup", "cmdline", "comm", "limits", "mountinfo", "mounts", "net", "status"];
 
-/// Refuses what is the daemon's own.
+/// Checks that an open file is not one of the daemon's own entries, or is one that every user may read.
 ///
 /// # Errors
-/// EACCES, as another process of the user would get.
+/// EACCES otherwise, as for another process of the user.
 pub(super) fn check(fd: impl AsFd, for_writing: bool) -> nix::Result<()> {
     let fd = fd.as_fd();
     if fstatfs(fd)?.filesystem_type() != PROC_SUPER_MAGIC {
         return Ok(());
     }
-    // What cannot be told apart is refused: a procfs somewhere, and none at /proc that shows this process.
+    // The file is in a procfs, and none that shows this process is mounted at /proc: it cannot be identified.
     let link = magic_link(fd).ok_or(Errno::EACCES)?;
     let path = readlinkat(AT_FDCWD, &*link)?;
     match below_process(path.as_bytes(), |dir| has_descriptor(dir, fd)) {
@@ -40,7 +41,7 @@ pub(super) fn check(fd: impl AsFd, for_writing: bool) -> nix::Result<()> {
     }
 }
 
-/// Whether `dir` is the entry of a process, or of a thread, that has this descriptor.
+/// Whether `dir` is the directory of a process or a thread that has this descriptor.
 fn has_descriptor(dir: &[u8], fd: BorrowedFd<'_>) -> bool {
     let theirs = [dir, b"/fd/", fd.as_raw_fd().to_string().as_bytes()].concat();
     match (stat(OsStr::from_bytes(&theirs)), fstat(fd)) {
@@ -49,13 +50,13 @@ fn has_descriptor(dir: &[u8], fd: BorrowedFd<'_>) -> bool {
     }
 }
 
-/// What follows the entry of our process in `path`; none where it is in no such entry.
+/// The part of `path` after the directory of this process; `None` if the path is not below it.
 fn below_process(path: &[u8], is_ours: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
     let ends = memchr::memchr_iter(b'/', path).skip(1).chain([path.len()]);
     ends.map(|at| path.split_at(at)).find(|(dir, _)| is_ours(dir)).map(|(_, rest)| rest)
 }
 
-/// Whether it is public, of the process or of one of its threads.
+/// Whether an entry of a process, or of one of its threads, is one that every user may read.
 fn is_public(rest: &[u8]) -> bool {
     let mut names = rest.split(|byte| *byte == b'/').skip(1);
     let first = match names.next() {
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_ours_and_what_of_that_is_for_all() {
+    fn own_entries_are_recognised_and_some_are_public() {
         let ours = |dir: &[u8]| dir == b"/proc/1" || dir == b"/elsewhere/proc/1";
         let rest = |path: &'static str| below_process(path.as_bytes(), ours).map(String::from_utf8_lossy);
         for (path, right) in [
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_asked() {
+    fn own_entries_are_refused_unless_public() {
         let open = |path: &str| std::fs::File::open(path).unwrap();
         for own in ["/proc/self/maps", "/proc/thread-self/stat", "/proc/self/fd"] {
             assert_eq!(check(open(own), false), Err(Errno::EACCES), "{own}");

@@ -1,4 +1,4 @@
-//! Reading a file.
+//! Reads a file.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -8,24 +8,24 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl};
 use super::walk::open_regular;
 use super::{FileError, FilePath, unsigned};
 
-/// A file up to this size is read before anything is said about it.
+/// Files up to this size in bytes are read at once.
 pub const WHOLE: usize = 64 << 10;
 
-/// A file that was opened.
+/// The content of a file.
 #[derive(Debug)]
 pub enum Content {
-    /// All of it. What the kernel makes up in `/proc` and `/sys` has a size of 0, or one that is not true.
+    /// All of it. Read at once because the size of files in `/proc` and `/sys` is 0 or wrong.
     Whole(Vec<u8>),
-    /// A file of this length.
+    /// A longer file, and its length in bytes.
     Long(File, u64),
-    /// The beginning of one that has no length, and the rest.
+    /// The first [`WHOLE`] bytes of a file of unknown length, and the file, positioned after them.
     Unmeasured(Vec<u8>, File),
 }
 
-/// Opens the file at `path` and reads it, if it is a small one.
+/// Opens the file at `path`, and reads it if it is small.
 ///
 /// # Errors
-/// Why it cannot be read.
+/// When it cannot be read.
 pub fn read(path: &FilePath) -> Result<Content, FileError> {
     let failed = |errno: nix::Error| FileError::of(path, &errno.into());
     let opened = open_regular(AT_FDCWD, path.as_os_str(), OFlag::O_RDONLY).map_err(failed)?;
@@ -34,7 +34,8 @@ pub fn read(path: &FilePath) -> Result<Content, FileError> {
     if length > WHOLE as u64 {
         return Ok(Content::Long(file, length));
     }
-    // Some files of the kernel's wait for news; not by O_NONBLOCK at the opening, which a lease would fail.
+    // Some of the kernel's files block until there is news. O_NONBLOCK is set only now: an open with it fails if
+    // another process has a lease on the file.
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
     let most = if length == 0 { WHOLE as u64 } else { length };
     let mut begin = Vec::new();

@@ -1,4 +1,4 @@
-//! Reading, replacing and removing, with the rights of whoever runs the tests.
+//! Reading, replacing and removing, with the rights of the user that runs the tests.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -53,7 +53,7 @@ fn dir() -> TempDir {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn content_that_was_written_is_read_back() {
     let dir = dir();
     let file = dir.path().join("file");
     for size in [0, 1, WHOLE - 1, WHOLE, WHOLE + 1, 1 << 20, 3] {
@@ -65,7 +65,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn parents_are_made() {
+fn missing_parent_directories_are_made() {
     let dir = dir();
     put(dir.path().join("a/./b//c/file"), b"x").unwrap();
     assert_eq!(fs::read(dir.path().join("a/b/c/file")).unwrap(), b"x");
@@ -77,14 +77,14 @@ fn parents_are_made() {
 }
 
 #[test]
-fn mode_and_owner_stay() {
+fn a_replaced_file_keeps_mode_and_owner() {
     let dir = dir();
     let file = dir.path().join("file");
     fs::write(&file, "old").unwrap();
     for bits in [0o600, 0o640, 0o755, 0o4711, 0o400, 0] {
         fs::set_permissions(&file, PermissionsExt::from_mode(bits)).unwrap();
         put(&file, b"new").unwrap();
-        // Set-user-id is what any write takes away.
+        // A write drops set-user-id.
         assert_eq!(mode(&file), bits & 0o777, "{bits:o}");
     }
     if nix::unistd::geteuid().is_root() {
@@ -120,7 +120,7 @@ fn symlinks_are_followed() {
     put(at("link1"), b"new").unwrap();
     assert_eq!(fs::read(at("sub/target")).unwrap(), b"new");
     assert_eq!(get(at("link1")).unwrap(), b"new");
-    // Dangling, relative and absolute, into a directory that is not there yet.
+    // Dangling links, relative and absolute, into a directory that does not exist yet.
     symlink("made/here", at("dangling")).unwrap();
     put(at("dangling"), b"1").unwrap();
     assert_eq!(fs::read(at("made/here")).unwrap(), b"1");
@@ -139,13 +139,13 @@ fn symlinks_are_followed() {
     for link in ["link1", "dangling", "absolute", "to-dir", "loop"] {
         assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink(), "{link}");
     }
-    // A symlink itself is removed.
+    // Removing a symlink does not remove its target.
     remove(&path(at("link1"))).unwrap();
     assert!(at("sub/link2").exists() && !at("link1").exists());
 }
 
 #[test]
-fn what_is_no_file() {
+fn anything_but_a_regular_file_is_refused() {
     let dir = dir();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -180,7 +180,7 @@ fn what_is_no_file() {
 }
 
 #[test]
-fn what_is_given_up_leaves_nothing() {
+fn an_upload_that_is_dropped_or_fails_leaves_no_file() {
     let dir = dir();
     let file = dir.path().join("file");
     fs::write(&file, "old").unwrap();
@@ -190,14 +190,14 @@ fn what_is_given_up_leaves_nothing() {
     assert_eq!(names(dir.path()), ["file"], "it has no name yet");
     drop(upload);
     assert_eq!((names(dir.path()), fs::read(&file).unwrap()), (vec!["file".to_owned()], b"old".to_vec()));
-    // The directory goes away meanwhile.
+    // The directory is removed during the upload.
     let sub = dir.path().join("sub");
     fs::create_dir(&sub).unwrap();
     let target = path(sub.join("file"));
     let upload = Upload::begin(&target, None, Condition::default()).unwrap();
     fs::remove_dir(&sub).unwrap();
     assert!(matches!(upload.commit(), Err(FileError::NotFound(_))));
-    // The target becomes a directory.
+    // The target is replaced by a directory during the upload.
     let target = path(&sub);
     let upload = Upload::begin(&target, None, Condition::default()).unwrap();
     fs::create_dir(&sub).unwrap();
@@ -206,7 +206,7 @@ fn what_is_given_up_leaves_nothing() {
 }
 
 #[test]
-fn what_has_no_room_is_refused_early() {
+fn an_upload_without_room_is_refused_before_its_content() {
     let dir = dir();
     let target = path(dir.path().join("file"));
     for length in [1 << 62, u64::MAX] {
@@ -219,15 +219,15 @@ fn what_has_no_room_is_refused_early() {
 }
 
 #[test]
-fn files_of_the_kernel() {
+fn files_in_proc_and_sys_are_read_and_written() {
     let status = String::from_utf8(get("/proc/self/status").unwrap()).unwrap();
     assert!(status.starts_with("Name:") && status.contains("Threads:"), "{status}");
     assert_eq!(get("/proc/sys/kernel/ostype").unwrap(), b"Linux\n");
     if Path::new("/sys/kernel/mm/transparent_hugepage/enabled").exists() {
-        // Its size is said to be a page.
+        // Its reported size is a page.
         assert!(get("/sys/kernel/mm/transparent_hugepage/enabled").unwrap().ends_with(b"\n"));
     }
-    // No new file can be made in there, so this is written in place.
+    // No file can be made in this directory, so the file is written in place.
     let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let score = format!("/proc/{}/oom_score_adj", other.id());
     let written = put(&score, b"321");
@@ -235,13 +235,13 @@ fn files_of_the_kernel() {
     other.kill().unwrap();
     other.wait().unwrap();
     assert!(written.is_ok() && read == b"321\n", "{written:?} {read:?}");
-    // Our own are nobody's.
+    // The daemon's own entries are refused.
     assert!(matches!(put("/proc/thread-self/comm", b"renamed"), Err(FileError::Denied { .. })));
     assert!(matches!(put("/proc/thread-self/absent", b""), Err(FileError::NotFound(_) | FileError::Denied { .. })));
 }
 
 #[test]
-fn descriptors_of_the_daemon_are_no_paths() {
+fn magic_links_are_not_followed() {
     let dir = dir();
     let mut file = File::create(dir.path().join("secret")).unwrap();
     file.write_all(b"secret").unwrap();
@@ -255,7 +255,7 @@ fn descriptors_of_the_daemon_are_no_paths() {
 }
 
 #[test]
-fn names_of_any_bytes() {
+fn names_may_have_any_bytes() {
     let dir = dir();
     let file = dir.path().join(OsStr::from_bytes(b"\xff\n \\\""));
     put(&file, b"x").unwrap();
@@ -264,9 +264,9 @@ fn names_of_any_bytes() {
     assert!(names(dir.path()).is_empty());
 }
 
-/// All of it is done without `/proc`, or says what is wrong.
+/// Every operation works without `/proc` or fails with a clear error.
 #[test]
-fn without_proc() {
+fn files_work_without_proc() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("without_proc: skipped, it needs root");
         return;
@@ -275,7 +275,7 @@ fn without_proc() {
     let at = |name: &str| dir.path().join(name);
     let work = || {
         use nix::mount::{MsFlags, mount};
-        // Of this thread alone.
+        // The mount namespace of this thread alone.
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
         let nothing = None::<&str>;
         mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).unwrap();
@@ -300,7 +300,7 @@ fn without_proc() {
         Upload::begin(&target, None, absent).unwrap().commit().unwrap();
         assert!(matches!(Upload::begin(&target, None, absent), Err(FileError::Unmet { .. })));
         remove(&target).unwrap();
-        // A procfs elsewhere has the same entries, and nobody can tell which ones are ours.
+        // A procfs at another path has the same entries, and the own ones cannot be identified there.
         fs::create_dir(at("proc")).unwrap();
         mount(Some("proc"), &at("proc"), Some("proc"), MsFlags::empty(), nothing).unwrap();
         for name in ["self/maps", "self/status", "meminfo"] {

@@ -1,11 +1,11 @@
-//! The health actor: all checks of all units in one thread, over one epoll.
+//! The health actor: one thread with one epoll runs the health checks of all units.
 //!
-//! It says how each probe ended and nothing more: counting failures, and what follows from them, is the unit's. When a
-//! probe is due, given up on or void is decided by the pure [`Schedule`]; the thread sleeps until its next deadline,
-//! and for good while nothing is watched.
+//! It reports how each probe ended. The unit counts failures and decides what follows. The pure [`Schedule`] decides
+//! when a probe begins, times out or is void. The thread sleeps until the next deadline; without any check it does not
+//! wake up.
 //!
-//! Absent on purpose: a thread, a timer or a buffer per check, and anything that reads more of an answer than its
-//! status line.
+//! Absent on purpose: a thread, a timer or a buffer for each check, and reading more of a response than its status
+//! line.
 
 mod probe;
 mod schedule;
@@ -27,21 +27,21 @@ use crate::health::schedule::{Due, Schedule, Timing};
 use crate::model::{HealthCheck, RunNo, UnitId};
 use tl_os::thread;
 
-/// How one finished probe of one run of a unit ended.
+/// The result of one probe of one run of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whose.
+    /// The unit that was probed.
     pub unit: UnitId,
-    /// Of the run that was watched; that may be over by now.
+    /// The run that was probed. It may have ended since.
     pub run: RunNo,
-    /// What was wrong, as a sentence.
+    /// Success, or a sentence about what failed.
     pub outcome: Result<(), String>,
 }
 
-/// Asks the health thread. Dropping it ends the thread and closes its connections.
+/// A handle to the health thread. Dropping it ends the thread and closes its connections.
 #[derive(Debug)]
 pub struct Health {
-    /// Never long: the thread takes all there is whenever it wakes, and waits for nobody in between.
+    /// Unbounded, but short: the thread takes all commands whenever it wakes, and does not block in between.
     commands: Option<Sender<Command>>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
@@ -54,11 +54,11 @@ enum Command {
 }
 
 impl Health {
-    /// Starts the thread. It calls `report` with each verdict, and waits for it: it must not block. `died` is called if
-    /// the thread panics; what was watched is then to be watched anew, by another one.
+    /// Starts the thread. It calls `report` with each verdict, which must not block. `died` is called if the thread
+    /// panics: then all checks have to be given to another one.
     ///
     /// # Errors
-    /// When there is no descriptor or thread left.
+    /// When the system has no descriptor or thread left.
     pub fn start(
         report: impl Fn(Verdict) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
@@ -73,16 +73,16 @@ impl Health {
             epoch: Instant::now(),
             schedule: Schedule::default(),
             checks: HashMap::new(),
-            manners: Manners::default(),
+            fin_budget: FinBudget::default(),
             starved: false,
         };
         let thread = thread::spawn("health", move || actor.run(), died)?;
         Ok(Health { commands: Some(commands), waker, thread: Some(thread) })
     }
 
-    /// Probes `unit` from now on, in place of what was watched of it so far. The initial delay counts from this call.
+    /// Probes `unit` from now on, and ends an earlier check of it. The initial delay counts from this call.
     ///
-    /// A verdict of the earlier run may be on its way already: its `run` tells.
+    /// A verdict about the earlier run may still come: its `run` tells it apart.
     pub fn watch(&self, unit: UnitId, run: RunNo, check: HealthCheck) {
         self.send(Command::Watch { unit, run, check, since: Instant::now() });
     }
@@ -110,26 +110,26 @@ impl Drop for Health {
     }
 }
 
-/// The token of the waker; units have their number, which never comes this far.
+/// The token of the waker. Those of units are their ids, which never become so large.
 const WAKE: Token = Token(usize::MAX);
 
-/// Probes begun or ended between two looks at the sockets.
+/// Maximum number of probes that begin or end before the sockets are polled again.
 const BATCH: usize = 128;
 
-/// The longest sleep that fits into what `epoll_wait(2)` takes.
-const LONGEST_SLEEP: Duration = Duration::from_millis(i32::MAX as u64);
+/// The longest timeout that `epoll_wait(2)` accepts.
+const MAX_SLEEP: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// What the thread owns.
+/// The state of the thread.
 struct Actor<F> {
     poll: Poll,
     commands: Receiver<Command>,
     report: F,
-    /// The zero of the schedule's time.
+    /// The time that is 0 to the schedule.
     epoch: Instant,
     schedule: Schedule<UnitId>,
     checks: HashMap<UnitId, Check>,
-    manners: Manners,
-    /// The last probe that was to begin could not: said once in the log, not at every probe.
+    fin_budget: FinBudget,
+    /// Whether the last probe could not be made. Logged once and not for every probe.
     starved: bool,
 }
 
@@ -143,7 +143,7 @@ impl<F: Fn(Verdict)> Actor<F> {
     fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         let ended = loop {
-            let sleep = self.schedule.sleep().map(|at| at.saturating_sub(self.epoch.elapsed()).min(LONGEST_SLEEP));
+            let sleep = self.schedule.sleep().map(|at| at.saturating_sub(self.epoch.elapsed()).min(MAX_SLEEP));
             match self.poll.poll(&mut events, sleep) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -154,7 +154,7 @@ impl<F: Fn(Verdict)> Actor<F> {
                 break Ok(());
             }
             for event in &events {
-                // Those of a probe that has just been closed find none: new ones begin below.
+                // An event of a probe that was closed above finds no probe: new ones begin only below.
                 self.advance(UnitId(event.token().0 as u64));
             }
             self.do_what_is_due();
@@ -167,7 +167,7 @@ impl<F: Fn(Verdict)> Actor<F> {
         ended
     }
 
-    /// The time, after dropping what a gap has made void.
+    /// Returns the time. Drops the probes that a gap has made void.
     fn look(&mut self) -> Duration {
         let now = self.epoch.elapsed();
         for unit in self.schedule.look(now) {
@@ -176,7 +176,7 @@ impl<F: Fn(Verdict)> Actor<F> {
         now
     }
 
-    /// False when the handle is gone.
+    /// Handles all commands. Returns false if the handle was dropped.
     fn take_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
@@ -214,12 +214,12 @@ impl<F: Fn(Verdict)> Actor<F> {
             Ok(probe) => check.probe = Some(probe),
             Err(outcome) => return self.settle(unit, outcome),
         }
-        // Over loopback the kernel has mostly connected, or been refused, by the time that connect(2) returns: that
-        // saves nearly every TCP check its way through epoll.
+        // On the loopback interface the connection is mostly made or refused by the time that connect(2) returns:
+        // nearly every TCP check ends here, without epoll.
         self.advance(unit);
     }
 
-    /// Whether the probe of `unit` is at its end; if not, it has events coming.
+    /// Continues the probe of `unit` as far as possible. Returns whether it has ended; if not, events will come for it.
     fn advance(&mut self, unit: UnitId) -> bool {
         let Some(probe) = self.checks.get_mut(&unit).and_then(|check| check.probe.as_mut()) else { return false };
         let registry = self.poll.registry();
@@ -235,7 +235,7 @@ impl<F: Fn(Verdict)> Actor<F> {
     }
 
     fn expire(&mut self, unit: UnitId) {
-        // What has come in while we were late is in time.
+        // A response that has arrived before this thread woke counts as in time.
         if self.advance(unit) {
             return;
         }
@@ -245,27 +245,27 @@ impl<F: Fn(Verdict)> Actor<F> {
         }
     }
 
-    /// Ends the probe of `unit` and says how it ended.
+    /// Ends the probe of `unit` and reports how it ended.
     fn settle(&mut self, unit: UnitId, outcome: Outcome) {
         let now = self.epoch.elapsed();
         self.schedule.finished(now, unit);
         let Some(check) = self.checks.get_mut(&unit) else { return };
         if let Some(probe) = check.probe.take() {
-            let politely = matches!(outcome, Outcome::Healthy) && self.manners.allow(now);
-            probe.close(self.poll.registry(), politely);
+            let with_fin = matches!(outcome, Outcome::Healthy) && self.fin_budget.take(now);
+            probe.close(self.poll.registry(), with_fin);
         }
         let starved = matches!(outcome, Outcome::Void(_));
         let verdict = |outcome| Verdict { unit, run: check.run, outcome };
         match outcome {
             Outcome::Healthy => (self.report)(verdict(Ok(()))),
             Outcome::Failed(why) => (self.report)(verdict(Err(why))),
-            Outcome::Void(error) if !self.starved => log::warn!("health probes cannot be made: {error}"),
+            Outcome::Void(error) if !self.starved => log::warn!("cannot make health probes: {error}"),
             Outcome::Void(_) => {}
         }
         self.starved = starved;
     }
 
-    /// Drops the probe in flight, if any, without a verdict.
+    /// Drops the unit's probe, if there is one, without a verdict.
     fn drop_probe(&mut self, unit: UnitId) {
         if let Some(probe) = self.checks.get_mut(&unit).and_then(|check| check.probe.take()) {
             probe.close(self.poll.registry(), false);
@@ -273,21 +273,25 @@ impl<F: Fn(Verdict)> Actor<F> {
     }
 }
 
-/// How many connections may be closed with a FIN, and so be in TIME_WAIT: see [`Probe::close`].
+/// Limits how many connections are closed with a FIN, and so stay in TIME_WAIT: see [`Probe::close`].
 ///
-/// A few services are probed without a trace in their logs, and thousands without a trace in the kernel's tables: at
-/// most some 1,500 connections are in TIME_WAIT because of us.
+/// At most 1,000 a minute are, and 500 at once: so some 1,500 are in TIME_WAIT at most. With a few services all
+/// connections are closed with a FIN, which leaves no trace in their logs; with thousands of services most are reset,
+/// which leaves none in the kernel's tables.
 #[derive(Default)]
-struct Manners {
-    /// Each takes its share of a minute; this is how far they have been taken.
+struct FinBudget {
+    /// The time up to which the budget is used: each connection uses [`FinBudget::SHARE`].
     taken: Duration,
 }
 
-impl Manners {
+impl FinBudget {
+    /// Budget of one connection: a minute has 1,000 of them.
     const SHARE: Duration = Duration::from_millis(60);
+    /// How far ahead of time the budget may be used.
     const AHEAD: Duration = Duration::from_secs(30);
 
-    fn allow(&mut self, now: Duration) -> bool {
+    /// Takes the share of one connection. Returns false if there is none left.
+    fn take(&mut self, now: Duration) -> bool {
         let taken = self.taken.max(now) + Self::SHARE;
         let allowed = taken <= now + Self::AHEAD;
         if allowed {
@@ -297,7 +301,7 @@ impl Manners {
     }
 }
 
-/// A spec that was not validated could ask for probes without any time between them.
+/// The times of a check. An interval or a timeout of 0 ms counts as 1 ms.
 fn timing(check: &HealthCheck) -> Timing {
     Timing {
         initial_delay: Duration::from_millis(check.initial_delay_ms),

@@ -1,7 +1,7 @@
-//! One probe: a connection to the service and, for HTTP, one question and the status line of the answer.
+//! One probe: a connection to the service and, for HTTP, one request and the status line of its response.
 //!
-//! Nothing that a service does can hold or grow the daemon: no call here blocks, at most [`status_line::MAX`] bytes of
-//! the answer are kept, and the schedule ends a probe that takes too long.
+//! No service can block the daemon or make it grow: no call here blocks, at most [`status_line::MAX`] bytes of a
+//! response are kept, and the schedule ends a probe that takes too long.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -17,54 +17,56 @@ use crate::model::{HealthCheck, HealthKind};
 /// How a probe ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// As it should.
+    /// The service is healthy.
     Healthy,
-    /// The service failed it: a sentence.
+    /// The service is not healthy: a sentence that says why.
     Failed(String),
-    /// We could not even ask: out of descriptors, ports or memory. Says nothing about the service.
+    /// The probe could not be made, for lack of descriptors, ports or memory. It says nothing about the service.
     Void(io::Error),
 }
 
-/// A probe in flight. It connects to 127.0.0.1, or to [::1] where nobody listens there.
+/// A probe in progress. It connects to 127.0.0.1, and to [::1] if the former has no listener.
 #[derive(Debug)]
 pub(super) struct Probe {
     stream: TcpStream,
     address: SocketAddr,
-    /// Why it is not at 127.0.0.1 any more: a sentence.
+    /// If it tries [::1], a sentence about the attempt on 127.0.0.1.
     first: Option<String>,
     connected: bool,
     registered: bool,
-    /// None for TCP.
+    /// `None` for a TCP check.
     http: Option<Http>,
 }
 
-/// The question and what came back.
+/// The request and the response.
 #[derive(Debug, Default)]
 struct Http {
     path: String,
-    /// Empty until there is a connection: it names the address.
+    /// Empty until the connection is made: the request names its address.
     request: Vec<u8>,
+    /// Number of bytes of the request that were sent.
     sent: usize,
-    answer: Vec<u8>,
+    /// The bytes of the response that were received.
+    response: Vec<u8>,
 }
 
 /// Why there is no connection.
 enum Unconnected {
-    /// Nobody listens at this address: a sentence.
-    Nobody(String),
-    /// All the same at any address.
+    /// The address has no listener: a sentence that says so.
+    NoListener(String),
+    /// Another address would not help: the outcome of the probe.
     Ended(Outcome),
 }
 
 impl Probe {
-    /// Begins to connect.
+    /// Begins a probe.
     pub(super) fn connect(check: &HealthCheck) -> Result<Probe, Outcome> {
         let path = || check.path.clone().unwrap_or_else(|| "/".to_owned());
         let http = (check.kind == HealthKind::Http).then(|| Http { path: path(), ..Http::default() });
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, check.port));
         let (stream, address, first) = match begin(address) {
             Ok(stream) => (stream, address, None),
-            Err(Unconnected::Nobody(why)) => {
+            Err(Unconnected::NoListener(why)) => {
                 let (stream, address) = begin_second(check.port, &why)?;
                 (stream, address, Some(why))
             }
@@ -73,20 +75,20 @@ impl Probe {
         Ok(Probe { stream, address, first, connected: false, registered: false, http })
     }
 
-    /// Whether events come in for it.
+    /// Whether it is registered for events.
     pub(super) fn is_registered(&self) -> bool {
         self.registered
     }
 
-    /// Asks for events; to be called after [`Probe::advance`] has come to its end for now.
+    /// Registers it for events. Call it after [`Probe::advance`], which may have to be repeated when an event comes.
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)?;
         self.registered = true;
         Ok(())
     }
 
-    /// Goes as far as it can without waiting; an outcome when it is at its end. After that it may have to be registered
-    /// once more: at another address it is another connection.
+    /// Continues as far as possible without blocking. Returns the outcome if the probe has ended. Otherwise it may have
+    /// to be registered again: for another address it makes a new connection.
     pub(super) fn advance(&mut self, registry: &Registry) -> Option<Outcome> {
         while !self.connected {
             match (self.finish_connecting(), &self.first) {
@@ -97,10 +99,10 @@ impl Probe {
                     }
                 }
                 (Ok(false), _) => return None,
-                (Err(Unconnected::Nobody(why)), Some(first)) => {
+                (Err(Unconnected::NoListener(why)), Some(first)) => {
                     return Some(Outcome::Failed(format!("{first}; {why}")));
                 }
-                (Err(Unconnected::Nobody(why)), None) => match begin_second(self.address.port(), &why) {
+                (Err(Unconnected::NoListener(why)), None) => match begin_second(self.address.port(), &why) {
                     Ok((stream, address)) => {
                         self.deregister(registry);
                         (self.stream, self.address, self.first) = (stream, address, Some(why));
@@ -112,7 +114,7 @@ impl Probe {
         }
         let Some(http) = &mut self.http else { return Some(Outcome::Healthy) };
         let sending = http.send(&mut self.stream);
-        // Even if that failed: what refuses a request before it has read it may have answered first.
+        // Receive even if sending failed: a server may respond and close before it has read the request.
         match http.receive(&mut self.stream) {
             Ok(Some(reading)) => http.judge(self.address, reading),
             Ok(None) => sending.err().map(|error| broken(self.address, &error)),
@@ -120,42 +122,42 @@ impl Probe {
         }
     }
 
-    /// What to say when its time is over.
+    /// The outcome after its timeout.
     pub(super) fn timed_out(&self, timeout_ms: u64) -> Outcome {
         let what = match &self.http {
             _ if !self.connected => "did not accept a connection",
-            Some(http) if !http.answer.is_empty() => "did not finish its status line",
+            Some(http) if !http.response.is_empty() => "did not finish its status line",
             Some(http) if http.sent < http.request.len() => "did not read the request",
             _ => "did not answer",
         };
         failed(self.address, format_args!("{what} within {timeout_ms} ms"))
     }
 
-    /// Closes the connection: with a FIN where `politely`, else with a reset, which leaves nothing behind.
+    /// Closes the connection, with a FIN or with a reset.
     ///
-    /// A FIN from us leaves the connection in TIME_WAIT for a minute: 1,000 probes a second would hold 60,000 of them,
-    /// more than there are ephemeral ports for one service, and slow down everybody's `connect(2)`. A reset, on the
-    /// other hand, is an error to the service, and many write a trace of it into their log.
-    pub(super) fn close(mut self, registry: &Registry, politely: bool) {
+    /// A FIN leaves the connection in TIME_WAIT for a minute: 1,000 probes a second would hold 60,000 of them, more
+    /// than there are ephemeral ports for one service, and slow down `connect(2)` for all processes. A reset leaves
+    /// nothing, but is an error to the service, which many services log.
+    pub(super) fn close(mut self, registry: &Registry, with_fin: bool) {
         self.deregister(registry);
-        if !politely {
+        if !with_fin {
             let _ = setsockopt(&self.stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
         }
     }
 
     fn deregister(&mut self, registry: &Registry) {
         if std::mem::take(&mut self.registered) {
-            // Not left to close(2): a child between fork and exec holds the connection open, and its events would come
-            // in under the token of a later probe.
+            // Closing is not enough: a child between fork and exec can still hold the connection open, and its events
+            // would come with the token of a later probe.
             let _ = registry.deregister(&mut self.stream);
         }
     }
 
-    /// Whether the connection stands by now.
+    /// Whether the connection is made; false if it still may be.
     fn finish_connecting(&self) -> Result<bool, Unconnected> {
         match self.stream.take_error() {
             Ok(None) => {}
-            // Only what was connected can be reset.
+            // Only a connection that was made can be reset.
             Ok(Some(error)) if error.kind() == ErrorKind::ConnectionReset => {
                 return match self.http {
                     Some(_) => Err(Unconnected::Ended(broken(self.address, &error))),
@@ -169,34 +171,35 @@ impl Probe {
             Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(false),
             Err(error) => return Err(unreachable(self.address, &error)),
         };
-        // Where nobody listens on a port of the ephemeral range, the kernel may pick that very port for our end, and
-        // TCP then connects the socket to itself.
+        // If a port of the ephemeral range has no listener, the kernel may choose the same port for this end, and TCP
+        // then connects the socket to itself.
         if self.stream.local_addr().is_ok_and(|local| local == peer) {
-            let why = said(self.address, "has no listener; the connection met itself");
-            return Err(Unconnected::Nobody(why));
+            let why = sentence(self.address, "has no listener; the connection met itself");
+            return Err(Unconnected::NoListener(why));
         }
         Ok(true)
     }
 }
 
-/// Begins to connect to this address.
+/// Begins to connect to `address`.
 fn begin(address: SocketAddr) -> Result<TcpStream, Unconnected> {
     TcpStream::connect(address).map_err(|error| match error {
-        error if is_our_trouble(&error) => Unconnected::Ended(Outcome::Void(error)),
+        error if is_local_shortage(&error) => Unconnected::Ended(Outcome::Void(error)),
         error => unreachable(address, &error),
     })
 }
 
-/// Begins to connect to [::1], as nobody listens on 127.0.0.1, where `first` is why. The time that the probe has goes on.
+/// Begins to connect to [::1] after 127.0.0.1 was found to have no listener, as the sentence `first` says. The timeout
+/// of the probe continues.
 fn begin_second(port: u16, first: &str) -> Result<(TcpStream, SocketAddr), Outcome> {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
     match begin(address) {
         Ok(stream) => Ok((stream, address)),
-        Err(Unconnected::Nobody(why)) => Err(Outcome::Failed(format!("{first}; {why}"))),
+        Err(Unconnected::NoListener(why)) => Err(Outcome::Failed(format!("{first}; {why}"))),
         Err(Unconnected::Ended(Outcome::Void(error))) if error.kind() != ErrorKind::AddrNotAvailable => {
             Err(Outcome::Void(error))
         }
-        // This machine has no IPv6, which says nothing about the service.
+        // The machine has no IPv6, which says nothing about the service.
         Err(Unconnected::Ended(_)) => Err(Outcome::Failed(first.to_owned())),
     }
 }
@@ -214,25 +217,26 @@ impl Http {
         Ok(())
     }
 
-    /// Reads until there is something to judge, but no more than a status line; none: it has not come yet.
+    /// Receives up to one status line, and returns how it reads. `None`: the rest has not arrived yet.
     fn receive(&mut self, stream: &mut TcpStream) -> io::Result<Option<Reading>> {
         loop {
             let mut room = [0; status_line::MAX];
-            let room = room.get_mut(self.answer.len()..).unwrap_or_default();
+            let room = room.get_mut(self.response.len()..).unwrap_or_default();
             match stream.read(room) {
                 Ok(0) => return Ok(Some(Reading::Incomplete)),
-                Ok(count) => self.answer.extend(room.iter().take(count)),
+                Ok(count) => self.response.extend(room.iter().take(count)),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error),
             }
-            match status_line::read(&self.answer) {
+            match status_line::read(&self.response) {
                 Reading::Incomplete => {}
                 reading => return Ok(Some(reading)),
             }
         }
     }
 
+    /// The outcome for a status line.
     fn judge(&self, address: SocketAddr, reading: Reading) -> Option<Outcome> {
         Some(match reading {
             Reading::Status(200..=399) => Outcome::Healthy,
@@ -241,10 +245,12 @@ impl Http {
                 failed(address, format_args!("answered with a status line of more than {} bytes", status_line::MAX))
             }
             Reading::Garbage => {
-                let start = self.answer.get(..40).unwrap_or(&self.answer);
+                let start = self.response.get(..40).unwrap_or(&self.response);
                 failed(address, format_args!("answered with what is not HTTP: {:?}", String::from_utf8_lossy(start)))
             }
-            Reading::Incomplete if self.answer.is_empty() => failed(address, "closed the connection without an answer"),
+            Reading::Incomplete if self.response.is_empty() => {
+                failed(address, "closed the connection without an answer")
+            }
             Reading::Incomplete => failed(address, "closed the connection within its status line"),
         })
     }
@@ -256,17 +262,18 @@ fn request(address: SocketAddr, path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\n{headers}\r\n")
 }
 
-fn said(address: SocketAddr, what: impl fmt::Display) -> String {
+/// A sentence about the address.
+fn sentence(address: SocketAddr, what: impl fmt::Display) -> String {
     format!("{address} {what}")
 }
 
 fn failed(address: SocketAddr, what: impl fmt::Display) -> Outcome {
-    Outcome::Failed(said(address, what))
+    Outcome::Failed(sentence(address, what))
 }
 
 fn unreachable(address: SocketAddr, error: &io::Error) -> Unconnected {
     match error.kind() {
-        ErrorKind::ConnectionRefused => Unconnected::Nobody(said(address, "refused the connection")),
+        ErrorKind::ConnectionRefused => Unconnected::NoListener(sentence(address, "refused the connection")),
         _ => Unconnected::Ended(failed(address, format_args!("cannot be connected to: {error}"))),
     }
 }
@@ -278,8 +285,8 @@ fn broken(address: SocketAddr, error: &io::Error) -> Outcome {
     }
 }
 
-/// Whether connecting failed for want of something on our side: descriptors, memory, ephemeral ports.
-fn is_our_trouble(error: &io::Error) -> bool {
+/// Whether connecting failed for lack of descriptors, memory or ephemeral ports on this side.
+fn is_local_shortage(error: &io::Error) -> bool {
     let ours = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EAGAIN, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| ours.contains(&code))
 }
@@ -307,7 +314,7 @@ mod tests {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (first, registry) = (None, mio::Poll::new().unwrap());
         let mut probe = Probe { stream, address, first, connected: false, registered: false, http: None };
-        // Nobody listens there, so that the other address is asked; where this machine has one.
+        // 127.0.0.1 has no other listener, so [::1] is tried next, if the machine has it.
         let outcome = loop {
             if let Some(outcome) = probe.advance(registry.registry()) {
                 break outcome;
@@ -317,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked() {
+    fn a_request_names_the_address_and_closes() {
         let text = request("127.0.0.1:80".parse().unwrap(), "/a?b=c");
         assert!(text.starts_with("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:80\r\nUser-Agent: tl-supervisor/"), "{text}");
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"), "{text}");

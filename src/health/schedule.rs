@@ -1,6 +1,6 @@
-//! When each health check is probed, given up on, and probed again; and what a gap in time does to that.
+//! Decides when each health check is probed, when a probe has timed out, and what a gap in time changes.
 //!
-//! Pure: time comes in as the time since some epoch of the caller's, so that a clock that jumps is one more test case.
+//! Pure: times are passed in, as durations since an epoch of the caller's, so that tests can make the clock jump.
 //! A check is in one of three states, each with one deadline:
 //!
 //! | state | ends at | or when | a gap |
@@ -9,44 +9,44 @@
 //! | waiting | its next probe is due: [`Due::Begin`] | | leaves it |
 //! | probing | its timeout is over: [`Due::Expired`] | the probe has an outcome: [`Schedule::finished`] | voids it |
 //!
-//! The next probe begins `interval` after the begin of the one before, or at its end if that is later: one at a time,
-//! and one that was really late is not followed by a burst to catch up. Deadlines are rounded up a little (see
-//! `quantum`), so that thousands of checks share their wake-ups: each costs about as much as a probe. The begin that
-//! counts is the one before rounding, so the rate stays true.
+//! The next probe begins `interval` after the beginning of the previous one, or at its end if that is later. So a check
+//! has one probe at a time, and a late one is not followed by a burst. Deadlines are rounded up a little (see
+//! `quantum`), so that thousands of checks share wake-ups, each of which costs about as much as a probe. Intervals
+//! count from the time before rounding, so the rate stays exact.
 //!
-//! A *gap* is time in which this thread did not run although it should have: SIGSTOP, a paused or restored machine.
-//! Whatever was in flight then says nothing about the service, which most likely stood still as well. So a gap voids
-//! it, and what fell due meanwhile is due once. The initial delay is time that a service is given to come up, so what it
-//! may have lost of it is given back. (Suspend-to-RAM stops CLOCK_MONOTONIC, and with it every deadline here.)
+//! A *gap* is time in which this thread should have run and did not: after SIGSTOP, or in a paused or restored machine.
+//! A probe in progress then says nothing about the service, which most likely stood still too. So a gap makes it void,
+//! and what became due meanwhile is due once. The initial delay is time for a service to start: it is prolonged by the
+//! time that the gap may have taken. (Suspend-to-RAM stops CLOCK_MONOTONIC, and so all deadlines here.)
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
-/// How late the thread may be before it counts as a gap.
+/// How late the thread may be before that counts as a gap.
 ///
-/// Above what a busy machine or a CPU quota (periods of 100 ms) does to a thread that wants to run, for a machine that
-/// is always late would never get a verdict; yet short, since a pause of less than this and one timeout can cost a
-/// service one failure. To take a busy moment for a gap costs only a repeated probe.
+/// More than a busy machine or a CPU quota (with periods of 100 ms) delays a thread: a machine that is always so late
+/// would never get a verdict. Still short: a pause of less than this and one timeout can cost a service one failure. If
+/// a delay is taken for a gap by mistake, that costs only a repeated probe.
 pub const GAP: Duration = Duration::from_millis(250);
 
 /// The times of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// From the call of [`Schedule::watch`] to the first probe.
+    /// Time from `since` in [`Schedule::watch`] to the first probe.
     pub initial_delay: Duration,
-    /// From the begin of one probe to the begin of the next.
+    /// Time from the beginning of one probe to the beginning of the next.
     pub interval: Duration,
-    /// What one probe may take.
+    /// Time that one probe may take.
     pub timeout: Duration,
 }
 
-/// What is to be done now.
+/// What the caller has to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due<K> {
-    /// Begin a probe; it is in flight from here on.
+    /// Begin a probe. It is in progress from now on.
     Begin(K),
-    /// The probe in flight has had its time. It stays in flight until [`Schedule::finished`], and is not said again.
+    /// The timeout of the probe is over. Returned once; the probe is in progress until [`Schedule::finished`].
     Expired(K),
 }
 
@@ -61,9 +61,9 @@ enum State {
 struct Check {
     timing: Timing,
     state: State,
-    /// When its state is to end.
+    /// The time at which its state ends.
     due: Duration,
-    /// The same, rounded up: where it stands in [`Schedule::deadlines`].
+    /// The same, rounded up: its key in [`Schedule::deadlines`].
     deadline: Duration,
 }
 
@@ -78,8 +78,8 @@ impl Check {
     }
 }
 
-/// What the end of a span of time is rounded up to: under a 64th of the span and a power of two, so that the grids of
-/// different checks coincide; 1 ms, as exact as `epoll_wait(2)` is, to 8 ms.
+/// The step to which the end of a span of time is rounded up: at most a 64th of the span, and a power of two, so that
+/// the deadlines of different checks coincide. At least 1 ms, the resolution of `epoll_wait(2)`, and at most 8 ms.
 fn quantum(span: Duration) -> Duration {
     let sixty_fourth = u64::try_from(span.as_millis() / 64).unwrap_or(u64::MAX);
     Duration::from_millis(1 << sixty_fourth.max(1).ilog2().min(3))
@@ -90,14 +90,14 @@ fn round_up(at: Duration, step: Duration) -> Duration {
     u64::try_from(rounded).map_or(at, Duration::from_nanos)
 }
 
-/// The checks by key, and their deadlines in order. Every operation but a gap takes logarithmic time.
+/// The checks by key, and their deadlines in order. Every operation except a gap takes logarithmic time.
 #[derive(Debug)]
 pub struct Schedule<K> {
     checks: HashMap<K, Check>,
     deadlines: BTreeSet<(Duration, K)>,
-    /// The latest that the next [`Schedule::look`] should come.
+    /// The time at which the next [`Schedule::look`] should come at the latest.
     expected: Duration,
-    /// When the last one came.
+    /// The time of the last one.
     looked: Duration,
 }
 
@@ -109,7 +109,8 @@ impl<K: Copy + Ord + Hash> Default for Schedule<K> {
 }
 
 impl<K: Copy + Ord + Hash> Schedule<K> {
-    /// Watches `key` from `since` on; an earlier watch of it, and its probe in flight, is forgotten.
+    /// Adds the check `key`, whose initial delay begins at `since`. Replaces an earlier check of this key with its
+    /// probe.
     pub fn watch(&mut self, since: Duration, key: K, timing: Timing) {
         self.unwatch(key);
         let mut check = Check { timing, state: State::Starting, due: since, deadline: since };
@@ -118,17 +119,17 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         self.checks.insert(key, check);
     }
 
-    /// Forgets `key`.
+    /// Removes the check `key`.
     pub fn unwatch(&mut self, key: K) {
         if let Some(check) = self.checks.remove(&key) {
             self.deadlines.remove(&(check.deadline, key));
         }
     }
 
-    /// The earliest deadline, where there is one: the caller is about to sleep until then.
+    /// The earliest deadline, if there is one. Call it before sleeping until then.
     pub fn sleep(&mut self) -> Option<Duration> {
         let next = self.deadlines.first().map(|(at, _)| *at);
-        // Not before the last look: that deadlines lie in the past means that there is more to do than time, no gap.
+        // Not before the last look: a deadline in the past means that there is more work than time, which is not a gap.
         self.expected = match next {
             Some(at) if self.expected != Duration::MAX => at.max(self.expected),
             Some(at) => at,
@@ -137,12 +138,13 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         next
     }
 
-    /// To be called after each sleep, and often enough in between that work alone never takes as long as [`GAP`].
+    /// Notes the time. Call it after each sleep, and so often in between that work alone never takes as long as
+    /// [`GAP`].
     ///
-    /// Returns the checks whose probes in flight are void because there was a gap; they are due again at once.
+    /// Returns the checks whose probes are void because of a gap. They are due again at once.
     pub fn look(&mut self, now: Duration) -> Vec<K> {
         let gap = now > self.expected.saturating_add(GAP);
-        // How long we stood still is not known; at most this.
+        // The thread stood still for at most this time.
         let stood = now.saturating_sub(self.looked);
         (self.expected, self.looked) = (now, now);
         if gap { self.gap(now, stood) } else { Vec::new() }
@@ -170,7 +172,7 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         void
     }
 
-    /// The earliest thing that is due, once; nothing when all is done for now.
+    /// What is due first, returned once; `None` if nothing is due now.
     pub fn due(&mut self, now: Duration) -> Option<Due<K>> {
         let (at, key) = *self.deadlines.first()?;
         if at > now {
@@ -181,14 +183,14 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         if let State::Probing { .. } = check.state {
             return Some(Due::Expired(key));
         }
-        // As if on time, unless it is later than rounding accounts for.
+        // Counts as on time, unless it is later than rounding explains.
         let begun = if now < at.saturating_add(quantum(check.timing.interval)) { check.due } else { now };
         check.enter(State::Probing { begun }, now.saturating_add(check.timing.timeout));
         self.deadlines.insert((check.deadline, key));
         Some(Due::Begin(key))
     }
 
-    /// The probe of `key` has ended, for whatever reason. Does nothing where none is in flight.
+    /// Notes that the probe of `key` has ended, for whatever reason. Does nothing if there is none.
     pub fn finished(&mut self, now: Duration, key: K) {
         let Some(check) = self.checks.get_mut(&key) else { return };
         if let State::Probing { begun } = check.state {
@@ -209,7 +211,7 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// A schedule and a clock that does what it is told.
+    /// A schedule and a clock that the test sets.
     struct Bench {
         schedule: Schedule<u32>,
         now: Duration,
@@ -224,7 +226,8 @@ mod tests {
             bench
         }
 
-        /// Sleeps until the next deadline and `late` more; how long, and what was void.
+        /// Sleeps until the next deadline and for `late` more. Returns the time up to the deadline, and the void
+        /// checks.
         fn sleep(&mut self, late: Duration) -> (Duration, Vec<u32>) {
             let next = self.schedule.sleep().expect("a deadline");
             let slept = next.saturating_sub(self.now);
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_probe_and_the_rate() {
+    fn the_first_probe_follows_the_initial_delay_and_then_one_each_interval() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.works_for(ms(10));
@@ -267,11 +270,11 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_is_said_once_and_the_rate_stays() {
+    fn a_timeout_is_returned_once_and_keeps_the_rate() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.step(500, Due::Expired(1));
-        assert_eq!(bench.schedule.sleep(), None, "nothing is due until the caller is done with it");
+        assert_eq!(bench.schedule.sleep(), None, "nothing is due until the probe is finished");
         bench.finish();
         bench.step(500, Due::Begin(1));
     }
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_begin_is_not_caught_up_with() {
+    fn a_late_probe_is_not_followed_by_an_early_one() {
         let mut bench = Bench::new(TIMING);
         assert_eq!(bench.sleep(ms(200)), (ms(5000), vec![]));
         assert_eq!(bench.due(), [Due::Begin(1)]);
@@ -298,12 +301,12 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_voids_what_is_in_flight() {
+    fn a_gap_voids_the_probe_in_progress() {
         for gap in [ms(252), ms(1004), ms(3_600_004), ms(86_400_004 * 365)] {
             let mut bench = Bench::new(TIMING);
             bench.step(5000, Due::Begin(1));
             assert_eq!(bench.sleep(gap), (ms(500), vec![1]), "{gap:?}");
-            assert_eq!(bench.due(), [Due::Begin(1)], "{gap:?}: once, and no failure");
+            assert_eq!(bench.due(), [Due::Begin(1)], "{gap:?}: due once, and no failure");
             bench.finish();
             bench.step(1000, Due::Begin(1));
             bench.step(500, Due::Expired(1));
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn being_a_little_late_is_no_gap() {
+    fn a_delay_up_to_the_limit_is_not_a_gap() {
         for late in [ms(1), ms(100), GAP] {
             let mut bench = Bench::new(TIMING);
             bench.step(5000, Due::Begin(1));
@@ -321,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fell_due_in_a_gap_is_due_once() {
+    fn a_probe_that_became_due_in_a_gap_is_due_once() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.finish();
@@ -332,13 +335,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_gives_back_the_initial_delay() {
+    fn a_gap_prolongs_the_initial_delay() {
         let mut bench = Bench::new(TIMING);
         bench.sleep(ms(3_600_000));
         assert_eq!(bench.due(), []);
         bench.step(5000, Due::Begin(1));
 
-        // No more than it can have cost.
+        // Not by more than the gap can have taken.
         let mut bench = Bench::new(TIMING);
         bench.works_for(ms(4896));
         bench.schedule.watch(bench.now, 2, TIMING);
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_between_looks_is_one_too() {
+    fn a_gap_between_two_looks_counts() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.now += GAP;
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_ends_before_the_deadline_does_nothing() {
+    fn a_gap_that_ends_before_the_deadline_changes_nothing() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         assert_eq!(bench.schedule.sleep(), Some(bench.now + ms(500)));
@@ -384,13 +387,13 @@ mod tests {
     }
 
     #[test]
-    fn more_work_than_time_is_no_gap() {
+    fn more_work_than_time_is_not_a_gap() {
         let mut bench = Bench::new(Timing { initial_delay: ms(0), interval: ms(1), timeout: ms(10_000) });
         for key in 2..2000 {
             bench.schedule.watch(bench.now, key, TIMING);
         }
         bench.step(0, Due::Begin(1));
-        // Work for 8 s, looked at every 200 ms: the deadlines of others pass, the probe in flight is not void.
+        // 8 s of work, with a look every 200 ms: deadlines of other checks pass, and the probe in progress is not void.
         for _ in 0..40 {
             bench.works_for(ms(200));
             assert_eq!(bench.schedule.sleep(), Some(ms(1_005_000)));
@@ -401,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn deadlines_are_rounded_up_and_the_rate_stays_true() {
+    fn deadlines_are_rounded_up_and_the_rate_stays_exact() {
         for (span, step) in
             [(0, 1), (1, 1), (127, 1), (128, 2), (255, 2), (256, 4), (500, 4), (1000, 8), (86_400_000, 8)]
         {
@@ -447,7 +450,7 @@ mod tests {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.schedule.watch(bench.now, 1, Timing { initial_delay: ms(70), ..TIMING });
-        // The end of the earlier one's probe is nobody's.
+        // The end of the earlier check's probe changes nothing.
         bench.finish();
         bench.step(70, Due::Begin(1));
         bench.schedule.unwatch(1);
@@ -465,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn times_out_of_this_world_do_not_overflow() {
+    fn the_longest_times_do_not_overflow() {
         let mut bench = Bench::new(Timing { initial_delay: Duration::MAX, interval: ms(1), timeout: ms(1) });
         assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
         bench.schedule.watch(
@@ -479,10 +482,10 @@ mod tests {
         assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
     }
 
-    /// Every path of a few steps for two checks: whatever time does, a probe begins only when none is in flight, each
-    /// ends at most once, none is failed after a gap, and there is always a deadline while something is watched.
+    /// Walks every path of six steps for two checks. Whatever the clock does, a probe begins only if none is in
+    /// progress, each ends at most once, none fails because of a gap, and there is a deadline while there is a check.
     #[test]
-    fn every_path_with_a_clock_that_jumps() {
+    fn every_path_keeps_the_rules_with_a_clock_that_jumps() {
         #[derive(Clone, Copy, Debug)]
         enum Step {
             Pass(u64),

@@ -1,30 +1,30 @@
-//! Reads the status line of an HTTP answer, and nothing beyond it.
+//! Parses the status line of an HTTP response, and nothing after it.
 //!
-//! Written by hand since a parser of whole heads would wait for the end of the headers, which need not come.
+//! A parser of whole heads would wait for the end of the headers, which may never come.
 
-/// The longest status line that is read, in bytes, its end included.
+/// Maximum length of a status line in bytes, including its end.
 pub(super) const MAX: usize = 1024;
 
-/// What [`read`] found out.
+/// The result of [`read`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// It may become one.
+    /// The beginning of a status line.
     Incomplete,
-    /// It is one, with this status.
+    /// A status line with this status.
     Status(u16),
-    /// It is none, and more bytes will not make it one.
+    /// Not a status line, whatever follows.
     Garbage,
-    /// It has no end within [`MAX`] bytes.
+    /// A line without an end within [`MAX`] bytes.
     TooLong,
 }
 
-/// Reads the beginning of an answer, as much of it as there is.
+/// Parses the bytes of a response that have been received so far.
 ///
-/// The grammar is RFC 9112's, section 4, with what servers in the wild leave out: the `\r`, and the space after the
-/// status where no reason follows.
+/// The grammar is that of RFC 9112, section 4. As some servers do, a response may omit the `\r`, and the space after
+/// the status if no reason follows.
 pub(super) fn read(bytes: &[u8]) -> Reading {
     const VERSION: &[u8] = b"HTTP/1.";
-    // Garbage is told by its first byte, so that whoever sends it is not read to the end of a line.
+    // Garbage is detected at its first byte, without reading to the end of a line.
     if bytes.iter().zip(VERSION).any(|(got, want)| got != want) {
         return Reading::Garbage;
     }
@@ -45,7 +45,7 @@ pub(super) fn read(bytes: &[u8]) -> Reading {
     }
 }
 
-/// Nothing, or a space and then anything but control characters.
+/// Whether the text after the status is empty, or a space and characters that are not control characters.
 fn is_reason(rest: &[u8]) -> bool {
     match rest {
         [] => true,
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_lines() {
+    fn status_lines_are_parsed_and_their_prefixes_are_incomplete() {
         for (line, want) in [
             (&b"HTTP/1.1 200 OK\r\n"[..], 200),
             (b"HTTP/1.0 204 No Content\r\nServer: x\r\n\r\nbody", 204),
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none() {
+    fn anything_else_is_garbage() {
         for line in [
             &b"\n"[..],
             b"\r\nHTTP/1.1 200 OK\r\n",
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end() {
+    fn a_line_is_too_long_from_the_maximum_on() {
         let line = |len: usize| [&b"HTTP/1.1 200 "[..], &vec![b'x'; len - 13]].concat();
         assert_eq!(read(&line(MAX - 1)), Reading::Incomplete);
         assert_eq!(read(&line(MAX)), Reading::TooLong);

@@ -1,4 +1,4 @@
-//! The actor against real sockets. What needs a process of its own runs in one: see [`alone`].
+//! The actor against real sockets. Tests that need a process of their own run in one: see [`alone`].
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::*;
 use crate::model::HealthKind;
 
-/// Longer than anything here takes, on a machine that is as busy as can be.
+/// Longer than any step here takes, even on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
 fn start() -> (Health, Receiver<Verdict>) {
@@ -25,14 +25,14 @@ fn start() -> (Health, Receiver<Verdict>) {
     (health, verdicts)
 }
 
-/// At once, every 10 ms, with all the time of the world for an answer.
+/// A check that begins at once and repeats every 10 ms, with a long timeout.
 fn check(kind: HealthKind, port: u16) -> HealthCheck {
     let path = (kind == HealthKind::Http).then(|| "/up".to_owned());
     let (initial_delay_ms, interval_ms, timeout_ms) = (0, 10, 60_000);
     HealthCheck { kind, port, path, initial_delay_ms, interval_ms, timeout_ms, failure_threshold: 3 }
 }
 
-/// A port that refuses connections for as long as this lives: bound, but nobody listens.
+/// A port that refuses connections while this lives: it is bound and has no listener.
 struct Refusing(u16, #[expect(dead_code)] std::os::fd::OwnedFd);
 
 fn bound() -> (std::os::fd::OwnedFd, u16) {
@@ -47,7 +47,7 @@ fn refusing() -> Refusing {
     Refusing(port, fd)
 }
 
-/// Does one thing with each connection, one after the other.
+/// A service that handles one connection after the other.
 struct Service {
     address: SocketAddr,
     over: Arc<AtomicBool>,
@@ -71,7 +71,7 @@ impl Service {
         Service { address, over, thread: Some(thread) }
     }
 
-    /// Hands each connection over and leaves it open.
+    /// A service that passes each connection to the test and leaves it open.
     fn handing_over() -> (Service, Receiver<TcpStream>) {
         let (sender, streams) = unbounded();
         (Service::new(move |stream| drop(sender.send(stream))), streams)
@@ -102,7 +102,7 @@ fn read_request(stream: &mut TcpStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// Until the other side has gone, which it must.
+/// Reads until the peer closes.
 fn drain(mut stream: TcpStream) {
     stream.set_read_timeout(Some(LONG / 2)).unwrap();
     let mut buf = [0; 4096];
@@ -116,10 +116,10 @@ fn drain(mut stream: TcpStream) {
     }
 }
 
-/// Everything that has connected to a service that hands over, up to now.
+/// All connections that were made to a service so far.
 ///
-/// Where a test waits for one connection there may be more: on a machine that is busy enough, the health thread takes
-/// that for a gap and probes again.
+/// There can be more than a test waits for: on a busy machine, the health thread may take a delay for a gap and probe
+/// again.
 fn connected_so_far(service: &Service, streams: &Receiver<TcpStream>) -> Vec<TcpStream> {
     let marker = TcpStream::connect(service.address).unwrap();
     let is_marker = |stream: &TcpStream| stream.peer_addr().ok() == marker.local_addr().ok();
@@ -130,7 +130,7 @@ fn reset(stream: TcpStream) {
     setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
 }
 
-/// Writes this over and over, until the other side has gone.
+/// Writes this again and again until the peer closes.
 fn endless(mut stream: TcpStream, piece: &[u8]) {
     while stream.write_all(piece).is_ok() {}
 }
@@ -152,7 +152,7 @@ fn expect_http(timeout_ms: u64, want: Result<(), &str>, serve: impl FnMut(TcpStr
             (got, want) => panic!("{got:?}, not {want:?}"),
         }
     }
-    // First the probes, so that the service is not waiting for one of them.
+    // The probes end first, so that the service does not wait for one of them.
     drop(health);
 }
 
@@ -165,7 +165,7 @@ fn expect_answer(want: Result<(), &str>, answer: impl AsRef<[u8]> + Send + 'stat
 }
 
 #[test]
-fn http_answers() {
+fn http_responses_with_2xx_or_3xx_are_healthy() {
     expect_answer(Ok(()), "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
     expect_answer(Ok(()), "HTTP/1.0 204\r\n");
     expect_answer(Ok(()), "HTTP/1.1 399 Odd\n");
@@ -204,12 +204,12 @@ fn http_an_endless_status_line_is_not_read() {
 }
 
 #[test]
-fn http_silence() {
+fn http_without_a_response_times_out() {
     expect_http(50, Err("did not answer within 50 ms"), drain);
 }
 
 #[test]
-fn http_half_a_line_and_silence() {
+fn http_with_half_a_status_line_times_out() {
     expect_http(1000, Err("did not finish its status line within 1000 ms"), |mut stream| {
         let _ = stream.write_all(b"HTTP/1.1 2");
         drain(stream);
@@ -217,7 +217,7 @@ fn http_half_a_line_and_silence() {
 }
 
 #[test]
-fn http_a_byte_at_a_time() {
+fn http_a_response_may_come_byte_by_byte() {
     expect_http(1000, Err("did not finish its status line within 1000 ms"), |mut stream| {
         for byte in b"HTTP/1.1 200 ".iter().chain(std::iter::repeat(&b'x')) {
             if stream.write_all(&[*byte]).is_err() {
@@ -229,13 +229,13 @@ fn http_a_byte_at_a_time() {
 }
 
 #[test]
-fn http_close_at_once() {
-    // Whether our request is there by then decides between a FIN and a reset.
+fn http_a_connection_closed_at_once_fails() {
+    // If the request has arrived by then, the close is a reset, else a FIN.
     expect_http(60_000, Err("the connection"), |stream| drop(stream.shutdown(Shutdown::Both)));
 }
 
 #[test]
-fn http_reset_at_once() {
+fn http_a_connection_reset_at_once_fails() {
     expect_http(60_000, Err("reset the connection"), |mut stream| {
         read_request(&mut stream);
         reset(stream);
@@ -243,7 +243,7 @@ fn http_reset_at_once() {
 }
 
 #[test]
-fn http_a_request_that_nobody_reads() {
+fn http_a_request_that_is_not_read_times_out() {
     let (service, streams) = Service::handing_over();
     let (health, verdicts) = start();
     let path = Some(format!("/{}", "x".repeat(16 << 20)));
@@ -254,7 +254,7 @@ fn http_a_request_that_nobody_reads() {
 }
 
 #[test]
-fn http_an_answer_before_the_request_is_read() {
+fn http_a_response_before_the_request_is_read_counts() {
     let (service, streams) = Service::handing_over();
     let (health, verdicts) = start();
     let path = Some(format!("/{}", "x".repeat(16 << 20)));
@@ -267,7 +267,7 @@ fn http_an_answer_before_the_request_is_read() {
 }
 
 #[test]
-fn nobody_listens() {
+fn a_port_without_a_listener_fails() {
     let (health, verdicts) = start();
     let nobody = refusing();
     for (unit, kind) in [(1, HealthKind::Tcp), (2, HealthKind::Http)] {
@@ -275,12 +275,12 @@ fn nobody_listens() {
     }
     for _ in 0..10 {
         let why = verdicts.recv_timeout(LONG).unwrap().outcome.unwrap_err();
-        // What follows is about [::1], where this machine has that.
+        // What follows is about [::1], if the machine has it.
         assert!(why.starts_with(&format!("127.0.0.1:{} refused the connection", nobody.0)), "{why}");
     }
 }
 
-/// Listens on [::1] and not on 127.0.0.1, where the port is somebody's who refuses.
+/// Listens on [::1]; on 127.0.0.1 the same port refuses connections.
 fn listen_on_ipv6_only() -> (TcpListener, u16, Refusing) {
     loop {
         let nobody = refusing();
@@ -291,7 +291,7 @@ fn listen_on_ipv6_only() -> (TcpListener, u16, Refusing) {
 }
 
 #[test]
-fn a_service_on_ipv6_alone() {
+fn a_service_on_ipv6_only_is_probed() {
     if TcpListener::bind("[::1]:0").is_err() {
         eprintln!("a_service_on_ipv6_alone: skipped, there is no IPv6");
         return;
@@ -306,7 +306,7 @@ fn a_service_on_ipv6_alone() {
                 let mut stream = listener.accept().unwrap().0;
                 let request = read_request(&mut stream);
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
-                // That of the TCP check asks nothing.
+                // The connection of the TCP check sends no request.
                 hosts.extend(request.lines().nth(1).map(str::to_owned));
             }
             hosts
@@ -324,7 +324,7 @@ fn a_service_on_ipv6_alone() {
     drop(health);
     let hosts = serving.join().unwrap();
     assert!(hosts.iter().all(|host| *host == format!("Host: [::1]:{port}")), "{hosts:?}");
-    // What is wrong names the address that was reached. Nobody takes this connection from the backlog.
+    // The failure names the address that was reached. This connection stays in the backlog.
     let (health, verdicts) = start();
     health.watch(UnitId(3), 1, HealthCheck { timeout_ms: 50, ..check(HealthKind::Http, port) });
     let why = verdicts.recv_timeout(LONG).unwrap().outcome.unwrap_err();
@@ -333,7 +333,7 @@ fn a_service_on_ipv6_alone() {
 }
 
 #[test]
-fn tcp_is_content_with_a_connection() {
+fn tcp_is_healthy_once_connected() {
     let (health, verdicts) = start();
     let silent = Service::new(drain);
     let closing = Service::new(drop);
@@ -351,7 +351,7 @@ fn tcp_is_content_with_a_connection() {
 }
 
 #[test]
-fn tcp_a_backlog_that_is_full() {
+fn tcp_a_full_backlog_times_out() {
     let (fd, port) = bound();
     socket::listen(&fd, Backlog::new(0).unwrap()).unwrap();
     let queued = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -398,7 +398,7 @@ fn no_probe_comes_early() {
 }
 
 #[test]
-fn a_new_watch_drops_the_earlier_one() {
+fn a_new_watch_replaces_the_earlier_one() {
     let (silent, streams) = Service::handing_over();
     let good = Service::new(drop);
     let (health, verdicts) = start();
@@ -432,7 +432,7 @@ fn unwatch_closes_the_connection() {
 }
 
 #[test]
-fn dropping_it_ends_it() {
+fn dropping_the_handle_ends_the_thread() {
     let (silent, streams) = Service::handing_over();
     let (health, verdicts) = start();
     health.watch(UnitId(1), 1, check(HealthKind::Http, silent.port()));
@@ -444,21 +444,21 @@ fn dropping_it_ends_it() {
 }
 
 #[test]
-fn manners_run_out_and_come_back() {
-    let mut manners = Manners::default();
+fn the_fin_budget_runs_out_and_recovers() {
+    let mut budget = FinBudget::default();
     let minute = Duration::from_secs(60);
-    let allowed = |manners: &mut Manners, from: u32| {
-        (0..60_000).filter(|ms| manners.allow(minute * from + minute / 60_000 * *ms)).count()
+    let allowed = |budget: &mut FinBudget, from: u32| {
+        (0..60_000).filter(|ms| budget.take(minute * from + minute / 60_000 * *ms)).count()
     };
-    let first = allowed(&mut manners, 0);
+    let first = allowed(&mut budget, 0);
     assert!((1490..=1510).contains(&first), "{first}");
-    let second = allowed(&mut manners, 1);
+    let second = allowed(&mut budget, 1);
     assert!((990..=1010).contains(&second), "{second}");
-    assert!((0..500).all(|_| manners.allow(minute * 3)));
-    assert!(!manners.allow(minute * 3));
+    assert!((0..500).all(|_| budget.take(minute * 3)));
+    assert!(!budget.take(minute * 3));
 }
 
-/// This very test executable with one test of `solo`: nobody else's threads, descriptors and limits.
+/// Runs one test of `solo` in a process of its own, with threads, descriptors and limits of its own.
 fn alone(name: &str) -> Process {
     let mut process = Process::new(std::env::current_exe().unwrap());
     process.args([&format!("health::tests::solo::{name}"), "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
@@ -477,8 +477,8 @@ fn passes_alone(name: &str) {
 }
 
 #[test]
-fn descriptors_return() {
-    passes_alone("descriptors_return");
+fn descriptors_are_closed_after_each_probe() {
+    passes_alone("descriptors_are_closed_after_each_probe");
 }
 
 #[test]
@@ -492,8 +492,8 @@ fn a_thousand_checks_a_second() {
 }
 
 #[test]
-fn nothing_to_do_is_nothing_done() {
-    passes_alone("nothing_to_do_is_nothing_done");
+fn an_idle_thread_does_not_wake_up() {
+    passes_alone("an_idle_thread_does_not_wake_up");
 }
 
 struct Stopped {
@@ -502,7 +502,7 @@ struct Stopped {
 }
 
 impl Stopped {
-    /// The next verdict that it prints; the test runner prints other lines.
+    /// The next verdict that it prints. The test runner prints other lines too.
     fn verdict(&mut self) -> String {
         self.lines
             .by_ref()
@@ -519,9 +519,9 @@ impl Drop for Stopped {
     }
 }
 
-/// Regresses: a daemon that was suspended took its own absence for the service's silence.
+/// Regression: a suspended daemon took its own pause for a timeout of the service.
 #[test]
-fn a_suspended_daemon_blames_nobody() {
+fn a_suspended_daemon_does_not_fail_its_services() {
     let (sender, held) = unbounded();
     let answers = Arc::new(AtomicBool::new(false));
     let seen = answers.clone();
@@ -540,7 +540,7 @@ fn a_suspended_daemon_blames_nobody() {
     for _ in 0..2 {
         let in_flight = held.recv_timeout(LONG).unwrap();
         kill(pid, Signal::SIGSTOP).unwrap();
-        // Longer than its timeout (2 s), and its interval as well.
+        // Longer than the timeout (2 s) and the interval.
         thread::sleep(Duration::from_millis(3000));
         answers.store(true, Ordering::SeqCst);
         kill(pid, Signal::SIGCONT).unwrap();
@@ -561,7 +561,7 @@ mod solo {
         fs::read_dir("/proc/self/fd").unwrap().count()
     }
 
-    /// The health thread's CPU time, and how often it went to sleep.
+    /// The health thread's CPU time, and the number of its voluntary context switches.
     fn thread_costs() -> (Duration, u64) {
         let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
         let tasks: Vec<_> = tasks.filter(|task| fs::read_to_string(task.join("comm")).unwrap() == "health\n").collect();
@@ -575,7 +575,7 @@ mod solo {
 
     #[test]
     #[ignore = "run by its namesake, in a process of its own"]
-    fn descriptors_return() {
+    fn descriptors_are_closed_after_each_probe() {
         if !is_alone() {
             return;
         }
@@ -631,15 +631,15 @@ mod solo {
         health.watch(UnitId(1), 1, check(HealthKind::Tcp, nobody.0));
         let warning = logged.recv_timeout(LONG).unwrap();
         assert!(warning.contains("Too many open files"), "{warning}");
-        // A few more intervals.
+        // Some more intervals.
         assert!(verdicts.recv_timeout(Duration::from_millis(50)).is_err());
         assert!(logged.try_recv().is_err(), "it is said once");
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         assert!(verdicts.recv_timeout(LONG).unwrap().outcome.is_err());
     }
 
-    /// The figures are asserted only in release, where `cargo test --release a_thousand` on a quiet machine is meant
-    /// to measure; elsewhere they are printed.
+    /// The figures are asserted only in a release build (`cargo test --release a_thousand`, on a quiet machine).
+    /// Otherwise they are printed.
     #[test]
     #[ignore = "run by its namesake, in a process of its own"]
     fn a_thousand_checks_a_second() {
@@ -689,7 +689,7 @@ mod solo {
 
     #[test]
     #[ignore = "run by its namesake, in a process of its own"]
-    fn nothing_to_do_is_nothing_done() {
+    fn an_idle_thread_does_not_wake_up() {
         if !is_alone() {
             return;
         }
@@ -703,12 +703,12 @@ mod solo {
             thread::sleep(Duration::from_millis(500));
             thread_costs().1 - before
         };
-        // It may still be on its way to sleep at first.
+        // At first it may not be asleep yet.
         assert!(sleeps_in_half_a_second() <= 1);
         assert_eq!(sleeps_in_half_a_second(), 0);
     }
 
-    /// The daemon of `a_suspended_daemon_blames_nobody`.
+    /// The daemon of `a_suspended_daemon_does_not_fail_its_services`.
     #[test]
     #[ignore = "run by another test, in a process of its own"]
     fn prints_verdicts() {

@@ -183,6 +183,11 @@ impl Exit {
         }
     }
 
+    /// The exit status that a shell reports: the exit code, or 128 plus the number of the signal.
+    pub fn shell_status(self) -> i32 {
+        self.code().or(self.signal().map(|signal| 128 + signal)).unwrap_or(1)
+    }
+
     /// The status of a process that ended like this.
     pub fn status(self) -> Status {
         match self {

@@ -15,7 +15,7 @@ use crate::clock::wall;
 use crate::logs::Writing;
 use crate::model::RunKey;
 use tl_os::pipe::bytes_in;
-use tl_os::pty::HELD;
+use tl_os::pty::MAX_BUFFERED;
 
 /// From the reaping of a leader to the report of its end, at most, whatever the disk of the logs does.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ impl Actor {
         for token in &tokens {
             if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
                 // FIONREAD does not count all that a terminal holds: it is read until a read would block.
-                *drain = match if is_terminal { HELD } else { bytes_in(fd) } {
+                *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
                 };

@@ -14,8 +14,9 @@ use crate::supervisor::fd_budget;
 use crate::supervisor::resolver::{LookUp, Resolved};
 use crate::trees::Hold;
 use crate::unit::{Action, Event, Now};
+use tl_os::process_tree::Marks;
 use tl_os::random;
-use tl_os::tree::{self, Marks};
+use tl_os::send_signal;
 
 impl Actor {
     /// Has a unit process an event, and performs the actions that follow from it and from further events.
@@ -63,7 +64,7 @@ impl Actor {
                     "unit {id}: process {leader} has not exited after its SIGKILL; its run is reported as ended"
                 );
                 // Without a cgroup, the trees thread may not have killed it yet.
-                let _ = tree::signal_group(leader, libc::SIGKILL);
+                let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
             Action::Watch => {

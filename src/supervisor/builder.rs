@@ -26,11 +26,13 @@ use crate::model::UserSpec;
 use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
-use tl_os::limits::{self, become_subreaper};
-use tl_os::signals::SignalThread;
+use tl_os::resource_limits;
+use tl_os::signal_thread::SignalThread;
 use tl_os::spawn::Spawner;
-use tl_os::tasks;
+use tl_os::task_limits;
 use tl_os::thread;
+use tl_os::user_namespace::has_own_users;
+use tl_os::wait::become_subreaper;
 
 /// Options of a [`Supervisor`], made by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
 ///
@@ -214,12 +216,12 @@ impl Builder {
     /// or descriptor is left.
     pub fn start(self) -> io::Result<Supervisor> {
         self.default_user.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let (found, max_files) = limits::raise()?;
+        let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let mut spawner = Spawner::new(Some(found))?;
+        let mut spawner = Spawner::new(Some(original))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, inbox) = unbounded();
         let child_pending = Arc::new(AtomicBool::new(false));
@@ -299,19 +301,19 @@ impl Builder {
 /// tasks.
 fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
     let kernel = task_limit::Kernel {
-        pids: tasks::pid_max(),
-        threads: tasks::threads_max(),
-        cgroup: tasks::lowest_pids_max(),
-        own_users: tasks::has_own_users(),
+        pids: task_limits::pid_max(),
+        threads: task_limits::threads_max(),
+        cgroup: task_limits::lowest_pids_max(),
+        own_users: has_own_users(),
     };
     let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
     let max = requested.or_else(|| kernel.for_each_user(connections));
-    let nproc = max.map_or(Ok(None), tasks::lower_nproc).unwrap_or_else(|error| {
+    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
         log::warn!("RLIMIT_NPROC: {error}");
         None
     });
     if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
-        match tasks::nproc() {
+        match task_limits::nproc() {
             Ok(current) if current < requested => {
                 log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
             }
@@ -343,5 +345,5 @@ fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Re
             let _ = messages.send(Message::Child);
         }
     };
-    SignalThread::start(&[libc::SIGCHLD], notice, move || drop(died.send(Message::ThreadDied("signals"))))
+    SignalThread::start("sigchld", &[libc::SIGCHLD], notice, move || drop(died.send(Message::ThreadDied("sigchld"))))
 }

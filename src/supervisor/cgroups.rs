@@ -11,8 +11,8 @@ use crossbeam_channel::Sender;
 
 use super::message::Message;
 use crate::oom::OomThread;
-use tl_os::cgroup::{Leaf, Slice};
-use tl_os::fork::{Failure, probe};
+use tl_os::cgroup::{Leaf, Slice, probe};
+use tl_os::spawn::SpawnError;
 
 /// Consequence of having no cgroup, for warnings.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";
@@ -99,7 +99,7 @@ impl Cgroups {
     pub(super) fn start_in<T>(
         &mut self,
         name: &str,
-        start: impl Fn(Option<&Leaf>) -> Result<T, Failure>,
+        start: impl Fn(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
         if matches!(&self.state, State::Lost(at) if at.elapsed() > AGAIN) {
             // A failure was logged when the slice was lost.
@@ -109,7 +109,7 @@ impl Cgroups {
         }
         for _ in 0..TRIES {
             let State::Usable(slice) = &self.state else { break };
-            let started = slice.leaf(name).map_err(Failure::of_cgroup).and_then(|leaf| match start(Some(&leaf)) {
+            let started = slice.leaf(name).map_err(SpawnError::in_cgroup).and_then(|leaf| match start(Some(&leaf)) {
                 Ok(started) => Ok((started, leaf)),
                 Err(failure) => {
                     let _ = leaf.remove();
@@ -118,8 +118,8 @@ impl Cgroups {
             });
             match started {
                 Ok((started, leaf)) => return Ok((started, Some(leaf))),
-                Err(Failure::Fork(error)) => return Err(error),
-                Err(Failure::Cgroup(error)) => self.replace(&error),
+                Err(SpawnError::Other(error)) => return Err(error),
+                Err(SpawnError::Cgroup(error)) => self.replace(&error),
             }
         }
         if let State::Usable(slice) = &self.state {
@@ -128,7 +128,7 @@ impl Cgroups {
         }
         match start(None) {
             Ok(started) => Ok((started, None)),
-            Err(Failure::Fork(error) | Failure::Cgroup(error)) => Err(error),
+            Err(SpawnError::Other(error) | SpawnError::Cgroup(error)) => Err(error),
         }
     }
 

@@ -4,10 +4,8 @@ use std::ffi::CString;
 use std::io;
 
 use nix::errno::Errno;
-use tl_os::child::Stage;
-use tl_os::launch::{Launch, StringArray};
 use tl_os::pty::Size;
-use tl_os::spawn::{ExecFailure, Stdio};
+use tl_os::spawn::{ExecFailure, Launch, Stage, Stdio, StringArray};
 use tl_os::wait;
 
 use crate::error::{Error, is_want_of_resources};

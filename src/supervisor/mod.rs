@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tl_os::signals::SignalThread;
+use tl_os::signal_thread::SignalThread;
 
 pub use builder::Builder;
 pub use handle::Handle;

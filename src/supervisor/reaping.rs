@@ -66,7 +66,7 @@ impl Actor {
     /// Ends the tracing of a child that has made this process its tracer, and has stopped.
     fn end_trace(&self, stop: tl_os::wait::TraceStop) {
         // Only its parent thread can do that: for an orphan, the main thread.
-        if stop.let_go().is_err() {
+        if stop.detach().is_err() {
             (self.parts.on_main_thread)(TraceStop(stop));
         }
     }

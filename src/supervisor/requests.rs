@@ -13,7 +13,7 @@ use crate::model::{Pid, ProcessSpec, Signal, SignalScope, Target, UnitId};
 use crate::output::Message as ToOutput;
 use crate::pending::ReplySender;
 use crate::unit::{Event, Now, Unit};
-use tl_os::tree;
+use tl_os::send_signal;
 
 /// Longest time for which the answer to a DELETE waits for the end of the tree (docs/api.md, Process control).
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -118,8 +118,8 @@ impl Actor {
                     member.context.killed = true;
                 }
                 let sent = match scope.unwrap_or(default) {
-                    SignalScope::Leader => tree::signal_leader(leader, &[number]),
-                    SignalScope::Group => tree::signal_group(leader, number),
+                    SignalScope::Leader => send_signal::signal_leader(leader, &[number]),
+                    SignalScope::Group => send_signal::signal_group(leader, number),
                     SignalScope::Tree if number == libc::SIGKILL => {
                         self.kill_tree(id);
                         Ok(())

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::model::{ProcessSpec, UnitId};
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
-use crate::terminal::session::{Due, Life, SessionInfo, exit_code};
+use crate::terminal::session::{Due, Life, SessionInfo};
 use crate::unit::{Event, Now, Unit};
 use tl_os::allocator;
 
@@ -161,7 +161,7 @@ fn session_info(member: &Member) -> Option<SessionInfo> {
         cols: size.cols,
         created_at: shown.started_at,
         ended_at: shown.end.map(|end| end.ended_at),
-        exit_code: shown.end.map(|end| exit_code(end.exit)),
+        exit_code: shown.end.map(|end| end.exit.shell_status()),
         is_alive: shown.end.is_none(),
         client_count: session.life.clients(),
     })

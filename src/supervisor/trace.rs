@@ -22,6 +22,6 @@ impl TraceStop {
     /// # Errors
     /// What `ptrace(2)` says: this is not the tracing thread, or the process has ended.
     pub fn resume(self) -> io::Result<()> {
-        self.0.let_go()
+        self.0.detach()
     }
 }

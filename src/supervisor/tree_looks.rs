@@ -11,7 +11,7 @@ use super::trees::log_failure;
 use crate::model::{RunKey, UnitId};
 use crate::trees::{Hold, Job, Report};
 use crate::unit::{Event, Now};
-use tl_os::tree;
+use tl_os::send_signal;
 
 impl Actor {
     /// Watches a tree until no process of it is left. `awaited`: something waits for that.
@@ -124,7 +124,7 @@ impl Actor {
                     && let Some(leader) = self.leader(key.0)
                 {
                     // Where there is no /proc, the trees thread could not find the leader.
-                    log_failure(key, "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+                    log_failure(key, "killing the leader", send_signal::signal_group(leader, libc::SIGKILL));
                 }
             }
             Report::Looked(empty) => self.looked(empty, self.clock.now()),

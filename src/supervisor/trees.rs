@@ -12,7 +12,8 @@ use super::tree_watch::FIRST_KILL_AGAIN;
 use crate::model::{Pid, RunKey, UnitId};
 use crate::pending::ReplySender;
 use crate::trees::{Hold, Job};
-use tl_os::tree::{self, Marks};
+use tl_os::process_tree::Marks;
+use tl_os::send_signal;
 
 impl Actor {
     /// The current or last run of a unit.
@@ -60,7 +61,7 @@ impl Actor {
     fn terminate(&mut self, key: RunKey, leader: Option<Pid>) {
         let Some(hold) = self.hold(key).cloned() else { return };
         if let Some(leader) = leader {
-            log_failure(key, "terminating the process group", tree::terminate_group(leader));
+            log_failure(key, "terminating the process group", send_signal::terminate_group(leader));
         }
         self.send_job(Job::Terminate(key, hold, leader));
     }
@@ -68,7 +69,7 @@ impl Actor {
     /// Sends SIGHUP and SIGCONT to the session of a unit's leader.
     pub(super) fn hang_up_session(&mut self, id: UnitId) {
         if let Some(leader) = self.leader(id) {
-            log_failure((id, 0), "hanging up the session", tree::signal_leader(leader, &tree::HANG_UP));
+            log_failure((id, 0), "hanging up the session", send_signal::signal_leader(leader, &send_signal::HANG_UP));
             self.send_job(Job::HangUp(Marks::of_session(leader)));
         }
     }
@@ -93,7 +94,7 @@ impl Actor {
             && matches!(self.hold(key), Some(Hold::Leaf(_)))
         {
             // The leader may not have joined its cgroup yet.
-            log_failure(key, "killing the leader", tree::signal_group(leader, libc::SIGKILL));
+            log_failure(key, "killing the leader", send_signal::signal_group(leader, libc::SIGKILL));
         }
     }
 
@@ -131,7 +132,7 @@ impl Actor {
     /// Sends SIGKILL to all watched trees and, as PID 1, to every other process.
     pub(super) fn kill_the_rest(&mut self) {
         if std::process::id() == 1 {
-            tree::signal_everybody(libc::SIGKILL);
+            send_signal::signal_everybody(libc::SIGKILL);
         }
         let keys: Vec<RunKey> = self.watches.watched.keys().copied().collect();
         keys.into_iter().for_each(|key| self.kill_run(key));

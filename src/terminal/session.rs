@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::model::{Exit, Millis, Pid};
+use crate::model::{Millis, Pid};
 
 /// Time for which an ended session can be looked up.
 pub const KEPT: Duration = Duration::from_secs(60);
@@ -38,15 +38,6 @@ pub struct SessionInfo {
     pub is_alive: bool,
     /// Clients that are attached now.
     pub client_count: usize,
-}
-
-/// The exit code of a session, as a shell gives it: 128 plus the signal where a signal ended it.
-pub fn exit_code(exit: Exit) -> i32 {
-    match exit {
-        Exit::Code(code) => code,
-        Exit::Signal(signal) => 128 + signal,
-        Exit::OomKilled => 137,
-    }
 }
 
 /// What is due for a session.
@@ -157,7 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_those_of_a_shell() {
-        assert_eq!([Exit::Code(3), Exit::Signal(1), Exit::OomKilled].map(exit_code), [3, 129, 137]);
+    fn the_status_of_a_killed_session_is_128_plus_the_signal() {
+        use crate::model::Exit;
+        assert_eq!([Exit::Code(3), Exit::Signal(1), Exit::OomKilled].map(Exit::shell_status), [3, 129, 137]);
     }
 }

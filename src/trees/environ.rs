@@ -1,8 +1,7 @@
-//! Which run a process was started in, by the `INVOCATION_ID` in its environment.
+//! Determines which run a process belongs to, by the `INVOCATION_ID` in its environment.
 //!
-//! The environment is memory of the process, and the kernel fetches it from wherever that memory is: from a file system
-//! that never answers, if the process has put it there. So a thread of its own reads it, nobody waits long for that,
-//! and one that does not come back is left behind.
+//! The environment is memory of the process, which a hostile process can place on a file system that never responds. So
+//! a thread of its own reads it; a thread that does not finish in time is left behind.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,35 +13,37 @@ use crate::model::INVOCATION_ID;
 use tl_os::procfs::{Identity, Process, is_still_there, variable};
 use tl_os::thread;
 
-/// How long one environment may take. What comes later is known at the next look.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long to wait for one environment. A result that comes later counts the next time.
+const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Threads that may wait for an environment for ever. With more of them nothing new is read.
-const MOST_STUCK: usize = 8;
+/// Maximum number of threads that hang in reading an environment. While there are so many, no other is read.
+const MAX_STUCK: usize = 8;
 
-/// What has been found out so far.
+/// The runs that processes belong to, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Environ {
-    /// An environment of a process that names a run stays true, whatever it executes later.
+    /// The `INVOCATION_ID` of each process that was found to have one. It stays valid whatever the process executes
+    /// later.
     found: Arc<Mutex<HashMap<Identity, String>>>,
-    /// Those that a thread has been reading for too long.
+    /// Processes whose environment a thread hangs in reading.
     stuck: HashSet<Identity>,
-    /// Those that have been found to name no run at this look. They may execute what names one before the next.
+    /// Processes that were found to have no `INVOCATION_ID` since the last call of `forget_all_but`. They may get one
+    /// by an exec.
     none: HashSet<Identity>,
     reader: Option<Reader>,
-    /// Held by each thread while it lives.
+    /// Each thread holds a clone while it lives, which counts the threads.
     threads: Arc<()>,
 }
 
-/// A thread that reads, one at a time.
+/// A thread that reads environments, one at a time.
 #[derive(Debug)]
 struct Reader {
-    ask: Sender<Process>,
+    requests: Sender<Process>,
     done: Receiver<()>,
 }
 
 impl Environ {
-    /// The run that this process names, where that can be found out.
+    /// The `INVOCATION_ID` of a process, if it can be determined.
     pub(super) fn invocation_of(&mut self, process: &Process) -> Option<String> {
         let identity = process.identity();
         let known = self.found().get(&identity).cloned();
@@ -50,9 +51,9 @@ impl Environ {
             return known;
         }
         let reader = self.reader()?;
-        let _ = reader.ask.send(*process);
-        if reader.done.recv_timeout(PATIENCE).is_err() {
-            log::debug!("the environment of process {} cannot be read in time", process.pid);
+        let _ = reader.requests.send(*process);
+        if reader.done.recv_timeout(TIMEOUT).is_err() {
+            log::debug!("reading the environment of process {} takes too long", process.pid);
             self.stuck.insert(identity);
             self.reader = None;
         }
@@ -63,7 +64,7 @@ impl Environ {
         found
     }
 
-    /// A new look: forgets the processes that are gone.
+    /// Forgets the processes that no longer live, and those that had no `INVOCATION_ID`.
     pub(super) fn forget_all_but(&mut self, lives: impl Fn(&Identity) -> bool) {
         self.none.clear();
         self.found().retain(|identity, _| lives(identity));
@@ -74,31 +75,33 @@ impl Environ {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The reader that is free, started if necessary; `None` if none can be had.
     fn reader(&mut self) -> Option<&Reader> {
-        if self.reader.is_none() && Arc::strong_count(&self.threads) <= MOST_STUCK {
-            let (ask, asked) = unbounded();
-            let (tell, done) = unbounded();
+        if self.reader.is_none() && Arc::strong_count(&self.threads) <= MAX_STUCK {
+            let (requests, inbox) = unbounded();
+            let (finished, done) = unbounded();
             let (found, alive) = (Arc::clone(&self.found), Arc::clone(&self.threads));
             let body = move || {
-                for process in asked {
+                for process in inbox {
                     read(&process, &found);
-                    let _ = tell.send(());
+                    let _ = finished.send(());
                 }
                 drop(alive);
                 Ok(())
             };
             match thread::spawn("environ", body, || {}) {
-                Ok(_) => self.reader = Some(Reader { ask, done }),
-                Err(error) => log::warn!("no thread to read environments: {error}"),
+                Ok(_) => self.reader = Some(Reader { requests, done }),
+                Err(error) => log::warn!("cannot start a thread to read environments: {error}"),
             }
         }
         self.reader.as_ref()
     }
 }
 
+/// Reads one environment, and adds its `INVOCATION_ID` to `found`.
 fn read(process: &Process, found: &Mutex<HashMap<Identity, String>>) {
     let value = variable(process, INVOCATION_ID);
-    // Another process can have got the PID meanwhile.
+    // If another process has got the PID meanwhile, the value is that one's.
     if let Ok(Some(value)) = value
         && is_still_there(process.identity())
     {

@@ -1,11 +1,12 @@
-//! The trees thread: signals every process of a tree, finds the processes of runs that no cgroup holds together, and says
-//! which of these runs have none left.
+//! The trees thread: signals every process of a tree, finds the processes of runs that have no cgroup, and reports
+//! which of these runs have no process left.
 //!
-//! A tree can have thousands of processes, a look at /proc takes milliseconds then, and a hostile process can make the
-//! look at its environment take for ever: nobody else waits for that. The thread signals through descriptors of
-//! processes (`os::tree::signal_if`), so that it does not matter that another thread reaps.
+//! A tree can have thousands of processes; then reading /proc takes milliseconds. A hostile process can make reading
+//! its environment block for ever. So a thread of its own does this. It signals through pidfds (`tl_os::send_signal`),
+//! because another thread reaps processes meanwhile.
 
 mod environ;
+mod job;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -15,84 +16,43 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
+pub use job::{Hold, Job, Report};
+
 use crate::model::{Pid, RunKey};
-use crate::pending::ReplySender;
 use environ::Environ;
+use job::Kind;
 use tl_os::cgroup::Leaf;
+use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
 use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
+use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_everybody, signal_if};
 use tl_os::thread;
-use tl_os::tree::{
-    HANG_UP, Marks, Orphans, ROUNDS, TERMINATE, signal_all, signal_everybody, signal_if, with_descendants,
-};
 
 /// Maximum number of passes over the orphans when a run is killed again.
-const CATCHES: usize = 1_000;
-/// Passes in a row without a new orphan of the run after which no more are made.
-const QUIET: usize = 20;
+const MAX_PASSES: usize = 1_000;
+/// After this number of passes in a row that find no new orphan of the run, no more are made.
+const MAX_IDLE_PASSES: usize = 20;
 
-/// What holds the processes of a run together.
-#[derive(Clone, Debug)]
-pub enum Hold {
-    /// A cgroup.
-    Leaf(Leaf),
-    /// Without cgroups, these.
-    Marks(Marks),
-}
-
-/// What the thread is asked. The queue has no bound of its own: the supervisor asks for one look at a time, each unit has
-/// a few signals on the way at most, and a client waits for the answer to its own.
-#[derive(Debug)]
-pub enum Job {
-    /// SIGTERM and SIGCONT to the run; not to this process group, which has got them.
-    Terminate(RunKey, Hold, Option<Pid>),
-    /// SIGKILL to the run. Reported by [`Report::Killed`].
-    Kill {
-        /// The run.
-        key: RunKey,
-        /// Its processes.
-        hold: Hold,
-        /// Whether it has been killed before.
-        again: bool,
-    },
-    /// One signal to the run. Answered when it is sent.
-    Signal(RunKey, Hold, i32, ReplySender<()>),
-    /// SIGHUP and SIGCONT to the session of a leader, but for the leader, which has got them.
-    HangUp(Marks),
-    /// Which of these runs have no process left? Reported by [`Report::Looked`].
-    Look(Vec<(RunKey, Marks)>),
-    /// Only as PID 1: SIGTERM and SIGCONT to everything that has not been asked to end: by a [`Job::Terminate`], by a
-    /// [`Job::HangUp`], or in the session or the process group of a leader.
-    TerminateRest,
-}
-
-/// What the thread has done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// All that could be found of the run has got a SIGKILL.
-    Killed(RunKey),
-    /// Of the runs that were looked for, these have no process left.
-    Looked(Vec<RunKey>),
-}
-
-/// The thread; ends and is joined on drop.
+/// A handle to the thread, which ends and is joined on drop.
 #[derive(Debug)]
 pub struct Trees {
+    /// `None` ends the thread.
     jobs: Sender<Option<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// A job, and what was known when it was sent.
 #[derive(Debug)]
 struct Order {
     job: Job,
-    /// The leaders of all units that have not been reaped.
+    /// The leaders of all units that were not reaped.
     leaders: Arc<HashSet<Pid>>,
 }
 
 impl Trees {
-    /// Starts it. `notify` is called on its thread and must not block.
+    /// Starts the thread. It calls `notify` with each report, which must not block; `died` if it ends by a panic.
     ///
     /// # Errors
-    /// When the kernel gives no thread.
+    /// When the system has no thread left.
     pub fn start(
         notify: impl FnMut(Report) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
@@ -112,9 +72,9 @@ impl Trees {
         Ok(Trees { jobs, thread: Some(thread::spawn("trees", body, died)?) })
     }
 
-    /// Hands it a job. `leaders`: those of all units that have not been reaped.
+    /// Sends a job to the thread. `leaders` are the leaders of all units that were not reaped.
     pub fn send(&self, job: Job, leaders: Arc<HashSet<Pid>>) {
-        // Without the thread everything ends.
+        // This fails if the thread has died; then the supervisor shuts down.
         let _ = self.jobs.send(Some(Order { job, leaders }));
     }
 }
@@ -131,15 +91,16 @@ impl Drop for Trees {
 struct Actor {
     inbox: Receiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
-    /// Processes that were found to belong to a run without a cgroup. They still do when they leave its session or pipes.
+    /// Processes that were found to belong to a run without a cgroup. They still do after they leave its session or
+    /// pipes.
     known: HashMap<RunKey, HashSet<Identity>>,
-    /// Live processes that have been asked to end, by a SIGTERM or a hang-up.
+    /// Live processes that were asked to end, by SIGTERM or SIGHUP.
     asked: HashSet<Identity>,
     environ: Environ,
 }
 
-/// A signal to every process of a run without a cgroup. A process that is forked meanwhile gets a SIGKILL too, but no
-/// other signal: a process may have forked it to handle that signal.
+/// Signals on their way to all processes of a run without a cgroup. A process that is forked meanwhile is sent SIGKILL
+/// too, but no other signal: it may have been forked in order to handle that signal.
 struct Round<'a> {
     key: RunKey,
     marks: &'a Marks,
@@ -147,28 +108,18 @@ struct Round<'a> {
     seen: HashSet<Identity>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// But for this process group.
-    Terminate(Option<Pid>),
-    Kill {
-        again: bool,
-    },
-    Signal(i32),
-}
-
 impl Actor {
     fn run(&mut self) {
         let mut open = true;
         while open && let Ok(Some(first)) = self.inbox.recv() {
             let mut orders = vec![first];
-            // One look at /proc serves all that wait for one.
+            // One reading of /proc serves all jobs that need one.
             while let Ok(next) = self.inbox.try_recv() {
                 open &= next.is_some();
                 orders.extend(next);
             }
-            let reports: Vec<Report> = orders.iter().filter_map(|order| order.job.if_it_fails()).collect();
-            // A panic costs these jobs their effect, not the thread.
+            let reports: Vec<Report> = orders.iter().filter_map(|order| order.job.report_if_it_fails()).collect();
+            // After a panic these jobs are lost, and the thread continues.
             if catch_unwind(AssertUnwindSafe(|| self.serve(orders))).is_err() {
                 reports.into_iter().for_each(|report| (self.notify)(report));
             }
@@ -203,6 +154,7 @@ impl Actor {
         }
     }
 
+    /// Reads /proc, and forgets the processes that no longer live.
     fn look(&mut self) -> Snapshot {
         let snapshot = Snapshot::take();
         let lives = |(pid, start): &Identity| snapshot.get(*pid).is_some_and(|now| now.start == *start && !now.dead);
@@ -228,12 +180,12 @@ impl Actor {
     ) -> Vec<&'a Process> {
         let known = self.known.entry(key).or_default();
         let members = marks.members(snapshot, orphans, known, |process| self.environ.invocation_of(process));
-        // What has been found once is found again, also when the process that led to it has ended.
+        // A process that was found once is found again, even if the process that led to it has ended.
         known.extend(members.iter().map(|process| process.identity()));
         members
     }
 
-    /// Signals all that are in a cgroup now.
+    /// Signals the processes that are in a cgroup now.
     fn signal_leaf(&mut self, leaf: &Leaf, kind: Kind) {
         for pid in leaf.members() {
             let process = procfs::look_at(pid);
@@ -247,10 +199,10 @@ impl Actor {
         }
     }
 
-    /// Signals all members of these runs; those of the runs that are killed until no member is new.
+    /// Signals all members of these runs. For runs that are killed, repeats this until no new member is found.
     fn signal_rounds<'a>(&mut self, mut rounds: Vec<Round<'a>>, leaders: &HashSet<Pid>) -> Vec<Round<'a>> {
         let mut fresh = !rounds.is_empty();
-        for n in 0..ROUNDS {
+        for n in 0..MAX_ROUNDS {
             if !std::mem::take(&mut fresh) {
                 break;
             }
@@ -266,7 +218,8 @@ impl Actor {
             }
         }
         self.catch_orphans(&mut rounds, leaders);
-        // All of them are stopped now: none has died before the others and left orphans that nothing leads back to.
+        // All members are stopped now, and are killed together: a member that died while others still forked could
+        // leave orphans that nothing identifies.
         let killed = rounds.iter().filter(|round| round.kind.is_kill()).flat_map(|round| &round.seen);
         for (pid, start) in killed {
             signal_if(*pid, &[libc::SIGKILL], || is_still_there((*pid, *start)));
@@ -274,16 +227,16 @@ impl Actor {
         rounds
     }
 
-    /// Stops orphans of runs that have been killed before and live on. Where each process forks and ends at once, a look at
-    /// all processes comes too late for each of them. As soon as the one before it has ended, such a process is a child of
-    /// this process: it is stopped for the moment in which it is looked at, which nobody but its parent is told.
+    /// Stops orphans of runs that were killed before and still have processes. If each process forks and ends at once,
+    /// it is gone before a reading of all of /proc comes to it. But when the process before it has ended, it becomes a
+    /// child of this process: it is stopped while it is checked, which only its parent, this process, is told.
     fn catch_orphans(&mut self, rounds: &mut [Round<'_>], leaders: &HashSet<Pid>) {
-        let (mut others, mut quiet) = (HashSet::new(), 0);
-        for _ in 0..CATCHES {
-            if quiet >= QUIET || !rounds.iter().any(|round| round.kind == Kind::Kill { again: true }) {
+        let (mut others, mut idle) = (HashSet::new(), 0);
+        for _ in 0..MAX_PASSES {
+            if idle >= MAX_IDLE_PASSES || !rounds.iter().any(|round| round.kind == Kind::Kill { again: true }) {
                 return;
             }
-            quiet += 1;
+            idle += 1;
             for pid in adopted() {
                 if leaders.contains(&pid) || others.contains(&pid) {
                     continue;
@@ -300,7 +253,7 @@ impl Actor {
                 match owner {
                     Some(round) => {
                         round.seen.insert(identity);
-                        quiet = 0;
+                        idle = 0;
                     }
                     None => {
                         if !orphan.stopped {
@@ -334,13 +287,13 @@ impl Actor {
 
     fn terminate_rest(&mut self, snapshot: &Snapshot, leaders: &HashSet<Pid>) {
         if snapshot.all.is_empty() {
-            // Without /proc they cannot be told apart.
+            // Without /proc, the processes to spare cannot be identified: all are signalled.
             return TERMINATE.into_iter().for_each(signal_everybody);
         }
-        let led = |process: &Process| leaders.contains(&process.session) || leaders.contains(&process.group);
-        let has_it = |process: &&Process| led(process) || self.asked.contains(&process.identity());
-        // With what they have started since: that may be what they do about the signal.
-        let roots = snapshot.all.iter().filter(has_it).collect();
+        let is_led = |process: &Process| leaders.contains(&process.session) || leaders.contains(&process.group);
+        let was_asked = |process: &&Process| is_led(process) || self.asked.contains(&process.identity());
+        // Their descendants are spared too: they may have been forked in order to handle the signal.
+        let roots = snapshot.all.iter().filter(was_asked).collect();
         let spared: HashSet<Pid> =
             with_descendants(snapshot, roots, 1).into_iter().map(|process| process.pid).collect();
         let rest = snapshot.all.iter().filter(|process| process.pid != 1 && !process.dead);
@@ -352,48 +305,6 @@ impl Actor {
         let is_gone = |(key, marks): &&(RunKey, Marks)| self.members(snapshot, &orphans, *key, marks).is_empty();
         let gone: Vec<RunKey> = runs.iter().filter(is_gone).map(|(key, _)| *key).collect();
         (self.notify)(Report::Looked(gone));
-    }
-}
-
-impl Job {
-    /// The report that the supervisor waits for, if serving this job panics.
-    fn if_it_fails(&self) -> Option<Report> {
-        match self {
-            Job::Kill { key, .. } => Some(Report::Killed(*key)),
-            Job::Look(_) => Some(Report::Looked(Vec::new())),
-            Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
-        }
-    }
-
-    /// What is to be signalled as a whole, and how.
-    fn signals(&self) -> Option<(&Hold, Kind)> {
-        match self {
-            Job::Terminate(_, hold, but) => Some((hold, Kind::Terminate(*but))),
-            Job::Kill { hold, again, .. } => Some((hold, Kind::Kill { again: *again })),
-            Job::Signal(_, hold, signal, _) => Some((hold, Kind::Signal(*signal))),
-            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
-        }
-    }
-
-    fn key(&self) -> Option<RunKey> {
-        match self {
-            Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
-        }
-    }
-}
-
-impl Kind {
-    fn is_kill(self) -> bool {
-        matches!(self, Kind::Kill { .. })
-    }
-
-    fn signals(&self) -> &[i32] {
-        match self {
-            Kind::Terminate(_) => &TERMINATE,
-            Kind::Kill { .. } => &[libc::SIGKILL],
-            Kind::Signal(signal) => std::slice::from_ref(signal),
-        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! Reads `/etc/passwd` and `/etc/group`, afresh at each call: processes in the sandbox may add users at any time.
 
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use tl_os::regular_file;
 
 use super::passwd::{self, Identity};
 use crate::error::Error;
@@ -31,26 +30,10 @@ fn resolve_in(spec: &UserSpec, dir: &Path) -> Result<Identity, Error> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    match read_bounded(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        result => result.map_err(|error| Error::from_io(&format!("reading {}", path.display()), &error)),
+    match regular_file::read(path, LIMIT) {
+        Err(error) if error.is_not_found() => Ok(Vec::new()),
+        result => result.map_err(|error| Error::from_io(&format!("reading {}", path.display()), &error.into())),
     }
-}
-
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    // With O_NONBLOCK, opening a FIFO does not wait for its writer.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let meta = file.metadata()?;
-    if !meta.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    // One byte more than the limit: a file that is too long differs from one that just fits.
-    file.take(LIMIT + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(io::Error::other(format!("it is longer than {LIMIT} bytes")));
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

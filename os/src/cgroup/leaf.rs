@@ -6,34 +6,34 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::{DEPTH, Home, children, is_gone, remove_tree};
+use super::directory::{MAX_DEPTH, children, is_gone, open_dir, remove_tree};
+use super::slice_dir::SliceDir;
 use crate::Pid;
-use crate::dying::is_dying;
+use crate::pending_sigkill::has_pending_sigkill;
 use crate::procfs;
 
-/// One run's cgroup.
+/// The cgroup of one run.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    home: Arc<Home>,
+    slice: Arc<SliceDir>,
     name: String,
-    /// Kills for want of memory that were not the leader's.
+    /// How many kills by the out-of-memory killer have been found to be of processes other than the leader.
     noted: u64,
 }
 
 impl Leaf {
-    pub(super) fn new(home: Arc<Home>, name: &str) -> Leaf {
-        Leaf { home, name: name.to_owned(), noted: 0 }
+    /// The leaf `name` of `slice`, which exists.
+    pub(super) fn new(slice: Arc<SliceDir>, name: &str) -> Leaf {
+        Leaf { slice, name: name.to_owned(), noted: 0 }
     }
 
-    /// The directory, for `CLONE_INTO_CGROUP`.
+    /// Opens its directory, for `CLONE_INTO_CGROUP`.
     ///
     /// # Errors
     /// What `open(2)` says.
@@ -41,25 +41,25 @@ impl Leaf {
         self.file("", OFlag::O_RDONLY | OFlag::O_DIRECTORY)
     }
 
-    /// Whether a child can be born in it; otherwise it has to join it.
+    /// Whether a child can be born in it (`CLONE_INTO_CGROUP`); otherwise the child has to join it.
     pub fn born_into(&self) -> bool {
-        self.home.born_into.load(Ordering::Relaxed)
+        self.slice.born_into()
     }
 
-    /// The kernel does not know how to: this is so for all leaves.
-    pub fn not_born_into(&self) {
-        self.home.born_into.store(false, Ordering::Relaxed);
+    /// Notes that the kernel cannot do that, for all leaves of the slice.
+    pub(super) fn set_not_born_into(&self) {
+        self.slice.set_not_born_into();
     }
 
-    /// Whether the tasks of all leaves together are limited by their cgroup.
+    /// Whether the slice limits the number of tasks of all leaves together.
     pub fn limits_tasks(&self) -> bool {
-        self.home.limits_tasks.load(Ordering::Relaxed)
+        self.slice.limits_tasks()
     }
 
-    /// `cgroup.procs`, for a child to join by itself.
+    /// Opens `cgroup.procs` for writing: a process that writes "0" to it joins the leaf.
     ///
     /// # Errors
-    /// What `open(2)` says; EOPNOTSUPP where the kernel would refuse the child.
+    /// What `open(2)` says; EOPNOTSUPP if the kernel would refuse the process.
     pub fn procs(&self) -> io::Result<File> {
         if self.read("cgroup.type")?.trim_end() != "domain" {
             return Err(Errno::EOPNOTSUPP.into());
@@ -67,10 +67,10 @@ impl Leaf {
         self.file("cgroup.procs", OFlag::O_WRONLY)
     }
 
-    /// SIGKILL to everything in it and below it. A fork that goes on meanwhile does not escape.
+    /// Sends SIGKILL to every process in it and below it. A process that is forked meanwhile does not escape.
     ///
-    /// The kernel sends it to the main thread of each process. Where that has ended and others of the process run, they
-    /// run on (seen on Linux 6.18): a signal to each of [`Leaf::members`] reaches these.
+    /// The kernel sends the signal to the main thread of each process. If that has ended and other threads of the
+    /// process run, they run on (seen on Linux 6.18): only a signal to each of [`Leaf::members`] ends these.
     ///
     /// # Errors
     /// What writing `cgroup.kill` says.
@@ -81,13 +81,13 @@ impl Leaf {
     /// Whether the process that has this PID now is in it or below it.
     pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
-            Ok(cgroup) => self.home.dir.file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.name)),
-            // There is no /proc of ours: a second look at all.
+            Ok(cgroup) => self.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.name)),
+            // There is no /proc of this PID namespace: the list of members is read again.
             Err(_) => self.members().contains(&pid),
         }
     }
 
-    /// Whether nothing lives in it any more; a zombie does not count.
+    /// Whether it has no process but zombies, or no longer exists.
     pub(super) fn is_empty(&self) -> bool {
         match self.read("cgroup.events") {
             Ok(events) => events.lines().any(|line| line == "populated 0"),
@@ -95,44 +95,46 @@ impl Leaf {
         }
     }
 
-    /// The leader of its tree was killed: whether by the kernel for want of memory.
+    /// Whether the out-of-memory killer has killed the leader, which is known to have been killed.
     ///
-    /// The kernel only counts its kills in a cgroup. So this is true when there was one that was not
-    /// [noted](Leaf::note_oom_kills) as another process's.
+    /// The kernel counts its kills in a cgroup and does not name the victims. So this is true if there was a kill that
+    /// was not [noted](Leaf::note_oom_kills) as that of another process.
     pub fn leader_was_oom_killed(&self) -> bool {
         self.oom_kills() > self.noted
     }
 
-    /// To be called soon after each such kill. Whoever it was: the leader of the tree was not if it has not got its SIGKILL
-    /// now.
+    /// Notes kills of processes other than the leader: call it soon after each kill by the out-of-memory killer. If the
+    /// leader has no SIGKILL pending by then, the victim was another process.
     pub fn note_oom_kills(&mut self, leader: Pid) {
-        // In this order: see there.
+        // The count is read first: `has_pending_sigkill` is true of the victim of every kill counted before it is
+        // called.
         let kills = self.oom_kills();
-        if kills > self.noted && !is_dying(leader) {
+        if kills > self.noted && !has_pending_sigkill(leader) {
             self.noted = kills;
         }
     }
 
-    /// The processes in it that the kernel has killed for want of memory so far, those in cgroups below it included.
+    /// How many processes in it and below it the out-of-memory killer has killed so far.
     fn oom_kills(&self) -> u64 {
-        // Without the controller there is no such file.
+        // Without the memory controller there is no such file.
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
-    /// Removes it, with what its tree has made below it.
+    /// Removes it, with the cgroups that its tree has made below it. It is not an error if it no longer exists, or if
+    /// it is empty and cannot be removed.
     ///
     /// # Errors
-    /// While something lives in it. One that is gone already, or that is empty and may not be removed, is no error.
+    /// When it has live processes.
     pub fn remove(&self) -> io::Result<()> {
-        let dir = self.home.lock.as_fd();
+        let dir = self.slice.as_fd();
         match unlinkat(dir, self.name.as_str(), UnlinkatFlags::RemoveDir) {
             Ok(()) => Ok(()),
             Err(errno) if is_gone(&errno.into()) => Ok(()),
             Err(errno) if !self.is_empty() => Err(errno.into()),
-            // What lived there has made cgroups of its own.
-            Err(Errno::EBUSY) => remove_tree(dir, OsStr::new(&self.name), DEPTH),
+            // Its processes have made cgroups of their own.
+            Err(Errno::EBUSY) => remove_tree(dir, OsStr::new(&self.name), MAX_DEPTH),
             Err(errno) => {
-                log::debug!("{}/{} is left behind: {errno}", self.home.dir.display(), self.name);
+                log::debug!("{}/{} cannot be removed: {errno}", self.slice.path().display(), self.name);
                 Ok(())
             }
         }
@@ -141,14 +143,14 @@ impl Leaf {
     /// The processes in it and below it.
     pub fn members(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
-        members_below(self.home.lock.as_fd(), OsStr::new(&self.name), DEPTH, &mut pids);
+        members_below(self.slice.as_fd(), OsStr::new(&self.name), MAX_DEPTH, &mut pids);
         pids
     }
 
-    /// One of its files, or its directory.
+    /// Opens the file `name` in it; its directory if the name is empty.
     fn file(&self, name: &str, flags: OFlag) -> io::Result<File> {
         let path = format!("{}/{name}", self.name);
-        Ok(openat(&*self.home.lock, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
+        Ok(openat(&*self.slice, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     fn read(&self, name: &str) -> io::Result<String> {
@@ -162,22 +164,21 @@ impl Leaf {
     }
 }
 
-/// The number of kills in the text of a `memory.events`.
+/// The number of kills by the out-of-memory killer in the text of a `memory.events`; 0 if it has none.
 pub fn oom_kills(events: &str) -> u64 {
     let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
     kills.and_then(|kills| kills.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The processes in the cgroup `name` in `parent`, and in all cgroups below it, down to `depth`.
+/// Adds the processes in the cgroup `name` in `parent`, and in all cgroups below it down to `depth` levels, to `pids`.
 fn members_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize, pids: &mut Vec<Pid>) {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let Ok(mut dir) = Dir::openat(parent, name, flags | OFlag::O_DIRECTORY, Mode::empty()) else { return };
+    let Ok(mut dir) = open_dir(parent, name) else { return };
     let mut procs = String::new();
-    // One in a threaded cgroup cannot be read: its processes are listed further up (cgroups(7)).
-    if let Ok(file) = openat(dir.as_fd(), "cgroup.procs", flags, Mode::empty()) {
+    // This fails in a threaded cgroup, whose processes are listed in one above it (cgroups(7)).
+    if let Ok(file) = openat(dir.as_fd(), "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
         let _ = File::from(file).read_to_string(&mut procs);
     }
-    // 0 stands for a process outside of our PID namespace.
+    // 0 stands for a process outside of this PID namespace.
     pids.extend(procs.lines().filter_map(|pid| pid.parse::<Pid>().ok()).filter(|pid| *pid > 0));
     if depth > 0 {
         let children = children(&mut dir);
@@ -185,8 +186,8 @@ fn members_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize, pids: &mut 
     }
 }
 
-/// Whether a cgroup, as `/proc/<pid>/cgroup` names it, is this leaf of this slice or below it. The name begins wherever
-/// the reader's cgroup namespace does.
+/// Whether a cgroup, as `/proc/<pid>/cgroup` names it, is the leaf of this name in the slice of this name, or below it.
+/// The path begins at the root of the reader's cgroup namespace.
 fn is_below(cgroup: &str, slice: &OsStr, leaf: &str) -> bool {
     let parts: Vec<&OsStr> = Path::new(cgroup).iter().collect();
     parts.windows(2).any(|two| *two == [slice, OsStr::new(leaf)])
@@ -197,14 +198,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kills_are_counted_apart_from_other_events() {
+    fn only_kills_are_counted_among_the_memory_events() {
         assert_eq!(oom_kills("low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n"), 4);
         assert_eq!(oom_kills("oom 3\n"), 0);
         assert_eq!(oom_kills(""), 0);
     }
 
     #[test]
-    fn a_leaf_is_recognised_wherever_the_name_begins() {
+    fn a_leaf_is_recognised_wherever_its_path_begins() {
         let is_inside = |cgroup| is_below(cgroup, OsStr::new("tl-units.0a"), "17.1");
         for inside in ["/x/tl-units.0a/17.1", "/tl-units.0a/17.1", "/../tl-units.0a/17.1/nested/deeper"] {
             assert!(is_inside(inside), "{inside}");

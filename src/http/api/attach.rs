@@ -17,7 +17,6 @@ use crate::model::terminal_size::TerminalSize;
 use crate::pending::Pending;
 use crate::supervisor::{Attached, SessionKey};
 use crate::terminal::Seen;
-use crate::terminal::session::exit_code;
 use tl_os::poll::{self, Events, Waker};
 
 use crate::http::api::Api;
@@ -217,7 +216,7 @@ impl<'c> TerminalClient<'c> {
             seen => {
                 if let Seen::Ended(end) = seen {
                     let mut message = vec![EXIT];
-                    message.extend(exit_code(end.exit).to_be_bytes());
+                    message.extend(end.exit.shell_status().to_be_bytes());
                     self.write(message)?;
                 }
                 Err(closure(seen))
@@ -348,7 +347,7 @@ fn closure(seen: Seen) -> Closure {
         Seen::Behind => Closure::close(CloseCode::Policy, "too slow: output that was not read has been dropped"),
         Seen::Overdue => Closure::close(CloseCode::Policy, "not ready, and more was written than is kept"),
         Seen::Terminated => Closure::close(CloseCode::Away, "session terminated"),
-        Seen::Ended(end) => Closure::close(CloseCode::Normal, format!("exit:{}", exit_code(end.exit))),
+        Seen::Ended(end) => Closure::close(CloseCode::Normal, format!("exit:{}", end.exit.shell_status())),
         Seen::Bytes | Seen::Nothing => Closure::Disconnected,
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
 use crate::users;
-use tl_os::fsuser::Acting;
+use tl_os::impersonation::Impersonation;
 
 use crate::http::api::{Api, conditions, errors};
 use crate::http::connection::memory::MemoryGrant;
@@ -25,7 +25,7 @@ const BYTES: &str = "application/octet-stream";
 const PIECE: usize = 128 << 10;
 
 /// The path that the request names, and the rights of its user, whom this thread acts as until they are dropped.
-fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), ApiError> {
+fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Impersonation, FilePath), ApiError> {
     let path = request.query_bytes("path");
     let path = path.ok_or_else(|| ApiError::invalid("the query parameter `path` is missing"))?;
     let requested = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
@@ -37,7 +37,7 @@ fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Acting, FilePath), A
         _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
     };
     let failed = |error| Error::from_io(&format!("acting as the user {:?}", user.name), &error);
-    Ok((Acting::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
+    Ok((Impersonation::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
 }
 
 /// Reads a file, or a range of it.

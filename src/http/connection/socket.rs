@@ -165,9 +165,9 @@ impl Socket {
         tcp::silence(self.guard.stream())
     }
 
-    /// See [`tcp::ask_at_least_every`].
-    pub(crate) fn ask_at_least_every(&self, interval: Duration) -> io::Result<()> {
-        tcp::ask_at_least_every(self.guard.stream(), interval)
+    /// See [`tcp::set_max_probe_interval`].
+    pub(crate) fn set_max_probe_interval(&self, interval: Duration) -> io::Result<()> {
+        tcp::set_max_probe_interval(self.guard.stream(), interval)
     }
 
     /// Bytes written that the client's kernel has no room for.

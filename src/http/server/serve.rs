@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
-use tl_os::fsuser;
+use tl_os::impersonation;
 use tl_os::poll::Events;
 
 use crate::http::connection::socket::Socket;
@@ -168,7 +168,7 @@ impl ConnectionLoop {
         let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
         match self.respond(response, head, !reuse) {
             Ok(()) if !complete => self.linger(),
-            Ok(()) => return reuse && !fsuser::is_stuck(),
+            Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {
                 log::error!("{} {}: the response cannot be sent: {error}", head.method, head.path);
                 self.refuse(&ApiError::internal("internal error: the response has an invalid header"));

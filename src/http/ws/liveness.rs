@@ -28,7 +28,7 @@ pub(crate) struct PeerLiveness {
 impl PeerLiveness {
     /// Has the kernel probe the client, where it can be configured.
     pub(crate) fn new(socket: &Socket) -> PeerLiveness {
-        PeerLiveness { is_probed: socket.ask_at_least_every(PROBE_INTERVAL).is_ok() }
+        PeerLiveness { is_probed: socket.set_max_probe_interval(PROBE_INTERVAL).is_ok() }
     }
 
     /// Whether the client's machine has been silent for so long that it is gone.

@@ -1,31 +1,32 @@
-//! Whether a process has got its SIGKILL, from `/proc/<pid>/stat` (proc_pid_stat(5)).
+//! Whether a process has a SIGKILL pending, from `/proc/<pid>/stat` (proc_pid_stat(5)).
 
 use std::fs;
 
 use crate::Pid;
 use crate::procfs::stat_fields;
 
-/// `PF_EXITING` among the flags (include/linux/sched.h).
+/// `PF_EXITING` in the field `flags` (the kernel's include/linux/sched.h).
 const EXITING: u64 = 0x4;
-/// Bit of SIGKILL in a set of pending signals.
+/// The bit of SIGKILL in a set of pending signals.
 const KILL: u64 = 1 << (libc::SIGKILL - 1);
 
-/// Whether a SIGKILL is pending for the process, or it is ending already. So too where that cannot be found out.
+/// Whether a SIGKILL is pending for the process, or the process is ending or gone. Also true if that cannot be found
+/// out.
 ///
 /// The out-of-memory killer counts its victim and sends the SIGKILL under one lock (`task_lock` of the victim, in
-/// `__oom_kill_process`), and the kernel takes the same lock when this file is read. So this is true of the victim of any
-/// kill that was counted before the call.
-pub fn is_dying(pid: Pid) -> bool {
+/// `__oom_kill_process`), and the kernel takes the same lock when this file is read. So this is true of the victim of
+/// every kill that was counted before the call.
+pub(crate) fn has_pending_sigkill(pid: Pid) -> bool {
     fs::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse(&stat)).unwrap_or(true)
 }
 
 fn parse(stat: &[u8]) -> Option<bool> {
-    // By the numbers that the manual gives the fields: the first one here is the third of all.
+    // `fields` begins with the field that the manual numbers 3.
     let fields: Vec<&str> = stat_fields(stat)?.collect();
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |at: usize| field(at)?.parse::<u64>().ok();
     let ended = matches!(field(3)?, "Z" | "X");
-    // The exit code of the whole process is there from the moment at which the signal is sent, in kernels that show it.
+    // A kernel that shows the exit code of the process has it from the moment at which the signal is sent.
     let doomed = number(52).is_some_and(|status| status & 0x7f == libc::SIGKILL as u64);
     Some(ended || number(9)? & EXITING != 0 || number(31)? & KILL != 0 || doomed)
 }
@@ -56,8 +57,8 @@ mod tests {
     }
 
     #[test]
-    fn we_live_and_nobody_does_not() {
-        assert!(!is_dying(std::process::id() as Pid));
-        assert!(is_dying(Pid::MAX));
+    fn a_live_process_has_none_and_a_missing_one_counts_as_killed() {
+        assert!(!has_pending_sigkill(std::process::id() as Pid));
+        assert!(has_pending_sigkill(Pid::MAX));
     }
 }

@@ -1,4 +1,4 @@
-//! What limits the number of tasks (processes and threads) here: read from the kernel, and set for children.
+//! Limits on the number of tasks (processes and threads): those of the kernel and of cgroups, and RLIMIT_NPROC.
 
 use std::fs;
 use std::io;
@@ -6,48 +6,41 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use crate::own_cgroup::{self, OwnCgroup};
+use crate::cgroup::membership::{self, OwnCgroup};
 
-/// The number of PIDs of our namespace (`kernel.pid_max`); `u64::MAX` where it cannot be read.
+/// The number of PIDs of this PID namespace (`kernel.pid_max`); `u64::MAX` where it cannot be read.
 pub fn pid_max() -> u64 {
     limit_in("/proc/sys/kernel/pid_max")
 }
 
-/// The number of tasks of the machine (`kernel.threads-max`); `u64::MAX` where it cannot be read.
+/// The number of tasks that the machine can have (`kernel.threads-max`); `u64::MAX` where it cannot be read.
 pub fn threads_max() -> u64 {
     limit_in("/proc/sys/kernel/threads-max")
 }
 
-/// The lowest `pids.max` of our cgroup and of those above it; `u64::MAX` where there is none.
+/// The lowest `pids.max` of the cgroup of this process and of those above it; `u64::MAX` if none has a limit.
 pub fn lowest_pids_max() -> u64 {
-    let own = own_cgroup::unified().into_iter().chain(own_cgroup::version1("pids"));
+    let own = membership::unified().into_iter().chain(membership::version1("pids"));
     own.filter_map(|own| lowest(&own)).min().unwrap_or(u64::MAX)
-}
-
-/// Whether our users have no processes elsewhere, because the user namespace is not the machine's. In the machine's own
-/// namespace every user is mapped to itself (user_namespaces(7)).
-pub fn has_own_users() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn limit_in(file: &str) -> u64 {
     read_limit(Path::new(file)).unwrap_or(u64::MAX)
 }
 
-/// The lowest `pids.max` from the cgroup up to the topmost one that can be seen.
+/// The lowest `pids.max` of the cgroup and of those above it, up to the topmost one that can be seen.
 fn lowest(own: &OwnCgroup) -> Option<u64> {
     let visible = own.dir.ancestors().take_while(|dir| dir.starts_with(&own.top));
     visible.filter_map(|dir| read_limit(&dir.join("pids.max"))).min()
 }
 
-/// A file that holds a number, or `max` for none.
+/// The limit in a file that holds a number; `None` for `max`, and if the file cannot be read.
 fn read_limit(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// RLIMIT_NPROC for children that may have `most` tasks; never more than this process has been given. None where it is no
-/// less than that: then there is nothing to set.
+/// RLIMIT_NPROC for children whose user may have `most` tasks: the lower of that and of this process's own. `None` if
+/// its own is the lower one, so that there is nothing to set.
 ///
 /// # Errors
 /// What `getrlimit(2)` says.
@@ -57,7 +50,7 @@ pub fn lower_nproc(most: u64) -> io::Result<Option<libc::rlimit>> {
     Ok(((lowered.rlim_cur, lowered.rlim_max) != (soft, hard)).then_some(lowered))
 }
 
-/// The soft limit of RLIMIT_NPROC that this process has been given.
+/// The soft RLIMIT_NPROC of this process.
 ///
 /// # Errors
 /// What `getrlimit(2)` says.
@@ -70,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lowest_limit_above_us_counts() {
+    fn the_lowest_pids_max_from_the_cgroup_upwards_counts() {
         let top = tempfile::tempdir().unwrap();
         let dir = top.path().join("a/b");
         fs::create_dir_all(&dir).unwrap();
@@ -83,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_how_many_there_can_be() {
+    fn the_limits_of_the_kernel_are_read_and_nproc_is_only_lowered() {
         assert!(pid_max() < u64::MAX && threads_max() < u64::MAX);
         assert_eq!(lower_nproc(u64::MAX).unwrap().map(|limit| limit.rlim_max), None);
         assert_eq!(lower_nproc(7).unwrap().map(|limit| (limit.rlim_cur, limit.rlim_max)), Some((7, 7)));

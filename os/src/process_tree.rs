@@ -1,143 +1,62 @@
-//! Signals to process groups and trees. Where no cgroup holds a tree together, it is what /proc shows of it.
-//!
-//! A process that is found in /proc or in a cgroup can have ended, and its PID can be another's, before a signal is sent:
-//! such processes are signalled through a descriptor, after a second look at who they are.
+//! Finds the processes of a run in /proc, where no cgroup holds them together.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-
 use crate::Pid;
-use crate::pidfd::PidFd;
-use crate::procfs::{Identity, Process, Snapshot, is_still_there, pipe_of, pipes_of, ticks_now};
+use crate::procfs::{Identity, Process, Snapshot, pipe_of, pipes_of, ticks_now};
+use crate::send_signal::{signal_all, signal_everybody};
 use crate::wait::{has_children, next_event};
 
-/// How often we look again for what was forked while the others were signalled.
-pub const ROUNDS: usize = 8;
+/// Maximum number of looks at /proc for processes that were forked while others were signalled.
+pub const MAX_ROUNDS: usize = 8;
 
-/// The signals that ask a process to end. A stopped process acts on SIGTERM only after SIGCONT.
-pub const TERMINATE: [i32; 2] = [libc::SIGTERM, libc::SIGCONT];
-
-/// The signals that tell a process that its terminal has gone. A stopped process acts on SIGHUP only after SIGCONT.
-pub const HANG_UP: [i32; 2] = [libc::SIGHUP, libc::SIGCONT];
-
-/// Sends a signal, 1..=64, to the process group of a leader that has not been reaped.
-///
-/// # Errors
-/// What `kill(2)` says.
-pub fn signal_group(leader: Pid, signal: i32) -> io::Result<()> {
-    match kill(-leader, signal) {
-        // Forked and not in its own group yet.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => kill(leader, signal),
-        result => result,
-    }
-}
-
-/// Sends signals to a leader that has not been reaped, and to nobody else.
-///
-/// # Errors
-/// What `kill(2)` says of the first that fails.
-pub fn signal_leader(leader: Pid, signals: &[i32]) -> io::Result<()> {
-    signals.iter().try_for_each(|signal| kill(leader, *signal))
-}
-
-/// SIGTERM to the process group of a leader that has not been reaped; SIGCONT, so that what is stopped hears of it.
-///
-/// # Errors
-/// What `kill(2)` says of the SIGTERM.
-pub fn terminate_group(leader: Pid) -> io::Result<()> {
-    let asked = signal_group(leader, libc::SIGTERM);
-    // Gone meanwhile is as good.
-    let _ = signal_group(leader, libc::SIGCONT);
-    asked
-}
-
-fn kill(pid: Pid, signal: i32) -> io::Result<()> {
-    // SAFETY: no memory involved.
-    Errno::result(unsafe { libc::kill(pid, signal) })?;
-    Ok(())
-}
-
-/// Only as PID 1: a signal to all processes in our namespace but ourselves (kill(2)). As any other process it would
-/// reach all that we may signal, wherever they come from.
-pub fn signal_everybody(signal: i32) {
-    if std::process::id() == 1
-        && let Err(error) = kill(-1, signal)
-        && error.raw_os_error() != Some(libc::ESRCH)
-    {
-        log::warn!("signal {signal} to everybody: {error}");
-    }
-}
-
-/// Opens a pidfd, calls `is_it` to confirm that it refers to the intended process, then sends the signals. Says whether
-/// that process was there.
-pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> bool {
-    match PidFd::open(pid) {
-        // From here on the descriptor means one process. If that is not the right one, the PID is not the right one's.
-        Ok(process) => is_it() && signals.iter().all(|signal| process.signal(*signal).is_ok()),
-        // The kernel is older than 5.3, or no descriptor is left: signal by PID, directly after the check.
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-            is_it() && signals.iter().all(|signal| kill(pid, *signal).is_ok())
-        }
-        Err(_) => false,
-    }
-}
-
-/// Sends signals to each of these processes that is still there.
-pub fn signal_all<'a>(processes: impl IntoIterator<Item = &'a Process>, signals: &[i32]) {
-    for process in processes {
-        signal_if(process.pid, signals, || is_still_there(process.identity()));
-    }
-}
-
-/// What tells the processes of one run apart where no cgroup holds them together.
+/// What identifies the processes of one run.
 #[derive(Clone, Debug)]
 pub struct Marks {
     leader: Pid,
-    /// The leader was forked at this time or before; see [`Process::start`]. A younger process with its PID is another one.
+    /// The leader was forked at this time or before, in the unit of [`Process::start`]. A later process with its PID is
+    /// another one.
     forked_by: u64,
-    /// The inode numbers of the pipes that its output goes through. They are not given out again while anybody holds
-    /// their other ends.
+    /// The inode numbers of the pipes of its stdout and stderr. The kernel does not reuse them while an end is open.
     pipes: Vec<u64>,
-    /// The value of `INVOCATION_ID` in the environment of its processes.
+    /// The value of `INVOCATION_ID` that its processes have in their environment.
     invocation: String,
 }
 
 impl Marks {
-    /// Those of a leader that has just been forked, with our ends of its output.
+    /// The marks of a leader that was just forked. `outputs` are this process's ends of its stdout and stderr.
     pub fn new(leader: Pid, invocation: &str, outputs: [Option<BorrowedFd<'_>>; 2]) -> Marks {
         let names = outputs.into_iter().flatten().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let names = names.filter_map(|name| fs::read_link(name).ok());
-        // A terminal is not among them: others may have it open.
+        // Only pipes count: a terminal can be open in processes of other runs.
         let pipes = names.filter_map(|name| pipe_of(name.as_os_str().as_encoded_bytes())).collect();
         Marks { leader, forked_by: ticks_now(), pipes, invocation: invocation.to_owned() }
     }
 
-    /// Those of a leader that has not been reaped, as far as its session tells.
+    /// The marks of a leader that was not reaped, by its session alone.
     pub fn of_session(leader: Pid) -> Marks {
         Marks { leader, forked_by: ticks_now(), pipes: Vec::new(), invocation: String::new() }
     }
 
-    /// The members of the session of the leader, as long as that has not been reaped.
+    /// The members of the leader's session. None if the leader was reaped.
     pub fn session<'a>(&self, snapshot: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
         let is_ours = snapshot.get(self.leader).is_some_and(|leader| leader.start <= self.forked_by);
         snapshot.session(self.leader).filter(move |_| is_ours)
     }
 
-    /// The leader's PID, as long as it has not been reaped.
+    /// The leader's PID. After the leader was reaped, it can be another process's.
     pub fn leader(&self) -> Pid {
         self.leader
     }
 
-    /// The live processes of the run: the session and the process group of its leader; the orphans that hold its output or
-    /// carry its `INVOCATION_ID`; those that were `known` to be of it before; and all that descends from these. Never this
-    /// process itself.
+    /// The live processes of the run: the session and the process group of its leader, the orphans that hold its output
+    /// pipes or have its `INVOCATION_ID`, those that were `known` to belong to it before, and all their descendants.
+    /// Never includes this process.
     ///
-    /// `invocation_of` gives the `INVOCATION_ID` of a process, where that can be found out.
+    /// `invocation_of` returns the `INVOCATION_ID` of a process, if it can be determined.
     pub fn members<'a>(
         &self,
         snapshot: &'a Snapshot,
@@ -152,7 +71,7 @@ impl Marks {
         with_descendants(snapshot, found, std::process::id() as Pid)
     }
 
-    /// Whether an orphan is of the run.
+    /// Whether an orphan belongs to the run.
     pub fn match_orphan(&self, orphan: &Process, invocation_of: impl FnOnce(&Process) -> Option<String>) -> bool {
         orphan.session == self.leader
             || pipes_of(orphan).iter().any(|pipe| self.pipes.contains(pipe))
@@ -166,17 +85,17 @@ impl Marks {
     ) -> Vec<&'a Process> {
         let all = || snapshot.session(self.leader).chain(snapshot.group(self.leader));
         match snapshot.get(self.leader) {
-            // Also before it has made its session.
+            // The leader itself is added: it may not have made its session yet.
             Some(leader) if leader.start <= self.forked_by => all().chain([leader]).collect(),
-            // The kernel gives out no PID that is still the number of a session or a group: ours is no more.
+            // The kernel reuses no PID that is the number of a session or a group: this run's have no members left.
             Some(_) => Vec::new(),
-            // Another can have had the PID and ended, and left a session of that number.
+            // Another process can have had the PID after the leader, and have left a session of this number.
             None => all().filter(|it| invocation_of(it).is_none_or(|id| id == self.invocation)).collect(),
         }
     }
 }
 
-/// The children of this process that lead no unit, as orphans become: looked at once, whosever they may be.
+/// The children of this process that lead no unit, such as adopted orphans, by what identifies their runs.
 #[derive(Debug, Default)]
 pub struct Orphans<'a> {
     by_pipe: HashMap<u64, Vec<&'a Process>>,
@@ -184,7 +103,7 @@ pub struct Orphans<'a> {
 }
 
 impl<'a> Orphans<'a> {
-    /// Looks at them. `leaders` are those of all units that have not been reaped; `invocation_of` as for
+    /// Finds them in `snapshot`. `leaders` are the leaders of all units that were not reaped; `invocation_of` is as in
     /// [`Marks::members`].
     pub fn find(
         snapshot: &'a Snapshot,
@@ -205,7 +124,7 @@ impl<'a> Orphans<'a> {
     }
 }
 
-/// These and all their descendants, as far as they live; each once, and without `myself`.
+/// The live ones among `found` and all their descendants, each once and without `myself`.
 pub fn with_descendants<'a>(snapshot: &'a Snapshot, found: Vec<&'a Process>, myself: Pid) -> Vec<&'a Process> {
     let (mut seen, mut members, mut queue) = (HashSet::new(), Vec::new(), found);
     while let Some(process) = queue.pop() {
@@ -219,10 +138,10 @@ pub fn with_descendants<'a>(snapshot: &'a Snapshot, found: Vec<&'a Process>, mys
     members
 }
 
-/// The last resort, when there is no supervisor any more: SIGKILL to everything that descends from this process (as
-/// PID 1: to everything), and reaps it, for `patience` at most.
-pub fn kill_everything(patience: Duration) {
-    let deadline = Instant::now() + patience;
+/// Sends SIGKILL to all descendants of this process, as PID 1 to all processes, and reaps them, until none is left or
+/// `timeout` is over. The last resort when there is no supervisor any more: it takes the exit status of every child.
+pub fn kill_everything(timeout: Duration) {
+    let began = Instant::now();
     let myself = std::process::id() as Pid;
     loop {
         signal_everybody(libc::SIGKILL);
@@ -230,10 +149,10 @@ pub fn kill_everything(patience: Duration) {
         let children = snapshot.children(myself).collect();
         signal_all(with_descendants(&snapshot, children, myself), &[libc::SIGKILL]);
         while next_event().is_some() {}
-        if !has_children() || Instant::now() >= deadline {
+        if !has_children() || began.elapsed() >= timeout {
             return;
         }
-        // There is nothing left that could wake us.
+        // Nothing else is left to wake this thread.
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -256,7 +175,8 @@ mod tests {
         Marks { leader, forked_by: 10, pipes: Vec::new(), invocation: "ours".to_owned() }
     }
 
-    /// The members among these processes, in order. The environment of a process names this run where its PID is odd.
+    /// The PIDs of the members among these processes, in order. The environment of a process with an odd PID names this
+    /// run.
     fn members(all: &[Process], known: &[Pid], leaders: &[Pid]) -> Vec<Pid> {
         let known = known.iter().map(|pid| (*pid, 10)).collect();
         let snapshot = Snapshot::of(all.to_vec());
@@ -269,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_the_session_and_what_descends_from_it() {
+    fn a_tree_is_the_session_of_the_leader_and_its_descendants() {
         let all = [
             process(100, 1, 100),
             process(101, 100, 100),
@@ -280,44 +200,44 @@ mod tests {
             Process { dead: true, ..process(105, 100, 100) },
         ];
         assert_eq!(members(&all, &[], &[]), [100, 101, 102, 103, 104]);
-        // A leader that has ended and has not been reaped.
+        // The leader has ended and was not reaped.
         let all = [Process { dead: true, ..process(100, 1, 100) }, process(104, 1, 100)];
         assert_eq!(members(&all, &[], &[]), [104]);
-        // One that has just been forked is still in the session of its parent.
+        // A leader that was just forked is still in the session of its parent.
         assert_eq!(members(&[process(100, 1, 1), process(104, 1, 1)], &[], &[]), [100]);
     }
 
     #[test]
-    fn a_leader_whose_pid_is_anothers_has_no_session() {
+    fn a_session_does_not_count_when_another_process_has_the_pid_of_its_leader() {
         let another = Process { start: 11, ..process(100, 1, 100) };
         assert_eq!(members(&[another, process(101, 100, 100)], &[], &[]), [] as [Pid; 0]);
-        // What is known to be of it by other means is so all the same, with what descends from that.
+        // Processes that are known to belong to the run by other means still do, and so do their descendants.
         let all = [another, process(102, 1, 102), process(103, 102, 102), process(104, 1, 104)];
         assert_eq!(members(&all, &[102], &[]), [102, 103]);
         assert_eq!(members(&[Process { start: 11, ..process(102, 1, 102) }], &[102], &[]), [] as [Pid; 0]);
     }
 
     #[test]
-    fn a_session_without_its_leader_may_be_anothers() {
+    fn a_session_without_its_leader_counts_only_with_the_invocation_id() {
         assert_eq!(members(&[process(101, 1, 100), process(102, 1, 100)], &[], &[]), [101]);
     }
 
     #[test]
-    fn an_orphan_that_left_everything_is_found_by_its_environment() {
+    fn an_orphan_outside_of_session_and_pipes_is_found_by_its_environment() {
         let myself = std::process::id() as Pid;
         let all = [process(7, myself, 7), process(8, 7, 8), process(10, myself, 10), process(9, myself, 9)];
-        // 9 leads another unit, 10 is of another run, 8 descends from 7.
+        // 9 leads another unit, 10 belongs to another run, 8 is a child of 7.
         assert_eq!(members(&all, &[], &[9]), [7, 8]);
     }
 
-    /// As in a container with Docker's defaults.
+    /// A container with Docker's defaults has no CAP_SYS_PTRACE.
     #[test]
     fn an_orphan_of_another_user_is_found_without_the_privilege_to_trace() {
         if !geteuid().is_root() {
             return;
         }
         let look = || {
-            crate::fsuser::without_ptrace();
+            crate::impersonation::without_ptrace();
             let mut orphan = Command::new("sleep").arg("60").uid(1).gid(1).stdout(Stdio::piped()).spawn().unwrap();
             let pipe = orphan.stdout.take().unwrap();
             let pid = orphan.id() as Pid;
@@ -332,7 +252,7 @@ mod tests {
             orphan.kill().unwrap();
             orphan.wait().unwrap();
             assert_eq!(found, [vec![pid], vec![]]);
-            // This thread is itself again.
+            // The file-system ids of this thread are its own again.
             assert_eq!((setfsuid(geteuid()), setfsgid(getegid())), (geteuid(), getegid()));
         };
         std::thread::spawn(look).join().unwrap();

@@ -1,4 +1,4 @@
-//! Where the directory of this process's own cgroup is, in every mounted hierarchy that shows it (cgroups(7)).
+//! The directory of this process's own cgroup, in every mounted hierarchy that shows it (cgroups(7)).
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,21 +7,21 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::mountinfo::{self, Mount};
 
-/// A cgroup and the topmost cgroup above it that can be seen.
+/// The cgroup of this process, as one mount shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnCgroup {
     /// The directory of the cgroup.
     pub dir: PathBuf,
-    /// The mount point that it is below.
+    /// The mount point above it: the topmost cgroup that can be seen.
     pub top: PathBuf,
 }
 
-/// Our cgroup of version 2, once for each mount that shows it, in the order of the mounts.
+/// The cgroup v2 of this process, once for each mount that shows it, in the order of the mounts.
 pub fn unified() -> Vec<OwnCgroup> {
     find(&mountinfo::read(), &memberships(), None)
 }
 
-/// Our cgroup in the hierarchy of version 1 that has this controller.
+/// The cgroup of this process in the cgroup v1 hierarchy that has this controller, once for each mount that shows it.
 pub fn version1(controller: &str) -> Vec<OwnCgroup> {
     find(&mountinfo::read(), &memberships(), Some(controller))
 }
@@ -30,7 +30,8 @@ fn memberships() -> Vec<u8> {
     fs::read("/proc/self/cgroup").unwrap_or_default()
 }
 
-/// `memberships` is the text of `/proc/self/cgroup`; without a `controller`, version 2 is meant.
+/// `memberships` is the text of `/proc/self/cgroup`. A `controller` selects its hierarchy of version 1, `None` selects
+/// version 2.
 fn find(mounts: &[Mount], memberships: &[u8], controller: Option<&str>) -> Vec<OwnCgroup> {
     let has = |list: &str| controller.is_some_and(|controller| list.split(',').any(|word| word == controller));
     let own = memberships.split(|byte| *byte == b'\n').find_map(|line| {
@@ -49,9 +50,9 @@ fn find(mounts: &[Mount], memberships: &[u8], controller: Option<&str>) -> Vec<O
         Some(_) => mount.kind == "cgroup" && has(&mount.options),
     };
     let dirs = mounts.iter().filter(shows).filter_map(|mount| {
-        // The mount shows the hierarchy from `root` down.
+        // The mount shows the part of the hierarchy that is below `root`.
         let below = own.strip_prefix(&mount.root).ok()?;
-        // `..` is above the root of our cgroup namespace: no mount of this namespace shows that.
+        // A `..` leads above the root of this cgroup namespace, which no mount in the namespace shows.
         let visible = !below.components().any(|part| part == Component::ParentDir);
         let dir = if below == Path::new("") { mount.point.clone() } else { mount.point.join(below) };
         visible.then(|| OwnCgroup { dir, top: mount.point.clone() })
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_cgroup_is_found() {
+    fn every_mount_that_shows_the_own_cgroup_is_found() {
         let own = "12:cpu,memory:/x\n0::/a/b:c d\n";
         assert_eq!(dirs(HYBRID, own, None), ["/sys/fs/cgroup/unified/a/b:c d", "/my cgroups/b:c d"]);
         assert_eq!(dirs(HYBRID, own, Some("memory")), ["/sys/fs/cgroup/memory/x"]);
@@ -84,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_of_our_namespace_is_not_taken_for_something_else() {
+    fn a_cgroup_outside_of_the_mounted_part_is_not_found() {
         let mounts = "31 29 0:28 / /mnt/cgroups rw - cgroup2 cgroup2 rw\n";
         assert_eq!(dirs(mounts, "0::/../else\n", None), [] as [&str; 0]);
         let bound = "31 29 0:28 /a /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";

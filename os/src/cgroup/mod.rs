@@ -1,0 +1,24 @@
+//! cgroup v2: one leaf for each run of a unit, so that its whole tree can be killed and its end be seen (cgroups(7)).
+//!
+//! - `membership`: which cgroup this process is in, and where it is mounted;
+//! - `settle`: moves this process aside, so that controllers can be enabled for units;
+//! - `controllers`: enables controllers;
+//! - `slice`: the cgroup that holds all leaves;
+//! - `slice_dir`: its directory, which the slice and its leaves share;
+//! - `leaf`: the cgroup of one run;
+//! - `probe`: tries out whether processes can be put into a slice;
+//! - `directory`: walks and removes the directories of nested cgroups.
+
+mod controllers;
+mod directory;
+mod leaf;
+pub(crate) mod membership;
+mod probe;
+mod settle;
+mod slice;
+mod slice_dir;
+
+pub use leaf::{Leaf, oom_kills};
+pub use probe::probe;
+pub use settle::{Settled, enter, settle};
+pub use slice::Slice;

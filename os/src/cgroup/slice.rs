@@ -1,0 +1,166 @@
+//! The slice: the cgroup that holds the leaves of all units.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, mkdirat};
+
+use super::controllers::{CONTROL, enable};
+use super::directory::{MAX_DEPTH, is_gone, remove_tree, write_existing};
+use super::leaf::Leaf;
+use super::membership;
+use super::slice_dir::SliceDir;
+use crate::random;
+
+/// What the names of all slices begin with; eight random bytes in hexadecimal follow.
+const PREFIX: &str = "tl-units.";
+
+/// How many names are tried for a new slice.
+const MAX_TRIES: usize = 16;
+
+/// The cgroup that holds the leaves. It is removed when it and all of its leaves have been dropped.
+#[derive(Debug)]
+pub struct Slice(Arc<SliceDir>);
+
+impl Slice {
+    /// Makes a slice below the cgroup `parent`, or else below the one that this process is in. First removes slices
+    /// there that supervisors which were killed have left behind. Whether processes can be put into the new one is not
+    /// known until [`probe`](super::probe) has tried.
+    ///
+    /// # Errors
+    /// When there is no cgroup v2 that this process may change.
+    pub fn below(parent: Option<&Path>) -> io::Result<Slice> {
+        let parents = match parent {
+            Some(parent) => vec![parent.to_owned()],
+            None => membership::unified().into_iter().map(|own| own.dir).collect(),
+        };
+        let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "there is no cgroup v2"));
+        for parent in parents {
+            result = Slice::make(&parent);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn make(parent: &Path) -> io::Result<Slice> {
+        // Only a cgroup has this file: in any other directory nothing must be made or removed.
+        fs::metadata(parent.join(CONTROL))?;
+        remove_stale(parent);
+        let mut tries = 0..MAX_TRIES;
+        loop {
+            let dir = parent.join(format!("{PREFIX}{}", random::hex::<8>()?));
+            fs::create_dir(&dir)?;
+            // Until it is locked, another supervisor may take the new slice for a stale one and remove it.
+            match lock(&dir) {
+                Some(lock) => return Ok(Slice(Arc::new(SliceDir::new(dir, lock)))),
+                None if tries.next().is_some() => {}
+                None => return Err(Errno::EWOULDBLOCK.into()),
+            }
+        }
+    }
+
+    /// Enables the available controllers for the leaves, which takes the kernel some milliseconds. Without the memory
+    /// controller, kills by the out-of-memory killer cannot be told from others.
+    pub fn enable_controllers(&self) {
+        let dir = self.dir();
+        if let Some(parent) = dir.parent() {
+            enable(parent);
+        }
+        let controllers = enable(dir);
+        log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
+    }
+
+    /// Limits the number of tasks (processes and threads) of all leaves together to `most`. Returns false if there is
+    /// no pids controller, and nothing was done.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn limit_tasks(&self, most: u64) -> io::Result<bool> {
+        match write_existing(&self.dir().join("pids.max"), &most.to_string()) {
+            Err(error) if is_gone(&error) => return Ok(false),
+            result => result?,
+        }
+        self.0.set_limits_tasks();
+        Ok(true)
+    }
+
+    /// Whether [`Slice::limit_tasks`] has set a limit.
+    pub fn limits_tasks(&self) -> bool {
+        self.0.limits_tasks()
+    }
+
+    /// The file that counts the kills of the out-of-memory killer in all leaves; `None` without the memory controller.
+    pub fn memory_events(&self) -> Option<File> {
+        File::open(self.dir().join("memory.events")).ok()
+    }
+
+    /// The path of its directory.
+    pub fn dir(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Makes a leaf of this name.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
+        mkdirat(&*self.0, name, Mode::from_bits_truncate(0o755))?;
+        Ok(Leaf::new(Arc::clone(&self.0), name))
+    }
+}
+
+/// Removes the slices of supervisors that no longer run, except those with live processes in them.
+fn remove_stale(parent: &Path) {
+    let (Ok(entries), Ok(dir)) = (fs::read_dir(parent), File::open(parent)) else { return };
+    let stale = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX));
+    for entry in stale {
+        if let Some(_lock) = lock(&entry.path()) {
+            let _ = remove_tree(dir.as_fd(), &entry.file_name(), MAX_DEPTH);
+        }
+    }
+}
+
+fn lock(dir: &Path) -> Option<Flock<File>> {
+    Flock::lock(File::open(dir).ok()?, FlockArg::LockExclusiveNonblock).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_removed_with_its_nested_cgroups_and_the_slice_after_its_last_leaf() {
+        // Only root can make cgroups, and only where a hierarchy of version 2 is mounted.
+        let Ok(slice) = Slice::below(None) else { return };
+        let dir = slice.dir().to_owned();
+        let [first, last] = ["1.1", "2.1"].map(|name| slice.leaf(name).unwrap());
+        fs::create_dir_all(dir.join("1.1/deep/deeper")).unwrap();
+        assert_eq!(slice.leaf("1.1").unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        first.remove().unwrap();
+        assert!(!dir.join("1.1").exists());
+        first.remove().unwrap();
+        drop((slice, first));
+        assert!(last.is_empty() && dir.join("2.1").exists());
+        // A slice in use is locked, so it does not count as stale.
+        remove_stale(dir.parent().unwrap());
+        assert!(dir.exists());
+        drop(last);
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_a_cgroup_is_left_unchanged() {
+        let dir = tempfile::tempdir().unwrap();
+        let stale = dir.path().join("tl-units.0");
+        fs::create_dir(&stale).unwrap();
+        assert!(Slice::below(Some(dir.path())).is_err());
+        assert!(stale.exists() && fs::read_dir(dir.path()).unwrap().count() == 1);
+    }
+}

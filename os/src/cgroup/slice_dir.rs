@@ -1,0 +1,73 @@
+//! The directory of a slice, shared by the slice and its leaves.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::fcntl::Flock;
+
+use super::directory::{MAX_DEPTH, remove_tree};
+
+/// The directory of a slice. Dropping it, when neither the slice nor a leaf is left, removes the slice.
+#[derive(Debug)]
+pub(super) struct SliceDir {
+    path: PathBuf,
+    /// The directory itself. Everything in it is opened relative to this: its path may be unmounted, or hidden by
+    /// another mount.
+    ///
+    /// The lock says that this process uses the slice: another supervisor removes a slice that it can lock.
+    lock: Flock<File>,
+    /// Whether children can be born in a leaf (`CLONE_INTO_CGROUP`); otherwise they join it.
+    born_into: AtomicBool,
+    /// Whether the slice limits the number of tasks.
+    limits_tasks: AtomicBool,
+}
+
+impl SliceDir {
+    /// The directory at `path`, which `lock` has opened and locked.
+    pub(super) fn new(path: PathBuf, lock: Flock<File>) -> SliceDir {
+        SliceDir { path, lock, born_into: AtomicBool::new(true), limits_tasks: AtomicBool::new(false) }
+    }
+
+    /// The path that it was made at.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether children can be born in a leaf. True until [`SliceDir::set_not_born_into`].
+    pub(super) fn born_into(&self) -> bool {
+        self.born_into.load(Ordering::Relaxed)
+    }
+
+    /// Notes that children cannot be born in any leaf of the slice.
+    pub(super) fn set_not_born_into(&self) {
+        self.born_into.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the slice limits the number of tasks of all leaves together.
+    pub(super) fn limits_tasks(&self) -> bool {
+        self.limits_tasks.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the slice limits the number of tasks.
+    pub(super) fn set_limits_tasks(&self) {
+        self.limits_tasks.store(true, Ordering::Relaxed);
+    }
+}
+
+impl AsFd for SliceDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+}
+
+impl Drop for SliceDir {
+    fn drop(&mut self) {
+        if let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name())
+            && let Ok(parent) = File::open(parent)
+        {
+            let _ = remove_tree(parent.as_fd(), name, MAX_DEPTH);
+        }
+    }
+}

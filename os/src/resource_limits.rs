@@ -1,0 +1,87 @@
+//! Resource limits of this process and of its children (getrlimit(2)).
+//!
+//! The limits that a container is started with are meant for the programs in it, and would end or starve the
+//! supervisor. So those on descriptors, memory, file size and CPU time are raised for this process, and each child gets
+//! back the original ones.
+
+use std::io;
+use std::sync::OnceLock;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+/// The limits that are raised. A finite one can end this process: RLIMIT_AS and RLIMIT_DATA by an allocation that
+/// fails, RLIMIT_FSIZE by SIGXFSZ, RLIMIT_CPU by SIGKILL.
+const RAISED: [Resource; 5] =
+    [Resource::RLIMIT_NOFILE, Resource::RLIMIT_AS, Resource::RLIMIT_DATA, Resource::RLIMIT_FSIZE, Resource::RLIMIT_CPU];
+
+/// The limits that this process had before the first call of [`raise`], to be restored in its children.
+#[derive(Clone, Copy, Debug)]
+pub struct OriginalLimits([Option<libc::rlimit>; RAISED.len()]);
+
+impl OriginalLimits {
+    /// Reads them at the first call, and returns the same ones at all later ones.
+    fn get() -> &'static OriginalLimits {
+        static FIRST: OnceLock<OriginalLimits> = OnceLock::new();
+        FIRST.get_or_init(|| {
+            let limit = |resource| getrlimit(resource).ok();
+            OriginalLimits(
+                RAISED.map(|resource| {
+                    limit(resource).map(|(soft, hard)| libc::rlimit { rlim_cur: soft, rlim_max: hard })
+                }),
+            )
+        })
+    }
+
+    /// Sets them for the calling process, which needs no privilege: they are not higher than the raised ones.
+    /// Async-signal-safe.
+    ///
+    /// # Errors
+    /// The errno, if another program has lowered a hard limit meanwhile.
+    pub(crate) fn restore(&self) -> Result<(), i32> {
+        for (resource, limit) in RAISED.into_iter().zip(&self.0) {
+            let Some(limit) = limit else { continue };
+            // SAFETY: `limit` is valid for reading, and the number is that of a resource.
+            if unsafe { libc::setrlimit(resource as libc::__rlimit_resource_t, limit) } < 0 {
+                return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Raises the limits of this process: the one on descriptors to its hard limit; the others to infinity with
+/// CAP_SYS_RESOURCE, else to their hard limits. Returns the limits before the first call, and the number of descriptors
+/// that this process may have now.
+///
+/// # Errors
+/// What `getrlimit(2)` says.
+pub fn raise() -> io::Result<(OriginalLimits, u64)> {
+    let original = *OriginalLimits::get();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    let descriptors = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    for resource in RAISED.into_iter().filter(|resource| *resource != Resource::RLIMIT_NOFILE) {
+        let (soft, hard) = getrlimit(resource)?;
+        if soft == libc::RLIM_INFINITY {
+            continue;
+        }
+        if setrlimit(resource, libc::RLIM_INFINITY, libc::RLIM_INFINITY).is_err()
+            && let Err(errno) = setrlimit(resource, hard, hard)
+        {
+            log::debug!("{resource:?} stays {soft}: {errno}");
+        }
+    }
+    Ok((original, descriptors))
+}
+
+/// Raises the hard limit of RLIMIT_NOFILE of this process to `enough` if it is lower, which needs CAP_SYS_RESOURCE.
+/// Returns the hard limit.
+///
+/// # Errors
+/// What `setrlimit(2)` says.
+pub fn raise_hard_nofile(enough: u64) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if hard < enough {
+        setrlimit(Resource::RLIMIT_NOFILE, soft, enough)?;
+    }
+    Ok(hard.max(enough))
+}

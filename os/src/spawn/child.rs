@@ -1,0 +1,231 @@
+//! What a child does between the fork and the exec.
+//!
+//! Everything here is async-signal-safe: nothing allocates, locks or can panic.
+//!
+//! Credentials and signals are set by raw system calls. glibc's `setgroups` and its like would signal the threads that
+//! the parent has and the child does not; its `sigaction` refuses signals 32 and 33.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use super::exec_failure::{ExecFailure, LENGTH, Stage};
+use super::launch::Launch;
+use crate::resource_limits::OriginalLimits;
+
+/// The number that the report pipe has in the child, which closes all higher ones.
+const REPORT_FD: RawFd = 3;
+
+/// Whether stdin becomes the controlling terminal of the child's session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ControllingTerminal {
+    /// It does not.
+    None,
+    /// It does if it is a terminal that controls no other session.
+    IfFree,
+    /// It does; otherwise the start fails.
+    Required,
+}
+
+/// What the child takes over besides its [`Launch`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inherited<'fd> {
+    /// The sources of descriptors 0, 1 and 2. Each has its own number or one above 2.
+    pub(super) stdio: [BorrowedFd<'fd>; 3],
+    /// Whether stdin becomes the controlling terminal.
+    pub(super) terminal: ControllingTerminal,
+    /// The writing end of the report pipe.
+    pub(super) report: BorrowedFd<'fd>,
+    /// `cgroup.procs` of the leaf to join; `None` for a child that is where it belongs.
+    pub(super) cgroup: Option<BorrowedFd<'fd>>,
+    /// Resource limits to set: those of the daemon before it raised its own.
+    pub(super) limits: Option<OriginalLimits>,
+    /// RLIMIT_NPROC to set; `None` leaves it as the daemon has it.
+    pub(super) nproc: Option<libc::rlimit>,
+    /// Whether to set the supplementary groups.
+    pub(super) set_groups: bool,
+}
+
+/// Becomes the program. If that fails, reports why and exits as a shell would: with 127 if the program was not found,
+/// else with 126.
+///
+/// # Safety
+/// Only for a child that was just forked: all descriptors of the process above 3 are closed, whoever owns them, and 0
+/// to 3 are replaced.
+pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
+    let failure = match become_program(launch, inherited) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    let report = failure.to_bytes();
+    // SAFETY: the buffer is valid for reading for its length. The pipe is empty, so the write is whole and cannot
+    // block.
+    unsafe { libc::write(REPORT_FD, report.as_ptr().cast(), LENGTH) };
+    let code = if failure.stage == Stage::NotFound { 127 } else { 126 };
+    // SAFETY: it takes an integer, and ends the process without running exit handlers of the parent's.
+    unsafe { libc::_exit(code) }
+}
+
+enum Never {}
+
+fn become_program(launch: &Launch, inherited: &Inherited<'_>) -> Result<Never, ExecFailure> {
+    let failed = |stage| move |errno| ExecFailure { stage, errno };
+    set_up(launch, inherited).map_err(failed(Stage::Setup))?;
+    become_user(launch, inherited.set_groups).map_err(failed(Stage::User))?;
+    if let Some(limit) = &inherited.nproc {
+        limit_tasks(limit).map_err(failed(Stage::User))?;
+    }
+    unblock_signals().map_err(failed(Stage::Setup))?;
+    // What follows can hang in a file system. By now SIGTERM works, and the report pipe is all that the child still has
+    // of the daemon's.
+    enter_directory(launch).map_err(failed(Stage::Directory))?;
+    Err(exec(launch))
+}
+
+fn set_up(launch: &Launch, inherited: &Inherited<'_>) -> Result<(), i32> {
+    if let Some(procs) = inherited.cgroup {
+        // "0" stands for the writing process (cgroups(7)).
+        // SAFETY: the buffer is valid for reading for one byte.
+        check(unsafe { libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) } as i32)?;
+    }
+    // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
+    check(unsafe { libc::setsid() })?;
+    for (target, source) in (0..).zip(inherited.stdio) {
+        if source.as_raw_fd() != target {
+            // The copy is not close-on-exec.
+            // SAFETY: it takes integers. What it replaces is not used again in this process.
+            check(unsafe { libc::dup2(source.as_raw_fd(), target) })?;
+        }
+    }
+    if inherited.terminal != ControllingTerminal::None {
+        // SAFETY: TIOCSCTTY takes an integer. This process leads a new session.
+        let taken = check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
+        match inherited.terminal {
+            ControllingTerminal::IfFree if taken.is_ok() => give_terminal(launch.uid),
+            ControllingTerminal::Required => taken?,
+            _ => {}
+        }
+    }
+    if inherited.report.as_raw_fd() != REPORT_FD {
+        // SAFETY: it takes integers. What is at number 3 is not used again: the sources of 0 to 2 have been copied.
+        check(unsafe { libc::dup3(inherited.report.as_raw_fd(), REPORT_FD, libc::O_CLOEXEC) })?;
+    }
+    // Before Linux 5.9 this fails; there the exec closes them, as all descriptors of the daemon are close-on-exec.
+    // SAFETY: it takes integers. What it closes is not used again in this process.
+    unsafe { libc::syscall(libc::SYS_close_range, REPORT_FD + 1, u32::MAX, 0) };
+    reset_dispositions();
+    // SAFETY: it takes an integer and cannot fail.
+    unsafe { libc::umask(0o022) };
+    if let Some(limit) = inherited.nproc {
+        // The kernel checks the limit twice: when this process becomes the user's, against this value, which marks the
+        // process so that its exec fails with EAGAIN; and at the exec, against the real one (execve(2)). So the user
+        // never has more tasks than the real limit.
+        limit_tasks(&libc::rlimit { rlim_cur: limit.rlim_cur.saturating_sub(1), ..limit })?;
+    }
+    reset_oom_score();
+    inherited.limits.as_ref().map_or(Ok(()), OriginalLimits::restore)
+}
+
+/// Gives the terminal that the daemon was started on, and that is now the child's, to the child's user, if the daemon's
+/// user owns it. Without the privilege it stays the daemon's.
+fn give_terminal(uid: u32) {
+    // SAFETY: all zeroes is a valid value of this struct of integers.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` is valid for writing, which is all that this call does with it.
+    let found = unsafe { libc::fstat(0, &raw mut stat) };
+    // SAFETY: it takes no arguments and cannot fail.
+    let own = unsafe { libc::geteuid() };
+    if found == 0 && stat.st_uid == own && uid != own {
+        // The group stays what it is.
+        // SAFETY: it takes integers.
+        unsafe { libc::fchown(0, uid, u32::MAX) };
+    }
+}
+
+fn reset_dispositions() {
+    // An ignored signal would stay ignored over the exec. The kernel's struct for the default action is all zeroes.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // The kernel refuses to change SIGKILL and SIGSTOP.
+        // SAFETY: the struct is as long as the kernel's and valid for reading; a null pointer asks for no old action.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, 8) };
+    }
+}
+
+fn unblock_signals() -> Result<(), i32> {
+    let none = 0u64;
+    // SAFETY: the set is valid for reading for the 8 bytes that the kernel's has; a null pointer asks for no old mask.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8) } as i32)
+}
+
+/// Sets `oom_score_adj` to 0. Without the privilege to lower it, or without /proc, it stays what the daemon's is.
+fn reset_oom_score() {
+    // SAFETY: the path is a C string literal.
+    let fd = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if fd >= 0 {
+        // SAFETY: the buffer is valid for reading for one byte.
+        unsafe { libc::write(fd, b"0".as_ptr().cast(), 1) };
+        // SAFETY: this function has opened the descriptor, and does not use it again.
+        unsafe { libc::close(fd) };
+    }
+}
+
+fn become_user(launch: &Launch, set_groups: bool) -> Result<(), i32> {
+    if set_groups {
+        // SAFETY: the groups are valid for reading for their number.
+        check(unsafe { libc::syscall(libc::SYS_setgroups, launch.groups.len(), launch.groups.as_ptr()) } as i32)?;
+    }
+    // SAFETY: it takes integers.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, launch.gid, launch.gid, launch.gid) } as i32)?;
+    // Last: for a user other than root, all capabilities go with it.
+    // SAFETY: it takes integers.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, launch.uid, launch.uid, launch.uid) } as i32)
+}
+
+fn limit_tasks(limit: &libc::rlimit) -> Result<(), i32> {
+    // It needs no privilege to lower a limit, or to raise the soft one up to the hard one.
+    // SAFETY: the limit is valid for reading.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, limit) })
+}
+
+fn enter_directory(launch: &Launch) -> Result<(), i32> {
+    match &launch.dir {
+        Some(dir) => change_directory(dir),
+        None => change_directory(&launch.home).or_else(|_| change_directory(c"/")),
+    }
+}
+
+fn change_directory(dir: &CStr) -> Result<(), i32> {
+    // SAFETY: `dir` is a C string.
+    check(unsafe { libc::chdir(dir.as_ptr()) })
+}
+
+/// Tries each candidate, as `execvp(3)` does. If none can be executed, the failure is that of the last one that exists.
+fn exec(launch: &Launch) -> ExecFailure {
+    let mut failure = ExecFailure { stage: Stage::NotFound, errno: libc::ENOENT };
+    for program in launch.programs.iter() {
+        // SAFETY: the path is a C string, and both arrays are null-terminated arrays of C strings; `launch` owns them.
+        unsafe { libc::execve(program.as_ptr(), launch.argv.as_ptr(), launch.envp.as_ptr()) };
+        match errno() {
+            // The file exists, so its interpreter does not.
+            libc::ENOENT if exists(program) => failure = ExecFailure { stage: Stage::Exec, errno: libc::ENOENT },
+            libc::EACCES => failure = ExecFailure { stage: Stage::Exec, errno: libc::EACCES },
+            // The file or its directory does not exist. A network file system without its server gives the last three.
+            libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
+            errno => return ExecFailure { stage: Stage::Exec, errno },
+        }
+    }
+    failure
+}
+
+fn exists(path: &CStr) -> bool {
+    // SAFETY: `path` is a C string.
+    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+}
+
+fn check(result: i32) -> Result<(), i32> {
+    if result < 0 { Err(errno()) } else { Ok(()) }
+}
+
+fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
