@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::harness::response::CompletedRun;
 use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, skip_without_root, wait_until};
 
 const SERVER: &str = include_str!("disk.py");
@@ -265,4 +266,69 @@ fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
     while follower.next_frame().is_some_and(|frame| frame.event != "eof") {
         assert!(Instant::now() < deadline, "a follower never ends");
     }
+}
+
+/// Writes more than the daemon takes while the disk is dead, until it takes no more.
+fn fill_batches(daemon: &Daemon) {
+    daemon.sh("exec yes");
+    let yes = wait_until(TIMEOUT, "it runs", || daemon.pids_executing("yes").first().copied());
+    let written = || std::fs::read_to_string(format!("/proc/{yes}/io")).expect("what it has written");
+    wait_until(TIMEOUT, "the batches are full", || {
+        let before = written();
+        std::thread::sleep(Duration::from_millis(300));
+        (written() == before).then_some(())
+    });
+}
+
+#[test]
+fn output_that_cannot_be_read_while_the_disk_is_dead_comes_before_the_end_of_its_process() {
+    if skip_without_root() {
+        return;
+    }
+    let mut disk = Disk::mount();
+    let daemon = start(&disk.log_dir());
+    ticking(&daemon);
+    disk.die(&daemon);
+    fill_batches(&daemon);
+    let script = "echo result; echo error >&2; printf unfinished; exit 3";
+    let run = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
+    let process = daemon.sh(script);
+    let follower = daemon.follow(process, "stdout");
+    let restarted = pid_of(&daemon.start_process(&json!({
+        "command": "sh", "args": ["-c", "echo first; echo second"], "name": "again",
+        "restart": {"policy": "always", "initial_backoff_ms": 0, "max_restarts": 2},
+    })));
+    soon("the end of a run", || {
+        wait_until(TIMEOUT, "it has ended", || (daemon.info(process)["status"] == "exited").then_some(()));
+    });
+    assert_eq!(daemon.info(process)["exit_code"], 3);
+    wait_until(TIMEOUT, "it is started for the last time", || {
+        (daemon.info(restarted)["managed"]["restart_count"] == 2).then_some(())
+    });
+    disk.set(Signal::SIGUSR2, "alive");
+    assert_eq!(follower.all_lines(), ["result", "unfinished"]);
+    assert_eq!(daemon.lines(process, "stderr"), ["error"]);
+    let run = CompletedRun::collect(run);
+    assert_eq!((run.code(), run.lines("stdout")), (Some(3), vec!["result".to_owned(), "unfinished".to_owned()]));
+    let lines = daemon.follow(restarted, "stdout").all_lines();
+    assert_eq!(lines, ["first", "second"].repeat(3));
+}
+
+#[test]
+fn runs_without_output_hold_no_descriptors_while_the_disk_is_dead() {
+    if skip_without_root() {
+        return;
+    }
+    let mut disk = Disk::mount();
+    let daemon = start(&disk.log_dir());
+    ticking(&daemon);
+    disk.die(&daemon);
+    fill_batches(&daemon);
+    let (_, before) = daemon.threads_and_descriptors();
+    for _ in 0..100 {
+        let pid = pid_of(&daemon.start_process(&json!({"command": "true"})));
+        wait_until(TIMEOUT, "it has ended", || (daemon.info(pid)["status"] == "exited").then_some(()));
+    }
+    // Fewer than one for each run: connections come and go.
+    wait_until(SOON, "the pipes are closed", || (daemon.threads_and_descriptors().1 < before + 10).then_some(()));
 }

@@ -42,10 +42,24 @@ pub(crate) fn give_inherited(stream: &impl AsFd, uid: u32, gid: u32) {
 
 /// The number of bytes in a pipe (FIONREAD, pipe(7)); 0 if it cannot be determined.
 pub fn bytes_in(pipe: &impl AsFd) -> usize {
+    count_bytes(pipe).unwrap_or(0)
+}
+
+fn count_bytes(pipe: &impl AsFd) -> Option<usize> {
     let mut count: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int, which `count` is valid for.
     let result = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
-    if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
+    if result < 0 { None } else { usize::try_from(count).ok() }
+}
+
+/// Whether a pipe is empty and no writing end of it is open: a read would give its end. `pipe` is the reading end.
+pub fn is_at_end(pipe: &impl AsFd) -> bool {
+    let has_writer = match wait([(pipe.as_fd(), Events::NONE)], Some(Instant::now())) {
+        Ok([events]) => !events.any(Events::GONE),
+        Err(_) => true,
+    };
+    // In this order: without a writer, nothing comes any more.
+    !has_writer && matches!(count_bytes(pipe), Some(0))
 }
 
 /// Whether the reading end of a pipe is open anywhere. `pipe` is the writing end. Also true if it cannot be determined.

@@ -1,6 +1,6 @@
 //! The loop of the output thread.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -42,6 +42,10 @@ pub(super) struct Actor {
     pub(super) last_run: HashMap<UnitId, RunNo>,
     /// Drains that are not known to be over.
     pub(super) drains: Vec<PendingDrain>,
+    /// Runs whose drain was reported as over because the disk stalls, and still has bytes in the pipes.
+    pub(super) overdue: BTreeSet<RunKey>,
+    /// The last batch that was written when a stall of the disk was reported last.
+    pub(super) stall_reported: Option<u64>,
     /// Pipes that had more when their turn was over: the kernel reports a pipe once.
     unfinished: VecDeque<Token>,
     /// Pipes that are read again when a batch has room.
@@ -73,6 +77,8 @@ impl Actor {
             logs,
             last_run: HashMap::new(),
             drains: Vec::new(),
+            overdue: BTreeSet::new(),
+            stall_reported: None,
             unfinished: VecDeque::new(),
             stalled: Vec::new(),
             pausing: Vec::new(),
@@ -157,9 +163,11 @@ impl Actor {
             Message::Attach(attach) => self.attach(key, *attach),
             Message::Drain => self.drain(key),
             Message::Forget => self.forget(key),
-            Message::AppendToLog(log, line) => self.logs.append_owned(log, wall(), Stream::Stderr, line),
-            Message::FinishLog(log, epoch, end) => self.logs.push(Operation::Finish(log, epoch, end)),
-            Message::ReopenLog(log) => self.logs.push(Operation::Reopen(log)),
+            Message::AppendToLog(log, line) => {
+                self.push_in_order(key.0, Operation::AppendOwned(log, wall(), Stream::Stderr, line));
+            }
+            Message::FinishLog(log, epoch, end) => self.push_in_order(key.0, Operation::Finish(log, epoch, end)),
+            Message::ReopenLog(log) => self.push_in_order(key.0, Operation::Reopen(log)),
             Message::CloseStdin => {
                 if let Some(token) = self.stdin_of(key) {
                     self.close(token);
@@ -196,7 +204,7 @@ impl Actor {
                 log: attach.log,
                 terminal: attach.terminal,
                 tokens: Vec::new(),
-                draining: false,
+                draining: None,
                 drained: false,
                 taken: attach.taken,
             },
@@ -263,7 +271,7 @@ impl Actor {
     /// Whether the run has a terminal and a leader that lives. Its master stays open then, whatever the leader does with its own end:
     /// closing it would hang up on the session.
     pub(super) fn is_open_terminal(&self, key: RunKey) -> bool {
-        self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
+        self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && run.draining.is_none() && !run.drained)
     }
 
     fn hang_up(&mut self, key: RunKey) {

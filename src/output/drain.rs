@@ -1,7 +1,8 @@
 //! The end of a run: what its leader wrote has been read, to the byte, and is in its log.
 //!
 //! Where the disk does not take it in time, the end is reported all the same: the run has ended for the supervisor and its
-//! clients, and its output comes into the log when the disk answers again.
+//! clients. The drain goes on: its bytes come into the log when the disk answers again. Whatever else the supervisor has for that
+//! log, its end above all, waits behind them, and so does the output of later runs of the unit.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,10 @@ use mio::Token;
 use super::actor::{Actor, PendingDrain};
 use super::batch::Operation;
 use super::message::Notice;
-use super::pipe::{Drain, Pipe, PipeKind};
+use super::pipe::{Drain, Draining, Pipe, PipeKind};
 use crate::clock::wall;
 use crate::logs::Writing;
-use crate::model::RunKey;
+use crate::model::{RunKey, RunNo, UnitId};
 use tl_os::pipe::bytes_in;
 use tl_os::pty::MAX_BUFFERED;
 
@@ -27,7 +28,7 @@ impl Actor {
             self.close(token);
         }
         let Some(run) = self.runs.get_mut(&key) else { return (self.notify)(key, Notice::Drained) };
-        run.draining = true;
+        run.draining = Some(Draining { writing: Writing::new(&run.log), then: Vec::new() });
         let tokens = run.tokens.clone();
         let is_terminal = run.terminal.is_some();
         for token in &tokens {
@@ -43,7 +44,7 @@ impl Actor {
             self.serve(token);
         }
         self.end_drain(key);
-        if self.runs.get(&key).is_some_and(|run| run.draining) {
+        if self.runs.get(&key).is_some_and(|run| run.draining.is_some()) {
             self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch: None });
         }
     }
@@ -59,30 +60,44 @@ impl Actor {
         self.end_drain(key);
     }
 
-    /// Ends the drain of a run if all bytes that belong to it have been read.
+    /// Ends the drain of a run if all bytes that belong to it have been read, and then those of later runs that waited for it.
     pub(super) fn end_drain(&mut self, key: RunKey) {
-        let Some(run) = self.runs.get_mut(&key) else { return };
+        let mut next = Some(key);
+        while let Some(key) = next {
+            next = self.end_one_drain(key);
+        }
+    }
+
+    /// Ends the drain of one run if all bytes that belong to it have been read. Returns the run that has waited for it.
+    fn end_one_drain(&mut self, key: RunKey) -> Option<RunKey> {
+        let waits = self.waits_for_earlier_run(key);
+        let run = self.runs.get_mut(&key)?;
         let is_left = |token| {
             matches!(self.pipes.get(token), Some(Pipe { kind: PipeKind::Output { drain: Drain::Left(_), .. }, .. }))
         };
-        if !run.draining || run.tokens.iter().any(is_left) {
-            return;
+        if waits || run.tokens.iter().any(is_left) {
+            return None;
         }
-        run.draining = false;
+        let Draining { writing, then } = run.draining.take()?;
+        drop(writing);
         run.drained = true;
+        let was_reported = self.overdue.remove(&key);
         if run.terminal.is_some() {
             // Processes that have the terminal open get a hang-up, as at the end of a login.
             let tokens = run.tokens.clone();
             tokens.into_iter().for_each(|token| self.close(token));
             (self.notify)(key, Notice::Drained);
-            return self.end_run(key);
+            self.end_run(key);
+            return None;
         }
         let at_rest = run.log.is_at_rest();
         if !at_rest {
             let writing = Writing::new(&run.log);
             self.logs.push(Operation::Cut(writing, wall()));
-            self.logs.push(Operation::Drained(key));
-            self.await_writer(key);
+            if !was_reported {
+                self.logs.push(Operation::Drained(key));
+                self.await_writer(key);
+            }
         }
         // What a child of the leader writes from now on comes after the end.
         for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
@@ -95,10 +110,32 @@ impl Actor {
                 self.again(token);
             }
         }
-        if at_rest {
+        then.into_iter().for_each(|operation| self.logs.push(operation));
+        if at_rest && !was_reported {
             (self.notify)(key, Notice::Drained);
         }
         self.end_run(key);
+        // There is none where the supervisor has not taken this run for ended.
+        if was_reported { self.earliest_drain(key.0) } else { None }
+    }
+
+    fn earliest_drain(&self, unit: UnitId) -> Option<RunKey> {
+        let draining = self.runs.iter().filter(|(key, run)| key.0 == unit && run.draining.is_some());
+        draining.map(|(key, _)| *key).min()
+    }
+
+    /// Whether an earlier run of the unit has bytes in its pipes that come before everything of this one.
+    pub(super) fn waits_for_earlier_run(&self, key: RunKey) -> bool {
+        self.overdue.range((key.0, RunNo::MIN)..key).next().is_some()
+    }
+
+    /// Adds an operation on the log of a unit, after the bytes that are still in the pipes of runs that have ended.
+    pub(super) fn push_in_order(&mut self, unit: UnitId, operation: Operation) {
+        let last = self.overdue.range((unit, RunNo::MIN)..=(unit, RunNo::MAX)).next_back();
+        match last.and_then(|key| self.runs.get_mut(key)).and_then(|run| run.draining.as_mut()) {
+            Some(draining) => draining.then.push(operation),
+            None => self.logs.push(operation),
+        }
     }
 
     /// The last bytes of a drain are in the batch that is being filled.
@@ -126,35 +163,30 @@ impl Actor {
         // The writer reports an end when it has written the last bytes; one without output is reported at once.
         self.drains.retain(|drain| match drain.batch {
             Some(batch) => batch > written,
-            None => runs.get(&drain.run).is_some_and(|run| run.draining),
+            None => runs.get(&drain.run).is_some_and(|run| run.draining.is_some()),
         });
         let now = Instant::now();
         let overdue: Vec<PendingDrain> = self.drains.extract_if(.., |drain| drain.until <= now).collect();
         for drain in overdue {
-            match drain.batch {
-                None if self.logs.for_reading().is_some() => {
+            if drain.batch.is_none() {
+                if !self.waits_for_disk(drain.run) {
                     // The thread has not come to its pipes yet.
                     self.drains.push(PendingDrain { until: now + PATIENCE, ..drain });
                     continue;
                 }
-                None => self.give_up_drain(drain.run),
-                Some(_) => {}
+                self.overdue.insert(drain.run);
             }
-            log::warn!("unit {}: the disk does not take its output; its run is reported as ended", drain.run.0);
+            // Once for each time that the disk stalls.
+            let is_first = self.stall_reported.replace(written) != Some(written);
+            let level = if is_first { log::Level::Warn } else { log::Level::Debug };
+            log::log!(level, "unit {}: the disk does not take its output; its run is reported as ended", drain.run.0);
             (self.notify)(drain.run, Notice::Drained);
         }
     }
 
-    /// Ends a drain with bytes left in its pipes, which are read when a batch has room again.
-    fn give_up_drain(&mut self, key: RunKey) {
-        for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
-            if let Some(Pipe { kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token)
-                && matches!(drain, Drain::Left(_))
-            {
-                *drain = Drain::Held;
-            }
-        }
-        self.end_drain(key);
-        self.drains.retain(|drain| drain.run != key);
+    /// Whether the pipes of a run cannot be read before the disk has answered. Terminals always can: their output goes to no disk.
+    fn waits_for_disk(&mut self, key: RunKey) -> bool {
+        let is_terminal = self.runs.get(&key).is_some_and(|run| run.terminal.is_some());
+        !is_terminal && (self.logs.for_reading().is_none() || self.waits_for_earlier_run(key))
     }
 }

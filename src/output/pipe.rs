@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use mio::Token;
 
+use super::batch::Operation;
 use super::stdin::StdinQueue;
-use crate::logs::OutputLog;
+use crate::logs::{OutputLog, Writing};
 use crate::model::{RunKey, Stream};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
@@ -57,8 +58,17 @@ pub(super) struct Run {
     pub(super) terminal: Option<Arc<Terminal>>,
     /// Its open pipes.
     pub(super) tokens: Vec<Token>,
-    pub(super) draining: bool,
+    /// The drain, while one is going on.
+    pub(super) draining: Option<Draining>,
     pub(super) drained: bool,
     /// Counts its descriptors that are not pipes: that of the log, and that of a probe.
     pub(super) taken: Taken,
+}
+
+/// A drain that is going on.
+pub(super) struct Draining {
+    /// The log has something to write while there are bytes in the pipes: it must not end before them.
+    pub(super) writing: Writing,
+    /// Operations on the log that come after those bytes: its end, and what follows.
+    pub(super) then: Vec<Operation>,
 }

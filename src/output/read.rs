@@ -17,6 +17,7 @@ use super::pipe::{Drain, Pipe, PipeKind};
 use crate::clock::wall;
 use crate::logs::Writing;
 use crate::model::RunKey;
+use tl_os::pipe::is_at_end;
 use tl_os::spawn::{ExecFailure, ReportBuffer};
 
 /// The turn of one pipe: reads, and bytes, before the other pipes are read.
@@ -29,7 +30,7 @@ enum ReadOutcome {
     Nothing,
     /// The end of the output.
     End,
-    /// No batch has room: nothing was read.
+    /// No batch has room, or an earlier run of the unit comes first: nothing was read.
     Stalled,
 }
 
@@ -44,7 +45,7 @@ impl Actor {
         while reads < TURN.0 && all < TURN.1 {
             let Some(Pipe { kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get(&token) else { return };
             if *drain == Drain::Held {
-                return;
+                return self.close_if_at_end(token);
             }
             match self.read_once(token, key, may_open_again) {
                 ReadOutcome::Bytes(count) => {
@@ -68,14 +69,17 @@ impl Actor {
 
     /// Reads into the room of a batch; of a terminal, into the thread's own buffer.
     fn read_once(&mut self, token: Token, key: RunKey, may_open_again: bool) -> ReadOutcome {
+        let waits = self.waits_for_earlier_run(key);
         let Some(pipe) = self.pipes.get(&token) else { return ReadOutcome::End };
         let is_terminal = self.runs.get(&key).is_some_and(|run| run.terminal.is_some());
         let room = if is_terminal {
             &mut self.buffer
         } else {
             match self.logs.for_reading() {
-                Some(batch) => batch.room(),
-                None => return ReadOutcome::Stalled,
+                Some(batch) if !waits => batch.room(),
+                // A pipe at its end does not keep its descriptor until the disk answers.
+                _ if is_at_end(&pipe.fd) => return ReadOutcome::End,
+                _ => return ReadOutcome::Stalled,
             }
         };
         loop {
@@ -120,6 +124,16 @@ impl Actor {
         let cut = is_first.then(|| Operation::Cut(Writing::new(&run.log), wall()));
         self.logs.append_read(Writing::new(&run.log), *stream, now, count, surplus, cut);
         ended
+    }
+
+    /// Closes a pipe that is not read before the drain of its run ends, if it has no more to give. That can take as long as the
+    /// disk stalls, and the descriptor must not.
+    fn close_if_at_end(&mut self, token: Token) {
+        let Some(Pipe { fd, run, kind: PipeKind::Output { surplus, .. }, .. }) = self.pipes.get(&token) else { return };
+        let is_terminal = self.runs.get(run).is_some_and(|run| run.terminal.is_some());
+        if !is_terminal && surplus.is_empty() && self.logs.for_reading().is_none() && is_at_end(fd) {
+            self.close(token);
+        }
     }
 
     /// Reads the pipe again when a batch has room.

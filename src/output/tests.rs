@@ -11,8 +11,8 @@ use nix::unistd::{pipe2, write};
 use tempfile::TempDir;
 
 use super::*;
-use crate::logs::{LogLimits, LogStore, OutputLog, View};
-use crate::model::UnitId;
+use crate::logs::{Item, LogLimits, LogStore, OutputLog, StartAt, View, Writing};
+use crate::model::{Exit, RunEnd, UnitId};
 use crate::supervisor::fd_budget::Share;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -38,12 +38,16 @@ fn fixture() -> Fixture {
 impl Fixture {
     /// Attaches a run with these pipes, whose exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
+        self.attach_as(KEY, &self.log, stdout, stderr);
+        self.expect(Notice::ExecOk);
+    }
+
+    fn attach_as(&self, key: RunKey, log: &Arc<OutputLog>, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
         let taken = self.share.take(4).unwrap();
-        let (log, stdout) = (self.log.clone(), Some(stdout));
+        let (log, stdout) = (Arc::clone(log), Some(stdout));
         let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
-        self.send(Message::Attach(Box::new(attach)));
-        self.expect(Notice::ExecOk);
+        self.output.sender().send(key, Message::Attach(Box::new(attach)));
     }
 
     fn send(&self, message: Message) {
@@ -198,4 +202,104 @@ fn a_drain_loses_nothing_of_a_child_that_writes_on() {
         let all = writer.join().unwrap();
         fixture.expect_raw(&all);
     }
+}
+
+/// The thread that writes logs is held up in its report of this run.
+const STALLED: RunKey = (UnitId(2), 1);
+
+/// An output thread whose batches are full, because the thread that writes logs waits until the sender is dropped.
+struct Stall {
+    fixture: Fixture,
+    release: crossbeam_channel::Sender<()>,
+    flood: std::thread::JoinHandle<()>,
+}
+
+fn stall() -> Stall {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LogStore::open(dir.path(), LogLimits { per_unit: 1 << 30, total: 1 << 30 }).unwrap();
+    let (tell, notices) = unbounded();
+    let (release, released) = crossbeam_channel::bounded::<()>(0);
+    let (stalled, has_stalled) = crossbeam_channel::bounded::<()>(1);
+    let notify = move |run, notice| {
+        if run == STALLED && std::thread::current().name() == Some("log-writer") {
+            stalled.send(()).unwrap_or_default();
+            let _ = released.recv();
+        } else if run == KEY || run == (KEY.0, 2) {
+            tell.send((run, notice)).unwrap_or_default();
+        }
+    };
+    let output = Output::start(notify, |_| {}).unwrap();
+    let fixture = Fixture { output, notices, log: store.create(KEY.0), share: Share::of(1_000, 100), _dir: dir };
+    let other = store.create(STALLED.0);
+    let (ours, theirs) = pipe();
+    assert_eq!(write(&theirs, b"x\n").unwrap(), 2);
+    fixture.attach_as(STALLED, &other, ours, None);
+    fixture.output.sender().send(STALLED, Message::Drain);
+    has_stalled.recv_timeout(LONG).unwrap();
+    // What it writes is read on after its drain. It ends when nobody reads any more.
+    let (at, flooded) = unbounded();
+    let flood = std::thread::spawn(move || while write(&theirs, &[b'y'; PAGE]).is_ok_and(|_| at.send(()).is_ok()) {});
+    while flooded.recv_timeout(Duration::from_millis(500)).is_ok() {}
+    Stall { fixture, release, flood }
+}
+
+const END: RunEnd = RunEnd { exit: Exit::Code(3), timed_out: false, ended_at: 0 };
+
+#[test]
+fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_of_its_log_and_before_the_next_run() {
+    let Stall { fixture, release, flood } = stall();
+    let log = &fixture.log;
+    let (ours, theirs) = pipe();
+    assert_eq!(write(&theirs, b"result\nunfinished").unwrap(), 17);
+    drop(theirs);
+    fixture.attach(ours, None);
+    fixture.send(Message::Drain);
+    fixture.expect(Notice::Drained);
+    assert!(!log.finish_at_rest(END), "its output is still in the pipe");
+    fixture.send(Message::FinishLog(Writing::new(log), log.epoch(), END));
+    // The next run.
+    log.revoke_end();
+    fixture.send(Message::ReopenLog(Writing::new(log)));
+    let next = (KEY.0, 2);
+    let (ours, theirs) = pipe();
+    assert_eq!(write(&theirs, b"later\n").unwrap(), 6);
+    drop(theirs);
+    fixture.attach_as(next, log, ours, None);
+    assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::ExecOk));
+    fixture.output.sender().send(next, Message::Drain);
+    assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::Drained));
+    assert!(!log.finish_at_rest(END));
+    fixture.output.sender().send(next, Message::FinishLog(Writing::new(log), log.epoch(), END));
+    assert!(log.ended().is_none() && fixture.raw(View::Combined).is_empty());
+    let mut follower = log.follow(View::Combined, StartAt::Beginning, std::task::Waker::noop().clone());
+    drop(release);
+    let mut lines = Vec::new();
+    while let Some(Item::Line(line, _)) = follower.next(Some(Instant::now() + LONG)).unwrap() {
+        lines.push(line.text);
+    }
+    assert_eq!(lines, ["result", "unfinished", "later"]);
+    assert_eq!(log.ended(), Some(END));
+    drop(fixture);
+    flood.join().unwrap();
+}
+
+#[test]
+fn runs_without_output_hold_no_descriptors_while_the_disk_stalls() {
+    let Stall { fixture, release, flood } = stall();
+    let before = fixture.share.taken();
+    for _ in 0..50 {
+        let ((ours, theirs), (errors, their_errors)) = (pipe(), pipe());
+        fixture.attach(ours, Some(errors));
+        drop((theirs, their_errors));
+        fixture.send(Message::Drain);
+        fixture.expect(Notice::Drained);
+    }
+    let deadline = Instant::now() + LONG;
+    while fixture.share.taken() > before {
+        assert!(Instant::now() < deadline, "{} descriptors", fixture.share.taken() - before);
+        std::thread::yield_now();
+    }
+    drop(release);
+    drop(fixture);
+    flood.join().unwrap();
 }
