@@ -167,6 +167,18 @@ pub fn give_back() {
     };
 }
 
+/// Returns the whole pages of a buffer to the kernel. What the buffer contains afterwards is unspecified: in memory of the
+/// C library, zeros. It takes memory again where it is used.
+pub fn give_back_pages(buffer: &mut [u8]) {
+    // SAFETY: it reads a constant of the system.
+    let Ok(page) = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }) else { return };
+    let before = buffer.as_ptr().align_offset(page);
+    let Some(pages) = buffer.get_mut(before..) else { return };
+    let len = pages.len() / page * page;
+    // SAFETY: the pages lie in the buffer, which is borrowed for this function alone, and any byte is valid in it afterwards.
+    unsafe { libc::madvise(pages.as_mut_ptr().cast(), len, libc::MADV_DONTNEED) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,11 +9,12 @@ use super::message::Notice;
 use super::pipe::ROOM;
 use crate::logs::{OutputLog, Writing};
 use crate::model::{Millis, RunEnd, RunKey, Stream};
+use tl_os::allocator::give_back_pages;
 
 /// A batch with this many bytes takes no more reads.
-const FULL: usize = 1 << 20;
+const FULL: usize = 256 << 10;
 /// A batch with this many operations takes no more reads.
-const FULL_OPERATIONS: usize = 4_096;
+const FULL_OPERATIONS: usize = 1_024;
 
 /// One operation on a log.
 #[derive(Debug)]
@@ -39,7 +40,9 @@ pub(super) struct Batch {
     buffer: Box<[u8]>,
     /// Bytes of the buffer that operations refer to.
     used: usize,
-    /// Bytes of the buffer that have been used since it was made.
+    /// Bytes that operations bring with them.
+    owned: usize,
+    /// Bytes of the buffer that have been used since its memory was given back.
     touched: usize,
 }
 
@@ -47,7 +50,7 @@ impl Batch {
     pub(super) fn new() -> Batch {
         // Zeroed memory from the kernel: only pages that are read into take memory.
         let buffer = vec![0; FULL + ROOM].into_boxed_slice();
-        Batch { number: 0, operations: Vec::new(), buffer, used: 0, touched: 0 }
+        Batch { number: 0, operations: Vec::new(), buffer, used: 0, owned: 0, touched: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,15 +58,25 @@ impl Batch {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.used >= FULL || self.operations.len() >= FULL_OPERATIONS
+        self.used + self.owned >= FULL || self.operations.len() >= FULL_OPERATIONS
     }
 
-    /// Bytes of memory that the buffer has taken from the kernel, or more.
-    pub(super) fn touched(&self) -> usize {
-        self.touched
+    /// Bytes of memory that the batch has taken from the kernel.
+    pub(super) fn memory(&self) -> usize {
+        self.touched + self.operations.capacity() * size_of::<Operation>()
+    }
+
+    /// Gives its memory back to the kernel. For an empty batch.
+    pub(super) fn give_back(&mut self) {
+        give_back_pages(&mut self.buffer);
+        self.touched = 0;
+        self.operations = Vec::new();
     }
 
     pub(super) fn push(&mut self, operation: Operation) {
+        if let Operation::AppendOwned(.., bytes) = &operation {
+            self.owned += bytes.len();
+        }
         self.operations.push(operation);
     }
 
@@ -72,8 +85,9 @@ impl Batch {
         self.buffer.get_mut(self.used..).unwrap_or_default()
     }
 
-    /// Appends the first `count` bytes of the room to a log.
-    pub(super) fn append(&mut self, log: Writing, time: Millis, stream: Stream, count: usize) {
+    /// Appends the first `count` of the `read` bytes that were read into the room to a log.
+    pub(super) fn append(&mut self, log: Writing, time: Millis, stream: Stream, count: usize, read: usize) {
+        self.touched = self.touched.max(self.used + read);
         let bytes = self.used..self.used + count;
         self.used = bytes.end;
         self.operations.push(Operation::Append(log, time, stream, bytes));
@@ -94,8 +108,7 @@ impl Batch {
                 Operation::Drained(run) => notify(run, Notice::Drained),
             }
         }
-        self.touched = self.touched.max(self.used);
-        self.used = 0;
+        (self.used, self.owned) = (0, 0);
         if self.operations.capacity() > FULL_OPERATIONS {
             self.operations = Vec::new();
         }

@@ -21,10 +21,11 @@ use crate::logs::{Removal, Writing};
 use crate::model::{Millis, RunKey, Stream};
 use tl_os::thread;
 
-/// Batches that there are: one that is filled, one that is written, and one between them.
-const BATCHES: usize = 3;
-/// Memory of the batches that is given back to the kernel when there is nothing to write, in bytes of one of them.
-const LARGE: usize = 128 << 10;
+/// Batches that there are: one that is filled, one that is written, and others between them. They are small, and the last that was
+/// written is filled next: what is read is still in the processor's cache when it is written.
+const BATCHES: usize = 8;
+/// A batch with more bytes of memory gives it back to the kernel when there is nothing to write.
+const LARGE: usize = 64 << 10;
 /// How long the end of the thread is waited for: it may hang in a dead disk.
 const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -40,8 +41,17 @@ enum Task {
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
+    /// The thread writes a batch.
+    writing: bool,
     /// The thread ends when the queue is empty.
     closed: bool,
+}
+
+impl Queue {
+    /// Whether output is not written yet.
+    fn has_output(&self) -> bool {
+        self.writing || self.tasks.iter().any(|task| matches!(task, Task::Write(_)))
+    }
 }
 
 struct Shared {
@@ -71,7 +81,9 @@ impl Shared {
     fn next(&self) -> Option<Task> {
         let mut queue = self.lock();
         loop {
-            if let Some(task) = queue.tasks.pop_front() {
+            let task = queue.tasks.pop_front();
+            queue.writing = matches!(task, Some(Task::Write(_)));
+            if let Some(task) = task {
                 return Some(task);
             }
             if queue.closed {
@@ -142,6 +154,7 @@ impl LogWriter {
             filling: Batch::new(),
             spare: (1..BATCHES).map(|_| Batch::new()).collect(),
             written,
+            large_out: false,
             last_number: 0,
             last_written: 0,
         };
@@ -159,7 +172,11 @@ impl Drop for LogWriter {
         self.shared.wake.notify_one();
         let hangs = self.ended.recv_timeout(JOIN_PATIENCE).is_err_and(|error| error.is_timeout());
         match self.thread.take() {
-            Some(_) if hangs => log::error!("the disk of the logs does not answer: output is lost"),
+            Some(_) if hangs => {
+                let lost =
+                    if self.shared.lock().has_output() { "output is lost" } else { "files of logs are not removed" };
+                log::error!("the disk of the logs does not answer: {lost}");
+            }
             Some(thread) => drop(thread.join()),
             None => {}
         }
@@ -172,6 +189,8 @@ pub(super) struct Batches {
     filling: Batch,
     spare: Vec<Batch>,
     written: Receiver<Batch>,
+    /// Batches that the thread has hold memory that they do not need while there is nothing to write.
+    large_out: bool,
     last_number: u64,
     /// The number of the last batch that has been written.
     last_written: u64,
@@ -199,7 +218,7 @@ impl Batches {
     ) {
         surplus.extend_from_slice(self.filling.room().get(now..count).unwrap_or_default());
         first.into_iter().for_each(|operation| self.push(operation));
-        self.filling.append(log, wall(), stream, now);
+        self.filling.append(log, wall(), stream, now, count);
     }
 
     /// Adds an operation, even to a full batch: there are few of these, and none of them waits for the disk here.
@@ -235,6 +254,7 @@ impl Batches {
     }
 
     fn hand_over(&mut self, mut batch: Batch) {
+        self.large_out |= batch.memory() > LARGE;
         self.last_number += 1;
         batch.number = self.last_number;
         // Refused only after the end of this thread.
@@ -247,6 +267,7 @@ impl Batches {
             self.last_written = batch.number;
             self.spare.push(batch);
         }
+        self.large_out &= self.spare.len() + 1 < BATCHES;
         self.last_written
     }
 
@@ -263,15 +284,14 @@ impl Batches {
 
     /// Whether batches hold memory that they do not need while there is nothing to write.
     pub(super) fn hold_memory(&self) -> bool {
-        self.spare.iter().chain([&self.filling]).any(|batch| batch.touched() > LARGE)
+        self.large_out || self.spare.iter().chain([&self.filling]).any(|batch| batch.memory() > LARGE)
     }
 
     /// Gives that memory back to the kernel.
     pub(super) fn give_back_memory(&mut self) {
         self.collect();
-        if self.filling.is_empty() && self.spare.len() + 1 == BATCHES {
-            let large = self.spare.iter_mut().chain([&mut self.filling]).filter(|batch| batch.touched() > LARGE);
-            large.for_each(|batch| *batch = Batch::new());
-        }
+        let filling = Some(&mut self.filling).filter(|batch| batch.is_empty());
+        let large = self.spare.iter_mut().chain(filling).filter(|batch| batch.memory() > LARGE);
+        large.for_each(Batch::give_back);
     }
 }
