@@ -10,8 +10,8 @@ use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 
 impl Actor {
-    /// Begins the shutdown, or shortens its grace. `died` names another thread of the supervisor that has panicked; then the
-    /// supervisor thread ends after the shutdown as well.
+    /// Begins the shutdown, or shortens its grace. `died` names another thread of the supervisor that has panicked;
+    /// then the supervisor thread ends after the shutdown as well.
     pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, died: Option<&str>) {
         let now = self.clock.now();
         // Limited to a day, as every other duration, so that no deadline overflows.
@@ -22,7 +22,7 @@ impl Actor {
         let first = self.shutdown.is_none();
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
-        let ids = self.parts.fleet.in_order_of_end();
+        let ids = self.parts.fleet.shutdown_order();
         self.with_leaders_known(|actor| {
             for id in &ids {
                 actor.step(*id, now, Event::ShutDown(kill_at));

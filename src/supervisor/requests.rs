@@ -16,7 +16,7 @@ use crate::unit::{Event, Now, Unit};
 use tl_os::send_signal;
 
 /// Longest time for which the answer to a DELETE waits for the end of the tree (docs/api.md, Process control).
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
+const KILL_REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Actor {
     /// Handles one request.
@@ -146,11 +146,11 @@ impl Actor {
         }
     }
 
-    /// Ends a unit. Answers when no process of its tree is left, or after [`KILL_PATIENCE`].
+    /// Ends a unit. Answers when no process of its tree is left, or after [`KILL_REPLY_TIMEOUT`].
     pub(super) fn kill_unit(&mut self, id: UnitId, reply: ReplySender<()>) {
         let now = self.clock.now();
         self.step(id, now, Event::Stop);
-        self.kills.push((id, now.mono + KILL_PATIENCE, reply));
+        self.kills.push((id, now.mono + KILL_REPLY_TIMEOUT, reply));
         self.settle_kills(now);
     }
 
