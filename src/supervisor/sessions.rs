@@ -151,7 +151,7 @@ impl Actor {
 /// The session as clients see it; None before its fork.
 fn session_info(member: &Member) -> Option<SessionInfo> {
     let (session, shown) = (member.context.pty.as_ref()?, member.unit.shown()?);
-    let size = session.terminal.window();
+    let size = session.terminal.size();
     Some(SessionInfo {
         session_id: session.key.session_id.clone(),
         pid: shown.pid,
