@@ -10,7 +10,7 @@ use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, U
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
-use crate::trees::Hold;
+use crate::trees::Tracking;
 use crate::unit::fleet;
 
 /// What the supervisor keeps with a unit.
@@ -20,9 +20,9 @@ pub(super) struct UnitContext {
     pub(super) log: Arc<OutputLog>,
     /// Whether the current run has a pipe as standard input that was not closed.
     pub(super) stdin_open: bool,
-    /// What holds the processes of the current or last run together; None if none is left.
-    pub(super) tree: Option<Hold>,
-    /// The supervisor has sent SIGKILL to the leader, so that its end is no out-of-memory kill.
+    /// How the processes of the current or last run are tracked. None after all of them have ended.
+    pub(super) tree: Option<Tracking>,
+    /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
     pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,

@@ -150,7 +150,7 @@ pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     }
 }
 
-/// How a process has ended, as the kernel reports it: an out-of-memory kill is a signal here.
+/// The end of a process as the kernel reports it: an out-of-memory kill is [`Exit::Signal`] here.
 pub(super) fn exit(exit: wait::Exit) -> Exit {
     match exit {
         wait::Exit::Code(code) => Exit::Code(code),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_variable_wins() {
+    fn the_spec_overrides_the_base_env_and_invocation_id_cannot_be_overridden() {
         let spec = ProcessSpec::command("x").env("LANG", "fr_FR").env("A", "spec").env("INVOCATION_ID", "forged");
         let spec = spec.build().unwrap();
         let base = [("A".to_owned(), "file".to_owned()), ("HOME".to_owned(), "/else".to_owned())];
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_has_a_type() {
+    fn a_process_on_a_terminal_gets_term_unless_the_spec_sets_it() {
         let term = |spec: crate::model::SpecBuilder| {
             let env = environment(&spec.build().unwrap(), &identity(), &[], "");
             env.into_iter().find(|(key, _)| key == "TERM").map(|(_, value)| value)
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_has_its_meaning() {
+    fn each_exec_failure_maps_to_its_error() {
         assert_eq!(ExecFailure::read(&[]), None);
         assert_eq!(explained(Stage::NotFound, libc::ENOENT), Error::CommandNotFound("prog".into()));
         assert!(matches!(explained(Stage::Exec, libc::EACCES), Error::NotExecutable { .. }));
