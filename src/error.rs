@@ -126,7 +126,7 @@ pub enum Error {
     Internal(SystemFailure),
 }
 
-/// A failure caused by the operating system, or one without a variant of its own: a sentence, and the [`io::Error`] as
+/// A failure caused by the operating system, or one that no other variant covers: a sentence, and the [`io::Error`] as
 /// the source if there is one.
 ///
 /// Two failures are equal if their sentences and error numbers are equal.
@@ -226,7 +226,7 @@ impl Error {
         failed.with_source(error)
     }
 
-    /// The same error with a copy of `error` as its source, if the variant has one.
+    /// This error with a copy of `error` as its source, if the variant has a source.
     fn with_source(mut self, error: &io::Error) -> Error {
         let copy = match error.raw_os_error() {
             Some(errno) => io::Error::from_raw_os_error(errno),

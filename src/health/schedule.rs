@@ -109,7 +109,7 @@ impl<K: Copy + Ord + Hash> Default for Schedule<K> {
 }
 
 impl<K: Copy + Ord + Hash> Schedule<K> {
-    /// Adds the check `key`, whose initial delay begins at `since`. Replaces an earlier check of this key with its
+    /// Adds the check `key`. Its initial delay begins at `since`. Replaces an earlier check of this key with its
     /// probe.
     pub fn watch(&mut self, since: Duration, key: K, timing: Timing) {
         self.unwatch(key);
@@ -156,8 +156,8 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         for (key, check) in &mut self.checks {
             match check.state {
                 State::Starting => {
-                    let anew = now.saturating_add(check.timing.initial_delay);
-                    check.enter(State::Starting, check.due.saturating_add(stopped).min(anew));
+                    let restarted = now.saturating_add(check.timing.initial_delay);
+                    check.enter(State::Starting, check.due.saturating_add(stopped).min(restarted));
                 }
                 State::Waiting => {}
                 State::Probing { .. } => {

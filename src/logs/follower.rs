@@ -12,7 +12,7 @@ use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
 
-/// An item of a follower whose long lines are not held in memory.
+/// An item of a follower that returns long lines as readers.
 pub(crate) enum Part {
     Item(Item),
     /// A reader of a long line, and the cursor after the line.

@@ -98,7 +98,7 @@ impl View {
     }
 }
 
-/// Where a follower begins.
+/// The position at which a follower begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
     /// At the oldest line that is kept, after a gap if output was dropped.

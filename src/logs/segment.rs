@@ -4,7 +4,7 @@ use super::memory::Packed;
 use super::record::{LogPosition, PerStream, Snapshot};
 use crate::model::Stream;
 
-/// Where the records of a segment are.
+/// The storage of the records of a segment.
 #[derive(Debug)]
 pub(super) enum Storage {
     /// In the file `<unit>.<number>`.

@@ -34,7 +34,7 @@ pub(super) enum Located {
     Here { number: u64, segment_end: u64, offset: u64, len: u64, source: Source },
 }
 
-/// Where the bytes of a segment are read from.
+/// The source from which the bytes of a segment are read.
 pub(super) enum Source {
     /// The open file of the segment that is being written.
     Active(Arc<File>),

@@ -31,7 +31,7 @@ pub(super) struct Contents {
 /// The end of the last run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
-    /// Where followers end.
+    /// The position at which followers end.
     pub(super) position: LogPosition,
     pub(super) run: RunEnd,
     /// Its rank among all ends, for retention.

@@ -90,7 +90,7 @@ pub(super) fn skip(mut reader: LineReader, mut lines: u64) -> io::Result<Cursor>
     Ok(reader.cursor())
 }
 
-/// Where a reader begins.
+/// The position at which a reader begins, and the state of each stream there.
 #[derive(Clone, Copy)]
 struct Start {
     position: LogPosition,

@@ -113,7 +113,7 @@ impl FromStr for Signal {
 }
 
 impl fmt::Display for Signal {
-    /// `SIGTERM`; a real-time signal, which has no name of its own, as `signal 34`.
+    /// `SIGTERM`; a real-time signal, which has no name, is shown as `signal 34`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match NAMES.iter().find(|(_, signal)| signal == self) {
             Some((name, _)) => f.write_str(name),

@@ -69,7 +69,7 @@ impl From<TerminalSize> for Stdio {
     }
 }
 
-/// What the standard input of a process is.
+/// The kind of the standard input of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StdinMode {
@@ -80,7 +80,7 @@ pub enum StdinMode {
     Pipe,
 }
 
-/// What the standard output or error of a process is.
+/// The kind of the standard output or error of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutputMode {

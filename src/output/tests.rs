@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Attaches a run with these pipes, whose exec has succeeded.
+    /// Attaches a run with these pipes. Its exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
         let taken = self.share.take(4).unwrap();

@@ -181,7 +181,7 @@ impl Builder {
         self
     }
 
-    /// The cgroup below which each run of a process gets one of its own; by default the cgroup of this process.
+    /// The cgroup below which each run of a process gets its own cgroup; by default the cgroup of this process.
     pub fn cgroup(mut self, parent: PathBuf) -> Self {
         self.cgroup = Some(parent);
         self

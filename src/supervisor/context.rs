@@ -1,4 +1,4 @@
-//! What the supervisor keeps with each unit, and a unit as clients see it.
+//! The data that the supervisor keeps for each unit, and the view of a unit that clients get.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::terminal::session::Life;
 use crate::trees::Tracking;
 use crate::unit::fleet;
 
-/// What the supervisor keeps with a unit.
+/// The data that the supervisor keeps for a unit.
 #[derive(Debug)]
 pub(super) struct UnitContext {
     pub(super) spec: ProcessSpec,
@@ -33,7 +33,7 @@ pub(super) struct UnitContext {
     pub(super) look_up: LookUp,
 }
 
-/// What the supervisor keeps with a terminal session.
+/// The data that the supervisor keeps for a terminal session.
 #[derive(Debug)]
 pub(super) struct Pty {
     pub(super) key: SessionKey,

@@ -15,7 +15,7 @@ pub struct Kernel {
     pub threads: u64,
     /// The lowest `pids.max` of this process's cgroup and of those above it.
     pub cgroup: u64,
-    /// Whether the users of this container have no processes outside of it, because it has a user namespace of its own.
+    /// Whether the users of this container have no processes outside of it, because it has its own user namespace.
     pub own_users: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::unit::{Event, Now};
 use tl_os::send_signal;
 
 impl Actor {
-    /// Watches a tree until all of its processes have ended. `awaited`: something waits for that.
+    /// Watches a tree until all of its processes have ended. `awaited`: a unit or the shutdown waits for that.
     pub(super) fn watch(&mut self, key: RunKey, awaited: bool) {
         let next = awaited.then(|| (self.clock.now().mono + FIRST_CHECK, FIRST_CHECK));
         let watch = self.watches.watched.entry(key).or_default();
@@ -55,7 +55,7 @@ impl Actor {
         }
     }
 
-    /// After children were reaped: checks the trees for whose end something waits.
+    /// After children were reaped: checks the awaited trees.
     pub(super) fn check_awaited(&mut self, now: Now) {
         for key in self.watches.awaited() {
             if self.release_if_empty(key) {

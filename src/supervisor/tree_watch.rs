@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::model::{Pid, RunKey};
 use crate::trees::Tracking;
 
-/// Time to the first check of a tree for whose end something waits; it doubles with each check. A cgroup can become
+/// Time to the first check of an awaited tree; it doubles with each check. A cgroup can become
 /// empty a moment after its last process has been reaped.
 pub(super) const FIRST_CHECK: Duration = Duration::from_millis(1);
 /// Time from a kill to its first repetition; it doubles from one repetition to the next. A kill can miss a process.
@@ -60,10 +60,10 @@ pub(super) struct NextScan {
     pub(super) retired: bool,
 }
 
-/// One tree that is watched.
+/// One watched tree. It is *awaited* if a unit or the shutdown waits for its end, or if it was killed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
-    /// The time of the next check, and the current interval of checks. None if nothing waits for the end of the tree.
+    /// The time of the next check, and the current interval of checks; None if the tree is not awaited.
     pub(super) next: Option<(Duration, Duration)>,
     /// The tree was killed, and is killed again after each check that finds a process.
     pub(super) killed: bool,
@@ -137,7 +137,7 @@ impl TreeWatches {
         gone
     }
 
-    /// The runs for whose end something waits.
+    /// The runs of the awaited trees.
     pub(super) fn awaited(&self) -> Vec<RunKey> {
         self.watched.iter().filter(|(_, watch)| watch.next.is_some()).map(|(key, _)| *key).collect()
     }

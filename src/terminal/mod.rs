@@ -1,7 +1,7 @@
 //! The output of a terminal session: its last bytes, and the position of each viewer in them.
 //!
 //! The output is not split into lines, and only the last part is kept. A viewer reads at its own pace; one that falls
-//! too far behind is told that bytes it has not seen were dropped.
+//! too far behind gets [`Seen::Behind`]: bytes that it has not read were dropped.
 //!
 //! A terminal produces about 200 MB/s, which fills any backlog while a viewer waits for a CPU. So the output thread
 //! reads a session at 8 MiB/s while an active viewer is more than 1 MiB behind: a viewer that reads 8 MiB/s loses

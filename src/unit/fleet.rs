@@ -90,7 +90,7 @@ impl<T> Fleet<T> {
     /// Admits a unit, which is still down, under an id that was never used. `context` is called only if the unit is
     /// admitted; `weight` is the size of its spec in bytes.
     ///
-    /// A terminal session has limits of its own, and is not found by its PID.
+    /// A terminal session has separate limits, and is not found by its PID.
     ///
     /// # Errors
     /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].

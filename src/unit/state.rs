@@ -75,15 +75,15 @@ pub(super) enum Phase {
 /// What follows the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Next {
-    /// What the restart policy says.
+    /// The restart policy.
     Policy,
-    /// What the restart policy says about a failure: the run was unhealthy, and its exit code does not matter.
+    /// The restart policy, applied to a failure: the run was unhealthy, and its exit code does not matter.
     Failed,
     /// Nothing: a client or the shutdown has stopped the unit.
     Stop,
     /// Another run: a client has requested it.
     Restart,
-    /// What the restart policy says; the run was killed at its timeout.
+    /// The restart policy; the run was killed at its timeout.
     TimedOut,
 }
 

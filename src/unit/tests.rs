@@ -392,7 +392,7 @@ fn a_leader_that_cannot_be_reaped_does_not_delay_the_end_of_its_run() {
     let [Action::Finish(end)] = out[..] else { panic!("{out:?}") };
     assert_eq!((end.reason(), end.exit), ("timed_out", Exit::Signal(9)));
 
-    // A leader whose exec hangs counts as started first, so that the clients that wait for the start get an answer.
+    // A leader with a hanging exec counts as started first, so that clients that wait for the start get a reply.
     let mut scenario = Scenario::plain();
     scenario.event(Event::Start);
     scenario.event(Event::Stop);
