@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use crate::error::Error;
 
-/// The result of an operation that the supervisor carries out on its own thread: what the `begin_…` methods return.
+/// The result of an operation that the supervisor carries out on its own thread. The `begin_…` methods return it.
 ///
-/// It can be waited for ([`wait`](Pending::wait), [`wait_until`](Pending::wait_until)), polled beside other things
-/// ([`try_take`](Pending::try_take), with [`set_waker`](Pending::set_waker) for the moment when it is worth it), or
-/// awaited: it is a [`Future`]. The result is given once. Dropping a `Pending` gives up the result, not the operation.
+/// Wait for the result with [`wait`](Pending::wait) or [`wait_until`](Pending::wait_until), poll for it with
+/// [`try_take`](Pending::try_take) when the waker set by [`set_waker`](Pending::set_waker) is woken, or await it: a
+/// `Pending` is a [`Future`]. The result can be taken once. Dropping a `Pending` discards the result; the operation
+/// continues.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -32,7 +33,7 @@ use crate::error::Error;
 /// handle.begin_kill(&Target::Unit(unit)).wait()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "the operation goes on without it, but its result is lost"]
+#[must_use = "the operation continues, but its result is lost"]
 pub struct Pending<T>(Arc<Shared<T>>);
 
 /// Delivers the result of a [`Pending`]. Dropped without a result, it delivers [`Error::Internal`].
@@ -49,7 +50,7 @@ enum State<T> {
     Taken,
 }
 
-/// The two ends of one result.
+/// A sender and the [`Pending`] that receives its result.
 pub(crate) fn pending<T>() -> (ReplySender<T>, Pending<T>) {
     let shared = Arc::new(Shared { state: Mutex::new(State::Waiting(None)), delivered: Condvar::new() });
     (ReplySender(Arc::clone(&shared)), Pending(shared))
@@ -89,7 +90,7 @@ impl<T> State<T> {
 }
 
 impl<T> ReplySender<T> {
-    /// Delivers the result. Never blocks. A [`Pending`] that was dropped is no error.
+    /// Delivers the result. Never blocks. If the [`Pending`] was dropped, the result is discarded.
     pub(crate) fn send(self, result: Result<T, Error>) {
         self.0.deliver(|| result);
     }
@@ -97,16 +98,16 @@ impl<T> ReplySender<T> {
 
 impl<T> Drop for ReplySender<T> {
     fn drop(&mut self) {
-        self.0.deliver(|| Err(Error::internal("the thread that was asked has ended")));
+        self.0.deliver(|| Err(Error::internal("the thread that carries out the request has ended")));
     }
 }
 
 impl<T> Pending<T> {
-    /// Blocks until the result is there.
+    /// Blocks until the result is available.
     ///
     /// # Errors
-    /// The operation's own, or [`Error::Internal`] when the thread that carries it out has ended, or when the result was
-    /// taken before.
+    /// The error of the operation, or [`Error::Internal`] when the thread that carries it out has ended, or when the
+    /// result was taken before.
     pub fn wait(self) -> Result<T, Error> {
         let mut state = self.0.lock();
         while matches!(*state, State::Waiting(_)) {
@@ -115,7 +116,8 @@ impl<T> Pending<T> {
         state.take().unwrap_or_else(|| Err(taken()))
     }
 
-    /// Blocks until the result is there, or until `deadline`: then it returns None.
+    /// Blocks until the result is available. Returns None if `deadline` passes first, or if the result was already
+    /// taken.
     pub fn wait_until(&self, deadline: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.lock();
         while matches!(*state, State::Waiting(_)) {
@@ -128,21 +130,20 @@ impl<T> Pending<T> {
         state.take()
     }
 
-    /// The result, if it is there and was not taken before. Never blocks.
+    /// The result, if it is available and was not taken before. Never blocks.
     pub fn try_take(&self) -> Option<Result<T, Error>> {
         self.0.lock().take()
     }
 
-    /// Has `waker` woken when the result is there: at once, if it is there already. It takes the place of one that was set
-    /// before.
+    /// Wakes `waker` when the result is available: at once if it already is. Replaces a waker that was set before.
     ///
-    /// It is woken on the thread that delivers the result, and must not block.
+    /// The waker runs on the thread that delivers the result, so it must not block.
     pub fn set_waker(&self, waker: Waker) {
         let mut state = self.0.lock();
         match &mut *state {
             State::Waiting(place) => *place = Some(waker),
             State::Delivered(_) => {
-                // The waker may call this object, so not under the lock.
+                // Unlocked first, because the waker may call this `Pending`.
                 drop(state);
                 wake(&waker);
             }
@@ -167,7 +168,7 @@ impl<T> Future for Pending<T> {
 }
 
 fn taken() -> Error {
-    Error::internal("the result was taken before")
+    Error::internal("the result was already taken")
 }
 
 /// Wakes a waker that a user of the library has set. It runs the user's code, on a thread of ours: a panic there is logged, and
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_given_once_and_wakes_whoever_asked_before_or_after() {
+    fn a_result_is_taken_once_and_wakes_wakers_set_before_and_after_delivery() {
         let wakes = Arc::new(Count::default());
         let (sender, pending) = pending();
         pending.set_waker(Arc::clone(&wakes).into());
@@ -234,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_is_ready_when_the_result_is_there() {
+    fn a_future_is_ready_when_the_result_is_delivered() {
         let wakes = Arc::new(Count::default());
         let waker = Arc::clone(&wakes).into();
         let mut context = Context::from_waker(&waker);
