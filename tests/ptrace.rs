@@ -143,7 +143,7 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
         let other = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["5802"]})));
         daemon.post("/processes", &json!({"command": "true"})).expect_error(429, "TOO_MANY_PROCESSES", "3");
         daemon.delete(&format!("/processes/{tracer}")).expect(204);
-        wait_until(TIMEOUT, "its slot is free once it is gone", || {
+        wait_until(TIMEOUT, "the process no longer counts as running", || {
             (daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).status == 201).then_some(())
         });
         daemon.post("/processes", &json!({"command": "sleep", "args": ["5803"]})).expect(201);

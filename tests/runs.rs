@@ -126,7 +126,7 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
         assert_eq!(info["exit_code"], code, "{info}");
         pids.insert(info["pid"].as_u64());
     }
-    assert!(pids.len() < list.len(), "no PID was recycled, so this proves nothing");
+    assert!(pids.len() < list.len(), "no PID was reused, so the test shows nothing");
 }
 
 #[test]
