@@ -69,8 +69,8 @@ impl Drop for Disk {
     }
 }
 
-/// An ext4 file system that can be frozen. A write to a frozen file system waits in the kernel and is not ended by SIGKILL,
-/// like a write to a disk that does not respond.
+/// An ext4 file system that can be frozen. A write to a frozen file system waits in the kernel and is not ended by
+/// SIGKILL, like a write to a disk that does not respond.
 struct FreezableDisk(TempDir);
 
 impl FreezableDisk {

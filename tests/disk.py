@@ -128,8 +128,8 @@ def nothing(node, data, uid):
     return b""
 
 
-# FLUSH is not implemented, so that closing a file does not wait for the server, as on a disk: a child closes the log files
-# before it executes its program.
+# FLUSH is not implemented, so that closing a file does not wait for the server, as on a disk: a child closes the log
+# files before it executes its program.
 ANSWERS = {
     1: lookup, 3: getattr_, 4: setattr_, 9: mkdir, 10: unlink, 11: unlink, 14: open_, 15: read, 16: write, 17: statfs,
     18: nothing, 20: nothing, 26: init, 27: open_, 28: readdir, 29: nothing, 35: create,

@@ -116,7 +116,7 @@ fn check_no_zombie_stays(daemon: &Daemon) {
         let below = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since)| {
             let still = below.contains(pid) && procfs::is_zombie(*pid);
-            // The contract says 50 ms; the margin is for a busy machine.
+            // The limit is 50 ms; the margin is for a busy machine.
             assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
             still
         });

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
 
 #[test]
-fn process_info_has_all_fields_of_the_contract() {
+fn process_info_has_all_documented_fields() {
     let daemon = start_daemon();
     let args = ["-c", "exit 3", "", "ünï\n"];
     let info = daemon.start_process(&json!({"command": "sh", "args": args}));

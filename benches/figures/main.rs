@@ -1,5 +1,6 @@
-//! Benchmarks of the daemon. Each figure is printed beside its floor: the time of the least work that any implementation has
-//! to do, measured on the same machine in the same minute. Compare the ratios: absolute times depend mostly on the machine.
+//! Benchmarks of the daemon. Each figure is printed beside its floor: the time of the least work that any
+//! implementation has to do, measured on the same machine in the same minute. Compare the ratios: absolute times depend
+//! mostly on the machine.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

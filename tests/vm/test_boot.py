@@ -8,8 +8,8 @@ import pytest
 from machine import ROOT, Machine, end_with_parent, until
 
 BOOTS = int(os.environ.get("TL_VM_BOOTS", "3"))
-# Maximum time from the start of init until it listens, as a fraction of the boot time of the kernel. The goal is 1/25; the
-# margin is for a busy machine.
+# Maximum time from the start of init until it listens, as a fraction of the boot time of the kernel. The goal is 1/25;
+# the margin is for a busy machine.
 SHARE = 0.4
 
 
