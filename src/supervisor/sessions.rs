@@ -141,7 +141,7 @@ impl Actor {
             drop(session);
             // This takes a while, and is not worth it for a few screens.
             if held >= LARGE {
-                allocator::give_back();
+                allocator::trim();
             }
         }
         self.retire((id, member.unit.run_no()), member.context.tree);

@@ -132,7 +132,7 @@ impl Acceptor {
         match self.trim_at {
             None if self.connections.take_freed() => self.trim_at = Some(now + TRIM_DELAY),
             Some(at) if at <= now => {
-                allocator::give_back();
+                allocator::trim();
                 // A connection that has freed memory during the delay has not woken this thread.
                 self.trim_at = self.connections.take_freed().then(|| now + TRIM_DELAY);
             }
