@@ -42,7 +42,7 @@ unpack() {
 # Extracts the kernel from a bzImage: QEMU then need not emulate the decompression.
 uncompressed() {
     number() { od -An -j "$2" -N "$3" -t "u$3" "$1" | tr -d ' '; }
-    # The boot protocol locates the payload: an offset after the real-mode sectors. Its last four bytes are not lz4 data.
+    # The boot protocol locates the payload: an offset after the real-mode sectors. Its last 4 bytes are not lz4 data.
     offset=$((($(number "$1" 497 1) + 1) * 512 + $(number "$1" 584 4)))
     length=$(($(number "$1" 588 4) - 4))
     tail -c "+$((offset + 1))" "$1" | head -c "$length" | lz4 -d -q - -

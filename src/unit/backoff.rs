@@ -1,4 +1,4 @@
-//! Whether a run is followed by another, and how long that waits (docs/api.md, Process control).
+//! Whether a run is followed by another, and after what time (docs/api.md, Processes).
 
 use std::time::Duration;
 
