@@ -1,4 +1,4 @@
-//! Whether a run is followed by a restart, and how long the restart waits (docs/api.md, Process control).
+//! Whether a run is followed by a restart, and how long the restart waits (docs/api.md, Processes).
 
 use std::time::Duration;
 
