@@ -3,10 +3,10 @@
 //! Pure: times are passed in, as durations since an epoch of the caller's, so that tests can make the clock jump.
 //! A check is in one of three states, each with one deadline:
 //!
-//! | state | ends at | or when | a gap |
+//! | state | ends at | or when | effect of a gap |
 //! |---|---|---|---|
 //! | starting | the end of the initial delay: [`Due::Begin`] | | prolongs it |
-//! | waiting | its next probe is due: [`Due::Begin`] | | leaves it |
+//! | waiting | its next probe is due: [`Due::Begin`] | | none |
 //! | probing | its timeout is over: [`Due::Expired`] | the probe has an outcome: [`Schedule::finished`] | voids it |
 //!
 //! The next probe begins `interval` after the beginning of the previous one, or at its end if that is later. So a check
@@ -15,7 +15,7 @@
 //! count from the time before rounding, so the rate stays exact.
 //!
 //! A *gap* is time in which this thread should have run and did not: after SIGSTOP, or in a paused or restored machine.
-//! A probe in progress then says nothing about the service, which most likely stood still too. So a gap makes it void,
+//! A probe in progress then says nothing about the service, which was most likely stopped too. So a gap makes it void,
 //! and what became due meanwhile is due once. The initial delay is time for a service to start: it is prolonged by the
 //! time that the gap may have taken. (Suspend-to-RAM stops CLOCK_MONOTONIC, and so all deadlines here.)
 
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// How late the thread may be before that counts as a gap.
 ///
-/// More than a busy machine or a CPU quota (with periods of 100 ms) delays a thread: a machine that is always so late
+/// More than a busy machine or a CPU quota (with periods of 100 ms) delays a thread: a machine that is always this late
 /// would never get a verdict. Still short: a pause of less than this and one timeout can cost a service one failure. If
 /// a delay is taken for a gap by mistake, that costs only a repeated probe.
 pub const GAP: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ pub struct Timing {
     pub timeout: Duration,
 }
 
-/// What the caller has to do now.
+/// An action that the caller must perform now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due<K> {
     /// Begin a probe. It is in progress from now on.
@@ -63,7 +63,7 @@ struct Check {
     state: State,
     /// The time at which its state ends.
     due: Duration,
-    /// The same, rounded up: its key in [`Schedule::deadlines`].
+    /// `due`, rounded up: its key in [`Schedule::deadlines`].
     deadline: Duration,
 }
 
@@ -95,21 +95,21 @@ fn round_up(at: Duration, step: Duration) -> Duration {
 pub struct Schedule<K> {
     checks: HashMap<K, Check>,
     deadlines: BTreeSet<(Duration, K)>,
-    /// The time at which the next [`Schedule::look`] should come at the latest.
+    /// The latest time at which [`Schedule::observe`] should be called next.
     expected: Duration,
-    /// The time of the last one.
-    looked: Duration,
+    /// The time of the last [`Schedule::observe`].
+    observed: Duration,
 }
 
 impl<K: Copy + Ord + Hash> Default for Schedule<K> {
     fn default() -> Self {
         let (checks, deadlines) = (HashMap::new(), BTreeSet::new());
-        Schedule { checks, deadlines, expected: Duration::MAX, looked: Duration::ZERO }
+        Schedule { checks, deadlines, expected: Duration::MAX, observed: Duration::ZERO }
     }
 }
 
 impl<K: Copy + Ord + Hash> Schedule<K> {
-    /// Adds the check `key`, whose initial delay begins at `since`. Replaces an earlier check of this key with its
+    /// Adds the check `key`. Its initial delay begins at `since`. Replaces an earlier check of this key with its
     /// probe.
     pub fn watch(&mut self, since: Duration, key: K, timing: Timing) {
         self.unwatch(key);
@@ -129,7 +129,7 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
     /// The earliest deadline, if there is one. Call it before sleeping until then.
     pub fn sleep(&mut self) -> Option<Duration> {
         let next = self.deadlines.first().map(|(at, _)| *at);
-        // Not before the last look: a deadline in the past means that there is more work than time, which is not a gap.
+        // Not before the last observation: a deadline in the past means that there is more work than time, not a gap.
         self.expected = match next {
             Some(at) if self.expected != Duration::MAX => at.max(self.expected),
             Some(at) => at,
@@ -138,26 +138,26 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         next
     }
 
-    /// Notes the time. Call it after each sleep, and so often in between that work alone never takes as long as
+    /// Records the time. Call it after each sleep, and in between often enough that work alone never takes as long as
     /// [`GAP`].
     ///
     /// Returns the checks whose probes are void because of a gap. They are due again at once.
-    pub fn look(&mut self, now: Duration) -> Vec<K> {
+    pub fn observe(&mut self, now: Duration) -> Vec<K> {
         let gap = now > self.expected.saturating_add(GAP);
-        // The thread stood still for at most this time.
-        let stood = now.saturating_sub(self.looked);
-        (self.expected, self.looked) = (now, now);
-        if gap { self.gap(now, stood) } else { Vec::new() }
+        // The thread was stopped for at most this time.
+        let stopped = now.saturating_sub(self.observed);
+        (self.expected, self.observed) = (now, now);
+        if gap { self.gap(now, stopped) } else { Vec::new() }
     }
 
-    fn gap(&mut self, now: Duration, stood: Duration) -> Vec<K> {
+    fn gap(&mut self, now: Duration, stopped: Duration) -> Vec<K> {
         let mut void = Vec::new();
         self.deadlines.clear();
         for (key, check) in &mut self.checks {
             match check.state {
                 State::Starting => {
-                    let anew = now.saturating_add(check.timing.initial_delay);
-                    check.enter(State::Starting, check.due.saturating_add(stood).min(anew));
+                    let restarted = now.saturating_add(check.timing.initial_delay);
+                    check.enter(State::Starting, check.due.saturating_add(stopped).min(restarted));
                 }
                 State::Waiting => {}
                 State::Probing { .. } => {
@@ -172,7 +172,7 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         void
     }
 
-    /// What is due first, returned once; `None` if nothing is due now.
+    /// The first action that is due. It is returned once. `None` if nothing is due now.
     pub fn due(&mut self, now: Duration) -> Option<Due<K>> {
         let (at, key) = *self.deadlines.first()?;
         if at > now {
@@ -183,14 +183,14 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         if let State::Probing { .. } = check.state {
             return Some(Due::Expired(key));
         }
-        // Counts as on time, unless it is later than rounding explains.
+        // Counts as on time unless it is later than by rounding.
         let begun = if now < at.saturating_add(quantum(check.timing.interval)) { check.due } else { now };
         check.enter(State::Probing { begun }, now.saturating_add(check.timing.timeout));
         self.deadlines.insert((check.deadline, key));
         Some(Due::Begin(key))
     }
 
-    /// Notes that the probe of `key` has ended, for whatever reason. Does nothing if there is none.
+    /// Records that the probe of `key` has ended, for any reason. Does nothing if there is none.
     pub fn finished(&mut self, now: Duration, key: K) {
         let Some(check) = self.checks.get_mut(&key) else { return };
         if let State::Probing { begun } = check.state {
@@ -221,7 +221,7 @@ mod tests {
         fn new(timing: Timing) -> Bench {
             let mut bench = Bench { schedule: Schedule::default(), now: ms(1_000_000) };
             assert!(bench.schedule.sleep().is_none());
-            assert!(bench.schedule.look(bench.now).is_empty());
+            assert!(bench.schedule.observe(bench.now).is_empty());
             bench.schedule.watch(bench.now, 1, timing);
             bench
         }
@@ -232,14 +232,14 @@ mod tests {
             let next = self.schedule.sleep().expect("a deadline");
             let slept = next.saturating_sub(self.now);
             self.now = self.now.max(next) + late;
-            (slept, self.schedule.look(self.now))
+            (slept, self.schedule.observe(self.now))
         }
 
         fn works_for(&mut self, time: Duration) {
             let end = self.now + time;
             while self.now < end {
                 self.now = end.min(self.now + GAP);
-                assert!(self.schedule.look(self.now).is_empty());
+                assert!(self.schedule.observe(self.now).is_empty());
             }
         }
 
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_probe_follows_the_initial_delay_and_then_one_each_interval() {
+    fn the_first_probe_follows_the_initial_delay_and_later_ones_each_interval() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.works_for(ms(10));
@@ -354,13 +354,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_between_two_looks_counts() {
+    fn a_gap_between_two_observations_is_detected() {
         let mut bench = Bench::new(TIMING);
         bench.step(5000, Due::Begin(1));
         bench.now += GAP;
-        assert!(bench.schedule.look(bench.now).is_empty());
+        assert!(bench.schedule.observe(bench.now).is_empty());
         bench.now += GAP + ms(1);
-        assert_eq!(bench.schedule.look(bench.now), [1]);
+        assert_eq!(bench.schedule.observe(bench.now), [1]);
         assert_eq!(bench.due(), [Due::Begin(1)]);
     }
 
@@ -370,7 +370,7 @@ mod tests {
         bench.step(5000, Due::Begin(1));
         assert_eq!(bench.schedule.sleep(), Some(bench.now + ms(500)));
         bench.now += ms(499);
-        assert!(bench.schedule.look(bench.now).is_empty());
+        assert!(bench.schedule.observe(bench.now).is_empty());
         assert_eq!(bench.due(), []);
     }
 
@@ -380,7 +380,7 @@ mod tests {
         bench.schedule.unwatch(1);
         assert_eq!(bench.schedule.sleep(), None);
         bench.now += ms(3_600_000);
-        assert!(bench.schedule.look(bench.now).is_empty());
+        assert!(bench.schedule.observe(bench.now).is_empty());
         bench.schedule.watch(bench.now, 1, TIMING);
         bench.step(5000, Due::Begin(1));
         assert_eq!(bench.sleep(GAP + ms(1)), (ms(500), vec![1]));
@@ -393,12 +393,12 @@ mod tests {
             bench.schedule.watch(bench.now, key, TIMING);
         }
         bench.step(0, Due::Begin(1));
-        // 8 s of work, with a look every 200 ms: deadlines of other checks pass, and the probe in progress is not void.
+        // 8 s of work, observed every 200 ms: deadlines of other checks pass, and the probe in progress is not void.
         for _ in 0..40 {
             bench.works_for(ms(200));
             assert_eq!(bench.schedule.sleep(), Some(ms(1_005_000)));
             bench.now += ms(1);
-            assert!(bench.schedule.look(bench.now).is_empty());
+            assert!(bench.schedule.observe(bench.now).is_empty());
         }
         assert_eq!(bench.due().len(), 1998);
     }
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_share_their_wake_ups() {
+    fn thousands_of_checks_share_wake_ups() {
         let mut bench = Bench::new(TIMING);
         for key in 2..=1000 {
             bench.schedule.watch(bench.now + ms(key.into()), key, TIMING);
@@ -485,7 +485,7 @@ mod tests {
     /// Walks every path of six steps for two checks. Whatever the clock does, a probe begins only if none is in
     /// progress, each ends at most once, none fails because of a gap, and there is a deadline while there is a check.
     #[test]
-    fn every_path_keeps_the_rules_with_a_clock_that_jumps() {
+    fn no_sequence_of_steps_and_clock_jumps_breaks_an_invariant() {
         #[derive(Clone, Copy, Debug)]
         enum Step {
             Pass(u64),
@@ -514,7 +514,7 @@ mod tests {
                 match step {
                     Pass(time) => {
                         bench.now += ms(time);
-                        void = bench.schedule.look(bench.now);
+                        void = bench.schedule.observe(bench.now);
                         late = time;
                     }
                     Sleep(time) => {
@@ -549,7 +549,7 @@ mod tests {
                     match due {
                         Due::Begin(_) => assert!(in_flight.insert(key), "{}: two at once", trace()),
                         Due::Expired(_) => {
-                            assert!(late <= 250, "{}: failed over a gap", trace());
+                            assert!(late <= 250, "{}: failed because of a gap", trace());
                             assert!(in_flight.remove(&key) && bench.now > before, "{}", trace());
                             bench.schedule.finished(bench.now, key);
                         }

@@ -1,8 +1,9 @@
-//! The end of a run: what its leader wrote has been read, to the byte, and is in its log.
+//! The drain at the end of a run: reads exactly the bytes that its leader wrote, and reports when they are in its log.
 //!
-//! Where the disk does not take it in time, the end is reported all the same: the run has ended for the supervisor and its
-//! clients. The drain goes on: its bytes come into the log when the disk answers again. Whatever else the supervisor has for that
-//! log, its end above all, waits behind them, and so does the output of later runs of the unit.
+//! If the disk does not accept them in time, the drain is reported as finished even so: the run has ended for the
+//! supervisor and its clients. The drain itself continues, and its bytes are written to the log when the disk responds
+//! again. Until then it holds back the other operations on that log, above all its end, and the output of later runs of
+//! the unit.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,11 @@ use crate::model::{RunKey, RunNo, UnitId};
 use tl_os::pipe::bytes_in;
 use tl_os::pty::MAX_BUFFERED;
 
-/// From the reaping of a leader to the report of its end, at most, whatever the disk of the logs does.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time from the reaping of a leader to the report of its end, even if the disk of the logs hangs.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Actor {
-    /// The leader has been reaped: what it wrote and the thread has not read is in the pipes now.
+    /// Begins the drain of a run after its leader was reaped. All unread output of the leader is in the pipes now.
     pub(super) fn drain(&mut self, key: RunKey) {
         if let Some(token) = self.stdin_of(key) {
             self.close(token);
@@ -33,7 +34,8 @@ impl Actor {
         let is_terminal = run.terminal.is_some();
         for token in &tokens {
             if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
-                // FIONREAD does not count all that a terminal holds: it is read until a read would block.
+                // FIONREAD does not count everything that a terminal holds, so a terminal is read until a read would
+                // block.
                 *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
@@ -45,11 +47,11 @@ impl Actor {
         }
         self.end_drain(key);
         if self.runs.get(&key).is_some_and(|run| run.draining.is_some()) {
-            self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch: None });
+            self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch: None });
         }
     }
 
-    /// All bytes of this pipe that belong to a drain have been read, if a drain is going on.
+    /// Records that all bytes of this pipe that belong to a drain have been read. Without a drain, does nothing.
     pub(super) fn end_drain_of(&mut self, token: Token) {
         let Some(Pipe { run, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token) else { return };
         if !matches!(drain, Drain::Left(_)) {
@@ -60,7 +62,7 @@ impl Actor {
         self.end_drain(key);
     }
 
-    /// Ends the drain of a run if all bytes that belong to it have been read, and then those of later runs that waited for it.
+    /// Ends the drain of a run if all its bytes have been read, and then the drains of later runs that waited for it.
     pub(super) fn end_drain(&mut self, key: RunKey) {
         let mut next = Some(key);
         while let Some(key) = next {
@@ -68,7 +70,7 @@ impl Actor {
         }
     }
 
-    /// Ends the drain of one run if all bytes that belong to it have been read. Returns the run that has waited for it.
+    /// Ends the drain of one run if all its bytes have been read. Returns the next run of the unit that is draining.
     fn end_one_drain(&mut self, key: RunKey) -> Option<RunKey> {
         let waits = self.waits_for_earlier_run(key);
         let run = self.runs.get_mut(&key)?;
@@ -83,7 +85,7 @@ impl Actor {
         run.drained = true;
         let was_reported = self.overdue.remove(&key);
         if run.terminal.is_some() {
-            // Processes that have the terminal open get a hang-up, as at the end of a login.
+            // Processes that have the terminal open get SIGHUP, as at the end of a login.
             let tokens = run.tokens.clone();
             tokens.into_iter().for_each(|token| self.close(token));
             (self.notify)(key, Notice::Drained);
@@ -99,7 +101,7 @@ impl Actor {
                 self.await_writer(key);
             }
         }
-        // What a child of the leader writes from now on comes after the end.
+        // Output that a child of the leader writes from now on is logged after the end.
         for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
             if let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) {
                 *drain = Drain::Open;
@@ -115,21 +117,22 @@ impl Actor {
             (self.notify)(key, Notice::Drained);
         }
         self.end_run(key);
-        // There is none where the supervisor has not taken this run for ended.
+        // A later run exists only if this one was reported as drained before.
         if was_reported { self.earliest_drain(key.0) } else { None }
     }
 
+    /// The earliest run of a unit that is draining.
     fn earliest_drain(&self, unit: UnitId) -> Option<RunKey> {
         let draining = self.runs.iter().filter(|(key, run)| key.0 == unit && run.draining.is_some());
         draining.map(|(key, _)| *key).min()
     }
 
-    /// Whether an earlier run of the unit has bytes in its pipes that come before everything of this one.
+    /// Whether an earlier run of the unit still has bytes in its pipes, which must be logged before those of this run.
     pub(super) fn waits_for_earlier_run(&self, key: RunKey) -> bool {
         self.overdue.range((key.0, RunNo::MIN)..key).next().is_some()
     }
 
-    /// Adds an operation on the log of a unit, after the bytes that are still in the pipes of runs that have ended.
+    /// Adds an operation on the log of a unit, to be performed after the bytes that are still in pipes of ended runs.
     pub(super) fn push_in_order(&mut self, unit: UnitId, operation: Operation) {
         let last = self.overdue.range((unit, RunNo::MIN)..=(unit, RunNo::MAX)).next_back();
         match last.and_then(|key| self.runs.get_mut(key)).and_then(|run| run.draining.as_mut()) {
@@ -138,16 +141,16 @@ impl Actor {
         }
     }
 
-    /// The last bytes of a drain are in the batch that is being filled.
+    /// Records that the last bytes of a drain are in the batch that is being filled.
     fn await_writer(&mut self, key: RunKey) {
         let batch = Some(self.logs.number());
         match self.drains.iter_mut().find(|drain| drain.run == key) {
             Some(drain) => drain.batch = batch,
-            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch }),
+            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch }),
         }
     }
 
-    /// How long until the first drain is overdue.
+    /// Time until the first drain is overdue.
     pub(super) fn drain_left(&self) -> Option<Duration> {
         let first = self.drains.iter().map(|drain| drain.until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -160,7 +163,8 @@ impl Actor {
         }
         let written = self.logs.collect();
         let runs = &self.runs;
-        // The writer reports an end when it has written the last bytes; one without output is reported at once.
+        // The log writer reports a drain once it has written its last bytes; a drain without output is reported at
+        // once.
         self.drains.retain(|drain| match drain.batch {
             Some(batch) => batch > written,
             None => runs.get(&drain.run).is_some_and(|run| run.draining.is_some()),
@@ -170,21 +174,22 @@ impl Actor {
         for drain in overdue {
             if drain.batch.is_none() {
                 if !self.waits_for_disk(drain.run) {
-                    // The thread has not come to its pipes yet.
-                    self.drains.push(PendingDrain { until: now + PATIENCE, ..drain });
+                    // The pipes will be read: the drain gets more time.
+                    self.drains.push(PendingDrain { until: now + DRAIN_TIMEOUT, ..drain });
                     continue;
                 }
                 self.overdue.insert(drain.run);
             }
-            // Once for each time that the disk stalls.
+            // One warning for each stall of the disk.
             let is_first = self.stall_reported.replace(written) != Some(written);
             let level = if is_first { log::Level::Warn } else { log::Level::Debug };
-            log::log!(level, "unit {}: the disk does not take its output; its run is reported as ended", drain.run.0);
+            log::log!(level, "unit {}: the disk does not accept its output; its run is reported as ended", drain.run.0);
             (self.notify)(drain.run, Notice::Drained);
         }
     }
 
-    /// Whether the pipes of a run cannot be read before the disk has answered. Terminals always can: their output goes to no disk.
+    /// Whether the pipes of a run cannot be read before the disk responds. A terminal can always be read, because its
+    /// output is not written to a disk.
     fn waits_for_disk(&mut self, key: RunKey) -> bool {
         let is_terminal = self.runs.get(&key).is_some_and(|run| run.terminal.is_some());
         !is_terminal && (self.logs.for_reading().is_none() || self.waits_for_earlier_run(key))

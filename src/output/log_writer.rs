@@ -1,8 +1,9 @@
-//! The thread that writes all logs, and removes the files of logs that are gone: the only one that waits for the disk of the logs.
+//! The log writer thread: writes all logs, and removes the files of dropped logs. No other thread waits for writes to
+//! the disk of the logs.
 //!
-//! The output thread hands it batches. While it writes one, the output thread fills another; when all are full, the output thread
-//! stops reading pipes, and goes on with everything else. So a dead disk stops output, and neither an exec's report, nor stdin,
-//! nor a terminal, nor the end of a run.
+//! The output thread sends it batches. While it writes one, the output thread fills another. When all are full, the
+//! output thread stops reading pipes but continues everything else. So a dead disk stops only the capture of output:
+//! exec reports, stdin, terminals and the ends of runs still work.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,15 +22,15 @@ use crate::logs::{Removal, Writing};
 use crate::model::{Millis, RunKey, Stream};
 use tl_os::thread;
 
-/// Batches that there are: one that is filled, one that is written, and others between them. They are small, and the last that was
-/// written is filled next: what is read is still in the processor's cache when it is written.
+/// Number of batches: one being filled, one being written, and the others in between. They are small, and the one that
+/// was written last is filled next, so that the bytes of a batch are in the cache of the processor when it is written.
 const BATCHES: usize = 8;
-/// A batch with more bytes of memory gives it back to the kernel when there is nothing to write.
+/// When idle, a batch that uses more than this many bytes returns its memory to the kernel.
 const LARGE: usize = 64 << 10;
-/// How long the end of the thread is waited for: it may hang in a dead disk.
-const JOIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for the end of the thread, which may hang in a dead disk.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Calls the supervisor.
+/// Sends a notice to the supervisor.
 pub(super) type Notify = Arc<dyn Fn(RunKey, Notice) + Send + Sync>;
 
 enum Task {
@@ -37,18 +38,19 @@ enum Task {
     Remove(Removal),
 }
 
-/// The queue of the thread. It is bounded: there are [`BATCHES`] batches, and as many removals as there are logs with files.
+/// The queue of the thread. It is bounded: it holds at most [`BATCHES`] batches, and one removal for each log with
+/// files.
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
-    /// The thread writes a batch.
+    /// Whether the thread is writing a batch.
     writing: bool,
-    /// The thread ends when the queue is empty.
+    /// The thread ends once the queue is empty.
     closed: bool,
 }
 
 impl Queue {
-    /// Whether output is not written yet.
+    /// Whether any output has not been written yet.
     fn has_output(&self) -> bool {
         self.writing || self.tasks.iter().any(|task| matches!(task, Task::Write(_)))
     }
@@ -57,7 +59,7 @@ impl Queue {
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// The output thread waits for a batch to come back.
+    /// The output thread waits for a written batch.
     wanted: AtomicBool,
 }
 
@@ -66,7 +68,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the task back where the thread has been told to end.
+    /// Queues a task. Returns the task if the queue is closed.
     fn push(&self, task: Task) -> Result<(), Task> {
         let mut queue = self.lock();
         if queue.closed {
@@ -94,12 +96,12 @@ impl Shared {
     }
 }
 
-/// Has the files of logs removed by the thread that writes logs.
+/// Removes files of logs on the log writer thread.
 #[derive(Clone)]
 pub struct Remover(Arc<Shared>);
 
 impl Remover {
-    /// Removes the files; on the calling thread where the other one has ended.
+    /// Removes the files: on the calling thread if the log writer thread is ending.
     pub fn remove(&self, removal: Removal) {
         if let Err(Task::Remove(removal)) = self.0.push(Task::Remove(removal)) {
             removal.perform();
@@ -107,7 +109,8 @@ impl Remover {
     }
 }
 
-/// The thread. Dropped, it writes what it has been given and ends; where the disk does not answer, it is left behind.
+/// A handle to the thread. When dropped, the thread writes what is queued and ends; if the disk does not respond, the
+/// thread is
 pub(super) struct LogWriter {
     shared: Arc<Shared>,
     /// Disconnected when the thread has ended.
@@ -119,7 +122,7 @@ impl LogWriter {
     /// Starts the thread. `waker` wakes the output thread.
     ///
     /// # Errors
-    /// When the kernel gives no thread.
+    /// If the thread cannot be created.
     pub(super) fn start(
         notify: Notify,
         waker: Arc<Waker>,
@@ -135,7 +138,7 @@ impl LogWriter {
                 match task {
                     Task::Write(mut batch) => {
                         batch.perform(&*notify);
-                        // Lost where the output thread has ended.
+                        // Dropped if the output thread has ended.
                         let _ = to_output.send(batch);
                         if of_thread.wanted.swap(false, Ordering::SeqCst)
                             && let Err(error) = waker.wake()
@@ -170,12 +173,12 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
-        let hangs = self.ended.recv_timeout(JOIN_PATIENCE).is_err_and(|error| error.is_timeout());
+        let hangs = self.ended.recv_timeout(JOIN_TIMEOUT).is_err_and(|error| error.is_timeout());
         match self.thread.take() {
             Some(_) if hangs => {
                 let lost =
                     if self.shared.lock().has_output() { "output is lost" } else { "files of logs are not removed" };
-                log::error!("the disk of the logs does not answer: {lost}");
+                log::error!("the disk of the logs does not respond: {lost}");
             }
             Some(thread) => drop(thread.join()),
             None => {}
@@ -183,13 +186,13 @@ impl Drop for LogWriter {
     }
 }
 
-/// The batches, in the hands of the output thread.
+/// The batches, as the output thread owns them.
 pub(super) struct Batches {
     shared: Arc<Shared>,
     filling: Batch,
     spare: Vec<Batch>,
     written: Receiver<Batch>,
-    /// Batches that the thread has hold memory that they do not need while there is nothing to write.
+    /// Whether a batch that the log writer has uses more than [`LARGE`] bytes.
     large_out: bool,
     last_number: u64,
     /// The number of the last batch that has been written.
@@ -197,7 +200,7 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// The batch to read into and to append from; none while all are full.
+    /// The batch to read into; None while all batches are full.
     pub(super) fn for_reading(&mut self) -> Option<&mut Batch> {
         if self.filling.is_full() {
             self.send();
@@ -205,8 +208,8 @@ impl Batches {
         (!self.filling.is_full()).then_some(&mut self.filling)
     }
 
-    /// Appends the first `now` of `count` bytes that were read into the room of the batch to a log, after `first`. The others are
-    /// the surplus of a drain.
+    /// After the operation `first`, appends the first `now` of the `count` bytes that were read into the batch to a
+    /// log. Adds the others, which come after the end of a drain, to `surplus`.
     pub(super) fn append_read(
         &mut self,
         log: Writing,
@@ -221,7 +224,7 @@ impl Batches {
         self.filling.append(log, wall(), stream, now, count);
     }
 
-    /// Adds an operation, even to a full batch: there are few of these, and none of them waits for the disk here.
+    /// Adds an operation, even to a full batch: such operations are few, and adding one does not wait for the disk.
     pub(super) fn push(&mut self, operation: Operation) {
         self.filling.push(operation);
     }
@@ -235,7 +238,7 @@ impl Batches {
         self.last_number + 1
     }
 
-    /// Hands over what there is, if there is another batch to go on with.
+    /// Sends the current batch if it is not empty and another one is free to fill.
     pub(super) fn send(&mut self) {
         self.collect();
         if self.filling.is_empty() {
@@ -247,7 +250,7 @@ impl Batches {
         }
     }
 
-    /// Hands over what there is at the end of the thread.
+    /// Sends the current batch at the end of the output thread.
     pub(super) fn send_last(&mut self) {
         let last = std::mem::replace(&mut self.filling, Batch::new());
         self.hand_over(last);
@@ -257,11 +260,11 @@ impl Batches {
         self.large_out |= batch.memory() > LARGE;
         self.last_number += 1;
         batch.number = self.last_number;
-        // Refused only after the end of this thread.
+        // Fails only after the queue was closed, which happens after the end of this thread.
         let _ = self.shared.push(Task::Write(batch));
     }
 
-    /// Takes back the batches that have been written; the number of the last.
+    /// Takes back the written batches. Returns the number of the last one.
     pub(super) fn collect(&mut self) -> u64 {
         for batch in self.written.try_iter() {
             self.last_written = batch.number;
@@ -271,27 +274,27 @@ impl Batches {
         self.last_written
     }
 
-    /// Before the thread sleeps: hands over what there is. Where there is no batch to go on with, the thread is woken when one has
-    /// come back.
+    /// Sends the current batch before the output thread sleeps. If no other batch is free, requests a wake-up when one
+    /// has been written.
     pub(super) fn send_before_sleep(&mut self) {
         self.send();
         if !self.filling.is_empty() {
             self.shared.wanted.store(true, Ordering::SeqCst);
-            // It may have come back before the flag was up.
+            // A batch may have been written just before the flag was set.
             self.send();
         }
     }
 
-    /// Whether batches hold memory that they do not need while there is nothing to write.
+    /// Whether batches hold memory that they do not need when idle.
     pub(super) fn hold_memory(&self) -> bool {
         self.large_out || self.spare.iter().chain([&self.filling]).any(|batch| batch.memory() > LARGE)
     }
 
-    /// Gives that memory back to the kernel.
-    pub(super) fn give_back_memory(&mut self) {
+    /// Returns that memory to the kernel.
+    pub(super) fn release_memory(&mut self) {
         self.collect();
         let filling = Some(&mut self.filling).filter(|batch| batch.is_empty());
         let large = self.spare.iter_mut().chain(filling).filter(|batch| batch.memory() > LARGE);
-        large.for_each(Batch::give_back);
+        large.for_each(Batch::release_memory);
     }
 }

@@ -22,7 +22,7 @@ pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
 mod trace;
-mod tree_looks;
+mod tree_checks;
 mod tree_watch;
 mod trees;
 
@@ -41,8 +41,8 @@ pub use trace::TraceStop;
 use fd_budget::Budget;
 use message::{Command, Message};
 
-/// A running supervisor. Dropping it ends its threads; the processes that it has started go on without it. To end these as
-/// well, call [`Handle::shutdown`] first.
+/// A running supervisor. Dropping it ends its threads; the processes that it has started keep running. To end them too,
+/// call [`Handle::shutdown`] first.
 ///
 /// ```
 /// use std::time::Duration;
@@ -69,7 +69,7 @@ impl Supervisor {
     /// The longest time that [`Handle::shutdown`] takes in addition to its grace.
     pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(3);
 
-    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`, which it makes if necessary.
+    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`, which it creates if necessary.
     pub fn builder(log_dir: impl Into<PathBuf>) -> Builder {
         Builder::new(log_dir.into())
     }
@@ -84,7 +84,7 @@ impl Supervisor {
         self.budget.connections
     }
 
-    /// One sentence for each resource that this process has less of than requested, or than is usual.
+    /// One sentence for each resource that is scarcer than requested, or than is usual.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

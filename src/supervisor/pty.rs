@@ -19,8 +19,8 @@ impl Handle {
     /// Opens a session: starts a process on a terminal. Blocks as [`start`](Handle::start) does.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec), which no
-    /// session can have; [`Error::TooManySessions`], or the reason why it could not be started.
+    /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec);
+    /// [`Error::TooManySessions`]; or the reason why it could not be started.
     pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
         spec.check_session()?;
         let key = SessionKey::generate()?;
@@ -61,8 +61,8 @@ impl Handle {
         }
     }
 
-    /// Ends a session: SIGHUP to its processes, and SIGKILL to its tree after 5 s. Blocks until no process of it is left, for
-    /// at most 2 s; it goes on after that. For a session that has ended it does nothing.
+    /// Ends a session: SIGHUP to its processes, and SIGKILL to its tree after 5 s. Blocks until no process of it is
+    /// left, for at most 2 s; the operation continues after that. For a session that has ended it does nothing.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`].
@@ -70,7 +70,7 @@ impl Handle {
         self.ask(|reply| Command::KillPty(session_id.to_owned(), reply))
     }
 
-    /// Attaches to a session. `waker` is woken when [`Viewer::look`] may have something.
+    /// Attaches to a session. `waker` is woken when [`Viewer::look`] may return something new.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`], [`Error::InvalidToken`].
@@ -86,8 +86,8 @@ fn begin_resize(keyboard: &Stdin, size: TerminalSize) -> Pending<()> {
     resized
 }
 
-/// A client that is attached to a terminal session: it sees the output and types. Dropping it detaches the client, and withdraws
-/// what it has typed and the terminal has not taken yet.
+/// A client attached to a terminal session: reads its output and writes its input. Dropping it detaches the client, and
+/// withdraws input that has not been written to the terminal yet.
 ///
 /// ```
 /// use std::task::Waker;
@@ -137,7 +137,7 @@ impl Attached {
         self.keyboard.begin_write(bytes)
     }
 
-    /// Sets the size of the terminal, before anything that is typed after this call.
+    /// Sets the size of the terminal. It applies before input that is queued after this call.
     pub fn resize(&self, size: TerminalSize) {
         drop(begin_resize(&self.keyboard, size));
     }
