@@ -294,7 +294,7 @@ fn output_that_cannot_be_read_while_the_disk_is_dead_comes_before_the_end_of_its
     }
     let mut disk = Disk::mount();
     let daemon = start(&disk.log_dir());
-    ticking(&daemon);
+    start_ticking(&daemon);
     disk.die(&daemon);
     fill_batches(&daemon);
     let script = "echo result; echo error >&2; printf unfinished; exit 3";
@@ -328,7 +328,7 @@ fn runs_without_output_hold_no_descriptors_while_the_disk_is_dead() {
     }
     let mut disk = Disk::mount();
     let daemon = start(&disk.log_dir());
-    ticking(&daemon);
+    start_ticking(&daemon);
     disk.die(&daemon);
     fill_batches(&daemon);
     let (_, before) = daemon.threads_and_descriptors();
