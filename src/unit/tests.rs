@@ -533,22 +533,22 @@ fn every_attempt_counts_as_a_restart() {
 
 #[test]
 fn a_restart_by_a_client_clears_the_counts_also_while_the_user_is_looked_up() {
-    let mut story = Story::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(3));
-    story.start();
-    story.end(Exit::Code(1));
+    let mut scenario = Scenario::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(3));
+    scenario.start();
+    scenario.end(Exit::Code(1));
     for _ in 0..3 {
-        story.after(60_000 * MS);
-        story.unit.step(story.clock(), Event::Tick, &mut Vec::new());
-        assert!(story.unit.awaits_user());
-        if story.unit.last_error().is_some() && story.unit.restart_count() == 2 {
-            story.event(Event::Restart);
-            assert_eq!(story.unit.last_error(), None);
+        scenario.after(60_000 * MS);
+        scenario.unit.step(scenario.clock(), Event::Tick, &mut Vec::new());
+        assert!(scenario.unit.awaits_user());
+        if scenario.unit.last_error().is_some() && scenario.unit.restart_count() == 2 {
+            scenario.event(Event::Restart);
+            assert_eq!(scenario.unit.last_error(), None);
         }
-        story.unit.step(story.clock(), Event::UserResolved, &mut Vec::new());
-        story.event(Event::SpawnFailed(Error::UserNotFound("x".into())));
+        scenario.unit.step(scenario.clock(), Event::UserResolved, &mut Vec::new());
+        scenario.event(Event::SpawnFailed(Error::UserNotFound("x".into())));
     }
     // Without the request, the third attempt would have been the last.
-    assert_eq!(story.unit.managed_status(), ManagedStatus::BackingOff);
+    assert_eq!(scenario.unit.managed_status(), ManagedStatus::BackingOff);
 }
 
 #[test]
