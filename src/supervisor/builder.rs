@@ -138,31 +138,32 @@ impl Builder {
         self
     }
 
-    /// Limits on the output that is kept.
+    /// Limits on the output that is kept. By default 256 MiB for each unit and 1 GiB together.
     pub fn log_limits(mut self, limits: LogLimits) -> Self {
         self.log_limits = limits;
         self
     }
 
-    /// Maximum number of processes that run at the same time.
+    /// Maximum number of processes that run at the same time; 4,096 by default.
     pub fn max_processes(mut self, max: usize) -> Self {
         self.max_processes = max;
         self
     }
 
-    /// Maximum number of ended processes that are remembered, with their output.
+    /// Maximum number of ended processes that are remembered, with their output; 1,000 by default.
     pub fn keep_ended(mut self, max: usize) -> Self {
         self.keep_ended = max;
         self
     }
 
-    /// Number of connections of a front end that descriptors are reserved for.
+    /// Number of connections of a front end that descriptors are reserved for; 1,024 by default. Where RLIMIT_NOFILE is too
+    /// low for that, fewer are reserved: give the front end [`Supervisor::max_connections`].
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = max;
         self
     }
 
-    /// Maximum number of terminal sessions that run at the same time.
+    /// Maximum number of terminal sessions that run at the same time; 64 by default.
     pub fn max_sessions(mut self, max: usize) -> Self {
         self.max_sessions = max;
         self
@@ -293,8 +294,10 @@ impl Builder {
             return (budget, Vec::new());
         }
         let (processes, connections) = (budget.processes, budget.connections);
-        let warning =
-            format!("RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections");
+        let warning = format!(
+            "RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections, not {} and {}",
+            requested.processes, requested.connections
+        );
         (budget, vec![warning])
     }
 }

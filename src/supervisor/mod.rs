@@ -69,7 +69,10 @@ impl Supervisor {
     /// The longest time that [`Handle::shutdown`] takes in addition to its grace.
     pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(3);
 
-    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`, which it creates if necessary.
+    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`.
+    ///
+    /// The directory is created if necessary, and its mode becomes 0700. It must be empty or the log directory of an earlier
+    /// supervisor: the output in it is deleted at the start.
     pub fn builder(log_dir: impl Into<PathBuf>) -> Builder {
         Builder::new(log_dir.into())
     }
@@ -79,7 +82,8 @@ impl Supervisor {
         self.handle.clone()
     }
 
-    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`].
+    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`]. The front end must not
+    /// accept more: their descriptors would be those of processes.
     pub fn max_connections(&self) -> usize {
         self.budget.connections
     }
