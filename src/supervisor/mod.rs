@@ -18,6 +18,7 @@ mod requests;
 mod resolver;
 mod sessions;
 mod shutdown;
+mod sole;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub use trace::TraceStop;
 
 use fd_budget::Budget;
 use message::{Command, Message};
+use sole::Sole;
 
 /// A running supervisor. Dropping it ends its threads; the processes that it has started keep running. To end them too,
 /// call [`Handle::shutdown`] first.
@@ -63,6 +65,8 @@ pub struct Supervisor {
     warnings: Vec<String>,
     signals: Option<SignalThread>,
     thread: Option<JoinHandle<()>>,
+    /// Dropped last.
+    _sole: Sole,
 }
 
 impl Supervisor {
