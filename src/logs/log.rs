@@ -19,6 +19,7 @@ use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
 use crate::pending::parker::Parker;
+use crate::pending::wake;
 
 /// The log of one unit. Its files are removed when the last reference to it is dropped.
 pub struct OutputLog {
@@ -74,7 +75,7 @@ impl Armed {
     /// Wakes the follower's waker, and a thread that waits in [`Follower::next`](super::Follower::next).
     pub(super) fn wake(&self) {
         self.parker.unpark();
-        self.waker.wake_by_ref();
+        wake(&self.waker);
     }
 }
 
@@ -173,9 +174,13 @@ impl OutputLog {
             ends
         });
         if ended {
-            let wakers = lock(&self.wakers);
-            wakers.followers.iter().for_each(|(_, armed)| armed.wake());
-            wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
+            // Woken without the lock: a waker may drop the follower that it belongs to.
+            let (followers, ends) = {
+                let wakers = lock(&self.wakers);
+                (wakers.followers.clone(), wakers.ends.clone())
+            };
+            followers.iter().for_each(|(_, armed)| armed.wake());
+            ends.iter().for_each(|(_, waker)| wake(waker));
         }
         ended
     }
@@ -216,7 +221,7 @@ impl OutputLog {
             id
         };
         if self.ended().is_some() {
-            waker.wake();
+            wake(&waker);
         }
         EndWatch { log: Arc::clone(self), id }
     }
@@ -354,12 +359,14 @@ impl OutputLog {
         if self.armed.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for (_, armed) in &lock(&self.wakers).followers {
-            if armed.flag.swap(false, Ordering::SeqCst) {
-                self.armed.fetch_sub(1, Ordering::SeqCst);
-                armed.wake();
-            }
-        }
+        // Woken without the lock: a waker may drop the follower that it belongs to.
+        let wanting: Vec<Arc<Armed>> = {
+            let wakers = lock(&self.wakers);
+            let wants = |armed: &&Arc<Armed>| armed.flag.swap(false, Ordering::SeqCst);
+            wakers.followers.iter().map(|(_, armed)| armed).filter(wants).cloned().collect()
+        };
+        self.armed.fetch_sub(wanting.len(), Ordering::SeqCst);
+        wanting.iter().for_each(|armed| armed.wake());
     }
 }
 

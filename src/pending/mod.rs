@@ -4,6 +4,7 @@ pub(crate) mod parker;
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -67,9 +68,10 @@ impl<T> Shared<T> {
             let waker = waker.take();
             *state = State::Delivered(result());
             drop(state);
-            self.delivered.notify_one();
+            // Several threads may share the `Pending` and wait for it.
+            self.delivered.notify_all();
             if let Some(waker) = waker {
-                waker.wake();
+                wake(&waker);
             }
         }
     }
@@ -111,7 +113,7 @@ impl<T> Pending<T> {
         while matches!(*state, State::Waiting(_)) {
             state = self.0.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.take().unwrap_or_else(|| Err(Error::internal("the result was already taken")))
+        state.take().unwrap_or_else(|| Err(taken()))
     }
 
     /// Blocks until the result is available. Returns None if `deadline` passes first, or if the result was already
@@ -143,7 +145,7 @@ impl<T> Pending<T> {
             State::Delivered(_) => {
                 // Unlocked first, because the waker may call this `Pending`.
                 drop(state);
-                waker.wake();
+                wake(&waker);
             }
             State::Taken => {}
         }
@@ -155,10 +157,26 @@ impl<T> Future for Pending<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, Error>> {
         let mut state = self.0.lock();
-        if let State::Waiting(waker) = &mut *state {
-            *waker = Some(context.waker().clone());
+        match &mut *state {
+            State::Waiting(waker) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            State::Delivered(_) | State::Taken => Poll::Ready(state.take().unwrap_or_else(|| Err(taken()))),
         }
-        state.take().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+fn taken() -> Error {
+    Error::internal("the result was already taken")
+}
+
+/// Wakes a waker that a user of the library has set. It runs the user's code, on a thread of ours: a panic there is logged, and
+/// must not end this thread. No lock may be held, because that code may call the library.
+pub(crate) fn wake(waker: &Waker) {
+    // Nothing of ours is changed while the waker runs, so a panic leaves nothing half done.
+    if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
+        log::error!("a waker has panicked");
     }
 }
 
@@ -226,6 +244,40 @@ mod tests {
         sender.send(Ok("done"));
         assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
         assert_eq!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok("done")));
+        assert!(
+            matches!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Err(Error::Internal(_)))),
+            "taken before"
+        );
+    }
+
+    #[test]
+    fn every_thread_that_waits_is_woken() {
+        let (sender, pending) = pending();
+        let pending = Arc::new(pending);
+        let far = Instant::now() + Duration::from_secs(600);
+        let wait = || {
+            let pending = Arc::clone(&pending);
+            thread::spawn(move || pending.wait_until(far))
+        };
+        let waiting = [wait(), wait(), wait()];
+        thread::sleep(Duration::from_millis(10));
+        sender.send(Ok(()));
+        let results = waiting.map(|thread| thread.join().unwrap());
+        assert_eq!(results.iter().filter(|result| result.is_some()).count(), 1, "one takes the result, all return");
+    }
+
+    #[test]
+    fn a_waker_that_panics_does_not_end_the_delivering_thread() {
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("on purpose");
+            }
+        }
+        let (sender, pending) = pending();
+        pending.set_waker(Arc::new(Panics).into());
+        sender.send(Ok(1));
+        assert_eq!(pending.try_take(), Some(Ok(1)));
     }
 
     #[test]

@@ -176,15 +176,16 @@ impl Actor {
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
         let gone = || Error::internal("the unit was removed");
         let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        let run = member.unit.run_no();
+        // Done first: a start that fails must not leave the tree of the previous run without an owner.
+        let old = member.context.tree.take();
+        self.retire((id, run.saturating_sub(1)), old);
+        let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
         let user = member.context.user.take().ok_or_else(|| Error::internal("the user was not looked up"))??;
         // Counted until the pipes are closed, which a background child can delay beyond the end of its run.
         let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
         let taken =
             taken.ok_or_else(|| Error::out_of_resources("all descriptors reserved for processes are in use"))?;
-        let run = member.unit.run_no();
-        let old = member.context.tree.take();
-        self.retire((id, run.saturating_sub(1)), old);
-        let member = self.parts.fleet.get(id).ok_or_else(gone)?;
         let spec = &member.context.spec;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
         let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;

@@ -141,7 +141,7 @@ impl Actor {
             drop(session);
             // Returning memory takes time, so it is done only for sessions that held much.
             if held >= LARGE {
-                allocator::give_back();
+                allocator::trim();
             }
         }
         self.retire((id, member.unit.run_no()), member.context.tree);

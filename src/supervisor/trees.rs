@@ -133,7 +133,7 @@ impl Actor {
     /// Sends SIGKILL to all watched trees and, as PID 1, to every other process.
     pub(super) fn kill_the_rest(&mut self) {
         if std::process::id() == 1 {
-            send_signal::signal_everybody(libc::SIGKILL);
+            send_signal::signal_all_processes(libc::SIGKILL);
         }
         let keys: Vec<RunKey> = self.watches.watched.keys().copied().collect();
         keys.into_iter().for_each(|key| self.kill_run(key));

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
+use crate::pending::wake;
 use crate::terminal::ring::Ring;
 
 /// Number of bytes of earlier output that a new viewer sees (docs/api.md, Terminal sessions).
@@ -146,31 +147,28 @@ impl Terminal {
         state.ring.append(bytes, slowest);
         state.count();
         let end = state.ring.end();
+        let mut wakers = Vec::new();
         for viewer in state.viewers.values_mut().filter(|viewer| viewer.wake_at <= end) {
             viewer.wake_at = NEVER;
-            viewer.waker.wake_by_ref();
+            wakers.push(viewer.waker.clone());
         }
+        drop(state);
+        wakers.iter().for_each(wake);
     }
 
     /// Records the end of the session: no more output is appended.
     pub fn finish(&self, end: RunEnd) {
-        let mut state = self.lock();
-        state.end = Some(end);
-        state.wake_all();
+        self.change_and_wake_all(|state| state.end = Some(end));
     }
 
     /// Records that a request ends the session: viewers are disconnected at once.
     pub fn terminate(&self) {
-        let mut state = self.lock();
-        state.terminated = true;
-        state.wake_all();
+        self.change_and_wake_all(|state| state.terminated = true);
     }
 
     /// Records that the session can no longer be looked up: viewers that are not ready are disconnected.
     pub fn forget(&self) {
-        let mut state = self.lock();
-        state.forgotten = true;
-        state.wake_all();
+        self.change_and_wake_all(|state| state.forgotten = true);
     }
 
     /// Number of bytes of output that are held.
@@ -197,6 +195,16 @@ impl Terminal {
         let at = state.ring.end();
         state.viewers.insert(id, ViewerState { at, held: true, wake_at: NEVER, waker, last_read: Instant::now() });
         Viewer { terminal: Arc::clone(self), id }
+    }
+
+    /// Changes the state and wakes all viewers, without the lock: a waker may drop the viewer that it belongs to.
+    fn change_and_wake_all(&self, change: impl FnOnce(&mut State)) {
+        let wakers: Vec<Waker> = {
+            let mut state = self.lock();
+            change(&mut state);
+            state.viewers.values().map(|viewer| viewer.waker.clone()).collect()
+        };
+        wakers.iter().for_each(wake);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -227,10 +235,6 @@ impl State {
     fn count(&mut self) {
         let part = self.ring.held().saturating_sub(REPLAY as u64);
         self.backlog.change(std::mem::replace(&mut self.part, part), part);
-    }
-
-    fn wake_all(&self) {
-        self.viewers.values().for_each(|viewer| viewer.waker.wake_by_ref());
     }
 }
 

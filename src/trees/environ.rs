@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::INVOCATION_ID;
-use tl_os::procfs::{Identity, Process, is_still_there, variable};
+use tl_os::procfs::{Identity, Process, is_alive, variable};
 use tl_os::thread;
 
 /// Longest wait for one environment. A result that comes later is used the next time.
@@ -103,7 +103,7 @@ fn read(process: &Process, found: &Mutex<HashMap<Identity, String>>) {
     let value = variable(process, INVOCATION_ID);
     // If another process has got the PID meanwhile, the value belongs to that process.
     if let Ok(Some(value)) = value
-        && is_still_there(process.identity())
+        && is_alive(process.identity())
     {
         found.lock().unwrap_or_else(PoisonError::into_inner).insert(process.identity(), value);
     }

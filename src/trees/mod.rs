@@ -23,8 +23,8 @@ use environ::Environ;
 use job::Kind;
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
-use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
-use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_everybody, signal_if};
+use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_alive};
+use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_all_processes, signal_if};
 use tl_os::thread;
 
 /// Maximum number of passes over the orphans when a run is killed again.
@@ -222,7 +222,7 @@ impl Actor {
         // leave orphans that nothing identifies.
         let killed = rounds.iter().filter(|round| round.kind.is_kill()).flat_map(|round| &round.seen);
         for (pid, start) in killed {
-            signal_if(*pid, &[libc::SIGKILL], || is_still_there((*pid, *start)));
+            signal_if(*pid, &[libc::SIGKILL], || is_alive((*pid, *start)));
         }
         rounds
     }
@@ -289,7 +289,7 @@ impl Actor {
     fn terminate_rest(&mut self, snapshot: &Snapshot, leaders: &HashSet<Pid>) {
         if snapshot.all.is_empty() {
             // Without /proc, the processes to exclude cannot be identified, so all are signalled.
-            return TERMINATE.into_iter().for_each(signal_everybody);
+            return TERMINATE.into_iter().for_each(signal_all_processes);
         }
         let is_led = |process: &Process| leaders.contains(&process.session) || leaders.contains(&process.group);
         let was_asked = |process: &&Process| is_led(process) || self.asked.contains(&process.identity());

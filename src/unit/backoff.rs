@@ -1,4 +1,4 @@
-//! Whether a run is followed by a restart, and how long the restart waits (docs/api.md, Process control).
+//! Whether a run is followed by a restart, and how long the restart waits (docs/api.md, Processes).
 
 use std::time::Duration;
 
@@ -41,10 +41,15 @@ impl Unit {
 
     /// Starts a run that a client has requested: clears the error and the counts of earlier ones.
     pub(super) fn start_anew(&mut self, actions: Actions) {
+        self.clear_counts();
+        self.begin_run(actions);
+    }
+
+    /// Clears the error and the counts of earlier runs.
+    pub(super) fn clear_counts(&mut self) {
         self.restarts = 0;
         self.short_runs = 0;
         self.last_error = None;
-        self.begin_run(actions);
     }
 
     fn stable_after(&self) -> Duration {

@@ -83,8 +83,8 @@ impl Unit {
                 }
                 self.await_tree(now, Next::Restart, kill_at);
             }
-            // The run that is about to begin is the requested one.
-            State::AwaitingUser => {}
+            // The run that is about to begin is the requested one, and starts with cleared counts.
+            State::AwaitingUser => self.clear_counts(),
             State::AwaitingTree(wait) => wait.next = Next::Restart,
             State::Forking | State::Up(_) => self.end_run(now, Next::Restart, self.kill_at(now), actions),
         }

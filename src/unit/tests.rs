@@ -532,6 +532,26 @@ fn every_attempt_counts_as_a_restart() {
 }
 
 #[test]
+fn a_restart_by_a_client_clears_the_counts_also_while_the_user_is_looked_up() {
+    let mut scenario = Scenario::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(3));
+    scenario.start();
+    scenario.end(Exit::Code(1));
+    for _ in 0..3 {
+        scenario.after(60_000 * MS);
+        scenario.unit.step(scenario.clock(), Event::Tick, &mut Vec::new());
+        assert!(scenario.unit.awaits_user());
+        if scenario.unit.last_error().is_some() && scenario.unit.restart_count() == 2 {
+            scenario.event(Event::Restart);
+            assert_eq!(scenario.unit.last_error(), None);
+        }
+        scenario.unit.step(scenario.clock(), Event::UserResolved, &mut Vec::new());
+        scenario.event(Event::SpawnFailed(Error::UserNotFound("x".into())));
+    }
+    // Without the request, the third attempt would have been the last.
+    assert_eq!(scenario.unit.managed_status(), ManagedStatus::BackingOff);
+}
+
+#[test]
 fn a_stable_run_clears_the_last_error() {
     let mut scenario = Scenario::managed(Policy::Always, |_| {});
     scenario.start();

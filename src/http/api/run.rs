@@ -84,7 +84,8 @@ struct Begin {
     started_at: Millis,
 }
 
-/// The data of the last event. With `pid` or `started_at`, clients would take it for the first one.
+/// The data of the last event. It must not have a field `pid` or `started_at`, by which clients recognise the first
+/// one.
 #[derive(Serialize)]
 struct End {
     exit_code: Option<i32>,
@@ -104,7 +105,7 @@ impl From<RunEnd> for End {
     }
 }
 
-/// Kills the tree if it is dropped before the end of the run, for whatever reason the client gets no more of it.
+/// Kills the tree when it is dropped before the end of the run, whatever has ended the response.
 struct KillOnDrop {
     handle: Handle,
     /// The unit to kill. None once its run has ended.

@@ -70,7 +70,7 @@ fn parse_with<'b>(bytes: &'b [u8], headers: &mut [httparse::Header<'b>]) -> Resu
     Ok(Some(head.map(|head| (head, length))))
 }
 
-/// The method with this name. The parser accepts tokens only, of which tiny_http knows or keeps every one.
+/// The method with this name. The parser accepts only tokens, and tiny_http can represent every token.
 fn method(name: &str) -> Method {
     name.parse().unwrap_or(Method::Trace)
 }

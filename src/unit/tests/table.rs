@@ -115,6 +115,7 @@ down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
 2nd awaiting user   | resolved     | spawn                       | forking
 2nd awaiting user   | stop         | kill finish                 | down
+2nd awaiting user   | restart      |                             | awaiting user
 2nd awaiting user   | shut down    | kill finish                 | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
