@@ -12,6 +12,7 @@ help: ## Print this list
 
 run: ## Build tl-init and start it as PID 1 of a namespace (LISTEN=127.0.0.1:9501, ARGS=...)
 	@tests/need unshare cc
+	@echo "building tl-init (a few minutes the first time)"
 	@cargo build --release --quiet --package tl-init
 	@init/run.sh $(TARGET)/release/tl-init --listen $(LISTEN) $(ARGS)
 

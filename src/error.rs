@@ -1,5 +1,5 @@
 //! Errors of the supervisor, as types. The HTTP front end maps each variant to a status and a code in one place,
-//! `http/message/response_head.rs`.
+//! `src/http/api/errors.rs`.
 
 use std::error;
 use std::fmt;

@@ -64,8 +64,8 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
         let file = fcntl::open(&*again, flags, Mode::empty())?;
         return Ok(Some((File::from(file), stat)));
     }
-    // Without /proc the file is opened by its name. By now that can be another file, such as a FIFO, which must not
-    // block.
+    // Without /proc the file is opened by its name. By now the name can refer to another file, such as a FIFO, which
+    // must not block.
     let file = match open(&dir, path, flags | OFlag::O_NONBLOCK, Mode::empty()) {
         // Another process holds a lease on it, which only a regular file can have.
         Err(Errno::EAGAIN) => open(&dir, path, flags, Mode::empty())?,

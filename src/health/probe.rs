@@ -1,7 +1,7 @@
 //! One probe: a connection to the service and, for HTTP, one request and the status line of its response.
 //!
-//! No service can block the daemon or make its memory grow: no call here blocks, at most [`status_line::MAX`] bytes of a
-//! response are kept, and the schedule ends a probe that takes too long.
+//! No service can block the daemon or make its memory grow: no call here blocks, at most [`status_line::MAX`] bytes of
+//! a response are kept, and the schedule ends a probe that takes too long.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -25,12 +25,12 @@ pub(super) enum Outcome {
     Void(io::Error),
 }
 
-/// A probe in progress. It connects to 127.0.0.1, and to [::1] if the former has no listener.
+/// A probe in progress. It connects to 127.0.0.1, and to `[::1]` if the former has no listener.
 #[derive(Debug)]
 pub(super) struct Probe {
     stream: TcpStream,
     address: SocketAddr,
-    /// If it tries [::1], a sentence about the attempt on 127.0.0.1.
+    /// If it tries `[::1]`, a sentence about the attempt on 127.0.0.1.
     first: Option<String>,
     connected: bool,
     registered: bool,
@@ -189,7 +189,7 @@ fn begin(address: SocketAddr) -> Result<TcpStream, Unconnected> {
     })
 }
 
-/// Begins to connect to [::1] after 127.0.0.1 had no listener, which the sentence `first` describes. The timeout
+/// Begins to connect to `[::1]` after 127.0.0.1 had no listener, which the sentence `first` describes. The timeout
 /// of the probe continues.
 fn begin_second(port: u16, first: &str) -> Result<(TcpStream, SocketAddr), Outcome> {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));

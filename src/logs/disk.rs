@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::LogLimits;
 use super::directory::{self, LogDirectory};
 use super::lock;
-use crate::logs::lines::MAX_LINE;
+use crate::logs::lines::{MAX_HELD_LINE, MAX_LINE};
 use crate::model::UnitId;
 
 /// Minimum size of a segment, in bytes. The overhead of smaller ones would be too high.
@@ -41,7 +41,7 @@ pub(super) struct Disk {
     /// Length in bytes of the pieces into which longer lines are split.
     pub(super) max_line: usize,
     /// Length in bytes above which lines are not held in memory but read again piece by piece.
-    pub(super) short_line: usize,
+    pub(super) max_held_line: usize,
     /// Total size of all segment files, in bytes.
     pub(super) used: AtomicU64,
     /// Number of ends of logs so far.
@@ -73,7 +73,7 @@ impl Disk {
             index_every: (segment / 32).max(256 * 1024),
             chunk: 64 * 1024,
             max_line: MAX_LINE,
-            short_line: 16 * 1024,
+            max_held_line: MAX_HELD_LINE,
             used: AtomicU64::new(0),
             ended: AtomicU64::new(0),
         })

@@ -71,7 +71,7 @@ impl LineReader {
         begin: PerStream<StreamStart>,
     ) -> LineReader {
         let disk = log.disk();
-        let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
+        let splitter = || Splitter::keeping(disk.max_line, disk.max_held_line);
         let state = |begin| StreamState { begin, splitter: splitter(), origin: position, late: position, time: 0 };
         let states = PerStream { out: state(begin.out), err: state(begin.err) };
         LineReader { records: Records::new(Arc::clone(log), bound, position), view, states, texts: true }

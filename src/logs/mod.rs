@@ -63,9 +63,9 @@ pub use self::views::Lines;
 /// Limits on the size of logs on disk, in bytes. Each read of a pipe adds a header of 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct LogLimits {
-    /// Limit for the log of one unit; at least 4096, at most `total`.
+    /// Limit for the log of one unit. A value below 4096 counts as 4096, one above `total` as `total`.
     pub per_unit: u64,
-    /// Limit for the logs of all units together; at least 4096.
+    /// Limit for the logs of all units together. A value below 4096 counts as 4096.
     pub total: u64,
 }
 

@@ -46,9 +46,9 @@ pub enum HealthStatus {
     Disabled,
     /// No probe of this run has succeeded, and fewer than `failure_threshold` have failed.
     Starting,
-    /// The last probe succeeded.
+    /// A probe has succeeded, and fewer than `failure_threshold` probes in a row have failed since then.
     Healthy,
-    /// `failure_threshold` consecutive probes failed.
+    /// `failure_threshold` probes in a row have failed.
     Unhealthy,
 }
 

@@ -152,7 +152,7 @@ impl Actor {
         match member.context.look_up {
             LookUp::Idle => {
                 member.context.look_up = LookUp::Requested;
-                self.parts.resolver.ask(id, member.context.spec.user.as_ref().unwrap_or(&self.parts.default_user));
+                self.parts.resolver.request(id, member.context.spec.user.as_ref().unwrap_or(&self.parts.default_user));
             }
             LookUp::Requested | LookUp::Outdated => member.context.look_up = LookUp::Outdated,
         }

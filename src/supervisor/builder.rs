@@ -18,6 +18,7 @@ use super::handle::Handle;
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::resolver::Resolver;
+use super::sole::Sole;
 use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
@@ -138,31 +139,32 @@ impl Builder {
         self
     }
 
-    /// Limits on the output that is kept.
+    /// Limits on the output that is kept. By default 256 MiB for each unit and 1 GiB together.
     pub fn log_limits(mut self, limits: LogLimits) -> Self {
         self.log_limits = limits;
         self
     }
 
-    /// Maximum number of processes that run at the same time.
+    /// Maximum number of processes that run at the same time; 4,096 by default.
     pub fn max_processes(mut self, max: usize) -> Self {
         self.max_processes = max;
         self
     }
 
-    /// Maximum number of ended processes that are remembered, with their output.
+    /// Maximum number of ended processes that are remembered, with their output; 1,000 by default.
     pub fn keep_ended(mut self, max: usize) -> Self {
         self.keep_ended = max;
         self
     }
 
-    /// Number of connections of a front end that descriptors are reserved for.
+    /// Number of connections of a front end that descriptors are reserved for; 1,024 by default. Where RLIMIT_NOFILE is too
+    /// low for that, fewer are reserved: give the front end [`Supervisor::max_connections`].
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = max;
         self
     }
 
-    /// Maximum number of terminal sessions that run at the same time.
+    /// Maximum number of terminal sessions that run at the same time; 64 by default.
     pub fn max_sessions(mut self, max: usize) -> Self {
         self.max_sessions = max;
         self
@@ -214,10 +216,25 @@ impl Builder {
     /// and hangs in a system call could delay the reaping.
     ///
     /// # Errors
-    /// The log directory cannot be created or belongs to another supervisor or user, the default user is invalid, or
-    /// threads or descriptors have run out.
+    /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, is not empty and
+    /// no log directory, or belongs to another supervisor or user; the default user is invalid; or threads or
+    /// descriptors have run out.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use tl_supervisor::{Supervisor, UserSpec};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let start = |name| Supervisor::builder(dir.path().join(name)).default_user(UserSpec::current()).start();
+    /// let first = start("first")?;
+    /// assert_eq!(start("second").unwrap_err().kind(), ErrorKind::ResourceBusy);
+    /// drop(first);
+    /// start("second")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn start(self) -> io::Result<Supervisor> {
         self.default_user.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let sole = Sole::register()?;
         let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
         if std::process::id() != 1 {
@@ -281,7 +298,7 @@ impl Builder {
         // A child may have ended before SIGCHLD was watched.
         let _ = messages.send(Message::Child);
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
-        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread) })
+        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread), _sole: sole })
     }
 
     /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are
@@ -293,8 +310,10 @@ impl Builder {
             return (budget, Vec::new());
         }
         let (processes, connections) = (budget.processes, budget.connections);
-        let warning =
-            format!("RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections");
+        let warning = format!(
+            "RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections, not {} and {}",
+            requested.processes, requested.connections
+        );
         (budget, vec![warning])
     }
 }

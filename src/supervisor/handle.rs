@@ -52,10 +52,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
+    /// Sends a command, and blocks until its result.
+    pub(super) fn call<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
         self.begin(command).wait()
     }
 
+    /// Sends a command. Its result is delivered later.
     fn begin<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Pending<T> {
         let (reply, result) = pending();
         // If the supervisor thread has ended, the message is dropped with the reply, which delivers an error.
@@ -73,7 +75,7 @@ impl Handle {
         spec.check_process()?;
         let id = self.next_id();
         let user = Some(self.look_up_user(&spec));
-        self.ask(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
+        self.call(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
     }
 
     /// Starts a process without blocking; another thread reads `/etc/passwd`. The id is valid at once, so that a caller
@@ -119,7 +121,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn list(&self) -> Result<Vec<ProcessInfo>, Error> {
-        self.ask(Command::List)
+        self.call(Command::List)
     }
 
     /// One process.
@@ -135,7 +137,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn look_up(&self, target: &Target) -> Result<Started, Error> {
-        self.ask(|reply| Command::LookUp(target.clone(), reply))
+        self.call(|reply| Command::LookUp(target.clone(), reply))
     }
 
     /// The number of processes.
@@ -143,7 +145,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn counts(&self) -> Result<Counts, Error> {
-        self.ask(Command::Counts)
+        self.call(Command::Counts)
     }
 
     /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the
@@ -181,7 +183,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotManaged`], [`Error::NameInUse`], or the reason why it could not be started.
     pub fn restart(&self, target: &Target) -> Result<ProcessInfo, Error> {
-        self.ask(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
+        self.call(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
     }
 
     /// The standard input of the current run, to write to.
@@ -189,7 +191,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`], [`Error::StdinClosed`].
     pub fn stdin(&self, target: &Target) -> Result<Stdin, Error> {
-        self.ask(|reply| Command::Stdin(target.clone(), reply))
+        self.call(|reply| Command::Stdin(target.clone(), reply))
     }
 
     /// Writes all of `bytes` to standard input. Blocks while the process does not read.
@@ -209,7 +211,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`].
     pub fn close_stdin(&self, target: &Target) -> Result<(), Error> {
-        self.ask(|reply| Command::CloseStdin(target.clone(), reply))
+        self.call(|reply| Command::CloseStdin(target.clone(), reply))
     }
 
     /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` has passed. Returns

@@ -27,7 +27,7 @@ impl Handle {
         let (id, its_key) = (self.next_id(), key.clone());
         let user = self.look_up_user(&spec);
         let open = |reply| Command::OpenPty { id, spec: Box::new(spec), user, key: its_key, reply };
-        self.ask(open).map(|_: Started| key)
+        self.call(open).map(|_: Started| key)
     }
 
     /// All sessions, oldest first. An ended one is kept for a minute.
@@ -35,7 +35,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn ptys(&self) -> Result<Vec<SessionInfo>, Error> {
-        self.ask(Command::ListPtys)
+        self.call(Command::ListPtys)
     }
 
     /// One session.
@@ -47,7 +47,7 @@ impl Handle {
     }
 
     fn look_up_pty(&self, session_id: &str) -> Result<SessionAccess, Error> {
-        self.ask(|reply| Command::LookUpPty(session_id.to_owned(), reply))
+        self.call(|reply| Command::LookUpPty(session_id.to_owned(), reply))
     }
 
     /// Sets the size of a session's terminal. For a session that has ended it does nothing.
@@ -67,15 +67,15 @@ impl Handle {
     /// # Errors
     /// [`Error::SessionNotFound`].
     pub fn kill_pty(&self, session_id: &str) -> Result<(), Error> {
-        self.ask(|reply| Command::KillPty(session_id.to_owned(), reply))
+        self.call(|reply| Command::KillPty(session_id.to_owned(), reply))
     }
 
-    /// Attaches to a session. `waker` is woken when [`Viewer::look`] may return something new.
+    /// Attaches to a session. `waker` is woken when [`Viewer::read`] may return something new.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`], [`Error::InvalidToken`].
     pub fn attach(&self, key: &SessionKey, waker: impl Into<Waker>) -> Result<Attached, Error> {
-        let SessionAccess { unit, terminal, keyboard, .. } = self.ask(|reply| Command::Attach(key.clone(), reply))?;
+        let SessionAccess { unit, terminal, keyboard, .. } = self.call(|reply| Command::Attach(key.clone(), reply))?;
         Ok(Attached::new(&terminal, keyboard, unit, self.messages.clone(), waker.into()))
     }
 }
@@ -104,7 +104,7 @@ fn begin_resize(keyboard: &Stdin, size: TerminalSize) -> Pending<()> {
 /// attached.begin_type(b"hello\n".to_vec()).wait()?;
 /// let mut screen = Vec::new();
 /// while !String::from_utf8_lossy(&screen).contains("hello") {
-///     if attached.viewer.look(4096, &mut screen) == Seen::Nothing {
+///     if attached.viewer.read(4096, &mut screen) == Seen::Nothing {
 ///         std::thread::sleep(Duration::from_millis(1));
 ///     }
 /// }

@@ -79,7 +79,7 @@ impl Resolver {
     }
 
     /// Requests the user of the next run of a unit.
-    pub(super) fn ask(&self, unit: UnitId, user: &UserSpec) {
+    pub(super) fn request(&self, unit: UnitId, user: &UserSpec) {
         // If the thread has ended, the supervisor shuts down.
         let _ = self.0.send((unit, user.clone()));
     }

@@ -97,7 +97,7 @@ impl ViewerState {
     }
 }
 
-/// The result of [`Viewer::look`] and [`Viewer::glance`].
+/// The result of [`Viewer::read`] and [`Viewer::check`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Seen {
@@ -186,7 +186,7 @@ impl Terminal {
         self.lock().size = size;
     }
 
-    /// A new viewer, not ready yet. `waker` is woken when [`Viewer::look`] may return something new.
+    /// A new viewer, not ready yet. `waker` is woken when [`Viewer::read`] may return something new.
     pub fn view(self: &Arc<Self>, waker: impl Into<Waker>) -> Viewer {
         let waker = waker.into();
         let mut state = self.lock();
@@ -275,8 +275,8 @@ impl Viewer {
         }
     }
 
-    /// Reads: appends up to `most` bytes that the viewer has not read yet to `into`.
-    pub fn look(&self, most: usize, into: &mut Vec<u8>) -> Seen {
+    /// Appends up to `most` bytes that the viewer has not read yet to `into`.
+    pub fn read(&self, most: usize, into: &mut Vec<u8>) -> Seen {
         let mut state = self.terminal.lock();
         let State { ring, end, terminated, forgotten, viewers, .. } = &mut *state;
         let Some(viewer) = viewers.get_mut(&self.id) else { return Seen::Behind };
@@ -307,7 +307,7 @@ impl Viewer {
 impl Viewer {
     /// Checks, without reading, whether the viewer is too far behind or the session was terminated. The waker is woken
     /// when that
-    pub fn glance(&self) -> Seen {
+    pub fn check(&self) -> Seen {
         let mut state = self.terminal.lock();
         let State { ring, terminated, forgotten, viewers, .. } = &mut *state;
         let Some(viewer) = viewers.get_mut(&self.id) else { return Seen::Behind };
@@ -357,7 +357,7 @@ mod tests {
     fn all(viewer: &Viewer) -> (Vec<u8>, Seen) {
         let mut out = Vec::new();
         loop {
-            let seen = viewer.look(7, &mut out);
+            let seen = viewer.read(7, &mut out);
             if seen != Seen::Bytes {
                 return (out, seen);
             }
@@ -421,25 +421,25 @@ mod tests {
         let ((slow, waker), (quick, _)) = (view(&terminal), view(&terminal));
         slow.ready();
         quick.ready();
-        assert_eq!(slow.glance(), Seen::Nothing);
+        assert_eq!(slow.check(), Seen::Nothing);
         assert!(!woken(&waker));
         let mut seen = 0;
         for _ in 0..(REPLAY + BEHIND) / 100_000 + 2 {
             terminal.append(&[b'x'; 100_000]);
             let mut out = Vec::new();
-            while quick.look(usize::MAX, &mut out) == Seen::Bytes {}
+            while quick.read(usize::MAX, &mut out) == Seen::Bytes {}
             seen += out.len();
         }
         assert!(woken(&waker));
-        assert_eq!(slow.glance(), Seen::Behind);
-        assert_eq!(slow.look(1, &mut Vec::new()), Seen::Behind);
-        assert_eq!(quick.glance(), Seen::Nothing);
+        assert_eq!(slow.check(), Seen::Behind);
+        assert_eq!(slow.read(1, &mut Vec::new()), Seen::Behind);
+        assert_eq!(quick.check(), Seen::Nothing);
         assert_eq!(seen % 100_000, 0);
         drop(slow);
         let (late, _) = view(&terminal);
         late.ready();
         let mut out = Vec::new();
-        assert_eq!(late.look(usize::MAX, &mut out), Seen::Bytes);
+        assert_eq!(late.read(usize::MAX, &mut out), Seen::Bytes);
         assert_eq!(out.len(), REPLAY);
     }
 
@@ -458,7 +458,7 @@ mod tests {
         assert!(is_waited_for(&reads, now) && !is_waited_for(&other, now), "it is not ready");
         assert_eq!(terminal.pause(RATE as usize), Some(Duration::from_secs(1)));
         assert!(!is_waited_for(&reads, now + ACTIVE + ACTIVE), "it does not read");
-        assert_eq!(reads.look(1, &mut Vec::new()), Seen::Bytes);
+        assert_eq!(reads.read(1, &mut Vec::new()), Seen::Bytes);
         assert_eq!(terminal.pause(1000), None, "it is not more than 1 MiB behind");
     }
 

@@ -91,8 +91,8 @@ impl Drop for Trees {
 struct Actor {
     inbox: Receiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
-    /// Processes that were found to belong to a run without a cgroup. They still do after they leave its session or
-    /// pipes.
+    /// Processes that were found to belong to a run without a cgroup. They still belong to it after they leave its
+    /// session or pipes.
     known: HashMap<RunKey, HashSet<Identity>>,
     /// Live processes that were asked to end, by SIGTERM or SIGHUP.
     asked: HashSet<Identity>,

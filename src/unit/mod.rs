@@ -6,15 +6,17 @@
 //! all processes of the last run have ended); or *backing off* until its next restart. A run goes through these phases:
 //!
 //! ```text
-//!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, or awaiting its tree
-//!              │ 5 s                ▲
-//!              ├──────► Slow ───────┤ (an exec that hangs counts as started)
-//!              │ reaped    │ reaped │
-//!              ├──► Reaped ┴────────┘ (the outcome of the exec is not known yet)
-//!              └─exec failed─► Broken ──reaped──► the start has failed
+//!  Execing ──exec ok──► Running ──reaped──────────────► Draining ──drained──► down, or awaiting its tree
+//!     │ 5 s                ▲                                ▲
+//!     ├──────► Slow ───────┘ exec ok, or failed late        │
+//!     │         │ reaped                                    │
+//!     ├─reaped─►┴─► Reaped ──exec ok, or failed late────────┘
+//!     │                └─────exec failed────────► the start has failed
+//!     └─exec failed─► Broken ──reaped───────────► the start has failed
 //! ```
 //!
-//! `Next` decides what follows the end of the run: the restart policy, unless a stop or restart was requested.
+//! In `Slow`, an exec that hangs counts as started; in `Reaped`, the outcome of the exec is not known yet. `Next` decides what
+//! follows the end of the run: the restart policy, unless a stop or restart was requested.
 //!
 //! **Stopping.** The grace of a stop applies to the whole tree: processes that outlive the leader are killed when the
 //! grace is over. The next run begins when all of them have ended, at the latest 1 s after that kill. Processes that a

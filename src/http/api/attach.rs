@@ -206,7 +206,7 @@ impl<'c> TerminalClient<'c> {
         }
         let mut message = Vec::with_capacity(1);
         message.push(DATA);
-        match self.attached.viewer.look(BURST, &mut message) {
+        match self.attached.viewer.read(BURST, &mut message) {
             Seen::Bytes => {
                 self.write(message)?;
                 // If the client has not taken all of it, the waker must be woken when it falls too far behind.
@@ -226,7 +226,7 @@ impl<'c> TerminalClient<'c> {
 
     /// Checks that a client that is not ready for output may stay attached.
     fn check_viewer(&self) -> Result<bool, Closure> {
-        match self.attached.viewer.glance() {
+        match self.attached.viewer.check() {
             Seen::Nothing => Ok(false),
             seen => Err(closure(seen)),
         }

@@ -42,7 +42,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(random: &mut Random, short_lines: &[usize]) -> Case {
+    fn new(random: &mut Random, max_held_lines: &[usize]) -> Case {
         let max_line = [5, 12, 10_000][random.below(3)];
         let (dir, store) = store(4096 * 8, 1000 * 1024, |disk| {
             disk.segment = [40, 100, 300][random.below(3)];
@@ -50,7 +50,7 @@ impl Case {
             disk.chunk = [16, 50, 65_536][random.below(3)];
             disk.index_every = [1, 60][random.below(2)];
             disk.max_line = max_line;
-            disk.short_line = short_lines[random.below(short_lines.len())];
+            disk.max_held_line = max_held_lines[random.below(max_held_lines.len())];
         });
         let log = store.create(UnitId(1));
         Case { _dir: dir, log, ops: Vec::new(), written: PerStream::default(), max_line }
