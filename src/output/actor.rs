@@ -9,10 +9,10 @@ use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
-use super::batch::Operation;
+use super::batch::{Operation, ROOM};
 use super::log_writer::{Batches, Notify};
 use super::message::{Attach, Message, Notice};
-use super::pipe::{Drain, Pipe, PipeKind, ROOM, Run};
+use super::pipe::{Drain, Pipe, PipeKind, Run};
 use super::stdin::{StdinQueue, closed};
 use crate::clock::wall;
 use crate::error::Error;

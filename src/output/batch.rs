@@ -6,10 +6,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::message::Notice;
-use super::pipe::ROOM;
 use crate::logs::{OutputLog, Writing};
 use crate::model::{Millis, RunEnd, RunKey, Stream};
 use tl_os::allocator::release_pages;
+
+/// Buffer size of one read, in bytes: the largest capacity that an unprivileged process can give a pipe (pipe(7),
+/// `pipe-max-size`).
+///
+/// A read with a smaller buffer may end within a packet, and the kernel discards the rest of that packet. Pages of the
+/// buffer beyond the real capacity of a pipe, 64 KiB by default, are never touched.
+pub(super) const ROOM: usize = 1 << 20;
 
 /// Number of bytes from which on a batch accepts no more reads.
 const FULL: usize = 256 << 10;

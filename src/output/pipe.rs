@@ -12,13 +12,6 @@ use crate::model::{RunKey, Stream};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
 
-/// Buffer size of one read, in bytes: the largest capacity that an unprivileged process can give a pipe (pipe(7),
-/// `pipe-max-size`).
-///
-/// A read with a smaller buffer may end within a packet, and the kernel discards the rest of that packet. Pages of the
-/// buffer beyond the real capacity of a pipe, 64 KiB by default, are never touched.
-pub(super) const ROOM: usize = 1 << 20;
-
 /// A pipe, or one direction of a terminal's master.
 pub(super) struct Pipe {
     pub(super) fd: OwnedFd,
