@@ -235,7 +235,7 @@ fn a_changed_service_starts_after_the_old_one_has_ended() {
     assert_eq!(wait_for_said("new\n"), "up\nended\nnew\n");
 }
 
-/// Like a stopped `docker run -t` client: a terminal that nobody reads must not block the log.
+/// As with a stopped `docker run -t` client, a terminal that is not read must not block the log.
 #[test]
 fn a_full_terminal_on_stderr_delays_neither_services_nor_shutdown() {
     let terminal = nix::pty::openpty(None, None).expect("open a terminal");

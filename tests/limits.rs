@@ -118,19 +118,19 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
 }
 
 /// A mounted tmpfs of limited size.
-struct Small(tempfile::TempDir);
+struct SmallDisk(tempfile::TempDir);
 
-impl Small {
-    fn mount(bytes: u64) -> Small {
+impl SmallDisk {
+    fn mount(bytes: u64) -> SmallDisk {
         let dir = tempfile::tempdir().expect("create a directory");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(dir.path());
         assert!(mount.status().expect("run mount").success());
-        Small(dir)
+        SmallDisk(dir)
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
@@ -141,7 +141,7 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     if skip_without_root() {
         return;
     }
-    let disk = Small::mount(300 << 10);
+    let disk = SmallDisk::mount(300 << 10);
     let log_dir = disk.0.path().join("log").display().to_string();
     let daemon = start_daemon_with(&["--log-dir", &log_dir]);
     const KEPT: usize = 64 << 10;

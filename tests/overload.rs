@@ -1,4 +1,4 @@
-//! More clients than connections, threads or memory: metadata, signals and DELETE are served all the same.
+//! More clients than connections, threads or memory: metadata, signals and DELETE are still served.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

@@ -276,7 +276,7 @@ fn a_hanging_etc_delays_neither_running_processes_nor_the_shutdown() {
     daemon.delete(&format!("/processes/{plain}")).expect(204);
     assert_eq!(daemon.info(plain)["status"], "signaled");
     assert_eq!(daemon.try_health(), Some(200));
-    // A DELETE stops the service all the same, and can be repeated.
+    // A DELETE still stops the service, and can be repeated.
     for _ in 0..3 {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert_eq!(daemon.info(pid)["managed"]["status"], "stopped");

@@ -315,7 +315,7 @@ impl Main {
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
         match shutdown {
             Some(shutdown) if shutdown.overdue <= overdue => {
-                log::info!("shutdown with {} s of grace: the earlier deadline stands", grace.as_secs_f64());
+                log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
             }
             _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
         }

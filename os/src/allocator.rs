@@ -68,7 +68,7 @@ pub fn has_margin() -> bool {
     true
 }
 
-/// Whether a failed allocation of this size is to be tried again. If so, the reserve was returned to the kernel, by
+/// Whether a failed allocation of this size should be tried again. If so, the reserve was returned to the kernel, by
 /// this thread or by another one whose allocation failed at the same time.
 fn may_try_again(size: usize) -> bool {
     if size > SMALL {

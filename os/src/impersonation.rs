@@ -102,7 +102,7 @@ impl Drop for Impersonation {
     fn drop(&mut self) {
         let Some(before) = self.before.take() else { return };
         if let Err(error) = before.apply() {
-            log::error!("a thread cannot get its own credentials back and must end: {error}");
+            log::error!("a thread cannot restore its own credentials and must end: {error}");
             RESTORE_FAILED.set(true);
         }
     }

@@ -1,4 +1,4 @@
-"""Machines with a missing or wrong configuration: they boot all the same, and report it."""
+"""Machines with a missing or wrong configuration boot and report it."""
 
 import json
 import subprocess

@@ -49,7 +49,7 @@ pub(super) struct Inherited<'fd> {
 /// else with 126.
 ///
 /// # Safety
-/// Only for a child that was just forked: all descriptors of the process above 3 are closed, whoever owns them, and 0
+/// Only for a child that was just forked: all descriptors of the process above 3 are closed, even if owned, and 0
 /// to 3 are replaced.
 pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
     let failure = match become_program(launch, inherited) {

@@ -57,7 +57,7 @@ impl RunBody {
         }
         let input = match (self.stdin, self.stdin_base64) {
             (Some(_), Some(_)) => {
-                return Err(SpecError::new("stdin", "and `stdin_base64` exclude each other; send one of them"));
+                return Err(SpecError::new("stdin", "and `stdin_base64` are mutually exclusive; send one of them"));
             }
             (Some(JsonString(text)), None) => Some(text.into_bytes()),
             (None, Some(Base64(bytes))) => Some(bytes),
@@ -204,7 +204,7 @@ mod tests {
             assert_eq!(input(fields), Ok((stdio, right.map(<[u8]>::to_vec))), "{fields}");
         }
         for (fields, part) in [
-            (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` exclude each other"),
+            (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` are mutually exclusive"),
             (r#""stdin":1"#, "`stdin`: must be a string, not 1"),
             (r#""stdin_base64":"aGk""#, "`stdin_base64`: must be a string in base64 with padding"),
             (r#""stdin_base64":"a-k=""#, "`stdin_base64`: "),

@@ -187,7 +187,7 @@ impl RequestHead {
                 Some(length) => Ok(BodyFraming::Length(length)),
                 None => malformed("`Content-Length` must be a decimal number"),
             },
-            (Some(_), Some(_)) => malformed("`Content-Length` and `Transfer-Encoding` exclude each other"),
+            (Some(_), Some(_)) => malformed("`Content-Length` and `Transfer-Encoding` are mutually exclusive"),
             (Some(_), None) if self.is_http_1_0 => malformed("HTTP/1.0 has no `Transfer-Encoding`"),
             (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
                 Ok(BodyFraming::Chunked)
