@@ -273,6 +273,16 @@ impl Socket {
         self.guard.begin_long()
     }
 
+    /// See [`ConnectionGuard::begin_start`].
+    pub(crate) fn begin_start(&mut self) -> bool {
+        self.guard.begin_start()
+    }
+
+    /// See [`ConnectionGuard::max_starts`].
+    pub(crate) fn max_starts(&self) -> usize {
+        self.guard.max_starts()
+    }
+
     /// See [`ConnectionGuard::max_long_requests`].
     pub(crate) fn max_long_requests(&self) -> usize {
         self.guard.max_long_requests()
