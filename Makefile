@@ -1,4 +1,4 @@
-# Tasks of this repository; `make` lists them.
+# Build, test and run targets; `make` lists them.
 
 # Address of `make run`, and further arguments of tl-init.
 LISTEN ?= 127.0.0.1:9501
@@ -12,6 +12,7 @@ help: ## Print this list
 
 run: ## Build tl-init and start it as PID 1 of a namespace (LISTEN=127.0.0.1:9501, ARGS=...)
 	@tests/need unshare cc
+	@echo "building tl-init (a few minutes the first time)"
 	@cargo build --release --quiet --package tl-init
 	@init/run.sh $(TARGET)/release/tl-init --listen $(LISTEN) $(ARGS)
 
@@ -43,9 +44,9 @@ rootfs: dist ## Build small root file systems as directory, cpio and ext4, in di
 	@init/images/fetch.sh busybox kernel
 	@init/images/rootfs.sh
 
-package: ## Package each crate and build it from its package, as a registry would deliver it
+package: ## Package each crate and build it from its package
 	cargo package --workspace --allow-dirty
 
-bench: ## Run the benchmarks, each beside the floor that this machine sets
+bench: ## Run the benchmarks, each beside a floor measured on this machine
 	@tests/need unshare cc
 	cargo bench --package tl-init --bench figures

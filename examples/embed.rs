@@ -1,8 +1,8 @@
 //! Supervises two services in a program of your own and reacts to their exits. Needs no privilege:
 //! `cargo run --example embed`; Ctrl-C ends it.
 //!
-//! `clock` runs until the end. `flaky` crashes; the supervisor restarts it twice and then gives up, and the program goes on
-//! without it. If `clock` ended, the program would end as well.
+//! `clock` runs until the end. `flaky` crashes; the supervisor restarts it twice and then gives up, and the program
+//! goes on without it. If `clock` ended, the program would end as well.
 
 use std::error::Error;
 use std::sync::mpsc::{Sender, channel};

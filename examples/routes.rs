@@ -1,7 +1,7 @@
 //! Serves a route of its own beside the process API: `cargo run --example routes`, then try
 //!
 //! ```text
-//! curl http://127.0.0.1:9503/hello?name=you
+//! curl 'http://127.0.0.1:9503/hello?name=you'
 //! curl http://127.0.0.1:9503/api/v1/processes
 //! ```
 //!
@@ -9,6 +9,7 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use tl_supervisor::http::message::{ApiError, Request, Response};
 use tl_supervisor::http::server::{Handler, Options, Server};
@@ -50,11 +51,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // Without a token, an API must not listen on anything but loopback.
     let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::Anybody));
-    let server = Server::bind("127.0.0.1:9503".parse()?, Routes { api }, Options::new())?;
+    let options = Options::new().max_connections(supervisor.max_connections());
+    let server = Server::bind("127.0.0.1:9503".parse()?, Routes { api }, options)?;
     println!("listening on {}; Enter ends it", server.local_addr());
     io::stdin().read_line(&mut String::new())?;
 
     server.shutdown();
+    supervisor.handle().shutdown(Duration::from_secs(5))?;
     drop(supervisor);
     std::fs::remove_dir_all(logs)?;
     Ok(())

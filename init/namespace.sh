@@ -14,7 +14,7 @@
 #   TL_NS_DIR      directory for its files; must not exist yet (default: a temporary directory)
 #   TL_NS_CGROUP   "no": the program cannot write to cgroups
 #   TL_NS_PID_MAX  the highest PID in the namespace; needs Linux 6.14, where pid_max is per namespace
-#   TL_NS_PROC     "outer": /proc is that of the outer PID namespace
+#   TL_NS_PROC     "outer": /proc shows the outer PID namespace
 set -eu
 
 # Runs as PID 1 of the namespace; its mounts are visible only there.

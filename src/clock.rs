@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::model::Millis;
 use crate::unit::Now;
 
-/// A hundred years: longer than any machine runs, and no clock overflows by it.
+/// A hundred years: longer than any uptime, and short enough to add to an `Instant` without overflow.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// The wall clock, in milliseconds since 1970.
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_beyond_the_range_is_far_in_the_future() {
+    fn a_time_out_of_range_becomes_a_far_future_instant() {
         let clock = Clock::start();
         for mono in [Duration::MAX, Duration::from_secs(i64::MAX as u64), Duration::from_secs(1 << 40)] {
             assert!(clock.instant(mono) > Instant::now() + Duration::from_secs(1 << 30), "{mono:?}");

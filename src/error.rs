@@ -1,5 +1,5 @@
 //! Errors of the supervisor, as types. The HTTP front end maps each variant to a status and a code in one place,
-//! `http/message/response_head.rs`.
+//! `src/http/api/errors.rs`.
 
 use std::error;
 use std::fmt;
@@ -39,8 +39,8 @@ impl SpecError {
 
 /// Why an operation of the supervisor failed.
 ///
-/// The message of each error is a sentence for the client that asked. An error that the operating system caused has the
-/// [`io::Error`] as its [`source`](error::Error::source).
+/// The message of each error is a sentence for the client that made the request. An error caused by the operating
+/// system has the [`io::Error`] as its [`source`](error::Error::source).
 ///
 /// ```
 /// use tl_supervisor::{Error, ProcessSpec, Supervisor, UserSpec};
@@ -74,7 +74,7 @@ pub enum Error {
         why: String,
     },
     /// The arguments and the environment are longer than the kernel accepts (E2BIG).
-    #[error("`args` and `env` together are longer than the kernel takes")]
+    #[error("`args` and `env` together are longer than the kernel accepts")]
     ArgumentsTooLong,
     /// The working directory does not exist or is not a directory.
     #[error("`working_dir`: there is no directory {0:?}")]
@@ -100,7 +100,7 @@ pub enum Error {
     /// The process was started without a pipe as its standard input.
     #[error("stdin of the process with {0} is not a pipe; start it with `stdin_mode`: `pipe`")]
     StdinNotWritable(Target),
-    /// The number is not that of a signal.
+    /// The number is not a signal number.
     #[error("`signal` must be a whole number from 1 to 64, not {0}")]
     InvalidSignal(i64),
     /// The number of running processes has reached its limit.
@@ -109,27 +109,27 @@ pub enum Error {
     /// No terminal session has this id.
     #[error("there is no session {0:?}")]
     SessionNotFound(String),
-    /// The token is missing or is not that of the session.
-    #[error("this needs the session's own token, in `X-PTY-Token` or as the query parameter `token`")]
+    /// The session token is missing or wrong.
+    #[error("this request needs the token of the session, in `X-PTY-Token` or as the query parameter `token`")]
     InvalidToken,
     /// The number of running terminal sessions has reached its limit.
     #[error("{0} sessions are running, which is the limit; end one first")]
     TooManySessions(usize),
-    /// The shutdown has begun, so nothing is started any more.
+    /// The shutdown has begun: no process or session is started any more.
     #[error("the daemon is shutting down")]
     ShuttingDown,
-    /// No descriptor, process, thread or memory is left. Nothing was started.
+    /// Descriptors, processes, threads or memory have run out. Nothing was started.
     #[error(transparent)]
     OutOfResources(SystemFailure),
-    /// A defect of the supervisor, or a system call that failed for a reason that no other variant stands for.
+    /// A bug in the supervisor, or a system call that failed for a reason that no other variant covers.
     #[error(transparent)]
     Internal(SystemFailure),
 }
 
-/// A failure that the operating system caused, or that has no variant of its own: a sentence, and the [`io::Error`] as the
-/// source where there is one.
+/// A failure caused by the operating system, or one that no other variant covers: a sentence, and the [`io::Error`] as
+/// the source if there is one.
 ///
-/// Two are equal if their sentences and error numbers are.
+/// Two failures are equal if their sentences and error numbers are equal.
 ///
 /// ```
 /// use std::error::Error as _;
@@ -179,11 +179,11 @@ impl error::Error for SystemFailure {
     }
 }
 
-/// Whether `errno` says that something has run out that may become free again: descriptors, memory, processes, and, by
-/// ENOSPC, terminals (ptmx(4)) and cgroups.
-pub(crate) fn is_want_of_resources(errno: i32) -> bool {
-    let wants = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::ENOBUFS, libc::ENOSPC, libc::EUSERS];
-    wants.contains(&errno)
+/// Whether `errno` means that a resource has run out that may become available again: descriptors, memory, processes,
+/// and, with ENOSPC, terminals (ptmx(4)) and cgroups.
+pub(crate) fn is_resource_exhaustion(errno: i32) -> bool {
+    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EAGAIN, libc::ENOBUFS, libc::ENOSPC, libc::EUSERS];
+    exhausted.contains(&errno)
 }
 
 impl Error {
@@ -219,14 +219,14 @@ impl Error {
     pub fn from_io(doing: &str, error: &io::Error) -> Error {
         let what = format!("{doing}: {error}");
         let failed = match error.raw_os_error() {
-            Some(errno) if is_want_of_resources(errno) => Error::out_of_resources(what),
+            Some(errno) if is_resource_exhaustion(errno) => Error::out_of_resources(what),
             Some(libc::EPERM | libc::EACCES) => Error::permission_denied(what),
             _ => Error::internal(what),
         };
         failed.with_source(error)
     }
 
-    /// The same error with a copy of `error` as its source, where the variant can have one.
+    /// This error with a copy of `error` as its source, if the variant has a source.
     fn with_source(mut self, error: &io::Error) -> Error {
         let copy = match error.raw_os_error() {
             Some(errno) => io::Error::from_raw_os_error(errno),
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_of_the_system_is_sorted_by_its_number_and_is_the_source() {
+    fn from_io_maps_the_errno_to_a_variant_and_keeps_the_source() {
         for (errno, sentence) in [
             (libc::EMFILE, "the machine is out of resources: forking: "),
             (libc::EPERM, "forking: "),

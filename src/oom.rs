@@ -12,7 +12,7 @@ use tl_os::poll::{Events, Waker, wait};
 use tl_os::thread;
 
 /// Size of the buffer for `memory.events`, in bytes. The file is much shorter.
-const LENGTH: usize = 4096;
+const BUFFER_SIZE: usize = 4096;
 
 /// A handle to the thread, which ends and is joined on drop.
 #[derive(Debug)]
@@ -22,12 +22,12 @@ pub(crate) struct OomThread {
 }
 
 impl OomThread {
-    /// Watches `events`, the open `memory.events` of a cgroup (the kernel's cgroup-v2.rst), and calls `notice` when its
-    /// count of kills has grown. The kernel wakes the thread at most once in 10 ms.
+    /// Watches `events`, the open `memory.events` of a cgroup (the kernel's cgroup-v2.rst), and calls `on_kill` when
+    /// its count of OOM kills has grown. The kernel wakes the thread at most once per 10 ms.
     ///
     /// # Errors
-    /// When the system has no thread or descriptor left.
-    pub(crate) fn start(events: File, notice: impl Fn() + Send + 'static) -> io::Result<OomThread> {
+    /// If the system cannot create another thread or descriptor.
+    pub(crate) fn start(events: File, on_kill: impl Fn() + Send + 'static) -> io::Result<OomThread> {
         let waker = Arc::new(Waker::new()?);
         let woken = Arc::clone(&waker);
         let mut known = kills_in(&events)?;
@@ -40,18 +40,18 @@ impl OomThread {
             let Ok(kills) = kills_in(&events) else { return Ok(()) };
             if kills > known {
                 known = kills;
-                notice();
+                on_kill();
             }
         };
-        // If the thread dies, such kills are only attributed less precisely.
+        // The end of this thread needs no handling: without it, OOM kills are only attributed less precisely.
         let thread = thread::spawn("oom", body, || {})?;
         Ok(OomThread { waker, thread: Some(thread) })
     }
 }
 
-/// The number of kills that `events` counts.
+/// The number of OOM kills that `events` reports.
 fn kills_in(events: &File) -> io::Result<u64> {
-    let mut buffer = [0; LENGTH];
+    let mut buffer = [0; BUFFER_SIZE];
     let length = events.read_at(&mut buffer, 0)?;
     Ok(oom_kills(&String::from_utf8_lossy(buffer.get(..length).unwrap_or_default())))
 }

@@ -201,7 +201,7 @@ fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
         assert_eq!(run.next_frame().expect("the last event").data["reason"], "timed_out");
         let took = begun.elapsed();
         assert!(took < Duration::from_secs(16), "{took:?}");
-        assert_eq!(daemon.pids_executing("sleep 4410"), [sleep], "it is still there");
+        assert_eq!(daemon.pids_executing("sleep 4410"), [sleep], "the frozen process still exists");
         check_others_are_served(&daemon);
         let begun = Instant::now();
         daemon.delete(&format!("/processes/{pid}")).expect(204);

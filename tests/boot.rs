@@ -13,7 +13,7 @@ use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, wait_until};
 /// Creates a configuration directory with these files; returns it and options that use it.
 fn with_config_files(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Options) {
     let dir = tempfile::tempdir().expect("create a directory");
-    fs::create_dir(dir.path().join("services")).expect("a folder");
+    fs::create_dir(dir.path().join("services")).expect("create a directory");
     for (name, text) in files {
         fs::write(dir.path().join(name), text).expect("create a file");
     }
@@ -146,7 +146,7 @@ fn sighup_starts_new_services_and_stops_removed_ones() {
     write(&path("new.json"), &sleep("5605"));
     daemon.signal(Signal::SIGHUP);
     wait_for_service(&daemon, "new.json", "the process runs", |service| service["ok"] == true);
-    assert_eq!(wait_for_report_of(&daemon, "stays.json"), stays, "left alone");
+    assert_eq!(wait_for_report_of(&daemon, "stays.json"), stays, "the unchanged service keeps running");
     for (sleeps, count) in [("5601", 1), ("5602", 0), ("5603", 0), ("5604", 1), ("5605", 1)] {
         assert_eq!(daemon.pids_executing(&format!("sleep {sleeps}")).len(), count, "sleep {sleeps}");
     }
@@ -235,7 +235,7 @@ fn a_changed_service_starts_after_the_old_one_has_ended() {
     assert_eq!(wait_for_said("new\n"), "up\nended\nnew\n");
 }
 
-/// Like a stopped `docker run -t` client: a terminal that nobody reads must not block the log.
+/// As with a stopped `docker run -t` client, a terminal that is not read must not block the log.
 #[test]
 fn a_full_terminal_on_stderr_delays_neither_services_nor_shutdown() {
     let terminal = nix::pty::openpty(None, None).expect("open a terminal");

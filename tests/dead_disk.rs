@@ -1,4 +1,4 @@
-//! A disk of the logs that does not answer: it stops output, and nothing else.
+//! A log disk that does not respond stops the capture of output and nothing else.
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -15,10 +15,11 @@ use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, skip_witho
 
 const SERVER: &str = include_str!("disk.py");
 
-/// As long as an operation may take that does not wait for the disk. A busy machine takes its time.
+/// Time limit for an operation that does not wait for the disk; long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A file system whose disk can die. Its server is outside of the daemon's namespace: the end of the daemon does not end it.
+/// A FUSE file system that can stop responding. Its server runs outside the namespace of the daemon, so it outlives the
+/// daemon.
 struct Disk {
     dir: TempDir,
     server: Child,
@@ -27,13 +28,13 @@ struct Disk {
 
 impl Disk {
     fn mount() -> Disk {
-        let dir = tempfile::tempdir().expect("a directory");
+        let dir = tempfile::tempdir().expect("create a directory");
         let mut command = bound_command("python3");
         command.args(["-c", SERVER]).arg(dir.path()).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut server = command.spawn().expect("start python3");
-        let answers = BufReader::new(server.stdout.take().expect("its stdout"));
+        let answers = BufReader::new(server.stdout.take().expect("stdout of the server"));
         let mut disk = Disk { dir, server, answers };
-        disk.says("mounted");
+        disk.expect_answer("mounted");
         disk
     }
 
@@ -41,21 +42,22 @@ impl Disk {
         self.dir.path().join("log")
     }
 
-    fn says(&mut self, right: &str) {
+    fn expect_answer(&mut self, right: &str) {
         let mut line = String::new();
-        self.answers.read_line(&mut line).expect("read its answer");
+        self.answers.read_line(&mut line).expect("read the answer of the server");
         assert_eq!(line.trim(), right);
     }
 
+    /// Sends a signal to the server and waits for its answer.
     fn set(&mut self, signal: Signal, right: &str) {
-        kill(Pid::from_raw(self.server.id() as i32), signal).expect("signal it");
-        self.says(right);
+        kill(Pid::from_raw(self.server.id() as i32), signal).expect("signal the server");
+        self.expect_answer(right);
     }
 
-    /// Dies; then the daemon writes a log, and waits for that.
+    /// Makes the disk stop responding, and waits until the log writer of the daemon hangs in a write.
     fn die(&mut self, daemon: &Daemon) {
         self.set(Signal::SIGUSR1, "dead");
-        await_writer(daemon, &["fuse", "request"]);
+        wait_until_writer_hangs(daemon, &["fuse", "request"]);
     }
 }
 
@@ -67,20 +69,20 @@ impl Drop for Disk {
     }
 }
 
-/// An ext4 file system that can be frozen: whatever writes to it waits in the kernel, and not even SIGKILL ends that. So does a disk
-/// that does not answer.
-struct Frozen(TempDir);
+/// An ext4 file system that can be frozen. A write to a frozen file system waits in the kernel and is not ended by
+/// SIGKILL, like a write to a disk that does not respond.
+struct FreezableDisk(TempDir);
 
-impl Frozen {
-    /// None where there is no loop device.
-    fn mount() -> Option<Frozen> {
-        let dir = tempfile::tempdir().expect("a directory");
+impl FreezableDisk {
+    /// None where no ext4 file system can be created or mounted on a loop device.
+    fn mount() -> Option<FreezableDisk> {
+        let dir = tempfile::tempdir().expect("create a directory");
         let (image, mounted) = (dir.path().join("image"), dir.path().join("mounted"));
-        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("make an image");
-        std::fs::create_dir(&mounted).expect("a directory");
+        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).expect("create an image");
+        std::fs::create_dir(&mounted).expect("create a directory");
         let run = |command: &mut Command| command.output().is_ok_and(|output| output.status.success());
         let made = run(Command::new("mkfs.ext4").arg("-q").arg(&image));
-        (made && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted))).then(|| Frozen(dir))
+        (made && run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted))).then(|| FreezableDisk(dir))
     }
 
     fn path(&self) -> PathBuf {
@@ -93,8 +95,8 @@ impl Frozen {
     }
 }
 
-/// Dropped, it thaws: before a daemon that could not end otherwise.
-struct Freeze<'a>(&'a Frozen);
+/// Keeps the file system frozen. Must be dropped before the daemon, which cannot end while a write hangs.
+struct Freeze<'a>(&'a FreezableDisk);
 
 impl Drop for Freeze<'_> {
     fn drop(&mut self) {
@@ -102,17 +104,17 @@ impl Drop for Freeze<'_> {
     }
 }
 
-impl Drop for Frozen {
+impl Drop for FreezableDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.path()).status();
     }
 }
 
-/// Waits until the thread that writes logs waits in the kernel, in a function whose name has one of these words.
-fn await_writer(daemon: &Daemon, words: &[&str]) {
+/// Waits until the log writer waits in a kernel function whose name contains one of these words.
+fn wait_until_writer_hangs(daemon: &Daemon, words: &[&str]) {
     let tasks = format!("/proc/{}/task", daemon.pid);
-    wait_until(TIMEOUT, "the writer of the logs waits for the disk", || {
-        std::fs::read_dir(&tasks).expect("its threads").flatten().find(|task| {
+    wait_until(TIMEOUT, "the log writer waits for the disk", || {
+        std::fs::read_dir(&tasks).expect("the threads").flatten().find(|task| {
             let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
             read("comm") == "log-writer\n" && words.iter().any(|word| read("wchan").contains(word))
         })
@@ -124,13 +126,14 @@ fn start(log_dir: &Path) -> Daemon {
     Options::default().args(&["--log-dir", &log_dir, "--shutdown-grace", "0.5"]).start()
 }
 
-/// Writes a line now and then, for ever.
-fn ticking(daemon: &Daemon) -> u64 {
+/// Starts a process that writes a line every 20 ms without end; its PID.
+fn start_ticking(daemon: &Daemon) -> u64 {
     let pid = daemon.sh("while :; do echo tick; sleep 0.02; done");
-    wait_until(TIMEOUT, "it writes", || (daemon.lines(pid, "stdout").len() > 3).then_some(()));
+    wait_until(TIMEOUT, "the process writes", || (daemon.lines(pid, "stdout").len() > 3).then_some(()));
     pid
 }
 
+/// Runs `job` and fails if it takes longer than [`SOON`].
 fn soon<T>(what: &str, job: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let result = job();
@@ -139,7 +142,7 @@ fn soon<T>(what: &str, job: impl FnOnce() -> T) -> T {
 }
 
 fn checked_service(listener: &TcpListener) -> Value {
-    let port = listener.local_addr().expect("its address").port();
+    let port = listener.local_addr().expect("local address").port();
     json!({
         "command": "sleep", "args": ["600"], "name": "web",
         "restart": {"policy": "always", "initial_backoff_ms": 0},
@@ -149,8 +152,8 @@ fn checked_service(listener: &TcpListener) -> Value {
     })
 }
 
-/// All that does not need the disk goes on.
-fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64) {
+/// Checks that everything that does not need the disk still works.
+fn check_everything_else_works(daemon: &Daemon, listener: TcpListener, service: u64) {
     let status = |pid: u64| daemon.info(pid)["status"].clone();
     let sleep = soon("start", || pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["600"]}))));
     soon("list", || assert!(daemon.list().iter().any(|info| info["pid"] == sleep)));
@@ -158,33 +161,34 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
         daemon.post("/processes", &json!({"command": "no-such-program"})).expect_error(400, "COMMAND_NOT_FOUND", "")
     });
     soon("health", || assert_eq!(daemon.try_health(), Some(200)));
-    // One without output, one whose line the writer has not come to, and one that writes more than is taken meanwhile.
+    // A process without output, and one whose output cannot be written to the log yet.
     for script in ["exit 7", "echo hello; exit 7"] {
         let pid = daemon.sh(script);
         let info = soon(script, || {
-            wait_until(TIMEOUT, "it has ended", || {
+            wait_until(TIMEOUT, "the process has ended", || {
                 let info = daemon.info(pid);
                 (info["status"] == "exited").then_some(info)
             })
         });
         assert_eq!(info["exit_code"], 7, "{script}");
     }
+    // Writes more than the daemon buffers.
     let flood = daemon.sh("yes");
     let stdin = pid_of(&daemon.start_process(&json!({"command": "cat", "stdin_mode": "pipe"})));
     soon("stdin", || daemon.request("POST", &format!("/processes/{stdin}/stdin"), Some(b"hello\n")).expect(204));
     soon("the end of stdin", || {
         daemon.request("POST", &format!("/processes/{stdin}/stdin/close"), Some(b"")).expect(204);
-        wait_until(TIMEOUT, "it has ended", || (status(stdin) == "exited").then_some(()));
+        wait_until(TIMEOUT, "the process has ended", || (status(stdin) == "exited").then_some(()));
     });
     soon("signal", || daemon.post(&format!("/processes/{sleep}/signal"), &json!({"signal": 15})).expect(200));
-    soon("reap", || wait_until(TIMEOUT, "it is reaped", || (status(sleep) == "signaled").then_some(())));
+    soon("reap", || wait_until(TIMEOUT, "the process is reaped", || (status(sleep) == "signaled").then_some(())));
     soon("kill", || daemon.delete(&format!("/processes/{flood}")).expect(204));
-    soon("the end of what writes", || {
-        wait_until(TIMEOUT, "it has ended", || (status(flood) == "signaled").then_some(()));
+    soon("the end of a process that writes", || {
+        wait_until(TIMEOUT, "the process has ended", || (status(flood) == "signaled").then_some(()));
     });
-    soon("a check that fails", || {
+    soon("a failed health check", || {
         drop(listener);
-        wait_until(TIMEOUT, "the service is started again", || {
+        wait_until(TIMEOUT, "the service is restarted", || {
             (daemon.info(service)["managed"]["restart_count"].as_u64() > Some(0)).then_some(())
         });
     });
@@ -192,30 +196,33 @@ fn everything_else_goes_on(daemon: &Daemon, listener: TcpListener, service: u64)
     assert_eq!(daemon.info(service)["managed"]["status"], "stopped");
 }
 
-fn healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+/// Starts a managed process and waits until it is healthy; the port that is probed, and the PID.
+fn start_healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
     let service = pid_of(&daemon.start_process(&checked_service(&listener)));
-    wait_until(TIMEOUT, "it is healthy", || {
+    wait_until(TIMEOUT, "the service is healthy", || {
         (daemon.info(service)["managed"]["health_status"] == "healthy").then_some(())
     });
     (listener, service)
 }
 
 #[test]
-fn a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else() {
-    let name = "a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else";
+fn a_frozen_log_disk_stops_output_and_nothing_else() {
+    let name = "a_frozen_log_disk_stops_output_and_nothing_else";
     if skip_without_root() {
         return;
     }
-    let Some(disk) = Frozen::mount() else { return eprintln!("{name}: skipped, there is no ext4 on a loop device") };
+    let Some(disk) = FreezableDisk::mount() else {
+        return eprintln!("{name}: skipped, ext4 cannot be mounted on a loop device");
+    };
     let mut daemon = start(&disk.path().join("log"));
-    ticking(&daemon);
-    let (listener, service) = healthy_service(&daemon);
+    start_ticking(&daemon);
+    let (listener, service) = start_healthy_service(&daemon);
     let frozen = disk.freeze();
-    await_writer(&daemon, &["percpu", "rwsem", "freeze", "sb_start"]);
-    everything_else_goes_on(&daemon, listener, service);
+    wait_until_writer_hangs(&daemon, &["percpu", "rwsem", "freeze", "sb_start"]);
+    check_everything_else_works(&daemon, listener, service);
     daemon.signal(Signal::SIGINT);
-    // The shutdown ends every process. The kernel does not let the daemon itself end before its thread has come back.
+    // The shutdown ends every process. The daemon itself can end only after the hanging write of its thread returns.
     soon("shutdown", || daemon.wait_until_gone(TIMEOUT, "tick"));
     drop(frozen);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
@@ -223,16 +230,16 @@ fn a_disk_of_the_logs_that_lets_nothing_be_killed_stops_output_and_nothing_else(
 }
 
 #[test]
-fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
+fn a_log_disk_that_does_not_respond_stops_output_and_nothing_else() {
     if skip_without_root() {
         return;
     }
     let mut disk = Disk::mount();
     let mut daemon = start(&disk.log_dir());
-    let ticking = ticking(&daemon);
-    let (listener, service) = healthy_service(&daemon);
+    let ticking = start_ticking(&daemon);
+    let (listener, service) = start_healthy_service(&daemon);
     disk.die(&daemon);
-    everything_else_goes_on(&daemon, listener, service);
+    check_everything_else_works(&daemon, listener, service);
     let shown = daemon.info(ticking);
     assert_eq!(shown["status"], "running", "{shown}");
     daemon.signal(Signal::SIGINT);
@@ -241,28 +248,28 @@ fn a_dead_disk_of_the_logs_stops_output_and_nothing_else() {
 }
 
 #[test]
-fn what_was_written_while_the_disk_did_not_answer_is_in_the_log_when_it_does() {
+fn output_written_while_the_log_disk_does_not_respond_is_logged_once_it_responds() {
     if skip_without_root() {
         return;
     }
     let mut disk = Disk::mount();
     let daemon = start(&disk.log_dir());
-    let ticking = ticking(&daemon);
+    let ticking = start_ticking(&daemon);
     let mut follower = daemon.follow(ticking, "stdout");
     disk.die(&daemon);
     let short = daemon.sh("echo hello");
-    // Far more than waits for the disk in memory.
+    // Far more than the daemon buffers while the disk does not respond.
     let long = daemon.sh("seq 1 300000");
-    wait_until(TIMEOUT, "it has ended", || (daemon.info(short)["status"] == "exited").then_some(()));
+    wait_until(TIMEOUT, "the process has ended", || (daemon.info(short)["status"] == "exited").then_some(()));
     soon("kill", || daemon.delete(&format!("/processes/{ticking}")).expect(204));
-    assert_eq!(daemon.info(long)["status"], "running", "it waits for its pipe");
+    assert_eq!(daemon.info(long)["status"], "running", "it waits until the daemon reads its pipe");
     disk.set(Signal::SIGUSR2, "alive");
     assert_eq!(daemon.wait_for_end(long)["exit_code"], 0);
     let numbers: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
     assert!(daemon.raw_output(long, "stdout") == numbers.as_bytes());
     let deadline = Instant::now() + TIMEOUT;
-    wait_until(TIMEOUT, "its line is there", || (daemon.lines(short, "stdout") == ["hello"]).then_some(()));
+    wait_until(TIMEOUT, "the line is in the log", || (daemon.lines(short, "stdout") == ["hello"]).then_some(()));
     while follower.next_frame().is_some_and(|frame| frame.event != "eof") {
-        assert!(Instant::now() < deadline, "a follower never ends");
+        assert!(Instant::now() < deadline, "the follow does not end");
     }
 }

@@ -1,9 +1,10 @@
-"""A file system in memory, served over /dev/fuse, whose disk can die.
+"""A file system in memory, served over /dev/fuse, that can stop responding.
 
     python3 disk.py DIRECTORY
 
-mounts it there and prints `mounted`. After SIGUSR1 it answers one request more and then none, and after SIGUSR2 it goes on. Root
-only. A process that waits for an answer can be killed, as the request has not been read.
+Mounts the file system on DIRECTORY and prints `mounted`. After SIGUSR1 it answers at most one more request and prints `dead`;
+after SIGUSR2 it answers again and prints `alive`. Needs root. A process that waits for an answer can be killed, because the
+server has not read the request.
 """
 
 import ctypes
@@ -36,7 +37,7 @@ def attr(number):
 
 
 def entry(number):
-    # No time of validity: the kernel asks each time.
+    # The entry is valid for 0 s, so the kernel asks each time.
     return struct.pack("<4Q2I", number, 0, 0, 0, 0, 0) + attr(number)
 
 
@@ -127,7 +128,8 @@ def nothing(node, data, uid):
     return b""
 
 
-# No FLUSH: as on a disk, closing a file waits for nothing. A child closes the files of the logs before it executes its program.
+# FLUSH is not implemented, so that closing a file does not wait for the server, as on a disk: a child closes the log
+# files before it executes its program.
 ANSWERS = {
     1: lookup, 3: getattr_, 4: setattr_, 9: mkdir, 10: unlink, 11: unlink, 14: open_, 15: read, 16: write, 17: statfs,
     18: nothing, 20: nothing, 26: init, 27: open_, 28: readdir, 29: nothing, 35: create,
@@ -145,7 +147,7 @@ def serve(fuse):
             continue
         answer = ANSWERS[opcode](node, request[40:], uid) if opcode in ANSWERS else -errno.ENOSYS
         error, body = (answer, b"") if isinstance(answer, int) else (0, answer)
-        # The kernel takes no answer to a request that was interrupted.
+        # The kernel refuses the answer to an interrupted request.
         try:
             os.write(fuse, struct.pack("<IiQ", 16 + len(body), error, unique) + body)
         except OSError:

@@ -1,5 +1,4 @@
-//! Holds the documents to the repository: every path that a document mentions exists, and so does every heading of
-//! `docs/api.md` that a comment cites.
+//! Checks that every path that a document mentions exists, and every heading of `docs/api.md` that a comment cites.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

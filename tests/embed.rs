@@ -3,7 +3,7 @@
 //! The example is compiled into this program, which has no test harness: it starts itself again and becomes the example
 //! there. Cargo gives a test no path to the binary of an example, and to build it from here would build the library anew.
 
-// This whole crate is a test: it may end at the first thing that it does not expect.
+// The whole crate is a test, so it may panic.
 #![allow(clippy::unwrap_used)]
 #![allow(missing_docs)]
 
@@ -35,7 +35,7 @@ fn embed_reacts_to_exits_and_ends_cleanly_at_ctrl_c() {
     let (mut ticked, mut gave_up) = (false, false);
     while !(ticked && gave_up) {
         let mut line = String::new();
-        assert!(output.read_line(&mut line).unwrap() > 0, "it ended too early: {lines:?}");
+        assert!(output.read_line(&mut line).unwrap() > 0, "the example ended too early: {lines:?}");
         ticked |= line.starts_with("clock: ");
         gave_up |= line.starts_with("flaky has stopped: gave up after 2 restarts in a row");
         lines.push(line);

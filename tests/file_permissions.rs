@@ -26,7 +26,7 @@ fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
         // The kernel checks other ids for sysctls than for files. The write would not change the value.
         denied(put(&daemon, "/proc/sys/kernel/pid_max", user, &pid_max));
     }
-    let shadow = fs::read("/etc/shadow").expect("as root");
+    let shadow = fs::read("/etc/shadow").expect("read the file as root");
     for user in ["&user=root", "&user=0", "&user=0:0", "&user=0:12345"] {
         assert!(get(&daemon, "/etc/shadow", user).body == shadow, "{user}");
         assert_eq!(list(&daemon, "/root", user).status, 200);

@@ -97,7 +97,7 @@ fn a_byte_range_is_served_as_206_and_an_invalid_one_as_416_or_200() {
     }
     fs::write(scratch.join("empty"), "").expect("write the file");
     let empty = daemon.open("GET", &files(scratch.join("empty"), ""), "Range: bytes=0-\r\n", b"");
-    let response = empty.into_response("of nothing");
+    let response = empty.into_response("a range of an empty file");
     response.expect_error(416, "RANGE_NOT_SATISFIABLE", "0 bytes");
     assert_eq!(response.header("content-range"), Some("bytes */0"));
 }
@@ -215,7 +215,7 @@ fn conditional_requests_follow_if_match_if_none_match_and_if_unmodified_since() 
         if without {
             response.expect(204);
             assert_eq!(fs::read(&new).expect("the file"), b"new", "{head}");
-            fs::remove_dir_all(&made).expect("remove the file");
+            fs::remove_dir_all(&made).expect("remove the directory");
         } else {
             unmet(response, name);
             assert!(!made.exists(), "{head}: no directory was made");
@@ -332,7 +332,7 @@ fn invalid_paths_directories_and_special_files_are_refused_without_a_change() {
     assert_eq!(left, ["...", "a..b", "dir", "fifo", "loop", "socket"], "nothing was made or removed");
     // A client that expects 100 Continue gets the error before it sends the body.
     let response = daemon.open("PUT", &files(at("dir"), ""), "Expect: 100-continue\r\nContent-Length: 99\r\n", b"");
-    response.into_response("not invited").expect_error(400, "IS_DIRECTORY", "dir");
+    response.into_response("an upload to a directory").expect_error(400, "IS_DIRECTORY", "dir");
 }
 
 #[test]

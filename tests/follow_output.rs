@@ -196,7 +196,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
                 }
             });
             // Without the early stop, each request would cost as much as the first.
-            assert!(gone < 3 * one, "{gone:?} for ten that have gone, {one:?} for one that is there: {path}");
+            assert!(gone < 3 * one, "{path}: {gone:?} for ten disconnected clients, {one:?} for one connected");
         }
     }
 }

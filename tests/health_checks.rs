@@ -237,7 +237,7 @@ fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     assert_eq!(
         wait_until(TIMEOUT, "the threads are as before", || Some(threads()).filter(one_main)),
         before,
-        "a thread for a check"
+        "the checks have started threads"
     );
     let seen = watched.seen.lock().expect("the lock");
     for two in seen.windows(2) {

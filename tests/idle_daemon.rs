@@ -35,7 +35,7 @@ fn memory_descriptors_and_threads_stay_flat_over_thousands_of_runs() {
         (count_files(&daemon.state_dir().join("log")) <= 50 * 4 + 10).then_some(())
     });
     if procfs::status(daemon.pid, "Uid").is_some_and(|uids| uids.starts_with('0')) {
-        // The supervisor looks for empty cgroups 50 ms after the last death.
+        // The supervisor looks for empty cgroups at most 50 ms after it has reaped an orphan.
         wait_until(TIMEOUT, "empty cgroups are removed", || {
             (own_cgroup(daemon.pid).map_or(0, |dir| count_directories(&dir)) <= 2).then_some(())
         });
@@ -48,7 +48,7 @@ fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
     run_commands(&daemon, 100);
     let anonymous = || procfs::kilobytes(daemon.pid, "RssAnon");
     let settled = |most: u64| {
-        wait_until(TIMEOUT, &format!("it takes less than {most} kB"), || (anonymous() < most).then_some(()));
+        wait_until(TIMEOUT, &format!("the daemon uses less than {most} kB"), || (anonymous() < most).then_some(()));
     };
     std::thread::scope(|scope| {
         for _ in 0..64 {
@@ -116,7 +116,7 @@ fn check_no_zombie_stays(daemon: &Daemon) {
         let below = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since)| {
             let still = below.contains(pid) && procfs::is_zombie(*pid);
-            // The contract says 50 ms; the margin is for a busy machine.
+            // The limit is 50 ms; the margin is for a busy machine.
             assert!(!still || since.elapsed() < Duration::from_millis(500), "a zombie for {:?}", since.elapsed());
             still
         });

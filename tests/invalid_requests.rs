@@ -233,7 +233,11 @@ fn every_endpoint_but_health_requires_the_bearer_token() {
         assert_eq!(ask(head, "/health").status, 200);
     }
     assert_eq!(ask(&format!("Authorization: Bearer {token}\r\n"), "/info").status, 200);
-    assert_eq!(ask(&format!("authorization: bearer {token}\r\n"), "/info").status, 200, "the scheme has no case");
+    assert_eq!(
+        ask(&format!("authorization: bearer {token}\r\n"), "/info").status,
+        200,
+        "the scheme is case-insensitive"
+    );
     // Other headers that clients send are ignored.
     let head = format!(
         "Authorization: Bearer {token}\r\nOrigin: https://x.example\r\nX-Tensorlake-Sandbox-Id: sbx-1\r\n\

@@ -99,7 +99,7 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     daemon.wait_for_stdout(pid, &["one"]);
     let mut follower = daemon.follow(pid, "stdout");
     assert_eq!(follower.next_frame().expect("the first line").data["line"], "one");
-    std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove the file");
+    std::fs::remove_dir_all(daemon.state_dir().join("log")).expect("remove the directory");
     go_on();
     assert_eq!(follower.next_frame().expect("the second line").data["line"], "two");
     go_on();
@@ -113,24 +113,24 @@ fn output_of_a_live_process_survives_the_removal_of_the_log_directory() {
     for number in 0..20 {
         assert_eq!(daemon.run_sh(&format!("echo {number}")).stdout(), number.to_string());
     }
-    assert!(disk_usage(&daemon.state_dir().join("log")) > 0, "the directory is there again");
+    assert!(disk_usage(&daemon.state_dir().join("log")) > 0, "the directory was created again");
     assert_eq!(daemon.log().matches("log directory").count(), 1, "one warning");
 }
 
 /// A mounted tmpfs of limited size.
-struct Small(tempfile::TempDir);
+struct SmallDisk(tempfile::TempDir);
 
-impl Small {
-    fn mount(bytes: u64) -> Small {
+impl SmallDisk {
+    fn mount(bytes: u64) -> SmallDisk {
         let dir = tempfile::tempdir().expect("create a directory");
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(dir.path());
         assert!(mount.status().expect("run mount").success());
-        Small(dir)
+        SmallDisk(dir)
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
@@ -141,7 +141,7 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     if skip_without_root() {
         return;
     }
-    let disk = Small::mount(300 << 10);
+    let disk = SmallDisk::mount(300 << 10);
     let log_dir = disk.0.path().join("log").display().to_string();
     let daemon = start_daemon_with(&["--log-dir", &log_dir]);
     const KEPT: usize = 64 << 10;
@@ -156,7 +156,7 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
         let raw = daemon.raw_output(pid, "stdout");
         assert!(raw.len() >= KEPT, "{script}: {} bytes are kept", raw.len());
         let last = raw.split_at(raw.len() - KEPT).1;
-        assert!(all.as_bytes().ends_with(last), "{script}: the last are not the last");
+        assert!(all.as_bytes().ends_with(last), "{script}: the last bytes are not those that are kept");
         let response = daemon.get(&format!("/processes/{pid}/stdout")).expect(200);
         let lines = response["lines"].as_array().expect("lines");
         let whole =
@@ -208,7 +208,7 @@ fn max_processes_refuses_further_starts_with_429() {
         let refused = daemon.post(path, &json!({"command": "true"}));
         refused.expect_error(429, "TOO_MANY_PROCESSES", "3");
     }
-    assert_eq!(daemon.list().len(), 3, "what was refused leaves nothing");
+    assert_eq!(daemon.list().len(), 3, "a refused start leaves no entry");
     daemon.delete(&format!("/processes/{}", pids[0])).expect(204);
     assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     let _: Vec<Value> = daemon.list();
@@ -266,7 +266,7 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
         daemon.wait_for_end(pid);
         daemon.wait_for_stdout(pid, &["x"]);
         started.push(pid);
-        assert!(started.len() < ALL as usize, "there is no end");
+        assert!(started.len() < ALL as usize, "no start is refused");
     }
     assert!(started.len() > 50, "{} processes", started.len());
     // As many streams and idle connections at once as the limit allows, less one connection for the requests of the

@@ -1,5 +1,4 @@
-//! Integration tests: the real daemon, started as PID 1 of a namespace of its own (or as a subreaper beside the test, where
-//! that is the point), and driven over its API.
+//! Integration tests: each starts the real daemon, as PID 1 of a new namespace or as a subreaper, and uses its API.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

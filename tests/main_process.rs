@@ -224,7 +224,7 @@ fn a_main_process_that_cannot_start_ends_the_container_with_127_or_126() {
             .output()
             .expect("run the program");
         assert_eq!(out.status.code(), Some(code), "{program}: {}", String::from_utf8_lossy(&out.stderr));
-        assert!(String::from_utf8_lossy(&out.stderr).contains(program), "it is named");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(program), "the error names the program");
     }
 }
 

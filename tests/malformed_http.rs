@@ -133,7 +133,7 @@ fn malformed_requests_get_an_error_in_json() {
         send_raw(&daemon, &bytes);
     }
     assert_eq!(daemon.list().len(), 0, "nothing was started");
-    check_healthy(&daemon, "after garbage");
+    check_healthy(&daemon, "after malformed requests");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_truncated_request_starts_nothing() {
         send_raw(&daemon, &request.as_bytes()[..cut]);
     }
     assert_eq!(daemon.list().len(), 0);
-    check_healthy(&daemon, "after halves of requests");
+    check_healthy(&daemon, "after truncated requests");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn slow_heads_delay_no_other_client_and_time_out() {
     let mut bytes = text.iter().copied();
     // At one byte per 100 ms the head is incomplete after 2 s.
     while begun.elapsed() < Duration::from_secs(3) {
-        let byte = bytes.next().expect("more bytes than time");
+        let byte = bytes.next().expect("a head that takes longer than 3 s");
         for drip in &mut drips {
             let _ = drip.write_all(&[byte]);
         }
@@ -226,9 +226,9 @@ fn raise_descriptor_limit() -> u64 {
 }
 
 #[test]
-fn three_thousand_idle_connections_give_way_to_new_ones() {
+fn three_thousand_idle_connections_are_closed_for_new_ones() {
     if raise_descriptor_limit() < 4_000 {
-        eprintln!("three_thousand_idle_connections_give_way_to_new_ones: skipped, there are too few descriptors");
+        eprintln!("three_thousand_idle_connections_are_closed_for_new_ones: skipped, there are too few descriptors");
         return;
     }
     let daemon = start_daemon();
@@ -260,5 +260,5 @@ fn requests_are_served_while_streams_hold_their_share_of_connections() {
         drop(idle);
     }
     drop(streams);
-    check_healthy(&daemon, "after a full house");
+    check_healthy(&daemon, "after streams have held six of eight connections");
 }

@@ -50,7 +50,7 @@ fn the_script_removes_everything_however_it_ends() {
         let status = wait_for_exit(&mut launcher);
         if signal != Some(Signal::SIGKILL) {
             assert_eq!(status.code(), Some(5), "{signal:?}: the program's own exit status");
-            assert!(!dir.exists(), "{signal:?}: it waits until all is gone");
+            assert!(!dir.exists(), "{signal:?}: the script ends only after it has removed everything");
         }
         wait_until(TIMEOUT, "everything is removed", || {
             let gone = !dir.exists() && cgroup.as_ref().is_none_or(|cgroup| !cgroup.exists());

@@ -1,4 +1,4 @@
-//! More clients than connections, threads or memory: metadata, signals and DELETE are served all the same.
+//! More clients than connections, threads or memory: metadata, signals and DELETE are still served.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

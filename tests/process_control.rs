@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
 
 #[test]
-fn process_info_has_all_fields_of_the_contract() {
+fn process_info_has_all_documented_fields() {
     let daemon = start_daemon();
     let args = ["-c", "exit 3", "", "ünï\n"];
     let info = daemon.start_process(&json!({"command": "sh", "args": args}));
@@ -224,7 +224,7 @@ fn a_shutdown_sends_sigterm_and_ends_without_using_up_the_grace() {
     daemon.wait_for_exit(Duration::from_secs(15));
     assert!(begun.elapsed() < Duration::from_secs(15), "the shutdown used up the grace: {:?}", begun.elapsed());
     assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("read the file"), "got it\n");
-    assert!(!daemon.state_dir().exists(), "the launcher has cleared up");
+    assert!(!daemon.state_dir().exists(), "the launcher has removed the directory");
 }
 
 #[test]

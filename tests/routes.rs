@@ -1,6 +1,6 @@
 //! `examples/routes.rs` serves its own route and the process API on one port.
 
-// This whole crate is a test: it may end at the first thing that it does not expect.
+// The whole crate is a test, so it may panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(missing_docs)]
 

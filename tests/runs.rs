@@ -126,13 +126,13 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
         assert_eq!(info["exit_code"], code, "{info}");
         pids.insert(info["pid"].as_u64());
     }
-    assert!(pids.len() < list.len(), "no PID was recycled, so this proves nothing");
+    assert!(pids.len() < list.len(), "no PID was reused, so the test shows nothing");
 }
 
 #[test]
 fn a_background_child_does_not_delay_the_end_of_a_run() {
     let daemon = start_daemon();
-    // The contract says 50 ms; the margin is for a busy machine. The first noisy child writes less than the limit of
+    // The limit is 50 ms; the margin is for a busy machine. The first noisy child writes less than the limit of
     // the log, so that nothing is dropped before it is followed.
     let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
     for (child, most) in [("sleep 30", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
@@ -170,7 +170,7 @@ fn check_timeout_kills_the_tree(daemon: &Daemon) {
     let begun = Instant::now();
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
     assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
-    // The contract says 1 s after the timeout; the margin is for a busy machine.
+    // The limit is 1 s after the timeout; the margin is for a busy machine.
     assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
@@ -209,7 +209,7 @@ fn a_client_that_disconnects_ends_its_run() {
             (daemon.pids_executing("sleep 4202").len() == script.matches("sleep").count()).then_some(())
         });
         drop(stream);
-        // The contract says 1 s; the margin is for a busy machine.
+        // The limit is 1 s; the margin is for a busy machine.
         daemon.wait_until_gone(Duration::from_secs(10), "4202");
     }
 }

@@ -1,7 +1,8 @@
 //! The ordered shutdown as PID 1: SIGTERM, the grace, SIGKILL, and what followers receive.
 
-use std::io::Write as _;
-use std::process::Stdio;
+use std::io::{BufRead as _, Write as _};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -264,7 +265,7 @@ fn a_hanging_etc_delays_neither_running_processes_nor_the_shutdown() {
     daemon.delete(&format!("/processes/{plain}")).expect(204);
     assert_eq!(daemon.info(plain)["status"], "signaled");
     assert_eq!(daemon.try_health(), Some(200));
-    // A DELETE stops the service all the same, and can be repeated.
+    // A DELETE still stops the service, and can be repeated.
     for _ in 0..3 {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         assert_eq!(daemon.info(pid)["managed"]["status"], "stopped");
@@ -278,4 +279,52 @@ fn a_hanging_etc_delays_neither_running_processes_nor_the_shutdown() {
     make_etc_hang(&daemon);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(143));
+}
+
+/// Attaches to the thread whose id is the argument, which stops it, and waits for its end.
+const THREAD_STOPPER: &str = r#"
+import ctypes, os, sys
+tid, libc = int(sys.argv[1]), ctypes.CDLL(None, use_errno=True)
+assert libc.ptrace(16, tid, 0, 0) == 0, ctypes.get_errno()
+os.waitpid(tid, 0x40000000)
+print("stopped", flush=True)
+os.waitpid(tid, 0x40000000)
+"#;
+
+/// Stops the supervisor thread of a daemon for good. The returned process ends with that thread.
+fn stop_supervisor_thread(daemon: &Daemon) -> Child {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("list the threads");
+    let is_supervisor =
+        |dir: &PathBuf| std::fs::read_to_string(dir.join("comm")).is_ok_and(|name| name == "supervisor\n");
+    let task = tasks.filter_map(|task| Some(task.ok()?.path())).find(is_supervisor).expect("the supervisor thread");
+    let mut command = bound_command("python3");
+    command.args(["-c", THREAD_STOPPER]).arg(task.file_name().expect("a thread id"));
+    let mut stopper = command.stdout(Stdio::piped()).spawn().expect("start python3");
+    let mut line = String::new();
+    let stdout = stopper.stdout.as_mut().expect("a pipe");
+    std::io::BufReader::new(stdout).read_line(&mut line).expect("read its line");
+    assert_eq!(line, "stopped\n");
+    stopper
+}
+
+#[test]
+fn a_shutdown_ends_although_the_supervisor_does_not_answer() {
+    if skip_without_root() {
+        return;
+    }
+    let mut daemon = Options::default().args(&["--shutdown-grace", "0.1"]).start();
+    daemon.start_process(&json!({"command": "sleep", "args": ["600"]}));
+    let mut stopper = stop_supervisor_thread(&daemon);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(130));
+    assert!(daemon.log().contains("the supervisor does not answer: killing all processes"), "{}", daemon.log());
+    stopper.wait().expect("wait for the tracer");
+
+    // The supervisor never forwards the first signal to the main process; the second one begins the shutdown.
+    let mut daemon = Options::default().args(&["--default-user", "0", "--", "sleep", "600"]).start();
+    let mut stopper = stop_supervisor_thread(&daemon);
+    daemon.signal(Signal::SIGTERM);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(137));
+    stopper.wait().expect("wait for the tracer");
 }

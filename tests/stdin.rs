@@ -174,7 +174,9 @@ fn a_run_that_does_not_read_its_input_ends_normally() {
     let mut events = daemon.open_run(&json!({"command": "sleep", "args": ["4303"], "stdin": text}));
     let first = events.next_frame().expect("a first event").data;
     let pid = first["pid"].as_u64().expect("a PID");
-    wait_until(TIMEOUT, "its input is handed over", || (daemon.info(pid)["stdin_writable"] == false).then_some(()));
+    wait_until(TIMEOUT, "the stdin of the run is no longer writable", || {
+        (daemon.info(pid)["stdin_writable"] == false).then_some(())
+    });
     write(&daemon, pid, b"more").expect_error(409, "STDIN_CLOSED", "");
     close(&daemon, pid).expect(204);
     drop(events);

@@ -127,7 +127,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     let lines = std::io::BufReader::new(std::fs::File::from(reader.try_clone().expect("a second descriptor")));
     let mut said = Vec::new();
     let uid = std::io::BufRead::lines(lines).find_map(|line| {
-        said.push(line.expect("it is text"));
+        said.push(line.expect("a line of UTF-8"));
         said.last()?.strip_prefix("uid ")?.parse::<u32>().ok()
     });
     assert!(said.contains(&"reopened".to_owned()), "{said:?}");
@@ -135,7 +135,7 @@ fn a_main_process_can_reopen_an_inherited_pipe() {
     assert_eq!(fstat(&reader).expect("its owner").st_uid, uid);
     // stdout is a file and stdin is /dev/null: both keep their owner.
     wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 5300").first().copied());
-    assert_eq!(std::fs::metadata("/dev/null").expect("it is there").uid(), 0);
+    assert_eq!(std::fs::metadata("/dev/null").expect("metadata of /dev/null").uid(), 0);
     let log = std::fs::metadata(daemon.log_file()).expect("the log");
     assert_eq!((log.uid(), log.gid()), (0, 0));
     assert!(!daemon.log().contains("refused"), "{}", daemon.log());

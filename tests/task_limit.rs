@@ -25,7 +25,7 @@ fn start_fork_bomb(daemon: &Daemon) -> u64 {
     wait_until(TIMEOUT, "the user has as many processes as it may", || {
         (daemon.lines(pid, "stdout") == ["full"]).then_some(())
     });
-    assert!(daemon.lines(pid, "stderr").iter().any(|line| line.contains("fork")), "that is why");
+    assert!(daemon.lines(pid, "stderr").iter().any(|line| line.contains("fork")), "a fork was refused");
     pid
 }
 
@@ -47,7 +47,7 @@ fn end_fork_bomb(daemon: &Daemon, pid: u64) {
     let other = daemon.list().into_iter().find(|info| info["status"] == "running").expect("the other one");
     daemon.delete(&format!("/processes/{}", other["pid"])).expect(204);
     daemon.wait_until_gone(Duration::from_secs(30), "sleep 4700");
-    wait_until(TIMEOUT, "the user has room again", || {
+    wait_until(TIMEOUT, "the user can start processes again", || {
         (daemon.post("/processes", &json!({"command": "true"})).status == 201).then_some(())
     });
 }

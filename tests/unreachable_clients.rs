@@ -138,7 +138,7 @@ fn wait_until_dropped(daemon: &Daemon, clients: &[Unreachable]) {
             }
             let took = begun.elapsed();
             eprintln!("{}: {took:?}", client.name());
-            // The contract says 90 s; the margin is for a busy machine.
+            // The limit is 90 s; the margin is for a busy machine.
             assert!(took < Duration::from_secs(100), "{}: {took:?}", client.name());
             false
         });

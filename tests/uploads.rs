@@ -235,7 +235,7 @@ fn a_file_that_cannot_be_replaced_by_rename_is_written_in_place() {
     fs::write(&own, "old").expect("write the file");
     fs::set_permissions(&own, PermissionsExt::from_mode(0o666)).expect("set the mode");
     let common = at("common");
-    fs::copy(&own, &common).expect("duplicate the socket");
+    fs::copy(&own, &common).expect("copy the file");
     for file in [&own, &common] {
         let before = fs::metadata(file).expect("the file").ino();
         put(&daemon, file, "", b"new").expect(204);

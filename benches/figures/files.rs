@@ -58,10 +58,10 @@ pub fn files() {
     }
     let speed = |time: Duration| SIZE as f64 / 1e6 / time.as_secs_f64();
     row("upload of 1 GiB (cp and fsync), MB/s", speed(ours), Some(speed(floor)));
-    row("download of it (cp and fsync), MB/s", speed(down), Some(speed(floor)));
-    row("memory grown by both, MB", (procfs::kilobytes(daemon.pid, "VmHWM") as f64 - before) / 1e3, None);
+    row("download of 1 GiB (cp and fsync), MB/s", speed(down), Some(speed(floor)));
+    row("memory growth by both, MB", (procfs::kilobytes(daemon.pid, "VmHWM") as f64 - before) / 1e3, None);
     let dir = scratch.join("many");
-    std::fs::create_dir(&dir).expect("a directory");
+    std::fs::create_dir(&dir).expect("create a directory");
     (0..100_000).for_each(|number| drop(std::fs::File::create(dir.join(format!("entry-{number}"))).expect("a file")));
     let path = format!("/files/list?path={}", dir.display());
     let ours = crate::measure::timed(5, || drop(daemon.open("GET", &path, "", b"").expect_status(200).read_all()));

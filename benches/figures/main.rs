@@ -1,5 +1,6 @@
-//! Benchmarks of the daemon. Each figure is printed beside the floor that the same machine sets in the same minute. Compare
-//! the ratios: absolute times depend on the machine more than on the daemon.
+//! Benchmarks of the daemon. Each figure is printed beside its floor: the time of the least work that any
+//! implementation has to do, measured on the same machine in the same minute. Compare the ratios: absolute times depend
+//! mostly on the machine.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -17,7 +18,7 @@ mod streams;
 use harness::{Daemon, start_daemon};
 use measure::row;
 
-/// Measures and prints figures of a daemon that several of them share.
+/// Measures and prints one group of figures. Several groups share a daemon.
 type Figures = fn(&Daemon);
 
 fn main() {

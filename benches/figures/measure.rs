@@ -1,4 +1,4 @@
-//! How figures are measured and printed, and the floors that several of them share.
+//! Measures and prints figures, and the floors that several figures share.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};

@@ -36,7 +36,7 @@ pub fn memory() {
             scope.spawn(|| (0..2_500).for_each(|_| client.send()));
         }
     });
-    row("memory grown over 20,000 runs, MB", (now() - before) / 1e3, None);
+    row("memory growth over 20,000 runs, MB", (now() - before) / 1e3, None);
 }
 
 /// The body that starts a managed process.
@@ -55,13 +55,13 @@ pub fn crash_to_running() {
         let word = format!("sleep {}", 9_100 + n);
         let info = daemon.start_process(&service(&format!("s{n}"), &format!("echo $$; exec {word}"), json!(null)));
         let mut frames = daemon.follow(pid_of(&info), "stdout");
-        frames.next_frame().expect("it is up");
+        frames.next_frame().expect("the process is up");
         for _ in 0..4 {
-            let pid = wait_until(TIMEOUT, "it is up", || daemon.pids_matching(&word).first().copied());
+            let pid = wait_until(TIMEOUT, "the process is up", || daemon.pids_matching(&word).first().copied());
             let pid = Pid::from_raw(pid);
             let begun = Instant::now();
             kill(pid, Signal::SIGKILL).expect("kill it");
-            frames.next_frame().expect("it is up again");
+            frames.next_frame().expect("the process is up again");
             times.push(begun.elapsed());
         }
         daemon.delete(&format!("/processes/s{n}")).expect(204);
@@ -69,7 +69,7 @@ pub fn crash_to_running() {
     let echo = || {
         let mut child = Command::new("sh").args(["-c", "echo $$; exec sleep 9000"]).stdout(Stdio::piped()).spawn();
         let child = child.as_mut().expect("run it");
-        child.stdout.take().expect("its output").read_exact(&mut [0]).expect("a word");
+        child.stdout.take().expect("stdout of the process").read_exact(&mut [0]).expect("a byte of output");
         child.kill().and_then(|()| child.wait()).expect("end the process");
     };
     row("crash to running again, p50, ms", percentiles(times)[0], Some(percentiles(timed(200, echo))[0]));
@@ -79,12 +79,12 @@ pub fn crash_to_running() {
 pub fn managed() {
     const COUNT: usize = 1_000;
     let daemon = start_daemon_with(&["--max-processes", "1500"]);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("its address").port();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let port = listener.local_addr().expect("local address").port();
     std::thread::spawn(move || listener.incoming().for_each(drop));
     // The probes of one process are timed.
-    let timed_listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let its_port = timed_listener.local_addr().expect("its address").port();
+    let timed_listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let its_port = timed_listener.local_addr().expect("local address").port();
     let memory = || procfs::kilobytes(daemon.pid, "VmRSS") as f64;
     let before = memory();
     for n in 0..COUNT {
@@ -94,7 +94,7 @@ pub fn managed() {
     }
     let threads = procfs::threads(daemon.pid).len();
     let probe = || timed_listener.accept().map(|_| Instant::now()).expect("a probe");
-    // Probes that have come so far are waiting in the queue: skip them.
+    // Skips the probes that are already in the queue of the listener.
     let (mut begun, mut next) = (probe(), probe());
     while next - begun < Duration::from_millis(500) {
         (begun, next) = (next, probe());
@@ -110,19 +110,19 @@ pub fn managed() {
         - offsets.iter().fold(0.0, |least: f64, one| least.min(*one));
     let cpu = procfs::cpu_time(daemon.pid) - cpu;
     row("1,000 TCP checks a second, % of a core", 100.0 * cpu.as_secs_f64() / last.as_secs_f64(), None);
-    row("the latest of 20 of them after the earliest, ms", spread * 1e3, None);
-    row("threads meanwhile, with those of HTTP", threads as f64, None);
+    row("jitter of 20 probes (latest - earliest), ms", spread * 1e3, None);
+    row("threads of the daemon meanwhile", threads as f64, None);
     row("memory per managed process with a check, kB", (memory() - before) / COUNT as f64, None);
 }
 
 /// Time from the start of the daemon to its first response; the floor is [`spawn_true`].
 pub fn start_up() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = tempfile::tempdir().expect("create a directory");
     let mut best = Duration::MAX;
     for attempt in 0..20 {
-        let port = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("its address");
+        let port = TcpListener::bind("127.0.0.1:0").expect("bind a port").local_addr().expect("local address");
         let state = dir.path().join(attempt.to_string());
-        std::fs::create_dir(&state).expect("a directory");
+        std::fs::create_dir(&state).expect("create a directory");
         let mut command = Command::new(env!("CARGO_BIN_EXE_tl-init"));
         command.args(["--listen", &port.to_string(), "--log-level", "error"]).stdin(Stdio::null());
         command.arg("--run-dir").arg(state.join("run")).arg("--log-dir").arg(state.join("log"));
@@ -138,7 +138,7 @@ pub fn start_up() {
         }
         best = best.min(begun.elapsed());
         child.kill().expect("end the process");
-        child.wait().expect("its end");
+        child.wait().expect("wait for the process");
     }
     let floor = timed(200, spawn_true).into_iter().min().unwrap_or_default();
     row("start to first answer, best of 20, ms", best.as_secs_f64() * 1e3, Some(floor.as_secs_f64() * 1e3));

@@ -13,8 +13,8 @@ use crate::measure::{percentiles, row, timed};
 
 /// A service that sends `count` bytes to each client, or reads `count` bytes from it and answers with one byte.
 fn bulk_service(count: usize, sends: bool) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = listener.local_addr().expect("its address");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
+    let addr = listener.local_addr().expect("local address");
     std::thread::spawn(move || {
         let mut block = vec![0; 256 << 10];
         for mut socket in listener.incoming().flatten() {
@@ -104,8 +104,8 @@ pub fn terminal(daemon: &Daemon) {
         while !reader.is_finished() {
             times.extend(timed(1, &mut round_trip));
         }
-        row("echo while another prints 100 MiB, p99, ms", percentiles(times)[2], None);
-        row("output of that one, MB/s", reader.join().expect("the reader"), None);
+        row("echo while another session prints, p99, ms", percentiles(times)[2], None);
+        row("output of the other session, MB/s", reader.join().expect("the reader"), None);
     });
 }
 
@@ -125,7 +125,7 @@ pub fn capture() {
     let ours = megabytes / begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     let copied = std::fs::File::create(daemon.scratch().join("copy")).expect("a file");
-    // Through a pipe, as with the daemon: a plain copy does not even read the bytes.
+    // Through a pipe, like the output of a process: a plain copy may not read the bytes at all.
     let script = format!("cat {} | cat", source.display());
     assert!(Command::new("sh").args(["-c", &script]).stdout(copied).status().expect("copy the file").success());
     let floor = megabytes / begun.elapsed().as_secs_f64();
@@ -133,9 +133,9 @@ pub fn capture() {
     let begun = Instant::now();
     let copied = std::fs::File::create(daemon.scratch().join("copy")).expect("a file");
     assert!(Command::new("cat").arg(&source).stdout(copied).status().expect("copy the file").success());
-    row("the same beside cat >file, MB/s", ours, Some(megabytes / begun.elapsed().as_secs_f64()));
+    row("the same (cat >file), MB/s", ours, Some(megabytes / begun.elapsed().as_secs_f64()));
     let begun = Instant::now();
     let mut frames = daemon.follow(pid, "stdout").into_reader();
     std::io::copy(&mut frames, &mut std::io::sink()).expect("the whole of it");
-    row("its replay as events, MB/s of output", megabytes / begun.elapsed().as_secs_f64(), None);
+    row("replay of that output as events, MB/s", megabytes / begun.elapsed().as_secs_f64(), None);
 }

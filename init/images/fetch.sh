@@ -6,7 +6,7 @@
 # busybox   .cache/vm/busybox
 # kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the network driver of test machines, and fuse.ko, for tests
 #           with a hanging disk
-# The others become programs in .cache/vm: the installed program if there is one, else the downloaded one:
+# Each of the others is a program in .cache/vm: a link to the installed one if there is one, else the downloaded one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
 # bwrap     .cache/vm/bwrap
@@ -42,7 +42,7 @@ unpack() {
 # Extracts the kernel from a bzImage: QEMU then need not emulate the decompression.
 uncompressed() {
     number() { od -An -j "$2" -N "$3" -t "u$3" "$1" | tr -d ' '; }
-    # The boot protocol gives the place: an offset behind the real-mode sectors. The last four bytes are not lz4 data.
+    # The boot protocol locates the payload: an offset after the real-mode sectors. Its last 4 bytes are not lz4 data.
     offset=$((($(number "$1" 497 1) + 1) * 512 + $(number "$1" 584 4)))
     length=$(($(number "$1" 588 4) - 4))
     tail -c "+$((offset + 1))" "$1" | head -c "$length" | lz4 -d -q - -

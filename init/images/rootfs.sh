@@ -3,7 +3,7 @@
 #   dist/rootfs/, rootfs.cpio, rootfs.ext4   busybox, the user tl-user, and tl-init as /sbin/init
 #   dist/vm.cpio, vm.ext4                    the same, for test machines: with a network service, and with the token in
 #                                            dist/vm.token
-# Without root, dist/rootfs belongs to the current user; the owners in the images are correct all the same.
+# Without root, dist/rootfs belongs to the current user, but the owners in the images are correct.
 set -eu
 [ "$(id -u)" = 0 ] || exec fakeroot "$0" "$@"
 cd "$(dirname "$0")/../.."
@@ -26,7 +26,7 @@ make_rootfs() {
     )
     cp .cache/vm/busybox "$root/bin/busybox"
     for applet in $("$root/bin/busybox" --list); do
-        # /sbin has replacements: the reboot of busybox sends a signal that means power-off to tl-init.
+        # /sbin has replacements for these: the reboot of busybox sends a signal that tl-init takes for a power-off.
         case $applet in busybox | init | linuxrc | reboot) continue ;; esac
         ln -s busybox "$root/bin/$applet"
     done

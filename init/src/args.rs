@@ -106,8 +106,8 @@ impl RawConfig {
         }
     }
 
-    /// Parses all options, and uses defaults in place of values that are not valid. Returns a sentence about each of
-    /// these.
+    /// Parses all options, and uses defaults in place of invalid values. Also returns a sentence about each invalid
+    /// value.
     pub(crate) fn resolve_leniently(&self) -> (Config, Vec<String>) {
         let (mut values, mut problems) = (self.values.clone(), self.not_utf8.clone());
         loop {
@@ -122,7 +122,7 @@ impl RawConfig {
         }
     }
 
-    /// Whether a main process was asked for.
+    /// Whether a main process is configured.
     pub(crate) fn has_command(&self) -> bool {
         !self.command.is_empty() || self.values.contains_key("command")
     }

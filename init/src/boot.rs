@@ -1,4 +1,4 @@
-//! The duties of a boot, as a table. Each can be done again without harm, and none depends on another.
+//! The table of boot duties. Each can be repeated without harm, and none depends on another.
 
 use std::fs;
 use std::io;
@@ -18,11 +18,12 @@ use crate::seed;
 /// The roles in which this process has a duty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum On {
-    /// On a machine only: in a container it was done by the runtime, or would change the machine around the container.
+    /// On a machine only: in a container the runtime has done it, or it would change the machine outside of the
+    /// container.
     Machine,
-    /// In a container too, if it was not done and is allowed.
+    /// On a machine, and in a container that lacks it and allows it.
     Both,
-    /// In a container only: a machine does it [`LATER`].
+    /// In a container only; on a machine it is one of the [`LATER`] duties.
     Container,
 }
 
@@ -55,10 +56,11 @@ const DUTIES: &[Duty] = &[
     Do("console", On::Machine, || set("/proc/sys/kernel/printk", "4")),
 ];
 
-/// The duties of a machine once the API listens. They take long, and clients come only later, with the network.
+/// The duties of a machine once the API listens. They take long, and most clients can connect only when the network is
+/// up, which is later.
 const LATER: &[Duty] = &[Do("loopback", On::Machine, set_loopback_up)];
 
-/// Does [`DUTIES`], and prepares the cgroups for units. Returns `None` if there are no usable cgroups.
+/// Performs [`DUTIES`], and prepares the cgroups for units. Returns `None` if there are no usable cgroups.
 pub(crate) fn boot(role: Role, report: &Report) -> Option<Settled> {
     perform(DUTIES, role, report);
     let mut found = None;
@@ -88,7 +90,7 @@ pub(crate) fn load_seed(report: &Report) {
     }
 }
 
-/// Does the duties that were left for [`LATER`], and enters the cgroup `leaf`.
+/// Performs the [`LATER`] duties, and enters the cgroup `leaf`.
 pub(crate) fn finish(role: Role, leaf: Option<&Path>, report: &Report) {
     perform(LATER, role, report);
     if let Some(leaf) = leaf {
@@ -107,7 +109,7 @@ fn perform(duties: &[Duty], role: Role, report: &Report) {
     }
 }
 
-/// Turns a refusal by a container into success: what a container does not allow is its runtime's duty.
+/// Turns a refusal by a container into success: a duty that a container does not allow is that of its runtime.
 fn tolerate(role: Role, result: io::Result<String>) -> io::Result<String> {
     match result {
         Err(error) if role == Role::Container && is_refusal(&error) => Ok(format!("not allowed here: {error}")),
@@ -133,7 +135,7 @@ fn make_dir(dir: &str) -> io::Result<String> {
     }
 }
 
-/// Makes the links that programs expect in /dev and the kernel does not make.
+/// Creates the links that programs expect in /dev and that the kernel does not create.
 fn link_devices() -> io::Result<String> {
     let mut done = Vec::new();
     for (link, target) in [

@@ -112,7 +112,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         command: if command.is_empty() { get("command").command()? } else { command.to_vec() },
     };
     if config.no_auth && config.token_file.is_some() {
-        let message = "--no-auth and --token-file exclude each other".to_owned();
+        let message = "--no-auth and --token-file are mutually exclusive".to_owned();
         // On a machine, where the invalid option is ignored, the safe one of the two stays.
         return Err(InvalidValue { option: "no-auth", message });
     }

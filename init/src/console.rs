@@ -33,7 +33,7 @@ fn open_any() -> Option<std::fs::File> {
     };
     device()
         .or_else(|| {
-            // There is no /dev, as in an initramfs, which only the init of a machine runs in.
+            // There is no /dev, as in an initramfs: only PID 1 of a machine starts in one.
             if std::process::id() == 1 {
                 let _ = mounts::DEV.provide(Role::Machine);
             }

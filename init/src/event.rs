@@ -11,7 +11,7 @@ use tl_supervisor::http::EndAction;
 
 use crate::main_process;
 
-/// What the main thread is told.
+/// An event for the main thread.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A signal was received.

@@ -2,10 +2,10 @@
 
 use tl_supervisor::{Error, Exit};
 
-/// The program could not start, or had to kill everything by force.
+/// The program could not start, or has killed all processes without an ordered shutdown.
 pub(crate) const FAILURE: u8 = 1;
 
-/// The status of a process that this signal has killed: 128 and the signal's number.
+/// The status of a process that this signal has killed: 128 + the signal's number.
 pub(crate) const fn of_signal(signal: i32) -> u8 {
     // Signals are numbered 1 to 64.
     128 + signal as u8

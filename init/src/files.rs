@@ -18,7 +18,7 @@ pub(crate) const MAX_LENGTH: u64 = 1 << 20;
 /// Reads the token in `path`, and strips white space around it.
 ///
 /// # Errors
-/// A sentence, also if users other than the owner can read the file.
+/// A sentence that says what is wrong, for example that users other than the owner can read the file.
 pub(crate) fn read_token(role: Role, path: &Path) -> Result<Vec<u8>, String> {
     let failed = |error: ReadError| format!("--token-file: {}: {error}", path.display());
     let file = open(role, path).map_err(failed)?;
@@ -44,7 +44,7 @@ pub(crate) fn read_token(role: Role, path: &Path) -> Result<Vec<u8>, String> {
 /// Makes a random token: 32 bytes in hexadecimal.
 ///
 /// # Errors
-/// A sentence.
+/// A sentence that says what failed.
 pub(crate) fn make_token() -> Result<Vec<u8>, String> {
     random::hex::<32>().map(String::into_bytes).map_err(|error| format!("cannot make a token: {error}"))
 }
@@ -52,7 +52,7 @@ pub(crate) fn make_token() -> Result<Vec<u8>, String> {
 /// Writes the token to `<run-dir>/token`, readable by its owner only.
 ///
 /// # Errors
-/// A sentence.
+/// A sentence that says what failed.
 pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
     replace(run_dir, "token", 0o600, token)
 }
@@ -74,19 +74,19 @@ fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), Stri
     replaced().map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Makes a directory and its parents, unless they exist.
+/// Creates a directory and its parents, unless they exist.
 ///
 /// # Errors
-/// A sentence.
+/// A sentence that says what failed.
 pub(crate) fn make_dir(dir: &Path) -> Result<(), String> {
     let made = DirBuilder::new().recursive(true).mode(0o755).create(dir);
     made.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
-/// Refuses a directory that another user has made, where every user may make directories.
+/// Refuses a directory that another user owns, as can happen where every user may create directories.
 ///
 /// # Errors
-/// A sentence.
+/// A sentence that says what failed.
 pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
     let meta = fs::symlink_metadata(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() {
@@ -98,7 +98,7 @@ pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
 /// Writes the address of the API to `<run-dir>/address`, atomically.
 ///
 /// # Errors
-/// A sentence.
+/// A sentence that says what failed.
 pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), String> {
     replace(run_dir, "address", 0o644, format!("{address}\n").as_bytes())
 }
@@ -106,7 +106,7 @@ pub(crate) fn write_address(run_dir: &Path, address: SocketAddr) -> Result<(), S
 /// Reads the `KEY=value` lines of a file, for the environment of commands.
 ///
 /// # Errors
-/// A sentence, which names the first line that is not of this form.
+/// A sentence that names the first line that is not of this form.
 pub(crate) fn read_env(role: Role, path: &Path) -> Result<Vec<(String, String)>, String> {
     let bytes = open(role, path).and_then(|file| regular_file::read_open(file, MAX_LENGTH));
     let bytes = bytes.map_err(|error| format!("--env-file: {}: {error}", path.display()))?;

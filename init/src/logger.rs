@@ -18,7 +18,7 @@ const MAX_LINE: usize = 4096;
 /// Writes to stderr without blocking. Stderr can be a pipe that is not read, or a stopped console: a line that it does
 /// not take at once is dropped and counted. It is not set to O_NONBLOCK, because the main process shares it.
 struct Stderr {
-    /// If stderr is a terminal, that terminal opened anew with O_NONBLOCK. Unlike a pipe, a terminal can take the
+    /// If stderr is a terminal, that terminal opened again with O_NONBLOCK. Unlike a pipe, a terminal can take the
     /// beginning of a line and block on the rest.
     terminal: Option<File>,
     /// Number of lines dropped since the last one that was written.

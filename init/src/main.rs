@@ -1,7 +1,7 @@
 //! `tl-init`: PID 1 of a sandbox. It runs the supervisor and serves its API.
 
 // Rust's own start-up code ends the process if one of descriptors 0 to 2 is closed and /dev/null does not exist, as in
-// an initramfs without /dev. This program opens them first.
+// an initramfs without /dev. Without that code, this program can open them itself.
 #![cfg_attr(not(test), no_main)]
 #![forbid(unsafe_code)]
 
@@ -67,7 +67,7 @@ fn start(begun: Instant) -> u8 {
     if let Err(error) = reset {
         print_error(&format!("signals: {error}"));
     }
-    // On a machine, the arguments are those of the kernel's command line that it does not know itself.
+    // On a machine, the kernel passes those arguments of its command line that it does not use itself.
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (args, ignored) = if role == Role::Machine { (Vec::new(), args) } else { (args, Vec::new()) };
     let raw = match args::parse(args, std::env::vars_os()) {
@@ -85,7 +85,7 @@ fn start(begun: Instant) -> u8 {
     }
     match run::run(role, raw, report) {
         Ok(ending) => poweroff::finish(role, ending),
-        // On a machine, where this does not happen, an init that exits would be a kernel panic.
+        // Does not happen on a machine. The action is a power-off, because there an exit of PID 1 is a kernel panic.
         Err(error) => poweroff::finish(role, Ending { action: EndAction::PowerOff, status: fail(&error) }),
     }
 }

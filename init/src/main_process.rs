@@ -1,4 +1,4 @@
-//! The main process: in a container the program that the container runs, on a machine a managed process like any other.
+//! The main process: in a container the program that the container runs; on a machine a managed process like any other.
 
 use std::io;
 
@@ -22,11 +22,11 @@ pub(crate) enum End {
     NotStarted(Error),
 }
 
-/// The spec of the main process. In a container and beside other processes, it has the standard streams, the
-/// environment and the working directory of this process: what the image and its user have set there is meant for it.
+/// The spec of the main process. Except on a machine, it has the standard streams, the environment and the working
+/// directory of this process: those that the image and the container runtime have set are meant for it.
 ///
 /// # Errors
-/// When a process cannot have such a spec.
+/// When the spec is not valid.
 pub(crate) fn spec(role: Role, command: &str, args: &[String]) -> Result<ProcessSpec, SpecError> {
     let mut spec = ProcessSpec::command(command).args(args);
     if role == Role::Machine {
@@ -46,20 +46,19 @@ pub(crate) fn spec(role: Role, command: &str, args: &[String]) -> Result<Process
     spec.stdio(Stdio::Inherit).build()
 }
 
-/// Gives up the controlling terminal that a container may be started with, so that the session of the main process can
-/// have it. Call it before signals are watched: it makes the kernel send SIGHUP.
+/// Gives up the controlling terminal that a container may be started with, so that it can become that of the main
+/// process. Call it before signals are watched: it makes the kernel send SIGHUP.
 pub(crate) fn leave_terminal(role: Role) {
     if role == Role::Container {
         pty::give_up_controlling();
     }
 }
 
-/// Starts the main process. Its end, or why it could not be started, is reported by a thread that waits for both:
-/// nothing that holds up the supervisor may hold up the main thread. `report` returns false if nobody receives the
-/// report.
+/// Starts the main process. A thread waits for its end, or for the failure of its start, and reports it: the main
+/// thread must not wait for the supervisor. `report` returns false if the report has no receiver.
 ///
 /// # Errors
-/// When the thread cannot be had.
+/// When the thread cannot be started.
 pub(crate) fn start(
     handle: &Handle,
     spec: ProcessSpec,
@@ -78,7 +77,7 @@ pub(crate) fn start(
     let died = move || {
         if_wait_fails(End::Exited(FAILURE));
     };
-    thread::spawn("main_process", wait, died)
+    thread::spawn("main-process", wait, died)
         .map_err(|error| Error::from_io("waiting for the main process", &error))?;
     Ok(unit)
 }

@@ -20,7 +20,7 @@ pub(crate) struct Mount {
     kind: &'static str,
     flags: MsFlags,
     data: &'static str,
-    /// When nothing has to be mounted, whatever is at the target.
+    /// When the mount is not needed, whatever is at the target.
     satisfied: Satisfied,
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn unmount_all() {
     }
 }
 
-/// The mounts that hold data, the last one first: those that are neither made up by the kernel nor in memory.
+/// The mounts that hold data, the last one first: all except kernel interfaces and file systems in memory.
 fn holding_data(mounted: Vec<Mounted>) -> impl Iterator<Item = Mounted> {
     const WITHOUT_DATA: [&str; 12] = [
         "proc",

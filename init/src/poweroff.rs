@@ -24,7 +24,7 @@ pub(crate) struct Ending {
     pub(crate) status: u8,
 }
 
-/// How long to wait for a disk that does not respond.
+/// Maximum time to wait for a disk that does not respond.
 pub(crate) const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Powers off, restarts or halts a machine, and does not return. Elsewhere returns the exit status.
@@ -39,7 +39,8 @@ pub(crate) fn finish(role: Role, ending: Ending) -> u8 {
     let Err(errno) = end_machine(ending.action);
     log::error!("the machine cannot be powered off, restarted or halted: {errno}");
     if errno == Errno::EPERM {
-        // The init of a machine is allowed to: so this is a container without /proc, which was taken for a machine.
+        // PID 1 of a machine is permitted to do this, so this process is in a container without /proc, which was taken
+        // for a machine.
         return ending.status;
     }
     loop {
@@ -83,7 +84,7 @@ fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
     })
 }
 
-/// Kills all processes, when there is no supervisor to end them in order.
+/// Kills all processes when no supervisor can end them in order.
 pub(crate) fn last_resort() -> Ending {
     kill_everything(Supervisor::SHUTDOWN_MARGIN);
     Ending { action: EndAction::PowerOff, status: FAILURE }

@@ -31,7 +31,7 @@ impl Report {
         self.add(name, Instant::now(), Err(detail.to_owned()));
     }
 
-    /// Adds a step that succeeded, with the time since the program started as its duration.
+    /// Adds a step that succeeded. Its duration is the time since the program started.
     pub(crate) fn reached(&self, name: &str, detail: String) {
         self.add(name, self.begun, Ok(detail));
     }

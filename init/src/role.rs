@@ -18,7 +18,8 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// Determines the role. Without /proc a PID 1 counts as a machine's, where a wrong exit would be a kernel panic.
+    /// Determines the role. PID 1 without /proc counts as that of a machine, because there a wrong exit is a kernel
+    /// panic.
     pub(crate) fn find() -> Role {
         if std::process::id() != 1 {
             return Role::Process;

@@ -43,8 +43,8 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     }
     let (sender, events) = unbounded();
     let mut signals = None;
-    // Signals are for the threads that watch them: this one could hang in a system call with a signal pending. To start
-    // watching takes long on a machine, so it comes after the API there; until then the kernel keeps signals pending.
+    // Only the signal threads receive signals: this thread could hang in a system call with a signal pending. On a
+    // machine, starting such a thread takes long, so it is started after the API; until then signals stay pending.
     let _ = SigSet::all().thread_block();
     if role != Role::Machine {
         signals = watch_signals(sender.clone(), role, &report)?;
@@ -71,7 +71,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     if let Some(server) = &main.server {
         server.shutdown();
     }
-    // Dropping joins threads. One of them may hang on a dead disk.
+    // Dropping joins threads, and one of them may wait for a disk that does not respond.
     if poweroff::within(THREADS_TIMEOUT, "join", move || drop(main)).is_none() {
         log::error!("some threads do not end within {} s; exiting without them", THREADS_TIMEOUT.as_secs());
     }
@@ -98,7 +98,7 @@ struct Shutdown {
     ending: Ending,
     /// Completed when every process has ended.
     done: Pending<()>,
-    /// The supervisor is done by then, unless something holds it up.
+    /// Deadline for the supervisor. After it, the main thread kills all processes itself.
     overdue: Instant,
 }
 
@@ -108,7 +108,7 @@ struct Main {
     /// A sender for `events`, which therefore never closes.
     sender: Sender<Event>,
     events: Receiver<Event>,
-    /// The main process that the program ends with, until it has ended. `None` on a machine.
+    /// The main process with whose end the program ends. `None` once it has ended, and on a machine.
     main_process: Option<UnitId>,
 }
 
@@ -146,7 +146,7 @@ impl Main {
         };
         let timed_out = || Err(format!("--run-dir: the disk of {} does not respond", config.run_dir.display()));
         match poweroff::within(DISK_TIMEOUT, "run-dir", write).unwrap_or_else(timed_out) {
-            // A machine goes on: its API works.
+            // On a machine this is no reason to stop: the API works.
             Err(error) if *role == Role::Machine => {
                 report.failed("run-dir", &error);
                 log::error!("{error}");
@@ -156,7 +156,8 @@ impl Main {
         }
     }
 
-    /// Does the part of a machine's boot that comes after the API. Continues after a timeout if some of it hangs.
+    /// Performs the part of a machine's boot that comes after the API. Continues after [`BOOT_TIMEOUT`] if a part
+    /// hangs.
     fn finish_boot(&self) {
         let Base { role, report, leaf, .. } = &self.base;
         boot::load_seed(report);
@@ -198,7 +199,7 @@ impl Main {
         reload
     }
 
-    /// Starts the main process, if one was asked for.
+    /// Starts the main process, if one is configured.
     fn start_main_process(&mut self) {
         let Base { role, config, supervisor, .. } = &self.base;
         let Some((command, args)) = config.command.split_first() else { return };
@@ -258,7 +259,7 @@ impl Main {
                     }
                 }
                 Some(Event::SupervisorEnded) => return self.end_by_force("has ended", shutdown),
-                // The channel is closed: not while this thread holds a sender.
+                // The channel is closed, which cannot happen while this thread holds a sender.
                 None => {}
             }
         }
@@ -314,7 +315,7 @@ impl Main {
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
         match shutdown {
             Some(shutdown) if shutdown.overdue <= overdue => {
-                log::info!("shutdown with {} s of grace: the earlier deadline stands", grace.as_secs_f64());
+                log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
             }
             _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
         }
@@ -357,7 +358,7 @@ impl Main {
         }
     }
 
-    /// Ends all processes without the supervisor. The action that was asked for before is kept.
+    /// Ends all processes without the supervisor. If a shutdown has begun, its action is kept.
     fn end_by_force(&self, why: &str, shutdown: Option<Shutdown>) -> Ending {
         log::error!("the supervisor {why}: killing all processes");
         let ending = last_resort();

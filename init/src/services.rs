@@ -33,7 +33,7 @@ struct Service {
     text: Result<Vec<u8>, String>,
     /// The unit, or why it could not be started.
     started: Result<(UnitId, Pid), String>,
-    /// Why the present content of the file is not valid, while the unit of an earlier one is kept.
+    /// Why the present content of the file is not valid, while the unit of the previous content is kept.
     invalid: Option<String>,
 }
 
@@ -77,7 +77,7 @@ impl Services {
         // Wait until their names and ports are free.
         let deadline = Instant::now() + END_TIMEOUT;
         for (unit, end) in ending {
-            // The answer comes within a limited time, even while the grace continues.
+            // The answer comes after 2 s at most, even while the grace continues.
             let _ = end.wait();
             let _ = self.handle.wait(&unit, Some(deadline.saturating_duration_since(Instant::now())));
         }
@@ -124,7 +124,7 @@ fn read_all(dir: &Path) -> io::Result<BTreeMap<String, Result<Vec<u8>, String>>>
         result => result?,
     };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-    // Names that begin with a dot belong to editors.
+    // Files whose names begin with a dot are temporary files of editors.
     let mut names: Vec<String> = names.filter(|name| name.ends_with(".json") && !name.starts_with('.')).collect();
     names.sort();
     if names.len() > MAX_SERVICES {

@@ -54,8 +54,8 @@ pub(crate) fn all() -> Vec<i32> {
     (1..RTMIN - 2).chain(RTMIN..=RTMAX).filter(|signal| !EXCLUDED.contains(signal)).collect()
 }
 
-/// Whether its sender may control this process: the kernel, root, a process of the daemon's user, or one outside of
-/// this PID namespace, whose UID may not be mapped here.
+/// Whether the sender of the signal may control this process: the kernel, root, a process of the daemon's user, or a
+/// process outside of this PID namespace, whose UID may not be mapped here.
 pub(crate) fn is_authorised(received: Received, daemon_uid: u32) -> bool {
     received.sender.is_none_or(|sender| sender.pid == 0 || sender.uid == 0 || sender.uid == daemon_uid)
 }

@@ -19,13 +19,13 @@ use crate::report::Report;
 use crate::role::Role;
 use crate::{boot, files, logger};
 
-/// Pause between attempts at something that must succeed in the end.
+/// Pause between attempts at a step that is tried until it succeeds.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
-/// A directory in memory, for when no other can be written. No other process can have made it before PID 1 runs.
+/// A directory in memory, used if no other is writable. No process can have created it before PID 1 runs.
 const LAST_DIR: &str = "/dev/shm/tl-init";
 
-/// What has been started before the API.
+/// Everything that is started before the API.
 pub(crate) struct Base {
     pub(crate) role: Role,
     pub(crate) config: Config,
@@ -37,9 +37,8 @@ pub(crate) struct Base {
     pub(crate) supervisor: Supervisor,
 }
 
-/// Does the duties of a boot, and starts the supervisor. `on_trace_stop` is called for each orphan that has stopped
-/// with the main thread as its tracer, which then has to resume it;
-/// `on_end` when the supervisor thread has ended.
+/// Performs the duties of a boot, and starts the supervisor. `on_trace_stop` is called for each orphan that has stopped
+/// with the main thread as its tracer, which then has to resume it; `on_end` when the supervisor thread has ended.
 ///
 /// # Errors
 /// One sentence; never on a machine.
@@ -98,14 +97,14 @@ pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
     token.map_or(Auth::Anybody, |token| Auth::Token(token.clone()))
 }
 
-/// The steps of a start, and what they do about a problem.
+/// The steps of a start, and how they handle a problem.
 struct Start {
     role: Role,
     report: Report,
 }
 
 impl Start {
-    /// Returns the result. On a machine, reports an error and returns `otherwise` in its role.
+    /// Returns the result; on a machine, if it is an error, reports the error and returns the result of `otherwise`.
     fn or<T, E: Display>(
         &self,
         name: &str,
@@ -172,7 +171,7 @@ impl Start {
     }
 
     /// Starts the supervisor that `configure` sets up. As PID 1 it tries the configured log directory, then directories
-    /// in memory; a machine tries these again and again.
+    /// in memory; on a machine it repeats this until one of them works.
     fn supervisor(&self, config: &mut Config, configure: impl Fn(&Config) -> Builder) -> Result<Supervisor, String> {
         let mut dirs = vec![config.log_dir.clone()];
         if self.role != Role::Process {
@@ -191,7 +190,7 @@ impl Start {
                     self.failed("log-dir", &last);
                 }
             }
-            // Later rounds, of which there can be any number, report nothing.
+            // Only the first round is reported.
             reported = true;
             if self.role != Role::Machine {
                 return Err(last);
@@ -232,7 +231,7 @@ fn builder(config: &Config) -> Builder {
 fn default_log_total(log_dir: &Path) -> u64 {
     const MOST: u64 = 1 << 30;
     const LEAST: u64 = 1 << 20;
-    // The directory may not exist yet; it will be in the file system of the nearest one above it that does.
+    // The directory may not exist yet; it will be in the file system of its nearest ancestor that exists.
     let log_dir = std::path::absolute(log_dir).unwrap_or_else(|_| log_dir.to_owned());
     let here = log_dir.ancestors().find_map(|dir| statvfs(dir).ok());
     let size = here.map(|fs| fs.blocks().saturating_mul(fs.fragment_size())).filter(|size| *size > 0);

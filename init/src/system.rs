@@ -1,4 +1,4 @@
-//! What the API can do with the program: show the report of the boot, and shut down.
+//! The program's side of the API: shows the report of the boot, and shuts down.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::event::Event;
 use crate::report::Report;
 use crate::role::Role;
 
-/// What the API shows of the program, and how it shuts the program down.
+/// Gives the API the boot report, and passes its shutdown requests to the main thread.
 #[derive(Debug)]
 pub(crate) struct System {
     pub(crate) role: Role,

@@ -11,25 +11,25 @@ const RESERVE: usize = 2 << 20;
 /// allocate at the same time.
 const MARGIN: usize = 4 << 20;
 
-/// Largest allocation in bytes that may use the reserve. The program can do without larger ones.
+/// Largest allocation in bytes that may use the reserve. The program must handle the failure of larger ones.
 const SMALL: usize = 256 << 10;
 
 /// The reserve; null while it is not held.
 static HELD: AtomicPtr<libc::c_void> = AtomicPtr::new(ptr::null_mut());
 
 /// Number of threads that are returning the reserve to the kernel.
-static GIVING_BACK: AtomicUsize = AtomicUsize::new(0);
+static RETURNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether [`hold_reserve`] was called.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// The system's allocator with a reserve. Where memory is limited (RLIMIT_AS, strict overcommit), an allocation of a
-/// few bytes that the program cannot do without must not be the first to fail: its failure ends the process. So a small
-/// allocation that fails is tried again after the reserve was returned to the kernel.
+/// The system's allocator with a reserve. Where memory is limited (RLIMIT_AS, strict overcommit), the failure of a
+/// small allocation would end the process. So a small allocation that fails is tried again after the reserve was
+/// returned to the kernel.
 #[derive(Debug)]
 pub struct Allocator;
 
-/// Holds the reserve from now on. Of use in a program whose global allocator is [`Allocator`].
+/// Holds the reserve from now on. It has an effect only in a program whose global allocator is [`Allocator`].
 pub fn hold_reserve() {
     WANTED.store(true, SeqCst);
     replenish();
@@ -49,7 +49,7 @@ pub fn replenish() -> bool {
     true
 }
 
-/// Whether there is memory for a few small allocations, beside the reserve if that is held.
+/// Whether there is memory for a few small allocations besides the reserve.
 pub fn has_some() -> bool {
     Vec::<u8>::new().try_reserve_exact(SMALL).is_ok()
 }
@@ -68,21 +68,21 @@ pub fn has_margin() -> bool {
     true
 }
 
-/// Whether a failed allocation of this size is to be tried again. If so, the reserve was returned to the kernel, by
+/// Whether a failed allocation of this size should be tried again. If so, the reserve was returned to the kernel, by
 /// this thread or by another one whose allocation failed at the same time.
 fn may_try_again(size: usize) -> bool {
     if size > SMALL {
         return false;
     }
-    GIVING_BACK.fetch_add(1, SeqCst);
+    RETURNING.fetch_add(1, SeqCst);
     let held = HELD.swap(ptr::null_mut(), SeqCst);
     if !held.is_null() {
         // SAFETY: what `HELD` has comes from `map(RESERVE)`, and the swap has given it to this thread alone.
         unsafe { unmap(held, RESERVE) };
     }
-    GIVING_BACK.fetch_sub(1, SeqCst);
+    RETURNING.fetch_sub(1, SeqCst);
     // Another thread may have taken the reserve and not unmapped it yet: one system call that does not block.
-    while GIVING_BACK.load(SeqCst) > 0 {
+    while RETURNING.load(SeqCst) > 0 {
         std::thread::yield_now();
     }
     true
@@ -157,9 +157,9 @@ pub unsafe fn share_arenas() {
     };
 }
 
-/// Returns freed memory to the kernel. By itself the C library keeps freed memory for later allocations; what lies
-/// between pieces in use it would keep for ever.
-pub fn give_back() {
+/// Returns freed memory to the kernel (malloc_trim(3)). Without this call the C library keeps freed memory for later
+/// allocations, and never returns memory that lies between allocations in use.
+pub fn trim() {
     // SAFETY: `malloc_trim(3)` takes the locks of the arenas, and does not touch memory in use.
     #[cfg(target_env = "gnu")]
     unsafe {

@@ -5,8 +5,8 @@ use std::io;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 
 /// Unblocks all signals for the calling thread, whatever mask it was started with, and ignores SIGPIPE for the process:
-/// a write into a broken pipe is then an error instead of the end. Rust's own start-up code, if it runs, does the
-/// latter.
+/// a write to a broken pipe then returns an error instead of ending the process. Rust's own start-up code, if it runs,
+/// ignores SIGPIPE too.
 ///
 /// # Errors
 /// None is known: both calls succeed with these arguments.

@@ -1,10 +1,10 @@
-//! A program's entry point that runs before Rust's own start-up code would.
+//! An entry point of a program without Rust's own start-up code.
 
 /// Makes `$start`, a `fn() -> u8` that returns the exit status, the program's entry point: what the C library calls as
 /// `main`. The program needs `#![no_main]`.
 ///
 /// Rust's own start-up code ends the process if one of the descriptors 0 to 2 is closed and `/dev/null` does not exist,
-/// as in an initramfs without `/dev`. With this macro nothing of it runs. `std::env::args` works all the same.
+/// as in an initramfs without `/dev`. With this macro that code does not run. `std::env::args` still works.
 ///
 /// Before `$start`, glibc is told to use few arenas ([`allocator::share_arenas`](crate::allocator::share_arenas)).
 ///

@@ -1,13 +1,13 @@
-//! Lets one thread access files with the rights of another user, and then be itself again.
+//! Lets one thread access files with the rights of another user, and restores its credentials afterwards.
 //!
-//! Raw system calls change the credentials of the calling thread only; glibc's `setgroups` and its like would change
-//! those of all threads.
+//! Raw system calls change the credentials of the calling thread only; glibc's functions, such as `setgroups`, would
+//! change those of all threads.
 //!
-//! To change fsuid and fsgid would not be enough: a thread that leaves fsuid 0 loses only the file-system capabilities,
-//! so CAP_SYS_PTRACE would still open `/proc/PID/cwd` of any process, and `/proc/sys` checks the effective ids. So the
-//! effective ids are changed, with which fsuid and fsgid change and, for every user but root, all effective
-//! capabilities go. The real and saved ids stay the daemon's: with them the thread can change back, and the user can
-//! neither signal nor trace it.
+//! Changing only fsuid and fsgid would not be enough: a thread that leaves fsuid 0 loses only the file-system
+//! capabilities, so CAP_SYS_PTRACE would still open `/proc/PID/cwd` of any process, and `/proc/sys` checks the
+//! effective ids. So the effective ids are changed, with which fsuid and fsgid change and, for every user but root, all
+//! effective capabilities go. The real and saved ids stay the daemon's: with them the thread can change back, and the
+//! user can neither signal nor trace it.
 
 use std::cell::Cell;
 use std::io;
@@ -31,11 +31,12 @@ thread_local! {
     static RESTORE_FAILED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, its thread may do to files what the user may do, and files that it makes belong to the user, with
-/// umask 022. Dropping it restores the credentials of the thread. If it is leaked, the thread stays the user's.
+/// While this value exists, its thread has the user's rights on files, and files that it creates belong to the user,
+/// with umask 022. Dropping it restores the credentials of the thread. If it is leaked, the thread keeps those of the
+/// user.
 #[derive(Debug)]
 pub struct Impersonation {
-    /// The credentials to restore; `None` if nothing was changed.
+    /// The credentials to restore; `None` if they were not changed.
     before: Option<Credentials>,
     /// Credentials are a thread's own: this must be dropped by the thread that made it.
     not_send: PhantomData<*const ()>,
@@ -101,7 +102,7 @@ impl Drop for Impersonation {
     fn drop(&mut self) {
         let Some(before) = self.before.take() else { return };
         if let Err(error) = before.apply() {
-            log::error!("a thread cannot get its own credentials back and must end: {error}");
+            log::error!("a thread cannot restore its own credentials and must end: {error}");
             RESTORE_FAILED.set(true);
         }
     }
@@ -113,7 +114,7 @@ pub fn restore_failed() -> bool {
 }
 
 impl Credentials {
-    /// Those of the calling thread.
+    /// The credentials of the calling thread.
     fn current() -> io::Result<Credentials> {
         Ok(Credentials {
             uid: geteuid().as_raw(),

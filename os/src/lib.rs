@@ -11,7 +11,7 @@
 //! | [`allocator`] | global allocator with a reserve for small allocations |
 //! | [`cgroup`] | cgroup v2: one leaf for each run of a unit |
 //! | [`disposition`] | resets the signal dispositions of this process |
-//! | [`entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
+//! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |

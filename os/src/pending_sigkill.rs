@@ -26,7 +26,7 @@ fn parse(stat: &[u8]) -> Option<bool> {
     let field = |number: usize| fields.get(number - 3).copied();
     let number = |at: usize| field(at)?.parse::<u64>().ok();
     let ended = matches!(field(3)?, "Z" | "X");
-    // A kernel that shows the exit code of the process has it from the moment at which the signal is sent.
+    // Where the kernel shows the exit code of the process, it is set from the moment at which the signal is sent.
     let doomed = number(52).is_some_and(|status| status & 0x7f == libc::SIGKILL as u64);
     Some(ended || number(9)? & EXITING != 0 || number(31)? & KILL != 0 || doomed)
 }

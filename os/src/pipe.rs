@@ -12,10 +12,10 @@ use crate::poll::{Events, wait};
 /// The magic number of the file system that anonymous pipes are in (statfs(2)).
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
-/// Makes the user the owner of a pipe, both ends of it, so that its processes can open `/dev/stdout` and the like: that
-/// opens the pipe anew, with a check of permissions. The mode stays what it is, 0600 for a new pipe.
+/// Makes the user the owner of both ends of a pipe, so that the user's processes can open `/dev/stdout` and the like:
+/// that opens the pipe again, with a check of permissions. The mode stays the same, 0600 for a new pipe.
 ///
-/// Without the privilege the owner stays the same. The pipe works, but cannot be opened that way.
+/// Without the privilege the owner stays the same. The pipe works, but cannot be opened by path.
 pub(crate) fn give(pipe: &impl AsFd, uid: u32, gid: u32) {
     if uid == geteuid().as_raw() {
         return;
@@ -25,8 +25,8 @@ pub(crate) fn give(pipe: &impl AsFd, uid: u32, gid: u32) {
     }
 }
 
-/// Does the same to a stream that this process was started with, if it is an anonymous pipe that this process's user
-/// owns. Others may rely on the owner of a named pipe or a file.
+/// Makes the user the owner of a stream that this process was started with, if it is an anonymous pipe that this
+/// process's user owns. Named pipes and files keep their owner: other programs may rely on it.
 pub(crate) fn give_inherited(stream: &impl AsFd, uid: u32, gid: u32) {
     let may_give = |stream: &_| {
         let stat = fstat(stream)?;

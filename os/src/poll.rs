@@ -14,7 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 pub struct Waker(EventFd);
 
 impl Waker {
-    /// Makes a waker in the state before a wake.
+    /// A waker that has not been woken.
     ///
     /// # Errors
     /// When the system or this process has no descriptor left.
@@ -28,7 +28,7 @@ impl Waker {
         let _ = self.0.write(1);
     }
 
-    /// Returns to the state before a wake.
+    /// Resets the waker: the next wait for it blocks until it is woken again.
     pub fn clear(&self) {
         let _ = self.0.read();
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::Pid;
 use crate::procfs::{Identity, Process, Snapshot, pipe_of, pipes_of, ticks_now};
-use crate::send_signal::{signal_all, signal_everybody};
+use crate::send_signal::{signal_all, signal_all_processes};
 use crate::wait::{has_children, next_event};
 
 /// Maximum number of looks at /proc for processes that were forked while others were signalled.
@@ -144,7 +144,7 @@ pub fn kill_everything(timeout: Duration) {
     let began = Instant::now();
     let myself = std::process::id() as Pid;
     loop {
-        signal_everybody(libc::SIGKILL);
+        signal_all_processes(libc::SIGKILL);
         let snapshot = Snapshot::take();
         let children = snapshot.children(myself).collect();
         signal_all(with_descendants(&snapshot, children, myself), &[libc::SIGKILL]);

@@ -43,11 +43,12 @@ impl Process {
 }
 
 /// Whether the process of this identity exists and is not dead.
-pub fn is_still_there((pid, start): Identity) -> bool {
+pub fn is_alive((pid, start): Identity) -> bool {
     look_at(pid).is_some_and(|now| now.start == start && !now.dead)
 }
 
-/// Whether /proc is mounted and shows this PID namespace. In a /proc of another one, the numbers mean other processes.
+/// Whether /proc is mounted and shows this PID namespace. In the /proc of another namespace, PIDs refer to other
+/// processes.
 fn shows_this_namespace() -> bool {
     let myself = fs::read_link("/proc/self").ok().and_then(|name| name.to_str()?.parse::<u32>().ok());
     myself == Some(std::process::id())
@@ -120,8 +121,8 @@ pub fn ticks_now() -> u64 {
     seconds.saturating_mul(ticks).saturating_add(nanos.saturating_mul(ticks) / 1_000_000_000 + 1)
 }
 
-/// The directory in /proc that shows the descriptors and the memory of a process: that of its main thread or, if that
-/// has ended and no longer has any, that of another thread.
+/// The directory in /proc that shows the descriptors and the memory of a process: the directory of its main thread, or
+/// of another thread if the main thread has ended.
 fn dir_of(process: &Process) -> PathBuf {
     let dir = PathBuf::from(format!("/proc/{}", process.pid));
     if !process.headless {
@@ -137,7 +138,7 @@ fn dir_of(process: &Process) -> PathBuf {
 pub fn pipes_of(process: &Process) -> Vec<u64> {
     as_its_user(process.pid, || {
         let dir = dir_of(process).join("fd");
-        // To read the name of an open file does not access its disk, as to read its metadata would.
+        // Reading the name of an open file does not access its disk; reading its metadata would.
         let names = [1, 2].into_iter().filter_map(|fd| fs::read_link(dir.join(fd.to_string())).ok());
         names.filter_map(|name| pipe_of(name.as_os_str().as_encoded_bytes())).collect()
     })
@@ -285,8 +286,8 @@ mod tests {
         let snapshot = Snapshot::take();
         let myself = snapshot.get(std::process::id() as Pid).unwrap();
         assert!(myself.start <= ticks_now() && ticks_now() < myself.start + 100 * 3_600, "{myself:?}");
-        assert!(is_still_there(myself.identity()));
-        assert!(!is_still_there((myself.pid, myself.start + 1)));
+        assert!(is_alive(myself.identity()));
+        assert!(!is_alive((myself.pid, myself.start + 1)));
         assert!(snapshot.session(myself.session).any(|process| process == myself));
     }
 

@@ -10,8 +10,8 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::sys::termios::{InputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::{Gid, Uid, fchown};
 
-/// Upper bound of the bytes that a terminal holds for its master to read: everything that was written before a given
-/// moment is among the next so many bytes read. The kernel's two buffers, of 4 and 8 KiB, hold much less.
+/// Upper bound of the bytes that a terminal buffers for its master: the next this many bytes that are read contain
+/// everything that was written before. The kernel's two buffers, of 4 and 8 KiB, hold much less.
 pub const MAX_BUFFERED: usize = 64 << 10;
 
 /// Rows and columns of a terminal.

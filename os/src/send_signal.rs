@@ -5,7 +5,7 @@
 //! that was not reaped keeps its PID, and is signalled by that.
 //!
 //! No function here passes on a PID that `kill(2)` gives a special meaning, such as -1 for all processes: those are
-//! refused with EINVAL. The one that signals all processes is [`signal_everybody`].
+//! refused with EINVAL. The one that signals all processes is [`signal_all_processes`].
 
 use std::io;
 
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use crate::Pid;
 use crate::pidfd::PidFd;
-use crate::procfs::{Process, is_still_there};
+use crate::procfs::{Process, is_alive};
 
 /// Signals that ask a process to end: SIGTERM, and SIGCONT because a stopped process acts on SIGTERM only when
 /// continued.
@@ -60,7 +60,7 @@ pub fn terminate_group(leader: Pid) -> io::Result<()> {
 
 /// Sends a signal to all processes of this PID namespace except this one (kill(2)). Does nothing unless this process is
 /// PID 1: from any other it would reach processes that are not its own.
-pub fn signal_everybody(signal: i32) {
+pub fn signal_all_processes(signal: i32) {
     if std::process::id() == 1
         && let Err(error) = raw_kill(-1, signal)
         && error.raw_os_error() != Some(libc::ESRCH)
@@ -86,7 +86,7 @@ pub fn signal_if(pid: Pid, signals: &[i32], is_it: impl FnOnce() -> bool) -> boo
 /// Sends signals to each of these processes that still exists.
 pub fn signal_all<'a>(processes: impl IntoIterator<Item = &'a Process>, signals: &[i32]) {
     for process in processes {
-        signal_if(process.pid, signals, || is_still_there(process.identity()));
+        signal_if(process.pid, signals, || is_alive(process.identity()));
     }
 }
 

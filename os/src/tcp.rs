@@ -45,7 +45,7 @@ pub fn set_max_probe_interval(stream: &TcpStream, interval: Duration) -> io::Res
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// The number of bytes that were written and not sent yet, because the peer has no room for them.
+/// The number of bytes that were written and not sent, because the peer's kernel has no room for them.
 ///
 /// # Errors
 /// What `ioctl(2)` says.

@@ -10,7 +10,7 @@ pub fn may_set_groups() -> bool {
     geteuid().is_root() && !fs::read("/proc/self/setgroups").is_ok_and(|word| word.starts_with(b"deny"))
 }
 
-/// Whether no process outside of this user namespace counts towards the limits of its users: it is not the machine's
+/// Whether only processes in this user namespace count towards the limits of its users: true unless it is the machine's
 /// initial one, in which every user is mapped to itself.
 pub fn has_own_users() -> bool {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Waits for the children of this process, including the orphans that it has adopted.
 //!
-//! Only one thread of a process may do this. These functions take the exit status of every child: whoever else waits
-//! for one, `std::process::Child` included, does not get it.
+//! Only one thread of a process may do this. These functions take the exit status of every child: other code that waits
+//! for a child, `std::process::Child` included, does not get it.
 
 use std::io;
 
@@ -50,7 +50,7 @@ pub struct TraceStop {
 /// Takes the next change in a child, reaping the child if it has ended; `None` if there is none at the moment. Does not
 /// block.
 ///
-/// nix's `waitpid` is of no use here: it reaps a child that a real-time signal has killed, and then returns an error
+/// nix's `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and then returns an error
 /// without the PID.
 pub fn next_event() -> Option<ChildEvent> {
     let mut status = 0;

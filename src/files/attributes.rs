@@ -1,6 +1,7 @@
-//! Copies what a file keeps when its content is replaced: mode, owner, group, ACL and extended attributes.
+//! Copies the attributes that a file keeps when its content is replaced: mode, owner, group, ACL and extended
+//! attributes.
 //!
-//! Not copied is what a write into the file would drop as well: set-user-id and set-group-id, capabilities, and
+//! It does not copy what a write into the file would drop too: set-user-id and set-group-id, capabilities, and
 //! checksums of the old content.
 
 use std::ffi::CStr;
@@ -31,32 +32,32 @@ pub(super) fn keep(new: &File, old: impl AsFd) -> io::Result<bool> {
     Ok(keep_mode(new, &found))
 }
 
-/// Sets the owner and group of `new` to those that were found. Returns false if this thread may not.
+/// Sets the owner and group of `new` to those of `found`. Returns false if this thread does not have the permission.
 pub(super) fn keep_owner(new: &File, found: &FileStat) -> io::Result<bool> {
     let own = fstat(new)?;
     if (own.st_uid, own.st_gid) == (found.st_uid, found.st_gid) {
         return Ok(true);
     }
     let (uid, gid) = (Uid::from_raw(found.st_uid), Gid::from_raw(found.st_gid));
-    // Only what differs is set: setting both would need the right to set each of them.
+    // Only what differs is set, because setting both needs the permission for both.
     let uid = (own.st_uid != found.st_uid).then_some(uid);
     let gid = (own.st_gid != found.st_gid).then_some(gid);
     Ok(fchown(new, uid, gid).is_ok())
 }
 
-/// Sets the mode of `new` to the one that was found, without set-user-id and set-group-id. Returns whether `new` has
+/// Sets the mode of `new` to that of `found`, without set-user-id and set-group-id. Returns whether `new` has
 /// it.
 pub(super) fn keep_mode(new: &File, found: &FileStat) -> bool {
     let mode = found.st_mode & MODE;
     new.set_permissions(Permissions::from_mode(mode)).is_ok()
-        // A file system with few modes can refuse to set one that the file already has.
+        // A file system without Unix modes can refuse to set a mode that the file already has.
         || fstat(new).is_ok_and(|own| own.st_mode & 0o7777 == mode)
 }
 
 /// Copies the extended attributes, including the ACL. Returns whether `new` has all of them.
 fn keep_extended(new: &File, old: impl AsFd) -> bool {
     let Ok(mut names) = xattr::list(&old) else { return false };
-    // Not every file system lists the ACL.
+    // Some file systems do not list the ACL.
     if !names.iter().any(|name| **name == *xattr::ACL) {
         names.push(xattr::ACL.to_owned());
     }

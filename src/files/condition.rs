@@ -1,4 +1,4 @@
-//! Conditions that a request sets for a file before it is read, replaced or removed (RFC 9110, section 13.1).
+//! Conditions of a request that a file must meet before it is read, replaced or removed (RFC 9110, section 13.1).
 //!
 //! Files have no entity tags here, so a tag never matches. Modification times are compared in whole seconds, which is
 //! the resolution of an HTTP date.
@@ -29,13 +29,13 @@ pub struct Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unmet {
     /// [`Condition::exists`].
-    #[error("`If-Match: *` asks for a file that exists")]
+    #[error("`If-Match: *` requires a file that exists")]
     Exists,
     /// [`Condition::has_tag`].
     #[error("`If-Match`: files have no entity tags here, so only `*` can match")]
     HasTag,
     /// [`Condition::is_absent`].
-    #[error("`If-None-Match: *` asks for a path where nothing exists")]
+    #[error("`If-None-Match: *` requires a path where nothing exists")]
     IsAbsent,
     /// [`Condition::unmodified_since`].
     #[error("`If-Unmodified-Since`: the file was modified after that")]
@@ -66,7 +66,7 @@ impl Condition {
     /// followed.
     ///
     /// # Errors
-    /// When there is no file, or it cannot be examined.
+    /// If there is no file, or it cannot be examined.
     pub fn unmet_at(&self, path: &FilePath, follow: bool) -> Result<Option<Unmet>, FileError> {
         if self.is_empty() {
             return Ok(None);
@@ -74,7 +74,7 @@ impl Condition {
         let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
         let found = open(AT_FDCWD, path.as_os_str(), flags, Mode::empty()).and_then(fstat);
         let found = found.map_err(|errno| FileError::of(path, &errno.into()))?;
-        // A directory meets all conditions here: that it is not a file is the error to report.
+        // A directory meets all conditions here, because the error to report is that it is not a file.
         Ok(if is(&found, SFlag::S_IFDIR) { None } else { self.unmet(Some(&found)) })
     }
 }

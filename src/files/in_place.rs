@@ -1,4 +1,4 @@
-//! Writing new content into an existing file, where it cannot be replaced by a new one.
+//! Writes new content into an existing file that cannot be replaced by a new file.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -35,7 +35,7 @@ pub(super) fn write_in_place(content: &File, target: &Target) -> io::Result<()> 
     copy(content, &target)?;
     if length < before {
         match target.set_len(length) {
-            // The kernel's own files cannot be truncated.
+            // Files in `/proc` and `/sys` cannot be truncated.
             Err(error) if error.kind() != ErrorKind::InvalidInput => return Err(error),
             _ => {}
         }
@@ -52,7 +52,7 @@ pub(super) fn open_target(target: &Target) -> nix::Result<File> {
     }
 }
 
-/// Lets one upload at a time write a file in place: two would leave a mixture of both.
+/// Lets only one upload at a time write a file in place, because two would leave a mixture of both.
 #[derive(Debug)]
 struct FileLock(FileId);
 
@@ -88,7 +88,8 @@ fn mode_without_set_id(file: &File) -> nix::Result<Option<Mode>> {
     Ok((mode & !attributes::MODE != 0).then(|| Mode::from_bits_truncate(mode & attributes::MODE)))
 }
 
-/// Reserves space for a file of this length. Not every file system can do that; then a lack of space shows only later.
+/// Reserves space for a file of this length. On a file system without fallocate(2), a lack of space is detected only
+/// later.
 fn reserve(file: &File, length: u64) -> io::Result<()> {
     let length = i64::try_from(length).unwrap_or(i64::MAX);
     match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, length) {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
-use super::walk::{hold, look, open};
+use super::walk::{examine_name, open, open_path};
 use super::{FileError, FilePath, is, proc_guard, unsigned};
 
 /// Maximum number of entries in a listing. If a directory has more, the file system decides which are listed.
@@ -41,7 +41,7 @@ pub struct DirEntry<'l> {
     pub name: Cow<'l, str>,
     /// Whether it is a directory or a symlink to one.
     pub is_dir: bool,
-    /// Size in bytes, of a symlink that of its target; `None` for a directory, and if it cannot be determined.
+    /// Size in bytes, for a symlink that of its target; `None` for a directory, or if it cannot be determined.
     pub size: Option<u64>,
     /// Modification time in milliseconds since the epoch; `None` if it cannot be determined.
     pub modified_at: Option<i64>,
@@ -50,7 +50,7 @@ pub struct DirEntry<'l> {
 /// Lists the directory at `path`, without `.` and `..`.
 ///
 /// # Errors
-/// When it cannot be listed.
+/// If it cannot be listed.
 pub fn list(path: &FilePath) -> Result<Listing, FileError> {
     list_up_to(path, MAX_ENTRIES).map_err(|errno| FileError::of(path, &errno.into()))
 }
@@ -86,7 +86,7 @@ fn list_up_to(path: &FilePath, most: usize) -> nix::Result<Listing> {
 fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<Record> {
     let record = Record { name: (at, u16::try_from(name.len()).ok()?), is_dir: false, size: None, modified_at: None };
     let os_name = OsStr::from_bytes(name);
-    let stat = match look(dir, os_name) {
+    let stat = match examine_name(dir, os_name) {
         Ok(stat) if is(&stat, SFlag::S_IFLNK) => stat_target(dir, os_name).unwrap_or(stat),
         Ok(stat) => stat,
         Err(Errno::ENOENT) => return None,
@@ -99,9 +99,9 @@ fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<
     Some(Record { is_dir, size, modified_at, ..record })
 }
 
-/// Examines what a symlink leads to.
+/// The `fstat` of the target of a symlink.
 fn stat_target(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
-    fstat(hold(dir, name)?)
+    fstat(open_path(dir, name)?)
 }
 
 impl Listing {
@@ -110,7 +110,7 @@ impl Listing {
         self.records.sort_unstable_by(|a, b| (!a.is_dir, bytes(names, a)).cmp(&(!b.is_dir, bytes(names, b))));
     }
 
-    /// The memory that it takes, in bytes.
+    /// The memory that it uses, in bytes.
     pub fn size(&self) -> usize {
         self.names.capacity() + self.records.capacity() * size_of::<Record>()
     }
@@ -156,7 +156,7 @@ mod tests {
         nix::unistd::mkfifo(&at(b"fifo"), Mode::S_IRWXU).unwrap();
         let listing = list(&path(dir.path())).unwrap();
         let names: Vec<_> = (0..listing.records.len()).map(|at| listing.get(at).unwrap().name.into_owned()).collect();
-        let right = [
+        let expected = [
             "B-dir",
             "to-dir",
             "z-dir",
@@ -171,10 +171,10 @@ mod tests {
             "to-file",
             "\u{fffd}",
         ];
-        assert_eq!(names, right);
+        assert_eq!(names, expected);
         let sizes: Vec<_> = (0..listing.records.len()).map(|at| listing.get(at).unwrap().size).collect();
         assert_eq!(sizes[..4], [None, None, None, Some(7)]);
-        assert_eq!(sizes[11], Some(8), "a symlink has the size of what it leads to");
+        assert_eq!(sizes[11], Some(8), "a symlink has the size of its target");
         assert!((0..listing.records.len()).all(|at| listing.get(at).unwrap().modified_at > Some(1_500_000_000_000)));
         assert!(!listing.truncated && listing.get(13).is_none());
     }

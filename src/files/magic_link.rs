@@ -1,4 +1,4 @@
-//! The links in `/proc` that lead to open files without a path (proc_pid_fd(5)), "magic links".
+//! "Magic links": the links in `/proc` that lead to open files without a path (proc_pid_fd(5)).
 
 use std::os::fd::{AsFd, AsRawFd};
 

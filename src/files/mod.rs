@@ -1,18 +1,18 @@
 //! Reads, replaces, removes and lists files with the rights of a user.
 //!
-//! The rights are those of the calling thread, to which `tl_os::impersonation` gives the user's. The kernel resolves
-//! paths, so a symlink leads where it leads the user, with one exception: the magic links in `/proc`
+//! The rights are those of the calling thread, which `tl_os::impersonation` has set to those of the user. The kernel
+//! resolves paths, so symlinks are followed as for the user, with one exception: the magic links in `/proc`
 //! (`/proc/self/fd/3`) are not followed. For these, as for all of the daemon's own entries in `/proc`, the kernel
 //! checks the process and not the thread's rights (`proc_guard`).
 //!
-//! No more than a buffer of a file's content is held in memory. A file is examined through an `O_PATH` descriptor
-//! before it is opened: to open a FIFO can block, and to open a device can have effects.
+//! At most one buffer of a file's content is held in memory. A file is examined through an `O_PATH` descriptor
+//! before it is opened, because opening a FIFO can block, and opening a device can have side effects.
 //!
 //! - `path`: an absolute path; `walk`: opens and examines files; `magic_link`: the link in `/proc` to an open file;
 //! - `read`, `list`, `remove`: one operation each;
-//! - `replace`: an upload; `target`: the file that it replaces, `temporary`: where its content waits, `in_place`: writes
-//!   into a file that cannot be replaced, `attributes`: what a replaced file keeps;
-//! - `condition`: what a request demands of the file; `proc_guard`: refuses the daemon's own entries in `/proc`.
+//! - `replace`: an upload; `target`: the file that it replaces; `temporary`: the files for its incomplete content;
+//!   `in_place`: writes into a file that cannot be replaced; `attributes`: the attributes that a replaced file keeps;
+//! - `condition`: the conditions of a request; `proc_guard`: denies access to the daemon's own entries in `/proc`.
 
 mod attributes;
 mod condition;
@@ -51,26 +51,26 @@ pub enum FileError {
     #[error("`path` {0}")]
     Invalid(String),
     /// The path has a component `..`.
-    #[error("`path` must have no component `..`: {0:?}")]
+    #[error("`path` must not contain a component `..`: {0:?}")]
     Traversal(String),
     /// Nothing exists at the path.
     #[error("there is no file or directory {0:?}")]
     NotFound(String),
-    /// It is a directory, and a file is needed.
+    /// The path is a directory, but the operation needs a file.
     #[error("{0:?} is a directory, not a file")]
     IsDirectory(String),
-    /// A directory is needed, at the end of the path or within it, and something else is there.
+    /// The path, or a component of it that must be a directory, is something else.
     #[error("{0:?} is not a directory, or a component of its path is not")]
     NotADirectory(String),
-    /// It is a FIFO, a socket or a device.
+    /// The path is a FIFO, a socket or a device.
     #[error("{0:?} is not a regular file")]
     NotARegularFile(String),
-    /// The user does not have the right.
+    /// The user does not have the permission.
     #[error("{path:?}: {why}")]
     Denied {
         /// The path.
         path: String,
-        /// What the kernel says.
+        /// The kernel's reason.
         why: String,
     },
     /// The disk or the user's quota is full, or the file is too large for the file system.
@@ -78,7 +78,7 @@ pub enum FileError {
     NoSpace {
         /// The path.
         path: String,
-        /// What the kernel says.
+        /// The kernel's reason.
         why: String,
     },
     /// The file does not meet a condition of the request.
@@ -95,7 +95,7 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// The error for a request about `path` whose system call has failed.
+    /// The error for a failed system call of a request about `path`.
     fn of(path: &FilePath, error: &io::Error) -> FileError {
         let shown = path.shown();
         let Some(errno) = error.raw_os_error() else {

@@ -58,8 +58,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_made_absolute_and_otherwise_kept() {
-        for (text, right) in [
+    fn a_relative_path_is_below_home_and_an_absolute_path_is_unchanged() {
+        for (text, expected) in [
             ("/etc/passwd", "/etc/passwd"),
             ("a", "/home/u/a"),
             ("./a//b/.", "/home/u/./a//b/."),
@@ -71,13 +71,13 @@ mod tests {
             ("..a", "/home/u/..a"),
             ("/a\n\u{e9}\\", "/a\n\u{e9}\\"),
         ] {
-            assert_eq!(FilePath::parse(text.as_bytes(), "/home/u").unwrap().shown(), right, "{text:?}");
+            assert_eq!(FilePath::parse(text.as_bytes(), "/home/u").unwrap().shown(), expected, "{text:?}");
         }
         assert_eq!(FilePath::parse(b"/\xff", "/").unwrap(), FilePath(b"/\xff".to_vec()));
     }
 
     #[test]
-    fn invalid_paths_are_refused() {
+    fn invalid_paths_are_rejected() {
         for text in [&b""[..], b"\0", b"/etc/passwd\0.txt"] {
             assert!(matches!(FilePath::parse(text, "/"), Err(FileError::Invalid(_))), "{text:?}");
         }

@@ -1,12 +1,12 @@
-//! Refuses access to the daemon's own entries in `/proc`.
+//! Denies access to the daemon's own entries in `/proc`.
 //!
-//! Whatever the rights of a thread, the kernel lets it read and change the entries of its own process: the memory map,
-//! the descriptors, the names of threads. Through this API nobody may, except to read what every user can read of any
+//! The kernel lets any thread, whatever its rights, read and change the entries of its own process: the memory map, the
+//! descriptors, the names of threads. This API does not permit that, except for reading what every user can read of any
 //! process.
 //!
-//! The PID does not identify the daemon's entries: a `/proc` shows the PIDs of the namespace in which it was mounted,
-//! which can be another one. They are those below a directory whose `fd` contains the very descriptor that is being
-//! checked: the kernel shows that to every thread of this process, and to no other user.
+//! The PID does not identify the daemon's entries, because a `/proc` shows the PIDs of the namespace in which it was
+//! mounted, which can be another one. They are the entries below a directory whose `fd` contains the descriptor that is
+//! being checked: every thread of this process can see that, and other users cannot.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -32,7 +32,7 @@ pub(super) fn check(fd: impl AsFd, for_writing: bool) -> nix::Result<()> {
     if fstatfs(fd)?.filesystem_type() != PROC_SUPER_MAGIC {
         return Ok(());
     }
-    // The file is in a procfs, and none that shows this process is mounted at /proc: it cannot be identified.
+    // The file is in a procfs, but the one at /proc does not show this process, so the file cannot be identified.
     let link = magic_link(fd).ok_or(Errno::EACCES)?;
     let path = readlinkat(AT_FDCWD, &*link)?;
     match below_process(path.as_bytes(), |dir| has_descriptor(dir, fd)) {
@@ -72,10 +72,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_entries_are_recognised_and_some_are_public() {
+    fn own_entries_are_identified_and_some_are_public() {
         let ours = |dir: &[u8]| dir == b"/proc/1" || dir == b"/elsewhere/proc/1";
         let rest = |path: &'static str| below_process(path.as_bytes(), ours).map(String::from_utf8_lossy);
-        for (path, right) in [
+        for (path, expected) in [
             ("/proc/1/maps", Some("/maps")),
             ("/elsewhere/proc/1/task/7/comm", Some("/task/7/comm")),
             ("/proc/1", Some("")),
@@ -83,7 +83,7 @@ mod tests {
             ("/proc/irq/1/spurious", None),
             ("/", None),
         ] {
-            assert_eq!(rest(path).as_deref(), right, "{path}");
+            assert_eq!(rest(path).as_deref(), expected, "{path}");
         }
         for public in ["", "/status", "/net/tcp", "/task/7/status", "/task/7", "/mounts"] {
             assert!(is_public(public.as_bytes()), "{public}");
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn own_entries_are_refused_unless_public() {
+    fn own_entries_are_denied_unless_public() {
         let open = |path: &str| std::fs::File::open(path).unwrap();
         for own in ["/proc/self/maps", "/proc/thread-self/stat", "/proc/self/fd"] {
             assert_eq!(check(open(own), false), Err(Errno::EACCES), "{own}");

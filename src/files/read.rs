@@ -8,13 +8,13 @@ use nix::fcntl::{AT_FDCWD, FcntlArg, OFlag, fcntl};
 use super::walk::open_regular;
 use super::{FileError, FilePath, unsigned};
 
-/// Files up to this size in bytes are read at once.
+/// Maximum size in bytes of a file that is read at once.
 pub const WHOLE: usize = 64 << 10;
 
 /// The content of a file.
 #[derive(Debug)]
 pub enum Content {
-    /// All of it. Read at once because the size of files in `/proc` and `/sys` is 0 or wrong.
+    /// All of it. Such files are read at once because the reported size of files in `/proc` and `/sys` is 0 or wrong.
     Whole(Vec<u8>),
     /// A longer file, and its length in bytes.
     Long(File, u64),
@@ -25,7 +25,7 @@ pub enum Content {
 /// Opens the file at `path`, and reads it if it is small.
 ///
 /// # Errors
-/// When it cannot be read.
+/// If it cannot be read.
 pub fn read(path: &FilePath) -> Result<Content, FileError> {
     let failed = |errno: nix::Error| FileError::of(path, &errno.into());
     let opened = open_regular(AT_FDCWD, path.as_os_str(), OFlag::O_RDONLY).map_err(failed)?;
@@ -34,8 +34,8 @@ pub fn read(path: &FilePath) -> Result<Content, FileError> {
     if length > WHOLE as u64 {
         return Ok(Content::Long(file, length));
     }
-    // Some of the kernel's files block until there is news. O_NONBLOCK is set only now: an open with it fails if
-    // another process has a lease on the file.
+    // Reading some files of the kernel blocks until there is an event. O_NONBLOCK is set only now: an open with it
+    // fails if another process has a lease on the file.
     fcntl(&file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(failed)?;
     let most = if length == 0 { WHOLE as u64 } else { length };
     let mut begin = Vec::new();

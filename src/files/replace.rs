@@ -7,9 +7,9 @@
 //! client does not.
 //!
 //! The new file gets the mode, owner, group, ACL and extended attributes of the old one (`attributes`). The target is
-//! written in place instead, once the content is complete (`in_place`), if the user cannot set all of these, if the
-//! directory takes no new file, or if the target cannot be renamed over (a mount point, a file of the user in `/etc`, a
-//! switch in `/sys`).
+//! written in place instead, once the content is complete (`in_place`), if the user cannot set all of these, if no file
+//! can be created in the directory, or if the target cannot be renamed over (a mount point, a file of the user in
+//! `/etc`, a file in `/sys`).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,7 +26,7 @@ use super::in_place::{open_target, write_in_place};
 use super::magic_link::magic_link;
 use super::target::Target;
 use super::temporary::{new_file, spool, temporary_name};
-use super::walk::{look, open, open_regular, sync, sync_dir};
+use super::walk::{examine_name, open, open_regular, sync, sync_dir};
 use super::{FileError, FilePath, attributes, is};
 
 /// An upload that replaces a file. If it is dropped before [`Upload::commit`], the old file is unchanged.
@@ -38,19 +38,20 @@ pub struct Upload<'p> {
     file: File,
     /// The temporary name, if the new file has one.
     name: Option<OsString>,
-    /// Whether the target is to be written in place.
+    /// Whether the target will be written in place.
     in_place: bool,
     condition: Condition,
 }
 
 impl<'p> Upload<'p> {
-    /// Begins to replace or make the file at `path`, on a condition. `length` is the announced length in bytes, if any.
+    /// Begins to replace or create the file at `path`, under a condition. `length` is the announced length in bytes, if
+    /// any.
     ///
     /// # Errors
-    /// When the file cannot be written, its directory has no room for `length`, or the condition is not met.
+    /// If the file cannot be written, its file system has no space for `length` bytes, or the condition is not met.
     pub fn begin(path: &'p FilePath, length: Option<u64>, condition: Condition) -> Result<Upload<'p>, FileError> {
         let failed = |errno: Errno| FileError::of(path, &errno.into());
-        // Checked before the directories of a missing file are made.
+        // Checked before the directories of a missing file are created.
         if condition.exists || condition.has_tag {
             match condition.unmet_at(path, true) {
                 Err(FileError::NotFound(_)) => return Err(unmet(path, condition.unmet(None))),
@@ -78,7 +79,7 @@ impl<'p> Upload<'p> {
             open_target(&upload.target).map_err(failed)?;
             upload.in_place = true;
         }
-        if length.is_some_and(|length| length > upload.room()) {
+        if length.is_some_and(|length| length > upload.free_space()) {
             return Err(failed(Errno::ENOSPC));
         }
         Ok(upload)
@@ -95,26 +96,27 @@ impl<'p> Upload<'p> {
     /// Replaces the old content by the new.
     ///
     /// # Errors
-    /// When that fails, or the condition is no longer met. The old content is then unchanged.
+    /// If that fails, or if the condition is no longer met. A failed write in place can leave a part of the new
+    /// content; otherwise
     pub fn commit(mut self) -> Result<(), FileError> {
-        let found = look(&self.target.dir, &self.target.name).ok();
+        let found = examine_name(&self.target.dir, &self.target.name).ok();
         if let Some(why) = self.condition.unmet(found.as_ref()) {
             return Err(FileError::Unmet { path: self.path.shown(), why });
         }
         let done = match () {
             () if self.in_place => write_in_place(&self.file, &self.target),
-            () if self.condition.is_absent => self.make(),
+            () if self.condition.is_absent => self.create(),
             () => self.replace(),
         };
         done.map_err(|error| match error.raw_os_error() {
-            // The file was made after the check above.
+            // The file was created after the check above.
             Some(libc::EEXIST) if self.condition.is_absent => unmet(self.path, Some(Unmet::IsAbsent)),
             _ => FileError::of(self.path, &error),
         })
     }
 
-    /// Free space for the content in bytes, quotas aside.
-    fn room(&self) -> u64 {
+    /// Free space for the content in bytes, without regard to quotas.
+    fn free_space(&self) -> u64 {
         match fstatvfs(&self.file) {
             // A file system that does not count its blocks reports 0 for all of them.
             Ok(stat) if stat.blocks() > 0 => stat.blocks_free().saturating_mul(stat.fragment_size()),
@@ -146,7 +148,7 @@ impl<'p> Upload<'p> {
     }
 
     /// Gives the new file the name of the target. The kernel checks atomically that nothing has this name, else EEXIST.
-    fn make(&mut self) -> io::Result<()> {
+    fn create(&mut self) -> io::Result<()> {
         sync(&self.file)?;
         let (dir, target) = (&self.target.dir, &*self.target.name);
         match &self.name {
@@ -218,12 +220,12 @@ impl Drop for Upload<'_> {
     }
 }
 
-/// The mode of the new file: private until it gets that of the old one, or the default for a file that is made.
+/// The mode of the new file: private until it gets the mode of the old file, or the default if there is no old file.
 fn mode_for(target: &Target) -> Mode {
     Mode::from_bits_truncate(if target.found.is_some() { 0o600 } else { 0o666 })
 }
 
-/// Makes the file for the new content. Returns it with its temporary name, if it has one, and whether the target is to
+/// Creates the file for the new content. Returns it with its temporary name, if it has one, and whether the target will
 /// be written in place.
 fn content_for(target: &Target) -> nix::Result<(File, Option<OsString>, bool)> {
     match new_file(&target.dir, mode_for(target)) {
@@ -240,7 +242,7 @@ fn unmet(path: &FilePath, why: Option<Unmet>) -> FileError {
     FileError::Unmet { path: path.shown(), why: why.unwrap_or(Unmet::Exists) }
 }
 
-/// Whether an error says that the kernel refuses this here, rather than that something is wrong.
+/// Whether an error means that this operation is not permitted for this file, rather than that it has failed.
 fn refuses(errno: Errno) -> bool {
     matches!(errno, Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::EBUSY | Errno::EXDEV)
 }
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conditional_upload_makes_a_file_only_where_there_is_none() {
+    fn an_upload_with_if_none_match_creates_a_file_only_if_there_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("file");
         let path = FilePath::parse(target.as_os_str().as_bytes(), "/").unwrap();
@@ -303,9 +305,9 @@ mod tests {
         for named in [false, true] {
             let begin = || if named { with_name() } else { unnamed() };
             let (mut first, mut second) = (begin(), begin());
-            first.make().unwrap();
-            // `make` itself fails, without a check beforehand.
-            assert_eq!(second.make().unwrap_err().raw_os_error(), Some(libc::EEXIST));
+            first.create().unwrap();
+            // `create` itself fails, without a check beforehand.
+            assert_eq!(second.create().unwrap_err().raw_os_error(), Some(libc::EEXIST));
             assert!(matches!(second.commit(), Err(FileError::Unmet { why: Unmet::IsAbsent, .. })));
             drop(first);
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -314,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn concurrent_uploads_in_place_leave_the_content_of_one() {
+    fn after_concurrent_uploads_in_place_the_file_has_the_content_of_one() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("file");
         let path = FilePath::parse(target.as_os_str().as_bytes(), "/").unwrap();

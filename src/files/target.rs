@@ -1,4 +1,4 @@
-//! Finds the file that an upload replaces or makes.
+//! Finds the file that an upload replaces or creates.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,28 +10,28 @@ use nix::sys::stat::{FileStat, Mode, SFlag, mkdirat};
 
 use super::is;
 use super::path::split;
-use super::walk::{hold, hold_dir, look, sync_dir};
+use super::walk::{examine_name, open_path, open_path_dir, sync_dir};
 
 /// Maximum number of symlinks on a path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// The file that an upload replaces or makes.
+/// The file that an upload replaces or creates.
 #[derive(Debug)]
 pub(super) struct Target {
     /// Its directory, opened with `O_PATH`.
     pub(super) dir: OwnedFd,
     /// Its name in the directory.
     pub(super) name: OsString,
-    /// What has this name, if anything. Never a symlink.
+    /// The file that has this name, if any. Never a symlink.
     pub(super) found: Option<FileStat>,
 }
 
 impl Target {
-    /// Finds the file that writing to `path` would write. Makes missing directories, and follows symlinks, also a
-    /// dangling one.
+    /// Finds the file to which writing to `path` would write. Creates missing directories, and follows symlinks,
+    /// including a dangling one.
     ///
     /// # Errors
-    /// EISDIR if the path has the form of a directory's; what the kernel says about a component.
+    /// EISDIR if the path ends like that of a directory; the kernel's error about a component.
     pub(super) fn resolve(path: &OsStr) -> nix::Result<Target> {
         let mut path = path.to_owned();
         let mut dir: Option<OwnedFd> = None;
@@ -39,10 +39,10 @@ impl Target {
             let (parent, name) = split(&path);
             let name = name.ok_or(Errno::EISDIR)?;
             let within = match &dir {
-                Some(dir) => make_dirs(dir.as_fd(), parent)?,
-                None => make_dirs(AT_FDCWD, parent)?,
+                Some(dir) => create_dirs(dir.as_fd(), parent)?,
+                None => create_dirs(AT_FDCWD, parent)?,
             };
-            let found = match look(&within, name) {
+            let found = match examine_name(&within, name) {
                 Ok(stat) => Some(stat),
                 Err(Errno::ENOENT) => None,
                 Err(errno) => return Err(errno),
@@ -51,7 +51,7 @@ impl Target {
                 return Ok(Target { name: name.to_owned(), dir: within, found });
             }
             // The kernel decides whether this user may follow the link (protected_symlinks in proc_sys_fs(5)).
-            match hold(&within, name) {
+            match open_path(&within, name) {
                 Ok(_) | Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
             }
@@ -62,26 +62,26 @@ impl Target {
     }
 }
 
-/// Opens a directory with `O_PATH`, after making it and those above it if they do not exist.
-fn make_dirs(from: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
-    match hold_dir(from.as_fd(), path) {
+/// Opens a directory with `O_PATH`. First creates it and its parents if they do not exist.
+fn create_dirs(from: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+    match open_path_dir(from.as_fd(), path) {
         Err(Errno::ENOENT) => {}
         result => return result,
     }
     let bytes = path.as_bytes();
     let begin = if bytes.starts_with(b"/") { "/" } else { "." };
-    let mut dir = hold_dir(from.as_fd(), OsStr::new(begin))?;
+    let mut dir = open_path_dir(from.as_fd(), OsStr::new(begin))?;
     for component in bytes.split(|byte| *byte == b'/').filter(|component| !component.is_empty()) {
         let component = OsStr::from_bytes(component);
-        dir = match hold_dir(&dir, component) {
+        dir = match open_path_dir(&dir, component) {
             Err(Errno::ENOENT) => {
                 match mkdirat(&dir, component, Mode::from_bits_truncate(0o777)) {
                     Ok(()) => sync_dir(&dir)?,
-                    // It was made meanwhile, or is a dangling symlink, which opening it will report.
+                    // It was created meanwhile, or is a dangling symlink, on which the open below fails.
                     Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(errno),
                 }
-                hold_dir(&dir, component)?
+                open_path_dir(&dir, component)?
             }
             result => result?,
         };

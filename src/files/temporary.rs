@@ -13,13 +13,13 @@ use tl_os::random;
 use super::magic_link::magic_link;
 use super::walk::open;
 
-/// Directories for content whose target is in a directory that takes no new file.
+/// Directories for the content if no file can be created in the target's directory.
 const SPOOL_DIRS: [&str; 2] = ["/var/tmp", "/tmp"];
 
-/// Makes a file in `dir`: without a name if that is possible, else with a temporary one, which is returned.
+/// Creates a file in `dir`: without a name if that is possible, else with a temporary name, which is returned.
 pub(super) fn new_file(dir: impl AsFd, mode: Mode) -> nix::Result<(File, Option<OsString>)> {
     match open(dir.as_fd(), OsStr::new("."), OFlag::O_TMPFILE | OFlag::O_RDWR, mode) {
-        // Without /proc it could not get a name later.
+        // Without /proc, the file could not get a name later.
         Ok(file) if magic_link(&file).is_none() => {}
         Ok(file) => return Ok((file.into(), None)),
         // A kernel that does not know the flag returns EISDIR.
@@ -29,19 +29,19 @@ pub(super) fn new_file(dir: impl AsFd, mode: Mode) -> nix::Result<(File, Option<
     named(dir, mode).map(|(file, name)| (file, Some(name)))
 }
 
-/// Makes a file in `dir` with a temporary name.
+/// Creates a file in `dir` with a temporary name.
 pub(super) fn named(dir: impl AsFd, mode: Mode) -> nix::Result<(File, OsString)> {
     let name = temporary_name().map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_RDWR;
     Ok((open(dir, &name, flags, mode)?.into(), name))
 }
 
-/// A name that no other file has and nobody can guess.
+/// A random name, which is unique and cannot be guessed.
 pub(super) fn temporary_name() -> io::Result<OsString> {
     Ok(format!(".tl-init.{}", random::hex::<16>()?).into())
 }
 
-/// Makes a file without a name, outside of the target's directory.
+/// Creates a file without a name, outside of the target's directory.
 pub(super) fn spool() -> nix::Result<File> {
     let mut last = Errno::EACCES;
     for dir in SPOOL_DIRS {

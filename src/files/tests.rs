@@ -1,4 +1,4 @@
-//! Reading, replacing and removing, with the rights of the user that runs the tests.
+//! Reading, replacing and removing files, with the rights of the user that runs the tests.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -65,7 +65,7 @@ fn content_that_was_written_is_read_back() {
 }
 
 #[test]
-fn missing_parent_directories_are_made() {
+fn missing_parent_directories_are_created() {
     let dir = dir();
     put(dir.path().join("a/./b//c/file"), b"x").unwrap();
     assert_eq!(fs::read(dir.path().join("a/b/c/file")).unwrap(), b"x");
@@ -106,7 +106,7 @@ fn a_hard_link_keeps_the_old_content() {
     put(&file, b"new!").unwrap();
     assert_eq!((fs::read(&file).unwrap(), fs::read(&other).unwrap()), (b"new!".to_vec(), b"old".to_vec()));
     let mut seen = [0; 8];
-    assert_eq!(reader.read_at(&mut seen, 0).unwrap(), 3, "a reader sees the old one to its end");
+    assert_eq!(reader.read_at(&mut seen, 0).unwrap(), 3, "a reader still sees the old content");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn symlinks_are_followed() {
 }
 
 #[test]
-fn anything_but_a_regular_file_is_refused() {
+fn anything_but_a_regular_file_is_rejected() {
     let dir = dir();
     let fifo = dir.path().join("fifo");
     nix::unistd::mkfifo(&fifo, Mode::S_IRWXU).unwrap();
@@ -206,7 +206,7 @@ fn an_upload_that_is_dropped_or_fails_leaves_no_file() {
 }
 
 #[test]
-fn an_upload_without_room_is_refused_before_its_content() {
+fn an_upload_that_does_not_fit_on_the_disk_is_rejected_before_its_content() {
     let dir = dir();
     let target = path(dir.path().join("file"));
     for length in [1 << 62, u64::MAX] {
@@ -227,7 +227,7 @@ fn files_in_proc_and_sys_are_read_and_written() {
         // Its reported size is a page.
         assert!(get("/sys/kernel/mm/transparent_hugepage/enabled").unwrap().ends_with(b"\n"));
     }
-    // No file can be made in this directory, so the file is written in place.
+    // No file can be created in this directory, so the file is written in place.
     let mut other = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let score = format!("/proc/{}/oom_score_adj", other.id());
     let written = put(&score, b"321");
@@ -235,7 +235,7 @@ fn files_in_proc_and_sys_are_read_and_written() {
     other.kill().unwrap();
     other.wait().unwrap();
     assert!(written.is_ok() && read == b"321\n", "{written:?} {read:?}");
-    // The daemon's own entries are refused.
+    // The daemon's own entries are denied.
     assert!(matches!(put("/proc/thread-self/comm", b"renamed"), Err(FileError::Denied { .. })));
     assert!(matches!(put("/proc/thread-self/absent", b""), Err(FileError::NotFound(_) | FileError::Denied { .. })));
 }
@@ -255,7 +255,7 @@ fn magic_links_are_not_followed() {
 }
 
 #[test]
-fn names_may_have_any_bytes() {
+fn file_names_may_contain_any_bytes() {
     let dir = dir();
     let file = dir.path().join(OsStr::from_bytes(b"\xff\n \\\""));
     put(&file, b"x").unwrap();

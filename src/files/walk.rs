@@ -22,8 +22,8 @@ pub(super) fn open(dir: impl AsFd, path: &OsStr, flags: OFlag, mode: Mode) -> ni
     fcntl::openat2(dir.as_fd(), path, how)
 }
 
-/// Whether `openat2(2)` can be called: not before Linux 5.6, and not if a container's seccomp filter denies it.
-/// Determined once, on a file that every user may open: on other files the same errors can be about the file.
+/// Whether `openat2(2)` can be called: it needs Linux 5.6, and a container's seccomp filter can deny it.
+/// Determined once, on a file that every user may open, because on other files the same errors can be about the file.
 fn has_openat2() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| {
@@ -33,21 +33,21 @@ fn has_openat2() -> bool {
 }
 
 /// Opens a file of any type with `O_PATH`, which has no effect on it. Follows symlinks.
-pub(super) fn hold(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+pub(super) fn open_path(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
     open(dir, path, OFlag::O_PATH, Mode::empty())
 }
 
 /// Opens a directory with `O_PATH`. Follows symlinks.
-pub(super) fn hold_dir(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+pub(super) fn open_path_dir(dir: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
     open(dir, path, OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty())
 }
 
-/// Opens the regular file at `path`, and returns what `fstat` says of it. Returns `None` if it is not a regular file.
+/// Opens the regular file at `path`. Returns it with its `fstat`, or `None` if it is not a regular file.
 ///
 /// # Errors
-/// EISDIR for a directory; what the kernel says.
+/// EISDIR for a directory; otherwise the kernel's error.
 pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::Result<Option<(File, FileStat)>> {
-    let held = hold(&dir, path)?;
+    let held = open_path(&dir, path)?;
     let stat = fstat(&held)?;
     if is(&stat, SFlag::S_IFDIR) {
         return Err(Errno::EISDIR);
@@ -58,15 +58,16 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
     let for_writing = flags.intersects(OFlag::O_WRONLY | OFlag::O_RDWR);
     proc_guard::check(&held, for_writing)?;
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-    // The only way to open the very file that was examined. The kernel checks its permissions as for any path.
+    // Opening the magic link opens exactly the file that was examined. The kernel checks its permissions as for any
+    // path.
     if let Some(again) = magic_link(&held) {
         let file = fcntl::open(&*again, flags, Mode::empty())?;
         return Ok(Some((File::from(file), stat)));
     }
-    // Without /proc the file is opened by its name. By now that can be another file, such as a FIFO, which must not
-    // block.
+    // Without /proc the file is opened by its name. By now the name can refer to another file, such as a FIFO, which
+    // must not block.
     let file = match open(&dir, path, flags | OFlag::O_NONBLOCK, Mode::empty()) {
-        // Another process has a lease on it, which only a regular file can have.
+        // Another process holds a lease on it, which only a regular file can have.
         Err(Errno::EAGAIN) => open(&dir, path, flags, Mode::empty())?,
         opened => opened?,
     };
@@ -78,12 +79,12 @@ pub(super) fn open_regular(dir: impl AsFd, path: &OsStr, flags: OFlag) -> nix::R
     Ok(Some((File::from(file), stat)))
 }
 
-/// Examines what has this name in `dir`. Does not follow a symlink.
-pub(super) fn look(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
+/// The `fstat` of the file with this name in `dir`. Does not follow a symlink.
+pub(super) fn examine_name(dir: impl AsFd, name: &OsStr) -> nix::Result<FileStat> {
     fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT)
 }
 
-/// Writes the names in a directory to the disk, if the user may read the directory and the file system can.
+/// Flushes the entries of a directory to the disk, if the user may read the directory and the file system supports it.
 pub(super) fn sync_dir(dir: impl AsFd) -> nix::Result<()> {
     match open(dir, OsStr::new("."), OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty()) {
         Ok(dir) => sync(dir),
@@ -92,7 +93,7 @@ pub(super) fn sync_dir(dir: impl AsFd) -> nix::Result<()> {
     }
 }
 
-/// Writes a file to the disk (fsync(2)). A file that is not on a disk is not an error.
+/// Flushes a file to the disk (fsync(2)). Succeeds for a file that is not on a disk.
 pub(super) fn sync(file: impl AsFd) -> nix::Result<()> {
     match nix::unistd::fsync(file) {
         Err(Errno::EINVAL | Errno::EROFS | Errno::EOPNOTSUPP) => Ok(()),

@@ -1,10 +1,10 @@
 //! The health actor: one thread with one epoll runs the health checks of all units.
 //!
-//! It reports how each probe ended. The unit counts failures and decides what follows. The pure [`Schedule`] decides
+//! The thread reports how each probe ended. The unit counts failures and decides what follows. The pure [`Schedule`] decides
 //! when a probe begins, times out or is void. The thread sleeps until the next deadline; without any check it does not
 //! wake up.
 //!
-//! Absent on purpose: a thread, a timer or a buffer for each check, and reading more of a response than its status
+//! Deliberately absent: a thread, a timer or a buffer per check, and reading more of a response than its status
 //! line.
 
 mod probe;
@@ -34,14 +34,14 @@ pub struct Verdict {
     pub unit: UnitId,
     /// The run that was probed. It may have ended since.
     pub run: RunNo,
-    /// Success, or a sentence about what failed.
+    /// Success, or a sentence that describes the failure.
     pub outcome: Result<(), String>,
 }
 
 /// A handle to the health thread. Dropping it ends the thread and closes its connections.
 #[derive(Debug)]
 pub struct Health {
-    /// Unbounded, but short: the thread takes all commands whenever it wakes, and does not block in between.
+    /// Unbounded, but short: the thread handles all commands whenever it wakes, and does not block in between.
     commands: Option<Sender<Command>>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
@@ -54,11 +54,11 @@ enum Command {
 }
 
 impl Health {
-    /// Starts the thread. It calls `report` with each verdict, which must not block. `died` is called if the thread
-    /// panics: then all checks have to be given to another one.
+    /// Starts the thread. It calls `report`, which must not block, with each verdict. `died` is called if the thread
+    /// panics: then all checks must be registered with another one.
     ///
     /// # Errors
-    /// When the system has no descriptor or thread left.
+    /// If the system has run out of descriptors or threads.
     pub fn start(
         report: impl Fn(Verdict) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
@@ -80,9 +80,9 @@ impl Health {
         Ok(Health { commands: Some(commands), waker, thread: Some(thread) })
     }
 
-    /// Probes `unit` from now on, and ends an earlier check of it. The initial delay counts from this call.
+    /// Probes `unit` from now on, and ends an earlier check of it. The initial delay begins with this call.
     ///
-    /// A verdict about the earlier run may still come: its `run` tells it apart.
+    /// A verdict about an earlier run may still follow; its `run` identifies it.
     pub fn watch(&self, unit: UnitId, run: RunNo, check: HealthCheck) {
         self.send(Command::Watch { unit, run, check, since: Instant::now() });
     }
@@ -110,7 +110,7 @@ impl Drop for Health {
     }
 }
 
-/// The token of the waker. Those of units are their ids, which never become so large.
+/// The token of the waker. The tokens of units are their ids, which never become this large.
 const WAKE: Token = Token(usize::MAX);
 
 /// Maximum number of probes that begin or end before the sockets are polled again.
@@ -124,12 +124,12 @@ struct Actor<F> {
     poll: Poll,
     commands: Receiver<Command>,
     report: F,
-    /// The time that is 0 to the schedule.
+    /// The time at which the clock of the schedule is 0.
     epoch: Instant,
     schedule: Schedule<UnitId>,
     checks: HashMap<UnitId, Check>,
     fin_budget: FinBudget,
-    /// Whether the last probe could not be made. Logged once and not for every probe.
+    /// Whether the last probe could not be made. That is logged once, not for every probe.
     starved: bool,
 }
 
@@ -149,7 +149,7 @@ impl<F: Fn(Verdict)> Actor<F> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break Err(error),
             }
-            self.look();
+            self.observe_time();
             if !self.take_commands() {
                 break Ok(());
             }
@@ -157,7 +157,7 @@ impl<F: Fn(Verdict)> Actor<F> {
                 // An event of a probe that was closed above finds no probe: new ones begin only below.
                 self.advance(UnitId(event.token().0 as u64));
             }
-            self.do_what_is_due();
+            self.handle_due();
         };
         for (_, check) in self.checks.drain() {
             if let Some(probe) = check.probe {
@@ -167,10 +167,10 @@ impl<F: Fn(Verdict)> Actor<F> {
         ended
     }
 
-    /// Returns the time. Drops the probes that a gap has made void.
-    fn look(&mut self) -> Duration {
+    /// Returns the time. Drops the probes that are void because of a gap.
+    fn observe_time(&mut self) -> Duration {
         let now = self.epoch.elapsed();
-        for unit in self.schedule.look(now) {
+        for unit in self.schedule.observe(now) {
             self.drop_probe(unit);
         }
         now
@@ -197,9 +197,9 @@ impl<F: Fn(Verdict)> Actor<F> {
         }
     }
 
-    fn do_what_is_due(&mut self) {
+    fn handle_due(&mut self) {
         for _ in 0..BATCH {
-            let now = self.look();
+            let now = self.observe_time();
             match self.schedule.due(now) {
                 Some(Due::Begin(unit)) => self.begin(unit),
                 Some(Due::Expired(unit)) => self.expire(unit),
@@ -214,12 +214,13 @@ impl<F: Fn(Verdict)> Actor<F> {
             Ok(probe) => check.probe = Some(probe),
             Err(outcome) => return self.settle(unit, outcome),
         }
-        // On the loopback interface the connection is mostly made or refused by the time that connect(2) returns:
+        // On the loopback interface the connection is usually established or refused by the time that connect(2) returns:
         // nearly every TCP check ends here, without epoll.
         self.advance(unit);
     }
 
-    /// Continues the probe of `unit` as far as possible. Returns whether it has ended; if not, events will come for it.
+    /// Continues the probe of `unit` as far as possible. Returns whether it has ended; if not, it is registered for
+    /// events.
     fn advance(&mut self, unit: UnitId) -> bool {
         let Some(probe) = self.checks.get_mut(&unit).and_then(|check| check.probe.as_mut()) else { return false };
         let registry = self.poll.registry();
@@ -235,7 +236,7 @@ impl<F: Fn(Verdict)> Actor<F> {
     }
 
     fn expire(&mut self, unit: UnitId) {
-        // A response that has arrived before this thread woke counts as in time.
+        // A response that arrived before this thread woke counts as in time.
         if self.advance(unit) {
             return;
         }
@@ -275,7 +276,7 @@ impl<F: Fn(Verdict)> Actor<F> {
 
 /// Limits how many connections are closed with a FIN, and so stay in TIME_WAIT: see [`Probe::close`].
 ///
-/// At most 1,000 a minute are, and 500 at once: so some 1,500 are in TIME_WAIT at most. With a few services all
+/// At most 1,000 per minute are, plus a burst of 500, so at most about 1,500 are in TIME_WAIT. With a few services all
 /// connections are closed with a FIN, which leaves no trace in their logs; with thousands of services most are reset,
 /// which leaves none in the kernel's tables.
 #[derive(Default)]
@@ -285,12 +286,12 @@ struct FinBudget {
 }
 
 impl FinBudget {
-    /// Budget of one connection: a minute has 1,000 of them.
+    /// The share of one connection: a minute has 1,000 of them.
     const SHARE: Duration = Duration::from_millis(60);
-    /// How far ahead of time the budget may be used.
+    /// How far the budget may be used in advance.
     const AHEAD: Duration = Duration::from_secs(30);
 
-    /// Takes the share of one connection. Returns false if there is none left.
+    /// Takes the share of one connection. Returns false if the budget is used up.
     fn take(&mut self, now: Duration) -> bool {
         let taken = self.taken.max(now) + Self::SHARE;
         let allowed = taken <= now + Self::AHEAD;

@@ -1,7 +1,7 @@
 //! One probe: a connection to the service and, for HTTP, one request and the status line of its response.
 //!
-//! No service can block the daemon or make it grow: no call here blocks, at most [`status_line::MAX`] bytes of a
-//! response are kept, and the schedule ends a probe that takes too long.
+//! No service can block the daemon or make its memory grow: no call here blocks, at most [`status_line::MAX`] bytes of
+//! a response are kept, and the schedule ends a probe that takes too long.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -25,12 +25,12 @@ pub(super) enum Outcome {
     Void(io::Error),
 }
 
-/// A probe in progress. It connects to 127.0.0.1, and to [::1] if the former has no listener.
+/// A probe in progress. It connects to 127.0.0.1, and to `[::1]` if the former has no listener.
 #[derive(Debug)]
 pub(super) struct Probe {
     stream: TcpStream,
     address: SocketAddr,
-    /// If it tries [::1], a sentence about the attempt on 127.0.0.1.
+    /// If it tries `[::1]`, a sentence about the attempt on 127.0.0.1.
     first: Option<String>,
     connected: bool,
     registered: bool,
@@ -42,7 +42,7 @@ pub(super) struct Probe {
 #[derive(Debug, Default)]
 struct Http {
     path: String,
-    /// Empty until the connection is made: the request names its address.
+    /// Empty until the connection is established, because the request names its address.
     request: Vec<u8>,
     /// Number of bytes of the request that were sent.
     sent: usize,
@@ -52,9 +52,9 @@ struct Http {
 
 /// Why there is no connection.
 enum Unconnected {
-    /// The address has no listener: a sentence that says so.
+    /// The address has no listener; described by a sentence.
     NoListener(String),
-    /// Another address would not help: the outcome of the probe.
+    /// The outcome of the probe, which another address cannot change.
     Ended(Outcome),
 }
 
@@ -80,15 +80,15 @@ impl Probe {
         self.registered
     }
 
-    /// Registers it for events. Call it after [`Probe::advance`], which may have to be repeated when an event comes.
+    /// Registers it for events. Call it after [`Probe::advance`], and call that again when an event arrives.
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)?;
         self.registered = true;
         Ok(())
     }
 
-    /// Continues as far as possible without blocking. Returns the outcome if the probe has ended. Otherwise it may have
-    /// to be registered again: for another address it makes a new connection.
+    /// Continues as far as possible without blocking. Returns the outcome if the probe has ended. Otherwise it may need
+    /// to be registered again, because it opens a new connection for the second address.
     pub(super) fn advance(&mut self, registry: &Registry) -> Option<Outcome> {
         while !self.connected {
             match (self.finish_connecting(), &self.first) {
@@ -135,7 +135,7 @@ impl Probe {
 
     /// Closes the connection, with a FIN or with a reset.
     ///
-    /// A FIN leaves the connection in TIME_WAIT for a minute: 1,000 probes a second would hold 60,000 of them, more
+    /// A FIN leaves the connection in TIME_WAIT for a minute: 1,000 probes per second would keep 60,000 of them, more
     /// than there are ephemeral ports for one service, and slow down `connect(2)` for all processes. A reset leaves
     /// nothing, but is an error to the service, which many services log.
     pub(super) fn close(mut self, registry: &Registry, with_fin: bool) {
@@ -153,11 +153,11 @@ impl Probe {
         }
     }
 
-    /// Whether the connection is made; false if it still may be.
+    /// Whether the connection is established; false while it is being established.
     fn finish_connecting(&self) -> Result<bool, Unconnected> {
         match self.stream.take_error() {
             Ok(None) => {}
-            // Only a connection that was made can be reset.
+            // Only an established connection can be reset.
             Ok(Some(error)) if error.kind() == ErrorKind::ConnectionReset => {
                 return match self.http {
                     Some(_) => Err(Unconnected::Ended(broken(self.address, &error))),
@@ -189,7 +189,7 @@ fn begin(address: SocketAddr) -> Result<TcpStream, Unconnected> {
     })
 }
 
-/// Begins to connect to [::1] after 127.0.0.1 was found to have no listener, as the sentence `first` says. The timeout
+/// Begins to connect to `[::1]` after 127.0.0.1 had no listener, which the sentence `first` describes. The timeout
 /// of the probe continues.
 fn begin_second(port: u16, first: &str) -> Result<(TcpStream, SocketAddr), Outcome> {
     let address = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
@@ -217,7 +217,7 @@ impl Http {
         Ok(())
     }
 
-    /// Receives up to one status line, and returns how it reads. `None`: the rest has not arrived yet.
+    /// Receives up to one status line, and returns the result of parsing it; `None` if the rest has not arrived yet.
     fn receive(&mut self, stream: &mut TcpStream) -> io::Result<Option<Reading>> {
         loop {
             let mut room = [0; status_line::MAX];
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_the_address_and_closes() {
+    fn a_request_names_the_address_and_asks_to_close_the_connection() {
         let text = request("127.0.0.1:80".parse().unwrap(), "/a?b=c");
         assert!(text.starts_with("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:80\r\nUser-Agent: tl-supervisor/"), "{text}");
         assert!(text.ends_with("\r\nConnection: close\r\n\r\n"), "{text}");

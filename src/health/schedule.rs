@@ -3,10 +3,10 @@
 //! Pure: times are passed in, as durations since an epoch of the caller's, so that tests can make the clock jump.
 //! A check is in one of three states, each with one deadline:
 //!
-//! | state | ends at | or when | a gap |
+//! | state | ends at | or when | effect of a gap |
 //! |---|---|---|---|
 //! | starting | the end of the initial delay: [`Due::Begin`] | | prolongs it |
-//! | waiting | its next probe is due: [`Due::Begin`] | | leaves it |
+//! | waiting | its next probe is due: [`Due::Begin`] | | none |
 //! | probing | its timeout is over: [`Due::Expired`] | the probe has an outcome: [`Schedule::finished`] | voids it |
 //!
 //! The next probe begins `interval` after the beginning of the previous one, or at its end if that is later. So a check
@@ -15,7 +15,7 @@
 //! count from the time before rounding, so the rate stays exact.
 //!
 //! A *gap* is time in which this thread should have run and did not: after SIGSTOP, or in a paused or restored machine.
-//! A probe in progress then says nothing about the service, which most likely stood still too. So a gap makes it void,
+//! A probe in progress then says nothing about the service, which was most likely stopped too. So a gap makes it void,
 //! and what became due meanwhile is due once. The initial delay is time for a service to start: it is prolonged by the
 //! time that the gap may have taken. (Suspend-to-RAM stops CLOCK_MONOTONIC, and so all deadlines here.)
 
@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// How late the thread may be before that counts as a gap.
 ///
-/// More than a busy machine or a CPU quota (with periods of 100 ms) delays a thread: a machine that is always so late
+/// More than a busy machine or a CPU quota (with periods of 100 ms) delays a thread: a machine that is always this late
 /// would never get a verdict. Still short: a pause of less than this and one timeout can cost a service one failure. If
 /// a delay is taken for a gap by mistake, that costs only a repeated probe.
 pub const GAP: Duration = Duration::from_millis(250);
@@ -41,7 +41,7 @@ pub struct Timing {
     pub timeout: Duration,
 }
 
-/// What the caller has to do now.
+/// An action that the caller must perform now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due<K> {
     /// Begin a probe. It is in progress from now on.
@@ -63,7 +63,7 @@ struct Check {
     state: State,
     /// The time at which its state ends.
     due: Duration,
-    /// The same, rounded up: its key in [`Schedule::deadlines`].
+    /// `due`, rounded up: its key in [`Schedule::deadlines`].
     deadline: Duration,
 }
 
@@ -95,21 +95,21 @@ fn round_up(at: Duration, step: Duration) -> Duration {
 pub struct Schedule<K> {
     checks: HashMap<K, Check>,
     deadlines: BTreeSet<(Duration, K)>,
-    /// The time at which the next [`Schedule::look`] should come at the latest.
+    /// The latest time at which [`Schedule::observe`] should be called next.
     expected: Duration,
-    /// The time of the last one.
-    looked: Duration,
+    /// The time of the last [`Schedule::observe`].
+    observed: Duration,
 }
 
 impl<K: Copy + Ord + Hash> Default for Schedule<K> {
     fn default() -> Self {
         let (checks, deadlines) = (HashMap::new(), BTreeSet::new());
-        Schedule { checks, deadlines, expected: Duration::MAX, looked: Duration::ZERO }
+        Schedule { checks, deadlines, expected: Duration::MAX, observed: Duration::ZERO }
     }
 }
 
 impl<K: Copy + Ord + Hash> Schedule<K> {
-    /// Adds the check `key`, whose initial delay begins at `since`. Replaces an earlier check of this key with its
+    /// Adds the check `key`. Its initial delay begins at `since`. Replaces an earlier check of this key with its
     /// probe.
     pub fn watch(&mut self, since: Duration, key: K, timing: Timing) {
         self.unwatch(key);
@@ -129,7 +129,7 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
     /// The earliest deadline, if there is one. Call it before sleeping until then.
     pub fn sleep(&mut self) -> Option<Duration> {
         let next = self.deadlines.first().map(|(at, _)| *at);
-        // Not before the last look: a deadline in the past means that there is more work than time, which is not a gap.
+        // Not before the last observation: a deadline in the past means that there is more work than time, not a gap.
         self.expected = match next {
             Some(at) if self.expected != Duration::MAX => at.max(self.expected),
             Some(at) => at,
@@ -138,26 +138,26 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         next
     }
 
-    /// Notes the time. Call it after each sleep, and so often in between that work alone never takes as long as
+    /// Records the time. Call it after each sleep, and in between often enough that work alone never takes as long as
     /// [`GAP`].
     ///
     /// Returns the checks whose probes are void because of a gap. They are due again at once.
-    pub fn look(&mut self, now: Duration) -> Vec<K> {
+    pub fn observe(&mut self, now: Duration) -> Vec<K> {
         let gap = now > self.expected.saturating_add(GAP);
-        // The thread stood still for at most this time.
-        let stood = now.saturating_sub(self.looked);
-        (self.expected, self.looked) = (now, now);
-        if gap { self.gap(now, stood) } else { Vec::new() }
+        // The thread was stopped for at most this time.
+        let stopped = now.saturating_sub(self.observed);
+        (self.expected, self.observed) = (now, now);
+        if gap { self.gap(now, stopped) } else { Vec::new() }
     }
 
-    fn gap(&mut self, now: Duration, stood: Duration) -> Vec<K> {
+    fn gap(&mut self, now: Duration, stopped: Duration) -> Vec<K> {
         let mut void = Vec::new();
         self.deadlines.clear();
         for (key, check) in &mut self.checks {
             match check.state {
                 State::Starting => {
-                    let anew = now.saturating_add(check.timing.initial_delay);
-                    check.enter(State::Starting, check.due.saturating_add(stood).min(anew));
+                    let restarted = now.saturating_add(check.timing.initial_delay);
+                    check.enter(State::Starting, check.due.saturating_add(stopped).min(restarted));
                 }
                 State::Waiting => {}
                 State::Probing { .. } => {
@@ -172,7 +172,7 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         void
     }
 
-    /// What is due first, returned once; `None` if nothing is due now.
+    /// The first action that is due. It is returned once. `None` if nothing is due now.
     pub fn due(&mut self, now: Duration) -> Option<Due<K>> {
         let (at, key) = *self.deadlines.first()?;
         if at > now {
@@ -183,14 +183,14 @@ impl<K: Copy + Ord + Hash> Schedule<K> {
         if let State::Probing { .. } = check.state {
             return Some(Due::Expired(key));
         }
-        // Counts as on time, unless it is later than rounding explains.
+        // Counts as on time unless it is later than by rounding.
         let begun = if now < at.saturating_add(quantum(check.timing.interval)) { check.due } else { now };
         check.enter(State::Probing { begun }, now.saturating_add(check.timing.timeout));
         self.deadlines.insert((check.deadline, key));
         Some(Due::Begin(key))
     }
 
-    /// Notes that the probe of `key` has ended, for whatever reason. Does nothing if there is none.
+    /// Records that the probe of `key` has ended, for any reason. Does nothing if there is none.
     pub fn finished(&mut self, now: Duration, key: K) {
         let Some(check) = self.checks.get_mut(&key) else { return };
         if let State::Probing { begun } = check.state {
@@ -212,18 +212,18 @@ mod tests {
     }
 
     /// A schedule and a clock that the test sets.
-    struct Bench {
+    struct Harness {
         schedule: Schedule<u32>,
         now: Duration,
     }
 
-    impl Bench {
-        fn new(timing: Timing) -> Bench {
-            let mut bench = Bench { schedule: Schedule::default(), now: ms(1_000_000) };
-            assert!(bench.schedule.sleep().is_none());
-            assert!(bench.schedule.look(bench.now).is_empty());
-            bench.schedule.watch(bench.now, 1, timing);
-            bench
+    impl Harness {
+        fn new(timing: Timing) -> Harness {
+            let mut harness = Harness { schedule: Schedule::default(), now: ms(1_000_000) };
+            assert!(harness.schedule.sleep().is_none());
+            assert!(harness.schedule.observe(harness.now).is_empty());
+            harness.schedule.watch(harness.now, 1, timing);
+            harness
         }
 
         /// Sleeps until the next deadline and for `late` more. Returns the time up to the deadline, and the void
@@ -232,14 +232,14 @@ mod tests {
             let next = self.schedule.sleep().expect("a deadline");
             let slept = next.saturating_sub(self.now);
             self.now = self.now.max(next) + late;
-            (slept, self.schedule.look(self.now))
+            (slept, self.schedule.observe(self.now))
         }
 
         fn works_for(&mut self, time: Duration) {
             let end = self.now + time;
             while self.now < end {
                 self.now = end.min(self.now + GAP);
-                assert!(self.schedule.look(self.now).is_empty());
+                assert!(self.schedule.observe(self.now).is_empty());
             }
         }
 
@@ -259,148 +259,148 @@ mod tests {
     }
 
     #[test]
-    fn the_first_probe_follows_the_initial_delay_and_then_one_each_interval() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        bench.works_for(ms(10));
-        bench.finish();
-        bench.step(990, Due::Begin(1));
-        bench.finish();
-        bench.step(1000, Due::Begin(1));
+    fn the_first_probe_follows_the_initial_delay_and_later_ones_each_interval() {
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        harness.works_for(ms(10));
+        harness.finish();
+        harness.step(990, Due::Begin(1));
+        harness.finish();
+        harness.step(1000, Due::Begin(1));
     }
 
     #[test]
     fn a_timeout_is_returned_once_and_keeps_the_rate() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        bench.step(500, Due::Expired(1));
-        assert_eq!(bench.schedule.sleep(), None, "nothing is due until the probe is finished");
-        bench.finish();
-        bench.step(500, Due::Begin(1));
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        harness.step(500, Due::Expired(1));
+        assert_eq!(harness.schedule.sleep(), None, "nothing is due until the probe is finished");
+        harness.finish();
+        harness.step(500, Due::Begin(1));
     }
 
     #[test]
     fn a_timeout_longer_than_the_interval_delays_the_next_probe() {
-        let mut bench = Bench::new(Timing { timeout: ms(3600), ..TIMING });
-        bench.step(5000, Due::Begin(1));
-        bench.step(3600, Due::Expired(1));
-        bench.finish();
-        bench.step(0, Due::Begin(1));
-        bench.works_for(ms(1));
-        bench.finish();
-        bench.step(999, Due::Begin(1));
+        let mut harness = Harness::new(Timing { timeout: ms(3600), ..TIMING });
+        harness.step(5000, Due::Begin(1));
+        harness.step(3600, Due::Expired(1));
+        harness.finish();
+        harness.step(0, Due::Begin(1));
+        harness.works_for(ms(1));
+        harness.finish();
+        harness.step(999, Due::Begin(1));
     }
 
     #[test]
     fn a_late_probe_is_not_followed_by_an_early_one() {
-        let mut bench = Bench::new(TIMING);
-        assert_eq!(bench.sleep(ms(200)), (ms(5000), vec![]));
-        assert_eq!(bench.due(), [Due::Begin(1)]);
-        bench.finish();
-        bench.step(1000, Due::Begin(1));
+        let mut harness = Harness::new(TIMING);
+        assert_eq!(harness.sleep(ms(200)), (ms(5000), vec![]));
+        assert_eq!(harness.due(), [Due::Begin(1)]);
+        harness.finish();
+        harness.step(1000, Due::Begin(1));
     }
 
     #[test]
     fn a_gap_voids_the_probe_in_progress() {
         for gap in [ms(252), ms(1004), ms(3_600_004), ms(86_400_004 * 365)] {
-            let mut bench = Bench::new(TIMING);
-            bench.step(5000, Due::Begin(1));
-            assert_eq!(bench.sleep(gap), (ms(500), vec![1]), "{gap:?}");
-            assert_eq!(bench.due(), [Due::Begin(1)], "{gap:?}: due once, and no failure");
-            bench.finish();
-            bench.step(1000, Due::Begin(1));
-            bench.step(500, Due::Expired(1));
+            let mut harness = Harness::new(TIMING);
+            harness.step(5000, Due::Begin(1));
+            assert_eq!(harness.sleep(gap), (ms(500), vec![1]), "{gap:?}");
+            assert_eq!(harness.due(), [Due::Begin(1)], "{gap:?}: due once, and no failure");
+            harness.finish();
+            harness.step(1000, Due::Begin(1));
+            harness.step(500, Due::Expired(1));
         }
     }
 
     #[test]
     fn a_delay_up_to_the_limit_is_not_a_gap() {
         for late in [ms(1), ms(100), GAP] {
-            let mut bench = Bench::new(TIMING);
-            bench.step(5000, Due::Begin(1));
-            assert_eq!(bench.sleep(late), (ms(500), vec![]), "{late:?}");
-            assert_eq!(bench.due(), [Due::Expired(1)], "{late:?}");
+            let mut harness = Harness::new(TIMING);
+            harness.step(5000, Due::Begin(1));
+            assert_eq!(harness.sleep(late), (ms(500), vec![]), "{late:?}");
+            assert_eq!(harness.due(), [Due::Expired(1)], "{late:?}");
         }
     }
 
     #[test]
     fn a_probe_that_became_due_in_a_gap_is_due_once() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        bench.finish();
-        assert_eq!(bench.sleep(ms(3_600_000)), (ms(1000), vec![]));
-        assert_eq!(bench.due(), [Due::Begin(1)]);
-        bench.finish();
-        bench.step(1000, Due::Begin(1));
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        harness.finish();
+        assert_eq!(harness.sleep(ms(3_600_000)), (ms(1000), vec![]));
+        assert_eq!(harness.due(), [Due::Begin(1)]);
+        harness.finish();
+        harness.step(1000, Due::Begin(1));
     }
 
     #[test]
     fn a_gap_prolongs_the_initial_delay() {
-        let mut bench = Bench::new(TIMING);
-        bench.sleep(ms(3_600_000));
-        assert_eq!(bench.due(), []);
-        bench.step(5000, Due::Begin(1));
+        let mut harness = Harness::new(TIMING);
+        harness.sleep(ms(3_600_000));
+        assert_eq!(harness.due(), []);
+        harness.step(5000, Due::Begin(1));
 
         // Not by more than the gap can have taken.
-        let mut bench = Bench::new(TIMING);
-        bench.works_for(ms(4896));
-        bench.schedule.watch(bench.now, 2, TIMING);
-        assert_eq!(bench.sleep(ms(304)), (ms(104), vec![]));
-        assert_eq!(bench.due(), []);
-        bench.step(104, Due::Begin(1));
-        bench.finish();
-        bench.schedule.unwatch(1);
-        bench.step(4896, Due::Begin(2));
+        let mut harness = Harness::new(TIMING);
+        harness.works_for(ms(4896));
+        harness.schedule.watch(harness.now, 2, TIMING);
+        assert_eq!(harness.sleep(ms(304)), (ms(104), vec![]));
+        assert_eq!(harness.due(), []);
+        harness.step(104, Due::Begin(1));
+        harness.finish();
+        harness.schedule.unwatch(1);
+        harness.step(4896, Due::Begin(2));
     }
 
     #[test]
-    fn a_gap_between_two_looks_counts() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        bench.now += GAP;
-        assert!(bench.schedule.look(bench.now).is_empty());
-        bench.now += GAP + ms(1);
-        assert_eq!(bench.schedule.look(bench.now), [1]);
-        assert_eq!(bench.due(), [Due::Begin(1)]);
+    fn a_gap_between_two_observations_is_detected() {
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        harness.now += GAP;
+        assert!(harness.schedule.observe(harness.now).is_empty());
+        harness.now += GAP + ms(1);
+        assert_eq!(harness.schedule.observe(harness.now), [1]);
+        assert_eq!(harness.due(), [Due::Begin(1)]);
     }
 
     #[test]
     fn a_gap_that_ends_before_the_deadline_changes_nothing() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        assert_eq!(bench.schedule.sleep(), Some(bench.now + ms(500)));
-        bench.now += ms(499);
-        assert!(bench.schedule.look(bench.now).is_empty());
-        assert_eq!(bench.due(), []);
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        assert_eq!(harness.schedule.sleep(), Some(harness.now + ms(500)));
+        harness.now += ms(499);
+        assert!(harness.schedule.observe(harness.now).is_empty());
+        assert_eq!(harness.due(), []);
     }
 
     #[test]
     fn a_sleep_without_deadline_has_no_gap() {
-        let mut bench = Bench::new(TIMING);
-        bench.schedule.unwatch(1);
-        assert_eq!(bench.schedule.sleep(), None);
-        bench.now += ms(3_600_000);
-        assert!(bench.schedule.look(bench.now).is_empty());
-        bench.schedule.watch(bench.now, 1, TIMING);
-        bench.step(5000, Due::Begin(1));
-        assert_eq!(bench.sleep(GAP + ms(1)), (ms(500), vec![1]));
+        let mut harness = Harness::new(TIMING);
+        harness.schedule.unwatch(1);
+        assert_eq!(harness.schedule.sleep(), None);
+        harness.now += ms(3_600_000);
+        assert!(harness.schedule.observe(harness.now).is_empty());
+        harness.schedule.watch(harness.now, 1, TIMING);
+        harness.step(5000, Due::Begin(1));
+        assert_eq!(harness.sleep(GAP + ms(1)), (ms(500), vec![1]));
     }
 
     #[test]
     fn more_work_than_time_is_not_a_gap() {
-        let mut bench = Bench::new(Timing { initial_delay: ms(0), interval: ms(1), timeout: ms(10_000) });
+        let mut harness = Harness::new(Timing { initial_delay: ms(0), interval: ms(1), timeout: ms(10_000) });
         for key in 2..2000 {
-            bench.schedule.watch(bench.now, key, TIMING);
+            harness.schedule.watch(harness.now, key, TIMING);
         }
-        bench.step(0, Due::Begin(1));
-        // 8 s of work, with a look every 200 ms: deadlines of other checks pass, and the probe in progress is not void.
+        harness.step(0, Due::Begin(1));
+        // 8 s of work, observed every 200 ms: deadlines of other checks pass, and the probe in progress is not void.
         for _ in 0..40 {
-            bench.works_for(ms(200));
-            assert_eq!(bench.schedule.sleep(), Some(ms(1_005_000)));
-            bench.now += ms(1);
-            assert!(bench.schedule.look(bench.now).is_empty());
+            harness.works_for(ms(200));
+            assert_eq!(harness.schedule.sleep(), Some(ms(1_005_000)));
+            harness.now += ms(1);
+            assert!(harness.schedule.observe(harness.now).is_empty());
         }
-        assert_eq!(bench.due().len(), 1998);
+        assert_eq!(harness.due().len(), 1998);
     }
 
     #[test]
@@ -413,32 +413,32 @@ mod tests {
         assert_eq!(quantum(Duration::MAX), ms(8));
         for interval in [1, 2, 7, 99, 333, 1001, 4999] {
             let interval = ms(interval);
-            let mut bench = Bench::new(Timing { initial_delay: ms(3), interval, timeout: ms(500) });
+            let mut harness = Harness::new(Timing { initial_delay: ms(3), interval, timeout: ms(500) });
             for n in 0..100 {
                 let late = Duration::from_micros(n * 7 % 1000);
-                bench.sleep(late);
-                assert_eq!(bench.due(), [Due::Begin(1)]);
+                harness.sleep(late);
+                assert_eq!(harness.due(), [Due::Begin(1)]);
                 let due = ms(1_000_003) + interval * n as u32;
-                assert!(bench.now >= due && bench.now <= due + quantum(interval) + late, "{interval:?} {n}");
-                bench.finish();
+                assert!(harness.now >= due && harness.now <= due + quantum(interval) + late, "{interval:?} {n}");
+                harness.finish();
             }
         }
     }
 
     #[test]
-    fn checks_share_their_wake_ups() {
-        let mut bench = Bench::new(TIMING);
+    fn thousands_of_checks_share_wake_ups() {
+        let mut harness = Harness::new(TIMING);
         for key in 2..=1000 {
-            bench.schedule.watch(bench.now + ms(key.into()), key, TIMING);
+            harness.schedule.watch(harness.now + ms(key.into()), key, TIMING);
         }
         let mut wake_ups = 0;
         let mut begun = 0;
         while begun < 3000 {
-            bench.sleep(Duration::from_micros(700));
+            harness.sleep(Duration::from_micros(700));
             wake_ups += 1;
-            for due in bench.due() {
+            for due in harness.due() {
                 let Due::Begin(key) = due else { panic!("{due:?}") };
-                bench.schedule.finished(bench.now, key);
+                harness.schedule.finished(harness.now, key);
                 begun += 1;
             }
         }
@@ -447,45 +447,45 @@ mod tests {
 
     #[test]
     fn a_watch_replaces_an_earlier_one() {
-        let mut bench = Bench::new(TIMING);
-        bench.step(5000, Due::Begin(1));
-        bench.schedule.watch(bench.now, 1, Timing { initial_delay: ms(70), ..TIMING });
+        let mut harness = Harness::new(TIMING);
+        harness.step(5000, Due::Begin(1));
+        harness.schedule.watch(harness.now, 1, Timing { initial_delay: ms(70), ..TIMING });
         // The end of the earlier check's probe changes nothing.
-        bench.finish();
-        bench.step(70, Due::Begin(1));
-        bench.schedule.unwatch(1);
-        bench.finish();
-        assert_eq!(bench.schedule.sleep(), None);
-        assert!(bench.schedule.checks.is_empty() && bench.schedule.deadlines.is_empty());
+        harness.finish();
+        harness.step(70, Due::Begin(1));
+        harness.schedule.unwatch(1);
+        harness.finish();
+        assert_eq!(harness.schedule.sleep(), None);
+        assert!(harness.schedule.checks.is_empty() && harness.schedule.deadlines.is_empty());
     }
 
     #[test]
     fn the_initial_delay_counts_from_the_watch() {
-        let mut bench = Bench::new(TIMING);
-        bench.works_for(ms(100));
-        bench.schedule.watch(bench.now - ms(100), 2, Timing { initial_delay: ms(50), ..TIMING });
-        assert_eq!(bench.due(), [Due::Begin(2)]);
+        let mut harness = Harness::new(TIMING);
+        harness.works_for(ms(100));
+        harness.schedule.watch(harness.now - ms(100), 2, Timing { initial_delay: ms(50), ..TIMING });
+        assert_eq!(harness.due(), [Due::Begin(2)]);
     }
 
     #[test]
     fn the_longest_times_do_not_overflow() {
-        let mut bench = Bench::new(Timing { initial_delay: Duration::MAX, interval: ms(1), timeout: ms(1) });
-        assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
-        bench.schedule.watch(
-            bench.now,
+        let mut harness = Harness::new(Timing { initial_delay: Duration::MAX, interval: ms(1), timeout: ms(1) });
+        assert_eq!(harness.schedule.sleep(), Some(Duration::MAX));
+        harness.schedule.watch(
+            harness.now,
             1,
             Timing { initial_delay: ms(0), interval: Duration::MAX, timeout: Duration::MAX },
         );
-        bench.now += ms(1);
-        assert_eq!(bench.due(), [Due::Begin(1)]);
-        bench.finish();
-        assert_eq!(bench.schedule.sleep(), Some(Duration::MAX));
+        harness.now += ms(1);
+        assert_eq!(harness.due(), [Due::Begin(1)]);
+        harness.finish();
+        assert_eq!(harness.schedule.sleep(), Some(Duration::MAX));
     }
 
     /// Walks every path of six steps for two checks. Whatever the clock does, a probe begins only if none is in
     /// progress, each ends at most once, none fails because of a gap, and there is a deadline while there is a check.
     #[test]
-    fn every_path_keeps_the_rules_with_a_clock_that_jumps() {
+    fn no_sequence_of_steps_and_clock_jumps_breaks_an_invariant() {
         #[derive(Clone, Copy, Debug)]
         enum Step {
             Pass(u64),
@@ -500,7 +500,7 @@ mod tests {
         let depth = 6;
         let mut walked = 0;
         for path in 0..steps.len().pow(depth) {
-            let mut bench = Bench::new(timing);
+            let mut harness = Harness::new(timing);
             let mut in_flight = BTreeSet::new();
             let mut watched = BTreeSet::from([1]);
             let mut code = path;
@@ -508,30 +508,30 @@ mod tests {
                 let step = steps[code % steps.len()];
                 code /= steps.len();
                 let trace = || format!("path {path}, {step:?}");
-                let before = bench.now;
+                let before = harness.now;
                 let mut void = Vec::new();
                 let mut late = 0;
                 match step {
                     Pass(time) => {
-                        bench.now += ms(time);
-                        void = bench.schedule.look(bench.now);
+                        harness.now += ms(time);
+                        void = harness.schedule.observe(harness.now);
                         late = time;
                     }
                     Sleep(time) => {
-                        void = bench.sleep(ms(time)).1;
+                        void = harness.sleep(ms(time)).1;
                         late = time;
                     }
                     Finish(key) => {
-                        bench.schedule.finished(bench.now, key);
+                        harness.schedule.finished(harness.now, key);
                         in_flight.remove(&key);
                     }
                     Watch(key) => {
-                        bench.schedule.watch(bench.now, key, timing);
+                        harness.schedule.watch(harness.now, key, timing);
                         in_flight.remove(&key);
                         watched.insert(key);
                     }
                     Unwatch(key) => {
-                        bench.schedule.unwatch(key);
+                        harness.schedule.unwatch(key);
                         in_flight.remove(&key);
                         watched.remove(&key);
                     }
@@ -543,20 +543,20 @@ mod tests {
                     assert!(void.is_empty(), "{}", trace());
                 }
                 let mut said = BTreeSet::new();
-                for due in bench.due() {
+                for due in harness.due() {
                     let (Due::Begin(key) | Due::Expired(key)) = due;
                     assert!(watched.contains(&key) && said.insert(key), "{}: {due:?}", trace());
                     match due {
                         Due::Begin(_) => assert!(in_flight.insert(key), "{}: two at once", trace()),
                         Due::Expired(_) => {
-                            assert!(late <= 250, "{}: failed over a gap", trace());
-                            assert!(in_flight.remove(&key) && bench.now > before, "{}", trace());
-                            bench.schedule.finished(bench.now, key);
+                            assert!(late <= 250, "{}: failed because of a gap", trace());
+                            assert!(in_flight.remove(&key) && harness.now > before, "{}", trace());
+                            harness.schedule.finished(harness.now, key);
                         }
                     }
                 }
-                assert_eq!(bench.schedule.checks.len(), watched.len(), "{}", trace());
-                assert_eq!(bench.schedule.deadlines.len(), watched.len(), "{}", trace());
+                assert_eq!(harness.schedule.checks.len(), watched.len(), "{}", trace());
+                assert_eq!(harness.schedule.deadlines.len(), watched.len(), "{}", trace());
                 walked += 1;
                 if watched.is_empty() {
                     break;

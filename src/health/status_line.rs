@@ -12,7 +12,7 @@ pub(super) enum Reading {
     Incomplete,
     /// A status line with this status.
     Status(u16),
-    /// Not a status line, whatever follows.
+    /// Not the beginning of a status line.
     Garbage,
     /// A line without an end within [`MAX`] bytes.
     TooLong,
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_too_long_from_the_maximum_on() {
+    fn a_line_without_an_end_is_too_long_at_the_maximum_length() {
         let line = |len: usize| [&b"HTTP/1.1 200 "[..], &vec![b'x'; len - 13]].concat();
         assert_eq!(read(&line(MAX - 1)), Reading::Incomplete);
         assert_eq!(read(&line(MAX)), Reading::TooLong);

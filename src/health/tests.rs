@@ -1,4 +1,4 @@
-//! The actor against real sockets. Tests that need a process of their own run in one: see [`alone`].
+//! Tests of the actor with real sockets. Tests that need a separate process run in one: see [`alone`].
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::*;
 use crate::model::HealthKind;
 
-/// Longer than any step here takes, even on a busy machine.
+/// Longer than any step of a test takes, even on a busy machine.
 const LONG: Duration = Duration::from_secs(60);
 
 fn start() -> (Health, Receiver<Verdict>) {
@@ -32,7 +32,7 @@ fn check(kind: HealthKind, port: u16) -> HealthCheck {
     HealthCheck { kind, port, path, initial_delay_ms, interval_ms, timeout_ms, failure_threshold: 3 }
 }
 
-/// A port that refuses connections while this lives: it is bound and has no listener.
+/// A port that refuses connections until this is dropped: it is bound and has no listener.
 struct Refusing(u16, #[expect(dead_code)] std::os::fd::OwnedFd);
 
 fn bound() -> (std::os::fd::OwnedFd, u16) {
@@ -130,7 +130,7 @@ fn reset(stream: TcpStream) {
     setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).unwrap();
 }
 
-/// Writes this again and again until the peer closes.
+/// Writes `piece` repeatedly until the peer closes.
 fn endless(mut stream: TcpStream, piece: &[u8]) {
     while stream.write_all(piece).is_ok() {}
 }
@@ -152,7 +152,7 @@ fn expect_http(timeout_ms: u64, want: Result<(), &str>, serve: impl FnMut(TcpStr
             (got, want) => panic!("{got:?}, not {want:?}"),
         }
     }
-    // The probes end first, so that the service does not wait for one of them.
+    // Ends the probes first, so that the service does not wait for one of them.
     drop(health);
 }
 
@@ -180,7 +180,7 @@ fn http_responses_with_2xx_or_3xx_are_healthy() {
 }
 
 #[test]
-fn http_does_not_wait_for_headers() {
+fn http_is_healthy_before_the_headers_are_complete() {
     expect_http(60_000, Ok(()), |mut stream| {
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nX: ");
         drain(stream);
@@ -217,7 +217,7 @@ fn http_with_half_a_status_line_times_out() {
 }
 
 #[test]
-fn http_a_response_may_come_byte_by_byte() {
+fn http_a_status_line_that_arrives_byte_by_byte_without_end_times_out() {
     expect_http(1000, Err("did not finish its status line within 1000 ms"), |mut stream| {
         for byte in b"HTTP/1.1 200 ".iter().chain(std::iter::repeat(&b'x')) {
             if stream.write_all(&[*byte]).is_err() {
@@ -267,25 +267,25 @@ fn http_a_response_before_the_request_is_read_counts() {
 }
 
 #[test]
-fn a_port_without_a_listener_fails() {
+fn a_probe_of_a_port_without_a_listener_fails() {
     let (health, verdicts) = start();
-    let nobody = refusing();
+    let refused = refusing();
     for (unit, kind) in [(1, HealthKind::Tcp), (2, HealthKind::Http)] {
-        health.watch(UnitId(unit), 1, check(kind, nobody.0));
+        health.watch(UnitId(unit), 1, check(kind, refused.0));
     }
     for _ in 0..10 {
         let why = verdicts.recv_timeout(LONG).unwrap().outcome.unwrap_err();
-        // What follows is about [::1], if the machine has it.
-        assert!(why.starts_with(&format!("127.0.0.1:{} refused the connection", nobody.0)), "{why}");
+        // The rest of the sentence is about [::1], if the machine has it.
+        assert!(why.starts_with(&format!("127.0.0.1:{} refused the connection", refused.0)), "{why}");
     }
 }
 
 /// Listens on [::1]; on 127.0.0.1 the same port refuses connections.
 fn listen_on_ipv6_only() -> (TcpListener, u16, Refusing) {
     loop {
-        let nobody = refusing();
-        if let Ok(listener) = TcpListener::bind(("::1", nobody.0)) {
-            return (listener, nobody.0, nobody);
+        let refused = refusing();
+        if let Ok(listener) = TcpListener::bind(("::1", refused.0)) {
+            return (listener, refused.0, refused);
         }
     }
 }
@@ -293,10 +293,10 @@ fn listen_on_ipv6_only() -> (TcpListener, u16, Refusing) {
 #[test]
 fn a_service_on_ipv6_only_is_probed() {
     if TcpListener::bind("[::1]:0").is_err() {
-        eprintln!("a_service_on_ipv6_alone: skipped, there is no IPv6");
+        eprintln!("a_service_on_ipv6_only_is_probed: skipped, there is no IPv6");
         return;
     }
-    let (listener, port, _nobody) = listen_on_ipv6_only();
+    let (listener, port, _refusing) = listen_on_ipv6_only();
     let (health, verdicts) = start();
     let serving = thread::spawn({
         let listener = listener.try_clone().unwrap();
@@ -385,7 +385,7 @@ fn a_verdict_changes_with_the_service() {
 }
 
 #[test]
-fn no_probe_comes_early() {
+fn no_probe_begins_early() {
     let service = Service::new(drop);
     let (health, verdicts) = start();
     let watched = Instant::now();
@@ -440,7 +440,7 @@ fn dropping_the_handle_ends_the_thread() {
     read_request(&mut in_flight);
     drop(health);
     drain(in_flight);
-    assert!(verdicts.recv().is_err(), "the thread with its sender has gone, and said nothing");
+    assert!(verdicts.recv().is_err(), "the thread has ended without a verdict");
 }
 
 #[test]
@@ -458,7 +458,7 @@ fn the_fin_budget_runs_out_and_recovers() {
     assert!(!budget.take(minute * 3));
 }
 
-/// Runs one test of `solo` in a process of its own, with threads, descriptors and limits of its own.
+/// Runs one test of `solo` in a separate process, with its own threads, descriptors and limits.
 fn alone(name: &str) -> Process {
     let mut process = Process::new(std::env::current_exe().unwrap());
     process.args([&format!("health::tests::solo::{name}"), "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
@@ -487,8 +487,8 @@ fn without_descriptors_there_is_no_verdict() {
 }
 
 #[test]
-fn a_thousand_checks_a_second() {
-    passes_alone("a_thousand_checks_a_second");
+fn a_thousand_checks_per_second_are_probed_on_time() {
+    passes_alone("a_thousand_checks_per_second_are_probed_on_time");
 }
 
 #[test]
@@ -574,7 +574,7 @@ mod solo {
     }
 
     #[test]
-    #[ignore = "run by its namesake, in a process of its own"]
+    #[ignore = "run by the test of the same name, in a separate process"]
     fn descriptors_are_closed_after_each_probe() {
         if !is_alone() {
             return;
@@ -616,7 +616,7 @@ mod solo {
     }
 
     #[test]
-    #[ignore = "run by its namesake, in a process of its own"]
+    #[ignore = "run by the test of the same name, in a separate process"]
     fn without_descriptors_there_is_no_verdict() {
         if !is_alone() {
             return;
@@ -624,16 +624,16 @@ mod solo {
         let (sender, logged) = unbounded();
         log::set_logger(Box::leak(Box::new(Log(sender)))).unwrap();
         log::set_max_level(log::LevelFilter::Warn);
-        let nobody = refusing();
+        let refused = refusing();
         let (health, verdicts) = start();
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
-        health.watch(UnitId(1), 1, check(HealthKind::Tcp, nobody.0));
+        health.watch(UnitId(1), 1, check(HealthKind::Tcp, refused.0));
         let warning = logged.recv_timeout(LONG).unwrap();
         assert!(warning.contains("Too many open files"), "{warning}");
-        // Some more intervals.
+        // Further intervals bring neither a verdict nor another warning.
         assert!(verdicts.recv_timeout(Duration::from_millis(50)).is_err());
-        assert!(logged.try_recv().is_err(), "it is said once");
+        assert!(logged.try_recv().is_err(), "the warning is logged once");
         setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
         assert!(verdicts.recv_timeout(LONG).unwrap().outcome.is_err());
     }
@@ -641,8 +641,8 @@ mod solo {
     /// The figures are asserted only in a release build (`cargo test --release a_thousand`, on a quiet machine).
     /// Otherwise they are printed.
     #[test]
-    #[ignore = "run by its namesake, in a process of its own"]
-    fn a_thousand_checks_a_second() {
+    #[ignore = "run by the test of the same name, in a separate process"]
+    fn a_thousand_checks_per_second_are_probed_on_time() {
         if !is_alone() {
             return;
         }
@@ -675,7 +675,8 @@ mod solo {
         late.sort();
         let (median, worst) = (late[late.len() / 2], late[late.len() - 1]);
         println!(
-            "{} probes in {:.1?}: late by {median:.1?} in the median, {worst:.1?} at worst; {:.1} % of a core, {:.1?} and {:.2} wake-ups a probe",
+            "{} probes in {:.1?}: late by {median:.1?} in the median, {worst:.1?} at worst; {:.1} % of a core, \
+             {:.1?} and {:.2} wake-ups per probe",
             late.len(),
             from.elapsed(),
             share * 100.0,
@@ -688,7 +689,7 @@ mod solo {
     }
 
     #[test]
-    #[ignore = "run by its namesake, in a process of its own"]
+    #[ignore = "run by the test of the same name, in a separate process"]
     fn an_idle_thread_does_not_wake_up() {
         if !is_alone() {
             return;
@@ -703,14 +704,14 @@ mod solo {
             thread::sleep(Duration::from_millis(500));
             thread_costs().1 - before
         };
-        // At first it may not be asleep yet.
+        // At first the thread may not be asleep yet.
         assert!(sleeps_in_half_a_second() <= 1);
         assert_eq!(sleeps_in_half_a_second(), 0);
     }
 
     /// The daemon of `a_suspended_daemon_does_not_fail_its_services`.
     #[test]
-    #[ignore = "run by another test, in a process of its own"]
+    #[ignore = "run by another test, in a separate process"]
     fn prints_verdicts() {
         if !is_alone() {
             return;

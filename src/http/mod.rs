@@ -5,12 +5,13 @@
 //! | [`server`] | accepts connections and serves any handler |
 //! | [`message`] | requests and responses |
 //! | [`ws`] | WebSockets |
-//! | `connection` | what these three stand on: the socket, the table of connections, memory limits |
+//! | `connection` | used by these three: the socket, the table of connections, memory limits |
 //! | `json` | JSON bodies of requests and responses |
 //! | `api` | the process API: routes, and a file for each resource |
 //!
-//! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it gets
-//! a [`Request`](message::Request) and returns a [`Response`](message::Response) or an [`ApiError`](message::ApiError).
+//! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it
+//! gets a [`Request`](message::Request) and returns a [`Response`](message::Response) or an
+//! [`ApiError`](message::ApiError).
 
 mod api;
 mod connection;

@@ -5,23 +5,24 @@ use std::str::FromStr;
 
 use super::record::PerStream;
 
-/// The position after a line or a gap, with what is needed to cut the same lines from there on. Its text, six hexadecimal
-/// numbers with `-` between them, is the `id:` of an event.
+/// The position after a line or a gap, with the data needed to split the same lines from there on. Its text, six
+/// hexadecimal numbers separated by `-`, is the `id:` of an event.
 ///
-/// With a cursor that does not fit the log, because it was made up or belongs to another log, a follower begins at the beginning.
+/// A follower with a cursor that does not match the log, because it was made up or belongs to another log, begins at
+/// the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The number of the log.
+    /// The number that identifies the log.
     pub(super) log: u64,
-    /// The start of the record to read from, in bytes of records.
+    /// The start of the record to read from, as a number of bytes of records.
     pub(super) at: u64,
-    /// Bytes of output before that record.
+    /// Number of bytes of output before that record.
     pub(super) base: PerStream<u64>,
-    /// Bytes of output before the next line, or the next piece of a line. Not below `base`.
+    /// Number of bytes of output before the next line or piece of a line. Not below `base`.
     pub(super) from: PerStream<u64>,
 }
 
-/// The text is not that of a cursor.
+/// The text is not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a cursor")]
 pub struct BadCursor;
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_are_refused() {
+    fn other_texts_are_rejected() {
         let bad = [
             "",
             "-",

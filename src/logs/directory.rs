@@ -1,7 +1,7 @@
-//! The directory of all logs: it is made or checked, locked, and cleared of what an earlier daemon has left.
+//! The directory of all logs: creates or checks it, locks it, and removes the segments of an earlier daemon.
 //!
-//! It belongs to the daemon alone. A directory that another user has made, or could have prepared, is refused: what is in it
-//! decides where output goes.
+//! It belongs to the daemon alone. A directory that another user has created or could have manipulated is rejected,
+//! because its entries could redirect output to other files.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -30,10 +30,10 @@ impl LogDirectory {
         fs::metadata(dir).is_ok_and(|meta| id(&meta) == self.id)
     }
 
-    /// Takes the lock again if its file was removed, so that another daemon finds it.
+    /// Creates and locks the lock file again if it was removed, so that another daemon finds it locked.
     ///
     /// # Errors
-    /// `ResourceBusy` when another daemon has taken it meanwhile, else what the file system says.
+    /// `ResourceBusy` if another daemon has locked the directory meanwhile, or an error of the file system.
     pub(super) fn keep_locked(&mut self, dir: &Path) -> io::Result<()> {
         let there = fs::symlink_metadata(dir.join(LOCK_FILE)).map(|meta| id(&meta));
         if !there.is_ok_and(|there| self.lock.metadata().is_ok_and(|held| id(&held) == there)) {
@@ -43,11 +43,11 @@ impl LogDirectory {
     }
 }
 
-/// Makes `dir` (0700), or checks the one that is there, and takes its lock.
+/// Creates `dir` (mode 0700) or checks the existing one, and locks it.
 ///
 /// # Errors
-/// `ResourceBusy` when another daemon has it, `PermissionDenied` when it is another user's, else what the file system
-/// says; each with a sentence that names the directory.
+/// `ResourceBusy` if another daemon has locked it, `PermissionDenied` if it belongs to another user, or an error of the
+/// file system; each with a sentence that names the directory.
 pub(super) fn open(dir: &Path) -> io::Result<LogDirectory> {
     make(dir).and_then(|()| Ok(LogDirectory { lock: lock(dir)?, id: id(&fs::metadata(dir)?) })).map_err(|error| {
         let sentence = match error.kind() {
@@ -58,10 +58,10 @@ pub(super) fn open(dir: &Path) -> io::Result<LogDirectory> {
     })
 }
 
-/// Removes the segments of an earlier daemon. Files with other names stay.
+/// Removes the segments of an earlier daemon. Files with other names are kept.
 ///
 /// # Errors
-/// What the file system says.
+/// An error of the file system.
 pub(super) fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -78,8 +78,8 @@ fn id(meta: &Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Makes the directory, for its owner only. One that was there before must belong to the daemon's user, and be empty or have a
-/// lock file: this must not close `/tmp` to other users, for example.
+/// Creates the directory, accessible only to its owner. An existing directory must belong to the daemon's user, and be
+/// empty or contain a lock file: changing the mode of `/tmp`, for example, would lock out other users.
 fn make(dir: &Path) -> io::Result<()> {
     if let Some(parent) = dir.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -89,7 +89,7 @@ fn make(dir: &Path) -> io::Result<()> {
         made => return made,
     }
     let link = fs::symlink_metadata(dir)?;
-    // A symlink that root has made is as good as a directory.
+    // A symlink that belongs to root is trusted like a directory.
     if link.is_symlink() && link.uid() != 0 {
         ours(&link, "it is a symlink that")?;
     }
@@ -115,7 +115,7 @@ fn make(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses a file of another user.
+/// Rejects a file of another user.
 fn ours(meta: &Metadata, what: &str) -> io::Result<()> {
     let (owner, own) = (meta.uid(), geteuid().as_raw());
     if owner == own {
@@ -140,7 +140,7 @@ fn lock(dir: &Path) -> io::Result<Flock<File>> {
         .truncate(false)
         .write(true)
         .mode(0o600)
-        // Follows no symlink, and does not wait for the reader of a FIFO.
+        // Follows no symlink, and does not block on a FIFO without a reader.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(dir.join(LOCK_FILE))?;
     check_lock(&file.metadata()?)?;

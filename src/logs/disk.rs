@@ -1,4 +1,4 @@
-//! What the logs of a store have in common: the directory, the sizes, and the files of segments.
+//! The parts that all logs of a store share: the directory, the limits, and the files of segments.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
@@ -11,23 +11,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::LogLimits;
 use super::directory::{self, LogDirectory};
 use super::lock;
-use crate::logs::lines::MAX_LINE;
+use crate::logs::lines::{MAX_HELD_LINE, MAX_LINE};
 use crate::model::UnitId;
 
-/// The smallest segment, in bytes: smaller ones would be all headers and file names.
+/// Minimum size of a segment, in bytes. The overhead of smaller ones would be too high.
 const MIN_SEGMENT: u64 = 4096;
-/// The largest segment, in bytes: its index counts in 32 bits.
+/// Maximum size of a segment, in bytes, because its index has 32-bit offsets.
 const MAX_SEGMENT: u64 = 1 << 30;
 
-/// The directory of a store, its sizes, and how much of them is used.
+/// The directory of a store, its limits, and its disk usage.
 #[derive(Debug)]
 pub(super) struct Disk {
     dir: PathBuf,
-    /// The directory and its lock. Only threads that make files take this, and no other lock while they hold it.
+    /// The directory and its lock file. Only threads that create files lock this, and they take no other lock
+    /// meanwhile.
     directory: Mutex<LogDirectory>,
-    /// The directory was lost and has been made again.
+    /// Whether the directory was lost and created again.
     pub(super) remade: AtomicBool,
-    /// Random for each store: a cursor that another daemon has made does not fit any log of this one.
+    /// Different for each store, so that cursors of another daemon do not match any log of this one.
     pub(super) nonce: u64,
     pub(super) per_unit: u64,
     pub(super) total: u64,
@@ -35,20 +36,20 @@ pub(super) struct Disk {
     pub(super) segment: u64,
     /// The distance between two entries of a segment's index, in bytes.
     pub(super) index_every: u64,
-    /// Bytes that a reader reads at once.
+    /// Maximum number of bytes per read.
     pub(super) chunk: usize,
-    /// Longer lines are cut into pieces of this length, in bytes.
+    /// Length in bytes of the pieces into which longer lines are split.
     pub(super) max_line: usize,
-    /// Longer lines are not held in memory but read again piece by piece, in bytes.
-    pub(super) short_line: usize,
-    /// Bytes of all segment files.
+    /// Length in bytes above which lines are not held in memory but read again piece by piece.
+    pub(super) max_held_line: usize,
+    /// Total size of all segment files, in bytes.
     pub(super) used: AtomicU64,
-    /// Counts the ends of units.
+    /// Number of ends of logs so far.
     ended: AtomicU64,
 }
 
 impl Disk {
-    /// Makes `dir` (0700), takes its lock, and removes what an earlier daemon has left there.
+    /// Creates `dir` (mode 0700), locks it, and removes the segments of an earlier daemon.
     ///
     /// # Errors
     /// Those of [`LogStore::open`](super::LogStore::open).
@@ -63,16 +64,16 @@ impl Disk {
             dir: dir.to_owned(),
             directory: Mutex::new(directory),
             remade: AtomicBool::new(false),
-            // Two starts differ in the low bits only.
+            // The low bits are those that differ between two starts.
             nonce: (u64::from(now.subsec_nanos()) ^ (now.as_secs() << 30)) & 0xFFFF_FFFF,
             per_unit,
             total,
             segment,
-            // At most 32 entries a segment: the index of a full log takes 4 KiB.
+            // At most 32 entries per segment: the index of a full log takes 4 KiB.
             index_every: (segment / 32).max(256 * 1024),
             chunk: 64 * 1024,
             max_line: MAX_LINE,
-            short_line: 16 * 1024,
+            max_held_line: MAX_HELD_LINE,
             used: AtomicU64::new(0),
             ended: AtomicU64::new(0),
         })
@@ -83,11 +84,11 @@ impl Disk {
         self.dir.join(format!("{unit}.{number}"))
     }
 
-    /// Makes the file of a segment. A file that has its name is removed: the directory belongs to this daemon alone, and no
-    /// segment has had that number.
+    /// Creates the file of a segment. An existing file with its name is removed: the directory belongs to this daemon
+    /// alone, and segment numbers are never reused.
     ///
     /// # Errors
-    /// When the directory was lost and cannot be made again, or what the file system says.
+    /// If the directory was lost and cannot be created again, or another error of the file system.
     pub(super) fn create(&self, unit: UnitId, number: u64) -> io::Result<File> {
         self.restore_directory()?;
         let path = self.path(unit, number);
@@ -101,14 +102,14 @@ impl Disk {
     /// Opens the file of a segment to append to it: its records end at `len`.
     ///
     /// # Errors
-    /// What the file system says.
+    /// An error of the file system.
     pub(super) fn reopen(&self, unit: UnitId, number: u64, len: u64) -> io::Result<File> {
         let mut file = OpenOptions::new().read(true).write(true).open(self.path(unit, number))?;
         file.seek(SeekFrom::Start(len))?;
         Ok(file)
     }
 
-    /// Removes the file of a segment, if it is there.
+    /// Removes the file of a segment, if it exists.
     pub(super) fn remove(&self, unit: UnitId, number: u64) {
         if let Err(error) = fs::remove_file(self.path(unit, number))
             && error.kind() != ErrorKind::NotFound
@@ -117,22 +118,22 @@ impl Disk {
         }
     }
 
-    /// Checks that the directory is still there, with its lock, before a file is made in it. One that was removed is made
-    /// anew, as at the start.
+    /// Checks that the directory and its lock file still exist before a file is created in it. If it was removed,
+    /// creates it again as at the start.
     fn restore_directory(&self) -> io::Result<()> {
         let mut current = lock(&self.directory);
         if current.is_at(&self.dir) {
             return current.keep_locked(&self.dir);
         }
-        // The old lock is held until the new one is.
+        // The old lock is held until the new one is taken.
         *current = directory::open(&self.dir)?;
         self.remade.store(true, Ordering::Relaxed);
         let dir = self.dir.display();
-        log::warn!("the log directory {dir} was removed and has been made again: output that was in it may be lost");
+        log::warn!("the log directory {dir} was removed and has been created again: output that was in it may be lost");
         Ok(())
     }
 
-    /// The rank of the next end of a unit among all ends.
+    /// The rank of the next end of a log among all ends.
     pub(super) fn next_end(&self) -> u64 {
         self.ended.fetch_add(1, Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Followers: each reads a log at its own pace, and is woken when there is more.
+//! Followers: each reads a log at its own pace, and is woken when there is more to read.
 
 use std::fmt;
 use std::io;
@@ -12,17 +12,17 @@ use super::long::{Long, LongText};
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
 
-/// An item of a follower whose long lines are not held in memory.
+/// An item of a follower that returns long lines as readers.
 pub(crate) enum Part {
     Item(Item),
-    /// A long line, to be read piece by piece, and the cursor after it.
+    /// A reader of a long line, and the cursor after the line.
     Long(Box<LongText>, Cursor),
 }
 
-/// Reads a log at its own pace. However slow it is, it loses nothing that retention keeps, gets nothing twice, and delays neither
-/// the writer nor other followers.
+/// Reads a log at its own pace. Even a slow follower loses nothing that retention keeps, receives nothing twice, and
+/// delays neither the writer nor other followers.
 ///
-/// While there is nothing to read it holds no descriptor and some hundred bytes of memory.
+/// While there is nothing to read, it uses no descriptor and a few hundred bytes of memory.
 ///
 /// ```
 /// use std::task::Waker;
@@ -36,7 +36,7 @@ pub(crate) enum Part {
 /// let mut follower = handle.follow(&Target::Unit(unit), View::Stdout)?;
 /// let Some(Item::Line(line, cursor)) = follower.next(None)? else { panic!("the first line") };
 /// assert_eq!(line.text, "one");
-/// // The cursor is where another follower can go on.
+/// // Another follower can continue at the cursor.
 /// let process = handle.look_up(&Target::Unit(unit))?;
 /// let mut second = process.follow(View::Stdout, StartAt::After(cursor), Waker::noop().clone());
 /// assert!(matches!(second.next(None)?, Some(Item::Line(line, _)) if line.text == "two"));
@@ -48,13 +48,13 @@ pub struct Follower {
     reader: LineReader,
     id: u64,
     armed: Arc<Armed>,
-    /// [`Item::End`] has been given.
+    /// Whether [`Item::End`] has been returned.
     done: bool,
-    /// A long line that [`Follower::try_next`] is to read whole, and the cursor after it.
+    /// A long line that [`Follower::try_next`] must still read, and the cursor after it.
     long: Option<(Box<Long>, Cursor)>,
-    /// The gap after a line that was given last.
+    /// The gap after the line that was returned last.
     after: Option<Item>,
-    /// Why the log could not be read at the last try.
+    /// Why the log could not be read at the last attempt.
     failure: Option<io::Error>,
 }
 
@@ -65,35 +65,35 @@ impl fmt::Debug for Follower {
 }
 
 impl OutputLog {
-    /// A follower. `waker` is woken when there may be more to take.
+    /// A follower of this log. `waker` is woken when [`Follower::try_next`] may return an item.
     ///
-    /// With [`StartAt::Tail`] it reads some of the log at once, the more the more lines are asked for.
+    /// With [`StartAt::Tail`], this call reads a part of the log, in proportion to the number of lines.
     pub fn follow(self: &Arc<Self>, view: View, from: StartAt, waker: impl Into<Waker>) -> Follower {
         let from = match self.begin(view, from, &mut || false) {
             Some(reader) => reader,
-            // Not reached: the closure always wants to go on.
+            // Not reached, because the closure never cancels.
             None => LineReader::from_beginning(self, view, Bound::Live),
         };
         self.follow_with(from, waker.into())
     }
 
-    /// The same, but stops with none when `gone` says that the follower is not wanted any more.
+    /// Like [`OutputLog::follow`], but returns None if `cancelled` returns true while the log is being read.
     pub(crate) fn follow_unless(
         self: &Arc<Self>,
         view: View,
         from: StartAt,
         waker: impl Into<Waker>,
-        mut gone: impl FnMut() -> bool,
+        mut cancelled: impl FnMut() -> bool,
     ) -> Option<Follower> {
-        self.begin(view, from, &mut gone).map(|reader| self.follow_with(reader, waker.into()))
+        self.begin(view, from, &mut cancelled).map(|reader| self.follow_with(reader, waker.into()))
     }
 
-    fn begin(self: &Arc<Self>, view: View, from: StartAt, gone: tail::Gone<'_>) -> Option<LineReader> {
+    fn begin(self: &Arc<Self>, view: View, from: StartAt, cancelled: tail::Cancelled<'_>) -> Option<LineReader> {
         Some(match from {
             StartAt::Beginning => LineReader::from_beginning(self, view, Bound::Live),
             StartAt::After(cursor) => LineReader::resume(self, view, Bound::Live, cursor),
             StartAt::Tail(n) => {
-                let (mut reader, _) = tail::last(self, view, n, self.live_snapshot(), false, gone)?;
+                let (mut reader, _) = tail::last(self, view, n, self.live_snapshot(), false, cancelled)?;
                 reader.set_bound(Bound::Live);
                 reader
             }
@@ -107,7 +107,8 @@ impl OutputLog {
 }
 
 impl Follower {
-    /// The next item; None where there is none yet, and the waker will be woken; None for ever after [`Item::End`].
+    /// The next item. None if there is none yet, in which case the waker will be woken; always None after
+    /// [`Item::End`].
     pub fn try_next(&mut self) -> Option<Item> {
         if let Some(after) = self.after.take() {
             return Some(after);
@@ -137,7 +138,7 @@ impl Follower {
         }
     }
 
-    /// The same, with long lines to be read piece by piece. Must not be mixed with [`Follower::try_next`].
+    /// Like [`Follower::try_next`], but returns long lines as readers. The two must not be mixed.
     pub(crate) fn try_part(&mut self) -> Option<Part> {
         Some(match self.try_event()? {
             NextItem::Item(item) => Part::Item(item),
@@ -147,7 +148,7 @@ impl Follower {
 
     fn fail(&mut self, error: io::Error) {
         self.failure = Some(error);
-        // No append need follow: without this the caller would not try again.
+        // Without this the caller would try again only after the next append, which may never come.
         self.armed.wake();
     }
 
@@ -190,10 +191,10 @@ impl Follower {
         }
     }
 
-    /// Waits for the next item; None at the deadline, and at once after [`Item::End`].
+    /// Waits for the next item. Returns None at the deadline, and at once after [`Item::End`].
     ///
     /// # Errors
-    /// When the log cannot be read now, for want of descriptors or memory. Nothing is lost: call it again.
+    /// If the log cannot be read now because descriptors or memory have run out. Nothing is lost: call it again later.
     pub fn next(&mut self, deadline: Option<Instant>) -> io::Result<Option<Item>> {
         loop {
             if let Some(item) = self.try_next() {
@@ -205,7 +206,7 @@ impl Follower {
         }
     }
 
-    /// The same, with long lines to be read piece by piece.
+    /// Like [`Follower::next`], but returns long lines as readers.
     pub(crate) fn next_part(&mut self, deadline: Option<Instant>) -> io::Result<Option<Part>> {
         loop {
             if let Some(part) = self.try_part() {
@@ -217,7 +218,7 @@ impl Follower {
         }
     }
 
-    /// Waits until there may be more. False at the deadline, and after the end.
+    /// Waits until there may be another item. Returns false at the deadline, and after the end.
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
         if let Some(error) = self.failure.take() {
             return Err(error);

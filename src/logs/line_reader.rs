@@ -1,4 +1,4 @@
-//! Reads records and cuts them into lines: one splitter for each stream of the view, and a cursor after each line.
+//! Reads records and splits them into lines, with one splitter per stream of the view, and a cursor after each line.
 
 use std::io;
 use std::sync::Arc;
@@ -14,29 +14,29 @@ use crate::logs::records::{Peek, Records};
 use crate::logs::{Line, View};
 use crate::model::{Millis, Stream};
 
-/// What [`LineReader::next`] gives.
+/// The result of [`LineReader::next`].
 #[derive(Debug)]
 pub(super) enum LineEvent {
     /// A line, and the cursor after it.
     Line(Line, Cursor),
-    /// A line that is too long to be held, and the cursor after it.
+    /// A line that is too long for memory, and the cursor after it.
     Long(Box<Long>, Cursor),
-    /// Bytes of the view that were dropped, and the cursor after them.
+    /// The number of dropped bytes of the view, and the cursor after them.
     Gap(u64, Cursor),
-    /// The first whole line of a stream begins after this; the bytes before it were passed over.
+    /// The beginning of a line was found in a stream; the bytes before it were skipped.
     Synced,
     /// The position is the bound.
     AtEnd,
-    /// The log cannot be read now.
+    /// The log cannot be read now because descriptors or memory have run out.
     Failed(io::Error),
 }
 
-/// Where a reader begins in one stream.
+/// The position in one stream at which a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct StreamStart {
-    /// Bytes of the stream before the first byte that is read.
+    /// Number of bytes of the stream before the first byte to read.
     pub(super) from: u64,
-    /// A line begins at `from`. Otherwise the bytes before the next line are passed over.
+    /// Whether a line begins at `from`. If not, the bytes before the next line are skipped.
     pub(super) synced: bool,
 }
 
@@ -45,19 +45,20 @@ pub(super) struct LineReader {
     records: Records,
     view: View,
     states: PerStream<StreamState>,
-    /// Whether lines have their text; a reader that counts needs none.
+    /// Whether lines contain their text, which is not needed for counting.
     pub(super) texts: bool,
 }
 
-/// What the reader knows of one stream.
+/// The state of the reader for one stream.
 struct StreamState {
     begin: StreamStart,
     splitter: Splitter,
-    /// The record with the first byte that the splitter holds, or a record before it.
+    /// The record with the first byte that the splitter holds, or an earlier record.
     origin: LogPosition,
-    /// The record in which the line came so close to its longest length that the bytes which the next cut leaves may begin there.
+    /// The record in which the line came within [`REST`](crate::logs::lines::REST) bytes of its maximum length. The
+    /// bytes that the next cut leaves may begin there.
     late: LogPosition,
-    /// The time of the last record of the stream that was read.
+    /// The time of the last record that was read from the stream.
     time: Millis,
 }
 
@@ -70,19 +71,19 @@ impl LineReader {
         begin: PerStream<StreamStart>,
     ) -> LineReader {
         let disk = log.disk();
-        let splitter = || Splitter::keeping(disk.max_line, disk.short_line);
+        let splitter = || Splitter::keeping(disk.max_line, disk.max_held_line);
         let state = |begin| StreamState { begin, splitter: splitter(), origin: position, late: position, time: 0 };
         let states = PerStream { out: state(begin.out), err: state(begin.err) };
         LineReader { records: Records::new(Arc::clone(log), bound, position), view, states, texts: true }
     }
 
-    /// A reader from the first byte on that the log has ever had.
+    /// A reader that begins at the first byte ever written to the log.
     pub(super) fn from_beginning(log: &Arc<OutputLog>, view: View, bound: Bound) -> LineReader {
         let begin = StreamStart { from: 0, synced: true };
         LineReader::new(log, view, bound, LogPosition::default(), PerStream { out: begin, err: begin })
     }
 
-    /// A reader from the item after `cursor` on; from the beginning where the cursor does not fit the log.
+    /// A reader that begins with the item after `cursor`, or at the beginning if the cursor does not match the log.
     pub(super) fn resume(log: &Arc<OutputLog>, view: View, bound: Bound, cursor: Cursor) -> LineReader {
         let Some(position) = find(log, cursor) else { return LineReader::from_beginning(log, view, bound) };
         let begin = |from| StreamStart { from, synced: true };
@@ -100,7 +101,7 @@ impl LineReader {
         self.records.bound = bound;
     }
 
-    /// The position, in bytes of records.
+    /// The position, as a number of bytes of records.
     pub(super) fn at(&self) -> u64 {
         self.records.at()
     }
@@ -115,7 +116,7 @@ impl LineReader {
         self.view.streams().iter().all(|stream| self.synced(*stream))
     }
 
-    /// Gives back memory that unfinished lines do not need.
+    /// Releases memory that unfinished lines do not need.
     pub(super) fn release(&mut self) {
         self.records.release();
         self.states.out.splitter.shrink();
@@ -141,8 +142,8 @@ impl LineReader {
         }
     }
 
-    /// Ends the unfinished line of one stream, if a stream has one. The line gets the time `time`, by default that of its last
-    /// record.
+    /// Ends the unfinished line of one stream of the view, if there is one. The line gets the time `time`, by default
+    /// the time of its last record.
     pub(super) fn flush(&mut self, time: Option<Millis>) -> Option<LineEvent> {
         self.view.streams().iter().find_map(|stream| self.flush_stream(*stream, time))
     }
@@ -151,12 +152,13 @@ impl LineReader {
         let end = self.records.count(stream);
         let state = self.states.get_mut(stream);
         let time = time.unwrap_or(state.time);
-        let cut = state.splitter.flush().map(|piece| cut_out(piece, time, stream, self.texts))?;
+        let cut = state.splitter.flush().map(|piece| owned_piece(piece, time, stream, self.texts))?;
         let origin = state.origin;
         Some(self.event(cut, origin, end, end))
     }
 
-    /// `end` counts the bytes of the stream up to the end of the line, `next` those up to the beginning of the next line.
+    /// `end` is the number of bytes of the stream up to the end of the line, `next` that up to the beginning of the
+    /// next line.
     fn event(&self, piece: OwnedPiece, position: LogPosition, end: u64, next: u64) -> LineEvent {
         match piece {
             OwnedPiece::Line(line) => LineEvent::Line(line, self.cursor()),
@@ -191,7 +193,7 @@ impl LineReader {
         let fed = state.splitter.feed(payload);
         let used = fed.used;
         let newline = fed.piece.is_some_and(|piece| !piece.partial);
-        let cut = fed.piece.map(|piece| cut_out(piece, time, stream, self.texts));
+        let cut = fed.piece.map(|piece| owned_piece(piece, time, stream, self.texts));
         let first = if before > 0 { state.origin } else { record };
         // A cut leaves at most three bytes, the beginning of a character.
         let late = self.records.log.disk().max_line.saturating_sub(3);
@@ -215,25 +217,25 @@ impl LineReader {
         self.sync().then_some(LineEvent::Synced)
     }
 
-    /// A line begins here in every stream of the view. False where that was known.
+    /// Records that a line begins here in every stream of the view. Returns false if that was known.
     fn sync(&mut self) -> bool {
-        let mut news = false;
+        let mut changed = false;
         for &stream in self.view.streams() {
             let begin = &mut self.states.get_mut(stream).begin;
-            news |= !begin.synced;
+            changed |= !begin.synced;
             begin.synced = true;
         }
-        news
+        changed
     }
 
-    /// Passes over records that were dropped. A stream without bytes in them goes on unchanged. A stream with bytes in them goes
-    /// on with its next line, and loses what was not given of the line before.
+    /// Skips dropped records. A stream without bytes in them continues unchanged. A stream with bytes in them continues
+    /// with its next line, and loses the part of the line before that was not returned.
     fn dropped(&mut self, kept: Kept) -> Option<LineEvent> {
         let Kept { record: position, lines } = kept;
         let cut_lost = position.cuts > self.records.position().cuts;
         let torn = |stream: Stream, read: u64| read < *position.counts.get(stream);
         for &stream in self.view.streams() {
-            // A line that has lost only its cut is whole.
+            // A line that has lost only the cut after it is complete.
             if cut_lost
                 && !torn(stream, self.read(stream))
                 && let Some(event) = self.flush_stream(stream, None)
@@ -253,19 +255,19 @@ impl LineReader {
             }
         }
         self.records.jump(position);
-        let news = cut_lost && self.sync();
+        let newly_synced = cut_lost && self.sync();
         match lost {
-            0 => news.then_some(LineEvent::Synced),
+            0 => newly_synced.then_some(LineEvent::Synced),
             _ => Some(LineEvent::Gap(lost, self.cursor())),
         }
     }
 
-    /// Bytes of this stream that were read, or that lie before the first byte to read.
+    /// Number of bytes of this stream that were read, or that precede the first byte to read.
     fn read(&self, stream: Stream) -> u64 {
         self.records.count(stream).max(self.states.get(stream).begin.from)
     }
 
-    /// The cursor after what was given.
+    /// The cursor after the last returned item.
     pub(super) fn cursor(&self) -> Cursor {
         let mut start = self.records.position();
         let mut from = PerStream { out: self.records.count(Stream::Stdout), err: self.records.count(Stream::Stderr) };
@@ -288,7 +290,7 @@ enum OwnedPiece {
     Long { length: usize, partial: bool, timestamp: Millis, stream: Stream },
 }
 
-fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> OwnedPiece {
+fn owned_piece(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool) -> OwnedPiece {
     let Piece { bytes, length, partial } = piece;
     let text = match bytes {
         _ if !with_text => String::new(),
@@ -298,7 +300,7 @@ fn cut_out(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: bool)
     OwnedPiece::Line(Line { text, partial, timestamp, stream })
 }
 
-/// The record that `cursor` begins with; None where no record begins there.
+/// The record at which `cursor` begins; None if no record begins there.
 fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<LogPosition> {
     let end = log.snapshot().end;
     let beyond = cursor.from.out > end.counts.out || cursor.from.err > end.counts.err || cursor.at > end.at;
@@ -309,10 +311,10 @@ fn find(log: &Arc<OutputLog>, cursor: Cursor) -> Option<LogPosition> {
         return Some(end);
     }
     let Some(floor) = log.floor(cursor.at) else {
-        // The record was dropped. The cursor says what lay before it, so that the lost bytes can be counted.
+        // The record was dropped. The cursor contains what preceded it, so that the lost bytes can be counted.
         return Some(LogPosition { at: cursor.at, counts: cursor.base, cuts: 0 });
     };
-    // A position inside a record must be refused: what a process has written may look like a header.
+    // A position inside a record must be rejected, because output of a process may look like a header.
     let mut records = Records::new(Arc::clone(log), Bound::At(end), floor);
     while records.position().at < cursor.at {
         match records.peek() {

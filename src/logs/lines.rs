@@ -1,42 +1,47 @@
-//! Cuts the bytes of one stream into lines (docs/api.md, Output).
+//! Splits the bytes of one stream into lines (docs/api.md, Output).
 //!
-//! A line is the bytes between two newlines. A line that is longer than [`MAX_LINE`] is given in pieces; all but the last are
-//! partial. Where the cuts fall depends on the bytes alone, not on the chunks in which they arrive.
+//! A line is the bytes between two newlines. A line longer than [`MAX_LINE`] is returned in pieces, all of them partial
+//! except the last. The cuts depend only on the bytes, not on the chunks in which they arrive.
 
 use memchr::memchr;
 
-/// The longest piece of a line, in bytes.
+/// Maximum length of a piece of a line, in bytes.
 pub const MAX_LINE: usize = 1024 * 1024;
+
+/// The longest line that a reader holds in memory, in bytes. Of a longer line it keeps only the position; the text is read from
+/// the log again while it is sent.
+pub const MAX_HELD_LINE: usize = 16 * 1024;
 
 /// A line, or a piece of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece<'a> {
-    /// The bytes, without the newline; none where there are more than the splitter keeps.
+    /// The bytes, without the newline; None if there are more than the splitter keeps.
     pub bytes: Option<&'a [u8]>,
     /// The number of bytes, without the newline.
     pub length: usize,
-    /// More of the same line follows.
+    /// Whether more of the same line follows.
     pub partial: bool,
 }
 
-/// What [`Splitter::feed`] made of its input.
+/// The result of [`Splitter::feed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fed<'a> {
-    /// Bytes of the input that were taken.
+    /// Number of bytes of the input that were consumed.
     pub used: usize,
-    /// The line or piece that they complete; None only where all of the input was taken.
+    /// The line or piece that they complete; None only if all of the input was consumed.
     pub piece: Option<Piece<'a>>,
 }
 
 /// The unfinished line of one stream.
 ///
-/// It keeps the bytes of the line up to a bound. Of a longer line it only counts them: a reader reads them again from the log.
+/// It keeps the bytes of the line up to a bound, and only counts those of a longer line: a reader reads them again from
+/// the log.
 #[derive(Clone, Debug)]
 pub struct Splitter {
-    /// The bytes of the unfinished line, or nothing once it is longer than `keep`.
+    /// The bytes of the unfinished line; empty once it is longer than `keep`.
     bytes: Vec<u8>,
     length: usize,
-    /// Bytes of `length` that the last call gave.
+    /// Number of bytes of `length` that the last call returned.
     given: usize,
     /// The last bytes of the unfinished line, at the end of the array.
     last: [u8; REST],
@@ -44,7 +49,7 @@ pub struct Splitter {
     keep: usize,
 }
 
-/// Bytes that a cut leaves for the next piece, at most: the beginning of a UTF-8 character.
+/// Maximum number of bytes that a cut leaves for the next piece: the beginning of a UTF-8 character.
 pub const REST: usize = 3;
 
 impl Default for Splitter {
@@ -54,27 +59,27 @@ impl Default for Splitter {
 }
 
 impl Splitter {
-    /// A splitter that cuts lines longer than `max` bytes, at least 4, and keeps the bytes of all lines.
+    /// A splitter that cuts lines longer than `max` bytes, which is at least 4, and keeps the bytes of all lines.
     pub fn new(max: usize) -> Splitter {
         Splitter::keeping(max, max)
     }
 
-    /// The same, but keeps the bytes only of lines of at most `keep` bytes, at least 3.
+    /// Like [`Splitter::new`], but keeps only the bytes of lines of at most `keep` bytes, which is at least 3.
     pub fn keeping(max: usize, keep: usize) -> Splitter {
         let (max, keep) = (max.max(REST + 1), keep.max(REST));
         Splitter { bytes: Vec::new(), length: 0, given: 0, last: [0; REST], max, keep }
     }
 
-    /// Bytes of the unfinished line.
+    /// Number of bytes of the unfinished line.
     pub fn held(&self) -> usize {
         self.length.saturating_sub(self.given)
     }
 
-    /// Takes `input` up to the end of the next line or piece. To be called again with the rest.
+    /// Consumes `input` up to the end of the next line or piece. Call it again with the rest.
     pub fn feed<'a>(&'a mut self, input: &'a [u8]) -> Fed<'a> {
         self.settle();
         let room = self.max.saturating_sub(self.length);
-        // One byte more than there is room for: a newline there ends a line of the longest length.
+        // One byte more than fits: a newline there ends a line of the maximum length.
         let (window, _) = input.split_at(input.len().min(room + 1));
         if let Some(at) = memchr(b'\n', window) {
             let (line, _) = input.split_at(at);
@@ -108,10 +113,10 @@ impl Splitter {
         (self.length, self.given) = (0, 0);
     }
 
-    /// Gives back memory that the unfinished line does not need.
+    /// Releases memory that the unfinished line does not need.
     pub fn shrink(&mut self) {
         self.settle();
-        // Not less than the next line would take again at once.
+        // A small amount is kept, because the next line would allocate it again at once.
         if self.bytes.capacity() > 2 * self.bytes.len() + 4096 {
             self.bytes.shrink_to_fit();
         }
@@ -137,7 +142,7 @@ impl Splitter {
         Piece { bytes: self.bytes.get(..length).filter(|_| is_kept), length, partial }
     }
 
-    /// Forgets what the last call has given out.
+    /// Forgets the bytes that the last call returned.
     fn settle(&mut self) {
         if self.given == 0 {
             return;
@@ -146,14 +151,15 @@ impl Splitter {
         if self.bytes.len() == self.length {
             self.bytes.drain(..self.given);
         } else {
-            // What is left of a line that was too long to be kept is short again.
+            // The rest of a line that was too long to keep is short again.
             self.bytes.extend_from_slice(self.last.get(REST.saturating_sub(rest)..).unwrap_or_default());
         }
         (self.length, self.given) = (rest, 0);
     }
 }
 
-/// How many bytes at the end of `full` begin a UTF-8 character that `next` goes on with: the cut spares it.
+/// The number of bytes at the end of `full` that begin a UTF-8 character continued by `next`. The cut must not split
+/// it.
 fn unfinished_character(full: &[u8], next: u8) -> usize {
     for back in 1..=REST {
         let start = full.len().saturating_sub(back);
@@ -185,7 +191,7 @@ fn unfinished_character(full: &[u8], next: u8) -> usize {
 mod tests {
     use super::*;
 
-    /// All at once, and as plainly as it can be said.
+    /// A simple reference implementation on all bytes at once.
     fn model(bytes: &[u8], max: usize) -> Vec<(Vec<u8>, bool)> {
         let mut out = Vec::new();
         let mut lines: Vec<&[u8]> = bytes.split(|b| *b == b'\n').collect();
@@ -196,12 +202,12 @@ mod tests {
             while line.len() > max {
                 let mut at = max;
                 for back in 1..=3 {
-                    // A character that begins before the cut and goes on after it.
+                    // A character that begins before the cut and continues after it.
                     let rest = &line[max - back..(max + 1).min(line.len())];
-                    let goes_on = |e: std::str::Utf8Error| e.valid_up_to() == 0 && e.error_len().is_none();
+                    let continues = |e: std::str::Utf8Error| e.valid_up_to() == 0 && e.error_len().is_none();
                     let whole = std::str::from_utf8(rest);
                     let one = whole.is_ok_and(|text| text.chars().count() == 1);
-                    if one || whole.is_err_and(goes_on) {
+                    if one || whole.is_err_and(continues) {
                         at = max - back;
                         break;
                     }
@@ -236,7 +242,7 @@ mod tests {
         out
     }
 
-    /// The same by a splitter that keeps almost nothing: only how long the pieces are.
+    /// The lengths of the pieces from a splitter that keeps at most 5 bytes of a line.
     fn lengths(chunks: &[&[u8]], max: usize) -> Vec<(usize, bool)> {
         let mut splitter = Splitter::keeping(max, 5);
         let mut out = Vec::new();
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_alike_however_the_bytes_arrive() {
+    fn the_cuts_do_not_depend_on_the_chunks() {
         let parts: [&[u8]; 13] = [
             b"a",
             b"bc",
@@ -304,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_the_longest_length_is_one_line() {
+    fn a_line_of_the_maximum_length_is_one_piece() {
         let line = vec![b'x'; MAX_LINE];
         let with =
             |end: &[u8]| split(&[&line, end], MAX_LINE).into_iter().map(|(l, p)| (l.len(), p)).collect::<Vec<_>>();
@@ -316,13 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_spares_characters_but_not_what_only_looks_like_one() {
+    fn a_cut_does_not_split_a_valid_utf_8_character() {
         let cut = |text: &[u8]| split(&[text], 4)[0].0.len();
         assert_eq!(cut("abcé".as_bytes()), 3);
         assert_eq!(cut("ab€".as_bytes()), 2);
         assert_eq!(cut("a😀".as_bytes()), 1);
         assert_eq!(cut("😀b".as_bytes()), 4);
-        assert_eq!(cut(b"abc\xe2x"), 4, "the sequence is broken anyway");
+        assert_eq!(cut(b"abc\xe2x"), 4, "the sequence is not valid UTF-8");
         assert_eq!(cut(b"abc\x80\x80"), 4);
         assert_eq!(cut(b"\x80\x80\x80\x80\x80"), 4);
     }

@@ -1,7 +1,7 @@
-//! The log of one unit: what is written to it, where it ends, and which followers are to be woken.
+//! The log of one unit: writing to it, its end, and waking its followers.
 //!
-//! One thread writes a log, and only that thread waits for the disk. The state that readers and the supervisor see is under a lock
-//! of its own, which is never held across a system call that can block.
+//! Only one thread writes a log, and only that thread waits for writes to the disk. The state that readers and the
+//! supervisor see has a separate lock, which is never held across a system call that can block.
 
 use std::fmt;
 use std::fs::File;
@@ -19,26 +19,27 @@ use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
 use crate::pending::parker::Parker;
+use crate::pending::wake;
 
-/// The log of one unit. Its files are removed when the last reference to it goes.
+/// The log of one unit. Its files are removed when the last reference to it is dropped.
 pub struct OutputLog {
     store: Arc<LogStore>,
     state: Arc<LogState>,
-    /// Held while the log is written: by the thread that writes logs, and by nobody else.
+    /// Held while the log is written. Only the log writer thread takes it.
     writer: Mutex<Writer>,
-    /// How many [`Writing`]s there are.
+    /// Number of existing [`Writing`]s.
     to_write: AtomicUsize,
     wakers: Mutex<Wakers>,
-    /// The number of followers with a raised flag, or more: at 0 an append looks for none.
+    /// Number of followers with a raised flag, or more. At 0 an append does not search for any.
     armed: AtomicUsize,
 }
 
-/// A log with something to write that has been handed to the thread that writes logs, and has not been written.
+/// A log with a pending write: one that was sent to the log writer thread and has not been performed.
 #[derive(Debug)]
 pub struct Writing(Arc<OutputLog>);
 
 impl Writing {
-    /// Counts one more.
+    /// Counts one more pending write of `log`.
     pub fn new(log: &Arc<OutputLog>) -> Writing {
         log.to_write.fetch_add(1, Ordering::SeqCst);
         Writing(Arc::clone(log))
@@ -63,7 +64,7 @@ struct Wakers {
     ends: Vec<(u64, Waker)>,
 }
 
-/// How a follower is woken, and the flag that the follower raises when it has found nothing.
+/// The waker of a follower, and the flag that the follower raises when it has found no item.
 pub(super) struct Armed {
     flag: AtomicBool,
     waker: Waker,
@@ -74,14 +75,14 @@ impl Armed {
     /// Wakes the follower's waker, and a thread that waits in [`Follower::next`](super::Follower::next).
     pub(super) fn wake(&self) {
         self.parker.unpark();
-        self.waker.wake_by_ref();
+        wake(&self.waker);
     }
 }
 
-/// How far a reader reads.
+/// The position up to which a reader reads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bound {
-    /// Up to the end of the log, which moves, or the end of the run that has ended.
+    /// Up to the current end of the log or, once the log has ended, up to that end.
     Live,
     /// Up to this position.
     At(LogPosition),
@@ -94,13 +95,13 @@ impl fmt::Debug for OutputLog {
 }
 
 impl OutputLog {
-    /// Appends `bytes`, which were read from `stream` at `now`. Never fails: while the disk refuses them, the log counts as
-    /// truncated, and its last 64 KiB are kept in memory. Blocks as long as the disk does.
+    /// Appends `bytes`, which were read from `stream` at `now`. Never fails: while the disk cannot be written, the log
+    /// counts as truncated, and its last 64 KiB are kept in memory. Blocks while the disk does.
     pub fn append(&self, now: Millis, stream: Stream, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        // A record lies in one segment.
+        // A record must fit into one segment.
         for piece in bytes.chunks((self.store.disk.segment as usize).saturating_sub(HEADER).max(1)) {
             self.store.make_room((HEADER + piece.len()) as u64);
             lock(&self.writer).append(self.context(), now, stream, piece);
@@ -108,8 +109,8 @@ impl OutputLog {
         self.wake_armed();
     }
 
-    /// The leader has ended, or another run begins: the unfinished lines of both streams end here. Blocks as long as the disk
-    /// does.
+    /// Ends the unfinished lines of both streams, because the leader has ended or another run begins. Blocks while the
+    /// disk does.
     pub fn cut(&self, now: Millis) {
         self.store.make_room(HEADER as u64);
         lock(&self.writer).cut(self.context(), now);
@@ -122,18 +123,18 @@ impl OutputLog {
             || self.state.with(|log| log.segments.active().is_some() || !log.segments.is_on_disk())
     }
 
-    /// Whether nothing is to be written: nothing that was handed over, nor a record by a cut or an end of the log.
+    /// Whether no write is pending, and neither a cut nor the end of the log would write a record.
     pub fn is_at_rest(&self) -> bool {
         self.to_write.load(Ordering::SeqCst) == 0 && self.state.with(|log| log.segments.is_at_rest())
     }
 
-    /// How many ends of the log have been revoked.
+    /// Number of revoked ends of the log.
     pub fn epoch(&self) -> u64 {
         self.state.with(|log| log.epoch)
     }
 
-    /// Takes back the end of the log, also one that [`OutputLog::finish`] is still to set: another run follows, and followers go
-    /// on.
+    /// Revokes the end of the log, even one that a pending [`OutputLog::finish`] has not set yet, because another run
+    /// follows. Followers continue.
     pub fn revoke_end(&self) {
         self.state.with(|log| {
             log.epoch += 1;
@@ -142,27 +143,27 @@ impl OutputLog {
         self.wake_armed();
     }
 
-    /// Ends unfinished lines and the log: followers end here (`eof`), and retention takes the log for an ended one. Ends nothing
-    /// where the end was revoked since `epoch`. Blocks as long as the disk does.
+    /// Ends unfinished lines, and then the log: followers end here (`eof`), and retention treats the log as ended. The
+    /// log does not end if an end was revoked since `epoch`. Blocks while the disk does.
     pub fn finish(&self, epoch: u64, end: RunEnd) {
         self.store.make_room(HEADER as u64);
         {
             let mut writer = lock(&self.writer);
             writer.cut(self.context(), end.ended_at);
             writer.retry(self.context());
-            // Output that comes later takes a descriptor again: only a run with a pipe may hold one.
+            // Only a run with a pipe may use a descriptor for its log. Later output opens the file again.
             writer.close(self.context());
         }
         self.end(epoch, end, |_| true);
     }
 
-    /// The same where nothing has to be written for it; false where something has.
+    /// Ends the log like [`OutputLog::finish`] if that needs no write. Otherwise does nothing and returns false.
     pub fn finish_at_rest(&self, end: RunEnd) -> bool {
         let epoch = self.epoch();
         self.to_write.load(Ordering::SeqCst) == 0 && self.end(epoch, end, |log| log.segments.is_at_rest())
     }
 
-    /// Sets the end, if `may`.
+    /// Ends the log if `may` permits it and no end was revoked since `epoch`. Returns whether it did.
     fn end(&self, epoch: u64, run: RunEnd, may: impl FnOnce(&Contents) -> bool) -> bool {
         let order = self.store.disk.next_end();
         let ended = self.state.with(|log| {
@@ -173,15 +174,19 @@ impl OutputLog {
             ends
         });
         if ended {
-            let wakers = lock(&self.wakers);
-            wakers.followers.iter().for_each(|(_, armed)| armed.wake());
-            wakers.ends.iter().for_each(|(_, waker)| waker.wake_by_ref());
+            // Woken without the lock: a waker may drop the follower that it belongs to.
+            let (followers, ends) = {
+                let wakers = lock(&self.wakers);
+                (wakers.followers.clone(), wakers.ends.clone())
+            };
+            followers.iter().for_each(|(_, armed)| armed.wake());
+            ends.iter().for_each(|(_, waker)| wake(waker));
         }
         ended
     }
 
-    /// Another run follows the end: cuts what a child in the background has left unfinished since then. After
-    /// [`OutputLog::revoke_end`]. Blocks as long as the disk does.
+    /// Prepares the log for another run after [`OutputLog::revoke_end`]: ends lines that a background child has left
+    /// unfinished since the end. Blocks while the disk does.
     pub fn reopen(&self) {
         {
             let mut writer = lock(&self.writer);
@@ -192,8 +197,8 @@ impl OutputLog {
         self.wake_armed();
     }
 
-    /// No pipe writes to this log any more: gives back its descriptor. A later append takes one again. Blocks as long as the
-    /// disk does.
+    /// Closes the file after the last pipe of the log was closed. A later append opens it again. Blocks while the disk
+    /// does.
     pub fn close_file(&self) {
         let mut writer = lock(&self.writer);
         writer.retry(self.context());
@@ -216,12 +221,12 @@ impl OutputLog {
             id
         };
         if self.ended().is_some() {
-            waker.wake();
+            wake(&waker);
         }
         EndWatch { log: Arc::clone(self), id }
     }
 
-    /// Waits for the end of the log, until `deadline` or for ever.
+    /// Waits for the end of the log, at most until `deadline`. Returns None if the log has not ended by then.
     pub fn wait_end(self: &Arc<Self>, deadline: Option<Instant>) -> Option<RunEnd> {
         let parker = Arc::new(Parker::default());
         let _watch = self.watch_end(Arc::clone(&parker));
@@ -262,7 +267,7 @@ impl OutputLog {
         &self.store.disk
     }
 
-    /// The number that cursors of this log have.
+    /// The number that identifies this log in its cursors.
     pub(super) fn tag(&self) -> u64 {
         (self.store.disk.nonce << 32) ^ self.state.unit.0
     }
@@ -273,9 +278,9 @@ impl OutputLog {
         self.state.with(|log| log.segments.snapshot())
     }
 
-    /// The position at which a follower that begins now would find nothing more.
+    /// The snapshot at the position where a new follower would find nothing more.
     pub(super) fn live_snapshot(&self) -> Snapshot {
-        // Nothing is unfinished where a run has ended.
+        // No line is unfinished at the end of a run.
         let at_end = |end: End| Snapshot { end: end.position, ..Snapshot::default() };
         self.state.with(|log| log.end.map_or(log.segments.snapshot(), at_end))
     }
@@ -314,8 +319,8 @@ impl OutputLog {
         }
     }
 
-    pub(super) fn damaged(&self, number: u64) {
-        self.state.damaged(&self.store.disk, number);
+    pub(super) fn drop_damaged(&self, number: u64) {
+        self.state.drop_damaged(&self.store.disk, number);
     }
 
     // Followers.
@@ -334,7 +339,8 @@ impl OutputLog {
         self.disarm(armed);
     }
 
-    /// Asks for a wake at the next append. The follower must look once more after this call: an append before it does not wake it.
+    /// Requests a wake-up at the next append. The follower must look for an item once more after this call, because an
+    /// earlier append does not wake it.
     pub(super) fn arm(&self, armed: &Armed) {
         // Counted before the flag is raised, so that the count is never below the number of raised flags.
         self.armed.fetch_add(1, Ordering::SeqCst);
@@ -353,17 +359,19 @@ impl OutputLog {
         if self.armed.load(Ordering::SeqCst) == 0 {
             return;
         }
-        for (_, armed) in &lock(&self.wakers).followers {
-            if armed.flag.swap(false, Ordering::SeqCst) {
-                self.armed.fetch_sub(1, Ordering::SeqCst);
-                armed.wake();
-            }
-        }
+        // Woken without the lock: a waker may drop the follower that it belongs to.
+        let wanting: Vec<Arc<Armed>> = {
+            let wakers = lock(&self.wakers);
+            let wants = |armed: &&Arc<Armed>| armed.flag.swap(false, Ordering::SeqCst);
+            wakers.followers.iter().map(|(_, armed)| armed).filter(wants).cloned().collect()
+        };
+        self.armed.fetch_sub(wanting.len(), Ordering::SeqCst);
+        wanting.iter().for_each(|armed| armed.wake());
     }
 }
 
 impl LogStore {
-    /// A log for a new unit. It has no file before the first byte.
+    /// Creates a log for a new unit. It has no file before the first byte is written.
     pub fn create(self: &Arc<Self>, unit: UnitId) -> Arc<OutputLog> {
         let state = Arc::new(LogState::new(unit));
         self.register(&state);

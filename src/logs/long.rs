@@ -1,6 +1,7 @@
-//! Lines that are too long to be held in memory: where one lies in the log, and a reader that gives its text piece by piece.
+//! Lines that are too long for memory: the position of such a line in the log, and a reader that returns its text in
+//! pieces.
 //!
-//! Retention may drop a part of the line before it is read. Then the reader says how many bytes are lost, after what it has given.
+//! Retention may drop a part of the line before it is read. The reader then reports the number of lost bytes.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,10 +15,10 @@ use super::records::{Peek, Records};
 use crate::logs::lines::REST;
 use crate::model::{Millis, Stream};
 
-/// Bytes of a line that are given at once, at most.
+/// Maximum number of bytes of a line per piece.
 pub(crate) const PIECE: usize = 4 << 10;
 
-/// Bytes that a reader of a long line reads from the log at once, at most.
+/// Maximum number of bytes that a reader of a long line reads from the log at once.
 const CHUNK: usize = 32 << 10;
 
 /// A long line in the log.
@@ -25,28 +26,28 @@ const CHUNK: usize = 32 << 10;
 pub(crate) struct Long {
     /// The bound of the reader that has found it.
     pub(super) bound: Bound,
-    /// The record with its first byte, or a record before that.
+    /// The record with its first byte, or an earlier record.
     pub(super) position: LogPosition,
-    /// The bytes of the line, without the newline, counted from the beginning of the stream.
+    /// The range of its bytes in the stream, without the newline.
     pub(super) bytes: Range<u64>,
-    /// Bytes of the stream before the next line.
+    /// Number of bytes of the stream before the next line.
     pub(super) end: u64,
-    /// More of the same line follows.
+    /// Whether more of the same line follows.
     pub(crate) partial: bool,
     /// When its last byte was read.
     pub(crate) timestamp: Millis,
-    /// Which stream it is from.
+    /// The stream that it was written to.
     pub(crate) stream: Stream,
 }
 
-/// What [`LongText::next`] gives.
+/// The result of [`LongText::next`].
 #[derive(Debug)]
 pub(crate) enum Text<'t> {
-    /// The next piece, with U+FFFD for what is not UTF-8.
+    /// The next piece. Bytes that are not UTF-8 are replaced by U+FFFD.
     Piece(Cow<'t, str>),
-    /// All of the line has been given.
+    /// The end of the line.
     End,
-    /// Retention has dropped the rest: this many bytes, the newline included.
+    /// Retention has dropped the rest: the number of bytes, including the newline.
     Lost(u64),
 }
 
@@ -54,12 +55,12 @@ pub(crate) enum Text<'t> {
 pub(crate) struct LongText {
     long: Long,
     records: Records,
-    /// Bytes of the stream before the next byte to read.
+    /// Number of bytes of the stream before the next byte to read.
     at: u64,
     buffer: Box<[u8; REST + PIECE]>,
-    /// Bytes that were read and not given: the beginning of a character. They follow those that were given.
+    /// Number of bytes that were read but not returned: the beginning of a character. They follow the returned ones.
     carried: usize,
-    /// Bytes at the front of the buffer that the last call gave.
+    /// Number of bytes at the front of the buffer that the last call returned.
     given: usize,
 }
 
@@ -67,14 +68,14 @@ impl Long {
     /// A reader of the line.
     pub(crate) fn text(&self, log: &Arc<OutputLog>) -> LongText {
         let mut records = Records::new(Arc::clone(log), self.bound, self.position);
-        // A line shorter than a chunk takes no more memory than its length.
+        // A line shorter than a chunk needs no more memory than its length.
         let length = usize::try_from(self.bytes.end - self.bytes.start).unwrap_or(CHUNK);
         records.limit_chunk(CHUNK.min(length.saturating_add(2 * HEADER)));
         let at = self.bytes.start;
         LongText { long: self.clone(), records, at, buffer: Box::new([0; REST + PIECE]), carried: 0, given: 0 }
     }
 
-    /// The line in memory, as far as it is kept, and how many bytes of it are lost.
+    /// The kept part of the line, and the number of its lost bytes.
     pub(super) fn whole(&self, log: &Arc<OutputLog>) -> io::Result<(Line, u64)> {
         let (mut reader, mut text) = (self.text(log), String::new());
         let lost = loop {
@@ -98,7 +99,7 @@ impl LongText {
     /// The next piece.
     ///
     /// # Errors
-    /// When the log cannot be read now, for want of descriptors or memory. Nothing is lost: call it again.
+    /// If the log cannot be read now because descriptors or memory have run out. Nothing is lost: call it again later.
     pub(crate) fn next(&mut self) -> io::Result<Text<'_>> {
         self.buffer.copy_within(self.given..self.given + self.carried, 0);
         self.given = 0;
@@ -106,7 +107,7 @@ impl LongText {
         while filled < self.buffer.len() && self.at < self.long.bytes.end {
             match self.read(filled) {
                 Ok(Some(read)) => filled += read,
-                // What was read is given before the loss or the error is.
+                // The bytes that were read are returned before the loss or the error.
                 Ok(None) | Err(_) if filled > self.carried => break,
                 Err(error) => return Err(error),
                 Ok(None) => return Ok(Text::Lost(self.long.end.saturating_sub(self.at - self.carried as u64))),
@@ -122,7 +123,7 @@ impl LongText {
         Ok(Text::Piece(String::from_utf8_lossy(bytes.get(..self.given).unwrap_or_default())))
     }
 
-    /// Reads bytes of the line into the buffer from index `to` on. Gives their number; none where they were dropped.
+    /// Reads bytes of the line into the buffer from index `to` on. Returns their number; None if they were dropped.
     fn read(&mut self, to: usize) -> io::Result<Option<usize>> {
         let stream = self.long.stream;
         loop {
@@ -155,13 +156,13 @@ impl LongText {
     }
 }
 
-/// How many bytes at the end of `bytes` are the beginning of a UTF-8 character.
+/// The number of bytes at the end of `bytes` that are the beginning of a UTF-8 character.
 fn unfinished_character(bytes: &[u8]) -> usize {
     for back in 1..=REST.min(bytes.len()) {
         let tail = bytes.get(bytes.len() - back..).unwrap_or_default();
         if !matches!(tail.first(), Some(0x80..=0xBF)) {
-            let goes_on = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
-            return if goes_on { back } else { 0 };
+            let continues = std::str::from_utf8(tail).is_err_and(|error| error.error_len().is_none());
+            return if continues { back } else { 0 };
         }
     }
     0

@@ -1,10 +1,12 @@
-//! Records in memory, packed: with headers of their full size, records of one byte would take 17 times the memory of their output.
+//! Packed records in memory. With headers of their full size, records of one byte would need 17 times the memory of
+//! their output.
 
 use super::record::{Header, RecordKind};
 use crate::model::{Millis, Stream};
 
-/// Packed records. Each is: the payload length and the kind in one number, the time since the record before it, the payload. A
-/// number has seven bits in each byte, the lowest first; the highest bit of a byte says that another byte follows.
+/// Packed records. Each consists of one number with the payload length and the kind, the time since the previous
+/// record, and the payload. A number has seven bits in each byte, lowest first (LEB128); the highest bit means that
+/// another byte follows.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
     bytes: Vec<u8>,
@@ -22,7 +24,7 @@ impl Packed {
             RecordKind::Cut => 3,
         };
         self.number(u64::from(header.len) << 2 | kind);
-        // Negative where the clock was set back: that takes ten bytes.
+        // Wraps around if the clock was set back; the number then takes ten bytes.
         self.number(header.time.wrapping_sub(self.time));
         self.bytes.extend_from_slice(payload);
         self.time = header.time;
@@ -42,18 +44,18 @@ impl Packed {
         self.output
     }
 
-    /// Bytes of memory that the records take.
+    /// Size of the records in memory, in bytes.
     #[cfg(test)]
     pub(super) fn size(&self) -> usize {
         self.bytes.capacity()
     }
 
-    /// Gives back unused capacity: no record follows.
+    /// Releases unused capacity, because no record follows.
     pub(super) fn shrink(&mut self) {
         self.bytes.shrink_to_fit();
     }
 
-    /// The records as a file holds them.
+    /// The records in the format of a file.
     pub(super) fn unpacked(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let (mut rest, mut time) = (&self.bytes[..], 0);
@@ -66,7 +68,8 @@ impl Packed {
     }
 }
 
-/// The first record of `bytes`: its header, its payload, and the bytes after it. `time` is that of the record before it.
+/// The first record of `bytes`: its header, its payload, and the bytes after it. `time` is the time of the previous
+/// record.
 fn first(bytes: &[u8], time: Millis) -> Option<(Header, &[u8], &[u8])> {
     let (word, bytes) = number(bytes)?;
     let (since, bytes) = number(bytes)?;

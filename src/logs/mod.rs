@@ -1,28 +1,28 @@
 //! The byte-exact log of each unit, and every view of it.
 //!
-//! A log is a sequence of records (time, stream, bytes) in the order in which they were read, in append-only segment files. The
-//! writer does not cut lines: each reader does, with one pure splitter, from a position of its own. So there is no queue and no
-//! broadcast that could lag, and the writer knows of a reader only the waker that the reader has registered.
+//! A log is a sequence of records (time, stream, bytes) in the order in which they were read, in append-only segment
+//! files. The writer does not split lines: each reader does, with the same pure splitter, from its own position. So
+//! there is no queue and no broadcast that could lag, and the writer knows only the wakers of readers.
 //!
-//! | file | what it holds |
+//! | file | content |
 //! |---|---|
 //! | `store` | all logs, and the bound on all of them together |
 //! | `disk`, `directory` | the files of segments; the directory that they are in, and its lock |
 //! | `log` | one log: writing, ending, and waking followers |
-//! | `writer`, `rescue` | the writing side, which waits for the disk; a segment whose file was removed |
-//! | `state`, `segments`, `segment`, `record` | what is under the log's lock; its segments; one segment; one record |
-//! | `memory` | records while the disk fails |
-//! | `retention` | which logs lose how many segments |
-//! | `records` | a reader of records, which also finds what was dropped |
-//! | `lines`, `line_reader`, `cursor` | bytes to lines; records to lines; the positions between lines |
-//! | `long` | a line that is too long to be held, read piece by piece |
-//! | `tail` | where the last so many lines begin |
-//! | `follower`, `views` | what readers hold |
+//! | `writer`, `rescue` | the writing side, which waits for the disk; rescues a segment whose file was removed |
+//! | `state`, `segments`, `segment`, `record` | the state under the log's lock; its segments; one segment; one record |
+//! | `memory` | records kept in memory while the disk fails |
+//! | `retention` | decides how many segments each log loses |
+//! | `records` | a reader of records, which also detects dropped parts |
+//! | `lines`, `line_reader`, `cursor` | splits bytes into lines; splits records into lines; positions between lines |
+//! | `long` | a line that is too long for memory, read piece by piece |
+//! | `tail` | finds where the last N lines begin |
+//! | `follower`, `views` | followers; listings of lines and of raw bytes |
 //!
-//! Locks: the registry of the store, the state of a log, and its wakers. No two of these are held together, and none of them
-//! across a system call that can block: the thread that writes logs waits for the disk, and so does a reader that reads, but
-//! neither makes the supervisor or another reader wait. The writer's own locks (the writer of a log, `reclaiming`, the directory)
-//! are taken before these, by no other thread.
+//! Locks: the registry of the store, the state of a log, and its wakers. No thread holds two of these at once, nor any
+//! of them across a system call that can block. The log writer thread and a reader wait for the disk, but neither makes
+//! the supervisor or another reader wait. Further locks (the writer of a log, `reclaiming`, the directory) are used
+//! only by the log writer thread, which takes them before these.
 
 mod cursor;
 mod directory;
@@ -60,12 +60,12 @@ pub use self::store::{LogStore, Removal};
 pub(crate) use self::views::LineText;
 pub use self::views::Lines;
 
-/// Bounds on logs, in bytes on disk. Each read of a pipe adds a header of 16 bytes.
+/// Limits on the size of logs on disk, in bytes. Each read of a pipe adds a header of 16 bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct LogLimits {
-    /// Kept of one unit; at least 4096, at most `total`.
+    /// Limit for the log of one unit. A value below 4096 counts as 4096, one above `total` as `total`.
     pub per_unit: u64,
-    /// Kept of all units together; at least 4096.
+    /// Limit for the logs of all units together. A value below 4096 counts as 4096.
     pub total: u64,
 }
 
@@ -98,12 +98,12 @@ impl View {
     }
 }
 
-/// Where a follower begins.
+/// The position at which a follower begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartAt {
     /// At the oldest line that is kept, after a gap if output was dropped.
     Beginning,
-    /// At the last so many finished lines.
+    /// At the last N finished lines.
     Tail(u64),
     /// After the item that had this cursor.
     After(Cursor),
@@ -113,9 +113,9 @@ pub enum StartAt {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Line {
-    /// The text, without the newline, with U+FFFD for what is not UTF-8.
+    /// The text, without the newline. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub text: String,
-    /// More of the same line follows.
+    /// Whether more of the same line follows.
     pub partial: bool,
     /// When the end of the line was read.
     pub timestamp: Millis,
@@ -123,7 +123,7 @@ pub struct Line {
     pub stream: Stream,
 }
 
-/// What a follower gets.
+/// An item of a follower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Item {
@@ -131,12 +131,13 @@ pub enum Item {
     Line(Line, Cursor),
     /// Retention has dropped bytes of this view before the follower has read them.
     Gap {
-        /// How many bytes.
+        /// Number of dropped bytes.
         lost_bytes: u64,
-        /// The cursor after them.
+        /// The cursor after the gap.
         cursor: Cursor,
     },
-    /// Everything before the end has been given; only a later run's output can follow its cursor.
+    /// The end of the log. All lines before it have been delivered; only the output of a later run can follow its
+    /// cursor.
     End(RunEnd, Cursor),
 }
 
@@ -153,7 +154,7 @@ impl Drop for EndWatch {
     }
 }
 
-/// Takes a lock, also after a panic of a thread that held it: no update is left half done.
+/// Locks a mutex, even if a thread has panicked while it held the lock: no panic leaves an update half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,13 +1,13 @@
-//! The unit of the log: a header of fixed size, then the bytes as they were read.
+//! One record of a log: a header of fixed size, then the bytes as they were read.
 
 use crate::model::{Millis, Stream};
 
-/// Bytes of a header: magic 3, kind 1, payload length 4, time 8; little-endian.
+/// Size of a header in bytes: magic 3, kind 1, payload length 4, time 8; little-endian.
 pub(super) const HEADER: usize = 16;
 
 const MAGIC: [u8; 3] = *b"tlr";
 
-/// What a record holds.
+/// The kind of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecordKind {
     /// The payload is output of this stream.
@@ -20,9 +20,9 @@ pub(super) enum RecordKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) kind: RecordKind,
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     pub(super) len: u32,
-    /// When the payload was read, or the cut made.
+    /// Time at which the payload was read or the lines were cut.
     pub(super) time: Millis,
 }
 
@@ -79,24 +79,25 @@ impl<T> PerStream<T> {
     }
 }
 
-/// Where a log goes on after a part of it that was dropped.
+/// Where a log continues after a dropped part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kept {
     /// The start of the first record that is kept.
     pub(super) record: LogPosition,
-    /// Bytes of each stream before the first line that begins from there on: the rest of a line that lost its beginning is not
-    /// shown. Where no line begins any more, because one is longer than all that is kept, the rest of that line is shown.
+    /// Number of bytes of each stream before the first line that begins after the dropped part. The rest of a line that
+    /// has lost its beginning is not shown, unless no line begins in the kept part, because one line is longer than
+    /// that.
     pub(super) lines: PerStream<u64>,
 }
 
-/// A position between two records of a log. It counts everything that has been written before it, dropped parts included.
+/// A position between two records of a log. It counts everything written before it, including dropped parts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct LogPosition {
-    /// Bytes of records, headers included.
+    /// Number of bytes of records, including headers.
     pub(super) at: u64,
-    /// Bytes of output.
+    /// Number of bytes of output.
     pub(super) counts: PerStream<u64>,
-    /// Cut records.
+    /// Number of cut records.
     pub(super) cuts: u64,
 }
 
@@ -118,11 +119,11 @@ impl LogPosition {
 pub(super) struct OpenLine {
     /// The start of the record with the first byte of the line.
     pub(super) record: LogPosition,
-    /// Bytes of the stream before the line.
+    /// Number of bytes of the stream before the line.
     pub(super) from: u64,
 }
 
-/// The end of a log, as of one moment.
+/// The end of a log at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Snapshot {
     pub(super) end: LogPosition,
@@ -134,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_decoded_as_it_was_encoded_and_other_bytes_are_refused() {
+    fn a_header_is_decoded_as_it_was_encoded_and_other_bytes_are_rejected() {
         for kind in [RecordKind::Output(Stream::Stdout), RecordKind::Output(Stream::Stderr), RecordKind::Cut] {
             let len = if kind == RecordKind::Cut { 0 } else { 0xDEAD_BEEF };
             let header = Header { kind, len, time: 0x0123_4567_89AB_CDEF };

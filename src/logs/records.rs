@@ -1,4 +1,4 @@
-//! Reads the records of a log in chunks, from a position of its own, and finds what retention has dropped.
+//! Reads the records of a log in chunks from its own position, and detects parts that retention has dropped.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -9,22 +9,22 @@ use super::record::{HEADER, Header, Kept, LogPosition, PerStream, RecordKind};
 use crate::logs::segments::{Located, Source};
 use crate::model::{Millis, Stream};
 
-/// What [`Records::peek`] finds at the position.
+/// The result of [`Records::peek`]: what is at the position.
 #[derive(Debug)]
 pub(super) enum Peek {
     /// Output of this stream, read at this time: see [`Records::payload`].
     Output(Stream, Millis),
     /// A cut, made at this time: the unfinished lines end here.
     Cut(Millis),
-    /// The record was dropped; the log goes on there.
+    /// The record was dropped; the log continues at this place.
     Dropped(Kept),
     /// The position is the bound.
     AtEnd,
-    /// The log cannot be read now, for want of descriptors or memory, but perhaps later.
+    /// The log cannot be read now because descriptors or memory have run out. A later attempt may succeed.
     Failed(io::Error),
 }
 
-/// A position in a log, and bytes from there on that have been read.
+/// A position in a log, and bytes that were read ahead from there on.
 pub(super) struct Records {
     pub(super) log: Arc<OutputLog>,
     pub(super) bound: Bound,
@@ -34,14 +34,14 @@ pub(super) struct Records {
     at: u64,
     /// Bytes of output before the position.
     counts: PerStream<u64>,
-    /// The record that the position is in: stream, time, and the bytes of it from the position on, more than 0.
+    /// The record that the position is in: stream, time, and the number of its bytes after the position, more than 0.
     record: Option<(Stream, Millis, usize)>,
     chunk: Vec<u8>,
     /// Bytes of `chunk` before the position.
     used: usize,
     segment: u64,
     segment_end: u64,
-    /// Bytes that are read at once, at most.
+    /// Maximum number of bytes per read.
     most: usize,
 }
 
@@ -62,7 +62,7 @@ impl Records {
         }
     }
 
-    /// Limits the bytes that are read at once.
+    /// Lowers the maximum number of bytes per read.
     pub(super) fn limit_chunk(&mut self, most: usize) {
         self.most = self.most.min(most);
     }
@@ -92,7 +92,7 @@ impl Records {
                         RecordKind::Cut => return Peek::Cut(header.time),
                         RecordKind::Output(stream) => self.begin(stream, header),
                     },
-                    _ => self.damaged(),
+                    _ => self.drop_damaged(),
                 }
                 continue;
             }
@@ -117,7 +117,7 @@ impl Records {
         self.at += n as u64;
     }
 
-    /// Goes to the next record at the end of this one.
+    /// Moves to the next record if all of this one has been taken.
     fn settle(&mut self) {
         if let Some((_, _, 0)) = self.record {
             self.record = None;
@@ -125,7 +125,7 @@ impl Records {
         }
     }
 
-    /// The bytes from the position on that have been read of the record that it is in.
+    /// The bytes of the current record that have been read, from the position on.
     pub(super) fn payload(&self) -> &[u8] {
         let Some((_, _, left)) = self.record else { return &[] };
         let rest = self.chunk.get(self.used..).unwrap_or_default();
@@ -161,18 +161,18 @@ impl Records {
         self.release();
     }
 
-    /// Gives back the memory of what has been read.
+    /// Releases the memory of the bytes that were read ahead.
     pub(super) fn release(&mut self) {
         (self.chunk, self.used) = (Vec::new(), 0);
     }
 
-    fn damaged(&mut self) {
-        self.log.damaged(self.segment);
+    fn drop_damaged(&mut self) {
+        self.log.drop_damaged(self.segment);
         self.chunk.clear();
         self.used = 0;
     }
 
-    /// Reads from the position on. None where `peek` has to look again.
+    /// Reads from the position on. None if `peek` must look again.
     fn refill(&mut self) -> Option<Peek> {
         self.used = 0;
         let located = self.log.locate(self.at, self.bound, self.most);
@@ -200,26 +200,26 @@ impl Records {
                 .and_then(|file| file.read_exact_at(&mut self.chunk, offset));
             match read {
                 Ok(()) => {}
-                Err(error) if is_passing(&error) => {
+                Err(error) if is_temporary(&error) => {
                     self.chunk.clear();
                     return Some(Peek::Failed(error));
                 }
                 Err(_) => {
-                    self.damaged();
+                    self.drop_damaged();
                     return None;
                 }
             }
         }
-        // Less than a header: the file is not what was written.
+        // Less than a header: the file does not contain what was written.
         if self.chunk.is_empty() || (self.record.is_none() && self.chunk.len() < HEADER) {
-            self.damaged();
+            self.drop_damaged();
         }
         None
     }
 }
 
-/// Whether a later try may succeed: the error says nothing about the file.
-fn is_passing(error: &io::Error) -> bool {
+/// Whether a later attempt may succeed, because the error is not about the file.
+fn is_temporary(error: &io::Error) -> bool {
     error.kind() == ErrorKind::OutOfMemory
         || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN | libc::EINTR))
 }

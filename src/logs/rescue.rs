@@ -1,8 +1,9 @@
-//! Keeps a segment whose file was removed, or moved away with its directory, while it was being written.
+//! Rescues a segment whose file was removed, or moved away with its directory, while it was being written.
 //!
-//! The bytes can still be read through the descriptor, and are copied into a new file of the same name: so a log outlives the
-//! removal of its directory. Where no file can be made, a segment of up to 64 KiB is kept in memory, and a longer one is lost. A
-//! segment of more than 4 MiB is lost in any case: the copy is made by the thread that writes all logs.
+//! The bytes can still be read through the descriptor. They are copied into a new file of the same name, so a log
+//! survives the removal of its directory. If no file can be created, a segment of up to 64 KiB is kept in memory, and a
+//! longer one is lost. A segment of more than 4 MiB is always lost, because the copy would delay the thread that writes
+//! all logs.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -15,16 +16,16 @@ use super::record::{HEADER, Header};
 use super::segments::{MEMORY_SEGMENT_UNPACKED, Newest};
 use super::writer::{LogContext, Writer, close_active, set_active};
 
-/// The longest segment that is copied, in bytes.
+/// Maximum size of a segment that is copied, in bytes.
 const LONGEST: u64 = 4 << 20;
-/// Bytes that are copied at once.
+/// Size of the copy buffer, in bytes.
 const BUFFER: usize = 64 << 10;
 
 impl Writer {
-    /// Rescues the newest segment if its file has no name any more. Called before each write, so it makes one system call.
+    /// Rescues the newest segment if its file was unlinked. Called before each write, so it makes only one system call.
     ///
     /// # Errors
-    /// When no new file can be made.
+    /// If no new file can be created.
     pub(super) fn rescue_removed(&self, log: LogContext<'_>) -> io::Result<()> {
         match log.state.with(|contents| contents.segments.active()) {
             Some(file) if file.metadata().is_ok_and(|meta| meta.nlink() == 0) => rescue(log, &file),
@@ -32,10 +33,10 @@ impl Writer {
         }
     }
 
-    /// Rescues the newest segment if its file will not be found under its name once it is closed.
+    /// Rescues the newest segment if its file could not be opened again by its name after it is closed.
     ///
     /// # Errors
-    /// When no new file can be made.
+    /// If no new file can be created.
     pub(super) fn rescue_unreachable(&self, log: LogContext<'_>) -> io::Result<()> {
         let (newest, active) = log.state.with(|contents| (contents.segments.newest(), contents.segments.active()));
         let (Some(file), Some(segment)) = (active, newest) else { return Ok(()) };
@@ -100,7 +101,7 @@ fn copy(from: &File, mut to: &File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of a segment that is not longer than one in memory may be.
+/// The records of a segment, packed; None if it is too large for memory or its file is damaged.
 fn packed(file: &File, len: u64) -> Option<Packed> {
     let len = usize::try_from(len).ok().filter(|len| *len as u64 <= MEMORY_SEGMENT_UNPACKED)?;
     let mut bytes = vec![0; len];

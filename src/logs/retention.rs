@@ -1,13 +1,14 @@
-//! Decides which segments are dropped when all logs together exceed their bound (docs/api.md, Limits). Pure: nothing is deleted
-//! here.
+//! Decides which segments are dropped when all logs together exceed their limit (docs/api.md, Limits). Pure: deletes
+//! nothing.
 //!
-//! Ended units lose their oldest segments first, in the order in which they ended; then the largest log of a live unit does.
+//! Ended units lose their oldest segments first, in the order in which they ended. Then the largest log of a live unit
+//! loses its oldest segment, and so on.
 
 use std::collections::BinaryHeap;
 
 use crate::model::UnitId;
 
-/// What one log has on disk.
+/// The segments of one log on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holding {
     /// The unit of the log.
@@ -24,7 +25,7 @@ impl Holding {
     }
 }
 
-/// How many of its oldest segments each log loses, so that at least `excess` bytes are freed, or all bytes where there are fewer.
+/// The number of oldest segments that each log loses to free at least `excess` bytes, or all bytes if there are fewer.
 pub fn to_drop(mut logs: Vec<Holding>, excess: u64) -> Vec<(UnitId, usize)> {
     let mut plan = Vec::new();
     let mut freed = 0;
@@ -44,7 +45,7 @@ pub fn to_drop(mut logs: Vec<Holding>, excess: u64) -> Vec<(UnitId, usize)> {
             plan.push((log.unit, count));
         }
     }
-    // The largest log first; among equals that of the oldest unit.
+    // The largest log first; among equally large ones that of the oldest unit.
     let mut heap: BinaryHeap<_> =
         logs.iter().skip(live).map(|log| (log.bytes(), std::cmp::Reverse(log.unit), 0, &log.segments)).collect();
     while freed < excess
@@ -75,7 +76,7 @@ mod tests {
     fn plan(logs: &[Holding], excess: u64) -> BTreeMap<u64, usize> {
         let plan = to_drop(logs.to_vec(), excess);
         let map: BTreeMap<_, _> = plan.iter().map(|(unit, count)| (unit.0, *count)).collect();
-        assert_eq!(map.len(), plan.len(), "each unit once");
+        assert_eq!(map.len(), plan.len(), "each unit occurs once");
         map
     }
 
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(plan(&logs, 1000), [(1, 3), (2, 2), (3, 1), (4, 3)].into());
     }
 
-    /// Drops one segment at a time, as the module's documentation says.
+    /// Drops one segment at a time, according to the rule in the module's documentation.
     fn model(mut logs: Vec<Holding>, excess: u64) -> BTreeMap<u64, usize> {
         let mut plan = BTreeMap::new();
         let mut freed = 0;
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_is_that_of_dropping_one_segment_at_a_time() {
+    fn the_plan_equals_dropping_one_segment_at_a_time() {
         // Every combination of three logs with up to two segments of three sizes, live or ended in either order.
         let mut shapes = vec![vec![]];
         for a in 1..=3 {

@@ -4,7 +4,7 @@ use super::memory::Packed;
 use super::record::{LogPosition, PerStream, Snapshot};
 use crate::model::Stream;
 
-/// Where the records of a segment are.
+/// The storage of the records of a segment.
 #[derive(Debug)]
 pub(super) enum Storage {
     /// In the file `<unit>.<number>`.
@@ -22,12 +22,12 @@ pub(super) struct Segment {
     /// Its size in bytes, headers included.
     pub(super) len: u64,
     pub(super) storage: Storage,
-    /// Bytes of each stream before the first line that begins in this segment; None while no line has.
+    /// Number of bytes of each stream before the first line that begins in this segment; None if no line does.
     pub(super) first_line: PerStream<Option<u64>>,
     index: Vec<IndexEntry>,
 }
 
-/// The start of a record, relative to the start of the segment, which has at most 1 GiB.
+/// The start of a record, relative to the start of the segment. A segment has at most 1 GiB.
 #[derive(Clone, Copy, Debug)]
 struct IndexEntry {
     at: u32,
@@ -50,13 +50,13 @@ impl Segment {
         matches!(self.storage, Storage::File)
     }
 
-    /// The end of its last record, in bytes of records from the beginning of the log.
+    /// The end of its last record, as a number of bytes of records from the beginning of the log.
     pub(super) fn end(&self) -> u64 {
         self.start.at + self.len
     }
 
-    /// A record begins at `record`, the end of the segment so far: adds it to the index if the last entry is at least `every`
-    /// bytes back.
+    /// Adds the record that begins at `record`, the present end of the segment, to the index if the last entry is at
+    /// least `every` bytes before it.
     pub(super) fn note(&mut self, record: LogPosition, every: u64) {
         let last = self.index.last().map_or(0, |entry| u64::from(entry.at));
         if self.len < last + every {
@@ -77,7 +77,7 @@ impl Segment {
         self.index.extend(entry());
     }
 
-    /// The last known start of a record that is not after `at`.
+    /// The last indexed start of a record that is not after `at`.
     pub(super) fn floor(&self, at: u64) -> LogPosition {
         let relative = at.saturating_sub(self.start.at);
         let after = self.index.partition_point(|entry| u64::from(entry.at) <= relative);

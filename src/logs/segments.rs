@@ -1,7 +1,7 @@
-//! The segments of one log, as far as they are in memory: where each begins, how long it is, and what it holds.
+//! The list of the segments of one log: where each begins, how long it is, and where its records are stored.
 //!
-//! All of this is under the log's lock and touches no file: the writer makes a file, writes to it or removes it without the lock,
-//! and publishes the result here. So no reader waits for the disk because the writer does.
+//! This state is under the log's lock and does no I/O: the writer creates, writes and removes files without the lock,
+//! and publishes each result here. So a reader never waits because the writer waits for the disk.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -14,33 +14,33 @@ use super::record::{HEADER, Header, Kept, LogPosition, OpenLine, PerStream, Reco
 use super::segment::{Segment, Storage};
 use crate::model::Stream;
 
-/// Output kept in memory while the disk fails, in bytes of whole lines; and how many bytes (with headers) have to pass before the
-/// disk is tried again.
+/// Number of bytes, in whole lines, that are kept in memory while the disk fails. Also the number of bytes, with
+/// headers, after which the disk is tried again.
 pub(super) const MEMORY: u64 = 64 * 1024;
-/// The same where the last line alone is longer.
+/// Number of bytes that are kept in memory if the last line alone is longer than [`MEMORY`].
 const MEMORY_AT_MOST: u64 = 2 * MEMORY;
-/// Output of a segment in memory, in bytes.
+/// Maximum number of output bytes of a segment in memory.
 const MEMORY_SEGMENT: usize = 8 * 1024;
-/// The most that a segment in memory has with headers, in bytes.
+/// Maximum size of a segment in memory with headers of their full size, in bytes.
 pub(super) const MEMORY_SEGMENT_UNPACKED: u64 = 64 * 1024;
 
-/// What a log has at a position.
+/// What is at a position of a log.
 pub(super) enum Located {
     /// The position is the bound of the reader.
     AtEnd,
-    /// The record at the position was dropped; the log goes on there.
+    /// The record at the position was dropped; the log continues at this place.
     Dropped(Kept),
-    /// `len` bytes, up to the end of the segment, of the log, or of what was asked for.
+    /// `len` bytes, up to the end of the segment, the end of the log, or the requested maximum.
     Here { number: u64, segment_end: u64, offset: u64, len: u64, source: Source },
 }
 
-/// Where the bytes of a segment are read from.
+/// The source from which the bytes of a segment are read.
 pub(super) enum Source {
     /// The open file of the segment that is being written.
     Active(Arc<File>),
     /// The file of the segment, to be opened.
     Closed,
-    /// These bytes.
+    /// A copy of the bytes.
     Memory(Vec<u8>),
 }
 
@@ -52,15 +52,15 @@ pub(super) struct Newest {
     pub(super) is_file: bool,
 }
 
-/// A segment that has been taken out. To be dropped without the lock: closing a file can block.
+/// A segment that was removed from the list. Must be dropped without the lock, because closing a file can block.
 #[derive(Debug)]
-#[must_use = "its file is still there"]
+#[must_use = "its file still exists"]
 pub(super) struct Removed {
     /// The number of its file, if it had one.
     pub(super) file: Option<u64>,
-    /// Bytes of that file.
+    /// Size of that file, in bytes.
     pub(super) len: u64,
-    /// Its descriptor, where it was being written.
+    /// Its open file, if it was being written.
     pub(super) active: Option<Arc<File>>,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Segments {
     segments: VecDeque<Segment>,
     /// The file of the newest segment, while it is open for appending.
     active: Option<Arc<File>>,
-    /// Bytes of all segments that are files.
+    /// Total size of all segments that are files, in bytes.
     used: u64,
     snapshot: Snapshot,
 }
@@ -93,7 +93,7 @@ impl Segments {
         self.active.clone()
     }
 
-    /// Sets or takes away the open file of the newest segment. Gives the old one, to be dropped without the lock.
+    /// Replaces the open file of the newest segment. Returns the old one, which must be dropped without the lock.
     pub(super) fn set_active(&mut self, file: Option<Arc<File>>) -> Option<Arc<File>> {
         std::mem::replace(&mut self.active, file)
     }
@@ -123,21 +123,21 @@ impl Segments {
         self.segments.iter().find(|segment| segment.is_file()).map(|segment| segment.number)
     }
 
-    /// Takes out everything. Gives the numbers of all files, the open file, and the bytes of all files.
+    /// Removes all segments. Returns the numbers of all files, the open file, and the total size of all files.
     pub(super) fn clear(&mut self) -> (Vec<u64>, Option<Arc<File>>, u64) {
         let files = self.segments.drain(..).filter(|segment| segment.is_file());
         let numbers = files.map(|segment| segment.number).collect();
         (numbers, self.active.take(), std::mem::take(&mut self.used))
     }
 
-    /// A new segment whose file has just been made.
+    /// Adds a segment for a new file. Returns the old open file, which must be dropped without the lock.
     pub(super) fn push_file(&mut self, number: u64, file: Arc<File>) -> Option<Arc<File>> {
         self.segments.push_back(Segment::new(number, self.snapshot, Storage::File));
         self.set_active(Some(file))
     }
 
-    /// A record has been written to the file of segment `number`. Where that segment was dropped meanwhile, the record is lost
-    /// with it; false then.
+    /// Records that a record was written to the file of segment `number`. Returns false if that segment was dropped
+    /// meanwhile: the record is lost with it.
     pub(super) fn written(&mut self, number: u64, header: Header, bytes: &[u8], index_every: u64) -> bool {
         let is_kept = self.segments.back().is_some_and(|newest| newest.number == number);
         if is_kept {
@@ -165,7 +165,7 @@ impl Segments {
                         let unfinished = last + 1 < bytes.len();
                         *open = unfinished.then_some(OpenLine { record: *end, from: after(last) });
                         if let Some(segment) = segment {
-                            // Once in a segment: the writer looks at no byte twice for this.
+                            // Searched once per segment, so that appending stays cheap.
                             let first_line = segment.first_line.get_mut(stream);
                             *first_line = first_line.or_else(|| memchr(b'\n', bytes).map(after));
                         }
@@ -234,7 +234,7 @@ impl Segments {
         while let Some(first) = self.segments.iter().position(|segment| !segment.is_file())
             && let Some(second) = self.segments.get(first + 1)
         {
-            // A line that goes on to the end may lose its beginning, and would be of no use then.
+            // Only bytes from the beginning of a line count: the rest of a line that has lost its beginning is useless.
             let lines = |stream| self.first_line(first + 1, stream).unwrap_or(*end.counts.get(stream));
             let lines = PerStream { out: lines(Stream::Stdout), err: lines(Stream::Stderr) };
             if after(lines) < MEMORY && after(second.start.counts) < MEMORY_AT_MOST {
@@ -244,7 +244,7 @@ impl Segments {
         }
     }
 
-    /// The oldest segment in memory: its number, and its records as they stand in a file.
+    /// The oldest segment in memory: its number, and its records in the format of a file.
     pub(super) fn oldest_in_memory(&self) -> Option<(u64, Vec<u8>)> {
         self.segments.iter().find_map(|segment| match &segment.storage {
             Storage::Memory(packed) => Some((segment.number, packed.unpacked())),
@@ -252,7 +252,7 @@ impl Segments {
         })
     }
 
-    /// A segment that was in memory has been written to a file. False where it was dropped meanwhile.
+    /// Records that a segment in memory was written to a file. Returns false if it was dropped meanwhile.
     pub(super) fn memory_written(&mut self, number: u64) -> bool {
         match self.segments.iter_mut().find(|segment| segment.number == number) {
             Some(segment) if !segment.is_file() => {
@@ -264,8 +264,8 @@ impl Segments {
         }
     }
 
-    /// The records of the newest segment, `number`, are in memory from now on. False where it is no file, or was dropped
-    /// meanwhile.
+    /// Moves the records of the newest segment, `number`, from its file to memory. Returns false if it is not a file or
+    /// was dropped meanwhile.
     pub(super) fn file_to_memory(&mut self, number: u64, packed: Packed) -> bool {
         match self.segments.back_mut() {
             Some(segment) if segment.number == number && segment.is_file() => {
@@ -277,7 +277,7 @@ impl Segments {
         }
     }
 
-    /// Takes a segment out.
+    /// Removes a segment from the list.
     pub(super) fn remove(&mut self, number: u64) -> Option<Removed> {
         let at = self.segments.iter().position(|segment| segment.number == number)?;
         let newest = at + 1 == self.segments.len();
@@ -290,7 +290,7 @@ impl Segments {
         Some(Removed { file, len: segment.len, active })
     }
 
-    /// What there is at `at`, up to `limit`; memory is copied up to `most` bytes.
+    /// What is at `at`, up to `limit` and at most `most` bytes. Bytes in memory are copied.
     pub(super) fn locate(&self, at: u64, limit: LogPosition, most: u64) -> Located {
         if at >= limit.at {
             return Located::AtEnd;
@@ -313,13 +313,13 @@ impl Segments {
         Located::Here { number: segment.number, segment_end: segment.end(), offset, len, source }
     }
 
-    /// The segment that contains `at`, else the next one after it.
+    /// The segment that contains `at`, or the next one after it.
     fn find(&self, at: u64) -> Option<(usize, &Segment)> {
         let i = self.segments.partition_point(|segment| segment.end() <= at);
         self.segments.get(i).map(|segment| (i, segment))
     }
 
-    /// The last known start of a record that is not after `at`; None when `at` was dropped or is beyond the end.
+    /// The last indexed start of a record that is not after `at`; None if `at` was dropped or is beyond the end.
     pub(super) fn floor(&self, at: u64) -> Option<LogPosition> {
         let (_, segment) = self.find(at)?;
         (segment.start.at <= at).then(|| segment.floor(at))
@@ -330,12 +330,12 @@ impl Segments {
         self.segments.front().map_or(self.snapshot.end, |segment| segment.start)
     }
 
-    /// What is kept of the log as it was when it ended at `limit`.
+    /// The kept part of the log up to `limit`.
     pub(super) fn kept(&self, limit: LogPosition) -> Kept {
         self.kept_from(0, self.oldest(), limit)
     }
 
-    /// The same without what is before `record`, the start of the segment with this index.
+    /// The kept part of the log from `record`, the start of the segment with this index, up to `limit`.
     fn kept_from(&self, i: usize, record: LogPosition, limit: LogPosition) -> Kept {
         let line = |stream| {
             let begins = self.first_line(i, stream).filter(|begins| begins < limit.counts.get(stream));
@@ -344,12 +344,12 @@ impl Segments {
         Kept { record, lines: PerStream { out: line(Stream::Stdout), err: line(Stream::Stderr) } }
     }
 
-    /// Bytes of the stream before the first line that begins in the segment with this index or after it.
+    /// Number of bytes of the stream before the first line that begins in the segment with this index or later.
     fn first_line(&self, i: usize, stream: Stream) -> Option<u64> {
         self.segments.range(i.min(self.segments.len())..).find_map(|segment| *segment.first_line.get(stream))
     }
 
-    /// Bytes that are kept in memory.
+    /// Number of bytes that are kept in memory.
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         let size = |segment: &Segment| match &segment.storage {

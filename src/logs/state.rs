@@ -1,4 +1,4 @@
-//! What of a log is shared between its writer, its readers, and the store: under one lock, which is held for memory work only.
+//! The state of a log that its writer, its readers and the store share, under one lock that is never held during I/O.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,19 +19,19 @@ pub(super) struct LogState {
     contents: Mutex<Contents>,
 }
 
-/// What the lock protects.
+/// The state that the lock protects.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     pub(super) segments: Segments,
     pub(super) end: Option<End>,
-    /// How many ends have been revoked.
+    /// Number of revoked ends.
     pub(super) epoch: u64,
 }
 
 /// The end of the last run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct End {
-    /// Where followers end.
+    /// The position at which followers end.
     pub(super) position: LogPosition,
     pub(super) run: RunEnd,
     /// Its rank among all ends, for retention.
@@ -43,19 +43,19 @@ impl LogState {
         LogState { unit, truncated: AtomicBool::new(false), contents: Mutex::default() }
     }
 
-    /// Does memory work under the lock. What `work` takes out of the log is dropped by the caller, without the lock: closing a
-    /// file can block.
+    /// Runs `work`, which must not block, under the lock. What `work` removes from the log must be dropped by the
+    /// caller after that, because closing a file can block.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Contents) -> T) -> T {
         work(&mut lock(&self.contents))
     }
 
-    /// Drops the oldest file; false when there is none.
+    /// Drops the oldest file. Returns false if there is none.
     pub(super) fn drop_oldest(&self, disk: &Disk) -> bool {
         let removed = self.with(|log| log.segments.oldest_file().and_then(|number| log.segments.remove(number)));
         removed.map(|removed| self.discard(disk, removed)).is_some()
     }
 
-    /// Removes the file of a segment that was taken out of the log.
+    /// Removes the file of a segment that was removed from the log.
     pub(super) fn discard(&self, disk: &Disk, Removed { file, len, active }: Removed) {
         self.truncated.store(true, Ordering::Relaxed);
         drop(active);
@@ -65,16 +65,16 @@ impl LogState {
         }
     }
 
-    /// The file of this segment is gone, or does not hold what was written: the segment is dropped.
-    pub(super) fn damaged(&self, disk: &Disk, number: u64) {
+    /// Drops a segment whose file was removed or does not contain what was written.
+    pub(super) fn drop_damaged(&self, disk: &Disk, number: u64) {
         let Some(removed) = self.with(|log| log.segments.remove(number)) else { return };
-        // The loss of the directory was reported once, for all that was in it.
+        // The loss of the directory has been logged once, for all segments in it.
         let level = if disk.remade.load(Ordering::Relaxed) { log::Level::Debug } else { log::Level::Warn };
         log::log!(level, "segment {number} of the log of unit {} was damaged", self.unit);
         self.discard(disk, removed);
     }
 
-    /// What retention decides by.
+    /// The input of retention for this log.
     pub(super) fn holding(&self) -> Holding {
         self.with(|log| Holding {
             unit: self.unit,

@@ -1,4 +1,4 @@
-//! All logs below one directory, and the bound on all of them together.
+//! All logs in one directory, and the limit on their total size.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,16 +14,16 @@ use super::{LogLimits, lock};
 use crate::logs::retention;
 use crate::model::UnitId;
 
-/// Hands the files of a log that is gone to the thread that removes them.
+/// Passes the files of a dropped log to the thread that removes them.
 type RemoveFiles = Box<dyn Fn(Removal) + Send + Sync>;
 
-/// The files of a log whose last reference has gone.
+/// The files of a log after its last reference was dropped.
 #[derive(Debug)]
 pub struct Removal {
     store: Arc<LogStore>,
     unit: UnitId,
     numbers: Vec<u64>,
-    /// The file that was being written, to be closed.
+    /// The file that was being written and is still open.
     active: Option<Arc<File>>,
 }
 
@@ -32,7 +32,7 @@ impl Removal {
         Removal { store, unit, numbers, active }
     }
 
-    /// Removes the files. Blocks as long as the file system does.
+    /// Removes the files. Blocks while the file system does.
     pub fn perform(self) {
         drop(self.active);
         for number in self.numbers {
@@ -41,12 +41,12 @@ impl Removal {
     }
 }
 
-/// All logs below one directory.
+/// All logs in one directory.
 pub struct LogStore {
     pub(super) disk: Disk,
-    /// The state of each log that somebody has a reference to.
+    /// The state of each log that is still referenced.
     logs: Mutex<HashMap<UnitId, Weak<LogState>>>,
-    /// Held while old segments are being dropped, so that two threads that need room do not both drop as much.
+    /// Held while old segments are being dropped, so that two threads do not both free the space for one of them.
     reclaiming: Mutex<()>,
     remove_files: OnceLock<RemoveFiles>,
 }
@@ -58,16 +58,16 @@ impl fmt::Debug for LogStore {
 }
 
 impl LogStore {
-    /// Makes `dir` (0700), takes its lock, and removes what an earlier daemon has left there.
+    /// Creates `dir` (mode 0700), locks it, and removes the segments of an earlier daemon.
     ///
     /// # Errors
-    /// `ResourceBusy` when another daemon has the directory, `PermissionDenied` when it or its lock is another user's, else
-    /// what the file system says.
+    /// `ResourceBusy` if another daemon uses the directory, `PermissionDenied` if it or its lock file belongs to
+    /// another user, or an error of the file system.
     pub fn open(dir: &Path, limits: LogLimits) -> io::Result<Arc<LogStore>> {
         Self::open_with(dir, limits, |_| {})
     }
 
-    /// The same, with sizes changed that are constants otherwise.
+    /// Like [`LogStore::open`], with sizes changed by `tune` that are otherwise constants.
     pub(super) fn open_with(dir: &Path, limits: LogLimits, tune: impl FnOnce(&mut Disk)) -> io::Result<Arc<LogStore>> {
         let mut disk = Disk::open(dir, limits)?;
         tune(&mut disk);
@@ -79,13 +79,13 @@ impl LogStore {
         }))
     }
 
-    /// From now on `remove` gets the files of logs that are gone, and has them removed by another thread. Without it, the thread
-    /// that drops the last reference to a log removes its files.
+    /// Sets a function that receives the files of dropped logs and removes them on another thread. Without it, the
+    /// thread that drops the last reference to a log removes its files.
     pub fn set_remove_files(&self, remove: impl Fn(Removal) + Send + Sync + 'static) {
         let _ = self.remove_files.set(Box::new(remove));
     }
 
-    /// Bytes of all logs on disk.
+    /// Total size of all logs on disk, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.disk.used.load(Ordering::Relaxed)
     }
@@ -105,7 +105,7 @@ impl LogStore {
         }
     }
 
-    /// Makes room for `need` more bytes. Called with no log locked.
+    /// Drops old segments if `need` more bytes would exceed the limit. Must be called with no log locked.
     pub(super) fn make_room(&self, need: u64) {
         if self.total_bytes() + need > self.disk.total {
             self.reclaim(need);

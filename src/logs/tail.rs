@@ -1,8 +1,8 @@
-//! Finds where the last so many lines begin, without reading the whole log.
+//! Finds where the last N lines begin, without reading the whole log.
 //!
-//! Going back from the end by more and more, it counts the lines from a position that the index knows. There it may have
-//! begun inside a line: what comes before the first newline (or cut) of a stream belongs to a line that cannot be
-//! judged, so that only lines after that count. Once there are enough of them, a second reader passes over the others.
+//! It counts the lines from an indexed position, and goes back from the end in growing steps until there are enough. An
+//! indexed position may be inside a line: the bytes before the first newline (or cut) of a stream belong to a line
+//! whose beginning is not known, so only the lines after that count. A second reader then skips the surplus lines.
 
 use std::io;
 use std::sync::Arc;
@@ -15,37 +15,38 @@ use crate::logs::line_reader::{LineEvent, LineReader, StreamStart};
 use crate::logs::record::Snapshot;
 use crate::model::Stream;
 
-/// Says whether the search is not wanted any more.
-pub(super) type Gone<'g> = &'g mut dyn FnMut() -> bool;
+/// Returns whether the search is cancelled.
+pub(super) type Cancelled<'c> = &'c mut dyn FnMut() -> bool;
 
-/// `gone` is asked each time this many bytes of the log have been read.
-const ASK_EVERY: u64 = 64 << 10;
+/// `cancelled` is called each time this many bytes of the log have been read.
+const CHECK_EVERY: u64 = 64 << 10;
 
 /// The lines counted from one position.
 #[derive(Default)]
 struct Count {
-    /// Lines before a line was known to begin in every stream.
+    /// Number of lines before the beginning of a line was found in every stream.
     before: u64,
-    /// Lines after that.
+    /// Number of lines after that.
     after: u64,
-    /// For each stream, whether a line is known to have begun.
+    /// For each stream, whether the beginning of a line was found.
     synced: PerStream<bool>,
 }
 
-/// A reader before the last `n` lines of the snapshot, bounded by its end, and how many lines the caller has to pass over. With
-/// `unfinished`, unfinished lines at the end count as lines, and only those are left to be passed over.
+/// A reader that is positioned before the last `n` lines of the snapshot and bounded by its end, and the number of
+/// lines that the caller must still skip. With `unfinished`, unfinished lines at the end count as lines; only such
+/// lines remain to skip.
 ///
-/// Reading a large log takes a while: `gone` is asked now and then, and the result is none when it says yes.
+/// Reading a large log takes time: `cancelled` is called regularly, and the result is None once it returns true.
 pub(super) fn last(
     log: &Arc<OutputLog>,
     view: View,
     n: u64,
     snapshot: Snapshot,
     unfinished: bool,
-    gone: Gone<'_>,
+    cancelled: Cancelled<'_>,
 ) -> Option<(LineReader, u64)> {
     let end = snapshot.end;
-    // An unfinished line of which no byte is kept does not count.
+    // An unfinished line without a kept byte does not count.
     let kept = log.oldest().counts;
     let is_open = |stream: &Stream| snapshot.open.get(*stream).is_some() && kept.get(*stream) < end.counts.get(*stream);
     let open = view.streams().iter().copied().filter(is_open).count() as u64;
@@ -62,21 +63,21 @@ pub(super) fn last(
             Some(position) if position.at > log.oldest().at => (Start::inside(position), false),
             _ => (Start::whole(log.kept(end)), true),
         };
-        let count = count(start.reader(log, view, end), view, gone)?;
+        let count = count(start.reader(log, view, end), view, cancelled)?;
         let known = first || start.settle(log, view, &snapshot, count.synced);
         if known && (first || count.after + extra >= n) {
             let mut reader = start.reader(log, view, end);
             let skip = count.before + (count.after + extra).saturating_sub(n);
-            let left = pass_over(&mut reader, skip, end, gone)?;
+            let left = skip_lines(&mut reader, skip, end, cancelled)?;
             return Some((reader, left));
         }
         back = back.saturating_mul(2);
     }
 }
 
-/// The cursor after `lines` more lines, unfinished ones included.
+/// The cursor after `lines` more lines, including unfinished ones.
 pub(super) fn skip(mut reader: LineReader, mut lines: u64) -> io::Result<Cursor> {
-    // Until a line is known to begin in a stream, its next byte may lie inside one.
+    // Until the beginning of a line is found in a stream, its next byte may be inside a line.
     while lines > 0 || !reader.all_synced() {
         match reader.next() {
             LineEvent::Line(..) | LineEvent::Long(..) => lines = lines.saturating_sub(1),
@@ -89,7 +90,7 @@ pub(super) fn skip(mut reader: LineReader, mut lines: u64) -> io::Result<Cursor>
     Ok(reader.cursor())
 }
 
-/// Where a reader begins.
+/// The position at which a reader begins, and the state of each stream there.
 #[derive(Clone, Copy)]
 struct Start {
     position: LogPosition,
@@ -97,35 +98,35 @@ struct Start {
 }
 
 impl Start {
-    /// Before the first lines that are kept.
+    /// A start before the first kept lines.
     fn whole(Kept { record: position, lines }: Kept) -> Start {
         let begin = |from| StreamStart { from, synced: true };
         Start { position, begin: PerStream { out: begin(lines.out), err: begin(lines.err) } }
     }
 
-    /// At a position that may be inside a line.
+    /// A start at a position that may be inside a line.
     fn inside(position: LogPosition) -> Start {
         let mut start = Start::whole(Kept { record: position, lines: position.counts });
         (start.begin.out.synced, start.begin.err.synced) = (false, false);
         start
     }
 
-    /// After the last finished line; None where that is not known.
+    /// A start after the last finished line; None if that position is not known.
     fn at_end(log: &OutputLog, view: View, snapshot: &Snapshot) -> Option<Start> {
         let mut start = Start::whole(Kept { record: snapshot.end, lines: snapshot.end.counts });
         start.settle(log, view, snapshot, PerStream::default()).then_some(start)
     }
 
-    /// Sets where the streams begin that had no newline and no cut up to the end. False where that is not known.
+    /// Sets the start of each stream without a newline or cut up to the end. Returns false if the start is not known.
     fn settle(&mut self, log: &OutputLog, view: View, snapshot: &Snapshot, synced: PerStream<bool>) -> bool {
         let oldest = log.oldest();
         for &stream in view.streams().iter().filter(|stream| !*synced.get(**stream)) {
             let Some(open) = *snapshot.open.get(stream) else {
-                // Nothing is unfinished and nothing came: the next byte of the stream begins a line.
+                // The stream has no unfinished line and no output here: its next byte begins a line.
                 self.begin.get_mut(stream).synced = true;
                 continue;
             };
-            // One line, from where it begins, or from where it is kept.
+            // One line, from its beginning or from its first kept byte.
             let from = open.from.max(*oldest.counts.get(stream));
             if snapshot.end.counts.get(stream).saturating_sub(from) > log.disk().max_line as u64 {
                 return false;
@@ -144,13 +145,13 @@ impl Start {
     }
 }
 
-fn count(mut reader: LineReader, view: View, gone: Gone<'_>) -> Option<Count> {
+fn count(mut reader: LineReader, view: View, cancelled: Cancelled<'_>) -> Option<Count> {
     reader.texts = false;
-    let (mut count, mut ask_at) = (Count::default(), reader.at() + ASK_EVERY);
+    let (mut count, mut check_at) = (Count::default(), reader.at() + CHECK_EVERY);
     loop {
-        if reader.at() >= ask_at {
-            ask_at = reader.at() + ASK_EVERY;
-            if gone() {
+        if reader.at() >= check_at {
+            check_at = reader.at() + CHECK_EVERY;
+            if cancelled() {
                 return None;
             }
         }
@@ -167,14 +168,14 @@ fn count(mut reader: LineReader, view: View, gone: Gone<'_>) -> Option<Count> {
     Some(count)
 }
 
-/// Passes over `lines` lines, but not over `end`; how many are left.
-fn pass_over(reader: &mut LineReader, mut lines: u64, end: LogPosition, gone: Gone<'_>) -> Option<u64> {
+/// Skips `lines` lines, but not beyond `end`. Returns the number of lines that remain to skip.
+fn skip_lines(reader: &mut LineReader, mut lines: u64, end: LogPosition, cancelled: Cancelled<'_>) -> Option<u64> {
     reader.texts = false;
-    let mut ask_at = reader.at() + ASK_EVERY;
+    let mut check_at = reader.at() + CHECK_EVERY;
     while lines > 0 && reader.at() < end.at {
-        if reader.at() >= ask_at {
-            ask_at = reader.at() + ASK_EVERY;
-            if gone() {
+        if reader.at() >= check_at {
+            check_at = reader.at() + CHECK_EVERY;
+            if cancelled() {
                 return None;
             }
         }

@@ -1,4 +1,4 @@
-//! Listings: the lines, or the bytes, that a log holds at one moment.
+//! Listings: the lines, or the raw bytes, that a log contains at one moment.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -12,20 +12,20 @@ use super::{Cursor, Line, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
 use crate::model::Stream;
 
-/// The lines that a log held when it was asked for them. Reads the log as it is iterated, in bounded memory.
+/// The lines that a log contained when this was created. Reads the log during the iteration, in bounded memory.
 pub struct Lines {
     log: Arc<OutputLog>,
     reader: LineReader,
-    /// Lines to pass over before the first that is given.
+    /// Number of lines to skip before the first one that is returned.
     skip: u64,
     failure: Option<io::Error>,
 }
 
-/// The bytes that a log held when it was asked for them. Reads the log as it is read, in bounded memory.
+/// The bytes that a log contained when this was created. Reads the log during [`Read::read`], in bounded memory.
 pub struct Raw {
     records: Records,
     view: View,
-    /// Bytes of each stream before the first byte that is given.
+    /// Number of bytes of each stream before the first one that is returned.
     from: PerStream<u64>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Debug for Raw {
 }
 
 impl OutputLog {
-    /// The lines that are kept now, unfinished ones included. With `tail`, only the last so many.
+    /// The lines that are kept now, including unfinished ones. With `tail`, only that many last lines.
     pub fn lines(self: &Arc<Self>, view: View, tail: Option<u64>) -> Lines {
         let all = || self.all_lines(view);
         tail.and_then(|n| self.last_lines(view, n, || false)).unwrap_or_else(all)
@@ -53,22 +53,27 @@ impl OutputLog {
         Lines { log: Arc::clone(self), reader, skip: 0, failure: None }
     }
 
-    /// The last `n` lines; none when `gone` says that they are not wanted any more.
-    pub(crate) fn last_lines(self: &Arc<Self>, view: View, n: u64, mut gone: impl FnMut() -> bool) -> Option<Lines> {
-        let (reader, skip) = tail::last(self, view, n, self.snapshot(), true, &mut gone)?;
+    /// The last `n` lines; None if `cancelled` returns true meanwhile.
+    pub(crate) fn last_lines(
+        self: &Arc<Self>,
+        view: View,
+        n: u64,
+        mut cancelled: impl FnMut() -> bool,
+    ) -> Option<Lines> {
+        let (reader, skip) = tail::last(self, view, n, self.snapshot(), true, &mut cancelled)?;
         Some(Lines { log: Arc::clone(self), reader, skip, failure: None })
     }
 
-    /// Bytes of records that are kept. Finding the last lines takes time in proportion.
+    /// Number of kept bytes of records. The time to find the last lines is at most proportional to it.
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.snapshot().end.at.saturating_sub(self.oldest().at)
     }
 
-    /// The bytes that are kept now, exactly as they were written; those of both streams in the order in which they were read. With
-    /// `tail`, only those of the last so many lines.
+    /// The bytes that are kept now, exactly as they were written, both streams in the order in which they were read.
+    /// With `tail`, only the bytes of that many last lines.
     ///
     /// # Errors
-    /// When the log cannot be read for want of descriptors or memory.
+    /// If the log cannot be read because descriptors or memory have run out.
     pub fn raw(self: &Arc<Self>, view: View, tail: Option<u64>) -> io::Result<Raw> {
         let all = || self.raw_from(view, LogPosition::default(), PerStream::default(), self.snapshot().end);
         match tail {
@@ -81,18 +86,18 @@ impl OutputLog {
         Raw { records: Records::new(Arc::clone(self), Bound::At(end), position), view, from }
     }
 
-    /// The bytes of the last `n` lines; none when `gone` says that they are not wanted any more.
+    /// The bytes of the last `n` lines; None if `cancelled` returns true meanwhile.
     ///
     /// # Errors
-    /// When the log cannot be read for want of descriptors or memory.
+    /// If the log cannot be read because descriptors or memory have run out.
     pub(crate) fn last_raw(
         self: &Arc<Self>,
         view: View,
         n: u64,
-        mut gone: impl FnMut() -> bool,
+        mut cancelled: impl FnMut() -> bool,
     ) -> io::Result<Option<Raw>> {
         let snapshot = self.snapshot();
-        let Some((reader, skip)) = tail::last(self, view, n, snapshot, true, &mut gone) else { return Ok(None) };
+        let Some((reader, skip)) = tail::last(self, view, n, snapshot, true, &mut cancelled) else { return Ok(None) };
         let Cursor { at, base, from, .. } = tail::skip(reader, skip)?;
         Ok(Some(self.raw_from(view, LogPosition { at, counts: base, cuts: 0 }, from, snapshot.end)))
     }
@@ -102,7 +107,7 @@ impl OutputLog {
 pub(crate) enum LineText {
     /// The whole text.
     Short(String),
-    /// A text to be read piece by piece.
+    /// A reader of a long text.
     Long(Box<LongText>),
 }
 
@@ -113,12 +118,13 @@ enum FoundLine {
 }
 
 impl Lines {
-    /// Why the last line was not the last of the log, if so: the log could not be read, for want of descriptors or memory.
+    /// Why the iteration has ended early, if it has: the log could not be read because descriptors or memory have run
+    /// out.
     pub fn failure(&mut self) -> Option<io::Error> {
         self.failure.take()
     }
 
-    /// The text of the next line; a long one is not held in memory.
+    /// The text of the next line, or a reader of it if it is long.
     pub(crate) fn next_text(&mut self) -> Option<LineText> {
         Some(match self.find()? {
             FoundLine::Line(line) => LineText::Short(line.text),
@@ -156,7 +162,7 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<Line> {
         match self.find()? {
             FoundLine::Line(line) => Some(line),
-            // Where its end was dropped meanwhile, it is missing.
+            // If the end of the line was dropped meanwhile, it is missing.
             FoundLine::Long(long) => match long.whole(&self.log) {
                 Ok((line, _)) => Some(line),
                 Err(error) => {
@@ -191,7 +197,7 @@ impl Read for Raw {
                 Peek::Cut(_) => self.records.take_cut(),
                 Peek::Dropped(kept) => {
                     for stream in [Stream::Stdout, Stream::Stderr] {
-                        // After a loss, a stream goes on with its next line, as a listing of lines does.
+                        // After a loss, a stream continues with its next line, as in a listing of lines.
                         let read = self.records.count(stream).max(*self.from.get(stream));
                         if read < *kept.record.counts.get(stream) {
                             *self.from.get_mut(stream) = *kept.lines.get(stream);

@@ -1,8 +1,8 @@
 //! The writing side of one log: records go to the file of the newest segment, or to memory while the disk fails.
 //!
-//! Files are made, written and removed without the log's lock; each result is published under it. A failed write loses nothing
-//! that was written before: readers look only at what has been published, and the record that failed goes to memory. Memory keeps
-//! the last 64 KiB of output, and becomes files as soon as the disk allows.
+//! Files are created, written and removed without the log's lock; each result is published under it. A failed write
+//! loses no earlier output: readers see only what has been published, and the record that failed goes to memory. The
+//! last 64 KiB of output are kept in memory, and written to files as soon as the disk permits.
 
 use std::fs::File;
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
@@ -22,14 +22,14 @@ pub(super) struct LogContext<'a> {
     pub(super) state: &'a LogState,
 }
 
-/// What only the writer knows.
+/// The state that only the writer uses.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     /// The number of the next segment.
     next_number: u64,
     /// The time of the last record.
     last_time: Millis,
-    /// While the disk fails: bytes, with headers, since it was tried last.
+    /// While the disk fails: the number of bytes, with headers, since the last attempt to write to it.
     failing: Option<u64>,
 }
 
@@ -66,7 +66,7 @@ impl Writer {
         });
     }
 
-    /// From now on output goes to memory.
+    /// Switches to keeping output in memory.
     fn fail(&mut self, log: LogContext<'_>, error: &io::Error) {
         close_active(log);
         if self.failing.replace(0).is_none() {
@@ -77,10 +77,10 @@ impl Writer {
 
     fn write_file(&mut self, log: LogContext<'_>, header: Header, bytes: &[u8]) -> io::Result<()> {
         let need = (HEADER + bytes.len()) as u64;
-        drop_surplus(log, need);
+        drop_excess(log, need);
         let (number, file) = self.writable(log, need)?;
         if let Err(error) = write_record(&file, &header.encode(), bytes) {
-            take_back(log, number, &file);
+            undo_write(log, number, &file);
             return Err(error);
         }
         if log.state.with(|contents| contents.segments.written(number, header, bytes, log.disk.index_every)) {
@@ -112,7 +112,7 @@ impl Writer {
         Ok((number, file))
     }
 
-    /// Tries to write to the disk what is in memory.
+    /// Tries to write the segments in memory to the disk.
     pub(super) fn retry(&mut self, log: LogContext<'_>) {
         if self.failing.is_none() {
             return;
@@ -131,7 +131,7 @@ impl Writer {
             } else {
                 log.disk.remove(unit, number);
             }
-            drop_surplus(log, 0);
+            drop_excess(log, 0);
         }
         self.failing = None;
         log::info!("the log of unit {unit} is on disk again");
@@ -146,19 +146,19 @@ impl Writer {
     }
 }
 
-/// Drops the oldest files that are too many when the log gets `need` bytes more.
-fn drop_surplus(log: LogContext<'_>, need: u64) {
+/// Drops the oldest files until the log stays within its limit with `need` more bytes.
+fn drop_excess(log: LogContext<'_>, need: u64) {
     while log.state.with(|contents| contents.segments.used()) + need > log.disk.per_unit
         && log.state.drop_oldest(log.disk)
     {}
 }
 
 pub(super) fn close_active(log: LogContext<'_>) {
-    // Closed here, without the lock.
+    // Dropped here, so that the file is closed without the lock.
     drop(log.state.with(|contents| contents.segments.set_active(None)));
 }
 
-/// `file` is that of segment `number`; readers use it if that is still the newest.
+/// Publishes `file` as the open file of segment `number`, if that is still the newest segment.
 pub(super) fn set_active(log: LogContext<'_>, number: u64, file: &Arc<File>) {
     let old = log.state.with(|contents| {
         let is_newest = contents.segments.newest().is_some_and(|newest| newest.number == number);
@@ -167,9 +167,9 @@ pub(super) fn set_active(log: LogContext<'_>, number: u64, file: &Arc<File>) {
     drop(old);
 }
 
-/// Undoes a failed write. Readers never look there, so that this is only about the space: the file is cut where its records end,
-/// or removed where it has none.
-fn take_back(log: LogContext<'_>, number: u64, mut file: &File) {
+/// Undoes a failed write to free its space; readers never see the bytes. Truncates the file to its published records,
+/// or removes it if it has none.
+fn undo_write(log: LogContext<'_>, number: u64, mut file: &File) {
     let emptied = log.state.with(|contents| match contents.segments.newest() {
         Some(newest) if newest.number == number && newest.len == 0 => Err(contents.segments.remove(number)),
         Some(newest) if newest.number == number => Ok(newest.len),
@@ -178,7 +178,7 @@ fn take_back(log: LogContext<'_>, number: u64, mut file: &File) {
     match emptied {
         Ok(len) => {
             if let Err(error) = file.set_len(len).and_then(|()| file.seek(SeekFrom::Start(len)).map(drop)) {
-                log::debug!("the log of unit {} keeps a part of a record: {error}", log.state.unit);
+                log::debug!("the log of unit {} contains a partial record: {error}", log.state.unit);
             }
         }
         Err(Some(removed)) => log.state.discard(log.disk, removed),
@@ -186,7 +186,7 @@ fn take_back(log: LogContext<'_>, number: u64, mut file: &File) {
     }
 }
 
-/// Writes one record at the position of `file`: one `writev(2)`, unless the kernel takes less than all of it.
+/// Writes one record at the position of `file`, with one `writev(2)` unless that writes only a part.
 fn write_record(mut file: &File, header: &[u8; HEADER], bytes: &[u8]) -> io::Result<()> {
     let mut slices = [IoSlice::new(header), IoSlice::new(bytes)];
     let mut slices = &mut slices[..];

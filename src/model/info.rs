@@ -26,7 +26,8 @@ pub enum Status {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ManagedStatus {
-    /// It is being started: its program is not known to run yet, or its next run waits for the end of the last one's tree.
+    /// It is being started: its exec is not confirmed yet, or its next run waits until the tree of the last run has
+    /// ended.
     Starting,
     /// It is running.
     Running,
@@ -45,13 +46,13 @@ pub enum HealthStatus {
     Disabled,
     /// No probe of this run has succeeded, and fewer than `failure_threshold` have failed.
     Starting,
-    /// The last probe succeeded.
+    /// A probe has succeeded, and fewer than `failure_threshold` probes in a row have failed since then.
     Healthy,
-    /// `failure_threshold` consecutive probes failed.
+    /// `failure_threshold` probes in a row have failed.
     Unhealthy,
 }
 
-/// How the last run that has ended did so.
+/// How the most recently ended run ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LastExit {
@@ -84,11 +85,11 @@ pub struct ManagedInfo {
     pub id: String,
     /// Its name.
     pub name: Option<String>,
-    /// What the supervisor does with it at the moment.
+    /// Status of its supervision.
     pub status: ManagedStatus,
     /// Number of its starts after the first one.
     pub restart_count: u64,
-    /// When it is restarted.
+    /// Its restart policy.
     pub restart: RestartPolicy,
     /// Its health check.
     pub health_check: Option<HealthCheck>,
@@ -96,11 +97,11 @@ pub struct ManagedInfo {
     pub health_status: HealthStatus,
     /// Number of failed probes in a row.
     pub consecutive_health_failures: u32,
-    /// How its last run that has ended did so.
+    /// How its most recently ended run ended.
     pub last_exit: Option<LastExit>,
-    /// A sentence about the last error.
+    /// The last error, as a sentence.
     pub last_error: Option<String>,
-    /// When it will be restarted, while it waits for that.
+    /// Time of the next restart, while the status is [`ManagedStatus::BackingOff`].
     pub next_restart_at: Option<Millis>,
 }
 
@@ -120,11 +121,11 @@ pub struct ManagedInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ProcessInfo {
-    /// Its id, unique for as long as the supervisor lives.
+    /// Its id. Never reused while the supervisor runs.
     pub handle: UnitId,
-    /// PID of the leader, of the current run or of the last one.
+    /// PID of the leader of the current run, or of the last run.
     pub pid: Pid,
-    /// Status of the current run, or of the last one.
+    /// Status of the current run, or of the last run.
     pub status: Status,
     /// The exit code, if the status is [`Status::Exited`].
     pub exit_code: Option<i32>,
@@ -136,7 +137,7 @@ pub struct ProcessInfo {
     pub stdin_writable: bool,
     /// The program, as it was requested.
     pub command: Arc<str>,
-    /// The arguments, as they were requested. Shared like the command, so that a listing copies neither.
+    /// The arguments, as they were requested. Shared, like `command`, so that a listing copies neither.
     pub args: Arc<[String]>,
     /// When the current run, or the last one, was started.
     pub started_at: Millis,
@@ -147,7 +148,7 @@ pub struct ProcessInfo {
 }
 
 impl ProcessInfo {
-    /// The same process after its run has ended like this.
+    /// The information of the same process after its run has ended with `end`.
     pub(crate) fn after(mut self, end: RunEnd) -> ProcessInfo {
         self.status = end.exit.status();
         self.exit_code = end.exit.code();

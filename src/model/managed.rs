@@ -25,7 +25,7 @@ pub enum Policy {
 
 /// When a managed process is restarted, and how long each restart waits.
 ///
-/// The wait doubles from one restart to the next, from `initial_backoff_ms` to `max_backoff_ms`.
+/// The first wait is `initial_backoff_ms`; it doubles with each further restart, up to `max_backoff_ms`.
 ///
 /// ```
 /// use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, RestartPolicy};
@@ -95,10 +95,10 @@ pub enum HealthKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Hash)]
 #[non_exhaustive]
 pub struct HealthCheck {
-    /// How it probes.
+    /// Kind of the probe.
     #[serde(rename = "type")]
     pub kind: HealthKind,
-    /// Port, from 1 to 65535.
+    /// Port, from 1 to 65535, on 127.0.0.1; on `[::1]` where nothing listens on that.
     pub port: u16,
     /// Path of an HTTP check, beginning with `/`; None for TCP.
     pub path: Option<String>,
@@ -106,15 +106,15 @@ pub struct HealthCheck {
     pub initial_delay_ms: u64,
     /// Time from one probe to the next, in milliseconds; at least 1, at most one day.
     pub interval_ms: u64,
-    /// Longest time of one probe, in milliseconds; at least 1, at most one day.
+    /// Timeout of one probe, in milliseconds; at least 1, at most one day.
     pub timeout_ms: u64,
     /// Number of failed probes in a row that make the process unhealthy; at least 1.
     pub failure_threshold: u32,
 }
 
 impl HealthCheck {
-    /// An HTTP check of `path` with the defaults: the first probe after 5 s, then one each second, 500 ms for each, and 3
-    /// failures in a row to be unhealthy.
+    /// An HTTP check of `path` with the defaults: the first probe after 5 s, then one per second, each with a timeout
+    /// of 500 ms, and unhealthy after 3 failures in a row.
     pub fn http(port: u16, path: impl Into<String>) -> HealthCheck {
         HealthCheck { kind: HealthKind::Http, path: Some(path.into()), ..HealthCheck::tcp(port) }
     }
@@ -138,10 +138,10 @@ impl HealthCheck {
         }
         match (self.kind, &self.path) {
             (HealthKind::Tcp, Some(_)) => {
-                return Err(SpecError::new("health_check.path", "goes only with the type `http`"));
+                return Err(SpecError::new("health_check.path", "is valid only with the type `http`"));
             }
             (HealthKind::Http, Some(path)) if !is_request_path(path) => {
-                let rule = "must begin with `/` and have no spaces or control characters";
+                let rule = "must begin with `/` and not contain spaces, control characters or non-ASCII characters";
                 return Err(SpecError::new("health_check.path", rule));
             }
             _ => {}
@@ -161,7 +161,7 @@ impl HealthCheck {
     }
 }
 
-/// Makes a process managed: it can be addressed by a name, restarted, and checked.
+/// Makes a process managed: it can be addressed by name, restarted automatically, and health-checked.
 ///
 /// ```
 /// use tl_supervisor::{ManagedSpec, Policy, ProcessSpec};
@@ -175,21 +175,21 @@ impl HealthCheck {
 pub struct ManagedSpec {
     /// Name that the process can be addressed by, unique among the managed processes that are not stopped.
     pub name: Option<String>,
-    /// When it is restarted.
+    /// Its restart policy.
     pub restart: RestartPolicy,
-    /// How its health is checked, if it is.
+    /// Its health check; None for none.
     pub health: Option<HealthCheck>,
     /// Time from SIGTERM to SIGKILL when it is stopped or restarted; at most one day.
     pub stop_grace: Duration,
 }
 
 impl ManagedSpec {
-    /// A managed process without a name or a health check, with a grace of 10 s.
+    /// A managed process without a name or a health check, with a stop grace of 10 s.
     pub fn new(restart: impl Into<RestartPolicy>) -> ManagedSpec {
         ManagedSpec { name: None, restart: restart.into(), health: None, stop_grace: Duration::from_secs(10) }
     }
 
-    /// The same with this name.
+    /// Sets the name.
     pub fn named(mut self, name: impl Into<String>) -> ManagedSpec {
         self.name = Some(name.into());
         self
@@ -198,9 +198,10 @@ impl ManagedSpec {
     pub(super) fn validate(&self) -> Result<(), SpecError> {
         if let Some(name) = &self.name {
             if name.is_empty() || name.contains('/') || name.bytes().all(|b| b.is_ascii_digit()) {
-                return Err(SpecError::new("name", "must not be empty, not be all digits and have no `/`"));
+                return Err(SpecError::new("name", "must not be empty, consist of digits only, or contain `/`"));
             }
-            // An HTTP client removes these from the path that would address the process (RFC 3986, section 5.2.4).
+            // HTTP clients remove these segments from a path (RFC 3986, section 5.2.4), so no request could address the
+            // process.
             if matches!(name.as_str(), "." | "..") {
                 return Err(SpecError::new("name", "must not be `.` or `..`"));
             }
@@ -214,7 +215,7 @@ impl ManagedSpec {
     }
 }
 
-/// Whether `path` can stand in a request line (RFC 9112, section 3).
+/// Whether `path` is valid in a request line (RFC 9112, section 3).
 fn is_request_path(path: &str) -> bool {
     path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
 }
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_paths_that_no_request_could_carry_are_refused() {
+    fn names_and_paths_that_cannot_be_sent_in_a_request_are_rejected() {
         for name in ["", "a/b", "42", ".", "..", "a\0b"] {
             refused("name", |managed, _| managed.name = Some(name.to_owned()));
         }

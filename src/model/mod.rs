@@ -1,7 +1,7 @@
-//! Plain data: what a client requests, and what it is shown. No I/O and no clock.
+//! Plain data types of requests and of their results. No I/O and no clock.
 //!
-//! A [`ProcessSpec`] is validated once, when it is built; no code after that checks it again. The `Serialize` forms are those
-//! of the process API (docs/api.md, Data model).
+//! A [`ProcessSpec`] is validated once, when it is built; no code after that checks it again. The `Serialize` forms are
+//! those of the process API (docs/api.md, Data model).
 
 mod info;
 mod managed;
@@ -28,14 +28,14 @@ pub use terminal_size::TerminalSize;
 pub(crate) use user::NO_ID;
 pub use user::UserSpec;
 
-/// The id of a process, as the kernel gives it (`pid_t`). That of a child is at least 1.
+/// A process id of the kernel (`pid_t`). The PID of a child is at least 1.
 pub type Pid = i32;
 
 /// A time in milliseconds since the Unix epoch.
 pub type Millis = u64;
 
-/// The environment variable that names the run in which a process was started (systemd.exec(5)). Children inherit it, so
-/// it tells which run a process belongs to when nothing else does.
+/// The environment variable that names the run in which a process was started (systemd.exec(5)). Children inherit it,
+/// so it identifies the run of a process even after that process has left its parent and its session.
 pub(crate) const INVOCATION_ID: &str = "INVOCATION_ID";
 
 /// Number of one run of a unit; the first is 1.
@@ -44,8 +44,8 @@ pub(crate) type RunNo = u64;
 /// One run of one unit.
 pub(crate) type RunKey = (UnitId, RunNo);
 
-/// Identifies a process for as long as the supervisor lives, over all of its restarts; never reused. On the wire it is
-/// called `handle`.
+/// Identifies a process across all of its restarts. Never reused while the supervisor runs. On the wire it is called
+/// `handle`.
 ///
 /// ```
 /// use tl_supervisor::{Target, UnitId};
@@ -88,7 +88,7 @@ impl fmt::Display for UnitId {
 pub enum Target {
     /// By its id.
     Unit(UnitId),
-    /// By a PID: the latest process that had it.
+    /// By PID: the latest process with this PID.
     Pid(u64),
     /// By the name of a managed process.
     Name(String),
@@ -113,7 +113,7 @@ impl Target {
         if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
             return Target::Name(text.to_owned());
         }
-        // A number that no u64 holds is a PID that no process has.
+        // A number too large for a u64 is not the PID of any process, and neither is u64::MAX.
         Target::Pid(text.parse().unwrap_or(u64::MAX))
     }
 }
@@ -212,7 +212,7 @@ impl Exit {
 /// let dir = tempfile::tempdir()?;
 /// let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
 /// let spec = ProcessSpec::command("sleep").args(["60"]).timeout(Duration::from_millis(50)).build()?;
-/// let end = supervisor.handle().begin_start(spec).1.wait()?.wait(None).expect("it ends without a deadline");
+/// let end = supervisor.handle().begin_start(spec).1.wait()?.wait(None).expect("no deadline was given");
 /// assert!(end.timed_out);
 /// assert_eq!(end.reason(), "timed_out");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -222,7 +222,7 @@ impl Exit {
 pub struct RunEnd {
     /// How the leader ended.
     pub exit: Exit,
-    /// Whether the supervisor killed it because its [timeout](SpecBuilder::timeout) was over.
+    /// Whether the supervisor killed it because its [timeout](SpecBuilder::timeout) expired.
     pub timed_out: bool,
     /// When it ended.
     pub ended_at: Millis,
@@ -243,7 +243,7 @@ impl RunEnd {
 /// What happens to the other processes of a tree when its leader exits by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Leftovers {
-    /// They go on. Those of a managed process that is restarted are killed before its next run all the same.
+    /// They keep running. If the process is managed and is restarted, they are killed before the next run.
     #[default]
     Keep,
     /// They are killed.

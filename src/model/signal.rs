@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::error::{Error, SpecError};
 
-/// A signal that Linux has: its number is from 1 to 64.
+/// A Linux signal, with a number from 1 to 64.
 ///
 /// ```
 /// use tl_supervisor::Signal;
@@ -19,7 +19,7 @@ use crate::error::{Error, SpecError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Signal(i32);
 
-/// Declares a constant for each signal that has a name of its own, and the table of these names.
+/// Declares a constant for each named signal, and the table of the names.
 macro_rules! signals {
     ($($name:ident = $number:ident: $doc:literal;)+) => {
         impl Signal {
@@ -54,8 +54,8 @@ signals! {
     TTIN = SIGTTIN: "Read of the terminal by a process in the background.";
     TTOU = SIGTTOU: "Write to the terminal by a process in the background.";
     URG = SIGURG: "Urgent data on a socket.";
-    XCPU = SIGXCPU: "The limit of CPU time is reached.";
-    XFSZ = SIGXFSZ: "The limit of the file size is reached.";
+    XCPU = SIGXCPU: "The CPU time limit is exceeded.";
+    XFSZ = SIGXFSZ: "The file size limit is exceeded.";
     VTALRM = SIGVTALRM: "Virtual timer of `setitimer(2)`.";
     PROF = SIGPROF: "Profiling timer of `setitimer(2)`.";
     WINCH = SIGWINCH: "The size of the terminal has changed.";
@@ -65,7 +65,7 @@ signals! {
 }
 
 impl Signal {
-    /// The highest number of a signal.
+    /// The highest signal number.
     const MAX: i32 = 64;
 
     /// The number, from 1 to 64.
@@ -113,7 +113,7 @@ impl FromStr for Signal {
 }
 
 impl fmt::Display for Signal {
-    /// `SIGTERM`; a real-time signal, which has no name of its own, as `signal 34`.
+    /// `SIGTERM`; a real-time signal, which has no name, is shown as `signal 34`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match NAMES.iter().find(|(_, signal)| signal == self) {
             Some((name, _)) => f.write_str(name),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_read_as_it_is_written() {
+    fn a_signal_parses_from_its_displayed_name_and_from_its_number() {
         for number in 1..=31 {
             let signal = Signal::try_from(number).unwrap();
             assert_eq!(signal.to_string().parse(), Ok(signal));

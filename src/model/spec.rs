@@ -31,10 +31,11 @@ pub struct ProcessSpec {
 }
 
 impl ProcessSpec {
-    /// Begins the spec of a process that runs `program`, which is searched in the `PATH` of the process if it has no `/`.
+    /// Begins the spec of a process that runs `program`. A name without `/` is searched for in the `PATH` of the
+    /// process.
     ///
-    /// By default it has no arguments, runs as the supervisor's default user in that user's home directory, has no input, and
-    /// both of its outputs are captured.
+    /// By default it has no arguments, runs as the supervisor's default user in that user's home directory, has no
+    /// input, and both of its outputs are captured.
     pub fn command(program: impl Into<Arc<str>>) -> SpecBuilder {
         SpecBuilder {
             spec: ProcessSpec {
@@ -51,31 +52,31 @@ impl ProcessSpec {
         }
     }
 
-    /// Checks that it can be started as a process.
+    /// Checks that the spec can be started as a process.
     pub(crate) fn check_process(&self) -> Result<(), SpecError> {
         match self.stdio {
             Stdio::Terminal(_) => {
-                Err(SpecError::new("terminal", "goes only with a terminal session; open it with `open_pty`"))
+                Err(SpecError::new("terminal", "is valid only for a terminal session; open it with `open_pty`"))
             }
             Stdio::Pipes(_) | Stdio::Inherit => Ok(()),
         }
     }
 
-    /// Checks that it can be opened as a terminal session.
+    /// Checks that the spec can be opened as a terminal session.
     pub(crate) fn check_session(&self) -> Result<(), SpecError> {
         if self.stdio.terminal().is_none() {
             return Err(SpecError::new("stdio", "must be a terminal for a terminal session"));
         }
         match (self.timeout, &self.managed) {
-            (Some(_), _) => Err(SpecError::new("timeout", "does not go with a terminal session")),
-            (None, Some(_)) => Err(SpecError::new("managed", "does not go with a terminal session")),
+            (Some(_), _) => Err(SpecError::new("timeout", "is not valid for a terminal session")),
+            (None, Some(_)) => Err(SpecError::new("managed", "is not valid for a terminal session")),
             (None, None) => Ok(()),
         }
     }
 
-    /// Memory that the spec takes, in bytes, approximately.
+    /// Approximate memory use of the spec, in bytes.
     pub(crate) fn size(&self) -> usize {
-        // A string takes its own fields and the allocator's smallest block even if it is empty.
+        // Overhead of each string besides its text: its own fields and, estimated, the overhead of its heap block.
         const STRING: usize = size_of::<String>() + 32;
         let args = self.args.iter().map(|arg| STRING + arg.len());
         let env = self.env.iter().map(|(key, value)| 2 * STRING + key.len() + value.len());
@@ -109,7 +110,7 @@ pub struct SpecBuilder {
 }
 
 impl SpecBuilder {
-    /// The arguments after the program's own name.
+    /// The arguments, without the program name.
     pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.spec.args = args.into_iter().map(Into::into).collect();
         self
@@ -121,7 +122,7 @@ impl SpecBuilder {
         self
     }
 
-    /// The working directory, which must exist. A relative one is below the user's home directory.
+    /// The working directory, which must exist. A relative path is below the user's home directory.
     pub fn working_dir(mut self, dir: impl Into<String>) -> Self {
         self.spec.working_dir = Some(dir.into());
         self
@@ -157,7 +158,7 @@ impl SpecBuilder {
         self
     }
 
-    /// Validates all that can be judged without looking at the machine.
+    /// Validates everything that does not depend on the state of the machine.
     ///
     /// # Errors
     /// [`SpecError`] about the first field that is invalid.
@@ -172,7 +173,7 @@ impl SpecBuilder {
         }
         for (key, value) in &spec.env {
             if key.is_empty() || key.contains('=') {
-                return Err(SpecError::new("env", format!("the name {key:?} must not be empty and have no `=`")));
+                return Err(SpecError::new("env", format!("the name {key:?} must not be empty or contain `=`")));
             }
             no_nul("env", key)?;
             no_nul(&format!("env.{key}"), value)?;
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_and_a_process_each_refuse_what_they_would_ignore() {
+    fn sessions_and_processes_reject_fields_that_do_not_apply_to_them() {
         let terminal = || plain().stdio(TerminalSize::default());
         let session = |spec: SpecBuilder| spec.build().unwrap().check_session();
         assert_eq!(session(terminal()), Ok(()));

@@ -2,12 +2,12 @@
 
 use super::terminal_size::TerminalSize;
 
-/// What a process has as its standard input, output and error.
+/// The standard input, output and error of a process.
 ///
 /// ```
 /// use tl_supervisor::{OutputMode, Pipes, ProcessSpec, StdinMode, TerminalSize};
 ///
-/// // `cat`, whose input is a pipe and whose errors are dropped.
+/// // `cat` with a pipe as its stdin; its stderr is discarded.
 /// let pipes = Pipes { stdin: StdinMode::Pipe, stderr: OutputMode::Discard, ..Pipes::default() };
 /// let cat = ProcessSpec::command("cat").stdio(pipes).build()?;
 /// // A shell on a terminal of 24 rows and 80 columns, for `Handle::open_pty`.
@@ -21,7 +21,7 @@ pub enum Stdio {
     Pipes(Pipes),
     /// The supervisor's own standard streams: for the main process of a container.
     Inherit,
-    /// A terminal of this size: for [`Handle::open_pty`](crate::Handle::open_pty), and for nothing else.
+    /// A terminal of this size; valid only for [`Handle::open_pty`](crate::Handle::open_pty).
     Terminal(TerminalSize),
 }
 
@@ -69,7 +69,7 @@ impl From<TerminalSize> for Stdio {
     }
 }
 
-/// What the standard input of a process is.
+/// The kind of the standard input of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StdinMode {
@@ -80,11 +80,11 @@ pub enum StdinMode {
     Pipe,
 }
 
-/// What the standard output or error of a process is.
+/// The kind of the standard output or error of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutputMode {
-    /// A pipe; all that is written to it goes into the log of the process.
+    /// A pipe; everything written to it goes into the log of the process.
     #[default]
     Capture,
     /// `/dev/null`.

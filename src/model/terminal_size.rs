@@ -18,8 +18,8 @@ impl TerminalSize {
     const MAX_ROWS: u16 = 500;
     const MAX_COLS: u16 = 1000;
 
-    /// A size of `rows` and `cols`. A number above the maximum becomes the maximum. 0, which a client without a terminal of
-    /// its own sends, becomes the default.
+    /// A size of `rows` and `cols`. A number above the maximum becomes the maximum. 0, which clients without a terminal
+    /// send, becomes the default.
     pub fn new(rows: u64, cols: u64) -> TerminalSize {
         let default = TerminalSize::default();
         TerminalSize {

@@ -19,19 +19,19 @@ pub enum UserSpec {
     Name {
         /// The name.
         name: String,
-        /// A group id that takes the place of all groups of the user; None for the groups of `/etc/passwd` and `/etc/group`.
+        /// A group id that replaces all groups of the user; None for the groups in `/etc/passwd` and `/etc/group`.
         gid: Option<u32>,
     },
     /// A user id. It need not have an entry in `/etc/passwd`.
     Uid {
         /// The user id.
         uid: u32,
-        /// A group id that takes the place of all groups of the user; None for the groups of `/etc/passwd` and `/etc/group`.
+        /// A group id that replaces all groups of the user; None for the groups in `/etc/passwd` and `/etc/group`.
         gid: Option<u32>,
     },
 }
 
-/// The id that the system calls take for "leave it as it is", so that no user or group can have it.
+/// The id that setresuid(2) and chown(2) read as "do not change"; no user or group can have it.
 pub(crate) const NO_ID: u32 = u32::MAX;
 
 impl UserSpec {

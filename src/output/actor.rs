@@ -24,10 +24,10 @@ use tl_os::pty::{self, Size};
 /// The token of the waker.
 pub(super) const WAKE: Token = Token(0);
 
-/// Messages taken in a row before the pipes have their turn.
+/// Maximum number of messages handled before the pipes are served again.
 const MESSAGES: usize = 256;
 
-/// Memory that batches do not need goes back to the kernel after this time without anything to do.
+/// Time without activity after which the unused memory of batches is returned to the kernel.
 const IDLE: Duration = Duration::from_secs(2);
 
 pub(super) struct Actor {
@@ -36,29 +36,29 @@ pub(super) struct Actor {
     pub(super) notify: Notify,
     pub(super) pipes: HashMap<Token, Pipe>,
     pub(super) runs: HashMap<RunKey, Run>,
-    /// What goes into logs.
+    /// The batches of log operations.
     pub(super) logs: Batches,
-    /// The run whose output was the last to go into a unit's log.
+    /// For each unit, the run that wrote to its log last.
     pub(super) last_run: HashMap<UnitId, RunNo>,
-    /// Drains that are not known to be over.
+    /// Drains that have not been reported as finished.
     pub(super) drains: Vec<PendingDrain>,
-    /// Pipes that had more when their turn was over: the kernel reports a pipe once.
+    /// Pipes with more to read after their turn. They are queued here because the kernel reports a pipe only once.
     unfinished: VecDeque<Token>,
-    /// Pipes that are read again when a batch has room.
+    /// Pipes to read again when a batch has room.
     pub(super) stalled: Vec<Token>,
-    /// Terminals that are not read until then, so that viewers can catch up.
+    /// Terminals that are not read before a time, so that viewers can catch up: (time, token).
     pub(super) pausing: Vec<(Instant, Token)>,
     last_token: usize,
-    /// What is read from terminals.
+    /// Buffer for reads of terminals.
     pub(super) buffer: Box<[u8]>,
 }
 
-/// A drain that is not known to be over.
+/// A drain that has not been reported as finished.
 pub(super) struct PendingDrain {
     pub(super) run: RunKey,
     /// Its end is reported at this time at the latest.
     pub(super) until: Instant,
-    /// The batch that has its last bytes; none while they are in the pipes.
+    /// The batch with its last bytes; None while they are still in the pipes.
     pub(super) batch: Option<u64>,
 }
 
@@ -81,10 +81,10 @@ impl Actor {
         }
     }
 
-    /// Runs until it is told to end.
+    /// Runs until the message that ends the thread.
     ///
     /// # Errors
-    /// When it cannot wait for its pipes any more.
+    /// The error of `epoll_wait(2)`.
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         let mut more_messages = false;
@@ -96,7 +96,7 @@ impl Actor {
                 Err(error) => return Err(error),
             }
             if events.is_empty() {
-                self.logs.give_back_memory();
+                self.logs.release_memory();
             }
             for event in &events {
                 self.serve(event.token());
@@ -108,7 +108,7 @@ impl Actor {
                     self.serve_queued(token);
                 }
             }
-            // Last, so that a drain finds the readiness of its pipes taken.
+            // After the events, so that the readiness of the pipes has been handled when a drain begins.
             more_messages = true;
             for _ in 0..MESSAGES {
                 let Ok(message) = self.inbox.try_recv() else {
@@ -125,7 +125,7 @@ impl Actor {
         }
     }
 
-    /// How long to wait for events. Hands over what goes into logs.
+    /// Longest time to wait for events. First sends the pending log operations to the log writer.
     fn timeout(&mut self) -> Option<Duration> {
         self.logs.send_before_sleep();
         let has_room = !self.stalled.is_empty() && self.logs.for_reading().is_some();
@@ -136,7 +136,7 @@ impl Actor {
         [self.pause_left(), self.drain_left(), idle].into_iter().flatten().min()
     }
 
-    /// Reads on where a batch has room again.
+    /// Reads the stalled pipes if a batch has room again.
     fn end_stalls(&mut self) {
         if !self.stalled.is_empty() && self.logs.for_reading().is_some() {
             for token in std::mem::take(&mut self.stalled) {
@@ -180,7 +180,7 @@ impl Actor {
                 }
             }
             Message::HangUp => self.hang_up(key),
-            Message::Resize(window, reply) => reply.send(self.resize(key, window)),
+            Message::Resize(size, reply) => reply.send(self.resize(key, size)),
             Message::Abandon { writer } => {
                 if let Some((_, queue)) = self.stdin_of(key).and_then(|token| self.queue(token)) {
                     queue.abandon(writer);
@@ -251,7 +251,7 @@ impl Actor {
         }
     }
 
-    /// Serves a pipe again after the others.
+    /// Queues a pipe to be served again after the others.
     pub(super) fn again(&mut self, token: Token) {
         if let Some(pipe) = self.pipes.get_mut(&token)
             && !std::mem::replace(&mut pipe.queued, true)
@@ -260,8 +260,8 @@ impl Actor {
         }
     }
 
-    /// Whether the run has a terminal and a leader that lives. Its master stays open then, whatever the leader does with its own end:
-    /// closing it would hang up on the session.
+    /// Whether the run has a terminal and its leader has not ended. If so, the master of the terminal stays open even
+    /// if the leader closes its own end: closing the master would hang up the session.
     pub(super) fn is_open_terminal(&self, key: RunKey) -> bool {
         self.runs.get(&key).is_some_and(|run| run.terminal.is_some() && !run.draining && !run.drained)
     }
@@ -275,14 +275,14 @@ impl Actor {
         }
     }
 
-    fn resize(&mut self, key: RunKey, window: TerminalSize) -> Result<(), Error> {
+    fn resize(&mut self, key: RunKey, size: TerminalSize) -> Result<(), Error> {
         let run = self.runs.get(&key).ok_or_else(|| closed(key.0))?;
         let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
         let mut pipes = run.tokens.iter().filter_map(|token| self.pipes.get(token));
         let master = pipes.find(|pipe| !matches!(pipe.kind, PipeKind::Report)).ok_or_else(|| closed(key.0))?;
-        pty::resize(&master.fd, Size { rows: window.rows, cols: window.cols })
+        pty::resize(&master.fd, Size { rows: size.rows, cols: size.cols })
             .map_err(|error| Error::from_io("resizing a terminal", &error))?;
-        terminal.set_window(window);
+        terminal.set_size(size);
         Ok(())
     }
 
@@ -298,7 +298,7 @@ impl Actor {
     pub(super) fn close(&mut self, token: Token) {
         let Some(pipe) = self.pipes.remove(&token) else { return };
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_raw_fd())) {
-            log::debug!("unit {}: a pipe was not watched: {error}", pipe.run.0);
+            log::debug!("unit {}: a pipe cannot be removed from the poll: {error}", pipe.run.0);
         }
         if let Some(run) = self.runs.get_mut(&pipe.run) {
             run.tokens.retain(|other| *other != token);
@@ -307,7 +307,7 @@ impl Actor {
         self.end_run(pipe.run);
     }
 
-    /// Forgets a run that is drained and has no open pipe.
+    /// Removes a run that is drained and has no open pipe.
     pub(super) fn end_run(&mut self, key: RunKey) {
         if self.runs.get(&key).is_some_and(|run| run.drained && run.tokens.is_empty())
             && let Some(run) = self.runs.remove(&key)

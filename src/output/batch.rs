@@ -1,6 +1,6 @@
-//! What is handed to the thread that writes logs: operations in order, and a buffer with the bytes that they append.
+//! A batch of work for the log writer thread: operations in order, and a buffer with the bytes that they append.
 //!
-//! Pipes are read into the buffer, and logs are written from it: the bytes are copied nowhere in between.
+//! Pipes are read into the buffer and logs are written from it, so the bytes are not copied in between.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,42 +10,42 @@ use super::pipe::ROOM;
 use crate::logs::{OutputLog, Writing};
 use crate::model::{Millis, RunEnd, RunKey, Stream};
 
-/// A batch with this many bytes takes no more reads.
+/// Number of bytes from which on a batch accepts no more reads.
 const FULL: usize = 1 << 20;
-/// A batch with this many operations takes no more reads.
+/// Number of operations from which on a batch accepts no more reads.
 const FULL_OPERATIONS: usize = 4_096;
 
 /// One operation on a log.
 #[derive(Debug)]
 pub(super) enum Operation {
-    /// Append these bytes of the batch's buffer.
+    /// Append this range of the batch's buffer.
     Append(Writing, Millis, Stream, Range<usize>),
     AppendOwned(Writing, Millis, Stream, Vec<u8>),
     Cut(Writing, Millis),
     Finish(Writing, u64, RunEnd),
     Reopen(Writing),
-    /// Not counted as something to write: a log may end before its file is closed.
+    /// Close the file of a log. Does not count as pending output: a log may end before its file is closed.
     Close(Arc<OutputLog>),
-    /// Everything before this is in the log: report [`Notice::Drained`].
+    /// Report [`Notice::Drained`]: all earlier operations have been performed.
     Drained(RunKey),
 }
 
 /// A batch of operations.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// Increases from batch to batch.
+    /// Sequence number.
     pub(super) number: u64,
     operations: Vec<Operation>,
     buffer: Box<[u8]>,
-    /// Bytes of the buffer that operations refer to.
+    /// Number of bytes of the buffer that operations refer to.
     used: usize,
-    /// Bytes of the buffer that have been used since it was made.
+    /// Maximum of `used` since the buffer was created.
     touched: usize,
 }
 
 impl Batch {
     pub(super) fn new() -> Batch {
-        // Zeroed memory from the kernel: only pages that are read into take memory.
+        // Zeroed memory from the kernel: only pages that are read into use memory.
         let buffer = vec![0; FULL + ROOM].into_boxed_slice();
         Batch { number: 0, operations: Vec::new(), buffer, used: 0, touched: 0 }
     }
@@ -58,7 +58,7 @@ impl Batch {
         self.used >= FULL || self.operations.len() >= FULL_OPERATIONS
     }
 
-    /// Bytes of memory that the buffer has taken from the kernel, or more.
+    /// Upper bound of the memory that the buffer uses, in bytes.
     pub(super) fn touched(&self) -> usize {
         self.touched
     }
@@ -67,7 +67,7 @@ impl Batch {
         self.operations.push(operation);
     }
 
-    /// Room for one read; less than [`ROOM`] only in a full batch.
+    /// The unused part of the buffer, for one read. Shorter than [`ROOM`] only in a full batch.
     pub(super) fn room(&mut self) -> &mut [u8] {
         self.buffer.get_mut(self.used..).unwrap_or_default()
     }
@@ -79,7 +79,7 @@ impl Batch {
         self.operations.push(Operation::Append(log, time, stream, bytes));
     }
 
-    /// Performs the operations in order, and empties the batch. Blocks as long as the disk does.
+    /// Performs the operations in order, and empties the batch. Blocks while the disk does.
     pub(super) fn perform(&mut self, notify: &dyn Fn(RunKey, Notice)) {
         for operation in self.operations.drain(..) {
             match operation {

@@ -1,7 +1,7 @@
-//! The end of a run: what its leader wrote has been read, to the byte, and is in its log.
+//! The drain at the end of a run: reads exactly the bytes that its leader wrote, and reports when they are in its log.
 //!
-//! Where the disk does not take it in time, the end is reported all the same: the run has ended for the supervisor and its
-//! clients, and its output comes into the log when the disk answers again.
+//! If the disk does not accept them in time, the drain is reported as finished even so: the run has ended for the
+//! supervisor and its clients, and its output is written to the log when the disk responds again.
 
 use std::time::{Duration, Instant};
 
@@ -17,11 +17,11 @@ use crate::model::RunKey;
 use tl_os::pipe::bytes_in;
 use tl_os::pty::MAX_BUFFERED;
 
-/// From the reaping of a leader to the report of its end, at most, whatever the disk of the logs does.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time from the reaping of a leader to the report of its end, even if the disk of the logs hangs.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Actor {
-    /// The leader has been reaped: what it wrote and the thread has not read is in the pipes now.
+    /// Begins the drain of a run after its leader was reaped. All unread output of the leader is in the pipes now.
     pub(super) fn drain(&mut self, key: RunKey) {
         if let Some(token) = self.stdin_of(key) {
             self.close(token);
@@ -32,7 +32,8 @@ impl Actor {
         let is_terminal = run.terminal.is_some();
         for token in &tokens {
             if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
-                // FIONREAD does not count all that a terminal holds: it is read until a read would block.
+                // FIONREAD does not count everything that a terminal holds, so a terminal is read until a read would
+                // block.
                 *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
@@ -44,11 +45,11 @@ impl Actor {
         }
         self.end_drain(key);
         if self.runs.get(&key).is_some_and(|run| run.draining) {
-            self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch: None });
+            self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch: None });
         }
     }
 
-    /// All bytes of this pipe that belong to a drain have been read, if a drain is going on.
+    /// Records that all bytes of this pipe that belong to a drain have been read. Without a drain, does nothing.
     pub(super) fn end_drain_of(&mut self, token: Token) {
         let Some(Pipe { run, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token) else { return };
         if !matches!(drain, Drain::Left(_)) {
@@ -71,7 +72,7 @@ impl Actor {
         run.draining = false;
         run.drained = true;
         if run.terminal.is_some() {
-            // Processes that have the terminal open get a hang-up, as at the end of a login.
+            // Processes that have the terminal open get SIGHUP, as at the end of a login.
             let tokens = run.tokens.clone();
             tokens.into_iter().for_each(|token| self.close(token));
             (self.notify)(key, Notice::Drained);
@@ -84,7 +85,7 @@ impl Actor {
             self.logs.push(Operation::Drained(key));
             self.await_writer(key);
         }
-        // What a child of the leader writes from now on comes after the end.
+        // Output that a child of the leader writes from now on is logged after the end.
         for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
             if let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) {
                 *drain = Drain::Open;
@@ -101,16 +102,16 @@ impl Actor {
         self.end_run(key);
     }
 
-    /// The last bytes of a drain are in the batch that is being filled.
+    /// Records that the last bytes of a drain are in the batch that is being filled.
     fn await_writer(&mut self, key: RunKey) {
         let batch = Some(self.logs.number());
         match self.drains.iter_mut().find(|drain| drain.run == key) {
             Some(drain) => drain.batch = batch,
-            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + PATIENCE, batch }),
+            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch }),
         }
     }
 
-    /// How long until the first drain is overdue.
+    /// Time until the first drain is overdue.
     pub(super) fn drain_left(&self) -> Option<Duration> {
         let first = self.drains.iter().map(|drain| drain.until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -123,7 +124,8 @@ impl Actor {
         }
         let written = self.logs.collect();
         let runs = &self.runs;
-        // The writer reports an end when it has written the last bytes; one without output is reported at once.
+        // The log writer reports a drain once it has written its last bytes; a drain without output is reported at
+        // once.
         self.drains.retain(|drain| match drain.batch {
             Some(batch) => batch > written,
             None => runs.get(&drain.run).is_some_and(|run| run.draining),
@@ -133,19 +135,19 @@ impl Actor {
         for drain in overdue {
             match drain.batch {
                 None if self.logs.for_reading().is_some() => {
-                    // The thread has not come to its pipes yet.
-                    self.drains.push(PendingDrain { until: now + PATIENCE, ..drain });
+                    // A batch has room, so the pipes will be read: the drain gets more time.
+                    self.drains.push(PendingDrain { until: now + DRAIN_TIMEOUT, ..drain });
                     continue;
                 }
                 None => self.give_up_drain(drain.run),
                 Some(_) => {}
             }
-            log::warn!("unit {}: the disk does not take its output; its run is reported as ended", drain.run.0);
+            log::warn!("unit {}: the disk does not accept its output; its run is reported as ended", drain.run.0);
             (self.notify)(drain.run, Notice::Drained);
         }
     }
 
-    /// Ends a drain with bytes left in its pipes, which are read when a batch has room again.
+    /// Ends a drain although its pipes hold unread bytes, which are read when a batch has room again.
     fn give_up_drain(&mut self, key: RunKey) {
         for token in self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default() {
             if let Some(Pipe { kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(&token)

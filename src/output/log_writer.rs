@@ -1,8 +1,9 @@
-//! The thread that writes all logs, and removes the files of logs that are gone: the only one that waits for the disk of the logs.
+//! The log writer thread: writes all logs, and removes the files of dropped logs. No other thread waits for writes to
+//! the disk of the logs.
 //!
-//! The output thread hands it batches. While it writes one, the output thread fills another; when all are full, the output thread
-//! stops reading pipes, and goes on with everything else. So a dead disk stops output, and neither an exec's report, nor stdin,
-//! nor a terminal, nor the end of a run.
+//! The output thread sends it batches. While it writes one, the output thread fills another. When all are full, the
+//! output thread stops reading pipes but continues everything else. So a dead disk stops only the capture of output:
+//! exec reports, stdin, terminals and the ends of runs still work.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,14 +22,14 @@ use crate::logs::{Removal, Writing};
 use crate::model::{Millis, RunKey, Stream};
 use tl_os::thread;
 
-/// Batches that there are: one that is filled, one that is written, and one between them.
+/// Number of batches: one being filled, one being written, and one in between.
 const BATCHES: usize = 3;
-/// Memory of the batches that is given back to the kernel when there is nothing to write, in bytes of one of them.
+/// When idle, a batch that uses more than this many bytes returns its memory to the kernel.
 const LARGE: usize = 128 << 10;
-/// How long the end of the thread is waited for: it may hang in a dead disk.
-const JOIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for the end of the thread, which may hang in a dead disk.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Calls the supervisor.
+/// Sends a notice to the supervisor.
 pub(super) type Notify = Arc<dyn Fn(RunKey, Notice) + Send + Sync>;
 
 enum Task {
@@ -36,18 +37,19 @@ enum Task {
     Remove(Removal),
 }
 
-/// The queue of the thread. It is bounded: there are [`BATCHES`] batches, and as many removals as there are logs with files.
+/// The queue of the thread. It is bounded: it holds at most [`BATCHES`] batches, and one removal for each log with
+/// files.
 #[derive(Default)]
 struct Queue {
     tasks: VecDeque<Task>,
-    /// The thread ends when the queue is empty.
+    /// The thread ends once the queue is empty.
     closed: bool,
 }
 
 struct Shared {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// The output thread waits for a batch to come back.
+    /// The output thread waits for a written batch.
     wanted: AtomicBool,
 }
 
@@ -56,7 +58,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the task back where the thread has been told to end.
+    /// Queues a task. Returns the task if the queue is closed.
     fn push(&self, task: Task) -> Result<(), Task> {
         let mut queue = self.lock();
         if queue.closed {
@@ -82,12 +84,12 @@ impl Shared {
     }
 }
 
-/// Has the files of logs removed by the thread that writes logs.
+/// Removes files of logs on the log writer thread.
 #[derive(Clone)]
 pub struct Remover(Arc<Shared>);
 
 impl Remover {
-    /// Removes the files; on the calling thread where the other one has ended.
+    /// Removes the files: on the calling thread if the log writer thread is ending.
     pub fn remove(&self, removal: Removal) {
         if let Err(Task::Remove(removal)) = self.0.push(Task::Remove(removal)) {
             removal.perform();
@@ -95,7 +97,8 @@ impl Remover {
     }
 }
 
-/// The thread. Dropped, it writes what it has been given and ends; where the disk does not answer, it is left behind.
+/// A handle to the thread. When dropped, the thread writes what is queued and ends; if the disk does not respond, the
+/// thread is
 pub(super) struct LogWriter {
     shared: Arc<Shared>,
     /// Disconnected when the thread has ended.
@@ -107,7 +110,7 @@ impl LogWriter {
     /// Starts the thread. `waker` wakes the output thread.
     ///
     /// # Errors
-    /// When the kernel gives no thread.
+    /// If the thread cannot be created.
     pub(super) fn start(
         notify: Notify,
         waker: Arc<Waker>,
@@ -123,7 +126,7 @@ impl LogWriter {
                 match task {
                     Task::Write(mut batch) => {
                         batch.perform(&*notify);
-                        // Lost where the output thread has ended.
+                        // Dropped if the output thread has ended.
                         let _ = to_output.send(batch);
                         if of_thread.wanted.swap(false, Ordering::SeqCst)
                             && let Err(error) = waker.wake()
@@ -157,16 +160,16 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_one();
-        let hangs = self.ended.recv_timeout(JOIN_PATIENCE).is_err_and(|error| error.is_timeout());
+        let hangs = self.ended.recv_timeout(JOIN_TIMEOUT).is_err_and(|error| error.is_timeout());
         match self.thread.take() {
-            Some(_) if hangs => log::error!("the disk of the logs does not answer: output is lost"),
+            Some(_) if hangs => log::error!("the disk of the logs does not respond: output is lost"),
             Some(thread) => drop(thread.join()),
             None => {}
         }
     }
 }
 
-/// The batches, in the hands of the output thread.
+/// The batches, as the output thread owns them.
 pub(super) struct Batches {
     shared: Arc<Shared>,
     filling: Batch,
@@ -178,7 +181,7 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// The batch to read into and to append from; none while all are full.
+    /// The batch to read into; None while all batches are full.
     pub(super) fn for_reading(&mut self) -> Option<&mut Batch> {
         if self.filling.is_full() {
             self.send();
@@ -186,8 +189,8 @@ impl Batches {
         (!self.filling.is_full()).then_some(&mut self.filling)
     }
 
-    /// Appends the first `now` of `count` bytes that were read into the room of the batch to a log, after `first`. The others are
-    /// the surplus of a drain.
+    /// After the operation `first`, appends the first `now` of the `count` bytes that were read into the batch to a
+    /// log. Adds the others, which come after the end of a drain, to `surplus`.
     pub(super) fn append_read(
         &mut self,
         log: Writing,
@@ -202,7 +205,7 @@ impl Batches {
         self.filling.append(log, wall(), stream, now);
     }
 
-    /// Adds an operation, even to a full batch: there are few of these, and none of them waits for the disk here.
+    /// Adds an operation, even to a full batch: such operations are few, and adding one does not wait for the disk.
     pub(super) fn push(&mut self, operation: Operation) {
         self.filling.push(operation);
     }
@@ -216,7 +219,7 @@ impl Batches {
         self.last_number + 1
     }
 
-    /// Hands over what there is, if there is another batch to go on with.
+    /// Sends the current batch if it is not empty and another one is free to fill.
     pub(super) fn send(&mut self) {
         self.collect();
         if self.filling.is_empty() {
@@ -228,7 +231,7 @@ impl Batches {
         }
     }
 
-    /// Hands over what there is at the end of the thread.
+    /// Sends the current batch at the end of the output thread.
     pub(super) fn send_last(&mut self) {
         let last = std::mem::replace(&mut self.filling, Batch::new());
         self.hand_over(last);
@@ -237,11 +240,11 @@ impl Batches {
     fn hand_over(&mut self, mut batch: Batch) {
         self.last_number += 1;
         batch.number = self.last_number;
-        // Refused only after the end of this thread.
+        // Fails only after the queue was closed, which happens after the end of this thread.
         let _ = self.shared.push(Task::Write(batch));
     }
 
-    /// Takes back the batches that have been written; the number of the last.
+    /// Takes back the written batches. Returns the number of the last one.
     pub(super) fn collect(&mut self) -> u64 {
         for batch in self.written.try_iter() {
             self.last_written = batch.number;
@@ -250,24 +253,24 @@ impl Batches {
         self.last_written
     }
 
-    /// Before the thread sleeps: hands over what there is. Where there is no batch to go on with, the thread is woken when one has
-    /// come back.
+    /// Sends the current batch before the output thread sleeps. If no other batch is free, requests a wake-up when one
+    /// has been written.
     pub(super) fn send_before_sleep(&mut self) {
         self.send();
         if !self.filling.is_empty() {
             self.shared.wanted.store(true, Ordering::SeqCst);
-            // It may have come back before the flag was up.
+            // A batch may have been written just before the flag was set.
             self.send();
         }
     }
 
-    /// Whether batches hold memory that they do not need while there is nothing to write.
+    /// Whether batches hold memory that they do not need when idle.
     pub(super) fn hold_memory(&self) -> bool {
         self.spare.iter().chain([&self.filling]).any(|batch| batch.touched() > LARGE)
     }
 
-    /// Gives that memory back to the kernel.
-    pub(super) fn give_back_memory(&mut self) {
+    /// Returns that memory to the kernel.
+    pub(super) fn release_memory(&mut self) {
         self.collect();
         if self.filling.is_empty() && self.spare.len() + 1 == BATCHES {
             let large = self.spare.iter_mut().chain([&mut self.filling]).filter(|batch| batch.touched() > LARGE);

@@ -1,4 +1,4 @@
-//! What the output thread is asked, and what it reports.
+//! The messages to the output thread, and its notices.
 
 use std::any::Any;
 use std::os::fd::OwnedFd;
@@ -12,76 +12,76 @@ use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
 use tl_os::spawn::ExecFailure;
 
-/// What the thread reports about a run.
+/// A notice to the supervisor about a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The program runs, or its process was killed before it did.
+    /// The program has been executed, or the process was killed before the exec.
     ExecOk,
-    /// The program could not be run.
+    /// The program could not be executed.
     ExecFailed(ExecFailure),
-    /// Everything that was in the pipes when [`Message::Drain`] came is in the log, and lines are cut there; or the disk has not
-    /// taken it in time. Can come more than once.
+    /// All bytes that were in the pipes at the time of [`Message::Drain`] are in the log, and unfinished lines end
+    /// there. Sent also if the disk has not accepted them in time. May be sent more than once.
     Drained,
     /// The process has closed its stdin.
     StdinClosed,
 }
 
-/// The daemon's ends of a run's pipes, and where its output goes.
+/// The daemon's ends of a run's pipes, and the destination of its output.
 #[derive(Debug)]
 pub struct Attach {
-    /// Gets the output of a run without a terminal.
+    /// Receives the output of a run without a terminal.
     pub log: Arc<OutputLog>,
-    /// Gets the output of a run with a terminal; `stdin` and `stdout` are its master then.
+    /// Receives the output of a run with a terminal. `stdin` and `stdout` are then the master of the terminal.
     pub terminal: Option<Arc<Terminal>>,
-    /// To write to.
+    /// The write end of the standard input.
     pub stdin: Option<OwnedFd>,
-    /// To read from.
+    /// The read end of the standard output.
     pub stdout: Option<OwnedFd>,
-    /// To read from.
+    /// The read end of the standard error.
     pub stderr: Option<OwnedFd>,
     /// The pipe on which the child reports a failed exec.
     pub report: OwnedFd,
-    /// Counts these descriptors and that of the log.
+    /// The reservation of these descriptors and of that of the log.
     pub taken: Taken,
 }
 
-/// What the thread is asked to do. The queue has no bound of its own: each unit has a few messages in it at most, and each writer
-/// of a stdin waits for its answer before it sends more.
+/// A request to the output thread. The queue has no bound of its own: each unit has at most a few messages in it, and
+/// each writer of a stdin waits for its reply before it sends more.
 #[derive(Debug)]
 pub enum Message {
     /// A run has been forked.
     Attach(Box<Attach>),
-    /// The leader of the run has been reaped: answer with [`Notice::Drained`].
+    /// The leader of the run has been reaped: read the rest of its output, then send [`Notice::Drained`].
     Drain,
-    /// The run has never executed its program: no drain follows.
+    /// The run has failed to execute its program: close its pipes. No drain follows.
     Forget,
-    /// A chunk for stdin. Answered when all of it is in the pipe.
+    /// Write a chunk to stdin.
     Write {
         /// The number of the writer; a writer has one chunk in the queue.
         writer: u64,
         /// The chunk.
         bytes: Vec<u8>,
-        /// Completed when all bytes are in the pipe, or stdin is closed.
+        /// Completed when all bytes are in the pipe, or when stdin is closed.
         reply: ReplySender<()>,
     },
-    /// All that stdin gets: it is closed once this is in the pipe, and counts as closed for every other writer from now on. The
-    /// second value is dropped with the bytes.
+    /// Write the entire stdin of the run, and close it after that. From now on it counts as closed for all other
+    /// writers. The second value is dropped with the bytes.
     Feed(Vec<u8>, Box<dyn Any + Send>),
-    /// Drop what this writer has in the queue of stdin.
+    /// Drop the chunk of this writer from the queue of stdin.
     Abandon {
         /// The number of the writer.
         writer: u64,
     },
-    /// Append a line of the supervisor's own to the stderr of a log.
+    /// Append a line written by the supervisor to the stderr of a log.
     AppendToLog(Writing, Vec<u8>),
-    /// End a log, in this epoch of it: followers end there.
+    /// End a log if it is still in this epoch: followers end there.
     FinishLog(Writing, u64, RunEnd),
-    /// Another run follows after [`Message::FinishLog`].
+    /// Reopen a log after [`Message::FinishLog`], because another run follows.
     ReopenLog(Writing),
     /// Close stdin.
     CloseStdin,
-    /// Close the terminal: processes that have it open get a hang-up.
+    /// Close the terminal: processes that have it open get SIGHUP.
     HangUp,
-    /// Set the size of the terminal. Answered when it is set.
+    /// Set the size of the terminal, then complete the reply.
     Resize(TerminalSize, ReplySender<()>),
 }

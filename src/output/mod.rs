@@ -1,5 +1,6 @@
-//! The output thread: all pipes of all units in one mio loop. It reads pipes and hands what it has read to the thread that writes
-//! logs, writes stdin with backpressure, and tells the supervisor how each exec went and when what a leader wrote is in its log.
+//! The output thread: handles all pipes of all units in one mio loop. It reads pipes and passes their output to the log
+//! writer thread, writes stdin with backpressure, and reports to the supervisor the outcome of each exec and when all
+//! output of a leader is in its log.
 
 mod actor;
 mod batch;
@@ -33,7 +34,8 @@ pub struct OutputSender {
 }
 
 impl OutputSender {
-    /// Sends a message about a run. To a thread that has ended it is lost, with the reply in it, whose drop is an answer.
+    /// Sends a message about a run. If the thread has ended, the message is dropped; dropping a reply in it delivers an
+    /// error.
     pub fn send(&self, run: RunKey, message: Message) {
         self.post(Some((run, message)));
     }
@@ -47,11 +49,11 @@ impl OutputSender {
     }
 }
 
-/// The output thread, and the thread that writes logs for it. Both end when this is dropped.
+/// Handles to the output thread and to the log writer thread. Both threads end when this is dropped.
 pub struct Output {
     sender: OutputSender,
     thread: Option<JoinHandle<()>>,
-    /// Dropped after the output thread has been joined: it gets its last batch.
+    /// Dropped after the output thread was joined, because that thread sends its last batch when it ends.
     writer: LogWriter,
 }
 
@@ -62,11 +64,11 @@ impl std::fmt::Debug for Output {
 }
 
 impl Output {
-    /// Starts both threads. They call `notify`, which must not block, with each notice; `died` with the name of a thread that
-    /// panics.
+    /// Starts both threads. They call `notify` with each notice, and `died` with the name of a thread that panics.
+    /// Neither may block.
     ///
     /// # Errors
-    /// When there is no descriptor or thread left.
+    /// If the system has run out of descriptors or threads.
     pub fn start(
         notify: impl Fn(RunKey, Notice) + Send + Sync + 'static,
         died: impl Fn(&'static str) + Clone + Send + 'static,
@@ -88,7 +90,7 @@ impl Output {
         self.sender.clone()
     }
 
-    /// Removes files of logs on the thread that writes logs.
+    /// A handle that removes files of logs on the log writer thread.
     pub fn remover(&self) -> Remover {
         self.writer.remover()
     }

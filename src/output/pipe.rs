@@ -1,4 +1,4 @@
-//! What the output thread keeps of each run and of each of its pipes.
+//! The state of the output thread for each run and for each of its pipes.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,20 +11,21 @@ use crate::model::{RunKey, Stream};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
 
-/// Room for one read, in bytes: as much as an unprivileged process can make a pipe hold (pipe(7), `pipe-max-size`).
+/// Buffer size of one read, in bytes: the largest capacity that an unprivileged process can give a pipe (pipe(7),
+/// `pipe-max-size`).
 ///
-/// A read with less room than the pipe holds may end within a packet, and the kernel discards the rest of that packet. Pages
-/// beyond what a pipe really holds, 64 KiB by default, are never touched.
+/// A read with a smaller buffer may end within a packet, and the kernel discards the rest of that packet. Pages of the
+/// buffer beyond the real capacity of a pipe, 64 KiB by default, are never touched.
 pub(super) const ROOM: usize = 1 << 20;
 
-/// A pipe, or a terminal's master in one direction.
+/// A pipe, or one direction of a terminal's master.
 pub(super) struct Pipe {
     pub(super) fd: OwnedFd,
     pub(super) run: RunKey,
     pub(super) kind: PipeKind,
-    /// It is in a queue of pipes to be read again.
+    /// Whether it is in a queue of pipes to be served again.
     pub(super) queued: bool,
-    /// Given back when the pipe is closed.
+    /// The reservation of its descriptor, released when the pipe is closed.
     pub(super) _taken: Taken,
 }
 
@@ -32,26 +33,27 @@ pub(super) enum PipeKind {
     Output {
         stream: Stream,
         drain: Drain,
-        /// Bytes that one read gave beyond the last byte of a drain.
+        /// Bytes that were read beyond the last byte of a drain.
         surplus: Vec<u8>,
     },
     Stdin(StdinQueue),
-    /// The report of the exec.
+    /// The pipe on which the child reports a failed exec.
     Report,
 }
 
-/// How much of a pipe is still to be read for the end of its run.
+/// How much of a pipe must still be read before the drain of its run ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Drain {
-    /// No drain is going on: read whatever comes.
+    /// No drain is in progress: the pipe is read without a limit.
     Open,
-    /// This many bytes, more than 0, were in the pipe when the leader was reaped and have not been read.
+    /// Number of bytes, more than 0, that were in the pipe when the leader was reaped and have not been read yet.
     Left(usize),
-    /// All of them have been read, but not those of the other pipe: what comes now belongs after the end.
+    /// All bytes of the drain have been read from this pipe but not from the other one. Further output comes after the
+    /// end.
     Held,
 }
 
-/// A run with open pipes, or whose drain is still to come.
+/// A run that has open pipes or has not been drained.
 pub(super) struct Run {
     pub(super) log: Arc<OutputLog>,
     pub(super) terminal: Option<Arc<Terminal>>,
@@ -59,6 +61,6 @@ pub(super) struct Run {
     pub(super) tokens: Vec<Token>,
     pub(super) draining: bool,
     pub(super) drained: bool,
-    /// Counts its descriptors that are not pipes: that of the log, and that of a probe.
+    /// The reservation of its descriptors that are not pipes: that of the log, and that of a probe.
     pub(super) taken: Taken,
 }

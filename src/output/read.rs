@@ -1,8 +1,8 @@
-//! Reading pipes, each in its turn.
+//! Reads pipes in turns.
 //!
-//! The kernel reports a pipe once, when bytes come (edge-triggered epoll). So each pipe is read until a read would block. A read that
-//! gives less than there was room for does not mean that the pipe is empty: a pipe whose writer has set `O_DIRECT` gives one packet
-//! at a time (pipe(7)), and a terminal 4 KiB.
+//! The kernel reports a pipe once when bytes arrive (edge-triggered epoll), so each pipe is read until a read would
+//! block. A short read does not mean that the pipe is empty: if the writer has set `O_DIRECT`, each read returns one
+//! packet (pipe(7)), and each read of a terminal returns at most 4 KiB.
 
 use std::time::{Duration, Instant};
 
@@ -19,17 +19,17 @@ use crate::logs::Writing;
 use crate::model::RunKey;
 use tl_os::spawn::{ExecFailure, ReportBuffer};
 
-/// The turn of one pipe: reads, and bytes, before the other pipes are read.
+/// Maximum number of reads and of bytes from one pipe before the other pipes are read.
 const TURN: (usize, usize) = (16, 1 << 20);
 
-/// What one read gave.
+/// The outcome of one read.
 enum ReadOutcome {
     Bytes(usize),
-    /// Nothing now: the kernel reports the pipe when there is more.
+    /// No bytes now. The kernel reports the pipe when more arrive.
     Nothing,
     /// The end of the output.
     End,
-    /// No batch has room: nothing was read.
+    /// No batch has room, so nothing was read.
     Stalled,
 }
 
@@ -66,7 +66,7 @@ impl Actor {
         }
     }
 
-    /// Reads into the room of a batch; of a terminal, into the thread's own buffer.
+    /// Reads a pipe into the current batch, or a terminal into the buffer of this thread.
     fn read_once(&mut self, token: Token, key: RunKey, may_open_again: bool) -> ReadOutcome {
         let Some(pipe) = self.pipes.get(&token) else { return ReadOutcome::End };
         let is_terminal = self.runs.get(&key).is_some_and(|run| run.terminal.is_some());
@@ -84,7 +84,7 @@ impl Actor {
                 Ok(count) => ReadOutcome::Bytes(count),
                 Err(Errno::EINTR) => continue,
                 Err(Errno::EAGAIN) => ReadOutcome::Nothing,
-                // EIO says that no process has the terminal open; its leader may open it again.
+                // EIO means that no process has the terminal open; its leader may open it again.
                 Err(Errno::EIO) if may_open_again => ReadOutcome::Nothing,
                 Err(Errno::EIO) => ReadOutcome::End,
                 Err(errno) => {
@@ -95,8 +95,8 @@ impl Actor {
         }
     }
 
-    /// Takes the `count` bytes that were read from this pipe. True when these are the last for the drain of its run: what was
-    /// read beyond them is kept until the run has ended.
+    /// Processes the `count` bytes that were read from this pipe. Returns true if they include the last ones for the
+    /// drain of its run. Bytes beyond those are kept until the run has ended.
     fn take(&mut self, token: Token, key: RunKey, count: usize) -> bool {
         let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) else {
             return false;
@@ -115,14 +115,14 @@ impl Actor {
             terminal.append(bytes);
             return ended;
         }
-        // An unfinished line of an earlier run is not continued by this one.
+        // An unfinished line of an earlier run ends before the output of this run.
         let is_first = self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1;
         let cut = is_first.then(|| Operation::Cut(Writing::new(&run.log), wall()));
         self.logs.append_read(Writing::new(&run.log), *stream, now, count, surplus, cut);
         ended
     }
 
-    /// Reads the pipe again when a batch has room.
+    /// Queues the pipe to be read again when a batch has room.
     fn stall(&mut self, token: Token) {
         if let Some(pipe) = self.pipes.get_mut(&token)
             && !std::mem::replace(&mut pipe.queued, true)
@@ -131,7 +131,7 @@ impl Actor {
         }
     }
 
-    /// Stops reading a terminal for a moment if a viewer has to catch up with its last `bytes` bytes. True where it does.
+    /// Pauses reading of a terminal if a viewer must catch up, after `bytes` bytes were read. Returns whether it does.
     fn pause(&mut self, token: Token, bytes: usize) -> bool {
         let Some(key) = self.pipes.get(&token).map(|source| source.run) else { return false };
         if !self.is_open_terminal(key) {
@@ -143,7 +143,7 @@ impl Actor {
         pause.is_some()
     }
 
-    /// Time until the first pause is over.
+    /// Time until the first pause ends.
     pub(super) fn pause_left(&self) -> Option<Duration> {
         let first = self.pausing.iter().map(|(until, _)| *until).min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -159,7 +159,8 @@ impl Actor {
         over.into_iter().for_each(|(_, token)| self.again(token));
     }
 
-    /// Reads the outcome of an exec. The child reports a failure by a single write of a few bytes, which a pipe never splits.
+    /// Reads the outcome of an exec. The child reports a failure in a single write of a few bytes, which a pipe never
+    /// splits.
     pub(super) fn read_report(&mut self, token: Token) {
         let Some(Pipe { fd, run, .. }) = self.pipes.get(&token) else { return };
         let (key, mut report) = (*run, ReportBuffer::default());

@@ -1,4 +1,4 @@
-//! The queue of one stdin: chunks of its writers, at most one for each, written to the pipe as it takes them.
+//! The queue of one stdin: chunks of its writers, at most one per writer, written as fast as the pipe accepts them.
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::model::{Target, UnitId};
 use crate::pending::{ReplySender, pending};
 
-/// The number of the writer of [`StdinQueue::push_last`]; no other writer has it.
-const NOBODY: u64 = 0;
+/// The writer id of the chunk of [`StdinQueue::push_last`]; no other writer has it.
+const LAST_WRITER: u64 = 0;
 
 #[derive(Debug)]
 struct Chunk {
@@ -25,12 +25,12 @@ struct Chunk {
     _held: Option<Box<dyn Any + Send>>,
 }
 
-/// The queue. When it is dropped with chunks in it, their writers get [`Error::StdinClosed`].
+/// The queue. When it is dropped, the writers of the chunks in it get [`Error::StdinClosed`].
 #[derive(Debug)]
 pub(super) struct StdinQueue {
     unit: UnitId,
     chunks: VecDeque<Chunk>,
-    /// No chunk follows those in the queue.
+    /// No further chunk is accepted.
     last: bool,
 }
 
@@ -46,11 +46,11 @@ impl StdinQueue {
         self.chunks.push_back(Chunk { writer, bytes, written: 0, reply, _held: None });
     }
 
-    /// Adds the last bytes that stdin gets. No writer waits for them.
+    /// Adds the last bytes for stdin. No writer waits for them.
     pub(super) fn push_last(&mut self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
         if !std::mem::replace(&mut self.last, true) {
             let reply = pending().0;
-            self.chunks.push_back(Chunk { writer: NOBODY, bytes, written: 0, reply, _held: Some(held) });
+            self.chunks.push_back(Chunk { writer: LAST_WRITER, bytes, written: 0, reply, _held: Some(held) });
         }
     }
 
@@ -63,10 +63,10 @@ impl StdinQueue {
         self.chunks.retain(|chunk| chunk.writer != writer);
     }
 
-    /// Writes what the pipe takes now.
+    /// Writes as much as the pipe accepts without blocking.
     ///
     /// # Errors
-    /// When the pipe has no reader any more (EPIPE), or cannot be written for another reason.
+    /// If the pipe has no reader any more (EPIPE), or another error of `write(2)`.
     pub(super) fn write_to(&mut self, pipe: &OwnedFd) -> io::Result<()> {
         while let Some(chunk) = self.chunks.front_mut() {
             let rest = chunk.bytes.get(chunk.written..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The output thread, with pipes made by the test.
+//! The output thread, with pipes created by the test.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Attaches a run with these pipes, whose exec has succeeded.
+    /// Attaches a run with these pipes. Its exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
         let taken = self.share.take(4).unwrap();
@@ -60,18 +60,18 @@ impl Fixture {
         bytes
     }
 
-    /// Waits until the log holds as much as `right`, then compares.
-    fn expect_raw(&self, right: &[u8]) {
+    /// Waits until the log is as long as `expected`, then compares.
+    fn expect_raw(&self, expected: &[u8]) {
         let deadline = Instant::now() + LONG;
-        while self.raw(View::Combined).len() < right.len() && Instant::now() < deadline {
+        while self.raw(View::Combined).len() < expected.len() && Instant::now() < deadline {
             std::thread::yield_now();
         }
         let got = self.raw(View::Combined);
-        assert!(got == right, "{} bytes instead of {}", got.len(), right.len());
+        assert!(got == expected, "{} bytes instead of {}", got.len(), expected.len());
     }
 }
 
-/// A pipe: the end of the daemon, which does not block, and the end of the child.
+/// A pipe: the daemon's end, which is non-blocking, and the child's end.
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
     fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
@@ -86,7 +86,7 @@ fn capacity(pipe: impl AsFd, bytes: i32) {
     fcntl(pipe, FcntlArg::F_SETPIPE_SZ(bytes)).unwrap();
 }
 
-/// Writes packets of these sizes until the pipe is full; what was written.
+/// Writes packets of these sizes until the pipe is full. Returns what was written.
 fn fill(pipe: &OwnedFd, sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
     let mut written = Vec::new();
     for (n, size) in sizes.into_iter().enumerate() {
@@ -114,7 +114,7 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
         fixture.attach(ours, None);
         fixture.expect_raw(&all);
         let deadline = Instant::now() + LONG;
-        // Two are left: that of the log, and that of the stream without a pipe.
+        // Two descriptors remain reserved: that of the log, and that of the stream without a pipe.
         while fixture.share.taken() > 2 {
             assert!(Instant::now() < deadline, "a pipe without a writer stays open");
             std::thread::yield_now();
@@ -122,15 +122,15 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
         fixture.send(Message::Drain);
         fixture.expect(Notice::Drained);
         while fixture.share.taken() > 0 {
-            assert!(Instant::now() < deadline, "a run that has ended holds something");
+            assert!(Instant::now() < deadline, "descriptors remain reserved after the end of the run");
             std::thread::yield_now();
         }
     }
 }
 
 #[test]
-fn a_packet_behind_other_output_is_not_cut() {
-    // A read ends with the first packet, which must fit behind the bytes before it.
+fn a_packet_after_other_output_in_the_pipe_is_not_truncated() {
+    // A read ends with the first packet, so the buffer must hold that packet and the bytes before it.
     for before in [1, 15, 16, 100, 240] {
         let fixture = fixture();
         let (ours, theirs) = pipe();
@@ -147,7 +147,7 @@ fn a_packet_behind_other_output_is_not_cut() {
 }
 
 #[test]
-fn a_drain_ends_with_the_last_packet_that_was_there() {
+fn a_drain_ends_with_the_last_packet_that_was_in_the_pipe() {
     let fixture = fixture();
     let (ours, theirs) = pipe();
     let (errors, their_errors) = pipe();
@@ -160,7 +160,7 @@ fn a_drain_ends_with_the_last_packet_that_was_there() {
     fixture.send(Message::Drain);
     fixture.expect(Notice::Drained);
     assert!(fixture.raw(View::Stdout) == out && fixture.raw(View::Stderr) == err);
-    // A child in the background holds both: what it writes is read on.
+    // A background child has both pipes open: its output is still read.
     let later = fill(&theirs, [PAGE, 3, 5]);
     let deadline = Instant::now() + LONG;
     while fixture.raw(View::Stdout) != [&out[..], &later].concat() {
@@ -170,12 +170,12 @@ fn a_drain_ends_with_the_last_packet_that_was_there() {
 }
 
 #[test]
-fn a_drain_loses_nothing_of_a_child_that_writes_on() {
+fn a_drain_loses_no_output_of_a_child_that_keeps_writing() {
     for round in 0..20 {
         let fixture = fixture();
         let (ours, theirs) = pipe();
         fixture.attach(ours, None);
-        // Packets and plain bytes, of many lengths: reads end in each of the ways in which they can.
+        // Packets and plain bytes of many lengths, so that reads end in every possible way.
         let writer = std::thread::spawn(move || {
             let mut all = Vec::new();
             for n in 0..2000_usize {

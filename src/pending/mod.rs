@@ -4,6 +4,7 @@ pub(crate) mod parker;
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -11,11 +12,12 @@ use std::time::Instant;
 
 use crate::error::Error;
 
-/// The result of an operation that the supervisor carries out on its own thread: what the `begin_…` methods return.
+/// The result of an operation that the supervisor carries out on its own thread. The `begin_…` methods return it.
 ///
-/// It can be waited for ([`wait`](Pending::wait), [`wait_until`](Pending::wait_until)), polled beside other things
-/// ([`try_take`](Pending::try_take), with [`set_waker`](Pending::set_waker) for the moment when it is worth it), or
-/// awaited: it is a [`Future`]. The result is given once. Dropping a `Pending` gives up the result, not the operation.
+/// Wait for the result with [`wait`](Pending::wait) or [`wait_until`](Pending::wait_until), poll for it with
+/// [`try_take`](Pending::try_take) when the waker set by [`set_waker`](Pending::set_waker) is woken, or await it: a
+/// `Pending` is a [`Future`]. The result can be taken once. Dropping a `Pending` discards the result; the operation
+/// continues.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ use crate::error::Error;
 /// handle.begin_kill(&Target::Unit(unit)).wait()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[must_use = "the operation goes on without it, but its result is lost"]
+#[must_use = "the operation continues, but its result is lost"]
 pub struct Pending<T>(Arc<Shared<T>>);
 
 /// Delivers the result of a [`Pending`]. Dropped without a result, it delivers [`Error::Internal`].
@@ -48,7 +50,7 @@ enum State<T> {
     Taken,
 }
 
-/// The two ends of one result.
+/// A sender and the [`Pending`] that receives its result.
 pub(crate) fn pending<T>() -> (ReplySender<T>, Pending<T>) {
     let shared = Arc::new(Shared { state: Mutex::new(State::Waiting(None)), delivered: Condvar::new() });
     (ReplySender(Arc::clone(&shared)), Pending(shared))
@@ -66,9 +68,10 @@ impl<T> Shared<T> {
             let waker = waker.take();
             *state = State::Delivered(result());
             drop(state);
-            self.delivered.notify_one();
+            // Several threads may share the `Pending` and wait for it.
+            self.delivered.notify_all();
             if let Some(waker) = waker {
-                waker.wake();
+                wake(&waker);
             }
         }
     }
@@ -87,7 +90,7 @@ impl<T> State<T> {
 }
 
 impl<T> ReplySender<T> {
-    /// Delivers the result. Never blocks. A [`Pending`] that was dropped is no error.
+    /// Delivers the result. Never blocks. If the [`Pending`] was dropped, the result is discarded.
     pub(crate) fn send(self, result: Result<T, Error>) {
         self.0.deliver(|| result);
     }
@@ -95,25 +98,26 @@ impl<T> ReplySender<T> {
 
 impl<T> Drop for ReplySender<T> {
     fn drop(&mut self) {
-        self.0.deliver(|| Err(Error::internal("the thread that was asked has ended")));
+        self.0.deliver(|| Err(Error::internal("the thread that carries out the request has ended")));
     }
 }
 
 impl<T> Pending<T> {
-    /// Blocks until the result is there.
+    /// Blocks until the result is available.
     ///
     /// # Errors
-    /// The operation's own, or [`Error::Internal`] when the thread that carries it out has ended, or when the result was
-    /// taken before.
+    /// The error of the operation, or [`Error::Internal`] when the thread that carries it out has ended, or when the
+    /// result was taken before.
     pub fn wait(self) -> Result<T, Error> {
         let mut state = self.0.lock();
         while matches!(*state, State::Waiting(_)) {
             state = self.0.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.take().unwrap_or_else(|| Err(Error::internal("the result was taken before")))
+        state.take().unwrap_or_else(|| Err(taken()))
     }
 
-    /// Blocks until the result is there, or until `deadline`: then it returns None.
+    /// Blocks until the result is available. Returns None if `deadline` passes first, or if the result was already
+    /// taken.
     pub fn wait_until(&self, deadline: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.lock();
         while matches!(*state, State::Waiting(_)) {
@@ -126,23 +130,22 @@ impl<T> Pending<T> {
         state.take()
     }
 
-    /// The result, if it is there and was not taken before. Never blocks.
+    /// The result, if it is available and was not taken before. Never blocks.
     pub fn try_take(&self) -> Option<Result<T, Error>> {
         self.0.lock().take()
     }
 
-    /// Has `waker` woken when the result is there: at once, if it is there already. It takes the place of one that was set
-    /// before.
+    /// Wakes `waker` when the result is available: at once if it already is. Replaces a waker that was set before.
     ///
-    /// It is woken on the thread that delivers the result, and must not block.
+    /// The waker runs on the thread that delivers the result, so it must not block.
     pub fn set_waker(&self, waker: Waker) {
         let mut state = self.0.lock();
         match &mut *state {
             State::Waiting(place) => *place = Some(waker),
             State::Delivered(_) => {
-                // The waker may call this object, so not under the lock.
+                // Unlocked first, because the waker may call this `Pending`.
                 drop(state);
-                waker.wake();
+                wake(&waker);
             }
             State::Taken => {}
         }
@@ -154,10 +157,26 @@ impl<T> Future for Pending<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, Error>> {
         let mut state = self.0.lock();
-        if let State::Waiting(waker) = &mut *state {
-            *waker = Some(context.waker().clone());
+        match &mut *state {
+            State::Waiting(waker) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            State::Delivered(_) | State::Taken => Poll::Ready(state.take().unwrap_or_else(|| Err(taken()))),
         }
-        state.take().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+fn taken() -> Error {
+    Error::internal("the result was already taken")
+}
+
+/// Wakes a waker that a user of the library has set. It runs the user's code, on a thread of ours: a panic there is logged, and
+/// must not end this thread. No lock may be held, because that code may call the library.
+pub(crate) fn wake(waker: &Waker) {
+    // Nothing of ours is changed while the waker runs, so a panic leaves nothing half done.
+    if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
+        log::error!("a waker has panicked");
     }
 }
 
@@ -192,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_given_once_and_wakes_whoever_asked_before_or_after() {
+    fn a_result_is_taken_once_and_wakes_wakers_set_before_and_after_delivery() {
         let wakes = Arc::new(Count::default());
         let (sender, pending) = pending();
         pending.set_waker(Arc::clone(&wakes).into());
@@ -216,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_is_ready_when_the_result_is_there() {
+    fn a_future_is_ready_when_the_result_is_delivered() {
         let wakes = Arc::new(Count::default());
         let waker = Arc::clone(&wakes).into();
         let mut context = Context::from_waker(&waker);
@@ -225,6 +244,40 @@ mod tests {
         sender.send(Ok("done"));
         assert_eq!(wakes.0.load(Ordering::SeqCst), 1);
         assert_eq!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok("done")));
+        assert!(
+            matches!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Err(Error::Internal(_)))),
+            "taken before"
+        );
+    }
+
+    #[test]
+    fn every_thread_that_waits_is_woken() {
+        let (sender, pending) = pending();
+        let pending = Arc::new(pending);
+        let far = Instant::now() + Duration::from_secs(600);
+        let wait = || {
+            let pending = Arc::clone(&pending);
+            thread::spawn(move || pending.wait_until(far))
+        };
+        let waiting = [wait(), wait(), wait()];
+        thread::sleep(Duration::from_millis(10));
+        sender.send(Ok(()));
+        let results = waiting.map(|thread| thread.join().unwrap());
+        assert_eq!(results.iter().filter(|result| result.is_some()).count(), 1, "one takes the result, all return");
+    }
+
+    #[test]
+    fn a_waker_that_panics_does_not_end_the_delivering_thread() {
+        struct Panics;
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("on purpose");
+            }
+        }
+        let (sender, pending) = pending();
+        pending.set_waker(Arc::new(Panics).into());
+        sender.send(Ok(1));
+        assert_eq!(pending.try_take(), Some(Ok(1)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::Wake;
 use std::time::Instant;
 
-/// A flag that one thread waits for and any thread sets. Takes no descriptor.
+/// A flag that one thread waits for and any thread sets. Uses no file descriptor.
 #[derive(Debug, Default)]
 pub(crate) struct Parker {
     woken: Mutex<bool>,
@@ -18,7 +18,7 @@ impl Parker {
         self.changed.notify_one();
     }
 
-    /// Waits until the flag is set, and clears it: true. Or until `deadline`: false.
+    /// Waits until the flag is set, clears it and returns true. Returns false if `deadline` passes first.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> bool {
         let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
         while !std::mem::take(&mut *woken) {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wake_before_the_wait_counts_once() {
+    fn several_unparks_before_a_park_end_only_one_park() {
         let parker = Parker::default();
         parker.unpark();
         parker.unpark();
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn another_thread_ends_the_wait() {
+    fn unpark_from_another_thread_ends_park() {
         let parker = Arc::new(Parker::default());
         let other = Arc::clone(&parker);
         let waiting = thread::spawn(move || other.park(Some(Instant::now() + Duration::from_secs(1 << 40))));

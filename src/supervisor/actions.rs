@@ -12,14 +12,14 @@ use crate::output::{Attach, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::fd_budget;
 use crate::supervisor::resolver::{LookUp, Resolved};
-use crate::trees::Hold;
+use crate::trees::Tracking;
 use crate::unit::{Action, Event, Now};
 use tl_os::process_tree::Marks;
 use tl_os::random;
 use tl_os::send_signal;
 
 impl Actor {
-    /// Has a unit process an event, and performs the actions that follow from it and from further events.
+    /// Passes an event to a unit, and performs the resulting actions and those of the events that follow from them.
     pub(super) fn step(&mut self, id: UnitId, now: Now, event: Event) {
         let mut actions = Vec::new();
         self.parts.fleet.step(id, now, event, &mut actions);
@@ -47,7 +47,7 @@ impl Actor {
                 if member.context.user.is_some() {
                     return Some(Event::UserResolved);
                 }
-                self.ask_for_user(id);
+                self.request_user(id);
             }
             Action::Spawn => {
                 return Some(match self.spawn(id) {
@@ -57,13 +57,13 @@ impl Actor {
             }
             Action::Terminate => self.terminate_tree(id),
             Action::HangUp => self.hang_up_session(id),
-            Action::Disconnect => self.tell_output(id, ToOutput::HangUp),
+            Action::Disconnect => self.send_to_output(id, ToOutput::HangUp),
             Action::KillTree => self.kill_tree(id),
             Action::Abandon(leader) => {
                 log::warn!(
                     "unit {id}: process {leader} has not exited after its SIGKILL; its run is reported as ended"
                 );
-                // Without a cgroup, the trees thread may not have killed it yet.
+                // Without a cgroup, the trees thread may not have killed the leader yet.
                 let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
@@ -73,7 +73,7 @@ impl Actor {
                 self.parts.probes.watch(id, member.unit.run_no(), check);
             }
             Action::Unwatch => self.parts.probes.unwatch(id),
-            Action::Drain => self.tell_output(id, ToOutput::Drain),
+            Action::Drain => self.send_to_output(id, ToOutput::Drain),
             Action::ReportLateFailure(error) => self.report_late_failure(id, &error),
             Action::Started => {
                 let started = self.started(id)?;
@@ -91,7 +91,7 @@ impl Actor {
             Action::Reopen => {
                 let log = Arc::clone(&self.parts.fleet.get(id)?.context.log);
                 log.revoke_end();
-                self.tell_output(id, ToOutput::ReopenLog(Writing::new(&log)));
+                self.send_to_output(id, ToOutput::ReopenLog(Writing::new(&log)));
             }
             Action::Forget => {
                 self.refuse_starts(id, RunNo::MAX, &Error::NotFound(Target::Unit(id)));
@@ -108,7 +108,7 @@ impl Actor {
         let Some(context) = self.parts.fleet.get(id).map(|member| &member.context) else { return };
         match &context.pty {
             Some(session) => session.terminal.append(line.as_bytes()),
-            None => self.tell_output(id, ToOutput::AppendToLog(Writing::new(&context.log), line.into_bytes())),
+            None => self.send_to_output(id, ToOutput::AppendToLog(Writing::new(&context.log), line.into_bytes())),
         }
     }
 
@@ -117,7 +117,7 @@ impl Actor {
         self.refuse_starts(id, RunNo::MAX, &Error::NotRunning(Target::Unit(id)));
         let Some(context) = self.parts.fleet.get_mut(id).map(|member| &mut member.context) else { return };
         if context.spec.managed.is_none() {
-            // It never starts again: only what clients are shown is kept.
+            // The unit never starts again, so its environment is dropped; clients are still shown the rest.
             context.spec.env = Vec::new();
         }
         let at_rest = context.log.finish_at_rest(end);
@@ -127,17 +127,17 @@ impl Actor {
             session.life.end(self.clock.now().mono);
         }
         if !at_rest {
-            self.tell_output(id, finish);
+            self.send_to_output(id, finish);
         }
     }
 
-    fn tell_output(&self, id: UnitId, message: ToOutput) {
+    fn send_to_output(&self, id: UnitId, message: ToOutput) {
         if let Some(member) = self.parts.fleet.get(id) {
             self.parts.output.sender().send((id, member.unit.run_no()), message);
         }
     }
 
-    /// Answers all requests that wait for the start of this run or of an earlier one with an error.
+    /// Replies with an error to all requests that wait for the start of this run or of an earlier one.
     fn refuse_starts(&mut self, id: UnitId, run: RunNo, error: &Error) {
         if let Some(member) = self.parts.fleet.get_mut(id) {
             for (_, reply) in member.context.starting.extract_if(.., |(wanted, _)| *wanted <= run) {
@@ -146,15 +146,15 @@ impl Actor {
         }
     }
 
-    /// Has the user of a unit's next run looked up by the resolver.
-    pub(super) fn ask_for_user(&mut self, id: UnitId) {
+    /// Requests the look-up of the user of a unit's next run from the resolver.
+    pub(super) fn request_user(&mut self, id: UnitId) {
         let Some(member) = self.parts.fleet.get_mut(id) else { return };
         match member.context.look_up {
             LookUp::Idle => {
-                member.context.look_up = LookUp::Asked;
-                self.parts.resolver.ask(id, member.context.spec.user.as_ref().unwrap_or(&self.parts.default_user));
+                member.context.look_up = LookUp::Requested;
+                self.parts.resolver.request(id, member.context.spec.user.as_ref().unwrap_or(&self.parts.default_user));
             }
-            LookUp::Asked | LookUp::AskedBefore => member.context.look_up = LookUp::AskedBefore,
+            LookUp::Requested | LookUp::Outdated => member.context.look_up = LookUp::Outdated,
         }
     }
 
@@ -165,8 +165,8 @@ impl Actor {
         if !member.unit.awaits_user() {
             return;
         }
-        if look_up == LookUp::AskedBefore {
-            return self.ask_for_user(unit);
+        if look_up == LookUp::Outdated {
+            return self.request_user(unit);
         }
         member.context.user = Some(user);
         self.step(unit, self.clock.now(), Event::UserResolved);
@@ -174,19 +174,20 @@ impl Actor {
 
     /// Forks the child of a unit's next run.
     fn spawn(&mut self, id: UnitId) -> Result<i32, Error> {
-        let gone = || Error::internal("the unit is gone");
+        let gone = || Error::internal("the unit was removed");
         let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
-        let user = member.context.user.take().ok_or_else(|| Error::internal("the user is not known"))??;
-        // Counted until the pipes are closed, which a child in the background can delay beyond the end of its run.
-        let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
-        let taken =
-            taken.ok_or_else(|| Error::out_of_resources("processes hold all descriptors that are meant for them"))?;
         let run = member.unit.run_no();
+        // Done first: a start that fails must not leave the tree of the previous run without an owner.
         let old = member.context.tree.take();
         self.retire((id, run.saturating_sub(1)), old);
-        let member = self.parts.fleet.get(id).ok_or_else(gone)?;
+        let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
+        let user = member.context.user.take().ok_or_else(|| Error::internal("the user was not looked up"))??;
+        // Counted until the pipes are closed, which a background child can delay beyond the end of its run.
+        let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
+        let taken =
+            taken.ok_or_else(|| Error::out_of_resources("all descriptors reserved for processes are in use"))?;
         let spec = &member.context.spec;
-        let invocation = random::hex::<16>().map_err(|error| Error::from_io("naming a run", &error))?;
+        let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
         let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
         let spawner = &self.parts.spawner;
         let started = self
@@ -195,7 +196,7 @@ impl Actor {
             .start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
-        let tree = leaf.map_or_else(|| Hold::Marks(Marks::new(child.pid, &invocation, outputs)), Hold::Leaf);
+        let tree = leaf.map_or_else(|| Tracking::Marks(Marks::new(child.pid, &invocation, outputs)), Tracking::Leaf);
         let attach = Attach {
             log: member.context.log.clone(),
             terminal: member.context.pty.as_ref().map(|session| Arc::clone(&session.terminal)),

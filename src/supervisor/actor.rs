@@ -1,7 +1,7 @@
 //! The supervisor thread: the only one that forks and waits for children, and that signals by a PID.
 //!
-//! It takes messages, has the units process them as events, and performs the actions that follow. It blocks on nothing but its
-//! queue, until the next deadline. What each message does stands in the other files of this directory, as methods of [`Actor`].
+//! It receives messages, passes them to the units as events, and performs the resulting actions. It blocks only on its
+//! queue, until the next deadline. The other files of this directory handle the messages, as methods of [`Actor`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use crate::unit::Event;
 use crate::unit::fleet::Fleet;
 use tl_os::spawn::Spawner;
 
-/// What the supervisor thread is started with: its queue, the units, the other threads, and its options.
+/// The parts of the supervisor thread: its queue, the units, handles to the other threads, and the options.
 pub(super) struct Parts {
     pub(super) inbox: Receiver<Message>,
     /// Set by the signals thread when it sends [`Message::Child`], and cleared before the children are reaped.
@@ -60,13 +60,13 @@ pub(super) struct Actor {
     pub(super) kills: Vec<(UnitId, Duration, ReplySender<()>)>,
     pub(super) watches: TreeWatches,
     pub(super) shutdown: Option<Shutdown>,
-    /// The last turn of reaping has not reaped all children that have ended.
+    /// The last call of [`Actor::reap`] has not reaped all children that have ended.
     pub(super) more_to_reap: bool,
     /// The id of the latest [`Stdin`](super::Stdin).
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
     pub(super) sessions: BTreeMap<String, UnitId>,
-    /// Memory of all sessions for clients that are behind.
+    /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
 }
 
@@ -107,7 +107,7 @@ impl Actor {
         }
     }
 
-    /// When [`Actor::tick`] has something to do.
+    /// When [`Actor::tick`] must run next.
     pub(super) fn next_wake(&self) -> Option<Duration> {
         if self.more_to_reap {
             return Some(Duration::ZERO);
@@ -119,25 +119,25 @@ impl Actor {
         kills.chain(self.watches.deadline()).chain(units).chain(shutdown).chain(probes).min()
     }
 
-    /// Does all that is due.
+    /// Handles everything that is due.
     pub(super) fn tick(&mut self) {
         let now = self.clock.now();
         while let Some(id) = self.parts.fleet.due(now) {
             self.step(id, now, Event::Tick);
         }
-        self.tend_sessions(now);
-        self.tend_trees(now);
+        self.tick_sessions(now);
+        self.tick_trees(now);
         self.settle_kills(now);
         while let Some((id, member)) = self.parts.fleet.pop_surplus() {
             self.release_unit(id, member);
         }
-        if self.parts.probes.revive(now.mono) {
+        if self.parts.probes.restart_if_due(now.mono) {
             self.watch_all();
         }
         self.advance_shutdown(now);
     }
 
-    /// Has a new health thread probe all units again.
+    /// Registers all health checks with a new health thread.
     fn watch_all(&self) {
         for (id, member) in self.parts.fleet.iter() {
             if let Some(check) = member.unit.probed() {

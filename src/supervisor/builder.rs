@@ -16,8 +16,9 @@ use super::cgroups::Cgroups;
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
 use super::message::Message;
-use super::probes::{News, Probes};
+use super::probes::{Probes, VerdictFilter};
 use super::resolver::Resolver;
+use super::sole::Sole;
 use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
@@ -34,7 +35,7 @@ use tl_os::thread;
 use tl_os::user_namespace::has_own_users;
 use tl_os::wait::become_subreaper;
 
-/// Options of a [`Supervisor`], made by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
+/// Options of a [`Supervisor`], created by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
 ///
 /// ```
 /// use std::time::Duration;
@@ -69,7 +70,7 @@ pub struct Builder {
     callbacks: Callbacks,
 }
 
-/// Functions of the program that the supervisor thread calls.
+/// Functions of the embedding program that the supervisor thread calls.
 struct Callbacks {
     on_main_thread: Box<dyn Fn(TraceStop) + Send>,
     on_end: Option<OnEnd>,
@@ -83,7 +84,7 @@ impl fmt::Debug for Callbacks {
 
 type OnEnd = Box<dyn FnOnce() + Send>;
 
-/// Calls the function of [`Builder::on_end`] when it is dropped: also when the thread that owns it panics.
+/// Calls the function of [`Builder::on_end`] when dropped, even if the thread that owns it panics.
 struct CallOnEnd(Option<OnEnd>);
 
 impl Drop for CallOnEnd {
@@ -138,38 +139,39 @@ impl Builder {
         self
     }
 
-    /// How much output is kept.
+    /// Limits on the output that is kept. By default 256 MiB for each unit and 1 GiB together.
     pub fn log_limits(mut self, limits: LogLimits) -> Self {
         self.log_limits = limits;
         self
     }
 
-    /// Maximum number of processes that run at the same time.
+    /// Maximum number of processes that run at the same time; 4,096 by default.
     pub fn max_processes(mut self, max: usize) -> Self {
         self.max_processes = max;
         self
     }
 
-    /// Maximum number of ended processes that are remembered, with their output.
+    /// Maximum number of ended processes that are remembered, with their output; 1,000 by default.
     pub fn keep_ended(mut self, max: usize) -> Self {
         self.keep_ended = max;
         self
     }
 
-    /// Number of connections of a front end that descriptors are reserved for.
+    /// Number of connections of a front end that descriptors are reserved for; 1,024 by default. Where RLIMIT_NOFILE is too
+    /// low for that, fewer are reserved: give the front end [`Supervisor::max_connections`].
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = max;
         self
     }
 
-    /// Maximum number of terminal sessions that run at the same time.
+    /// Maximum number of terminal sessions that run at the same time; 64 by default.
     pub fn max_sessions(mut self, max: usize) -> Self {
         self.max_sessions = max;
         self
     }
 
-    /// Maximum number of tasks (processes and threads) of all processes together, where a cgroup can limit them; otherwise of
-    /// each user except root. By default what the kernel allows, less a reserve for this process.
+    /// Maximum number of tasks (processes and threads) of all processes together if a cgroup can limit them, otherwise
+    /// of each user except root. By default what the kernel allows, less a reserve for this process.
     pub fn max_tasks(mut self, max: u64) -> Self {
         self.max_tasks = Some(max);
         self
@@ -181,41 +183,58 @@ impl Builder {
         self
     }
 
-    /// The cgroup below which each run of a process gets one of its own; by default that of this process.
+    /// The cgroup below which each run of a process gets its own cgroup; by default the cgroup of this process.
     pub fn cgroup(mut self, parent: PathBuf) -> Self {
         self.cgroup = Some(parent);
         self
     }
 
-    /// Has `hand_over` called with each [`TraceStop`] that only the main thread of this process can end. `hand_over` passes
-    /// it to the main thread, which calls [`TraceStop::resume`]. It is called on the supervisor thread and must not block.
+    /// Sets a function that is called with each [`TraceStop`] that only the main thread of this process can end. It
+    /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread and
+    /// must not block.
     ///
-    /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent, this process, its tracer (ptrace(2)).
-    /// Without this function such a process stays stopped until it is killed.
+    /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent, this process, its tracer
+    /// (ptrace(2)). Without this function such a process stays stopped until it is killed.
     pub fn on_main_thread(mut self, hand_over: impl Fn(TraceStop) + Send + 'static) -> Self {
         self.callbacks.on_main_thread = Box::new(hand_over);
         self
     }
 
-    /// Has `notify` called when the supervisor thread has ended: after the [`Supervisor`] was dropped, or because another
-    /// of its threads or it itself has panicked. It is called on that thread and must not block.
+    /// Sets a function that is called when the supervisor thread ends: after the [`Supervisor`] was dropped, or because
+    /// that thread or another thread of the supervisor has panicked. It runs on the supervisor thread and must not
+    /// block.
     pub fn on_end(mut self, notify: impl FnOnce() + Send + 'static) -> Self {
         self.callbacks.on_end = Some(Box::new(notify));
         self
     }
 
-    /// Starts the supervisor and its threads. It raises the resource limits of this process (its children do not inherit
-    /// that), and makes this process the one that orphaned descendants are reparented to.
+    /// Starts the supervisor and its threads. Raises the resource limits of this process (its children get the original
+    /// limits), and makes this process the one to which orphaned descendants are reparented.
     ///
-    /// From here on the supervisor waits for *every* child of this process: no other code in it may wait for one, as
-    /// [`std::process::Child::wait`] does. SIGCHLD is blocked for the calling thread; a thread that has it unblocked and hangs
-    /// in a system call could delay the reaping.
+    /// From then on the supervisor waits for *every* child of this process: no other code in it may wait for a child,
+    /// as [`std::process::Child::wait`] does. SIGCHLD is blocked for the calling thread; a thread that has it unblocked
+    /// and hangs in a system call could delay the reaping.
     ///
     /// # Errors
-    /// The log directory cannot be made or belongs to another supervisor or user, the default user is invalid, or no thread
-    /// or descriptor is left.
+    /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, is not empty and
+    /// no log directory, or belongs to another supervisor or user; the default user is invalid; or threads or
+    /// descriptors have run out.
+    ///
+    /// ```
+    /// use std::io::ErrorKind;
+    /// use tl_supervisor::{Supervisor, UserSpec};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let start = |name| Supervisor::builder(dir.path().join(name)).default_user(UserSpec::current()).start();
+    /// let first = start("first")?;
+    /// assert_eq!(start("second").unwrap_err().kind(), ErrorKind::ResourceBusy);
+    /// drop(first);
+    /// start("second")?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn start(self) -> io::Result<Supervisor> {
         self.default_user.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let sole = Sole::register()?;
         let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
         if std::process::id() != 1 {
@@ -252,7 +271,7 @@ impl Builder {
         let Callbacks { on_main_thread, on_end } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
-            // Before any unit can be in the slice: the first one needs a handle.
+            // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
             spawner.limit_tasks(nproc);
             let parts = Parts {
@@ -276,13 +295,13 @@ impl Builder {
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        // A child may have ended before the signals were watched.
+        // A child may have ended before SIGCHLD was watched.
         let _ = messages.send(Message::Child);
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
-        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread) })
+        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread), _sole: sole })
     }
 
-    /// The numbers of processes and connections that `max_files` descriptors are enough for, with a warning if these are
+    /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are
     /// fewer than requested.
     fn fit_budget(&self, max_files: u64) -> (Budget, Vec<String>) {
         let requested = Budget { processes: self.max_processes, connections: self.max_connections };
@@ -291,14 +310,16 @@ impl Builder {
             return (budget, Vec::new());
         }
         let (processes, connections) = (budget.processes, budget.connections);
-        let warning =
-            format!("RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections");
+        let warning = format!(
+            "RLIMIT_NOFILE is {max_files}: at most {processes} processes and {connections} connections, not {} and {}",
+            requested.processes, requested.connections
+        );
         (budget, vec![warning])
     }
 }
 
-/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup limits
-/// tasks.
+/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup
+/// limits tasks.
 fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
     let kernel = task_limit::Kernel {
         pids: task_limits::pid_max(),
@@ -324,11 +345,11 @@ fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> 
 }
 
 pub(super) fn probes(messages: Sender<Message>) -> io::Result<Probes> {
-    Probes::new(move |news: News| {
+    Probes::new(move |filter: VerdictFilter| {
         let (to_self, died) = (messages.clone(), messages.clone());
         Health::start(
             move |verdict| {
-                if news.has(&verdict) {
+                if filter.admits(&verdict) {
                     drop(to_self.send(Message::Health(verdict)));
                 }
             },
@@ -340,7 +361,7 @@ pub(super) fn probes(messages: Sender<Message>) -> io::Result<Probes> {
 fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Result<SignalThread> {
     let died = messages.clone();
     let notice = move |_| {
-        // One message at a time, however many children end.
+        // At most one message is in the queue, however many children end.
         if !pending.swap(true, Ordering::SeqCst) {
             let _ = messages.send(Message::Child);
         }

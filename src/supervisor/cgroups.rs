@@ -1,5 +1,5 @@
-//! The cgroups of the units: makes the slice, replaces it when it becomes unusable, and goes on without one where there can be
-//! none.
+//! The cgroups of the units: creates the slice, replaces it when it becomes unusable, and continues without cgroups if
+//! no slice can be created.
 
 use std::io;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use tl_os::spawn::SpawnError;
 
 /// Consequence of having no cgroup, for warnings.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";
-/// Number of slices that one start tries before it goes on without a cgroup.
+/// Number of slices that one start tries before it continues without a cgroup.
 const TRIES: usize = 2;
-/// Time between two attempts to make another slice after one was lost. Only a start makes an attempt.
-const AGAIN: Duration = Duration::from_secs(60);
+/// Minimum time between two attempts to create another slice after one was lost. Only starts of runs make attempts.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The slice, and what is needed to make another.
+/// The slice, and what is needed to create another.
 #[derive(Debug)]
 pub(super) struct Cgroups {
     parent: Option<PathBuf>,
@@ -37,15 +37,15 @@ pub(super) struct Cgroups {
 #[derive(Debug)]
 enum State {
     Usable(Slice),
-    /// There was no usable one at the start of the supervisor.
+    /// There was no usable slice at the start of the supervisor.
     Never,
-    /// It became unusable, and no other could be made: the time of the last attempt.
+    /// The slice became unusable, and no other could be created: the time of the last attempt.
     Lost(Instant),
 }
 
 impl Cgroups {
-    /// Notes that the supervisor handles a [`Message::OomKill`]. A kill from now on is announced again.
-    pub(super) fn begin_oom_look(&self) {
+    /// Records that the supervisor handles a [`Message::OomKill`]. A later kill is announced again.
+    pub(super) fn begin_oom_check(&self) {
         self.oom_pending.store(false, Ordering::SeqCst);
     }
 
@@ -62,7 +62,8 @@ impl Cgroups {
         }
     }
 
-    /// Makes a slice below `parent`, or else below the cgroup of this process. Returns a warning if that is not possible.
+    /// Creates a slice below `parent`, or else below the cgroup of this process. Returns a warning if that is not
+    /// possible.
     pub(super) fn make(parent: Option<PathBuf>, messages: Sender<Message>) -> (Cgroups, Option<String>) {
         let (state, warning) = match Slice::below(parent.as_deref()) {
             Ok(slice) => (State::Usable(slice), None),
@@ -72,8 +73,8 @@ impl Cgroups {
         (Cgroups { parent, messages, max_tasks: u64::MAX, state, oom: None, oom_pending }, warning)
     }
 
-    /// Tests whether a process can be put into the slice, and sets it up with a limit of `max_tasks` tasks for all units
-    /// together. Forks a child, so it must run on the supervisor thread.
+    /// Tests whether a process can be put into the slice, and sets it up with a limit of `max_tasks` tasks for all
+    /// units together. Forks a child, so it must run on the supervisor thread.
     pub(super) fn prepared(mut self, max_tasks: u64) -> Cgroups {
         self.max_tasks = max_tasks;
         let State::Usable(slice) = &self.state else { return self };
@@ -92,18 +93,19 @@ impl Cgroups {
         matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
     }
 
-    /// Calls `start` with a new leaf with this name, or with None where there can be none. Returns its result and the leaf.
+    /// Calls `start` with a new leaf with this name, or with None if there is no usable slice. Returns its result and
+    /// the leaf.
     ///
     /// # Errors
-    /// The error of `start`, where the cgroup is not the reason.
+    /// The error of `start`, unless it was caused by the cgroup.
     pub(super) fn start_in<T>(
         &mut self,
         name: &str,
         start: impl Fn(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
-        if matches!(&self.state, State::Lost(at) if at.elapsed() > AGAIN) {
+        if matches!(&self.state, State::Lost(at) if at.elapsed() > RETRY_INTERVAL) {
             // A failure was logged when the slice was lost.
-            if let Ok(new) = self.make_anew() {
+            if let Ok(new) = self.create_slice() {
                 log::info!("units have cgroups again, in {new}");
             }
         }
@@ -132,20 +134,20 @@ impl Cgroups {
         }
     }
 
-    /// Replaces a slice that takes no more processes, with one warning about both.
+    /// Replaces a slice that accepts no more processes, with one warning about both.
     fn replace(&mut self, why: &io::Error) {
         let State::Usable(slice) = &self.state else { return };
         let old = slice.dir().display().to_string();
-        match self.make_anew() {
-            Ok(new) => log::warn!("the cgroup {old} takes no more processes ({why}): {new} takes its place"),
+        match self.create_slice() {
+            Ok(new) => log::warn!("the cgroup {old} accepts no more processes ({why}): {new} replaces it"),
             Err(error) => log::warn!(
-                "the cgroup {old} takes no more processes ({why}), and there can be no other ({error}): {WITHOUT}"
+                "the cgroup {old} accepts no more processes ({why}), and no other can be created ({error}): {WITHOUT}"
             ),
         }
     }
 
-    /// Makes another slice. Returns its directory.
-    fn make_anew(&mut self) -> io::Result<String> {
+    /// Creates another slice. Returns its directory.
+    fn create_slice(&mut self) -> io::Result<String> {
         // Drops the old slice, which removes its empty leaves. Those with processes remain.
         self.state = State::Lost(Instant::now());
         let slice = Slice::below(self.parent.as_deref())?;
@@ -160,17 +162,18 @@ impl Cgroups {
         probe(slice)?;
         slice.enable_controllers();
         if let Err(error) = slice.limit_tasks(self.max_tasks) {
-            log::warn!("the cgroup of all units does not take a limit of {} tasks: {error}", self.max_tasks);
+            log::warn!("the cgroup of all units does not accept a limit of {} tasks: {error}", self.max_tasks);
         }
         let (messages, pending) = (self.messages.clone(), Arc::clone(&self.oom_pending));
         let notice = move || {
-            // One message at a time, however many kills there are.
+            // At most one message is in the queue, however many kills there are.
             if !pending.swap(true, Ordering::SeqCst) {
                 let _ = messages.send(Message::OomKill);
             }
         };
         let started = slice.memory_events().map(|events| OomThread::start(events, notice));
-        // Without it, the out-of-memory kill of one process of a tree would be attributed to a later kill of its leader.
+        // Without the thread, an out-of-memory kill of another process of the tree is attributed to a later kill of the
+        // leader.
         Ok(started.transpose().unwrap_or_else(|error| {
             log::warn!("out-of-memory kills are not watched: {error}");
             None

@@ -1,4 +1,4 @@
-//! What the supervisor keeps with each unit, and a unit as clients see it.
+//! The data that the supervisor keeps for each unit, and the view of a unit that clients get.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, U
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
-use crate::trees::Hold;
+use crate::trees::Tracking;
 use crate::unit::fleet;
 
-/// What the supervisor keeps with a unit.
+/// The data that the supervisor keeps for a unit.
 #[derive(Debug)]
 pub(super) struct UnitContext {
     pub(super) spec: ProcessSpec,
     pub(super) log: Arc<OutputLog>,
     /// Whether the current run has a pipe as standard input that was not closed.
     pub(super) stdin_open: bool,
-    /// What holds the processes of the current or last run together; None if none is left.
-    pub(super) tree: Option<Hold>,
-    /// The supervisor has sent SIGKILL to the leader, so that its end is no out-of-memory kill.
+    /// How the processes of the current or last run are tracked. None after all of them have ended.
+    pub(super) tree: Option<Tracking>,
+    /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
     pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
@@ -33,7 +33,7 @@ pub(super) struct UnitContext {
     pub(super) look_up: LookUp,
 }
 
-/// What the supervisor keeps with a terminal session.
+/// The data that the supervisor keeps for a terminal session.
 #[derive(Debug)]
 pub(super) struct Pty {
     pub(super) key: SessionKey,

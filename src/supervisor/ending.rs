@@ -1,4 +1,4 @@
-//! The shutdown: terminates everything, kills what is left after the grace, and answers when it is done.
+//! The shutdown: terminates everything, kills the remaining processes after the grace, and replies when it is done.
 
 use std::time::Duration;
 
@@ -10,19 +10,21 @@ use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 
 impl Actor {
-    /// Begins the shutdown, or shortens its grace. `died` names another thread of the supervisor that has panicked; then the
-    /// supervisor thread ends after the shutdown as well.
+    /// Begins the shutdown, or shortens its grace. `died` names another thread of the supervisor that has panicked;
+    /// then the supervisor thread ends after the shutdown as well.
     pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, died: Option<&str>) {
         let now = self.clock.now();
-        // Limited to a day, as every other duration, so that no deadline overflows.
+        // Limited to one day, like every other duration, so that no deadline overflows.
         let kill_at = now.mono + grace.min(Duration::from_millis(MAX_MS));
         if let Some(thread) = died {
-            log::error!("the {thread} thread has panicked: shutting down, since nothing works without it");
+            log::error!(
+                "the {thread} thread has panicked: shutting down, because the supervisor cannot work without it"
+            );
         }
         let first = self.shutdown.is_none();
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
-        let ids = self.parts.fleet.in_order_of_end();
+        let ids = self.parts.fleet.shutdown_order();
         self.with_leaders_known(|actor| {
             for id in &ids {
                 actor.step(*id, now, Event::ShutDown(kill_at));
@@ -34,7 +36,7 @@ impl Actor {
         self.advance_shutdown(now);
     }
 
-    /// Kills what is left when the grace is over, and answers when everything has ended.
+    /// Kills the remaining processes when the grace is over, and replies when everything has ended.
     pub(super) fn advance_shutdown(&mut self, now: Now) {
         let Some(shutdown) = &self.shutdown else { return };
         let kill_is_due = shutdown.is_kill_due(now.mono);

@@ -1,24 +1,26 @@
-//! The budget of file descriptors: how many processes and connections they are enough for, and how many processes hold.
+//! The budget of file descriptors: how many processes and connections it allows, and how many descriptors are in use by
+//! processes.
 //!
 //! Processes and connections have a share each, so that processes can never take the descriptors of connections. The
-//! descriptors of a run are counted at its start and returned one by one, since a child in the background can keep a pipe and
-//! the log of its run open after the end of the run.
+//! descriptors of a run are counted at its start and returned one by one, since a child in the background can keep a
+//! pipe and the log of its run open after the end of the run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::model::{OutputMode, ProcessSpec, StdinMode, Stdio};
 
-/// Number of descriptors of one process: stdin, stdout, stderr, its log, and the report of its exec or, after that, a health
-/// probe.
+/// Number of descriptors of one process: stdin, stdout, stderr, its log, and the report of its exec or, after that, a
+/// health probe.
 const PER_PROCESS: usize = 5;
-/// Number of descriptors of one connection: its socket, its waker or a directory, a file, and one for resolving the path of
-/// that.
+/// Number of descriptors of one connection: its socket, its waker or a directory, a file, and one to resolve the path
+/// of the file.
 const PER_CONNECTION: usize = 4;
 /// Number of descriptors of the daemon itself, and of the process that is being forked.
 const OWN: usize = 64;
 
-/// Minimum number of connections where there are few descriptors, so that one slow client cannot take the only one.
+/// Minimum number of connections even if descriptors are few, so that one slow client cannot occupy the only
+/// connection.
 const FEW: usize = 4;
 
 /// Numbers of processes and connections.
@@ -30,8 +32,8 @@ pub struct Budget {
     pub connections: usize,
 }
 
-/// Reduces both numbers in proportion until `descriptors` are enough; never below 1 of each, nor below [`FEW`] connections
-/// where there is room for these.
+/// Reduces both numbers in proportion until `descriptors` suffice. Never reduces either below 1, nor connections below
+/// [`FEW`] if there are enough descriptors for these.
 pub fn fit(wanted: Budget, descriptors: u64) -> Budget {
     let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN);
     let processes = wanted.processes.saturating_mul(PER_PROCESS);
@@ -64,7 +66,7 @@ pub fn needs(spec: &ProcessSpec) -> usize {
     pipes + report + log + probe
 }
 
-/// The share of processes, and the number of descriptors taken from it.
+/// The share of descriptors for processes, and how many of them are taken.
 #[derive(Debug)]
 pub struct Share {
     size: usize,
@@ -79,14 +81,14 @@ pub struct Taken {
 }
 
 impl Share {
-    /// The part of `descriptors` that the connections leave; always enough for one process.
+    /// The part of `descriptors` that is not reserved for connections; always enough for one process.
     pub fn of(descriptors: u64, connections: usize) -> Share {
         let room = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(OWN);
         let left = room.saturating_sub(connections.saturating_mul(PER_CONNECTION));
         Share { size: left.max(PER_PROCESS + 1), taken: Arc::default() }
     }
 
-    /// Takes `count` descriptors, if that many are left. Only one thread takes; any thread returns.
+    /// Takes `count` descriptors, if that many are free. Only one thread may take; any thread may return.
     pub fn take(&self, count: usize) -> Option<Taken> {
         let taken = self.taken.load(Ordering::Relaxed);
         if taken.saturating_add(count) > self.size {
@@ -104,7 +106,7 @@ impl Share {
 }
 
 impl Taken {
-    /// Splits off one descriptor, which is returned separately; none if there is none left.
+    /// Splits off one descriptor, which is returned separately; an empty [`Taken`] if none remains.
     pub fn one(&mut self) -> Taken {
         let count = self.count.min(1);
         self.count -= count;
@@ -124,7 +126,7 @@ mod tests {
     use crate::model::{HealthCheck, ManagedSpec, Pipes, Policy, TerminalSize};
 
     #[test]
-    fn numbers_that_fit_are_kept_and_others_are_reduced() {
+    fn requested_numbers_that_fit_are_kept_and_others_are_reduced() {
         let wanted = Budget { processes: 4_096, connections: 1_024 };
         assert_eq!(fit(wanted, 1 << 20), wanted);
         for descriptors in [0, 64, 100, 1_024, 20_000] {
@@ -176,7 +178,7 @@ mod tests {
         ] {
             let spec = spec.build().unwrap();
             assert_eq!(needs(&spec), count, "{spec:?}");
-            assert!(Share::of(0, 1).take(count).is_some(), "one can always be started");
+            assert!(Share::of(0, 1).take(count).is_some(), "one process can always be started");
         }
     }
 }

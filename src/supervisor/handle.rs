@@ -15,7 +15,7 @@ use crate::logs::{Follower, StartAt, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
 
-/// Size of the pieces in which [`Handle::write_stdin`] queues its bytes.
+/// Size of the pieces in which [`Handle::write_stdin`] queues its bytes, in bytes.
 const PIECE: usize = 64 * 1024;
 
 /// Makes requests to a [`Supervisor`](crate::Supervisor), from any thread. Cheap to clone.
@@ -38,7 +38,7 @@ const PIECE: usize = 64 * 1024;
 ///
 /// handle.signal(&sleeper, Signal::USR1, None)?;
 /// handle.restart(&sleeper)?;
-/// // A timeout that no clock can hold means to wait without one.
+/// // A timeout beyond the range of the clock means no timeout.
 /// handle.kill(&sleeper)?;
 /// assert_eq!(handle.wait(&sleeper, Some(Duration::MAX))?.signal, Some(15));
 /// handle.shutdown(Duration::MAX)?;
@@ -52,10 +52,12 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
+    /// Sends a command, and blocks until its result.
+    pub(super) fn call<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, Error> {
         self.begin(command).wait()
     }
 
+    /// Sends a command. Its result is delivered later.
     fn begin<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Pending<T> {
         let (reply, result) = pending();
         // If the supervisor thread has ended, the message is dropped with the reply, which delivers an error.
@@ -63,26 +65,26 @@ impl Handle {
         result
     }
 
-    /// Starts a process. Blocks while it reads `/etc/passwd`, and then until the exec has succeeded or failed. An exec that
-    /// hangs counts as started after 5 s.
+    /// Starts a process. Blocks while it reads `/etc/passwd`, and then until the exec has succeeded or failed. An exec
+    /// that hangs counts as started after 5 s.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a spec with a terminal, which is for [`open_pty`](Handle::open_pty); or the reason why it could
-    /// not be started.
+    /// [`Error::Invalid`] for a spec with a terminal, which is for [`open_pty`](Handle::open_pty); or the reason why it
+    /// could not be started.
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
         spec.check_process()?;
         let id = self.next_id();
         let user = Some(self.look_up_user(&spec));
-        self.ask(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
+        self.call(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
     }
 
-    /// Starts a process without blocking; another thread reads `/etc/passwd`. The id is valid at once, so that a caller that
-    /// does not wait for the result can [`kill`](Handle::kill) the process.
+    /// Starts a process without blocking; another thread reads `/etc/passwd`. The id is valid at once, so that a caller
+    /// that does not wait for the result can [`kill`](Handle::kill) the process.
     pub fn begin_start(&self, spec: ProcessSpec) -> (UnitId, Pending<Started>) {
         self.begin_start_as(spec, None)
     }
 
-    /// The same, except that the calling thread reads `/etc/passwd`, which is faster.
+    /// Like [`begin_start`](Handle::begin_start), except that the calling thread reads `/etc/passwd`, which is faster.
     pub(crate) fn begin_start_with_user(&self, spec: ProcessSpec) -> (UnitId, Pending<Started>) {
         let user = self.look_up_user(&spec);
         self.begin_start_as(spec, Some(user))
@@ -98,8 +100,9 @@ impl Handle {
         (id, self.begin(|reply| Command::Start { id, spec: Box::new(spec), user, reply }))
     }
 
-    /// The user of a process with this spec, looked up by the calling thread, so that a file system that hangs delays no
-    /// other. An error is reported where the supervisor would fork, so that an error about a limit takes precedence.
+    /// The user of a process with this spec, looked up by the calling thread, so that a hanging file system delays no
+    /// other thread. An error is reported only where the supervisor would fork, so that an error about a limit takes
+    /// precedence.
     pub(super) fn look_up_user(&self, spec: &ProcessSpec) -> Result<RunUser, Error> {
         RunUser::look_up(spec.user.as_ref().unwrap_or(&self.default_user), spec.stdio.terminal().is_some())
     }
@@ -108,7 +111,7 @@ impl Handle {
         UnitId(self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The user of processes whose spec names none.
+    /// The user of processes with a spec that names none.
     pub fn default_user(&self) -> &UserSpec {
         &self.default_user
     }
@@ -118,7 +121,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn list(&self) -> Result<Vec<ProcessInfo>, Error> {
-        self.ask(Command::List)
+        self.call(Command::List)
     }
 
     /// One process.
@@ -134,7 +137,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`].
     pub fn look_up(&self, target: &Target) -> Result<Started, Error> {
-        self.ask(|reply| Command::LookUp(target.clone(), reply))
+        self.call(|reply| Command::LookUp(target.clone(), reply))
     }
 
     /// The number of processes.
@@ -142,11 +145,11 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn counts(&self) -> Result<Counts, Error> {
-        self.ask(Command::Counts)
+        self.call(Command::Counts)
     }
 
-    /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the whole
-    /// tree.
+    /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the
+    /// whole tree.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotRunning`].
@@ -159,9 +162,9 @@ impl Handle {
         self.begin(|reply| Command::Signal { target: target.clone(), signal, scope, reply })
     }
 
-    /// Ends a process, and does not restart it. A plain process gets SIGKILL, with its whole tree; a managed one gets SIGTERM,
-    /// and SIGKILL after its grace. Blocks until no process of the tree is left, for at most 2 s; it goes on after that. If
-    /// the process has ended, the remaining processes of its tree are killed.
+    /// Ends a process, and does not restart it. A plain process gets SIGKILL, with its whole tree; a managed one gets
+    /// SIGTERM, and SIGKILL after its grace. Blocks until all processes of the tree have ended, but at most 2 s; the
+    /// operation continues after that. If the process has ended, the remaining processes of its tree are killed.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -174,13 +177,13 @@ impl Handle {
         self.begin(|reply| Command::Kill(target.clone(), reply))
     }
 
-    /// Ends the run of a managed process as [`kill`](Handle::kill) does, and starts it again without a backoff. Blocks until
-    /// the new run has started.
+    /// Ends the run of a managed process as [`kill`](Handle::kill) does, and starts it again without a backoff. Blocks
+    /// until the new run has started.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotManaged`], [`Error::NameInUse`], or the reason why it could not be started.
     pub fn restart(&self, target: &Target) -> Result<ProcessInfo, Error> {
-        self.ask(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
+        self.call(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
     }
 
     /// The standard input of the current run, to write to.
@@ -188,7 +191,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`], [`Error::StdinClosed`].
     pub fn stdin(&self, target: &Target) -> Result<Stdin, Error> {
-        self.ask(|reply| Command::Stdin(target.clone(), reply))
+        self.call(|reply| Command::Stdin(target.clone(), reply))
     }
 
     /// Writes all of `bytes` to standard input. Blocks while the process does not read.
@@ -208,11 +211,11 @@ impl Handle {
     /// # Errors
     /// [`Error::NotFound`], [`Error::StdinNotWritable`].
     pub fn close_stdin(&self, target: &Target) -> Result<(), Error> {
-        self.ask(|reply| Command::CloseStdin(target.clone(), reply))
+        self.call(|reply| Command::CloseStdin(target.clone(), reply))
     }
 
-    /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` is over. Returns the process
-    /// as it is then.
+    /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` has passed. Returns
+    /// the state of the process at that time.
     ///
     /// # Errors
     /// [`Error::NotFound`].
@@ -223,8 +226,8 @@ impl Handle {
         self.after_wait(found.info, end)
     }
 
-    /// The process after a wait for its end. The supervisor may have forgotten it or may be shutting down by then, but how the
-    /// process ended is known.
+    /// The process after a wait for its end. The supervisor may have forgotten it or may be shutting down by then, but
+    /// how the process ended is known.
     pub(crate) fn after_wait(&self, info: ProcessInfo, end: Option<RunEnd>) -> Result<ProcessInfo, Error> {
         let found = self.get(&Target::Unit(info.handle));
         end.map_or(found.clone(), |end| found.or(Ok(info.after(end))))
@@ -238,8 +241,9 @@ impl Handle {
         Ok(self.look_up(target)?.follow(view, StartAt::Beginning, Waker::noop().clone()))
     }
 
-    /// Ends all processes: SIGTERM to all of them, and SIGKILL after `grace` (at most one day) to those that are left. Nothing is
-    /// started any more. Blocks until all have ended or have been killed. A second call can only shorten the grace.
+    /// Ends all processes: SIGTERM to all of them, and SIGKILL after `grace` (at most one day) to those that still run.
+    /// Nothing is started any more. Blocks until all have ended or have been killed. A second call can only shorten the
+    /// grace.
     ///
     /// # Errors
     /// [`Error::Internal`] only.

@@ -8,15 +8,15 @@ use tl_os::pty::Size;
 use tl_os::spawn::{ExecFailure, Launch, Stage, Stdio, StringArray};
 use tl_os::wait;
 
-use crate::error::{Error, is_want_of_resources};
+use crate::error::{Error, is_resource_exhaustion};
 use crate::model::{self, Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
 use crate::users::Identity;
 
 /// `PATH` of the base environment (docs/api.md, Environment and users).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The program, arguments, environment, directory and ids of a child. The variables of the spec take precedence over those of
-/// `base_env`, and these over the base environment; [`INVOCATION_ID`] is always `invocation`.
+/// The program, arguments, environment, directory and ids of a child. The variables of the spec take precedence over
+/// those of `base_env`, and these over the base environment; [`INVOCATION_ID`] is always `invocation`.
 ///
 /// # Errors
 /// [`Error::Internal`] when a string from `/etc/passwd` or from the environment file contains a NUL character.
@@ -85,8 +85,8 @@ fn environment(
     env
 }
 
-/// The files to execute, in the order in which they are tried, as `execvp(3)` does: a name with a slash is the file itself; an
-/// empty element of the path is the working directory.
+/// The files to execute, in the order in which they are tried, as `execvp(3)` does: a name with a slash is the file
+/// itself; an empty element of the path is the working directory.
 fn candidates(command: &str, path: &str) -> Vec<String> {
     if command.contains('/') {
         return vec![command.to_owned()];
@@ -109,7 +109,7 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
         (Stage::Exec, libc::EAGAIN) => {
             Error::out_of_resources("the user has reached its limit of processes and threads (RLIMIT_NPROC)")
         }
-        (_, errno) if is_want_of_resources(errno) => other("starting a process"),
+        (_, errno) if is_resource_exhaustion(errno) => other("starting a process"),
         (Stage::Setup, _) => other("preparing a process"),
         (Stage::User, libc::EPERM) => {
             Error::permission_denied("`user`: the daemon does not have the privilege to become another user")
@@ -150,7 +150,7 @@ pub(super) fn stdio(spec: &ProcessSpec, tty_group: Option<u32>) -> Stdio {
     }
 }
 
-/// How a process has ended, as the kernel reports it: an out-of-memory kill is a signal here.
+/// The end of a process as the kernel reports it: an out-of-memory kill is [`Exit::Signal`] here.
 pub(super) fn exit(exit: wait::Exit) -> Exit {
     match exit {
         wait::Exit::Code(code) => Exit::Code(code),
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_word_on_a_variable_wins() {
+    fn the_spec_overrides_the_base_env_and_invocation_id_cannot_be_overridden() {
         let spec = ProcessSpec::command("x").env("LANG", "fr_FR").env("A", "spec").env("INVOCATION_ID", "forged");
         let spec = spec.build().unwrap();
         let base = [("A".to_owned(), "file".to_owned()), ("HOME".to_owned(), "/else".to_owned())];
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_has_a_type() {
+    fn a_process_on_a_terminal_gets_term_unless_the_spec_sets_it() {
         let term = |spec: crate::model::SpecBuilder| {
             let env = environment(&spec.build().unwrap(), &identity(), &[], "");
             env.into_iter().find(|(key, _)| key == "TERM").map(|(_, value)| value)
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failure_has_its_meaning() {
+    fn each_exec_failure_maps_to_its_error() {
         assert_eq!(ExecFailure::read(&[]), None);
         assert_eq!(explained(Stage::NotFound, libc::ENOENT), Error::CommandNotFound("prog".into()));
         assert!(matches!(explained(Stage::Exec, libc::EACCES), Error::NotExecutable { .. }));

@@ -1,8 +1,8 @@
 //! The messages to the supervisor thread.
 //!
-//! Its queue has no bound of its own. Each sender bounds what it puts there: a client waits for the answer before it asks
-//! again; a unit has at most one verdict on its health, one answer about its user, and a few notices of the output and the trees
-//! thread in the queue; SIGCHLD is announced once until it has been looked at.
+//! The queue has no bound of its own. Each sender limits its messages: a client waits for the result of a command
+//! before it sends another; a unit has at most one health verdict, one answer about its user, and a few notices of the
+//! output and trees threads in the queue; SIGCHLD is announced at most once until the supervisor has handled it.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub(crate) enum Command {
     List(ReplySender<Vec<ProcessInfo>>),
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
-    /// A scope of None is the process group, and the tree for SIGKILL.
+    /// A scope of None means the process group, or the tree for SIGKILL.
     Signal {
         target: Target,
         signal: Signal,
@@ -54,7 +54,7 @@ pub(crate) enum Command {
     Attach(SessionKey, ReplySender<SessionAccess>),
     Detach(UnitId),
     Shutdown(Duration, ReplySender<()>),
-    /// Ends the supervisor thread. Processes go on without it.
+    /// Ends the supervisor thread. Processes keep running.
     Quit,
 }
 
@@ -70,8 +70,8 @@ pub(crate) enum Message {
     Trees(Report),
     UserResolved(Resolved),
     Health(Verdict),
-    /// The health thread has panicked, and has to be replaced.
+    /// The health thread has panicked and must be started again.
     HealthDied,
-    /// The thread with this name has panicked. Nothing works without it, so the supervisor shuts down.
+    /// The thread with this name has panicked. The supervisor cannot work without it and shuts down.
     ThreadDied(&'static str),
 }

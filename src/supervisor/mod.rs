@@ -18,11 +18,12 @@ mod requests;
 mod resolver;
 mod sessions;
 mod shutdown;
+mod sole;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
 mod trace;
-mod tree_looks;
+mod tree_checks;
 mod tree_watch;
 mod trees;
 
@@ -40,9 +41,10 @@ pub use trace::TraceStop;
 
 use fd_budget::Budget;
 use message::{Command, Message};
+use sole::Sole;
 
-/// A running supervisor. Dropping it ends its threads; the processes that it has started go on without it. To end these as
-/// well, call [`Handle::shutdown`] first.
+/// A running supervisor. Dropping it ends its threads; the processes that it has started keep running. To end them too,
+/// call [`Handle::shutdown`] first.
 ///
 /// ```
 /// use std::time::Duration;
@@ -63,13 +65,18 @@ pub struct Supervisor {
     warnings: Vec<String>,
     signals: Option<SignalThread>,
     thread: Option<JoinHandle<()>>,
+    /// Dropped last.
+    _sole: Sole,
 }
 
 impl Supervisor {
     /// The longest time that [`Handle::shutdown`] takes in addition to its grace.
     pub const SHUTDOWN_MARGIN: Duration = Duration::from_secs(3);
 
-    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`, which it makes if necessary.
+    /// Begins to build a supervisor that keeps the output of its processes in `log_dir`.
+    ///
+    /// The directory is created if necessary, and its mode becomes 0700. It must be empty or the log directory of an earlier
+    /// supervisor: the output in it is deleted at the start.
     pub fn builder(log_dir: impl Into<PathBuf>) -> Builder {
         Builder::new(log_dir.into())
     }
@@ -79,12 +86,13 @@ impl Supervisor {
         self.handle.clone()
     }
 
-    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`].
+    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`]. The front end must not
+    /// accept more: their descriptors would be those of processes.
     pub fn max_connections(&self) -> usize {
         self.budget.connections
     }
 
-    /// One sentence for each resource that this process has less of than requested, or than is usual.
+    /// One sentence for each resource that is scarcer than requested, or than is usual.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }

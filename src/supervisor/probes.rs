@@ -1,4 +1,4 @@
-//! The health thread, which is replaced if it panics: health checks are not worth a shutdown.
+//! The health thread, which is started again if it panics: a missing health check does not justify a shutdown.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::health::{Health, Verdict};
 use crate::model::{HealthCheck, RunNo, UnitId};
 
-/// Time without health checks after a panic, so that one that repeats at once does not keep the machine busy.
+/// Time from a panic to the next start of the thread, so that repeated panics do not use all of a CPU.
 const PAUSE: Duration = Duration::from_secs(1);
 
 type Start = Box<dyn Fn() -> io::Result<Health> + Send>;
@@ -19,18 +19,19 @@ type Start = Box<dyn Fn() -> io::Result<Health> + Send>;
 pub(super) struct Probes {
     start: Start,
     health: Health,
-    /// When to start another thread, after this one has panicked.
+    /// When to start another thread, after the current one has panicked.
     again: Option<Duration>,
     undelivered: Undelivered,
 }
 
-/// The units with a verdict in the supervisor's queue, which so holds at most one for each unit, however long the supervisor
-/// does not read it. A verdict that comes while an earlier one is there is dropped: the next probe says the same.
+/// The units with a verdict in the supervisor's queue. It limits the queue to one verdict per unit, even while the
+/// supervisor does not read it. A verdict that arrives while an earlier one is queued is dropped: the next probe
+/// repeats it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Undelivered(Arc<Mutex<HashSet<UnitId>>>);
 
 impl Undelivered {
-    /// Whether a verdict may be sent; then it counts as in the queue.
+    /// Returns whether a verdict may be sent. If so, it counts as queued.
     fn add(&self, unit: UnitId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(unit)
     }
@@ -46,25 +47,26 @@ impl fmt::Debug for Probes {
     }
 }
 
-/// Filters the verdicts of one health thread: the supervisor gets those that may change anything, one at a time for each unit.
+/// Filters the verdicts of one health thread: the supervisor gets only those that can change its state, one at a time
+/// per unit.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    /// The units that the supervisor knows to be healthy. Their positive verdicts are dropped, so that a thousand healthy units
+pub(super) struct VerdictFilter {
+    /// The units that the supervisor knows to be healthy. Their positive verdicts are dropped, so that healthy units
     /// do not wake the supervisor each second.
     healthy: RefCell<HashMap<UnitId, RunNo>>,
     undelivered: Undelivered,
 }
 
-impl News {
-    /// Maximum number of known healthy units. When it is reached, all are forgotten, and each is reported once more.
+impl VerdictFilter {
+    /// Maximum number of known healthy units. When it is reached, all are forgotten, and each is reported again once.
     const MAX: usize = 16_384;
 
-    pub(super) fn new(undelivered: Undelivered) -> News {
-        News { healthy: RefCell::default(), undelivered }
+    pub(super) fn new(undelivered: Undelivered) -> VerdictFilter {
+        VerdictFilter { healthy: RefCell::default(), undelivered }
     }
 
-    /// Whether a verdict is to be sent; then the supervisor must call [`Probes::delivered`] when it has got it.
-    pub(super) fn has(&self, verdict: &Verdict) -> bool {
+    /// Whether to send a verdict. If so, the supervisor must call [`Probes::delivered`] when it receives the verdict.
+    pub(super) fn admits(&self, verdict: &Verdict) -> bool {
         let mut healthy = self.healthy.borrow_mut();
         if verdict.outcome.is_ok() && healthy.get(&verdict.unit) == Some(&verdict.run)
             || !self.undelivered.add(verdict.unit)
@@ -84,16 +86,16 @@ impl News {
 }
 
 impl Probes {
-    /// `start` starts a health thread, whose verdicts are filtered by a [`News`].
-    pub(super) fn new(start: impl Fn(News) -> io::Result<Health> + Send + 'static) -> io::Result<Probes> {
+    /// `start` starts a health thread that sends the verdicts admitted by the [`VerdictFilter`].
+    pub(super) fn new(start: impl Fn(VerdictFilter) -> io::Result<Health> + Send + 'static) -> io::Result<Probes> {
         let undelivered = Undelivered::default();
-        let filter = undelivered.clone();
-        let start = move || start(News::new(filter.clone()));
+        let shared = undelivered.clone();
+        let start = move || start(VerdictFilter::new(shared.clone()));
         let health = start()?;
         Ok(Probes { start: Box::new(start), health, again: None, undelivered })
     }
 
-    /// The supervisor has got the verdict of this unit: another one may be sent.
+    /// Records that the supervisor has received the verdict of this unit: another one may be sent.
     pub(super) fn delivered(&self, unit: UnitId) {
         self.undelivered.remove(unit);
     }
@@ -110,13 +112,13 @@ impl Probes {
         self.again = Some(now + PAUSE);
     }
 
-    /// When [`Probes::revive`] has something to do.
+    /// When the health thread is started again, after it has panicked.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.again
     }
 
-    /// Starts another thread if that is due. Returns whether it did: then all units have to be watched again.
-    pub(super) fn revive(&mut self, now: Duration) -> bool {
+    /// Starts another thread if that is due. If it returns true, the caller must register all units again.
+    pub(super) fn restart_if_due(&mut self, now: Duration) -> bool {
         if self.again.is_none_or(|at| at > now) {
             return false;
         }
@@ -141,31 +143,35 @@ mod tests {
 
     #[test]
     fn only_verdicts_that_can_change_something_are_sent() {
-        let news = News::default();
+        let filter = VerdictFilter::default();
         let verdict =
             |run, outcome: Result<(), &str>| Verdict { unit: UnitId(1), run, outcome: outcome.map_err(str::to_owned) };
-        let told = [(1, Ok(()), true), (1, Ok(()), false), (1, Err("x"), true), (1, Err("x"), true), (1, Ok(()), true)];
-        for (run, outcome, is_news) in told.into_iter().chain([(1, Ok(()), false), (2, Ok(()), true)]) {
-            assert_eq!(news.has(&verdict(run, outcome)), is_news, "{run} {outcome:?}");
-            news.undelivered.remove(UnitId(1));
+        let cases =
+            [(1, Ok(()), true), (1, Ok(()), false), (1, Err("x"), true), (1, Err("x"), true), (1, Ok(()), true)];
+        for (run, outcome, expected) in cases.into_iter().chain([(1, Ok(()), false), (2, Ok(()), true)]) {
+            assert_eq!(filter.admits(&verdict(run, outcome)), expected, "{run} {outcome:?}");
+            filter.undelivered.remove(UnitId(1));
         }
     }
 
     #[test]
-    fn the_queue_holds_one_verdict_for_each_unit() {
+    fn the_queue_holds_at_most_one_verdict_per_unit() {
         let undelivered = Undelivered::default();
-        let news = News::new(undelivered.clone());
+        let filter = VerdictFilter::new(undelivered.clone());
         let verdict = |unit, outcome: Result<(), &str>| Verdict {
             unit: UnitId(unit),
             run: 1,
             outcome: outcome.map_err(str::to_owned),
         };
-        assert!(news.has(&verdict(1, Err("x"))) && news.has(&verdict(2, Err("x"))));
+        assert!(filter.admits(&verdict(1, Err("x"))) && filter.admits(&verdict(2, Err("x"))));
         for outcome in [Err("x"), Ok(()), Err("y")] {
-            assert!(!news.has(&verdict(1, outcome)));
-            assert!(!News::new(undelivered.clone()).has(&verdict(1, outcome)), "nor of another thread");
+            assert!(!filter.admits(&verdict(1, outcome)));
+            assert!(
+                !VerdictFilter::new(undelivered.clone()).admits(&verdict(1, outcome)),
+                "the next health thread shares the limit"
+            );
         }
         undelivered.remove(UnitId(1));
-        assert!(news.has(&verdict(1, Ok(()))), "what was dropped is not known");
+        assert!(filter.admits(&verdict(1, Ok(()))), "a dropped verdict does not count as known");
     }
 }

@@ -19,15 +19,15 @@ impl Handle {
     /// Opens a session: starts a process on a terminal. Blocks as [`start`](Handle::start) does.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec), which no
-    /// session can have; [`Error::TooManySessions`], or the reason why it could not be started.
+    /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec);
+    /// [`Error::TooManySessions`]; or the reason why it could not be started.
     pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
         spec.check_session()?;
         let key = SessionKey::generate()?;
         let (id, its_key) = (self.next_id(), key.clone());
         let user = self.look_up_user(&spec);
         let open = |reply| Command::OpenPty { id, spec: Box::new(spec), user, key: its_key, reply };
-        self.ask(open).map(|_: Started| key)
+        self.call(open).map(|_: Started| key)
     }
 
     /// All sessions, oldest first. An ended one is kept for a minute.
@@ -35,7 +35,7 @@ impl Handle {
     /// # Errors
     /// [`Error::Internal`] only.
     pub fn ptys(&self) -> Result<Vec<SessionInfo>, Error> {
-        self.ask(Command::ListPtys)
+        self.call(Command::ListPtys)
     }
 
     /// One session.
@@ -47,7 +47,7 @@ impl Handle {
     }
 
     fn look_up_pty(&self, session_id: &str) -> Result<SessionAccess, Error> {
-        self.ask(|reply| Command::LookUpPty(session_id.to_owned(), reply))
+        self.call(|reply| Command::LookUpPty(session_id.to_owned(), reply))
     }
 
     /// Sets the size of a session's terminal. For a session that has ended it does nothing.
@@ -61,21 +61,21 @@ impl Handle {
         }
     }
 
-    /// Ends a session: SIGHUP to its processes, and SIGKILL to its tree after 5 s. Blocks until no process of it is left, for
-    /// at most 2 s; it goes on after that. For a session that has ended it does nothing.
+    /// Ends a session: SIGHUP to its processes, and SIGKILL to its tree after 5 s. Blocks until no process of it is
+    /// left, for at most 2 s; the operation continues after that. For a session that has ended it does nothing.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`].
     pub fn kill_pty(&self, session_id: &str) -> Result<(), Error> {
-        self.ask(|reply| Command::KillPty(session_id.to_owned(), reply))
+        self.call(|reply| Command::KillPty(session_id.to_owned(), reply))
     }
 
-    /// Attaches to a session. `waker` is woken when [`Viewer::look`] may have something.
+    /// Attaches to a session. `waker` is woken when [`Viewer::read`] may return something new.
     ///
     /// # Errors
     /// [`Error::SessionNotFound`], [`Error::InvalidToken`].
     pub fn attach(&self, key: &SessionKey, waker: impl Into<Waker>) -> Result<Attached, Error> {
-        let SessionAccess { unit, terminal, keyboard, .. } = self.ask(|reply| Command::Attach(key.clone(), reply))?;
+        let SessionAccess { unit, terminal, keyboard, .. } = self.call(|reply| Command::Attach(key.clone(), reply))?;
         Ok(Attached::new(&terminal, keyboard, unit, self.messages.clone(), waker.into()))
     }
 }
@@ -86,8 +86,8 @@ fn begin_resize(keyboard: &Stdin, size: TerminalSize) -> Pending<()> {
     resized
 }
 
-/// A client that is attached to a terminal session: it sees the output and types. Dropping it detaches the client, and withdraws
-/// what it has typed and the terminal has not taken yet.
+/// A client attached to a terminal session: reads its output and writes its input. Dropping it detaches the client, and
+/// withdraws input that has not been written to the terminal yet.
 ///
 /// ```
 /// use std::task::Waker;
@@ -104,7 +104,7 @@ fn begin_resize(keyboard: &Stdin, size: TerminalSize) -> Pending<()> {
 /// attached.begin_type(b"hello\n".to_vec()).wait()?;
 /// let mut screen = Vec::new();
 /// while !String::from_utf8_lossy(&screen).contains("hello") {
-///     if attached.viewer.look(4096, &mut screen) == Seen::Nothing {
+///     if attached.viewer.read(4096, &mut screen) == Seen::Nothing {
 ///         std::thread::sleep(Duration::from_millis(1));
 ///     }
 /// }
@@ -137,7 +137,7 @@ impl Attached {
         self.keyboard.begin_write(bytes)
     }
 
-    /// Sets the size of the terminal, before anything that is typed after this call.
+    /// Sets the size of the terminal. It applies before input that is queued after this call.
     pub fn resize(&self, size: TerminalSize) {
         drop(begin_resize(&self.keyboard, size));
     }

@@ -1,5 +1,5 @@
-//! What the kernel and the output thread report about runs: children that have ended, out-of-memory kills, the outcome of an
-//! exec, output that has been drained.
+//! Handles what the kernel and the output thread report about runs: ended children, out-of-memory kills, the outcome of
+//! an exec, and drained output.
 
 use std::sync::atomic::Ordering;
 
@@ -8,11 +8,12 @@ use super::launch::{exit, explain};
 use super::trace::TraceStop;
 use crate::model::{Exit, Pid, RunKey, UnitId};
 use crate::output::Notice;
-use crate::trees::Hold;
+use crate::trees::Tracking;
 use crate::unit::{Event, Now};
 use tl_os::wait::{ChildEvent, Reaped, next_event};
 
-/// Number of children that are reaped in a row before the queue has its turn, so that many at once do not delay clients.
+/// Maximum number of children reaped before the next message is handled, so that many exits at once do not delay
+/// clients.
 const REAP_TURN: usize = 256;
 
 impl Actor {
@@ -50,7 +51,7 @@ impl Actor {
                 }
             }
         }
-        self.look_at_awaited(now);
+        self.check_awaited(now);
     }
 
     fn reaped(&mut self, reaped: Reaped, now: Now) {
@@ -65,7 +66,7 @@ impl Actor {
 
     /// Ends the tracing of a child that has made this process its tracer, and has stopped.
     fn end_trace(&self, stop: tl_os::wait::TraceStop) {
-        // Only its parent thread can do that: for an orphan, the main thread.
+        // Only the tracing thread can do that: for an orphan, the main thread.
         if stop.detach().is_err() {
             (self.parts.on_main_thread)(TraceStop(stop));
         }
@@ -75,7 +76,7 @@ impl Actor {
         let mut exit = exit;
         if let Some(member) = self.parts.fleet.get_mut(id) {
             member.context.stdin_open = false;
-            if let (Exit::Signal(libc::SIGKILL), false, Some(Hold::Leaf(leaf))) =
+            if let (Exit::Signal(libc::SIGKILL), false, Some(Tracking::Leaf(leaf))) =
                 (exit, member.context.killed, &member.context.tree)
                 && leaf.leader_was_oom_killed()
             {
@@ -88,13 +89,13 @@ impl Actor {
         }
     }
 
-    /// Notes which out-of-memory kills did not hit leaders, before other processes are killed.
+    /// Records which out-of-memory kills did not hit leaders, before other processes are killed.
     pub(super) fn note_oom_kills(&mut self) {
-        self.parts.cgroups.begin_oom_look();
+        self.parts.cgroups.begin_oom_check();
         let fleet = &mut self.parts.fleet;
         let led = fleet.iter().filter_map(|(id, member)| Some((id, member.unit.leader()?)));
         for (id, leader) in led.collect::<Vec<(UnitId, Pid)>>() {
-            if let Some(Some(Hold::Leaf(leaf))) = fleet.get_mut(id).map(|member| &mut member.context.tree) {
+            if let Some(Some(Tracking::Leaf(leaf))) = fleet.get_mut(id).map(|member| &mut member.context.tree) {
                 leaf.note_oom_kills(leader);
             }
         }

@@ -34,7 +34,7 @@ pub struct Counts {
     pub total: usize,
 }
 
-/// A process with its output. It holds on to the output even after the supervisor has forgotten the process.
+/// A process with its output. The output stays readable after the supervisor has forgotten the process.
 ///
 /// ```
 /// # use tl_supervisor::{ProcessSpec, Supervisor, UserSpec};
@@ -42,7 +42,7 @@ pub struct Counts {
 /// # let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
 /// let spec = ProcessSpec::command("sh").args(["-c", "exit 7"]).build()?;
 /// let started = supervisor.handle().begin_start(spec).1.wait()?;
-/// let end = started.wait(None).expect("it ends without a deadline");
+/// let end = started.wait(None).expect("no deadline was given");
 /// assert_eq!(end.exit.code(), Some(7));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -55,22 +55,21 @@ pub struct Started {
 }
 
 impl Started {
-    /// Blocks until the process has ended (a managed one: until it is stopped), or until `timeout` is over: then it returns
-    /// None.
+    /// Blocks until the process has ended (a managed one: until it is stopped). Returns None after `timeout`.
     pub fn wait(&self, timeout: Option<Duration>) -> Option<RunEnd> {
-        // A deadline that no clock can hold is none.
+        // A timeout beyond the range of the clock means no deadline.
         self.log.wait_end(timeout.and_then(|timeout| Instant::now().checked_add(timeout)))
     }
 
-    /// Follows the output. `waker` is woken when [`Follower::try_next`] may have something; a follower that is only read
-    /// with [`Follower::next`] needs none: [`Waker::noop`].
+    /// Follows the output. `waker` is woken when [`Follower::try_next`] may return an item. A follower that is only
+    /// read with [`Follower::next`] needs no waker: pass [`Waker::noop`].
     pub fn follow(&self, view: View, start: StartAt, waker: Waker) -> Follower {
         self.log.follow(view, start, waker)
     }
 }
 
-/// The standard input of one run of a process. Dropping it withdraws the bytes that are not written yet; it does not close the
-/// pipe.
+/// The standard input of one run of a process. Dropping it withdraws the bytes that are not written yet; it does not
+/// close the pipe.
 ///
 /// ```
 /// # use tl_supervisor::{Pipes, ProcessSpec, StdinMode, Supervisor, Target, UserSpec};
@@ -96,16 +95,16 @@ impl Stdin {
         Stdin { output, run, writer }
     }
 
-    /// Queues `bytes` for the pipe. The result is delivered when all of them are in it. No bytes of other writers come between
-    /// them. Wait for the result before the next call.
+    /// Queues `bytes` for the pipe. The result is delivered when all bytes are in the pipe. Bytes of other writers do
+    /// not come between them. Wait for the result before the next call.
     pub fn begin_write(&mut self, bytes: Vec<u8>) -> Pending<()> {
         let (reply, written) = pending();
         self.send(ToOutput::Write { writer: self.writer, bytes, reply });
         written
     }
 
-    /// Queues all that the process will ever get on standard input, which is closed once the process has taken all of it. Bytes
-    /// that it does not take are dropped when it ends, and so is `held`, which stands for the memory that they take.
+    /// Queues the entire standard input of the process. The pipe is closed once all of it is written. Bytes that are
+    /// not written when the process ends are dropped. `held`, the reservation of their memory, is dropped with them.
     pub(crate) fn feed(self, bytes: Vec<u8>, held: Box<dyn Any + Send>) {
         self.send(ToOutput::Feed(bytes, held));
     }
@@ -121,7 +120,7 @@ impl Drop for Stdin {
     }
 }
 
-/// The id of a terminal session, and the token that allows to attach to it. Its `Debug` form does not show the token.
+/// The id of a terminal session, and the token needed to attach to it. Its `Debug` form does not show the token.
 ///
 /// ```
 /// # use tl_supervisor::{ProcessSpec, Supervisor, TerminalSize, UserSpec};
@@ -155,7 +154,7 @@ impl fmt::Debug for SessionKey {
     }
 }
 
-/// A terminal session and access to it.
+/// A terminal session, with its output and its input.
 #[derive(Debug)]
 pub(crate) struct SessionAccess {
     pub(super) unit: UnitId,

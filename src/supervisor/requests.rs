@@ -15,8 +15,8 @@ use crate::pending::ReplySender;
 use crate::unit::{Event, Now, Unit};
 use tl_os::send_signal;
 
-/// Longest time for which the answer to a DELETE waits for the end of the tree (docs/api.md, Process control).
-const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest time that the response to a DELETE waits for the end of the tree (docs/api.md, Process control).
+const KILL_REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Actor {
     /// Handles one request.
@@ -62,7 +62,7 @@ impl Actor {
         Ok((id, self.parts.fleet.get(id).ok_or_else(not_found)?))
     }
 
-    /// A unit as clients get it; None before its first fork.
+    /// A unit as it is returned to clients; None before its first fork.
     pub(super) fn started(&self, id: UnitId) -> Option<Started> {
         let member = self.parts.fleet.get(id)?;
         Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log) })
@@ -84,7 +84,7 @@ impl Actor {
         }
     }
 
-    /// Admits a unit to the fleet. Answers the request and returns false if that is refused.
+    /// Admits a unit to the fleet. If that is refused, replies with the error and returns false.
     pub(super) fn admit(
         &mut self,
         id: UnitId,
@@ -146,15 +146,15 @@ impl Actor {
         }
     }
 
-    /// Ends a unit. Answers when no process of its tree is left, or after [`KILL_PATIENCE`].
+    /// Ends a unit. Replies when all processes of its tree have ended, or after [`KILL_REPLY_TIMEOUT`].
     pub(super) fn kill_unit(&mut self, id: UnitId, reply: ReplySender<()>) {
         let now = self.clock.now();
         self.step(id, now, Event::Stop);
-        self.kills.push((id, now.mono + KILL_PATIENCE, reply));
+        self.kills.push((id, now.mono + KILL_REPLY_TIMEOUT, reply));
         self.settle_kills(now);
     }
 
-    /// Answers the DELETE requests whose tree is gone or whose time is over.
+    /// Replies to the DELETE requests for which the tree has ended or the deadline has passed.
     pub(super) fn settle_kills(&mut self, now: Now) {
         let fleet = &self.parts.fleet;
         let is_gone = |id: UnitId| match fleet.get(id) {
@@ -180,7 +180,8 @@ impl Actor {
             Err(error) => return reply.send(Err(error)),
         };
         if let Some(member) = self.parts.fleet.get_mut(id) {
-            // The next run, not the one that is being ended, whose exec may just have succeeded.
+            // The reply waits for the next run, not for the one that is being ended: its exec may have succeeded just
+            // now.
             member.context.starting.push((member.unit.run_no() + 1, reply));
         }
         self.step(id, self.clock.now(), Event::Restart);

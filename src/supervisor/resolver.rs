@@ -1,8 +1,9 @@
-//! Looks up the users of runs that no caller's thread has looked one up for: restarts, and starts that must not block.
+//! Looks up the users of runs when the calling thread cannot: for restarts, and for starts that must not block.
 //!
-//! `/etc/passwd` and `/etc/group` are read afresh for each run, and a disk can make that take for ever. So a thread of its own
-//! reads them; the unit stays in its state *awaiting user* meanwhile, in which it can be stopped, killed and shut down. All these
-//! runs need the same two files, so one thread is enough: while one look-up hangs, the others would hang as well.
+//! `/etc/passwd` and `/etc/group` are read again for each run, and a hanging disk can block that for ever. So a
+//! separate thread reads them. Meanwhile the unit is in its state *awaiting user*, in which it can be stopped, killed
+//! and shut down. One thread is enough because all these runs need the same two files: while one look-up hangs, others
+//! would hang too.
 
 use std::io;
 
@@ -17,12 +18,12 @@ use tl_os::thread;
 #[derive(Clone, Debug)]
 pub(crate) struct RunUser {
     pub(super) identity: Identity,
-    /// The group of a terminal; None for a run without a terminal, or where `/etc/group` has no `tty`.
+    /// The group of a terminal; None for a run without a terminal, or if `/etc/group` has no group `tty`.
     pub(super) tty_group: Option<u32>,
 }
 
 impl RunUser {
-    /// Reads `/etc/passwd`, and `/etc/group` where it is needed. Blocks as long as the file system does.
+    /// Reads `/etc/passwd`, and `/etc/group` if it is needed. Blocks while the file system does.
     ///
     /// # Errors
     /// Those of [`users::resolve`].
@@ -33,26 +34,26 @@ impl RunUser {
     }
 }
 
-/// Whether a look-up for a unit is under way. The supervisor asks for one at a time for each unit, which bounds the queue.
+/// Whether a look-up for a unit is in progress. The supervisor requests one at a time per unit, which bounds the queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum LookUp {
     #[default]
     Idle,
-    /// One is under way.
-    Asked,
-    /// One is under way, for a run that was stopped meanwhile. Its answer may be older than the present run: another look-up
-    /// follows it.
-    AskedBefore,
+    /// A look-up is in progress.
+    Requested,
+    /// A look-up is in progress for a run that was stopped meanwhile. Its answer may be outdated for the present run,
+    /// so another look-up follows.
+    Outdated,
 }
 
-/// The answer to a request.
+/// The result of a look-up.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(super) unit: UnitId,
     pub(super) user: Result<RunUser, Error>,
 }
 
-/// The thread. It ends when this is dropped, and is not joined: it may hang in a dead file system, and holds nothing.
+/// A handle to the thread, which ends when this is dropped. It is not joined, since it may hang in a dead file system.
 #[derive(Debug)]
 pub(super) struct Resolver(Sender<(UnitId, UserSpec)>);
 
@@ -60,7 +61,7 @@ impl Resolver {
     /// Starts the thread. It calls `report`, which must not block, with each answer; `died` if it panics.
     ///
     /// # Errors
-    /// When the kernel gives no thread.
+    /// If the thread cannot be created.
     pub(super) fn start(
         report: impl Fn(Resolved) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
@@ -77,8 +78,8 @@ impl Resolver {
         Ok(Resolver(requests))
     }
 
-    /// Asks for the user of the next run of a unit.
-    pub(super) fn ask(&self, unit: UnitId, user: &UserSpec) {
+    /// Requests the user of the next run of a unit.
+    pub(super) fn request(&self, unit: UnitId, user: &UserSpec) {
         // If the thread has ended, the supervisor shuts down.
         let _ = self.0.send((unit, user.clone()));
     }

@@ -17,7 +17,7 @@ use crate::terminal::session::{Due, Life, SessionInfo};
 use crate::unit::{Event, Now, Unit};
 use tl_os::allocator;
 
-/// Number of bytes held by a session from which on its memory is given back to the kernel.
+/// When a session that holds at least this many bytes is removed, free memory is returned to the kernel.
 const LARGE: u64 = 64 << 10;
 
 impl Actor {
@@ -91,7 +91,7 @@ impl Actor {
     pub(super) fn kill_pty(&mut self, session_id: &str, reply: ReplySender<()>) {
         match self.session(session_id) {
             Ok((unit, member, session)) => {
-                // Clients of a session that has ended by itself are shown its exit code instead.
+                // Clients of a session that has ended by itself get its exit code instead.
                 if !member.unit.is_down() {
                     session.terminal.terminate();
                 }
@@ -101,13 +101,13 @@ impl Actor {
         }
     }
 
-    /// When a session has to be ended or forgotten. There are few sessions, so that no index is needed.
+    /// When the next session must be ended or forgotten. There are few sessions, so no index is needed.
     pub(super) fn sessions_deadline(&self) -> Option<Duration> {
         let members = self.sessions.values().filter_map(|id| self.parts.fleet.get(*id));
         members.filter_map(|member| member.context.pty.as_ref()?.life.deadline()).min()
     }
 
-    pub(super) fn tend_sessions(&mut self, now: Now) {
+    pub(super) fn tick_sessions(&mut self, now: Now) {
         if self.sessions_deadline().is_none_or(|at| at > now.mono) {
             return;
         }
@@ -139,9 +139,9 @@ impl Actor {
             session.terminal.forget();
             let held = session.terminal.held();
             drop(session);
-            // This takes a while, and is not worth it for a few screens.
+            // Returning memory takes time, so it is done only for sessions that held much.
             if held >= LARGE {
-                allocator::give_back();
+                allocator::trim();
             }
         }
         self.retire((id, member.unit.run_no()), member.context.tree);
@@ -151,7 +151,7 @@ impl Actor {
 /// The session as clients see it; None before its fork.
 fn session_info(member: &Member) -> Option<SessionInfo> {
     let (session, shown) = (member.context.pty.as_ref()?, member.unit.shown()?);
-    let size = session.terminal.window();
+    let size = session.terminal.size();
     Some(SessionInfo {
         session_id: session.key.session_id.clone(),
         pid: shown.pid,

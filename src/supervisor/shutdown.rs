@@ -1,10 +1,11 @@
-//! The state of a shutdown. Plain state; `ending` acts on it.
+//! The state of a shutdown. Plain data; `ending` acts on it.
 
 use std::time::Duration;
 
 use crate::pending::ReplySender;
 
-/// Time from the SIGKILL to the end of the shutdown. Processes that are left after this time hang in the kernel (state D).
+/// Longest time from the SIGKILL to the end of the shutdown. Processes that still exist then hang in the kernel (state
+/// D).
 const KILL_TIME: Duration = Duration::from_secs(2);
 
 /// A shutdown that has begun. All times are those of the supervisor's monotonic clock.
@@ -14,11 +15,11 @@ pub(super) struct Shutdown {
     kill_at: Duration,
     /// Everything was killed after the grace.
     killed: bool,
-    /// Everything has ended, or the time for that is over.
+    /// Everything has ended, or [`KILL_TIME`] has passed since the kill.
     done: bool,
     /// The supervisor thread ends after the shutdown.
     thread_ends: bool,
-    /// The requests to answer when it is done.
+    /// The requests that get a reply when the shutdown is done.
     replies: Vec<ReplySender<()>>,
 }
 
@@ -27,7 +28,7 @@ impl Shutdown {
         Shutdown { kill_at, killed: false, done: false, thread_ends: false, replies: Vec::new() }
     }
 
-    /// Adds a request. Returns when the grace is over: at the earliest time of all requests.
+    /// Adds a request. Returns the end of the grace, which is the earliest one of all requests.
     pub(super) fn join(&mut self, kill_at: Duration, reply: Option<ReplySender<()>>, thread_ends: bool) -> Duration {
         self.kill_at = self.kill_at.min(kill_at);
         self.thread_ends |= thread_ends;
@@ -35,7 +36,7 @@ impl Shutdown {
         self.kill_at
     }
 
-    /// When the shutdown must go on even if nothing happens.
+    /// When the next step of the shutdown is due even if no process ends.
     pub(super) fn deadline(&self) -> Option<Duration> {
         match (self.done, self.killed) {
             (true, _) => None,
@@ -48,23 +49,23 @@ impl Shutdown {
         self.done
     }
 
-    /// Whether the supervisor thread has to end now.
+    /// Whether the supervisor thread must end now.
     pub(super) fn ends_thread(&self) -> bool {
         self.done && self.thread_ends
     }
 
-    /// Whether the processes that are left have to be killed now.
+    /// Whether the remaining processes must be killed now.
     pub(super) fn is_kill_due(&self, now: Duration) -> bool {
         !self.killed && self.kill_at <= now
     }
 
-    /// Notes the time, and whether everything has ended.
+    /// Updates the state with the time and with whether everything has ended.
     pub(super) fn advance(&mut self, ended: bool, now: Duration) {
         self.done = ended || (self.killed && self.kill_at + KILL_TIME <= now);
         self.killed |= self.kill_at <= now;
     }
 
-    /// Answers all requests if the shutdown is done.
+    /// Replies to all requests if the shutdown is done.
     pub(super) fn answer(&mut self) {
         if self.done {
             for reply in self.replies.drain(..) {
@@ -82,7 +83,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_shortest_grace_counts_and_what_survives_the_kill_is_given_two_seconds() {
+    fn the_shortest_grace_applies_and_the_shutdown_ends_two_seconds_after_the_kill() {
         let (reply, answer) = pending();
         let mut shutdown = Shutdown::new(10 * SECOND);
         assert_eq!(shutdown.join(5 * SECOND, Some(reply), false), 5 * SECOND);

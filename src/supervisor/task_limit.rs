@@ -1,6 +1,7 @@
 //! The limit on the tasks (processes and threads) of units, which leaves a reserve for the daemon.
 
-/// Part of the reserve for the daemon's own threads and the children that it is starting.
+/// Number of tasks reserved for the daemon's own threads, other than those of connections, and for children being
+/// started.
 const OWN: u64 = 64;
 /// A PID namespace with fewer PIDs than this, in a user namespace that it shares with others, gets no limit by default.
 const SMALLEST: u64 = 1_024;
@@ -14,19 +15,20 @@ pub struct Kernel {
     pub threads: u64,
     /// The lowest `pids.max` of this process's cgroup and of those above it.
     pub cgroup: u64,
-    /// Whether the users of this container have no processes outside of it, because it has a user namespace of its own.
+    /// Whether the users of this container have no processes outside of it, because it has its own user namespace.
     pub own_users: bool,
 }
 
 impl Kernel {
-    /// Limit for all units together, where a cgroup can hold it (`pids.max`). Each of the `connections` takes a thread.
+    /// Limit for all units together, where a cgroup can enforce it (`pids.max`). Each of the `connections` uses a
+    /// thread.
     pub fn for_all(self, connections: usize) -> u64 {
         less_reserve(self.pids.min(self.threads).min(self.cgroup), connections)
     }
 
-    /// Limit for each user, where only RLIMIT_NPROC can hold it. The kernel counts the tasks of a user in the whole user
-    /// namespace, including other containers. So the limits of this container's cgroups are ignored unless it has a user
-    /// namespace of its own: otherwise a busy neighbour would use them up.
+    /// Limit for each user, where only RLIMIT_NPROC can enforce it. The kernel counts the tasks of a user in the whole
+    /// user namespace, including other containers. So the limits of this container's cgroups are ignored unless it has
+    /// a user namespace of its own: otherwise a busy neighbour would use them up.
     pub fn for_each_user(self, connections: usize) -> Option<u64> {
         let all = self.pids.min(self.threads);
         match self.own_users {

@@ -61,14 +61,14 @@ fn checked(port: u16) -> ProcessSpec {
     ProcessSpec::command("true").managed(managed).build().unwrap()
 }
 
-/// Handles messages until `want` accepts one.
+/// Handles messages until one matches `want`.
 fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Message) -> bool) {
     let deadline = Instant::now() + LONG;
     loop {
         let wake = actor.next_wake().map_or(deadline, |at| actor.clock.instant(at));
         let message = inbox.recv_deadline(wake.min(deadline));
         let wanted = message.as_ref().is_ok_and(&mut want);
-        assert!(wanted || Instant::now() < deadline, "not in time");
+        assert!(wanted || Instant::now() < deadline, "no matching message in time");
         if let Ok(message) = message {
             actor.receive(message);
         }
@@ -80,7 +80,7 @@ fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Mes
 }
 
 #[test]
-fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
+fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
     let dir = tempfile::tempdir().unwrap();
     let (messages, inbox) = unbounded();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
@@ -103,7 +103,7 @@ fn a_health_thread_that_panics_is_replaced_and_probes_all_again() {
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let context = || UnitContext::new(spec, log);
         actor.parts.fleet.admit(id, Unit::new(managed, None), 0, context).unwrap();
-        // As if it had been forked. No process has this PID.
+        // Pretends that the unit was forked. No process has this PID.
         for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
@@ -136,7 +136,7 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
 }
 
 #[test]
-fn a_spec_that_does_not_fit_the_operation_is_refused_before_any_command_is_sent() {
+fn a_spec_that_is_invalid_for_the_operation_is_rejected_before_any_command_is_sent() {
     let (messages, inbox) = unbounded();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
     let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };

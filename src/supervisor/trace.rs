@@ -17,10 +17,10 @@ impl TraceStop {
         self.0.pid
     }
 
-    /// Ends the tracing, so that the process goes on as if it had never asked for a tracer. To be called on the main thread.
+    /// Ends the tracing, so that the process continues without a tracer. Must be called on the main thread.
     ///
     /// # Errors
-    /// What `ptrace(2)` says: this is not the tracing thread, or the process has ended.
+    /// The error of `ptrace(2)`: the calling thread is not the tracer, or the process has ended.
     pub fn resume(self) -> io::Result<()> {
         self.0.detach()
     }

@@ -1,27 +1,27 @@
-//! The trees that the supervisor watches: when to look at them, and which look is under way. Plain state.
+//! The trees that the supervisor watches: when to check them, and which scan of /proc is in progress. Plain data.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{Pid, RunKey};
-use crate::trees::Hold;
+use crate::trees::Tracking;
 
-/// Time to the first look at a tree that something waits for; it doubles from look to look. A cgroup can become empty a
-/// moment after its last process has been reaped.
-pub(super) const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// Time to the first check of an awaited tree; it doubles with each check. A cgroup can become
+/// empty a moment after its last process has been reaped.
+pub(super) const FIRST_CHECK: Duration = Duration::from_millis(1);
 /// Time from a kill to its first repetition; it doubles from one repetition to the next. A kill can miss a process.
 pub(super) const FIRST_KILL_AGAIN: Duration = Duration::from_millis(10);
-/// The longest time between two looks.
+/// The longest time between two checks.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
-/// Number of empty looks in a row after which a tree counts as gone although orphans have ended meanwhile. One empty look
-/// is enough where no orphan has ended since it was requested; otherwise it may have missed processes that each fork and
-/// end at once.
-const EMPTY_LOOKS: u32 = 5;
-/// Time from the end of an orphan to a look at the trees that nothing waits for.
-const LOOK_AFTER: Duration = Duration::from_millis(50);
-/// Number of retired trees without a cgroup that are kept before the trees thread is asked which of them are gone.
-const UNSEEN: usize = 64;
+/// Number of scans in a row without a process of a tree after which the tree counts as gone although orphans have ended
+/// meanwhile. One such scan is enough if no orphan has ended since it was requested; otherwise it may have missed
+/// processes that each fork and end at once.
+const EMPTY_SCANS: u32 = 5;
+/// Time from the end of an orphan to the check of all watched trees.
+const CHECK_DELAY: Duration = Duration::from_millis(50);
+/// Number of retired trees without a cgroup that are added before the trees thread scans for those that are gone.
+const UNSCANNED: usize = 64;
 
 /// The trees that are watched, and the retired trees: those of earlier runs and of forgotten units.
 #[derive(Debug, Default)]
@@ -29,53 +29,52 @@ pub(super) struct TreeWatches {
     /// Trees that may have processes left, although their leaders have ended or were killed.
     pub(super) watched: BTreeMap<RunKey, Watch>,
     /// Trees of earlier runs, and of units that have been forgotten.
-    pub(super) retired: BTreeMap<RunKey, Hold>,
-    /// When to look at the trees that nothing waits for.
-    look_at: Option<Duration>,
-    /// The look that the trees thread has been asked for and has not reported yet.
-    pub(super) look: Option<Look>,
-    /// The look that is needed after that one.
-    pub(super) next_look: Option<NextLook>,
-    /// Number of retired trees without a cgroup that the last look has found alive. The next one is due with [`UNSEEN`]
-    /// more.
-    pub(super) seen_alive: usize,
+    pub(super) retired: BTreeMap<RunKey, Tracking>,
+    /// When to check all watched trees, because an orphan has ended.
+    check_at: Option<Duration>,
+    /// The scan that was requested from the trees thread and has not been reported yet.
+    pub(super) scan: Option<Scan>,
+    /// The scan to request after that one.
+    pub(super) next_scan: Option<NextScan>,
+    /// Number of retired trees that remained after the last scan of them. The next scan is due with [`UNSCANNED`] more.
+    pub(super) remaining: usize,
     /// Number of orphans reaped so far.
     orphans: u64,
     /// The leaders of all units, while they are needed for many jobs in a row.
     pub(super) leaders: Option<Arc<HashSet<Pid>>>,
 }
 
-/// A look that is under way.
+/// A scan that is in progress.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Look {
+pub(super) struct Scan {
     /// Whether it includes the retired trees.
     pub(super) retired: bool,
     /// Number of orphans reaped before it was requested.
     orphans: u64,
 }
 
-/// A look that is still to be requested.
+/// A scan that has not been requested yet.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct NextLook {
+pub(super) struct NextScan {
     /// Whether it includes the retired trees.
     pub(super) retired: bool,
 }
 
-/// One tree that is watched.
+/// One watched tree. It is *awaited* if a unit or the shutdown waits for its end, or if it was killed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Watch {
-    /// The next look, and the time from that to the one after it. None if nothing waits for the end of the tree.
+    /// The time of the next check, and the current interval of checks; None if the tree is not awaited.
     pub(super) next: Option<(Duration, Duration)>,
-    /// The tree was killed, and is killed again at each look that finds a process.
+    /// The tree was killed, and is killed again after each check that finds a process.
     pub(super) killed: bool,
-    /// The tree is killed again if the look that is under way finds a process.
+    /// The tree is killed again if the scan in progress finds a process.
     pub(super) due: bool,
-    /// Number of looks in a row that have found no process.
-    pub(super) empty_looks: u32,
+    /// Number of scans in a row that have found no process.
+    pub(super) empty_scans: u32,
 }
 
 impl Watch {
-    /// Whether the next look is due. If so, the one after it is scheduled.
+    /// Whether the next check is due. If so, schedules the one after it.
     pub(super) fn take_due(&mut self, now: Duration) -> bool {
         let Some((_, wait)) = self.next.take_if(|(at, _)| *at <= now) else { return false };
         let wait = (2 * wait).min(LONGEST_WAIT);
@@ -90,61 +89,62 @@ impl TreeWatches {
         self.watched.is_empty()
     }
 
-    /// When the next look is due.
+    /// When the next check is due.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.watched.values().filter_map(|watch| watch.next.map(|(at, _)| at)).chain(self.look_at).min()
+        self.watched.values().filter_map(|watch| watch.next.map(|(at, _)| at)).chain(self.check_at).min()
     }
 
-    /// Notes that an orphan has ended, which may have been the last process of a tree. There may be thousands of trees, so
-    /// one look serves all orphans that end within [`LOOK_AFTER`].
+    /// Records that an orphan has ended, which may have been the last process of a tree. There may be thousands of
+    /// trees, so one check serves all orphans that end within [`CHECK_DELAY`].
     pub(super) fn orphan_reaped(&mut self, now: Duration) {
         self.orphans += 1;
         if !self.watched.is_empty() {
-            self.look_at = self.look_at.or(Some(now + LOOK_AFTER));
+            self.check_at = self.check_at.or(Some(now + CHECK_DELAY));
         }
     }
 
-    /// Whether the look at all trees is due. If so, it is removed.
-    pub(super) fn take_due_look(&mut self, now: Duration) -> bool {
-        self.look_at.take_if(|at| *at <= now).is_some()
+    /// Whether the check of all trees is due. If so, clears it.
+    pub(super) fn take_due_check(&mut self, now: Duration) -> bool {
+        self.check_at.take_if(|at| *at <= now).is_some()
     }
 
-    /// Notes that a look was requested.
-    pub(super) fn begin_look(&mut self, retired: bool) {
-        self.look = Some(Look { retired, orphans: self.orphans });
+    /// Records that a scan was requested.
+    pub(super) fn begin_scan(&mut self, retired: bool) {
+        self.scan = Some(Scan { retired, orphans: self.orphans });
     }
 
-    /// Ends the look that was under way. Returns it, and whether no orphan has ended since it was requested.
-    pub(super) fn end_look(&mut self) -> Option<(Look, bool)> {
-        self.look.take().map(|look| (look, look.orphans == self.orphans))
+    /// Ends the scan in progress. Returns it, and whether no orphan has ended since it was requested.
+    pub(super) fn end_scan(&mut self) -> Option<(Scan, bool)> {
+        self.scan.take().map(|scan| (scan, scan.orphans == self.orphans))
     }
 
-    /// Has another look follow the one that is under way.
-    pub(super) fn look_again(&mut self, retired: bool) {
-        self.next_look.get_or_insert_default().retired |= retired;
+    /// Requests another scan after the one in progress.
+    pub(super) fn scan_again(&mut self, retired: bool) {
+        self.next_scan.get_or_insert_default().retired |= retired;
     }
 
-    /// Whether the run counts as gone after a look that has found none of its processes. `quiet`: no orphan has ended since
-    /// that look was requested.
-    pub(super) fn is_believed(&mut self, key: RunKey, quiet: bool) -> bool {
+    /// Whether the run counts as gone after a scan that has found none of its processes. `quiet`: no orphan has ended
+    /// since that scan was requested.
+    pub(super) fn counts_as_gone(&mut self, key: RunKey, quiet: bool) -> bool {
         let Some(watch) = self.watched.get_mut(&key) else { return quiet };
-        watch.empty_looks += 1;
-        let believed = quiet || watch.empty_looks >= EMPTY_LOOKS;
-        if !believed {
-            // A tree that was killed is killed again first, which looks closer.
+        watch.empty_scans += 1;
+        let gone = quiet || watch.empty_scans >= EMPTY_SCANS;
+        if !gone {
+            // A tree that was killed is killed again first, which also searches it more closely.
             watch.due |= watch.killed;
-            self.look_again(false);
+            self.scan_again(false);
         }
-        believed
+        gone
     }
 
-    /// The runs whose end something waits for.
+    /// The runs of the awaited trees.
     pub(super) fn awaited(&self) -> Vec<RunKey> {
         self.watched.iter().filter(|(_, watch)| watch.next.is_some()).map(|(key, _)| *key).collect()
     }
 
-    /// Whether so many trees without a cgroup have been retired that the trees thread should look for those that are gone.
+    /// Whether enough trees have been retired since the last scan that the trees thread should scan for those that are
+    /// gone.
     pub(super) fn has_many_retired(&self) -> bool {
-        self.retired.len() > self.seen_alive + UNSEEN
+        self.retired.len() > self.remaining + UNSCANNED
     }
 }

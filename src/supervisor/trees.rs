@@ -1,7 +1,7 @@
 //! Signals whole trees, and retires the trees of earlier runs and of forgotten units.
 //!
-//! Work that takes longer the more processes a tree has is done by the trees thread. See `tree_looks` for how the end of a
-//! tree is noticed.
+//! Work that takes longer the more processes a tree has is done by the trees thread. See `tree_checks` for how the end
+//! of a tree is detected.
 
 use std::collections::HashSet;
 use std::io;
@@ -11,7 +11,7 @@ use super::actor::Actor;
 use super::tree_watch::FIRST_KILL_AGAIN;
 use crate::model::{Pid, RunKey, UnitId};
 use crate::pending::ReplySender;
-use crate::trees::{Hold, Job};
+use crate::trees::{Job, Tracking};
 use tl_os::process_tree::Marks;
 use tl_os::send_signal;
 
@@ -26,8 +26,8 @@ impl Actor {
         self.parts.fleet.get(id)?.unit.leader()
     }
 
-    /// What holds the tree of a run together; None if no process of it is left.
-    pub(super) fn hold(&self, key: RunKey) -> Option<&Hold> {
+    /// How the tree of a run is tracked; None if all of its processes have ended.
+    pub(super) fn tracking(&self, key: RunKey) -> Option<&Tracking> {
         self.watches.retired.get(&key).or_else(|| {
             let member = self.parts.fleet.get(key.0)?;
             member.context.tree.as_ref().filter(|_| member.unit.run_no() == key.1)
@@ -43,7 +43,7 @@ impl Actor {
         self.parts.fleet.leaders()
     }
 
-    /// Does work that sends jobs for many units. The leaders of all units are collected once for all jobs.
+    /// Runs `work`, which sends jobs for many units. The leaders of all units are collected once for all of these jobs.
     pub(super) fn with_leaders_known(&mut self, work: impl FnOnce(&mut Actor)) {
         self.watches.leaders = Some(Arc::new(self.leaders()));
         work(self);
@@ -59,11 +59,11 @@ impl Actor {
     }
 
     fn terminate(&mut self, key: RunKey, leader: Option<Pid>) {
-        let Some(hold) = self.hold(key).cloned() else { return };
+        let Some(tracking) = self.tracking(key).cloned() else { return };
         if let Some(leader) = leader {
             log_failure(key, "terminating the process group", send_signal::terminate_group(leader));
         }
-        self.send_job(Job::Terminate(key, hold, leader));
+        self.send_job(Job::Terminate(key, tracking, leader));
     }
 
     /// Sends SIGHUP and SIGCONT to the session of a unit's leader.
@@ -74,16 +74,16 @@ impl Actor {
         }
     }
 
-    /// Sends a signal to every process of a unit's tree. `reply` is answered when that is done.
+    /// Sends a signal to every process of a unit's tree. Completes `reply` when that is done.
     pub(super) fn signal_tree(&mut self, id: UnitId, signal: i32, reply: ReplySender<()>) {
-        let run = self.current_run(id).and_then(|key| Some((key, self.hold(key)?.clone())));
+        let run = self.current_run(id).and_then(|key| Some((key, self.tracking(key)?.clone())));
         match run {
-            Some((key, hold)) => self.send_job(Job::Signal(key, hold, signal, reply)),
+            Some((key, tracking)) => self.send_job(Job::Signal(key, tracking, signal, reply)),
             None => reply.send(Ok(())),
         }
     }
 
-    /// Sends SIGKILL to every process of a unit's tree, repeatedly until none is left.
+    /// Sends SIGKILL to every process of a unit's tree, repeatedly until all have ended.
     pub(super) fn kill_tree(&mut self, id: UnitId) {
         let Some(member) = self.parts.fleet.get_mut(id) else { return };
         member.context.killed = true;
@@ -91,25 +91,26 @@ impl Actor {
         let Some(key) = self.current_run(id) else { return };
         self.kill_run(key);
         if let Some(leader) = leader
-            && matches!(self.hold(key), Some(Hold::Leaf(_)))
+            && matches!(self.tracking(key), Some(Tracking::Leaf(_)))
         {
             // The leader may not have joined its cgroup yet.
             log_failure(key, "killing the leader", send_signal::signal_group(leader, libc::SIGKILL));
         }
     }
 
-    /// Sends SIGKILL to the tree of a run, and again later if a process of it is left then.
+    /// Sends SIGKILL to the tree of a run, and again later while a process of it exists.
     pub(super) fn kill_run(&mut self, key: RunKey) {
         let next = Some((self.clock.now().mono + FIRST_KILL_AGAIN, FIRST_KILL_AGAIN));
         let again = self.watches.watched.get(&key).is_some_and(|watch| watch.killed);
-        let Some(hold) = self.hold(key).cloned() else { return };
-        let killed = match &hold {
-            Hold::Leaf(leaf) => leaf.kill().is_ok(),
-            Hold::Marks(_) => false,
+        let Some(tracking) = self.tracking(key).cloned() else { return };
+        let killed = match &tracking {
+            Tracking::Leaf(leaf) => leaf.kill().is_ok(),
+            Tracking::Marks(_) => false,
         };
-        // The trees thread kills process by process: where there is no cgroup, and what a kill of the cgroup has missed.
+        // The trees thread kills each process: if there is no cgroup, or if the kill of the cgroup has missed a
+        // process.
         if again || !killed {
-            self.send_job(Job::Kill { key, hold, again });
+            self.send_job(Job::Kill { key, tracking, again });
         }
         let watch = self.watches.watched.entry(key).or_default();
         if !again {
@@ -117,7 +118,7 @@ impl Actor {
         }
     }
 
-    /// Terminates all that the shutdown of the units leaves out: the retired trees and, as PID 1, every other process.
+    /// Terminates the processes that belong to no unit: the retired trees and, as PID 1, every other process.
     pub(super) fn terminate_the_rest(&mut self) {
         let retired: Vec<RunKey> = self.watches.retired.keys().copied().collect();
         for key in retired {
@@ -132,39 +133,39 @@ impl Actor {
     /// Sends SIGKILL to all watched trees and, as PID 1, to every other process.
     pub(super) fn kill_the_rest(&mut self) {
         if std::process::id() == 1 {
-            send_signal::signal_everybody(libc::SIGKILL);
+            send_signal::signal_all_processes(libc::SIGKILL);
         }
         let keys: Vec<RunKey> = self.watches.watched.keys().copied().collect();
         keys.into_iter().for_each(|key| self.kill_run(key));
     }
 
-    /// Keeps the tree of an earlier run or of a forgotten unit until no process of it is left.
-    pub(super) fn retire(&mut self, key: RunKey, tree: Option<Hold>) {
-        let Some(hold) = tree else {
+    /// Keeps the tree of an earlier run or of a forgotten unit until all of its processes have ended.
+    pub(super) fn retire(&mut self, key: RunKey, tree: Option<Tracking>) {
+        let Some(tracking) = tree else {
             self.watches.watched.remove(&key);
             return;
         };
-        let is_leaf = matches!(hold, Hold::Leaf(_));
-        self.watches.retired.insert(key, hold);
+        let is_leaf = matches!(tracking, Tracking::Leaf(_));
+        self.watches.retired.insert(key, tracking);
         if is_leaf {
             if !self.release_if_empty(key) {
                 self.watch(key, false);
             }
         } else if self.watches.has_many_retired() {
-            self.look_at_marked(true);
+            self.scan_marked(true);
         }
     }
 
-    /// Removes the cgroup of a run if no process is left in it. Returns whether that is so.
+    /// Removes the cgroup of a run if it is empty. Returns whether it was.
     pub(super) fn release_if_empty(&mut self, key: RunKey) -> bool {
-        let empty = matches!(self.hold(key), Some(Hold::Leaf(leaf)) if leaf.remove().is_ok());
+        let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.remove().is_ok());
         if empty {
             self.release(key);
         }
         empty
     }
 
-    /// Forgets the tree of a run, of which no process is left.
+    /// Forgets the tree of a run after all of its processes have ended.
     pub(super) fn release(&mut self, key: RunKey) {
         self.watches.watched.remove(&key);
         if self.watches.retired.remove(&key).is_none()

@@ -1,14 +1,14 @@
-//! The last bytes of an endless stream, which readers read from positions of their own.
+//! The last bytes of an endless stream, which each reader reads from its own position.
 //!
-//! A number of bytes is kept for readers that come later. For readers that are behind more is kept, up to a bound. A reader that is
-//! further behind loses bytes; the writer never waits.
+//! A fixed number of bytes is kept for later readers. More is kept for readers that are behind, up to a bound. A reader
+//! that is further behind loses bytes; the writer never waits.
 
 use std::collections::VecDeque;
 
 /// The size of a block, in bytes. Bytes are dropped in whole blocks; each begins at a multiple of this.
 const BLOCK: usize = 64 << 10;
 
-/// The bytes. A position counts from the beginning of the stream.
+/// The bytes. A position is a number of bytes from the beginning of the stream.
 #[derive(Debug)]
 pub struct Ring {
     keep: u64,
@@ -19,17 +19,18 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// A ring that keeps the last `keep` bytes, and for readers that are behind up to `most`, each rounded up to a block.
+    /// A ring that keeps the last `keep` bytes, or up to `most` for readers that are behind; each is rounded up to a
+    /// block.
     pub fn new(keep: usize, most: usize) -> Ring {
         Ring { keep: keep as u64, most: most.max(keep) as u64, blocks: VecDeque::new(), start: 0, end: 0 }
     }
 
-    /// Bytes that are held.
+    /// Number of bytes that are held.
     pub fn held(&self) -> u64 {
         self.end - self.start
     }
 
-    /// Changes how much is kept for readers that are behind. Takes effect with the next append or trim.
+    /// Changes how many bytes are kept for readers that are behind. Takes effect with the next append or trim.
     pub fn set_most(&mut self, most: usize) {
         self.most = self.keep.max(most as u64);
     }
@@ -72,8 +73,8 @@ impl Ring {
         }
     }
 
-    /// Appends up to `most` bytes from `position` on to `into`, and gives the position after them; none when the bytes at `position`
-    /// have been dropped.
+    /// Appends up to `most` bytes from `position` on to `into`. Returns the position after them; None if the bytes at
+    /// `position` were dropped.
     pub fn read(&self, position: u64, most: usize, into: &mut Vec<u8>) -> Option<u64> {
         let skipped = usize::try_from(position.checked_sub(self.start)?).ok()?;
         let (mut left, mut within) = (most, skipped % BLOCK);
@@ -96,7 +97,7 @@ mod tests {
 
     const B: usize = BLOCK;
 
-    /// The byte at a position says which position it is.
+    /// The byte at a position, different for nearby positions.
     fn byte(position: u64) -> u8 {
         (position % 251) as u8
     }
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_every_size_are_read_as_they_were_appended() {
+    fn bytes_are_read_as_they_were_appended_whatever_the_sizes() {
         let mut ring = Ring::new(4 * B, 8 * B);
         let mut position = 0;
         for (round, size) in [0, 1, 2, B - 4, 1, 1, B, B + 1, 2 * B - 1, 3].into_iter().enumerate() {
@@ -123,11 +124,11 @@ mod tests {
             }
             assert_eq!(out, bytes(from, size), "{size}");
         }
-        assert_eq!(ring.read(position, 10, &mut Vec::new()), Some(position), "nothing is there yet");
+        assert_eq!(ring.read(position, 10, &mut Vec::new()), Some(position), "nothing was appended there yet");
     }
 
     #[test]
-    fn a_new_reader_gets_the_last_bytes() {
+    fn a_new_reader_begins_keep_bytes_before_the_end() {
         let mut ring = Ring::new(2 * B, 4 * B);
         assert_eq!(ring.replay(), 0);
         for size in [10, B, B, B - 7, 3 * B] {
@@ -152,12 +153,12 @@ mod tests {
         assert_eq!(ring.held(), 4 * B as u64);
         ring.set_most(2 * B);
         ring.trim(0);
-        assert_eq!((ring.blocks.len(), ring.held()), (2, 2 * B as u64), "a lower bound");
+        assert_eq!((ring.blocks.len(), ring.held()), (2, 2 * B as u64), "a lower bound applies");
         ring.set_most(0);
         ring.trim(0);
         assert_eq!(ring.held(), B as u64, "never less than a replay");
         ring.trim(u64::MAX);
-        assert_eq!(ring.blocks.len(), 1, "given back when nobody needs it");
+        assert_eq!(ring.blocks.len(), 1, "blocks that no reader needs are dropped");
         assert_eq!(ring.read(ring.replay(), usize::MAX, &mut out), Some(ring.end()));
     }
 }

@@ -1,4 +1,4 @@
-//! A terminal session as clients see it, and how long it lives without clients.
+//! A terminal session as clients see it, and how long it is kept without clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::model::{Millis, Pid};
 
-/// Time for which an ended session can be looked up.
+/// How long an ended session can be looked up.
 pub const KEPT: Duration = Duration::from_secs(60);
 
 /// A session as the API shows it (docs/api.md, Terminal sessions). Its token is shown only when it is opened.
@@ -18,29 +18,29 @@ pub struct SessionInfo {
     pub session_id: String,
     /// The PID of the leader.
     pub pid: Pid,
-    /// The command, as it was given.
+    /// The program, as it was requested.
     pub command: Arc<str>,
-    /// The arguments, as they were given.
+    /// The arguments, as they were requested.
     pub args: Arc<[String]>,
-    /// Rows of the terminal now.
+    /// Current number of rows of the terminal.
     pub rows: u16,
-    /// Columns of the terminal now.
+    /// Current number of columns of the terminal.
     pub cols: u16,
     /// When the leader was forked.
     pub created_at: Millis,
-    /// When the session ended; none while it runs.
+    /// When the session ended; None while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Millis>,
-    /// The exit code; none while it runs.
+    /// The exit code, or 128 plus the number of the signal that killed the leader; None while the session runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
     /// Whether the session runs.
     pub is_alive: bool,
-    /// Clients that are attached now.
+    /// Number of attached clients.
     pub client_count: usize,
 }
 
-/// What is due for a session.
+/// An action that is due for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
     /// It has been without clients for too long: hang up its terminal.
@@ -49,10 +49,10 @@ pub enum Due {
     Forget,
 }
 
-/// The clients of a session, and since when it has none. Times are monotonic.
+/// The number of clients of a session, and its timeouts. Times are monotonic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
-    patience: Duration,
+    idle_timeout: Duration,
     clients: usize,
     idle_since: Duration,
     hung_up: bool,
@@ -60,42 +60,42 @@ pub struct Life {
 }
 
 impl Life {
-    /// A session that begins now, without clients, and may be without them for `patience`.
-    pub fn new(now: Duration, patience: Duration) -> Life {
-        Life { patience, clients: 0, idle_since: now, hung_up: false, ended: None }
+    /// A session that begins now without clients, and is hung up after `idle_timeout` without clients.
+    pub fn new(now: Duration, idle_timeout: Duration) -> Life {
+        Life { idle_timeout, clients: 0, idle_since: now, hung_up: false, ended: None }
     }
 
-    /// A client attaches.
+    /// Records that a client has attached.
     pub fn attach(&mut self) {
         self.clients += 1;
     }
 
-    /// A client has detached.
+    /// Records that a client has detached.
     pub fn detach(&mut self, now: Duration) {
         self.clients = self.clients.saturating_sub(1);
         self.idle_since = now;
     }
 
-    /// The session has ended.
+    /// Records the end of the session.
     pub fn end(&mut self, now: Duration) {
         self.ended.get_or_insert(now);
     }
 
-    /// The number of clients that are attached.
+    /// Number of attached clients.
     pub fn clients(&self) -> usize {
         self.clients
     }
 
-    /// When [`Life::due`] has something to give, if nothing happens until then.
+    /// When [`Life::due`] returns an action, if nothing changes until then.
     pub fn deadline(&self) -> Option<Duration> {
         match self.ended {
             Some(at) => at.checked_add(KEPT),
-            None if self.clients == 0 && !self.hung_up => self.idle_since.checked_add(self.patience),
+            None if self.clients == 0 && !self.hung_up => self.idle_since.checked_add(self.idle_timeout),
             None => None,
         }
     }
 
-    /// What is due; [`Due::HangUp`] is given once.
+    /// The action that is due. [`Due::HangUp`] is returned once.
     pub fn due(&mut self, now: Duration) -> Option<Due> {
         if self.deadline()? > now {
             return None;
@@ -117,9 +117,9 @@ mod tests {
     }
 
     #[test]
-    fn a_session_without_clients_is_hung_up_after_its_patience() {
+    fn a_session_is_hung_up_once_after_the_idle_timeout_without_clients() {
         let mut life = Life::new(at(100), at(300));
-        assert_eq!(life.deadline(), Some(at(400)), "from the beginning on");
+        assert_eq!(life.deadline(), Some(at(400)), "a new session has no clients");
         life.attach();
         life.attach();
         life.detach(at(150));
@@ -128,14 +128,14 @@ mod tests {
         life.detach(at(200));
         assert_eq!(life.due(at(499)), None);
         assert_eq!(life.due(at(500)), Some(Due::HangUp));
-        assert_eq!((life.due(at(501)), life.deadline()), (None, None), "once");
+        assert_eq!((life.due(at(501)), life.deadline()), (None, None), "hung up once");
         life.end(at(503));
         assert_eq!(life.due(at(562)), None);
         assert_eq!(life.due(at(563)), Some(Due::Forget));
     }
 
     #[test]
-    fn an_ended_session_is_kept_for_a_minute_with_or_without_clients() {
+    fn an_ended_session_is_kept_for_60_s_with_or_without_clients() {
         let mut life = Life::new(at(0), at(1));
         life.attach();
         life.end(at(10));
@@ -144,7 +144,7 @@ mod tests {
         life.detach(at(30));
         assert_eq!(life.deadline(), Some(at(70)));
         life.detach(at(40));
-        assert_eq!(life.clients(), 0, "never less than nobody");
+        assert_eq!(life.clients(), 0, "the count does not go below zero");
     }
 
     #[test]

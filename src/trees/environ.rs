@@ -1,7 +1,7 @@
 //! Determines which run a process belongs to, by the `INVOCATION_ID` in its environment.
 //!
 //! The environment is memory of the process, which a hostile process can place on a file system that never responds. So
-//! a thread of its own reads it; a thread that does not finish in time is left behind.
+//! a separate thread reads it. A thread that does not finish in time is abandoned, and another is started.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,28 +10,28 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::model::INVOCATION_ID;
-use tl_os::procfs::{Identity, Process, is_still_there, variable};
+use tl_os::procfs::{Identity, Process, is_alive, variable};
 use tl_os::thread;
 
-/// How long to wait for one environment. A result that comes later counts the next time.
+/// Longest wait for one environment. A result that comes later is used the next time.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Maximum number of threads that hang in reading an environment. While there are so many, no other is read.
+/// Maximum number of threads that hang while reading an environment. At this number, no further environment is read.
 const MAX_STUCK: usize = 8;
 
-/// The runs that processes belong to, as far as they are known.
+/// The run of each process, as far as it is known.
 #[derive(Debug, Default)]
 pub(super) struct Environ {
     /// The `INVOCATION_ID` of each process that was found to have one. It stays valid whatever the process executes
     /// later.
     found: Arc<Mutex<HashMap<Identity, String>>>,
-    /// Processes whose environment a thread hangs in reading.
+    /// Processes with an environment that a thread hangs while reading.
     stuck: HashSet<Identity>,
     /// Processes that were found to have no `INVOCATION_ID` since the last call of `forget_all_but`. They may get one
     /// by an exec.
     none: HashSet<Identity>,
     reader: Option<Reader>,
-    /// Each thread holds a clone while it lives, which counts the threads.
+    /// Each thread holds a clone until it ends, so the reference count is the number of threads plus one.
     threads: Arc<()>,
 }
 
@@ -64,7 +64,7 @@ impl Environ {
         found
     }
 
-    /// Forgets the processes that no longer live, and those that had no `INVOCATION_ID`.
+    /// Forgets the processes that have ended, and those that had no `INVOCATION_ID`.
     pub(super) fn forget_all_but(&mut self, lives: impl Fn(&Identity) -> bool) {
         self.none.clear();
         self.found().retain(|identity, _| lives(identity));
@@ -75,7 +75,7 @@ impl Environ {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reader that is free, started if necessary; `None` if none can be had.
+    /// The idle reader, started if necessary; None if too many threads hang or no thread can be started.
     fn reader(&mut self) -> Option<&Reader> {
         if self.reader.is_none() && Arc::strong_count(&self.threads) <= MAX_STUCK {
             let (requests, inbox) = unbounded();
@@ -101,9 +101,9 @@ impl Environ {
 /// Reads one environment, and adds its `INVOCATION_ID` to `found`.
 fn read(process: &Process, found: &Mutex<HashMap<Identity, String>>) {
     let value = variable(process, INVOCATION_ID);
-    // If another process has got the PID meanwhile, the value is that one's.
+    // If another process has got the PID meanwhile, the value belongs to that process.
     if let Ok(Some(value)) = value
-        && is_still_there(process.identity())
+        && is_alive(process.identity())
     {
         found.lock().unwrap_or_else(PoisonError::into_inner).insert(process.identity(), value);
     }

@@ -6,36 +6,36 @@ use tl_os::cgroup::Leaf;
 use tl_os::process_tree::Marks;
 use tl_os::send_signal::TERMINATE;
 
-/// What identifies the processes of a run.
+/// How the processes of a run are tracked.
 #[derive(Clone, Debug)]
-pub enum Hold {
+pub enum Tracking {
     /// The cgroup that they are in.
     Leaf(Leaf),
     /// Without cgroups, marks by which they are found in /proc.
     Marks(Marks),
 }
 
-/// A job for the thread. The queue of jobs has no bound of its own: the supervisor sends one [`Job::Look`] at a time, a
-/// unit has only a few signals pending, and each client waits for the answer to its signal.
+/// A job for the thread. The queue of jobs has no bound of its own: the supervisor requests one [`Job::Scan`] at a
+/// time, a unit has only a few signals pending, and each client waits for the answer to its signal.
 #[derive(Debug)]
 pub enum Job {
-    /// Send SIGTERM and SIGCONT to the run, except to this process group, which was sent them already.
-    Terminate(RunKey, Hold, Option<Pid>),
+    /// Send SIGTERM and SIGCONT to the run, except to the process group with this id, which already got them.
+    Terminate(RunKey, Tracking, Option<Pid>),
     /// Send SIGKILL to the run. Reported by [`Report::Killed`].
     Kill {
         /// The run.
         key: RunKey,
-        /// What identifies its processes.
-        hold: Hold,
+        /// How its processes are tracked.
+        tracking: Tracking,
         /// Whether it was killed before.
         again: bool,
     },
     /// Send one signal to the run, then complete the reply.
-    Signal(RunKey, Hold, i32, ReplySender<()>),
-    /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which was sent them already.
+    Signal(RunKey, Tracking, i32, ReplySender<()>),
+    /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which already got them.
     HangUp(Marks),
-    /// Find out which of these runs have no process left. Reported by [`Report::Looked`].
-    Look(Vec<(RunKey, Marks)>),
+    /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
+    Scan(Vec<(RunKey, Marks)>),
     /// As PID 1 only: send SIGTERM and SIGCONT to all processes that were not asked to end, by [`Job::Terminate`], by
     /// [`Job::HangUp`], or with the session or the process group of a leader.
     TerminateRest,
@@ -46,14 +46,14 @@ pub enum Job {
 pub enum Report {
     /// Every process of the run that could be found was sent SIGKILL.
     Killed(RunKey),
-    /// Those of the runs in a [`Job::Look`] that have no process left.
-    Looked(Vec<RunKey>),
+    /// The runs of a [`Job::Scan`] of which all processes have ended.
+    Scanned(Vec<RunKey>),
 }
 
-/// What is sent to all processes of a run.
+/// The signals to send to all processes of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// SIGTERM and SIGCONT, except to this process group.
+    /// SIGTERM and SIGCONT, except to the process group with this id.
     Terminate(Option<Pid>),
     /// SIGKILL.
     Kill {
@@ -65,30 +65,30 @@ pub(super) enum Kind {
 }
 
 impl Job {
-    /// The report that the supervisor waits for, to be sent if this job panics.
+    /// The report to send if this job panics, because the supervisor waits for it.
     pub(super) fn report_if_it_fails(&self) -> Option<Report> {
         match self {
             Job::Kill { key, .. } => Some(Report::Killed(*key)),
-            Job::Look(_) => Some(Report::Looked(Vec::new())),
+            Job::Scan(_) => Some(Report::Scanned(Vec::new())),
             Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
         }
     }
 
-    /// The run that is to be signalled as a whole, and what it is sent.
-    pub(super) fn signals(&self) -> Option<(&Hold, Kind)> {
+    /// The run to signal as a whole, and the signals, if this job signals one.
+    pub(super) fn signals(&self) -> Option<(&Tracking, Kind)> {
         match self {
-            Job::Terminate(_, hold, but) => Some((hold, Kind::Terminate(*but))),
-            Job::Kill { hold, again, .. } => Some((hold, Kind::Kill { again: *again })),
-            Job::Signal(_, hold, signal, _) => Some((hold, Kind::Signal(*signal))),
-            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
+            Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
+            Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
+            Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
+            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
         }
     }
 
-    /// The run that is to be signalled as a whole.
+    /// The run to signal as a whole, if this job signals one.
     pub(super) fn key(&self) -> Option<RunKey> {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::HangUp(_) | Job::Look(_) | Job::TerminateRest => None,
+            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The trees thread: signals every process of a tree, finds the processes of runs that have no cgroup, and reports
-//! which of these runs have no process left.
+//! The trees thread: signals every process of a tree, finds the processes of runs that have no cgroup, and reports of
+//! which of these runs all processes have ended.
 //!
-//! A tree can have thousands of processes; then reading /proc takes milliseconds. A hostile process can make reading
-//! its environment block for ever. So a thread of its own does this. It signals through pidfds (`tl_os::send_signal`),
-//! because another thread reaps processes meanwhile.
+//! A separate thread does this because a tree can have thousands of processes, so that reading /proc takes
+//! milliseconds, and because a hostile process can make reading its environment block for ever. The thread signals
+//! through pidfds (`tl_os::send_signal`), because the supervisor thread reaps processes meanwhile.
 
 mod environ;
 mod job;
@@ -16,15 +16,15 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-pub use job::{Hold, Job, Report};
+pub use job::{Job, Report, Tracking};
 
 use crate::model::{Pid, RunKey};
 use environ::Environ;
 use job::Kind;
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
-use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_still_there};
-use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_everybody, signal_if};
+use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_alive};
+use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_all_processes, signal_if};
 use tl_os::thread;
 
 /// Maximum number of passes over the orphans when a run is killed again.
@@ -40,7 +40,7 @@ pub struct Trees {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A job, and what was known when it was sent.
+/// A job, and the leaders at the time when it was sent.
 #[derive(Debug)]
 struct Order {
     job: Job,
@@ -49,10 +49,10 @@ struct Order {
 }
 
 impl Trees {
-    /// Starts the thread. It calls `notify` with each report, which must not block; `died` if it ends by a panic.
+    /// Starts the thread. It calls `notify` with each report, and `died` if it panics. Neither may block.
     ///
     /// # Errors
-    /// When the system has no thread left.
+    /// If the thread cannot be created.
     pub fn start(
         notify: impl FnMut(Report) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
@@ -74,7 +74,7 @@ impl Trees {
 
     /// Sends a job to the thread. `leaders` are the leaders of all units that were not reaped.
     pub fn send(&self, job: Job, leaders: Arc<HashSet<Pid>>) {
-        // This fails if the thread has died; then the supervisor shuts down.
+        // Fails only if the thread has died, in which case the supervisor shuts down.
         let _ = self.jobs.send(Some(Order { job, leaders }));
     }
 }
@@ -91,16 +91,16 @@ impl Drop for Trees {
 struct Actor {
     inbox: Receiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
-    /// Processes that were found to belong to a run without a cgroup. They still do after they leave its session or
-    /// pipes.
+    /// Processes that were found to belong to a run without a cgroup. They still belong to it after they leave its
+    /// session or pipes.
     known: HashMap<RunKey, HashSet<Identity>>,
     /// Live processes that were asked to end, by SIGTERM or SIGHUP.
     asked: HashSet<Identity>,
     environ: Environ,
 }
 
-/// Signals on their way to all processes of a run without a cgroup. A process that is forked meanwhile is sent SIGKILL
-/// too, but no other signal: it may have been forked in order to handle that signal.
+/// The signalling of all processes of a run without a cgroup, which takes several scans. A process that is forked
+/// meanwhile gets SIGKILL too, but no other signal: it may have been forked in order to handle that signal.
 struct Round<'a> {
     key: RunKey,
     marks: &'a Marks,
@@ -113,7 +113,7 @@ impl Actor {
         let mut open = true;
         while open && let Ok(Some(first)) = self.inbox.recv() {
             let mut orders = vec![first];
-            // One reading of /proc serves all jobs that need one.
+            // One scan of /proc serves all jobs that need one.
             while let Ok(next) = self.inbox.try_recv() {
                 open &= next.is_some();
                 orders.extend(next);
@@ -129,7 +129,7 @@ impl Actor {
     fn serve(&mut self, orders: Vec<Order>) {
         let leaders = orders.last().map(|order| Arc::clone(&order.leaders)).unwrap_or_default();
         for order in &orders {
-            if let Some((Hold::Leaf(leaf), kind)) = order.job.signals() {
+            if let Some((Tracking::Leaf(leaf), kind)) = order.job.signals() {
                 self.signal_leaf(leaf, kind);
             }
         }
@@ -137,9 +137,9 @@ impl Actor {
         for Round { key, seen, .. } in rounds {
             self.known.entry(key).or_default().extend(seen);
         }
-        let needs_look = |job: &Job| matches!(job, Job::HangUp(_) | Job::Look(_) | Job::TerminateRest);
-        let snapshot = match orders.iter().any(|order| needs_look(&order.job)) {
-            true => self.look(),
+        let needs_scan = |job: &Job| matches!(job, Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest);
+        let snapshot = match orders.iter().any(|order| needs_scan(&order.job)) {
+            true => self.scan(),
             false => Snapshot::default(),
         };
         for order in orders {
@@ -149,13 +149,13 @@ impl Actor {
                 Job::Signal(.., reply) => reply.send(Ok(())),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
-                Job::Look(runs) => self.find_gone(&snapshot, &runs, &leaders),
+                Job::Scan(runs) => self.find_gone(&snapshot, &runs, &leaders),
             }
         }
     }
 
-    /// Reads /proc, and forgets the processes that no longer live.
-    fn look(&mut self) -> Snapshot {
+    /// Scans /proc, and forgets processes that have ended.
+    fn scan(&mut self) -> Snapshot {
         let snapshot = Snapshot::take();
         let lives = |(pid, start): &Identity| snapshot.get(*pid).is_some_and(|now| now.start == *start && !now.dead);
         self.asked.retain(lives);
@@ -206,7 +206,7 @@ impl Actor {
             if !std::mem::take(&mut fresh) {
                 break;
             }
-            let snapshot = self.look();
+            let snapshot = self.scan();
             let orphans = self.orphans(&snapshot, leaders);
             for round in rounds.iter_mut().filter(|round| n == 0 || round.kind.is_kill()) {
                 for process in self.members(&snapshot, &orphans, round.key, round.marks) {
@@ -222,14 +222,15 @@ impl Actor {
         // leave orphans that nothing identifies.
         let killed = rounds.iter().filter(|round| round.kind.is_kill()).flat_map(|round| &round.seen);
         for (pid, start) in killed {
-            signal_if(*pid, &[libc::SIGKILL], || is_still_there((*pid, *start)));
+            signal_if(*pid, &[libc::SIGKILL], || is_alive((*pid, *start)));
         }
         rounds
     }
 
     /// Stops orphans of runs that were killed before and still have processes. If each process forks and ends at once,
-    /// it is gone before a reading of all of /proc comes to it. But when the process before it has ended, it becomes a
-    /// child of this process: it is stopped while it is checked, which only its parent, this process, is told.
+    /// it has ended before a scan of all of /proc reaches it. But when its parent ends, it becomes a child of this
+    /// process, and the list of children is short. It is stopped while it is checked; the kernel reports that only to
+    /// its parent, this process.
     fn catch_orphans(&mut self, rounds: &mut [Round<'_>], leaders: &HashSet<Pid>) {
         let (mut others, mut idle) = (HashSet::new(), 0);
         for _ in 0..MAX_PASSES {
@@ -287,30 +288,30 @@ impl Actor {
 
     fn terminate_rest(&mut self, snapshot: &Snapshot, leaders: &HashSet<Pid>) {
         if snapshot.all.is_empty() {
-            // Without /proc, the processes to spare cannot be identified: all are signalled.
-            return TERMINATE.into_iter().for_each(signal_everybody);
+            // Without /proc, the processes to exclude cannot be identified, so all are signalled.
+            return TERMINATE.into_iter().for_each(signal_all_processes);
         }
         let is_led = |process: &Process| leaders.contains(&process.session) || leaders.contains(&process.group);
         let was_asked = |process: &&Process| is_led(process) || self.asked.contains(&process.identity());
-        // Their descendants are spared too: they may have been forked in order to handle the signal.
+        // Their descendants are excluded too: they may have been forked in order to handle the signal.
         let roots = snapshot.all.iter().filter(was_asked).collect();
-        let spared: HashSet<Pid> =
+        let excluded: HashSet<Pid> =
             with_descendants(snapshot, roots, 1).into_iter().map(|process| process.pid).collect();
         let rest = snapshot.all.iter().filter(|process| process.pid != 1 && !process.dead);
-        signal_all(rest.filter(|process| !spared.contains(&process.pid)), &TERMINATE);
+        signal_all(rest.filter(|process| !excluded.contains(&process.pid)), &TERMINATE);
     }
 
     fn find_gone(&mut self, snapshot: &Snapshot, runs: &[(RunKey, Marks)], leaders: &HashSet<Pid>) {
         let orphans = self.orphans(snapshot, leaders);
         let is_gone = |(key, marks): &&(RunKey, Marks)| self.members(snapshot, &orphans, *key, marks).is_empty();
         let gone: Vec<RunKey> = runs.iter().filter(is_gone).map(|(key, _)| *key).collect();
-        (self.notify)(Report::Looked(gone));
+        (self.notify)(Report::Scanned(gone));
     }
 }
 
 impl<'a> Round<'a> {
     fn of(job: &'a Job) -> Option<Round<'a>> {
-        let (Hold::Marks(marks), kind) = job.signals()? else { return None };
+        let (Tracking::Marks(marks), kind) = job.signals()? else { return None };
         Some(Round { key: job.key()?, marks, kind, seen: HashSet::new() })
     }
 }

@@ -1,4 +1,4 @@
-//! Whether a run is followed by another, and how long that waits (docs/api.md, Process control).
+//! Whether a run is followed by a restart, and how long the restart waits (docs/api.md, Processes).
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use crate::model::{Policy, RunEnd};
 pub(super) const SHORT_RUN: Duration = Duration::from_secs(1);
 /// Number of short runs in a row after which a restart waits for at least [`SHORT_RUN_WAIT`].
 pub(super) const SHORT_RUNS: u32 = 5;
-/// See [`SHORT_RUNS`].
+/// Minimum wait before a restart after [`SHORT_RUNS`] short runs in a row.
 const SHORT_RUN_WAIT: Duration = Duration::from_millis(100);
-/// A run is stable once it has lasted for this long, and for the longest backoff. It resets the count of restarts.
+/// Minimum length of a stable run, which must also last at least the longest backoff. It resets the count of restarts.
 const STABLE: Duration = Duration::from_secs(10);
 
 impl Unit {
@@ -41,10 +41,15 @@ impl Unit {
 
     /// Starts a run that a client has requested: clears the error and the counts of earlier ones.
     pub(super) fn start_anew(&mut self, actions: Actions) {
+        self.clear_counts();
+        self.begin_run(actions);
+    }
+
+    /// Clears the error and the counts of earlier runs.
+    pub(super) fn clear_counts(&mut self) {
         self.restarts = 0;
         self.short_runs = 0;
         self.last_error = None;
-        self.begin_run(actions);
     }
 
     fn stable_after(&self) -> Duration {

@@ -1,4 +1,4 @@
-//! What goes into a unit and what comes out of it: [`Event`], [`Action`] and the time.
+//! The input and output of a unit: [`Event`], [`Action`] and the time.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ pub struct Now {
     pub wall: Millis,
 }
 
-/// What happens to a unit.
+/// An input of a unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The unit was admitted to the fleet: start it.
     Start,
-    /// [`Action::ResolveUser`] has finished. If the user could not be found, the supervisor answers [`Action::Spawn`] with
-    /// [`Event::SpawnFailed`].
+    /// [`Action::ResolveUser`] has finished. If the user could not be found, the supervisor answers [`Action::Spawn`]
+    /// with [`Event::SpawnFailed`].
     UserResolved,
     /// [`Action::Spawn`] has forked this child.
     Spawned(Pid),
@@ -32,15 +32,15 @@ pub enum Event {
     ExecFailed(Error),
     /// The leader was reaped.
     Exited(Exit),
-    /// All that the leader wrote is in the log.
+    /// Everything that the leader wrote is in the log.
     Drained,
-    /// No process of the last run is left.
+    /// All processes of the last run have ended.
     TreeGone,
     /// No client has been attached to the terminal for too long: disconnect it, as when a terminal window is closed.
     HangUp,
-    /// A client wants the unit ended and not restarted.
+    /// A client requests to end the unit and not to restart it.
     Stop,
-    /// A client wants the unit ended, if it is up, and started again.
+    /// A client requests to end the unit, if it is up, and to start it again.
     Restart,
     /// The supervisor shuts down: SIGTERM to the tree now, SIGKILL at this time, no restart.
     ShutDown(Duration),
@@ -50,17 +50,17 @@ pub enum Event {
     Tick,
 }
 
-/// What the supervisor has to do for a unit. Actions are performed in order.
+/// An operation that the supervisor performs for a unit. Actions are performed in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Look up the user of the next run. [`Event::UserResolved`] follows, immediately or later. A unit that was stopped in the
-    /// meantime ignores that event.
+    /// Look up the user of the next run. [`Event::UserResolved`] follows, immediately or later. A unit that was stopped
+    /// in the meantime ignores that event.
     ResolveUser,
     /// Fork a child. [`Event::Spawned`] or [`Event::SpawnFailed`] follows immediately.
     Spawn,
     /// Send SIGTERM and SIGCONT to every process of the tree.
     Terminate,
-    /// Send SIGHUP to the whole session of the leader, which has not been reaped.
+    /// Send SIGHUP to the session of the leader, which has not been reaped.
     HangUp,
     /// Disconnect the terminal.
     Disconnect,
@@ -72,14 +72,14 @@ pub enum Action {
     Watch,
     /// Stop probing.
     Unwatch,
-    /// Read what is in the pipes. [`Event::Drained`] follows.
+    /// Read the rest of the output from the pipes. [`Event::Drained`] follows.
     Drain,
     /// Append the error to the unit's stderr: an exec that hung, and so counted as started, has failed.
     ReportLateFailure(Error),
     /// Tell the clients that wait for this run that it has started.
     Started,
-    /// Tell the clients that wait for this run, or for an earlier one, that it could not be started. The same step may contain
-    /// another [`Action::Spawn`].
+    /// Tell the clients that wait for this run, or for an earlier one, that it could not be started. The same step may
+    /// contain another [`Action::Spawn`].
     StartFailed(RunNo, Error),
     /// The unit is down and will not restart by itself: end its log and its followers.
     Finish(RunEnd),

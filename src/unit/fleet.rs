@@ -1,6 +1,7 @@
 //! The fleet: all units, with indexes by PID, name and deadline, and the limits on running and ended ones.
 //!
-//! Pure, like [`Unit`]. It updates its indexes at every step of a unit. `T` is what the supervisor keeps with each unit.
+//! Pure, like [`Unit`]. It updates its indexes at every step of a unit. `T` is the data that the supervisor keeps per
+//! unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use crate::error::Error;
 use crate::model::{Pid, Target, UnitId};
 use crate::unit::{Action, Event, Now, Unit};
 
-/// Maximum number of PIDs, of its earlier runs, by which a unit can be addressed: the first, which the client was given, and
-/// the latest ones. The limit keeps the memory of a process that crashes for days bounded.
+/// Maximum number of PIDs by which one unit can be addressed: that of its first run, which the client was given, and
+/// those of its latest runs. It bounds the memory used for a process that keeps crashing.
 const OLD_PIDS: usize = 256;
 
 /// Maximum size of the specs of all ended units together, in bytes. Each spec can be as long as a request.
@@ -19,9 +20,9 @@ const KEPT_BYTES: usize = 16 << 20;
 /// Limits of the fleet (docs/api.md, Limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Maximum number of units that are up or backing off at the same time, sessions aside.
+    /// Maximum number of units that are up or backing off at the same time, excluding sessions.
     pub max_running: usize,
-    /// Maximum number of ended units that are remembered, sessions aside.
+    /// Maximum number of ended units that are remembered, excluding sessions.
     pub keep_ended: usize,
     /// Maximum number of terminal sessions that are up at the same time, and of ended ones that are remembered.
     pub max_sessions: usize,
@@ -32,13 +33,13 @@ pub struct Bounds {
 pub struct Member<T> {
     /// The unit.
     pub unit: Unit,
-    /// What the supervisor keeps with it.
+    /// The data that the supervisor keeps for it.
     pub context: T,
     /// Size of its spec in bytes.
     weight: usize,
     /// Its key in [`Fleet::due`].
     deadline: Option<Duration>,
-    /// The PIDs that address it.
+    /// The PIDs of its runs by which it can be addressed.
     pids: VecDeque<Pid>,
     /// Its key in [`Ended::units`], if it is down.
     ended: Option<u64>,
@@ -86,10 +87,10 @@ impl<T> Fleet<T> {
         }
     }
 
-    /// Admits a unit, which is still down, under an id that was never used before. `context` is called only if the unit is
+    /// Admits a unit, which is still down, under an id that was never used. `context` is called only if the unit is
     /// admitted; `weight` is the size of its spec in bytes.
     ///
-    /// A terminal session has limits of its own, and is not found by its PID.
+    /// A terminal session has separate limits, and is not found by its PID.
     ///
     /// # Errors
     /// [`Error::TooManyProcesses`], [`Error::TooManySessions`] or [`Error::NameInUse`].
@@ -97,9 +98,9 @@ impl<T> Fleet<T> {
         if unit.has_terminal() {
             return self.admit_session(id, unit, weight, context);
         }
-        self.has_room()?;
+        self.check_room()?;
         if let Some(name) = unit.managed().and_then(|managed| managed.name.clone()) {
-            self.name_is_free(&name, None)?;
+            self.check_name(&name, None)?;
             self.by_name.insert(name, id);
         }
         self.insert(id, unit, weight, context(), false);
@@ -126,14 +127,14 @@ impl<T> Fleet<T> {
         self.members.insert(id, member);
     }
 
-    fn has_room(&self) -> Result<(), Error> {
+    fn check_room(&self) -> Result<(), Error> {
         if self.running() + self.abandoned.len() >= self.bounds.max_running {
             return Err(Error::TooManyProcesses(self.bounds.max_running));
         }
         Ok(())
     }
 
-    fn name_is_free(&self, name: &str, except: Option<UnitId>) -> Result<(), Error> {
+    fn check_name(&self, name: &str, except: Option<UnitId>) -> Result<(), Error> {
         match self.by_name.get(name) {
             Some(holder)
                 if Some(*holder) != except && self.get(*holder).is_some_and(|member| !member.unit.is_released()) =>
@@ -151,15 +152,15 @@ impl<T> Fleet<T> {
     pub fn claim_for_restart(&mut self, id: UnitId) -> Result<(), Error> {
         let Some(member) = self.members.get(&id) else { return Ok(()) };
         if member.unit.is_down() {
-            self.has_room()?;
+            self.check_room()?;
         }
         let Some(name) = member.unit.managed().and_then(|managed| managed.name.clone()) else { return Ok(()) };
-        self.name_is_free(&name, Some(id))?;
+        self.check_name(&name, Some(id))?;
         self.by_name.insert(name, id);
         Ok(())
     }
 
-    /// Has a unit process one event, and updates the indexes.
+    /// Passes one event to a unit, and updates the indexes.
     pub fn step(&mut self, id: UnitId, now: Now, event: Event, out: &mut Vec<Action>) {
         let Some(member) = self.members.get_mut(&id) else { return };
         let spawned = match event {
@@ -215,7 +216,7 @@ impl<T> Fleet<T> {
         self.due.first().filter(|(at, _)| *at <= now.mono).map(|(_, id)| *id)
     }
 
-    /// Removes the unit that ended first, if there are more ended units than may be remembered.
+    /// Removes the unit that ended first, if the ended units exceed a limit.
     pub fn pop_surplus(&mut self) -> Option<(UnitId, Member<T>)> {
         let kinds = [(&self.ended, self.bounds.keep_ended), (&self.ended_sessions, self.bounds.max_sessions)];
         let is_too_much = |(ended, most): &(&Ended, usize)| ended.units.len() > *most || ended.weight > KEPT_BYTES;
@@ -268,24 +269,24 @@ impl<T> Fleet<T> {
         found.filter(shown).ok_or_else(|| Error::NotFound(target.clone()))
     }
 
-    /// The unit whose leader, not reaped yet, is `pid`.
+    /// The unit whose leader is `pid` and has not been reaped.
     pub fn led_by(&self, pid: Pid) -> Option<UnitId> {
         let id = *self.by_pid.get(&pid)?;
         (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
     }
 
-    /// The leaders that have not been reaped, of all units.
+    /// The leaders of all units that have not been reaped.
     pub fn leaders(&self) -> HashSet<Pid> {
         let leaders = self.members.values().filter_map(|member| member.unit.leader());
         leaders.chain(self.abandoned.keys().copied()).collect()
     }
 
-    /// Notes that the unit has stopped waiting for the reaping of this leader. The unit is kept until [`Fleet::reaped`].
+    /// Records that the unit no longer waits for the reaping of this leader. The unit is kept until [`Fleet::reaped`].
     pub fn abandon(&mut self, id: UnitId, pid: Pid) {
         self.abandoned.insert(pid, id);
     }
 
-    /// Notes that a process was reaped that leads no unit. Returns the unit whose abandoned leader it was, if any.
+    /// Records the reaping of a process that leads no unit. If it is an abandoned leader, returns its unit.
     pub fn reaped(&mut self, pid: Pid) -> Option<UnitId> {
         self.abandoned.remove(&pid)
     }
@@ -307,7 +308,7 @@ impl<T> Fleet<T> {
 
     /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the
     /// others, each group from the newest to the oldest.
-    pub fn in_order_of_end(&self) -> Vec<UnitId> {
+    pub fn shutdown_order(&self) -> Vec<UnitId> {
         let mut units: Vec<_> = self.iter().rev().collect();
         units.sort_by_key(|(_, member)| match (member.unit.managed(), member.unit.has_terminal()) {
             (Some(_), _) => 0,
@@ -317,17 +318,17 @@ impl<T> Fleet<T> {
         units.into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Number of units that are up or will restart by themselves, sessions aside.
+    /// Number of units that are up or will restart by themselves, excluding sessions.
     pub fn running(&self) -> usize {
         self.len() - self.ended.units.len()
     }
 
-    /// Whether no unit is up, sessions included.
+    /// Whether all units, including sessions, are down.
     pub fn is_quiet(&self) -> bool {
         self.running() == 0 && self.sessions == self.ended_sessions.units.len()
     }
 
-    /// Number of units, ended ones included, sessions aside.
+    /// Number of units, including ended ones and excluding sessions.
     pub fn len(&self) -> usize {
         self.members.len() - self.sessions
     }

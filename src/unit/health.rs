@@ -6,15 +6,15 @@ use super::state::{Actions, Next, Phase, Run, State};
 use crate::model::{HealthCheck, HealthStatus, Policy, RunNo};
 
 impl Unit {
-    /// The leader has ended, so the unit is not healthy. An unhealthy status stays, as the reason of a restart.
-    pub(super) fn no_longer_healthy(&mut self) {
+    /// Ends a healthy status when the leader has ended. An unhealthy status stays: it is the reason for the restart.
+    pub(super) fn end_healthy_status(&mut self) {
         if self.health.status == HealthStatus::Healthy {
             self.health.status = HealthStatus::Starting;
             self.health.failures = 0;
         }
     }
 
-    /// The health check, if its verdicts count at the moment.
+    /// The health check, if its verdicts have an effect in the present state.
     pub fn probed(&self) -> Option<&HealthCheck> {
         match &self.state {
             State::Up(Run { phase: Phase::Running | Phase::Slow, next: Next::Policy, .. }) => {

@@ -1,28 +1,29 @@
-//! The state machine of one unit, that is, of one process over all of its restarts: events and the time go in, actions come
-//! out. It does no I/O, reads no clock and never blocks; the supervisor performs the actions.
+//! The state machine of one unit: one process across all of its restarts. Its input is events and the time, its output
+//! is actions, which the supervisor performs. It does no I/O, reads no clock and never blocks.
 //!
-//! A unit is *down*, *up* (its leader has not been reaped, or the output of the run is not drained), *awaiting its tree*
-//! (the next run follows once the processes of the last one are gone), *backing off* until its next restart, or *awaiting
-//! its user* (`/etc/passwd` is being read for the next run, which takes as long as the disk takes). A run goes through these
-//! phases:
+//! A unit is *down*; *awaiting its user* (another thread reads `/etc/passwd` for the next run); *forking*; *up* (its
+//! leader has not been reaped, or the output of the run is not drained); *awaiting its tree* (the next run follows once
+//! all processes of the last run have ended); or *backing off* until its next restart. A run goes through these phases:
 //!
 //! ```text
-//!  Spawn ─► Execing ──exec ok──► Running ──reaped──► Draining ──drained──► down, or awaiting its tree
-//!              │ 5 s                ▲
-//!              ├──────► Slow ───────┤ (an exec that hangs counts as started)
-//!              │ reaped    │ reaped │
-//!              ├──► Reaped ┴────────┘ (the outcome of the exec is still to come)
-//!              └─exec failed─► Broken ──reaped──► the start has failed
+//!  Execing ──exec ok──► Running ──reaped──────────────► Draining ──drained──► down, or awaiting its tree
+//!     │ 5 s                ▲                                ▲
+//!     ├──────► Slow ───────┘ exec ok, or failed late        │
+//!     │         │ reaped                                    │
+//!     ├─reaped─►┴─► Reaped ──exec ok, or failed late────────┘
+//!     │                └─────exec failed────────► the start has failed
+//!     └─exec failed─► Broken ──reaped───────────► the start has failed
 //! ```
 //!
-//! `Next` says what follows the end of the run: what the restart policy says, unless a request says otherwise.
+//! In `Slow`, an exec that hangs counts as started; in `Reaped`, the outcome of the exec is not known yet. `Next` decides what
+//! follows the end of the run: the restart policy, unless a stop or restart was requested.
 //!
-//! **Stopping.** The grace of a stop belongs to the whole tree: the processes that outlive the leader are killed when the
-//! grace is over, and the next run begins when none of them is left. Processes that a leader leaves behind when it exits by
-//! itself are killed before the next run, without a grace.
+//! **Stopping.** The grace of a stop applies to the whole tree: processes that outlive the leader are killed when the
+//! grace is over. The next run begins when all of them have ended, at the latest 1 s after that kill. Processes that a
+//! leader leaves behind when it exits by itself are killed before the next run, without a grace.
 //!
-//! **Abandoning.** A leader that was killed but cannot be reaped, because a tracer holds it or it hangs in the kernel, is
-//! abandoned after 750 ms: its run has ended for everybody who waits for it.
+//! **Abandoning.** A leader that was killed but cannot be reaped, because a tracer holds it or it hangs in the kernel,
+//! is abandoned after 750 ms: its run is reported as ended.
 
 mod backoff;
 mod event;
@@ -65,9 +66,9 @@ pub struct Unit {
     restarts: u32,
     /// Number of short runs in a row.
     short_runs: u32,
-    /// Whether a client has ended it, so that another unit may take its name.
+    /// Whether a client has stopped it, so that another unit may take its name.
     released: bool,
-    /// The unit is down, but the grace of its tree lasts until this time; then the remaining processes are killed.
+    /// End of the grace of the tree of a unit that is down. The remaining processes are killed then.
     sweep_at: Option<Duration>,
 }
 
@@ -102,12 +103,13 @@ impl Unit {
         Unit { terminal: true, ..Unit::new(None, None) }
     }
 
-    /// The same unit with this rule for the processes that a leader leaves behind when it exits by itself.
+    /// Sets what happens to the processes that a leader leaves behind when it exits by itself.
     pub fn with_leftovers(self, leftovers: Leftovers) -> Unit {
         Unit { leftovers, ..self }
     }
 
-    /// Processes one event and appends the actions that follow. An event that does not fit the state changes nothing.
+    /// Processes one event and appends the resulting actions. An event that does not apply to the state changes
+    /// nothing.
     pub fn step(&mut self, now: Now, event: Event, actions: Actions) {
         match event {
             Event::Start => self.start(actions),
@@ -138,7 +140,7 @@ impl Unit {
         }
     }
 
-    /// The first step of a run: has its user looked up.
+    /// Begins a run by requesting the look-up of its user.
     fn begin_run(&mut self, actions: Actions) {
         self.state = State::AwaitingUser;
         self.next_restart_at = None;
@@ -192,7 +194,7 @@ impl Unit {
         }
         if matches!(run.phase, Phase::Execing { give_up } if give_up <= now.mono) {
             run.phase = Phase::Slow;
-            self.is_up(actions);
+            self.report_started(actions);
         }
         if let State::Up(run) = &mut self.state
             && take_if_due(&mut run.abandon_at, now)

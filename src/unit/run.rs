@@ -3,7 +3,7 @@
 use super::Unit;
 use super::event::{Action, Now};
 use super::state::{Actions, Next, Phase, Run, Shown, State};
-use super::times::EXEC_PATIENCE;
+use super::times::EXEC_TIMEOUT;
 use crate::error::Error;
 use crate::model::{Exit, Leftovers, Pid, Policy, RunEnd};
 
@@ -16,7 +16,7 @@ impl Unit {
         self.state = State::Up(Run {
             pid,
             since: now.mono,
-            phase: Phase::Execing { give_up: now.mono + EXEC_PATIENCE },
+            phase: Phase::Execing { give_up: now.mono + EXEC_TIMEOUT },
             next: Next::Policy,
             kill_at: None,
             disconnect_at: None,
@@ -30,7 +30,7 @@ impl Unit {
         match run.phase {
             Phase::Execing { .. } => {
                 run.phase = Phase::Running;
-                self.is_up(actions);
+                self.report_started(actions);
             }
             Phase::Slow => run.phase = Phase::Running,
             Phase::Reaped { end, slow } => {
@@ -63,8 +63,8 @@ impl Unit {
         }
     }
 
-    /// The run counts as started.
-    pub(super) fn is_up(&self, actions: Actions) {
+    /// Reports that the run has started, and begins its health checks.
+    pub(super) fn report_started(&self, actions: Actions) {
         actions.push(Action::Started);
         if self.watched() && self.next() == Next::Policy {
             actions.push(Action::Watch);
@@ -95,17 +95,17 @@ impl Unit {
         if self.kills_leftovers(end) {
             actions.push(Action::KillTree);
         }
-        self.no_longer_healthy();
+        self.end_healthy_status();
         if let State::Up(run) = &mut self.state {
             run.phase = Phase::Draining { end };
         }
         actions.push(Action::Drain);
     }
 
-    /// Whether the leftovers of the leader are killed now. Those of a unit that was stopped have a grace instead.
+    /// Whether the processes that the leader left behind are killed now. After a stop they have a grace instead.
     fn kills_leftovers(&self, end: RunEnd) -> bool {
         let State::Up(Run { kill_at: None, next, .. }) = self.state else { return false };
-        // Before a restart they are killed in any case, so that they are gone by then.
+        // Before a restart they are always killed, so that they have ended when the next run starts.
         self.will_restart(next, end) || next == Next::Policy && self.leftovers == Leftovers::Kill
     }
 
@@ -150,7 +150,7 @@ impl Unit {
         }
     }
 
-    /// The program could not be started. `end` is that of the forked child, if there was one.
+    /// Handles a program that could not be started. `end` is the end of the forked child, if there was one.
     pub(super) fn start_failed(&mut self, now: Now, error: Error, next: Next, end: Option<RunEnd>, actions: Actions) {
         self.last_error = Some(error.to_string());
         actions.push(Action::StartFailed(self.run, error));

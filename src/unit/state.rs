@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::event::{Action, Now};
-use super::times::REAP_PATIENCE;
+use super::times::REAP_TIMEOUT;
 use crate::error::Error;
 use crate::model::{HealthStatus, Millis, Pid, RunEnd};
 
-/// Where the actions of a step are appended.
+/// The list to which a step appends its actions.
 pub(super) type Actions<'a> = &'a mut Vec<Action>;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +18,7 @@ pub(super) enum State {
     /// [`Action::Spawn`] is being performed.
     Forking,
     Up(Run),
-    /// The last run is over, and the next one waits for the end of its tree.
+    /// The last run has ended, and the next one waits for the end of its tree.
     AwaitingTree(TreeWait),
     BackingOff {
         until: Duration,
@@ -52,26 +52,38 @@ pub(super) struct Run {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Phase {
-    Execing { give_up: Duration },
+    /// The outcome of the exec is not known. At `give_up` the run counts as started.
+    Execing {
+        give_up: Duration,
+    },
+    /// The exec hangs. The run counts as started.
     Slow,
     Running,
+    /// The exec has failed, and the child has not been reaped.
     Broken(Error),
-    Reaped { end: RunEnd, slow: bool },
-    Draining { end: RunEnd },
+    /// The leader was reaped before the outcome of the exec was known. `slow`: the run already counted as started.
+    Reaped {
+        end: RunEnd,
+        slow: bool,
+    },
+    /// The leader was reaped, and the rest of its output is being read.
+    Draining {
+        end: RunEnd,
+    },
 }
 
 /// What follows the end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Next {
-    /// What the restart policy says.
+    /// The restart policy.
     Policy,
-    /// What the restart policy says of a failure: the run was unhealthy, whatever its exit code is.
+    /// The restart policy, applied to a failure: the run was unhealthy, and its exit code does not matter.
     Failed,
-    /// Nothing: a client, or the shutdown, has stopped the unit.
+    /// Nothing: a client or the shutdown has stopped the unit.
     Stop,
     /// Another run: a client has requested it.
     Restart,
-    /// What the restart policy says: the run was killed at its timeout.
+    /// The restart policy; the run was killed at its timeout.
     TimedOut,
 }
 
@@ -92,28 +104,28 @@ pub(super) struct Health {
     pub(super) status: HealthStatus,
     /// Number of failed probes in a row.
     pub(super) failures: u32,
-    /// When the first successful probe since the last unhealthy verdict was.
+    /// Time of the first successful probe since the last unhealthy verdict.
     pub(super) healthy_since: Option<Duration>,
-    /// Whether it was healthy for long enough once in this run.
+    /// Whether the run has been healthy for long enough to count as stable.
     pub(super) stable: bool,
 }
 
 impl Run {
-    /// Whether the leader has not been reaped, so that no other process can have its PID.
+    /// Whether the leader has not been reaped yet. Until it is, no other process can get its PID.
     pub(super) fn has_leader(&self) -> bool {
         !matches!(self.phase, Phase::Reaped { .. } | Phase::Draining { .. })
     }
 
-    /// Kills the tree. From then on the reaping of the leader is waited for, for a limited time.
+    /// Kills the tree. A leader that is not reaped within [`REAP_TIMEOUT`] is abandoned.
     pub(super) fn kill(&mut self, now: Now, actions: Actions) {
         if self.has_leader() {
-            self.abandon_at.get_or_insert(now.mono + REAP_PATIENCE);
+            self.abandon_at.get_or_insert(now.mono + REAP_TIMEOUT);
         }
         actions.push(Action::KillTree);
     }
 }
 
-/// Whether the deadline has passed. If so, it is removed.
+/// Whether the deadline has passed. If so, clears it.
 pub(super) fn take_if_due(deadline: &mut Option<Duration>, now: Now) -> bool {
     deadline.take_if(|at| *at <= now.mono).is_some()
 }

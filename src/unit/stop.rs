@@ -1,4 +1,4 @@
-//! Requests to a unit: to stop, to restart, to end in a shutdown.
+//! Requests to a unit: stop, restart, shutdown.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Unit {
             State::Down => match &mut self.sweep_at {
                 Some(at) => *at = kill_at.min(*at),
                 None if self.run == 0 => {}
-                // The leader has exited by itself: its leftovers are still to be terminated.
+                // The leader has exited by itself, so its leftovers have not been terminated yet.
                 None => {
                     self.sweep_at = Some(kill_at);
                     actions.push(Action::Terminate);
@@ -76,37 +76,38 @@ impl Unit {
                 if self.state == State::Down {
                     actions.push(Action::Reopen);
                 }
-                // A tree that was terminated before has the rest of its grace.
+                // A tree that was already terminated keeps the rest of its grace.
                 let kill_at = self.sweep_at.take();
                 if kill_at.is_none() {
                     actions.push(Action::KillTree);
                 }
                 self.await_tree(now, Next::Restart, kill_at);
             }
-            // The run that is about to begin is the new one.
-            State::AwaitingUser => {}
+            // The run that is about to begin is the requested one, and starts with cleared counts.
+            State::AwaitingUser => self.clear_counts(),
             State::AwaitingTree(wait) => wait.next = Next::Restart,
             State::Forking | State::Up(_) => self.end_run(now, Next::Restart, self.kill_at(now), actions),
         }
         self.released = false;
     }
 
-    /// Gives up the first run before its fork: the unit is removed.
+    /// Cancels the first run before its fork. The unit is removed.
     fn cancel_first_start(&mut self, error: Option<Error>, actions: Actions) {
         self.state = State::Down;
         actions.extend(error.map(|error| Action::StartFailed(1, error)));
         actions.push(Action::Forget);
     }
 
+    /// When the tree is killed if it is terminated now.
     pub(super) fn kill_at(&self, now: Now) -> Duration {
-        let plain = if self.terminal { HANG_UP_GRACE } else { Duration::ZERO };
-        now.mono + self.managed.as_ref().map_or(plain, |managed| managed.stop_grace)
+        let default = if self.terminal { HANG_UP_GRACE } else { Duration::ZERO };
+        now.mono + self.managed.as_ref().map_or(default, |managed| managed.stop_grace)
     }
 
-    /// Terminates the tree, or hangs up the session, and has the tree killed at `kill_at`.
+    /// Terminates the tree, or hangs up the session, and schedules the kill of the tree for `kill_at`.
     pub(super) fn end_run(&mut self, now: Now, next: Next, kill_at: Duration, actions: Actions) {
         let watched = self.watched();
-        let (ask, disconnect_at) = match self.terminal {
+        let (terminate, disconnect_at) = match self.terminal {
             true => (Action::HangUp, Some(now.mono + DISCONNECT)),
             false => (Action::Terminate, None),
         };
@@ -114,23 +115,23 @@ impl Unit {
         let first = run.next == Next::Policy;
         run.next = next;
         match run.phase {
-            // The leader has exited by itself: its leftovers have no grace.
+            // The leader has exited by itself: the processes it left behind have no grace.
             Phase::Reaped { .. } | Phase::Draining { .. } if run.kill_at.is_none() => actions.push(Action::KillTree),
             Phase::Broken(_) => {}
             Phase::Execing { .. } | Phase::Slow | Phase::Running if first => {
                 run.kill_at = Some(kill_at);
                 run.disconnect_at = disconnect_at;
-                actions.push(ask);
+                actions.push(terminate);
                 if watched {
                     actions.push(Action::Unwatch);
                 }
             }
-            // SIGTERM has been sent before, and its deadline stays.
+            // SIGTERM was sent before, and its deadline stays.
             _ => {}
         }
     }
 
-    /// Disconnects the terminal. A process that does not end by that lives on.
+    /// Disconnects the terminal. A process that ignores that keeps running.
     pub(super) fn hang_up(&mut self, actions: Actions) {
         if let State::Up(run) = &mut self.state
             && self.terminal

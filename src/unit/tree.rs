@@ -1,40 +1,41 @@
-//! Waiting for the rest of a tree after the end of its leader.
+//! The wait for the remaining processes of a tree after the end of its leader.
 
 use std::time::Duration;
 
 use super::Unit;
 use super::event::{Action, Now};
 use super::state::{Actions, Next, State, TreeWait, take_if_due};
-use super::times::TREE_PATIENCE;
+use super::times::TREE_TIMEOUT;
 use crate::model::{Exit, RunEnd};
 
 impl Unit {
-    /// Waits for the end of the tree before `next`. The tree is killed at `kill_at`; None if it has been killed already.
+    /// Waits for the end of the tree before `next`. The tree is killed at `kill_at`; None if it has been killed
+    /// already.
     pub(super) fn await_tree(&mut self, now: Now, next: Next, kill_at: Option<Duration>) {
-        let give_up = kill_at.unwrap_or(now.mono) + TREE_PATIENCE;
+        let give_up = kill_at.unwrap_or(now.mono) + TREE_TIMEOUT;
         self.state = State::AwaitingTree(TreeWait { next, kill_at, give_up });
     }
 
     pub(super) fn tick_awaiting(&mut self, now: Now, actions: Actions) {
         let State::AwaitingTree(wait) = &mut self.state else { return };
         if take_if_due(&mut wait.kill_at, now) {
-            wait.give_up = now.mono + TREE_PATIENCE;
+            wait.give_up = now.mono + TREE_TIMEOUT;
             actions.push(Action::KillTree);
         } else if wait.kill_at.is_none() && wait.give_up <= now.mono {
-            self.go_on(now, actions);
+            self.start_next(now, actions);
         }
     }
 
     pub(super) fn tree_gone(&mut self, now: Now, actions: Actions) {
         match self.state {
             State::Down => self.sweep_at = None,
-            State::AwaitingTree(_) => self.go_on(now, actions),
+            State::AwaitingTree(_) => self.start_next(now, actions),
             State::AwaitingUser | State::Forking | State::Up(_) | State::BackingOff { .. } => {}
         }
     }
 
     /// Starts the next run, at once or after its backoff, unless there have been too many restarts.
-    fn go_on(&mut self, now: Now, actions: Actions) {
+    fn start_next(&mut self, now: Now, actions: Actions) {
         let State::AwaitingTree(TreeWait { next, .. }) = self.state else { return };
         match next {
             Next::Restart => self.start_anew(actions),

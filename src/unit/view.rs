@@ -10,7 +10,7 @@ impl Unit {
         self.terminal
     }
 
-    /// Its management, if it is managed.
+    /// The spec of its supervision, if it is managed.
     pub fn managed(&self) -> Option<&ManagedSpec> {
         self.managed.as_ref()
     }
@@ -38,7 +38,7 @@ impl Unit {
         self.state == State::Down
     }
 
-    /// Whether another unit may take its name: a client has ended it, or it is down.
+    /// Whether another unit may take its name: a client has stopped it, or it is down.
     pub fn is_released(&self) -> bool {
         self.released || self.is_down()
     }
@@ -58,7 +58,7 @@ impl Unit {
         match &self.state {
             State::Down => ManagedStatus::Stopped,
             State::AwaitingUser | State::Forking => ManagedStatus::Starting,
-            // Not backing off: the time of the next run is not known.
+            // Not `BackingOff`, because the time of the next run is not known.
             State::AwaitingTree(_) => ManagedStatus::Starting,
             State::BackingOff { .. } => ManagedStatus::BackingOff,
             State::Up(Run { phase: Phase::Execing { .. } | Phase::Broken(_), .. }) => ManagedStatus::Starting,
@@ -76,17 +76,17 @@ impl Unit {
         self.run.saturating_sub(1)
     }
 
-    /// How the last run that has ended did so.
+    /// How the most recently ended run ended.
     pub fn last_exit(&self) -> Option<RunEnd> {
         self.last_exit
     }
 
-    /// A sentence about the last error.
+    /// The last error, as a sentence.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
 
-    /// When it will be restarted, while it backs off.
+    /// Time of the next restart, while it backs off.
     pub fn next_restart_at(&self) -> Option<Millis> {
         self.next_restart_at
     }

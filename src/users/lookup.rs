@@ -1,4 +1,4 @@
-//! Reads `/etc/passwd` and `/etc/group`, afresh at each call: processes in the sandbox may add users at any time.
+//! Reads `/etc/passwd` and `/etc/group`, again at each call: processes in the sandbox may add users at any time.
 
 use std::path::Path;
 
@@ -8,19 +8,20 @@ use super::passwd::{self, Identity};
 use crate::error::Error;
 use crate::model::UserSpec;
 
-/// The largest file that is read, in bytes: some 200,000 users.
+/// Maximum size of a file, in bytes: enough for about 200,000 users.
 const LIMIT: u64 = 16 << 20;
 
-/// Looks up the user that `spec` names. Reads `/etc/group` only where supplementary groups matter. Blocks as long as the file
+/// Looks up the user named by `spec`. Reads `/etc/group` only if supplementary groups are needed. Blocks while the file
 /// system does.
 ///
 /// # Errors
-/// Those of `passwd::resolve`, and [`Error::from_io`] for a file that cannot be read. A file that does not exist counts as empty.
+/// Those of `passwd::resolve`, and [`Error::from_io`] for a file that cannot be read. A file that does not exist counts
+/// as empty.
 pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
     resolve_in(spec, Path::new("/etc"))
 }
 
-/// The id of a group in `/etc/group`; none where the group has no entry, or the file cannot be read.
+/// The id of a group in `/etc/group`; None if the group has no entry or the file cannot be read.
 pub fn group(name: &str) -> Option<u32> {
     passwd::group_id(name, &read(Path::new("/etc/group")).ok()?)
 }
@@ -62,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_afresh_and_may_be_missing() {
+    fn files_are_read_at_each_call_and_may_be_missing() {
         let dir = dir("");
         assert_eq!(resolve_in(&root(), dir.path()), Err(Error::UserNotFound("root".into())));
         fs::write(dir.path().join("passwd"), "root:x:0:0::/root:/bin/sh").unwrap();
@@ -79,7 +80,7 @@ mod tests {
         let group = dir.path().join("group");
         nix::unistd::mkfifo(&group, Mode::S_IRWXU).unwrap();
         assert!(matches!(resolve_in(&root(), dir.path()), Err(Error::Internal(_))));
-        // The file is not read where the gid is given.
+        // The file is not read if the gid is given.
         assert!(resolve_in(&"0:0".parse().unwrap(), dir.path()).is_ok());
         fs::remove_file(&group).unwrap();
         fs::create_dir(&group).unwrap();

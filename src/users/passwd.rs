@@ -1,7 +1,8 @@
 //! Parses `/etc/passwd`, `/etc/group` and the textual forms of `user` (docs/api.md, Environment and users).
 //!
-//! The daemon is static and has no NSS: it knows no users beyond these two files. Sandboxes bring files that no `pwck` has checked,
-//! so a broken line is skipped, as glibc does. The files are bytes: a name in Latin-1 must not hide the entries after it.
+//! The daemon is static and has no NSS: it knows only the users in these two files. Images may contain files that were
+//! never checked by `pwck`, so a malformed line is skipped, as glibc does. The files are read as bytes: a name in
+//! Latin-1 must not hide the entries after it.
 
 use std::collections::HashSet;
 use std::str::{self, FromStr};
@@ -9,25 +10,25 @@ use std::str::{self, FromStr};
 use crate::error::{Error, SpecError};
 use crate::model::{NO_ID, UserSpec};
 
-/// The number of supplementary groups that the kernel takes for one process, at most (`NGROUPS_MAX`).
+/// Maximum number of supplementary groups of a process (`NGROUPS_MAX`).
 pub const MAX_GROUPS: usize = 65_536;
 
 const SHELL: &str = "/bin/sh";
 
-/// What a process gets from the user that it runs as.
+/// The attributes that a process gets from its user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The user id.
     pub uid: u32,
     /// The primary group id.
     pub gid: u32,
-    /// The supplementary groups for `setgroups(2)`: at most [`MAX_GROUPS`], the primary group first; or none at all.
+    /// The supplementary groups for `setgroups(2)`: at most [`MAX_GROUPS`], the primary group first; or empty.
     pub groups: Vec<u32>,
     /// The home directory, an absolute path. It need not exist.
     pub home: String,
     /// The login shell.
     pub shell: String,
-    /// The login name, or the UID in decimal where `/etc/passwd` has no entry.
+    /// The login name, or the UID in decimal if `/etc/passwd` has no entry.
     pub name: String,
 }
 
@@ -37,7 +38,7 @@ impl FromStr for UserSpec {
     /// Parses `root`, `1000` or `1000:1000`.
     ///
     /// # Errors
-    /// For the field `user`, with the forms that are allowed.
+    /// [`SpecError`] about the field `user`, with the permitted forms.
     fn from_str(text: &str) -> Result<UserSpec, SpecError> {
         let wrong = || SpecError::new("user", "must be a name, a UID or `uid:gid`, each id from 0 to 4294967294");
         if let Some((uid, gid)) = text.split_once(':') {
@@ -55,8 +56,8 @@ impl FromStr for UserSpec {
     }
 }
 
-/// Looks up the user that `spec` names in `passwd`, the bytes of `/etc/passwd`. `group` gives those of `/etc/group`, and is called
-/// only where supplementary groups matter.
+/// Looks up the user named by `spec` in `passwd`, the bytes of `/etc/passwd`. `group` returns the bytes of
+/// `/etc/group`; it is called only if supplementary groups are needed.
 ///
 /// # Errors
 /// [`Error::UserNotFound`] for a name without an entry, [`Error::Invalid`] for an id that no process can have, and
@@ -75,7 +76,7 @@ pub fn resolve(
             check_id(*uid)?;
             match find(passwd, |entry| entry.uid == *uid) {
                 Some(entry) => (entry, *gid),
-                // No groups either: they list names.
+                // Without a name there are no supplementary groups: `/etc/group` lists names.
                 None => return nameless(*uid, gid.unwrap_or(*uid)),
             }
         }
@@ -103,7 +104,7 @@ fn nameless(uid: u32, gid: u32) -> Result<Identity, Error> {
     Ok(Identity { uid, gid, groups: Vec::new(), home, shell, name: uid.to_string() })
 }
 
-/// A spec that was not parsed from text can hold this id.
+/// Rejects [`NO_ID`], which a spec that was not parsed from text can contain.
 fn check_id(id: u32) -> Result<(), SpecError> {
     if id == NO_ID { Err(SpecError::new("user", "must not have the id 4294967295")) } else { Ok(()) }
 }
@@ -117,20 +118,20 @@ struct PasswdEntry<'a> {
     shell: &'a str,
 }
 
-/// The first entry that fits; later ones with the same name or UID do not count.
-fn find<'a>(passwd: &'a [u8], fits: impl Fn(&PasswdEntry<'a>) -> bool) -> Option<PasswdEntry<'a>> {
-    lines(passwd).filter_map(entry).find(fits)
+/// The first matching entry. Later ones with the same name or UID are ignored.
+fn find<'a>(passwd: &'a [u8], matches: impl Fn(&PasswdEntry<'a>) -> bool) -> Option<PasswdEntry<'a>> {
+    lines(passwd).filter_map(entry).find(matches)
 }
 
-/// The lines that can be entries: not empty, no comment, and not of NIS (`+name`, `-name`). A line with a NUL is skipped, as its
-/// fields cannot be passed to the kernel.
+/// The lines that may be entries: not empty, not a comment, and not an NIS entry (`+name`, `-name`). Lines with a NUL
+/// are skipped, since their fields cannot be passed to the kernel.
 fn lines(file: &[u8]) -> impl Iterator<Item = &[u8]> {
     file.split(|&byte| byte == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start())
         .filter(|line| !matches!(line.first(), None | Some(b'#' | b'+' | b'-')) && !line.contains(&0))
 }
 
-/// `name:password:uid:gid:comment:home:shell`; only the comment and the password may be in any encoding.
+/// Parses `name:password:uid:gid:comment:home:shell`. Only the comment and the password may be other than UTF-8.
 fn entry(line: &[u8]) -> Option<PasswdEntry<'_>> {
     let mut fields = line.splitn(7, |&byte| byte == b':');
     let name = fields.next().and_then(text).filter(|name| !name.is_empty())?;
@@ -144,23 +145,23 @@ fn entry(line: &[u8]) -> Option<PasswdEntry<'_>> {
         name,
         uid,
         gid,
-        // A relative home would be below the daemon's working directory.
+        // A relative path would be resolved against the daemon's working directory.
         home: if home.starts_with('/') { home } else { "/" },
-        // As passwd(5) says of an empty field.
+        // The default of passwd(5) for an empty field.
         shell: if shell.is_empty() { SHELL } else { shell },
     })
 }
 
-/// The groups of a user, as initgroups(3) finds them: the primary one, then each group that lists the name, in the order of the
-/// file.
+/// The groups of a user, as initgroups(3) determines them: the primary group, then each group that lists the name, in
+/// the order of the file.
 fn groups_of(name: &str, primary: u32, group: &[u8]) -> Vec<u32> {
     let mut seen = HashSet::from([primary]);
-    let others = lines(group).filter_map(|line| listing(line, name)).filter(|gid| seen.insert(*gid));
+    let others = lines(group).filter_map(|line| gid_if_listed(line, name)).filter(|gid| seen.insert(*gid));
     std::iter::once(primary).chain(others).take(MAX_GROUPS).collect()
 }
 
 /// The gid of a line `name:password:gid:member,member` that lists `name`.
-fn listing(line: &[u8], name: &str) -> Option<u32> {
+fn gid_if_listed(line: &[u8], name: &str) -> Option<u32> {
     let mut fields = line.splitn(4, |&byte| byte == b':');
     let _name = fields.next().filter(|name| !name.is_empty())?;
     let _password = fields.next()?;
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn section_8() {
+    fn users_get_the_identity_of_their_passwd_and_group_entries() {
         let app = identity(1000, 1000, &[1000, 10, 999], "/home/app", "/bin/zsh", "app");
         for (user, want) in [
             ("root", identity(0, 0, &[0, 10], "/root", "/bin/bash", "root")),
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_by_name() {
+    fn a_group_id_is_found_by_name() {
         for (name, id) in [("wheel", Some(10)), ("docker", Some(999)), ("nobody", None), ("", None), ("x", None)] {
             assert_eq!(group_id(name, GROUP), id, "{name}");
         }
@@ -246,15 +247,15 @@ mod tests {
     }
 
     #[test]
-    fn the_group_file_is_asked_only_where_it_matters() {
+    fn the_group_file_is_read_only_if_supplementary_groups_are_needed() {
         let unread = || Err(Error::internal("read"));
-        for (user, asks) in [("app", true), ("1000", true), ("1000:5", false), ("77", false), ("77:5", false)] {
-            assert_eq!(resolve(&user.parse().unwrap(), PASSWD, unread).is_err(), asks, "{user}");
+        for (user, reads) in [("app", true), ("1000", true), ("1000:5", false), ("77", false), ("77:5", false)] {
+            assert_eq!(resolve(&user.parse().unwrap(), PASSWD, unread).is_err(), reads, "{user}");
         }
     }
 
     #[test]
-    fn the_text_forms() {
+    fn a_user_is_parsed_from_a_name_a_uid_or_uid_and_gid() {
         let name = |name: &str| UserSpec::Name { name: name.into(), gid: None };
         for (text, want) in [
             ("root", name("root")),
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_means_leave_it_is_refused() {
+    fn the_id_that_means_do_not_change_is_rejected() {
         for spec in [
             UserSpec::Uid { uid: NO_ID, gid: None },
             UserSpec::Uid { uid: 0, gid: Some(NO_ID) },
@@ -304,13 +305,13 @@ mod tests {
             let got = resolve(&spec, PASSWD, || Ok(GROUP.to_vec()));
             assert!(matches!(got, Err(Error::Invalid(_))), "{spec:?}: {got:?}");
         }
-        // As setresuid(2) would take it: the process would have stayed root.
+        // setresuid(2) with this id would leave the process root.
         assert!(of("evil", b"evil:x:4294967295:0::/:/bin/sh\n", b"").is_err());
     }
 
     #[test]
-    fn broken_lines_are_skipped() {
-        for broken in [
+    fn malformed_lines_are_skipped() {
+        for malformed in [
             &b""[..],
             b"# app:x:1:1::/comment:/bin/sh",
             b"+app:x:1:1::/nis:/bin/sh",
@@ -337,8 +338,8 @@ mod tests {
             b"a\xffp:x:1000:1::/home:/bin/sh",
             b"\xff\xfe\x00\x01",
         ] {
-            let file = [broken, b"\n", PASSWD].concat();
-            let name = String::from_utf8_lossy(broken);
+            let file = [malformed, b"\n", PASSWD].concat();
+            let name = String::from_utf8_lossy(malformed);
             for user in ["app", "1000"] {
                 assert_eq!(of(user, &file, GROUP).map(|it| it.home), Ok("/home/app".into()), "{user}: {name:?}");
             }
@@ -346,8 +347,8 @@ mod tests {
     }
 
     #[test]
-    fn what_glibc_bears_is_borne() {
-        // A comment in Latin-1, leading blanks, no last newline, a home that is no absolute path.
+    fn entries_that_glibc_accepts_are_accepted() {
+        // A comment in Latin-1, leading blanks, no final newline, a home directory that is not an absolute path.
         let file = b"\t jose:x:5:6:Jos\xe9:home:/bin/sh";
         assert_eq!(of("jose", file, b"\xff:x:7:jose"), Ok(identity(5, 6, &[6, 7], "/", "/bin/sh", "jose")));
         let crlf = b"app:x:5:6::/app:/bin/sh\r\n";
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_match_wins() {
+    fn the_first_matching_entry_is_used() {
         let file = b"app:x:5:6::/first:/bin/sh\napp:x:0:0::/second:/bin/sh\nother:x:5:9::/third:/bin/sh\n";
         assert_eq!(of("app", file, b"").unwrap().home, "/first");
         assert_eq!(of("5", file, b"").unwrap().home, "/first");
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_those_that_list_the_name() {
+    fn a_user_is_in_the_groups_that_list_the_exact_name() {
         for (group, want) in [
             (&b"a:x:7:application\nb:x:8:my-app\nc:x:9:ap"[..], &[1000][..]),
             (b"a:x:7:app\na2:x:7:app\nself:x:1000:app", &[1000, 7]),
@@ -379,14 +380,14 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_bounded() {
+    fn the_number_of_groups_is_limited() {
         let file: String = (0..70_000).map(|n| format!("g{n}:x:{}:app\n", 100_000 + n)).collect();
         let groups = of("app", PASSWD, file.as_bytes()).unwrap().groups;
         assert_eq!((groups.len(), groups.first(), groups.last()), (MAX_GROUPS, Some(&1000), Some(&165_534)));
     }
 
     #[test]
-    fn huge_lines_hide_nobody() {
+    fn huge_lines_do_not_hide_other_entries() {
         let junk = [vec![b'x'; 4 << 20], b"\n".to_vec(), vec![b':'; 4 << 20], b"\n".to_vec()].concat();
         let file = [&junk, PASSWD].concat();
         let members = [&junk, &b"big:x:7:"[..], &b"someone,".repeat(1 << 18), b"app\n"].concat();

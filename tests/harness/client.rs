@@ -49,7 +49,8 @@ impl Daemon {
         self.open("POST", path, "Connection: close\r\n", body).into_response(path)
     }
 
-    /// The head of a request with the token, ready to be sent on a raw connection. `headers` are lines that end in CRLF.
+    /// The head of a request with the token, ready to be sent on a raw connection. `headers` are lines that end in
+    /// CRLF.
     pub fn request_head(&self, method: &str, path: &str, headers: &str) -> String {
         let token = &self.token;
         format!(
@@ -132,7 +133,7 @@ impl Daemon {
         info
     }
 
-    /// Runs a command to completion and checks everything that the contract says about the form of the stream.
+    /// Runs a command to completion and checks the form of the stream (docs/api.md, Run).
     pub fn run(&self, body: &Value) -> CompletedRun {
         CompletedRun::collect(self.open_run(body))
     }

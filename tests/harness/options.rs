@@ -48,8 +48,8 @@ impl Options {
         Options { namespace: false, ..Options::default() }
     }
 
-    /// The three ways in which the daemon keeps track of process trees: by cgroup; by `/proc`, as PID 1; by `/proc`, as a
-    /// subreaper.
+    /// The three ways in which the daemon keeps track of process trees: by cgroup; by `/proc`, as PID 1; by `/proc`, as
+    /// a subreaper.
     pub fn all_tree_tracking() -> [Options; 3] {
         [Options::default(), Options::default().without_cgroup(), Options::subreaper().without_cgroup()]
     }
@@ -123,7 +123,8 @@ impl Options {
         self.namespace
     }
 
-    /// The command that starts the daemon. Its state is below `state`; stdout, and stderr unless redirected, go to `log`.
+    /// The command that starts the daemon. Its state is below `state`; stdout, and stderr unless redirected, go to
+    /// `log`.
     pub(super) fn command(&self, state: &Path, log: File) -> Command {
         let mut command = if self.namespace { self.in_namespace(state) } else { self.beside_the_test(state) };
         if !self.cgroup {

@@ -53,7 +53,8 @@ pub fn is_zombie(pid: i32) -> bool {
     status(pid, "State").is_some_and(|state| state.starts_with('Z'))
 }
 
-/// Number of voluntary context switches of all threads of a process. Each wake-up of a thread adds one when it sleeps again.
+/// Number of voluntary context switches of all threads of a process. Each wake-up of a thread adds one when it sleeps
+/// again.
 pub fn wakeups(pid: i32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the daemon's threads");
     tasks

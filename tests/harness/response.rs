@@ -294,7 +294,7 @@ pub struct CompletedRun {
 }
 
 impl CompletedRun {
-    /// Reads the stream to its end and checks what the contract says of every run.
+    /// Reads the stream to its end and checks what holds for every run (docs/api.md, Run).
     pub fn collect(mut stream: EventStream) -> CompletedRun {
         let first = stream.next_frame().expect("a first event").data;
         for field in ["handle", "pid", "started_at"] {

@@ -69,7 +69,7 @@ def test_run_gets_nothing_of_the_environment_of_the_daemon(sandbox):
     assert names == {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "INVOCATION_ID"}
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="one user only without root")
+@pytest.mark.skipif(not AS_ROOT, reason="without root there is only one user")
 @pytest.mark.parametrize(
     ("user", "expected"),
     [
@@ -106,7 +106,7 @@ def test_a_wrong_token_is_refused(daemon):
 def test_a_started_process_is_found_and_listed(sandbox):
     started = sandbox.start_process("sh", ["-c", "exit 3"])
     assert started.pid > 0 and started.command == "sh" and started.args == ["-c", "exit 3"]
-    ended = until("it has ended", lambda: (i := sandbox.get_process(started.pid)).status != "running" and i)
+    ended = until("the process has ended", lambda: (i := sandbox.get_process(started.pid)).status != "running" and i)
     assert (ended.status, ended.exit_code, ended.signal) == ("exited", 3, None)
     assert ended.handle == started.handle and ended.ended_at >= ended.started_at
     assert started.handle in [process.handle for process in sandbox.list_processes()]
@@ -129,7 +129,7 @@ def test_follow_returns_all_output(sandbox):
 
 def test_output_is_complete_right_after_the_end(sandbox):
     process = sandbox.start_process("sh", ["-c", "seq 1 2000; seq 1 50 >&2"])
-    until("it has ended", lambda: sandbox.get_process(process.pid).status == "exited")
+    until("the process has ended", lambda: sandbox.get_process(process.pid).status == "exited")
     assert sandbox.get_stdout(process.pid).lines == [str(number) for number in range(1, 2001)]
     assert sandbox.get_stderr(process.pid).line_count == 50
     assert sandbox.get_output(process.pid).line_count == 2050
@@ -161,7 +161,7 @@ def test_stdin_without_a_pipe_is_an_error(sandbox):
 
 def test_signals_reach_the_process(sandbox):
     process = sandbox.start_process("sh", ["-c", "trap 'echo got it; exit 4' USR1; echo up; while :; do sleep 0.02; done"])
-    until("it is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
+    until("the process is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
     assert sandbox.send_signal(process.pid, 10).success
     assert [event.line for event in sandbox.follow_stdout(process.pid)] == ["up", "got it"]
     assert sandbox.get_process(process.pid).exit_code == 4
@@ -171,7 +171,7 @@ def test_signals_reach_the_process(sandbox):
 
 def test_kill_ends_the_whole_tree(sandbox):
     process = sandbox.start_process("sh", ["-c", "setsid sleep 7331 & sleep 7331 & echo up; wait"])
-    until("it is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
+    until("the process is up", lambda: sandbox.get_stdout(process.pid).lines == ["up"])
     sandbox.kill_process(process.pid)
     ended = sandbox.get_process(process.pid)
     assert (ended.status, ended.signal, ended.exit_code) == ("signaled", 9, None)
@@ -196,9 +196,9 @@ def test_a_crashed_service_is_restarted(sandbox):
     first = sandbox.start_process("sh", ["-c", "echo run $$; exec sleep 600"], name="my service", restart=policy)
     assert first.managed.name == "my service" and first.managed.status in ("starting", "running")
     assert first.managed.restart.policy == "always" and first.managed.health_status == "disabled"
-    until("the first run has said so", lambda: sandbox.get_stdout("my service").line_count == 1)
+    until("the first run has written its line", lambda: sandbox.get_stdout("my service").line_count == 1)
     sandbox.send_signal("my service", 9)
-    again = until("it runs again", lambda: (i := sandbox.get_process("my service")).managed.restart_count == 1
+    again = until("the service runs again", lambda: (i := sandbox.get_process("my service")).managed.restart_count == 1
                   and i.status == "running" and i)
     assert again.pid != first.pid and again.handle == first.handle
     assert again.managed.last_exit.signal == 9
@@ -225,12 +225,12 @@ def test_restart_gives_a_new_pid(sandbox):
 def test_a_service_stops_after_max_restarts(sandbox):
     policy = {"policy": "on_failure", "max_restarts": 2, "initial_backoff_ms": 10, "max_backoff_ms": 20}
     process = sandbox.start_process("false", restart=policy)
-    stopped = until("it is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
+    stopped = until("the service is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
     assert stopped.managed.restart_count == 2 and stopped.managed.last_error
     assert (stopped.status, stopped.exit_code) == ("exited", 1)
     # An exit with 0 is not a failure.
     process = sandbox.start_process("true", restart=policy)
-    stopped = until("it is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
+    stopped = until("the service is stopped", lambda: (i := sandbox.get_process(process.pid)).managed.status == "stopped" and i)
     assert stopped.managed.restart_count == 0
 
 
@@ -259,11 +259,11 @@ def test_an_unhealthy_service_is_restarted(sandbox, tmp_path):
     program = SERVER.replace("PORT", str(port))
     service = sandbox.start_process(sys.executable, ["-c", program], working_dir=str(tmp_path), user="root", name="web",
                                     restart={"initial_backoff_ms": 20}, health_check=check)
-    until("it is healthy", lambda: sandbox.get_process("web").managed.health_status == "healthy")
+    until("the service is healthy", lambda: sandbox.get_process("web").managed.health_status == "healthy")
     (tmp_path / "sick").touch()
-    until("it was restarted", lambda: sandbox.get_process("web").managed.restart_count >= 1)
+    until("the service was restarted", lambda: sandbox.get_process("web").managed.restart_count >= 1)
     (tmp_path / "sick").unlink()
-    until("it is healthy again", lambda: (m := sandbox.get_process("web").managed).health_status == "healthy"
+    until("the service is healthy again", lambda: (m := sandbox.get_process("web").managed).health_status == "healthy"
           and m.status == "running")
     assert sandbox.get_process(service.pid).pid != service.pid
 
@@ -294,10 +294,10 @@ def test_a_program_is_written_tested_served_and_fetched(sandbox, tmp_path):
             assert sandbox.get_process(server.pid).status == "running", sandbox.get_output(server.pid).lines
             return None
 
-    assert until("it serves", fetch).startswith("<h1>primes</h1>\n2 3 5 7")
+    assert until("the server responds", fetch).startswith("<h1>primes</h1>\n2 3 5 7")
     inside = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}/primes.py').read().decode())"
     assert "def primes" in sandbox.run(sys.executable, ["-c", inside], user="root").stdout
-    until("it has logged both", lambda: len([l for l in sandbox.get_stderr(server.pid).lines if "GET" in l]) >= 2)
+    until("the server has logged both requests", lambda: len([l for l in sandbox.get_stderr(server.pid).lines if "GET" in l]) >= 2)
     sandbox.send_signal(server.pid, 2)
     list(sandbox.follow_output(server.pid))
     assert sandbox.get_process(server.pid).status in ("exited", "signaled")
@@ -323,7 +323,7 @@ def test_concurrent_clients_get_their_own_results(daemon):
 # --- files
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
+@pytest.mark.skipif(not AS_ROOT, reason="without root the home directory is that of the user who runs the tests")
 def test_a_file_is_read_back_as_written(sandbox):
     for path, content in [
         ("/tmp/../tmp", None),
@@ -348,7 +348,7 @@ def test_a_file_is_read_back_as_written(sandbox):
     fails(404, "NOT_FOUND", sandbox.delete_file, "/home/tl-user/new dir/ünï ✓")
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
+@pytest.mark.skipif(not AS_ROOT, reason="without root the home directory is that of the user who runs the tests")
 def test_a_large_file_is_uploaded_completely(sandbox, tmp_path):
     content = os.urandom(1 << 20) * 32
     (tmp_path / "large").write_bytes(content)
@@ -360,7 +360,7 @@ def test_a_large_file_is_uploaded_completely(sandbox, tmp_path):
     assert [(entry.name, entry.size) for entry in listing.entries] == [("large", len(content))]
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
+@pytest.mark.skipif(not AS_ROOT, reason="without root the home directory is that of the user who runs the tests")
 def test_a_written_script_runs(sandbox):
     sandbox.write_file("run.sh", b"echo old")
     sandbox.run("chmod", ["700", "run.sh"])
@@ -369,7 +369,7 @@ def test_a_written_script_runs(sandbox):
     assert bytes(sandbox.read_file("out.txt").value) == b"new one\n"
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
+@pytest.mark.skipif(not AS_ROOT, reason="without root the home directory is that of the user who runs the tests")
 def test_a_listing_has_directories_first(sandbox):
     assert sandbox.run("sh", ["-c", "mkdir -p d/z d/a; echo x >d/b; ln -s z d/y; mkfifo d/fifo"]).exit_code == 0
     entries = sandbox.list_directory("d").entries
@@ -377,7 +377,7 @@ def test_a_listing_has_directories_first(sandbox):
         ("a", True, None), ("y", True, None), ("z", True, None), ("b", False, 2), ("fifo", False, 0)]
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="one user only without root")
+@pytest.mark.skipif(not AS_ROOT, reason="without root there is only one user")
 def test_files_of_other_users_are_denied(sandbox):
     fails(403, "PERMISSION_DENIED", sandbox.read_file, "/etc/shadow")
     for size in (1, 1 << 25):
@@ -397,7 +397,7 @@ def test_missing_files_and_directories_are_errors(sandbox):
     fails(403, "PERMISSION_DENIED", sandbox.write_file, "/proc/thread-self/comm", b"x")
 
 
-@pytest.mark.skipif(not AS_ROOT, reason="without root the home is that of whoever runs the tests")
+@pytest.mark.skipif(not AS_ROOT, reason="without root the home directory is that of the user who runs the tests")
 def test_concurrent_file_requests_do_not_mix(daemon):
     async def work():
         async with AsyncSandbox("sbx-1", proxy_url=daemon.url, api_key=daemon.token) as sandbox:

@@ -49,7 +49,7 @@ def service():
 def test_a_process_is_found_by_name_and_by_every_pid_it_had(sandbox, name):
     first = sandbox.start_process("sh", ["-c", "echo up; exec sleep 600"], name=name, restart={"policy": "always", "initial_backoff_ms": 10})
     assert first.managed.name == name
-    said = lambda count: until("each run has said so", lambda: sandbox.get_stdout(name).line_count == count)
+    said = lambda count: until("each run has written its line", lambda: sandbox.get_stdout(name).line_count == count)
     said(1)
     sandbox.send_signal(name, 9)
     second = wait_until_managed(sandbox, name, restart_count=1, status="running")
@@ -78,7 +78,7 @@ def test_follow_continues_until_the_process_is_stopped(sandbox):
         assert sandbox.get_process("follow").stdin_writable
         sandbox.write_stdin("follow", word)
     wait_until_managed(sandbox, "follow", restart_count=2, status="running")
-    until("it has begun", lambda: sandbox.get_stdout("follow").line_count == 5)
+    until("the run has written its first line", lambda: sandbox.get_stdout("follow").line_count == 5)
     sandbox.kill_process("follow")
     thread.join(30)
     assert lines == ["run", "got a", "run", "got b", "run"]
@@ -166,5 +166,5 @@ def test_invalid_fields_are_refused(sandbox, fields, needle):
         # The client refuses it before it sends a request.
         assert needle in str(error)
     else:
-        pytest.fail("it was taken")
+        pytest.fail("the request was accepted")
     assert len(sandbox.list_processes()) == len(before)

@@ -130,7 +130,7 @@ def test_a_stream_has_headers_against_buffering(daemon):
 def test_large_output_passes_the_proxy(sandbox):
     assert sandbox.run("seq", ["1", "300000"]).stdout.split() == [str(number) for number in range(1, 300_001)]
     process = sandbox.start_process("seq", ["1", "300000"])
-    until("it has ended", lambda: sandbox.get_process(process.pid).status != "running")
+    until("the process has ended", lambda: sandbox.get_process(process.pid).status != "running")
     assert len(sandbox.get_stdout(process.pid).lines) == 300_000
 
 

@@ -136,7 +136,7 @@ def test_large_output_arrives_complete(sandbox):
     script = "stty raw -echo; echo up; read -r line; seq -f %015.0f 1 1310720 | cat"
     pty = sandbox.create_pty("sh", ["-c", script], on_data=pieces.append)
     # Output before the client attaches is kept only up to 1 MiB, so the program waits.
-    until("it is up", lambda: b"".join(pieces) == b"up\n")
+    until("the process is up", lambda: b"".join(pieces) == b"up\n")
     pty.send_input("go\n")
     assert pty.wait(120) == 0
     shown = b"".join(pieces)[3:]
@@ -145,13 +145,13 @@ def test_large_output_arrives_complete(sandbox):
 
 
 def quit(pty, keys):
-    """Repeats the keys: `less` loses resizes and keys while it draws, with or without the daemon."""
+    """Repeats the keys until the program quits: `less` loses keys while it draws, with or without the daemon."""
     for _ in range(TIMEOUT):
         with contextlib.suppress(SandboxError):
             pty.send_input(keys)
         with contextlib.suppress(TimeoutError):
             return pty.wait(1)
-    pytest.fail("it does not quit")
+    pytest.fail("the program does not quit")
 
 
 @pytest.mark.parametrize(("program", "args", "show", "quit_with"), [
@@ -169,7 +169,7 @@ def test_full_screen_programs_redraw_after_a_resize(sandbox, program, args, show
         if screen.changes(drawn):
             break
     else:
-        pytest.fail("it does not draw itself anew")
+        pytest.fail("the program does not redraw itself")
     assert quit(pty, quit_with) == 0
 
 
@@ -310,11 +310,11 @@ def test_a_desktop_shows_a_window_and_takes_keys(sandbox):
             png = until("the window is seen", seen)
             desktop.move_mouse(300, 180)
             desktop.press("enter")
-            until("it is answered", lambda: sandbox.get_process(asks.pid).status != "running")
+            until("the dialog is answered", lambda: sandbox.get_process(asks.pid).status != "running")
             assert sandbox.get_process(asks.pid).exit_code == 42
         # On SIGTERM the server removes its lock file.
         sandbox.send_signal(server.pid, 15)
-        until("it has ended", lambda: sandbox.get_process(server.pid).status != "running")
+        until("the process has ended", lambda: sandbox.get_process(server.pid).status != "running")
     keep = os.environ.get("TL_SCREENSHOT")
     if keep:
         pathlib.Path(keep).write_bytes(png)

@@ -18,7 +18,7 @@ from tensorlake.sandbox import Sandbox
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "vm"
 DIST = ROOT / "dist"
-# Deadline for what takes a second or two on an idle machine.
+# Deadline in seconds for operations that take one or two seconds on an idle machine.
 TIMEOUT = 60
 
 # As in examples/qemu.sh. Always emulated, never virtualised, so that tests behave alike everywhere.
@@ -92,7 +92,7 @@ class Machine:
         """Waits for a text on the console; returns the seconds since the start."""
 
         def said():
-            # In this order: the last output may come together with the end.
+            # Checked in this order, because QEMU may write its last output right before it ends.
             ended = self.qemu.poll() is not None
             assert text in self.console() or not ended, f"it ended without {text!r}"
             return text in self.console()

@@ -8,7 +8,8 @@ import pytest
 from machine import ROOT, Machine, end_with_parent, until
 
 BOOTS = int(os.environ.get("TL_VM_BOOTS", "3"))
-# Largest part of the boot time of the kernel that init may take. The goal is 1/25; the margin is for a busy machine.
+# Maximum time from the start of init until it listens, as a fraction of the boot time of the kernel. The goal is 1/25;
+# the margin is for a busy machine.
 SHARE = 0.4
 
 
@@ -61,7 +62,7 @@ def test_boots_from_an_initramfs(boot):
 
 
 def test_listens_on_the_loopback_before_it_is_up(boot):
-    """The loopback interface comes up after the API listens, which the kernel allows."""
+    """The API listens on 127.0.0.1 before the loopback interface is up, which the kernel allows."""
     with boot(arguments="TL_INIT_LISTEN=127.0.0.1:9501", network=False) as machine:
         machine.wait_for_text("listening on 127.0.0.1:9501")
         assert "Cannot assign" not in machine.console()
@@ -87,10 +88,10 @@ def test_boots_from_a_disk_and_unmounts_it(tmp_path, disk):
 
 
 def test_the_main_process_of_a_machine_is_managed(boot):
-    """The machine does not end with its main process."""
+    """The machine keeps running after its main process has ended."""
     with boot(arguments='TL_INIT_COMMAND=["false"]') as machine, machine.sandbox() as sandbox:
         main = lambda: machine.http("GET", "/processes/main")[1]
-        until("it has ended", lambda: main().get("status") == "exited")
+        until("the process has ended", lambda: main().get("status") == "exited")
         told = main()
         assert (told["exit_code"], told["managed"]["restart"]["policy"]) == (1, "never"), told
         assert sandbox.run("echo", ["here"]).stdout == "here"
@@ -109,7 +110,7 @@ def test_examples_qemu_sh_boots(tmp_path):
             preexec_fn=end_with_parent,
         )
     try:
-        until("it listens", lambda: machine.poll() is not None or "listening on" in console.read_text(errors="replace"))
+        until("the API listens", lambda: machine.poll() is not None or "listening on" in console.read_text(errors="replace"))
         assert machine.poll() is None, console.read_text(errors="replace")
     finally:
         machine.kill()

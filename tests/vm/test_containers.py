@@ -14,7 +14,7 @@ import pytest
 from machine import CACHE, DIST, ROOT, until
 from tensorlake.sandbox import Sandbox
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the runtimes want root here")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the container runtimes need root")
 TOKEN = "a-token-of-this-test"
 TIMEOUT = 30
 

@@ -36,7 +36,7 @@ def test_a_process_over_its_memory_limit_is_oom_killed(machine, sandbox):
     started = sandbox.start_process(
         "sh", ["-c", IN_LEAF + f"echo 16M >$leaf/memory.max; echo eating; exec {EAT}"], user="root"
     )
-    until("it has ended", lambda: sandbox.get_process(started.pid).status != "running")
+    until("the process has ended", lambda: sandbox.get_process(started.pid).status != "running")
     _, told = machine.http("GET", f"/processes/{started.pid}")
     assert (told["status"], told["exit_code"], told["signal"], told["oom_killed"]) == ("oom_killed", None, 9, True)
     assert sandbox.get_stdout(started.pid).lines == ["eating"]
@@ -51,7 +51,7 @@ def start_leader_that_lost_a_child(sandbox, then):
     """Starts a leader whose child has been killed because memory ran out, and which continues with `then`."""
     eat = IN_LEAF + f"echo 16M >$leaf/memory.max; {EAT}; echo survived; {then}"
     started = sandbox.start_process("sh", ["-c", eat], user="root")
-    until("its child was killed", lambda: sandbox.get_stdout(started.pid).lines == ["survived"])
+    until("the child was killed", lambda: sandbox.get_stdout(started.pid).lines == ["survived"])
     return started.pid
 
 
@@ -63,7 +63,7 @@ def test_a_sigkill_after_an_oom_kill_of_a_child_is_a_signal(machine, sandbox, by
         machine.http("POST", f"/processes/{pid}/signal", {"signal": 9, "scope": "leader"})
     else:
         assert sandbox.run("kill", ["-9", str(pid)], user="root").exit_code == 0
-    until("it has ended", lambda: sandbox.get_process(pid).status != "running")
+    until("the process has ended", lambda: sandbox.get_process(pid).status != "running")
     _, told = machine.http("GET", f"/processes/{pid}")
     assert (told["status"], told["signal"], told["oom_killed"]) == ("signaled", 9, False), told
     sandbox.kill_process(pid)
@@ -71,7 +71,7 @@ def test_a_sigkill_after_an_oom_kill_of_a_child_is_a_signal(machine, sandbox, by
 
 def test_a_leader_is_oom_killed_after_its_child(machine, sandbox):
     pid = start_leader_that_lost_a_child(sandbox, f"exec {EAT}")
-    until("it has ended", lambda: sandbox.get_process(pid).status != "running")
+    until("the process has ended", lambda: sandbox.get_process(pid).status != "running")
     _, told = machine.http("GET", f"/processes/{pid}")
     assert (told["status"], told["oom_killed"]) == ("oom_killed", True), told
 
@@ -84,7 +84,7 @@ def test_a_managed_process_over_its_memory_limit_is_restarted(machine, sandbox):
         name="eater",
         restart={"policy": "on_failure", "max_restarts": 1, "initial_backoff_ms": 10},
     )
-    until("it has given up", lambda: sandbox.get_process("eater").managed.status == "stopped")
+    until("the supervisor has given up", lambda: sandbox.get_process("eater").managed.status == "stopped")
     _, told = machine.http("GET", "/processes/eater")
     assert told["managed"]["restart_count"] == 1
     assert told["managed"]["last_exit"]["oom_killed"] is True
@@ -116,7 +116,7 @@ def check_alone_and_working(machine, sandbox):
             # The daemon may refuse it for lack of resources; the request is repeated.
             assert error.status_code == 503, error
 
-    until("it runs commands again", runs)
+    until("commands run again", runs)
     assert machine.http("GET", "/info")[1]["running_processes"] == 0
 
 
@@ -134,15 +134,15 @@ def test_the_daemon_survives_a_fork_bomb(machine, sandbox):
     bomb = sandbox.start_process("sh", ["-c", "bomb() { bomb | bomb & }; bomb; while :; do :; done"])
 
     def full():
-        # For a moment, init may be unable to start threads.
+        # Requests can fail while init cannot start threads.
         with contextlib.suppress(OSError):
             status, told = machine.http("GET", f"/processes/{bomb.pid}/stderr?tail=1")
             assert status in (200, 503), told
             return status == 200 and "fork" in str(told["lines"])
 
-    until("it has filled the machine", full)
+    until("no more tasks can be started", full)
     begun = time.monotonic()
-    until("it is killed", lambda: kills(sandbox, bomb.pid))
+    until("the fork bomb is killed", lambda: kills(sandbox, bomb.pid))
     print(f"killed within {time.monotonic() - begun:.1f} s")
     check_alone_and_working(machine, sandbox)
 
@@ -175,8 +175,8 @@ def test_max_tasks_limits_all_units_together(boot):
 
 
 def test_the_cgroup_of_the_daemon_has_protected_memory(machine, sandbox):
-    """The cgroup of init keeps the memory that init needs."""
+    """The kernel does not reclaim the memory that init needs (`memory.min`)."""
     steps = lambda: [step["name"] for step in machine.http("GET", "/boot")[1]["steps"] if step["ok"]]
-    until("it is in it", lambda: "own cgroup" in steps())
+    until("init is in its own cgroup", lambda: "own cgroup" in steps())
     told = sandbox.run("sh", ["-c", 'cat /sys/fs/cgroup$(sed -n "s/^0:://p" /proc/1/cgroup)/memory.min'], user="root")
     assert int(told.stdout) > 0, told

@@ -1,4 +1,4 @@
-"""Machines with a missing or wrong configuration: they boot all the same, and report it."""
+"""Machines with a missing or wrong configuration boot and report it."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def test_every_fault_at_once_leaves_the_rest_working(boot):
 
 
 def test_a_broken_line_in_init_conf_leaves_the_rest_valid(boot):
-    """The other lines stay valid: without its token file the machine could not be reached."""
+    """The other lines still apply. One of them names the token file, without which the test could not use the API."""
     files = {"etc/tl-init/init.conf": "no equals sign\n\xff\n" + CONFIG}
     with boot(files=files) as machine, machine.sandbox() as sandbox:
         assert "line 1" in machine.console()
@@ -81,7 +81,7 @@ def test_the_api_listens_once_its_address_exists(boot):
         machine.wait_until_up()
 
 
-# Adds the address once another program has the port.
+# Adds the address after another program has bound the port.
 ADDRESS = """
     until grep -q :%04X /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
     ip address add fd00::1/128 dev lo

@@ -51,7 +51,7 @@ def test_shutdown_gives_the_grace_and_syncs_the_disk(tmp_path, disk):
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         obeys = "trap 'sleep 0.3; echo ended >/home/tl-user/ended; exit' TERM; echo ready; while :; do sleep 0.1; done"
         polite = sandbox.start_process("sh", ["-c", obeys])
-        until("it is ready", lambda: sandbox.get_stdout(polite.pid).lines)
+        until("the process is ready", lambda: sandbox.get_stdout(polite.pid).lines)
         sandbox.start_process("sh", ["-c", "trap '' TERM; while :; do sleep 1; done"], name="rude")
         machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 2000})
         machine.wait_for_end(POWEROFF)
@@ -63,7 +63,7 @@ def test_shutdown_gives_the_grace_and_syncs_the_disk(tmp_path, disk):
 def test_a_second_signal_ends_the_grace(boot):
     with boot() as machine, machine.sandbox() as sandbox:
         rude = sandbox.start_process("sh", ["-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
-        until("it is ready", lambda: sandbox.get_stdout(rude.pid).lines)
+        until("the process is ready", lambda: sandbox.get_stdout(rude.pid).lines)
         machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 600_000})
         machine.press("ctrl", "alt", "delete")
         machine.wait_for_end(POWEROFF)

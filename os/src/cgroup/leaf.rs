@@ -23,7 +23,7 @@ use crate::procfs;
 pub struct Leaf {
     slice: Arc<SliceDir>,
     name: String,
-    /// How many kills by the out-of-memory killer have been found to be of processes other than the leader.
+    /// Number of kills by the out-of-memory killer that are known to have hit processes other than the leader.
     noted: u64,
 }
 
@@ -33,7 +33,7 @@ impl Leaf {
         Leaf { slice, name: name.to_owned(), noted: 0 }
     }
 
-    /// Opens its directory, for `CLONE_INTO_CGROUP`.
+    /// Opens the directory of the leaf, for `CLONE_INTO_CGROUP`.
     ///
     /// # Errors
     /// What `open(2)` says.
@@ -41,14 +41,14 @@ impl Leaf {
         self.file("", OFlag::O_RDONLY | OFlag::O_DIRECTORY)
     }
 
-    /// Whether a child can be born in it (`CLONE_INTO_CGROUP`); otherwise the child has to join it.
-    pub fn born_into(&self) -> bool {
-        self.slice.born_into()
+    /// Whether a child can be created in the leaf (`CLONE_INTO_CGROUP`); otherwise the child joins it after the fork.
+    pub fn can_clone_into(&self) -> bool {
+        self.slice.can_clone_into()
     }
 
-    /// Notes that the kernel cannot do that, for all leaves of the slice.
-    pub(super) fn set_not_born_into(&self) {
-        self.slice.set_not_born_into();
+    /// Notes that children cannot be created in any leaf of the slice.
+    pub(super) fn set_cannot_clone_into(&self) {
+        self.slice.set_cannot_clone_into();
     }
 
     /// Whether the slice limits the number of tasks of all leaves together.
@@ -67,7 +67,7 @@ impl Leaf {
         self.file("cgroup.procs", OFlag::O_WRONLY)
     }
 
-    /// Sends SIGKILL to every process in it and below it. A process that is forked meanwhile does not escape.
+    /// Sends SIGKILL to every process in the leaf and below it. A process that is forked meanwhile does not escape.
     ///
     /// The kernel sends the signal to the main thread of each process. If that has ended and other threads of the
     /// process run, they run on (seen on Linux 6.18): only a signal to each of [`Leaf::members`] ends these.
@@ -78,7 +78,7 @@ impl Leaf {
         self.write("cgroup.kill", "1")
     }
 
-    /// Whether the process that has this PID now is in it or below it.
+    /// Whether the process that has this PID now is in the leaf or below it.
     pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
             Ok(cgroup) => self.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.name)),
@@ -87,7 +87,7 @@ impl Leaf {
         }
     }
 
-    /// Whether it has no process but zombies, or no longer exists.
+    /// Whether the leaf has no processes except zombies, or no longer exists.
     pub(super) fn is_empty(&self) -> bool {
         match self.read("cgroup.events") {
             Ok(events) => events.lines().any(|line| line == "populated 0"),
@@ -114,17 +114,17 @@ impl Leaf {
         }
     }
 
-    /// How many processes in it and below it the out-of-memory killer has killed so far.
+    /// How many processes in the leaf and below it the out-of-memory killer has killed so far.
     fn oom_kills(&self) -> u64 {
         // Without the memory controller there is no such file.
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
-    /// Removes it, with the cgroups that its tree has made below it. It is not an error if it no longer exists, or if
-    /// it is empty and cannot be removed.
+    /// Removes the leaf and all cgroups below it. It is not an error if the leaf no longer exists, or if it is empty
+    /// and cannot be removed.
     ///
     /// # Errors
-    /// When it has live processes.
+    /// When the leaf has live processes.
     pub fn remove(&self) -> io::Result<()> {
         let dir = self.slice.as_fd();
         match unlinkat(dir, self.name.as_str(), UnlinkatFlags::RemoveDir) {
@@ -140,14 +140,14 @@ impl Leaf {
         }
     }
 
-    /// The processes in it and below it.
+    /// The processes in the leaf and below it.
     pub fn members(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
         members_below(self.slice.as_fd(), OsStr::new(&self.name), MAX_DEPTH, &mut pids);
         pids
     }
 
-    /// Opens the file `name` in it; its directory if the name is empty.
+    /// Opens the file `name` of the leaf; the directory of the leaf if the name is empty.
     fn file(&self, name: &str, flags: OFlag) -> io::Result<File> {
         let path = format!("{}/{name}", self.name);
         Ok(openat(&*self.slice, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())

@@ -1,12 +1,12 @@
-//! cgroup v2: one leaf for each run of a unit, so that its whole tree can be killed and its end be seen (cgroups(7)).
+//! cgroup v2: one leaf for each run of a unit, so that its whole tree can be killed and its end detected (cgroups(7)).
 //!
 //! - `membership`: which cgroup this process is in, and where it is mounted;
-//! - `settle`: moves this process aside, so that controllers can be enabled for units;
+//! - `settle`: moves this process into a leaf of its own, so that controllers can be enabled for units;
 //! - `controllers`: enables controllers;
 //! - `slice`: the cgroup that holds all leaves;
 //! - `slice_dir`: its directory, which the slice and its leaves share;
 //! - `leaf`: the cgroup of one run;
-//! - `probe`: tries out whether processes can be put into a slice;
+//! - `probe`: checks by a fork whether processes can be put into a slice;
 //! - `directory`: walks and removes the directories of nested cgroups.
 
 mod controllers;

@@ -1,4 +1,4 @@
-//! Tries out whether processes can be put into a slice: its files do not tell.
+//! Checks by a fork whether processes can be put into a slice, which its files do not show.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +22,7 @@ use crate::spawn::clone::fork;
 const REMOVALS: usize = 20;
 
 /// Forks a child into a leaf of `slice`, checks that it is there, kills it through the leaf, and waits for its end,
-/// which takes less than a millisecond. Also finds out whether children can be born in the leaves of this slice.
+/// which takes less than a millisecond. Also finds out whether children can be created in the leaves of this slice.
 ///
 /// No other thread of this process may wait for any child meanwhile.
 ///
@@ -33,7 +33,7 @@ pub fn probe(slice: &Slice) -> io::Result<()> {
     let mut result = try_out(&leaf).map_err(SpawnError::in_cgroup);
     if matches!(result, Err(SpawnError::Cgroup(_))) {
         // The kernel is older than Linux 5.7, or a seccomp filter hides clone3(2).
-        leaf.set_not_born_into();
+        leaf.set_cannot_clone_into();
         result = try_out(&leaf).map_err(SpawnError::in_cgroup);
     }
     // The kernel may count the process for a moment after it was reaped.
@@ -72,11 +72,11 @@ struct IdleChild {
 
 impl IdleChild {
     fn fork(leaf: &Leaf) -> io::Result<IdleChild> {
-        let born = leaf.born_into();
-        let file: File = if born { leaf.open()? } else { leaf.procs()? };
+        let clone_into = leaf.can_clone_into();
+        let file: File = if clone_into { leaf.open()? } else { leaf.procs()? };
         let (ready, ready_write) = pipe2(OFlag::O_CLOEXEC)?;
         let (held, hold) = pipe2(OFlag::O_CLOEXEC)?;
-        let (cgroup, procs) = if born { (Some(file.as_fd()), None) } else { (None, Some(file.as_fd())) };
+        let (cgroup, procs) = if clone_into { (Some(file.as_fd()), None) } else { (None, Some(file.as_fd())) };
         let child = || {
             // SAFETY: this closure runs in a child that was just forked, and in no other process.
             unsafe { idle(procs, ready_write.as_fd(), held.as_fd(), hold.as_fd()) }
@@ -109,7 +109,7 @@ impl Drop for IdleChild {
 /// Only for a child that was just forked: it closes `hold` although another owns it, and ends the process.
 unsafe fn idle(procs: Option<BorrowedFd<'_>>, ready: BorrowedFd<'_>, held: BorrowedFd<'_>, hold: BorrowedFd<'_>) -> ! {
     let mut byte = [0u8];
-    // Otherwise the child would itself keep the pipe open that it waits for.
+    // Otherwise the child would itself keep open the pipe whose end it waits for.
     // SAFETY: it takes an integer. Nothing in this process uses the descriptor again.
     unsafe { libc::close(hold.as_raw_fd()) };
     // "0" stands for the writing process (cgroups(7)).
@@ -146,8 +146,8 @@ mod tests {
             let slice = Slice::below(Some(parent)).unwrap();
             assert_eq!(probe(&slice).is_ok(), usable);
             let leaf = slice.leaf("1.1").unwrap();
-            assert_eq!(leaf.born_into(), usable, "this machine has clone3(2)");
-            leaf.set_not_born_into();
+            assert_eq!(leaf.can_clone_into(), usable, "this machine has clone3(2)");
+            leaf.set_cannot_clone_into();
             assert_eq!(try_out(&leaf).is_ok(), usable, "a child that joins the leaf");
         }
     }

@@ -18,8 +18,8 @@ pub(super) struct SliceDir {
     ///
     /// The lock says that this process uses the slice: another supervisor removes a slice that it can lock.
     lock: Flock<File>,
-    /// Whether children can be born in a leaf (`CLONE_INTO_CGROUP`); otherwise they join it.
-    born_into: AtomicBool,
+    /// Whether children can be created in a leaf (`CLONE_INTO_CGROUP`); otherwise they join it after the fork.
+    can_clone_into: AtomicBool,
     /// Whether the slice limits the number of tasks.
     limits_tasks: AtomicBool,
 }
@@ -27,7 +27,7 @@ pub(super) struct SliceDir {
 impl SliceDir {
     /// The directory at `path`, which `lock` has opened and locked.
     pub(super) fn new(path: PathBuf, lock: Flock<File>) -> SliceDir {
-        SliceDir { path, lock, born_into: AtomicBool::new(true), limits_tasks: AtomicBool::new(false) }
+        SliceDir { path, lock, can_clone_into: AtomicBool::new(true), limits_tasks: AtomicBool::new(false) }
     }
 
     /// The path that it was made at.
@@ -35,14 +35,14 @@ impl SliceDir {
         &self.path
     }
 
-    /// Whether children can be born in a leaf. True until [`SliceDir::set_not_born_into`].
-    pub(super) fn born_into(&self) -> bool {
-        self.born_into.load(Ordering::Relaxed)
+    /// Whether children can be created in a leaf. True until [`SliceDir::set_cannot_clone_into`] is called.
+    pub(super) fn can_clone_into(&self) -> bool {
+        self.can_clone_into.load(Ordering::Relaxed)
     }
 
-    /// Notes that children cannot be born in any leaf of the slice.
-    pub(super) fn set_not_born_into(&self) {
-        self.born_into.store(false, Ordering::Relaxed);
+    /// Notes that children cannot be created in any leaf of the slice.
+    pub(super) fn set_cannot_clone_into(&self) {
+        self.can_clone_into.store(false, Ordering::Relaxed);
     }
 
     /// Whether the slice limits the number of tasks of all leaves together.

@@ -2,8 +2,8 @@
 //!
 //! Everything here is async-signal-safe: nothing allocates, locks or can panic.
 //!
-//! Credentials and signals are set by raw system calls. glibc's `setgroups` and its like would signal the threads that
-//! the parent has and the child does not; its `sigaction` refuses signals 32 and 33.
+//! Credentials and signals are set by raw system calls. glibc's functions, such as `setgroups`, would signal threads
+//! that exist only in the parent; its `sigaction` refuses signals 32 and 33.
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -26,7 +26,7 @@ pub(super) enum ControllingTerminal {
     Required,
 }
 
-/// What the child takes over besides its [`Launch`].
+/// What the child gets besides its [`Launch`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Inherited<'fd> {
     /// The sources of descriptors 0, 1 and 2. Each has its own number or one above 2.
@@ -35,7 +35,7 @@ pub(super) struct Inherited<'fd> {
     pub(super) terminal: ControllingTerminal,
     /// The writing end of the report pipe.
     pub(super) report: BorrowedFd<'fd>,
-    /// `cgroup.procs` of the leaf to join; `None` for a child that is where it belongs.
+    /// `cgroup.procs` of the leaf to join; `None` if the child was created in its leaf or has none.
     pub(super) cgroup: Option<BorrowedFd<'fd>>,
     /// Resource limits to set: those of the daemon before it raised its own.
     pub(super) limits: Option<OriginalLimits>,
@@ -49,7 +49,7 @@ pub(super) struct Inherited<'fd> {
 /// else with 126.
 ///
 /// # Safety
-/// Only for a child that was just forked: all descriptors of the process above 3 are closed, whoever owns them, and 0
+/// Only for a child that was just forked: all descriptors of the process above 3 are closed, even if owned, and 0
 /// to 3 are replaced.
 pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
     let failure = match become_program(launch, inherited) {
@@ -75,8 +75,8 @@ fn become_program(launch: &Launch, inherited: &Inherited<'_>) -> Result<Never, E
         limit_tasks(limit).map_err(failed(Stage::User))?;
     }
     unblock_signals().map_err(failed(Stage::Setup))?;
-    // What follows can hang in a file system. By now SIGTERM works, and the report pipe is all that the child still has
-    // of the daemon's.
+    // From here on the child can hang in a file system. SIGTERM works by now, and the only open descriptor of the
+    // daemon is the report pipe.
     enter_directory(launch).map_err(failed(Stage::Directory))?;
     Err(exec(launch))
 }
@@ -125,8 +125,8 @@ fn set_up(launch: &Launch, inherited: &Inherited<'_>) -> Result<(), i32> {
     inherited.limits.as_ref().map_or(Ok(()), OriginalLimits::restore)
 }
 
-/// Gives the terminal that the daemon was started on, and that is now the child's, to the child's user, if the daemon's
-/// user owns it. Without the privilege it stays the daemon's.
+/// Makes the child's user the owner of the terminal that the child has inherited from the daemon, if the daemon's user
+/// owns it. Without the privilege the owner stays the same.
 fn give_terminal(uid: u32) {
     // SAFETY: all zeroes is a valid value of this struct of integers.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
@@ -157,7 +157,7 @@ fn unblock_signals() -> Result<(), i32> {
     check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8) } as i32)
 }
 
-/// Sets `oom_score_adj` to 0. Without the privilege to lower it, or without /proc, it stays what the daemon's is.
+/// Sets `oom_score_adj` to 0. Without the privilege to lower it, or without /proc, the child keeps that of the daemon.
 fn reset_oom_score() {
     // SAFETY: the path is a C string literal.
     let fd = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };

@@ -11,8 +11,8 @@ use crate::sigmask::BlockedSignals;
 /// `linux/sched.h`; the libc crate has it for some targets only.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Forks: `child` runs in the new process, which is born in `cgroup` if that is given and ends after it; the caller
-/// gets its PID. Without a cgroup, `clone(2)` takes the place of `clone3(2)` where a seccomp filter hides the latter.
+/// Forks a process, in `cgroup` if that is given, that runs `child` and then ends. Returns its PID. Without a cgroup,
+/// `clone(2)` is used where a seccomp filter hides `clone3(2)`.
 ///
 /// The child starts with all signals blocked, so that no handler of this process runs in it. Handlers of
 /// `pthread_atfork(3)` do not run in either process.

@@ -33,7 +33,8 @@ use crate::cgroup::Leaf;
 use crate::resource_limits::OriginalLimits;
 use crate::user_namespace::may_set_groups;
 
-/// A child on its way to its exec, with this process's ends of its pipes, which do not block.
+/// A forked child that may not have executed its program yet, with this process's ends of its pipes, which do not
+/// block.
 #[derive(Debug)]
 pub struct Child {
     /// The child's PID, which is also the number of its session and of its process group.
@@ -113,11 +114,10 @@ impl Spawner {
     }
 }
 
-/// Forks the child into the leaf. It is born there; where the kernel cannot do that, it joins the leaf before anything
-/// else.
+/// Forks the child into the leaf. It is created there; where the kernel cannot do that, it joins the leaf first of all.
 fn fork(launch: &Launch, inherited: Inherited<'_>, leaf: Option<&Leaf>) -> Result<Pid, SpawnError> {
     let Some(leaf) = leaf else { return start(launch, inherited, None).map_err(SpawnError::Other) };
-    if leaf.born_into() {
+    if leaf.can_clone_into() {
         let dir = leaf.open().map_err(SpawnError::in_cgroup)?;
         return start(launch, inherited, Some(dir.as_fd())).map_err(SpawnError::in_cgroup);
     }

@@ -16,7 +16,7 @@ use crate::pty::{self, Owner, Pty};
 /// What a child has as its descriptors 0, 1 and 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stdio {
-    /// A pipe for each that is true, `/dev/null` for the others.
+    /// A pipe for each field that is true, `/dev/null` for the others.
     Pipes {
         /// Descriptor 0.
         stdin: bool,
@@ -25,7 +25,7 @@ pub enum Stdio {
         /// Descriptor 2.
         stderr: bool,
     },
-    /// Those of this process.
+    /// The descriptors of this process.
     Inherit,
     /// A new terminal for all three, which is also the controlling terminal.
     Terminal {

@@ -1,8 +1,8 @@
 //! `GET /pty/{session}/ws`: a WebSocket client attached to a terminal session.
 //!
 //! One loop sends the session's output to the client and the client's input to the terminal. Each direction has its own
-//! limit: a client that reads too slowly is disconnected, and one that sends more input than the program reads is not
-//! read from until the program has caught up.
+//! limit: a client that reads too slowly is disconnected, and while 1 MiB of a client's input waits for the program,
+//! nothing more is read from that client.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ const BURST: usize = 64 << 10;
 /// Maximum number of bytes of input that are given to the terminal at once.
 const PIECE: usize = 16 << 10;
 
-/// Maximum number of bytes of input that the program has not read.
+/// Number of bytes of input waiting for the program at which no more input is read from the client.
 const MAX_INPUT: usize = 1 << 20;
 
 /// Attaches the client, which must send the session's own token.
@@ -67,7 +67,7 @@ enum ClientMessage<'m> {
     Resize(TerminalSize),
     /// The client is ready for output.
     Ready,
-    /// None of these. It is ignored.
+    /// Any other message, which is ignored.
     Unknown,
 }
 
@@ -152,7 +152,7 @@ impl<'c> TerminalClient<'c> {
             }
             let message = match self.ws.read() {
                 Ok(message) => message,
-                Err(WsError::Io(error)) if ws::is_later(&error) => {
+                Err(WsError::Io(error)) if ws::would_block(&error) => {
                     self.readable = false;
                     break;
                 }
@@ -206,7 +206,7 @@ impl<'c> TerminalClient<'c> {
         }
         let mut message = Vec::with_capacity(1);
         message.push(DATA);
-        match self.attached.viewer.look(BURST, &mut message) {
+        match self.attached.viewer.read(BURST, &mut message) {
             Seen::Bytes => {
                 self.write(message)?;
                 // If the client has not taken all of it, the waker must be woken when it falls too far behind.
@@ -226,7 +226,7 @@ impl<'c> TerminalClient<'c> {
 
     /// Checks that a client that is not ready for output may stay attached.
     fn check_viewer(&self) -> Result<bool, Closure> {
-        match self.attached.viewer.glance() {
+        match self.attached.viewer.check() {
             Seen::Nothing => Ok(false),
             seen => Err(closure(seen)),
         }
@@ -255,7 +255,7 @@ impl<'c> TerminalClient<'c> {
     /// Pings the client, and checks that it is alive and reads.
     fn check_liveness(&mut self) -> Result<(), Closure> {
         if self.is_full() {
-            // The answer to a ping may be in what is not read.
+            // The pong may be among the bytes that are not read for now.
             self.heartbeat.hear();
         }
         let now = Instant::now();
@@ -295,14 +295,15 @@ impl<'c> TerminalClient<'c> {
             self.waker.clear();
         }
         self.readable |= socket.any(Events::READ.and(Events::GONE));
-        // The client has closed both directions: its input is not needed any more.
+        // The client has closed both directions: the rest of its input is dropped.
         if self.is_full() && socket.any(Events::GONE) {
             return Err(Closure::Disconnected);
         }
         Ok(())
     }
 
-    /// Reads what the client has sent before it disconnected: writing to it may have failed before that was read.
+    /// Reads the input that the client sent before it disconnected. A failed write to the client may have ended the
+    /// loop before that input was read.
     fn receive_rest(&mut self) {
         self.readable = true;
         let mut more = true;
@@ -323,7 +324,7 @@ impl<'c> TerminalClient<'c> {
                 self.write_input();
             }
         }
-        // The client is detached now, whenever its connection ends.
+        // Detaches the client now; its connection may end later.
         drop(self.attached);
         let Closure::Close(code, reason) = closure else { return };
         log::debug!("closing the WebSocket of a terminal client: {code} {reason}");
@@ -341,7 +342,7 @@ impl<'c> TerminalClient<'c> {
     }
 }
 
-/// Why the WebSocket of a client ends that gets no more output.
+/// How the WebSocket ends when the viewer has no more output for the client.
 fn closure(seen: Seen) -> Closure {
     match seen {
         Seen::Behind => Closure::close(CloseCode::Policy, "too slow: output that was not read has been dropped"),

@@ -12,9 +12,9 @@ pub enum Auth {
     /// No one. This is the default, so that an omission is safe.
     #[default]
     Nobody,
-    /// Clients that send this token as `Authorization: Bearer <token>`. An empty token is nobody's.
+    /// Clients that send this token as `Authorization: Bearer <token>`. An empty token allows no client.
     Token(Vec<u8>),
-    /// Everyone. Only for a port that nobody else can reach, or behind a proxy that authenticates.
+    /// Everyone. Use it only for a port that no untrusted client can reach, or behind a proxy that authenticates.
     Anybody,
 }
 
@@ -66,6 +66,6 @@ mod tests {
         }
         assert!(Auth::Anybody.allows(None));
         assert!(!Auth::Nobody.allows(Some("Bearer ")));
-        assert!(!Auth::Token(Vec::new()).allows(Some("Bearer ")), "an empty token is nobody's");
+        assert!(!Auth::Token(Vec::new()).allows(Some("Bearer ")), "an empty token allows no client");
     }
 }

@@ -7,7 +7,7 @@
 //! | `If-Match`, `If-None-Match` | for files: `*` is honored; entity tags match nothing, as files have none |
 //! | `If-Unmodified-Since` | for files: compared by the second |
 //! | `If-Modified-Since` | ignored: responses have no `Last-Modified`, and the whole content is always correct |
-//! | `If-Range` | makes `Range` be ignored, as it can hold no validator of this server |
+//! | `If-Range` | `Range` is ignored, because this server sends no validator that a client could repeat |
 //! | `Range` | on `GET /files`: one range of bytes; any other value is ignored |
 //! | `Transfer-Encoding` | 400 unless `chunked`: the end of the body would be uncertain |
 //! | `Expect` | `100-continue` is answered when the body is read; other values are ignored |

@@ -1,4 +1,4 @@
-//! From a request to the function that answers it, behind the token.
+//! Checks the token of a request and calls the function that answers it.
 
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{

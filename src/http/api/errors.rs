@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn no_error_of_the_supervisor_makes_a_client_send_a_run_again() {
+    fn no_internal_error_or_shortage_is_a_502_or_a_code_that_the_python_client_retries() {
         // On a 502 and on these codes the Python client repeats even a run: the command would run twice.
         for error in [Error::internal(""), Error::ShuttingDown, Error::out_of_resources("")] {
             let (status, code) = status_and_code(&error);

@@ -18,7 +18,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Pause before a log that cannot be read, for lack of descriptors or memory, is read again.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// What events have beside their data.
+/// The fields that events have besides their data.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EventFormat {
     /// Each event has an `id:`, and an event with a line has `event: output`.
@@ -64,10 +64,10 @@ pub(crate) fn send_output(
     }
 }
 
-/// The next item, if one is ready. If the log cannot be read, what is collected is sent, and the log is read again a
-/// little later, by which nothing is lost.
+/// The next item, if one is ready. If the log cannot be read, sends what is collected and reads the log again after
+/// [`RETRY`]; nothing is lost.
 fn next(follower: &mut Follower, stream: &mut ResponseStream<'_>) -> io::Result<Option<Part>> {
-    // The cheap way first: `next_part` makes system calls.
+    // Tried first because `next_part` makes system calls.
     if let Some(part) = follower.try_part() {
         return Ok(Some(part));
     }

@@ -2,9 +2,9 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `routes`, `dispatch` | the table of endpoints; from a request to the function that answers it |
+//! | `routes`, `dispatch` | the table of endpoints; the token check and the call of an endpoint's function |
 //! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change a request's meaning |
-//! | `about`, `system`, `system_control` | health, info, boot and shutdown; what the program around the API provides |
+//! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
@@ -57,7 +57,7 @@ const DIRECTORY_LISTINGS: usize = 64 << 20;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A program that has routes of its own beside it answers those first, and passes other requests on: see
+/// A program with routes of its own answers those first and passes all other requests on: see
 /// [`Handler`](crate::http::server::Handler) and `examples/routes.rs`.
 #[derive(Debug)]
 pub struct Api {

@@ -163,7 +163,7 @@ impl LinesJson {
     }
 }
 
-/// Appends a piece of a line, or its end. Returns what is left of the line.
+/// Appends a piece of a line, or its end. Returns the rest of the line.
 fn continue_line(begun: LineRest, out: &mut Vec<u8>) -> io::Result<Option<LineRest>> {
     let left = match begun {
         LineRest::Short(mut text) => {

@@ -62,7 +62,7 @@ struct HealthBody {
     failure_threshold: Option<AtLeastOne>,
 }
 
-/// A spec of the fields that every body that starts a program has.
+/// Builds a spec from the fields that are common to all bodies that start a program.
 pub(crate) fn command(
     command: JsonString,
     args: Option<StringList>,
@@ -173,12 +173,13 @@ pub(crate) fn start(api: &Api, request: &mut Request<'_>) -> Result<Response, Ap
     Ok(response::of(201, api.handle.start(spec)?))
 }
 
-/// Lists all processes of one moment, oldest first.
+/// Lists all processes as they are at one moment, oldest first.
 pub(crate) fn list(api: &Api) -> Result<Response, ApiError> {
     let mut list =
         ProcessList { processes: api.handle.list()?.into_iter(), begun: None, separator: b"{\"processes\":[" };
     let more = move |out: &mut Vec<u8>| list.more(out);
-    // The client does not get unlimited time, as processes that are forgotten meanwhile are kept for it.
+    // The client must read within the default deadline: until then, the list keeps processes in memory that the
+    // supervisor has dropped meanwhile.
     response::in_bursts(None, more).map_err(|error| Error::internal(error).into())
 }
 

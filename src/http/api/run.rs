@@ -57,7 +57,7 @@ impl RunBody {
         }
         let input = match (self.stdin, self.stdin_base64) {
             (Some(_), Some(_)) => {
-                return Err(SpecError::new("stdin", "and `stdin_base64` exclude each other; send one of them"));
+                return Err(SpecError::new("stdin", "and `stdin_base64` are mutually exclusive; send one of them"));
             }
             (Some(JsonString(text)), None) => Some(text.into_bytes()),
             (None, Some(Base64(bytes))) => Some(bytes),
@@ -84,7 +84,8 @@ struct Begin {
     started_at: Millis,
 }
 
-/// The data of the last event. With `pid` or `started_at`, clients would take it for the first one.
+/// The data of the last event. It must not have a field `pid` or `started_at`, by which clients recognise the first
+/// one.
 #[derive(Serialize)]
 struct End {
     exit_code: Option<i32>,
@@ -104,7 +105,7 @@ impl From<RunEnd> for End {
     }
 }
 
-/// Kills the tree if it is dropped before the end of the run, for whatever reason the client gets no more of it.
+/// Kills the tree when it is dropped before the end of the run, whatever has ended the response.
 struct KillOnDrop {
     handle: Handle,
     /// The unit to kill. None once its run has ended.
@@ -203,7 +204,7 @@ mod tests {
             assert_eq!(input(fields), Ok((stdio, right.map(<[u8]>::to_vec))), "{fields}");
         }
         for (fields, part) in [
-            (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` exclude each other"),
+            (r#""stdin":"","stdin_base64":"""#, "`stdin` and `stdin_base64` are mutually exclusive"),
             (r#""stdin":1"#, "`stdin`: must be a string, not 1"),
             (r#""stdin_base64":"aGk""#, "`stdin_base64`: must be a string in base64 with padding"),
             (r#""stdin_base64":"a-k=""#, "`stdin_base64`: "),

@@ -1,4 +1,4 @@
-//! What the program around the API tells it, and how the API ends that program.
+//! The interface between the API and the program that serves it: the report of the boot, and the shutdown.
 
 use std::fmt;
 use std::time::Duration;
@@ -48,9 +48,9 @@ pub struct BootStep {
 pub struct BootService {
     /// Name of the file.
     pub file: String,
-    /// Whether the service was started.
+    /// Whether the service was started from the present content of the file.
     pub ok: bool,
-    /// Why it was not started.
+    /// What was done, or why it was not started.
     pub detail: String,
     /// PID of its first run.
     pub pid: Option<Pid>,

@@ -1,8 +1,8 @@
 //! `GET /tunnels/tcp`: a WebSocket that carries the bytes of a TCP connection to a port on loopback.
 //!
-//! A WebSocket ends in both directions at once, a TCP connection does not: a closing frame from the client only means
-//! that it has sent everything. So the tunnel reads and writes single frames: tungstenite's WebSocket would send none
-//! after a closing frame. Each direction holds one piece at a time, and reads the next one when that is written.
+//! A closing frame from the client only means that the client has sent everything; the service may still send.
+//! tungstenite's WebSocket would send nothing after a closing frame, so the tunnel reads and writes single frames. Each
+//! direction holds one piece at a time, and reads the next one when that is written.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
@@ -23,8 +23,8 @@ use crate::http::ws::{
     Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame,
 };
 
-/// The API's default port (docs/api.md, Tunnels). If the daemon listens on another one, a proxy may listen there for
-/// it.
+/// The API's default port (docs/api.md, Tunnels). If the daemon listens on another port, a proxy that forwards to it
+/// may listen on this one.
 const API_PORT: u16 = 9501;
 
 /// Maximum number of bytes of a frame to the client.
@@ -155,7 +155,7 @@ impl<'c> Tunnel<'c> {
                 let bytes = self.buffer.get(..count).unwrap_or_default();
                 self.write(binary_frame(bytes))
             }
-            Err(error) if ws::is_later(&error) => Ok(()),
+            Err(error) if ws::would_block(&error) => Ok(()),
             Err(error) => {
                 Err(Closure::close(CloseCode::Error, format!("the connection to the service has failed: {error}")))
             }
@@ -181,8 +181,8 @@ impl<'c> Tunnel<'c> {
             }
             let frame = match self.frames.read(Some(MAX_MESSAGE)) {
                 Ok(Some(frame)) => frame,
-                Err(WsError::Io(error)) if ws::is_later(&error) => return Ok(()),
-                // Without a closing frame, the client has not sent everything: nothing can be completed.
+                Err(WsError::Io(error)) if ws::would_block(&error) => return Ok(()),
+                // Without a closing frame, what the client has sent may be incomplete.
                 Ok(None) => return Err(Closure::Disconnected),
                 Err(error) => return Err(Closure::from_error(&error)),
             };
@@ -256,8 +256,8 @@ impl<'c> Tunnel<'c> {
     fn wait(&mut self) -> Result<(), Closure> {
         let blocked = !self.to_service.rest().is_empty();
         let mut client = match (&self.closed, blocked) {
-            // The client waits for the rest, and may have closed its sending direction. `poll(2)` always reports it if
-            // the client closes both.
+            // The client has sent everything and waits for the rest of the output. `poll(2)` reports a client that has
+            // closed both directions even if no event is asked for.
             (Some(_), _) => Events::NONE,
             (None, true) => Events::NONE,
             (None, false) => Events::READ,

@@ -1,6 +1,6 @@
 //! A connection below HTTP: its socket, its entry in the table of all connections, and the memory that it may use.
 //!
-//! `server`, `message` and `ws` build on this module, which imports none of them.
+//! `server`, `message` and `ws` import this module, which imports none of them.
 
 pub(crate) mod memory;
 pub(crate) mod socket;

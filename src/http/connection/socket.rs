@@ -206,7 +206,7 @@ impl Socket {
         Ok(if socket.any(Events::GONE) { Wakeup::Disconnected } else { Wakeup::Deadline })
     }
 
-    /// Looks, without waiting, whether the client is still connected.
+    /// Checks, without waiting, whether the client is still connected.
     pub(crate) fn peer_state(&self) -> PeerState {
         match poll::wait([(self.guard.as_fd(), Events::GONE)], Some(Instant::now())) {
             Ok([events]) if events.any(Events::BROKEN) => PeerState::Closed,
@@ -215,7 +215,7 @@ impl Socket {
         }
     }
 
-    /// Sends an interim response (`1xx`). The final response may still be any.
+    /// Sends an interim response (`1xx`). The final response may still have any status.
     pub(crate) fn send_interim(&mut self, bytes: &[u8], deadline: SendDeadline) -> io::Result<()> {
         self.send(bytes, deadline)?;
         self.response_begun = false;
@@ -302,7 +302,8 @@ impl Socket {
         }
         let begun = Instant::now();
         let (mut queued, mut progress, mut deadline) = (self.unacknowledged(), begun, begun + time);
-        // Many clients look for a response only when their sending is blocked: read nothing for a moment to block it.
+        // Many clients look for a response only when they cannot send more: read nothing for a moment, so that they
+        // cannot.
         let _ = self.wait(Events::GONE, Some(begun + time / 4));
         while bytes > 0 {
             self.consume(usize::MAX);

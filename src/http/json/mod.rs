@@ -26,13 +26,13 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize::<_, Object<T>>(&mut json).map_err(|error| {
         let path = error.path().to_string();
-        // A syntax error is not of a field: the last field that was begun says where the error is.
+        // A syntax error belongs to no field: the path names the last field that was begun.
         let path = path.strip_suffix('?').unwrap_or(&path).trim_end_matches('.');
         let field = if path.is_empty() { "the body".to_owned() } else { format!("`{path}`") };
         let error = error.inner();
         ApiError::invalid(match error.classify() {
             Category::Data => format!("{field}: {}", without_position(error)),
-            // The body is JSON by its grammar: what a string or number in it stands for is wrong.
+            // The grammar of the body is correct, but a string is not Unicode or a number is out of range.
             _ if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
                 format!("{field}: {error}: a string must be Unicode, a number within the range of a double")
             }

@@ -68,7 +68,7 @@ fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
     let narrow = |id: Id| u32::try_from(id.0).unwrap_or(MAX_ID);
     let gid = fields.gid.map(narrow);
     match (fields.uid, fields.name.map(|name| name.0)) {
-        (Some(_), Some(_)) => Err("`uid` and `name` exclude each other"),
+        (Some(_), Some(_)) => Err("`uid` and `name` are mutually exclusive"),
         (Some(uid), None) => Ok(UserSpec::Uid { uid: narrow(uid), gid }),
         (None, Some(name)) if name.is_empty() => Err("`name` must not be empty"),
         (None, Some(name)) => Ok(UserSpec::Name { name, gid }),
@@ -130,7 +130,7 @@ mod tests {
             (r#"{"uid":4294967295}"#, "`user.uid`: must be a whole number from 0 to 4294967294, not 4294967295"),
             (r#"{"uid":-1}"#, "`user.uid`"),
             (r#"{"uid":"1"}"#, "`user.uid`"),
-            (r#"{"uid":1,"name":"root"}"#, "exclude each other"),
+            (r#"{"uid":1,"name":"root"}"#, "are mutually exclusive"),
             (r#"{"gid":1}"#, "must have `uid` or `name`"),
             ("{}", "must have `uid` or `name`"),
             ("1000", "must be a name"),

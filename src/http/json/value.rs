@@ -1,5 +1,5 @@
-//! Types of JSON values in request bodies. Each type says in plain words what it expects: serde's own words are those
-//! of Rust.
+//! Types of JSON values in request bodies. Each type has a description of what it expects for error sentences, because
+//! serde's descriptions use terms of Rust.
 
 use std::collections::BTreeMap;
 use std::fmt;

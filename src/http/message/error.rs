@@ -1,4 +1,4 @@
-//! A request that is answered with an error: status, code and sentence.
+//! Error responses: status, code and sentence.
 
 use std::io;
 
@@ -13,9 +13,9 @@ use crate::http::message::response::Response;
 /// ```
 /// use tl_supervisor::http::message::ApiError;
 ///
-/// let error = ApiError::new(409, "DOOR_LOCKED", "the door is locked").header("X-Key", "under the mat");
-/// assert_eq!((error.status(), error.code()), (409, "DOOR_LOCKED"));
-/// assert_eq!(error.to_string(), "the door is locked");
+/// let error = ApiError::new(409, "JOB_RUNNING", "job 7 is still running").header("Retry-After", "5");
+/// assert_eq!((error.status(), error.code()), (409, "JOB_RUNNING"));
+/// assert_eq!(error.to_string(), "job 7 is still running");
 /// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -114,7 +114,7 @@ impl ApiError {
         self.effect != Effect::KeepOpen
     }
 
-    /// 503 because `error` kept the server from getting `what`.
+    /// 503: the server could not get `what` because of `error`.
     pub(crate) fn out_of(what: &str, error: &io::Error) -> ApiError {
         ApiError::unavailable(format!("the machine is out of resources: {what}: {error}"))
     }
@@ -141,7 +141,7 @@ impl ApiError {
         ApiError::new(426, "UPGRADE_REQUIRED", message).header("Upgrade", "websocket")
     }
 
-    /// 431: the head breaks a limit. `limit` says which, after "the request head must ".
+    /// 431: the head exceeds a limit. `limit` completes the sentence "the request head must ...".
     pub(crate) fn head_too_large(limit: &str) -> ApiError {
         ApiError::new(431, "HEAD_TOO_LARGE", format!("the request head must {limit}")).close()
     }

@@ -1,4 +1,4 @@
-//! A request on its way in and a response on its way out.
+//! Requests and responses.
 //!
 //! A [`Handler`](crate::http::server::Handler) gets a [`Request`] and returns a [`Response`] or an [`ApiError`]. A
 //! response is bytes, or a [stream](Response::stream) that is written piece by piece, or an

@@ -10,7 +10,7 @@ use std::ops;
 pub(crate) enum Range {
     /// From the first position to the last one, inclusive; without a last one, to the end.
     From(u64, Option<u64>),
-    /// The last bytes, this many.
+    /// This many bytes at the end.
     Last(u64),
 }
 

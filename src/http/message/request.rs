@@ -225,7 +225,7 @@ impl<'c> Request<'c> {
         Ok((read > 0).then_some(piece))
     }
 
-    /// Declares that the request may take any time: call it before you stream, wait, or serve an upgrade.
+    /// Declares that the request may take arbitrarily long: call it before you stream, wait, or serve an upgrade.
     ///
     /// Such requests may occupy all but an eighth of the connections, so that short requests are always served.
     ///
@@ -252,7 +252,7 @@ impl<'c> Request<'c> {
         Err(too_many_long(self.socket.max_starts(), "execute long requests or start processes"))
     }
 
-    /// Refuses the request if a reserve thread handles it, which has at most a few seconds for one request.
+    /// Refuses the request if a reserve thread handles it: such a thread serves short requests only.
     ///
     /// # Errors
     /// 503 on a reserve thread.

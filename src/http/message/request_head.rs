@@ -70,7 +70,7 @@ fn parse_with<'b>(bytes: &'b [u8], headers: &mut [httparse::Header<'b>]) -> Resu
     Ok(Some(head.map(|head| (head, length))))
 }
 
-/// The method with this name. The parser accepts tokens only, of which tiny_http knows or keeps every one.
+/// The method with this name. The parser accepts only tokens, and tiny_http can represent every token.
 fn method(name: &str) -> Method {
     name.parse().unwrap_or(Method::Trace)
 }
@@ -187,7 +187,7 @@ impl RequestHead {
                 Some(length) => Ok(BodyFraming::Length(length)),
                 None => malformed("`Content-Length` must be a decimal number"),
             },
-            (Some(_), Some(_)) => malformed("`Content-Length` and `Transfer-Encoding` exclude each other"),
+            (Some(_), Some(_)) => malformed("`Content-Length` and `Transfer-Encoding` are mutually exclusive"),
             (Some(_), None) if self.is_http_1_0 => malformed("HTTP/1.0 has no `Transfer-Encoding`"),
             (Some(coding), None) if coding.eq_ignore_ascii_case(b"chunked") && codings.next().is_none() => {
                 Ok(BodyFraming::Chunked)

@@ -51,7 +51,7 @@ pub(crate) enum ResponseBody {
     Upgrade {
         /// Its name, for the header `Upgrade`.
         protocol: Cow<'static, str>,
-        /// Has the connection to itself until it returns. Then the connection is closed.
+        /// Serves the connection. The connection is closed when it returns.
         serve: ServeUpgrade,
     },
 }
@@ -73,8 +73,8 @@ impl Response {
         Response::new(status, "application/json", body)
     }
 
-    /// A body that `write` produces piece by piece, of `length` bytes if that is known. A client that does not read is
-    /// waited for without a limit, until it disconnects: `write` must have an end.
+    /// A body that `write` produces piece by piece, of `length` bytes if that is known. There is no time limit for a
+    /// client that stays connected and does not read, so `write` must have an end.
     ///
     /// An error of `write` ends the connection, so that the client notices that the body is incomplete. So does a body that
     /// is shorter than `length`; writing more than `length` bytes is an error. If nothing has been sent by then, the
@@ -121,7 +121,7 @@ impl Response {
     /// assert_eq!(ticks.status(), 200);
     /// ```
     pub fn events(write: impl FnOnce(&mut ResponseStream<'_>) -> io::Result<()> + 'static) -> Response {
-        // A proxy must pass each event on at once: nginx collects responses that do not say so.
+        // Without these headers a proxy may delay events: nginx buffers responses by default.
         Response::stream(200, "text/event-stream", None, write)
             .header("Cache-Control", "no-cache, no-transform")
             .header("X-Accel-Buffering", "no")

@@ -1,8 +1,8 @@
 //! Prints the head of a response.
 //!
-//! tiny_http prints status line, date, length and headers into a buffer, never into the socket, and never sees a body:
-//! it would collect a body of unknown length for an HTTP/1.0 client. It drops `Connection`, and does not know every
-//! framing, so these are added to what it has printed.
+//! tiny_http prints status line, date, length and headers into a buffer, never into the socket. It is never given a
+//! body: it would read a body of unknown length into memory for an HTTP/1.0 client. It drops `Connection` and does not
+//! support every framing, so this module adds both to what it has printed.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -109,7 +109,7 @@ impl ResponseHead {
     /// Prints the head of a 101, by which the connection changes to `protocol`.
     ///
     /// # Errors
-    /// As for [`ResponseHead::print`].
+    /// [`io::ErrorKind::InvalidInput`] for a header that HTTP does not allow.
     pub(crate) fn print_upgrade(&self, server: &str, protocol: &str) -> io::Result<Vec<u8>> {
         check("Upgrade", protocol.as_bytes())?;
         let mut head = Vec::with_capacity(256);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_framing_is_the_servers_and_the_name_of_the_server_may_be_the_handlers() {
+    fn a_handler_may_set_the_server_name_but_not_the_framing() {
         let odd = [("content-length", "7"), ("Connection", "x"), ("Transfer-Encoding", "gzip"), ("server", "other")];
         let right = "HTTP/1.1 507 Insufficient Storage\nserver: other\nContent-Length: 0\nX: é\n";
         let mut odd = head(507, &odd);

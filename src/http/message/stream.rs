@@ -21,8 +21,8 @@ const SIZE_LINE: usize = 10;
 
 /// The body of a response while it is written.
 ///
-/// What is [written](Write) is collected, and sent when 64 KiB are there, or by [`ResponseStream::flush`]. Each sending
-/// is one chunk, and one system call if the client keeps up.
+/// Bytes that are [written](Write) are collected, and sent once there are 64 KiB, or by [`ResponseStream::flush`]. Each
+/// send is one chunk, and one system call if the client keeps up.
 #[derive(Debug)]
 pub struct ResponseStream<'c> {
     socket: &'c mut Socket,
@@ -64,7 +64,7 @@ impl<'c> ResponseStream<'c> {
         &mut self.buffer
     }
 
-    /// Whether so much is collected that it must be flushed.
+    /// Whether at least one burst is collected, which must be flushed.
     pub(crate) fn is_burst(&self) -> bool {
         self.buffer.len() >= self.payload + BURST
     }
@@ -135,7 +135,7 @@ impl<'c> ResponseStream<'c> {
         sent
     }
 
-    /// Frees the buffer if it is empty. For a stream that has been silent for a while.
+    /// Frees the buffer if it is empty. Call it for a stream that has been silent for a while.
     pub(crate) fn release(&mut self) {
         if self.head == 0 && self.buffer.len() == self.payload {
             self.buffer = Vec::new();
@@ -143,7 +143,7 @@ impl<'c> ResponseStream<'c> {
         }
     }
 
-    /// Whether the client has disconnected. For work that takes long before there is something to send.
+    /// Whether the client has disconnected. Check it during long work that has nothing to send yet.
     ///
     /// May send what is collected: a client that has closed its sending direction may still receive, which only sending
     /// can tell.

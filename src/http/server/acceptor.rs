@@ -37,7 +37,7 @@ const TRIM_DELAY: Duration = Duration::from_secs(2);
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A listening socket. The sockets accepted from it inherit TCP_NODELAY (a response is one write, which must not wait
-/// for an acknowledgement) and SO_KEEPALIVE (so that a follower whose machine has vanished ends one day).
+/// for an acknowledgement) and SO_KEEPALIVE (so that the connection of a client whose machine is gone ends eventually).
 pub(crate) fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -125,14 +125,14 @@ impl Acceptor {
         }
     }
 
-    /// Has the allocator return memory that connections have freed, some time after the first of them has freed it: not
-    /// once for each connection, and not again before another one frees memory.
+    /// Returns freed memory to the kernel [`TRIM_DELAY`] after a connection has freed some: once for all connections
+    /// that have freed memory by then.
     fn trim_memory(&mut self) {
         let now = Instant::now();
         match self.trim_at {
             None if self.connections.take_freed() => self.trim_at = Some(now + TRIM_DELAY),
             Some(at) if at <= now => {
-                allocator::give_back();
+                allocator::trim();
                 // A connection that has freed memory during the delay has not woken this thread.
                 self.trim_at = self.connections.take_freed().then(|| now + TRIM_DELAY);
             }
@@ -194,7 +194,7 @@ impl Acceptor {
             log::warn!("HTTP server: cannot prepare a connection: {error}");
             return;
         }
-        // Shared with the thread, so that the connection is still here if the thread cannot be started.
+        // Shared with the thread, so that the connection is not lost if the thread cannot be started.
         let shared = Arc::new(Mutex::new(Some(self.connections.add(stream))));
         let (handler, options) = (Arc::clone(&self.handler), Arc::clone(&self.options));
         let of_thread = Arc::clone(&shared);
@@ -212,8 +212,8 @@ impl Acceptor {
         }
     }
 
-    /// The machine is out of memory: a reserve thread answers a short request if a little is left, else the client is
-    /// refused with a response that was printed before.
+    /// The machine is out of memory: if a little is left, a reserve thread answers a short request; otherwise the
+    /// client is refused with a response that was prepared at the start.
     fn serve_without_memory(&mut self, stream: TcpStream) {
         let mut what = "connections are refused";
         if !allocator::has_some() || stream.set_nonblocking(true).is_err() {

@@ -24,8 +24,8 @@ use crate::http::message::{ApiError, Request, Response};
 /// }
 /// ```
 ///
-/// A handler that streams, waits, or serves an upgrade calls [`Request::begin_long`] first. One that panics costs its
-/// connection: the client gets a 500, if no response had begun.
+/// A handler that streams, waits, or serves an upgrade calls [`Request::begin_long`] first. A panic of a handler ends
+/// its connection; the client gets a 500 if no response had begun.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     ///

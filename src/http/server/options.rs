@@ -59,14 +59,14 @@ impl Options {
         Options { max_head, ..self }
     }
 
-    /// Time for a request head to arrive (10 s), from its first byte or from the beginning of the connection; at most a
-    /// day.
+    /// Maximum time for a request head to arrive (10 s), from its first byte or from the beginning of the connection;
+    /// at most a day.
     pub fn head_timeout(self, timeout: Duration) -> Options {
         Options { head_timeout: timeout.min(MAX_TIMEOUT), ..self }
     }
 
-    /// Time between two requests, between two pieces of a body, and between two pieces of a response that the client
-    /// takes (75 s); at most a day.
+    /// Maximum time between two requests, between two pieces of a body, and between two pieces of a response that the
+    /// client takes (75 s); at most a day.
     pub fn idle_timeout(self, timeout: Duration) -> Options {
         Options { idle_timeout: timeout.min(MAX_TIMEOUT), ..self }
     }

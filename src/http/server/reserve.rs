@@ -1,9 +1,9 @@
 //! Reserve threads: they serve connections while no thread can be started for one.
 //!
-//! A fork bomb, or anything else that takes the last PID or the last memory for a stack, must not keep out the requests
+//! A fork bomb, or anything else that takes the last PID or the last memory for a stack, must not block the requests
 //! that can end it. So a few threads are started with the server, and get the connections for which the acceptor cannot
-//! start a thread. They answer one short request on each connection, refuse all others with 503, and wait for no
-//! client: its request must have arrived already.
+//! start a thread. They answer one short request on each connection and refuse long requests with 503. Their deadlines
+//! are short, so that no client can occupy them for long.
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,10 +22,10 @@ const THREADS: usize = 4;
 /// Maximum number of connections that wait for a reserve thread.
 const MAX_WAITING: usize = 128;
 
-/// Time for a request head to arrive at a reserve thread.
+/// Maximum time for a request head to arrive at a reserve thread.
 const HEAD_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Time for a piece of a body to arrive, and for the client to take a piece of the response.
+/// Maximum time for a piece of a body to arrive at a reserve thread.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The queue of the reserve threads. Dropping it ends the threads.

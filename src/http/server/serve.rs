@@ -19,12 +19,13 @@ use crate::http::message::{ApiError, Body, Framing, Request, Response, ResponseS
 use crate::http::server::handler::Handler;
 use crate::http::server::options::Options;
 
-/// How long a connection that ends after an error is read from, and how many bytes at most, so that the client gets to
-/// read why. The bytes are more than the buffers of both sockets hold, which a client that uploads has filled before it
-/// looks for a response.
+/// After an error, the connection is read from for at most this time and this many bytes before it is closed, so that
+/// the client can read the error. The limit is above what the buffers of both sockets hold, which a client that uploads
+/// has filled before it looks for a response.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 16 << 20);
 
-/// Maximum time of a reserve thread for the body of a request and for sending the response.
+/// Time after which a reserve thread gives up a connection whose request body has not arrived, or whose client has not
+/// taken the response.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection that is being served.

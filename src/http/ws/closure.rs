@@ -20,7 +20,7 @@ const MAX_LATE_BYTES: usize = 64 << 20;
 /// Why a WebSocket ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Closure {
-    /// The client has disconnected, or there is nothing more to tell it.
+    /// The connection ends without a closing frame: the client has disconnected, or the closing handshake is over.
     Disconnected,
     /// The client gets a closing frame with this code and reason.
     Close(CloseCode, String),
@@ -66,13 +66,13 @@ pub(crate) fn close_frame(code: CloseCode, reason: &str) -> CloseFrame {
 pub(crate) fn is_flushed(result: Result<(), Error>) -> Result<bool, Closure> {
     match result {
         Ok(()) => Ok(true),
-        Err(Error::Io(error)) if is_later(&error) => Ok(false),
+        Err(Error::Io(error)) if would_block(&error) => Ok(false),
         Err(_) => Err(Closure::Disconnected),
     }
 }
 
-/// Whether an operation failed only because it would have to wait.
-pub(crate) fn is_later(error: &io::Error) -> bool {
+/// Whether an operation failed only because it would have blocked or was interrupted.
+pub(crate) fn would_block(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 

@@ -1,4 +1,4 @@
-//! Single frames of a WebSocket client, and what each means where it stands (RFC 6455, section 5).
+//! Reads and checks single frames of a WebSocket client (RFC 6455, section 5).
 
 use tungstenite::Bytes;
 use tungstenite::protocol::CloseFrame;
@@ -84,7 +84,8 @@ fn unmasked(payload: &[u8], mask: [u8; 4]) -> Vec<u8> {
     out
 }
 
-/// Appends the payload to `into`, unmasked, eight bytes at a time: every byte of a client passes through here.
+/// Appends the payload to `into`, unmasked. Works on eight bytes at a time, because every byte of a client passes
+/// through here.
 fn unmask(payload: &[u8], mask: [u8; 4], into: &mut Vec<u8>) {
     let [a, b, c, d] = mask;
     let wide = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);

@@ -8,7 +8,7 @@ use crate::http::message::{ApiError, Request, Response, Socket};
 /// What a server appends to the client's key before it hashes it (RFC 6455, section 1.3).
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// The opening handshake of a WebSocket, as far as the client's request is concerned.
+/// The opening handshake of a WebSocket, after the client's request was checked.
 ///
 /// ```
 /// use std::io::{Read, Write};

@@ -1,4 +1,4 @@
-//! Whether a WebSocket client is still there.
+//! Finds out whether a WebSocket client is still reachable.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(15);
 /// A client's machine that is probed and has not been heard from for this long is gone.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(55);
 
-/// The same where the kernel cannot be configured and the client has no room: such a kernel probes ever more seldom, in
-/// the end every 2 min.
+/// The same where the kernel cannot be configured and the client has no room: the intervals between the probes of such
+/// a kernel grow up to 2 min.
 const SILENCE_TIMEOUT_UNPROBED: Duration = Duration::from_secs(150);
 
-/// Whether the client's machine is still there. Its kernel acknowledges pings and probes even if its program does not
-/// read.
+/// Whether the client's machine is still reachable. Its kernel acknowledges pings and probes even if its program does
+/// not read.
 #[derive(Debug)]
 pub(crate) struct PeerLiveness {
     /// The kernel probes the client every [`PROBE_INTERVAL`].

@@ -1,9 +1,8 @@
 //! WebSockets: the opening handshake (RFC 6455, section 4), single frames, pings, and the closing (section 7).
 //!
-//! Only the thread of the connection writes to its socket. Other threads put what they have for the client where that
-//! thread finds it, and wake it. No extension is negotiated, whatever the client offers. [`Handshake`] is public;
-//! messages and frames in between are tungstenite's, or any other implementation's that reads and writes a
-//! [`Socket`](crate::http::message::Socket).
+//! Only the thread of the connection writes to its socket; other threads wake it when there is something to send. No
+//! extension is negotiated, whatever the client offers. [`Handshake`] is public; for messages and frames a handler uses
+//! tungstenite, or any other implementation that reads and writes a [`Socket`](crate::http::message::Socket).
 
 mod closure;
 mod frames;
@@ -14,7 +13,7 @@ use std::time::Duration;
 
 pub use handshake::Handshake;
 
-pub(crate) use closure::{Closure, close_frame, is_flushed, is_later, linger};
+pub(crate) use closure::{Closure, close_frame, is_flushed, linger, would_block};
 pub(crate) use frames::{FrameKind, FrameReader, binary_frame};
 pub(crate) use liveness::{Heartbeat, PING_INTERVAL, PeerLiveness};
 

@@ -1,4 +1,4 @@
-//! The directory, its lock, and disks that fail.
+//! The directory, its lock, and failing disks.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -20,9 +20,9 @@ fn a_directory_with_other_files_or_in_use_is_refused_and_leftovers_are_removed()
     }
     fs::create_dir(logs.join("5.5")).unwrap();
     let foreign = LogStore::open(&logs, LIMITS).unwrap_err();
-    assert_eq!(foreign.kind(), ErrorKind::DirectoryNotEmpty, "nobody's directory is taken over");
+    assert_eq!(foreign.kind(), ErrorKind::DirectoryNotEmpty, "a directory with other files is not used");
     assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o755);
-    // What an earlier daemon has left.
+    // With a lock file, it is the directory of an earlier daemon.
     fs::write(logs.join("lock"), "").unwrap();
     let store = LogStore::open(&logs, LIMITS).unwrap();
     assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o700);
@@ -50,20 +50,20 @@ fn a_closed_log_reopens_its_file_for_the_next_output() {
     assert_eq!(fs::read_dir(dir.path().join("logs")).unwrap().count(), 2, "the lock and one segment");
 }
 
-/// Removes the directory, and has something else in its place: no file can be made there.
+/// Replaces the directory by a file, so that no file can be created in it.
 fn lose(dir: &TempDir) {
     fs::remove_dir_all(dir.path().join("logs")).unwrap();
     fs::write(dir.path().join("logs"), "").unwrap();
 }
 
-/// Far more than memory keeps, in numbered lines of 16 bytes.
+/// Appends numbered lines of 16 bytes.
 fn flood(log: &OutputLog, lines: std::ops::Range<u64>) {
     for number in lines {
         log.append(number, OUT, format!("line {number:010}\n").as_bytes());
     }
 }
 
-/// The lines are whole, in order, and end with `last`; at least so many bytes of them.
+/// Checks that the lines are whole, in order, end with `last`, and have at least `at_least` bytes together.
 fn check_kept(log: &Arc<OutputLog>, last: u64, at_least: usize) {
     let lines = texts(log.lines(View::Stdout, None));
     let whole: Vec<u64> = lines.iter().filter_map(|line| line.strip_prefix("line ")?.parse().ok()).collect();
@@ -89,7 +89,7 @@ fn without_a_directory_the_last_output_stays_in_memory() {
     let items = drain(&mut follower);
     assert!(matches!(items[0], Item::Gap { lost_bytes, .. } if lost_bytes > 200_000), "{:?}", items[0]);
 
-    // Back again: after another 64 KiB at the latest it is used.
+    // Once the directory can be created again, it is used after at most another 64 KiB.
     fs::remove_file(dir.path().join("logs")).unwrap();
     flood(&log, 20_000..26_000);
     check_kept(&log, 25_999, 96_000);
@@ -97,7 +97,7 @@ fn without_a_directory_the_last_output_stays_in_memory() {
     let kept: u64 = kept.sum();
     assert!(kept > 90_000, "{kept} bytes are on disk");
     let more = lines_of(&drain(&mut follower));
-    assert_eq!(more.len(), 6000, "nothing was lost for one who kept up");
+    assert_eq!(more.len(), 6000, "a follower that keeps up loses nothing");
     assert!(log.snapshot().end.at > end.at);
 }
 
@@ -126,7 +126,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
         while all.len() < 400_000 {
             chunk.resize(random.below(longest), b'x');
             chunk.push(b'\n');
-            // Lines in pieces, and pieces with several lines.
+            // Records with parts of lines, and records with several lines.
             let at = random.below(chunk.len());
             let rest = chunk.split_off(at);
             log.append(all.len() as u64, OUT, &chunk);
@@ -145,7 +145,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
             }
         }
     }
-    // One that is longer than that is kept as far as it can be.
+    // Of a line that is longer than that, the last part is kept.
     let (dir, log) = log();
     lose(&dir);
     (0..1000).for_each(|_| log.append(1, OUT, &[b'x'; 1000]));
@@ -154,7 +154,7 @@ fn memory_keeps_64_kib_of_whole_lines_whatever_their_length() {
 }
 
 #[test]
-fn a_directory_of_another_user_is_refused() {
+fn a_directory_or_lock_of_another_user_is_rejected() {
     let refused = |logs: &std::path::Path, kind: ErrorKind, why: &str| {
         let error = LogStore::open(logs, LIMITS).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
@@ -163,7 +163,7 @@ fn a_directory_of_another_user_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let logs = dir.path().join("logs");
     let chown = |path: &std::path::Path| std::os::unix::fs::lchown(path, Some(4242), Some(4242)).unwrap();
-    // A lock that is not a regular file: a link that would make a file elsewhere, a FIFO without a reader, a directory.
+    // A lock that is not a regular file: a symlink that would create a file elsewhere, and a FIFO without a reader.
     let elsewhere = dir.path().join("elsewhere");
     fs::create_dir(&logs).unwrap();
     std::os::unix::fs::symlink(&elsewhere, logs.join("lock")).unwrap();
@@ -176,7 +176,7 @@ fn a_directory_of_another_user_is_refused() {
     fs::write(&elsewhere, "").unwrap();
     refused(&elsewhere, ErrorKind::NotADirectory, "it is not a directory");
     if !nix::unistd::geteuid().is_root() {
-        return eprintln!("not tried in full: giving files away takes root");
+        return eprintln!("partly skipped: chown needs root");
     }
     fs::write(logs.join("lock"), "").unwrap();
     chown(&logs.join("lock"));
@@ -201,7 +201,7 @@ fn a_directory_of_another_user_is_refused() {
     drop(LogStore::open(&link, LIMITS).unwrap());
     chown(&link);
     refused(&link, ErrorKind::PermissionDenied, "it is a symlink that belongs to the user 4242");
-    // Files that other users have left are removed by their names; no link is followed.
+    // Files of other users with the names of segments are removed without following symlinks.
     let victim = dir.path().join("victim");
     fs::write(&victim, "precious").unwrap();
     std::os::unix::fs::symlink(&victim, own.join("1.0")).unwrap();
@@ -211,7 +211,7 @@ fn a_directory_of_another_user_is_refused() {
 }
 
 #[test]
-fn a_log_outlives_the_removal_of_its_directory() {
+fn a_log_survives_the_removal_of_its_directory() {
     let remove = |logs: &std::path::Path| fs::remove_dir_all(logs).unwrap();
     let remove_files = |logs: &std::path::Path| {
         fs::read_dir(logs).unwrap().flatten().for_each(|file| fs::remove_file(file.path()).unwrap());
@@ -224,7 +224,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
     let with_parents = |logs: &std::path::Path| fs::remove_dir_all(logs.parent().unwrap()).unwrap();
     let harms: [&dyn Fn(&std::path::Path); 5] = [&remove, &remove_files, &move_away, &another, &with_parents];
     for (number, harm) in harms.into_iter().enumerate() {
-        for goes_on in [true, false] {
+        for continues in [true, false] {
             let dir = tempfile::tempdir().unwrap();
             let logs = dir.path().join("a/logs");
             let store = LogStore::open(&logs, LIMITS).unwrap();
@@ -233,19 +233,19 @@ fn a_log_outlives_the_removal_of_its_directory() {
             flood(&log, 0..1000);
             assert_eq!(drain(&mut follower).len(), 1000);
             harm(&logs);
-            // Written while it is gone, and then no more.
-            let last = if goes_on { 2000 } else { 1000 };
+            // Written while the directory is missing, or not at all.
+            let last = if continues { 2000 } else { 1000 };
             flood(&log, 1000..last);
             log.finish_now(end(1));
             log.close_file();
             let lines = texts(log.lines(View::Stdout, None));
-            assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {goes_on}");
-            assert_eq!(lines_of(&drain(&mut follower)).len() as u64, last - 1000, "{number} {goes_on}");
-            assert!(log.truncated(), "{number} {goes_on}");
-            // The directory is made as at the start, with its lock.
+            assert!(lines.iter().cloned().eq((0..last).map(|line| format!("line {line:010}"))), "{number} {continues}");
+            assert_eq!(lines_of(&drain(&mut follower)).len() as u64, last - 1000, "{number} {continues}");
+            assert!(log.truncated(), "{number} {continues}");
+            // The directory is created as at the start, with its lock.
             let other = store.create(UnitId(2));
             other.append(1, OUT, b"other\n");
-            assert!(logs.join("2.0").exists(), "{number} {goes_on}");
+            assert!(logs.join("2.0").exists(), "{number} {continues}");
             assert_eq!(fs::metadata(&logs).unwrap().permissions().mode() & 0o7777, 0o700);
             assert_eq!(LogStore::open(&logs, LIMITS).unwrap_err().kind(), ErrorKind::ResourceBusy, "{number}");
             assert_eq!(texts(other.lines(View::Stdout, None)), ["other"]);
@@ -257,7 +257,7 @@ fn a_log_outlives_the_removal_of_its_directory() {
 
 #[test]
 fn a_segment_that_cannot_be_copied_stays_in_memory_or_is_a_gap() {
-    // Short enough for memory, and too long for it, and too long to be copied.
+    // Short enough for memory, too long for memory, and too long to be copied.
     for (lines, kept) in [(1000_u64, 1000_u64), (10_000, 0), (200_000, 0)] {
         let (dir, log) = log();
         flood(&log, 0..lines);
@@ -267,16 +267,16 @@ fn a_segment_that_cannot_be_copied_stays_in_memory_or_is_a_gap() {
         flood(&log, lines..lines + 100);
         assert_eq!(lines_of(&drain(&mut follower)).len(), 100);
         let left = texts(log.lines(View::Stdout, None));
-        let right = (lines - kept..lines + 100).map(|line| format!("line {line:010}"));
-        assert!(left.iter().cloned().eq(right), "{lines}: {}", left.len());
-        // And on the disk again, when there is one.
+        let expected = (lines - kept..lines + 100).map(|line| format!("line {line:010}"));
+        assert!(left.iter().cloned().eq(expected), "{lines}: {}", left.len());
+        // Once the directory can be created, the log is on disk again.
         fs::remove_file(dir.path().join("logs")).unwrap();
         log.finish_now(end(1));
         log.close_file();
         assert_eq!(texts(log.lines(View::Stdout, None)), left, "{lines}");
         assert_eq!(log.memory(), 0, "{lines}");
     }
-    // With a directory, a long one is a gap, and what comes after it is not.
+    // With a directory, a segment that is too long becomes a gap, and later output is kept.
     let (dir, log) = log();
     flood(&log, 0..200_000);
     fs::remove_dir_all(dir.path().join("logs")).unwrap();
@@ -286,7 +286,7 @@ fn a_segment_that_cannot_be_copied_stays_in_memory_or_is_a_gap() {
     assert_eq!(lines_of(&items).len(), 100);
 }
 
-/// A file system of so many bytes, where we may mount one.
+/// A mounted file system of limited size; mounting needs root.
 struct Small(TempDir);
 
 impl Small {
@@ -309,7 +309,7 @@ impl Drop for Small {
 #[test]
 fn a_full_disk_loses_old_output_only() {
     let Some(disk) = Small::mount(600 * 1024) else {
-        eprintln!("not tried: mounting a file system takes root");
+        eprintln!("skipped: mounting a file system needs root");
         return;
     };
     let ballast = disk.0.path().join("ballast");
@@ -318,7 +318,7 @@ fn a_full_disk_loses_old_output_only() {
     let log = store.create(UnitId(1));
     let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
     let mut followed = Vec::new();
-    // Records of a size that leaves the last one torn.
+    // Records of a size at which the last one is written only partly.
     let mut text = String::new();
     for number in 0..60_000 {
         text.push_str(&format!("line {number:010}\n"));
@@ -331,7 +331,7 @@ fn a_full_disk_loses_old_output_only() {
     assert!(log.truncated());
     assert!(follower.try_next().is_none());
     for (number, line) in followed.iter().enumerate() {
-        assert_eq!(line.text, format!("line {number:010}"), "one who keeps up loses nothing");
+        assert_eq!(line.text, format!("line {number:010}"), "a follower that keeps up loses nothing");
     }
     let count = followed.len() as u64;
     assert!(count > 59_600);
@@ -342,7 +342,7 @@ fn a_full_disk_loses_old_output_only() {
     assert_eq!(lines_of(&drain(&mut follower)).len(), 5000);
     let on_disk = store.total_bytes();
     flood(&log, count + 5000..count + 5010);
-    assert!(store.total_bytes() > on_disk, "it goes on with files");
+    assert!(store.total_bytes() > on_disk, "output is written to files again");
 }
 
 #[test]
@@ -368,7 +368,7 @@ fn a_file_that_was_tampered_with_is_a_gap() {
                 let lost: u64 =
                     items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
                 let kept: usize = lines_of(&items).iter().map(|line| line.text.len() + 1).sum();
-                // The file of a live log that was deleted can still be read; for others it is a gap of that size.
+                // A deleted file that is still open can be read; every other damage is a gap of its size.
                 let expected = if view == View::Stderr { 0 } else { 300 * 16 };
                 assert_eq!(lost + kept as u64, expected, "{items:?}");
             }

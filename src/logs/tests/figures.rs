@@ -1,4 +1,4 @@
-//! What it costs. `cargo test --release --lib -- --ignored --nocapture figures`, with TMPDIR on a tmpfs.
+//! Measures throughput: `cargo test --release --lib -- --ignored --nocapture figures`, with TMPDIR on a tmpfs.
 
 use std::io::Write;
 use std::time::Instant;

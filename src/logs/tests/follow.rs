@@ -1,4 +1,4 @@
-//! Followers: ends, wakes, cuts, and many at once.
+//! Followers: ends, wake-ups, cuts, and many followers at once.
 
 use std::os::fd::AsFd;
 use std::thread;
@@ -32,22 +32,22 @@ fn the_end_comes_after_all_lines_and_before_what_a_child_writes_later() {
     assert_eq!(lines_of(&rest)[0].timestamp, 9, "a line's time is that of its end");
     assert_eq!(end_of(&rest), Some(end(9)));
     assert_eq!(early.try_next(), None);
-    assert_eq!(early.next(None).unwrap(), None, "and does not block");
+    assert_eq!(early.next(None).unwrap(), None, "after the end, it does not block");
     let late = follow(&log, View::Combined, StartAt::Beginning);
     assert_eq!(texts(lines_of(&late)), ["one", "unfinished", "too"]);
     for item in &late[2..] {
-        assert_eq!(follow(&log, View::Combined, StartAt::After(cursor(item))), late[3..], "the end once more");
+        assert_eq!(follow(&log, View::Combined, StartAt::After(cursor(item))), late[3..], "the end is delivered again");
     }
     assert_eq!(
         texts(log.lines(View::Combined, None)),
         ["one", "unfinished", "too", "from the background"],
-        "the listing has it all"
+        "the listing includes output after the end"
     );
     assert_eq!(follow(&log, View::Combined, StartAt::Tail(1)), late[2..]);
 }
 
 #[test]
-fn a_follower_goes_on_when_the_log_is_reopened() {
+fn a_follower_that_has_not_reached_the_end_continues_after_the_log_is_reopened() {
     let (_dir, log) = log();
     log.append(1, OUT, b"first\n");
     let mut behind = log.follow(View::Stdout, StartAt::Beginning, waker());
@@ -61,16 +61,16 @@ fn a_follower_goes_on_when_the_log_is_reopened() {
     log.finish_now(end(5));
     let expected = ["first", "back", "second"];
     let items = drain(&mut behind);
-    assert_eq!(texts(lines_of(&items)), expected, "through the first end");
+    assert_eq!(texts(lines_of(&items)), expected, "it continues beyond the revoked end");
     assert_eq!(end_of(&items), Some(end(5)));
-    assert_eq!(drain(&mut ended), [], "an end is an end");
+    assert_eq!(drain(&mut ended), [], "a follower ends at the first end that it reaches");
     let after = follow(&log, View::Stdout, StartAt::After(first_end));
-    assert_eq!(after, items[1..], "after the first end comes what came after it");
+    assert_eq!(after, items[1..], "a cursor of the first end resumes after it");
     assert_eq!(texts(lines_of(&follow(&log, View::Stdout, StartAt::Beginning))), expected);
 }
 
 #[test]
-fn every_replay_has_the_same_cuts() {
+fn live_followers_and_listings_cut_lines_at_the_same_places() {
     let (_dir, log) = log();
     log.append(1, OUT, b"a");
     log.append(1, ERR, b"b");
@@ -88,39 +88,39 @@ fn every_replay_has_the_same_cuts() {
 #[test]
 fn a_follower_is_woken_once_after_each_time_it_found_nothing() {
     let (_dir, log) = log();
-    let (bell, other) = (waker(), waker());
-    let mut follower = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&bell));
+    let (wake, other) = (waker(), waker());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&wake));
     let idle = log.follow(View::Stdout, StartAt::Beginning, Arc::clone(&other));
     log.append(1, OUT, b"one\n");
-    assert!(!woken(&bell), "it never asked");
+    assert!(!woken(&wake), "it has not found the log empty yet");
     assert_eq!(drain(&mut follower).len(), 1);
     log.append(2, OUT, b"two\n");
-    assert!(woken(&bell));
+    assert!(woken(&wake));
     log.append(3, OUT, b"three\n");
-    assert!(!woken(&bell), "it knows");
+    assert!(!woken(&wake), "it was woken and has not read since");
     assert_eq!(drain(&mut follower).len(), 2);
     assert!(!woken(&other));
     log.finish_now(end(4));
-    assert!(woken(&bell) && woken(&other), "an end wakes all");
+    assert!(woken(&wake) && woken(&other), "an end wakes all followers");
     drop((follower, idle));
     log.begin_again();
     log.append(5, OUT, b"four\n");
     log.finish_now(end(6));
-    assert!(!woken(&bell), "gone");
+    assert!(!woken(&wake), "a dropped follower is not woken");
 }
 
 #[test]
 fn an_end_watch_is_woken_by_the_end() {
     let (_dir, log) = log();
-    let (bell, gone) = (waker(), waker());
-    let watch = log.watch_end(Arc::clone(&bell));
+    let (wake, gone) = (waker(), waker());
+    let watch = log.watch_end(Arc::clone(&wake));
     drop(log.watch_end(Arc::clone(&gone)));
     log.append(1, OUT, b"x\n");
-    assert!(!woken(&bell));
+    assert!(!woken(&wake));
     log.finish_now(end(2));
-    assert!(woken(&bell) && !woken(&gone));
+    assert!(woken(&wake) && !woken(&gone));
     let _late = log.watch_end(Arc::clone(&gone));
-    assert!(woken(&gone), "at once");
+    assert!(woken(&gone), "a watch of an ended log is woken at once");
     drop(watch);
 }
 
@@ -156,7 +156,7 @@ fn half_a_million_lines_reach_every_follower() {
                         assert_eq!(number, expected);
                         expected += 1;
                         if slow && expected % 4099 == 0 {
-                            // A client that comes and goes.
+                            // A client that reconnects.
                             follower = log.follow(view, StartAt::After(cursor), waker());
                             resumed += 1;
                             thread::yield_now();
@@ -173,7 +173,7 @@ fn half_a_million_lines_reach_every_follower() {
     for number in 0..LINES {
         bytes.extend(format!("line {number}\n").into_bytes());
         if bytes.len() > 3000 {
-            // Cut anywhere.
+            // Splits records anywhere in a line.
             let rest = bytes.split_off(2990);
             log.append(1, OUT, &bytes);
             bytes = rest;
@@ -187,10 +187,10 @@ fn half_a_million_lines_reach_every_follower() {
 #[test]
 fn a_thousand_idle_followers_are_cheap() {
     let (_dir, log) = log();
-    let bell = waker();
+    let wake = waker();
     log.append(1, OUT, &[b'x'; 10_000]);
     let mut followers: Vec<_> =
-        (0..1000).map(|_| log.follow(View::Combined, StartAt::Tail(0), Arc::clone(&bell))).collect();
+        (0..1000).map(|_| log.follow(View::Combined, StartAt::Tail(0), Arc::clone(&wake))).collect();
     assert!(followers.iter_mut().all(|follower| follower.try_next().is_none()));
     assert!(size_of::<Follower>() < 1024, "{}", size_of::<Follower>());
     log.append(2, OUT, b"\n");

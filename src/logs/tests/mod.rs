@@ -1,12 +1,12 @@
-//! Tests of logs through their public functions. Each test has a store in a directory of its own.
+//! Tests of logs through their public functions. Each test has a store in its own directory.
 
 mod disk;
 mod figures;
 mod follow;
-mod oddities;
 mod replay;
-mod retain;
-mod whole;
+mod retention;
+mod unusual_output;
+mod whole_lines;
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ pub(super) fn end(ended_at: Millis) -> RunEnd {
     RunEnd { exit: Exit::Code(0), timed_out: false, ended_at }
 }
 
-/// All items that a follower gets now.
+/// All items that a follower can read now.
 pub(super) fn drain(follower: &mut Follower) -> Vec<Item> {
     std::iter::from_fn(|| follower.try_next()).collect()
 }
@@ -100,7 +100,7 @@ pub(super) fn end_of(items: &[Item]) -> Option<RunEnd> {
     }
 }
 
-/// xorshift64: the same numbers at every run.
+/// xorshift64: the same numbers in each test run.
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
@@ -156,7 +156,7 @@ pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
     }
 }
 
-/// The lines that `ops` make (docs/api.md, Output), found in memory and all at once.
+/// The expected lines of `ops` (docs/api.md, Output), from a simple implementation in memory.
 pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bool) -> Vec<Line> {
     let mut lines = Vec::new();
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];

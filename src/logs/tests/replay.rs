@@ -1,4 +1,4 @@
-//! Every replay gives the same, from wherever it begins.
+//! Replays return the same lines from every starting point.
 
 use super::*;
 
@@ -9,14 +9,15 @@ struct Case {
     max_line: usize,
 }
 
-/// Random logs with segments, chunks, index steps and lines so small that each boundary falls inside each of the others.
+/// Random logs with segments, chunks, index steps and lines so small that the boundaries of each fall inside the
+/// others.
 fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
     let mut random = Random(seed);
     (0..count).map(move |round| {
         let max_line = [8, 9, 13, 1000][round % 4];
         let (dir, store) = store(64 * MIB, 256 * MIB, |disk| {
             disk.max_line = max_line;
-            disk.short_line = [3, 5, 10, 1000][random.below(4)];
+            disk.max_held_line = [3, 5, 10, 1000][random.below(4)];
             disk.segment = [60, 200, 5000][random.below(3)];
             disk.index_every = [1, 50, 300][random.below(3)];
             disk.chunk = [16, 17, 40, 65536][random.below(4)];
@@ -30,7 +31,7 @@ fn cases(seed: u64, count: usize) -> impl Iterator<Item = Case> {
 }
 
 #[test]
-fn lines_and_raw_bytes_are_those_that_were_written() {
+fn listed_lines_and_raw_bytes_equal_those_written() {
     for case in cases(11, 300) {
         for view in VIEWS {
             let expected = model(&case.ops, view, case.max_line, true);
@@ -51,7 +52,7 @@ fn lines_and_raw_bytes_are_those_that_were_written() {
 }
 
 #[test]
-fn a_follower_resumed_by_a_cursor_goes_on_after_its_item() {
+fn a_follower_resumed_at_a_cursor_continues_after_its_item() {
     for case in cases(22, 100) {
         for view in VIEWS {
             let all = follow(&case.log, view, StartAt::Beginning);
@@ -66,7 +67,7 @@ fn a_follower_resumed_by_a_cursor_goes_on_after_its_item() {
 }
 
 #[test]
-fn a_cursor_means_the_same_after_more_output() {
+fn a_cursor_stays_valid_after_more_output() {
     for case in cases(33, 60) {
         let before: Vec<_> = VIEWS.map(|view| follow(&case.log, view, StartAt::Beginning)).into();
         case.log.append(90, ERR, b"more\nand more");
@@ -85,7 +86,7 @@ fn a_cursor_means_the_same_after_more_output() {
 }
 
 #[test]
-fn a_tail_is_the_end_of_all_lines() {
+fn a_tail_equals_the_last_lines_of_the_listing() {
     for case in cases(44, 30) {
         for view in VIEWS {
             let all: Vec<_> = case.log.lines(view, None).collect();
@@ -101,7 +102,7 @@ fn a_tail_is_the_end_of_all_lines() {
     }
 }
 
-/// Of each line that comes of `ops`, as in `model`: its stream, and the bytes of that up to its end.
+/// For each line of `ops`, as in `model`: its stream, and the number of bytes of the stream up to its end.
 fn ends(ops: &[Op], view: View, max_line: usize) -> Vec<(Stream, usize)> {
     let mut ends = Vec::new();
     let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
@@ -133,7 +134,7 @@ fn ends(ops: &[Op], view: View, max_line: usize) -> Vec<(Stream, usize)> {
 }
 
 #[test]
-fn a_raw_tail_has_the_bytes_of_the_last_lines() {
+fn a_raw_tail_contains_the_bytes_of_the_last_lines() {
     for case in cases(45, 60) {
         for view in VIEWS {
             let ends = ends(&case.ops, view, case.max_line);
@@ -159,7 +160,7 @@ fn a_raw_tail_has_the_bytes_of_the_last_lines() {
 }
 
 #[test]
-fn after_a_tail_the_next_line_is_whole() {
+fn a_follower_of_a_tail_continues_with_whole_lines() {
     for case in cases(55, 150) {
         for view in VIEWS {
             let mut followers: Vec<_> = (0..4).map(|n| case.log.follow(view, StartAt::Tail(n), waker())).collect();
@@ -184,17 +185,17 @@ fn a_tail_does_not_read_the_whole_log() {
         log.append(1, OUT, &chunk);
     }
     log.append(1, OUT, b"last\n");
-    // What is not there cannot be read.
+    // The tail must not need the removed segments.
     for n in 0..2 {
         std::fs::remove_file(dir.path().join(format!("logs/1.{n}"))).unwrap();
     }
     assert_eq!(texts(log.lines(View::Combined, Some(2))), ["0123456789", "last"]);
     assert_eq!(texts(lines_of(&follow(&log, View::Stdout, StartAt::Tail(1)))), ["last"]);
-    assert!(!log.truncated(), "nobody noticed");
+    assert!(!log.truncated(), "the missing segments were not read");
 }
 
 #[test]
-fn a_cursor_that_does_not_fit_begins_at_the_beginning() {
+fn a_cursor_that_does_not_match_the_log_begins_at_the_beginning() {
     for case in cases(66, 6) {
         let view = View::Combined;
         let all = follow(&case.log, view, StartAt::Beginning);

@@ -1,4 +1,4 @@
-//! Addressing, limits and memory of the fleet.
+//! Addressing, limits and bounded memory of the fleet.
 
 use crate::model::{Exit, ManagedSpec, Policy};
 use crate::unit::fleet::*;
@@ -35,7 +35,7 @@ fn a_pid_addresses_the_newest_process_that_had_it() {
     assert_eq!(fleet.led_by(300), Some(old));
     end(&mut fleet, old);
     assert_eq!(fleet.find(&Target::Pid(300)), Ok(old));
-    assert_eq!(fleet.led_by(300), None, "reaped");
+    assert_eq!(fleet.led_by(300), None, "its leader was reaped");
     let new = start(&mut fleet, 2, 300, None).unwrap();
     assert_eq!(fleet.find(&Target::Pid(300)), Ok(new));
     fleet.remove(old);
@@ -178,7 +178,7 @@ fn a_shutdown_terminates_managed_processes_first_and_newer_ones_before_older_one
     }
     fleet.admit(UnitId(3), Unit::with_terminal(), 0, || ()).unwrap();
     fleet.admit(UnitId(6), Unit::with_terminal(), 0, || ()).unwrap();
-    assert_eq!(fleet.in_order_of_end(), [4, 2, 6, 3, 5, 1].map(UnitId));
+    assert_eq!(fleet.shutdown_order(), [4, 2, 6, 3, 5, 1].map(UnitId));
 }
 
 #[test]

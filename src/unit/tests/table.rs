@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use super::*;
 
-/// State, event, actions and next state: first of a managed unit with a health check, the policy `on_failure` and the default
-/// backoff, then of a plain one with a timeout.
+/// State, event, actions and next state: first of a managed unit with a health check, the policy `on_failure` and the
+/// default backoff, then of a plain one with a timeout.
 const TABLE: &str = "
 new                 | start        | resolve                     | awaiting user
 new                 | stop         | kill                        | down
@@ -31,8 +31,8 @@ slow                | exited 1     |                             | slow, reaped
 slow                | stop         | term unwatch                | slow, stop
 slow                | restart      | term unwatch                | slow, restart
 slow                | shut down    | term unwatch                | slow, stop
-slow                | healthy      |                             | slow
-slow                | sick         | term unwatch                | slow, failed
+slow                | probe ok     |                             | slow
+slow                | probe failed | term unwatch                | slow, failed
 broken              | exited 0     | start-failed forget         | down
 broken              | exited 1     | start-failed forget         | down
 broken              | stop         |                             | broken, stop
@@ -53,8 +53,8 @@ running             | exited 1     | unwatch kill drain          | draining
 running             | stop         | term unwatch                | running, stop
 running             | restart      | term unwatch                | running, restart
 running             | shut down    | term unwatch                | running, stop
-running             | healthy      |                             | running
-running             | sick         | term unwatch                | running, failed
+running             | probe ok     |                             | running
+running             | probe failed | term unwatch                | running, failed
 running, stop       | exited 0     | unwatch drain               | draining, stop
 running, stop       | exited 1     | unwatch drain               | draining, stop
 running, stop       | restart      |                             | running, restart
@@ -115,6 +115,7 @@ down, leftovers     | shut down    |                             | down
 down, leftovers     | tick, due    | kill                        | down
 2nd awaiting user   | resolved     | spawn                       | forking
 2nd awaiting user   | stop         | kill finish                 | down
+2nd awaiting user   | restart      |                             | awaiting user
 2nd awaiting user   | shut down    | kill finish                 | down
 2nd forking         | spawned      |                             | execing
 2nd forking         | spawn failed | start-failed                | backing off
@@ -180,41 +181,41 @@ plain down          | stop         | kill                        | down
 plain down          | shut down    | term                        | down
 ";
 
-/// A way into each state.
-fn states() -> Vec<(&'static str, Story)> {
-    let checked = || Story::managed(Policy::OnFailure, health(1));
-    let plain = || Story { unit: Unit::new(None, Some(60_000 * MS)), ..Story::plain() };
-    let told = |mut story: Story, events: &[Event]| {
+/// A unit in each state.
+fn states() -> Vec<(&'static str, Scenario)> {
+    let checked = || Scenario::managed(Policy::OnFailure, health(1));
+    let plain = || Scenario { unit: Unit::new(None, Some(60_000 * MS)), ..Scenario::plain() };
+    let apply = |mut scenario: Scenario, events: &[Event]| {
         for event in events {
-            story.event(event.clone());
+            scenario.event(event.clone());
         }
-        story
+        scenario
     };
     let failed = || Event::ExecFailed(Error::CommandNotFound("x".into()));
     let exited = |code| Event::Exited(Exit::Code(code));
-    let late = |mut story: Story| {
-        story.event(Event::Start);
-        story.after(EXEC_PATIENCE).event(Event::Tick);
-        story
+    let late = |mut scenario: Scenario| {
+        scenario.event(Event::Start);
+        scenario.after(EXEC_TIMEOUT).event(Event::Tick);
+        scenario
     };
-    let awaiting_user = |mut story: Story| {
-        story.unit.step(story.clock(), Event::Start, &mut Vec::new());
-        story
+    let awaiting_user = |mut scenario: Scenario| {
+        scenario.unit.step(scenario.clock(), Event::Start, &mut Vec::new());
+        scenario
     };
-    let forking = |mut story: Story| {
+    let forking = |mut scenario: Scenario| {
         for event in [Event::Start, Event::UserResolved] {
-            story.unit.step(story.clock(), event, &mut Vec::new());
+            scenario.unit.step(scenario.clock(), event, &mut Vec::new());
         }
-        story
+        scenario
     };
     let again = |events: &[Event]| {
         let end = [Event::Exited(Exit::Code(1)), Event::Drained, Event::TreeGone];
-        let mut story = told(checked(), &[&[Event::Start, Event::ExecOk][..], &end].concat());
-        story.after(story.unit.deadline().unwrap_or_default());
+        let mut scenario = apply(checked(), &[&[Event::Start, Event::ExecOk][..], &end].concat());
+        scenario.after(scenario.unit.deadline().unwrap_or_default());
         for event in [&[Event::Tick], events].concat() {
-            story.unit.step(story.clock(), event, &mut Vec::new());
+            scenario.unit.step(scenario.clock(), event, &mut Vec::new());
         }
-        story
+        scenario
     };
     let (start, up) = (|| vec![Event::Start], || vec![Event::Start, Event::ExecOk]);
     let with = |mut events: Vec<Event>, more: &[Event]| {
@@ -225,25 +226,28 @@ fn states() -> Vec<(&'static str, Story)> {
         ("new", checked()),
         ("awaiting user", awaiting_user(checked())),
         ("forking", forking(checked())),
-        ("execing", told(checked(), &start())),
+        ("execing", apply(checked(), &start())),
         ("slow", late(checked())),
-        ("broken", told(checked(), &with(start(), &[failed()]))),
-        ("reaped", told(checked(), &with(start(), &[exited(1)]))),
-        ("slow, reaped", told(late(checked()), &[exited(1)])),
-        ("running", told(checked(), &up())),
-        ("running, stop", told(checked(), &with(up(), &[Event::Stop]))),
-        ("running, restart", told(checked(), &with(up(), &[Event::Restart]))),
-        ("running, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick())]))),
-        ("draining", told(checked(), &with(up(), &[exited(1)]))),
-        ("draining, stop", told(checked(), &with(up(), &[Event::Stop, exited(1)]))),
-        ("draining, restart", told(checked(), &with(up(), &[Event::Restart, exited(1)]))),
-        ("draining, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0)]))),
-        ("tree", told(checked(), &with(up(), &[exited(1), Event::Drained]))),
-        ("tree, restart", told(checked(), &with(up(), &[Event::Restart, exited(1), Event::Drained]))),
-        ("tree, failed", told(checked(), &with(up(), &[Event::Verdict(1, sick()), exited(0), Event::Drained]))),
-        ("backing off", told(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
-        ("down", told(checked(), &with(up(), &[exited(0), Event::Drained]))),
-        ("down, leftovers", told(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
+        ("broken", apply(checked(), &with(start(), &[failed()]))),
+        ("reaped", apply(checked(), &with(start(), &[exited(1)]))),
+        ("slow, reaped", apply(late(checked()), &[exited(1)])),
+        ("running", apply(checked(), &up())),
+        ("running, stop", apply(checked(), &with(up(), &[Event::Stop]))),
+        ("running, restart", apply(checked(), &with(up(), &[Event::Restart]))),
+        ("running, failed", apply(checked(), &with(up(), &[Event::Verdict(1, failed_probe())]))),
+        ("draining", apply(checked(), &with(up(), &[exited(1)]))),
+        ("draining, stop", apply(checked(), &with(up(), &[Event::Stop, exited(1)]))),
+        ("draining, restart", apply(checked(), &with(up(), &[Event::Restart, exited(1)]))),
+        ("draining, failed", apply(checked(), &with(up(), &[Event::Verdict(1, failed_probe()), exited(0)]))),
+        ("tree", apply(checked(), &with(up(), &[exited(1), Event::Drained]))),
+        ("tree, restart", apply(checked(), &with(up(), &[Event::Restart, exited(1), Event::Drained]))),
+        (
+            "tree, failed",
+            apply(checked(), &with(up(), &[Event::Verdict(1, failed_probe()), exited(0), Event::Drained])),
+        ),
+        ("backing off", apply(checked(), &with(up(), &[exited(1), Event::Drained, Event::TreeGone]))),
+        ("down", apply(checked(), &with(up(), &[exited(0), Event::Drained]))),
+        ("down, leftovers", apply(checked(), &with(up(), &[Event::Stop, exited(0), Event::Drained]))),
         ("2nd awaiting user", again(&[])),
         ("2nd forking", again(&[Event::UserResolved])),
         ("2nd execing", again(&[Event::UserResolved, Event::Spawned(8)])),
@@ -252,18 +256,18 @@ fn states() -> Vec<(&'static str, Story)> {
         ("2nd broken, restart", again(&[Event::UserResolved, Event::Spawned(8), failed(), Event::Restart])),
         ("2nd reaped", again(&[Event::UserResolved, Event::Spawned(8), exited(1)])),
         ("plain new", plain()),
-        ("plain execing", told(plain(), &start())),
-        ("plain broken", told(plain(), &with(start(), &[failed()]))),
-        ("plain reaped", told(plain(), &with(start(), &[exited(1)]))),
-        ("plain running", told(plain(), &up())),
-        ("plain running, stop", told(plain(), &with(up(), &[Event::Stop]))),
-        ("plain draining", told(plain(), &with(up(), &[exited(1)]))),
-        ("plain down", told(plain(), &with(up(), &[exited(0), Event::Drained]))),
+        ("plain execing", apply(plain(), &start())),
+        ("plain broken", apply(plain(), &with(start(), &[failed()]))),
+        ("plain reaped", apply(plain(), &with(start(), &[exited(1)]))),
+        ("plain running", apply(plain(), &up())),
+        ("plain running, stop", apply(plain(), &with(up(), &[Event::Stop]))),
+        ("plain draining", apply(plain(), &with(up(), &[exited(1)]))),
+        ("plain down", apply(plain(), &with(up(), &[exited(0), Event::Drained]))),
     ]
 }
 
-fn events(story: &Story) -> Vec<(&'static str, Event)> {
-    let run = story.unit.run;
+fn events(scenario: &Scenario) -> Vec<(&'static str, Event)> {
+    let run = scenario.unit.run;
     vec![
         ("start", Event::Start),
         ("resolved", Event::UserResolved),
@@ -278,10 +282,10 @@ fn events(story: &Story) -> Vec<(&'static str, Event)> {
         ("hang up", Event::HangUp),
         ("stop", Event::Stop),
         ("restart", Event::Restart),
-        ("shut down", Event::ShutDown(story.now + 3_000 * MS)),
-        ("healthy", Event::Verdict(run, Ok(()))),
-        ("sick", Event::Verdict(run, sick())),
-        ("sick before", Event::Verdict(run.wrapping_sub(1), sick())),
+        ("shut down", Event::ShutDown(scenario.now + 3_000 * MS)),
+        ("probe ok", Event::Verdict(run, Ok(()))),
+        ("probe failed", Event::Verdict(run, failed_probe())),
+        ("old verdict", Event::Verdict(run.wrapping_sub(1), failed_probe())),
         ("tick", Event::Tick),
         ("tick, due", Event::Tick),
     ]
@@ -336,12 +340,12 @@ fn words(actions: &[Action]) -> String {
 }
 
 #[test]
-fn every_event_in_every_state_does_what_the_table_says() {
+fn each_event_in_each_state_has_the_effect_in_the_table() {
     let mut table = String::new();
-    for (state, story) in states() {
-        for (event, input) in events(&story) {
-            let mut unit = story.unit.clone();
-            let mut now = story.clock();
+    for (state, scenario) in states() {
+        for (event, input) in events(&scenario) {
+            let mut unit = scenario.unit.clone();
+            let mut now = scenario.clock();
             if event == "tick, due" {
                 let Some(at) = unit.deadline() else { continue };
                 now.mono = at;
@@ -349,7 +353,7 @@ fn every_event_in_every_state_does_what_the_table_says() {
             let mut actions = Vec::new();
             unit.step(now, input, &mut actions);
             let after = name(&unit);
-            if actions.is_empty() && unit == story.unit {
+            if actions.is_empty() && unit == scenario.unit {
                 continue;
             }
             let line = format!("{state:<20}| {event:<13}| {:<28}| {after}", words(&actions));

@@ -1,4 +1,4 @@
-//! Searches every reachable state of a unit together with its surroundings, and checks the invariants in each.
+//! Searches every reachable state of a unit together with its simulated environment, and checks the invariants in each.
 //!
 //! Times are relative to the present and counts are capped, so that the number of states is finite.
 
@@ -8,18 +8,18 @@ use super::*;
 
 /// The current time in every state.
 const BASE: Duration = Duration::from_secs(1_000);
-/// Times that are further in the past than this make no difference.
+/// Times further in the past than this are equivalent.
 const LONG_AGO: Duration = Duration::from_secs(11);
 const NOW: Now = Now { mono: BASE, wall: 0 };
 
-/// The surroundings of the unit.
+/// The simulated environment of the unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct World {
     /// The user of the next run is being looked up.
     resolving: bool,
     /// There is a child that has not been reaped and was not abandoned.
     child: bool,
-    /// The outcome of the exec is still to come.
+    /// The outcome of the exec has not been reported.
     exec: bool,
     /// A drain was requested and has not finished.
     draining: bool,
@@ -75,10 +75,10 @@ fn inputs(node: &Node) -> Vec<Input> {
         events.push(Event::TreeGone);
     }
     if world.watched {
-        events.extend([Event::Verdict(unit.run, Ok(())), Event::Verdict(unit.run, sick())]);
+        events.extend([Event::Verdict(unit.run, Ok(())), Event::Verdict(unit.run, failed_probe())]);
     }
     // A verdict on an earlier run, and events at the wrong time: these must change nothing.
-    events.extend([Event::Verdict(unit.run.wrapping_sub(1), sick()), Event::Spawned(1), Event::Tick]);
+    events.extend([Event::Verdict(unit.run.wrapping_sub(1), failed_probe()), Event::Spawned(1), Event::Tick]);
     let mut inputs: Vec<Input> = events.into_iter().map(Input::Event).collect();
     if let Some(at) = unit.deadline() {
         inputs.push(Input::Time(at.saturating_sub(BASE)));
@@ -87,7 +87,7 @@ fn inputs(node: &Node) -> Vec<Input> {
     inputs
 }
 
-/// The nodes that one input can lead to; there are two where it forks, since a fork can fail.
+/// The nodes that one input can lead to. An input that forks leads to two, since a fork can fail.
 fn follow(node: &Node, input: &Input) -> Vec<Node> {
     let mut next = node.clone();
     let event = match input {
@@ -129,11 +129,11 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
                 assert_eq!(index + 1, actions.len(), "nothing may follow a fork in the same step: {context:?}");
                 return forks(node, context);
             }
-            // Goes to the tree, which can outlive its leader.
+            // Sent to the tree, which can outlive its leader.
             Action::Terminate => {}
             Action::Abandon(_) => {
                 assert!(world.child && node.unit.leader().is_none(), "{context:?}");
-                // The outcome of the exec comes late or never, and nothing waits for it.
+                // The outcome of the exec comes late or never, and no state depends on it.
                 (world.child, world.exec) = (false, false);
             }
             Action::HangUp => {
@@ -148,7 +148,7 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
                 world.draining = true;
             }
             Action::Finish(_) => {
-                assert!(!world.child && !world.draining, "an end before its output is drained: {context:?}");
+                assert!(!world.child && !world.draining, "ended before its output was drained: {context:?}");
                 assert!(!world.watched, "{context:?}");
                 world.finished = true;
             }
@@ -198,7 +198,7 @@ fn pass(unit: &mut Unit, passed: Duration) {
     unit.health.healthy_since.iter_mut().for_each(past);
 }
 
-/// Caps the counts; higher ones make no difference.
+/// Caps the counts: higher ones are equivalent.
 fn cap(unit: &mut Unit) {
     unit.run = unit.run.min(2);
     unit.restarts = unit.restarts.min(4);
@@ -213,17 +213,17 @@ fn check(node: &Node) {
     match &unit.state {
         State::Down => {
             assert!(!world.child && !world.draining && !world.watched, "{node:?}");
-            assert!(unit.run == 0 || world.finished || world.forgotten, "down, and its followers wait: {node:?}");
+            assert!(unit.run == 0 || world.finished || world.forgotten, "down, but its log has not ended: {node:?}");
         }
         State::AwaitingUser => {
-            assert!(world.resolving, "no event would ever come: {node:?}");
+            assert!(world.resolving, "no event can follow: {node:?}");
             assert!(!world.child && !world.exec && !world.draining && !world.watched, "{node:?}");
             assert!(!world.finished && !world.stopped && !world.forgotten, "{node:?}");
         }
-        State::Forking => panic!("between steps: {node:?}"),
+        State::Forking => panic!("forking lasts beyond a step: {node:?}"),
         State::Up(run) => {
             assert!(!world.finished, "{node:?}");
-            assert!(world.child || world.exec || world.draining, "no event would ever come: {node:?}");
+            assert!(world.child || world.exec || world.draining, "no event can follow: {node:?}");
             if run.next != Next::Policy && unit.managed.is_some() {
                 assert!(!world.watched || !world.child, "probed while it is stopped: {node:?}");
             }

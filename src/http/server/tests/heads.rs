@@ -179,7 +179,7 @@ fn requests_are_not_read_while_responses_are_not_taken() {
     let fixture = fixture(Options::new().idle_timeout(Duration::from_secs(2)));
     let mut client = fixture.connect();
     let hundred = HELLO.repeat(100);
-    // No more can be sent than the kernel's buffers hold. In the end the server closes the connection.
+    // No more can be sent than the kernel's buffers hold. Eventually the server closes the connection.
     let mut sent = 0;
     while client.stream.write_all(hundred.as_bytes()).is_ok() {
         sent += hundred.len();

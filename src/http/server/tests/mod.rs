@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use crate::http::message::{ApiError, Request, Response, ResponseStream, Socket};
 use crate::http::server::{Options, Server};
 
-/// Time after which a test fails: longer than anything takes that works.
+/// Time limit for everything that a test waits for; long enough for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server, and what its handler reports.

@@ -28,7 +28,7 @@ fn bytes_that_are_not_utf_8_are_replaced() {
 }
 
 #[test]
-fn a_line_of_64_mib() {
+fn a_line_of_64_mib_is_read_in_pieces_of_1_mib() {
     let (_dir, store) = store(256 * MIB, 512 * MIB, |_| {});
     let log = store.create(UnitId(1));
     log.append(1, ERR, b"prompt> ");
@@ -46,7 +46,7 @@ fn a_line_of_64_mib() {
     assert!(lines[..63].iter().all(|line| *line == (MIB, true)));
     assert_eq!(lines[63..], [(MIB, false), (5, false)]);
     let tail: Vec<_> = log.lines(View::Combined, Some(3)).map(|line| line.text.len() as u64).collect();
-    assert_eq!(tail, [MIB, 5, 8], "the prompt is a line as well");
+    assert_eq!(tail, [MIB, 5, 8], "the unfinished prompt is a line too");
 
     // A cursor between two pieces.
     let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
@@ -59,7 +59,7 @@ fn a_line_of_64_mib() {
 #[test]
 fn the_cut_of_a_long_line_does_not_split_a_character() {
     let (_dir, log) = log();
-    // 1 MiB is not a multiple of 3; and the records are not either.
+    // Neither 1 MiB nor the length of a record is a multiple of 3, the length of the character.
     let text = "€".repeat(1_000_000);
     for chunk in text.as_bytes().chunks(1000) {
         log.append(1, OUT, chunk);
@@ -73,7 +73,7 @@ fn the_cut_of_a_long_line_does_not_split_a_character() {
         assert_eq!(follow(&log, View::Stdout, StartAt::After(cursor)), all[i + 1..]);
         let read_again = log.snapshot().end.at - cursor.at;
         let left: usize = lines_of(&all[i + 1..]).iter().map(|line| line.text.len()).sum();
-        assert!(read_again < left as u64 + left as u64 / 10 + 3000, "a cursor begins near its place");
+        assert!(read_again < left as u64 + left as u64 / 10 + 3000, "a cursor begins near its item");
     }
 }
 
@@ -109,7 +109,7 @@ fn a_unit_without_output_has_no_file() {
 }
 
 #[test]
-fn a_listing_ends_where_it_was_asked_for() {
+fn a_listing_ends_at_the_end_of_the_log_when_it_was_created() {
     let (_dir, log) = log();
     log.append(1, OUT, b"one\ntwo");
     let (lines, raw) = (log.lines(View::Stdout, None), log.raw(View::Stdout, None).unwrap());

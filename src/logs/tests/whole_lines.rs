@@ -1,4 +1,4 @@
-//! What is kept begins with a line's beginning, in each stream.
+//! The kept output of each stream begins at the beginning of a line.
 
 use super::*;
 
@@ -26,7 +26,7 @@ impl Written {
         }
     }
 
-    /// The beginning of the first line that is whole from `from` on; `from` where no line is.
+    /// The beginning of the first whole line from `from` on; `from` if there is none.
     fn first_line(&self, from: usize) -> usize {
         let mut begins = self.begins.iter().copied();
         begins.find(|begin| (from..self.bytes.len()).contains(begin)).unwrap_or(from)
@@ -42,7 +42,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(random: &mut Random, short_lines: &[usize]) -> Case {
+    fn new(random: &mut Random, max_held_lines: &[usize]) -> Case {
         let max_line = [5, 12, 10_000][random.below(3)];
         let (dir, store) = store(4096 * 8, 1000 * 1024, |disk| {
             disk.segment = [40, 100, 300][random.below(3)];
@@ -50,7 +50,7 @@ impl Case {
             disk.chunk = [16, 50, 65_536][random.below(3)];
             disk.index_every = [1, 60][random.below(2)];
             disk.max_line = max_line;
-            disk.short_line = short_lines[random.below(short_lines.len())];
+            disk.max_held_line = max_held_lines[random.below(max_held_lines.len())];
         });
         let log = store.create(UnitId(1));
         Case { _dir: dir, log, ops: Vec::new(), written: PerStream::default(), max_line }
@@ -67,14 +67,14 @@ impl Case {
         self.ops.extend(ops);
     }
 
-    /// Where what is kept of a stream begins.
+    /// The position at which the kept part of a stream begins.
     fn first(&self, stream: Stream) -> usize {
         let oldest = *self.log.oldest().counts.get(stream) as usize;
         if self.log.oldest().at == 0 { 0 } else { self.written.get(stream).first_line(oldest) }
     }
 }
 
-/// Long lines, no newlines at all for a while, and streams that are silent for long.
+/// Random operations, some without newlines or with output of only one stream.
 fn ops(random: &mut Random) -> Vec<Op> {
     let mut ops = random_ops(random, 6);
     match random.below(4) {
@@ -117,11 +117,11 @@ fn kept_lines_are_the_last_whole_lines() {
                         assert!(all.ends_with(&kept), "{kept:?} of {all:?}");
                         suffixes += 1;
                     } else {
-                        // The rest of one line is all there is, and it is shown.
+                        // Only the rest of one line is kept, and it is shown.
                         let text: String = kept.iter().map(|line| line.0.as_str()).collect();
                         let rest = String::from_utf8_lossy(&written.bytes[first..]);
                         let rest = rest.strip_suffix('\n').unwrap_or(&rest);
-                        // Broken characters differ where pieces begin elsewhere.
+                        // Characters at the ends of pieces differ, because the pieces begin at other places.
                         assert_eq!(text.replace('\u{FFFD}', ""), rest.replace('\u{FFFD}', ""));
                         rests += usize::from(!kept.is_empty());
                     }
@@ -148,11 +148,11 @@ fn kept_lines_are_the_last_whole_lines() {
             }
         }
     }
-    assert!(suffixes > 1000 && rests > 40, "both came up: {suffixes}, {rests}");
+    assert!(suffixes > 1000 && rests > 40, "both cases must occur: {suffixes}, {rests}");
 }
 
 #[test]
-fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
+fn a_follower_gets_whole_lines_and_the_number_of_all_other_bytes() {
     let mut random = Random(254_026);
     let mut gaps = 0;
     for _ in 0..300 {
@@ -167,7 +167,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
             if random.below(3) == 0
                 && let Some(cursor) = seen.iter().map(cursor).next_back()
             {
-                // A client that was away: what it had in front of it may have been dropped.
+                // A client that was disconnected: the next bytes may have been dropped meanwhile.
                 follower = case.log.follow(View::Stdout, StartAt::After(cursor), waker());
             }
             let out = case.written.out.clone();
@@ -184,7 +184,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
                     Item::Gap { lost_bytes, .. } => {
                         assert_eq!(at + *lost_bytes as usize, to);
                         assert_eq!(to, case.first(OUT), "{:?}", case.ops);
-                        // Nothing but the rest of one line was there: it is given, and may be finished later.
+                        // Only the rest of one line is kept: it is delivered, and may be finished later.
                         (in_pieces, gaps) = (!out.begins.contains(&to), gaps + 1);
                     }
                     Item::End(..) => unreachable!(),
@@ -198,7 +198,7 @@ fn a_follower_gets_whole_lines_and_the_count_of_all_others() {
 }
 
 #[test]
-fn of_a_long_line_that_was_dropped_before_its_end_came_all_bytes_are_counted() {
+fn all_bytes_of_a_long_line_are_counted_if_it_is_dropped_before_its_end() {
     let mut random = Random(9_025);
     let (mut gaps, mut lines) = (0, 0);
     for _ in 0..300 {
@@ -232,10 +232,10 @@ fn of_a_long_line_that_was_dropped_before_its_end_came_all_bytes_are_counted() {
 }
 
 #[test]
-fn a_long_line_that_is_dropped_while_it_is_read_says_how_much_is_lost() {
+fn a_long_line_that_is_dropped_while_it_is_read_reports_the_lost_bytes() {
     let (_dir, store) = store(64 * 1024, MIB, |disk| disk.segment = 8 * 1024);
     let log = store.create(UnitId(1));
-    // A character across every boundary of what is read at once.
+    // A character crosses every boundary of the pieces.
     let text = "€".repeat(10_000);
     log.append(1, ERR, b"other");
     text.as_bytes().chunks(1001).for_each(|chunk| log.append(1, OUT, chunk));
@@ -271,7 +271,7 @@ fn a_line_longer_than_the_log_is_shown_as_far_as_it_is_kept() {
     assert_eq!(raw(&log, View::Stdout).len(), 4 * 984);
     writes.push((OUT, b"\n"));
     let (lines, ..) = kept(&writes);
-    assert_eq!(lines, ["x".repeat(4 * 984)], "finished, and nothing after it");
+    assert_eq!(lines, ["x".repeat(4 * 984)], "finished, and no line follows");
     writes.push((OUT, b"y"));
     let (lines, log, _dir) = kept(&writes);
     assert_eq!(lines, ["y"], "the next line is whole");
@@ -281,7 +281,7 @@ fn a_line_longer_than_the_log_is_shown_as_far_as_it_is_kept() {
 }
 
 #[test]
-fn a_line_begins_after_a_cut() {
+fn after_a_cut_a_new_line_begins() {
     let (dir, store) = store(4096, 1000 * 1024, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
     for _ in 0..8 {
@@ -295,7 +295,7 @@ fn a_line_begins_after_a_cut() {
 }
 
 #[test]
-fn one_torn_stream_does_not_hide_the_other() {
+fn a_stream_that_lost_the_beginning_of_a_line_does_not_hide_the_other() {
     let mut writes: Vec<(Stream, &[u8])> = vec![(ERR, b"begun "), (ERR, b"and ended\n")];
     writes.extend(vec![(OUT, &[b'x'; 900][..]); 3]);
     writes.extend([(ERR, &b"whole\n"[..]), (OUT, b"torn\nwhole too\n"), (ERR, b"last")]);

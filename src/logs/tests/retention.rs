@@ -1,4 +1,4 @@
-//! What is dropped, and what readers are told of it.
+//! Which output is dropped, and how readers learn of it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -21,17 +21,17 @@ fn a_log_keeps_its_newest_output_within_its_limit() {
         assert!(store.total_bytes() <= 64 * KIB);
     }
     assert_eq!(files(&dir), store.total_bytes());
-    assert!(store.total_bytes() > 52 * KIB, "only a segment goes at once");
+    assert!(store.total_bytes() > 52 * KIB, "one segment is dropped at a time");
     assert!(log.truncated());
     let lines = texts(log.lines(View::Stdout, None));
     assert_eq!(lines.last().unwrap(), "line 09999");
     assert!(lines.iter().zip(10_000 - lines.len()..).all(|(line, number)| *line == format!("line {number:05}")));
     drop(log);
-    assert_eq!((files(&dir), store.total_bytes()), (0, 0), "its files go with it");
+    assert_eq!((files(&dir), store.total_bytes()), (0, 0), "the files are removed with the log");
 }
 
 #[test]
-fn a_gap_counts_what_was_lost_exactly() {
+fn a_gap_contains_the_exact_number_of_lost_bytes() {
     let mut random = Random(77);
     for round in 0..40 {
         let (_dir, store) = store(4 * KIB * 8, 1000 * KIB, |disk| {
@@ -65,7 +65,7 @@ fn a_gap_counts_what_was_lost_exactly() {
                         *lost += lost_bytes;
                     }
                 }
-                // Whoever comes now is told of all that is not there.
+                // A new follower is told of all lost bytes.
                 let fresh = follow(&log, *view, StartAt::Beginning);
                 let kept = raw(&log, *view).len() as u64;
                 let all: u64 = written.iter().zip([OUT, ERR]).filter(|(_, s)| view.has(*s)).map(|(n, _)| n).sum();
@@ -115,7 +115,7 @@ fn no_line_continues_over_a_gap() {
 }
 
 #[test]
-fn what_another_stream_lost_does_not_cut_a_line() {
+fn bytes_lost_from_another_stream_do_not_cut_a_line() {
     let (_dir, store) = store(4 * KIB, 1000 * KIB, |disk| disk.segment = 1000);
     let log = store.create(UnitId(1));
     let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
@@ -129,7 +129,7 @@ fn what_another_stream_lost_does_not_cut_a_line() {
 }
 
 #[test]
-fn ended_logs_are_dropped_first_over_the_total() {
+fn above_the_total_limit_ended_logs_lose_output_first() {
     let (dir, store) = store(100 * KIB, 100 * KIB, |disk| disk.segment = 4096);
     let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
     for log in &logs {
@@ -155,7 +155,7 @@ fn ended_logs_are_dropped_first_over_the_total() {
 }
 
 #[test]
-fn writers_followers_and_retention_at_once() {
+fn concurrent_writers_followers_and_retention_lose_or_count_every_byte() {
     let (dir, store) = store(64 * KIB, 128 * KIB, |_| {});
     let logs: Vec<_> = (0..4).map(|unit| store.create(UnitId(unit))).collect();
     let stop = AtomicBool::new(false);
@@ -163,7 +163,7 @@ fn writers_followers_and_retention_at_once() {
         for log in &logs {
             scope.spawn(|| {
                 let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
-                // Each byte of the output is there, or counted.
+                // Each byte of the output is delivered or counted as lost.
                 let mut bytes = 0;
                 let mut last = None;
                 while let Some(item) = follower.next(None).unwrap() {

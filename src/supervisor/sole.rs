@@ -1,0 +1,42 @@
+//! At most one supervisor runs in a process: two would take each other's children from `waitpid(2)`.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// Held by the supervisor of this process. Dropping it allows another one.
+#[derive(Debug)]
+pub(super) struct Sole(());
+
+impl Sole {
+    /// Registers the supervisor of this process.
+    ///
+    /// # Errors
+    /// `ResourceBusy` if another one runs.
+    pub(super) fn register() -> io::Result<Sole> {
+        match RUNNING.swap(true, Ordering::SeqCst) {
+            false => Ok(Sole(())),
+            true => Err(io::Error::new(io::ErrorKind::ResourceBusy, "another supervisor runs in this process")),
+        }
+    }
+}
+
+impl Drop for Sole {
+    fn drop(&mut self) {
+        RUNNING.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_supervisor_is_refused_until_the_first_is_dropped() {
+        let first = Sole::register().unwrap();
+        assert_eq!(Sole::register().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        drop(Sole::register().unwrap());
+    }
+}
