@@ -1,8 +1,8 @@
 //! Prints the head of a response.
 //!
 //! tiny_http prints status line, date, length and headers into a buffer, never into the socket. It is never given a
-//! body: it would read a body of unknown length into memory for an HTTP/1.0 client. It drops `Connection` and does not
-//! support every framing, so this module adds both to what it has printed.
+//! body: it would read a body of unknown length into memory for an HTTP/1.0 client. It drops `Connection` and
+//! `Upgrade` and does not support every framing, so this module adds these to what it has printed.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
