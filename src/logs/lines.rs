@@ -8,8 +8,8 @@ use memchr::memchr;
 /// Maximum length of a piece of a line, in bytes.
 pub const MAX_LINE: usize = 1024 * 1024;
 
-/// The longest line that a reader holds in memory, in bytes. Of a longer line it keeps only the position; the text is read from
-/// the log again while it is sent.
+/// Maximum length of a line that a reader holds in memory, in bytes. It keeps only the position of a longer line, and
+/// reads the text from the log again while it is sent.
 pub const MAX_HELD_LINE: usize = 16 * 1024;
 
 /// A line, or a piece of one.

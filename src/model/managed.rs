@@ -98,7 +98,7 @@ pub struct HealthCheck {
     /// Kind of the probe.
     #[serde(rename = "type")]
     pub kind: HealthKind,
-    /// Port, from 1 to 65535, on 127.0.0.1; on `[::1]` where nothing listens on that.
+    /// Port from 1 to 65535 on 127.0.0.1, or on `[::1]` if nothing listens on 127.0.0.1.
     pub port: u16,
     /// Path of an HTTP check, beginning with `/`; None for TCP.
     pub path: Option<String>,

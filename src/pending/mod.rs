@@ -171,10 +171,10 @@ fn taken() -> Error {
     Error::internal("the result was already taken")
 }
 
-/// Wakes a waker that a user of the library has set. It runs the user's code, on a thread of ours: a panic there is logged, and
-/// must not end this thread. No lock may be held, because that code may call the library.
+/// Wakes a waker that a user of the library has set. The waker runs code of the user on this thread: a panic of that
+/// code is logged and does not end the thread. The caller must not hold a lock, because that code may call the library.
 pub(crate) fn wake(waker: &Waker) {
-    // Nothing of ours is changed while the waker runs, so a panic leaves nothing half done.
+    // The waker has no access to state of the library, so a panic leaves no update half done.
     if catch_unwind(AssertUnwindSafe(|| waker.wake_by_ref())).is_err() {
         log::error!("a waker has panicked");
     }
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok("done")));
         assert!(
             matches!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Err(Error::Internal(_)))),
-            "taken before"
+            "the result was already taken"
         );
     }
 

@@ -157,8 +157,8 @@ impl Builder {
         self
     }
 
-    /// Number of connections of a front end that descriptors are reserved for; 1,024 by default. Where RLIMIT_NOFILE is too
-    /// low for that, fewer are reserved: give the front end [`Supervisor::max_connections`].
+    /// Number of connections of a front end that descriptors are reserved for; 1,024 by default. If RLIMIT_NOFILE is
+    /// too low for that, fewer are reserved: give the front end [`Supervisor::max_connections`].
     pub fn max_connections(mut self, max: usize) -> Self {
         self.max_connections = max;
         self
@@ -216,8 +216,8 @@ impl Builder {
     /// and hangs in a system call could delay the reaping.
     ///
     /// # Errors
-    /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, is not empty and
-    /// no log directory, or belongs to another supervisor or user; the default user is invalid; or threads or
+    /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
+    /// other files, or belongs to another supervisor or user; the default user is invalid; or threads or
     /// descriptors have run out.
     ///
     /// ```

@@ -65,7 +65,7 @@ pub struct Supervisor {
     warnings: Vec<String>,
     signals: Option<SignalThread>,
     thread: Option<JoinHandle<()>>,
-    /// Dropped last.
+    /// Dropped last, so that no other supervisor starts before the threads of this one have ended.
     _sole: Sole,
 }
 
@@ -75,8 +75,8 @@ impl Supervisor {
 
     /// Begins to build a supervisor that keeps the output of its processes in `log_dir`.
     ///
-    /// The directory is created if necessary, and its mode becomes 0700. It must be empty or the log directory of an earlier
-    /// supervisor: the output in it is deleted at the start.
+    /// The directory is created if necessary, and its mode becomes 0700. It must be empty or the log directory of an
+    /// earlier supervisor: the output in it is deleted at the start.
     pub fn builder(log_dir: impl Into<PathBuf>) -> Builder {
         Builder::new(log_dir.into())
     }
@@ -86,8 +86,8 @@ impl Supervisor {
         self.handle.clone()
     }
 
-    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`]. The front end must not
-    /// accept more: their descriptors would be those of processes.
+    /// Number of connections that descriptors are reserved for: at most [`Builder::max_connections`]. The front end
+    /// must not accept more: they would use descriptors reserved for processes.
     pub fn max_connections(&self) -> usize {
         self.budget.connections
     }

@@ -1,4 +1,4 @@
-//! At most one supervisor runs in a process: two would take each other's children from `waitpid(2)`.
+//! Permits at most one supervisor per process: each of two would reap the other's children with `waitpid(2)`.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_supervisor_is_refused_until_the_first_is_dropped() {
+    fn a_second_supervisor_is_rejected_until_the_first_is_dropped() {
         let first = Sole::register().unwrap();
         assert_eq!(Sole::register().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(first);

@@ -15,8 +15,8 @@
 //!     └─exec failed─► Broken ──reaped───────────► the start has failed
 //! ```
 //!
-//! In `Slow`, an exec that hangs counts as started; in `Reaped`, the outcome of the exec is not known yet. `Next` decides what
-//! follows the end of the run: the restart policy, unless a stop or restart was requested.
+//! In `Slow`, an exec that hangs counts as started; in `Reaped`, the outcome of the exec is not known yet. `Next`
+//! decides what follows the end of the run: the restart policy, unless a stop or restart was requested.
 //!
 //! **Stopping.** The grace of a stop applies to the whole tree: processes that outlive the leader are killed when the
 //! grace is over. The next run begins when all of them have ended, at the latest 1 s after that kill. Processes that a

@@ -532,7 +532,7 @@ fn every_attempt_counts_as_a_restart() {
 }
 
 #[test]
-fn a_restart_by_a_client_clears_the_counts_also_while_the_user_is_looked_up() {
+fn a_requested_restart_clears_the_counts_even_while_the_user_is_looked_up() {
     let mut scenario = Scenario::managed(Policy::Always, |spec| spec.restart.max_restarts = Some(3));
     scenario.start();
     scenario.end(Exit::Code(1));
