@@ -22,7 +22,11 @@ enum Event {
     Interrupted,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+/// Runs both services until Ctrl-C.
+///
+/// # Errors
+/// Any error of the supervisor.
+pub fn main() -> Result<(), Box<dyn Error>> {
     // Blocked in all threads, so that the one that waits for them gets them.
     let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
     signals.thread_block()?;

@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     supervisor.handle().start(ProcessSpec::command("sleep").args(["60"]).build()?)?;
 
     // Without a token, an API must not listen on anything but loopback.
-    let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::Anybody));
+    let api = Api::new(supervisor.handle(), ApiOptions::new(Auth::AllowAll));
     let options = Options::new().max_connections(supervisor.max_connections());
     let server = Server::bind("127.0.0.1:9503".parse()?, Routes { api }, options)?;
     println!("listening on {}; Enter ends it", server.local_addr());

@@ -1,4 +1,7 @@
-//! Runs `examples/embed.rs` as its user would, and ends it with Ctrl-C.
+//! Runs `examples/embed.rs` as a program of its own, and ends it with Ctrl-C.
+//!
+//! The example is compiled into this program, which has no test harness: it starts itself again and becomes the example
+//! there. Cargo gives a test no path to the binary of an example, and to build it from here would build the library anew.
 
 // The whole crate is a test, so it may panic.
 #![allow(clippy::unwrap_used)]
@@ -10,12 +13,23 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-#[test]
+#[path = "../examples/embed.rs"]
+mod example;
+
+/// Set where this program is to be the example.
+const BE_THE_EXAMPLE: &str = "TL_TEST_BE_THE_EXAMPLE";
+
+fn main() {
+    if std::env::var_os(BE_THE_EXAMPLE).is_some() {
+        return example::main().unwrap();
+    }
+    embed_reacts_to_exits_and_ends_cleanly_at_ctrl_c();
+    println!("test embed_reacts_to_exits_and_ends_cleanly_at_ctrl_c ... ok");
+}
+
 fn embed_reacts_to_exits_and_ends_cleanly_at_ctrl_c() {
-    let mut cargo = Command::new(env!("CARGO"));
-    // `cargo run` replaces itself with the program, so that the signal reaches it.
-    cargo.args(["run", "--quiet", "--package", "tl-supervisor", "--example", "embed"]);
-    let mut embed = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped()).spawn().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let mut embed = command.env(BE_THE_EXAMPLE, "1").stdout(Stdio::piped()).spawn().unwrap();
     let mut output = BufReader::new(embed.stdout.take().unwrap());
     let mut lines = Vec::new();
     let (mut ticked, mut gave_up) = (false, false);

@@ -1,11 +1,12 @@
 //! More clients than connections, threads or memory: metadata, signals and DELETE are still served.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::faults::{hanging_directory, limit_address_space};
+use crate::harness::faults::{hang_etc, hanging_directory, limit_address_space};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
 
@@ -61,6 +62,33 @@ fn followers_get_at_most_seven_eighths_of_the_connections() {
     wait_until(TIMEOUT, "another follow is accepted", || {
         (ResponseStream::read(daemon.send_get(&path)).expect("a response").status == 200).then_some(())
     });
+}
+
+#[test]
+fn starts_that_hang_in_etc_leave_connections_for_short_requests() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon_with(&["--max-connections", "8"]);
+    let sleep = daemon.sh("sleep 4320");
+    hang_etc(&daemon);
+    let body = json!({"command": "true"}).to_string();
+    for path in ["/processes", "/pty"] {
+        let head = daemon.request_head("POST", path, &format!("Content-Length: {}\r\n", body.len()));
+        for _ in 0..10 {
+            // Each client gives up, or is refused.
+            let mut client = daemon.connect();
+            client.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
+            client.write_all((head.clone() + &body).as_bytes()).expect("send the request");
+            let _ = client.read(&mut [0; 256]);
+        }
+    }
+    let begun = Instant::now();
+    assert_eq!(daemon.try_health(), Some(200));
+    let refused = daemon.open("POST", "/processes", "Connection: close\r\n", body.as_bytes());
+    refused.into_response("POST /processes").expect_error(503, "OUT_OF_RESOURCES", "start processes");
+    daemon.delete(&format!("/processes/{sleep}")).expect(204);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
+use crate::harness::faults::{HANGING_ETC, hang_etc};
 use crate::harness::{
     Daemon, Options, TIMEOUT, bound_command, pid_of, procfs, skip_without_root, start_daemon, start_daemon_with,
     wait_until,
@@ -200,21 +201,9 @@ fn signals_of_other_users_are_ignored() {
     assert_eq!(daemon.run_sh("echo still here").stdout(), "still here");
 }
 
-/// Mounts a FUSE file system that never answers over /etc: a lookup in /etc/passwd hangs in the kernel.
-const HANGING_ETC: &str = r#"
-import ctypes, os, time
-fuse = os.open("/dev/fuse", os.O_RDWR)
-options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
-assert ctypes.CDLL(None, use_errno=True).mount(b"none", b"/etc", b"fuse", 0, options) == 0, ctypes.get_errno()
-print("mounted", flush=True)
-time.sleep(600)
-"#;
-
 /// Makes lookups in /etc hang, and waits until a request hangs in one.
 fn make_etc_hang(daemon: &Daemon) {
-    let body = json!({"command": "python3", "args": ["-c", HANGING_ETC], "user": "root"});
-    let pid = pid_of(&daemon.start_process(&body));
-    daemon.wait_for_stdout(pid, &["mounted"]);
+    hang_etc(daemon);
     // The response to this request is not awaited: it never comes.
     let body = json!({"command": "true"}).to_string();
     let head = daemon.request_head("POST", "/processes", &format!("Content-Length: {}\r\n", body.len()));

@@ -71,7 +71,9 @@ fn an_invalid_websocket_handshake_is_refused() {
     let token = format!("X-PTY-Token: {}\r\n", session.token);
     check_releases_resources(&daemon, || {
         upgrade_response(&daemon, &path, &token).expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
-        upgrade_response(&daemon, &path, "").expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        let refused = upgrade_response(&daemon, &path, "");
+        refused.expect_error(426, "UPGRADE_REQUIRED", "WebSocket");
+        assert_eq!((refused.header("upgrade"), refused.header("connection")), (Some("websocket"), Some("Upgrade")));
         upgrade_response(&daemon, "/pty/nobody/ws", "").expect_error(404, "SESSION_NOT_FOUND", "nobody");
         upgrade_response(&daemon, &path, "X-PTY-Token: x\r\n").expect_error(403, "INVALID_TOKEN", "token");
         for (with, without) in [

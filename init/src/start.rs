@@ -94,7 +94,7 @@ pub(crate) fn read_conf(raw: &mut RawConfig, report: &Report) {
 
 /// How the API authenticates requests.
 pub(crate) fn auth(token: Option<&Vec<u8>>) -> Auth {
-    token.map_or(Auth::Anybody, |token| Auth::Token(token.clone()))
+    token.map_or(Auth::AllowAll, |token| Auth::Token(token.clone()))
 }
 
 /// The steps of a start, and how they handle a problem.

@@ -66,6 +66,23 @@ pub fn hanging_directory(daemon: &Daemon) -> PathBuf {
     dir
 }
 
+/// Mounts a FUSE file system that never answers over /etc: a lookup in /etc/passwd hangs in the kernel.
+pub const HANGING_ETC: &str = r#"
+import ctypes, os, time
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0".encode()
+assert ctypes.CDLL(None, use_errno=True).mount(b"none", b"/etc", b"fuse", 0, options) == 0, ctypes.get_errno()
+print("mounted", flush=True)
+time.sleep(600)
+"#;
+
+/// Makes every access to /etc hang in the kernel, for a daemon in a namespace of its own.
+pub fn hang_etc(daemon: &Daemon) {
+    let body = json!({"command": "python3", "args": ["-c", HANGING_ETC], "user": "root"});
+    let pid = pid_of(&daemon.start_process(&body));
+    daemon.wait_for_stdout(pid, &["mounted"]);
+}
+
 /// Sets the limit of the address space of the daemon, in bytes; none removes it.
 pub fn limit_address_space(daemon: &Daemon, bytes: Option<u64>) {
     let limit = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());

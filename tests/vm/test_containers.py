@@ -23,7 +23,7 @@ class Container:
     """A running container. `signal` signals its PID 1; `wait` returns the exit status of the runtime."""
 
     def __init__(self, runtime, rootfs, directory, args, bare):
-        self.output = directory / "output"
+        self.output_file = directory / "output"
         self.listens = not args or args[0] != "--"
         init = ["/sbin/init", "--listen", "127.0.0.1:0", "--token-file", "/etc/tl-init/token", *args]
         self.runtime, self.id = runtime, f"tl-init-{uuid.uuid4()}"
@@ -45,7 +45,7 @@ class Container:
             line += [] if bare else ["--tmpfs", "/run", "--tmpfs", "/tmp"]
             line += ["--unshare-pid", "--as-pid-1", "--die-with-parent", "--cap-add", "ALL"]
             line += ["--chdir", "/", "--info-fd", str(given), "--", *init]
-        with open(self.output, "wb") as output:
+        with open(self.output_file, "wb") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in line], stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=pass_fds
             )
@@ -56,7 +56,7 @@ class Container:
                 self.init = json.load(stream)["child-pid"]
 
     def output(self):
-        return self.output.read_text(errors="replace")
+        return self.output_file.read_text(errors="replace")
 
     def wait_for_text(self, text):
         def said():
@@ -82,7 +82,7 @@ class Container:
                 os.kill(self.init, signal.SIGKILL)
             if self.runtime == "runc":
                 # Killing `runc run` would leave the container running.
-                state = self.output.parent / "state"
+                state = self.output_file.parent / "state"
                 subprocess.run([CACHE / "runc", "--root", state, "delete", "--force", self.id], check=True)
             self.process.kill()
             self.process.wait()

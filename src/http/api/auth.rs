@@ -11,19 +11,19 @@ use subtle::ConstantTimeEq;
 pub enum Auth {
     /// No one. This is the default, so that an omission is safe.
     #[default]
-    Nobody,
+    DenyAll,
     /// Clients that send this token as `Authorization: Bearer <token>`. An empty token allows no client.
     Token(Vec<u8>),
     /// Everyone. Use it only for a port that no untrusted client can reach, or behind a proxy that authenticates.
-    Anybody,
+    AllowAll,
 }
 
 impl Auth {
     /// Whether a request with this value of `Authorization` is allowed.
     pub(crate) fn allows(&self, authorization: Option<&str>) -> bool {
         let token = match self {
-            Auth::Anybody => return true,
-            Auth::Nobody => return false,
+            Auth::AllowAll => return true,
+            Auth::DenyAll => return false,
             Auth::Token(token) => token,
         };
         let Some((scheme, sent)) = authorization.and_then(|value| value.split_once(' ')) else { return false };
@@ -36,9 +36,9 @@ impl Auth {
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Auth::Nobody => "Nobody",
+            Auth::DenyAll => "DenyAll",
             Auth::Token(_) => "Token(…)",
-            Auth::Anybody => "Anybody",
+            Auth::AllowAll => "AllowAll",
         })
     }
 }
@@ -64,8 +64,8 @@ mod tests {
         ] {
             assert_eq!(token.allows(value), right, "{value:?}");
         }
-        assert!(Auth::Anybody.allows(None));
-        assert!(!Auth::Nobody.allows(Some("Bearer ")));
+        assert!(Auth::AllowAll.allows(None));
+        assert!(!Auth::DenyAll.allows(Some("Bearer ")));
         assert!(!Auth::Token(Vec::new()).allows(Some("Bearer ")), "an empty token allows no client");
     }
 }

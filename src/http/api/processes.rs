@@ -169,6 +169,7 @@ pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
 /// Starts a process. Answers once the program runs, or has failed to start.
 pub(crate) fn start(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    request.begin_start()?;
     Ok(response::of(201, api.handle.start(spec)?))
 }
 

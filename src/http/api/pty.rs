@@ -57,6 +57,7 @@ struct SessionList {
 /// Opens a session. Answers once its program runs, or has failed to start.
 pub(crate) fn open(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
     let spec = json::parse::<OpenBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    request.begin_start()?;
     let key = api.handle.open_pty(spec)?;
     Ok(response::whole(201, &Opened { session_id: key.session_id, token: key.token }))
 }

@@ -71,7 +71,8 @@ pub(crate) enum Endpoint {
 pub(crate) enum ExpectedDuration {
     /// Answered at once, or within 2 s.
     Short,
-    /// Starts a program, and is answered within 5 s.
+    /// Starts a program: reads `/etc/passwd`, and is answered 5 s later at most. The handler counts it
+    /// ([`Request::begin_start`](crate::http::message::Request)) once it has the body.
     Start,
     /// Takes as long as the client, a process or a disk does.
     Unbounded,

@@ -74,8 +74,10 @@ impl Socket {
         self.guard.enter(phase)
     }
 
-    /// Whether the server is stopping.
-    pub(crate) fn is_stopping(&self) -> bool {
+    /// Whether the server is shutting down. It then waits a few seconds for this connection to end. The beginning of the
+    /// shutdown does not end a wait: look at intervals, which the deadlines of the waits provide.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
         self.guard.is_stopping()
     }
 
@@ -199,8 +201,8 @@ impl Socket {
     }
 
     /// Waits for the deadline or the client's disconnection, whichever is first.
-    pub(crate) fn wait_for_disconnect(&self, deadline: Instant) -> io::Result<Wakeup> {
-        let [socket] = poll::wait([(self.guard.as_fd(), Events::GONE)], Some(deadline))?;
+    pub(crate) fn wait_for_disconnect(&self, deadline: Option<Instant>) -> io::Result<Wakeup> {
+        let [socket] = poll::wait([(self.guard.as_fd(), Events::GONE)], deadline)?;
         Ok(if socket.any(Events::GONE) { Wakeup::Disconnected } else { Wakeup::Deadline })
     }
 
@@ -271,6 +273,16 @@ impl Socket {
     /// See [`ConnectionGuard::begin_long`].
     pub(crate) fn begin_long(&mut self) -> bool {
         self.guard.begin_long()
+    }
+
+    /// See [`ConnectionGuard::begin_start`].
+    pub(crate) fn begin_start(&mut self) -> bool {
+        self.guard.begin_start()
+    }
+
+    /// See [`ConnectionGuard::max_starts`].
+    pub(crate) fn max_starts(&self) -> usize {
+        self.guard.max_starts()
     }
 
     /// See [`ConnectionGuard::max_long_requests`].

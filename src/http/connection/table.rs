@@ -63,7 +63,7 @@ pub(crate) struct Connection {
 pub(crate) struct ConnectionTable {
     connections: Mutex<HashMap<u64, Arc<Connection>>>,
     capacity: usize,
-    /// Number of connections that execute a long request.
+    /// Number of connections that execute a long request, or start a program.
     long_requests: AtomicUsize,
     next_id: AtomicU64,
     created: Instant,
@@ -133,6 +133,13 @@ impl ConnectionTable {
     /// How many connections may execute a long request at once. The rest is reserved for short requests.
     pub(crate) fn max_long_requests(&self) -> usize {
         (self.capacity - (self.capacity / 8).max(1)).max(1)
+    }
+
+    /// How many connections may execute a long request or start a program at once. A start waits for `/etc` and for an
+    /// exec, so starts get half of what long requests leave, and the other half remains for shorter requests.
+    pub(crate) fn max_starts(&self) -> usize {
+        let max_long = self.max_long_requests();
+        max_long + (self.capacity - max_long) / 2
     }
 
     /// Whether no further connection may be added.
@@ -268,13 +275,21 @@ impl ConnectionGuard {
     /// Counts the connection among those that execute a long request. Returns false if the maximum is reached. A thread
     /// that hangs in the kernel stays counted as long as it hangs, even if its client has disconnected.
     pub(crate) fn begin_long(&mut self) -> bool {
-        let max = self.table.max_long_requests();
+        self.count_long(self.table.max_long_requests())
+    }
+
+    /// Counts the connection like [`ConnectionGuard::begin_long`], up to the maximum for starts.
+    pub(crate) fn begin_start(&mut self) -> bool {
+        self.count_long(self.table.max_starts())
+    }
+
+    fn count_long(&mut self, max: usize) -> bool {
         let one_more = |count| (count < max).then_some(count + 1);
         self.is_long = self.is_long || self.table.long_requests.fetch_update(SeqCst, SeqCst, one_more).is_ok();
         self.is_long
     }
 
-    /// Ends what [`ConnectionGuard::begin_long`] began.
+    /// Ends what [`ConnectionGuard::begin_long`] or [`ConnectionGuard::begin_start`] began.
     pub(crate) fn end_long(&mut self) {
         if std::mem::take(&mut self.is_long) {
             self.table.long_requests.fetch_sub(1, SeqCst);
@@ -284,6 +299,11 @@ impl ConnectionGuard {
     /// See [`ConnectionTable::max_long_requests`].
     pub(crate) fn max_long_requests(&self) -> usize {
         self.table.max_long_requests()
+    }
+
+    /// See [`ConnectionTable::max_starts`].
+    pub(crate) fn max_starts(&self) -> usize {
+        self.table.max_starts()
     }
 
     /// Records that the client has taken bytes.

@@ -138,7 +138,7 @@ impl ApiError {
     /// 426: the endpoint speaks WebSocket only.
     pub(crate) fn upgrade_required() -> ApiError {
         let message = "this endpoint is a WebSocket: send `Connection: Upgrade` and `Upgrade: websocket`";
-        ApiError::new(426, "UPGRADE_REQUIRED", message)
+        ApiError::new(426, "UPGRADE_REQUIRED", message).header("Upgrade", "websocket")
     }
 
     /// 431: the head exceeds a limit. `limit` completes the sentence "the request head must ...".

@@ -236,10 +236,20 @@ impl<'c> Request<'c> {
         if self.socket.begin_long() {
             return Ok(());
         }
-        let max = self.socket.max_long_requests();
-        Err(ApiError::unavailable(format!(
-            "the machine is out of resources: {max} connections execute long requests, which is the limit; end one first"
-        )))
+        Err(too_many_long(self.socket.max_long_requests(), "execute long requests"))
+    }
+
+    /// Declares that the request starts a program, which takes as long as `/etc/passwd` does to be read, and then up to
+    /// 5 s. Starts may occupy half of the connections that long requests leave.
+    ///
+    /// # Errors
+    /// 503 if the maximum is reached, or on a reserve thread.
+    pub(crate) fn begin_start(&mut self) -> Result<(), ApiError> {
+        self.require_own_thread()?;
+        if self.socket.begin_start() {
+            return Ok(());
+        }
+        Err(too_many_long(self.socket.max_starts(), "execute long requests or start processes"))
     }
 
     /// Refuses the request if a reserve thread handles it: such a thread serves short requests only.
@@ -277,6 +287,12 @@ impl<'c> Request<'c> {
             Ok(Wakeup::Disconnected) | Err(_) => Err(ApiError::disconnected()),
         }
     }
+}
+
+fn too_many_long(max: usize, what: &str) -> ApiError {
+    ApiError::unavailable(format!(
+        "the machine is out of resources: {max} connections {what}, which is the limit; end one first"
+    ))
 }
 
 impl BodyBytes {

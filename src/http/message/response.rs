@@ -19,7 +19,8 @@ pub(crate) type ServeUpgrade = Box<dyn FnOnce(&mut Socket)>;
 /// A response: status, headers and a body.
 ///
 /// The server sets `Date`, `Server`, `Content-Length`, `Transfer-Encoding` and `Connection` itself. It leaves the body
-/// out of the response to a HEAD request.
+/// out of the response to a HEAD request, and out of a 204 and a 304, which have none. A status below 200 is for
+/// [`Response::upgrade`] only; elsewhere the response becomes a 500.
 ///
 /// ```
 /// use tl_supervisor::http::message::Response;
@@ -39,11 +40,11 @@ pub(crate) enum ResponseBody {
     Bytes(Vec<u8>),
     /// A body that is written piece by piece.
     Stream {
-        /// Length in bytes, if it is known. The writer fails if it has less.
+        /// Length in bytes, if it is known. A body of another length is an error.
         length: Option<u64>,
         /// How long to wait for a client that does not read; by default as long as for a response of bytes.
         deadline: Option<SendDeadline>,
-        /// Writes the body. Not called for HEAD.
+        /// Writes the body. Not called for HEAD, or if the status allows no body.
         write: WriteBody,
     },
     /// Another protocol on the same connection.
@@ -75,7 +76,9 @@ impl Response {
     /// A body that `write` produces piece by piece, of `length` bytes if that is known. There is no time limit for a
     /// client that stays connected and does not read, so `write` must have an end.
     ///
-    /// An error of `write` ends the connection, so that the client notices that the body is incomplete.
+    /// An error of `write` ends the connection, so that the client notices that the body is incomplete. So does a body that
+    /// is shorter than `length`; writing more than `length` bytes is an error. If nothing has been sent by then, the
+    /// response becomes a 500.
     ///
     /// ```
     /// use std::io::Write;
@@ -176,6 +179,13 @@ impl Response {
     #[cfg(test)]
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         if let ResponseBody::Bytes(bytes) = &self.body { Some(bytes) } else { None }
+    }
+}
+
+impl ResponseBody {
+    /// Whether sending the body may take any time, so that a reserve thread must not do it.
+    pub(crate) fn is_long(&self) -> bool {
+        matches!(self, ResponseBody::Upgrade { .. } | ResponseBody::Stream { deadline: Some(_), .. })
     }
 }
 

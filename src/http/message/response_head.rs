@@ -1,15 +1,15 @@
 //! Prints the head of a response.
 //!
 //! tiny_http prints status line, date, length and headers into a buffer, never into the socket. It is never given a
-//! body: it would read a body of unknown length into memory for an HTTP/1.0 client. It drops `Connection` and does not
-//! support every framing, so this module adds both to what it has printed.
+//! body: it would read a body of unknown length into memory for an HTTP/1.0 client. It drops `Connection` and
+//! `Upgrade` and does not support every framing, so this module adds these to what it has printed.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
 use tiny_http::{HTTPVersion, Header, StatusCode};
 
-/// Headers that the server sets itself. A handler's values for them are ignored, except in an upgrade.
+/// Headers that the server sets itself. A handler's values for them are ignored, except `Upgrade` in a 426.
 const SET_BY_SERVER: [&str; 6] =
     ["Connection", "Content-Length", "Keep-Alive", "Trailer", "Transfer-Encoding", "Upgrade"];
 
@@ -48,11 +48,20 @@ impl ResponseHead {
         found.map(|(_, value)| &**value)
     }
 
+    /// Whether HTTP allows a response with this status to have a body.
+    pub(crate) fn may_have_body(&self) -> bool {
+        !matches!(self.status, 100..=199 | 204 | 304)
+    }
+
     /// Prints the head. `server` is the value of `Server`, unless the handler has set one.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for a header that HTTP does not allow: it could end the head and begin a body.
+    /// [`io::ErrorKind::InvalidInput`] for a header that HTTP does not allow: it could end the head and begin a body. Also
+    /// for a status below 200, which announces another response, and for one that does not have three digits.
     pub(crate) fn print(&self, server: &str, framing: Framing, close: bool) -> io::Result<Vec<u8>> {
+        if !(200..=999).contains(&self.status) {
+            return Err(invalid(format!("{} is not the status of a final response", self.status)));
+        }
         let length = match framing {
             Framing::Length(length) => Some(length),
             Framing::Chunked | Framing::Close => None,
@@ -74,15 +83,24 @@ impl ResponseHead {
         tiny_http::Response::new(StatusCode(self.status), headers, io::empty(), length, None)
             .with_chunked_threshold(usize::MAX)
             .raw_print(&mut head, HTTPVersion(1, 1), &[], true, None)?;
-        // The framing is the last header that it prints. A 204 and a 304 have none (RFC 9110, section 8.6).
+        // The framing is the last header that it prints. A response without a body has none (RFC 9110, section 8.6).
         head.truncate(head.len().saturating_sub(2));
-        if matches!(self.status, 204 | 304) || framing == Framing::Close {
+        if !self.may_have_body() || framing == Framing::Close {
             let last = head.strip_suffix(b"\r\n").and_then(|lines| memchr::memrchr(b'\n', lines));
             head.truncate(last.map_or(0, |at| at + 1));
         }
         head.extend_from_slice(&others);
-        if close {
-            line(&mut head, "Connection", b"close");
+        // A 426 names the protocol that the client must ask for, and `Upgrade` belongs to the connection (RFC 9110,
+        // sections 7.8 and 15.5.22).
+        let protocol = self.get("Upgrade").filter(|_| self.status == 426);
+        if let Some(protocol) = protocol {
+            line(&mut head, "Upgrade", protocol);
+        }
+        match (protocol, close) {
+            (Some(_), true) => line(&mut head, "Connection", b"Upgrade, close"),
+            (Some(_), false) => line(&mut head, "Connection", b"Upgrade"),
+            (None, true) => line(&mut head, "Connection", b"close"),
+            (None, false) => {}
         }
         head.extend_from_slice(b"\r\n");
         Ok(head)
@@ -118,6 +136,15 @@ fn line(head: &mut Vec<u8>, name: &str, value: &[u8]) {
     }
 }
 
+/// Refuses a value of the header `Server` that no head could be printed with.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`].
+pub(crate) fn check_server_name(name: &str) -> io::Result<()> {
+    check("Server", name.as_bytes())?;
+    ascii("Server", name.as_bytes()).map(drop)
+}
+
 /// Refuses what is not a token as a name, and control characters in a value (RFC 9110, sections 5.1 and 5.5).
 fn check(name: &str, value: &[u8]) -> io::Result<()> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
@@ -126,11 +153,16 @@ fn check(name: &str, value: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     let value = String::from_utf8_lossy(value);
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("not a valid header: {name:?}: {value:?}")))
+    Err(invalid(format!("not a valid header: {name:?}: {value:?}")))
+}
+
+fn invalid(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
 fn ascii(name: &str, value: &[u8]) -> io::Result<Header> {
-    Header::from_bytes(name.as_bytes(), value).map_err(|()| io::ErrorKind::InvalidInput.into())
+    let not_ascii = |()| invalid(format!("not a header in ASCII: {name:?}: {:?}", String::from_utf8_lossy(value)));
+    Header::from_bytes(name.as_bytes(), value).map_err(not_ascii)
 }
 
 #[cfg(test)]
@@ -156,8 +188,28 @@ mod tests {
         assert_eq!(printed(&json, Framing::Length(1 << 40), false), format!("{begin}Content-Length: 1099511627776\n"));
         assert_eq!(printed(&json, Framing::Chunked, false), format!("{begin}Transfer-Encoding: chunked\n"));
         assert_eq!(printed(&json, Framing::Close, true), format!("{begin}Connection: close\n"));
-        let none = head(204, &[]);
-        assert_eq!(printed(&none, Framing::Length(0), false), "HTTP/1.1 204 No Content\nServer: test\n");
+        for framing in [Framing::Length(0), Framing::Length(5), Framing::Chunked, Framing::Close] {
+            assert_eq!(printed(&head(204, &[]), framing, false), "HTTP/1.1 204 No Content\nServer: test\n");
+            assert_eq!(printed(&head(304, &[]), framing, false), "HTTP/1.1 304 Not Modified\nServer: test\n");
+        }
+    }
+
+    #[test]
+    fn only_a_final_status_of_three_digits_is_printed() {
+        for status in [0, 99, 100, 101, 199, 1000, u16::MAX] {
+            let error = head(status, &[]).print("test", Framing::Length(0), false).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_426_names_the_protocol_to_ask_for() {
+        let required = head(426, &[("Upgrade", "websocket")]);
+        let begin = "HTTP/1.1 426 Upgrade Required\nServer: test\nContent-Length: 0\nUpgrade: websocket\nConnection: ";
+        assert_eq!(printed(&required, Framing::Length(0), false), format!("{begin}Upgrade\n"));
+        assert_eq!(printed(&required, Framing::Length(0), true), format!("{begin}Upgrade, close\n"));
+        let other = head(404, &[("Upgrade", "websocket")]);
+        assert!(!printed(&other, Framing::Length(0), false).contains("Upgrade"));
     }
 
     #[test]

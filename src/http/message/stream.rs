@@ -33,6 +33,8 @@ pub struct ResponseStream<'c> {
     /// Where the payload begins.
     payload: usize,
     chunked: bool,
+    /// Number of bytes of the announced length that have not been sent. None if no length was announced.
+    remaining: Option<usize>,
     deadline: SendDeadline,
 }
 
@@ -45,7 +47,8 @@ impl<'c> ResponseStream<'c> {
         deadline: SendDeadline,
     ) -> ResponseStream<'c> {
         let chunked = framing == Framing::Chunked;
-        let mut stream = ResponseStream { socket, buffer: head, head: 0, payload: 0, chunked, deadline };
+        let remaining = if let Framing::Length(length) = framing { Some(length) } else { None };
+        let mut stream = ResponseStream { socket, buffer: head, head: 0, payload: 0, chunked, remaining, deadline };
         stream.begin_chunk();
         stream
     }
@@ -71,16 +74,20 @@ impl<'c> ResponseStream<'c> {
     /// # Errors
     /// If the client has disconnected.
     pub fn flush(&mut self) -> io::Result<()> {
-        let from = self.end_chunk();
+        let from = self.end_chunk()?;
         self.send(from)
     }
 
     /// Sends what is collected, and the end of the body.
     ///
     /// # Errors
-    /// If the client has disconnected.
+    /// If the client has disconnected, or the body is shorter than its announced length: a client would take the next
+    /// response for the rest of this one.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        let from = self.end_chunk();
+        let from = self.end_chunk()?;
+        if let Some(missing @ 1..) = self.remaining {
+            return Err(wrong_length(format!("the body is {missing} bytes shorter than its announced length")));
+        }
         if self.chunked {
             self.buffer.extend_from_slice(b"0\r\n\r\n");
         }
@@ -88,15 +95,21 @@ impl<'c> ResponseStream<'c> {
     }
 
     /// Frames the collected payload as one chunk. Returns where in the buffer the bytes to send begin.
-    fn end_chunk(&mut self) -> usize {
-        let length = self.buffer.len() - self.payload;
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the body is longer than its announced length.
+    fn end_chunk(&mut self) -> io::Result<usize> {
+        let length = self.collected();
+        if let Some(remaining) = &mut self.remaining {
+            *remaining = remaining.checked_sub(length).ok_or_else(too_long)?;
+        }
         if !self.chunked {
-            return 0;
+            return Ok(0);
         }
         if length == 0 {
             // An empty chunk would end the body.
             self.buffer.truncate(self.head);
-            return 0;
+            return Ok(0);
         }
         let size = format!("{length:x}\r\n");
         let at = self.payload - size.len();
@@ -106,7 +119,12 @@ impl<'c> ResponseStream<'c> {
         self.buffer.extend_from_slice(b"\r\n");
         // The head moves up to the size line: it is shorter than the payload.
         self.buffer.copy_within(..self.head, at - self.head);
-        at - self.head
+        Ok(at - self.head)
+    }
+
+    /// Number of bytes of the payload that have been collected.
+    fn collected(&self) -> usize {
+        self.buffer.len() - self.payload
     }
 
     fn send(&mut self, from: usize) -> io::Result<()> {
@@ -137,12 +155,12 @@ impl<'c> ResponseStream<'c> {
         }
     }
 
-    /// Waits for `time`.
+    /// Waits for `time`; without a limit if no clock can hold the time at which that ends.
     ///
     /// # Errors
     /// When the client disconnects.
     pub fn pause(&self, time: Duration) -> io::Result<()> {
-        match self.socket.wait_for_disconnect(Instant::now() + time)? {
+        match self.socket.wait_for_disconnect(Instant::now().checked_add(time))? {
             Wakeup::Disconnected => Err(ErrorKind::ConnectionAborted.into()),
             Wakeup::Waker | Wakeup::Deadline => Ok(()),
         }
@@ -162,9 +180,13 @@ impl<'c> ResponseStream<'c> {
 }
 
 impl Write for ResponseStream<'_> {
-    /// Takes at most 64 KiB, so that a large piece is not held twice.
+    /// Takes at most 64 KiB, so that a large piece is not held twice. Fails with [`ErrorKind::InvalidInput`], and takes
+    /// nothing, if the body would become longer than its announced length.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.get(..BURST).unwrap_or(bytes);
+        if self.remaining.is_some_and(|remaining| self.collected() + taken.len() > remaining) {
+            return Err(too_long());
+        }
         self.buffer.extend_from_slice(taken);
         if self.is_burst() {
             ResponseStream::flush(self)?;
@@ -175,6 +197,14 @@ impl Write for ResponseStream<'_> {
     fn flush(&mut self) -> io::Result<()> {
         ResponseStream::flush(self)
     }
+}
+
+fn too_long() -> io::Error {
+    wrong_length("the body is longer than its announced length".to_owned())
+}
+
+fn wrong_length(message: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// The socket, to wait with `poll(2)` for the client's disconnection beside other descriptors. Do not read from it or

@@ -44,6 +44,7 @@ use std::time::Duration;
 use tl_os::thread;
 
 use crate::http::connection::table::ConnectionTable;
+use crate::http::message::check_server_name;
 use crate::http::server::acceptor::Acceptor;
 
 pub use handler::Handler;
@@ -67,8 +68,10 @@ impl Server {
     /// Listens on `addr` and serves `handler` on threads of its own. Port 0 lets the kernel choose the port.
     ///
     /// # Errors
-    /// If the address cannot be listened on, or there is no descriptor or thread left.
+    /// If the address cannot be listened on, or there is no descriptor or thread left; [`io::ErrorKind::InvalidInput`] for
+    /// an [`Options::server_name`] that is not valid in HTTP.
     pub fn bind(addr: SocketAddr, handler: impl Handler, options: Options) -> io::Result<Server> {
+        check_server_name(&options.server_name)?;
         let listener = acceptor::listen(addr)?;
         let local_addr = listener.local_addr()?;
         let connections = Arc::new(ConnectionTable::new(options.max_connections)?);

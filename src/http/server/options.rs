@@ -71,7 +71,7 @@ impl Options {
         Options { idle_timeout: timeout.min(MAX_TIMEOUT), ..self }
     }
 
-    /// Value of the header `Server` (`tl-init`).
+    /// Value of the header `Server` (`tl-init`): ASCII without control characters.
     pub fn server_name(self, name: impl Into<String>) -> Options {
         Options { server_name: name.into(), ..self }
     }

@@ -158,7 +158,11 @@ impl ConnectionLoop {
             }
         };
         let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body, is_on_reserve);
-        let (response, ends) = match self.handler.handle(&mut request) {
+        let handled = self.handler.handle(&mut request).and_then(|response| {
+            // The handler need not have declared that the request is long.
+            if response.body.is_long() { request.require_own_thread().map(|()| response) } else { Ok(response) }
+        });
+        let (response, ends) = match handled {
             Ok(response) => (response, false),
             Err(error) if error.is_disconnected() => return false,
             Err(error) => (error.to_response(), error.ends_connection()),
@@ -172,7 +176,9 @@ impl ConnectionLoop {
             Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {
                 log::error!("{} {}: the response cannot be sent: {error}", head.method, head.path);
-                self.refuse(&ApiError::internal("internal error: the response has an invalid header"));
+                self.refuse(&ApiError::internal(
+                    "internal error: the response is not valid; the daemon's log says more",
+                ));
             }
             Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
@@ -180,8 +186,8 @@ impl ConnectionLoop {
     }
 
     fn respond(&mut self, response: Response, request: &RequestHead, close: bool) -> io::Result<()> {
-        let head_only = request.method == Method::Head;
         let (head, server) = (response.head, &self.options.server_name);
+        let head_only = request.method == Method::Head || !head.may_have_body();
         match response.body {
             ResponseBody::Bytes(body) => {
                 let mut bytes = head.print(server, Framing::Length(body.len()), close)?;

@@ -3,6 +3,7 @@
 mod bodies;
 mod eviction;
 mod heads;
+mod responses;
 mod streams;
 
 use std::io::{Read, Write};
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
-use crate::http::message::{ApiError, Request, Response, Socket};
+use crate::http::message::{ApiError, Request, Response, ResponseStream, Socket};
 use crate::http::server::{Options, Server};
 
 /// Time limit for everything that a test waits for; long enough for a busy machine.
@@ -53,6 +54,43 @@ fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Re
             let end = request.wait(&waker, None);
             let _ = report.send("gone");
             end.map(|_| Response::empty(204))
+        }
+        "/status" => {
+            let status: u16 = request.query("status").unwrap().parse().unwrap();
+            let stream = request.query("stream").is_some();
+            let write = |body: &mut ResponseStream<'_>| body.write_all(b"body");
+            Ok(if stream {
+                Response::stream(status, "text/plain", None, write)
+            } else {
+                Response::new(status, "a/b", "body")
+            })
+        }
+        "/announced" => {
+            let [length, pieces, piece] = ["length", "pieces", "piece"].map(|name| request.query(name).unwrap());
+            let (pieces, piece): (usize, usize) = (pieces.parse().unwrap(), piece.parse().unwrap());
+            Ok(Response::stream(200, "text/plain", Some(length.parse().unwrap()), move |body| {
+                (0..pieces).try_for_each(|_| body.write_all(&vec![b'x'; piece]))
+            }))
+        }
+        "/pause" => {
+            let report = report.clone();
+            Ok(Response::events(move |events| {
+                events.flush()?;
+                let _ = report.send("streaming");
+                let paused = events.pause(Duration::MAX);
+                let _ = report.send("gone");
+                paused
+            }))
+        }
+        "/stopping" => {
+            let report = report.clone();
+            Ok(Response::upgrade("x", move |socket| {
+                assert!(!socket.is_stopping());
+                let _ = report.send("serving");
+                while !socket.is_stopping() {
+                    std::thread::yield_now();
+                }
+            }))
         }
         "/invalid" => Ok(Response::empty(200).header("X", "a\r\nSet-Cookie: b")),
         "/upgrade" => Ok(Response::upgrade("echo", echo)),
