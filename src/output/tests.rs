@@ -232,11 +232,12 @@ fn stall() -> Stall {
     let fixture = Fixture { output, notices, log: store.create(KEY.0), share: Share::of(1_000, 100), _dir: dir };
     let other = store.create(STALLED.0);
     let (ours, theirs) = pipe();
-    assert_eq!(write(&theirs, b"x\n").unwrap(), 2);
+    // The drain has to end this line in the log, so it is always the thread that writes logs which reports it.
+    assert_eq!(write(&theirs, b"unfinished").unwrap(), 10);
     fixture.attach_as(STALLED, &other, ours, None);
     fixture.output.sender().send(STALLED, Message::Drain);
     has_stalled.recv_timeout(LONG).unwrap();
-    // What it writes is read on after its drain. It ends when nobody reads any more.
+    // Its output is read also after its drain. The thread ends when the pipe has no reader.
     let (at, flooded) = unbounded();
     let flood = std::thread::spawn(move || while write(&theirs, &[b'y'; PAGE]).is_ok_and(|_| at.send(()).is_ok()) {});
     while flooded.recv_timeout(Duration::from_millis(500)).is_ok() {}
