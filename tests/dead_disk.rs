@@ -275,7 +275,17 @@ fn output_written_while_the_log_disk_does_not_respond_is_logged_once_it_responds
     }
 }
 
-/// Writes more than the daemon takes while the disk is dead, until it takes no more.
+/// A daemon whose log disk does not respond, and which reads no more output because all batches are full.
+fn daemon_with_full_batches() -> (Disk, Daemon) {
+    let mut disk = Disk::mount();
+    let daemon = start(&disk.log_dir());
+    start_ticking(&daemon);
+    disk.die(&daemon);
+    fill_batches(&daemon);
+    (disk, daemon)
+}
+
+/// Starts a program that writes to stdout, and waits until the daemon reads no more of it. The log disk must not respond.
 fn fill_batches(daemon: &Daemon) {
     daemon.sh("exec yes");
     let yes = wait_until(TIMEOUT, "it runs", || daemon.pids_executing("yes").first().copied());
@@ -292,11 +302,7 @@ fn output_that_cannot_be_read_while_the_disk_is_dead_comes_before_the_end_of_its
     if skip_without_root() {
         return;
     }
-    let mut disk = Disk::mount();
-    let daemon = start(&disk.log_dir());
-    start_ticking(&daemon);
-    disk.die(&daemon);
-    fill_batches(&daemon);
+    let (mut disk, daemon) = daemon_with_full_batches();
     let script = "echo result; echo error >&2; printf unfinished; exit 3";
     let run = daemon.open_run(&json!({"command": "sh", "args": ["-c", script]}));
     let process = daemon.sh(script);
@@ -326,11 +332,7 @@ fn runs_without_output_hold_no_descriptors_while_the_disk_is_dead() {
     if skip_without_root() {
         return;
     }
-    let mut disk = Disk::mount();
-    let daemon = start(&disk.log_dir());
-    start_ticking(&daemon);
-    disk.die(&daemon);
-    fill_batches(&daemon);
+    let (_disk, daemon) = daemon_with_full_batches();
     let (_, before) = daemon.threads_and_descriptors();
     for _ in 0..100 {
         let pid = pid_of(&daemon.start_process(&json!({"command": "true"})));

@@ -18,7 +18,7 @@ use super::handle::Handle;
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::resolver::Resolver;
-use super::sole::Sole;
+use super::single_instance::SingleInstance;
 use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
@@ -234,7 +234,7 @@ impl Builder {
     /// ```
     pub fn start(self) -> io::Result<Supervisor> {
         self.default_user.validate().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let sole = Sole::register()?;
+        let instance = SingleInstance::register()?;
         let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
         if std::process::id() != 1 {
@@ -298,7 +298,7 @@ impl Builder {
         // A child may have ended before SIGCHLD was watched.
         let _ = messages.send(Message::Child);
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
-        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread), _sole: sole })
+        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread), _instance: instance })
     }
 
     /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are

@@ -18,7 +18,7 @@ mod requests;
 mod resolver;
 mod sessions;
 mod shutdown;
-mod sole;
+mod single_instance;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,7 @@ pub use trace::TraceStop;
 
 use fd_budget::Budget;
 use message::{Command, Message};
-use sole::Sole;
+use single_instance::SingleInstance;
 
 /// A running supervisor. Dropping it ends its threads; the processes that it has started keep running. To end them too,
 /// call [`Handle::shutdown`] first.
@@ -66,7 +66,7 @@ pub struct Supervisor {
     signals: Option<SignalThread>,
     thread: Option<JoinHandle<()>>,
     /// Dropped last, so that no other supervisor starts before the threads of this one have ended.
-    _sole: Sole,
+    _instance: SingleInstance,
 }
 
 impl Supervisor {

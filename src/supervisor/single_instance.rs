@@ -7,22 +7,22 @@ static RUNNING: AtomicBool = AtomicBool::new(false);
 
 /// Held by the supervisor of this process. Dropping it allows another one.
 #[derive(Debug)]
-pub(super) struct Sole(());
+pub(super) struct SingleInstance(());
 
-impl Sole {
+impl SingleInstance {
     /// Registers the supervisor of this process.
     ///
     /// # Errors
     /// `ResourceBusy` if another one runs.
-    pub(super) fn register() -> io::Result<Sole> {
+    pub(super) fn register() -> io::Result<SingleInstance> {
         match RUNNING.swap(true, Ordering::SeqCst) {
-            false => Ok(Sole(())),
+            false => Ok(SingleInstance(())),
             true => Err(io::Error::new(io::ErrorKind::ResourceBusy, "another supervisor runs in this process")),
         }
     }
 }
 
-impl Drop for Sole {
+impl Drop for SingleInstance {
     fn drop(&mut self) {
         RUNNING.store(false, Ordering::SeqCst);
     }
@@ -34,9 +34,9 @@ mod tests {
 
     #[test]
     fn a_second_supervisor_is_rejected_until_the_first_is_dropped() {
-        let first = Sole::register().unwrap();
-        assert_eq!(Sole::register().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        let first = SingleInstance::register().unwrap();
+        assert_eq!(SingleInstance::register().unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(first);
-        drop(Sole::register().unwrap());
+        drop(SingleInstance::register().unwrap());
     }
 }
