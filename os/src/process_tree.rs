@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::Pid;
 use crate::procfs::{Identity, Process, Snapshot, pipe_of, pipes_of, ticks_now};
 use crate::send_signal::{signal_all, signal_all_processes};
+use crate::spawn::is_fork_server;
 use crate::wait::{has_children, next_event};
 
 /// Maximum number of looks at /proc for processes that were forked while others were signalled.
@@ -112,6 +113,8 @@ impl<'a> Orphans<'a> {
     ) -> Orphans<'a> {
         let mut found = Orphans::default();
         let children = snapshot.children(std::process::id() as Pid);
+        // The fork server holds the pipes of a run while it forks its leader.
+        let children = children.filter(|process| !is_fork_server(process.pid));
         for orphan in children.filter(|process| !process.dead && !leaders.contains(&process.pid)) {
             for pipe in pipes_of(orphan) {
                 found.by_pipe.entry(pipe).or_default().push(orphan);

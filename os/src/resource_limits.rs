@@ -32,6 +32,26 @@ impl OriginalLimits {
         })
     }
 
+    /// Splits them into those that the fork server sets for itself, so that its children inherit them, and those that
+    /// each child must set: a finite CPU time would end the server, and a low number of descriptors would keep it from
+    /// receiving a request.
+    pub(crate) fn for_fork_server(self) -> (OriginalLimits, OriginalLimits) {
+        const ENOUGH_DESCRIPTORS: u64 = 64;
+        let (mut server, mut child) = (self, OriginalLimits([None; RAISED.len()]));
+        for ((resource, limit), in_child) in RAISED.into_iter().zip(&mut server.0).zip(&mut child.0) {
+            let suits_server = match (resource, &limit) {
+                (_, None) => true,
+                (Resource::RLIMIT_NOFILE, Some(limit)) => limit.rlim_cur >= ENOUGH_DESCRIPTORS,
+                (Resource::RLIMIT_CPU, Some(limit)) => limit.rlim_cur == libc::RLIM_INFINITY,
+                _ => true,
+            };
+            if !suits_server {
+                *in_child = limit.take();
+            }
+        }
+        (server, child)
+    }
+
     /// Sets them for the calling process, which needs no privilege: they are not higher than the raised ones.
     /// Async-signal-safe.
     ///
@@ -84,4 +104,21 @@ pub fn raise_hard_nofile(enough: u64) -> io::Result<u64> {
         setrlimit(Resource::RLIMIT_NOFILE, soft, enough)?;
     }
     Ok(hard.max(enough))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_set_by_the_fork_server_or_by_its_children() {
+        let finite = |limit| Some(libc::rlimit { rlim_cur: limit, rlim_max: limit });
+        let set = |limits: OriginalLimits| limits.0.map(|limit| limit.map(|limit| limit.rlim_cur));
+        let usual = OriginalLimits([finite(1024), finite(1 << 30), None, finite(0), finite(libc::RLIM_INFINITY)]);
+        let (server, child) = usual.for_fork_server();
+        assert_eq!((set(server), set(child)), (set(usual), [None; 5]));
+        let tight = OriginalLimits([finite(8), None, None, None, finite(60)]);
+        let (server, child) = tight.for_fork_server();
+        assert_eq!((set(server), set(child)), ([None; 5], set(tight)));
+    }
 }

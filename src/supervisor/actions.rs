@@ -189,7 +189,7 @@ impl Actor {
         let spec = &member.context.spec;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
         let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
-        let spawner = &self.parts.spawner;
+        let spawner = &mut self.parts.spawner;
         let started = self
             .parts
             .cgroups

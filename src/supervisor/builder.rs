@@ -274,6 +274,7 @@ impl Builder {
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
             spawner.limit_tasks(nproc);
+            spawner.start_server();
             let parts = Parts {
                 inbox,
                 child_pending,

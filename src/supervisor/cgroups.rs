@@ -101,7 +101,7 @@ impl Cgroups {
     pub(super) fn start_in<T>(
         &mut self,
         name: &str,
-        start: impl Fn(Option<&Leaf>) -> Result<T, SpawnError>,
+        mut start: impl FnMut(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
         if matches!(&self.state, State::Lost(at) if at.elapsed() > RETRY_INTERVAL) {
             // A failure was logged when the slice was lost.

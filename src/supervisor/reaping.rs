@@ -57,6 +57,7 @@ impl Actor {
     fn reaped(&mut self, reaped: Reaped, now: Now) {
         match self.parts.fleet.led_by(reaped.pid) {
             Some(id) => self.leader_ended(id, exit(reaped.exit), now),
+            None if self.parts.spawner.reaped(reaped.pid) => {}
             None => {
                 self.parts.fleet.reaped(reaped.pid);
                 self.watches.orphan_reaped(now.mono);

@@ -5,11 +5,11 @@
 //! Credentials and signals are set by raw system calls. glibc's functions, such as `setgroups`, would signal threads
 //! that exist only in the parent; its `sigaction` refuses signals 32 and 33.
 
-use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ffi::c_char;
+use std::os::fd::RawFd;
 
 use super::exec_failure::{ExecFailure, LENGTH, Stage};
-use super::launch::Launch;
+use super::program::Program;
 use crate::resource_limits::OriginalLimits;
 
 /// The number that the report pipe has in the child, which closes all higher ones.
@@ -26,23 +26,25 @@ pub(super) enum ControllingTerminal {
     Required,
 }
 
-/// What the child gets besides its [`Launch`].
+/// The descriptors and attributes that the child starts with.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Inherited<'fd> {
+pub(super) struct Setup {
     /// The sources of descriptors 0, 1 and 2. Each has its own number or one above 2.
-    pub(super) stdio: [BorrowedFd<'fd>; 3],
+    pub(super) stdio: [RawFd; 3],
     /// Whether stdin becomes the controlling terminal.
     pub(super) terminal: ControllingTerminal,
     /// The writing end of the report pipe.
-    pub(super) report: BorrowedFd<'fd>,
+    pub(super) report: RawFd,
     /// `cgroup.procs` of the leaf to join; `None` if the child was created in its leaf or has none.
-    pub(super) cgroup: Option<BorrowedFd<'fd>>,
-    /// Resource limits to set: those of the daemon before it raised its own.
+    pub(super) cgroup: Option<RawFd>,
+    /// Resource limits to set: those of the daemon before it raised its own, unless the child has them already.
     pub(super) limits: Option<OriginalLimits>,
     /// RLIMIT_NPROC to set; `None` leaves it as the daemon has it.
     pub(super) nproc: Option<libc::rlimit>,
     /// Whether to set the supplementary groups.
     pub(super) set_groups: bool,
+    /// Whether the child was forked with the defaults of [`set_defaults`].
+    pub(super) has_defaults: bool,
 }
 
 /// Becomes the program. If that fails, reports why and exits as a shell would: with 127 if the program was not found,
@@ -50,9 +52,9 @@ pub(super) struct Inherited<'fd> {
 ///
 /// # Safety
 /// Only for a child that was just forked: all descriptors of the process above 3 are closed, even if owned, and 0
-/// to 3 are replaced.
-pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
-    let failure = match become_program(launch, inherited) {
+/// to 3 are replaced. The pointers in `program` must be valid.
+pub(super) unsafe fn run(program: &Program, setup: &Setup) -> ! {
+    let failure = match become_program(program, setup) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -67,62 +69,73 @@ pub(super) unsafe fn run(launch: &Launch, inherited: &Inherited<'_>) -> ! {
 
 enum Never {}
 
-fn become_program(launch: &Launch, inherited: &Inherited<'_>) -> Result<Never, ExecFailure> {
+fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure> {
     let failed = |stage| move |errno| ExecFailure { stage, errno };
-    set_up(launch, inherited).map_err(failed(Stage::Setup))?;
-    become_user(launch, inherited.set_groups).map_err(failed(Stage::User))?;
-    if let Some(limit) = &inherited.nproc {
+    set_up(program, setup).map_err(failed(Stage::Setup))?;
+    become_user(program, setup.set_groups).map_err(failed(Stage::User))?;
+    if let Some(limit) = &setup.nproc {
         limit_tasks(limit).map_err(failed(Stage::User))?;
     }
     unblock_signals().map_err(failed(Stage::Setup))?;
     // From here on the child can hang in a file system. SIGTERM works by now, and the only open descriptor of the
     // daemon is the report pipe.
-    enter_directory(launch).map_err(failed(Stage::Directory))?;
-    Err(exec(launch))
+    enter_directory(program).map_err(failed(Stage::Directory))?;
+    Err(exec(program))
 }
 
-fn set_up(launch: &Launch, inherited: &Inherited<'_>) -> Result<(), i32> {
-    if let Some(procs) = inherited.cgroup {
+fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
+    if let Some(procs) = setup.cgroup {
         // "0" stands for the writing process (cgroups(7)).
         // SAFETY: the buffer is valid for reading for one byte.
-        check(unsafe { libc::write(procs.as_raw_fd(), b"0".as_ptr().cast(), 1) } as i32)?;
+        check(unsafe { libc::write(procs, b"0".as_ptr().cast(), 1) } as i32)?;
     }
     // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
     check(unsafe { libc::setsid() })?;
-    for (target, source) in (0..).zip(inherited.stdio) {
-        if source.as_raw_fd() != target {
+    for (target, source) in (0..).zip(setup.stdio) {
+        if source != target {
             // The copy is not close-on-exec.
             // SAFETY: it takes integers. What it replaces is not used again in this process.
-            check(unsafe { libc::dup2(source.as_raw_fd(), target) })?;
+            check(unsafe { libc::dup2(source, target) })?;
         }
     }
-    if inherited.terminal != ControllingTerminal::None {
+    if setup.terminal != ControllingTerminal::None {
         // SAFETY: TIOCSCTTY takes an integer. This process leads a new session.
         let taken = check(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
-        match inherited.terminal {
-            ControllingTerminal::IfFree if taken.is_ok() => give_terminal(launch.uid),
+        match setup.terminal {
+            ControllingTerminal::IfFree if taken.is_ok() => give_terminal(program.uid),
             ControllingTerminal::Required => taken?,
             _ => {}
         }
     }
-    if inherited.report.as_raw_fd() != REPORT_FD {
+    if setup.report == REPORT_FD {
+        // SAFETY: it takes integers.
+        check(unsafe { libc::fcntl(REPORT_FD, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    } else {
         // SAFETY: it takes integers. What is at number 3 is not used again: the sources of 0 to 2 have been copied.
-        check(unsafe { libc::dup3(inherited.report.as_raw_fd(), REPORT_FD, libc::O_CLOEXEC) })?;
+        check(unsafe { libc::dup3(setup.report, REPORT_FD, libc::O_CLOEXEC) })?;
     }
     // Before Linux 5.9 this fails; there the exec closes them, as all descriptors of the daemon are close-on-exec.
     // SAFETY: it takes integers. What it closes is not used again in this process.
     unsafe { libc::syscall(libc::SYS_close_range, REPORT_FD + 1, u32::MAX, 0) };
-    reset_dispositions();
-    // SAFETY: it takes an integer and cannot fail.
-    unsafe { libc::umask(0o022) };
-    if let Some(limit) = inherited.nproc {
+    if !setup.has_defaults {
+        set_defaults();
+    }
+    if let Some(limit) = setup.nproc {
         // The kernel checks the limit twice: when this process becomes the user's, against this value, which marks the
         // process so that its exec fails with EAGAIN; and at the exec, against the real one (execve(2)). So the user
         // never has more tasks than the real limit.
         limit_tasks(&libc::rlimit { rlim_cur: limit.rlim_cur.saturating_sub(1), ..limit })?;
     }
+    setup.limits.as_ref().map_or(Ok(()), OriginalLimits::restore)
+}
+
+/// Sets what is the same for every child: the default signal dispositions, the umask 022 and the `oom_score_adj` 0.
+/// Async-signal-safe.
+pub(super) fn set_defaults() {
+    reset_dispositions();
+    // SAFETY: it takes an integer and cannot fail.
+    unsafe { libc::umask(0o022) };
     reset_oom_score();
-    inherited.limits.as_ref().map_or(Ok(()), OriginalLimits::restore)
 }
 
 /// Makes the child's user the owner of the terminal that the child has inherited from the daemon, if the daemon's user
@@ -169,16 +182,16 @@ fn reset_oom_score() {
     }
 }
 
-fn become_user(launch: &Launch, set_groups: bool) -> Result<(), i32> {
+fn become_user(program: &Program, set_groups: bool) -> Result<(), i32> {
     if set_groups {
         // SAFETY: the groups are valid for reading for their number.
-        check(unsafe { libc::syscall(libc::SYS_setgroups, launch.groups.len(), launch.groups.as_ptr()) } as i32)?;
+        check(unsafe { libc::syscall(libc::SYS_setgroups, program.group_count, program.groups) } as i32)?;
     }
     // SAFETY: it takes integers.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, launch.gid, launch.gid, launch.gid) } as i32)?;
+    check(unsafe { libc::syscall(libc::SYS_setresgid, program.gid, program.gid, program.gid) } as i32)?;
     // Last: for a user other than root, all capabilities go with it.
     // SAFETY: it takes integers.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, launch.uid, launch.uid, launch.uid) } as i32)
+    check(unsafe { libc::syscall(libc::SYS_setresuid, program.uid, program.uid, program.uid) } as i32)
 }
 
 fn limit_tasks(limit: &libc::rlimit) -> Result<(), i32> {
@@ -187,39 +200,46 @@ fn limit_tasks(limit: &libc::rlimit) -> Result<(), i32> {
     check(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, limit) })
 }
 
-fn enter_directory(launch: &Launch) -> Result<(), i32> {
-    match &launch.dir {
-        Some(dir) => change_directory(dir),
-        None => change_directory(&launch.home).or_else(|_| change_directory(c"/")),
+fn enter_directory(program: &Program) -> Result<(), i32> {
+    if !program.dir.is_null() {
+        return change_directory(program.dir);
     }
+    change_directory(program.home).or_else(|_| change_directory(c"/".as_ptr()))
 }
 
-fn change_directory(dir: &CStr) -> Result<(), i32> {
-    // SAFETY: `dir` is a C string.
-    check(unsafe { libc::chdir(dir.as_ptr()) })
+fn change_directory(dir: *const c_char) -> Result<(), i32> {
+    // SAFETY: `dir` points to a C string: it is one of a [`Program`], which is valid here, or a literal.
+    check(unsafe { libc::chdir(dir) })
 }
 
 /// Tries each candidate, as `execvp(3)` does. If none can be executed, the failure is that of the last one that exists.
-fn exec(launch: &Launch) -> ExecFailure {
+fn exec(program: &Program) -> ExecFailure {
     let mut failure = ExecFailure { stage: Stage::NotFound, errno: libc::ENOENT };
-    for program in launch.programs.iter() {
-        // SAFETY: the path is a C string, and both arrays are null-terminated arrays of C strings; `launch` owns them.
-        unsafe { libc::execve(program.as_ptr(), launch.argv.as_ptr(), launch.envp.as_ptr()) };
+    let mut next = program.paths;
+    loop {
+        // SAFETY: `next` points to an element of an array that ends with a null pointer, and not beyond that.
+        let path = unsafe { *next };
+        if path.is_null() {
+            return failure;
+        }
+        // SAFETY: as above; the element is not the last one.
+        next = unsafe { next.add(1) };
+        // SAFETY: the path is a C string, and both arrays are null-terminated arrays of C strings.
+        unsafe { libc::execve(path, program.argv, program.envp) };
         match errno() {
             // The file exists, so its interpreter does not.
-            libc::ENOENT if exists(program) => failure = ExecFailure { stage: Stage::Exec, errno: libc::ENOENT },
+            libc::ENOENT if exists(path) => failure = ExecFailure { stage: Stage::Exec, errno: libc::ENOENT },
             libc::EACCES => failure = ExecFailure { stage: Stage::Exec, errno: libc::EACCES },
             // The file or its directory does not exist. A network file system without its server gives the last three.
             libc::ENOENT | libc::ENOTDIR | libc::ENAMETOOLONG | libc::ESTALE | libc::ENODEV | libc::ETIMEDOUT => {}
             errno => return ExecFailure { stage: Stage::Exec, errno },
         }
     }
-    failure
 }
 
-fn exists(path: &CStr) -> bool {
-    // SAFETY: `path` is a C string.
-    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+fn exists(path: *const c_char) -> bool {
+    // SAFETY: `path` points to a C string of a [`Program`], which is valid here.
+    unsafe { libc::access(path, libc::F_OK) == 0 }
 }
 
 fn check(result: i32) -> Result<(), i32> {

@@ -3,8 +3,9 @@
 //! The outcome of the exec comes through a pipe that the kernel closes when the exec succeeds. So a program or a
 //! working directory on a file system that hangs holds up only its own process.
 //!
-//! - `launch`: the program that the child becomes, prepared before the fork;
+//! - `launch`: the program that the child becomes, prepared before the fork; `program`: pointers to it;
 //! - `streams`: standard input, output and error, on both sides;
+//! - `fork_server`: a small process that forks the children, because a fork of this process takes longer;
 //! - `clone`: the fork itself;
 //! - `child`: what the child does between the fork and the exec;
 //! - `exec_failure`: the child's report of why it could not become the program;
@@ -14,19 +15,24 @@ mod child;
 pub(crate) mod clone;
 mod error;
 mod exec_failure;
+mod fork_server;
 mod launch;
+mod program;
 mod streams;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 pub use error::SpawnError;
 pub use exec_failure::{ExecFailure, ReportBuffer, Stage};
+pub use fork_server::is_fork_server;
 pub use launch::{Launch, StringArray};
 pub use streams::Stdio;
 
-use self::child::Inherited;
+use self::child::{ControllingTerminal, Setup};
+use self::fork_server::{ForkServer, Outcome};
+use self::program::Program;
 use self::streams::{Streams, nonblocking, pipe};
 use crate::Pid;
 use crate::cgroup::Leaf;
@@ -53,9 +59,8 @@ pub struct Child {
 #[derive(Debug)]
 pub struct Spawner {
     null: File,
-    limits: Option<OriginalLimits>,
+    forker: Forker,
     nproc: Option<libc::rlimit>,
-    set_groups: bool,
 }
 
 impl Spawner {
@@ -73,7 +78,22 @@ impl Spawner {
             std::mem::forget(null);
             null = open()?;
         }
-        Ok(Spawner { null, limits, nproc: None, set_groups: may_set_groups() })
+        Ok(Spawner { null, forker: Forker::new(limits), nproc: None })
+    }
+
+    /// Starts the fork server, a child of this process. The calling thread must be the one that spawns.
+    pub fn start_server(&mut self) {
+        self.forker.server.start();
+    }
+
+    /// Ends the fork server for good. Later children are forked by this process.
+    pub fn stop_server(&mut self) {
+        self.forker.server.stop();
+    }
+
+    /// Records that a child was reaped, which may have been the fork server. Returns whether it was.
+    pub fn reaped(&mut self, pid: Pid) -> bool {
+        self.forker.server.reaped(pid)
     }
 
     /// Sets the RLIMIT_NPROC of later children; `None` leaves it as this process has it. It applies to children that
@@ -90,7 +110,7 @@ impl Spawner {
     /// # Errors
     /// When nothing was forked. [`SpawnError::Cgroup`] says that the same call could succeed without `leaf`, or in
     /// another one.
-    pub fn spawn(&self, stdio: Stdio, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, SpawnError> {
+    pub fn spawn(&mut self, stdio: Stdio, launch: &Launch, leaf: Option<&Leaf>) -> Result<Child, SpawnError> {
         let failed = SpawnError::Other;
         if launch.uid == u32::MAX || launch.gid == u32::MAX {
             return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
@@ -98,40 +118,140 @@ impl Spawner {
         let streams = Streams::open(stdio, launch, &self.null).map_err(failed)?;
         let (report, report_write) = pipe().map_err(failed)?;
         let report = nonblocking(report).map_err(failed)?;
-        let inherited = Inherited {
+        let cgroup = leaf.map(Cgroup::open).transpose().map_err(SpawnError::in_cgroup)?;
+        let request = Request {
+            launch,
             stdio: streams.child.each_ref().map(AsFd::as_fd),
             terminal: streams.terminal,
             report: report_write.as_fd(),
-            cgroup: None,
-            limits: self.limits,
+            cgroup: cgroup.as_ref(),
             nproc: self.nproc.filter(|_| launch.uid != 0 && !leaf.is_some_and(Leaf::limits_tasks)),
-            set_groups: self.set_groups,
         };
-        let pid = fork(launch, inherited, leaf)?;
+        let pid = self.forker.fork(&request).map_err(|error| match &cgroup {
+            Some(Cgroup::CreateIn(_)) => SpawnError::in_cgroup(error),
+            _ => SpawnError::Other(error),
+        })?;
         // The child's ends close here, before a later fork could inherit them.
         let Streams { stdin, stdout, stderr, .. } = streams;
         Ok(Child { pid, stdin, stdout, stderr, report })
     }
 }
 
-/// Forks the child into the leaf. It is created there; where the kernel cannot do that, it joins the leaf first of all.
-fn fork(launch: &Launch, inherited: Inherited<'_>, leaf: Option<&Leaf>) -> Result<Pid, SpawnError> {
-    let Some(leaf) = leaf else { return start(launch, inherited, None).map_err(SpawnError::Other) };
-    if leaf.can_clone_into() {
-        let dir = leaf.open().map_err(SpawnError::in_cgroup)?;
-        return start(launch, inherited, Some(dir.as_fd())).map_err(SpawnError::in_cgroup);
-    }
-    let procs = leaf.procs().map_err(SpawnError::in_cgroup)?;
-    start(launch, Inherited { cgroup: Some(procs.as_fd()), ..inherited }, None).map_err(SpawnError::Other)
+/// Forks children, by the fork server if possible.
+#[derive(Debug)]
+struct Forker {
+    server: ForkServer,
+    /// Limits to be set in a child that this process forks itself.
+    limits: Option<OriginalLimits>,
+    /// Limits to be set in a child that the server forks.
+    server_limits: Option<OriginalLimits>,
+    set_groups: bool,
 }
 
-fn start(launch: &Launch, inherited: Inherited<'_>, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Pid> {
-    let child = || {
-        // SAFETY: this closure runs in a child that was just forked, and in no other process.
-        unsafe { child::run(launch, &inherited) }
-    };
-    // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic.
-    unsafe { clone::fork(cgroup, child) }
+impl Forker {
+    fn new(limits: Option<OriginalLimits>) -> Forker {
+        let (of_server, server_limits) = limits.map(OriginalLimits::for_fork_server).unzip();
+        Forker { server: ForkServer::new(of_server), limits, server_limits, set_groups: may_set_groups() }
+    }
+
+    /// Has the fork server fork the child or, if that is not possible, forks it.
+    fn fork(&mut self, request: &Request<'_>) -> io::Result<Pid> {
+        let (setup, cgroup, descriptors) = request.for_server(self.server_limits, self.set_groups);
+        match self.server.spawn(request.launch, &setup, cgroup, &descriptors) {
+            Outcome::Forked(pid) => return Ok(pid),
+            Outcome::Refused(error) => return Err(error),
+            Outcome::Unavailable => {}
+        }
+        let (setup, cgroup) = request.for_this_process(self.limits, self.set_groups);
+        let program = Program::of(request.launch);
+        let child = || {
+            // SAFETY: this closure runs in a child that was just forked, and in no other process. `launch` lives there,
+            // too.
+            unsafe { child::run(&program, &setup) }
+        };
+        // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic.
+        unsafe { clone::fork(cgroup, child) }
+    }
+}
+
+/// How a child gets into its cgroup.
+enum Cgroup {
+    /// It is created there: the directory of the leaf.
+    CreateIn(File),
+    /// The kernel cannot do that. The child joins the leaf first of all: its `cgroup.procs`.
+    Join(File),
+}
+
+impl Cgroup {
+    fn open(leaf: &Leaf) -> io::Result<Cgroup> {
+        if leaf.can_clone_into() { leaf.open().map(Cgroup::CreateIn) } else { leaf.procs().map(Cgroup::Join) }
+    }
+}
+
+/// What a fork needs.
+struct Request<'a> {
+    launch: &'a Launch,
+    stdio: [BorrowedFd<'a>; 3],
+    terminal: ControllingTerminal,
+    report: BorrowedFd<'a>,
+    cgroup: Option<&'a Cgroup>,
+    nproc: Option<libc::rlimit>,
+}
+
+impl<'a> Request<'a> {
+    /// The setup of a child of this process, and the directory of the cgroup that it is created in.
+    fn for_this_process(&self, limits: Option<OriginalLimits>, set_groups: bool) -> (Setup, Option<BorrowedFd<'a>>) {
+        let (create_in, join) = match self.cgroup {
+            Some(Cgroup::CreateIn(dir)) => (Some(dir.as_fd()), None),
+            Some(Cgroup::Join(procs)) => (None, Some(procs.as_raw_fd())),
+            None => (None, None),
+        };
+        let setup = Setup {
+            stdio: self.stdio.map(|fd| fd.as_raw_fd()),
+            terminal: self.terminal,
+            report: self.report.as_raw_fd(),
+            cgroup: join,
+            limits,
+            nproc: self.nproc,
+            set_groups,
+            has_defaults: false,
+        };
+        (setup, create_in)
+    }
+
+    /// The setup of a child of the fork server, the directory of the cgroup that it is created in, and the descriptors
+    /// that have the numbers from 0 on in the server.
+    fn for_server(
+        &self,
+        limits: Option<OriginalLimits>,
+        set_groups: bool,
+    ) -> (Setup, Option<RawFd>, Vec<BorrowedFd<'a>>) {
+        const CGROUP: RawFd = 4;
+        let [stdin, stdout, stderr] = self.stdio;
+        let mut descriptors = vec![stdin, stdout, stderr, self.report];
+        let (create_in, join) = match self.cgroup {
+            Some(Cgroup::CreateIn(dir)) => {
+                descriptors.push(dir.as_fd());
+                (Some(CGROUP), None)
+            }
+            Some(Cgroup::Join(procs)) => {
+                descriptors.push(procs.as_fd());
+                (None, Some(CGROUP))
+            }
+            None => (None, None),
+        };
+        let setup = Setup {
+            stdio: [0, 1, 2],
+            terminal: self.terminal,
+            report: 3,
+            cgroup: join,
+            limits,
+            nproc: self.nproc,
+            set_groups,
+            has_defaults: true,
+        };
+        (setup, create_in, descriptors)
+    }
 }
 
 #[cfg(test)]
@@ -142,7 +262,7 @@ mod tests {
 
     #[test]
     fn an_id_that_the_kernel_would_ignore_is_refused() {
-        let spawner = Spawner::new(None).unwrap();
+        let mut spawner = Spawner::new(None).unwrap();
         let strings = || StringArray::new(vec![CString::from(c"/bin/true")]);
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let (programs, argv, envp) = (strings(), strings(), StringArray::new(Vec::new()));

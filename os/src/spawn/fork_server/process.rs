@@ -1,0 +1,105 @@
+//! The process of the fork server. All of it is async-signal-safe: it was forked from a process with several threads.
+
+use std::os::fd::RawFd;
+use std::sync::atomic::Ordering;
+
+use nix::errno::Errno;
+
+use super::region::{Region, UNUSABLE};
+use crate::resource_limits::OriginalLimits;
+use crate::spawn::child::{self, set_defaults};
+use crate::spawn::clone;
+
+/// The number of the socket in the server. All lower ones are free, so that the descriptors of a request get the
+/// numbers from 0 on, which the kernel assigns in ascending order.
+const SOCKET: RawFd = 9;
+
+/// Serves requests until the daemon closes the socket.
+///
+/// # Safety
+/// Only for a process that was just forked, with all signals blocked: all descriptors of the process are closed.
+pub(super) unsafe fn run(socket: RawFd, region: &Region, limits: Option<&OriginalLimits>) -> ! {
+    let mut result = set_up(socket, limits);
+    while result.is_ok() {
+        result = serve(region);
+    }
+    // SAFETY: it takes an integer, and ends the process without running exit handlers of the parent's.
+    unsafe { libc::_exit(i32::from(result != Err(Errno::EPIPE))) }
+}
+
+/// Sets what every child needs and the server can have as well, so that the children inherit it.
+fn set_up(socket: RawFd, limits: Option<&OriginalLimits>) -> Result<(), Errno> {
+    // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
+    unsafe { libc::setsid() };
+    // SAFETY: PR_SET_NAME takes a C string; ps(1) shows it.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"fork-server".as_ptr()) };
+    if socket != SOCKET {
+        // SAFETY: it takes integers. What it replaces is not used again in this process.
+        Errno::result(unsafe { libc::dup3(socket, SOCKET, libc::O_CLOEXEC) })?;
+    }
+    // Before Linux 5.9 there is no such call, and no server.
+    close_range(SOCKET as u32 + 1, u32::MAX)?;
+    close_range(0, SOCKET as u32 - 1)?;
+    set_defaults();
+    if let Some(limits) = limits {
+        limits.restore().map_err(Errno::from_raw)?;
+    }
+    Ok(())
+}
+
+/// Serves one request. EPIPE if the daemon has closed the socket.
+fn serve(region: &Region) -> Result<(), Errno> {
+    let received = receive()?;
+    let request = region.take();
+    let mut errno = UNUSABLE;
+    if received == request.descriptors {
+        let child = || {
+            // SAFETY: this closure runs in a child that was just forked, and in no other process. The pointers of the
+            // program are those to the private memory, which the child has a copy of.
+            unsafe { child::run(&request.program, &request.setup) }
+        };
+        // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic. The PID is in shared memory.
+        let forked = unsafe { clone::fork_sibling(region.shared().pid.as_ptr(), request.cgroup, child) };
+        errno = forked.err().map_or(0, |errno| errno as i32);
+    }
+    region.shared().errno.store(errno, Ordering::SeqCst);
+    close_range(0, SOCKET as u32 - 1)?;
+    // SAFETY: the buffer is valid for reading for one byte.
+    Errno::result(unsafe { libc::send(SOCKET, b"!".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) })?;
+    Ok(())
+}
+
+/// Waits for a message. Returns how many descriptors came with it: they have the numbers from 0 on.
+fn receive() -> Result<usize, Errno> {
+    let mut byte = [0u8; 1];
+    let mut iov = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // Room for the header and 8 descriptors, aligned as the header needs it.
+    let mut control = [0u64; 8];
+    // SAFETY: all zeroes is a valid value of this struct of integers and pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: the message points to buffers that are valid for writing for the lengths in it.
+    match Errno::result(unsafe { libc::recvmsg(SOCKET, &raw mut message, 0) })? {
+        0 => return Err(Errno::EPIPE),
+        _ => {}
+    }
+    // SAFETY: the kernel has filled in the message, whose control buffer is still valid.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    if header.is_null() || message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Ok(0);
+    }
+    // SAFETY: the header is in the control buffer; CMSG_LEN only computes.
+    let length = unsafe { (*header).cmsg_len } as usize;
+    // SAFETY: it only computes.
+    let empty = unsafe { libc::CMSG_LEN(0) } as usize;
+    Ok(length.saturating_sub(empty) / size_of::<RawFd>())
+}
+
+fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: it takes integers. Nothing in this process owns any of these descriptors.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! The memory that a request to the fork server is written to.
+
+use std::ffi::c_char;
+use std::io;
+use std::os::fd::RawFd;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::errno::Errno;
+
+use super::Outcome;
+use crate::spawn::child::Setup;
+use crate::spawn::launch::{Launch, StringArray};
+use crate::spawn::program::Program;
+
+/// Length of a request in bytes. Longer ones, which are rare, are forked without the server. Only pages that were
+/// written take memory.
+const LENGTH: usize = 256 << 10;
+
+/// The value of [`Request::errno`] if the server could not use the request.
+pub(super) const UNUSABLE: i32 = -1;
+
+/// What stands at the beginning of the region. The strings and arrays of the program follow.
+#[repr(C)]
+pub(super) struct Request {
+    /// The PID of the child, written by the kernel before the child runs; 0 until then.
+    pub(super) pid: AtomicI32,
+    /// The errno of the fork, if it has failed, or [`UNUSABLE`]; 0 until then.
+    pub(super) errno: AtomicI32,
+    /// Number of bytes of the region that are in use.
+    length: usize,
+    /// Number of descriptors that are sent with the request.
+    pub(super) descriptors: usize,
+    /// The directory of the cgroup that the child is created in.
+    pub(super) cgroup: Option<RawFd>,
+    /// The program. Its pointers are valid in [`Region::private`].
+    pub(super) program: Program,
+    /// The descriptors have the numbers that they have in the server.
+    pub(super) setup: Setup,
+}
+
+/// Two mappings of the same length, made before the server is forked, so that they have the same addresses in both
+/// processes.
+///
+/// The daemon writes a request to the one that both share. The server copies it to the other, its own, before it forks:
+/// a child still reads its request when the daemon already writes the next one.
+#[derive(Debug)]
+pub(super) struct Region {
+    shared: NonNull<Request>,
+    private: NonNull<Request>,
+}
+
+// SAFETY: the mappings belong to the region alone, and all access goes through it.
+unsafe impl Send for Region {}
+
+impl Region {
+    /// Maps the memory.
+    ///
+    /// # Errors
+    /// When no memory is left.
+    pub(super) fn map() -> io::Result<Region> {
+        let shared = map(libc::MAP_SHARED)?;
+        let private = map(libc::MAP_PRIVATE).inspect_err(|_| unmap(shared))?;
+        Ok(Region { shared, private })
+    }
+
+    /// Writes a request. Returns false if it is too long.
+    pub(super) fn write(&mut self, launch: &Launch, setup: &Setup, cgroup: Option<RawFd>, descriptors: usize) -> bool {
+        // SAFETY: the mapping has this length and lives as long as `self`. The server reads it only after it has got a
+        // message, which is sent after this, and writes to it only before it answers.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.shared.as_ptr().cast::<u8>(), LENGTH) };
+        let mut writer = Writer { bytes, base: self.private.as_ptr() as usize, length: size_of::<Request>() };
+        let Some(program) = writer.program(launch) else { return false };
+        let (pid, errno) = (AtomicI32::new(0), AtomicI32::new(0));
+        let request = Request { pid, errno, length: writer.length, descriptors, cgroup, program, setup: *setup };
+        // SAFETY: the mapping is valid for writing and aligned to a page; the writer has left room for the request.
+        unsafe { self.shared.as_ptr().write(request) };
+        true
+    }
+
+    /// What the server, or the kernel for it, has written as its answer.
+    pub(super) fn outcome(&self) -> Outcome {
+        let request = self.shared();
+        match (request.pid.load(Ordering::SeqCst), request.errno.load(Ordering::SeqCst)) {
+            (0, 0 | UNUSABLE) => Outcome::Unavailable,
+            (0, errno) => Outcome::Refused(io::Error::from_raw_os_error(errno)),
+            (pid, _) => Outcome::Forked(pid),
+        }
+    }
+
+    /// The request in the shared memory.
+    pub(super) fn shared(&self) -> &Request {
+        // SAFETY: the mapping is aligned, and zeroes or what `write` has written; both are valid values. Only its
+        // atomic fields are changed while this reference lives: the others need `&mut self`.
+        unsafe { self.shared.as_ref() }
+    }
+
+    /// Copies the request from the shared to the private memory, for the server. Async-signal-safe.
+    pub(super) fn take(&self) -> &Request {
+        let length = self.shared().length.min(LENGTH);
+        // SAFETY: both mappings have at least this length and do not overlap.
+        unsafe { ptr::copy_nonoverlapping(self.shared.as_ptr().cast::<u8>(), self.private.as_ptr().cast(), length) };
+        // SAFETY: the mapping is aligned and holds the copy of a request. Only the single thread of the server uses it.
+        unsafe { self.private.as_ref() }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        unmap(self.shared);
+        unmap(self.private);
+    }
+}
+
+fn map(flags: libc::c_int) -> io::Result<NonNull<Request>> {
+    let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping at an address that the kernel chooses affects no other memory.
+    let address = unsafe { libc::mmap(ptr::null_mut(), LENGTH, access, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| Errno::ENOMEM.into())
+}
+
+fn unmap(mapping: NonNull<Request>) {
+    // SAFETY: this is a whole mapping of `map`, and its owner is being dropped.
+    unsafe { libc::munmap(mapping.as_ptr().cast(), LENGTH) };
+}
+
+/// Appends to the shared memory, with pointers to where the bytes will be in the private memory.
+struct Writer<'a> {
+    bytes: &'a mut [u8],
+    /// The address of the private memory.
+    base: usize,
+    /// Number of bytes in use.
+    length: usize,
+}
+
+/// Each method returns None if there is not enough room.
+impl Writer<'_> {
+    fn program(&mut self, launch: &Launch) -> Option<Program> {
+        Some(Program {
+            paths: self.array(&launch.programs)?,
+            argv: self.array(&launch.argv)?,
+            envp: self.array(&launch.envp)?,
+            dir: match &launch.dir {
+                Some(dir) => self.bytes(dir.to_bytes_with_nul())? as *const c_char,
+                None => ptr::null(),
+            },
+            home: self.bytes(launch.home.to_bytes_with_nul())? as *const c_char,
+            groups: self.numbers(launch.groups.iter().map(|group| group.to_ne_bytes()))? as *const u32,
+            group_count: launch.groups.len(),
+            uid: launch.uid,
+            gid: launch.gid,
+        })
+    }
+
+    /// The strings, and the null-terminated array of pointers to them.
+    fn array(&mut self, strings: &StringArray) -> Option<*const *const c_char> {
+        let mut first = self.base + self.length;
+        for string in strings.iter() {
+            self.bytes(string.to_bytes_with_nul())?;
+        }
+        let addresses = strings.iter().map(|string| {
+            let address = first;
+            first += string.count_bytes() + 1;
+            address.to_ne_bytes()
+        });
+        Some(self.numbers(addresses.chain([0usize.to_ne_bytes()]))? as *const *const c_char)
+    }
+
+    /// Returns the address of the bytes.
+    fn bytes(&mut self, bytes: &[u8]) -> Option<usize> {
+        let at = self.length;
+        let end = at.checked_add(bytes.len())?;
+        self.bytes.get_mut(at..end)?.copy_from_slice(bytes);
+        self.length = end;
+        Some(self.base + at)
+    }
+
+    /// Returns the address of the first of these numbers of N bytes, which is aligned for them.
+    fn numbers<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> Option<usize> {
+        self.length = self.length.next_multiple_of(N);
+        let address = self.base + self.length;
+        for number in numbers {
+            self.bytes(&number)?;
+        }
+        Some(address)
+    }
+}
