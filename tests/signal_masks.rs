@@ -16,12 +16,12 @@ fn threads_with_unblocked(daemon: &Daemon, signal: i32) -> Vec<String> {
 
 /// The kernel delivers a signal to one thread that has it unblocked; if that thread hangs, so do reaping and shutdown.
 #[test]
-fn only_the_signals_threads_have_signals_unblocked() {
+fn each_signal_is_unblocked_in_one_thread() {
     for daemon in [start_daemon(), Options::subreaper().start()] {
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
         for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPWR, 37, 64] {
             let threads = threads_with_unblocked(&daemon, signal);
-            let thread = if signal == libc::SIGCHLD { "sigchld" } else { "signals" };
+            let thread = if signal == libc::SIGCHLD { "supervisor" } else { "signals" };
             assert_eq!(threads, [thread], "signal {signal} of {:?}", procfs::threads(daemon.pid));
         }
     }

@@ -9,7 +9,9 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`allocator`] | global allocator with a reserve for small allocations |
+//! | [`bell`] | wakes one thread that sleeps until there is work |
 //! | [`cgroup`] | cgroup v2: one leaf for each run of a unit |
+//! | [`child_signal`] | rings a bell when a child has ended |
 //! | [`disposition`] | resets the signal dispositions of this process |
 //! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
@@ -37,7 +39,9 @@
 //! | [`xattr`] | extended attributes of an open file |
 
 pub mod allocator;
+pub mod bell;
 pub mod cgroup;
+pub mod child_signal;
 pub mod disposition;
 pub mod entry_point;
 pub mod impersonation;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -12,7 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::batch::{Operation, ROOM};
 use super::log_writer::{Batches, Notify};
 use super::message::{Attach, Message, Notice};
-use super::pipe::{Drain, Pipe, PipeKind, Run};
+use super::pipe::{Descriptor, Drain, Pipe, PipeKind, Run};
 use super::stdin::{StdinQueue, closed};
 use crate::clock::wall;
 use crate::error::Error;
@@ -161,7 +162,7 @@ impl Actor {
     fn receive(&mut self, key: RunKey, message: Message) {
         match message {
             Message::Attach(attach) => self.attach(key, *attach),
-            Message::Drain => self.drain(key),
+            Message::Drain(log) => self.drain(key, &log),
             Message::Forget => self.forget(key),
             Message::AppendToLog(log, line) => {
                 self.push_in_order(key.0, Operation::AppendOwned(log, wall(), Stream::Stderr, line));
@@ -198,6 +199,16 @@ impl Actor {
     }
 
     fn attach(&mut self, key: RunKey, attach: Attach) {
+        let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
+        let mut taken = attach.taken;
+        let stdin = attach.stdin.map(|fd| Descriptor::new(fd, taken.one()));
+        let report = Descriptor::new(attach.report, taken.one());
+        let pipes = [
+            (attach.stdout, output(Stream::Stdout)),
+            (attach.stderr, output(Stream::Stderr)),
+            (stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
+            (Some(report), PipeKind::Report),
+        ];
         self.runs.insert(
             key,
             Run {
@@ -206,31 +217,25 @@ impl Actor {
                 tokens: Vec::new(),
                 draining: None,
                 drained: false,
-                taken: attach.taken,
+                _taken: taken,
             },
         );
-        let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
-        let pipes = [
-            (attach.stdout, output(Stream::Stdout)),
-            (attach.stderr, output(Stream::Stderr)),
-            (attach.stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
-            (Some(attach.report), PipeKind::Report),
-        ];
         for (fd, kind) in pipes {
             if let Some(fd) = fd {
                 self.register(key, fd, kind);
             }
         }
+        self.end_output(key);
     }
 
-    fn register(&mut self, key: RunKey, fd: OwnedFd, kind: PipeKind) {
+    fn register(&mut self, key: RunKey, fd: Arc<Descriptor>, kind: PipeKind) {
         self.last_token += 1;
         let token = Token(self.last_token);
         let interest = match kind {
             PipeKind::Stdin(_) => Interest::WRITABLE,
             _ => Interest::READABLE,
         };
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd.as_raw_fd()), token, interest) {
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest) {
             log::error!("unit {}: a pipe cannot be watched: {error}", key.0);
             if matches!(kind, PipeKind::Report) {
                 (self.notify)(key, Notice::ExecOk);
@@ -238,7 +243,7 @@ impl Actor {
             return;
         }
         let Some(run) = self.runs.get_mut(&key) else { return };
-        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false, _taken: run.taken.one() });
+        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false });
         run.tokens.push(token);
     }
 
@@ -249,7 +254,7 @@ impl Actor {
             PipeKind::Report => self.read_report(token),
             PipeKind::Stdin(queue) => {
                 let run = pipe.run;
-                let (failed, unread) = (queue.write_to(&pipe.fd).is_err(), !has_reader(&pipe.fd));
+                let (failed, unread) = (queue.write_to(&*pipe.fd).is_err(), !has_reader(&*pipe.fd));
                 let failed = failed || queue.is_at_end();
                 if failed || unread && !self.is_open_terminal(run) {
                     self.close(token);
@@ -305,13 +310,14 @@ impl Actor {
 
     pub(super) fn close(&mut self, token: Token) {
         let Some(pipe) = self.pipes.remove(&token) else { return };
-        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_raw_fd())) {
+        if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_fd().as_raw_fd())) {
             log::debug!("unit {}: a pipe cannot be removed from the poll: {error}", pipe.run.0);
         }
         if let Some(run) = self.runs.get_mut(&pipe.run) {
             run.tokens.retain(|other| *other != token);
         }
         self.end_drain(pipe.run);
+        self.end_output(pipe.run);
         self.end_run(pipe.run);
     }
 

@@ -14,7 +14,7 @@ use super::batch::Operation;
 use super::message::Notice;
 use super::pipe::{Drain, Draining, Pipe, PipeKind};
 use crate::clock::wall;
-use crate::logs::Writing;
+use crate::logs::{OutputLog, Writing};
 use crate::model::{RunKey, RunNo, UnitId};
 use tl_os::pipe::bytes_in;
 use tl_os::pty::MAX_BUFFERED;
@@ -24,11 +24,19 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Actor {
     /// Begins the drain of a run after its leader was reaped. All unread output of the leader is in the pipes now.
-    pub(super) fn drain(&mut self, key: RunKey) {
+    pub(super) fn drain(&mut self, key: RunKey, log: &OutputLog) {
         if let Some(token) = self.stdin_of(key) {
             self.close(token);
         }
-        let Some(run) = self.runs.get_mut(&key) else { return (self.notify)(key, Notice::Drained) };
+        let run = match self.runs.get_mut(&key) {
+            Some(run) if !run.drained => run,
+            // All its output was read before.
+            _ if log.is_at_rest() => return (self.notify)(key, Notice::Drained),
+            _ => {
+                self.push_in_order(key.0, Operation::Drained(key));
+                return self.await_writer(key);
+            }
+        };
         run.draining = Some(Draining { writing: Writing::new(&run.log), then: Vec::new() });
         let tokens = run.tokens.clone();
         let is_terminal = run.terminal.is_some();
@@ -36,7 +44,7 @@ impl Actor {
             if let Some(Pipe { fd, kind: PipeKind::Output { drain, .. }, .. }) = self.pipes.get_mut(token) {
                 // FIONREAD does not count everything that a terminal holds, so a terminal is read until a read would
                 // block.
-                *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(fd) } {
+                *drain = match if is_terminal { MAX_BUFFERED } else { bytes_in(&**fd) } {
                     0 => Drain::Held,
                     left => Drain::Left(left),
                 };
@@ -48,6 +56,22 @@ impl Actor {
         self.end_drain(key);
         if self.runs.get(&key).is_some_and(|run| run.draining.is_some()) {
             self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch: None });
+        }
+    }
+
+    /// Ends the output of a run if all its pipes are at their end before its leader was reaped, as usual. Its drain then
+    /// only has to wait for the log writer.
+    pub(super) fn end_output(&mut self, key: RunKey) {
+        let waits = self.waits_for_earlier_run(key);
+        let Some(run) = self.runs.get_mut(&key) else { return };
+        let is_output = |token| matches!(self.pipes.get(token), Some(Pipe { kind: PipeKind::Output { .. }, .. }));
+        if waits || run.drained || run.draining.is_some() || run.terminal.is_some() || run.tokens.iter().any(is_output)
+        {
+            return;
+        }
+        run.drained = true;
+        if !run.log.is_at_rest() {
+            self.logs.push(Operation::Cut(Writing::new(&run.log), wall()));
         }
     }
 

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::pipe::Descriptor;
 use crate::logs::{OutputLog, Writing};
 use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
@@ -36,12 +37,12 @@ pub struct Attach {
     /// The write end of the standard input.
     pub stdin: Option<OwnedFd>,
     /// The read end of the standard output.
-    pub stdout: Option<OwnedFd>,
+    pub stdout: Option<Arc<Descriptor>>,
     /// The read end of the standard error.
-    pub stderr: Option<OwnedFd>,
+    pub stderr: Option<Arc<Descriptor>>,
     /// The pipe on which the child reports a failed exec.
     pub report: OwnedFd,
-    /// The reservation of these descriptors and of that of the log.
+    /// The reservation of the other descriptors and of that of the log.
     pub taken: Taken,
 }
 
@@ -51,8 +52,9 @@ pub struct Attach {
 pub enum Message {
     /// A run has been forked.
     Attach(Box<Attach>),
-    /// The leader of the run has been reaped: read the rest of its output, then send [`Notice::Drained`].
-    Drain,
+    /// The leader of the run, which writes to this log, has been reaped: read the rest of its output, then send
+    /// [`Notice::Drained`].
+    Drain(Arc<OutputLog>),
     /// The run has failed to execute its program: close its pipes. No drain follows.
     Forget,
     /// Write a chunk to stdin.

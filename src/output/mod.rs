@@ -24,6 +24,7 @@ use crate::model::RunKey;
 use actor::{Actor, WAKE};
 use log_writer::{LogWriter, Remover};
 pub use message::{Attach, Message, Notice};
+pub use pipe::Descriptor;
 use tl_os::thread;
 
 /// Sends to the thread. Cheap to clone.

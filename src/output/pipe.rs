@@ -1,6 +1,6 @@
 //! The state of the output thread for each run and for each of its pipes.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use mio::Token;
@@ -12,15 +12,34 @@ use crate::model::{RunKey, Stream};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
 
+/// An end of a pipe, or the master of a terminal, with its reservation in the budget of descriptors.
+#[derive(Debug)]
+pub struct Descriptor {
+    fd: OwnedFd,
+    /// Released when the descriptor is closed.
+    _taken: Taken,
+}
+
+impl Descriptor {
+    /// Joins a descriptor and its reservation.
+    pub fn new(fd: OwnedFd, taken: Taken) -> Arc<Descriptor> {
+        Arc::new(Descriptor { fd, _taken: taken })
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// A pipe, or one direction of a terminal's master.
 pub(super) struct Pipe {
-    pub(super) fd: OwnedFd,
+    pub(super) fd: Arc<Descriptor>,
     pub(super) run: RunKey,
     pub(super) kind: PipeKind,
     /// Whether it is in a queue of pipes to be served again.
     pub(super) queued: bool,
-    /// The reservation of its descriptor, released when the pipe is closed.
-    pub(super) _taken: Taken,
 }
 
 pub(super) enum PipeKind {
@@ -57,7 +76,7 @@ pub(super) struct Run {
     pub(super) draining: Option<Draining>,
     pub(super) drained: bool,
     /// The reservation of its descriptors that are not pipes: that of the log, and that of a probe.
-    pub(super) taken: Taken,
+    pub(super) _taken: Taken,
 }
 
 /// A drain that is going on.

@@ -47,13 +47,20 @@ impl Actor {
             if *drain == Drain::Held {
                 return self.close_if_at_end(token);
             }
-            match self.read_once(token, key, may_open_again) {
-                ReadOutcome::Bytes(count) => {
-                    (reads, all) = (reads + 1, all + count);
-                    if self.take(token, key, count) {
-                        return self.end_drain_of(token);
-                    }
+            // The log is not at rest while bytes are neither in the pipe nor in a batch.
+            let reading = self.runs.get(&key).map(|run| Writing::new(&run.log));
+            let outcome = self.read_once(token, key, may_open_again);
+            if let ReadOutcome::Bytes(count) = outcome {
+                (reads, all) = (reads + 1, all + count);
+                if self.take(token, key, count) {
+                    drop(reading);
+                    return self.end_drain_of(token);
                 }
+                continue;
+            }
+            drop(reading);
+            match outcome {
+                ReadOutcome::Bytes(_) => {}
                 ReadOutcome::Nothing => {
                     self.pause(token, all);
                     return self.end_drain_of(token);
@@ -78,12 +85,12 @@ impl Actor {
             match self.logs.for_reading() {
                 Some(batch) if !waits => batch.room(),
                 // The descriptor of such a pipe is free before the disk responds.
-                _ if is_at_end(&pipe.fd) => return ReadOutcome::End,
+                _ if is_at_end(&*pipe.fd) => return ReadOutcome::End,
                 _ => return ReadOutcome::Stalled,
             }
         };
         loop {
-            return match read(&pipe.fd, room) {
+            return match read(&*pipe.fd, room) {
                 Ok(0) => ReadOutcome::End,
                 Ok(count) => ReadOutcome::Bytes(count),
                 Err(Errno::EINTR) => continue,
@@ -131,7 +138,7 @@ impl Actor {
     fn close_if_at_end(&mut self, token: Token) {
         let Some(Pipe { fd, run, kind: PipeKind::Output { surplus, .. }, .. }) = self.pipes.get(&token) else { return };
         let is_terminal = self.runs.get(run).is_some_and(|run| run.terminal.is_some());
-        if !is_terminal && surplus.is_empty() && self.logs.for_reading().is_none() && is_at_end(fd) {
+        if !is_terminal && surplus.is_empty() && self.logs.for_reading().is_none() && is_at_end(&**fd) {
             self.close(token);
         }
     }
@@ -179,7 +186,7 @@ impl Actor {
         let Some(Pipe { fd, run, .. }) = self.pipes.get(&token) else { return };
         let (key, mut report) = (*run, ReportBuffer::default());
         let notice = loop {
-            match read(fd, &mut report) {
+            match read(&**fd, &mut report) {
                 Ok(count) => break ExecFailure::read(report.get(..count).unwrap_or_default()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return,

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::unistd::write;
@@ -67,7 +67,7 @@ impl StdinQueue {
     ///
     /// # Errors
     /// If the pipe has no reader any more (EPIPE), or another error of `write(2)`.
-    pub(super) fn write_to(&mut self, pipe: &OwnedFd) -> io::Result<()> {
+    pub(super) fn write_to(&mut self, pipe: &impl AsFd) -> io::Result<()> {
         while let Some(chunk) = self.chunks.front_mut() {
             let rest = chunk.bytes.get(chunk.written..).unwrap_or_default();
             if rest.is_empty() {

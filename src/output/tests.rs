@@ -44,14 +44,19 @@ impl Fixture {
 
     fn attach_as(&self, key: RunKey, log: &Arc<OutputLog>, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         let (report, _) = pipe();
-        let taken = self.share.take(4).unwrap();
-        let (log, stdout) = (Arc::clone(log), Some(stdout));
+        let mut taken = self.share.take(4).unwrap();
+        let (log, stdout) = (Arc::clone(log), Some(Descriptor::new(stdout, taken.one())));
+        let stderr = stderr.map(|fd| Descriptor::new(fd, taken.one()));
         let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
         self.output.sender().send(key, Message::Attach(Box::new(attach)));
     }
 
     fn send(&self, message: Message) {
         self.output.sender().send(KEY, message);
+    }
+
+    fn drain(&self) {
+        self.send(Message::Drain(Arc::clone(&self.log)));
     }
 
     fn expect(&self, notice: Notice) {
@@ -123,7 +128,7 @@ fn every_packet_of_a_pipe_is_read_before_its_end() {
             assert!(Instant::now() < deadline, "a pipe without a writer stays open");
             std::thread::yield_now();
         }
-        fixture.send(Message::Drain);
+        fixture.drain();
         fixture.expect(Notice::Drained);
         while fixture.share.taken() > 0 {
             assert!(Instant::now() < deadline, "descriptors remain reserved after the end of the run");
@@ -161,7 +166,7 @@ fn a_drain_ends_with_the_last_packet_that_was_in_the_pipe() {
     let out = fill(&theirs, std::iter::repeat_n(2, 200));
     let err = fill(&their_errors, [PAGE, 1, PAGE]);
     fixture.attach(ours, Some(errors));
-    fixture.send(Message::Drain);
+    fixture.drain();
     fixture.expect(Notice::Drained);
     assert!(fixture.raw(View::Stdout) == out && fixture.raw(View::Stderr) == err);
     // A background child has both pipes open: its output is still read.
@@ -197,7 +202,7 @@ fn a_drain_loses_no_output_of_a_child_that_keeps_writing() {
         while fixture.raw(View::Combined).len() < 10_000 * round && Instant::now() < deadline {
             std::thread::yield_now();
         }
-        fixture.send(Message::Drain);
+        fixture.drain();
         fixture.expect(Notice::Drained);
         let all = writer.join().unwrap();
         fixture.expect_raw(&all);
@@ -235,7 +240,7 @@ fn stall() -> Stall {
     // The drain has to end this line in the log, so it is always the thread that writes logs which reports it.
     assert_eq!(write(&theirs, b"unfinished").unwrap(), 10);
     fixture.attach_as(STALLED, &other, ours, None);
-    fixture.output.sender().send(STALLED, Message::Drain);
+    fixture.output.sender().send(STALLED, Message::Drain(Arc::clone(&other)));
     has_stalled.recv_timeout(LONG).unwrap();
     // Its output is read also after its drain. The thread ends when the pipe has no reader.
     let (at, flooded) = unbounded();
@@ -254,7 +259,7 @@ fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_o
     assert_eq!(write(&theirs, b"result\nunfinished").unwrap(), 17);
     drop(theirs);
     fixture.attach(ours, None);
-    fixture.send(Message::Drain);
+    fixture.drain();
     fixture.expect(Notice::Drained);
     assert!(!log.finish_at_rest(END), "its output is still in the pipe");
     fixture.send(Message::FinishLog(Writing::new(log), log.epoch(), END));
@@ -267,7 +272,7 @@ fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_o
     drop(theirs);
     fixture.attach_as(next, log, ours, None);
     assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::ExecOk));
-    fixture.output.sender().send(next, Message::Drain);
+    fixture.output.sender().send(next, Message::Drain(Arc::clone(log)));
     assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::Drained));
     assert!(!log.finish_at_rest(END));
     fixture.output.sender().send(next, Message::FinishLog(Writing::new(log), log.epoch(), END));
@@ -292,7 +297,7 @@ fn runs_without_output_hold_no_descriptors_while_the_disk_stalls() {
         let ((ours, theirs), (errors, their_errors)) = (pipe(), pipe());
         fixture.attach(ours, Some(errors));
         drop((theirs, their_errors));
-        fixture.send(Message::Drain);
+        fixture.drain();
         fixture.expect(Notice::Drained);
     }
     let deadline = Instant::now() + LONG;

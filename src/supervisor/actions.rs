@@ -8,12 +8,13 @@ use super::launch::{launch, stdio};
 use crate::error::Error;
 use crate::logs::Writing;
 use crate::model::{RunEnd, RunNo, Target, UnitId};
-use crate::output::{Attach, Message as ToOutput};
+use crate::output::{Attach, Descriptor, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::fd_budget;
 use crate::supervisor::resolver::{LookUp, Resolved};
 use crate::trees::Tracking;
 use crate::unit::{Action, Event, Now};
+use tl_os::pipe::is_at_end;
 use tl_os::process_tree::Marks;
 use tl_os::random;
 use tl_os::send_signal;
@@ -73,7 +74,7 @@ impl Actor {
                 self.parts.probes.watch(id, member.unit.run_no(), check);
             }
             Action::Unwatch => self.parts.probes.unwatch(id),
-            Action::Drain => self.send_to_output(id, ToOutput::Drain),
+            Action::Drain => return self.drain(id),
             Action::ReportLateFailure(error) => self.report_late_failure(id, &error),
             Action::Started => {
                 let started = self.started(id)?;
@@ -84,6 +85,7 @@ impl Actor {
                 }
             }
             Action::StartFailed(run, error) => {
+                self.parts.fleet.get_mut(id)?.context.outputs = [None, None];
                 self.parts.output.sender().send((id, run), ToOutput::Forget);
                 self.refuse_starts(id, run, &error);
             }
@@ -100,6 +102,26 @@ impl Actor {
             }
         }
         None
+    }
+
+    /// Drains the pipes of a run whose leader was reaped. Usually nothing is left in them by now, and all output is in
+    /// the log; then the drain is over. Otherwise the output thread is asked to do it.
+    fn drain(&mut self, id: UnitId) -> Option<Event> {
+        let context = &mut self.parts.fleet.get_mut(id)?.context;
+        let outputs = std::mem::take(&mut context.outputs);
+        // The pipes first: the log is not at rest while bytes that were read from them are not in it.
+        let is_over = context.pty.is_none()
+            && outputs.iter().flatten().all(|output| is_at_end(&**output))
+            && context.log.is_at_rest();
+        if !is_over {
+            let log = Arc::clone(&context.log);
+            self.send_to_output(id, ToOutput::Drain(log));
+            return None;
+        }
+        if context.spec.stdio.has_stdin_pipe() {
+            self.send_to_output(id, ToOutput::CloseStdin);
+        }
+        Some(Event::Drained)
     }
 
     /// Appends the error to the unit's stderr.
@@ -184,7 +206,7 @@ impl Actor {
         let user = member.context.user.take().ok_or_else(|| Error::internal("the user was not looked up"))??;
         // Counted until the pipes are closed, which a background child can delay beyond the end of its run.
         let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
-        let taken =
+        let mut taken =
             taken.ok_or_else(|| Error::out_of_resources("all descriptors reserved for processes are in use"))?;
         let spec = &member.context.spec;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
@@ -197,18 +219,22 @@ impl Actor {
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tracking::Marks(Marks::new(child.pid, &invocation, outputs)), Tracking::Leaf);
+        let [stdout, stderr] = [child.stdout, child.stderr].map(|fd| fd.map(|fd| Descriptor::new(fd, taken.one())));
+        // Only the output thread holds the master of a terminal: closing it hangs the session up.
+        let kept = if member.context.pty.is_none() { [stdout.clone(), stderr.clone()] } else { [None, None] };
         let attach = Attach {
             log: member.context.log.clone(),
             terminal: member.context.pty.as_ref().map(|session| Arc::clone(&session.terminal)),
             stdin: child.stdin,
-            stdout: child.stdout,
-            stderr: child.stderr,
+            stdout,
+            stderr,
             report: child.report,
             taken,
         };
         self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
         let context = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.context;
         context.stdin_open = context.spec.stdio.has_stdin_pipe();
+        context.outputs = kept;
         context.killed = false;
         context.tree = Some(tree);
         Ok(child.pid)

@@ -5,14 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
+use super::mailbox::{Inbox, Wake};
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::resolver::Resolver;
@@ -32,9 +30,7 @@ use tl_os::spawn::Spawner;
 
 /// The parts of the supervisor thread: its queue, the units, handles to the other threads, and the options.
 pub(super) struct Parts {
-    pub(super) inbox: Receiver<Message>,
-    /// Set by the signals thread when it sends [`Message::Child`], and cleared before the children are reaped.
-    pub(super) child_pending: Arc<AtomicBool>,
+    pub(super) inbox: Inbox,
     pub(super) fleet: Fleet<UnitContext>,
     pub(super) logs: Arc<LogStore>,
     pub(super) output: Output,
@@ -88,14 +84,12 @@ impl Actor {
     /// Runs until [`Command::Quit`], or until a shutdown that ends the thread is done.
     pub(super) fn run(&mut self) {
         loop {
-            let message = match self.next_wake() {
-                Some(at) => self.parts.inbox.recv_deadline(self.clock.instant(at)),
-                None => self.parts.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match message {
-                Ok(Message::Command(Command::Quit)) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(message) => self.receive(message),
-                Err(RecvTimeoutError::Timeout) => {}
+            let deadline = self.next_wake().map(|at| self.clock.instant(at));
+            match self.parts.inbox.wait(deadline) {
+                Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
+                Wake::Message(message) => self.receive(message),
+                Wake::Children => self.more_to_reap = true,
+                Wake::Deadline => {}
             }
             if self.more_to_reap {
                 self.reap();
@@ -150,7 +144,6 @@ impl Actor {
     pub(super) fn receive(&mut self, message: Message) {
         match message {
             Message::Command(command) => self.handle_command(command),
-            Message::Child => self.reap(),
             Message::OomKill => self.note_oom_kills(),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Trees(report) => self.tree_report(report),

@@ -4,10 +4,9 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, unbounded};
 use nix::unistd::{getegid, geteuid};
 
 use super::Supervisor;
@@ -15,6 +14,7 @@ use super::actor::{Actor, Parts};
 use super::cgroups::Cgroups;
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
+use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::resolver::Resolver;
@@ -28,7 +28,6 @@ use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
-use tl_os::signal_thread::SignalThread;
 use tl_os::spawn::Spawner;
 use tl_os::task_limits;
 use tl_os::thread;
@@ -242,26 +241,25 @@ impl Builder {
         }
         let mut spawner = Spawner::new(Some(original))?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
-        let (messages, inbox) = unbounded();
-        let child_pending = Arc::new(AtomicBool::new(false));
-        let signals = watch_children(messages.clone(), Arc::clone(&child_pending))?;
+        let (messages, mut inbox) = mailbox()?;
+        inbox.watch_children()?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let output = Output::start(
-            move |run, notice| drop(to_self.send(Message::Output(run, notice))),
-            move |thread| drop(died.send(Message::ThreadDied(thread))),
+            move |run, notice| to_self.send(Message::Output(run, notice)),
+            move |thread| died.send(Message::ThreadDied(thread)),
         )?;
         let remover = output.remover();
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let trees = Trees::start(
-            move |report| drop(to_self.send(Message::Trees(report))),
-            move || drop(died.send(Message::ThreadDied("trees"))),
+            move |report| to_self.send(Message::Trees(report)),
+            move || died.send(Message::ThreadDied("trees")),
         )?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let resolver = Resolver::start(
-            move |answer| drop(to_self.send(Message::UserResolved(answer))),
-            move || drop(died.send(Message::ThreadDied("users"))),
+            move |answer| to_self.send(Message::UserResolved(answer)),
+            move || died.send(Message::ThreadDied("users")),
         )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
@@ -271,13 +269,13 @@ impl Builder {
         let Callbacks { on_main_thread, on_end } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
+            inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
             spawner.limit_tasks(nproc);
             spawner.start_server();
             let parts = Parts {
                 inbox,
-                child_pending,
                 fleet: Fleet::new(bounds),
                 logs,
                 output,
@@ -292,14 +290,15 @@ impl Builder {
                 descriptors: Share::of(max_files, budget.connections),
                 session_idle: self.session_idle,
             };
-            Actor::new(parts).run();
+            let mut actor = Actor::new(parts);
+            // A child may have ended before SIGCHLD was watched.
+            actor.more_to_reap = true;
+            actor.run();
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        // A child may have ended before SIGCHLD was watched.
-        let _ = messages.send(Message::Child);
         let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
-        Ok(Supervisor { handle, budget, warnings, signals: Some(signals), thread: Some(thread), _instance: instance })
+        Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
     }
 
     /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are
@@ -345,27 +344,16 @@ fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> 
     (cgroups, nproc)
 }
 
-pub(super) fn probes(messages: Sender<Message>) -> io::Result<Probes> {
+pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {
     Probes::new(move |filter: VerdictFilter| {
         let (to_self, died) = (messages.clone(), messages.clone());
         Health::start(
             move |verdict| {
                 if filter.admits(&verdict) {
-                    drop(to_self.send(Message::Health(verdict)));
+                    to_self.send(Message::Health(verdict));
                 }
             },
-            move || drop(died.send(Message::HealthDied)),
+            move || died.send(Message::HealthDied),
         )
     })
-}
-
-fn watch_children(messages: Sender<Message>, pending: Arc<AtomicBool>) -> io::Result<SignalThread> {
-    let died = messages.clone();
-    let notice = move |_| {
-        // At most one message is in the queue, however many children end.
-        if !pending.swap(true, Ordering::SeqCst) {
-            let _ = messages.send(Message::Child);
-        }
-    };
-    SignalThread::start("sigchld", &[libc::SIGCHLD], notice, move || drop(died.send(Message::ThreadDied("sigchld"))))
 }

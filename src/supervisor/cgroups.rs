@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
+use super::mailbox::MessageSender;
 use super::message::Message;
 use crate::oom::OomThread;
 use tl_os::cgroup::{Leaf, Slice, probe};
@@ -25,7 +24,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Cgroups {
     parent: Option<PathBuf>,
-    messages: Sender<Message>,
+    messages: MessageSender,
     max_tasks: u64,
     state: State,
     /// Watches the current slice for out-of-memory kills.
@@ -54,7 +53,7 @@ impl Cgroups {
     pub(super) fn none() -> Cgroups {
         Cgroups {
             parent: None,
-            messages: crossbeam_channel::unbounded().0,
+            messages: super::mailbox::mailbox().unwrap().0,
             max_tasks: 0,
             state: State::Never,
             oom: None,
@@ -64,7 +63,7 @@ impl Cgroups {
 
     /// Creates a slice below `parent`, or else below the cgroup of this process. Returns a warning if that is not
     /// possible.
-    pub(super) fn make(parent: Option<PathBuf>, messages: Sender<Message>) -> (Cgroups, Option<String>) {
+    pub(super) fn make(parent: Option<PathBuf>, messages: MessageSender) -> (Cgroups, Option<String>) {
         let (state, warning) = match Slice::below(parent.as_deref()) {
             Ok(slice) => (State::Usable(slice), None),
             Err(error) => (State::Never, Some(format!("no writable cgroup v2 ({error}): {WITHOUT}"))),
@@ -168,7 +167,7 @@ impl Cgroups {
         let notice = move || {
             // At most one message is in the queue, however many kills there are.
             if !pending.swap(true, Ordering::SeqCst) {
-                let _ = messages.send(Message::OomKill);
+                messages.send(Message::OomKill);
             }
         };
         let started = slice.memory_events().map(|events| OomThread::start(events, notice));

@@ -7,6 +7,7 @@ use super::resolver::{LookUp, RunUser};
 use crate::error::Error;
 use crate::logs::OutputLog;
 use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
+use crate::output::Descriptor;
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
 use crate::terminal::session::Life;
@@ -20,6 +21,8 @@ pub(super) struct UnitContext {
     pub(super) log: Arc<OutputLog>,
     /// Whether the current run has a pipe as standard input that was not closed.
     pub(super) stdin_open: bool,
+    /// The pipes that the current run's output is read from, until its leader is reaped.
+    pub(super) outputs: [Option<Arc<Descriptor>>; 2],
     /// How the processes of the current or last run are tracked. None after all of them have ended.
     pub(super) tree: Option<Tracking>,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
@@ -48,6 +51,7 @@ impl UnitContext {
             spec,
             log,
             stdin_open: false,
+            outputs: [None, None],
             tree: None,
             killed: false,
             starting: Vec::new(),

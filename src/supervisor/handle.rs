@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
-
+use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use super::replies::{Counts, Started, Stdin};
 use super::resolver::RunUser;
@@ -46,7 +45,7 @@ const PIECE: usize = 64 * 1024;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(super) messages: Sender<Message>,
+    pub(super) messages: MessageSender,
     pub(super) ids: Arc<AtomicU64>,
     pub(super) default_user: Arc<UserSpec>,
 }
@@ -61,7 +60,7 @@ impl Handle {
     fn begin<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Pending<T> {
         let (reply, result) = pending();
         // If the supervisor thread has ended, the message is dropped with the reply, which delivers an error.
-        let _ = self.messages.send(Message::Command(command(reply)));
+        self.messages.send(Message::Command(command(reply)));
         result
     }
 

@@ -2,7 +2,7 @@
 //!
 //! The queue has no bound of its own. Each sender limits its messages: a client waits for the result of a command
 //! before it sends another; a unit has at most one health verdict, one answer about its user, and a few notices of the
-//! output and trees threads in the queue; SIGCHLD is announced at most once until the supervisor has handled it.
+//! output and trees threads in the queue.
 
 use std::time::Duration;
 
@@ -62,8 +62,6 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Message {
     Command(Command),
-    /// SIGCHLD: a child can be reaped.
-    Child,
     /// The kernel has killed a process of a unit because memory had run out.
     OomKill,
     Output(RunKey, Notice),

@@ -9,6 +9,7 @@ mod ending;
 pub(crate) mod fd_budget;
 mod handle;
 mod launch;
+mod mailbox;
 mod message;
 mod probes;
 mod pty;
@@ -30,8 +31,6 @@ mod trees;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-use tl_os::signal_thread::SignalThread;
 
 pub use builder::Builder;
 pub use handle::Handle;
@@ -63,7 +62,6 @@ pub struct Supervisor {
     handle: Handle,
     budget: Budget,
     warnings: Vec<String>,
-    signals: Option<SignalThread>,
     thread: Option<JoinHandle<()>>,
     /// Dropped last, so that no other supervisor starts before the threads of this one have ended.
     _instance: SingleInstance,
@@ -100,10 +98,9 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
-        let _ = self.handle.messages.send(Message::Command(Command::Quit));
+        self.handle.messages.send(Message::Command(Command::Quit));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        drop(self.signals.take());
     }
 }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use crossbeam_channel::Sender;
-
 use super::handle::Handle;
+use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use super::replies::{SessionAccess, SessionKey, Started, Stdin};
 use crate::error::Error;
@@ -118,17 +117,11 @@ pub struct Attached {
     pub viewer: Viewer,
     keyboard: Stdin,
     unit: UnitId,
-    messages: Sender<Message>,
+    messages: MessageSender,
 }
 
 impl Attached {
-    fn new(
-        terminal: &Arc<Terminal>,
-        keyboard: Stdin,
-        unit: UnitId,
-        messages: Sender<Message>,
-        waker: Waker,
-    ) -> Attached {
+    fn new(terminal: &Arc<Terminal>, keyboard: Stdin, unit: UnitId, messages: MessageSender, waker: Waker) -> Attached {
         Attached { viewer: terminal.view(waker), keyboard, unit, messages }
     }
 
@@ -145,6 +138,6 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let _ = self.messages.send(Message::Command(Command::Detach(self.unit)));
+        self.messages.send(Message::Command(Command::Detach(self.unit)));
     }
 }

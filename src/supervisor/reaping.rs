@@ -1,8 +1,6 @@
 //! Handles what the kernel and the output thread report about runs: ended children, out-of-memory kills, the outcome of
 //! an exec, and drained output.
 
-use std::sync::atomic::Ordering;
-
 use super::actor::Actor;
 use super::launch::{exit, explain};
 use super::trace::TraceStop;
@@ -37,8 +35,6 @@ impl Actor {
 
     /// Reaps children that have ended: leaders of units, and orphans.
     pub(super) fn reap(&mut self) {
-        // Cleared before the children are reaped: one that ends from now on is announced again.
-        self.parts.child_pending.store(false, Ordering::SeqCst);
         self.more_to_reap = true;
         let now = self.clock.now();
         for _ in 0..REAP_TURN {

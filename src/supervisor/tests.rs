@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, unbounded};
-
 use super::actor::{Actor, Parts};
 use super::builder::probes;
 use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
+use super::mailbox::{Inbox, Wake, mailbox};
 use super::probes::Probes;
 use super::resolver::Resolver;
 use super::*;
@@ -27,10 +26,9 @@ use tl_os::spawn::Spawner;
 
 const LONG: Duration = Duration::from_secs(60);
 
-fn actor(dir: &std::path::Path, inbox: Receiver<Message>, probes: Probes) -> Actor {
+fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
     Actor::new(Parts {
         inbox,
-        child_pending: Arc::default(),
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
         output: Output::start(|_, _| {}, |_| {}).unwrap(),
@@ -62,14 +60,17 @@ fn checked(port: u16) -> ProcessSpec {
 }
 
 /// Handles messages until one matches `want`.
-fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Message) -> bool) {
+fn until(actor: &mut Actor, mut want: impl FnMut(&Message) -> bool) {
     let deadline = Instant::now() + LONG;
     loop {
         let wake = actor.next_wake().map_or(deadline, |at| actor.clock.instant(at));
-        let message = inbox.recv_deadline(wake.min(deadline));
-        let wanted = message.as_ref().is_ok_and(&mut want);
+        let message = match actor.parts.inbox.wait(Some(wake.min(deadline))) {
+            Wake::Message(message) => Some(message),
+            _ => None,
+        };
+        let wanted = message.as_ref().is_some_and(&mut want);
         assert!(wanted || Instant::now() < deadline, "no matching message in time");
-        if let Ok(message) = message {
+        if let Some(message) = message {
             actor.receive(message);
         }
         actor.tick();
@@ -82,7 +83,7 @@ fn until(actor: &mut Actor, inbox: &Receiver<Message>, mut want: impl FnMut(&Mes
 #[test]
 fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
     let dir = tempfile::tempdir().unwrap();
-    let (messages, inbox) = unbounded();
+    let (messages, inbox) = mailbox().unwrap();
     let (doomed, died) = (messages.clone(), AtomicBool::new(false));
     // The first thread panics at its first verdict.
     let start = move |_| {
@@ -90,11 +91,11 @@ fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
         let (to_self, died) = (doomed.clone(), doomed.clone());
         let report = move |verdict: Verdict| {
             assert!(!first, "on purpose");
-            drop(to_self.send(Message::Health(verdict)));
+            to_self.send(Message::Health(verdict));
         };
-        Health::start(report, move || drop(died.send(Message::HealthDied)))
+        Health::start(report, move || died.send(Message::HealthDied))
     };
-    let mut actor = actor(dir.path(), inbox.clone(), Probes::new(start).unwrap());
+    let mut actor = actor(dir.path(), inbox, Probes::new(start).unwrap());
     let service = TcpListener::bind("127.0.0.1:0").unwrap();
     let spec = checked(service.local_addr().unwrap().port());
     let now = actor.clock.now();
@@ -113,9 +114,9 @@ fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
             actor.step(id, now, Event::Exited(crate::model::Exit::Code(0)));
         }
     }
-    until(&mut actor, &inbox, |message| matches!(message, Message::HealthDied));
+    until(&mut actor, |message| matches!(message, Message::HealthDied));
     let mut seen = Vec::new();
-    until(&mut actor, &inbox, |message| {
+    until(&mut actor, |message| {
         if let Message::Health(verdict) = message {
             assert_eq!(verdict.outcome, Ok(()));
             seen.push(verdict.unit.0);
@@ -128,8 +129,7 @@ fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
 #[test]
 fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
     let dir = tempfile::tempdir().unwrap();
-    let (_messages, inbox) = unbounded();
-    let (sender, _) = unbounded();
+    let (sender, inbox) = mailbox().unwrap();
     let mut actor = actor(dir.path(), inbox, probes(sender).unwrap());
     actor.begin_shutdown(Duration::MAX, None, None);
     assert!(actor.shutdown.is_some());
@@ -137,7 +137,7 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
 
 #[test]
 fn a_spec_that_is_invalid_for_the_operation_is_rejected_before_any_command_is_sent() {
-    let (messages, inbox) = unbounded();
+    let (messages, inbox) = mailbox().unwrap();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
     let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));

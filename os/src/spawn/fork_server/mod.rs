@@ -17,6 +17,7 @@
 //! Where the server does not work (a kernel before Linux 5.9, a seccomp filter, no memory), and for arguments and an
 //! environment that do not fit into the region, the daemon forks by itself.
 
+mod memory;
 mod process;
 mod region;
 
@@ -115,10 +116,11 @@ impl ForkServer {
         };
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
-        let limits = self.limits.as_ref();
-        let server = || {
+        // Copies, on the stack: the server gives the heap back.
+        let (number, mappings, limits) = (theirs.as_raw_fd(), region.mappings(), self.limits);
+        let server = move || {
             // SAFETY: this closure runs in a child that was just forked, and in no other process.
-            unsafe { process::run(theirs.as_raw_fd(), region, limits) }
+            unsafe { process::run(number, mappings, limits) }
         };
         // SAFETY: `process::run` is async-signal-safe, allocates nothing and cannot panic.
         let pid = unsafe { clone::fork(None, server) }?;

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 
-use super::region::{Region, UNUSABLE};
+use super::memory;
+use super::region::{Mappings, UNUSABLE};
 use crate::resource_limits::OriginalLimits;
 use crate::spawn::child::{self, set_defaults};
 use crate::spawn::clone;
@@ -17,18 +18,24 @@ const SOCKET: RawFd = 9;
 /// Serves requests until the daemon closes the socket.
 ///
 /// # Safety
-/// Only for a process that was just forked, with all signals blocked: all descriptors of the process are closed.
-pub(super) unsafe fn run(socket: RawFd, region: &Region, limits: Option<&OriginalLimits>) -> ! {
+/// Only for a process that was just forked, with all signals blocked: all its descriptors are closed, and its heap is
+/// unmapped. The mappings must be valid.
+pub(super) unsafe fn run(socket: RawFd, mappings: Mappings, limits: Option<OriginalLimits>) -> ! {
     let mut result = set_up(socket, limits);
+    if result.is_ok() {
+        // SAFETY: the caller's contract.
+        result = unsafe { release_memory(mappings) };
+    }
     while result.is_ok() {
-        result = serve(region);
+        // SAFETY: the mappings are valid by contract.
+        result = unsafe { serve(mappings) };
     }
     // SAFETY: it takes an integer, and ends the process without running exit handlers of the parent's.
     unsafe { libc::_exit(i32::from(result != Err(Errno::EPIPE))) }
 }
 
 /// Sets what every child needs and the server can have as well, so that the children inherit it.
-fn set_up(socket: RawFd, limits: Option<&OriginalLimits>) -> Result<(), Errno> {
+fn set_up(socket: RawFd, limits: Option<OriginalLimits>) -> Result<(), Errno> {
     // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
     unsafe { libc::setsid() };
     // SAFETY: PR_SET_NAME takes a C string; ps(1) shows it.
@@ -47,10 +54,31 @@ fn set_up(socket: RawFd, limits: Option<&OriginalLimits>) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Gives back all memory but the stack, the memory of the thread, the mappings and static data.
+///
+/// # Safety
+/// As for [`run`]; the mappings are not in use yet.
+unsafe fn release_memory(mappings: Mappings) -> Result<(), Errno> {
+    let stack = 0;
+    // SAFETY: it takes no arguments. The address is in the memory of this thread (its TLS).
+    let thread = unsafe { libc::__errno_location() } as usize;
+    let [shared, private] = mappings.addresses();
+    // SAFETY: the mappings are valid, and not in use yet.
+    let buffer = unsafe { mappings.buffer() };
+    // SAFETY: this process has one thread, which uses only what is kept.
+    unsafe { memory::release(buffer, &[shared, private, thread, &raw const stack as usize]) }
+}
+
 /// Serves one request. EPIPE if the daemon has closed the socket.
-fn serve(region: &Region) -> Result<(), Errno> {
+///
+/// # Safety
+/// The mappings must be valid, and nothing else may refer to the private one.
+unsafe fn serve(mappings: Mappings) -> Result<(), Errno> {
     let received = receive()?;
-    let request = region.take();
+    // SAFETY: the mappings are valid by contract; after its message, the daemon waits for the answer.
+    let shared = unsafe { mappings.shared() };
+    // SAFETY: as above; the reference of the last call is gone.
+    let request = unsafe { mappings.take() };
     let mut errno = UNUSABLE;
     if received == request.descriptors {
         let child = || {
@@ -59,10 +87,10 @@ fn serve(region: &Region) -> Result<(), Errno> {
             unsafe { child::run(&request.program, &request.setup) }
         };
         // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic. The PID is in shared memory.
-        let forked = unsafe { clone::fork_sibling(region.shared().pid.as_ptr(), request.cgroup, child) };
+        let forked = unsafe { clone::fork_sibling(shared.pid.as_ptr(), request.cgroup, child) };
         errno = forked.err().map_or(0, |errno| errno as i32);
     }
-    region.shared().errno.store(errno, Ordering::SeqCst);
+    shared.errno.store(errno, Ordering::SeqCst);
     close_range(0, SOCKET as u32 - 1)?;
     // SAFETY: the buffer is valid for reading for one byte.
     Errno::result(unsafe { libc::send(SOCKET, b"!".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) })?;
@@ -82,9 +110,8 @@ fn receive() -> Result<usize, Errno> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
     // SAFETY: the message points to buffers that are valid for writing for the lengths in it.
-    match Errno::result(unsafe { libc::recvmsg(SOCKET, &raw mut message, 0) })? {
-        0 => return Err(Errno::EPIPE),
-        _ => {}
+    if Errno::result(unsafe { libc::recvmsg(SOCKET, &raw mut message, 0) })? == 0 {
+        return Err(Errno::EPIPE);
     }
     // SAFETY: the kernel has filled in the message, whose control buffer is still valid.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };

@@ -33,7 +33,7 @@ pub(super) struct Request {
     pub(super) descriptors: usize,
     /// The directory of the cgroup that the child is created in.
     pub(super) cgroup: Option<RawFd>,
-    /// The program. Its pointers are valid in [`Region::private`].
+    /// The program. Its pointers point into the private mapping.
     pub(super) program: Program,
     /// The descriptors have the numbers that they have in the server.
     pub(super) setup: Setup,
@@ -45,7 +45,11 @@ pub(super) struct Request {
 /// The daemon writes a request to the one that both share. The server copies it to the other, its own, before it forks:
 /// a child still reads its request when the daemon already writes the next one.
 #[derive(Debug)]
-pub(super) struct Region {
+pub(super) struct Region(Mappings);
+
+/// The mappings of a [`Region`], as the server refers to them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mappings {
     shared: NonNull<Request>,
     private: NonNull<Request>,
 }
@@ -61,54 +65,85 @@ impl Region {
     pub(super) fn map() -> io::Result<Region> {
         let shared = map(libc::MAP_SHARED)?;
         let private = map(libc::MAP_PRIVATE).inspect_err(|_| unmap(shared))?;
-        Ok(Region { shared, private })
+        Ok(Region(Mappings { shared, private }))
+    }
+
+    /// The mappings, for the server. They are valid while the region lives, and in a process that was forked meanwhile.
+    pub(super) fn mappings(&self) -> Mappings {
+        self.0
     }
 
     /// Writes a request. Returns false if it is too long.
     pub(super) fn write(&mut self, launch: &Launch, setup: &Setup, cgroup: Option<RawFd>, descriptors: usize) -> bool {
+        let Mappings { shared, private } = self.0;
         // SAFETY: the mapping has this length and lives as long as `self`. The server reads it only after it has got a
         // message, which is sent after this, and writes to it only before it answers.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(self.shared.as_ptr().cast::<u8>(), LENGTH) };
-        let mut writer = Writer { bytes, base: self.private.as_ptr() as usize, length: size_of::<Request>() };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(shared.as_ptr().cast::<u8>(), LENGTH) };
+        let mut writer = Writer { bytes, base: private.as_ptr() as usize, length: size_of::<Request>() };
         let Some(program) = writer.program(launch) else { return false };
         let (pid, errno) = (AtomicI32::new(0), AtomicI32::new(0));
         let request = Request { pid, errno, length: writer.length, descriptors, cgroup, program, setup: *setup };
         // SAFETY: the mapping is valid for writing and aligned to a page; the writer has left room for the request.
-        unsafe { self.shared.as_ptr().write(request) };
+        unsafe { shared.as_ptr().write(request) };
         true
     }
 
     /// What the server, or the kernel for it, has written as its answer.
     pub(super) fn outcome(&self) -> Outcome {
-        let request = self.shared();
+        // SAFETY: the mapping is aligned, and holds zeroes or what `write` has written; both are valid values. Only its
+        // atomic fields are changed by the server.
+        let request = unsafe { self.0.shared.as_ref() };
         match (request.pid.load(Ordering::SeqCst), request.errno.load(Ordering::SeqCst)) {
             (0, 0 | UNUSABLE) => Outcome::Unavailable,
             (0, errno) => Outcome::Refused(io::Error::from_raw_os_error(errno)),
             (pid, _) => Outcome::Forked(pid),
         }
     }
+}
+
+/// For the server, which has one thread. All of it is async-signal-safe.
+impl Mappings {
+    /// The address of each mapping.
+    pub(super) fn addresses(self) -> [usize; 2] {
+        [self.shared, self.private].map(|mapping| mapping.as_ptr() as usize)
+    }
+
+    /// The private memory, for another purpose before the first request.
+    ///
+    /// # Safety
+    /// The mappings must be valid, and nothing else may refer to the private one while the slice lives.
+    pub(super) unsafe fn buffer<'a>(self) -> &'a mut [u8] {
+        // SAFETY: the mapping has this length; the rest is the contract of this function.
+        unsafe { std::slice::from_raw_parts_mut(self.private.as_ptr().cast(), LENGTH) }
+    }
 
     /// The request in the shared memory.
-    pub(super) fn shared(&self) -> &Request {
-        // SAFETY: the mapping is aligned, and zeroes or what `write` has written; both are valid values. Only its
-        // atomic fields are changed while this reference lives: the others need `&mut self`.
+    ///
+    /// # Safety
+    /// The mappings must be valid, and the daemon must wait for an answer.
+    pub(super) unsafe fn shared<'a>(self) -> &'a Request {
+        // SAFETY: the mapping is aligned and holds what the daemon has written; it does not change it while it waits.
         unsafe { self.shared.as_ref() }
     }
 
-    /// Copies the request from the shared to the private memory, for the server. Async-signal-safe.
-    pub(super) fn take(&self) -> &Request {
-        let length = self.shared().length.min(LENGTH);
+    /// Copies the request from the shared to the private memory.
+    ///
+    /// # Safety
+    /// The mappings must be valid, the daemon must wait for an answer, and nothing may refer to the private mapping.
+    pub(super) unsafe fn take<'a>(self) -> &'a Request {
+        // SAFETY: the contract is the same.
+        let length = unsafe { self.shared() }.length.min(LENGTH);
         // SAFETY: both mappings have at least this length and do not overlap.
         unsafe { ptr::copy_nonoverlapping(self.shared.as_ptr().cast::<u8>(), self.private.as_ptr().cast(), length) };
-        // SAFETY: the mapping is aligned and holds the copy of a request. Only the single thread of the server uses it.
+        // SAFETY: the mapping is aligned and holds the copy of a request.
         unsafe { self.private.as_ref() }
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        unmap(self.shared);
-        unmap(self.private);
+        unmap(self.0.shared);
+        unmap(self.0.private);
     }
 }
 
