@@ -212,10 +212,7 @@ impl Actor {
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
         let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
         let spawner = &mut self.parts.spawner;
-        let started = self
-            .parts
-            .cgroups
-            .start_in(&format!("{id}.{run}"), |leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
+        let started = self.parts.cgroups.start_in(|leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let tree = leaf.map_or_else(|| Tracking::Marks(Marks::new(child.pid, &invocation, outputs)), Tracking::Leaf);

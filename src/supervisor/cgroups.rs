@@ -92,14 +92,13 @@ impl Cgroups {
         matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
     }
 
-    /// Calls `start` with a new leaf with this name, or with None if there is no usable slice. Returns its result and
+    /// Calls `start` with an empty leaf, or with None if there is no usable slice. Returns its result and
     /// the leaf.
     ///
     /// # Errors
     /// The error of `start`, unless it was caused by the cgroup.
     pub(super) fn start_in<T>(
         &mut self,
-        name: &str,
         mut start: impl FnMut(Option<&Leaf>) -> Result<T, SpawnError>,
     ) -> io::Result<(T, Option<Leaf>)> {
         if matches!(&self.state, State::Lost(at) if at.elapsed() > RETRY_INTERVAL) {
@@ -110,13 +109,12 @@ impl Cgroups {
         }
         for _ in 0..TRIES {
             let State::Usable(slice) = &self.state else { break };
-            let started = slice.leaf(name).map_err(SpawnError::in_cgroup).and_then(|leaf| match start(Some(&leaf)) {
-                Ok(started) => Ok((started, leaf)),
-                Err(failure) => {
-                    let _ = leaf.remove();
-                    Err(failure)
-                }
-            });
+            let mut started = start_in_leaf(slice.leaf(), &mut start);
+            if matches!(started, Err(SpawnError::Cgroup(_))) {
+                // It may have been a spare leaf that somebody has removed meanwhile.
+                slice.remove_spare_leaves();
+                started = start_in_leaf(slice.new_leaf(), &mut start);
+            }
             match started {
                 Ok((started, leaf)) => return Ok((started, Some(leaf))),
                 Err(SpawnError::Other(error)) => return Err(error),
@@ -177,5 +175,20 @@ impl Cgroups {
             log::warn!("out-of-memory kills are not watched: {error}");
             None
         }))
+    }
+}
+
+/// Calls `start` with the leaf. Returns its result and the leaf; if it has failed, the leaf is given back.
+fn start_in_leaf<T>(
+    leaf: io::Result<Leaf>,
+    mut start: impl FnMut(Option<&Leaf>) -> Result<T, SpawnError>,
+) -> Result<(T, Leaf), SpawnError> {
+    let leaf = leaf.map_err(SpawnError::in_cgroup)?;
+    match start(Some(&leaf)) {
+        Ok(started) => Ok((started, leaf)),
+        Err(failure) => {
+            let _ = leaf.give_back();
+            Err(failure)
+        }
     }
 }

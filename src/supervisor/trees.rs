@@ -156,9 +156,9 @@ impl Actor {
         }
     }
 
-    /// Removes the cgroup of a run if it is empty. Returns whether it was.
+    /// Gives the cgroup of a run back if it is empty. Returns whether it was.
     pub(super) fn release_if_empty(&mut self, key: RunKey) -> bool {
-        let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.remove().is_ok());
+        let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.give_back().is_ok());
         if empty {
             self.release(key);
         }

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -14,6 +15,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::{MAX_DEPTH, children, is_gone, open_dir, remove_tree};
 use super::slice_dir::SliceDir;
+use super::spare::Spare;
 use crate::Pid;
 use crate::pending_sigkill::has_pending_sigkill;
 use crate::procfs;
@@ -21,16 +23,30 @@ use crate::procfs;
 /// The cgroup of one run.
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    slice: Arc<SliceDir>,
-    name: String,
+    dir: Arc<LeafDir>,
     /// Number of kills by the out-of-memory killer that are known to have hit processes other than the leader.
     noted: u64,
 }
 
+/// The directory of a leaf, which all clones share.
+#[derive(Debug)]
+struct LeafDir {
+    slice: Arc<SliceDir>,
+    name: String,
+    /// It was given back: another run may be in it.
+    given_back: AtomicBool,
+}
+
 impl Leaf {
-    /// The leaf `name` of `slice`, which exists.
-    pub(super) fn new(slice: Arc<SliceDir>, name: &str) -> Leaf {
-        Leaf { slice, name: name.to_owned(), noted: 0 }
+    /// A leaf of `slice` that exists and is empty.
+    pub(super) fn new(slice: Arc<SliceDir>, Spare { name, oom_kills }: Spare) -> Leaf {
+        Leaf { dir: Arc::new(LeafDir { slice, name, given_back: AtomicBool::new(false) }), noted: oom_kills }
+    }
+
+    /// The name of its directory in the slice.
+    #[cfg(test)]
+    pub(super) fn name(&self) -> &str {
+        &self.dir.name
     }
 
     /// Opens the directory of the leaf, for `CLONE_INTO_CGROUP`.
@@ -43,17 +59,17 @@ impl Leaf {
 
     /// Whether a child can be created in the leaf (`CLONE_INTO_CGROUP`); otherwise the child joins it after the fork.
     pub fn can_clone_into(&self) -> bool {
-        self.slice.can_clone_into()
+        self.dir.slice.can_clone_into()
     }
 
     /// Notes that children cannot be created in any leaf of the slice.
     pub(super) fn set_cannot_clone_into(&self) {
-        self.slice.set_cannot_clone_into();
+        self.dir.slice.set_cannot_clone_into();
     }
 
     /// Whether the slice limits the number of tasks of all leaves together.
     pub fn limits_tasks(&self) -> bool {
-        self.slice.limits_tasks()
+        self.dir.slice.limits_tasks()
     }
 
     /// Opens `cgroup.procs` for writing: a process that writes "0" to it joins the leaf.
@@ -81,7 +97,9 @@ impl Leaf {
     /// Whether the process that has this PID now is in the leaf or below it.
     pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
-            Ok(cgroup) => self.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.name)),
+            Ok(cgroup) => {
+                self.dir.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.dir.name))
+            }
             // There is no /proc of this PID namespace: the list of members is read again.
             Err(_) => self.members().contains(&pid),
         }
@@ -120,21 +138,34 @@ impl Leaf {
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
-    /// Removes the leaf and all cgroups below it. It is not an error if the leaf no longer exists, or if it is empty
-    /// and cannot be removed.
+    /// Gives the leaf back after the end of its run. If it is as new, and no clone of this value exists that another
+    /// thread could use, it is kept for another run; otherwise it is removed with all cgroups below it. It is not an
+    /// error if the leaf no longer exists or was given back before, or if it is empty and cannot be removed.
     ///
     /// # Errors
     /// When the leaf has live processes.
-    pub fn remove(&self) -> io::Result<()> {
-        let dir = self.slice.as_fd();
-        match unlinkat(dir, self.name.as_str(), UnlinkatFlags::RemoveDir) {
+    pub fn give_back(&self) -> io::Result<()> {
+        let LeafDir { slice, name, given_back } = &*self.dir;
+        if given_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if Arc::strong_count(&self.dir) > 1 || !slice.spare().keep(slice.as_fd(), name, || slice.new_name()) {
+            self.remove()?;
+        }
+        given_back.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        let LeafDir { slice, name, .. } = &*self.dir;
+        match unlinkat(slice.as_fd(), name.as_str(), UnlinkatFlags::RemoveDir) {
             Ok(()) => Ok(()),
             Err(errno) if is_gone(&errno.into()) => Ok(()),
             Err(errno) if !self.is_empty() => Err(errno.into()),
             // Its processes have made cgroups of their own.
-            Err(Errno::EBUSY) => remove_tree(dir, OsStr::new(&self.name), MAX_DEPTH),
+            Err(Errno::EBUSY) => remove_tree(slice.as_fd(), OsStr::new(name), MAX_DEPTH),
             Err(errno) => {
-                log::debug!("{}/{} cannot be removed: {errno}", self.slice.path().display(), self.name);
+                log::debug!("{}/{name} cannot be removed: {errno}", slice.path().display());
                 Ok(())
             }
         }
@@ -143,14 +174,14 @@ impl Leaf {
     /// The processes in the leaf and below it.
     pub fn members(&self) -> Vec<Pid> {
         let mut pids = Vec::new();
-        members_below(self.slice.as_fd(), OsStr::new(&self.name), MAX_DEPTH, &mut pids);
+        members_below(self.dir.slice.as_fd(), OsStr::new(&self.dir.name), MAX_DEPTH, &mut pids);
         pids
     }
 
     /// Opens the file `name` of the leaf; the directory of the leaf if the name is empty.
     fn file(&self, name: &str, flags: OFlag) -> io::Result<File> {
-        let path = format!("{}/{name}", self.name);
-        Ok(openat(&*self.slice, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
+        let path = format!("{}/{name}", self.dir.name);
+        Ok(openat(&*self.dir.slice, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
     }
 
     fn read(&self, name: &str) -> io::Result<String> {

@@ -6,6 +6,7 @@
 //! - `slice`: the cgroup that holds all leaves;
 //! - `slice_dir`: its directory, which the slice and its leaves share;
 //! - `leaf`: the cgroup of one run;
+//! - `spare`: the empty leaves of ended runs, kept for the next runs;
 //! - `probe`: checks by a fork whether processes can be put into a slice;
 //! - `directory`: walks and removes the directories of nested cgroups.
 
@@ -17,6 +18,7 @@ mod probe;
 mod settle;
 mod slice;
 mod slice_dir;
+mod spare;
 
 pub use leaf::{Leaf, oom_kills};
 pub use probe::probe;

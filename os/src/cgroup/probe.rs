@@ -29,7 +29,7 @@ const REMOVALS: usize = 20;
 /// # Errors
 /// When units cannot have a cgroup here. A lack of processes or descriptors is not such an error.
 pub fn probe(slice: &Slice) -> io::Result<()> {
-    let leaf = slice.leaf("probe")?;
+    let leaf = slice.new_leaf()?;
     let mut result = try_out(&leaf).map_err(SpawnError::in_cgroup);
     if matches!(result, Err(SpawnError::Cgroup(_))) {
         // The kernel is older than Linux 5.7, or a seccomp filter hides clone3(2).
@@ -38,7 +38,7 @@ pub fn probe(slice: &Slice) -> io::Result<()> {
     }
     // The kernel may count the process for a moment after it was reaped.
     for _ in 0..REMOVALS {
-        if leaf.remove().is_ok() {
+        if leaf.give_back().is_ok() {
             break;
         }
         sleep(Duration::from_millis(1));
@@ -145,7 +145,7 @@ mod tests {
             }
             let slice = Slice::below(Some(parent)).unwrap();
             assert_eq!(probe(&slice).is_ok(), usable);
-            let leaf = slice.leaf("1.1").unwrap();
+            let leaf = slice.new_leaf().unwrap();
             assert_eq!(leaf.can_clone_into(), usable, "this machine has clone3(2)");
             leaf.set_cannot_clone_into();
             assert_eq!(try_out(&leaf).is_ok(), usable, "a child that joins the leaf");

@@ -15,6 +15,7 @@ use super::directory::{MAX_DEPTH, is_gone, remove_tree, write_existing};
 use super::leaf::Leaf;
 use super::membership;
 use super::slice_dir::SliceDir;
+use super::spare::Spare;
 use crate::random;
 
 /// What the names of all slices begin with; eight random bytes in hexadecimal follow.
@@ -106,13 +107,32 @@ impl Slice {
         self.0.path()
     }
 
-    /// Makes a leaf of this name.
+    /// An empty leaf: one that an ended run has left, if there is a spare one, or else a new one.
     ///
     /// # Errors
     /// What `mkdir(2)` says.
-    pub fn leaf(&self, name: &str) -> io::Result<Leaf> {
-        mkdirat(&*self.0, name, Mode::from_bits_truncate(0o755))?;
-        Ok(Leaf::new(Arc::clone(&self.0), name))
+    pub fn leaf(&self) -> io::Result<Leaf> {
+        match self.0.spare().take() {
+            Some(spare) => Ok(Leaf::new(Arc::clone(&self.0), spare)),
+            None => self.new_leaf(),
+        }
+    }
+
+    /// A new leaf.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` says.
+    pub fn new_leaf(&self) -> io::Result<Leaf> {
+        let name = self.0.new_name();
+        mkdirat(&*self.0, name.as_str(), Mode::from_bits_truncate(0o755))?;
+        Ok(Leaf::new(Arc::clone(&self.0), Spare { name, oom_kills: 0 }))
+    }
+
+    /// Removes the spare leaves, because one of them could not be used.
+    pub fn remove_spare_leaves(&self) {
+        for name in self.0.spare().drain() {
+            let _ = remove_tree(self.0.as_fd(), name.as_ref(), MAX_DEPTH);
+        }
     }
 }
 
@@ -140,19 +160,44 @@ mod tests {
         // Only root can make cgroups, and only where a hierarchy of version 2 is mounted.
         let Ok(slice) = Slice::below(None) else { return };
         let dir = slice.dir().to_owned();
-        let [first, last] = ["1.1", "2.1"].map(|name| slice.leaf(name).unwrap());
-        fs::create_dir_all(dir.join("1.1/deep/deeper")).unwrap();
-        assert_eq!(slice.leaf("1.1").unwrap_err().raw_os_error(), Some(libc::EEXIST));
-        first.remove().unwrap();
-        assert!(!dir.join("1.1").exists());
-        first.remove().unwrap();
+        let [first, last] = [slice.new_leaf().unwrap(), slice.new_leaf().unwrap()];
+        fs::create_dir_all(dir.join(first.name()).join("deep/deeper")).unwrap();
+        first.give_back().unwrap();
+        assert!(!dir.join(first.name()).exists(), "it is not kept with a nested cgroup");
+        first.give_back().unwrap();
         drop((slice, first));
-        assert!(last.is_empty() && dir.join("2.1").exists());
+        assert!(last.is_empty() && dir.join(last.name()).exists());
         // A slice in use is locked, so it does not count as stale.
         remove_stale(dir.parent().unwrap());
         assert!(dir.exists());
         drop(last);
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn an_empty_leaf_is_used_again_if_its_settings_are_those_of_a_new_one() {
+        let Ok(slice) = Slice::below(None) else { return };
+        let exists = |leaf: &Leaf| slice.dir().join(leaf.name()).exists();
+        let first = slice.leaf().unwrap();
+        let clone = first.clone();
+        first.give_back().unwrap();
+        assert!(!exists(&first), "another thread may still act on the clone");
+        drop(clone);
+        let second = slice.leaf().unwrap();
+        second.give_back().unwrap();
+        assert!(exists(&second));
+        let again = slice.leaf().unwrap();
+        assert_eq!(again.name(), second.name());
+        for (file, value) in [("cgroup.freeze", "1"), ("cgroup.max.depth", "3"), ("cgroup.type", "threaded")] {
+            let leaf = slice.leaf().unwrap();
+            fs::write(slice.dir().join(leaf.name()).join(file), value).unwrap();
+            leaf.give_back().unwrap();
+            assert!(!exists(&leaf), "{file} was changed");
+        }
+        again.give_back().unwrap();
+        assert!(exists(&again));
+        slice.remove_spare_leaves();
+        assert!(!exists(&again));
     }
 
     #[test]

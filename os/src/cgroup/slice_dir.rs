@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::Flock;
 
 use super::directory::{MAX_DEPTH, remove_tree};
+use super::spare::SpareLeaves;
 
 /// The directory of a slice. Dropping it, when neither the slice nor a leaf is left, removes the slice.
 #[derive(Debug)]
@@ -22,12 +23,22 @@ pub(super) struct SliceDir {
     can_clone_into: AtomicBool,
     /// Whether the slice limits the number of tasks.
     limits_tasks: AtomicBool,
+    spare: SpareLeaves,
+    /// The number of leaves made so far.
+    made: AtomicU64,
 }
 
 impl SliceDir {
     /// The directory at `path`, which `lock` has opened and locked.
     pub(super) fn new(path: PathBuf, lock: Flock<File>) -> SliceDir {
-        SliceDir { path, lock, can_clone_into: AtomicBool::new(true), limits_tasks: AtomicBool::new(false) }
+        SliceDir {
+            path,
+            lock,
+            can_clone_into: AtomicBool::new(true),
+            limits_tasks: AtomicBool::new(false),
+            spare: SpareLeaves::default(),
+            made: AtomicU64::new(0),
+        }
     }
 
     /// The path that it was made at.
@@ -48,6 +59,16 @@ impl SliceDir {
     /// Whether the slice limits the number of tasks of all leaves together.
     pub(super) fn limits_tasks(&self) -> bool {
         self.limits_tasks.load(Ordering::Relaxed)
+    }
+
+    /// The empty leaves that are kept for the next runs.
+    pub(super) fn spare(&self) -> &SpareLeaves {
+        &self.spare
+    }
+
+    /// A name that no leaf of the slice has had before.
+    pub(super) fn new_name(&self) -> String {
+        (self.made.fetch_add(1, Ordering::Relaxed) + 1).to_string()
     }
 
     /// Notes that the slice limits the number of tasks.
