@@ -79,6 +79,7 @@ impl Actor {
             {
                 exit = Exit::OomKilled;
             }
+            member.context.ended_alone = !matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::OomKilled);
         }
         self.step(id, now, Event::Exited(exit));
         if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none()) {

@@ -33,6 +33,8 @@ pub struct Leaf {
 struct LeafDir {
     slice: Arc<SliceDir>,
     name: String,
+    /// [`Leaf::kill`] was called.
+    killed: AtomicBool,
     /// It was given back: another run may be in it.
     given_back: AtomicBool,
 }
@@ -40,7 +42,8 @@ struct LeafDir {
 impl Leaf {
     /// A leaf of `slice` that exists and is empty.
     pub(super) fn new(slice: Arc<SliceDir>, Spare { name, oom_kills }: Spare) -> Leaf {
-        Leaf { dir: Arc::new(LeafDir { slice, name, given_back: AtomicBool::new(false) }), noted: oom_kills }
+        let (killed, given_back) = (AtomicBool::new(false), AtomicBool::new(false));
+        Leaf { dir: Arc::new(LeafDir { slice, name, killed, given_back }), noted: oom_kills }
     }
 
     /// The name of its directory in the slice.
@@ -91,6 +94,7 @@ impl Leaf {
     /// # Errors
     /// What writing `cgroup.kill` says.
     pub fn kill(&self) -> io::Result<()> {
+        self.dir.killed.store(true, Ordering::Relaxed);
         self.write("cgroup.kill", "1")
     }
 
@@ -138,18 +142,24 @@ impl Leaf {
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
-    /// Gives the leaf back after the end of its run. If it is as new, and no clone of this value exists that another
-    /// thread could use, it is kept for another run; otherwise it is removed with all cgroups below it. It is not an
-    /// error if the leaf no longer exists or was given back before, or if it is empty and cannot be removed.
+    /// Gives the leaf back after the end of its run. If it is as new, it is kept for another run; otherwise it is
+    /// removed with all cgroups below it. It is not an error if the leaf no longer exists or was given back before, or if
+    /// it is empty and cannot be removed.
+    ///
+    /// It is not kept if it was killed, which it does not show: the kernel may kill every process that is created in it
+    /// later (seen on Linux 6.18, which compares its count of kills with that of the creator's own cgroup).
+    /// `was_killed`: perhaps somebody else has killed it. It is not kept either if a clone of this value exists, because
+    /// another thread could still act on that.
     ///
     /// # Errors
     /// When the leaf has live processes.
-    pub fn give_back(&self) -> io::Result<()> {
-        let LeafDir { slice, name, given_back } = &*self.dir;
+    pub fn give_back(&self, was_killed: bool) -> io::Result<()> {
+        let LeafDir { slice, name, killed, given_back } = &*self.dir;
         if given_back.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if Arc::strong_count(&self.dir) > 1 || !slice.spare().keep(slice.as_fd(), name, || slice.new_name()) {
+        let may_keep = !was_killed && !killed.load(Ordering::Relaxed) && Arc::strong_count(&self.dir) == 1;
+        if !may_keep || !slice.spare().keep(slice.as_fd(), name, || slice.new_name()) {
             self.remove()?;
         }
         given_back.store(true, Ordering::Relaxed);
