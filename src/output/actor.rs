@@ -3,17 +3,17 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Poll, Token};
 
+use super::attached::Attached;
 use super::batch::{Operation, ROOM};
 use super::log_writer::{Batches, Notify};
-use super::message::{Attach, Message, Notice};
-use super::pipe::{Descriptor, Drain, Pipe, PipeKind, Run};
+use super::message::{Message, Notice};
+use super::pipe::{Pipe, PipeKind, Run};
 use super::stdin::{StdinQueue, closed};
 use crate::clock::wall;
 use crate::error::Error;
@@ -33,6 +33,7 @@ const IDLE: Duration = Duration::from_secs(2);
 
 pub(super) struct Actor {
     poll: Poll,
+    attached: Receiver<Attached>,
     inbox: Receiver<Option<(RunKey, Message)>>,
     pub(super) notify: Notify,
     pub(super) pipes: HashMap<Token, Pipe>,
@@ -53,7 +54,6 @@ pub(super) struct Actor {
     pub(super) stalled: Vec<Token>,
     /// Terminals that are not read before a time, so that viewers can catch up: (time, token).
     pub(super) pausing: Vec<(Instant, Token)>,
-    last_token: usize,
     /// Buffer for reads of terminals.
     pub(super) buffer: Box<[u8]>,
 }
@@ -68,9 +68,16 @@ pub(super) struct PendingDrain {
 }
 
 impl Actor {
-    pub(super) fn new(poll: Poll, inbox: Receiver<Option<(RunKey, Message)>>, notify: Notify, logs: Batches) -> Actor {
+    pub(super) fn new(
+        poll: Poll,
+        attached: Receiver<Attached>,
+        inbox: Receiver<Option<(RunKey, Message)>>,
+        notify: Notify,
+        logs: Batches,
+    ) -> Actor {
         Actor {
             poll,
+            attached,
             inbox,
             notify,
             pipes: HashMap::new(),
@@ -83,7 +90,6 @@ impl Actor {
             unfinished: VecDeque::new(),
             stalled: Vec::new(),
             pausing: Vec::new(),
-            last_token: WAKE.0,
             buffer: vec![0; ROOM].into_boxed_slice(),
         }
     }
@@ -105,6 +111,8 @@ impl Actor {
             if events.is_empty() {
                 self.logs.release_memory();
             }
+            // A run is handed over before its pipes are registered.
+            self.take_attached();
             for event in &events {
                 self.serve(event.token());
             }
@@ -160,8 +168,10 @@ impl Actor {
     }
 
     fn receive(&mut self, key: RunKey, message: Message) {
+        // A run is handed over before the first message about it is sent.
+        self.take_attached();
         match message {
-            Message::Attach(attach) => self.attach(key, *attach),
+            Message::Unwatched(token) => self.forget_unwatched(token),
             Message::Drain(log) => self.drain(key, &log),
             Message::Forget => self.forget(key),
             Message::AppendToLog(log, line) => {
@@ -198,53 +208,22 @@ impl Actor {
         }
     }
 
-    fn attach(&mut self, key: RunKey, attach: Attach) {
-        let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
-        let mut taken = attach.taken;
-        let stdin = attach.stdin.map(|fd| Descriptor::new(fd, taken.one()));
-        let report = Descriptor::new(attach.report, taken.one());
-        let pipes = [
-            (attach.stdout, output(Stream::Stdout)),
-            (attach.stderr, output(Stream::Stderr)),
-            (stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
-            (Some(report), PipeKind::Report),
-        ];
-        self.runs.insert(
-            key,
-            Run {
-                log: attach.log,
-                terminal: attach.terminal,
-                tokens: Vec::new(),
-                draining: None,
-                drained: false,
-                _taken: taken,
-            },
-        );
-        for (fd, kind) in pipes {
-            if let Some(fd) = fd {
-                self.register(key, fd, kind);
-            }
+    /// Takes over the runs that have been handed over.
+    fn take_attached(&mut self) {
+        while let Ok(Attached { key, run, pipes }) = self.attached.try_recv() {
+            self.runs.insert(key, run);
+            self.pipes.extend(pipes);
+            self.end_output(key);
         }
-        self.end_output(key);
     }
 
-    fn register(&mut self, key: RunKey, fd: Arc<Descriptor>, kind: PipeKind) {
-        self.last_token += 1;
-        let token = Token(self.last_token);
-        let interest = match kind {
-            PipeKind::Stdin(_) => Interest::WRITABLE,
-            _ => Interest::READABLE,
-        };
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest) {
-            log::error!("unit {}: a pipe cannot be watched: {error}", key.0);
-            if matches!(kind, PipeKind::Report) {
-                (self.notify)(key, Notice::ExecOk);
-            }
-            return;
+    /// Closes a pipe that cannot be watched.
+    fn forget_unwatched(&mut self, token: Token) {
+        let Some(Pipe { run, kind, .. }) = self.pipes.get(&token) else { return };
+        if matches!(kind, PipeKind::Report) {
+            (self.notify)(*run, Notice::ExecOk);
         }
-        let Some(run) = self.runs.get_mut(&key) else { return };
-        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false });
-        run.tokens.push(token);
+        self.close(token);
     }
 
     pub(super) fn serve(&mut self, token: Token) {

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::pipe::Descriptor;
+use mio::Token;
+
 use crate::logs::{OutputLog, Writing};
 use crate::model::RunEnd;
 use crate::model::terminal_size::TerminalSize;
@@ -50,8 +52,8 @@ pub struct Attach {
 /// each writer of a stdin waits for its reply before it sends more.
 #[derive(Debug)]
 pub enum Message {
-    /// A run has been forked.
-    Attach(Box<Attach>),
+    /// This pipe of the run could not be registered.
+    Unwatched(Token),
     /// The leader of the run, which writes to this log, has been reaped: read the rest of its output, then send
     /// [`Notice::Drained`].
     Drain(Arc<OutputLog>),

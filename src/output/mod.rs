@@ -3,6 +3,7 @@
 //! output of a leader is in its log.
 
 mod actor;
+mod attached;
 mod batch;
 mod drain;
 mod log_writer;
@@ -14,14 +15,18 @@ mod stdin;
 mod tests;
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
-use mio::{Poll, Waker};
+use mio::unix::SourceFd;
+use mio::{Poll, Registry, Waker};
 
 use crate::model::RunKey;
 use actor::{Actor, WAKE};
+use attached::Attached;
 use log_writer::{LogWriter, Remover};
 pub use message::{Attach, Message, Notice};
 pub use pipe::Descriptor;
@@ -31,10 +36,37 @@ use tl_os::thread;
 #[derive(Clone, Debug)]
 pub struct OutputSender {
     messages: Sender<Option<(RunKey, Message)>>,
+    attached: Sender<Attached>,
+    shared: Arc<Shared>,
+}
+
+/// What all senders share.
+#[derive(Debug)]
+struct Shared {
     waker: Arc<Waker>,
+    /// Where the pipes of the thread are registered.
+    registry: Registry,
+    /// The number of the latest pipe.
+    last_token: AtomicUsize,
 }
 
 impl OutputSender {
+    /// Hands a run that has been forked over to the thread, and registers its pipes. The thread is not woken for that:
+    /// it learns of the run at the first event of a pipe, or with the first message about the run.
+    pub fn attach(&self, run: RunKey, attach: Attach) {
+        let attached = Attached::new(run, attach, &self.shared.last_token);
+        let sources = attached.sources();
+        if self.attached.send(attached).is_err() {
+            return;
+        }
+        for (token, fd, interest) in sources {
+            if let Err(error) = self.shared.registry.register(&mut SourceFd(&fd.as_fd().as_raw_fd()), token, interest) {
+                log::error!("unit {}: a pipe cannot be watched: {error}", run.0);
+                self.send(run, Message::Unwatched(token));
+            }
+        }
+    }
+
     /// Sends a message about a run. If the thread has ended, the message is dropped; dropping a reply in it delivers an
     /// error.
     pub fn send(&self, run: RunKey, message: Message) {
@@ -43,7 +75,7 @@ impl OutputSender {
 
     fn post(&self, message: Option<(RunKey, Message)>) {
         if self.messages.send(message).is_ok()
-            && let Err(error) = self.waker.wake()
+            && let Err(error) = self.shared.waker.wake()
         {
             log::error!("cannot wake the output thread: {error}");
         }
@@ -76,19 +108,22 @@ impl Output {
     ) -> io::Result<Output> {
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let registry = poll.registry().try_clone()?;
         let (messages, inbox) = unbounded();
+        let (attached, runs) = unbounded();
         let notify = Arc::new(notify);
         let writer_died = died.clone();
         let (writer, batches) =
             LogWriter::start(notify.clone(), Arc::clone(&waker), move || writer_died("log-writer"))?;
-        let mut actor = Actor::new(poll, inbox, notify, batches);
+        let mut actor = Actor::new(poll, runs, inbox, notify, batches);
         let thread = thread::spawn("output", move || actor.run(), move || died("output"))?;
-        Ok(Output { sender: OutputSender { messages, waker }, thread: Some(thread), writer })
+        let shared = Arc::new(Shared { waker, registry, last_token: AtomicUsize::new(WAKE.0) });
+        Ok(Output { sender: OutputSender { messages, attached, shared }, thread: Some(thread), writer })
     }
 
     /// A sender to the output thread.
-    pub fn sender(&self) -> OutputSender {
-        self.sender.clone()
+    pub fn sender(&self) -> &OutputSender {
+        &self.sender
     }
 
     /// A handle that removes files of logs on the log writer thread.

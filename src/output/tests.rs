@@ -48,7 +48,7 @@ impl Fixture {
         let (log, stdout) = (Arc::clone(log), Some(Descriptor::new(stdout, taken.one())));
         let stderr = stderr.map(|fd| Descriptor::new(fd, taken.one()));
         let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
-        self.output.sender().send(key, Message::Attach(Box::new(attach)));
+        self.output.sender().attach(key, attach);
     }
 
     fn send(&self, message: Message) {

@@ -228,7 +228,7 @@ impl Actor {
             report: child.report,
             taken,
         };
-        self.parts.output.sender().send((id, run), ToOutput::Attach(Box::new(attach)));
+        self.parts.output.sender().attach((id, run), attach);
         let context = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.context;
         context.stdin_open = context.spec.stdio.has_stdin_pipe();
         context.outputs = kept;

@@ -197,7 +197,7 @@ impl Actor {
         }
         let run = (id, member.unit.run_no());
         self.last_writer += 1;
-        Ok(Stdin::new(self.parts.output.sender(), run, self.last_writer))
+        Ok(Stdin::new(self.parts.output.sender().clone(), run, self.last_writer))
     }
 
     fn close_stdin(&mut self, target: &Target) -> Result<(), Error> {

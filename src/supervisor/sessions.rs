@@ -65,7 +65,7 @@ impl Actor {
         let info = session_info(member).ok_or_else(|| Error::SessionNotFound(session_id.to_owned()))?;
         let (run, terminal) = ((unit, member.unit.run_no()), Arc::clone(&session.terminal));
         self.last_writer += 1;
-        let keyboard = Stdin::new(self.parts.output.sender(), run, self.last_writer);
+        let keyboard = Stdin::new(self.parts.output.sender().clone(), run, self.last_writer);
         Ok(SessionAccess { unit, info, terminal, keyboard })
     }
 
