@@ -187,7 +187,7 @@ fn start_in_leaf<T>(
     match start(Some(&leaf)) {
         Ok(started) => Ok((started, leaf)),
         Err(failure) => {
-            let _ = leaf.give_back(false);
+            let _ = leaf.give_back();
             Err(failure)
         }
     }

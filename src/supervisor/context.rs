@@ -27,8 +27,6 @@ pub(super) struct UnitContext {
     pub(super) tree: Option<Tracking>,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
-    /// The leader has just ended, and not by a SIGKILL: if its cgroup is empty now, nobody has killed that.
-    pub(super) ended_alone: bool,
     /// Requests that wait for the start of this run or of a later one.
     pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
     /// Set for a terminal session.
@@ -56,7 +54,6 @@ impl UnitContext {
             outputs: [None, None],
             tree: None,
             killed: false,
-            ended_alone: false,
             starting: Vec::new(),
             pty: None,
             user: None,

@@ -79,7 +79,11 @@ impl Actor {
             {
                 exit = Exit::OomKilled;
             }
-            member.context.ended_alone = !matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::OomKilled);
+            if let Some(Tracking::Leaf(leaf)) = &member.context.tree
+                && !matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::OomKilled)
+            {
+                leaf.leader_exited();
+            }
         }
         self.step(id, now, Event::Exited(exit));
         if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none()) {

@@ -158,10 +158,7 @@ impl Actor {
 
     /// Gives the cgroup of a run back if it is empty. Returns whether it was.
     pub(super) fn release_if_empty(&mut self, key: RunKey) -> bool {
-        // A process that ends later than the leader may have been killed by somebody else through the cgroup.
-        let ended_alone = self.parts.fleet.get_mut(key.0).filter(|member| member.unit.run_no() == key.1);
-        let ended_alone = ended_alone.is_some_and(|member| std::mem::take(&mut member.context.ended_alone));
-        let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.give_back(!ended_alone).is_ok());
+        let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.give_back().is_ok());
         if empty {
             self.release(key);
         }

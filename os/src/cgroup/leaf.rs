@@ -35,6 +35,8 @@ struct LeafDir {
     name: String,
     /// [`Leaf::kill`] was called.
     killed: AtomicBool,
+    /// See [`Leaf::leader_exited`].
+    is_clean: AtomicBool,
     /// It was given back: another run may be in it.
     given_back: AtomicBool,
 }
@@ -42,8 +44,8 @@ struct LeafDir {
 impl Leaf {
     /// A leaf of `slice` that exists and is empty.
     pub(super) fn new(slice: Arc<SliceDir>, Spare { name, oom_kills }: Spare) -> Leaf {
-        let (killed, given_back) = (AtomicBool::new(false), AtomicBool::new(false));
-        Leaf { dir: Arc::new(LeafDir { slice, name, killed, given_back }), noted: oom_kills }
+        let [killed, is_clean, given_back] = [(); 3].map(|()| AtomicBool::new(false));
+        Leaf { dir: Arc::new(LeafDir { slice, name, killed, is_clean, given_back }), noted: oom_kills }
     }
 
     /// The name of its directory in the slice.
@@ -142,23 +144,29 @@ impl Leaf {
         self.read("memory.events").map_or(0, |events| oom_kills(&events))
     }
 
+    /// Notes that the leader has ended, and not by a SIGKILL. If the leaf is empty when it is next given back, nobody
+    /// has killed the processes in it.
+    pub fn leader_exited(&self) {
+        self.dir.is_clean.store(true, Ordering::Relaxed);
+    }
+
     /// Gives the leaf back after the end of its run. If it is as new, it is kept for another run; otherwise it is
     /// removed with all cgroups below it. It is not an error if the leaf no longer exists or was given back before, or if
     /// it is empty and cannot be removed.
     ///
-    /// It is not kept if it was killed, which it does not show: the kernel may kill every process that is created in it
-    /// later (seen on Linux 6.18, which compares its count of kills with that of the creator's own cgroup).
-    /// `was_killed`: perhaps somebody else has killed it. It is not kept either if a clone of this value exists, because
-    /// another thread could still act on that.
+    /// It is not kept if it was killed, or may have been, which its files do not show: the kernel may kill every process
+    /// that is created in it later (seen on Linux 6.18, which compares its count of kills with that of the creator's own
+    /// cgroup). It is not kept either if a clone of this value exists, because another thread could still act on that.
     ///
     /// # Errors
     /// When the leaf has live processes.
-    pub fn give_back(&self, was_killed: bool) -> io::Result<()> {
-        let LeafDir { slice, name, killed, given_back } = &*self.dir;
+    pub fn give_back(&self) -> io::Result<()> {
+        let LeafDir { slice, name, killed, is_clean, given_back } = &*self.dir;
         if given_back.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let may_keep = !was_killed && !killed.load(Ordering::Relaxed) && Arc::strong_count(&self.dir) == 1;
+        let is_clean = is_clean.swap(false, Ordering::Relaxed) && !killed.load(Ordering::Relaxed);
+        let may_keep = is_clean && Arc::strong_count(&self.dir) == 1;
         if !may_keep || !slice.spare().keep(slice.as_fd(), name, || slice.new_name()) {
             self.remove()?;
         }

@@ -38,7 +38,7 @@ pub fn probe(slice: &Slice) -> io::Result<()> {
     }
     // The kernel may count the process for a moment after it was reaped.
     for _ in 0..REMOVALS {
-        if leaf.give_back(true).is_ok() {
+        if leaf.give_back().is_ok() {
             break;
         }
         sleep(Duration::from_millis(1));

@@ -162,9 +162,9 @@ mod tests {
         let dir = slice.dir().to_owned();
         let [first, last] = [slice.new_leaf().unwrap(), slice.new_leaf().unwrap()];
         fs::create_dir_all(dir.join(first.name()).join("deep/deeper")).unwrap();
-        first.give_back(false).unwrap();
+        first.give_back().unwrap();
         assert!(!dir.join(first.name()).exists(), "it is not kept with a nested cgroup");
-        first.give_back(false).unwrap();
+        first.give_back().unwrap();
         drop((slice, first));
         assert!(last.is_empty() && dir.join(last.name()).exists());
         // A slice in use is locked, so it does not count as stale.
@@ -180,25 +180,33 @@ mod tests {
         let exists = |leaf: &Leaf| slice.dir().join(leaf.name()).exists();
         let first = slice.leaf().unwrap();
         let clone = first.clone();
-        first.give_back(false).unwrap();
+        first.leader_exited();
+        first.give_back().unwrap();
         assert!(!exists(&first), "another thread may still act on the clone");
         drop(clone);
         let second = slice.leaf().unwrap();
-        second.give_back(false).unwrap();
+        second.leader_exited();
+        second.give_back().unwrap();
         assert!(exists(&second));
         let again = slice.leaf().unwrap();
         assert_eq!(again.name(), second.name());
         for (file, value) in [("cgroup.freeze", "1"), ("cgroup.max.depth", "3"), ("cgroup.type", "threaded")] {
             let leaf = slice.leaf().unwrap();
+            leaf.leader_exited();
             fs::write(slice.dir().join(leaf.name()).join(file), value).unwrap();
-            leaf.give_back(false).unwrap();
+            leaf.give_back().unwrap();
             assert!(!exists(&leaf), "{file} was changed");
         }
         let killed = slice.leaf().unwrap();
+        killed.leader_exited();
         killed.kill().unwrap();
-        killed.give_back(false).unwrap();
+        killed.give_back().unwrap();
         assert!(!exists(&killed));
-        again.give_back(false).unwrap();
+        let unknown = slice.leaf().unwrap();
+        unknown.give_back().unwrap();
+        assert!(!exists(&unknown), "its leader may have been killed");
+        again.leader_exited();
+        again.give_back().unwrap();
         assert!(exists(&again));
         slice.remove_spare_leaves();
         assert!(!exists(&again));
