@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::beacon::Programs;
-use crate::harness::{Options as DaemonOptions, program};
+use crate::harness::options::{Options as DaemonOptions, program};
 use crate::options::Options;
 use crate::report::{Pair, Report, Rounds};
 

@@ -33,8 +33,11 @@ use bench::{Bench, machine};
 use options::Options;
 use report::{Report, insert_into};
 
+/// A group of figures: its name, and what measures and reports them.
+type Group = (&'static str, fn(&mut Bench));
+
 /// All groups in the order of the report.
-const GROUPS: [(&str, fn(&mut Bench)); 18] = [
+const GROUPS: [Group; 19] = [
     ("run", runs::run),
     ("runs per second", runs::runs_per_second),
     ("start", runs::start),
@@ -53,42 +56,50 @@ const GROUPS: [(&str, fn(&mut Bench)); 18] = [
     ("terminal", terminals::terminal),
     ("files", files::files),
     ("peers", peers::peers),
+    ("growth", growth::growth),
 ];
 
-/// Groups that print tables.
-const TABLES: [(&str, fn(&mut Bench)); 1] = [("growth", growth::growth)];
+/// The group with this name, or else all groups whose name contains `word`.
+fn select(word: &str) -> Vec<&'static Group> {
+    let exactly = GROUPS.iter().find(|(name, _)| *name == word);
+    exactly.map_or_else(|| GROUPS.iter().filter(|(name, _)| name.contains(word)).collect(), |group| vec![group])
+}
 
 fn main() {
     let options = Options::from_command_line();
     // Cargo starts benchmarks in the directory of their package. Paths on the command line are relative to the
     // repository.
     std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("enter the repository");
-    let all = || GROUPS.iter().chain(&TABLES);
-    let exactly: Vec<_> = all().filter(|(name, _)| *name == options.word).collect();
-    let wanted =
-        if exactly.is_empty() { all().filter(|(name, _)| name.contains(&options.word)).collect() } else { exactly };
-    if wanted.is_empty() {
+    let groups = select(&options.word);
+    if groups.is_empty() {
         eprintln!("no group of figures has {:?} in its name; --list prints all", options.word);
         std::process::exit(2);
     }
     if options.list {
-        return wanted.iter().for_each(|(name, _)| println!("{name}"));
+        return groups.iter().for_each(|(name, _)| println!("{name}"));
     }
     let machine = machine(&options);
     machine.iter().for_each(|(key, value)| println!("{key}: {value}"));
     let mut bench = Bench { options, report: Report::default(), programs: Programs::compile() };
     bench.report.print_head();
-    for (name, measure) in wanted {
+    for (name, measure) in groups {
         bench.report.group = (*name).to_owned();
         println!("{name}");
-        measure(&mut bench);
+        let time = bench::milliseconds(|| measure(&mut bench)) / 1e3;
+        println!("  ({time:.1} s)");
+        // After each group, so that a failure of a later one loses nothing.
+        write_files(&bench, &machine);
     }
+}
+
+/// Writes the files that the options name.
+fn write_files(bench: &Bench, machine: &[(&'static str, String)]) {
     if let Some(file) = &bench.options.json {
-        let text = serde_json::to_string_pretty(&bench.report.json(&machine)).expect("JSON");
+        let text = serde_json::to_string_pretty(&bench.report.json(machine)).expect("JSON");
         std::fs::write(file, text + "\n").expect("write the JSON file");
     }
     if let Some(file) = &bench.options.markdown {
         let document = std::fs::read_to_string(file).unwrap_or_default();
-        std::fs::write(file, insert_into(&document, &bench.report.markdown(&machine))).expect("write the tables");
+        std::fs::write(file, insert_into(&document, &bench.report.markdown(machine))).expect("write the tables");
     }
 }

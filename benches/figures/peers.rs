@@ -14,7 +14,8 @@ use serde_json::json;
 
 use crate::beacon::{Programs, Reports};
 use crate::bench::{Bench, milliseconds};
-use crate::harness::{TIMEOUT, procfs, program, wait_until};
+use crate::harness::options::program;
+use crate::harness::{TIMEOUT, procfs, wait_until};
 use crate::report::{Rounds, number};
 use crate::usage::memory_of;
 

@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use crate::beacon::Reports;
 use crate::bench::{Bench, milliseconds};
 use crate::floors::{as_user, end};
+use crate::harness::options::program;
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, program, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
 use crate::report::{Goal, Rounds};
 
 /// The body that starts a managed process, which restarts at once.

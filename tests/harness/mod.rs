@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 pub use daemon::Daemon;
-pub use options::{Options, program, start_daemon, start_daemon_with};
+pub use options::{Options, start_daemon, start_daemon_with};
 pub use response::Response;
 
 /// Deadline for anything that a test waits for; long enough for a busy machine.
