@@ -49,7 +49,7 @@ package: ## Package each crate and build it from its package
 	cargo package --workspace --allow-dirty
 
 bench: dist ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
-	TL_INIT_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
+	TL_TEST_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
 
 bench-peers: ## Measure other programs that supervise processes; installs their Debian packages
 	@tests/need peers

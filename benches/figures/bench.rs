@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::beacon::Programs;
 use crate::harness::options::{Options as DaemonOptions, program};
 use crate::options::Options;
-use crate::report::{Pair, Report, Rounds};
+use crate::report::{Pair, Report};
 
 /// A run of the benchmarks.
 pub struct Bench {
@@ -45,13 +45,6 @@ impl Bench {
     pub fn latencies(&self, count: usize, mut ours: impl FnMut() -> f64, mut floor: impl FnMut() -> f64) -> Pair {
         let batch = |job: &mut dyn FnMut() -> f64| (0..count).map(|_| job()).collect();
         self.rounds(|| batch(&mut ours), || batch(&mut floor))
-    }
-
-    /// Measures one quantity that has no floor, once a round.
-    pub fn alone(&self, mut ours: impl FnMut() -> f64) -> Rounds {
-        let mut rounds = Rounds::default();
-        (0..self.options.rounds).for_each(|_| rounds.push(vec![ours()]));
-        rounds
     }
 }
 

@@ -1,11 +1,12 @@
 //! A client of the API that costs little: requests are prepared, and responses are read into one buffer and not parsed
 //! beyond their end.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
+use crate::floors::read_some;
 use crate::harness::Daemon;
 
 /// One connection that is kept alive.
@@ -52,7 +53,7 @@ impl Client {
         self.socket.write_all(request).expect("send");
         self.response.clear();
         while !is_complete(&self.response) {
-            let got = self.socket.read(&mut self.block).expect("receive");
+            let got = read_some(&mut self.socket, &mut self.block);
             assert!(got > 0, "the connection ended within a response");
             self.response.extend_from_slice(&self.block[..got]);
         }

@@ -1,6 +1,6 @@
 //! The floors that several figures share: the least work that any implementation has to do.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -107,5 +107,15 @@ pub fn bulk_service(count: usize, sends: bool) -> SocketAddr {
 /// Reads a stream to its end with a large buffer; the number of bytes.
 pub fn drain(mut stream: impl Read) -> usize {
     let mut block = vec![0; 256 << 10];
-    std::iter::repeat_with(|| stream.read(&mut block).expect("receive")).take_while(|got| *got > 0).sum()
+    std::iter::repeat_with(|| read_some(&mut stream, &mut block)).take_while(|got| *got > 0).sum()
+}
+
+/// Reads what is there. A socket with a timeout is interrupted when this program is stopped and continued (signal(7)).
+pub fn read_some(stream: &mut impl Read, block: &mut [u8]) -> usize {
+    loop {
+        match stream.read(block) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result.expect("receive"),
+        }
+    }
 }

@@ -49,7 +49,7 @@ fn processes(bench: &mut Bench) {
 
 fn followers(bench: &mut Bench) {
     let daemon = Options::default().args(&["--max-connections", "1024"]).start();
-    let lines = bench.count(20_000, 50);
+    let lines = bench.count(5_000, 50);
     let rows = [1, 10, 100, 500].into_iter().map(|followers| {
         let followers = bench.count(followers, followers.min(3));
         let mut best = f64::MAX;
@@ -64,7 +64,7 @@ fn followers(bench: &mut Bench) {
     });
     let rows = rows.collect();
     let columns = ["followers", "time, ms", "µs per line", "MB/s"];
-    bench.report.table("20,000 lines to followers (best of 3)", &columns, rows);
+    bench.report.table("5,000 lines to followers (best of 3)", &columns, rows);
 }
 
 fn output(bench: &mut Bench) {

@@ -72,7 +72,7 @@ pub fn memory(bench: &mut Bench) {
     report.value("descriptors per running process", "", each(more), Some(Goal::AtMost(3.0)));
     kill_all(&daemon, &pids);
     let before = settled_memory(daemon.pid, still);
-    let count = bench.count(10_000, 20);
+    let count = bench.count(5_000, 20);
     run_many(&daemon, count);
     let after = settled_memory(daemon.pid, still);
     let each = (after.resident - before.resident) / count as f64;

@@ -155,7 +155,7 @@ pub fn peers(bench: &mut Bench) {
     };
     for _ in 0..bench.options.rounds {
         for (peer, times) in installed.iter().zip(&mut started) {
-            times.push((0..bench.count(4, 1)).map(|_| start(peer).1).collect());
+            times.push((0..bench.count(2, 1)).map(|_| start(peer).1).collect());
         }
     }
     let rows = installed.iter().zip(&started).map(|(peer, started)| {
@@ -165,7 +165,7 @@ pub fn peers(bench: &mut Bench) {
         std::thread::sleep(life);
         let memory = memory_of(&running.processes().0);
         let mut crashes = Rounds::default();
-        for _ in 0..if peer.restarts { bench.count(5, 1) } else { 0 } {
+        for _ in 0..if peer.restarts { bench.count(3, 1) } else { 0 } {
             let beacon = running.beacon();
             crashes.push(vec![milliseconds(|| {
                 kill(Pid::from_raw(beacon), Signal::SIGKILL).expect("kill the beacon");

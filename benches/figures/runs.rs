@@ -15,7 +15,7 @@ pub fn run(bench: &mut Bench) {
     let mut client = Client::new(&daemon);
     let request = client.run_true();
     (0..bench.count(300, 3)).for_each(|_| client.run(&request));
-    let count = bench.count(800, 10);
+    let count = bench.count(600, 10);
     let pair = bench.latencies(count, || milliseconds(|| client.run(&request)), || milliseconds(fork_and_wait));
     let goals = [(50.0, Some(Goal::RatioAtMost(1.2))), (90.0, None), (99.0, Some(Goal::RatioAtMost(1.5)))];
     bench.report.latency("run /bin/true", "ms", &pair, "fork, setuid, exec, wait", &goals);
@@ -33,7 +33,7 @@ pub fn run(bench: &mut Bench) {
 /// Runs per second and CPU time of each, with eight clients.
 pub fn runs_per_second(bench: &mut Bench) {
     let daemon = start_daemon();
-    let count = bench.count(3_000, 40);
+    let count = bench.count(2_000, 40);
     let mut clients: Vec<Client> = (0..8).map(|_| Client::new(&daemon)).collect();
     let request = clients[0].run_true();
     let mut ours = |count: usize| rate(count, clients.iter_mut().map(|client| || client.run(&request)));
@@ -82,7 +82,7 @@ pub fn start(bench: &mut Bench) {
         child.into_iter().for_each(end);
         time
     };
-    let pair = bench.latencies(bench.count(400, 5), ours, floor);
+    let pair = bench.latencies(bench.count(300, 5), ours, floor);
     let goals = [(50.0, Some(Goal::RatioAtMost(1.5))), (99.0, None)];
     bench.report.latency("start of a process that stays (201)", "ms", &pair, "fork, setuid, exec", &goals);
 }

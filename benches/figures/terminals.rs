@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use crate::bench::{Bench, megabytes_per_second, milliseconds};
-use crate::floors::bulk_service;
+use crate::floors::{bulk_service, read_some};
 use crate::harness::start_daemon;
 use crate::harness::websocket::client_frame;
 use crate::report::Rounds;
@@ -22,7 +22,7 @@ pub fn tunnel(bench: &mut Bench) {
             bytes,
             milliseconds(|| {
                 while left > 0 {
-                    left = left.saturating_sub(socket.read(&mut block).expect("receive"));
+                    left = left.saturating_sub(read_some(socket, &mut block));
                 }
             }),
         )]

@@ -14,9 +14,9 @@ use super::{Daemon, bound_command};
 const READ_ONLY_CGROUPS: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts | while read -r mounted; do
     mount -o remount,bind,ro \"$mounted\"; done; exec \"$0\" \"$@\"";
 
-/// The program under test: TL_INIT_PROGRAM, an absolute path, or else what cargo has built.
+/// The program under test: TL_TEST_PROGRAM, an absolute path, or else what cargo has built.
 pub fn program() -> PathBuf {
-    std::env::var_os("TL_INIT_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_tl-init").into(), PathBuf::from)
+    std::env::var_os("TL_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_tl-init").into(), PathBuf::from)
 }
 
 /// Options of a daemon; [`Options::default`] starts it as PID 1 of a new namespace, with a cgroup.
