@@ -65,24 +65,32 @@ pub fn runs_per_second(bench: &mut Bench) {
     report.percentile("CPU time of a run, 8 clients", "µs", &cpu, 50.0, Some(floor), Some(Goal::RatioAtMost(1.4)));
 }
 
-/// Time from the request to the response of a start of a process that stays.
+/// Time from the request to the response of a start of a process that stays. The processes of a batch are ended after all
+/// of them have been started, so that the end of one does not disturb the start of the next.
 pub fn start(bench: &mut Bench) {
+    const AT_ONCE: usize = 40;
     let daemon = start_daemon();
     let mut client = Client::new(&daemon);
     let request = client.start_sleep();
-    let ours = || {
-        let mut pid = 0;
-        let time = milliseconds(|| pid = client.start(&request));
-        client.delete(pid);
-        time
+    let mut ours = || {
+        let (mut times, mut pids) = (Vec::new(), Vec::new());
+        for _ in 0..AT_ONCE {
+            times.push(milliseconds(|| pids.push(client.start(&request))));
+        }
+        pids.into_iter().for_each(|pid| client.delete(pid));
+        times
     };
     let floor = || {
-        let mut child = None;
-        let time = milliseconds(|| child = Some(fork_and_exec()));
-        child.into_iter().for_each(end);
-        time
+        let (mut times, mut children) = (Vec::new(), Vec::new());
+        for _ in 0..AT_ONCE {
+            times.push(milliseconds(|| children.push(fork_and_exec())));
+        }
+        children.into_iter().for_each(end);
+        times
     };
-    let pair = bench.latencies(bench.count(300, 5), ours, floor);
+    let batches = bench.count(8, 1);
+    let pair =
+        bench.rounds(|| (0..batches).flat_map(|_| ours()).collect(), || (0..batches).flat_map(|_| floor()).collect());
     let goals = [(50.0, Some(Goal::RatioAtMost(1.5))), (99.0, None)];
     bench.report.latency("start of a process that stays (201)", "ms", &pair, "fork, setuid, exec", &goals);
 }

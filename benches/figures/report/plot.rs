@@ -30,9 +30,9 @@ pub struct Curve<'a> {
     pub ascending: &'a [f64],
 }
 
-/// Draws up to two curves. The x axis ends where all curves have reached 99.5 %.
+/// Draws up to two curves. The x axis ends where all curves have reached 99 %.
 pub fn distribution(title: &str, curves: &[Curve]) -> String {
-    let most = curves.iter().filter_map(|curve| percentile(curve.ascending, 99.5)).fold(0.0, f64::max);
+    let most = curves.iter().filter_map(|curve| percentile(curve.ascending, 99.0)).fold(0.0, f64::max);
     let step = step(most);
     let end = (most / step).ceil().max(1.0) * step;
     let (width, height) = (SIZE.0 - LEFT - RIGHT, SIZE.1 - TOP - BOTTOM);
