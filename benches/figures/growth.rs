@@ -5,7 +5,7 @@ use crate::client::{Client, start_until};
 use crate::harness::Options;
 use crate::output::{daemon_for_output, follow, get_output, run_cat, write_lines};
 use crate::report::{number, percentile};
-use crate::scale::{jobs, list};
+use crate::scale::{KINDS, job, list};
 use crate::usage::{memory_of, own_processes};
 
 /// The median of `count` samples, as text.
@@ -33,7 +33,8 @@ fn processes(bench: &mut Bench) {
             pids.drain(pids.len() - 5..).for_each(|pid| Client::new(&daemon).delete(pid));
         }
         let mut row = vec![pids.len().to_string()];
-        for mut job in jobs(&daemon, pids[pids.len() / 2]) {
+        for kind in KINDS {
+            let mut job = job(kind, &daemon, pids[pids.len() / 2]);
             (0..bench.count(20, 1)).for_each(|_| _ = job());
             row.push(median(bench.count(200, 2), job));
         }

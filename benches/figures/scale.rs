@@ -9,42 +9,35 @@ use crate::harness::Daemon;
 use crate::report::Goal;
 
 /// A kind of request to one daemon: the time of one, in milliseconds.
-type Job<'a> = Box<dyn FnMut() -> f64 + 'a>;
+pub type Job<'a> = Box<dyn FnMut() -> f64 + 'a>;
 
-/// The kinds of requests that are measured, in the order of [`jobs`].
+/// The kinds of requests that are measured.
 pub const KINDS: [&str; 5] = ["get", "signal", "run", "start", "kill"];
 
-/// One job for each of [`KINDS`]. `pid` is a running process.
-pub fn jobs(daemon: &Daemon, pid: u64) -> [Job<'_>; 5] {
-    let request = |kind: &str| {
-        let client = Client::new(daemon);
-        let request = match kind {
-            "get" => client.prepare("GET", &format!("/processes/{pid}"), &Value::Null),
-            // SIGCONT, which changes nothing.
-            "signal" => client.prepare("POST", &format!("/processes/{pid}/signal"), &json!({"signal": 18})),
-            "run" => client.run_true(),
-            _ => client.start_sleep(),
-        };
-        (client, request)
+/// The job of one of [`KINDS`], on a new connection. `pid` is a running process.
+pub fn job<'a>(kind: &str, daemon: &'a Daemon, pid: u64) -> Job<'a> {
+    let mut client = Client::new(daemon);
+    let request = match kind {
+        "get" => client.prepare("GET", &format!("/processes/{pid}"), &Value::Null),
+        // SIGCONT, which changes nothing.
+        "signal" => client.prepare("POST", &format!("/processes/{pid}/signal"), &json!({"signal": 18})),
+        "run" => client.run_true(),
+        _ => client.start_sleep(),
     };
-    let plain = |kind: &str| -> Job<'_> {
-        let (mut client, request) = request(kind);
-        Box::new(move || milliseconds(|| client.exchange(&request, "200").len()))
-    };
-    let (mut client, sleep) = request("start");
-    let start = Box::new(move || {
-        let mut pid = 0;
-        let time = milliseconds(|| pid = client.start(&sleep));
-        client.delete(pid);
-        time
-    });
-    let (mut client, sleep) = request("start");
-    let kill = Box::new(move || {
-        let pid = client.start(&sleep);
-        let request = client.prepare("DELETE", &format!("/processes/{pid}"), &Value::Null);
-        milliseconds(|| client.exchange(&request, "204").len())
-    });
-    [plain("get"), plain("signal"), plain("run"), start, kill]
+    match kind {
+        "start" => Box::new(move || {
+            let mut pid = 0;
+            let time = milliseconds(|| pid = client.start(&request));
+            client.delete(pid);
+            time
+        }),
+        "kill" => Box::new(move || {
+            let pid = client.start(&request);
+            let request = client.prepare("DELETE", &format!("/processes/{pid}"), &Value::Null);
+            milliseconds(|| client.exchange(&request, "204").len())
+        }),
+        _ => Box::new(move || milliseconds(|| client.exchange(&request, "200").len())),
+    }
 }
 
 /// Time to list all processes, in milliseconds.
@@ -63,8 +56,8 @@ pub fn many_processes(bench: &mut Bench) {
     let many = of_large.len();
     bench.report.value("processes", "", many as f64, None);
     let (pid_of_large, pid_of_small) = (of_large[many / 2], of_small[5]);
-    let pairs = KINDS.into_iter().zip(jobs(&large, pid_of_large).into_iter().zip(jobs(&small, pid_of_small)));
-    for (kind, (mut ours, mut floor)) in pairs {
+    for kind in KINDS {
+        let (mut ours, mut floor) = (job(kind, &large, pid_of_large), job(kind, &small, pid_of_small));
         let count = if matches!(kind, "get" | "signal") { bench.count(2_000, 5) } else { bench.count(200, 3) };
         (0..count / 10).for_each(|_| {
             ours();

@@ -67,6 +67,8 @@ pub fn crash_to_running(bench: &mut Bench) {
         format!("s{number}")
     };
     let floor = || {
+        // As before each crash of the daemon's processes.
+        daemon.pids_matching("no process");
         let mut child = None;
         let time = milliseconds(|| {
             child = Some(as_user(&beacon).arg(&reports.path).spawn().expect("start it"));
