@@ -153,7 +153,7 @@ pub fn peers(bench: &mut Bench) {
         number_of_start += 1;
         Running::start(peer, &base.join(number_of_start.to_string()), &bench.programs, &reports)
     };
-    for _ in 0..bench.options.rounds {
+    for _ in 0..bench.count(bench.options.rounds, 1) {
         for (peer, times) in installed.iter().zip(&mut started) {
             times.push((0..bench.count(2, 1)).map(|_| start(peer).1).collect());
         }
