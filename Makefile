@@ -1,11 +1,11 @@
 # Build, test and run targets; `make` lists them.
 
-# Address of `make run`, and further arguments of tl-init.
+# Address of `make run`, and further arguments of tl-init or of the benchmarks.
 LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench dist rootfs package
+.PHONY: help run test test-rust test-python test-vm bench bench-peers dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -21,6 +21,7 @@ test: test-rust test-python ## Run all Rust and Python tests
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	@tests/need unshare cc python3 perl
 	cargo test --workspace
+	cargo test --package tl-init --bench figures -- --quick
 
 test-python: ## Run the public Python client, unmodified, against the real binary
 	@tests/need unshare cc python3
@@ -47,6 +48,9 @@ rootfs: dist ## Build small root file systems as directory, cpio and ext4, in di
 package: ## Package each crate and build it from its package
 	cargo package --workspace --allow-dirty
 
-bench: ## Run the benchmarks, each beside a floor measured on this machine
-	@tests/need unshare cc
-	cargo bench --package tl-init --bench figures
+bench: dist ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
+	TL_TEST_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
+
+bench-peers: ## Measure other programs that supervise processes; installs their Debian packages
+	@tests/need peers
+	@$(MAKE) bench ARGS="peers $(ARGS)"

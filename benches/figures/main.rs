@@ -1,51 +1,105 @@
-//! Benchmarks of the daemon. Each figure is printed beside its floor: the time of the least work that any
-//! implementation has to do, measured on the same machine in the same minute. Compare the ratios: absolute times depend
-//! mostly on the machine.
+//! Benchmarks of the daemon. Each figure is printed beside its floor: the least work that any implementation has to do,
+//! measured in the same rounds. Compare the ratios: absolute times depend mostly on the machine. `docs/performance.md`
+//! says what each figure measures.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(unreachable_pub, missing_docs, dead_code)]
+// `use super::*` of unit tests, which this build leaves out: `cargo test --test figures_report` runs them.
+#![allow(unused_imports)]
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
+mod beacon;
+mod bench;
+mod client;
 mod files;
-mod measure;
-mod processes;
-mod requests;
-mod streams;
+mod floors;
+mod growth;
+mod memory;
+mod options;
+mod output;
+mod peers;
+mod report;
+mod runs;
+mod scale;
+mod supervision;
+mod terminals;
+mod usage;
 
-use harness::{Daemon, start_daemon};
-use measure::row;
+use beacon::Programs;
+use bench::{Bench, machine};
+use options::Options;
+use report::{Report, insert_into};
 
-/// Measures and prints one group of figures. Several groups share a daemon.
-type Figures = fn(&Daemon);
+/// A group of figures: its name, and what measures and reports them.
+type Group = (&'static str, fn(&mut Bench));
+
+/// All groups in the order of the report.
+const GROUPS: [Group; 19] = [
+    ("run", runs::run),
+    ("runs per second", runs::runs_per_second),
+    ("start", runs::start),
+    ("capture", output::capture),
+    ("listing of output", output::listing),
+    ("followers", output::followers),
+    ("memory", memory::memory),
+    ("memory after load", memory::growth_of_memory),
+    ("start-up", supervision::start_up),
+    ("health", runs::health),
+    ("crash", supervision::crash_to_running),
+    ("idle", memory::idle),
+    ("many processes", scale::many_processes),
+    ("managed", supervision::managed),
+    ("tunnel", terminals::tunnel),
+    ("terminal", terminals::terminal),
+    ("files", files::files),
+    ("peers", peers::peers),
+    ("growth", growth::growth),
+];
+
+/// The group with this name, or else all groups whose name contains `word`.
+fn select(word: &str) -> Vec<&'static Group> {
+    let exactly = GROUPS.iter().find(|(name, _)| *name == word);
+    exactly.map_or_else(|| GROUPS.iter().filter(|(name, _)| name.contains(word)).collect(), |group| vec![group])
+}
 
 fn main() {
-    println!("{:<44} {:>12} {:>12} {:>8}", "", "tl-init", "floor", "ratio");
-    // `cargo bench --bench figures -- WORD` measures only the groups whose name contains WORD.
-    let only = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let of_a_daemon: [(&str, Figures); 5] = [
-        ("requests", requests::latency),
-        ("requests", requests::throughput),
-        ("requests", requests::health),
-        ("tunnel", streams::tunnel),
-        ("terminal", streams::terminal),
-    ];
-    let wanted: Vec<_> = of_a_daemon.iter().filter(|(name, _)| name.contains(&only)).collect();
-    if !wanted.is_empty() {
-        let daemon = start_daemon();
-        wanted.iter().for_each(|(_, figures)| figures(&daemon));
+    let options = Options::from_command_line();
+    // Cargo starts benchmarks in the directory of their package. Paths on the command line are relative to the
+    // repository.
+    std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).expect("enter the repository");
+    let groups = select(&options.word);
+    if groups.is_empty() {
+        eprintln!("no group of figures has {:?} in its name; --list prints all", options.word);
+        std::process::exit(2);
     }
-    let others: [(&str, fn()); 6] = [
-        ("capture", streams::capture),
-        ("files", files::files),
-        ("memory", processes::memory),
-        ("crash", processes::crash_to_running),
-        ("managed", processes::managed),
-        ("start-up", processes::start_up),
-    ];
-    others.iter().filter(|(name, _)| name.contains(&only)).for_each(|(_, figures)| figures());
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_tl-init")).expect("the program").len();
-    row("size of the stripped program, MB", size as f64 / 1e6, None);
+    if options.list {
+        return groups.iter().for_each(|(name, _)| println!("{name}"));
+    }
+    let machine = machine(&options);
+    machine.iter().for_each(|(key, value)| println!("{key}: {value}"));
+    let mut bench = Bench { options, report: Report::default(), programs: Programs::compile() };
+    bench.report.print_head();
+    for (name, measure) in groups {
+        bench.report.group = (*name).to_owned();
+        println!("{name}");
+        let time = bench::milliseconds(|| measure(&mut bench)) / 1e3;
+        println!("  ({time:.1} s)");
+        // After each group, so that a failure of a later one loses nothing.
+        write_files(&bench, &machine);
+    }
+}
+
+/// Writes the files that the options name.
+fn write_files(bench: &Bench, machine: &[(&'static str, String)]) {
+    if let Some(file) = &bench.options.json {
+        let text = serde_json::to_string_pretty(&bench.report.json(machine)).expect("JSON");
+        std::fs::write(file, text + "\n").expect("write the JSON file");
+    }
+    if let Some(file) = &bench.options.markdown {
+        let document = std::fs::read_to_string(file).unwrap_or_default();
+        std::fs::write(file, insert_into(&document, &bench.report.markdown(machine))).expect("write the tables");
+    }
 }

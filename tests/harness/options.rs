@@ -1,8 +1,9 @@
 //! How a daemon is started: [`Options`], and the command line that they make.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -12,6 +13,11 @@ use super::{Daemon, bound_command};
 /// Remounts cgroups read-only in the current mount namespace, then becomes the program.
 const READ_ONLY_CGROUPS: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts | while read -r mounted; do
     mount -o remount,bind,ro \"$mounted\"; done; exec \"$0\" \"$@\"";
+
+/// The program under test: TL_TEST_PROGRAM, an absolute path, or else what cargo has built.
+pub fn program() -> PathBuf {
+    std::env::var_os("TL_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_tl-init").into(), PathBuf::from)
+}
 
 /// Options of a daemon; [`Options::default`] starts it as PID 1 of a new namespace, with a cgroup.
 #[derive(Clone)]
@@ -149,18 +155,18 @@ impl Options {
         if let Some(script) = &self.prepare {
             command.args(["/bin/sh", "-c", script, "sh"]);
         }
-        command.arg(env!("CARGO_BIN_EXE_tl-init")).env("TL_NS_DIR", state);
+        command.arg(program()).env("TL_NS_DIR", state);
         command
     }
 
     fn beside_the_test(&self, state: &Path) -> Command {
-        let binary = env!("CARGO_BIN_EXE_tl-init");
+        let binary = program();
         std::fs::create_dir(state).expect("create the state directory");
         let mut command = if self.cgroup {
-            self.limited_command(binary)
+            self.limited_command(&binary)
         } else {
             let mut command = self.limited_command("unshare");
-            command.args(["--mount", "sh", "-c", READ_ONLY_CGROUPS, binary]);
+            command.args(["--mount", "sh", "-c", READ_ONLY_CGROUPS]).arg(&binary);
             command
         };
         command.env("TL_INIT_RUN_DIR", state.join("run")).env("TL_INIT_LOG_DIR", state.join("log"));
@@ -171,7 +177,7 @@ impl Options {
         command
     }
 
-    fn limited_command(&self, program: &str) -> Command {
+    fn limited_command(&self, program: impl AsRef<OsStr>) -> Command {
         if self.limits.is_empty() {
             return bound_command(program);
         }
