@@ -10,6 +10,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use super::batch::{Operation, ROOM};
+use super::capacity::{Capacity, LargePipes};
 use super::log_writer::{Batches, Notify};
 use super::message::{Attach, Message, Notice};
 use super::pipe::{Drain, Pipe, PipeKind, Run};
@@ -53,6 +54,7 @@ pub(super) struct Actor {
     /// Terminals that are not read before a time, so that viewers can catch up: (time, token).
     pub(super) pausing: Vec<(Instant, Token)>,
     last_token: usize,
+    pub(super) large_pipes: LargePipes,
     /// Buffer for reads of terminals.
     pub(super) buffer: Box<[u8]>,
 }
@@ -83,6 +85,7 @@ impl Actor {
             stalled: Vec::new(),
             pausing: Vec::new(),
             last_token: WAKE.0,
+            large_pipes: LargePipes::default(),
             buffer: vec![0; ROOM].into_boxed_slice(),
         }
     }
@@ -238,7 +241,8 @@ impl Actor {
             return;
         }
         let Some(run) = self.runs.get_mut(&key) else { return };
-        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false, _taken: run.taken.one() });
+        let capacity = Capacity::default();
+        self.pipes.insert(token, Pipe { fd, run: key, kind, queued: false, capacity, _taken: run.taken.one() });
         run.tokens.push(token);
     }
 

@@ -4,6 +4,7 @@
 
 mod actor;
 mod batch;
+mod capacity;
 mod drain;
 mod log_writer;
 mod message;
