@@ -27,7 +27,7 @@ pub(super) struct Environ {
     found: Arc<Mutex<HashMap<Identity, String>>>,
     /// Processes with an environment that a thread hangs while reading.
     stuck: HashSet<Identity>,
-    /// Processes that were found to have no `INVOCATION_ID` since the last call of `forget_all_but`. They may get one
+    /// Processes that were found to have no `INVOCATION_ID` since they were last forgotten. They may get one
     /// by an exec.
     none: HashSet<Identity>,
     reader: Option<Reader>,
@@ -69,6 +69,16 @@ impl Environ {
         self.none.clear();
         self.found().retain(|identity, _| lives(identity));
         self.stuck.retain(lives);
+    }
+
+    /// Forgets the processes that had no `INVOCATION_ID`.
+    pub(super) fn forget_those_without(&mut self) {
+        self.none.clear();
+    }
+
+    /// Number of processes that are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.found().len() + self.stuck.len()
     }
 
     fn found(&self) -> MutexGuard<'_, HashMap<Identity, String>> {
