@@ -1,9 +1,12 @@
 //! The socket of one connection: non-blocking, with a read buffer. Every wait has a deadline or watches the client.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, sendmsg};
 
 use tl_os::allocator;
 use tl_os::poll::{self, Events, Waker};
@@ -238,6 +241,29 @@ impl Socket {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(deadline)?,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all bytes of all slices: in one system call if the kernel has room for them.
+    ///
+    /// # Errors
+    /// If the client has disconnected, or at the deadline.
+    pub(crate) fn send_slices(&mut self, mut slices: &mut [IoSlice<'_>], deadline: SendDeadline) -> io::Result<()> {
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            // Without a signal if the client has disconnected, as `write` of the standard library.
+            match sendmsg::<()>(self.guard.stream().as_raw_fd(), slices, &[], MsgFlags::MSG_NOSIGNAL, None) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(sent) => {
+                    self.response_begun = true;
+                    self.guard.note_progress();
+                    IoSlice::advance_slices(&mut slices, sent);
+                }
+                Err(Errno::EAGAIN) => self.wait_to_send(deadline)?,
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
