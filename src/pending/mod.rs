@@ -1,5 +1,6 @@
 //! [`Pending`]: a result that another thread will deliver.
 
+pub(crate) mod mailbox;
 pub(crate) mod parker;
 
 use std::fmt;

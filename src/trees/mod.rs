@@ -15,11 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 pub use job::{Job, Report, Tracking};
 
 use crate::model::{Pid, RunKey};
+use crate::pending::mailbox::{MailReceiver, MailSender, mailbox};
 use environ::Environ;
 use job::{Kind, Tree};
 use tl_os::cgroup::Leaf;
@@ -44,7 +43,7 @@ const MAX_KNOWN: usize = 512;
 #[derive(Debug)]
 pub struct Trees {
     /// `None` ends the thread.
-    jobs: Sender<Option<Order>>,
+    jobs: MailSender<Option<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -65,7 +64,7 @@ impl Trees {
         notify: impl FnMut(Report) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<Trees> {
-        let (jobs, inbox) = unbounded();
+        let (jobs, inbox) = mailbox();
         let mut actor = Actor {
             inbox,
             notify: Box::new(notify),
@@ -82,14 +81,14 @@ impl Trees {
 
     /// Sends a job to the thread. `leaders` are the leaders of all units that were not reaped.
     pub fn send(&self, job: Job, leaders: Arc<HashSet<Pid>>) {
-        // Fails only if the thread has died, in which case the supervisor shuts down.
-        let _ = self.jobs.send(Some(Order { job, leaders }));
+        // Dropped only if the thread has died, in which case the supervisor shuts down.
+        self.jobs.send(Some(Order { job, leaders }));
     }
 }
 
 impl Drop for Trees {
     fn drop(&mut self) {
-        let _ = self.jobs.send(None);
+        self.jobs.send(None);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -97,7 +96,7 @@ impl Drop for Trees {
 }
 
 struct Actor {
-    inbox: Receiver<Option<Order>>,
+    inbox: MailReceiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
     /// Processes that were found to belong to a run without a cgroup. They still belong to it after they leave its
     /// session or pipes.
@@ -119,10 +118,10 @@ struct Round<'a> {
 impl Actor {
     fn run(&mut self) {
         let mut open = true;
-        while open && let Ok(Some(first)) = self.inbox.recv() {
+        while open && let Some(Some(first)) = self.inbox.recv() {
             let mut orders = vec![first];
             // One scan of /proc serves all jobs that need one.
-            while let Ok(next) = self.inbox.try_recv() {
+            while let Some(next) = self.inbox.try_recv() {
                 open &= next.is_some();
                 orders.extend(next);
             }
