@@ -34,6 +34,7 @@
 //! | [`task_limits`] | limits on the number of processes and threads |
 //! | [`tcp`] | what the kernel knows about the peer of a TCP connection |
 //! | [`thread`] | starts named threads that report their panics |
+//! | [`tree_walk`] | finds the processes of a few trees without reading all of /proc |
 //! | [`user_namespace`] | what the user namespace allows and isolates |
 //! | [`wait`] | waits for children and reaps them |
 //! | [`xattr`] | extended attributes of an open file |
@@ -64,6 +65,7 @@ pub mod spawn;
 pub mod task_limits;
 pub mod tcp;
 pub mod thread;
+pub mod tree_walk;
 pub mod user_namespace;
 pub mod wait;
 pub mod xattr;

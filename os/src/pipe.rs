@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::sys::statfs::{FsType, fstatfs};
 use nix::unistd::{Gid, Uid, fchown, geteuid};
@@ -50,6 +51,15 @@ fn count_bytes(pipe: &impl AsFd) -> Option<usize> {
     // SAFETY: FIONREAD writes one int, which `count` is valid for.
     let result = unsafe { libc::ioctl(pipe.as_fd().as_raw_fd(), libc::FIONREAD, &raw mut count) };
     if result < 0 { None } else { usize::try_from(count).ok() }
+}
+
+/// Raises the capacity of a pipe to at least `bytes`; a larger capacity stays. Returns whether it has that capacity now:
+/// the kernel refuses when the user has too many large pipes (pipe(7)).
+pub fn enlarge(pipe: &impl AsFd, bytes: usize) -> bool {
+    let has = |size: libc::c_int| usize::try_from(size).is_ok_and(|size| size >= bytes);
+    let Ok(wanted) = libc::c_int::try_from(bytes) else { return false };
+    // The kernel would also lower the capacity.
+    fcntl(pipe, FcntlArg::F_GETPIPE_SZ).is_ok_and(has) || fcntl(pipe, FcntlArg::F_SETPIPE_SZ(wanted)).is_ok_and(has)
 }
 
 /// Whether a pipe is empty and has no open writing end, so that a read would return its end. `pipe` is the reading

@@ -27,11 +27,28 @@ pub struct Cursor {
 #[error("not a cursor")]
 pub struct BadCursor;
 
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Cursor {
+    /// Appends its text. Each event has one, and the formatter of the standard library takes as long for it as the rest
+    /// of the event takes.
+    pub(crate) fn write_to(&self, text: &mut Vec<u8>) {
         let Cursor { log, at, base, from } = self;
         let (out, err) = (from.out.saturating_sub(base.out), from.err.saturating_sub(base.err));
-        write!(f, "{log:x}-{at:x}-{:x}-{:x}-{out:x}-{err:x}", base.out, base.err)
+        for (n, number) in [*log, *at, base.out, base.err, out, err].into_iter().enumerate() {
+            if n > 0 {
+                text.push(b'-');
+            }
+            let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
+            let digit = |place: u32| char::from_digit((number >> (4 * place)) as u32 & 15, 16).unwrap_or('0') as u8;
+            text.extend((0..digits).rev().map(digit));
+        }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::new();
+        self.write_to(&mut text);
+        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -70,6 +87,10 @@ mod tests {
         let text = cursor.to_string();
         assert_eq!(text, "ffffffffffffffff-10000000000-0-4d-ffffffffffffffff-1");
         assert_eq!(text.parse(), Ok(cursor));
+        for at in (0..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit, u64::MAX >> bit]) {
+            let text = Cursor { at, ..cursor }.to_string();
+            assert_eq!(text, format!("ffffffffffffffff-{at:x}-0-4d-ffffffffffffffff-1"));
+        }
     }
 
     #[test]

@@ -294,7 +294,11 @@ fn owned_piece(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: b
     let Piece { bytes, length, partial } = piece;
     let text = match bytes {
         _ if !with_text => String::new(),
-        Some(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        // Checks valid text several bytes at a time, which `from_utf8_lossy` does not.
+        Some(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+        },
         None => return OwnedPiece::Long { length, partial, timestamp, stream },
     };
     OwnedPiece::Line(Line { text, partial, timestamp, stream })

@@ -57,8 +57,8 @@ pub(crate) use self::follower::Part;
 pub use self::log::{OutputLog, Writing};
 pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{LogStore, Removal};
-pub(crate) use self::views::LineText;
 pub use self::views::Lines;
+pub(crate) use self::views::{LineText, Raw};
 
 /// Limits on the size of logs on disk, in bytes. Each read of a pipe adds a header of 16 bytes.
 #[derive(Clone, Copy, Debug)]

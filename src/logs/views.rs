@@ -1,7 +1,7 @@
 //! Listings: the lines, or the raw bytes, that a log contains at one moment.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use super::log::{Bound, OutputLog};
@@ -174,24 +174,32 @@ impl Iterator for Lines {
     }
 }
 
-impl Read for Raw {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if buf.is_empty() {
-            return Ok(0);
+impl Raw {
+    /// Writes all bytes to `out`, without a copy in between.
+    ///
+    /// # Errors
+    /// Those of `out`, and if the log cannot be read because descriptors or memory have run out.
+    pub(crate) fn write_to(&mut self, out: &mut impl Write) -> io::Result<()> {
+        while self.find()? {
+            let payload = self.records.payload();
+            let length = payload.len();
+            out.write_all(payload)?;
+            self.records.take(length);
         }
+        Ok(())
+    }
+
+    /// Moves to the next bytes: the payload of the record. Returns false at the end.
+    fn find(&mut self) -> io::Result<bool> {
         loop {
             match self.records.peek() {
                 Peek::Output(stream, _) if self.view.has(stream) => {
                     let before = self.from.get(stream).saturating_sub(self.records.count(stream));
-                    if before > 0 {
-                        let passed = self.records.payload().len().min(usize::try_from(before).unwrap_or(usize::MAX));
-                        self.records.take(passed);
-                        continue;
+                    if before == 0 {
+                        return Ok(true);
                     }
-                    // Reading from a slice does not fail.
-                    let n = self.records.payload().read(buf)?;
-                    self.records.take(n);
-                    return Ok(n);
+                    let passed = self.records.payload().len().min(usize::try_from(before).unwrap_or(usize::MAX));
+                    self.records.take(passed);
                 }
                 Peek::Output(..) => self.records.skip_record(),
                 Peek::Cut(_) => self.records.take_cut(),
@@ -205,9 +213,21 @@ impl Read for Raw {
                     }
                     self.records.jump(kept.record);
                 }
-                Peek::AtEnd => return Ok(0),
+                Peek::AtEnd => return Ok(false),
                 Peek::Failed(error) => return Err(error),
             }
         }
+    }
+}
+
+impl Read for Raw {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() || !self.find()? {
+            return Ok(0);
+        }
+        // Reading from a slice does not fail.
+        let n = self.records.payload().read(buf)?;
+        self.records.take(n);
+        Ok(n)
     }
 }

@@ -11,6 +11,7 @@ use mio::{Events, Poll, Token};
 
 use super::attached::Attached;
 use super::batch::{Operation, ROOM};
+use super::capacity::LargePipes;
 use super::log_writer::{Batches, Notify};
 use super::message::{Message, Notice};
 use super::pipe::{Pipe, PipeKind, Run};
@@ -54,6 +55,7 @@ pub(super) struct Actor {
     pub(super) stalled: Vec<Token>,
     /// Terminals that are not read before a time, so that viewers can catch up: (time, token).
     pub(super) pausing: Vec<(Instant, Token)>,
+    pub(super) large_pipes: LargePipes,
     /// Buffer for reads of terminals.
     pub(super) buffer: Box<[u8]>,
 }
@@ -90,6 +92,7 @@ impl Actor {
             unfinished: VecDeque::new(),
             stalled: Vec::new(),
             pausing: Vec::new(),
+            large_pipes: LargePipes::default(),
             buffer: vec![0; ROOM].into_boxed_slice(),
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mio::{Interest, Token};
 
+use super::capacity::Capacity;
 use super::message::Attach;
 use super::pipe::{Descriptor, Drain, Pipe, PipeKind, Run};
 use super::stdin::StdinQueue;
@@ -32,7 +33,7 @@ impl Attached {
         ];
         let pipes = pipes.into_iter().filter_map(|(fd, kind)| {
             let token = Token(last_token.fetch_add(1, Ordering::Relaxed) + 1);
-            Some((token, Pipe { fd: fd?, run: key, kind, queued: false }))
+            Some((token, Pipe { fd: fd?, run: key, kind, queued: false, capacity: Capacity::default() }))
         });
         let pipes: Vec<_> = pipes.collect();
         let run = Run {

@@ -14,7 +14,7 @@ use tl_os::allocator::release_pages;
 /// `pipe-max-size`).
 ///
 /// A read with a smaller buffer may end within a packet, and the kernel discards the rest of that packet. Pages of the
-/// buffer beyond the real capacity of a pipe, 64 KiB by default, are never touched.
+/// buffer beyond the real capacity of a pipe are never touched: 64 KiB by default, 256 KiB after it was enlarged.
 pub(super) const ROOM: usize = 1 << 20;
 
 /// Number of bytes from which on a batch accepts no more reads.

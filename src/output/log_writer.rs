@@ -45,6 +45,8 @@ struct Queue {
     tasks: VecDeque<Task>,
     /// Whether the thread is writing a batch.
     writing: bool,
+    /// Whether the thread sleeps. Otherwise it need not be woken, which is a system call.
+    sleeps: bool,
     /// The thread ends once the queue is empty.
     closed: bool,
 }
@@ -75,8 +77,11 @@ impl Shared {
             return Err(task);
         }
         queue.tasks.push_back(task);
+        let sleeps = queue.sleeps;
         drop(queue);
-        self.wake.notify_one();
+        if sleeps {
+            self.wake.notify_one();
+        }
         Ok(())
     }
 
@@ -91,7 +96,9 @@ impl Shared {
             if queue.closed {
                 return None;
             }
+            queue.sleeps = true;
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.sleeps = false;
         }
     }
 }

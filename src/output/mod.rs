@@ -5,6 +5,7 @@
 mod actor;
 mod attached;
 mod batch;
+mod capacity;
 mod drain;
 mod log_writer;
 mod message;

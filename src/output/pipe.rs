@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mio::Token;
 
 use super::batch::Operation;
+use super::capacity::Capacity;
 use super::stdin::StdinQueue;
 use crate::logs::{OutputLog, Writing};
 use crate::model::{RunKey, Stream};
@@ -40,6 +41,7 @@ pub(super) struct Pipe {
     pub(super) kind: PipeKind,
     /// Whether it is in a queue of pipes to be served again.
     pub(super) queued: bool,
+    pub(super) capacity: Capacity,
 }
 
 pub(super) enum PipeKind {

@@ -109,9 +109,8 @@ impl Actor {
     /// Processes the `count` bytes that were read from this pipe. Returns true if they include the last ones for the
     /// drain of its run. Bytes beyond those are kept until the run has ended.
     fn take(&mut self, token: Token, key: RunKey, count: usize) -> bool {
-        let Some(Pipe { kind: PipeKind::Output { stream, drain, surplus }, .. }) = self.pipes.get_mut(&token) else {
-            return false;
-        };
+        let Some(pipe) = self.pipes.get_mut(&token) else { return false };
+        let Pipe { fd, kind: PipeKind::Output { stream, drain, surplus }, capacity, .. } = pipe else { return false };
         let Some(run) = self.runs.get(&key) else { return false };
         let mut now = count;
         if let Drain::Left(left) = drain {
@@ -126,6 +125,7 @@ impl Actor {
             terminal.append(bytes);
             return ended;
         }
+        capacity.note_read(&**fd, count, &self.large_pipes);
         // An unfinished line of an earlier run ends before the output of this run.
         let is_first = self.last_run.insert(key.0, key.1) != Some(key.1) && key.1 > 1;
         let cut = is_first.then(|| Operation::Cut(Writing::new(&run.log), wall()));

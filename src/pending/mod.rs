@@ -1,5 +1,6 @@
 //! [`Pending`]: a result that another thread will deliver.
 
+pub(crate) mod mailbox;
 pub(crate) mod parker;
 
 use std::fmt;
@@ -45,14 +46,21 @@ struct Shared<T> {
 }
 
 enum State<T> {
-    Waiting(Option<Waker>),
+    Waiting {
+        waker: Option<Waker>,
+        /// A thread sleeps until the delivery, or has slept. Otherwise none need be woken, which is a system call.
+        has_sleeper: bool,
+    },
     Delivered(Result<T, Error>),
     Taken,
 }
 
 /// A sender and the [`Pending`] that receives its result.
 pub(crate) fn pending<T>() -> (ReplySender<T>, Pending<T>) {
-    let shared = Arc::new(Shared { state: Mutex::new(State::Waiting(None)), delivered: Condvar::new() });
+    let shared = Arc::new(Shared {
+        state: Mutex::new(State::Waiting { waker: None, has_sleeper: false }),
+        delivered: Condvar::new(),
+    });
     (ReplySender(Arc::clone(&shared)), Pending(shared))
 }
 
@@ -64,12 +72,14 @@ impl<T> Shared<T> {
 
     fn deliver(&self, result: impl FnOnce() -> Result<T, Error>) {
         let mut state = self.lock();
-        if let State::Waiting(waker) = &mut *state {
-            let waker = waker.take();
+        if let State::Waiting { waker, has_sleeper } = &mut *state {
+            let (waker, has_sleeper) = (waker.take(), *has_sleeper);
             *state = State::Delivered(result());
             drop(state);
             // Several threads may share the `Pending` and wait for it.
-            self.delivered.notify_all();
+            if has_sleeper {
+                self.delivered.notify_all();
+            }
             if let Some(waker) = waker {
                 wake(&waker);
             }
@@ -110,7 +120,8 @@ impl<T> Pending<T> {
     /// result was taken before.
     pub fn wait(self) -> Result<T, Error> {
         let mut state = self.0.lock();
-        while matches!(*state, State::Waiting(_)) {
+        while let State::Waiting { has_sleeper, .. } = &mut *state {
+            *has_sleeper = true;
             state = self.0.delivered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.take().unwrap_or_else(|| Err(taken()))
@@ -120,7 +131,8 @@ impl<T> Pending<T> {
     /// taken.
     pub fn wait_until(&self, deadline: Instant) -> Option<Result<T, Error>> {
         let mut state = self.0.lock();
-        while matches!(*state, State::Waiting(_)) {
+        while let State::Waiting { has_sleeper, .. } = &mut *state {
+            *has_sleeper = true;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
@@ -141,7 +153,7 @@ impl<T> Pending<T> {
     pub fn set_waker(&self, waker: Waker) {
         let mut state = self.0.lock();
         match &mut *state {
-            State::Waiting(place) => *place = Some(waker),
+            State::Waiting { waker: place, .. } => *place = Some(waker),
             State::Delivered(_) => {
                 // Unlocked first, because the waker may call this `Pending`.
                 drop(state);
@@ -158,7 +170,7 @@ impl<T> Future for Pending<T> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T, Error>> {
         let mut state = self.0.lock();
         match &mut *state {
-            State::Waiting(waker) => {
+            State::Waiting { waker, .. } => {
                 *waker = Some(context.waker().clone());
                 Poll::Pending
             }

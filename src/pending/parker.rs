@@ -7,30 +7,43 @@ use std::time::Instant;
 /// A flag that one thread waits for and any thread sets. Uses no file descriptor.
 #[derive(Debug, Default)]
 pub(crate) struct Parker {
-    woken: Mutex<bool>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    woken: bool,
+    /// A thread sleeps. Otherwise none need be woken, which is a system call.
+    sleeps: bool,
 }
 
 impl Parker {
     /// Sets the flag. Never blocks.
     pub(crate) fn unpark(&self) {
-        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_one();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.woken = true;
+        let sleeps = state.sleeps;
+        drop(state);
+        if sleeps {
+            self.changed.notify_one();
+        }
     }
 
     /// Waits until the flag is set, clears it and returns true. Returns false if `deadline` passes first.
     pub(crate) fn park(&self, deadline: Option<Instant>) -> bool {
-        let mut woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
-        while !std::mem::take(&mut *woken) {
-            let Some(deadline) = deadline else {
-                woken = self.changed.wait(woken).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !std::mem::take(&mut state.woken) {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
                 return false;
             }
-            (woken, _) = self.changed.wait_timeout(woken, left).unwrap_or_else(PoisonError::into_inner);
+            state.sleeps = true;
+            state = match left {
+                Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.sleeps = false;
         }
         true
     }

@@ -26,14 +26,12 @@ impl Actor {
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
         let ids = self.parts.fleet.shutdown_order();
-        self.with_leaders_known(|actor| {
-            for id in &ids {
-                actor.step(*id, now, Event::ShutDown(kill_at));
-            }
-            if first {
-                actor.terminate_the_rest();
-            }
-        });
+        for id in ids {
+            self.step(id, now, Event::ShutDown(kill_at));
+        }
+        if first {
+            self.terminate_the_rest();
+        }
         self.advance_shutdown(now);
     }
 

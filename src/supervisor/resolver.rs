@@ -7,10 +7,9 @@
 
 use std::io;
 
-use crossbeam_channel::{Sender, unbounded};
-
 use crate::error::Error;
 use crate::model::{UnitId, UserSpec};
+use crate::pending::mailbox::{MailSender, mailbox};
 use crate::users::{self, Identity};
 use tl_os::thread;
 
@@ -55,7 +54,7 @@ pub(crate) struct Resolved {
 
 /// A handle to the thread, which ends when this is dropped. It is not joined, since it may hang in a dead file system.
 #[derive(Debug)]
-pub(super) struct Resolver(Sender<(UnitId, UserSpec)>);
+pub(super) struct Resolver(MailSender<(UnitId, UserSpec)>);
 
 impl Resolver {
     /// Starts the thread. It calls `report`, which must not block, with each answer; `died` if it panics.
@@ -66,9 +65,9 @@ impl Resolver {
         report: impl Fn(Resolved) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<Resolver> {
-        let (requests, inbox) = unbounded::<(UnitId, UserSpec)>();
+        let (requests, inbox) = mailbox::<(UnitId, UserSpec)>();
         let body = move || {
-            for (unit, user) in inbox {
+            while let Some((unit, user)) = inbox.recv() {
                 // Terminals are opened by callers, which look up the user themselves.
                 report(Resolved { unit, user: RunUser::look_up(&user, false) });
             }
@@ -81,6 +80,6 @@ impl Resolver {
     /// Requests the user of the next run of a unit.
     pub(super) fn request(&self, unit: UnitId, user: &UserSpec) {
         // If the thread has ended, the supervisor shuts down.
-        let _ = self.0.send((unit, user.clone()));
+        self.0.send((unit, user.clone()));
     }
 }

@@ -1,10 +1,9 @@
 //! The trees that the supervisor watches: when to check them, and which scan of /proc is in progress. Plain data.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::{Pid, RunKey};
+use crate::model::RunKey;
 use crate::trees::Tracking;
 
 /// Time to the first check of an awaited tree; it doubles with each check. A cgroup can become
@@ -40,8 +39,6 @@ pub(super) struct TreeWatches {
     pub(super) remaining: usize,
     /// Number of orphans reaped so far.
     orphans: u64,
-    /// The leaders of all units, while they are needed for many jobs in a row.
-    pub(super) leaders: Option<Arc<HashSet<Pid>>>,
 }
 
 /// A scan that is in progress.

@@ -3,9 +3,7 @@
 //! Work that takes longer the more processes a tree has is done by the trees thread. See `tree_checks` for how the end
 //! of a tree is detected.
 
-use std::collections::HashSet;
 use std::io;
-use std::sync::Arc;
 
 use super::actor::Actor;
 use super::tree_watch::FIRST_KILL_AGAIN;
@@ -35,19 +33,7 @@ impl Actor {
     }
 
     pub(super) fn send_job(&self, job: Job) {
-        let leaders = self.watches.leaders.clone().unwrap_or_else(|| Arc::new(self.leaders()));
-        self.parts.trees.send(job, leaders);
-    }
-
-    fn leaders(&self) -> HashSet<Pid> {
-        self.parts.fleet.leaders()
-    }
-
-    /// Runs `work`, which sends jobs for many units. The leaders of all units are collected once for all of these jobs.
-    pub(super) fn with_leaders_known(&mut self, work: impl FnOnce(&mut Actor)) {
-        self.watches.leaders = Some(Arc::new(self.leaders()));
-        work(self);
-        self.watches.leaders = None;
+        self.parts.trees.send(job, self.parts.fleet.leaders());
     }
 
     /// Sends SIGTERM and SIGCONT to every process of a unit's tree.

@@ -5,11 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use std::time::{Duration, Instant};
 
 use crate::model::INVOCATION_ID;
+use crate::pending::mailbox::{Mail, MailReceiver, MailSender, mailbox};
 use tl_os::procfs::{Identity, Process, is_alive, variable};
 use tl_os::thread;
 
@@ -27,7 +26,7 @@ pub(super) struct Environ {
     found: Arc<Mutex<HashMap<Identity, String>>>,
     /// Processes with an environment that a thread hangs while reading.
     stuck: HashSet<Identity>,
-    /// Processes that were found to have no `INVOCATION_ID` since the last call of `forget_all_but`. They may get one
+    /// Processes that were found to have no `INVOCATION_ID` since they were last forgotten. They may get one
     /// by an exec.
     none: HashSet<Identity>,
     reader: Option<Reader>,
@@ -38,8 +37,8 @@ pub(super) struct Environ {
 /// A thread that reads environments, one at a time.
 #[derive(Debug)]
 struct Reader {
-    requests: Sender<Process>,
-    done: Receiver<()>,
+    requests: MailSender<Process>,
+    done: MailReceiver<()>,
 }
 
 impl Environ {
@@ -51,8 +50,8 @@ impl Environ {
             return known;
         }
         let reader = self.reader()?;
-        let _ = reader.requests.send(*process);
-        if reader.done.recv_timeout(TIMEOUT).is_err() {
+        reader.requests.send(*process);
+        if reader.done.recv_until(Some(Instant::now() + TIMEOUT)) != Mail::Received(()) {
             log::debug!("reading the environment of process {} takes too long", process.pid);
             self.stuck.insert(identity);
             self.reader = None;
@@ -71,6 +70,16 @@ impl Environ {
         self.stuck.retain(lives);
     }
 
+    /// Forgets the processes that had no `INVOCATION_ID`.
+    pub(super) fn forget_those_without(&mut self) {
+        self.none.clear();
+    }
+
+    /// Number of processes that are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.found().len() + self.stuck.len()
+    }
+
     fn found(&self) -> MutexGuard<'_, HashMap<Identity, String>> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,13 +87,13 @@ impl Environ {
     /// The idle reader, started if necessary; None if too many threads hang or no thread can be started.
     fn reader(&mut self) -> Option<&Reader> {
         if self.reader.is_none() && Arc::strong_count(&self.threads) <= MAX_STUCK {
-            let (requests, inbox) = unbounded();
-            let (finished, done) = unbounded();
+            let (requests, inbox) = mailbox();
+            let (finished, done) = mailbox();
             let (found, alive) = (Arc::clone(&self.found), Arc::clone(&self.threads));
             let body = move || {
-                for process in inbox {
+                while let Some(process) = inbox.recv() {
                     read(&process, &found);
-                    let _ = finished.send(());
+                    finished.send(());
                 }
                 drop(alive);
                 Ok(())

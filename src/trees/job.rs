@@ -50,6 +50,14 @@ pub enum Report {
     Scanned(Vec<RunKey>),
 }
 
+/// A tree to look for in /proc.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tree {
+    /// The run, if it is known.
+    pub(super) key: Option<RunKey>,
+    pub(super) leader: Pid,
+}
+
 /// The signals to send to all processes of a run.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -81,6 +89,18 @@ impl Job {
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
             Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+        }
+    }
+
+    /// The trees that are looked for in /proc after the signals of all jobs were sent; None for all processes.
+    pub(super) fn trees(&self) -> Option<Vec<Tree>> {
+        match self {
+            Job::Scan(runs) => {
+                Some(runs.iter().map(|(key, marks)| Tree { key: Some(*key), leader: marks.leader() }).collect())
+            }
+            Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
+            Job::TerminateRest => None,
+            Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
         }
     }
 

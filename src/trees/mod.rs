@@ -8,35 +8,42 @@
 mod environ;
 mod job;
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
 pub use job::{Job, Report, Tracking};
 
 use crate::model::{Pid, RunKey};
+use crate::pending::mailbox::{MailReceiver, MailSender, mailbox};
 use environ::Environ;
-use job::Kind;
+use job::{Kind, Tree};
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
 use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_alive};
 use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_all_processes, signal_if};
 use tl_os::thread;
+use tl_os::tree_walk::walk;
 
 /// Maximum number of passes over the orphans when a run is killed again.
 const MAX_PASSES: usize = 1_000;
 /// After this number of passes in a row that find no new orphan of the run, no more are made.
 const MAX_IDLE_PASSES: usize = 20;
+/// Maximum number of runs, and of their processes and all orphans together, that are found by a walk down from their
+/// leaders. For more, a scan of all of /proc is quicker.
+const MAX_WALKED_RUNS: usize = 32;
+const MAX_WALKED: usize = 128;
+/// Number of remembered processes and runs at which /proc is scanned to find those that have ended.
+const MAX_KNOWN: usize = 512;
 
 /// A handle to the thread, which ends and is joined on drop.
 #[derive(Debug)]
 pub struct Trees {
     /// `None` ends the thread.
-    jobs: Sender<Option<Order>>,
+    jobs: MailSender<Option<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -57,7 +64,7 @@ impl Trees {
         notify: impl FnMut(Report) + Send + 'static,
         died: impl FnOnce() + Send + 'static,
     ) -> io::Result<Trees> {
-        let (jobs, inbox) = unbounded();
+        let (jobs, inbox) = mailbox();
         let mut actor = Actor {
             inbox,
             notify: Box::new(notify),
@@ -74,14 +81,14 @@ impl Trees {
 
     /// Sends a job to the thread. `leaders` are the leaders of all units that were not reaped.
     pub fn send(&self, job: Job, leaders: Arc<HashSet<Pid>>) {
-        // Fails only if the thread has died, in which case the supervisor shuts down.
-        let _ = self.jobs.send(Some(Order { job, leaders }));
+        // Dropped only if the thread has died, in which case the supervisor shuts down.
+        self.jobs.send(Some(Order { job, leaders }));
     }
 }
 
 impl Drop for Trees {
     fn drop(&mut self) {
-        let _ = self.jobs.send(None);
+        self.jobs.send(None);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -89,7 +96,7 @@ impl Drop for Trees {
 }
 
 struct Actor {
-    inbox: Receiver<Option<Order>>,
+    inbox: MailReceiver<Option<Order>>,
     notify: Box<dyn FnMut(Report) + Send>,
     /// Processes that were found to belong to a run without a cgroup. They still belong to it after they leave its
     /// session or pipes.
@@ -111,10 +118,10 @@ struct Round<'a> {
 impl Actor {
     fn run(&mut self) {
         let mut open = true;
-        while open && let Ok(Some(first)) = self.inbox.recv() {
+        while open && let Some(Some(first)) = self.inbox.recv() {
             let mut orders = vec![first];
             // One scan of /proc serves all jobs that need one.
-            while let Ok(next) = self.inbox.try_recv() {
+            while let Some(next) = self.inbox.try_recv() {
                 open &= next.is_some();
                 orders.extend(next);
             }
@@ -135,11 +142,14 @@ impl Actor {
         }
         let rounds = self.signal_rounds(orders.iter().filter_map(|order| Round::of(&order.job)).collect(), &leaders);
         for Round { key, seen, .. } in rounds {
-            self.known.entry(key).or_default().extend(seen);
+            self.remember(key, seen);
         }
         let needs_scan = |job: &Job| matches!(job, Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest);
         let snapshot = match orders.iter().any(|order| needs_scan(&order.job)) {
-            true => self.scan(),
+            true => {
+                let trees: Option<Vec<_>> = orders.iter().map(|order| order.job.trees()).collect();
+                self.look(trees.map(|trees| trees.concat()), &leaders)
+            }
             false => Snapshot::default(),
         };
         for order in orders {
@@ -154,14 +164,39 @@ impl Actor {
         }
     }
 
+    /// Reads the processes that can belong to these runs or, if they are many or `trees` is None, all processes. Forgets
+    /// processes of the runs that have ended.
+    fn look(&mut self, trees: Option<Vec<Tree>>, leaders: &HashSet<Pid>) -> Snapshot {
+        let is_crowded = self.asked.len() + self.known.len() + self.environ.len() > MAX_KNOWN;
+        let trees = trees.filter(|trees| !is_crowded && trees.len() <= MAX_WALKED_RUNS);
+        let Some((snapshot, trees)) = trees.and_then(|trees| Some((self.walk(&trees, leaders)?, trees))) else {
+            return self.scan();
+        };
+        self.environ.forget_those_without();
+        for key in trees.into_iter().filter_map(|tree| tree.key) {
+            if let Entry::Occupied(mut known) = self.known.entry(key) {
+                known.get_mut().retain(|identity| lives(&snapshot, identity));
+                if known.get().is_empty() {
+                    known.remove();
+                }
+            }
+        }
+        snapshot
+    }
+
+    /// Reads the processes that can belong to these runs: see [`walk`].
+    fn walk(&self, trees: &[Tree], leaders: &HashSet<Pid>) -> Option<Snapshot> {
+        let known = trees.iter().filter_map(|tree| self.known.get(&tree.key?)).flatten().map(|(pid, _)| *pid);
+        walk(trees.iter().map(|tree| tree.leader).chain(known), leaders, MAX_WALKED)
+    }
+
     /// Scans /proc, and forgets processes that have ended.
     fn scan(&mut self) -> Snapshot {
         let snapshot = Snapshot::take();
-        let lives = |(pid, start): &Identity| snapshot.get(*pid).is_some_and(|now| now.start == *start && !now.dead);
-        self.asked.retain(lives);
-        self.environ.forget_all_but(lives);
+        self.asked.retain(|identity| lives(&snapshot, identity));
+        self.environ.forget_all_but(|identity| lives(&snapshot, identity));
         self.known.retain(|_, processes| {
-            processes.retain(lives);
+            processes.retain(|identity| lives(&snapshot, identity));
             !processes.is_empty()
         });
         snapshot
@@ -178,11 +213,19 @@ impl Actor {
         key: RunKey,
         marks: &Marks,
     ) -> Vec<&'a Process> {
-        let known = self.known.entry(key).or_default();
-        let members = marks.members(snapshot, orphans, known, |process| self.environ.invocation_of(process));
+        let (none, environ) = (HashSet::new(), &mut self.environ);
+        let known = self.known.get(&key).unwrap_or(&none);
+        let members = marks.members(snapshot, orphans, known, |process| environ.invocation_of(process));
         // A process that was found once is found again, even if the process that led to it has ended.
-        known.extend(members.iter().map(|process| process.identity()));
+        self.remember(key, members.iter().map(|process| process.identity()));
         members
+    }
+
+    fn remember(&mut self, key: RunKey, processes: impl IntoIterator<Item = Identity>) {
+        let mut processes = processes.into_iter().peekable();
+        if processes.peek().is_some() {
+            self.known.entry(key).or_default().extend(processes);
+        }
     }
 
     /// Signals the processes that are in a cgroup now.
@@ -206,7 +249,8 @@ impl Actor {
             if !std::mem::take(&mut fresh) {
                 break;
             }
-            let snapshot = self.scan();
+            let trees = rounds.iter().map(|round| Tree { key: Some(round.key), leader: round.marks.leader() });
+            let snapshot = self.look(Some(trees.collect()), leaders);
             let orphans = self.orphans(&snapshot, leaders);
             for round in rounds.iter_mut().filter(|round| n == 0 || round.kind.is_kill()) {
                 for process in self.members(&snapshot, &orphans, round.key, round.marks) {
@@ -307,6 +351,11 @@ impl Actor {
         let gone: Vec<RunKey> = runs.iter().filter(is_gone).map(|(key, _)| *key).collect();
         (self.notify)(Report::Scanned(gone));
     }
+}
+
+/// Whether the process exists in the snapshot and is not dead.
+fn lives(snapshot: &Snapshot, (pid, start): &Identity) -> bool {
+    snapshot.get(*pid).is_some_and(|now| now.start == *start && !now.dead)
 }
 
 impl<'a> Round<'a> {

@@ -4,6 +4,7 @@
 //! unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Error;
@@ -68,6 +69,8 @@ pub struct Fleet<T> {
     last_ended: u64,
     /// Abandoned leaders, with the units that they led. They count as running processes until they are reaped.
     abandoned: HashMap<Pid, UnitId>,
+    /// See [`Fleet::leaders`]. Copied when it changes while another thread uses it.
+    leaders: Arc<HashSet<Pid>>,
 }
 
 impl<T> Fleet<T> {
@@ -84,6 +87,7 @@ impl<T> Fleet<T> {
             ended_sessions: Ended::default(),
             last_ended: 0,
             abandoned: HashMap::new(),
+            leaders: Arc::default(),
         }
     }
 
@@ -167,7 +171,14 @@ impl<T> Fleet<T> {
             Event::Spawned(pid) => Some(pid),
             _ => None,
         };
+        let before = member.unit.leader();
         member.unit.step(now, event, out);
+        let leader = member.unit.leader();
+        if leader != before {
+            let leaders = Arc::make_mut(&mut self.leaders);
+            before.filter(|pid| !self.abandoned.contains_key(pid)).map(|pid| leaders.remove(&pid));
+            leaders.extend(leader);
+        }
         if let Some(pid) = spawned {
             member.pids.push_back(pid);
             if member.pids.len() > OLD_PIDS
@@ -233,6 +244,9 @@ impl<T> Fleet<T> {
     /// Removes a unit.
     pub fn remove(&mut self, id: UnitId) -> Option<Member<T>> {
         let member = self.members.remove(&id)?;
+        if let Some(leader) = member.unit.leader().filter(|pid| !self.abandoned.contains_key(pid)) {
+            Arc::make_mut(&mut self.leaders).remove(&leader);
+        }
         for pid in &member.pids {
             if self.by_pid.get(pid) == Some(&id) {
                 self.by_pid.remove(pid);
@@ -275,20 +289,22 @@ impl<T> Fleet<T> {
         (self.get(id)?.unit.leader() == Some(pid)).then_some(id)
     }
 
-    /// The leaders of all units that have not been reaped.
-    pub fn leaders(&self) -> HashSet<Pid> {
-        let leaders = self.members.values().filter_map(|member| member.unit.leader());
-        leaders.chain(self.abandoned.keys().copied()).collect()
+    /// The leaders of all units that have not been reaped, as they are now.
+    pub fn leaders(&self) -> Arc<HashSet<Pid>> {
+        Arc::clone(&self.leaders)
     }
 
     /// Records that the unit no longer waits for the reaping of this leader. The unit is kept until [`Fleet::reaped`].
     pub fn abandon(&mut self, id: UnitId, pid: Pid) {
         self.abandoned.insert(pid, id);
+        Arc::make_mut(&mut self.leaders).insert(pid);
     }
 
     /// Records the reaping of a process that leads no unit. If it is an abandoned leader, returns its unit.
     pub fn reaped(&mut self, pid: Pid) -> Option<UnitId> {
-        self.abandoned.remove(&pid)
+        let unit = self.abandoned.remove(&pid)?;
+        Arc::make_mut(&mut self.leaders).remove(&pid);
+        Some(unit)
     }
 
     /// One unit.

@@ -1,6 +1,6 @@
 //! Server-sent events of a process's output.
 
-use std::io::{self, Write};
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -48,7 +48,7 @@ pub(crate) fn send_output(
                 Part::Long(line, cursor) => format.long_line(stream, *line, cursor)?,
                 Part::Item(Item::Gap { lost_bytes, cursor }) => format.gap(stream.buffer(), lost_bytes, cursor)?,
                 Part::Item(Item::End(run_end, cursor)) => {
-                    format.id(stream.buffer(), cursor)?;
+                    format.id(stream.buffer(), cursor);
                     return end(stream.buffer(), run_end);
                 }
             }
@@ -85,12 +85,16 @@ fn next(follower: &mut Follower, stream: &mut ResponseStream<'_>) -> io::Result<
 }
 
 impl EventFormat {
-    fn id(self, out: &mut Vec<u8>, cursor: Cursor) -> io::Result<()> {
-        if self.named { writeln!(out, "id: {cursor}") } else { Ok(()) }
+    fn id(self, out: &mut Vec<u8>, cursor: Cursor) {
+        if self.named {
+            out.extend_from_slice(b"id: ");
+            cursor.write_to(out);
+            out.push(b'\n');
+        }
     }
 
     fn begin_line(self, out: &mut Vec<u8>, cursor: Cursor) -> io::Result<()> {
-        self.id(out, cursor)?;
+        self.id(out, cursor);
         if self.named {
             out.extend_from_slice(b"event: output\n");
         }
@@ -155,7 +159,7 @@ impl EventFormat {
 
     /// Appends `event: gap`, with the number of bytes that the log dropped before they were sent.
     fn gap(self, out: &mut Vec<u8>, lost_bytes: u64, cursor: Cursor) -> io::Result<()> {
-        self.id(out, cursor)?;
+        self.id(out, cursor);
         out.extend_from_slice(b"event: gap\n");
         data(out, &Gap { lost_bytes })
     }

@@ -4,14 +4,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 
 use crate::error::Error;
-use crate::logs::{Cursor, LineText, Lines, LongText, OutputLog, PIECE, StartAt, Text, View};
+use crate::logs::{Cursor, LineText, Lines, LongText, OutputLog, PIECE, Raw, StartAt, Text, View};
 use crate::model::Target;
 
 use crate::http::api::Api;
 use crate::http::api::events::{self, EventFormat};
 use crate::http::connection::wait::SendDeadline;
 use crate::http::json::{response, text};
-use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
+use crate::http::message::{ApiError, BURST, Request, Response};
 
 const BYTES: &str = "application/octet-stream";
 
@@ -29,8 +29,8 @@ pub(crate) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View
     if request.accepts(BYTES) {
         return match late {
             Some(n) => Ok(Response::stream(200, BYTES, None, move |stream| {
-                let bytes = log.last_raw(view, n, || stream.is_disconnected())?.ok_or(ErrorKind::ConnectionAborted)?;
-                send_raw(stream, bytes)
+                let bytes = log.last_raw(view, n, || stream.is_disconnected())?;
+                bytes.ok_or(ErrorKind::ConnectionAborted)?.write_to(stream)
             })),
             None => raw(log.raw(view, tail).map_err(unreadable)?),
         };
@@ -84,7 +84,7 @@ fn tail(request: &Request<'_>) -> Result<Option<u64>, ApiError> {
     tail.parse().map(Some).map_err(wrong)
 }
 
-fn raw(mut bytes: impl Read + 'static) -> Result<Response, ApiError> {
+fn raw(mut bytes: Raw) -> Result<Response, ApiError> {
     let mut begin = Vec::new();
     bytes.by_ref().take(BURST as u64).read_to_end(&mut begin).map_err(unreadable)?;
     if begin.len() < BURST {
@@ -93,20 +93,8 @@ fn raw(mut bytes: impl Read + 'static) -> Result<Response, ApiError> {
     Ok(Response::stream(200, BYTES, None, move |stream| {
         stream.write_all(&begin)?;
         drop(begin);
-        send_raw(stream, bytes)
+        bytes.write_to(stream)
     }))
-}
-
-fn send_raw(stream: &mut ResponseStream<'_>, mut bytes: impl Read) -> io::Result<()> {
-    let mut piece = vec![0; BURST];
-    loop {
-        match bytes.read(&mut piece) {
-            Ok(0) => return Ok(()),
-            Ok(read) => stream.write_all(piece.get(..read).unwrap_or_default())?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 fn unreadable(error: io::Error) -> ApiError {
@@ -148,7 +136,7 @@ impl LinesJson {
             }
             self.written += 1;
             match line {
-                LineText::Short(text) if text.len() <= PIECE => serde_json::to_writer(&mut *out, &text)?,
+                LineText::Short(line) if line.len() <= PIECE => text::short(out, &line)?,
                 LineText::Short(text) => {
                     text::begin(out);
                     self.begun = Some(LineRest::Short(text));

@@ -1,9 +1,11 @@
 //! The socket of one connection: non-blocking, with a read buffer. Every wait has a deadline or watches the client.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{MsgFlags, sendmsg};
 
 use tl_os::allocator;
 use tl_os::poll::{self, Events, Waker};
@@ -228,19 +230,36 @@ impl Socket {
     /// If the client has disconnected, or at the deadline.
     pub(crate) fn send(&mut self, mut bytes: &[u8], deadline: SendDeadline) -> io::Result<()> {
         while !bytes.is_empty() {
-            match self.guard.stream().write(bytes) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(sent) => {
-                    self.response_begun = true;
-                    self.guard.note_progress();
-                    bytes = bytes.get(sent..).unwrap_or_default();
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(deadline)?,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+            let sent = self.guard.stream().write(bytes);
+            bytes = bytes.get(self.after_send(sent, deadline)?..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Like [`Socket::send`], all bytes of all slices.
+    pub(crate) fn send_slices(&mut self, mut slices: &mut [IoSlice<'_>], deadline: SendDeadline) -> io::Result<()> {
+        IoSlice::advance_slices(&mut slices, 0);
+        while !slices.is_empty() {
+            // Without SIGPIPE if the client has disconnected.
+            let sent = sendmsg::<()>(self.guard.stream().as_raw_fd(), slices, &[], MsgFlags::MSG_NOSIGNAL, None);
+            IoSlice::advance_slices(&mut slices, self.after_send(sent.map_err(io::Error::from), deadline)?);
+        }
+        Ok(())
+    }
+
+    /// Handles the result of one attempt to send: waits if the kernel had no room. Returns the number of bytes sent.
+    fn after_send(&mut self, sent: io::Result<usize>, deadline: SendDeadline) -> io::Result<usize> {
+        match sent {
+            Ok(0) => Err(ErrorKind::WriteZero.into()),
+            Ok(sent) => {
+                self.response_begun = true;
+                self.guard.note_progress();
+                Ok(sent)
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait_to_send(deadline).map(|()| 0),
+            Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     fn wait_to_send(&self, deadline: SendDeadline) -> io::Result<()> {

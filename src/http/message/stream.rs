@@ -1,6 +1,6 @@
 //! The body of a streamed response.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,10 @@ use crate::http::message::response_head::Framing;
 /// Bytes that are collected for one write to the socket.
 pub(crate) const BURST: usize = 64 << 10;
 
+/// A piece of at least this many bytes is sent from where it is, together with what was collected before it. Below, to
+/// collect it costs less than another send.
+const LARGE_PIECE: usize = BURST / 4;
+
 /// Capacity of the buffer, in bytes, above which it is freed after a large piece.
 const MAX_KEPT_BUFFER: usize = 4 * BURST;
 
@@ -21,8 +25,8 @@ const SIZE_LINE: usize = 10;
 
 /// The body of a response while it is written.
 ///
-/// Bytes that are [written](Write) are collected, and sent once there are 64 KiB, or by [`ResponseStream::flush`]. Each
-/// send is one chunk, and one system call if the client keeps up.
+/// Bytes that are [written](Write) are collected, and sent once there are 64 KiB, with a piece of at least 16 KiB, or by
+/// [`ResponseStream::flush`]. Each send is one chunk, and one system call if the client keeps up.
 #[derive(Debug)]
 pub struct ResponseStream<'c> {
     socket: &'c mut Socket,
@@ -74,8 +78,18 @@ impl<'c> ResponseStream<'c> {
     /// # Errors
     /// If the client has disconnected.
     pub fn flush(&mut self) -> io::Result<()> {
-        let from = self.end_chunk()?;
+        let from = self.end_chunk(0)?;
         self.send(from)
+    }
+
+    /// Sends what is collected and `piece`, as one chunk.
+    fn send_with(&mut self, piece: &[u8]) -> io::Result<()> {
+        let from = self.end_chunk(piece.len())?;
+        let collected = self.buffer.get(from..).unwrap_or_default();
+        let end: &[u8] = if self.chunked { b"\r\n" } else { b"" };
+        let mut slices = [collected, piece, end].map(IoSlice::new);
+        let sent = self.socket.send_slices(&mut slices, self.deadline);
+        self.end_send(sent)
     }
 
     /// Sends what is collected, and the end of the body.
@@ -84,7 +98,7 @@ impl<'c> ResponseStream<'c> {
     /// If the client has disconnected, or the body is shorter than its announced length: a client would take the next
     /// response for the rest of this one.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        let from = self.end_chunk()?;
+        let from = self.end_chunk(0)?;
         if let Some(missing @ 1..) = self.remaining {
             return Err(wrong_length(format!("the body is {missing} bytes shorter than its announced length")));
         }
@@ -94,12 +108,13 @@ impl<'c> ResponseStream<'c> {
         self.send(from)
     }
 
-    /// Frames the collected payload as one chunk. Returns where in the buffer the bytes to send begin.
+    /// Frames the collected payload as one chunk. Returns where in the buffer the bytes to send begin. If `more` is not 0,
+    /// the caller sends that many bytes and the end of the chunk after those of the buffer.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the body is longer than its announced length.
-    fn end_chunk(&mut self) -> io::Result<usize> {
-        let length = self.collected();
+    fn end_chunk(&mut self, more: usize) -> io::Result<usize> {
+        let length = self.collected() + more;
         if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.checked_sub(length).ok_or_else(too_long)?;
         }
@@ -116,8 +131,10 @@ impl<'c> ResponseStream<'c> {
         if let Some(room) = self.buffer.get_mut(at..self.payload) {
             room.copy_from_slice(size.as_bytes());
         }
-        self.buffer.extend_from_slice(b"\r\n");
-        // The head moves up to the size line: it is shorter than the payload.
+        if more == 0 {
+            self.buffer.extend_from_slice(b"\r\n");
+        }
+        // The head moves up to the size line.
         self.buffer.copy_within(..self.head, at - self.head);
         Ok(at - self.head)
     }
@@ -129,6 +146,10 @@ impl<'c> ResponseStream<'c> {
 
     fn send(&mut self, from: usize) -> io::Result<()> {
         let sent = self.socket.send(self.buffer.get(from..).unwrap_or_default(), self.deadline);
+        self.end_send(sent)
+    }
+
+    fn end_send(&mut self, sent: io::Result<()>) -> io::Result<()> {
         self.buffer.clear();
         self.buffer.shrink_to(MAX_KEPT_BUFFER);
         self.begin_chunk();
@@ -186,6 +207,10 @@ impl Write for ResponseStream<'_> {
         let taken = bytes.get(..BURST).unwrap_or(bytes);
         if self.remaining.is_some_and(|remaining| self.collected() + taken.len() > remaining) {
             return Err(too_long());
+        }
+        if taken.len() >= LARGE_PIECE {
+            self.send_with(taken)?;
+            return Ok(taken.len());
         }
         self.buffer.extend_from_slice(taken);
         if self.is_burst() {

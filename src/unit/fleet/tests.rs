@@ -197,5 +197,7 @@ fn an_abandoned_leader_keeps_its_unit_and_counts_as_running_until_it_is_reaped()
     assert_eq!(fleet.reaped(301), Some(stuck));
     assert!(fleet.pop_surplus().is_some() && fleet.find(&Target::Unit(stuck)).is_err());
     start(&mut fleet, 5, 301, None).unwrap();
-    assert_eq!(fleet.leaders(), HashSet::from([301, 302, 303]));
+    assert_eq!(*fleet.leaders(), HashSet::from([301, 302, 303]));
+    fleet.remove(UnitId(5));
+    assert_eq!(*fleet.leaders(), HashSet::from([302, 303]));
 }

@@ -72,6 +72,14 @@ fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Re
                 (0..pieces).try_for_each(|_| body.write_all(&vec![b'x'; piece]))
             }))
         }
+        "/pieces" => {
+            let sizes = request.query("sizes").unwrap();
+            let length = request.query("length").map(|length| length.parse().unwrap());
+            Ok(Response::stream(200, "text/plain", length, move |body| {
+                let sizes = sizes.split(',').map(|size| size.parse::<usize>().unwrap());
+                sizes.enumerate().try_for_each(|(n, size)| body.write_all(&vec![b'a' + n as u8; size]))
+            }))
+        }
         "/pause" => {
             let report = report.clone();
             Ok(Response::events(move |events| {

@@ -26,6 +26,34 @@ fn a_short_stream_is_one_segment() {
 }
 
 #[test]
+fn large_and_small_pieces_of_a_stream_come_in_order_in_every_framing() {
+    let fixture = fixture(Options::new());
+    let sizes = "1,16384,3,100000,16383,65536,0,200000,5";
+    let mut right = Vec::new();
+    for (n, size) in sizes.split(',').enumerate() {
+        right.extend(vec![b'a' + n as u8; size.parse().unwrap()]);
+    }
+    let mut client = fixture.connect();
+    for length in ["", &format!("&length={}", right.len())] {
+        let response = client.get(&format!("/pieces?sizes={sizes}{length}"));
+        assert!(response.body == right, "{}", response.head);
+    }
+    assert_eq!(client.get("/hello").status, 200);
+    let mut old = fixture.connect();
+    old.send(format!("GET /pieces?sizes={sizes} HTTP/1.0\r\n\r\n"));
+    let mut all = Vec::new();
+    old.stream.read_to_end(&mut all).unwrap();
+    assert!(all.ends_with(&right) && all.len() < right.len() + 1_000);
+}
+
+#[test]
+fn a_large_piece_beyond_the_announced_length_is_refused() {
+    let fixture = fixture(Options::new());
+    let mut client = fixture.connect();
+    assert_eq!(client.get("/pieces?sizes=20000&length=19999").status, 500);
+}
+
+#[test]
 fn a_disconnected_client_is_noticed() {
     let fixture = fixture(Options::new());
     for (path, begins) in [("/hold", "holding"), ("/silent", "streaming"), ("/endless", "streaming")] {

@@ -1,0 +1,119 @@
+//! Finds the processes of a few trees in /proc without reading all processes.
+//!
+//! Every descendant of this process is reached from its children: from the leader of a tree, or from an orphan. So the
+//! trees of a few runs are found by walking down from their leaders and from all orphans, whatever else runs.
+
+use std::collections::HashSet;
+use std::fs;
+
+use crate::Pid;
+use crate::procfs::{Process, Snapshot, look_at, shows_this_namespace};
+
+/// A snapshot of `roots`, of the orphans that this process has adopted, and of all their descendants. `leaders` are
+/// children of this process that are no orphans.
+///
+/// None if these are more than `most` processes, or if the kernel shows no children (it has no CONFIG_PROC_CHILDREN, or
+/// /proc does not show this PID namespace): then take a [`Snapshot`] of all processes.
+pub fn walk(roots: impl IntoIterator<Item = Pid>, leaders: &HashSet<Pid>, most: usize) -> Option<Snapshot> {
+    if !shows_this_namespace() {
+        return None;
+    }
+    let myself = std::process::id() as Pid;
+    let mut walk = Walk { all: Vec::new(), seen: HashSet::from([myself]), most };
+    roots.into_iter().try_for_each(|root| walk.add(root))?;
+    // The orphans come last: a process whose parent ends meanwhile becomes an orphan. Orphans become children of the
+    // main thread.
+    let orphans = children_of_thread(myself, myself)?;
+    orphans.into_iter().filter(|pid| !leaders.contains(pid)).try_for_each(|orphan| walk.add(orphan))?;
+    Some(Snapshot::of(walk.all))
+}
+
+struct Walk {
+    all: Vec<Process>,
+    seen: HashSet<Pid>,
+    most: usize,
+}
+
+impl Walk {
+    /// Adds a process and its descendants. None if they are too many.
+    fn add(&mut self, root: Pid) -> Option<()> {
+        let mut queue = vec![root];
+        while let Some(pid) = queue.pop() {
+            if !self.seen.insert(pid) {
+                continue;
+            }
+            let Some(process) = look_at(pid) else { continue };
+            if self.all.len() >= self.most {
+                return None;
+            }
+            self.all.push(process);
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let threads = threads.filter_map(|thread| thread.file_name().to_str()?.parse::<Pid>().ok());
+            queue.extend(threads.filter_map(|thread| children_of_thread(pid, thread)).flatten());
+        }
+        Some(())
+    }
+}
+
+/// The PIDs of the children of one thread, some of them twice. None if there is no such thread or no such list.
+fn children_of_thread(pid: Pid, thread: Pid) -> Option<Vec<Pid>> {
+    let path = format!("/proc/{pid}/task/{thread}/children");
+    let first = fs::read_to_string(&path).ok()?;
+    // The kernel can skip a child if another one is reaped during a read.
+    let second = if first.is_empty() { String::new() } else { fs::read_to_string(&path).unwrap_or_default() };
+    let words = first.split_ascii_whitespace().chain(second.split_ascii_whitespace());
+    Some(words.filter_map(|pid| pid.parse().ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A shell with two children, one of which has a child of its own.
+    fn tree() -> Child {
+        let script = "sleep 60 & sh -c 'sleep 60; :' & wait";
+        Command::new("sh").args(["-c", script]).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn end(mut tree: Child, snapshot: &Snapshot) {
+        crate::send_signal::signal_all(&snapshot.all, &[libc::SIGKILL]);
+        tree.kill().unwrap();
+        tree.wait().unwrap();
+    }
+
+    #[test]
+    fn a_walk_finds_the_descendants_of_its_roots_and_nothing_else() {
+        let (tree, other) = (tree(), tree());
+        let leaders = HashSet::from([tree.id() as Pid, other.id() as Pid]);
+        let root = tree.id() as Pid;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let snapshot = loop {
+            let found = walk([root], &leaders, 100).unwrap();
+            // Other tests of this process may have children too: of the main thread of the test program they have none.
+            if found.all.len() >= 4 || Instant::now() > deadline {
+                break found;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(snapshot.all.len(), 4, "{:?}", snapshot.all);
+        assert_eq!(snapshot.children(root).count(), 2);
+        let all = Snapshot::take();
+        for process in &snapshot.all {
+            assert_eq!(all.get(process.pid).map(|it| (it.parent, it.start)), Some((process.parent, process.start)));
+        }
+        assert!(walk([root], &leaders, 3).is_none(), "a walk beyond its limit");
+        let others = walk([other.id() as Pid], &leaders, 100).unwrap();
+        end(tree, &snapshot);
+        end(other, &others);
+    }
+
+    #[test]
+    fn a_root_that_has_ended_is_not_found() {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(walk([child.id() as Pid], &HashSet::new(), 100).unwrap().get(child.id() as Pid).is_none());
+    }
+}
