@@ -3,14 +3,20 @@
 use std::fs;
 use std::time::Duration;
 
-/// PIDs of the children of all threads of a process.
+/// PIDs of the children of all threads of a process, without the fork server of a daemon.
 pub fn children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     tasks
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
         .flat_map(|text| text.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>())
+        .filter(|child| !is_fork_server(*child))
         .collect()
+}
+
+/// Whether a process is the fork server of a daemon.
+pub fn is_fork_server(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "fork-server")
 }
 
 /// PIDs of the children, their children and so on.
