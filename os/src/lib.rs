@@ -12,6 +12,7 @@
 //! | [`cgroup`] | cgroup v2: one leaf for each run of a unit |
 //! | [`disposition`] | resets the signal dispositions of this process |
 //! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
+//! | [`file_version`] | tells whether a file that was read is still the same |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |
@@ -40,6 +41,7 @@ pub mod allocator;
 pub mod cgroup;
 pub mod disposition;
 pub mod entry_point;
+pub mod file_version;
 pub mod impersonation;
 pub mod loopback;
 pub mod mountinfo;
