@@ -29,6 +29,7 @@
 // Some functions have no caller but the HTTP API.
 #![cfg_attr(not(feature = "http"), allow(dead_code, unused_imports))]
 
+mod capacity;
 mod clock;
 mod error;
 #[cfg(feature = "http")]

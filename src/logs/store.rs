@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use super::disk::Disk;
 use super::state::LogState;
 use super::{LogLimits, lock};
+use crate::capacity::shrink;
 use crate::logs::retention;
 use crate::model::UnitId;
 
@@ -95,7 +96,9 @@ impl LogStore {
     }
 
     pub(super) fn forget(&self, unit: UnitId) {
-        lock(&self.logs).remove(&unit);
+        let mut logs = lock(&self.logs);
+        logs.remove(&unit);
+        shrink(&mut logs);
     }
 
     pub(super) fn remove_files(&self, removal: Removal) {

@@ -14,6 +14,7 @@ use super::log_writer::{Batches, Notify};
 use super::message::{Attach, Message, Notice};
 use super::pipe::{Drain, Pipe, PipeKind, Run};
 use super::stdin::{StdinQueue, closed};
+use crate::capacity::shrink;
 use crate::clock::wall;
 use crate::error::Error;
 use crate::model::terminal_size::TerminalSize;
@@ -305,6 +306,7 @@ impl Actor {
 
     pub(super) fn close(&mut self, token: Token) {
         let Some(pipe) = self.pipes.remove(&token) else { return };
+        shrink(&mut self.pipes);
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_raw_fd())) {
             log::debug!("unit {}: a pipe cannot be removed from the poll: {error}", pipe.run.0);
         }
@@ -325,7 +327,9 @@ impl Actor {
             }
             if self.last_run.get(&key.0) == Some(&key.1) {
                 self.last_run.remove(&key.0);
+                shrink(&mut self.last_run);
             }
+            shrink(&mut self.runs);
         }
     }
 

@@ -6,6 +6,7 @@
 //! would hang too.
 
 use std::io;
+use std::sync::Arc;
 
 use crossbeam_channel::{Sender, unbounded};
 
@@ -17,7 +18,7 @@ use tl_os::thread;
 /// The user of one run, as the files in `/etc` describe it.
 #[derive(Clone, Debug)]
 pub(crate) struct RunUser {
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     /// The group of a terminal; None for a run without a terminal, or if `/etc/group` has no group `tty`.
     pub(super) tty_group: Option<u32>,
 }

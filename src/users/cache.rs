@@ -32,7 +32,7 @@ pub struct Known {
     /// The files in which it was found.
     pub sources: Sources,
     /// The user.
-    pub identity: Identity,
+    pub identity: Arc<Identity>,
 }
 
 impl Known {
@@ -44,7 +44,7 @@ impl Known {
             UserSpec::Name { name, .. } => name.len(),
             UserSpec::Uid { .. } => 0,
         };
-        let Identity { groups, home, shell, name: login, .. } = &self.identity;
+        let Identity { groups, home, shell, name: login, .. } = &*self.identity;
         FIXED + name + groups.len() * size_of::<u32>() + home.len() + shell.len() + login.len()
     }
 }
@@ -66,9 +66,8 @@ impl Cache {
     }
 
     /// Remembers a user.
-    pub fn insert(&self, spec: &UserSpec, sources: Sources, identity: &Identity) {
-        // Cloned, so that no spare capacity is kept.
-        let known = Known { sources, identity: identity.clone() };
+    pub fn insert(&self, spec: &UserSpec, sources: Sources, identity: &Arc<Identity>) {
+        let known = Known { sources, identity: Arc::clone(identity) };
         let weight = known.weight(spec);
         self.remove(spec);
         if weight > CAPACITY {
@@ -104,9 +103,9 @@ mod tests {
 
     const SOURCES: Sources = Sources { passwd: None, group: None };
 
-    fn identity(home: usize) -> Identity {
+    fn identity(home: usize) -> Arc<Identity> {
         let home = "h".repeat(home);
-        Identity { uid: 1, gid: 1, groups: Vec::new(), home, shell: String::new(), name: String::new() }
+        Arc::new(Identity { uid: 1, gid: 1, groups: Vec::new(), home, shell: String::new(), name: String::new() })
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! users at any time.
 
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use tl_os::file_version::FileVersion;
@@ -25,7 +25,7 @@ static CACHE: LazyLock<Cache> = LazyLock::new(Cache::default);
 /// # Errors
 /// Those of `passwd::resolve`, and [`Error::from_io`] for a file that cannot be read. A file that does not exist counts
 /// as empty.
-pub fn resolve(spec: &UserSpec) -> Result<Identity, Error> {
+pub fn resolve(spec: &UserSpec) -> Result<Arc<Identity>, Error> {
     resolve_in(&CACHE, spec, Path::new("/etc"), SystemTime::now)
 }
 
@@ -40,14 +40,14 @@ fn resolve_in(
     spec: &UserSpec,
     dir: &Path,
     clock: impl FnOnce() -> SystemTime,
-) -> Result<Identity, Error> {
+) -> Result<Arc<Identity>, Error> {
     let (passwd_path, group_path) = (dir.join("passwd"), dir.join("group"));
     // No lock is held while the file system is asked.
     if let Some(known) = cache.get(spec)
         && is_current(&passwd_path, known.sources.passwd)
         && known.sources.group.is_none_or(|group| is_current(&group_path, group))
     {
-        return Ok(known.identity.clone());
+        return Ok(Arc::clone(&known.identity));
     }
     let now = clock();
     let file = read(&passwd_path, now)?;
@@ -57,6 +57,7 @@ fn resolve_in(
         group_state = Some(file.state);
         Ok(file.bytes)
     })?;
+    let identity = Arc::new(identity);
     let group = match group_state {
         None => Some(None),
         Some(state) => state.map(Some),
@@ -111,14 +112,14 @@ mod tests {
     }
 
     /// Looks up a user with an empty cache.
-    fn look_up(spec: &UserSpec, dir: &Path) -> Result<Identity, Error> {
+    fn look_up(spec: &UserSpec, dir: &Path) -> Result<Arc<Identity>, Error> {
         resolve_in(&Cache::default(), spec, dir, SystemTime::now)
     }
 
     /// The home directory of root. At the time that `resolve` is told, the files are an hour old, so that it is cached.
     fn home(cache: &Cache, dir: &Path) -> Result<String, Error> {
         let hour = Duration::from_secs(3_600);
-        Ok(resolve_in(cache, &root(), dir, || SystemTime::now() + hour)?.home)
+        Ok(resolve_in(cache, &root(), dir, || SystemTime::now() + hour)?.home.clone())
     }
 
     /// Waits until a change of a file gets another time than one before this call.

@@ -26,6 +26,7 @@ use source::{Named, Source};
 const LAYERS: [&[&str]; 6] = [
     &["model", "error"],
     &[
+        "capacity",
         "unit",
         "logs::lines",
         "logs::retention",
