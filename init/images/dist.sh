@@ -12,9 +12,11 @@ flags='-C target-feature=+crt-static -C relocation-model=static'
 # Functions are inlined as with opt-level "s", but loops are optimised as the profile says.
 flags="$flags -C llvm-args=-inline-threshold=50"
 # One copy of functions with equal code, if the linker can do that (lld, the default of rustc on x86_64).
-if echo 'fn main() {}' | rustc -C link-arg=-Wl,--icf=all -o /dev/null - 2>/dev/null; then
+probe=$(mktemp)
+if echo 'fn main() {}' | rustc -C link-arg=-Wl,--icf=all -o "$probe" - 2>/dev/null; then
     flags="$flags -C link-arg=-Wl,--icf=all"
 fi
+rm -f "$probe"
 RUSTFLAGS=$flags CARGO_TARGET_DIR=$built \
     cargo build --release --quiet --package tl-init --target "$target"
 
