@@ -41,6 +41,7 @@ mod model;
 mod oom;
 mod output;
 mod pending;
+mod shrink;
 mod supervisor;
 mod terminal;
 mod trees;

@@ -147,13 +147,29 @@ unsafe impl GlobalAlloc for Allocator {
 /// Makes all threads share two of glibc's arenas. By default each thread that runs has its own: memory that many
 /// threads have used once is then spread over all arenas, and each takes 64 MiB of addresses.
 ///
+/// Also fixes the size from which an allocation has a mapping of its own, and how much unused memory an arena keeps at
+/// its end. By default glibc raises both when a large allocation is freed, up to 32 and 64 MiB.
+///
 /// # Safety
 /// No other thread exists: glibc does not synchronise `mallopt(3)` with allocations.
 pub unsafe fn share_arenas() {
+    /// The default of glibc for both limits, in bytes.
+    #[cfg(target_env = "gnu")]
+    const LIMIT: libc::c_int = 128 << 10;
     // SAFETY: by this function's contract no other thread reads the setting meanwhile.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2)
+    };
+    // SAFETY: as above.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LIMIT)
+    };
+    // SAFETY: as above.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, LIMIT)
     };
 }
 

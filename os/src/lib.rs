@@ -14,6 +14,7 @@
 //! | [`child_signal`] | rings a bell when a child has ended |
 //! | [`disposition`] | resets the signal dispositions of this process |
 //! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
+//! | [`file_version`] | tells whether a file that was read is still the same |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |
@@ -45,6 +46,7 @@ pub mod cgroup;
 pub mod child_signal;
 pub mod disposition;
 pub mod entry_point;
+pub mod file_version;
 pub mod impersonation;
 pub mod loopback;
 pub mod mountinfo;

@@ -89,6 +89,11 @@ pub fn open(path: &Path) -> Result<File, ReadError> {
 /// When it is longer than that or cannot be read.
 pub fn read_open(file: File, limit: u64) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::new();
+    // Room for the whole file, so that it is not read in small pieces. Its size is that of now, and 0 in /proc.
+    let size = file.metadata()?.len().min(limit);
+    bytes
+        .try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX))
+        .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
     // One byte more than the limit tells a file that is too long from one that just fits.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
@@ -112,6 +117,11 @@ mod tests {
         assert!(matches!(read(&path, 4), Err(ReadError::TooLong(4))));
         assert_eq!(read(&path, u64::MAX).unwrap(), b"12345");
         assert!(read(&dir.path().join("nothing"), 5).unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn a_file_without_a_size_is_read() {
+        assert!(read(Path::new("/proc/self/status"), 1 << 20).unwrap().starts_with(b"Name:"));
     }
 
     #[test]

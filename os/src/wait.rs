@@ -47,21 +47,30 @@ pub struct TraceStop {
     pub signal: i32,
 }
 
-/// Takes the next change in a child, reaping the child if it has ended; `None` if there is none at the moment. Does not
-/// block.
-///
+/// Takes the next change in any child, reaping the child if it has ended; `None` if there is none at the moment. Does
+/// not block. The kernel looks at one child after the other: with thousands of them that takes 100 µs and more.
+pub fn next_event() -> Option<ChildEvent> {
+    take_event(-1)
+}
+
+/// Takes the next change in the child with this PID, as [`next_event`] does, however many other children there are.
+/// `None` also if it is not a child of this process.
+pub fn event_of_child(pid: Pid) -> Option<ChildEvent> {
+    if pid > 0 { take_event(pid) } else { None }
+}
+
 /// nix's `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and then returns an error
 /// without the PID.
-pub fn next_event() -> Option<ChildEvent> {
+fn take_event(which: Pid) -> Option<ChildEvent> {
     let mut status = 0;
     loop {
         // Without WUNTRACED and WCONTINUED, only stops of traced children are reported.
         // SAFETY: `status` is valid for writing, which is all that this call does with it.
-        match unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) } {
+        match unsafe { libc::waitpid(which, &raw mut status, libc::WNOHANG) } {
             pid if pid > 0 => return Some(event_of(pid, status)),
             0 => return None,
             _ if Errno::last() == Errno::EINTR => {}
-            // ECHILD: no children at all.
+            // ECHILD: no children at all, or not a child.
             _ => return None,
         }
     }

@@ -7,8 +7,9 @@ use std::task::Waker;
 use std::time::Instant;
 
 use super::cursor::Cursor;
-use super::log::{Armed, Bound, OutputLog};
+use super::log::{Bound, OutputLog};
 use super::long::{Long, LongText};
+use super::wakers::Armed;
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
 

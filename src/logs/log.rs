@@ -15,6 +15,7 @@ use super::record::{HEADER, Kept, LogPosition, Snapshot};
 use super::segments::{Located, Source};
 use super::state::{Contents, End, LogState};
 use super::store::{LogStore, Removal};
+use super::wakers::{Armed, Wakers};
 use super::writer::{LogContext, Writer};
 use super::{EndWatch, lock};
 use crate::model::{Millis, RunEnd, Stream, UnitId};
@@ -29,7 +30,8 @@ pub struct OutputLog {
     writer: Mutex<Writer>,
     /// Number of existing [`Writing`]s.
     to_write: AtomicUsize,
-    wakers: Mutex<Wakers>,
+    /// None while there are none, as for most logs.
+    wakers: Mutex<Option<Box<Wakers>>>,
     /// Number of followers with a raised flag, or more. At 0 an append does not search for any.
     armed: AtomicUsize,
 }
@@ -54,28 +56,6 @@ impl Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         self.0.to_write.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-#[derive(Default)]
-struct Wakers {
-    next: u64,
-    followers: Vec<(u64, Arc<Armed>)>,
-    ends: Vec<(u64, Waker)>,
-}
-
-/// The waker of a follower, and the flag that the follower raises when it has found no item.
-pub(super) struct Armed {
-    flag: AtomicBool,
-    waker: Waker,
-    pub(super) parker: Parker,
-}
-
-impl Armed {
-    /// Wakes the follower's waker, and a thread that waits in [`Follower::next`](super::Follower::next).
-    pub(super) fn wake(&self) {
-        self.parker.unpark();
-        wake(&self.waker);
     }
 }
 
@@ -177,7 +157,7 @@ impl OutputLog {
             // Woken without the lock: a waker may drop the follower that it belongs to.
             let (followers, ends) = {
                 let wakers = lock(&self.wakers);
-                (wakers.followers.clone(), wakers.ends.clone())
+                wakers.as_ref().map(|wakers| (wakers.followers.clone(), wakers.ends.clone())).unwrap_or_default()
             };
             followers.iter().for_each(|(_, armed)| armed.wake());
             ends.iter().for_each(|(_, waker)| wake(waker));
@@ -215,8 +195,8 @@ impl OutputLog {
         let waker = waker.into();
         let id = {
             let mut wakers = lock(&self.wakers);
-            wakers.next += 1;
-            let id = wakers.next;
+            let wakers = wakers.get_or_insert_default();
+            let id = wakers.next_id();
             wakers.ends.push((id, waker.clone()));
             id
         };
@@ -241,7 +221,16 @@ impl OutputLog {
     }
 
     pub(super) fn unwatch_end(&self, id: u64) {
-        lock(&self.wakers).ends.retain(|(other, _)| *other != id);
+        self.remove_waker(|wakers| wakers.ends.retain(|(other, _)| *other != id));
+    }
+
+    fn remove_waker(&self, remove: impl FnOnce(&mut Wakers)) {
+        let mut wakers = lock(&self.wakers);
+        let Some(some) = &mut *wakers else { return };
+        remove(some);
+        if some.followers.is_empty() && some.ends.is_empty() {
+            *wakers = None;
+        }
     }
 
     /// Whether output was dropped, or could not be written to the disk.
@@ -328,14 +317,14 @@ impl OutputLog {
     pub(super) fn register(&self, waker: Waker) -> (u64, Arc<Armed>) {
         let armed = Arc::new(Armed { flag: AtomicBool::new(false), waker, parker: Parker::default() });
         let mut wakers = lock(&self.wakers);
-        wakers.next += 1;
-        let id = wakers.next;
+        let wakers = wakers.get_or_insert_default();
+        let id = wakers.next_id();
         wakers.followers.push((id, Arc::clone(&armed)));
         (id, armed)
     }
 
     pub(super) fn unregister(&self, id: u64, armed: &Armed) {
-        lock(&self.wakers).followers.retain(|(other, _)| *other != id);
+        self.remove_waker(|wakers| wakers.followers.retain(|(other, _)| *other != id));
         self.disarm(armed);
     }
 
@@ -363,7 +352,8 @@ impl OutputLog {
         let wanting: Vec<Arc<Armed>> = {
             let wakers = lock(&self.wakers);
             let wants = |armed: &&Arc<Armed>| armed.flag.swap(false, Ordering::SeqCst);
-            wakers.followers.iter().map(|(_, armed)| armed).filter(wants).cloned().collect()
+            let followers = wakers.iter().flat_map(|wakers| &wakers.followers);
+            followers.map(|(_, armed)| armed).filter(wants).cloned().collect()
         };
         self.armed.fetch_sub(wanting.len(), Ordering::SeqCst);
         wanting.iter().for_each(|armed| armed.wake());

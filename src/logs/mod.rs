@@ -45,6 +45,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod views;
+mod wakers;
 mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -72,12 +72,15 @@ pub(super) struct Segments {
     active: Option<Arc<File>>,
     /// Total size of all segments that are files, in bytes.
     used: u64,
-    snapshot: Snapshot,
+    /// The end of the log.
+    end: LogPosition,
+    /// Its unfinished lines; None if there are none, as in most logs.
+    open: Option<Box<PerStream<Option<OpenLine>>>>,
 }
 
 impl Segments {
     pub(super) fn snapshot(&self) -> Snapshot {
-        self.snapshot
+        Snapshot { end: self.end, open: self.open.as_deref().copied().unwrap_or_default() }
     }
 
     pub(super) fn used(&self) -> u64 {
@@ -100,7 +103,7 @@ impl Segments {
 
     /// Whether a cut would write a record.
     pub(super) fn has_open_line(&self) -> bool {
-        self.snapshot.open != PerStream::default()
+        self.open.is_some()
     }
 
     /// Whether the log can end here without a record.
@@ -130,9 +133,17 @@ impl Segments {
         (numbers, self.active.take(), std::mem::take(&mut self.used))
     }
 
+    fn push(&mut self, segment: Segment) {
+        // Most logs have one segment.
+        if self.segments.is_empty() {
+            self.segments.reserve_exact(1);
+        }
+        self.segments.push_back(segment);
+    }
+
     /// Adds a segment for a new file. Returns the old open file, which must be dropped without the lock.
     pub(super) fn push_file(&mut self, number: u64, file: Arc<File>) -> Option<Arc<File>> {
-        self.segments.push_back(Segment::new(number, self.snapshot, Storage::File));
+        self.push(Segment::new(number, self.snapshot(), Storage::File));
         self.set_active(Some(file))
     }
 
@@ -149,10 +160,10 @@ impl Segments {
 
     /// Counts a record at the end of the log, which is in the newest segment if `is_kept`.
     fn advance(&mut self, is_kept: bool, header: Header, bytes: &[u8], index_every: u64) {
-        let Snapshot { end, open } = &mut self.snapshot;
+        let Snapshot { end, mut open } = self.snapshot();
         let mut segment = if is_kept { self.segments.back_mut() } else { None };
         if let Some(segment) = &mut segment {
-            segment.note(*end, index_every);
+            segment.note(end, index_every);
             segment.len += (HEADER + bytes.len()) as u64;
         }
         match header.kind {
@@ -163,18 +174,18 @@ impl Segments {
                 match memrchr(b'\n', bytes) {
                     Some(last) => {
                         let unfinished = last + 1 < bytes.len();
-                        *open = unfinished.then_some(OpenLine { record: *end, from: after(last) });
+                        *open = unfinished.then_some(OpenLine { record: end, from: after(last) });
                         if let Some(segment) = segment {
                             // Searched once per segment, so that appending stays cheap.
                             let first_line = segment.first_line.get_mut(stream);
                             *first_line = first_line.or_else(|| memchr(b'\n', bytes).map(after));
                         }
                     }
-                    None => *open = open.or(Some(OpenLine { record: *end, from: before })),
+                    None => *open = open.or(Some(OpenLine { record: end, from: before })),
                 }
             }
             RecordKind::Cut => {
-                *open = PerStream::default();
+                open = PerStream::default();
                 if let Some(segment) = segment {
                     for stream in [Stream::Stdout, Stream::Stderr] {
                         segment.first_line.get_mut(stream).get_or_insert(*end.counts.get(stream));
@@ -182,7 +193,11 @@ impl Segments {
                 }
             }
         }
-        *end = end.after(header);
+        self.end = end.after(header);
+        match &mut self.open {
+            Some(kept) if open != PerStream::default() => **kept = open,
+            kept => *kept = (open != PerStream::default()).then(|| Box::new(open)),
+        }
     }
 
     /// Appends a record in memory. New segments get their numbers from `next_number`.
@@ -209,7 +224,7 @@ impl Segments {
                     packed.shrink();
                 }
                 let memory = Storage::Memory(Packed::default());
-                self.segments.push_back(Segment::new(*next_number, self.snapshot, memory));
+                self.push(Segment::new(*next_number, self.snapshot(), memory));
                 *next_number += 1;
             }
             let header = Header { len: piece.len() as u32, ..header };
@@ -227,7 +242,7 @@ impl Segments {
 
     /// Drops the oldest segments in memory that the last 64 KiB of whole lines do not need.
     fn bound_memory(&mut self) {
-        let end = self.snapshot.end;
+        let end = self.end;
         let after = |counts: PerStream<u64>| {
             end.counts.out.saturating_sub(counts.out) + end.counts.err.saturating_sub(counts.err)
         };
@@ -327,7 +342,7 @@ impl Segments {
 
     /// The start of the oldest record that is kept.
     pub(super) fn oldest(&self) -> LogPosition {
-        self.segments.front().map_or(self.snapshot.end, |segment| segment.start)
+        self.segments.front().map_or(self.end, |segment| segment.start)
     }
 
     /// The kept part of the log up to `limit`.

@@ -13,6 +13,7 @@ use super::state::LogState;
 use super::{LogLimits, lock};
 use crate::logs::retention;
 use crate::model::UnitId;
+use crate::shrink::shrink_map;
 
 /// Passes the files of a dropped log to the thread that removes them.
 type RemoveFiles = Box<dyn Fn(Removal) + Send + Sync>;
@@ -95,7 +96,9 @@ impl LogStore {
     }
 
     pub(super) fn forget(&self, unit: UnitId) {
-        lock(&self.logs).remove(&unit);
+        let mut logs = lock(&self.logs);
+        logs.remove(&unit);
+        shrink_map(&mut logs);
     }
 
     pub(super) fn remove_files(&self, removal: Removal) {

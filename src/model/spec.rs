@@ -26,7 +26,7 @@ pub struct ProcessSpec {
     pub(crate) user: Option<UserSpec>,
     pub(crate) stdio: Stdio,
     pub(crate) timeout: Option<Duration>,
-    pub(crate) managed: Option<ManagedSpec>,
+    pub(crate) managed: Option<Arc<ManagedSpec>>,
     pub(crate) leftovers: Leftovers,
 }
 
@@ -148,7 +148,7 @@ impl SpecBuilder {
 
     /// Makes the process managed.
     pub fn managed(mut self, managed: ManagedSpec) -> Self {
-        self.spec.managed = Some(managed);
+        self.spec.managed = Some(Arc::new(managed));
         self
     }
 
@@ -192,7 +192,7 @@ impl SpecBuilder {
             let problem = format!("must be at most {} seconds, ten years", MAX_TIMEOUT.as_secs());
             return Err(SpecError::new("timeout", problem));
         }
-        spec.managed.as_ref().map_or(Ok(()), ManagedSpec::validate)?;
+        spec.managed.as_deref().map_or(Ok(()), ManagedSpec::validate)?;
         Ok(spec)
     }
 }

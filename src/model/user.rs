@@ -13,7 +13,7 @@ use crate::error::SpecError;
 /// assert_eq!("1000:100".parse(), Ok(UserSpec::Uid { uid: 1000, gid: Some(100) }));
 /// assert_eq!(UserSpec::from(1000), UserSpec::Uid { uid: 1000, gid: None });
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum UserSpec {
     /// A name in `/etc/passwd`.
     Name {

@@ -20,6 +20,7 @@ use crate::clock::wall;
 use crate::error::Error;
 use crate::model::terminal_size::TerminalSize;
 use crate::model::{RunKey, RunNo, Stream, UnitId};
+use crate::shrink::shrink_map;
 use tl_os::pipe::has_reader;
 use tl_os::pty::{self, Size};
 
@@ -292,6 +293,7 @@ impl Actor {
 
     pub(super) fn close(&mut self, token: Token) {
         let Some(pipe) = self.pipes.remove(&token) else { return };
+        shrink_map(&mut self.pipes);
         if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&pipe.fd.as_fd().as_raw_fd())) {
             log::debug!("unit {}: a pipe cannot be removed from the poll: {error}", pipe.run.0);
         }
@@ -313,7 +315,9 @@ impl Actor {
             }
             if self.last_run.get(&key.0) == Some(&key.1) {
                 self.last_run.remove(&key.0);
+                shrink_map(&mut self.last_run);
             }
+            shrink_map(&mut self.runs);
         }
     }
 

@@ -141,6 +141,7 @@ impl Actor {
         if context.spec.managed.is_none() {
             // The unit never starts again, so its environment is dropped; clients are still shown the rest.
             context.spec.env = Vec::new();
+            context.starting = Vec::new();
         }
         let at_rest = context.log.finish_at_rest(end);
         let finish = ToOutput::FinishLog(Writing::new(&context.log), context.log.epoch(), end);
@@ -190,7 +191,7 @@ impl Actor {
         if look_up == LookUp::Outdated {
             return self.request_user(unit);
         }
-        member.context.user = Some(user);
+        member.context.user = Some(Box::new(user));
         self.step(unit, self.clock.now(), Event::UserResolved);
     }
 
@@ -203,7 +204,8 @@ impl Actor {
         let old = member.context.tree.take();
         self.retire((id, run.saturating_sub(1)), old);
         let member = self.parts.fleet.get_mut(id).ok_or_else(gone)?;
-        let user = member.context.user.take().ok_or_else(|| Error::internal("the user was not looked up"))??;
+        let user = *member.context.user.take().ok_or_else(|| Error::internal("the user was not looked up"))?;
+        let user = user?;
         // Counted until the pipes are closed, which a background child can delay beyond the end of its run.
         let taken = self.parts.descriptors.take(fd_budget::needs(&member.context.spec));
         let mut taken =
@@ -215,7 +217,8 @@ impl Actor {
         let started = self.parts.cgroups.start_in(|leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
         let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
-        let tree = leaf.map_or_else(|| Tracking::Marks(Marks::new(child.pid, &invocation, outputs)), Tracking::Leaf);
+        let marks = || Tracking::Marks(Box::new(Marks::new(child.pid, &invocation, outputs)));
+        let tree = leaf.map_or_else(marks, Tracking::Leaf);
         let [stdout, stderr] = [child.stdout, child.stderr].map(|fd| fd.map(|fd| Descriptor::new(fd, taken.one())));
         // Only the output thread holds the master of a terminal: closing it hangs the session up.
         let kept = if member.context.pty.is_none() { [stdout.clone(), stderr.clone()] } else { [None, None] };

@@ -13,6 +13,7 @@ use super::fd_budget::Share;
 use super::mailbox::{Inbox, Wake};
 use super::message::{Command, Message};
 use super::probes::Probes;
+use super::reap_scan::ReapScan;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
 use super::trace::TraceStop;
@@ -56,8 +57,8 @@ pub(super) struct Actor {
     pub(super) kills: Vec<(UnitId, Duration, ReplySender<()>)>,
     pub(super) watches: TreeWatches,
     pub(super) shutdown: Option<Shutdown>,
-    /// The last call of [`Actor::reap`] has not reaped all children that have ended.
-    pub(super) more_to_reap: bool,
+    /// When to look for ended children among all children.
+    pub(super) reap_scan: ReapScan,
     /// The id of the latest [`Stdin`](super::Stdin).
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
@@ -74,7 +75,7 @@ impl Actor {
             kills: Vec::new(),
             watches: TreeWatches::default(),
             shutdown: None,
-            more_to_reap: false,
+            reap_scan: ReapScan::default(),
             last_writer: 0,
             sessions: BTreeMap::new(),
             backlog: Backlog::default(),
@@ -88,11 +89,11 @@ impl Actor {
             match self.parts.inbox.wait(deadline) {
                 Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
                 Wake::Message(message) => self.receive(message),
-                Wake::Children => self.more_to_reap = true,
+                Wake::Children => self.reap_signalled(),
                 Wake::Deadline => {}
             }
-            if self.more_to_reap {
-                self.reap();
+            if self.reap_scan.take_due(self.clock.now().mono) {
+                self.reap_all();
             }
             self.tick();
             if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread) {
@@ -103,14 +104,17 @@ impl Actor {
 
     /// When [`Actor::tick`] must run next.
     pub(super) fn next_wake(&self) -> Option<Duration> {
-        if self.more_to_reap {
-            return Some(Duration::ZERO);
-        }
         let kills = self.kills.iter().map(|(_, until, _)| *until);
         let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
         let probes = self.parts.probes.deadline();
         let units = self.parts.fleet.deadline().into_iter().chain(self.sessions_deadline());
-        kills.chain(self.watches.deadline()).chain(units).chain(shutdown).chain(probes).min()
+        kills
+            .chain(self.reap_scan.due())
+            .chain(self.watches.deadline())
+            .chain(units)
+            .chain(shutdown)
+            .chain(probes)
+            .min()
     }
 
     /// Handles everything that is due.

@@ -292,7 +292,7 @@ impl Builder {
             };
             let mut actor = Actor::new(parts);
             // A child may have ended before SIGCHLD was watched.
-            actor.more_to_reap = true;
+            actor.reap_scan.request(Duration::ZERO);
             actor.run();
             Ok(())
         };

@@ -30,9 +30,9 @@ pub(super) struct UnitContext {
     /// Requests that wait for the start of this run or of a later one.
     pub(super) starting: Vec<(RunNo, ReplySender<Started>)>,
     /// Set for a terminal session.
-    pub(super) pty: Option<Pty>,
+    pub(super) pty: Option<Box<Pty>>,
     /// The user of the run that is about to begin, or the error of the look-up.
-    pub(super) user: Option<Result<RunUser, Error>>,
+    pub(super) user: Option<Box<Result<RunUser, Error>>>,
     pub(super) look_up: LookUp,
 }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::message::Message;
+use crate::model::Pid;
 use tl_os::bell::Bell;
 use tl_os::child_signal::ChildSignal;
 
@@ -106,6 +107,11 @@ impl Inbox {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// The children that the latest signals were for.
+    pub(super) fn signalled_children(&self) -> Vec<Pid> {
+        self.children.iter().flat_map(ChildSignal::pids).collect()
     }
 
     /// Whether no message is in the queue.

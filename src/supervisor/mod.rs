@@ -13,6 +13,7 @@ mod mailbox;
 mod message;
 mod probes;
 mod pty;
+mod reap_scan;
 mod reaping;
 mod replies;
 mod requests;

@@ -8,7 +8,7 @@ use crate::model::{Exit, Pid, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Tracking;
 use crate::unit::{Event, Now};
-use tl_os::wait::{ChildEvent, Reaped, next_event};
+use tl_os::wait::{ChildEvent, Reaped, event_of_child, next_event};
 
 /// Maximum number of children reaped before the next message is handled, so that many exits at once do not delay
 /// clients.
@@ -33,21 +33,39 @@ impl Actor {
         self.step(id, self.clock.now(), event);
     }
 
-    /// Reaps children that have ended: leaders of units, and orphans.
-    pub(super) fn reap(&mut self) {
-        self.more_to_reap = true;
+    /// Reaps the children that signals were received for, and has the others looked at.
+    pub(super) fn reap_signalled(&mut self) {
         let now = self.clock.now();
-        for _ in 0..REAP_TURN {
-            match next_event() {
-                Some(ChildEvent::Ended(reaped)) => self.reaped(reaped, now),
-                Some(ChildEvent::Stopped(stop)) => self.end_trace(stop),
-                None => {
-                    self.more_to_reap = false;
-                    break;
-                }
+        self.reap_scan.request(now.mono);
+        for pid in self.parts.inbox.signalled_children() {
+            if let Some(event) = event_of_child(pid) {
+                self.child_event(event, now);
             }
         }
         self.check_awaited(now);
+    }
+
+    /// Reaps children that have ended: leaders of units, and orphans.
+    pub(super) fn reap_all(&mut self) {
+        let now = self.clock.now();
+        let mut begun = now.mono;
+        for _ in 0..REAP_TURN {
+            let event = next_event();
+            let ended = self.clock.now().mono;
+            self.reap_scan.done(begun, ended);
+            let Some(event) = event else { return self.check_awaited(now) };
+            self.child_event(event, now);
+            begun = self.clock.now().mono;
+        }
+        self.reap_scan.go_on();
+        self.check_awaited(now);
+    }
+
+    fn child_event(&mut self, event: ChildEvent, now: Now) {
+        match event {
+            ChildEvent::Ended(reaped) => self.reaped(reaped, now),
+            ChildEvent::Stopped(stop) => self.end_trace(stop),
+        }
     }
 
     fn reaped(&mut self, reaped: Reaped, now: Now) {

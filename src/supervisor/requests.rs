@@ -97,8 +97,9 @@ impl Actor {
         let mut reply = Some(reply);
         let logs = &self.parts.logs;
         let admitted = self.parts.fleet.admit(id, unit, spec.size(), || {
-            let starting = reply.take().map(|reply| (1, reply)).into_iter().collect();
-            UnitContext { starting, pty, user, ..UnitContext::new(spec, logs.create(id)) }
+            let starting = reply.take().map_or_else(Vec::new, |reply| vec![(1, reply)]);
+            let user = user.map(Box::new);
+            UnitContext { starting, pty: pty.map(Box::new), user, ..UnitContext::new(spec, logs.create(id)) }
         });
         if let (Err(error), Some(reply)) = (admitted, reply) {
             reply.send(Err(error));

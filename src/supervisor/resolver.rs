@@ -1,11 +1,12 @@
 //! Looks up the users of runs when the calling thread cannot: for restarts, and for starts that must not block.
 //!
-//! `/etc/passwd` and `/etc/group` are read again for each run, and a hanging disk can block that for ever. So a
-//! separate thread reads them. Meanwhile the unit is in its state *awaiting user*, in which it can be stopped, killed
+//! `/etc/passwd` and `/etc/group` are looked at for each run, and read again if they have changed. A hanging disk can
+//! block that for ever, so a separate thread does it. Meanwhile the unit is in its state *awaiting user*, in which it can be stopped, killed
 //! and shut down. One thread is enough because all these runs need the same two files: while one look-up hangs, others
 //! would hang too.
 
 use std::io;
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::model::{UnitId, UserSpec};
@@ -16,13 +17,13 @@ use tl_os::thread;
 /// The user of one run, as the files in `/etc` describe it.
 #[derive(Clone, Debug)]
 pub(crate) struct RunUser {
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     /// The group of a terminal; None for a run without a terminal, or if `/etc/group` has no group `tty`.
     pub(super) tty_group: Option<u32>,
 }
 
 impl RunUser {
-    /// Reads `/etc/passwd`, and `/etc/group` if it is needed. Blocks while the file system does.
+    /// Looks the user up in `/etc/passwd`, and in `/etc/group` if it is needed. Blocks while the file system does.
     ///
     /// # Errors
     /// Those of [`users::resolve`].

@@ -48,7 +48,7 @@ impl Actor {
     fn session(&self, session_id: &str) -> Result<(UnitId, &Member, &Pty), Error> {
         let found = self.sessions.get(session_id).and_then(|id| {
             let member = self.parts.fleet.get(*id)?;
-            Some((*id, member, member.context.pty.as_ref()?))
+            Some((*id, member, member.context.pty.as_deref()?))
         });
         found.ok_or_else(|| Error::SessionNotFound(session_id.to_owned()))
     }

@@ -4,6 +4,7 @@
 //! a cgroup is immediate; for a tree without a cgroup the trees thread must scan /proc.
 
 use std::collections::BTreeSet;
+use tl_os::process_tree::Marks;
 
 use super::actor::Actor;
 use super::tree_watch::{FIRST_CHECK, FIRST_KILL_AGAIN};
@@ -106,7 +107,7 @@ impl Actor {
             keys.extend(self.watches.retired.keys());
         }
         let marked = keys.into_iter().filter_map(|key| match self.tracking(key) {
-            Some(Tracking::Marks(marks)) => Some((key, marks.clone())),
+            Some(Tracking::Marks(marks)) => Some((key, Marks::clone(marks))),
             _ => None,
         });
         let marked: Vec<_> = marked.collect();

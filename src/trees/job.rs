@@ -12,7 +12,7 @@ pub enum Tracking {
     /// The cgroup that they are in.
     Leaf(Leaf),
     /// Without cgroups, marks by which they are found in /proc.
-    Marks(Marks),
+    Marks(Box<Marks>),
 }
 
 /// A job for the thread. The queue of jobs has no bound of its own: the supervisor requests one [`Job::Scan`] at a

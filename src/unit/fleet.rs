@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::model::{Pid, Target, UnitId};
+use crate::shrink::shrink_map;
 use crate::unit::{Action, Event, Now, Unit};
 
 /// Maximum number of PIDs by which one unit can be addressed: that of its first run, which the client was given, and
@@ -51,15 +52,34 @@ pub struct Member<T> {
 /// The units that are down, in the order in which they ended, and the size of their specs in bytes.
 #[derive(Debug, Default)]
 struct Ended {
-    units: BTreeMap<u64, UnitId>,
+    /// The rank of each end, which increases, and the unit. One block of memory: the nodes of a tree, which are allocated
+    /// between other blocks that are freed soon, would keep many pages in use.
+    units: VecDeque<(u64, UnitId)>,
     weight: usize,
+}
+
+impl Ended {
+    /// Adds a unit, which has ended last.
+    fn push(&mut self, rank: u64, id: UnitId, weight: usize) {
+        self.units.push_back((rank, id));
+        self.weight += weight;
+    }
+
+    /// Removes the unit whose end has this rank.
+    fn remove(&mut self, rank: u64, weight: usize) {
+        if let Ok(at) = self.units.binary_search_by_key(&rank, |(rank, _)| *rank) {
+            self.units.remove(at);
+            self.weight -= weight;
+        }
+    }
 }
 
 /// All units.
 #[derive(Debug)]
 pub struct Fleet<T> {
     bounds: Bounds,
-    members: BTreeMap<UnitId, Member<T>>,
+    /// Boxed: a node of the tree has room for eleven entries, and half of it is unused after ascending insertions.
+    members: BTreeMap<UnitId, Box<Member<T>>>,
     by_pid: HashMap<Pid, UnitId>,
     by_name: HashMap<String, UnitId>,
     due: BTreeSet<(Duration, UnitId)>,
@@ -128,7 +148,7 @@ impl<T> Fleet<T> {
 
     fn insert(&mut self, id: UnitId, unit: Unit, weight: usize, context: T, session: bool) {
         let member = Member { unit, context, weight, deadline: None, pids: VecDeque::new(), ended: None, session };
-        self.members.insert(id, member);
+        self.members.insert(id, Box::new(member));
     }
 
     fn check_room(&self) -> Result<(), Error> {
@@ -205,13 +225,11 @@ impl<T> Fleet<T> {
             (true, None) => {
                 self.last_ended += 1;
                 member.ended = Some(self.last_ended);
-                ended.units.insert(self.last_ended, id);
-                ended.weight += member.weight;
+                ended.push(self.last_ended, id, member.weight);
             }
             (false, Some(order)) => {
                 member.ended = None;
-                ended.units.remove(&order);
-                ended.weight -= member.weight;
+                ended.remove(order, member.weight);
             }
             _ => {}
         }
@@ -237,7 +255,8 @@ impl<T> Fleet<T> {
                 && !self.abandoned.values().any(|abandoned| abandoned == *id)
         };
         let surplus = kinds.into_iter().filter(is_too_much);
-        let oldest = surplus.filter_map(|(ended, _)| ended.units.values().find(is_done).copied()).next()?;
+        let oldest =
+            surplus.filter_map(|(ended, _)| ended.units.iter().map(|(_, id)| id).find(is_done).copied()).next()?;
         Some((oldest, self.remove(oldest)?))
     }
 
@@ -262,11 +281,11 @@ impl<T> Fleet<T> {
         }
         let ended = if member.session { &mut self.ended_sessions } else { &mut self.ended };
         if let Some(order) = member.ended {
-            ended.units.remove(&order);
-            ended.weight -= member.weight;
+            ended.remove(order, member.weight);
         }
         self.sessions -= usize::from(member.session);
-        Some(member)
+        shrink_map(&mut self.by_pid);
+        Some(*member)
     }
 
     /// The unit that a request addresses.
@@ -309,17 +328,17 @@ impl<T> Fleet<T> {
 
     /// One unit.
     pub fn get(&self, id: UnitId) -> Option<&Member<T>> {
-        self.members.get(&id)
+        self.members.get(&id).map(|member| &**member)
     }
 
     /// One unit.
     pub fn get_mut(&mut self, id: UnitId) -> Option<&mut Member<T>> {
-        self.members.get_mut(&id)
+        self.members.get_mut(&id).map(|member| &mut **member)
     }
 
     /// All units, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Member<T>)> {
-        self.members.iter().map(|(id, member)| (*id, member))
+        self.members.iter().map(|(id, member)| (*id, &**member))
     }
 
     /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the

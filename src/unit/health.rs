@@ -2,7 +2,7 @@
 
 use super::Unit;
 use super::event::Now;
-use super::state::{Actions, Next, Phase, Run, State};
+use super::state::{Actions, Next, Phase, State};
 use crate::model::{HealthCheck, HealthStatus, Policy, RunNo};
 
 impl Unit {
@@ -17,7 +17,7 @@ impl Unit {
     /// The health check, if its verdicts have an effect in the present state.
     pub fn probed(&self) -> Option<&HealthCheck> {
         match &self.state {
-            State::Up(Run { phase: Phase::Running | Phase::Slow, next: Next::Policy, .. }) => {
+            State::Up(run) if run.next == Next::Policy && matches!(run.phase, Phase::Running | Phase::Slow) => {
                 self.managed.as_ref()?.health.as_ref()
             }
             _ => None,

@@ -38,6 +38,7 @@ mod times;
 mod tree;
 mod view;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use event::{Action, Event, Now};
@@ -49,7 +50,7 @@ use state::{Actions, Health, Next, Phase, State, take_if_due};
 /// One unit. See the module's documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Unit {
-    managed: Option<ManagedSpec>,
+    managed: Option<Arc<ManagedSpec>>,
     timeout: Option<Duration>,
     /// Whether it is a terminal session, which is ended by SIGHUP instead of SIGTERM.
     terminal: bool,
@@ -74,11 +75,9 @@ pub struct Unit {
 
 impl Unit {
     /// A unit that is down; [`Event::Start`] starts it.
-    pub fn new(managed: Option<ManagedSpec>, timeout: Option<Duration>) -> Unit {
-        let status = match &managed {
-            Some(ManagedSpec { health: Some(_), .. }) => HealthStatus::Starting,
-            _ => HealthStatus::Disabled,
-        };
+    pub fn new(managed: Option<Arc<ManagedSpec>>, timeout: Option<Duration>) -> Unit {
+        let watched = managed.as_ref().is_some_and(|managed| managed.health.is_some());
+        let status = if watched { HealthStatus::Starting } else { HealthStatus::Disabled };
         Unit {
             managed,
             timeout,

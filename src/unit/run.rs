@@ -13,7 +13,7 @@ impl Unit {
             return;
         }
         self.shown = Some(Shown { pid, started_at: now.wall, end: None });
-        self.state = State::Up(Run {
+        self.state = State::Up(Box::new(Run {
             pid,
             since: now.mono,
             phase: Phase::Execing { give_up: now.mono + EXEC_TIMEOUT },
@@ -22,7 +22,7 @@ impl Unit {
             disconnect_at: None,
             expires_at: self.timeout.map(|timeout| now.mono.saturating_add(timeout)),
             abandon_at: None,
-        });
+        }));
     }
 
     pub(super) fn exec_ok(&mut self, now: Now, actions: Actions) {
@@ -104,7 +104,8 @@ impl Unit {
 
     /// Whether the processes that the leader left behind are killed now. After a stop they have a grace instead.
     fn kills_leftovers(&self, end: RunEnd) -> bool {
-        let State::Up(Run { kill_at: None, next, .. }) = self.state else { return false };
+        let State::Up(run) = &self.state else { return false };
+        let Run { kill_at: None, next, .. } = **run else { return false };
         // Before a restart they are always killed, so that they have ended when the next run starts.
         self.will_restart(next, end) || next == Next::Policy && self.leftovers == Leftovers::Kill
     }

@@ -17,9 +17,10 @@ pub(super) enum State {
     AwaitingUser,
     /// [`Action::Spawn`] is being performed.
     Forking,
-    Up(Run),
+    /// Boxed, because most units are down.
+    Up(Box<Run>),
     /// The last run has ended, and the next one waits for the end of its tree.
-    AwaitingTree(TreeWait),
+    AwaitingTree(Box<TreeWait>),
     BackingOff {
         until: Duration,
     },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Unit;
 use super::event::{Action, Now};
-use super::state::{Actions, Next, Phase, Run, State};
+use super::state::{Actions, Next, Phase, State};
 use super::times::{DISCONNECT, HANG_UP_GRACE};
 use crate::error::Error;
 
@@ -60,7 +60,9 @@ impl Unit {
             State::Forking | State::Up(_) => {
                 self.end_run(now, Next::Stop, kill_at, actions);
                 // An earlier deadline takes precedence.
-                if let State::Up(Run { kill_at: Some(at), .. }) = &mut self.state {
+                if let State::Up(run) = &mut self.state
+                    && let Some(at) = &mut run.kill_at
+                {
                     *at = kill_at.min(*at);
                 }
             }

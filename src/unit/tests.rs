@@ -3,10 +3,11 @@
 mod table;
 mod walk;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::{SHORT_RUN, SHORT_RUNS};
-use super::state::{Next, Phase, State, TreeWait};
+use super::state::{Next, Phase, State};
 use super::times::{EXEC_TIMEOUT, REAP_TIMEOUT};
 use super::{Action, Event, Now, Unit};
 use crate::error::Error;
@@ -36,7 +37,7 @@ impl Scenario {
     fn managed(policy: Policy, change: impl FnOnce(&mut ManagedSpec)) -> Scenario {
         let mut spec = ManagedSpec::new(policy);
         change(&mut spec);
-        Scenario { unit: Unit::new(Some(spec), None), ..Scenario::plain() }
+        Scenario { unit: Unit::new(Some(Arc::new(spec)), None), ..Scenario::plain() }
     }
 
     fn clock(&self) -> Now {

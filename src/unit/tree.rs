@@ -13,7 +13,7 @@ impl Unit {
     /// already.
     pub(super) fn await_tree(&mut self, now: Now, next: Next, kill_at: Option<Duration>) {
         let give_up = kill_at.unwrap_or(now.mono) + TREE_TIMEOUT;
-        self.state = State::AwaitingTree(TreeWait { next, kill_at, give_up });
+        self.state = State::AwaitingTree(Box::new(TreeWait { next, kill_at, give_up }));
     }
 
     pub(super) fn tick_awaiting(&mut self, now: Now, actions: Actions) {
@@ -36,7 +36,8 @@ impl Unit {
 
     /// Starts the next run, at once or after its backoff, unless there have been too many restarts.
     fn start_next(&mut self, now: Now, actions: Actions) {
-        let State::AwaitingTree(TreeWait { next, .. }) = self.state else { return };
+        let State::AwaitingTree(wait) = &self.state else { return };
+        let next = wait.next;
         match next {
             Next::Restart => self.start_anew(actions),
             Next::Policy | Next::Failed | Next::Stop | Next::TimedOut => {

@@ -1,7 +1,7 @@
 //! Read access to a unit.
 
 use super::Unit;
-use super::state::{Phase, Run, Shown, State};
+use super::state::{Phase, Shown, State};
 use crate::model::{Exit, HealthStatus, ManagedSpec, ManagedStatus, Millis, Pid, RunEnd, RunNo, Status};
 
 impl Unit {
@@ -12,7 +12,7 @@ impl Unit {
 
     /// The spec of its supervision, if it is managed.
     pub fn managed(&self) -> Option<&ManagedSpec> {
-        self.managed.as_ref()
+        self.managed.as_deref()
     }
 
     /// The number of the current or last run; 0 before the first.
@@ -61,8 +61,10 @@ impl Unit {
             // Not `BackingOff`, because the time of the next run is not known.
             State::AwaitingTree(_) => ManagedStatus::Starting,
             State::BackingOff { .. } => ManagedStatus::BackingOff,
-            State::Up(Run { phase: Phase::Execing { .. } | Phase::Broken(_), .. }) => ManagedStatus::Starting,
-            State::Up(_) => ManagedStatus::Running,
+            State::Up(run) => match run.phase {
+                Phase::Execing { .. } | Phase::Broken(_) => ManagedStatus::Starting,
+                _ => ManagedStatus::Running,
+            },
         }
     }
 

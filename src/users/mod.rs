@@ -1,5 +1,6 @@
 //! The user that a process runs as, looked up in `/etc/passwd` and `/etc/group`.
 
+mod cache;
 mod lookup;
 mod passwd;
 

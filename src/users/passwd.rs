@@ -157,7 +157,9 @@ fn entry(line: &[u8]) -> Option<PasswdEntry<'_>> {
 fn groups_of(name: &str, primary: u32, group: &[u8]) -> Vec<u32> {
     let mut seen = HashSet::from([primary]);
     let others = lines(group).filter_map(|line| gid_if_listed(line, name)).filter(|gid| seen.insert(*gid));
-    std::iter::once(primary).chain(others).take(MAX_GROUPS).collect()
+    let mut groups: Vec<u32> = std::iter::once(primary).chain(others).take(MAX_GROUPS).collect();
+    groups.shrink_to_fit();
+    groups
 }
 
 /// The gid of a line `name:password:gid:member,member` that lists `name`.

@@ -26,6 +26,7 @@ use source::{Named, Source};
 const LAYERS: [&[&str]; 6] = [
     &["model", "error"],
     &[
+        "shrink",
         "unit",
         "logs::lines",
         "logs::retention",

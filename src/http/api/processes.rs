@@ -252,7 +252,10 @@ mod tests {
 
     #[test]
     fn a_managed_process_is_parsed() {
-        let managed = |body: &str| spec(&format!("{{\"command\":\"sh\",{body}}}")).unwrap().managed.unwrap();
+        let managed = |body: &str| {
+            let spec = spec(&format!("{{\"command\":\"sh\",{body}}}")).unwrap();
+            ManagedSpec::clone(spec.managed.as_ref().unwrap())
+        };
         let named = managed(r#""name":"web""#);
         assert_eq!(named, ManagedSpec { name: Some("web".to_owned()), ..ManagedSpec::new(Policy::Never) });
         assert_eq!(managed(r#""restart":{}"#), ManagedSpec::new(Policy::OnFailure));

@@ -1,5 +1,7 @@
 //! Addressing, limits and bounded memory of the fleet.
 
+use std::sync::Arc;
+
 use crate::model::{Exit, ManagedSpec, Policy};
 use crate::unit::fleet::*;
 
@@ -11,7 +13,7 @@ fn at(secs: u64) -> Now {
 
 fn start(fleet: &mut Fleet<()>, id: u64, pid: Pid, managed: Option<ManagedSpec>) -> Result<UnitId, Error> {
     let id = UnitId(id);
-    fleet.admit(id, Unit::new(managed, None), 0, || ())?;
+    fleet.admit(id, Unit::new(managed.map(Arc::new), None), 0, || ())?;
     for event in [Event::Start, Event::UserResolved, Event::Spawned(pid), Event::ExecOk] {
         fleet.step(id, at(0), event, &mut Vec::new());
     }

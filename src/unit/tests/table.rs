@@ -293,10 +293,10 @@ fn events(scenario: &Scenario) -> Vec<(&'static str, Event)> {
 
 fn name(unit: &Unit) -> String {
     let State::Up(run) = &unit.state else {
-        return match unit.state {
+        return match &unit.state {
             State::BackingOff { .. } => "backing off".to_owned(),
-            State::AwaitingTree(TreeWait { next: Next::Policy, .. }) => "tree".to_owned(),
-            State::AwaitingTree(TreeWait { next, .. }) => format!("tree, {}", next_word(next)),
+            State::AwaitingTree(wait) if wait.next == Next::Policy => "tree".to_owned(),
+            State::AwaitingTree(wait) => format!("tree, {}", next_word(wait.next)),
             State::AwaitingUser => "awaiting user".to_owned(),
             State::Forking => "forking".to_owned(),
             _ => "down".to_owned(),

@@ -3,6 +3,7 @@
 //! Times are relative to the present and counts are capped, so that the number of states is finite.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use super::*;
 
@@ -297,7 +298,7 @@ fn no_reachable_state_breaks_an_invariant() {
                 if checked {
                     health(2)(&mut spec);
                 }
-                nodes += walk(Unit::new(Some(spec), None));
+                nodes += walk(Unit::new(Some(Arc::new(spec)), None));
             }
         }
     }
