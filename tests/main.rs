@@ -15,6 +15,7 @@ mod dead_disk;
 mod file_permissions;
 mod files;
 mod follow_output;
+mod fork_server;
 mod health_checks;
 mod idle_daemon;
 mod invalid_fields;

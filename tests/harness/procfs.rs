@@ -5,17 +5,30 @@ use std::time::Duration;
 
 /// PIDs of the children of all threads of a process, without the fork server of a daemon.
 pub fn children(pid: i32) -> Vec<i32> {
+    all_children(pid).into_iter().filter(|child| !is_fork_server(*child)).collect()
+}
+
+/// The PID of the fork server of a daemon, if it waits for a request. Then its only descriptor is 9, the socket; a child
+/// that it has forked and that has not executed its program yet has others.
+pub fn fork_server(daemon: i32) -> Option<i32> {
+    let waits = |pid: &i32| {
+        let mut numbers = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        numbers.next().is_some_and(|first| first.file_name() == "9") && numbers.next().is_none()
+    };
+    all_children(daemon).into_iter().filter(|child| is_fork_server(*child)).find(waits)
+}
+
+fn all_children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     tasks
         .flatten()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
         .flat_map(|text| text.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<i32>>())
-        .filter(|child| !is_fork_server(*child))
         .collect()
 }
 
-/// Whether a process is the fork server of a daemon.
-pub fn is_fork_server(pid: i32) -> bool {
+/// Whether a process is the fork server of a daemon, or a child of it that has not executed its program yet.
+fn is_fork_server(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "fork-server")
 }
 

@@ -1,0 +1,145 @@
+//! The process that forks on behalf of the daemon: what it holds, and what happens when it is killed or stopped.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::harness::{Daemon, TIMEOUT, is_root, procfs, start_daemon, wait_until};
+
+/// The PID of the fork server, as the tests see it.
+fn fork_server(daemon: &Daemon) -> Option<i32> {
+    procfs::fork_server(daemon.pid)
+}
+
+fn wait_for_fork_server(daemon: &Daemon) -> i32 {
+    wait_until(TIMEOUT, "the fork server runs", || fork_server(daemon))
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).expect("signal the fork server");
+}
+
+fn check_runs_work(daemon: &Daemon) {
+    let run = daemon.run_sh("echo out; echo err >&2; exit 3");
+    assert_eq!((run.stdout(), run.code()), ("out".to_owned(), Some(3)));
+}
+
+#[test]
+fn it_holds_only_its_socket_and_little_memory_and_its_children_are_the_daemons() {
+    let daemon = start_daemon();
+    let pid = daemon.sh("echo up; exec sleep 4801");
+    daemon.wait_for_stdout(pid, &["up"]);
+    let server = wait_for_fork_server(&daemon);
+    wait_until(TIMEOUT, "it has closed the descriptors of its last request", || {
+        let descriptors = procfs::descriptors(server);
+        matches!(descriptors.as_slice(), [(_, target)] if target.starts_with("socket:")).then_some(())
+    });
+    assert!(procfs::kilobytes(server, "RssAnon") < 1024, "{} kB", procfs::kilobytes(server, "RssAnon"));
+    assert_eq!(procfs::children(server), [] as [i32; 0]);
+    let [leader] = daemon.pids_executing("sleep 4801")[..] else { panic!("one leader") };
+    assert!(procfs::children(daemon.pid).contains(&leader));
+}
+
+#[test]
+fn a_killed_one_is_replaced_and_runs_work_meanwhile() {
+    let daemon = start_daemon();
+    check_runs_work(&daemon);
+    for _ in 0..3 {
+        let first = wait_for_fork_server(&daemon);
+        signal(first, Signal::SIGKILL);
+        let begun = Instant::now();
+        wait_until(TIMEOUT, "another one runs", || {
+            check_runs_work(&daemon);
+            fork_server(&daemon).filter(|server| *server != first)
+        });
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    assert!(daemon.log().contains("fork server has ended"), "{}", daemon.log());
+}
+
+#[test]
+fn a_stopped_one_delays_only_one_start_and_is_replaced() {
+    let daemon = start_daemon();
+    check_runs_work(&daemon);
+    let first = wait_for_fork_server(&daemon);
+    signal(first, Signal::SIGSTOP);
+    let begun = Instant::now();
+    check_runs_work(&daemon);
+    // 500 ms until the daemon gives up, and as long until the server has ended.
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    wait_until(TIMEOUT, "it is gone", || (fork_server(&daemon) != Some(first)).then_some(()));
+    check_runs_work(&daemon);
+    assert!(daemon.log().contains("does not answer"), "{}", daemon.log());
+}
+
+/// Eight clients run commands while the fork server is killed and stopped again and again. Each run has its own output
+/// and exit code, and no process is left.
+#[test]
+fn no_run_is_lost_or_mixed_up_while_it_is_killed_and_stopped() {
+    let daemon = start_daemon();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attacker = scope.spawn(|| {
+            let mut attacks = 0u32;
+            while !done.load(Ordering::Relaxed) {
+                if let Some(server) = fork_server(&daemon) {
+                    let with = if attacks.is_multiple_of(4) { Signal::SIGSTOP } else { Signal::SIGKILL };
+                    // It may have ended meanwhile.
+                    let _ = kill(Pid::from_raw(server), with);
+                    attacks += 1;
+                }
+                std::thread::yield_now();
+            }
+            attacks
+        });
+        let clients: Vec<_> = (0..8)
+            .map(|client| {
+                let daemon = &daemon;
+                scope.spawn(move || {
+                    for n in 0..40 {
+                        let code = n % 7;
+                        let run = daemon.run_sh(&format!("echo {client}-{n}; exit {code}"));
+                        assert_eq!((run.stdout(), run.code()), (format!("{client}-{n}"), Some(code)));
+                    }
+                })
+            })
+            .collect();
+        let results: Vec<_> = clients.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(attacker.join().expect("the attacker") > 0);
+        results.into_iter().for_each(|result| result.expect("a client"));
+    });
+    wait_until(TIMEOUT, "no process is left", || procfs::children(daemon.pid).is_empty().then_some(()));
+}
+
+#[test]
+fn arguments_that_do_not_fit_into_a_request_are_forked_without_it() {
+    let daemon = start_daemon();
+    let long = "x".repeat(100_000);
+    let env = json!({"A": long, "B": long, "C": long, "D": long});
+    let script = "echo ${#A} ${#D}";
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "env": env}));
+    assert_eq!((run.stdout(), run.code()), ("100000 100000".to_owned(), Some(0)));
+    check_runs_work(&daemon);
+}
+
+#[test]
+fn a_run_after_killed_runs_is_not_killed() {
+    let daemon = start_daemon();
+    for _ in 0..5 {
+        let pid = daemon.sh("sleep 4802 & exec sleep 4802");
+        daemon.wait_for_processes("sleep 4802", 2);
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+        check_runs_work(&daemon);
+        if is_root() {
+            // Kills itself through its cgroup, if it has one.
+            let script = "dir=$(sed -n s/^0:://p /proc/self/cgroup); for mount in /sys/fs/cgroup /sys/fs/cgroup/unified; \
+                          do echo 1 > $mount$dir/cgroup.kill; done 2>/dev/null; true";
+            daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
+        }
+        (0..3).for_each(|_| check_runs_work(&daemon));
+    }
+}
