@@ -24,7 +24,7 @@ fn signal(pid: i32, signal: Signal) {
 
 fn check_runs_work(daemon: &Daemon) {
     let run = daemon.run_sh("echo out; echo err >&2; exit 3");
-    assert_eq!((run.stdout(), run.code()), ("out".to_owned(), Some(3)));
+    assert_eq!((run.lines("stdout").as_slice(), run.code()), (["out".to_owned()].as_slice(), Some(3)));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn no_run_is_lost_or_mixed_up_while_it_is_killed_and_stopped() {
                     for n in 0..40 {
                         let code = n % 7;
                         let run = daemon.run_sh(&format!("echo {client}-{n}; exit {code}"));
-                        assert_eq!((run.stdout(), run.code()), (format!("{client}-{n}"), Some(code)));
+                        assert_eq!((run.lines("stdout").concat(), run.code()), (format!("{client}-{n}"), Some(code)));
                     }
                 })
             })
