@@ -23,13 +23,11 @@ impl Attached {
     pub(super) fn new(key: RunKey, attach: Attach, last_token: &AtomicUsize) -> Attached {
         let mut taken = attach.taken;
         let stdin = attach.stdin.map(|fd| Descriptor::new(fd, taken.one()));
-        let report = Descriptor::new(attach.report, taken.one());
         let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
         let pipes = [
             (attach.stdout, output(Stream::Stdout)),
             (attach.stderr, output(Stream::Stderr)),
             (stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
-            (Some(report), PipeKind::Report),
         ];
         let pipes = pipes.into_iter().filter_map(|(fd, kind)| {
             let token = Token(last_token.fetch_add(1, Ordering::Relaxed) + 1);
@@ -51,7 +49,7 @@ impl Attached {
     pub(super) fn sources(&self) -> Vec<(Token, Arc<Descriptor>, Interest)> {
         let interest = |kind: &PipeKind| match kind {
             PipeKind::Stdin(_) => Interest::WRITABLE,
-            PipeKind::Output { .. } | PipeKind::Report => Interest::READABLE,
+            PipeKind::Output { .. } => Interest::READABLE,
         };
         self.pipes.iter().map(|(token, pipe)| (*token, Arc::clone(&pipe.fd), interest(&pipe.kind))).collect()
     }

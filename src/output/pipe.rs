@@ -52,8 +52,6 @@ pub(super) enum PipeKind {
         surplus: Vec<u8>,
     },
     Stdin(StdinQueue),
-    /// The pipe on which the child reports a failed exec.
-    Report,
 }
 
 /// How much of a pipe must still be read before the drain of its run ends.

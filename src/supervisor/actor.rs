@@ -90,6 +90,7 @@ impl Actor {
                 Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
                 Wake::Message(message) => self.receive(message),
                 Wake::Children => self.reap_signalled(),
+                Wake::ExecReport(unit) => self.read_report(unit),
                 Wake::Deadline => {}
             }
             if self.reap_scan.take_due(self.clock.now().mono) {
