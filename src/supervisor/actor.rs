@@ -86,7 +86,9 @@ impl Actor {
     pub(super) fn run(&mut self) {
         loop {
             let deadline = self.next_wake().map(|at| self.clock.instant(at));
-            match self.parts.inbox.wait(deadline) {
+            let wake = self.parts.inbox.wait(deadline);
+            let is_message = matches!(wake, Wake::Message(_));
+            match wake {
                 Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
                 Wake::Message(message) => self.receive(message),
                 Wake::Children => self.reap_signalled(),
@@ -97,6 +99,10 @@ impl Actor {
                 self.reap_all();
             }
             self.tick();
+            if is_message && self.parts.inbox.is_empty() {
+                // Nobody waits for this thread at the moment.
+                self.watch_leftovers();
+            }
             if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread) {
                 return;
             }

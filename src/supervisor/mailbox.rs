@@ -141,7 +141,6 @@ impl Inbox {
     }
 
     /// Whether no message is in the queue.
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }

@@ -130,8 +130,10 @@ impl Actor {
             }
         }
         self.step(id, now, Event::Exited(exit));
-        if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none()) {
-            self.watch_leftovers(id);
+        if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none())
+            && let Some(key) = self.current_run(id)
+        {
+            self.watches.leader_ended(key, now.mono);
         }
     }
 
