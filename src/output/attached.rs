@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mio::{Interest, Token};
 
 use super::capacity::Capacity;
+use super::descriptor::Descriptor;
 use super::message::Attach;
-use super::pipe::{Descriptor, Drain, Pipe, PipeKind, Run};
+use super::pipe::{Drain, Pipe, PipeKind, Run};
 use super::stdin::StdinQueue;
 use crate::model::{RunKey, Stream};
 

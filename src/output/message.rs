@@ -4,7 +4,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::pipe::Descriptor;
+use super::descriptor::Descriptor;
 use mio::Token;
 
 use crate::logs::{OutputLog, Writing};

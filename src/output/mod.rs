@@ -5,6 +5,7 @@ mod actor;
 mod attached;
 mod batch;
 mod capacity;
+mod descriptor;
 mod drain;
 mod log_writer;
 mod message;
@@ -27,9 +28,9 @@ use mio::{Poll, Registry, Waker};
 use crate::model::RunKey;
 use actor::{Actor, WAKE};
 use attached::Attached;
+pub use descriptor::Descriptor;
 use log_writer::{LogWriter, Remover};
 pub use message::{Attach, Message, Notice};
-pub use pipe::Descriptor;
 use tl_os::thread;
 
 /// Sends to the thread. Cheap to clone.
