@@ -1,11 +1,21 @@
-//! Wakes one thread that sleeps until there is work. Ringing costs a system call only while that thread sleeps.
+//! Wakes one thread that sleeps until there is work, or until a descriptor that it watches can be read. Ringing costs a
+//! system call only while that thread sleeps.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::poll::{Events, Waker, wait_or_signal};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use crate::poll::Waker;
+
+/// The token of the bell's own descriptor.
+const OWN: u64 = u64::MAX;
+
+/// Number of descriptors that one wait can report.
+const MAX_READY: usize = 32;
 
 /// Wakes the one thread that calls [`Bell::sleep_unless`].
 #[derive(Debug)]
@@ -13,6 +23,7 @@ pub struct Bell {
     /// Whether the thread sleeps or is about to, and nobody has rung since.
     asleep: AtomicBool,
     waker: Waker,
+    epoll: Epoll,
 }
 
 impl Bell {
@@ -21,7 +32,19 @@ impl Bell {
     /// # Errors
     /// When the system or this process has no descriptor left.
     pub fn new() -> io::Result<Bell> {
-        Ok(Bell { asleep: AtomicBool::new(false), waker: Waker::new()? })
+        let (waker, epoll) = (Waker::new()?, Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        // Edge-triggered: each ring is reported once, without a read.
+        epoll.add(&waker, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, OWN))?;
+        Ok(Bell { asleep: AtomicBool::new(false), waker, epoll })
+    }
+
+    /// Watches a descriptor until it is closed: it is ready when it has something to read, or is at its end. `token`
+    /// stands for it; `u64::MAX` is not allowed.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub fn watch(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
     }
 
     /// Wakes the thread if it sleeps. Call it after the work was made visible to the thread: if the thread does not
@@ -35,36 +58,59 @@ impl Bell {
         }
     }
 
-    /// Sleeps until the bell is rung, a signal handler has run in this thread, or `deadline`; not at all if there is
-    /// work, which `has_work` says. Also returns early without a reason.
+    /// Sleeps until the bell is rung, a watched descriptor is ready, a signal handler has run in this thread, or
+    /// `deadline`; not at all if there is work, which `has_work` says. Also returns early without a reason. Calls
+    /// `ready` with the tokens of the descriptors that are ready.
     ///
     /// # Errors
-    /// What `poll(2)` says.
-    pub fn sleep_unless(&self, has_work: impl FnOnce() -> bool, deadline: Option<Instant>) -> io::Result<()> {
+    /// What `epoll_wait(2)` says.
+    pub fn sleep_unless(
+        &self,
+        has_work: impl FnOnce() -> bool,
+        deadline: Option<Instant>,
+        ready: impl FnMut(u64),
+    ) -> io::Result<()> {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let result = if has_work() {
-            Ok([Events::NONE])
-        } else {
-            wait_or_signal([(self.waker.as_fd(), Events::READ)], deadline)
-        };
-        // A late ring leaves the waker awake: the next sleep then returns early.
+        let result = if has_work() { Ok(()) } else { self.wait(timeout(deadline), ready) };
+        // A late ring makes the next sleep return early.
         self.asleep.store(false, Ordering::Relaxed);
-        if result?.iter().any(|events| *events != Events::NONE) {
-            self.waker.clear();
-        }
+        result
+    }
+
+    /// Calls `ready` with the tokens of the descriptors that are ready now.
+    ///
+    /// # Errors
+    /// What `epoll_wait(2)` says.
+    pub fn look(&self, ready: impl FnMut(u64)) -> io::Result<()> {
+        self.wait(EpollTimeout::ZERO, ready)
+    }
+
+    fn wait(&self, timeout: EpollTimeout, ready: impl FnMut(u64)) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); MAX_READY];
+        let count = match self.epoll.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        events.iter().take(count).map(EpollEvent::data).filter(|token| *token != OWN).for_each(ready);
         Ok(())
     }
 }
 
+/// The time until `deadline`, rounded up: a thread that wakes before it would only have to wait again.
+fn timeout(deadline: Option<Instant>) -> EpollTimeout {
+    let Some(deadline) = deadline else { return EpollTimeout::NONE };
+    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
+    i32::try_from(left.as_millis()).ok().and_then(|left| left.try_into().ok()).unwrap_or(EpollTimeout::MAX)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::thread;
-    use std::time::Duration;
-
-    use super::*;
 
     #[test]
     fn a_thread_that_sleeps_misses_no_ring() {
@@ -84,7 +130,7 @@ mod tests {
             assert!(Instant::now() < deadline, "{done} of {COUNT}: a ring was missed");
             done += work.swap(0, Ordering::Relaxed);
             if done < COUNT {
-                bell.sleep_unless(|| work.load(Ordering::Relaxed) > 0, Some(deadline)).unwrap();
+                bell.sleep_unless(|| work.load(Ordering::Relaxed) > 0, Some(deadline), |_| {}).unwrap();
             }
         }
         sender.join().unwrap();
@@ -93,7 +139,28 @@ mod tests {
     #[test]
     fn a_sleep_ends_at_its_deadline() {
         let (bell, begun) = (Bell::new().unwrap(), Instant::now());
-        bell.sleep_unless(|| false, Some(begun + Duration::from_millis(20))).unwrap();
+        bell.sleep_unless(|| false, Some(begun + Duration::from_millis(20)), |_| {}).unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_descriptor_is_ready_when_it_has_bytes_or_is_at_its_end() {
+        let bell = Bell::new().unwrap();
+        let (first, write_first) = nix::unistd::pipe().unwrap();
+        let (second, write_second) = nix::unistd::pipe().unwrap();
+        bell.watch(&first, 1).unwrap();
+        bell.watch(&second, 2).unwrap();
+        let ready = || {
+            let mut ready = Vec::new();
+            bell.look(|token| ready.push(token)).unwrap();
+            ready.sort_unstable();
+            ready
+        };
+        assert_eq!(ready(), [0; 0]);
+        nix::unistd::write(&write_first, b"x").unwrap();
+        drop(write_second);
+        assert_eq!(ready(), [1, 2]);
+        drop(first);
+        assert_eq!(ready(), [2]);
     }
 }

@@ -128,7 +128,7 @@ mod tests {
         let other = std::process::Command::new("/bin/true").spawn();
         while !children.is_received() {
             assert!(Instant::now() < deadline);
-            bell.sleep_unless(|| children.is_received(), Some(deadline)).unwrap();
+            bell.sleep_unless(|| children.is_received(), Some(deadline), |_| {}).unwrap();
         }
         let mut other = other.unwrap();
         other.wait().unwrap();
@@ -136,7 +136,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !children.pids().any(|pid| pid == other.id() as Pid) {
             assert!(Instant::now() < deadline);
-            bell.sleep_unless(|| false, Some(Instant::now() + Duration::from_millis(1))).unwrap();
+            bell.sleep_unless(|| false, Some(Instant::now() + Duration::from_millis(1)), |_| {}).unwrap();
         }
     }
 }

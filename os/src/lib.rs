@@ -9,7 +9,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`allocator`] | global allocator with a reserve for small allocations |
-//! | [`bell`] | wakes one thread that sleeps until there is work |
+//! | [`bell`] | wakes one thread that sleeps until there is work or a descriptor can be read |
 //! | [`cgroup`] | cgroup v2: one leaf for each run of a unit |
 //! | [`child_signal`] | rings a bell when a child has ended |
 //! | [`disposition`] | resets the signal dispositions of this process |

@@ -86,31 +86,16 @@ impl Events {
 /// # Errors
 /// What `poll(2)` says, except EINTR.
 pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Events); N], deadline: Option<Instant>) -> io::Result<[Events; N]> {
-    loop {
-        match wait_or_signal(fds, deadline) {
-            Ok(events)
-                if events.iter().all(|events| *events == Events::NONE)
-                    && deadline.is_none_or(|at| at > Instant::now()) => {}
-            result => return result,
-        }
-    }
-}
-
-/// Like [`wait`], but returns without events after a signal handler has run in this thread.
-///
-/// # Errors
-/// What `poll(2)` says, except EINTR.
-pub(crate) fn wait_or_signal<const N: usize>(
-    fds: [(BorrowedFd<'_>, Events); N],
-    deadline: Option<Instant>,
-) -> io::Result<[Events; N]> {
     let mut polled = fds.map(|(fd, events)| libc::pollfd { fd: fd.as_raw_fd(), events: events.0, revents: 0 });
-    // SAFETY: `polled` is an array of N entries, valid for reading and writing.
-    let ready = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout(deadline)) };
-    match Errno::result(ready) {
-        Ok(_) => Ok(polled.map(|fd| Events(fd.revents))),
-        Err(Errno::EINTR) => Ok([Events::NONE; N]),
-        Err(errno) => Err(errno.into()),
+    loop {
+        // SAFETY: `polled` is an array of N entries, valid for reading and writing.
+        let ready = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, timeout(deadline)) };
+        match Errno::result(ready) {
+            Ok(0) if deadline.is_some_and(|at| at > Instant::now()) => {}
+            Ok(_) => return Ok(polled.map(|fd| Events(fd.revents))),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
     }
 }
 

@@ -223,10 +223,6 @@ impl Actor {
 
     /// Closes a pipe that cannot be watched.
     fn forget_unwatched(&mut self, token: Token) {
-        let Some(Pipe { run, kind, .. }) = self.pipes.get(&token) else { return };
-        if matches!(kind, PipeKind::Report) {
-            (self.notify)(*run, Notice::ExecOk);
-        }
         self.close(token);
     }
 
@@ -234,7 +230,6 @@ impl Actor {
         let Some(pipe) = self.pipes.get_mut(&token) else { return };
         match &mut pipe.kind {
             PipeKind::Output { .. } => self.read_output(token),
-            PipeKind::Report => self.read_report(token),
             PipeKind::Stdin(queue) => {
                 let run = pipe.run;
                 let (failed, unread) = (queue.write_to(&*pipe.fd).is_err(), !has_reader(&*pipe.fd));
@@ -265,17 +260,14 @@ impl Actor {
     fn hang_up(&mut self, key: RunKey) {
         let tokens = self.runs.get(&key).map(|run| run.tokens.clone()).unwrap_or_default();
         for token in tokens {
-            if self.pipes.get(&token).is_some_and(|pipe| !matches!(pipe.kind, PipeKind::Report)) {
-                self.close(token);
-            }
+            self.close(token);
         }
     }
 
     fn resize(&mut self, key: RunKey, size: TerminalSize) -> Result<(), Error> {
         let run = self.runs.get(&key).ok_or_else(|| closed(key.0))?;
         let terminal = run.terminal.as_ref().ok_or_else(|| closed(key.0))?;
-        let mut pipes = run.tokens.iter().filter_map(|token| self.pipes.get(token));
-        let master = pipes.find(|pipe| !matches!(pipe.kind, PipeKind::Report)).ok_or_else(|| closed(key.0))?;
+        let master = run.tokens.iter().find_map(|token| self.pipes.get(token)).ok_or_else(|| closed(key.0))?;
         pty::resize(&master.fd, Size { rows: size.rows, cols: size.cols })
             .map_err(|error| Error::from_io("resizing a terminal", &error))?;
         terminal.set_size(size);

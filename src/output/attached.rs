@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mio::{Interest, Token};
 
 use super::capacity::Capacity;
+use super::descriptor::Descriptor;
 use super::message::Attach;
-use super::pipe::{Descriptor, Drain, Pipe, PipeKind, Run};
+use super::pipe::{Drain, Pipe, PipeKind, Run};
 use super::stdin::StdinQueue;
 use crate::model::{RunKey, Stream};
 
@@ -23,13 +24,11 @@ impl Attached {
     pub(super) fn new(key: RunKey, attach: Attach, last_token: &AtomicUsize) -> Attached {
         let mut taken = attach.taken;
         let stdin = attach.stdin.map(|fd| Descriptor::new(fd, taken.one()));
-        let report = Descriptor::new(attach.report, taken.one());
         let output = |stream| PipeKind::Output { stream, drain: Drain::Open, surplus: Vec::new() };
         let pipes = [
             (attach.stdout, output(Stream::Stdout)),
             (attach.stderr, output(Stream::Stderr)),
             (stdin, PipeKind::Stdin(StdinQueue::new(key.0))),
-            (Some(report), PipeKind::Report),
         ];
         let pipes = pipes.into_iter().filter_map(|(fd, kind)| {
             let token = Token(last_token.fetch_add(1, Ordering::Relaxed) + 1);
@@ -51,7 +50,7 @@ impl Attached {
     pub(super) fn sources(&self) -> Vec<(Token, Arc<Descriptor>, Interest)> {
         let interest = |kind: &PipeKind| match kind {
             PipeKind::Stdin(_) => Interest::WRITABLE,
-            PipeKind::Output { .. } | PipeKind::Report => Interest::READABLE,
+            PipeKind::Output { .. } => Interest::READABLE,
         };
         self.pipes.iter().map(|(token, pipe)| (*token, Arc::clone(&pipe.fd), interest(&pipe.kind))).collect()
     }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::pipe::Descriptor;
+use super::descriptor::Descriptor;
 use mio::Token;
 
 use crate::logs::{OutputLog, Writing};
@@ -13,15 +13,10 @@ use crate::model::terminal_size::TerminalSize;
 use crate::pending::ReplySender;
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
-use tl_os::spawn::ExecFailure;
 
 /// A notice to the supervisor about a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The program has been executed, or the process was killed before the exec.
-    ExecOk,
-    /// The program could not be executed.
-    ExecFailed(ExecFailure),
     /// All bytes that were in the pipes at the time of [`Message::Drain`] are in the log, and unfinished lines end
     /// there. Sent also if the disk has not accepted them in time. May be sent more than once.
     Drained,
@@ -42,8 +37,6 @@ pub struct Attach {
     pub stdout: Option<Arc<Descriptor>>,
     /// The read end of the standard error.
     pub stderr: Option<Arc<Descriptor>>,
-    /// The pipe on which the child reports a failed exec.
-    pub report: OwnedFd,
     /// The reservation of the other descriptors and of that of the log.
     pub taken: Taken,
 }

@@ -1,11 +1,11 @@
 //! The output thread: handles all pipes of all units in one mio loop. It reads pipes and passes their output to the log
-//! writer thread, writes stdin with backpressure, and reports to the supervisor the outcome of each exec and when all
-//! output of a leader is in its log.
+//! writer thread, writes stdin with backpressure, and reports to the supervisor when all output of a leader is in its log.
 
 mod actor;
 mod attached;
 mod batch;
 mod capacity;
+mod descriptor;
 mod drain;
 mod log_writer;
 mod message;
@@ -28,9 +28,9 @@ use mio::{Poll, Registry, Waker};
 use crate::model::RunKey;
 use actor::{Actor, WAKE};
 use attached::Attached;
+pub use descriptor::Descriptor;
 use log_writer::{LogWriter, Remover};
 pub use message::{Attach, Message, Notice};
-pub use pipe::Descriptor;
 use tl_os::thread;
 
 /// Sends to the thread. Cheap to clone.
@@ -57,7 +57,8 @@ impl OutputSender {
     pub fn attach(&self, run: RunKey, attach: Attach) {
         let attached = Attached::new(run, attach, &self.shared.last_token);
         let sources = attached.sources();
-        if self.attached.send(attached).is_err() {
+        // Without a pipe there is nothing to do, and no event that would tell the thread of the run.
+        if sources.is_empty() || self.attached.send(attached).is_err() {
             return;
         }
         for (token, fd, interest) in sources {

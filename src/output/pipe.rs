@@ -1,38 +1,17 @@
 //! The state of the output thread for each run and for each of its pipes.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use mio::Token;
 
 use super::batch::Operation;
 use super::capacity::Capacity;
+use super::descriptor::Descriptor;
 use super::stdin::StdinQueue;
 use crate::logs::{OutputLog, Writing};
 use crate::model::{RunKey, Stream};
 use crate::supervisor::fd_budget::Taken;
 use crate::terminal::Terminal;
-
-/// An end of a pipe, or the master of a terminal, with its reservation in the budget of descriptors.
-#[derive(Debug)]
-pub struct Descriptor {
-    fd: OwnedFd,
-    /// Released when the descriptor is closed.
-    _taken: Taken,
-}
-
-impl Descriptor {
-    /// Joins a descriptor and its reservation.
-    pub fn new(fd: OwnedFd, taken: Taken) -> Arc<Descriptor> {
-        Arc::new(Descriptor { fd, _taken: taken })
-    }
-}
-
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
 
 /// A pipe, or one direction of a terminal's master.
 pub(super) struct Pipe {
@@ -52,8 +31,6 @@ pub(super) enum PipeKind {
         surplus: Vec<u8>,
     },
     Stdin(StdinQueue),
-    /// The pipe on which the child reports a failed exec.
-    Report,
 }
 
 /// How much of a pipe must still be read before the drain of its run ends.

@@ -12,13 +12,11 @@ use nix::unistd::read;
 
 use super::actor::Actor;
 use super::batch::Operation;
-use super::message::Notice;
 use super::pipe::{Drain, Pipe, PipeKind};
 use crate::clock::wall;
 use crate::logs::Writing;
 use crate::model::RunKey;
 use tl_os::pipe::is_at_end;
-use tl_os::spawn::{ExecFailure, ReportBuffer};
 
 /// Maximum number of reads and of bytes from one pipe before the other pipes are read.
 const TURN: (usize, usize) = (16, 1 << 20);
@@ -178,22 +176,5 @@ impl Actor {
         let (over, left): (Vec<_>, Vec<_>) = self.pausing.drain(..).partition(|(until, _)| *until <= now);
         self.pausing = left;
         over.into_iter().for_each(|(_, token)| self.again(token));
-    }
-
-    /// Reads the outcome of an exec. The child reports a failure in a single write of a few bytes, which a pipe never
-    /// splits.
-    pub(super) fn read_report(&mut self, token: Token) {
-        let Some(Pipe { fd, run, .. }) = self.pipes.get(&token) else { return };
-        let (key, mut report) = (*run, ReportBuffer::default());
-        let notice = loop {
-            match read(&**fd, &mut report) {
-                Ok(count) => break ExecFailure::read(report.get(..count).unwrap_or_default()),
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
-                Err(_) => break None,
-            }
-        };
-        self.close(token);
-        (self.notify)(key, notice.map_or(Notice::ExecOk, Notice::ExecFailed));
     }
 }

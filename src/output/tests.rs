@@ -39,15 +39,13 @@ impl Fixture {
     /// Attaches a run with these pipes. Its exec has succeeded.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         self.attach_as(KEY, &self.log, stdout, stderr);
-        self.expect(Notice::ExecOk);
     }
 
     fn attach_as(&self, key: RunKey, log: &Arc<OutputLog>, stdout: OwnedFd, stderr: Option<OwnedFd>) {
-        let (report, _) = pipe();
         let mut taken = self.share.take(4).unwrap();
         let (log, stdout) = (Arc::clone(log), Some(Descriptor::new(stdout, taken.one())));
         let stderr = stderr.map(|fd| Descriptor::new(fd, taken.one()));
-        let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, report, taken };
+        let attach = Attach { log, terminal: None, stdin: None, stdout, stderr, taken };
         self.output.sender().attach(key, attach);
     }
 
@@ -280,7 +278,6 @@ fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_o
     assert_eq!(write(&theirs, b"later\n").unwrap(), 6);
     drop(theirs);
     fixture.attach_as(next, log, ours, None);
-    assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::ExecOk));
     fixture.output.sender().send(next, Message::Drain(Arc::clone(log)));
     assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::Drained));
     assert!(!log.finish_at_rest(END));

@@ -220,6 +220,7 @@ impl Actor {
         let marks = || Tracking::Marks(Box::new(Marks::new(child.pid, &invocation, outputs)));
         let tree = leaf.map_or_else(marks, Tracking::Leaf);
         let [stdout, stderr] = [child.stdout, child.stderr].map(|fd| fd.map(|fd| Descriptor::new(fd, taken.one())));
+        let report = Descriptor::new(child.report, taken.one());
         // Only the output thread holds the master of a terminal: closing it hangs the session up.
         let kept = if member.context.pty.is_none() { [stdout.clone(), stderr.clone()] } else { [None, None] };
         let attach = Attach {
@@ -228,13 +229,17 @@ impl Actor {
             stdin: child.stdin,
             stdout,
             stderr,
-            report: child.report,
             taken,
         };
         self.parts.output.sender().attach((id, run), attach);
         let context = &mut self.parts.fleet.get_mut(id).ok_or_else(gone)?.context;
         context.stdin_open = context.spec.stdio.has_stdin_pipe();
         context.outputs = kept;
+        let watched = self.parts.inbox.watch_report(id, &*report);
+        context.report = Some(report);
+        if let Err(error) = watched {
+            log::error!("unit {id}: the outcome of its exec is not known before its end: {error}");
+        }
         context.killed = false;
         context.tree = Some(tree);
         Ok(child.pid)

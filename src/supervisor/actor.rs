@@ -86,16 +86,23 @@ impl Actor {
     pub(super) fn run(&mut self) {
         loop {
             let deadline = self.next_wake().map(|at| self.clock.instant(at));
-            match self.parts.inbox.wait(deadline) {
+            let wake = self.parts.inbox.wait(deadline);
+            let is_message = matches!(wake, Wake::Message(_));
+            match wake {
                 Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
                 Wake::Message(message) => self.receive(message),
                 Wake::Children => self.reap_signalled(),
+                Wake::ExecReport(unit) => self.read_report(unit),
                 Wake::Deadline => {}
             }
             if self.reap_scan.take_due(self.clock.now().mono) {
                 self.reap_all();
             }
             self.tick();
+            if is_message && self.parts.inbox.is_empty() {
+                // Nobody waits for this thread at the moment.
+                self.watch_leftovers();
+            }
             if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread) {
                 return;
             }

@@ -21,6 +21,8 @@ pub(super) struct UnitContext {
     pub(super) log: Arc<OutputLog>,
     /// Whether the current run has a pipe as standard input that was not closed.
     pub(super) stdin_open: bool,
+    /// The pipe on which the child of the current run reports a failed exec, until it has been read.
+    pub(super) report: Option<Arc<Descriptor>>,
     /// The pipes that the current run's output is read from, until its leader is reaped.
     pub(super) outputs: [Option<Arc<Descriptor>>; 2],
     /// How the processes of the current or last run are tracked. None after all of them have ended.
@@ -51,6 +53,7 @@ impl UnitContext {
             spec,
             log,
             stdin_open: false,
+            report: None,
             outputs: [None, None],
             tree: None,
             killed: false,

@@ -23,6 +23,7 @@ impl Actor {
         }
         let first = self.shutdown.is_none();
         self.parts.spawner.stop_server();
+        self.watch_leftovers();
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
         let ids = self.parts.fleet.shutdown_order();

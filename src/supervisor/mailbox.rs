@@ -1,17 +1,17 @@
-//! The queue of the supervisor thread, on which that thread also waits for SIGCHLD.
+//! The queue of the supervisor thread, on which that thread also waits for SIGCHLD and for the reports of execs.
 //!
 //! A thread that sends a message makes a system call only if the supervisor sleeps. The supervisor neither spins before
 //! it sleeps nor needs another thread to hear of the end of a child.
 
-use std::cell::Cell;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::message::Message;
-use crate::model::Pid;
+use crate::model::{Pid, UnitId};
 use tl_os::bell::Bell;
 use tl_os::child_signal::ChildSignal;
 
@@ -38,6 +38,8 @@ pub(super) enum Wake {
     Message(Message),
     /// A child may have ended or stopped.
     Children,
+    /// The outcome of the exec of this unit's run can be read.
+    ExecReport(UnitId),
     /// The deadline has been reached.
     Deadline,
     /// No sender is left.
@@ -52,8 +54,15 @@ pub(super) struct Inbox {
     /// None in tests, which have no children.
     children: Option<ChildSignal>,
     /// The last wait has returned for SIGCHLD: it is a message's turn, so that neither starves the other.
-    was_children: Cell<bool>,
+    was_children: bool,
+    /// Units whose exec reports can be read.
+    reports: Vec<UnitId>,
+    /// Number of waits since the reports were last looked at.
+    since_look: u32,
 }
+
+/// Number of waits that return messages before the reports are looked at: under load, the supervisor does not sleep.
+const LOOK_AFTER: u32 = 16;
 
 /// A queue.
 ///
@@ -64,7 +73,7 @@ pub(super) fn mailbox() -> io::Result<(MessageSender, Inbox)> {
     let bell = Arc::new(Bell::new()?);
     Ok((
         MessageSender { messages: sender, bell: Arc::clone(&bell) },
-        Inbox { messages, bell, children: None, was_children: Cell::new(false) },
+        Inbox { messages, bell, children: None, was_children: false, reports: Vec::new(), since_look: 0 },
     ))
 }
 
@@ -86,12 +95,29 @@ impl Inbox {
         self.children.as_ref().map_or(Ok(()), ChildSignal::unblock)
     }
 
-    /// Waits for a message or for SIGCHLD, until `deadline`.
-    pub(super) fn wait(&self, deadline: Option<Instant>) -> Wake {
+    /// Watches the report of a unit's exec until it is closed.
+    ///
+    /// # Errors
+    /// What `epoll_ctl(2)` says.
+    pub(super) fn watch_report(&self, unit: UnitId, report: impl AsFd) -> io::Result<()> {
+        self.bell.watch(report, unit.0)
+    }
+
+    /// Waits for a message, for SIGCHLD or for the report of an exec, until `deadline`.
+    pub(super) fn wait(&mut self, deadline: Option<Instant>) -> Wake {
+        self.since_look += 1;
+        if self.since_look >= LOOK_AFTER {
+            self.since_look = 0;
+            let reports = &mut self.reports;
+            self.bell.look(|unit| reports.push(UnitId(unit))).unwrap_or_else(log_failure);
+        }
         loop {
-            if !self.was_children.take() && self.children.as_ref().is_some_and(ChildSignal::take) {
-                self.was_children.set(true);
+            if !std::mem::take(&mut self.was_children) && self.children.as_ref().is_some_and(ChildSignal::take) {
+                self.was_children = true;
                 return Wake::Children;
+            }
+            if let Some(unit) = self.reports.pop() {
+                return Wake::ExecReport(unit);
             }
             match self.messages.try_recv() {
                 Ok(message) => return Wake::Message(message),
@@ -101,11 +127,11 @@ impl Inbox {
             if deadline.is_some_and(|at| at <= Instant::now()) {
                 return Wake::Deadline;
             }
-            let has_work = || !self.messages.is_empty() || self.children.as_ref().is_some_and(ChildSignal::is_received);
-            if let Err(error) = self.bell.sleep_unless(has_work, deadline) {
-                log::error!("the supervisor cannot sleep: {error}");
-                std::thread::yield_now();
-            }
+            let (messages, children, reports) = (&self.messages, &self.children, &mut self.reports);
+            let has_work = || !messages.is_empty() || children.as_ref().is_some_and(ChildSignal::is_received);
+            let slept = self.bell.sleep_unless(has_work, deadline, |unit| reports.push(UnitId(unit)));
+            self.since_look = 0;
+            slept.unwrap_or_else(log_failure);
         }
     }
 
@@ -115,8 +141,13 @@ impl Inbox {
     }
 
     /// Whether no message is in the queue.
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
+}
+
+fn log_failure(error: io::Error) {
+    log::error!("the supervisor cannot wait: {error}");
+    // Not to fill the log if this happens again at once.
+    std::thread::sleep(Duration::from_millis(10));
 }

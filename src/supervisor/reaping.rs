@@ -1,6 +1,9 @@
 //! Handles what the kernel and the output thread report about runs: ended children, out-of-memory kills, the outcome of
 //! an exec, and drained output.
 
+use nix::errno::Errno;
+use nix::unistd::read;
+
 use super::actor::Actor;
 use super::launch::{exit, explain};
 use super::trace::TraceStop;
@@ -8,6 +11,7 @@ use crate::model::{Exit, Pid, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Tracking;
 use crate::unit::{Event, Now};
+use tl_os::spawn::{ExecFailure, ReportBuffer};
 use tl_os::wait::{ChildEvent, Reaped, event_of_child, next_event};
 
 /// Maximum number of children reaped before the next message is handled, so that many exits at once do not delay
@@ -22,13 +26,33 @@ impl Actor {
             return;
         }
         let event = match notice {
-            Notice::ExecOk => Event::ExecOk,
-            Notice::ExecFailed(failure) => Event::ExecFailed(explain(failure, &member.context.spec)),
             Notice::Drained => Event::Drained,
             Notice::StdinClosed => {
                 member.context.stdin_open = false;
                 return;
             }
+        };
+        self.step(id, self.clock.now(), event);
+    }
+
+    /// Reads the outcome of the exec of a unit's run, if the child has reported it. It reports a failure in a single write
+    /// of a few bytes, which a pipe never splits.
+    pub(super) fn read_report(&mut self, id: UnitId) {
+        let Some(member) = self.parts.fleet.get_mut(id) else { return };
+        let Some(report) = &member.context.report else { return };
+        let mut bytes = ReportBuffer::default();
+        let failure = loop {
+            match read(&**report, &mut bytes) {
+                Ok(count) => break ExecFailure::read(bytes.get(..count).unwrap_or_default()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(_) => break None,
+            }
+        };
+        member.context.report = None;
+        let event = match failure {
+            None => Event::ExecOk,
+            Some(failure) => Event::ExecFailed(explain(failure, &member.context.spec)),
         };
         self.step(id, self.clock.now(), event);
     }
@@ -88,6 +112,8 @@ impl Actor {
     }
 
     fn leader_ended(&mut self, id: UnitId, exit: Exit, now: Now) {
+        // It has reported by now.
+        self.read_report(id);
         let mut exit = exit;
         if let Some(member) = self.parts.fleet.get_mut(id) {
             member.context.stdin_open = false;
@@ -107,8 +133,10 @@ impl Actor {
             }
         }
         self.step(id, now, Event::Exited(exit));
-        if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none()) {
-            self.watch_leftovers(id);
+        if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none())
+            && let Some(key) = self.current_run(id)
+        {
+            self.watches.leader_ended(key, now.mono);
         }
     }
 

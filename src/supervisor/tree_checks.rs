@@ -22,13 +22,13 @@ impl Actor {
         watch.next = watch.next.or(next);
     }
 
-    /// After the end of a unit's leader: watches the rest of its tree if it has a cgroup, which needs no scan of /proc.
-    pub(super) fn watch_leftovers(&mut self, id: UnitId) {
-        if let Some(key) = self.current_run(id)
-            && matches!(self.tracking(key), Some(Tracking::Leaf(_)))
-            && !self.release_if_empty(key)
-        {
-            self.watch(key, false);
+    /// Watches the trees of leaders that have ended, if they have a cgroup: that needs no scan of /proc. Gives the
+    /// cgroups back that are empty, as usual.
+    pub(super) fn watch_leftovers(&mut self) {
+        for key in self.watches.take_ended() {
+            if matches!(self.tracking(key), Some(Tracking::Leaf(_))) && !self.release_if_empty(key) {
+                self.watch(key, false);
+            }
         }
     }
 
@@ -72,6 +72,9 @@ impl Actor {
 
     /// Checks the trees for which a check is due.
     pub(super) fn tick_trees(&mut self, now: Now) {
+        if self.shutdown.is_some() || self.watches.are_ended_due(now.mono) {
+            self.watch_leftovers();
+        }
         if self.watches.deadline().is_none_or(|at| at > now.mono) {
             return;
         }

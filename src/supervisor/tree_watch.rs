@@ -19,6 +19,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const EMPTY_SCANS: u32 = 5;
 /// Time from the end of an orphan to the check of all watched trees.
 const CHECK_DELAY: Duration = Duration::from_millis(50);
+/// Longest time from the end of a leader to the check whether its tree has ended too. That takes the supervisor some 20
+/// µs, so it does it when it has nothing else to do: the client that waits for the end of the run gets it first.
+const ENDED_DELAY: Duration = Duration::from_millis(1);
+/// Number of ended leaders whose trees are checked without that delay.
+const MANY_ENDED: usize = 16;
 /// Number of retired trees without a cgroup that are added before the trees thread scans for those that are gone.
 const UNSCANNED: usize = 64;
 
@@ -29,6 +34,10 @@ pub(super) struct TreeWatches {
     pub(super) watched: BTreeMap<RunKey, Watch>,
     /// Trees of earlier runs, and of units that have been forgotten.
     pub(super) retired: BTreeMap<RunKey, Tracking>,
+    /// Runs whose leaders have ended and whose trees were not checked yet.
+    ended: Vec<RunKey>,
+    /// When the first of these leaders has ended.
+    ended_at: Duration,
     /// When to check all watched trees, because an orphan has ended.
     check_at: Option<Duration>,
     /// The scan that was requested from the trees thread and has not been reported yet.
@@ -88,7 +97,26 @@ impl TreeWatches {
 
     /// When the next check is due.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.watched.values().filter_map(|watch| watch.next.map(|(at, _)| at)).chain(self.check_at).min()
+        let ended = (!self.ended.is_empty()).then(|| self.ended_at + ENDED_DELAY);
+        self.watched.values().filter_map(|watch| watch.next.map(|(at, _)| at)).chain(self.check_at).chain(ended).min()
+    }
+
+    /// Records that the leader of a run has ended.
+    pub(super) fn leader_ended(&mut self, key: RunKey, now: Duration) {
+        if self.ended.is_empty() {
+            self.ended_at = now;
+        }
+        self.ended.push(key);
+    }
+
+    /// Whether the trees of ended leaders must be checked now.
+    pub(super) fn are_ended_due(&self, now: Duration) -> bool {
+        self.ended.len() >= MANY_ENDED || !self.ended.is_empty() && self.ended_at + ENDED_DELAY <= now
+    }
+
+    /// Takes the runs whose leaders have ended.
+    pub(super) fn take_ended(&mut self) -> Vec<RunKey> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Records that an orphan has ended, which may have been the last process of a tree. There may be thousands of

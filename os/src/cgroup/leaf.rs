@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::{MAX_DEPTH, children, is_gone, open_dir, remove_tree};
+use super::memory_events::oom_kills;
 use super::slice_dir::SliceDir;
 use super::spare::Spare;
 use crate::Pid;
@@ -213,12 +214,6 @@ impl Leaf {
     }
 }
 
-/// The number of kills by the out-of-memory killer in the text of a `memory.events`; 0 if it has none.
-pub fn oom_kills(events: &str) -> u64 {
-    let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    kills.and_then(|kills| kills.trim().parse().ok()).unwrap_or(0)
-}
-
 /// Adds the processes in the cgroup `name` in `parent`, and in all cgroups below it down to `depth` levels, to `pids`.
 fn members_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize, pids: &mut Vec<Pid>) {
     let Ok(mut dir) = open_dir(parent, name) else { return };
@@ -245,13 +240,6 @@ fn is_below(cgroup: &str, slice: &OsStr, leaf: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_kills_are_counted_among_the_memory_events() {
-        assert_eq!(oom_kills("low 0\nhigh 1\nmax 2\noom 3\noom_kill 4\noom_group_kill 5\n"), 4);
-        assert_eq!(oom_kills("oom 3\n"), 0);
-        assert_eq!(oom_kills(""), 0);
-    }
 
     #[test]
     fn a_leaf_is_recognised_wherever_its_path_begins() {

@@ -6,6 +6,7 @@
 //! - `slice`: the cgroup that holds all leaves;
 //! - `slice_dir`: its directory, which the slice and its leaves share;
 //! - `leaf`: the cgroup of one run;
+//! - `memory_events`: the kills by the out-of-memory killer in a cgroup;
 //! - `spare`: the empty leaves of ended runs, kept for the next runs;
 //! - `probe`: checks by a fork whether processes can be put into a slice;
 //! - `directory`: walks and removes the directories of nested cgroups.
@@ -14,13 +15,15 @@ mod controllers;
 mod directory;
 mod leaf;
 pub(crate) mod membership;
+mod memory_events;
 mod probe;
 mod settle;
 mod slice;
 mod slice_dir;
 mod spare;
 
-pub use leaf::{Leaf, oom_kills};
+pub use leaf::Leaf;
+pub use memory_events::oom_kills;
 pub use probe::probe;
 pub use settle::{Settled, enter, settle};
 pub use slice::Slice;

@@ -16,7 +16,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::open_dir;
-use super::leaf::oom_kills;
+use super::memory_events::oom_kills;
 
 /// Maximum number of spare leaves.
 const MAX: usize = 16;

@@ -19,6 +19,7 @@
 //! environment that do not fit into the region, the daemon forks by itself.
 
 mod memory;
+mod outcome;
 mod process;
 mod region;
 
@@ -37,6 +38,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use nix::unistd;
 
+pub(super) use self::outcome::Outcome;
 use self::region::Region;
 use super::child::Setup;
 use super::clone;
@@ -60,17 +62,6 @@ static SERVER: AtomicI32 = AtomicI32::new(0);
 /// Whether this is the PID of the fork server of this process, which belongs to no run.
 pub fn is_fork_server(pid: Pid) -> bool {
     pid != 0 && pid == SERVER.load(Ordering::Relaxed)
-}
-
-/// What became of a request.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// A child with this PID was forked.
-    Forked(Pid),
-    /// The kernel has refused to fork.
-    Refused(io::Error),
-    /// Nothing was forked, and the server cannot be used for this request.
-    Unavailable,
 }
 
 /// The fork server as the thread sees it that starts children. Dropping it ends the server.

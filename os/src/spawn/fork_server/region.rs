@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::errno::Errno;
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::spawn::child::Setup;
 use crate::spawn::launch::{Launch, StringArray};
 use crate::spawn::program::Program;
