@@ -321,10 +321,11 @@ fn a_run_that_closes_its_output_while_it_waits_for_an_earlier_run_is_forgotten()
     fixture.attach(ours, None);
     fixture.drain();
     fixture.expect(Notice::Drained);
-    let (next, (ours, theirs)) = ((KEY.0, 2), pipe());
+    let (before, (ours, theirs)) = (fixture.share.taken(), pipe());
     drop(theirs);
-    fixture.attach_as(next, &fixture.log, ours, None);
-    assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::ExecOk));
+    fixture.attach_as((KEY.0, 2), &fixture.log, ours, None);
+    // Its pipe is closed.
+    fixture.await_taken(before + 3);
     drop(release);
     flood.join().unwrap();
     // Its leader is reaped after that, when nothing is left to drain: no message about it follows.
@@ -339,7 +340,6 @@ fn the_end_of_a_run_does_not_end_a_line_of_the_next_run() {
     let before = fixture.share.taken();
     let (next, (next_ours, next_theirs)) = ((KEY.0, 2), pipe());
     fixture.attach_as(next, &fixture.log, next_ours, None);
-    assert_eq!(fixture.notices.recv_timeout(LONG).unwrap(), (next, Notice::ExecOk));
     write(&next_theirs, b"one ").unwrap();
     fixture.expect_raw(b"one ");
     // Late, as after a drain that the supervisor has found to be over.
