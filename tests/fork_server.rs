@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::harness::{Daemon, TIMEOUT, is_root, procfs, start_daemon, wait_until};
+use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until};
 
 /// The PID of the fork server, as the tests see it.
 fn fork_server(daemon: &Daemon) -> Option<i32> {
@@ -141,5 +141,25 @@ fn a_run_after_killed_runs_is_not_killed() {
             daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
         }
         (0..3).for_each(|_| check_runs_work(&daemon));
+    }
+}
+
+/// The kernel kills processes that are created in a leaf that existed when the slice was killed.
+#[test]
+fn a_run_after_a_kill_of_the_cgroup_of_all_units_is_not_killed() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    for _ in 0..3 {
+        // Each leaves an empty cgroup behind, which a later run uses again.
+        let pids: Vec<u64> = (0..4).map(|_| daemon.sh("sleep 0.2")).collect();
+        for pid in pids {
+            daemon.wait_for_end(pid);
+        }
+        let script = "dir=$(sed -n s/^0:://p /proc/self/cgroup); for mount in /sys/fs/cgroup /sys/fs/cgroup/unified; \
+                      do echo 1 > $mount${dir%/*}/cgroup.kill; done 2>/dev/null; true";
+        daemon.run(&json!({"command": "sh", "args": ["-c", script], "user": "root"}));
+        (0..6).for_each(|_| check_runs_work(&daemon));
     }
 }

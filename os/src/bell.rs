@@ -38,13 +38,14 @@ impl Bell {
         Ok(Bell { asleep: AtomicBool::new(false), waker, epoll })
     }
 
-    /// Watches a descriptor until it is closed: it is ready when it has something to read, or is at its end. `token`
-    /// stands for it; `u64::MAX` is not allowed.
+    /// Watches a descriptor until it is closed: it is ready when it has something new to read, or is at its end. That is
+    /// reported once: a copy of the descriptor, in a child that was just forked, can outlast it. `token` stands for it;
+    /// `u64::MAX` is not allowed.
     ///
     /// # Errors
     /// What `epoll_ctl(2)` says.
     pub fn watch(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
-        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token))?)
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token))?)
     }
 
     /// Wakes the thread if it sleeps. Call it after the work was made visible to the thread: if the thread does not
@@ -160,7 +161,9 @@ mod tests {
         nix::unistd::write(&write_first, b"x").unwrap();
         drop(write_second);
         assert_eq!(ready(), [1, 2]);
-        drop(first);
-        assert_eq!(ready(), [2]);
+        let _copy = first.try_clone().unwrap();
+        drop((first, write_first));
+        ready();
+        assert_eq!(ready(), [0; 0], "a copy of a descriptor that was closed");
     }
 }

@@ -70,8 +70,19 @@ impl Actor {
             return;
         }
         run.drained = true;
-        if !run.log.is_at_rest() {
+        // A later run may have begun a line: it has ended those of this run.
+        let is_latest = self.last_run.get(&key.0).is_none_or(|last| *last <= key.1);
+        if is_latest && !run.log.is_at_rest() {
             self.logs.push(Operation::Cut(Writing::new(&run.log), wall()));
+        }
+    }
+
+    /// Ends the output of the runs that have waited for this one, and are not draining.
+    fn end_later_outputs(&mut self, (unit, run): RunKey) {
+        let later = self.runs.keys().filter(|key| key.0 == unit && key.1 > run).copied();
+        for key in later.collect::<Vec<_>>() {
+            self.end_output(key);
+            self.end_run(key);
         }
     }
 
@@ -142,7 +153,11 @@ impl Actor {
         }
         self.end_run(key);
         // A later run exists only if this one was reported as drained before.
-        if was_reported { self.earliest_drain(key.0) } else { None }
+        if !was_reported {
+            return None;
+        }
+        self.end_later_outputs(key);
+        self.earliest_drain(key.0)
     }
 
     /// The earliest run of a unit that is draining.

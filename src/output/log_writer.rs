@@ -116,8 +116,8 @@ impl Remover {
     }
 }
 
-/// A handle to the thread. When dropped, the thread writes what is queued and ends; if the disk does not respond, the
-/// thread is
+/// A handle to the thread. When dropped, the thread writes what is queued and ends; if the disk does not respond within
+/// [`JOIN_TIMEOUT`], the thread is abandoned.
 pub(super) struct LogWriter {
     shared: Arc<Shared>,
     /// Disconnected when the thread has ended.

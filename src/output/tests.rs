@@ -61,6 +61,15 @@ impl Fixture {
         assert_eq!(self.notices.recv_timeout(LONG).unwrap(), (KEY, notice));
     }
 
+    /// Waits until at most `count` descriptors are reserved.
+    fn await_taken(&self, count: usize) {
+        let deadline = Instant::now() + LONG;
+        while self.share.taken() > count {
+            assert!(Instant::now() < deadline, "{} descriptors remain reserved", self.share.taken() - count);
+            std::thread::yield_now();
+        }
+    }
+
     fn raw(&self, view: View) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.log.raw(view, None).unwrap().read_to_end(&mut bytes).unwrap();
@@ -297,12 +306,49 @@ fn runs_without_output_hold_no_descriptors_while_the_disk_stalls() {
         fixture.drain();
         fixture.expect(Notice::Drained);
     }
-    let deadline = Instant::now() + LONG;
-    while fixture.share.taken() > before {
-        assert!(Instant::now() < deadline, "{} descriptors", fixture.share.taken() - before);
-        std::thread::yield_now();
-    }
+    fixture.await_taken(before);
     drop(release);
     drop(fixture);
     flood.join().unwrap();
+}
+
+#[test]
+fn a_run_that_closes_its_output_while_it_waits_for_an_earlier_run_is_forgotten() {
+    let Stall { fixture, release, flood } = stall();
+    let (ours, theirs) = pipe();
+    assert_eq!(write(&theirs, b"result\n").unwrap(), 7);
+    drop(theirs);
+    fixture.attach(ours, None);
+    fixture.drain();
+    fixture.expect(Notice::Drained);
+    let (before, (ours, theirs)) = (fixture.share.taken(), pipe());
+    drop(theirs);
+    fixture.attach_as((KEY.0, 2), &fixture.log, ours, None);
+    // Its pipe is closed.
+    fixture.await_taken(before + 3);
+    drop(release);
+    flood.join().unwrap();
+    // Its leader is reaped after that, when nothing is left to drain: no message about it follows.
+    fixture.await_taken(0);
+}
+
+#[test]
+fn the_end_of_a_run_does_not_end_a_line_of_the_next_run() {
+    let fixture = fixture();
+    let (ours, theirs) = pipe();
+    fixture.attach(ours, None);
+    let before = fixture.share.taken();
+    let (next, (next_ours, next_theirs)) = ((KEY.0, 2), pipe());
+    fixture.attach_as(next, &fixture.log, next_ours, None);
+    write(&next_theirs, b"one ").unwrap();
+    fixture.expect_raw(b"one ");
+    // Late, as after a drain that the supervisor has found to be over.
+    drop(theirs);
+    fixture.await_taken(before);
+    write(&next_theirs, b"line\n").unwrap();
+    let mut follower = fixture.log.follow(View::Combined, StartAt::Beginning, std::task::Waker::noop().clone());
+    match follower.next(Some(Instant::now() + LONG)).unwrap() {
+        Some(Item::Line(line, _)) => assert_eq!(line.text, "one line"),
+        other => panic!("{other:?}"),
+    }
 }

@@ -214,6 +214,11 @@ impl Builder {
     /// as [`std::process::Child::wait`] does. SIGCHLD is blocked for the calling thread; a thread that has it unblocked
     /// and hangs in a system call could delay the reaping.
     ///
+    /// The processes are forked by the *fork server*, a small child of this process that is forked here and ends with
+    /// the supervisor. So they start with the namespaces, root directory, capabilities, nice value, CPU affinity and the
+    /// like that the calling thread has now, whatever this process changes later. They are children of this process all
+    /// the same.
+    ///
     /// # Errors
     /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
     /// other files, or belongs to another supervisor or user; the default user is invalid; or threads or

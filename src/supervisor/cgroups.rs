@@ -131,6 +131,14 @@ impl Cgroups {
         }
     }
 
+    /// Records that somebody else has killed a leader with SIGKILL. It may have been done by a `cgroup.kill` of the whole
+    /// slice, after which the kernel may kill the processes of later runs in the leaves that were spare then.
+    pub(super) fn leader_was_killed(&self) {
+        if let State::Usable(slice) = &self.state {
+            slice.remove_spare_leaves();
+        }
+    }
+
     /// Replaces a slice that accepts no more processes, with one warning about both.
     fn replace(&mut self, why: &io::Error) {
         let State::Usable(slice) = &self.state else { return };

@@ -10,6 +10,8 @@ use std::time::Duration;
 const CHEAP: Duration = Duration::from_micros(30);
 /// Longer scans are followed by a pause of this many times their duration.
 const PAUSE: u32 = 20;
+/// The longest pause: what looks like a long scan can be one during which other threads had the processor.
+const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// The next scan.
 #[derive(Debug, Default)]
@@ -44,7 +46,7 @@ impl ReapScan {
     /// Records that the last step of a scan, which has looked at all children, has lasted from `begun` to `ended`.
     pub(super) fn done(&mut self, begun: Duration, ended: Duration) {
         let cost = ended.saturating_sub(begun);
-        self.earliest = if cost < CHEAP { ended } else { ended + PAUSE * cost };
+        self.earliest = if cost < CHEAP { ended } else { ended + (PAUSE * cost).min(LONGEST_PAUSE) };
     }
 }
 
@@ -74,5 +76,8 @@ mod tests {
         scan.done(5_000 * MICROS, 6_000 * MICROS);
         scan.go_on();
         assert!(scan.take_due(6_000 * MICROS));
+        scan.done(6_000 * MICROS, 906_000 * MICROS);
+        scan.request(906_000 * MICROS);
+        assert_eq!(scan.due(), Some(906_000 * MICROS + LONGEST_PAUSE));
     }
 }

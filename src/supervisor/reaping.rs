@@ -95,7 +95,7 @@ impl Actor {
     fn reaped(&mut self, reaped: Reaped, now: Now) {
         match self.parts.fleet.led_by(reaped.pid) {
             Some(id) => self.leader_ended(id, exit(reaped.exit), now),
-            None if self.parts.spawner.reaped(reaped.pid) => {}
+            None if self.parts.spawner.reaped(reaped) => {}
             None => {
                 self.parts.fleet.reaped(reaped.pid);
                 self.watches.orphan_reaped(now.mono);
@@ -127,6 +127,9 @@ impl Actor {
                 && !matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::OomKilled)
             {
                 leaf.leader_exited();
+            }
+            if exit == Exit::Signal(libc::SIGKILL) && !member.context.killed {
+                self.parts.cgroups.leader_was_killed();
             }
         }
         self.step(id, now, Event::Exited(exit));

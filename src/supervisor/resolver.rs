@@ -1,9 +1,9 @@
 //! Looks up the users of runs when the calling thread cannot: for restarts, and for starts that must not block.
 //!
 //! `/etc/passwd` and `/etc/group` are looked at for each run, and read again if they have changed. A hanging disk can
-//! block that for ever, so a separate thread does it. Meanwhile the unit is in its state *awaiting user*, in which it can be stopped, killed
-//! and shut down. One thread is enough because all these runs need the same two files: while one look-up hangs, others
-//! would hang too.
+//! block that for ever, so a separate thread does it. Meanwhile the unit is in its state *awaiting user*, in which it can
+//! be stopped, killed and shut down. One thread is enough because all these runs need the same two files: while one
+//! look-up hangs, others would hang too.
 
 use std::io;
 use std::sync::Arc;

@@ -128,7 +128,7 @@ impl Slice {
         Ok(Leaf::new(Arc::clone(&self.0), Spare { name, oom_kills: 0 }))
     }
 
-    /// Removes the spare leaves, because one of them could not be used.
+    /// Removes the spare leaves, because one of them could not be used or may have been killed.
     pub fn remove_spare_leaves(&self) {
         for name in self.0.spare().drain() {
             let _ = remove_tree(self.0.as_fd(), name.as_ref(), MAX_DEPTH);
@@ -196,6 +196,17 @@ mod tests {
             fs::write(slice.dir().join(leaf.name()).join(file), value).unwrap();
             leaf.give_back().unwrap();
             assert!(!exists(&leaf), "{file} was changed");
+        }
+        for file in ["", "cgroup.procs", "cgroup.freeze", "cgroup.kill"] {
+            let leaf = slice.leaf().unwrap();
+            leaf.leader_exited();
+            let path = slice.dir().join(leaf.name()).join(file);
+            if !path.exists() {
+                continue;
+            }
+            std::os::unix::fs::chown(path, Some(1_234), None).unwrap();
+            leaf.give_back().unwrap();
+            assert!(!exists(&leaf), "the owner of {file:?} was changed");
         }
         let killed = slice.leaf().unwrap();
         killed.leader_exited();

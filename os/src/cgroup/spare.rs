@@ -2,7 +2,8 @@
 //!
 //! Making a cgroup, forking the first process into it and removing it costs the kernel about 150 µs, a quarter of what a
 //! short run takes altogether; forking into an empty one that exists costs 10 µs. A leaf is kept only if everything
-//! about it is as in a new one: each of its settings (a process of root's could have changed them) is compared.
+//! about it is as in a new one: each of its settings, and the owner and the mode of each file that can be written, are
+//! compared. A process of root's could have changed them, for example to delegate the leaf to another user.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +12,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::open_dir;
@@ -36,11 +37,15 @@ pub(super) struct Spare {
     pub(super) oom_kills: u64,
 }
 
-/// A file of a leaf that can be written, and its contents.
-#[derive(Debug, PartialEq, Eq)]
+/// A file of a leaf that is compared.
+#[derive(Debug)]
 struct Setting {
+    /// Its name; empty for the directory of the leaf.
     file: String,
-    value: String,
+    /// User, group and mode.
+    access: [u32; 3],
+    /// Its contents; None if only the access is compared.
+    value: Option<String>,
 }
 
 impl SpareLeaves {
@@ -76,7 +81,27 @@ fn is_as_new(slice: BorrowedFd<'_>, name: &str, new: &[Setting]) -> bool {
     let has_line = |file, line| read(slice, name, file).is_ok_and(|text| text.lines().any(|it| it == line));
     has_line("cgroup.events", "populated 0")
         && has_line("cgroup.stat", "nr_descendants 0")
-        && new.iter().all(|it| read(slice, name, &it.file).is_ok_and(|value| value == it.value))
+        && new.iter().all(|setting| setting.is_that_of(slice, name))
+}
+
+impl Setting {
+    /// Whether the leaf `name` has this setting.
+    fn is_that_of(&self, slice: BorrowedFd<'_>, name: &str) -> bool {
+        let path = format!("{name}/{}", self.file);
+        let Some(value) = &self.value else {
+            return fstatat(slice, path.as_str(), AtFlags::empty()).is_ok_and(|stat| access(&stat) == self.access);
+        };
+        let mut text = String::with_capacity(256);
+        open(slice, &path).is_ok_and(|mut file| {
+            fstat(&file).is_ok_and(|stat| access(&stat) == self.access)
+                && file.read_to_string(&mut text).is_ok()
+                && text == *value
+        })
+    }
+}
+
+fn access(stat: &FileStat) -> [u32; 3] {
+    [stat.st_uid, stat.st_gid, stat.st_mode]
 }
 
 /// Makes a leaf, reads its settings, and removes it.
@@ -87,19 +112,24 @@ fn settings_of_new(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>
     settings
 }
 
-/// Reads all settings of a leaf: the files that its owner can write and read.
+/// Reads all settings of a leaf: its directory, the files that its owner can write, and the controllers, which decide
+/// what files there are.
 fn settings(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>> {
     let mut dir = open_dir(slice, name.as_ref())?;
     let entries = dir.iter().collect::<Result<Vec<_>, _>>()?;
     let files = entries.iter().filter(|entry| entry.file_type() != Some(Type::Directory));
     let files = files.filter_map(|entry| entry.file_name().to_str().ok());
-    let mut settings = Vec::new();
-    for file in files.filter(|file| !changes_by_itself(file)) {
-        let mode = fstatat(&dir, file, AtFlags::empty())?.st_mode;
-        let is_setting = SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG && mode & 0o600 == 0o600;
-        if is_setting && let Ok(value) = read(slice, name, file) {
-            settings.push(Setting { file: file.to_owned(), value });
+    let mut settings = vec![Setting { file: String::new(), access: access(&fstat(&dir)?), value: None }];
+    for file in files {
+        let stat = fstatat(&dir, file, AtFlags::empty())?;
+        let is_file = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFREG;
+        let is_controllers = file == "cgroup.controllers";
+        if !is_file || stat.st_mode & 0o200 == 0 && !is_controllers {
+            continue;
         }
+        let has_value = stat.st_mode & 0o400 != 0 && !changes_by_itself(file);
+        let value = if has_value { read(slice, name, file).ok() } else { None };
+        settings.push(Setting { file: file.to_owned(), access: access(&stat), value });
     }
     Ok(settings)
 }
@@ -111,9 +141,11 @@ fn changes_by_itself(file: &str) -> bool {
 }
 
 fn read(slice: BorrowedFd<'_>, name: &str, file: &str) -> io::Result<String> {
-    let path = format!("{name}/{file}");
-    let file = openat(slice.as_fd(), path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut text = String::with_capacity(256);
-    File::from(file).read_to_string(&mut text)?;
+    open(slice, &format!("{name}/{file}"))?.read_to_string(&mut text)?;
     Ok(text)
+}
+
+fn open(slice: BorrowedFd<'_>, path: &str) -> io::Result<File> {
+    Ok(openat(slice.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
 }

@@ -38,6 +38,7 @@ use crate::Pid;
 use crate::cgroup::Leaf;
 use crate::resource_limits::OriginalLimits;
 use crate::user_namespace::may_set_groups;
+use crate::wait::Reaped;
 
 /// A forked child that may not have executed its program yet, with this process's ends of its pipes, which do not
 /// block.
@@ -92,8 +93,8 @@ impl Spawner {
     }
 
     /// Records that a child was reaped, which may have been the fork server. Returns whether it was.
-    pub fn reaped(&mut self, pid: Pid) -> bool {
-        self.forker.server.reaped(pid)
+    pub fn reaped(&mut self, reaped: Reaped) -> bool {
+        self.forker.server.reaped(reaped)
     }
 
     /// Sets the RLIMIT_NPROC of later children; `None` leaves it as this process has it. It applies to children that

@@ -9,7 +9,8 @@
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
 //!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most. A server that does not answer in
-//!   time, because somebody has stopped it for example, is killed and replaced.
+//!   time, because somebody has stopped it for example, is killed and replaced: each time after a longer interval,
+//!   because somebody may stop each one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
 //!   daemon knows every child, even if the server is killed before it answers.
 //! - The server closes all descriptors of the daemon.
@@ -23,8 +24,9 @@ mod process;
 mod region;
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -42,13 +44,17 @@ use super::child::Setup;
 use super::clone;
 use super::launch::Launch;
 use crate::Pid;
+use crate::poll::{Events, wait};
 use crate::resource_limits::OriginalLimits;
+use crate::wait::{Exit, Reaped, event_of_child};
 
 /// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
-const PATIENCE: TimeVal = TimeVal::new(0, 500_000);
+const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Minimum time between two starts of the server.
+/// Minimum time between two starts of the server. It doubles with each server that does not answer in time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such time. A server that has run for longer counts as the first one that does not answer.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The PID of the fork server of this process; 0 if it has none.
 static SERVER: AtomicI32 = AtomicI32::new(0);
@@ -63,15 +69,19 @@ pub fn is_fork_server(pid: Pid) -> bool {
 pub(super) struct ForkServer {
     region: Option<Region>,
     running: Option<Running>,
+    /// The PID of the last server until it was reaped; 0 if there is none.
+    unreaped: Pid,
     /// The time of the last start.
     started: Option<Instant>,
+    /// Minimum time from the last start to the next one.
+    interval: Duration,
     /// It must not be started again.
     stopped: bool,
     /// Limits that the server sets for itself, and so for its children.
     limits: Option<OriginalLimits>,
 }
 
-/// A server that was forked and was not killed by this process.
+/// A server that was forked and was not reaped, so that its PID is its own.
 #[derive(Debug)]
 struct Running {
     pid: Pid,
@@ -81,19 +91,28 @@ struct Running {
 impl ForkServer {
     /// A server that is not running yet. Its children will have `limits`.
     pub(super) fn new(limits: Option<OriginalLimits>) -> ForkServer {
-        ForkServer { region: None, running: None, started: None, stopped: false, limits }
+        ForkServer {
+            region: None,
+            running: None,
+            unreaped: 0,
+            started: None,
+            interval: RESTART_INTERVAL,
+            stopped: false,
+            limits,
+        }
     }
 
     /// Starts the server if it is not running. The calling thread becomes the parent, and so the tracer, of its
     /// children.
     pub(super) fn start(&mut self) {
-        if self.stopped || self.running.is_some() || self.started.is_some_and(|at| at.elapsed() < RESTART_INTERVAL) {
+        if self.stopped || self.running.is_some() || self.started.is_some_and(|at| at.elapsed() < self.interval) {
             return;
         }
         self.started = Some(Instant::now());
         match self.fork() {
             Ok(running) => {
                 SERVER.store(running.pid, Ordering::Relaxed);
+                self.unreaped = running.pid;
                 self.running = Some(running);
             }
             Err(error) => log::warn!("cannot start the fork server: {error}"),
@@ -106,7 +125,7 @@ impl ForkServer {
             none => none.insert(Region::map()?),
         };
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, PATIENCE.as_micros() as libc::suseconds_t))?;
         // Copies, on the stack: the server gives the heap back.
         let (number, mappings, limits) = (theirs.as_raw_fd(), region.mappings(), self.limits);
         let server = move || {
@@ -121,19 +140,31 @@ impl ForkServer {
     /// Ends the server, and does not start it again.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
-        self.running = None;
+        if let Some(running) = self.running.take() {
+            running.kill();
+        }
     }
 
     /// Records that a child of this process was reaped. Returns whether it was the server.
-    pub(super) fn reaped(&mut self, pid: Pid) -> bool {
-        if !is_fork_server(pid) {
+    pub(super) fn reaped(&mut self, reaped: Reaped) -> bool {
+        if reaped.pid != self.unreaped {
             return false;
         }
-        SERVER.store(0, Ordering::Relaxed);
-        if self.running.take_if(|running| running.pid == pid).is_some() {
+        self.forget_pid();
+        let was_running = self.running.take().is_some();
+        if reaped.exit == Exit::Code(process::UNSUPPORTED) {
+            log::info!("there is no fork server, because the kernel or a filter of system calls does not permit it");
+            self.stopped = true;
+        } else if was_running {
             log::warn!("the fork server has ended; another one is started for the next process");
         }
         true
+    }
+
+    fn forget_pid(&mut self) {
+        // Another server of this process, in tests, keeps its place.
+        let _ = SERVER.compare_exchange(self.unreaped, 0, Ordering::Relaxed, Ordering::Relaxed);
+        self.unreaped = 0;
     }
 
     /// Forks a child that executes `launch`. `descriptors` become those with the numbers from 0 on, which `setup` and
@@ -154,15 +185,45 @@ impl ForkServer {
             Ok(()) => region.outcome(),
             Err(errno) => {
                 log::warn!("the fork server does not answer ({errno}): it is replaced");
-                let ended = running.end();
-                self.running = None;
-                if !ended {
-                    // It may still fork, so this request must not be repeated.
-                    return Outcome::Refused(Errno::ETIMEDOUT.into());
-                }
-                region.outcome()
+                self.give_up(errno)
             }
         }
+    }
+
+    /// Kills a server that does not answer for this reason. Returns what became of the request.
+    fn give_up(&mut self, why: Errno) -> Outcome {
+        let (Some(running), Some(region)) = (self.running.take(), &self.region) else { return Outcome::Unavailable };
+        let has_ended = running.end();
+        let outcome = region.outcome();
+        if why == Errno::ETIMEDOUT {
+            let is_first = self.started.is_none_or(|at| at.elapsed() > LONGEST_INTERVAL);
+            self.interval = if is_first { RESTART_INTERVAL } else { (2 * self.interval).min(LONGEST_INTERVAL) };
+        }
+        if has_ended {
+            return outcome;
+        }
+        // It may still write to this region.
+        self.region = None;
+        match outcome {
+            // It may still fork, so the request must not be repeated. This error does not blame the cgroup.
+            Outcome::Unavailable => Outcome::Refused(Errno::EAGAIN.into()),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Drop for ForkServer {
+    /// Ends the server and reaps it: its owner, the thread that reaps all children, is ending.
+    fn drop(&mut self) {
+        if self.running.take().is_some_and(|running| !running.end()) {
+            return;
+        }
+        // It has closed its socket, or was killed when it was stopped: this takes less than a millisecond.
+        let deadline = Instant::now() + PATIENCE;
+        while self.unreaped != 0 && event_of_child(self.unreaped).is_none() && Instant::now() < deadline {
+            sleep(Duration::from_millis(1));
+        }
+        self.forget_pid();
     }
 }
 
@@ -180,9 +241,15 @@ impl Running {
 
     /// Waits for a message, for [`PATIENCE`] at most. Returns its length; 0 if the server has ended.
     fn receive(&self) -> Result<usize, Errno> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()) {
-                Err(Errno::EINTR) => {}
+                // A handler has run, for SIGCHLD. Another `recv` alone would wait for the whole time again.
+                Err(Errno::EINTR) => match wait([(self.socket.as_fd(), Events::READ)], Some(deadline)) {
+                    Ok([events]) if events != Events::NONE => {}
+                    _ => return Err(Errno::ETIMEDOUT),
+                },
+                Err(Errno::EAGAIN) => return Err(Errno::ETIMEDOUT),
                 Err(Errno::ECONNRESET) => return Ok(0),
                 result => return result,
             }
@@ -202,13 +269,94 @@ impl Running {
     }
 
     fn kill(&self) {
-        // It was not reaped yet: otherwise `reaped` would have removed it.
         let _ = kill(unistd::Pid::from_raw(self.pid), Signal::SIGKILL);
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
+
+    use super::*;
+
+    fn started() -> (ForkServer, Pid) {
+        let mut server = ForkServer::new(None);
+        server.start();
+        let pid = server.running.as_ref().expect("it was forked").pid;
+        (server, pid)
+    }
+
+    fn exists(pid: Pid) -> bool {
+        kill(unistd::Pid::from_raw(pid), None).is_ok()
+    }
+
+    #[test]
+    fn signals_do_not_prolong_the_wait_for_a_server_that_is_stopped() {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing, and no other test uses this signal.
+        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+        let (server, pid) = started();
+        kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        // SAFETY: it takes no arguments.
+        let this = unsafe { libc::pthread_self() };
+        let (done, null) = (AtomicBool::new(false), File::open("/dev/null").unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Instant::now() + Duration::from_secs(20);
+                while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
+                    // SAFETY: it takes integers; that thread runs as long as this scope.
+                    unsafe { libc::pthread_kill(this, libc::SIGUSR2) };
+                    sleep(Duration::from_millis(20));
+                }
+            });
+            let begun = Instant::now();
+            let result = server.running.as_ref().unwrap().request(&[null.as_fd()]);
+            let waited = begun.elapsed();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(result, Err(Errno::ETIMEDOUT));
+            assert!(waited < Duration::from_secs(10), "{waited:?}");
+        });
+    }
+
+    #[test]
+    fn a_server_that_is_dropped_leaves_no_zombie() {
+        for stopped in [false, true] {
+            let (mut server, pid) = started();
+            assert!(exists(pid));
+            if stopped {
+                server.stop();
+            }
+            drop(server);
+            assert!(!exists(pid) && !is_fork_server(pid), "stopped: {stopped}");
+        }
+    }
+
+    #[test]
+    fn the_interval_grows_with_each_server_that_does_not_answer() {
+        let (mut server, pid) = started();
+        kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        assert!(matches!(server.give_up(Errno::ETIMEDOUT), Outcome::Unavailable));
+        assert_eq!(server.interval, 2 * RESTART_INTERVAL);
+        server.start();
+        assert!(server.running.is_none(), "it is too early for another one");
+    }
+
+    #[test]
+    fn a_server_that_the_kernel_does_not_permit_is_not_started_again() {
+        let (mut server, pid) = started();
+        assert!(!server.reaped(Reaped { pid: pid + 1, exit: Exit::Code(process::UNSUPPORTED) }));
+        assert!(server.running.as_ref().is_some_and(Running::end));
+        while event_of_child(pid).is_none() {
+            sleep(Duration::from_millis(1));
+        }
+        assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED) }));
+        server.started = None;
+        server.start();
+        assert!(server.running.is_none());
     }
 }

@@ -15,23 +15,34 @@ use crate::spawn::clone;
 /// numbers from 0 on, which the kernel assigns in ascending order.
 const SOCKET: RawFd = 9;
 
+/// The exit code of a server that cannot work here: the kernel or a seccomp filter does not permit what it needs.
+pub(super) const UNSUPPORTED: i32 = 2;
+
 /// Serves requests until the daemon closes the socket.
 ///
 /// # Safety
 /// Only for a process that was just forked, with all signals blocked: all its descriptors are closed, and its heap is
 /// unmapped. The mappings must be valid.
 pub(super) unsafe fn run(socket: RawFd, mappings: Mappings, limits: Option<OriginalLimits>) -> ! {
-    let mut result = set_up(socket, limits);
-    if result.is_ok() {
-        // SAFETY: the caller's contract.
-        result = unsafe { release_memory(mappings) };
+    if set_up(socket, limits).is_err() {
+        exit(UNSUPPORTED);
     }
-    while result.is_ok() {
+    // Without /proc, the memory is kept.
+    // SAFETY: the caller's contract.
+    let _ = unsafe { release_memory(mappings) };
+    loop {
         // SAFETY: the mappings are valid by contract.
-        result = unsafe { serve(mappings) };
+        match unsafe { serve(mappings) } {
+            Ok(()) => {}
+            Err(Errno::EPIPE) => exit(0),
+            Err(_) => exit(1),
+        }
     }
+}
+
+fn exit(code: i32) -> ! {
     // SAFETY: it takes an integer, and ends the process without running exit handlers of the parent's.
-    unsafe { libc::_exit(i32::from(result != Err(Errno::EPIPE))) }
+    unsafe { libc::_exit(code) }
 }
 
 /// Sets what every child needs and the server can have as well, so that the children inherit it.
