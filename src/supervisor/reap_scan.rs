@@ -10,6 +10,8 @@ use std::time::Duration;
 const CHEAP: Duration = Duration::from_micros(30);
 /// Longer scans are followed by a pause of this many times their duration.
 const PAUSE: u32 = 20;
+/// The longest pause. A scan seems to take long when the thread, or the whole machine, was suspended meanwhile.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The next scan.
 #[derive(Debug, Default)]
@@ -44,7 +46,7 @@ impl ReapScan {
     /// Records that the last step of a scan, which has looked at all children, has lasted from `begun` to `ended`.
     pub(super) fn done(&mut self, begun: Duration, ended: Duration) {
         let cost = ended.saturating_sub(begun);
-        self.earliest = if cost < CHEAP { ended } else { ended + PAUSE * cost };
+        self.earliest = if cost < CHEAP { ended } else { ended + cost.saturating_mul(PAUSE).min(LONGEST_PAUSE) };
     }
 }
 
@@ -74,5 +76,15 @@ mod tests {
         scan.done(5_000 * MICROS, 6_000 * MICROS);
         scan.go_on();
         assert!(scan.take_due(6_000 * MICROS));
+    }
+
+    /// An orphan, or a leader whose signal was merged with another one, must not wait for that.
+    #[test]
+    fn the_pause_after_a_scan_during_which_the_machine_was_suspended_is_short() {
+        let mut scan = ReapScan::default();
+        let end = Duration::from_secs(3_600);
+        scan.done(Duration::ZERO, end);
+        scan.request(end);
+        assert_eq!(scan.due(), Some(end + LONGEST_PAUSE));
     }
 }
