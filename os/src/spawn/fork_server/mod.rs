@@ -40,10 +40,11 @@ use super::child::Setup;
 use super::clone;
 use super::launch::Launch;
 use crate::Pid;
+use crate::pidfd::PidFd;
 use crate::resource_limits::OriginalLimits;
 
 /// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
-const PATIENCE: TimeVal = TimeVal::new(0, 500_000);
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Minimum time between two starts of the server.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
@@ -115,7 +116,7 @@ impl ForkServer {
             none => none.insert(Region::map()?),
         };
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        setsockopt(&socket, ReceiveTimeout, &PATIENCE)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, PATIENCE.as_micros() as i64))?;
         // Copies, on the stack: the server gives the heap back.
         let (number, mappings, limits) = (theirs.as_raw_fd(), region.mappings(), self.limits);
         let server = move || {
@@ -165,11 +166,11 @@ impl ForkServer {
                 log::warn!("the fork server does not answer ({errno}): it is replaced");
                 let ended = running.end();
                 self.running = None;
-                if !ended {
+                match region.outcome() {
                     // It may still fork, so this request must not be repeated.
-                    return Outcome::Refused(Errno::ETIMEDOUT.into());
+                    Outcome::Unavailable if !ended => Outcome::Refused(Errno::ETIMEDOUT.into()),
+                    outcome => outcome,
                 }
-                region.outcome()
             }
         }
     }
@@ -199,9 +200,26 @@ impl Running {
     }
 
     /// Kills the server. Returns whether it has ended, so that it will fork no more.
+    ///
+    /// The end of its socket does not say so: a child that hangs before its exec, in a frozen cgroup for example, has that
+    /// open, too. For the same reason the request is taken back: the descriptors in it would stay open.
     fn end(&self) -> bool {
+        let Ok(process) = PidFd::open(self.pid) else {
+            self.kill();
+            return self.is_closed();
+        };
+        let theirs = process.copy_descriptor(process::SOCKET);
         self.kill();
-        // Skips an answer that has come late.
+        let ended = process.wait_end(Instant::now() + PATIENCE).unwrap_or(false);
+        if let Ok(theirs) = theirs {
+            // Without room for them, the kernel closes the descriptors.
+            while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
+        }
+        ended
+    }
+
+    /// Waits for the end of the socket. Skips an answer that has come late.
+    fn is_closed(&self) -> bool {
         while let Ok(length) = self.receive() {
             if length == 0 {
                 return true;

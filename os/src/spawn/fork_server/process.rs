@@ -13,7 +13,7 @@ use crate::spawn::clone;
 
 /// The number of the socket in the server. All lower ones are free, so that the descriptors of a request get the
 /// numbers from 0 on, which the kernel assigns in ascending order.
-const SOCKET: RawFd = 9;
+pub(super) const SOCKET: RawFd = 9;
 
 /// Serves requests until the daemon closes the socket.
 ///
