@@ -131,6 +131,14 @@ impl Cgroups {
         }
     }
 
+    /// Removes the leaves that ended runs have left, because somebody may have killed them: the kernel may kill a process
+    /// that is created in such a leaf.
+    pub(super) fn remove_spare_leaves(&self) {
+        if let State::Usable(slice) = &self.state {
+            slice.remove_spare_leaves();
+        }
+    }
+
     /// Replaces a slice that accepts no more processes, with one warning about both.
     fn replace(&mut self, why: &io::Error) {
         let State::Usable(slice) = &self.state else { return };

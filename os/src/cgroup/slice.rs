@@ -128,7 +128,7 @@ impl Slice {
         Ok(Leaf::new(Arc::clone(&self.0), Spare { name, oom_kills: 0 }))
     }
 
-    /// Removes the spare leaves, because one of them could not be used.
+    /// Removes the spare leaves, because one of them could not be used or may have been killed.
     pub fn remove_spare_leaves(&self) {
         for name in self.0.spare().drain() {
             let _ = remove_tree(self.0.as_fd(), name.as_ref(), MAX_DEPTH);
@@ -196,6 +196,13 @@ mod tests {
             fs::write(slice.dir().join(leaf.name()).join(file), value).unwrap();
             leaf.give_back().unwrap();
             assert!(!exists(&leaf), "{file} was changed");
+        }
+        for file in ["", "cgroup.procs", "cgroup.kill", "cgroup.freeze"] {
+            let leaf = slice.leaf().unwrap();
+            leaf.leader_exited();
+            std::os::unix::fs::chown(slice.dir().join(leaf.name()).join(file), Some(1_000), None).unwrap();
+            leaf.give_back().unwrap();
+            assert!(!exists(&leaf), "{file} was given to another user");
         }
         let killed = slice.leaf().unwrap();
         killed.leader_exited();

@@ -2,7 +2,8 @@
 //!
 //! Making a cgroup, forking the first process into it and removing it costs the kernel about 150 µs, a quarter of what a
 //! short run takes altogether; forking into an empty one that exists costs 10 µs. A leaf is kept only if everything
-//! about it is as in a new one: each of its settings (a process of root's could have changed them) is compared.
+//! about it is as in a new one: each of its settings, and who may change them, is compared, because a process of root's
+//! could have changed them or given the leaf to another user.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +12,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::dir::Type;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::open_dir;
@@ -36,11 +37,28 @@ pub(super) struct Spare {
     pub(super) oom_kills: u64,
 }
 
-/// A file of a leaf that can be written, and its contents.
+/// A file of a leaf that can be written, or the leaf itself.
 #[derive(Debug, PartialEq, Eq)]
 struct Setting {
+    /// Its name; empty for the leaf itself.
     file: String,
-    value: String,
+    access: Access,
+    /// Its contents, unless they cannot be read or change by themselves.
+    value: Option<String>,
+}
+
+/// Who may change a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Access {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl From<FileStat> for Access {
+    fn from(stat: FileStat) -> Access {
+        Access { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid }
+    }
 }
 
 impl SpareLeaves {
@@ -76,7 +94,7 @@ fn is_as_new(slice: BorrowedFd<'_>, name: &str, new: &[Setting]) -> bool {
     let has_line = |file, line| read(slice, name, file).is_ok_and(|text| text.lines().any(|it| it == line));
     has_line("cgroup.events", "populated 0")
         && has_line("cgroup.stat", "nr_descendants 0")
-        && new.iter().all(|it| read(slice, name, &it.file).is_ok_and(|value| value == it.value))
+        && new.iter().all(|it| setting(slice, name, &it.file, it.value.is_some()).is_ok_and(|now| now == *it))
 }
 
 /// Makes a leaf, reads its settings, and removes it.
@@ -87,21 +105,37 @@ fn settings_of_new(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>
     settings
 }
 
-/// Reads all settings of a leaf: the files that its owner can write and read.
+/// Reads all settings of a leaf: the leaf itself, the files that its owner can write, and the list of its controllers,
+/// which says what files there are.
 fn settings(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>> {
+    let mut settings = vec![setting(slice, name, "", false)?];
     let mut dir = open_dir(slice, name.as_ref())?;
     let entries = dir.iter().collect::<Result<Vec<_>, _>>()?;
-    let files = entries.iter().filter(|entry| entry.file_type() != Some(Type::Directory));
-    let files = files.filter_map(|entry| entry.file_name().to_str().ok());
-    let mut settings = Vec::new();
-    for file in files.filter(|file| !changes_by_itself(file)) {
+    for entry in entries.iter().filter(|entry| entry.file_type() != Some(Type::Directory)) {
+        let Ok(file) = std::str::from_utf8(entry.file_name().to_bytes()) else { continue };
         let mode = fstatat(&dir, file, AtFlags::empty())?.st_mode;
-        let is_setting = SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG && mode & 0o600 == 0o600;
-        if is_setting && let Ok(value) = read(slice, name, file) {
-            settings.push(Setting { file: file.to_owned(), value });
+        if mode & 0o200 != 0 || file == "cgroup.controllers" {
+            let has_value = mode & 0o400 != 0 && !changes_by_itself(file);
+            // Some files cannot be read in every state of the leaf.
+            let read = setting(slice, name, file, has_value);
+            settings.push(read.or_else(|_| setting(slice, name, file, false))?);
         }
     }
     Ok(settings)
+}
+
+/// Reads one setting: its access and, if `has_value`, its value.
+fn setting(slice: BorrowedFd<'_>, name: &str, file: &str, has_value: bool) -> io::Result<Setting> {
+    let path = format!("{name}/{file}");
+    if !has_value {
+        let access = fstatat(slice, path.as_str(), AtFlags::empty())?.into();
+        return Ok(Setting { file: file.to_owned(), access, value: None });
+    }
+    let mut opened = File::from(openat(slice, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
+    let mut value = String::with_capacity(256);
+    let access = fstat(&opened)?.into();
+    opened.read_to_string(&mut value)?;
+    Ok(Setting { file: file.to_owned(), access, value: Some(value) })
 }
 
 /// Whether a file that can be written shows a measurement or the members instead of a setting.
