@@ -1,5 +1,6 @@
 //! The process that forks on behalf of the daemon: what it holds, and what happens when it is killed or stopped.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -113,6 +114,46 @@ fn no_run_is_lost_or_mixed_up_while_it_is_killed_and_stopped() {
         results.into_iter().for_each(|result| result.expect("a client"));
     });
     wait_until(TIMEOUT, "no process is left", || procfs::children(daemon.pid).is_empty().then_some(()));
+}
+
+/// A child that has not executed its program yet has the server's socket open, so the end of that socket does not say
+/// that the server has ended.
+#[test]
+fn a_stopped_one_is_replaced_while_a_child_of_it_hangs_before_its_exec() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    check_runs_work(&daemon);
+    let Some(leaf) = spare_leaf(&daemon) else { return };
+    std::fs::write(leaf.join("cgroup.freeze"), "1").expect("freeze the leaf");
+    std::thread::scope(|scope| {
+        let hanging = scope.spawn(|| daemon.sh("exec sleep 4803"));
+        wait_until(TIMEOUT, "its leader was forked", || {
+            let members = std::fs::read_to_string(leaf.join("cgroup.procs")).expect("read the members");
+            (!members.is_empty()).then_some(())
+        });
+        signal(wait_for_fork_server(&daemon), Signal::SIGSTOP);
+        check_runs_work(&daemon);
+        std::fs::write(leaf.join("cgroup.freeze"), "0").expect("thaw the leaf");
+        let pid = hanging.join().expect("start a process");
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    });
+    check_runs_work(&daemon);
+}
+
+/// The cgroup that an ended run of the daemon has left for a later one.
+fn spare_leaf(daemon: &Daemon) -> Option<PathBuf> {
+    let subdirectories = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).expect("list a cgroup").flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_dir()).collect()
+    };
+    let own = cgroup_of(daemon.pid)?;
+    let parent = if own.ends_with("tl-init") { own.parent()?.to_owned() } else { own };
+    let is_slice =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("tl-units."));
+    let slice = subdirectories(&parent).into_iter().find(is_slice)?;
+    wait_until(TIMEOUT, "an ended run leaves its cgroup", || subdirectories(&slice).into_iter().next()).into()
 }
 
 #[test]

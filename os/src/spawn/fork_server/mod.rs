@@ -257,9 +257,26 @@ impl Running {
     }
 
     /// Kills the server. Returns whether it has ended, so that it will fork no more.
+    ///
+    /// The end of its socket does not say so: a child that hangs before its exec, in a frozen cgroup for example, has that
+    /// open, too. For the same reason the request is taken back: the descriptors in it would stay open.
     fn end(&self) -> bool {
+        let Ok(process) = PidFd::open(self.pid) else {
+            self.kill();
+            return self.is_closed();
+        };
+        let theirs = process.copy_descriptor(process::SOCKET);
         self.kill();
-        // Skips an answer that has come late.
+        let ended = process.wait_end(Instant::now() + PATIENCE).unwrap_or(false);
+        if let Ok(theirs) = theirs {
+            // Without room for them, the kernel closes the descriptors.
+            while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
+        }
+        ended
+    }
+
+    /// Waits for the end of the socket. Skips an answer that has come late.
+    fn is_closed(&self) -> bool {
         while let Ok(length) = self.receive() {
             if length == 0 {
                 return true;

@@ -13,7 +13,7 @@ use crate::spawn::clone;
 
 /// The number of the socket in the server. All lower ones are free, so that the descriptors of a request get the
 /// numbers from 0 on, which the kernel assigns in ascending order.
-const SOCKET: RawFd = 9;
+pub(super) const SOCKET: RawFd = 9;
 
 /// The exit code of a server that cannot work here: the kernel or a seccomp filter does not permit what it needs.
 pub(super) const UNSUPPORTED: i32 = 2;
