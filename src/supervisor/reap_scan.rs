@@ -80,14 +80,4 @@ mod tests {
         scan.request(906_000 * MICROS);
         assert_eq!(scan.due(), Some(906_000 * MICROS + LONGEST_PAUSE));
     }
-
-    /// An orphan, or a leader whose signal was merged with another one, must not wait for that.
-    #[test]
-    fn the_pause_after_a_scan_during_which_the_machine_was_suspended_is_short() {
-        let mut scan = ReapScan::default();
-        let end = Duration::from_secs(3_600);
-        scan.done(Duration::ZERO, end);
-        scan.request(end);
-        assert_eq!(scan.due(), Some(end + LONGEST_PAUSE));
-    }
 }

@@ -123,10 +123,6 @@ impl Actor {
             {
                 exit = Exit::OomKilled;
             }
-            if exit == Exit::Signal(libc::SIGKILL) && !member.context.killed {
-                // Whoever has killed it may have killed all leaves, as `cgroup.kill` of the slice does.
-                self.parts.cgroups.remove_spare_leaves();
-            }
             if let Some(Tracking::Leaf(leaf)) = &member.context.tree
                 && !matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::OomKilled)
             {

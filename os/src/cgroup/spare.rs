@@ -115,7 +115,6 @@ fn settings_of_new(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>
 /// Reads all settings of a leaf: its directory, the files that its owner can write, and the controllers, which decide
 /// what files there are.
 fn settings(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>> {
-    let mut settings = vec![setting(slice, name, "", false)?];
     let mut dir = open_dir(slice, name.as_ref())?;
     let entries = dir.iter().collect::<Result<Vec<_>, _>>()?;
     let files = entries.iter().filter(|entry| entry.file_type() != Some(Type::Directory));
@@ -133,20 +132,6 @@ fn settings(slice: BorrowedFd<'_>, name: &str) -> io::Result<Vec<Setting>> {
         settings.push(Setting { file: file.to_owned(), access: access(&stat), value });
     }
     Ok(settings)
-}
-
-/// Reads one setting: its access and, if `has_value`, its value.
-fn setting(slice: BorrowedFd<'_>, name: &str, file: &str, has_value: bool) -> io::Result<Setting> {
-    let path = format!("{name}/{file}");
-    if !has_value {
-        let access = fstatat(slice, path.as_str(), AtFlags::empty())?.into();
-        return Ok(Setting { file: file.to_owned(), access, value: None });
-    }
-    let mut opened = File::from(openat(slice, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?);
-    let mut value = String::with_capacity(256);
-    let access = fstat(&opened)?.into();
-    opened.read_to_string(&mut value)?;
-    Ok(Setting { file: file.to_owned(), access, value: Some(value) })
 }
 
 /// Whether a file that can be written shows a measurement or the members instead of a setting.

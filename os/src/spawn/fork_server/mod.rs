@@ -44,6 +44,7 @@ use super::child::Setup;
 use super::clone;
 use super::launch::Launch;
 use crate::Pid;
+use crate::pidfd::PidFd;
 use crate::poll::{Events, wait};
 use crate::resource_limits::OriginalLimits;
 use crate::wait::{Exit, Reaped, event_of_child};
