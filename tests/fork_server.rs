@@ -127,6 +127,8 @@ fn a_stopped_one_is_replaced_while_a_child_of_it_hangs_before_its_exec() {
     let daemon = start_daemon();
     // The end of the first run also makes a cgroup for a moment, to read its settings.
     (0..2).for_each(|_| check_runs_work(&daemon));
+    // A run is reported before its cgroup is given back.
+    daemon.wait_until_idle(Duration::from_millis(100));
     let Some(leaf) = spare_leaf(&daemon) else { return };
     std::fs::write(leaf.join("cgroup.freeze"), "1").expect("freeze the leaf");
     std::thread::scope(|scope| {
