@@ -57,6 +57,9 @@ const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest such time. A server that has run for longer counts as the first one that does not answer.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The warning after a server has ended by itself, or was killed by somebody.
+const ENDED: &str = "the fork server has ended; another one is started for the next process";
+
 /// The PID of the fork server of this process; 0 if it has none.
 static SERVER: AtomicI32 = AtomicI32::new(0);
 
@@ -157,7 +160,7 @@ impl ForkServer {
             log::info!("there is no fork server, because the kernel or a filter of system calls does not permit it");
             self.stopped = true;
         } else if was_running {
-            log::warn!("the fork server has ended; another one is started for the next process");
+            log::warn!("{ENDED}");
         }
         true
     }
@@ -185,7 +188,10 @@ impl ForkServer {
         match running.request(descriptors) {
             Ok(()) => region.outcome(),
             Err(errno) => {
-                log::warn!("the fork server does not answer ({errno}): it is replaced");
+                match errno {
+                    Errno::EPIPE => log::warn!("{ENDED}"),
+                    _ => log::warn!("the fork server does not answer ({errno}): it is replaced"),
+                }
                 self.give_up(errno)
             }
         }
