@@ -4,12 +4,12 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-use crate::poll::Waker;
+use crate::poll::{Waker, timeout};
 
 /// The token of the bell's own descriptor.
 const OWN: u64 = u64::MAX;
@@ -73,7 +73,11 @@ impl Bell {
     ) -> io::Result<()> {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let result = if has_work() { Ok(()) } else { self.wait(timeout(deadline), ready) };
+        let result = if has_work() {
+            Ok(())
+        } else {
+            self.wait(timeout(deadline).try_into().unwrap_or(EpollTimeout::MAX), ready)
+        };
         // A late ring makes the next sleep return early.
         self.asleep.store(false, Ordering::Relaxed);
         result
@@ -99,19 +103,13 @@ impl Bell {
     }
 }
 
-/// The time until `deadline`, rounded up: a thread that wakes before it would only have to wait again.
-fn timeout(deadline: Option<Instant>) -> EpollTimeout {
-    let Some(deadline) = deadline else { return EpollTimeout::NONE };
-    let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-    i32::try_from(left.as_millis()).ok().and_then(|left| left.try_into().ok()).unwrap_or(EpollTimeout::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
     use std::thread;
+    use std::time::Duration;
 
     #[test]
     fn a_thread_that_sleeps_misses_no_ring() {

@@ -100,7 +100,7 @@ pub fn wait<const N: usize>(fds: [(BorrowedFd<'_>, Events); N], deadline: Option
 }
 
 /// The time until `deadline` in milliseconds; -1 without a deadline.
-fn timeout(deadline: Option<Instant>) -> libc::c_int {
+pub(crate) fn timeout(deadline: Option<Instant>) -> libc::c_int {
     let Some(deadline) = deadline else { return -1 };
     // Rounded up: a thread that wakes before the deadline would only have to wait again.
     let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_micros(999);

@@ -175,7 +175,7 @@ impl Actor {
         // A run is handed over before the first message about it is sent.
         self.take_attached();
         match message {
-            Message::Unwatched(token) => self.forget_unwatched(token),
+            Message::Unwatched(token) => self.close(token),
             Message::Drain(log) => self.drain(key, &log),
             Message::Forget => self.forget(key),
             Message::AppendToLog(log, line) => {
@@ -219,11 +219,6 @@ impl Actor {
             self.pipes.extend(pipes);
             self.end_output(key);
         }
-    }
-
-    /// Closes a pipe that cannot be watched.
-    fn forget_unwatched(&mut self, token: Token) {
-        self.close(token);
     }
 
     pub(super) fn serve(&mut self, token: Token) {

@@ -45,7 +45,7 @@ pub struct Attach {
 /// each writer of a stdin waits for its reply before it sends more.
 #[derive(Debug)]
 pub enum Message {
-    /// This pipe of the run could not be registered.
+    /// This pipe of the run could not be registered: close it.
     Unwatched(Token),
     /// The leader of the run, which writes to this log, has been reaped: read the rest of its output, then send
     /// [`Notice::Drained`].

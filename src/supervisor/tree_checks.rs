@@ -4,7 +4,6 @@
 //! a cgroup is immediate; for a tree without a cgroup the trees thread must scan /proc.
 
 use std::collections::BTreeSet;
-use tl_os::process_tree::Marks;
 
 use super::actor::Actor;
 use super::tree_watch::{FIRST_CHECK, FIRST_KILL_AGAIN};
@@ -12,6 +11,7 @@ use super::trees::log_failure;
 use crate::model::{RunKey, UnitId};
 use crate::trees::{Job, Report, Tracking};
 use crate::unit::{Event, Now};
+use tl_os::process_tree::Marks;
 use tl_os::send_signal;
 
 impl Actor {
