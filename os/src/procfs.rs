@@ -83,8 +83,14 @@ pub fn processes() -> Vec<Process> {
 pub fn adopted() -> Vec<Pid> {
     let myself = std::process::id();
     // Orphans become children of the main thread.
-    let children = fs::read_to_string(format!("/proc/self/task/{myself}/children")).unwrap_or_default();
-    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    children_of_thread(myself as Pid, myself as Pid).unwrap_or_default()
+}
+
+/// The PIDs of the children of one thread of a process. None if there is no such thread, or if the kernel has no
+/// CONFIG_PROC_CHILDREN. The kernel can skip a child if another one is reaped meanwhile.
+pub(crate) fn children_of_thread(pid: Pid, thread: Pid) -> Option<Vec<Pid>> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()?;
+    Some(children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// Reads the process that has this PID now.

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fs;
 
 use crate::Pid;
-use crate::procfs::{Process, Snapshot, look_at, shows_this_namespace};
+use crate::procfs::{Process, Snapshot, children_of_thread, look_at, shows_this_namespace};
 
 /// A snapshot of `roots`, of the orphans that this process has adopted, and of all their descendants. `leaders` are
 /// children of this process that are no orphans.
@@ -23,7 +23,7 @@ pub fn walk(roots: impl IntoIterator<Item = Pid>, leaders: &HashSet<Pid>, most: 
     roots.into_iter().try_for_each(|root| walk.add(root))?;
     // The orphans come last: a process whose parent ends meanwhile becomes an orphan. Orphans become children of the
     // main thread.
-    let orphans = children_of_thread(myself, myself)?;
+    let orphans = children_read_twice(myself, myself)?;
     orphans.into_iter().filter(|pid| !leaders.contains(pid)).try_for_each(|orphan| walk.add(orphan))?;
     Some(Snapshot::of(walk.all))
 }
@@ -49,20 +49,20 @@ impl Walk {
             self.all.push(process);
             let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             let threads = threads.filter_map(|thread| thread.file_name().to_str()?.parse::<Pid>().ok());
-            queue.extend(threads.filter_map(|thread| children_of_thread(pid, thread)).flatten());
+            queue.extend(threads.filter_map(|thread| children_read_twice(pid, thread)).flatten());
         }
         Some(())
     }
 }
 
-/// The PIDs of the children of one thread, some of them twice. None if there is no such thread or no such list.
-fn children_of_thread(pid: Pid, thread: Pid) -> Option<Vec<Pid>> {
-    let path = format!("/proc/{pid}/task/{thread}/children");
-    let first = fs::read_to_string(&path).ok()?;
-    // The kernel can skip a child if another one is reaped during a read.
-    let second = if first.is_empty() { String::new() } else { fs::read_to_string(&path).unwrap_or_default() };
-    let words = first.split_ascii_whitespace().chain(second.split_ascii_whitespace());
-    Some(words.filter_map(|pid| pid.parse().ok()).collect())
+/// The PIDs of the children of one thread, some of them twice: the second read finds a child that the first has skipped.
+/// None as for [`children_of_thread`].
+fn children_read_twice(pid: Pid, thread: Pid) -> Option<Vec<Pid>> {
+    let mut children = children_of_thread(pid, thread)?;
+    if !children.is_empty() {
+        children.extend(children_of_thread(pid, thread).unwrap_or_default());
+    }
+    Some(children)
 }
 
 #[cfg(test)]

@@ -2,14 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
@@ -31,6 +31,18 @@ pub(super) fn children(dir: &mut Dir) -> Vec<OsString> {
 /// Opens the directory `name` in `parent`.
 pub(super) fn open_dir(parent: BorrowedFd<'_>, name: &OsStr) -> nix::Result<Dir> {
     Dir::openat(parent, name, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Opens the file at `path` in `dir`.
+pub(super) fn open_file(dir: BorrowedFd<'_>, path: &str, flags: OFlag) -> io::Result<File> {
+    Ok(openat(dir, path, flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
+}
+
+/// Reads the file at `path` in `dir`.
+pub(super) fn read_file(dir: BorrowedFd<'_>, path: &str) -> io::Result<String> {
+    let mut text = String::with_capacity(256);
+    open_file(dir, path, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
+    Ok(text)
 }
 
 /// Removes the cgroup `name` in `parent`, and first all cgroups below it, down to `depth` levels.

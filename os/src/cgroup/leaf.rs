@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
+use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::{MAX_DEPTH, children, is_gone, open_dir, remove_tree};
+use super::directory::{MAX_DEPTH, children, is_gone, open_dir, open_file, read_file, remove_tree};
 use super::memory_events::oom_kills;
 use super::slice_dir::SliceDir;
 use super::spare::Spare;
@@ -199,14 +198,11 @@ impl Leaf {
 
     /// Opens the file `name` of the leaf; the directory of the leaf if the name is empty.
     fn file(&self, name: &str, flags: OFlag) -> io::Result<File> {
-        let path = format!("{}/{name}", self.dir.name);
-        Ok(openat(&*self.dir.slice, path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())?.into())
+        open_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name), flags)
     }
 
     fn read(&self, name: &str) -> io::Result<String> {
-        let mut text = String::new();
-        self.file(name, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
-        Ok(text)
+        read_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name))
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
@@ -219,8 +215,8 @@ fn members_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize, pids: &mut 
     let Ok(mut dir) = open_dir(parent, name) else { return };
     let mut procs = String::new();
     // This fails in a threaded cgroup, whose processes are listed in one above it (cgroups(7)).
-    if let Ok(file) = openat(dir.as_fd(), "cgroup.procs", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
-        let _ = File::from(file).read_to_string(&mut procs);
+    if let Ok(mut file) = open_file(dir.as_fd(), "cgroup.procs", OFlag::O_RDONLY) {
+        let _ = file.read_to_string(&mut procs);
     }
     // 0 stands for a process outside of this PID namespace.
     pids.extend(procs.lines().filter_map(|pid| pid.parse::<Pid>().ok()).filter(|pid| *pid > 0));

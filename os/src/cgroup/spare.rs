@@ -5,17 +5,16 @@
 //! about it is as in a new one: each of its settings, and the owner and the mode of each file that can be written, are
 //! compared. A process of root's could have changed them, for example to delegate the leaf to another user.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use nix::dir::Type;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::open_dir;
+use super::directory::{open_dir, open_file, read_file};
 use super::memory_events::oom_kills;
 
 /// Maximum number of spare leaves.
@@ -92,7 +91,7 @@ impl Setting {
             return fstatat(slice, path.as_str(), AtFlags::empty()).is_ok_and(|stat| access(&stat) == self.access);
         };
         let mut text = String::with_capacity(256);
-        open(slice, &path).is_ok_and(|mut file| {
+        open_file(slice, &path, OFlag::O_RDONLY).is_ok_and(|mut file| {
             fstat(&file).is_ok_and(|stat| access(&stat) == self.access)
                 && file.read_to_string(&mut text).is_ok()
                 && text == *value
@@ -141,11 +140,5 @@ fn changes_by_itself(file: &str) -> bool {
 }
 
 fn read(slice: BorrowedFd<'_>, name: &str, file: &str) -> io::Result<String> {
-    let mut text = String::with_capacity(256);
-    open(slice, &format!("{name}/{file}"))?.read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn open(slice: BorrowedFd<'_>, path: &str) -> io::Result<File> {
-    Ok(openat(slice.as_fd(), path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
+    read_file(slice, &format!("{name}/{file}"))
 }
