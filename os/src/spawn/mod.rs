@@ -157,13 +157,14 @@ impl Forker {
 
     /// Has the fork server fork the child or, if that is not possible, forks it.
     fn fork(&mut self, request: &Request<'_>) -> io::Result<Pid> {
-        let (setup, cgroup, descriptors) = request.for_server(self.server_limits, self.set_groups);
-        match self.server.spawn(request.launch, &setup, cgroup, &descriptors) {
+        let setup = request.setup(&IN_SERVER, self.server_limits, self.set_groups, true);
+        let create_in = request.create_in().map(|_| IN_SERVER.cgroup);
+        match self.server.spawn(request.launch, &setup, create_in, &request.descriptors()) {
             Outcome::Forked(pid) => return Ok(pid),
             Outcome::Refused(error) => return Err(error),
             Outcome::Unavailable => {}
         }
-        let (setup, cgroup) = request.for_this_process(self.limits, self.set_groups);
+        let setup = request.setup(&request.numbers(), self.limits, self.set_groups, false);
         let program = Program::of(request.launch);
         let child = || {
             // SAFETY: this closure runs in a child that was just forked, and in no other process. `launch` lives there,
@@ -171,7 +172,7 @@ impl Forker {
             unsafe { child::run(&program, &setup) }
         };
         // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic.
-        unsafe { clone::fork(cgroup, child) }
+        unsafe { clone::fork(request.create_in(), child) }
     }
 }
 
@@ -199,59 +200,53 @@ struct Request<'a> {
     nproc: Option<libc::rlimit>,
 }
 
+/// The numbers of the descriptors of a request in the process that forks.
+struct Numbers {
+    stdio: [RawFd; 3],
+    report: RawFd,
+    cgroup: RawFd,
+}
+
+/// In the fork server, they are those of [`Request::descriptors`] in order, from 0 on.
+const IN_SERVER: Numbers = Numbers { stdio: [0, 1, 2], report: 3, cgroup: 4 };
+
 impl<'a> Request<'a> {
-    /// The setup of a child of this process, and the directory of the cgroup that it is created in.
-    fn for_this_process(&self, limits: Option<OriginalLimits>, set_groups: bool) -> (Setup, Option<BorrowedFd<'a>>) {
-        let (create_in, join) = match self.cgroup {
-            Some(Cgroup::CreateIn(dir)) => (Some(dir.as_fd()), None),
-            Some(Cgroup::Join(procs)) => (None, Some(procs.as_raw_fd())),
-            None => (None, None),
-        };
-        let setup = Setup {
-            stdio: self.stdio.map(|fd| fd.as_raw_fd()),
-            terminal: self.terminal,
-            report: self.report.as_raw_fd(),
-            cgroup: join,
-            limits,
-            nproc: self.nproc,
-            set_groups,
-            has_defaults: false,
-        };
-        (setup, create_in)
+    /// The descriptor that puts the child into its cgroup.
+    fn cgroup_fd(&self) -> Option<BorrowedFd<'a>> {
+        self.cgroup.map(|(Cgroup::CreateIn(file) | Cgroup::Join(file))| file.as_fd())
     }
 
-    /// The setup of a child of the fork server, the directory of the cgroup that it is created in, and the descriptors
-    /// that have the numbers from 0 on in the server.
-    fn for_server(
-        &self,
-        limits: Option<OriginalLimits>,
-        set_groups: bool,
-    ) -> (Setup, Option<RawFd>, Vec<BorrowedFd<'a>>) {
-        const CGROUP: RawFd = 4;
-        let [stdin, stdout, stderr] = self.stdio;
-        let mut descriptors = vec![stdin, stdout, stderr, self.report];
-        let (create_in, join) = match self.cgroup {
-            Some(Cgroup::CreateIn(dir)) => {
-                descriptors.push(dir.as_fd());
-                (Some(CGROUP), None)
-            }
-            Some(Cgroup::Join(procs)) => {
-                descriptors.push(procs.as_fd());
-                (None, Some(CGROUP))
-            }
-            None => (None, None),
-        };
-        let setup = Setup {
-            stdio: [0, 1, 2],
+    /// The directory of the cgroup that the child is created in.
+    fn create_in(&self) -> Option<BorrowedFd<'a>> {
+        match self.cgroup {
+            Some(Cgroup::CreateIn(dir)) => Some(dir.as_fd()),
+            _ => None,
+        }
+    }
+
+    /// All descriptors.
+    fn descriptors(&self) -> Vec<BorrowedFd<'a>> {
+        self.stdio.into_iter().chain([self.report]).chain(self.cgroup_fd()).collect()
+    }
+
+    /// Their numbers in this process.
+    fn numbers(&self) -> Numbers {
+        let cgroup = self.cgroup_fd().map_or(-1, |fd| fd.as_raw_fd());
+        Numbers { stdio: self.stdio.map(|fd| fd.as_raw_fd()), report: self.report.as_raw_fd(), cgroup }
+    }
+
+    /// The setup of a child of a process in which the descriptors have these numbers.
+    fn setup(&self, numbers: &Numbers, limits: Option<OriginalLimits>, set_groups: bool, has_defaults: bool) -> Setup {
+        Setup {
+            stdio: numbers.stdio,
             terminal: self.terminal,
-            report: 3,
-            cgroup: join,
+            report: numbers.report,
+            cgroup: matches!(self.cgroup, Some(Cgroup::Join(_))).then_some(numbers.cgroup),
             limits,
             nproc: self.nproc,
             set_groups,
-            has_defaults: true,
-        };
-        (setup, create_in, descriptors)
+            has_defaults,
+        }
     }
 }
 
