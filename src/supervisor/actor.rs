@@ -1,7 +1,8 @@
-//! The supervisor thread: the only one that forks and waits for children, and that signals by a PID.
+//! The supervisor thread: the only one that starts and waits for children, and that signals by a PID.
 //!
-//! It receives messages, passes them to the units as events, and performs the resulting actions. It blocks only on its
-//! queue, until the next deadline. The other files of this directory handle the messages, as methods of [`Actor`].
+//! It receives messages, passes them to the units as events, and performs the resulting actions. It blocks only in its
+//! inbox, until the next deadline, and for the answer of the fork server, for a limited time. The other files of this
+//! directory handle the messages, as methods of [`Actor`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
