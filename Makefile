@@ -46,6 +46,9 @@ rootfs: dist ## Build small root file systems as directory, cpio and ext4, in di
 	@init/images/rootfs.sh
 
 package: ## Package each crate and build it from its package
+	@# Cargo unpacks the packages of a workspace below its home and takes what an earlier run unpacked for the same
+	@# version, whatever is in the package now: without this the crates are built against old copies of each other.
+	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-*
 	cargo package --workspace --allow-dirty
 
 bench: dist ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
