@@ -1,5 +1,6 @@
 //! Reads records and splits them into lines, with one splitter per stream of the view, and a cursor after each line.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use memchr::memchr;
 use crate::logs::cursor::Cursor;
 use crate::logs::lines::{Piece, Splitter};
 use crate::logs::log::{Bound, OutputLog};
-use crate::logs::long::Long;
+use crate::logs::long::{Long, PIECE};
 use crate::logs::record::{Kept, LogPosition, PerStream};
 use crate::logs::records::{Peek, Records};
 use crate::logs::{Line, View};
@@ -139,6 +140,30 @@ impl LineReader {
             if let Some(event) = event {
                 return event;
             }
+        }
+    }
+
+    /// Passes the texts of the next lines to `each`, without copying them: as long as it returns true, and as the lines
+    /// are at most [`PIECE`] bytes long and belong to one record. [`next`](Self::next) returns every line.
+    pub(super) fn short_lines(&mut self, mut each: impl FnMut(&str) -> bool) {
+        let Peek::Output(stream, time) = self.records.peek() else { return };
+        let count = self.records.count(stream);
+        let state = self.states.get_mut(stream);
+        if !self.view.has(stream) || !state.begin.synced || state.begin.from > count {
+            return;
+        }
+        let mut rest = self.records.payload();
+        let mut used = 0;
+        while let Some(line) = state.splitter.whole_line(rest).filter(|line| line.len() <= PIECE) {
+            used += line.len() + 1;
+            (_, rest) = rest.split_at(line.len() + 1);
+            if !each(&text(line)) {
+                break;
+            }
+        }
+        if used > 0 {
+            state.time = time;
+            self.records.take(used);
         }
     }
 
@@ -294,14 +319,16 @@ fn owned_piece(piece: Piece<'_>, timestamp: Millis, stream: Stream, with_text: b
     let Piece { bytes, length, partial } = piece;
     let text = match bytes {
         _ if !with_text => String::new(),
-        // Checks valid text several bytes at a time, which `from_utf8_lossy` does not.
-        Some(bytes) => match std::str::from_utf8(bytes) {
-            Ok(text) => text.to_owned(),
-            Err(_) => String::from_utf8_lossy(bytes).into_owned(),
-        },
+        Some(bytes) => text(bytes).into_owned(),
         None => return OwnedPiece::Long { length, partial, timestamp, stream },
     };
     OwnedPiece::Line(Line { text, partial, timestamp, stream })
+}
+
+/// The text of a line. Bytes that are not UTF-8 are replaced.
+fn text(line: &[u8]) -> Cow<'_, str> {
+    // Checks valid text several bytes at a time, which `from_utf8_lossy` does not.
+    std::str::from_utf8(line).map_or_else(|_| String::from_utf8_lossy(line), Cow::Borrowed)
 }
 
 /// The record at which `cursor` begins; None if no record begins there.

@@ -101,6 +101,16 @@ impl Splitter {
         Fed { used: room, piece: Some(self.give(self.length - rest, true)) }
     }
 
+    /// The line at the beginning of `input`, without its newline. None if `input` does not contain the whole line, because
+    /// it began earlier or does not end here, or if the line is longer than the splitter keeps.
+    pub fn whole_line<'a>(&self, input: &'a [u8]) -> Option<&'a [u8]> {
+        if self.held() > 0 {
+            return None;
+        }
+        let (window, _) = input.split_at(input.len().min(self.keep.min(self.max) + 1));
+        memchr(b'\n', window).map(|at| input.split_at(at).0)
+    }
+
     /// Ends the unfinished line, if there is one.
     pub fn flush(&mut self) -> Option<Piece<'_>> {
         self.settle();

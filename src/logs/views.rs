@@ -132,6 +132,14 @@ impl Lines {
         })
     }
 
+    /// Passes the texts of the next lines to `each`, as long as it returns true and the lines need not be copied. This may
+    /// be no line at all; [`next_text`](Self::next_text) returns every line.
+    pub(crate) fn short_texts(&mut self, each: impl FnMut(&str) -> bool) {
+        if self.skip == 0 {
+            self.reader.short_lines(each);
+        }
+    }
+
     fn find(&mut self) -> Option<FoundLine> {
         loop {
             let event = match self.reader.next() {

@@ -125,16 +125,14 @@ impl LinesJson {
                 self.begun = continue_line(begun, out)?;
                 continue;
             }
+            self.short_lines(out, full)?;
             let Some(line) = self.lines.next_text() else {
                 self.lines.failure().map_or(Ok(()), Err)?;
                 let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
                 write!(out, "],\"line_count\":{}{truncated}}}", self.written)?;
                 return Ok(true);
             };
-            if self.written > 0 {
-                out.push(b',');
-            }
-            self.written += 1;
+            separate(out, &mut self.written);
             match line {
                 LineText::Short(line) if line.len() <= PIECE => text::short(out, &line)?,
                 LineText::Short(text) => {
@@ -149,6 +147,25 @@ impl LinesJson {
         }
         Ok(false)
     }
+
+    /// Appends lines that need not be copied before, until `out` has `full` bytes.
+    fn short_lines(&mut self, out: &mut Vec<u8>, full: usize) -> io::Result<()> {
+        let mut result = Ok(());
+        self.lines.short_texts(|line| {
+            separate(out, &mut self.written);
+            result = text::short(out, line);
+            result.is_ok() && out.len() < full
+        });
+        result
+    }
+}
+
+/// Appends the comma before all lines but the first, and counts the line.
+fn separate(out: &mut Vec<u8>, written: &mut u64) {
+    if *written > 0 {
+        out.push(b',');
+    }
+    *written += 1;
 }
 
 /// Appends a piece of a line, or its end. Returns the rest of the line.

@@ -67,6 +67,30 @@ pub(super) fn texts(lines: impl IntoIterator<Item = Line>) -> Vec<String> {
     lines.into_iter().map(|line| line.text).collect()
 }
 
+/// The texts of the kept lines, read as a response of the HTTP API is: some without a copy, at most `most` at a time.
+pub(super) fn texts_without_copies(log: &Arc<OutputLog>, view: View, tail: Option<u64>, most: usize) -> Vec<String> {
+    let (mut lines, mut texts) = (log.lines(view, tail), Vec::new());
+    loop {
+        let mut left = most;
+        lines.short_texts(|text| {
+            texts.push(text.to_owned());
+            left -= 1;
+            left > 0
+        });
+        texts.push(match lines.next_text() {
+            Some(LineText::Short(text)) => text,
+            Some(LineText::Long(mut long)) => {
+                let mut text = String::new();
+                while let Text::Piece(piece) = long.next().unwrap() {
+                    text.push_str(&piece);
+                }
+                text
+            }
+            None => break texts,
+        });
+    }
+}
+
 pub(super) fn lines_of(items: &[Item]) -> Vec<Line> {
     let line = |item: &Item| match item {
         Item::Line(line, _) => Some(line.clone()),

@@ -36,6 +36,10 @@ fn listed_lines_and_raw_bytes_equal_those_written() {
         for view in VIEWS {
             let expected = model(&case.ops, view, case.max_line, true);
             assert_eq!(case.log.lines(view, None).collect::<Vec<_>>(), expected, "{view:?} of {:?}", case.ops);
+            let texts = texts(expected);
+            for most in [1, 2, usize::MAX] {
+                assert_eq!(texts_without_copies(&case.log, view, None, most), texts, "{view:?} of {:?}", case.ops);
+            }
             let written: Vec<u8> = case
                 .ops
                 .iter()
@@ -93,6 +97,7 @@ fn a_tail_equals_the_last_lines_of_the_listing() {
             let finished = lines_of(&follow(&case.log, view, StartAt::Beginning));
             for n in 0..=all.len() + 1 {
                 let tail: Vec<_> = case.log.lines(view, Some(n as u64)).collect();
+                assert_eq!(texts_without_copies(&case.log, view, Some(n as u64), 3), texts(tail.clone()));
                 assert_eq!(tail, all[all.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);
                 let tail = lines_of(&follow(&case.log, view, StartAt::Tail(n as u64)));
                 assert_eq!(tail, finished[finished.len().saturating_sub(n)..], "{n} of {view:?} of {:?}", case.ops);

@@ -134,6 +134,7 @@ fn kept_lines_are_the_last_whole_lines() {
                     items.iter().map(|i| if let Item::Gap { lost_bytes, .. } = i { *lost_bytes } else { 0 }).sum();
                 assert_eq!(gap, lost, "{view:?} of {:?}", case.ops);
                 let all: Vec<_> = log.lines(view, None).collect();
+                assert_eq!(texts_without_copies(log, view, None, 2), texts(all.clone()));
                 let followed = lines_of(&items);
                 assert!(all.starts_with(&followed) && all.len() - followed.len() <= view.streams().len());
                 for n in [0, 1, 2, 3, 5, all.len(), all.len() + 1] {
