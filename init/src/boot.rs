@@ -10,7 +10,7 @@ use tl_os::thread;
 use tl_os::{loopback, regular_file, resource_limits};
 
 use crate::files;
-use crate::mounts::{self, Mount};
+use crate::mounts::{self, Mount, MountTable};
 use crate::report::Report;
 use crate::role::Role;
 use crate::seed;
@@ -99,9 +99,10 @@ pub(crate) fn finish(role: Role, leaf: Option<&Path>, report: &Report) {
 }
 
 fn perform(duties: &[Duty], role: Role, report: &Report) {
+    let mut table = MountTable::default();
     for duty in duties {
         match duty {
-            Provide(mount) => report.step(mount.target, || tolerate(role, mount.provide(role))),
+            Provide(mount) => report.step(mount.target, || tolerate(role, mount.provide(role, &mut table))),
             Do(_, On::Machine, _) if role != Role::Machine => {}
             Do(_, On::Container, _) if role == Role::Machine => {}
             Do(name, _, run) => report.step(name, || tolerate(role, run())),

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use nix::fcntl::OFlag;
 
-use crate::mounts;
+use crate::mounts::{self, MountTable};
 use crate::role::Role;
 
 /// Opens the closed ones of descriptors 0, 1 and 2: on the console, else on /dev/null, else on a descriptor that can be
@@ -35,7 +35,7 @@ fn open_any() -> Option<std::fs::File> {
         .or_else(|| {
             // There is no /dev, as in an initramfs: only PID 1 of a machine starts in one.
             if std::process::id() == 1 {
-                let _ = mounts::DEV.provide(Role::Machine);
+                let _ = mounts::DEV.provide(Role::Machine, &mut MountTable::default());
             }
             device()
         })

@@ -61,7 +61,7 @@ fn start(begun: Instant) -> u8 {
     let reset = disposition::reset();
     let report = Report::new(begun);
     if std::process::id() == 1 {
-        report.step(mounts::PROC.target, || mounts::PROC.provide(Role::find()));
+        report.step(mounts::PROC.target, || mounts::PROC.provide(Role::find(), &mut mounts::MountTable::default()));
     }
     let role = Role::find();
     if let Err(error) = reset {

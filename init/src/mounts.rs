@@ -74,11 +74,12 @@ impl Mount {
     ///
     /// # Errors
     /// What `mkdir(2)` or `mount(2)` says.
-    pub(crate) fn provide(&self, role: Role) -> io::Result<String> {
-        if self.is_mounted(role, kind_at(&mountinfo::read(), self.target)) {
+    pub(crate) fn provide(&self, role: Role, table: &mut MountTable) -> io::Result<String> {
+        if self.is_mounted(role, table.kind_at(self.target)) {
             return Ok("there already".to_owned());
         }
         DirBuilder::new().recursive(true).mode(0o755).create(self.target)?;
+        table.forget();
         match mount(Some(self.kind), self.target, Some(self.kind), self.flags, Some(self.data)) {
             Ok(()) => Ok(format!("{} mounted", self.kind)),
             Err(Errno::EBUSY) => Ok("there already".to_owned()),
@@ -98,10 +99,21 @@ impl Mount {
     }
 }
 
-/// The type of the file system at `target`: that of the last mount there, which hides the others.
-fn kind_at<'a>(mounted: &'a [Mounted], target: &str) -> Option<&'a str> {
-    let last = mounted.iter().rev().find(|mount| mount.point == Path::new(target));
-    last.map(|mount| mount.kind.as_str())
+/// All mounts of this namespace. They are read when they are first needed, and again after a mount.
+#[derive(Default)]
+pub(crate) struct MountTable(Option<Vec<Mounted>>);
+
+impl MountTable {
+    /// The type of the file system at `target`: that of the last mount there, which hides the others.
+    fn kind_at(&mut self, target: &str) -> Option<&str> {
+        let mounted = self.0.get_or_insert_with(mountinfo::read);
+        let last = mounted.iter().rev().find(|mount| mount.point == Path::new(target));
+        last.map(|mount| mount.kind.as_str())
+    }
+
+    fn forget(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// Remounts `/` writable if it is read-only, as the kernel mounts it by default.
@@ -167,11 +179,11 @@ mod tests {
 
     #[test]
     fn the_last_mount_at_a_target_counts() {
-        let mounted = mountinfo::parse(MOUNTS);
-        assert_eq!(kind_at(&mounted, "/data"), Some("ext4"));
-        assert_eq!(kind_at(&mounted, "/proc"), Some("proc"));
-        assert_eq!(kind_at(&mounted, "/run"), None);
-        assert_eq!(kind_at(&[], "/"), None);
+        let mut table = MountTable(Some(mountinfo::parse(MOUNTS)));
+        assert_eq!(table.kind_at("/data"), Some("ext4"));
+        assert_eq!(table.kind_at("/proc"), Some("proc"));
+        assert_eq!(table.kind_at("/run"), None);
+        assert_eq!(MountTable(Some(Vec::new())).kind_at("/"), None);
     }
 
     #[test]

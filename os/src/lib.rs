@@ -16,6 +16,7 @@
 //! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
 //! | [`file_version`] | tells whether a file that was read is still the same |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
+//! | `kernel_file` | reads files of /proc and of cgroups in few system calls |
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |
 //! | `pending_sigkill` | whether a process has a SIGKILL pending |
@@ -48,6 +49,7 @@ pub mod disposition;
 pub mod entry_point;
 pub mod file_version;
 pub mod impersonation;
+mod kernel_file;
 pub mod loopback;
 pub mod mountinfo;
 mod pending_sigkill;

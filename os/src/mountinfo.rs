@@ -1,9 +1,10 @@
 //! The mounts of this mount namespace, from `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use crate::kernel_file;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub struct Mount {
 
 /// Reads all mounts, in the order in which they were made. Returns none if /proc is not mounted.
 pub fn read() -> Vec<Mount> {
-    parse(&fs::read("/proc/self/mountinfo").unwrap_or_default())
+    parse(&kernel_file::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
 /// Parses the text of a `mountinfo`. Paths need not be UTF-8. Malformed lines are skipped.

@@ -1,8 +1,7 @@
 //! Whether a process has a SIGKILL pending, from `/proc/<pid>/stat` (proc_pid_stat(5)).
 
-use std::fs;
-
 use crate::Pid;
+use crate::kernel_file;
 use crate::procfs::stat_fields;
 
 /// `PF_EXITING` in the field `flags` (the kernel's include/linux/sched.h).
@@ -17,7 +16,7 @@ const KILL: u64 = 1 << (libc::SIGKILL - 1);
 /// `__oom_kill_process`), and the kernel takes the same lock when this file is read. So this is true of the victim of
 /// every kill that was counted before the call.
 pub(crate) fn has_pending_sigkill(pid: Pid) -> bool {
-    fs::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse(&stat)).unwrap_or(true)
+    kernel_file::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| parse(&stat)).unwrap_or(true)
 }
 
 fn parse(stat: &[u8]) -> Option<bool> {

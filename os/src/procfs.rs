@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use nix::unistd::{Gid, Uid, getegid, geteuid, setfsgid, setfsuid};
 
 use crate::Pid;
+use crate::kernel_file;
 
 /// One process, at the time when its entry in /proc was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub(crate) fn shows_this_namespace() -> bool {
 /// # Errors
 /// When /proc does not show this PID namespace.
 pub fn cgroup_of(pid: Pid) -> io::Result<String> {
-    match fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+    match kernel_file::read_to_string(format!("/proc/{pid}/cgroup")) {
         Ok(cgroups) if shows_this_namespace() => {
             Ok(cgroups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned())
         }
@@ -89,13 +90,13 @@ pub fn adopted() -> Vec<Pid> {
 /// The PIDs of the children of one thread of a process. None if there is no such thread, or if the kernel has no
 /// CONFIG_PROC_CHILDREN. The kernel can skip a child if another one is reaped meanwhile.
 pub(crate) fn children_of_thread(pid: Pid, thread: Pid) -> Option<Vec<Pid>> {
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()?;
+    let children = kernel_file::read_to_string(format!("/proc/{pid}/task/{thread}/children")).ok()?;
     Some(children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
 /// Reads the process that has this PID now.
 pub fn look_at(pid: Pid) -> Option<Process> {
-    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    parse_stat(&kernel_file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Process> {

@@ -1,12 +1,12 @@
 //! Limits on the number of tasks (processes and threads): those of the kernel and of cgroups, and RLIMIT_NPROC.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit};
 
 use crate::cgroup::membership::{self, OwnCgroup};
+use crate::kernel_file;
 
 /// The number of PIDs of this PID namespace (`kernel.pid_max`); `u64::MAX` where it cannot be read.
 pub fn pid_max() -> u64 {
@@ -36,7 +36,7 @@ fn lowest(own: &OwnCgroup) -> Option<u64> {
 
 /// The limit in a file that holds a number; `None` for `max`, and if the file cannot be read.
 fn read_limit(file: &Path) -> Option<u64> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+    kernel_file::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// RLIMIT_NPROC for children whose user may have `most` tasks: the lower of that and of this process's own. `None` if
@@ -60,6 +60,8 @@ pub fn nproc() -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::kernel_file;
+
 /// The controllers that units use, if the kernel has them and lets this process enable them.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 
@@ -21,7 +23,7 @@ pub(super) fn enable(dir: &Path) -> Vec<&'static str> {
             let _ = fs::write(&control, word);
         }
     }
-    known(&fs::read_to_string(&control).unwrap_or_default())
+    known(&kernel_file::read_to_string(&control).unwrap_or_default())
 }
 
 /// Those of [`CONTROLLERS`] that are among these words.

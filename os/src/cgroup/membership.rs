@@ -1,10 +1,10 @@
 //! The directory of this process's own cgroup, in every mounted hierarchy that shows it (cgroups(7)).
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use crate::kernel_file;
 use crate::mountinfo::{self, Mount};
 
 /// The cgroup of this process, as one mount shows it.
@@ -27,7 +27,7 @@ pub fn version1(controller: &str) -> Vec<OwnCgroup> {
 }
 
 fn memberships() -> Vec<u8> {
-    fs::read("/proc/self/cgroup").unwrap_or_default()
+    kernel_file::read("/proc/self/cgroup").unwrap_or_default()
 }
 
 /// `memberships` is the text of `/proc/self/cgroup`. A `controller` selects its hierarchy of version 1, `None` selects

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::kernel_file;
+
 use super::controllers::{CONTROL, enable, known};
 use super::directory::write_existing;
 use super::membership;
@@ -42,7 +44,7 @@ pub fn settle() -> io::Result<Settled> {
         Some(parent) if own.ends_with(LEAF) => parent.to_owned(),
         _ => own,
     };
-    let available = known(&fs::read_to_string(parent.join("cgroup.controllers"))?);
+    let available = known(&kernel_file::read_to_string(parent.join("cgroup.controllers"))?);
     if available.is_empty() {
         return Ok(Settled { parent, controllers: available, leaf: None });
     }
