@@ -1,7 +1,7 @@
 //! A client of the API that costs little: requests are prepared, and responses are read into one buffer and not parsed
 //! beyond their end.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use serde_json::{Value, json};
@@ -42,6 +42,14 @@ impl Client {
         self.send(request);
         assert!(self.status() == status.as_bytes(), "{}", String::from_utf8_lossy(&self.response));
         &self.response
+    }
+
+    /// Sends a request whose response is known to be `length` bytes long, and reads the response.
+    pub fn exchange_known(&mut self, request: &[u8], length: usize) -> &[u8] {
+        self.socket.write_all(request).expect("send");
+        let response = &mut self.block[..length];
+        self.socket.read_exact(response).expect("receive");
+        response
     }
 
     /// The status of the last response.

@@ -1,6 +1,6 @@
 //! The floors that several figures share: the least work that any implementation has to do.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -51,10 +51,40 @@ pub fn own_cpu_time() -> Duration {
     usage(UsageWho::RUSAGE_SELF) + usage(UsageWho::RUSAGE_CHILDREN)
 }
 
-/// A service that sends everything back; one thread for each connection.
-pub fn echo_service() -> SocketAddr {
+/// The argument with which this program is an [`EchoService`].
+pub const ECHO: &str = "--echo-service";
+
+/// A service that sends everything back, with one thread for each connection: a process in a session of its own, as the
+/// daemon is. The kernel schedules each session as a group (sched(7)), and wakes a thread of another group on another CPU
+/// more often than one of the same process.
+pub struct EchoService {
+    process: Child,
+    pub addr: SocketAddr,
+}
+
+impl EchoService {
+    pub fn start() -> EchoService {
+        let mut command = Command::new("setsid");
+        command.arg(std::env::current_exe().expect("this program")).arg(ECHO);
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start it");
+        let mut line = String::new();
+        let output = process.stdout.take().expect("its output");
+        BufReader::new(output).read_line(&mut line).expect("its address");
+        EchoService { process, addr: line.trim().parse().expect("its address") }
+    }
+}
+
+impl Drop for EchoService {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+/// Is an [`EchoService`] until the standard input ends.
+pub fn serve_echo() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind a port");
-    let addr = listener.local_addr().expect("local address");
+    println!("{}", listener.local_addr().expect("local address"));
     std::thread::spawn(move || {
         for mut socket in listener.incoming().flatten() {
             std::thread::spawn(move || {
@@ -67,10 +97,10 @@ pub fn echo_service() -> SocketAddr {
             });
         }
     });
-    addr
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }
 
-/// A round trip of one small message each way over the loopback, to an [`echo_service`].
+/// A round trip of one small message each way over the loopback, to an [`EchoService`].
 pub fn round_trip(addr: SocketAddr) -> impl FnMut() + Send {
     let mut socket = TcpStream::connect(addr).expect("connect");
     socket.set_nodelay(true).expect("set TCP_NODELAY");

@@ -66,6 +66,9 @@ fn select(word: &str) -> Vec<&'static Group> {
 }
 
 fn main() {
+    if std::env::args().nth(1).is_some_and(|arg| arg == floors::ECHO) {
+        return floors::serve_echo();
+    }
     let options = Options::from_command_line();
     // Cargo starts benchmarks in the directory of their package. Paths on the command line are relative to the
     // repository.

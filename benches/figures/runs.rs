@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::bench::{Bench, milliseconds, rate};
 use crate::client::Client;
-use crate::floors::{echo_service, end, fork_and_exec, fork_and_wait, own_cpu_time, round_trip, spawn_with_pipes};
+use crate::floors::{EchoService, end, fork_and_exec, fork_and_wait, own_cpu_time, round_trip, spawn_with_pipes};
 use crate::harness::start_daemon;
 use crate::report::{Curve, Goal, Rounds, distribution};
 use crate::usage::cpu_with_children;
@@ -98,13 +98,14 @@ pub fn start(bench: &mut Bench) {
 /// Latency and rate of `GET /health` on connections that are kept alive.
 pub fn health(bench: &mut Bench) {
     let daemon = start_daemon();
-    let echo = echo_service();
+    let echo = EchoService::start();
     let client = || {
         let mut client = Client::new(&daemon);
         let request = client.prepare("GET", "/health", &Value::Null);
-        move || assert!(client.exchange(&request, "200").ends_with(b"true}"))
+        let length = client.exchange(&request, "200").len();
+        move || assert!(client.exchange_known(&request, length).ends_with(b"true}"))
     };
-    let (mut ours, mut floor) = (client(), round_trip(echo));
+    let (mut ours, mut floor) = (client(), round_trip(echo.addr));
     (0..bench.count(2_000, 5)).for_each(|_| {
         ours();
         floor();
@@ -114,7 +115,7 @@ pub fn health(bench: &mut Bench) {
     let goals = [(50.0, Some(Goal::RatioAtMost(1.5))), (99.0, None)];
     bench.report.latency("GET /health, keep-alive", "ms", &pair, "loopback echo round trip", &goals);
     let mut clients: Vec<_> = (0..8).map(|_| client()).collect();
-    let mut echoes: Vec<_> = (0..8).map(|_| round_trip(echo)).collect();
+    let mut echoes: Vec<_> = (0..8).map(|_| round_trip(echo.addr)).collect();
     let count = bench.count(60_000, 80);
     let pair = bench.rounds(|| vec![rate(count, clients.iter_mut())], || vec![rate(count, echoes.iter_mut())]);
     let name = "GET /health per second, 8 clients";
