@@ -91,10 +91,9 @@ impl ConnectionLoop {
         if self.socket.is_stopping() {
             return Ok(None);
         }
-        if !is_first && self.socket.buffered().is_empty() {
-            if !self.socket.enter(Phase::Idle) || self.wait_for_request().is_err() {
-                return Ok(None);
-            }
+        let must_wait = !is_first && self.socket.buffered().is_empty();
+        if must_wait && (!self.socket.enter(Phase::Idle) || self.wait_for_request().is_err()) {
+            return Ok(None);
         }
         // A new connection has been in this phase since it was accepted.
         if !is_first && !self.socket.enter(Phase::Head) {
