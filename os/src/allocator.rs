@@ -183,6 +183,28 @@ pub fn trim() {
     };
 }
 
+/// Empties this thread's cache of freed memory, so that [`trim`] can return the pages of that memory too.
+///
+/// glibc keeps up to seven freed blocks of each size up to 1,032 bytes for each thread (`tcache` in its malloc.c), and
+/// empties this cache only when the thread ends. After many allocations, each of these blocks can be the last one on its
+/// page. This takes them out by allocating seven blocks of each size, and fills the cache with seven others, for which
+/// glibc prefers gaps on pages that are in use.
+pub fn empty_thread_cache() {
+    const KEPT: usize = 7;
+    // A block has 8 bytes more than were asked for, and its size is a multiple of 16.
+    #[cfg(target_env = "gnu")]
+    for size in (24..=1032).step_by(16) {
+        // SAFETY: `malloc(3)` may be called with any size, and may fail.
+        let allocate = || std::hint::black_box(unsafe { libc::malloc(size) });
+        let cached: [_; KEPT] = std::array::from_fn(|_| allocate());
+        let others: [_; KEPT] = std::array::from_fn(|_| allocate());
+        for block in others.into_iter().chain(cached) {
+            // SAFETY: `malloc` has returned it, nothing else has it, and it is freed only here.
+            unsafe { libc::free(block) };
+        }
+    }
+}
+
 /// Returns the whole pages of a buffer to the kernel. The content of the buffer is unspecified afterwards. A page uses
 /// memory again once it is written.
 pub fn release_pages(buffer: &mut [u8]) {
@@ -198,6 +220,20 @@ pub fn release_pages(buffer: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_in_the_cache_of_a_thread_are_freed() {
+        let seven = || -> [Vec<u8>; 7] { std::array::from_fn(|_| Vec::with_capacity(200)) };
+        // Each thread has a cache of its own, and no other test runs in this one.
+        let run = move || {
+            let cached = seven().map(|block| block.as_ptr().addr());
+            let is_cached = |block: &Vec<u8>| cached.contains(&block.as_ptr().addr());
+            assert!(seven().iter().all(is_cached), "the allocator has no such cache");
+            empty_thread_cache();
+            assert!(!seven().iter().any(is_cached));
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
 
     #[test]
     fn the_reserve_is_used_by_small_allocations_and_held_again() {

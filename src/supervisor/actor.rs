@@ -12,6 +12,7 @@ use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
 use super::mailbox::{Inbox, Wake};
+use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
@@ -28,6 +29,7 @@ use crate::terminal::Backlog;
 use crate::trees::Trees;
 use crate::unit::Event;
 use crate::unit::fleet::Fleet;
+use tl_os::allocator;
 use tl_os::spawn::Spawner;
 
 /// The parts of the supervisor thread: its queue, the units, handles to the other threads, and the options.
@@ -60,6 +62,7 @@ pub(super) struct Actor {
     pub(super) shutdown: Option<Shutdown>,
     /// When to look for ended children among all children.
     pub(super) reap_scan: ReapScan,
+    pub(super) memory_return: MemoryReturn,
     /// The id of the latest [`Stdin`](super::Stdin).
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
@@ -77,6 +80,7 @@ impl Actor {
             watches: TreeWatches::default(),
             shutdown: None,
             reap_scan: ReapScan::default(),
+            memory_return: MemoryReturn::default(),
             last_writer: 0,
             sessions: BTreeMap::new(),
             backlog: Backlog::default(),
@@ -118,6 +122,7 @@ impl Actor {
         let units = self.parts.fleet.deadline().into_iter().chain(self.sessions_deadline());
         kills
             .chain(self.reap_scan.due())
+            .chain(self.memory_return.due())
             .chain(self.watches.deadline())
             .chain(units)
             .chain(shutdown)
@@ -136,6 +141,11 @@ impl Actor {
         self.settle_kills(now);
         while let Some((id, member)) = self.parts.fleet.pop_surplus() {
             self.release_unit(id, member);
+            self.memory_return.note_release(now.mono);
+        }
+        if self.memory_return.take_due(now.mono) {
+            allocator::empty_thread_cache();
+            allocator::trim();
         }
         if self.parts.probes.restart_if_due(now.mono) {
             self.watch_all();

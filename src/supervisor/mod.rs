@@ -10,6 +10,7 @@ pub(crate) mod fd_budget;
 mod handle;
 mod launch;
 mod mailbox;
+mod memory_return;
 mod message;
 mod probes;
 mod pty;
