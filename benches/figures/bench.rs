@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::beacon::Programs;
 use crate::harness::options::{Options as DaemonOptions, program};
 use crate::options::Options;
@@ -53,6 +56,19 @@ pub fn milliseconds<T>(job: impl FnOnce() -> T) -> f64 {
     let begun = Instant::now();
     let _result = job();
     begun.elapsed().as_secs_f64() * 1e3
+}
+
+/// Runs a job on a thread that stays on one CPU, as do the threads and processes that the job starts.
+pub fn on_one_cpu<T: Send>(job: impl FnOnce() -> T + Send) -> T {
+    let pinned = || {
+        let this_thread = Pid::from_raw(0);
+        let allowed = sched_getaffinity(this_thread).expect("the allowed CPUs");
+        let first = (0..CpuSet::count()).find(|cpu| allowed.is_set(*cpu) == Ok(true)).expect("a CPU");
+        let mut one = CpuSet::new();
+        one.set(first).and_then(|()| sched_setaffinity(this_thread, &one)).expect("stay on one CPU");
+        job()
+    };
+    std::thread::scope(|scope| scope.spawn(pinned).join().expect("the job"))
 }
 
 /// Runs `count` jobs in all, one thread for each element of `jobs`; jobs per second.

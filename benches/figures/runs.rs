@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 
-use crate::bench::{Bench, milliseconds, rate};
+use crate::bench::{Bench, milliseconds, on_one_cpu, rate};
 use crate::client::Client;
 use crate::floors::{EchoService, end, fork_and_exec, fork_and_wait, own_cpu_time, round_trip, spawn_with_pipes};
-use crate::harness::start_daemon;
-use crate::report::{Curve, Goal, Rounds, distribution};
+use crate::harness::{Daemon, start_daemon};
+use crate::report::{Curve, Goal, Pair, Rounds, distribution};
 use crate::usage::cpu_with_children;
 
 /// Latency of a run of `/bin/true` with one client.
@@ -97,27 +97,36 @@ pub fn start(bench: &mut Bench) {
 
 /// Latency and rate of `GET /health` on connections that are kept alive.
 pub fn health(bench: &mut Bench) {
-    let daemon = start_daemon();
-    let echo = EchoService::start();
-    let client = || {
-        let mut client = Client::new(&daemon);
-        let request = client.prepare("GET", "/health", &Value::Null);
-        let length = client.exchange(&request, "200").len();
-        move || assert!(client.exchange_known(&request, length).ends_with(b"true}"))
-    };
-    let (mut ours, mut floor) = (client(), round_trip(echo.addr));
-    (0..bench.count(2_000, 5)).for_each(|_| {
-        ours();
-        floor();
-    });
-    let count = bench.count(8_000, 20);
-    let pair = bench.latencies(count, || milliseconds(&mut ours), || milliseconds(&mut floor));
+    let pair = on_one_cpu(|| latencies_of_health(bench));
     let goals = [(50.0, Some(Goal::RatioAtMost(1.5))), (99.0, None)];
-    bench.report.latency("GET /health, keep-alive", "ms", &pair, "loopback echo round trip", &goals);
-    let mut clients: Vec<_> = (0..8).map(|_| client()).collect();
+    bench.report.latency("GET /health, one CPU", "ms", &pair, "loopback echo round trip", &goals);
+    let pair = latencies_of_health(bench);
+    let percentiles = [(50.0, None), (99.0, None)];
+    bench.report.latency("GET /health, any CPU", "ms", &pair, "loopback echo round trip", &percentiles);
+    let (daemon, echo) = (start_daemon(), EchoService::start());
+    let mut clients: Vec<_> = (0..8).map(|_| ask_health(&daemon)).collect();
     let mut echoes: Vec<_> = (0..8).map(|_| round_trip(echo.addr)).collect();
     let count = bench.count(60_000, 80);
     let pair = bench.rounds(|| vec![rate(count, clients.iter_mut())], || vec![rate(count, echoes.iter_mut())]);
     let name = "GET /health per second, 8 clients";
     bench.report.median(name, "1/s", &pair, "loopback echo, 8 threads", Some(Goal::AtLeast(80_000.0)));
+}
+
+/// Latencies of `GET /health` and of a round trip to an echo service, with one client.
+fn latencies_of_health(bench: &Bench) -> Pair {
+    let (daemon, echo) = (start_daemon(), EchoService::start());
+    let (mut ours, mut floor) = (ask_health(&daemon), round_trip(echo.addr));
+    (0..bench.count(2_000, 5)).for_each(|_| {
+        ours();
+        floor();
+    });
+    bench.latencies(bench.count(8_000, 20), || milliseconds(&mut ours), || milliseconds(&mut floor))
+}
+
+/// A client that asks for the health of the daemon, again and again on one connection.
+fn ask_health(daemon: &Daemon) -> impl FnMut() + Send + use<> {
+    let mut client = Client::new(daemon);
+    let request = client.prepare("GET", "/health", &Value::Null);
+    let length = client.exchange(&request, "200").len();
+    move || assert!(client.exchange_known(&request, length).ends_with(b"true}"))
 }
