@@ -143,8 +143,9 @@ impl LineReader {
         }
     }
 
-    /// Passes the texts of the next lines to `each`, without copying them: as long as it returns true, and as the lines
-    /// are at most [`PIECE`] bytes long and belong to one record. [`next`](Self::next) returns every line.
+    /// Passes the texts of the next lines to `each` without copying them. It stops when `each` returns false, before a
+    /// line of more than [`PIECE`] bytes, and before a line that is not as a whole in the bytes of the current record that
+    /// have been read: [`next`](Self::next) returns that line.
     pub(super) fn short_lines(&mut self, mut each: impl FnMut(&str) -> bool) {
         let Peek::Output(stream, time) = self.records.peek() else { return };
         let count = self.records.count(stream);

@@ -132,8 +132,8 @@ impl Lines {
         })
     }
 
-    /// Passes the texts of the next lines to `each`, as long as it returns true and the lines need not be copied. This may
-    /// be no line at all; [`next_text`](Self::next_text) returns every line.
+    /// Passes the texts of those next lines to `each` that can be read without a copy, until it returns false. There may
+    /// be none, even if lines follow: [`next_text`](Self::next_text) returns the next line in any case.
     pub(crate) fn short_texts(&mut self, each: impl FnMut(&str) -> bool) {
         if self.skip == 0 {
             self.reader.short_lines(each);

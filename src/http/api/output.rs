@@ -126,6 +126,9 @@ impl LinesJson {
                 continue;
             }
             self.short_lines(out, full)?;
+            if out.len() >= full {
+                break;
+            }
             let Some(line) = self.lines.next_text() else {
                 self.lines.failure().map_or(Ok(()), Err)?;
                 let truncated = if self.log.truncated() { ",\"truncated\":true" } else { "" };
@@ -148,7 +151,7 @@ impl LinesJson {
         Ok(false)
     }
 
-    /// Appends lines that need not be copied before, until `out` has `full` bytes.
+    /// Appends the next lines that can be read without a copy, until `out` has `full` bytes. Usually more lines follow.
     fn short_lines(&mut self, out: &mut Vec<u8>, full: usize) -> io::Result<()> {
         let mut result = Ok(());
         self.lines.short_texts(|line| {
