@@ -104,8 +104,10 @@ impl ConnectionLoop {
         Ok(head.filter(|_| self.socket.enter(Phase::Busy)))
     }
 
-    /// Waits for the first byte of another request. A connection that stays idle holds no buffer.
+    /// Waits for the first byte of another request. A connection that stays idle holds no buffer, and one that has grown
+    /// for a large head is freed at once.
     fn wait_for_request(&mut self) -> io::Result<()> {
+        self.socket.release_large();
         let now = Instant::now();
         match self.socket.wait(Events::READ, Some(now + BUFFER_KEPT.min(self.options.idle_timeout))) {
             Err(error) if error.kind() == ErrorKind::TimedOut => {
