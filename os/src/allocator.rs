@@ -190,6 +190,7 @@ pub fn trim() {
 /// page. This takes them out by allocating seven blocks of each size, and fills the cache with seven others, for which
 /// glibc prefers gaps on pages that are in use.
 pub fn empty_thread_cache() {
+    #[cfg(target_env = "gnu")]
     const KEPT: usize = 7;
     // A block has 8 bytes more than were asked for, and its size is a multiple of 16.
     #[cfg(target_env = "gnu")]
@@ -221,6 +222,7 @@ pub fn release_pages(buffer: &mut [u8]) {
 mod tests {
     use super::*;
 
+    #[cfg(target_env = "gnu")]
     #[test]
     fn blocks_in_the_cache_of_a_thread_are_freed() {
         let seven = || -> [Vec<u8>; 7] { std::array::from_fn(|_| Vec::with_capacity(200)) };
