@@ -1,13 +1,13 @@
 //! Files whose content the kernel makes while they are read, as in /proc and in cgroups.
 //!
-//! Their size is 0. The functions of std read such a file in small steps that grow; these read most of them in two system
-//! calls.
+//! Their size is 0, so the functions of std read them in small steps: 32 bytes, then 32, 64, 128 and so on. These
+//! functions read most of them with two calls of `read(2)`, of which the second finds the end.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// Bytes to read at once: procfs gives at most a page for each read of most files (proc(5)).
+/// Bytes to read at once. The kernel returns at most a page for each read of most of these files (its fs/seq_file.c).
 const PAGE: usize = 4096;
 
 /// Reads a whole file.

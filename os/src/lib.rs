@@ -16,7 +16,7 @@
 //! | [`mod@entry_point`] | the macro [`entry_point!`]: a `main` without Rust's start-up code |
 //! | [`file_version`] | tells whether a file that was read is still the same |
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
-//! | `kernel_file` | reads files of /proc and of cgroups in few system calls |
+//! | `kernel_file` | reads files of /proc and of cgroups with few system calls |
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |
 //! | `pending_sigkill` | whether a process has a SIGKILL pending |

@@ -1,17 +1,17 @@
-//! When to return the memory of released units to the kernel: after many were released, once none has been for a while.
-//! Plain data.
+//! When to return the memory of released units to the kernel: after many have been released, and none for a while. Plain
+//! data.
 
 use std::time::Duration;
 
-/// Number of released units from which it is worth the time: a unit takes some 2 KiB.
+/// Number of released units from which returning their memory is worth the time. A unit takes some 2 KiB.
 const MANY: u32 = 256;
-/// How long no unit must be released. New units would use the memory again at once.
+/// Time after the last release. While units still end, new ones are often started, which use the memory again.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// The next return.
+/// Counts released units, and knows when their memory is to be returned.
 #[derive(Debug, Default)]
 pub(super) struct MemoryReturn {
-    /// Number of units released since the last one.
+    /// Number of units released since memory was last returned.
     released: u32,
     due: Option<Duration>,
 }
@@ -23,12 +23,12 @@ impl MemoryReturn {
         self.due = (self.released >= MANY).then(|| now + QUIET);
     }
 
-    /// When the next return is due.
+    /// When memory must be returned next.
     pub(super) fn due(&self) -> Option<Duration> {
         self.due
     }
 
-    /// Whether a return is due. If so, it must be made.
+    /// Whether memory must be returned now. If so, the caller does it, and the count starts again.
     pub(super) fn take_due(&mut self, now: Duration) -> bool {
         let due = self.due.is_some_and(|at| at <= now);
         if due {
