@@ -178,6 +178,14 @@ mod tests {
                           garbage\n";
 
     #[test]
+    fn the_mounts_are_read_again_after_a_mount() {
+        let mut table = MountTable(Some(Vec::new()));
+        assert_eq!(table.kind_at("/proc"), None);
+        table.forget();
+        assert_eq!(table.kind_at("/proc"), Some("proc"));
+    }
+
+    #[test]
     fn the_last_mount_at_a_target_counts() {
         let mut table = MountTable(Some(mountinfo::parse(MOUNTS)));
         assert_eq!(table.kind_at("/data"), Some("ext4"));
