@@ -47,16 +47,12 @@ pub(crate) fn begin(out: &mut Vec<u8>) {
 
 /// Appends a piece of the string.
 pub(crate) fn piece(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
-    // serde_json adds quotes: the opening one replaces the last byte, which is then restored, and the closing one is
-    // removed.
-    let before = out.pop();
     let at = out.len();
     serde_json::to_writer(&mut *out, text)?;
+    // The quotes that serde_json adds are removed: the closing one, then the opening one.
     out.pop();
-    match (before, out.get_mut(at)) {
-        (Some(before), Some(quote)) => *quote = before,
-        _ => out.clear(),
-    }
+    out.copy_within(at + 1.., at);
+    out.pop();
     Ok(())
 }
 
@@ -100,5 +96,9 @@ mod tests {
         end(&mut out);
         assert_eq!(out, serde_json::to_vec(&text).unwrap());
         assert_eq!(split("x"), ("x", ""));
+        // As at the beginning of a burst whose body is not sent in chunks.
+        let mut out = Vec::new();
+        piece(&mut out, "a\"").unwrap();
+        assert_eq!(out, br#"a\""#);
     }
 }
