@@ -147,9 +147,9 @@ impl LineReader {
     /// line of more than [`PIECE`] bytes, and before a line that is not as a whole in the bytes of the current record that
     /// have been read: [`next`](Self::next) returns that line.
     pub(super) fn short_lines(&mut self, mut each: impl FnMut(&str) -> bool) {
-        let Peek::Output(stream, time) = self.records.peek() else { return };
+        let Peek::Output(stream, _) = self.records.peek() else { return };
         let count = self.records.count(stream);
-        let state = self.states.get_mut(stream);
+        let state = self.states.get(stream);
         if !self.view.has(stream) || !state.begin.synced || state.begin.from > count {
             return;
         }
@@ -162,10 +162,7 @@ impl LineReader {
                 break;
             }
         }
-        if used > 0 {
-            state.time = time;
-            self.records.take(used);
-        }
+        self.records.take(used);
     }
 
     /// Ends the unfinished line of one stream of the view, if there is one. The line gets the time `time`, by default

@@ -197,3 +197,37 @@ fn continue_line(begun: LineRest, out: &mut Vec<u8>) -> io::Result<Option<LineRe
     }
     Ok(left)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::{LogLimits, LogStore};
+    use crate::model::{Stream, UnitId};
+
+    #[test]
+    fn a_burst_of_lines_exceeds_its_size_by_one_piece_at_most() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = LogLimits { per_unit: 64 << 20, total: 64 << 20 };
+        let log = LogStore::open(&dir.path().join("logs"), limits).unwrap().create(UnitId(1));
+        let mut written = Vec::new();
+        for length in [0, 10, 1000, PIECE - 1, PIECE, PIECE + 1, 4 * PIECE, 20 * PIECE] {
+            // JSON takes six bytes for each of these.
+            let line = "\u{1}".repeat(length);
+            let lines = vec![line.as_str(); 1 + 2 * BURST / (length + 1)];
+            log.append(0, Stream::Stdout, format!("{}\n", lines.join("\n")).as_bytes());
+            written.extend(lines.into_iter().map(str::to_owned));
+        }
+        let mut json = LinesJson { lines: log.lines(View::Stdout, None), log, written: 0, begun: None };
+        let (mut all, mut burst) = (br#"{"lines":["#.to_vec(), Vec::new());
+        loop {
+            let is_last = json.more(&mut burst).unwrap();
+            assert!(burst.len() < BURST + 6 * (PIECE + 10), "{} bytes", burst.len());
+            all.append(&mut burst);
+            if is_last {
+                break;
+            }
+        }
+        let all: serde_json::Value = serde_json::from_slice(&all).unwrap();
+        assert!(all == serde_json::json!({"lines": written, "line_count": written.len()}));
+    }
+}
