@@ -24,9 +24,6 @@ use crate::http::server::options::Options;
 /// has filled before it looks for a response.
 const LINGER: (Duration, usize) = (Duration::from_secs(2), 16 << 20);
 
-/// How long an idle connection keeps its read buffer, so that requests in close succession allocate none.
-const BUFFER_KEPT: Duration = Duration::from_millis(50);
-
 /// Time after which a reserve thread gives up a connection whose request body has not arrived, or whose client has not
 /// taken the response.
 const RESERVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -91,9 +88,12 @@ impl ConnectionLoop {
         if self.socket.is_stopping() {
             return Ok(None);
         }
-        let must_wait = !is_first && self.socket.buffered().is_empty();
-        if must_wait && (!self.socket.enter(Phase::Idle) || self.wait_for_request().is_err()) {
-            return Ok(None);
+        if !is_first && self.socket.buffered().is_empty() {
+            self.socket.release();
+            let deadline = Instant::now() + self.options.idle_timeout;
+            if !self.socket.enter(Phase::Idle) || self.socket.wait(Events::READ, Some(deadline)).is_err() {
+                return Ok(None);
+            }
         }
         // A new connection has been in this phase since it was accepted.
         if !is_first && !self.socket.enter(Phase::Head) {
@@ -102,20 +102,6 @@ impl ConnectionLoop {
         let deadline = Instant::now() + self.options.head_timeout;
         let head = self.read_head(deadline)?;
         Ok(head.filter(|_| self.socket.enter(Phase::Busy)))
-    }
-
-    /// Waits for the first byte of another request. A connection that stays idle holds no buffer, and one that has grown
-    /// for a large head is freed at once.
-    fn wait_for_request(&mut self) -> io::Result<()> {
-        self.socket.release_large();
-        let now = Instant::now();
-        match self.socket.wait(Events::READ, Some(now + BUFFER_KEPT.min(self.options.idle_timeout))) {
-            Err(error) if error.kind() == ErrorKind::TimedOut => {
-                self.socket.release();
-                self.socket.wait(Events::READ, Some(now + self.options.idle_timeout))
-            }
-            result => result,
-        }
     }
 
     fn read_head(&mut self, deadline: Instant) -> Result<Option<RequestHead>, ApiError> {
