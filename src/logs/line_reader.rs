@@ -144,25 +144,30 @@ impl LineReader {
     }
 
     /// Passes the texts of the next lines to `each` without copying them. It stops when `each` returns false, before a
-    /// line of more than [`PIECE`] bytes, and before a line that is not as a whole in the bytes of the current record that
-    /// have been read: [`next`](Self::next) returns that line.
+    /// line of more than [`PIECE`] bytes, and before a line that is not as a whole in the bytes of one record that have
+    /// been read: [`next`](Self::next) returns that line.
     pub(super) fn short_lines(&mut self, mut each: impl FnMut(&str) -> bool) {
-        let Peek::Output(stream, _) = self.records.peek() else { return };
+        while self.short_lines_of_record(&mut each) {}
+    }
+
+    /// Passes the lines of the current record. Returns whether the next record may follow.
+    fn short_lines_of_record(&mut self, each: &mut impl FnMut(&str) -> bool) -> bool {
+        let Peek::Output(stream, _) = self.records.peek() else { return false };
         let count = self.records.count(stream);
         let state = self.states.get(stream);
         if !self.view.has(stream) || !state.begin.synced || state.begin.from > count {
-            return;
+            return false;
         }
         let mut rest = self.records.payload();
-        let mut used = 0;
-        while let Some(line) = state.splitter.whole_line(rest).filter(|line| line.len() <= PIECE) {
+        let (mut used, mut more) = (0, true);
+        while more && let Some(line) = state.splitter.whole_line(rest).filter(|line| line.len() <= PIECE) {
             used += line.len() + 1;
             (_, rest) = rest.split_at(line.len() + 1);
-            if !each(&text(line)) {
-                break;
-            }
+            more = each(&text(line));
         }
+        let is_whole = rest.is_empty();
         self.records.take(used);
+        more && is_whole
     }
 
     /// Ends the unfinished line of one stream of the view, if there is one. The line gets the time `time`, by default
