@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 use crate::bench::{Bench, megabytes_per_second, milliseconds};
-use crate::floors::drain;
+use crate::floors::{bulk_service, drain};
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, procfs, start_daemon};
 use crate::report::{Goal, Pair};
@@ -48,12 +48,13 @@ pub fn files(bench: &mut Bench) {
             let script = "cp --sparse=never --reflink=never large copy && sync copy && mv copy copied";
             assert!(Command::new("sh").args(["-c", script]).current_dir(&scratch).status().expect("cp").success());
         });
-        up.floor.push(floor.clone());
-        down.floor.push(floor);
+        up.floor.push(floor);
         down.ours.push(speed(&|| assert_eq!(get("large"), size)));
+        let plain = bulk_service(size, true);
+        down.floor.push(speed(&|| assert_eq!(drain(TcpStream::connect(plain).expect("connect")), size)));
     }
     bench.report.median("upload of 1 GiB", "MB/s", &up, "cp and fsync", None);
-    bench.report.median("download of 1 GiB", "MB/s", &down, "cp and fsync", None);
+    bench.report.median("download of 1 GiB", "MB/s", &down, "a plain connection", None);
     bench.report.value("memory growth by both", "MiB", hwm() - before, None);
     let dir = scratch.join("many");
     std::fs::create_dir(&dir).expect("create a directory");

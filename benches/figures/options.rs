@@ -37,10 +37,19 @@ pub struct Options {
 impl Options {
     /// Parses the command line; prints what is wrong, or the help, and ends the program.
     pub fn from_command_line() -> Options {
+        if std::env::args().any(|arg| arg == "--help") {
+            println!("{HELP}");
+            std::process::exit(0);
+        }
         Options::parse(std::env::args().skip(1)).unwrap_or_else(|message| {
             eprintln!("{message}");
             std::process::exit(2);
         })
+    }
+
+    /// The files that are written.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.json, &self.markdown, &self.svg].into_iter().flatten()
     }
 
     fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -59,7 +68,6 @@ impl Options {
                 "--json" => json = Some(PathBuf::from(value()?)),
                 "--markdown" => markdown = Some(PathBuf::from(value()?)),
                 "--svg" => svg = Some(PathBuf::from(value()?)),
-                "--help" => return Err(HELP.to_owned()),
                 option if option.starts_with('-') => return Err(format!("unknown option {option}\n\n{HELP}")),
                 _ => word = Some(arg),
             }

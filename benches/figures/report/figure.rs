@@ -67,15 +67,16 @@ impl Figure {
             self.name,
             self.unit,
             number(self.ours.value),
-            self.range()
+            self.range_of(&self.ours)
         );
         line.trim_end().to_owned()
     }
 
     /// The figure as a row of a Markdown table with the columns of [`Figure::MARKDOWN_HEAD`].
     pub fn markdown(&self) -> String {
-        let (name, floor) =
-            self.floor.as_ref().map_or(("", String::new()), |(name, floor)| (*name, number(floor.value)));
+        let (name, floor, of_floor) = self.floor.as_ref().map_or_else(Default::default, |(name, floor)| {
+            (name.replace('|', "\\|"), number(floor.value), self.range_of(floor))
+        });
         let ratio = self.ratio().map_or(String::new(), |ratio| format!("{ratio:.2}"));
         let goal = self.goal.map_or(String::new(), |goal| goal.to_string());
         let mark = match self.reached() {
@@ -83,15 +84,16 @@ impl Figure {
             _ => "",
         };
         format!(
-            "| {} | {} | {} | {} | {floor} | {name} | {ratio} | {goal}{mark} |",
+            "| {} | {} | {} | {} | {floor} | {of_floor} | {name} | {ratio} | {goal}{mark} | {} |",
             self.name,
             self.unit,
             number(self.ours.value),
-            self.range()
+            self.range_of(&self.ours),
+            self.samples
         )
     }
 
-    pub const MARKDOWN_HEAD: &str = "| figure | unit | tl-init | rounds, least – most | floor | the floor is | ratio | goal |\n|---|---|---|---|---|---|---|---|";
+    pub const MARKDOWN_HEAD: &str = "| figure | unit | tl-init | its rounds | floor | its rounds | the floor is | ratio | goal | samples |\n|---|---|---|---|---|---|---|---|---|---|";
 
     pub fn json(&self) -> Value {
         let spread = |spread: &Spread| json!({"value": spread.value, "least": spread.least, "most": spread.most});
@@ -110,12 +112,12 @@ impl Figure {
         })
     }
 
-    /// The values of the single rounds, if they differ.
-    fn range(&self) -> String {
+    /// The least and the greatest value of a single round, if there are several.
+    fn range_of(&self, spread: &Spread) -> String {
         if self.rounds < 2 {
             return String::new();
         }
-        format!("{} – {}", number(self.ours.least), number(self.ours.most))
+        format!("{} – {}", number(spread.least), number(spread.most))
     }
 }
 
@@ -197,9 +199,11 @@ mod tests {
     fn a_figure_is_one_line_of_text_and_one_row_of_markdown() {
         let figure = figure(1.5, 1.0, Goal::RatioAtMost(1.2));
         assert!(figure.line().ends_with("1.50  ≤ 1.2× missed"), "{:?}", figure.line());
-        assert_eq!(figure.markdown(), "| run, p50 | ms | 1.500 |  | 1.000 | fork | 1.50 | ≤ 1.2× (missed) |");
+        assert_eq!(figure.markdown(), "| run, p50 | ms | 1.500 |  | 1.000 |  | fork | 1.50 | ≤ 1.2× (missed) | 1 |");
         let columns = Figure::MARKDOWN_HEAD.lines().map(|line| line.matches('|').count());
-        assert!(columns.eq([9, 9]) && figure.markdown().matches('|').count() == 9);
+        assert!(columns.eq([11, 11]) && figure.markdown().matches('|').count() == 11);
+        let piped = Figure { floor: Some(("cat | cat", figure.ours)), ..figure.clone() };
+        assert!(piped.markdown().contains("| cat \\| cat |"), "{}", piped.markdown());
         assert_eq!(figure.json()["ratio"], 1.5);
     }
 }
