@@ -40,6 +40,8 @@ fn it_holds_only_its_socket_and_little_memory_and_its_children_are_the_daemons()
         matches!(descriptors.as_slice(), [(_, target)] if target.starts_with("socket:")).then_some(())
     });
     assert!(procfs::kilobytes(server, "RssAnon") < 1024, "{} kB", procfs::kilobytes(server, "RssAnon"));
+    let maps = std::fs::read_to_string(format!("/proc/{server}/maps")).expect("its mappings");
+    assert!(maps.contains("tl-init") && !maps.contains("[heap]"), "{maps}");
     assert_eq!(procfs::children(server), [] as [i32; 0]);
     let [leader] = daemon.wait_for_processes("sleep 4801", 1)[..] else { panic!("one leader") };
     assert!(procfs::children(daemon.pid).contains(&leader));
@@ -181,6 +183,9 @@ fn a_run_after_killed_runs_is_not_killed() {
         daemon.wait_for_processes("sleep 4802", 2);
         daemon.delete(&format!("/processes/{pid}")).expect(204);
         check_runs_work(&daemon);
+        // The leader ends by itself, and then its child is killed.
+        daemon.run(&json!({"command": "sh", "args": ["-c", "sleep 4802 & exit 0"], "leftovers": "kill"}));
+        (0..3).for_each(|_| check_runs_work(&daemon));
         if is_root() {
             // Kills itself through its cgroup, if it has one.
             let script = "dir=$(sed -n s/^0:://p /proc/self/cgroup); for mount in /sys/fs/cgroup /sys/fs/cgroup/unified; \
