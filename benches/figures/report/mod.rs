@@ -121,8 +121,8 @@ impl Report {
 
     /// The figures of each group as a Markdown table, and all tables.
     pub fn markdown(&self, machine: &[(&'static str, String)]) -> String {
-        let facts = machine.iter().map(|(key, value)| format!("{key}: {value}")).collect::<Vec<_>>().join("; ");
-        let mut text = format!("Measured on this machine: {facts}.\n");
+        let mut text = "Measured on this machine:\n\n".to_owned();
+        machine.iter().for_each(|(key, value)| text += &format!("- {key}: {value}\n"));
         let mut group = "";
         for figure in &self.figures {
             if figure.group != group {
