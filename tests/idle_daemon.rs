@@ -64,8 +64,8 @@ fn memory_of_64_concurrent_clients_is_returned_to_the_kernel() {
     settled(5 * 1024);
 }
 
-/// The figures of docs/performance.md are 4 KiB and 3 descriptors for each running process, and 1 KiB for each ended one.
-/// Memory may be ten times as much.
+/// The goals of docs/performance.md are 4 KiB and 3 descriptors for each running process, and 1 KiB for each ended one.
+/// Here, memory may be ten times as much.
 #[test]
 fn a_process_costs_little_memory_while_it_runs_and_after_it_has_ended() {
     const COUNT: usize = 300;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::bench::{Bench, daemon_for_many};
 use crate::client::{Client, start_until};
-use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until, wait_until_still};
 use crate::report::Goal;
 use crate::usage::{context_switches, own_processes, settled_memory};
 
@@ -119,12 +119,8 @@ pub fn idle(bench: &mut Bench) {
     let daemon = daemon_for_many(10).start();
     start_until(&daemon, &mut Vec::new(), bench.count(1_000, 10));
     // Memory that was freed is returned a few seconds later.
-    let mut before = context_switches(daemon.pid);
-    wait_until(TIMEOUT, "no thread of the daemon wakes up", || {
-        std::thread::sleep(bench.duration(STILL));
-        let last = std::mem::replace(&mut before, context_switches(daemon.pid));
-        (last == before).then_some(())
-    });
+    let switches = || context_switches(daemon.pid);
+    let before = wait_until_still(bench.duration(STILL), "no thread of the daemon wakes up", switches);
     std::thread::sleep(bench.options.idle);
     let woken = context_switches(daemon.pid) - before;
     let name = format!("wake-ups in {} s, 1,000 processes", bench.options.idle.as_secs());

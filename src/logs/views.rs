@@ -132,8 +132,8 @@ impl Lines {
         })
     }
 
-    /// Passes the texts of those next lines to `each` that can be read without a copy, until it returns false. There may
-    /// be none, even if lines follow: [`next_text`](Self::next_text) returns the next line in any case.
+    /// Passes the texts of the next lines to `each` until it returns false, or until a line cannot be read without a copy:
+    /// [`next_text`](Self::next_text) returns that line.
     pub(crate) fn short_texts(&mut self, each: impl FnMut(&str) -> bool) {
         if self.skip == 0 {
             self.reader.short_lines(each);

@@ -2,8 +2,8 @@
 //!
 //! A pipe holds 64 KiB by default. A process that writes faster than that is read then waits for the output thread
 //! every 64 KiB, and the output thread for the process; each turn costs a wake-up, and while both sides wait, the
-//! processors sleep. Four times the capacity needs a quarter of the turns. Larger pipes are not faster, but the bytes
-//! then no longer fit into the cache of a processor, nor the batches into the memory that the daemon may use.
+//! processors sleep. Four times the capacity needs a quarter of the turns. Still larger pipes are not faster: their bytes
+//! no longer fit into the cache of a processor. The batches would also need more memory.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;

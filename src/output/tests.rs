@@ -36,7 +36,7 @@ fn fixture() -> Fixture {
 }
 
 impl Fixture {
-    /// Attaches a run with these pipes. Its exec has succeeded.
+    /// Attaches a run with these pipes.
     fn attach(&self, stdout: OwnedFd, stderr: Option<OwnedFd>) {
         self.attach_as(KEY, &self.log, stdout, stderr);
     }

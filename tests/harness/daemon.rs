@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Options, TIMEOUT, TOKEN, procfs, wait_until};
+use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_still};
 
 /// A running daemon. Dropping it kills it and everything that it started.
 pub struct Daemon {
@@ -161,12 +161,7 @@ impl Daemon {
 
     /// Waits until the daemon uses no CPU time for `period`.
     pub fn wait_until_idle(&self, period: Duration) {
-        let mut before = procfs::cpu_time(self.pid);
-        wait_until(TIMEOUT, "the daemon uses no CPU time", || {
-            std::thread::sleep(period);
-            let last = std::mem::replace(&mut before, procfs::cpu_time(self.pid));
-            (last == before).then_some(())
-        });
+        wait_until_still(period, "the daemon uses no CPU time", || procfs::cpu_time(self.pid));
     }
 
     /// Sends a signal to the daemon itself.

@@ -55,6 +55,20 @@ pub fn wait_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut()
     }
 }
 
+/// Waits until `value` has not changed for `period`; returns it then. `what` describes that.
+pub fn wait_until_still<T: PartialEq>(period: Duration, what: &str, mut value: impl FnMut() -> T) -> T {
+    let mut before = value();
+    wait_until(TIMEOUT, what, || {
+        std::thread::sleep(period);
+        let now = value();
+        if now == before {
+            return Some(now);
+        }
+        before = now;
+        None
+    })
+}
+
 /// The field `pid` of a ProcessInfo or of the first event of a run.
 pub fn pid_of(info: &Value) -> u64 {
     info["pid"].as_u64().unwrap_or_else(|| panic!("no pid in {info}"))

@@ -35,6 +35,8 @@ const LAYERS: [&[&str]; 6] = [
         "terminal::session",
         "users::passwd",
         "supervisor::fd_budget",
+        "supervisor::memory_return",
+        "supervisor::reap_scan",
         "supervisor::task_limit",
     ],
     &[

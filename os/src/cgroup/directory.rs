@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use crate::kernel_file;
 
 /// How many levels of cgroups that a tree has made below its leaf are walked and removed.
 pub(super) const MAX_DEPTH: usize = 16;
@@ -40,9 +42,7 @@ pub(super) fn open_file(dir: BorrowedFd<'_>, path: &str, flags: OFlag) -> io::Re
 
 /// Reads the file at `path` in `dir`.
 pub(super) fn read_file(dir: BorrowedFd<'_>, path: &str) -> io::Result<String> {
-    let mut text = String::with_capacity(256);
-    open_file(dir, path, OFlag::O_RDONLY)?.read_to_string(&mut text)?;
-    Ok(text)
+    kernel_file::rest_to_string(open_file(dir, path, OFlag::O_RDONLY)?)
 }
 
 /// Removes the cgroup `name` in `parent`, and first all cgroups below it, down to `depth` levels.

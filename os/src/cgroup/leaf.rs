@@ -17,7 +17,6 @@ use super::memory_events::oom_kills;
 use super::slice_dir::SliceDir;
 use super::spare::Spare;
 use crate::Pid;
-use crate::kernel_file;
 use crate::pending_sigkill::has_pending_sigkill;
 use crate::procfs;
 
@@ -214,9 +213,8 @@ impl Leaf {
 /// Adds the processes in the cgroup `name` in `parent`, and in all cgroups below it down to `depth` levels, to `pids`.
 fn members_below(parent: BorrowedFd<'_>, name: &OsStr, depth: usize, pids: &mut Vec<Pid>) {
     let Ok(mut dir) = open_dir(parent, name) else { return };
-    let procs = open_file(dir.as_fd(), "cgroup.procs", OFlag::O_RDONLY).and_then(kernel_file::rest_to_string);
     // This fails in a threaded cgroup, whose processes are listed in one above it (cgroups(7)).
-    let procs = procs.unwrap_or_default();
+    let procs = read_file(dir.as_fd(), "cgroup.procs").unwrap_or_default();
     // 0 stands for a process outside of this PID namespace.
     pids.extend(procs.lines().filter_map(|pid| pid.parse::<Pid>().ok()).filter(|pid| *pid > 0));
     if depth > 0 {

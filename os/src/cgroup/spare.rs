@@ -5,7 +5,7 @@
 //! about it is as in a new one: each of its settings, and the owner and the mode of each file that can be written, are
 //! compared. A process of root's could have changed them, for example to delegate the leaf to another user.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -16,6 +16,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::{open_dir, open_file, read_file};
 use super::memory_events::oom_kills;
+use crate::kernel_file;
 
 /// Maximum number of spare leaves.
 const MAX: usize = 16;
@@ -90,11 +91,9 @@ impl Setting {
         let Some(value) = &self.value else {
             return fstatat(slice, path.as_str(), AtFlags::empty()).is_ok_and(|stat| access(&stat) == self.access);
         };
-        let mut text = String::with_capacity(256);
-        open_file(slice, &path, OFlag::O_RDONLY).is_ok_and(|mut file| {
+        open_file(slice, &path, OFlag::O_RDONLY).is_ok_and(|file| {
             fstat(&file).is_ok_and(|stat| access(&stat) == self.access)
-                && file.read_to_string(&mut text).is_ok()
-                && text == *value
+                && kernel_file::rest_to_string(file).is_ok_and(|text| text == *value)
         })
     }
 }

@@ -13,8 +13,8 @@ use crate::http::message::response_head::Framing;
 /// Bytes that are collected for one write to the socket.
 pub(crate) const BURST: usize = 64 << 10;
 
-/// A piece of at least this many bytes is sent from where it is, together with what was collected before it. Below, to
-/// collect it costs less than another send.
+/// A piece of at least this many bytes is sent from where it is, together with what was collected before it. A smaller
+/// one is collected, because to copy it costs less than another send.
 const LARGE_PIECE: usize = BURST / 4;
 
 /// Capacity of the buffer, in bytes, above which it is freed after a large piece.
