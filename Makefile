@@ -46,10 +46,10 @@ rootfs: dist ## Build small root file systems as directory, cpio and ext4, in di
 	@init/images/rootfs.sh
 
 package: ## Package each crate and build it from its package
-	@# Cargo unpacks the packages of a workspace below its home and takes what an earlier run unpacked for the same
-	@# version, whatever is in the package now: without this the crates are built against old copies of each other.
-	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-*
-	cargo package --workspace --allow-dirty
+	@# For cargo, a package of one version never changes. What an earlier run has unpacked below cargo's home, and built,
+	@# is removed: otherwise the crates would be built against old copies of each other.
+	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-* $(TARGET)/packages/debug/.fingerprint/tl-*
+	cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
 
 bench: dist ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
 	TL_TEST_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
