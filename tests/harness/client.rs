@@ -11,10 +11,18 @@ use super::{Daemon, TIMEOUT, pid_of, wait_until};
 impl Daemon {
     /// The status of `GET /health` on a connection of its own; none if no response comes within 3 s.
     pub fn try_health(&self) -> Option<u16> {
+        self.try_status("/health")
+    }
+
+    /// The status of a GET on a connection of its own; none if no response comes within 3 s.
+    pub(super) fn try_status(&self, path: &str) -> Option<u16> {
         let stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(3)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
-        let request = "GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        Some(ResponseStream::try_send(stream, request)?.status)
+        let token = &self.token;
+        let request = format!(
+            "GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
+        );
+        Some(ResponseStream::try_send(stream, &request)?.status)
     }
 
     /// Sends a request with the token. `path` is below `/api/v1`.

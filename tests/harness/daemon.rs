@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,6 +75,14 @@ impl Daemon {
         let written = std::fs::read_to_string(run_dir.join("token")).unwrap_or_else(|_| TOKEN.to_owned());
         written.trim().clone_into(&mut self.token);
         wait_until(TIMEOUT, "GET /health answers", || (self.try_health()? == 200).then_some(()));
+        // The API answers before the start is complete. A test that counts threads and descriptors needs all of them: the
+        // supervisor starts the fork server before it answers, and the thread `services` is the last that is started.
+        wait_until(TIMEOUT, "the supervisor answers", || self.try_status("/processes"));
+        wait_until(TIMEOUT, "the daemon has started all its threads, and has served all connections", || {
+            let threads = procfs::threads(self.pid);
+            let is_complete = threads.iter().any(|name| name == "services");
+            (is_complete && !threads.iter().any(|name| name == "http-conn")).then_some(())
+        });
     }
 
     /// A directory that every user can write to; it is removed with the test.
@@ -151,12 +159,17 @@ impl Daemon {
         (procfs::threads(self.pid).len(), procfs::descriptors(self.pid).len())
     }
 
-    /// Waits until the daemon has no more threads and no more descriptors than `before`.
+    /// Waits until the daemon has no more threads and no more descriptors than `before`; fails with what it has instead.
     pub fn wait_until_released(&self, before: (usize, usize)) {
-        wait_until(TIMEOUT, &format!("threads and descriptors are back at {before:?}"), || {
-            let now = self.threads_and_descriptors();
-            (now.0 <= before.0 && now.1 <= before.1).then_some(())
-        });
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let (threads, descriptors) = (procfs::threads(self.pid), procfs::descriptors(self.pid));
+            if threads.len() <= before.0 && descriptors.len() <= before.1 {
+                return;
+            }
+            assert!(Instant::now() < deadline, "more than {before:?} within {TIMEOUT:?}: {threads:?} {descriptors:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Waits until the daemon uses no CPU time for `period`.
