@@ -4,13 +4,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_still};
+use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_ok, wait_until_still};
 
 /// A running daemon. Dropping it kills it and everything that it started.
 pub struct Daemon {
@@ -74,14 +74,13 @@ impl Daemon {
         // With --token-file or --no-auth the daemon writes no token; such tests use TOKEN.
         let written = std::fs::read_to_string(run_dir.join("token")).unwrap_or_else(|_| TOKEN.to_owned());
         written.trim().clone_into(&mut self.token);
-        wait_until(TIMEOUT, "GET /health answers", || (self.try_health()? == 200).then_some(()));
         // The API answers before the start is complete. A test that counts threads and descriptors needs all of them: the
-        // supervisor starts the fork server before it answers, and the thread `services` is the last that is started.
-        wait_until(TIMEOUT, "the supervisor answers", || self.try_status("/processes"));
-        wait_until(TIMEOUT, "the daemon has started all its threads, and has served all connections", || {
+        // supervisor starts the fork server before it answers a request, and the thread `services` is started last.
+        wait_until(TIMEOUT, "GET /processes answers", || (self.try_status("/processes")? == 200).then_some(()));
+        wait_until(TIMEOUT, "the daemon has started all its threads and closed all connections", || {
             let threads = procfs::threads(self.pid);
-            let is_complete = threads.iter().any(|name| name == "services");
-            (is_complete && !threads.iter().any(|name| name == "http-conn")).then_some(())
+            let has = |name: &str| threads.iter().any(|thread| thread == name);
+            (has("services") && !has("http-conn")).then_some(())
         });
     }
 
@@ -159,17 +158,16 @@ impl Daemon {
         (procfs::threads(self.pid).len(), procfs::descriptors(self.pid).len())
     }
 
-    /// Waits until the daemon has no more threads and no more descriptors than `before`; fails with what it has instead.
+    /// Waits until the daemon has no more threads and no more descriptors than `before`; fails with a list of those
+    /// that it has.
     pub fn wait_until_released(&self, before: (usize, usize)) {
-        let deadline = Instant::now() + TIMEOUT;
-        loop {
+        wait_until_ok(TIMEOUT, || {
             let (threads, descriptors) = (procfs::threads(self.pid), procfs::descriptors(self.pid));
-            if threads.len() <= before.0 && descriptors.len() <= before.1 {
-                return;
-            }
-            assert!(Instant::now() < deadline, "more than {before:?} within {TIMEOUT:?}: {threads:?} {descriptors:?}");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+            let is_released = threads.len() <= before.0 && descriptors.len() <= before.1;
+            is_released.then_some(()).ok_or_else(|| {
+                format!("at most {before:?} threads and descriptors; it has {threads:?} and {descriptors:?}")
+            })
+        });
     }
 
     /// Waits until the daemon uses no CPU time for `period`.

@@ -13,6 +13,7 @@ pub mod response;
 pub mod websocket;
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
@@ -45,17 +46,23 @@ pub fn skip_without_root() -> bool {
 
 /// Calls `condition` until it returns a value; fails with the description `what` at the deadline.
 pub fn wait_until<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    wait_until_ok(deadline, || condition().ok_or(what))
+}
+
+/// Calls `condition` until it returns a value; fails with its error at the deadline.
+pub fn wait_until_ok<T, E: Display>(deadline: Duration, mut condition: impl FnMut() -> Result<T, E>) -> T {
     let end = Instant::now() + deadline;
     loop {
-        if let Some(value) = condition() {
-            return value;
+        match condition() {
+            Ok(value) => return value,
+            Err(error) => assert!(Instant::now() < end, "not within {deadline:?}: {error}"),
         }
-        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Waits until `value` has not changed for `period`; returns it then. `what` describes that.
+/// Waits until `value` has not changed for `period`, and returns it. Fails with the description `what` if it keeps
+/// changing.
 pub fn wait_until_still<T: PartialEq>(period: Duration, what: &str, mut value: impl FnMut() -> T) -> T {
     let mut before = value();
     wait_until(TIMEOUT, what, || {
