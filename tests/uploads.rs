@@ -45,8 +45,10 @@ fn an_interrupted_upload_leaves_the_old_file() {
     fs::create_dir(&dir).expect("create a directory");
     fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).expect("make it accessible to all");
     let file = dir.join("file");
+    // Counted with the client's keep-alive connection.
+    daemon.list();
+    let before = daemon.threads_and_descriptors();
     put(&daemon, &file, "", b"the old content").expect(204);
-    let threads = procfs::threads(daemon.pid).len();
     let cut = |content: &[u8], chunked: bool, at: &mut dyn Iterator<Item = usize>| {
         let (head, body) = upload(&daemon, &file, chunked, content);
         for (turn, at) in at.take_while(|at| *at < body.len()).enumerate() {
@@ -68,7 +70,7 @@ fn an_interrupted_upload_leaves_the_old_file() {
         cut(&vec![b'x'; 1 << 20], chunked, &mut (0..).step_by(170_001));
     }
     // The last uploads may still be ending.
-    wait_until(TIMEOUT, "all uploads have ended", || (procfs::threads(daemon.pid).len() <= threads).then_some(()));
+    daemon.wait_until_released(before);
     assert_eq!(names(&daemon, &dir), ["file"]);
     assert_eq!(fs::read(&file).expect("the file"), b"the old content");
     // A complete upload replaces the file.
@@ -139,7 +141,9 @@ fn file_requests_release_their_threads_and_descriptors() {
     let daemon = start_daemon();
     let scratch = daemon.scratch();
     let (file, large) = (scratch.join("file"), scratch.join("large"));
-    let now = || (procfs::threads(daemon.pid).len(), procfs::descriptors(daemon.pid).len());
+    // Counted with the client's keep-alive connection.
+    daemon.list();
+    let before = daemon.threads_and_descriptors();
     let once = || {
         put(&daemon, &file, "", b"x").expect(204);
         daemon.get(&files(&file, ""));
@@ -147,9 +151,7 @@ fn file_requests_release_their_threads_and_descriptors() {
         put(&daemon, &scratch, "", b"x").expect_error(400, "IS_DIRECTORY", "");
         names(&daemon, &scratch);
     };
-    once();
     File::create(&large).and_then(|file| file.set_len(1 << 30)).expect("create a file");
-    let before = now();
     for _ in 0..30 {
         once();
         // A client that stops reading and disconnects.
@@ -159,9 +161,7 @@ fn file_requests_release_their_threads_and_descriptors() {
         daemon.connect().write_all(&[&head, &body[..100]].concat()).expect("some of it");
         daemon.delete(&files(&file, "")).expect(204);
     }
-    wait_until(TIMEOUT, "threads and descriptors are what they were", || {
-        (now().0 <= before.0 && now().1 <= before.1).then_some(())
-    });
+    daemon.wait_until_released(before);
 }
 
 /// The response to an upload that may be refused before its whole body was read.
