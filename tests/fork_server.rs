@@ -1,6 +1,7 @@
 //! The process that forks on behalf of the daemon: what it holds, and what happens when it is killed or stopped.
 
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
-use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until, wait_until_still};
 
 /// The PID of the fork server, as the tests see it.
 fn fork_server(daemon: &Daemon) -> Option<i32> {
@@ -77,6 +78,79 @@ fn a_stopped_one_delays_only_one_start_and_is_replaced() {
     wait_until(TIMEOUT, "it is gone", || (fork_server(&daemon) != Some(first)).then_some(()));
     check_runs_work(&daemon);
     assert!(daemon.log().contains("does not answer"), "{}", daemon.log());
+}
+
+/// A cgroup (version 1) whose members together get 100 ms of CPU time in each second. A program that never waits takes
+/// them at once.
+struct Throttled {
+    dir: PathBuf,
+    busy: Child,
+}
+
+impl Throttled {
+    /// None where the controller `cpu` is not mounted.
+    fn with(pid: i32) -> Option<Throttled> {
+        let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
+        let of_cpu = |line: &&str| line.split([' ', ',']).any(|word| word == "cpu") && line.contains(" cgroup ");
+        let mount = mounts.lines().find(of_cpu)?.split(' ').nth(1)?;
+        let dir = Path::new(mount).join(format!("tl-test.throttled.{}", std::process::id()));
+        std::fs::create_dir(&dir).expect("make a cgroup");
+        let busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("run the shell");
+        let throttled = Throttled { dir, busy };
+        throttled.write("cpu.cfs_period_us", 1_000_000);
+        throttled.write("cpu.cfs_quota_us", 100_000);
+        // On one CPU: the kernel leaves a little time to the others.
+        let cpu = std::fs::read_to_string("/proc/self/status").expect("read the own status");
+        let cpu = cpu.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("the own CPUs").trim();
+        let cpu = cpu.split([',', '-']).next().expect("the first CPU");
+        for member in [throttled.busy.id() as i32, pid] {
+            throttled.write("cgroup.procs", member);
+            let status = Command::new("taskset").args(["-pc", cpu, &member.to_string()]).stdout(Stdio::null()).status();
+            assert!(status.expect("run taskset").success());
+        }
+        Some(throttled)
+    }
+
+    fn write(&self, file: &str, value: impl ToString) {
+        std::fs::write(self.dir.join(file), value.to_string()).expect(file);
+    }
+
+    /// Waits until the members have used up their time, so that none runs before the next second.
+    fn wait_until_used_up(&self) {
+        let busy = self.busy.id() as i32;
+        wait_until_still(Duration::from_millis(60), "no CPU time is left", || procfs::cpu_time(busy));
+    }
+}
+
+impl Drop for Throttled {
+    fn drop(&mut self) {
+        let members = std::fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        for member in members.lines() {
+            let _ = std::fs::write(self.dir.join("../cgroup.procs"), member);
+        }
+        let _ = self.busy.kill();
+        let _ = self.busy.wait();
+        let _ = std::fs::remove_dir(&self.dir);
+    }
+}
+
+#[test]
+fn one_that_gets_no_cpu_for_a_second_is_waited_for() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    check_runs_work(&daemon);
+    let first = wait_for_fork_server(&daemon);
+    let Some(throttled) = Throttled::with(first) else { return };
+    for _ in 0..3 {
+        throttled.wait_until_used_up();
+        check_runs_work(&daemon);
+    }
+    drop(throttled);
+    check_runs_work(&daemon);
+    assert_eq!(fork_server(&daemon), Some(first));
+    assert!(!daemon.log().contains("does not answer"), "{}", daemon.log());
 }
 
 /// Eight clients run commands while the fork server is killed and stopped again and again. Each run has its own output

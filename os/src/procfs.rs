@@ -99,6 +99,12 @@ pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&kernel_file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Whether the main thread of a process runs, or would run if it got a CPU.
+pub(crate) fn is_runnable(pid: Pid) -> bool {
+    let stat = kernel_file::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat_fields(&stat).and_then(|mut fields| fields.next()) == Some("R")
+}
+
 fn parse_stat(stat: &[u8]) -> Option<Process> {
     let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
     let mut fields = stat_fields(stat)?;

@@ -8,9 +8,9 @@
 //!   started the server is their tracer if they ask for one, as if it had forked them itself.
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
-//!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most. A server that does not answer in
-//!   time, because somebody has stopped it for example, is killed and replaced: each time after a longer interval,
-//!   because somebody may stop each one.
+//!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most, or for [`LONGEST_PATIENCE`] while
+//!   the server could run but gets no CPU. A server that does not answer in time, because somebody has stopped it for
+//!   example, is killed and replaced: each time after a longer interval, because somebody may stop each one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
 //!   daemon knows every child, even if the server is killed before it answers.
 //! - The server closes all descriptors of the daemon.
@@ -46,11 +46,15 @@ use super::launch::Launch;
 use crate::Pid;
 use crate::pidfd::PidFd;
 use crate::poll::{Events, wait};
+use crate::procfs;
 use crate::resource_limits::OriginalLimits;
 use crate::wait::{Exit, Reaped, event_of_child};
 
 /// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The same while the server is runnable: on a busy machine it gets a CPU late, as every other process does.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Minimum time between two starts of the server. It doubles with each server that does not answer in time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
@@ -246,8 +250,29 @@ impl Running {
         }
     }
 
-    /// Waits for a message, for [`PATIENCE`] at most. Returns its length; 0 if the server has ended.
+    /// Waits for a message. Returns its length; 0 if the server has ended.
     fn receive(&self) -> Result<usize, Errno> {
+        let receive = || match self.receive_soon() {
+            Err(Errno::ETIMEDOUT) => None,
+            result => Some(result),
+        };
+        self.while_runnable(receive).unwrap_or(Err(Errno::ETIMEDOUT))
+    }
+
+    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is runnable, for
+    /// [`LONGEST_PATIENCE`] in all.
+    fn while_runnable<T>(&self, mut wait: impl FnMut() -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + LONGEST_PATIENCE;
+        loop {
+            let result = wait();
+            if result.is_some() || Instant::now() >= deadline || !procfs::is_runnable(self.pid) {
+                return result;
+            }
+        }
+    }
+
+    /// Waits for a message, for [`PATIENCE`] at most.
+    fn receive_soon(&self) -> Result<usize, Errno> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()) {
@@ -274,7 +299,8 @@ impl Running {
         };
         let theirs = process.copy_descriptor(process::SOCKET);
         self.kill();
-        let ended = process.wait_end(Instant::now() + PATIENCE).unwrap_or(false);
+        let wait_end = || process.wait_end(Instant::now() + PATIENCE).unwrap_or(false).then_some(());
+        let ended = self.while_runnable(wait_end).is_some();
         if let Ok(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
