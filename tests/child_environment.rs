@@ -1,7 +1,6 @@
 //! The state in which a process starts: user, environment, descriptors, signals, working directory.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -177,7 +176,7 @@ fn check_clean_start(daemon: &Daemon) {
     daemon.start_process(&json!({"command": "sleep", "args": ["4600"]}));
     let pid = wait_until(TIMEOUT, "the process is up", || daemon.pids_executing("sleep 4600").first().copied());
     // The program opens files of its own while it starts; inherited descriptors would stay open.
-    let descriptors = wait_until(Duration::from_secs(10), "it has descriptors 0, 1 and 2 only", || {
+    let descriptors = wait_until(TIMEOUT, "it has descriptors 0, 1 and 2 only", || {
         let descriptors = procfs::descriptors(pid);
         descriptors.iter().map(|(number, _)| number.as_str()).eq(["0", "1", "2"]).then_some(descriptors)
     });

@@ -259,7 +259,7 @@ fn descriptors_held_by_ended_processes_do_not_take_the_share_of_connections() {
     loop {
         let response = daemon.post("/processes", &body);
         if response.status != 201 {
-            response.expect_error(503, "OUT_OF_RESOURCES", "");
+            response.expect_error(503, "OUT_OF_RESOURCES", "descriptors");
             break;
         }
         let pid = pid_of(&response.json());

@@ -20,7 +20,6 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -45,7 +44,7 @@ impl Main {
         let scratch = tempfile::tempdir().expect("create a directory");
         let said = scratch.path().join("said");
         let uid = nix::unistd::geteuid().to_string();
-        let args = ["--default-user", &uid, "--shutdown-grace", "2", "--", "sh", "-c", script];
+        let args = ["--default-user", &uid, "--shutdown-grace", "3600", "--", "sh", "-c", script];
         let options = options.args(&args).env("SAID", said.to_str().expect("a path"));
         let main = Main { daemon: options.start(), _scratch: scratch, said };
         main.wait_for_line("up");
@@ -125,10 +124,8 @@ fn a_second_sigterm_ends_the_grace() {
     let mut main = Main::start("trap 'echo asked >>$SAID' TERM; echo up >>$SAID; while :; do sleep 0.02; done");
     main.daemon.signal(Signal::SIGTERM);
     main.wait_for_line("asked");
-    let begun = Instant::now();
     main.daemon.signal(Signal::SIGTERM);
-    assert_eq!(main.exit_code(), Some(137));
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(main.exit_code(), Some(137), "the grace would be an hour");
 }
 
 #[test]

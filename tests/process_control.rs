@@ -1,5 +1,6 @@
 //! Process control: inspect, signal, kill and wait.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -86,18 +87,26 @@ fn a_signal_is_sent_to_the_process_group() {
 const TREE: &str =
     "setsid sleep 4502 & setsid sh -c 'setsid sleep 4502 & sleep 4502' & trap '' TERM; sleep 4502 & wait; wait";
 
+/// DELETE answers when no process of the tree is left, or after 2 s (docs/api.md, Process control).
+fn delete_and_check_that_all_are_gone(daemon: &Daemon, pid: u64, texts: &[&str]) {
+    let begun = Instant::now();
+    assert_eq!(daemon.delete(&format!("/processes/{pid}")).expect(204), Value::Null);
+    for text in texts {
+        let left = daemon.pids_matching(text);
+        assert!(left.is_empty() || begun.elapsed() >= Duration::from_secs(2), "{left:?} have {text}");
+        daemon.wait_until_gone(TIMEOUT, text);
+    }
+}
+
 fn check_kill_of_tree(daemon: &Daemon) {
     for how in ["delete", "signal 9"] {
         let pid = daemon.sh(TREE);
         daemon.wait_for_processes("sleep 4502", 4);
         match how {
-            "delete" => assert_eq!(daemon.delete(&format!("/processes/{pid}")).expect(204), Value::Null),
+            "delete" => delete_and_check_that_all_are_gone(daemon, pid, &["4502"]),
             _ => assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200),
         }
-        if how == "delete" {
-            assert_eq!(daemon.pids_matching("4502"), [0; 0], "DELETE answers when the tree is gone");
-        }
-        daemon.wait_until_gone(Duration::from_secs(10), "4502");
+        daemon.wait_until_gone(TIMEOUT, "4502");
         let info = daemon.wait_for_end(pid);
         assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(9)), "{how}");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
@@ -127,7 +136,7 @@ fn delete_of_an_ended_process_kills_its_leftovers() {
         assert_eq!(daemon.wait_for_end(pid)["exit_code"], 0);
         daemon.wait_for_processes("sleep 4503", 2);
         daemon.delete(&format!("/processes/{pid}")).expect(204);
-        daemon.wait_until_gone(Duration::from_secs(10), "4503");
+        daemon.wait_until_gone(TIMEOUT, "4503");
         assert_eq!(daemon.info(pid)["exit_code"], 0, "the exit code does not change");
     }
 }
@@ -149,19 +158,18 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
     for words in ["sleep 4520", "sleep 4522"] {
         orphaned(words);
     }
+    daemon.wait_for_processes("sleep 4521", 1);
     for output in ["", ">/dev/null", "2>/dev/null"] {
         let pid = daemon.sh(&format!("(setsid sleep 4523 {output} &); exec sleep 4524"));
         orphaned("sleep 4523");
-        daemon.delete(&format!("/processes/{pid}")).expect(204);
-        assert_eq!(daemon.pids_matching("4523"), [0; 0], "DELETE answers when the tree is gone");
+        delete_and_check_that_all_are_gone(&daemon, pid, &["4523"]);
     }
     // The unit has ended, and a child of the orphan holds no pipe of the unit.
     let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
     daemon.wait_for_end(pid);
     orphaned("sh -c sleep 4525");
     daemon.wait_for_processes("sleep 4525", 1);
-    daemon.delete(&format!("/processes/{pid}")).expect(204);
-    assert_eq!((daemon.pids_matching("4525"), daemon.pids_matching("4526")), (vec![], vec![]));
+    delete_and_check_that_all_are_gone(&daemon, pid, &["4525", "4526"]);
     // A managed process whose leader ends at once leaves the rest of the grace to its tree.
     let body = json!({"command": "sh", "args": ["-c", "(trap '' TERM; setsid sleep 4527 &); exec sleep 4528"],
         "name": "managed", "stop_grace_ms": 200});
@@ -174,7 +182,7 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
         let script = "(setsid sleep 4529 &); exec sleep 4530";
         daemon.open_run(&json!({"command": "sh", "args": ["-c", script], "timeout": seconds}))
     };
-    let mut events = run(2);
+    let mut events = run(10);
     orphaned("sleep 4529");
     while events.next_frame().is_some() {}
     daemon.wait_until_gone(TIMEOUT, "4529");
@@ -202,7 +210,7 @@ fn wait_answers_when_the_process_ends_or_at_its_timeout() {
         let info = waiter.join().expect("the waiting thread");
         assert_eq!((&info["status"], &info["exit_code"]), (&json!("exited"), &json!(9)));
     });
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(45), "{:?}", begun.elapsed());
     for bad in ["x", "-1", ""] {
         daemon.get(&format!("/processes/{pid}/wait?timeout={bad}")).expect_error(400, "INVALID_REQUEST", "timeout");
     }
@@ -210,7 +218,7 @@ fn wait_answers_when_the_process_ends_or_at_its_timeout() {
 
 #[test]
 fn a_shutdown_sends_sigterm_and_ends_without_using_up_the_grace() {
-    let mut daemon = start_daemon_with(&["--shutdown-grace", "20"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     let scratch = daemon.scratch();
     let body = json!({"command": "sh", "working_dir": scratch,
         "args": ["-c", "trap 'echo got it >told; exit 0' TERM; echo up; while :; do sleep 0.05; done"]});
@@ -219,17 +227,16 @@ fn a_shutdown_sends_sigterm_and_ends_without_using_up_the_grace() {
     wait_until(TIMEOUT, "both are up", || {
         (daemon.lines(pid, "stdout") == ["up"] && daemon.pids_executing("sleep 4504").len() == 2).then_some(())
     });
-    let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    daemon.wait_for_exit(Duration::from_secs(15));
-    assert!(begun.elapsed() < Duration::from_secs(15), "the shutdown used up the grace: {:?}", begun.elapsed());
+    daemon.wait_for_exit(TIMEOUT);
     assert_eq!(std::fs::read_to_string(scratch.join("told")).expect("read the file"), "got it\n");
     assert!(!daemon.state_dir().exists(), "the launcher has removed the directory");
 }
 
 #[test]
 fn a_shutdown_refuses_starts_and_lasts_no_longer_than_its_grace() {
-    let mut daemon = start_daemon_with(&["--shutdown-grace", "4"]);
+    // Long enough for a request on a busy machine.
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "10"]);
     let pid = daemon.sh("trap 'echo ignored' TERM; echo up; while :; do sleep 0.05; done");
     daemon.wait_for_stdout(pid, &["up"]);
     let begun = Instant::now();
@@ -240,25 +247,33 @@ fn a_shutdown_refuses_starts_and_lasts_no_longer_than_its_grace() {
     assert!(refused.header("retry-after").is_some());
     daemon.wait_for_exit(TIMEOUT);
     let took = begun.elapsed();
-    assert!(took > Duration::from_millis(3900) && took < Duration::from_secs(40), "{took:?}");
+    assert!(took > Duration::from_millis(9900) && took < Duration::from_secs(50), "{took:?}");
 }
 
 #[test]
 fn responses_in_progress_are_completed_during_a_shutdown() {
-    let mut daemon = start_daemon_with(&["--shutdown-grace", "50"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     // On SIGTERM the process writes far more than socket buffers hold.
     let script = "trap 'seq 1 200000; exit 3' TERM; echo up; while :; do sleep 0.05; done";
     let body = json!({"command": "bash", "args": ["-c", script]});
     std::thread::scope(|scope| {
-        let runs: Vec<_> = (0..3).map(|_| scope.spawn(|| daemon.run(&body))).collect();
+        // The clients only read: the daemon waits 10 s at most for clients that are busy with what they have read.
+        let read = || {
+            let mut events = Vec::new();
+            daemon.open_run(&body).into_reader().read_to_end(&mut events).expect("the whole response");
+            String::from_utf8(events).expect("a stream is UTF-8")
+        };
+        let runs: Vec<_> = (0..3).map(|_| scope.spawn(read)).collect();
         wait_until(TIMEOUT, "all are up", || {
             let pids: Vec<u64> = daemon.list().iter().map(pid_of).collect();
             (pids.len() == 3 && pids.iter().all(|pid| daemon.lines(*pid, "stdout") == ["up"])).then_some(())
         });
         daemon.signal(Signal::SIGTERM);
         for run in runs {
-            let run = run.join().expect("the last event");
-            assert_eq!((run.code(), run.lines("stdout").len()), (Some(3), 200_001));
+            let events = run.join().expect("the last event");
+            let last = events.lines().rfind(|line| line.starts_with("data:")).expect("the last event");
+            assert_eq!(events.matches("\"stream\":\"stdout\"").count(), 200_001);
+            assert!(last.contains("\"exit_code\":3"), "{last}");
         }
     });
     daemon.wait_for_exit(TIMEOUT);

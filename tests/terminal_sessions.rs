@@ -77,8 +77,11 @@ fn sizes_are_clamped_and_resizes_reach_the_program() {
     terminal.expect("7 1000");
     terminal.resize(0, 0);
     terminal.expect("24 80");
-    let info = daemon.pty_info(&session);
-    assert_eq!((info["rows"].as_u64(), info["cols"].as_u64()), (Some(24), Some(80)), "{info}");
+    // The program hears of the new size before the daemon shows it.
+    wait_until(TIMEOUT, "the new size is shown", || {
+        let info = daemon.pty_info(&session);
+        ((info["rows"].as_u64(), info["cols"].as_u64()) == (Some(24), Some(80))).then_some(())
+    });
 }
 
 #[test]
@@ -112,11 +115,11 @@ fn job_control_works_in_an_interactive_shell() {
 #[test]
 fn a_background_child_does_not_delay_the_end_of_a_session() {
     let daemon = start_daemon();
-    let session = daemon.pty_sh("trap '' HUP; (while :; do echo noise; done) & sleep 0.05; echo last; exit 4");
+    let session = daemon.pty_sh("trap '' HUP; (while :; do echo noise; done) & read -r line; echo last; exit 4");
     let mut terminal = daemon.watch(&session);
-    let begun = Instant::now();
+    // The client is attached before the end: a later one would see only the last MiB, which can be all noise.
+    terminal.ask("go", "noise");
     assert_eq!(terminal.wait_for_end(), SessionEnd::exited(4));
-    assert!(begun.elapsed() < Duration::from_secs(20));
     assert!(terminal.text().contains("last"));
 }
 
@@ -162,7 +165,7 @@ fn check_delete_hangs_up(daemon: &Daemon) {
     assert_eq!(terminal.wait_for_end(), terminated());
     daemon.wait_for_session_end(&session);
     assert_eq!(daemon.pty_info(&session)["exit_code"], 0, "the program exits on SIGHUP");
-    daemon.wait_until_gone(Duration::from_secs(10), "sleep 4712");
+    daemon.wait_until_gone(TIMEOUT, "sleep 4712");
     daemon.delete(&format!("/pty/{}", session.id)).expect(204);
     assert_eq!(daemon.watch(&session).wait_for_end(), terminated());
 }
@@ -181,7 +184,7 @@ fn delete_kills_a_session_that_ignores_the_hang_up_after_5_s() {
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(40), "{took:?}");
     assert_eq!(daemon.pty_info(&session)["exit_code"], 137);
-    daemon.wait_until_gone(Duration::from_secs(10), "sleep 4714");
+    daemon.wait_until_gone(TIMEOUT, "sleep 4714");
 }
 
 #[test]
@@ -260,14 +263,13 @@ fn a_session_that_cannot_start_is_refused_and_not_listed() {
 
 #[test]
 fn a_shutdown_ends_sessions() {
-    let mut daemon = start_daemon_with(&["--shutdown-grace", "30"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "3600"]);
     let session = daemon.open_pty(&json!({"command": "bash", "args": ["--norc", "-i"], "env": {"PS1": "$ "}}));
     let mut terminal = daemon.watch(&session);
     terminal.expect("$ ");
-    let begun = Instant::now();
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    // An interactive shell ignores SIGTERM.
     daemon.wait_for_exit(TIMEOUT);
-    assert!(begun.elapsed() < Duration::from_secs(25), "an interactive shell ignores SIGTERM: {:?}", begun.elapsed());
 }
 
 #[test]

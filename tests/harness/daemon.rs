@@ -97,8 +97,11 @@ impl Daemon {
     /// Writes an executable script into [`Daemon::scratch`].
     pub fn script(&self, name: &str, text: &str) -> PathBuf {
         let path = self.scratch().join(name);
-        std::fs::write(&path, text).expect("write the script");
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("make it executable");
+        // Another process writes it: a child that another test forks meanwhile would inherit a file that is open for
+        // writing here, and its exec would fail with ETXTBSY.
+        let write = "printf %s \"$1\" >\"$0\" && chmod 755 \"$0\"";
+        let status = Command::new("sh").args(["-c", write]).arg(&path).arg(text).status().expect("run the shell");
+        assert!(status.success(), "write {path:?}");
         path
     }
 
