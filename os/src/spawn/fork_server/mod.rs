@@ -306,6 +306,7 @@ mod tests {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 
     use super::*;
+    use crate::testing::{LONG, wait_until};
 
     fn started() -> (ForkServer, Pid) {
         let mut server = ForkServer::new(None);
@@ -322,8 +323,8 @@ mod tests {
     fn signals_do_not_prolong_the_wait_for_a_server_that_is_stopped() {
         extern "C" fn nothing(_: libc::c_int) {}
         let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing, and no other test uses this signal.
-        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+        // SAFETY: the handler does nothing, and no other test sends or handles this signal.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
         let (server, pid) = started();
         kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
         // SAFETY: it takes no arguments.
@@ -334,7 +335,7 @@ mod tests {
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
                     // SAFETY: it takes integers; that thread runs as long as this scope.
-                    unsafe { libc::pthread_kill(this, libc::SIGUSR2) };
+                    unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
                     sleep(Duration::from_millis(20));
                 }
             });
@@ -350,22 +351,32 @@ mod tests {
     #[test]
     fn a_server_that_is_dropped_leaves_no_zombie() {
         for stopped in [false, true] {
-            let (mut server, pid) = started();
-            assert!(exists(pid));
-            if stopped {
-                server.stop();
-            }
-            drop(server);
-            assert!(!exists(pid) && !is_fork_server(pid), "stopped: {stopped}");
+            // On a busy machine its end can take longer than it is waited for.
+            wait_until("a server is reaped", || {
+                let (mut server, pid) = started();
+                assert!(exists(pid));
+                if stopped {
+                    server.stop();
+                }
+                let begun = Instant::now();
+                drop(server);
+                assert!(!is_fork_server(pid));
+                assert!(!exists(pid) || begun.elapsed() >= PATIENCE, "stopped: {stopped}");
+                !exists(pid)
+            });
         }
     }
 
     #[test]
     fn the_interval_grows_with_each_server_that_does_not_answer() {
         let (mut server, pid) = started();
-        kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        // It has ended before it is given up, which waits for its end only for a moment.
+        kill(unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        assert!(PidFd::open(pid).unwrap().wait_end(Instant::now() + LONG).unwrap());
         assert!(matches!(server.give_up(Errno::ETIMEDOUT), Outcome::Unavailable));
         assert_eq!(server.interval, 2 * RESTART_INTERVAL);
+        // As if this test had taken no time so far.
+        server.started = Some(Instant::now() + LONG);
         server.start();
         assert!(server.running.is_none(), "it is too early for another one");
     }
@@ -374,10 +385,8 @@ mod tests {
     fn a_server_that_the_kernel_does_not_permit_is_not_started_again() {
         let (mut server, pid) = started();
         assert!(!server.reaped(Reaped { pid: pid + 1, exit: Exit::Code(process::UNSUPPORTED) }));
-        assert!(server.running.as_ref().is_some_and(Running::end));
-        while event_of_child(pid).is_none() {
-            sleep(Duration::from_millis(1));
-        }
+        wait_until("it has ended", || server.running.as_ref().is_some_and(Running::end));
+        wait_until("it is reaped", || event_of_child(pid).is_some());
         assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED) }));
         server.started = None;
         server.start();
