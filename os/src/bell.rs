@@ -139,6 +139,8 @@ mod tests {
 
     #[test]
     fn a_sleep_ends_at_its_deadline() {
+        // The handler of a signal of another test would end the sleep early.
+        let _blocked = crate::sigmask::BlockedSignals::all().unwrap();
         let (bell, begun) = (Bell::new().unwrap(), Instant::now());
         bell.sleep_unless(|| false, Some(begun + Duration::from_millis(20)), |_| {}).unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(20));

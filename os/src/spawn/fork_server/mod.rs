@@ -35,6 +35,7 @@ use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair,
 };
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeVal;
 use nix::unistd;
 
@@ -90,6 +91,8 @@ pub(super) struct ForkServer {
 struct Running {
     pid: Pid,
     socket: OwnedFd,
+    /// The inode number of the server's end of the socket.
+    its_end: libc::ino_t,
 }
 
 impl ForkServer {
@@ -129,6 +132,7 @@ impl ForkServer {
             none => none.insert(Region::map()?),
         };
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let its_end = fstat(&theirs)?.st_ino;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, PATIENCE.as_micros() as libc::suseconds_t))?;
         // Copies, on the stack: the server gives the heap back.
         let (number, mappings, limits) = (theirs.as_raw_fd(), region.mappings(), self.limits);
@@ -138,7 +142,7 @@ impl ForkServer {
         };
         // SAFETY: `process::run` is async-signal-safe, allocates nothing and cannot panic.
         let pid = unsafe { clone::fork(None, server) }?;
-        Ok(Running { pid, socket })
+        Ok(Running { pid, socket, its_end })
     }
 
     /// Ends the server, and does not start it again.
@@ -272,10 +276,12 @@ impl Running {
             self.kill();
             return self.is_closed();
         };
+        // Until the server has arranged its descriptors, that number stands for what this process has there.
         let theirs = process.copy_descriptor(process::SOCKET);
+        let theirs = theirs.ok().filter(|fd| fstat(fd).is_ok_and(|stat| stat.st_ino == self.its_end));
         self.kill();
         let ended = process.wait_end(Instant::now() + PATIENCE).unwrap_or(false);
-        if let Ok(theirs) = theirs {
+        if let Some(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
         }
@@ -361,8 +367,12 @@ mod tests {
                 let begun = Instant::now();
                 drop(server);
                 assert!(!is_fork_server(pid));
-                assert!(!exists(pid) || begun.elapsed() >= PATIENCE, "stopped: {stopped}");
-                !exists(pid)
+                let is_reaped = !exists(pid);
+                assert!(is_reaped || begun.elapsed() >= PATIENCE, "stopped: {stopped}");
+                if !is_reaped {
+                    wait_until("its end", || event_of_child(pid).is_some());
+                }
+                is_reaped
             });
         }
     }
