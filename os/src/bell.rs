@@ -111,6 +111,8 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use crate::testing::wait_until;
+
     #[test]
     fn a_thread_that_sleeps_misses_no_ring() {
         const COUNT: usize = 100_000;
@@ -137,6 +139,8 @@ mod tests {
 
     #[test]
     fn a_sleep_ends_at_its_deadline() {
+        // The handler of a signal of another test would end the sleep early.
+        let _blocked = crate::sigmask::BlockedSignals::all().unwrap();
         let (bell, begun) = (Bell::new().unwrap(), Instant::now());
         bell.sleep_unless(|| false, Some(begun + Duration::from_millis(20)), |_| {}).unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(20));
@@ -145,8 +149,9 @@ mod tests {
     #[test]
     fn a_descriptor_is_ready_when_it_has_bytes_or_is_at_its_end() {
         let bell = Bell::new().unwrap();
-        let (first, write_first) = nix::unistd::pipe().unwrap();
-        let (second, write_second) = nix::unistd::pipe().unwrap();
+        // A child that another test has just forked has these open until it executes its program.
+        let pipe = || nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+        let ((first, write_first), (second, write_second)) = (pipe(), pipe());
         bell.watch(&first, 1).unwrap();
         bell.watch(&second, 2).unwrap();
         let ready = || {
@@ -158,10 +163,14 @@ mod tests {
         assert_eq!(ready(), [0; 0]);
         nix::unistd::write(&write_first, b"x").unwrap();
         drop(write_second);
-        assert_eq!(ready(), [1, 2]);
+        let mut seen = Vec::new();
+        wait_until("both are ready", || {
+            seen.extend(ready());
+            seen.contains(&1) && seen.contains(&2)
+        });
         let _copy = first.try_clone().unwrap();
         drop((first, write_first));
-        ready();
+        wait_until("the end is reported", || ready() == [1]);
         assert_eq!(ready(), [0; 0], "a copy of a descriptor that was closed");
     }
 }

@@ -68,6 +68,8 @@ pub mod signal_thread;
 pub mod spawn;
 pub mod task_limits;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod thread;
 pub mod tree_walk;
 pub mod user_namespace;

@@ -76,21 +76,25 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::net::TcpListener;
-    use std::thread::sleep;
+    use std::time::Instant;
+
+    use crate::testing::wait_until;
 
     #[test]
     fn a_peer_that_does_not_read_still_acknowledges() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let _theirs = listener.accept().unwrap();
-        sleep(Duration::from_millis(60));
-        let before = silence(&ours).unwrap();
-        assert!(before >= Duration::from_millis(50), "{before:?}");
+        let long = Duration::from_millis(200);
+        wait_until("the peer is silent", || silence(&ours).unwrap() >= long);
+        let begun = Instant::now();
         ours.write_all(b"x").unwrap();
-        // A delayed acknowledgement takes 40 ms.
-        sleep(Duration::from_millis(100));
-        let after = silence(&ours).unwrap();
-        assert!(after < before + Duration::from_millis(90), "{after:?} after {before:?}");
+        // Without an acknowledgement, the silence would always be longer than this time and `long` together. A delayed
+        // acknowledgement takes 40 ms.
+        wait_until("it acknowledges", || {
+            let waited = begun.elapsed();
+            silence(&ours).unwrap() < waited + long / 2
+        });
     }
 
     #[test]
@@ -100,8 +104,11 @@ mod tests {
         let _theirs = listener.accept().unwrap();
         assert_eq!((unsent(&ours).unwrap(), unacknowledged(&ours).unwrap()), (0, 0));
         ours.set_nonblocking(true).unwrap();
-        while ours.write(&[0; 1 << 16]).is_ok() {}
-        assert!(unsent(&ours).unwrap() > 0 && unacknowledged(&ours).unwrap() > 0);
+        // The kernel of the peer may take what it has room for a moment later, which makes room here.
+        wait_until("there is no room", || {
+            while ours.write(&[0; 1 << 16]).is_ok() {}
+            unsent(&ours).unwrap() > 0 && unacknowledged(&ours).unwrap() > 0
+        });
         // Older kernels do not have the option.
         let _ = set_max_probe_interval(&ours, Duration::from_secs(15));
     }

@@ -293,7 +293,7 @@ fn is_local_shortage(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
 
     use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
 
@@ -301,15 +301,11 @@ mod tests {
 
     #[test]
     fn a_connection_to_itself_is_a_failure() {
-        let port = TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let own = SockaddrIn::new(127, 0, 0, 1, port);
         let fd = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
-        {
-            use std::os::fd::AsRawFd;
-            socket::bind(fd.as_raw_fd(), &own).unwrap();
-            socket::connect(fd.as_raw_fd(), &own).unwrap();
-        }
+        socket::bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+        let own = socket::getsockname::<SockaddrIn>(fd.as_raw_fd()).unwrap();
+        socket::connect(fd.as_raw_fd(), &own).unwrap();
+        let port = own.port();
         let stream = TcpStream::from_std(fd.into());
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (first, registry) = (None, mio::Poll::new().unwrap());

@@ -55,8 +55,18 @@ struct Service {
 }
 
 impl Service {
-    fn new(mut serve: impl FnMut(TcpStream) + Send + 'static) -> Service {
+    fn new(serve: impl FnMut(TcpStream) + Send + 'static) -> Service {
+        Service::on(TcpListener::bind(("127.0.0.1", 0)).unwrap(), serve)
+    }
+
+    /// A service whose connections have room for only a few KiB that it has not read.
+    fn with_little_room(serve: impl FnMut(TcpStream) + Send + 'static) -> Service {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        setsockopt(&listener, sockopt::RcvBuf, &4096).unwrap();
+        Service::on(listener, serve)
+    }
+
+    fn on(listener: TcpListener, mut serve: impl FnMut(TcpStream) + Send + 'static) -> Service {
         let address = listener.local_addr().unwrap();
         let over = Arc::new(AtomicBool::new(false));
         let seen = over.clone();
@@ -140,11 +150,19 @@ fn expect_http(timeout_ms: u64, want: Result<(), &str>, serve: impl FnMut(TcpStr
     let service = Service::new(serve);
     let (health, verdicts) = start();
     health.watch(UnitId(1), 7, HealthCheck { timeout_ms, ..check(HealthKind::Http, service.port()) });
-    for _ in 0..2 {
+    let (mut seen, end) = (0, Instant::now() + LONG);
+    while seen < 2 {
         let verdict = verdicts.recv_timeout(LONG).unwrap();
         assert_eq!((verdict.unit, verdict.run), (UnitId(1), 7));
+        seen += 1;
         match (&verdict.outcome, want) {
             (Ok(()), Ok(())) => {}
+            // On a busy machine the first bytes of the service may be late, too.
+            (Err(why), Err("did not finish its status line within 1000 ms"))
+                if why.ends_with(" did not answer within 1000 ms") && Instant::now() < end =>
+            {
+                seen -= 1;
+            }
             (Err(why), Err(want)) => {
                 assert!(why.starts_with(&format!("127.0.0.1:{} ", service.port())), "{why}");
                 assert!(why.contains(want), "{why:?}, not {want:?}");
@@ -242,25 +260,34 @@ fn http_a_connection_reset_at_once_fails() {
     });
 }
 
+/// Longer than what the kernel takes of a request that is not read. Not much longer: a probe that needs more than 250 ms
+/// to make the request, as one of 16 MiB does on a busy machine, is a gap.
+fn long_path() -> String {
+    format!("/{}", "x".repeat(4 << 20))
+}
+
 #[test]
 fn http_a_request_that_is_not_read_times_out() {
-    let (service, streams) = Service::handing_over();
+    let mut held = Vec::new();
+    let service = Service::with_little_room(move |stream| held.push(stream));
     let (health, verdicts) = start();
-    let path = Some(format!("/{}", "x".repeat(16 << 20)));
+    let path = Some(long_path());
     health.watch(UnitId(1), 1, HealthCheck { path, timeout_ms: 100, ..check(HealthKind::Http, service.port()) });
     let why = verdicts.recv_timeout(LONG).unwrap().outcome.unwrap_err();
     assert!(why.contains("did not read the request within 100 ms"), "{why}");
-    drop((health, streams));
+    drop(health);
 }
 
 #[test]
 fn http_a_response_before_the_request_is_read_counts() {
-    let (service, streams) = Service::handing_over();
+    // It answers every connection: on a busy machine the first ones may be given up because of a gap.
+    let mut held = Vec::new();
+    let service = Service::with_little_room(move |mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 414 URI Too Long\r\n\r\n");
+        held.push(stream);
+    });
     let (health, verdicts) = start();
-    let path = Some(format!("/{}", "x".repeat(16 << 20)));
-    health.watch(UnitId(1), 1, HealthCheck { path, ..check(HealthKind::Http, service.port()) });
-    let mut stream = streams.recv_timeout(LONG).unwrap();
-    stream.write_all(b"HTTP/1.1 414 URI Too Long\r\n\r\n").unwrap();
+    health.watch(UnitId(1), 1, HealthCheck { path: Some(long_path()), ..check(HealthKind::Http, service.port()) });
     let why = verdicts.recv_timeout(LONG).unwrap().outcome.unwrap_err();
     assert!(why.contains("status 414"), "{why}");
     drop(health);
@@ -296,20 +323,24 @@ fn a_service_on_ipv6_only_is_probed() {
         eprintln!("a_service_on_ipv6_only_is_probed: skipped, there is no IPv6");
         return;
     }
+    /// The request that ends the service.
+    const END: &str = "END\r\n\r\n";
     let (listener, port, _refusing) = listen_on_ipv6_only();
     let (health, verdicts) = start();
     let serving = thread::spawn({
         let listener = listener.try_clone().unwrap();
         move || {
             let mut hosts = Vec::new();
-            while hosts.len() < 5 {
+            loop {
                 let mut stream = listener.accept().unwrap().0;
                 let request = read_request(&mut stream);
+                if request == END {
+                    return hosts;
+                }
                 let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
                 // The connection of the TCP check sends no request.
                 hosts.extend(request.lines().nth(1).map(str::to_owned));
             }
-            hosts
         }
     });
     for (unit, kind) in [(1, HealthKind::Tcp), (2, HealthKind::Http)] {
@@ -322,8 +353,9 @@ fn a_service_on_ipv6_only_is_probed() {
         counts[verdict.unit.0 as usize - 1] += 1;
     }
     drop(health);
+    TcpStream::connect(("::1", port)).unwrap().write_all(END.as_bytes()).unwrap();
     let hosts = serving.join().unwrap();
-    assert!(hosts.iter().all(|host| *host == format!("Host: [::1]:{port}")), "{hosts:?}");
+    assert!(hosts.len() >= 5 && hosts.iter().all(|host| *host == format!("Host: [::1]:{port}")), "{hosts:?}");
     // The failure names the address that was reached. This connection stays in the backlog.
     let (health, verdicts) = start();
     health.watch(UnitId(3), 1, HealthCheck { timeout_ms: 50, ..check(HealthKind::Http, port) });
@@ -519,6 +551,9 @@ impl Drop for Stopped {
     }
 }
 
+/// The interval and the timeout of the probes of the daemon that is suspended.
+const PERIOD: Duration = Duration::from_secs(2);
+
 /// Regression: a suspended daemon took its own pause for a timeout of the service.
 #[test]
 fn a_suspended_daemon_does_not_fail_its_services() {
@@ -533,20 +568,34 @@ fn a_suspended_daemon_does_not_fail_its_services() {
             let _ = sender.send(stream);
         }
     });
+    // No probe begins before this.
+    let mut earliest = Instant::now();
     let mut child = alone("prints_verdicts").env("PORT", service.port().to_string()).spawn().unwrap();
     let pid = Pid::from_raw(child.id() as i32);
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut daemon = Stopped { child, lines };
-    for _ in 0..2 {
+    let (mut passed, end) = (0, earliest + LONG);
+    while passed < 2 {
         let in_flight = held.recv_timeout(LONG).unwrap();
         kill(pid, Signal::SIGSTOP).unwrap();
-        // Longer than the timeout (2 s) and the interval.
+        let before = earliest.elapsed();
+        // Longer than the timeout and the interval.
         thread::sleep(Duration::from_millis(3000));
         answers.store(true, Ordering::SeqCst);
+        let continued = Instant::now();
         kill(pid, Signal::SIGCONT).unwrap();
         std::iter::once(in_flight).chain(held.try_iter()).for_each(drain);
-        assert_eq!(daemon.verdict(), "Ok(())");
+        let verdict = daemon.verdict();
         answers.store(false, Ordering::SeqCst);
+        if verdict == "Ok(())" {
+            passed += 1;
+            earliest = continued + PERIOD;
+        } else {
+            // On a busy machine the time while it was not suspended may have been too long as well.
+            let is_late = before + continued.elapsed() >= PERIOD;
+            assert!(is_late && Instant::now() < end, "{verdict}");
+            earliest = continued;
+        }
     }
 }
 
@@ -561,11 +610,22 @@ mod solo {
         fs::read_dir("/proc/self/fd").unwrap().count()
     }
 
-    /// The health thread's CPU time, and the number of its voluntary context switches.
-    fn thread_costs() -> (Duration, u64) {
+    /// The directory of the health thread in /proc.
+    fn health_thread() -> std::path::PathBuf {
         let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
         let tasks: Vec<_> = tasks.filter(|task| fs::read_to_string(task.join("comm")).unwrap() == "health\n").collect();
         let [task] = &tasks[..] else { panic!("one thread, not {tasks:?}") };
+        task.clone()
+    }
+
+    /// Whether the health thread sleeps, rather than waits for a processor.
+    fn is_asleep() -> bool {
+        fs::read_to_string(health_thread().join("status")).unwrap().contains("State:\tS")
+    }
+
+    /// The health thread's CPU time, and the number of its voluntary context switches.
+    fn thread_costs() -> (Duration, u64) {
+        let task = health_thread();
         let cpu = fs::read_to_string(task.join("schedstat")).unwrap();
         let cpu = Duration::from_nanos(cpu.split(' ').next().unwrap().parse().unwrap());
         let status = fs::read_to_string(task.join("status")).unwrap();
@@ -658,7 +718,7 @@ mod solo {
         let mut last: HashMap<UnitId, Instant> = HashMap::new();
         let mut late = Vec::new();
         let mut costs = None;
-        let until = watched + Duration::from_millis(5100);
+        let mut until = watched + LONG;
         while let Ok((verdict, at)) = verdicts.recv_timeout(until.saturating_duration_since(Instant::now())) {
             assert_eq!(verdict.outcome, Ok(()));
             let due = match last.insert(verdict.unit, at) {
@@ -667,6 +727,9 @@ mod solo {
             };
             late.push(at.saturating_duration_since(due));
             costs.get_or_insert_with(|| (thread_costs(), Instant::now()));
+            if last.len() as u64 == CHECKS {
+                until = watched + Duration::from_millis(5100);
+            }
         }
         let ((cpu, sleeps), from) = costs.unwrap();
         let (cpu, sleeps) = (thread_costs().0 - cpu, thread_costs().1 - sleeps);
@@ -705,7 +768,10 @@ mod solo {
             thread_costs().1 - before
         };
         // At first the thread may not be asleep yet.
-        assert!(sleeps_in_half_a_second() <= 1);
+        let end = Instant::now() + LONG;
+        while !is_asleep() || sleeps_in_half_a_second() > 0 {
+            assert!(Instant::now() < end, "it wakes up again and again");
+        }
         assert_eq!(sleeps_in_half_a_second(), 0);
     }
 
@@ -718,7 +784,7 @@ mod solo {
         }
         let Some(port) = std::env::var("PORT").ok().and_then(|port| port.parse().ok()) else { return };
         let (health, verdicts) = start();
-        let (interval_ms, timeout_ms) = (2000, 2000);
+        let [interval_ms, timeout_ms] = [PERIOD.as_millis() as u64; 2];
         health.watch(UnitId(1), 1, HealthCheck { interval_ms, timeout_ms, ..check(HealthKind::Http, port) });
         for verdict in verdicts {
             println!("verdict {:?}", verdict.outcome);

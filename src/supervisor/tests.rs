@@ -104,8 +104,8 @@ fn after_a_panic_a_new_health_thread_probes_all_running_units_again() {
         let (log, managed) = (actor.parts.logs.create(id), spec.managed.clone());
         let context = || UnitContext::new(spec, log);
         actor.parts.fleet.admit(id, Unit::new(managed, None), 0, context).unwrap();
-        // Pretends that the unit was forked. No process has this PID.
-        for event in [Event::Start, Event::UserResolved, Event::Spawned(1_000_000 + n as i32)] {
+        // Pretends that the unit was forked. No process has this PID: the kernel gives none above 4,194,304.
+        for event in [Event::Start, Event::UserResolved, Event::Spawned(5_000_000 + n as i32)] {
             actor.parts.fleet.step(id, now, event, &mut Vec::new());
         }
         // The third unit has ended.

@@ -12,7 +12,7 @@ from tensorlake.sandbox import Sandbox
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 BINARY = os.environ.get("TL_INIT_BIN", str(TARGET / "debug" / "tl-init"))
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 until = functools.partial(waiting.until, timeout=TIMEOUT)

@@ -54,8 +54,9 @@ def test_run_reports_a_death_by_signal(sandbox):
 
 def test_run_ends_at_its_timeout(sandbox):
     begun = time.monotonic()
-    result = sandbox.run("sh", ["-c", "echo early; setsid sleep 600 & sleep 600"], timeout=3)
-    assert 3 <= time.monotonic() - begun < 30
+    # On a busy machine the shell may begin late.
+    result = sandbox.run("sh", ["-c", "echo early; setsid sleep 600 & sleep 600"], timeout=10)
+    assert 10 <= time.monotonic() - begun < 100
     assert (result.exit_code, result.reason, result.stdout) == (-9, "timed_out", "early")
 
 
@@ -253,9 +254,9 @@ http.server.HTTPServer(("127.0.0.1", PORT), Handler).serve_forever()
 
 def test_an_unhealthy_service_is_restarted(sandbox, tmp_path):
     port = free_port()
-    check = {"type": "http", "port": port, "initial_delay_ms": 20, "interval_ms": 50, "timeout_ms": 2000,
+    check = {"type": "http", "port": port, "initial_delay_ms": 20, "interval_ms": 100, "timeout_ms": 60_000,
              # Probes fail at first: on a busy machine the interpreter starts slowly.
-             "failure_threshold": 60}
+             "failure_threshold": 100}
     program = SERVER.replace("PORT", str(port))
     service = sandbox.start_process(sys.executable, ["-c", program], working_dir=str(tmp_path), user="root", name="web",
                                     restart={"initial_backoff_ms": 20}, health_check=check)

@@ -80,7 +80,7 @@ def test_follow_continues_until_the_process_is_stopped(sandbox):
     wait_until_managed(sandbox, "follow", restart_count=2, status="running")
     until("the run has written its first line", lambda: sandbox.get_stdout("follow").line_count == 5)
     sandbox.kill_process("follow")
-    thread.join(30)
+    thread.join(60)
     assert lines == ["run", "got a", "run", "got b", "run"]
 
 
@@ -100,7 +100,7 @@ def test_a_crashing_process_backs_off(sandbox):
 
 
 def test_an_unhealthy_process_with_policy_never_keeps_running(sandbox, service):
-    check = {"type": "http", "port": service.server_port, "path": "/up?a=b", "initial_delay_ms": 0, "interval_ms": 30, "timeout_ms": 2000,
+    check = {"type": "http", "port": service.server_port, "path": "/up?a=b", "initial_delay_ms": 0, "interval_ms": 30, "timeout_ms": 60_000,
              "failure_threshold": 2}
     process = sandbox.start_process("sleep", ["600"], name="reported", health_check=check)
     assert process.managed.restart.policy == "never" and process.managed.health_check.port == service.server_port
@@ -115,7 +115,7 @@ def test_an_unhealthy_process_with_policy_never_keeps_running(sandbox, service):
 
 
 def test_an_unhealthy_process_is_restarted(sandbox, service):
-    check = {"type": "http", "port": service.server_port, "initial_delay_ms": 0, "interval_ms": 30, "timeout_ms": 2000, "failure_threshold": 2}
+    check = {"type": "http", "port": service.server_port, "initial_delay_ms": 0, "interval_ms": 30, "timeout_ms": 60_000, "failure_threshold": 2}
     process = sandbox.start_process("sleep", ["600"], name="replaced", health_check=check,
                                     restart={"policy": "on_failure", "initial_backoff_ms": 20, "max_restarts": 3})
     wait_until_managed(sandbox, "replaced", health_status="healthy")

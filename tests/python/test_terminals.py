@@ -18,7 +18,7 @@ from PIL import Image
 from tensorlake.sandbox import AsyncSandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 class Screen:
@@ -271,10 +271,13 @@ def test_redis_works_through_a_tunnel(sandbox):
             value = os.urandom(1_000_000)
             assert ask(b"SET", b"key", value) == b"+OK"
             assert ask(b"GET", b"key") == value
-            begun = time.monotonic()
+            times = []
             for number in range(1000):
+                begun = time.monotonic()
                 assert ask(b"INCR", b"count") == b":%d" % (number + 1)
-            assert time.monotonic() - begun < TIMEOUT
+                times.append(time.monotonic() - begun)
+            # With delayed acknowledgements nearly all would take 40 ms. On a busy machine many do.
+            assert sorted(times)[50] < 0.04
 
 
 # --- desktop

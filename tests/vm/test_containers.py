@@ -16,7 +16,7 @@ from tensorlake.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the container runtimes need root")
 TOKEN = "a-token-of-this-test"
-TIMEOUT = 30
+TIMEOUT = 60
 
 
 class Container:
@@ -205,7 +205,7 @@ def test_orphans_are_reaped_and_end_with_the_container(start):
         (sleep 1000 &)
         tries=0
         while grep -qs '^State:.Z' /proc/[0-9]*/status; do
-            tries=$((tries + 1)); [ $tries -lt 100 ] || exit 1; sleep 0.05
+            tries=$((tries + 1)); [ $tries -lt 500 ] || exit 1; sleep 0.05
         done
     """
     container = start("--", "sh", "-c", script)

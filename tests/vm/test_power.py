@@ -1,7 +1,10 @@
 """How the machine ends: by the API, by each signal, and not by signals of other users."""
 
+import contextlib
+
 import pytest
 from machine import Machine, until
+from tensorlake.sandbox.exceptions import SandboxError
 
 # Signal numbers of Linux; the C library reserves 32 and 33.
 RTMIN = 34
@@ -35,7 +38,9 @@ def test_shutdown_by_the_api(boot, action, how):
 def test_shutdown_by_a_signal(boot, name):
     number, how = SIGNALS[name]
     with boot() as machine, machine.sandbox() as sandbox:
-        sandbox.start_process("kill", [f"-{number}", "1"], user="root")
+        # The machine may end before it has answered.
+        with contextlib.suppress(SandboxError):
+            sandbox.start_process("kill", [f"-{number}", "1"], user="root")
         machine.wait_for_end(how)
 
 
@@ -53,7 +58,8 @@ def test_shutdown_gives_the_grace_and_syncs_the_disk(tmp_path, disk):
         polite = sandbox.start_process("sh", ["-c", obeys])
         until("the process is ready", lambda: sandbox.get_stdout(polite.pid).lines)
         sandbox.start_process("sh", ["-c", "trap '' TERM; while :; do sleep 1; done"], name="rude")
-        machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 2000})
+        # On a busy machine 0.3 s take longer.
+        machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 10_000})
         machine.wait_for_end(POWEROFF)
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
         assert bytes(sandbox.read_file("/home/tl-user/ended").value) == b"ended\n"

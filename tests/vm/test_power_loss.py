@@ -31,7 +31,7 @@ class Writer(threading.Thread):
             for name in (f"{self.number}-{version}", f"{self.number}-same"):
                 self.begun[name] = version
                 try:
-                    status, _ = self.machine.http("PUT", f"/files?path={FOLDER}/{name}", content(name, version), 10)
+                    status, _ = self.machine.http("PUT", f"/files?path={FOLDER}/{name}", content(name, version))
                 except (OSError, ValueError):
                     return
                 assert status == 204, status

@@ -22,7 +22,7 @@ use crate::http::connection::memory::MemoryPool;
 /// Minimum time a connection gets to send its request head, or to take its response, before it may be evicted. The head
 /// of a new client often arrives shortly after the connection; without this time two new clients could evict each other
 /// forever.
-const EVICTION_GRACE: Duration = Duration::from_millis(100);
+pub(crate) const EVICTION_GRACE: Duration = Duration::from_millis(100);
 
 /// Bytes that the heads of all requests may use beyond their first buffers. Sending a head requires no token.
 const HEADS: usize = 8 << 20;

@@ -35,6 +35,7 @@ use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, setsockopt, socketpair,
 };
+use nix::sys::stat::fstat;
 use nix::sys::time::TimeVal;
 use nix::unistd;
 
@@ -94,6 +95,8 @@ pub(super) struct ForkServer {
 struct Running {
     pid: Pid,
     socket: OwnedFd,
+    /// The inode number of the server's end of the socket.
+    its_end: libc::ino_t,
 }
 
 impl ForkServer {
@@ -133,6 +136,7 @@ impl ForkServer {
             none => none.insert(Region::map()?),
         };
         let (socket, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let its_end = fstat(&theirs)?.st_ino;
         setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, PATIENCE.as_micros() as libc::suseconds_t))?;
         // Copies, on the stack: the server gives the heap back.
         let (number, mappings, limits) = (theirs.as_raw_fd(), region.mappings(), self.limits);
@@ -142,7 +146,7 @@ impl ForkServer {
         };
         // SAFETY: `process::run` is async-signal-safe, allocates nothing and cannot panic.
         let pid = unsafe { clone::fork(None, server) }?;
-        Ok(Running { pid, socket })
+        Ok(Running { pid, socket, its_end })
     }
 
     /// Ends the server, and does not start it again.
@@ -297,11 +301,13 @@ impl Running {
             self.kill();
             return self.is_closed();
         };
+        // Until the server has arranged its descriptors, that number stands for what this process has there.
         let theirs = process.copy_descriptor(process::SOCKET);
+        let theirs = theirs.ok().filter(|fd| fstat(fd).is_ok_and(|stat| stat.st_ino == self.its_end));
         self.kill();
         let wait_end = || process.wait_end(Instant::now() + PATIENCE).unwrap_or(false).then_some(());
         let ended = self.while_runnable(wait_end).is_some();
-        if let Ok(theirs) = theirs {
+        if let Some(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
         }
@@ -332,6 +338,7 @@ mod tests {
     use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
 
     use super::*;
+    use crate::testing::{LONG, wait_until};
 
     fn started() -> (ForkServer, Pid) {
         let mut server = ForkServer::new(None);
@@ -348,8 +355,8 @@ mod tests {
     fn signals_do_not_prolong_the_wait_for_a_server_that_is_stopped() {
         extern "C" fn nothing(_: libc::c_int) {}
         let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing, and no other test uses this signal.
-        unsafe { sigaction(Signal::SIGUSR2, &action) }.unwrap();
+        // SAFETY: the handler does nothing, and no other test sends or handles this signal.
+        unsafe { sigaction(Signal::SIGUSR1, &action) }.unwrap();
         let (server, pid) = started();
         kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
         // SAFETY: it takes no arguments.
@@ -360,7 +367,7 @@ mod tests {
                 let deadline = Instant::now() + Duration::from_secs(20);
                 while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
                     // SAFETY: it takes integers; that thread runs as long as this scope.
-                    unsafe { libc::pthread_kill(this, libc::SIGUSR2) };
+                    unsafe { libc::pthread_kill(this, libc::SIGUSR1) };
                     sleep(Duration::from_millis(20));
                 }
             });
@@ -376,22 +383,36 @@ mod tests {
     #[test]
     fn a_server_that_is_dropped_leaves_no_zombie() {
         for stopped in [false, true] {
-            let (mut server, pid) = started();
-            assert!(exists(pid));
-            if stopped {
-                server.stop();
-            }
-            drop(server);
-            assert!(!exists(pid) && !is_fork_server(pid), "stopped: {stopped}");
+            // On a busy machine its end can take longer than it is waited for.
+            wait_until("a server is reaped", || {
+                let (mut server, pid) = started();
+                assert!(exists(pid));
+                if stopped {
+                    server.stop();
+                }
+                let begun = Instant::now();
+                drop(server);
+                assert!(!is_fork_server(pid));
+                let is_reaped = !exists(pid);
+                assert!(is_reaped || begun.elapsed() >= PATIENCE, "stopped: {stopped}");
+                if !is_reaped {
+                    wait_until("its end", || event_of_child(pid).is_some());
+                }
+                is_reaped
+            });
         }
     }
 
     #[test]
     fn the_interval_grows_with_each_server_that_does_not_answer() {
         let (mut server, pid) = started();
-        kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        // It has ended before it is given up, which waits for its end only for a moment.
+        kill(unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+        assert!(PidFd::open(pid).unwrap().wait_end(Instant::now() + LONG).unwrap());
         assert!(matches!(server.give_up(Errno::ETIMEDOUT), Outcome::Unavailable));
         assert_eq!(server.interval, 2 * RESTART_INTERVAL);
+        // As if this test had taken no time so far.
+        server.started = Some(Instant::now() + LONG);
         server.start();
         assert!(server.running.is_none(), "it is too early for another one");
     }
@@ -400,10 +421,8 @@ mod tests {
     fn a_server_that_the_kernel_does_not_permit_is_not_started_again() {
         let (mut server, pid) = started();
         assert!(!server.reaped(Reaped { pid: pid + 1, exit: Exit::Code(process::UNSUPPORTED) }));
-        assert!(server.running.as_ref().is_some_and(Running::end));
-        while event_of_child(pid).is_none() {
-            sleep(Duration::from_millis(1));
-        }
+        wait_until("it has ended", || server.running.as_ref().is_some_and(Running::end));
+        wait_until("it is reaped", || event_of_child(pid).is_some());
         assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED) }));
         server.started = None;
         server.start();

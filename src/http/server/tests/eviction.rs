@@ -1,5 +1,8 @@
 //! More clients than connections, and the shutdown of the server.
 
+use std::time::Instant;
+
+use crate::http::connection::table::EVICTION_GRACE;
 use crate::http::server::tests::*;
 
 fn with_capacity(max_connections: usize) -> Fixture {
@@ -76,6 +79,19 @@ fn a_client_that_does_not_take_its_response_is_evicted() {
     assert_eq!(fixture.connect().get("/hello").status, 200);
 }
 
+/// Sends a request on a connection of its own, as an idle one may have been evicted.
+fn expect_to_be_served(fixture: &Fixture) {
+    loop {
+        let (begun, mut client) = (Instant::now(), fixture.connect());
+        let sent = client.stream.write_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
+        if sent.and_then(|()| client.stream.peek(&mut [0])).is_ok_and(|count| count > 0) {
+            return assert_eq!(client.response().status, 200);
+        }
+        // On a busy machine the request may come so late that the connection was evicted.
+        assert!(begun.elapsed() >= EVICTION_GRACE, "evicted after {:?}", begun.elapsed());
+    }
+}
+
 #[test]
 fn more_clients_than_connections_are_all_served() {
     let fixture = with_capacity(4);
@@ -83,8 +99,7 @@ fn more_clients_than_connections_are_all_served() {
         for _ in 0..16 {
             scope.spawn(|| {
                 for _ in 0..50 {
-                    // Each request has its own connection, as an idle one may have been evicted.
-                    assert_eq!(fixture.connect().get("/hello").status, 200);
+                    expect_to_be_served(&fixture);
                 }
             });
         }
@@ -142,7 +157,8 @@ fn a_client_that_does_not_send_its_body_is_evicted() {
 
 #[test]
 fn the_memory_of_all_large_heads_is_limited() {
-    let fixture = with_capacity(400);
+    // No head is late, however long it takes to send all of them.
+    let fixture = fixture(Options::new().max_connections(400).head_timeout(Duration::MAX));
     let half = format!("GET /hello HTTP/1.1\r\nX: {}", "x".repeat(40_000));
     let mut clients: Vec<_> = (0..200).map(|_| fixture.connect()).collect();
     clients.iter_mut().for_each(|client| client.send(&half));
@@ -153,7 +169,7 @@ fn the_memory_of_all_large_heads_is_limited() {
         client.stream.set_nonblocking(true).unwrap();
         client.stream.peek(&mut begin).is_ok() && begin == *b"HTTP/1.1 503"
     };
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while clients.iter().filter(|client| refused(client)).count() < 200 - most {
         assert!(begun.elapsed() < TIMEOUT);
         std::thread::yield_now();

@@ -8,10 +8,7 @@ use crate::http::server::tests::*;
 
 const HELLO: &str = "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n";
 
-fn short_timeouts() -> Options {
-    let time = Duration::from_millis(300);
-    Options::new().head_timeout(time).idle_timeout(time)
-}
+const SHORT: Duration = Duration::from_millis(300);
 
 #[test]
 fn a_timeout_too_long_for_a_deadline_is_accepted() {
@@ -128,11 +125,11 @@ fn a_head_above_the_limit_is_431() {
 
 #[test]
 fn a_slow_head_is_408_even_if_bytes_keep_arriving() {
-    let fixture = fixture(short_timeouts());
-    let mut silent = fixture.connect();
+    let fixture = fixture(Options::new().head_timeout(SHORT));
     let begun = Instant::now();
+    let mut silent = fixture.connect();
     assert_eq!(code(&silent.response()), "REQUEST_TIMEOUT");
-    assert!(begun.elapsed() >= Duration::from_millis(250));
+    assert!(begun.elapsed() >= SHORT);
     let mut slow = fixture.connect();
     let mut writer = slow.stream.try_clone().unwrap();
     let drip = thread::spawn(move || {
@@ -148,7 +145,7 @@ fn a_slow_head_is_408_even_if_bytes_keep_arriving() {
 
 #[test]
 fn an_idle_connection_is_closed_without_a_response() {
-    let fixture = fixture(short_timeouts());
+    let fixture = fixture(Options::new().idle_timeout(SHORT));
     let mut client = fixture.connect();
     assert_eq!(client.get("/hello").status, 200);
     assert_eq!(client.until_end(), "");

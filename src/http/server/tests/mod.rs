@@ -16,7 +16,7 @@ use crate::http::message::{ApiError, Request, Response, ResponseStream, Socket};
 use crate::http::server::{Options, Server};
 
 /// Time limit for everything that a test waits for; long enough for a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server, and what its handler reports.
 struct Fixture {
@@ -98,6 +98,7 @@ fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Re
                 while !socket.is_stopping() {
                     std::thread::yield_now();
                 }
+                let _ = report.send("stopping");
             }))
         }
         "/invalid" => Ok(Response::empty(200).header("X", "a\r\nSet-Cookie: b")),

@@ -78,9 +78,8 @@ fn an_upgraded_handler_learns_that_the_server_is_shutting_down() {
     let mut client = fixture.connect();
     client.send("GET /stopping HTTP/1.1\r\n\r\n");
     fixture.expect("serving");
-    let begun = std::time::Instant::now();
     fixture.server.shutdown();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    fixture.expect("stopping");
 }
 
 /// What a reserve thread answers to a GET of this path.
