@@ -49,8 +49,12 @@ use crate::poll::{Events, wait};
 use crate::resource_limits::OriginalLimits;
 use crate::wait::{Exit, Reaped, event_of_child};
 
-/// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
+/// Longest time to wait for an answer of the server.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Longest time to wait for the end of the server after its SIGKILL, which a busy machine may delay. A start is refused
+/// after that.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Minimum time between two starts of the server. It doubles with each server that does not answer in time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
@@ -274,7 +278,7 @@ impl Running {
         };
         let theirs = process.copy_descriptor(process::SOCKET);
         self.kill();
-        let ended = process.wait_end(Instant::now() + PATIENCE).unwrap_or(false);
+        let ended = process.wait_end(Instant::now() + END_PATIENCE).unwrap_or(false);
         if let Ok(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
