@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::harness::files::{files, get, list, names, put};
-use crate::harness::{Options, Response, procfs, skip_without_root, start_daemon};
+use crate::harness::{Options, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until_ok};
 
 #[test]
 fn file_requests_have_exactly_the_permissions_of_the_acting_user() {
@@ -66,9 +66,12 @@ fn files_of_proc_without_a_size_are_read_to_their_end() {
     let memory = get(&daemon, "/proc/meminfo", "");
     assert!(memory.status == 200 && memory.body.starts_with(b"MemTotal:"));
     assert_eq!(get(&daemon, "/proc/sys/kernel/ostype", "").body, b"Linux\n");
-    let symbols = fs::read("/proc/kallsyms").unwrap_or_default();
-    let response = get(&daemon, "/proc/kallsyms", "&user=root");
-    assert!(symbols.is_empty() || response.body.len() == symbols.len(), "{} {}", response.body.len(), symbols.len());
+    // The kernel adds and removes symbols at any time, those of BPF programs for example.
+    wait_until_ok(TIMEOUT, || {
+        let symbols = fs::read("/proc/kallsyms").unwrap_or_default().len();
+        let read = get(&daemon, "/proc/kallsyms", "&user=root").body.len();
+        if symbols == 0 || read == symbols { Ok(()) } else { Err(format!("{read} bytes of {symbols}")) }
+    });
     assert_eq!(daemon.request("HEAD", &files("/proc/kallsyms", ""), None).body.len(), 0);
     assert!(names(&daemon, "/proc/1").contains(&"cmdline".to_owned()));
 }

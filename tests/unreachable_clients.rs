@@ -131,7 +131,7 @@ fn prepare(client: &mut Unreachable) {
 fn wait_until_dropped(daemon: &Daemon, clients: &[Unreachable]) {
     let begun = Instant::now();
     let mut left: Vec<&Unreachable> = clients.iter().collect();
-    wait_until(Duration::from_secs(180), "all unreachable clients are dropped", || {
+    wait_until(Duration::from_secs(240), "all unreachable clients are dropped", || {
         left.retain(|client| {
             if !client.is_dropped(daemon) {
                 return true;
@@ -139,7 +139,7 @@ fn wait_until_dropped(daemon: &Daemon, clients: &[Unreachable]) {
             let took = begun.elapsed();
             eprintln!("{}: {took:?}", client.name());
             // The limit is 90 s; the margin is for a busy machine.
-            assert!(took < Duration::from_secs(100), "{}: {took:?}", client.name());
+            assert!(took < Duration::from_secs(150), "{}: {took:?}", client.name());
             false
         });
         std::thread::sleep(Duration::from_millis(50));

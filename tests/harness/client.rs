@@ -9,15 +9,15 @@ use super::response::{CompletedRun, EventStream, Response, ResponseStream};
 use super::{Daemon, TIMEOUT, pid_of, wait_until};
 
 impl Daemon {
-    /// The status of `GET /health` on a connection of its own; none if no response comes within 3 s.
+    /// The status of `GET /health` on a connection of its own; none if no response comes within 20 s.
     pub fn try_health(&self) -> Option<u16> {
         self.try_status("/health")
     }
 
-    /// The status of a GET on a connection of its own; none if no response comes within 3 s.
+    /// The status of a GET on a connection of its own; none if no response comes within 20 s.
     pub(super) fn try_status(&self, path: &str) -> Option<u16> {
-        let stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(3)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(3))).ok()?;
+        let stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(20)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
         let token = &self.token;
         let request = format!(
             "GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_ok, wait_until_still};
+use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_ok};
 
 /// A running daemon. Dropping it kills it and everything that it started.
 pub struct Daemon {
@@ -173,9 +173,14 @@ impl Daemon {
         });
     }
 
-    /// Waits until the daemon uses no CPU time for `period`.
+    /// Waits until the daemon uses no CPU time for `period`, although it could.
     pub fn wait_until_idle(&self, period: Duration) {
-        wait_until_still(period, "the daemon uses no CPU time", || procfs::cpu_time(self.pid));
+        wait_until(TIMEOUT, "the daemon uses no CPU time", || {
+            let before = procfs::cpu_time(self.pid);
+            std::thread::sleep(period);
+            // A thread that waits for a CPU is not idle.
+            (procfs::cpu_time(self.pid) == before && !procfs::is_runnable(self.pid)).then_some(())
+        });
     }
 
     /// Sends a signal to the daemon itself.

@@ -134,6 +134,24 @@ pub fn cpu_time(pid: i32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// Whether a thread of the process runs or waits for a CPU.
+pub fn is_runnable(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
+    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+    tasks.flatten().any(|task| stat(task).rsplit(')').next().is_some_and(|rest| rest.starts_with(" R")))
+}
+
+/// Time that all threads of a process together have waited for a CPU so far; 0 if the kernel does not count it.
+pub fn time_without_cpu(pid: i32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
+    let waited = |task: fs::DirEntry| {
+        // Nanoseconds on a CPU, nanoseconds of waiting for one, number of time slices.
+        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.flatten().filter_map(waited).sum())
+}
+
 /// Whether a thread of the process waits in a kernel function with `word` in its name.
 pub fn waits_in(pid: i32, word: &str) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
