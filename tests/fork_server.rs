@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
-use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until, wait_until_still};
+use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until};
 
 /// The PID of the fork server, as the tests see it.
 fn fork_server(daemon: &Daemon) -> Option<i32> {
@@ -80,8 +80,26 @@ fn a_stopped_one_delays_only_one_start_and_is_replaced() {
     assert!(daemon.log().contains("does not answer"), "{}", daemon.log());
 }
 
-/// A cgroup (version 1) whose members together get 100 ms of CPU time in each second. A program that never waits takes
-/// them at once.
+/// A cgroup of version 1 with this controller, for the test; none where the controller is not mounted.
+fn make_cgroup(controller: &str) -> Option<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
+    let has_it = |line: &&str| line.contains(" cgroup ") && line.split([' ', ',']).any(|word| word == controller);
+    let mount = mounts.lines().find(has_it)?.split(' ').nth(1)?;
+    let dir = Path::new(mount).join(format!("tl-test.{}", std::process::id()));
+    std::fs::create_dir(&dir).expect("make a cgroup");
+    Some(dir)
+}
+
+/// Removes a cgroup. Its members go to the cgroup above.
+fn remove_cgroup(dir: &Path) {
+    let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    for member in members.lines() {
+        let _ = std::fs::write(dir.join("../cgroup.procs"), member);
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+/// A cgroup whose members together get 100 ms of CPU time in each second. A program that never waits takes them at once.
 struct Throttled {
     dir: PathBuf,
     busy: Child,
@@ -90,11 +108,7 @@ struct Throttled {
 impl Throttled {
     /// None where the controller `cpu` is not mounted.
     fn with(pid: i32) -> Option<Throttled> {
-        let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
-        let of_cpu = |line: &&str| line.split([' ', ',']).any(|word| word == "cpu") && line.contains(" cgroup ");
-        let mount = mounts.lines().find(of_cpu)?.split(' ').nth(1)?;
-        let dir = Path::new(mount).join(format!("tl-test.throttled.{}", std::process::id()));
-        std::fs::create_dir(&dir).expect("make a cgroup");
+        let dir = make_cgroup("cpu")?;
         let busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("run the shell");
         let throttled = Throttled { dir, busy };
         throttled.write("cpu.cfs_period_us", 1_000_000);
@@ -118,20 +132,48 @@ impl Throttled {
     /// Waits until the members have used up their time, so that none runs before the next second.
     fn wait_until_used_up(&self) {
         let busy = self.busy.id() as i32;
-        wait_until_still(Duration::from_millis(60), "no CPU time is left", || procfs::cpu_time(busy));
+        let mut before = Duration::MAX;
+        wait_until(TIMEOUT, "no CPU time is left", || {
+            std::thread::sleep(Duration::from_millis(60));
+            let now = procfs::cpu_time(busy);
+            let is_used_up = now == before;
+            before = now;
+            is_used_up.then_some(())
+        });
     }
 }
 
 impl Drop for Throttled {
     fn drop(&mut self) {
-        let members = std::fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        for member in members.lines() {
-            let _ = std::fs::write(self.dir.join("../cgroup.procs"), member);
-        }
         let _ = self.busy.kill();
         let _ = self.busy.wait();
-        let _ = std::fs::remove_dir(&self.dir);
+        remove_cgroup(&self.dir);
     }
+}
+
+/// The kernel shows a process that is frozen so as one that waits uninterruptibly (state D).
+#[test]
+fn one_that_waits_inside_the_kernel_for_a_second_is_waited_for() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    check_runs_work(&daemon);
+    let first = wait_for_fork_server(&daemon);
+    let Some(freezer) = make_cgroup("freezer") else { return };
+    std::fs::write(freezer.join("cgroup.procs"), first.to_string()).expect("move the fork server");
+    std::fs::write(freezer.join("freezer.state"), "FROZEN").expect("freeze the fork server");
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| check_runs_work(&daemon));
+        // Twice as long as the daemon waits for a server that is stopped.
+        std::thread::sleep(Duration::from_secs(1));
+        std::fs::write(freezer.join("freezer.state"), "THAWED").expect("thaw the fork server");
+        run.join().expect("the run works");
+    });
+    remove_cgroup(&freezer);
+    check_runs_work(&daemon);
+    assert_eq!(fork_server(&daemon), Some(first));
+    assert!(!daemon.log().contains("does not answer"), "{}", daemon.log());
 }
 
 #[test]

@@ -99,10 +99,11 @@ pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&kernel_file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Whether the main thread of a process runs, or would run if it got a CPU.
-pub(crate) fn is_runnable(pid: Pid) -> bool {
+/// Whether the main thread of a process runs, waits for a CPU, or waits inside the kernel and cannot be interrupted. It
+/// is then neither stopped nor asleep until something arrives.
+pub(crate) fn is_working(pid: Pid) -> bool {
     let stat = kernel_file::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat_fields(&stat).and_then(|mut fields| fields.next()) == Some("R")
+    matches!(stat_fields(&stat).and_then(|mut fields| fields.next()), Some("R" | "D"))
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Process> {

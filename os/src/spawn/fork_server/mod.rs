@@ -9,7 +9,7 @@
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
 //!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most, or for [`LONGEST_PATIENCE`] while
-//!   the server could run but gets no CPU. A server that does not answer in time, because somebody has stopped it for
+//!   the server waits for a CPU or for the kernel. A server that does not answer in time, because somebody has stopped it for
 //!   example, is killed and replaced: each time after a longer interval, because somebody may stop each one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
 //!   daemon knows every child, even if the server is killed before it answers.
@@ -54,7 +54,8 @@ use crate::wait::{Exit, Reaped, event_of_child};
 /// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The same while the server is runnable: on a busy machine it gets a CPU late, as every other process does.
+/// The same while the server waits for a CPU or inside the kernel, as any process of a busy machine does: a fork locks
+/// each file that is mapped, in turn with all other processes that map it.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Minimum time between two starts of the server. It doubles with each server that does not answer in time.
@@ -260,16 +261,16 @@ impl Running {
             Err(Errno::ETIMEDOUT) => None,
             result => Some(result),
         };
-        self.while_runnable(receive).unwrap_or(Err(Errno::ETIMEDOUT))
+        self.while_working(receive).unwrap_or(Err(Errno::ETIMEDOUT))
     }
 
-    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is runnable, for
-    /// [`LONGEST_PATIENCE`] in all.
-    fn while_runnable<T>(&self, mut wait: impl FnMut() -> Option<T>) -> Option<T> {
+    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is working,
+    /// for [`LONGEST_PATIENCE`] in all.
+    fn while_working<T>(&self, mut wait: impl FnMut() -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + LONGEST_PATIENCE;
         loop {
             let result = wait();
-            if result.is_some() || Instant::now() >= deadline || !procfs::is_runnable(self.pid) {
+            if result.is_some() || Instant::now() >= deadline || !procfs::is_working(self.pid) {
                 return result;
             }
         }
@@ -306,7 +307,7 @@ impl Running {
         let theirs = theirs.ok().filter(|fd| fstat(fd).is_ok_and(|stat| stat.st_ino == self.its_end));
         self.kill();
         let wait_end = || process.wait_end(Instant::now() + PATIENCE).unwrap_or(false).then_some(());
-        let ended = self.while_runnable(wait_end).is_some();
+        let ended = self.while_working(wait_end).is_some();
         if let Some(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
