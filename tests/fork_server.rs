@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
-use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until, wait_until_still};
 
 /// The PID of the fork server, as the tests see it.
 fn fork_server(daemon: &Daemon) -> Option<i32> {
@@ -132,14 +132,7 @@ impl Throttled {
     /// Waits until the members have used up their time, so that none runs before the next second.
     fn wait_until_used_up(&self) {
         let busy = self.busy.id() as i32;
-        let mut before = Duration::MAX;
-        wait_until(TIMEOUT, "no CPU time is left", || {
-            std::thread::sleep(Duration::from_millis(60));
-            let now = procfs::cpu_time(busy);
-            let is_used_up = now == before;
-            before = now;
-            is_used_up.then_some(())
-        });
+        wait_until_still(Duration::from_millis(60), "no CPU time is left", || procfs::cpu_time(busy));
     }
 }
 

@@ -61,6 +61,21 @@ pub fn wait_until_ok<T, E: Display>(deadline: Duration, mut condition: impl FnMu
     }
 }
 
+/// Waits until `value` has not changed for `period`, and returns it. Fails with the description `what` if it keeps
+/// changing.
+pub fn wait_until_still<T: PartialEq>(period: Duration, what: &str, mut value: impl FnMut() -> T) -> T {
+    let mut before = value();
+    wait_until(TIMEOUT, what, || {
+        std::thread::sleep(period);
+        let now = value();
+        if now == before {
+            return Some(now);
+        }
+        before = now;
+        None
+    })
+}
+
 /// Calls `job` `count` times and checks that most calls take less than `limit`. On a busy machine, threads may be
 /// suspended for longer than that at any time, but not in most calls.
 pub fn check_most_take_less(limit: Duration, count: usize, mut job: impl FnMut()) {
