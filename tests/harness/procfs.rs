@@ -56,7 +56,8 @@ pub fn status(pid: i32, field: &str) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
-/// The value, in KiB, of a memory field of `/proc/PID/status` such as `VmRSS` or `VmHWM`.
+/// The value, in KiB, of a memory field of `/proc/PID/status` such as `VmRSS` or `VmHWM`. The kernel counts approximately,
+/// so that even a peak can be a little lower later.
 pub fn kilobytes(pid: i32, field: &str) -> u64 {
     let text = status(pid, field).unwrap_or_else(|| panic!("no {field} of {pid}"));
     text.trim_end_matches(" kB").parse().unwrap_or_else(|_| panic!("{field} of {pid} is {text:?}"))
