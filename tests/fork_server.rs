@@ -144,7 +144,7 @@ impl Drop for Throttled {
     }
 }
 
-/// The kernel shows a process that is frozen so as one that waits uninterruptibly (state D).
+/// A freezer of cgroups version 1 makes the kernel show a process as waiting uninterruptibly (state D).
 #[test]
 fn one_that_waits_inside_the_kernel_for_a_second_is_waited_for() {
     if skip_without_root() {

@@ -9,8 +9,9 @@
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
 //!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most, or for [`LONGEST_PATIENCE`] while
-//!   the server waits for a CPU or for the kernel. A server that does not answer in time, because somebody has stopped it for
-//!   example, is killed and replaced: each time after a longer interval, because somebody may stop each one.
+//!   the server waits for a CPU or inside the kernel. A server that does not answer in time, because somebody has
+//!   stopped it for example, is killed and replaced: each time after a longer interval, because somebody may stop each
+//!   one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
 //!   daemon knows every child, even if the server is killed before it answers.
 //! - The server closes all descriptors of the daemon.
@@ -264,8 +265,8 @@ impl Running {
         self.while_working(receive).unwrap_or(Err(Errno::ETIMEDOUT))
     }
 
-    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is working,
-    /// for [`LONGEST_PATIENCE`] in all.
+    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is working, for
+    /// [`LONGEST_PATIENCE`] in all.
     fn while_working<T>(&self, mut wait: impl FnMut() -> Option<T>) -> Option<T> {
         let deadline = Instant::now() + LONGEST_PATIENCE;
         loop {
@@ -333,6 +334,7 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::process::Command;
     use std::sync::atomic::AtomicBool;
     use std::thread;
 
@@ -379,6 +381,23 @@ mod tests {
             assert_eq!(result, Err(Errno::ETIMEDOUT));
             assert!(waited < Duration::from_secs(10), "{waited:?}");
         });
+    }
+
+    /// Until the server has arranged its descriptors, another one of the daemon has the number of its socket.
+    #[test]
+    fn the_end_of_a_server_takes_nothing_out_of_another_descriptor() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        unistd::write(&ours, b"x").unwrap();
+        let script = format!("exec {}<&0; exec sleep 60", process::SOCKET);
+        let mut other = Command::new("sh").args(["-c", &script]).stdin(theirs.try_clone().unwrap()).spawn().unwrap();
+        let pid = other.id() as Pid;
+        let path = format!("/proc/{pid}/fd/{}", process::SOCKET);
+        wait_until("it has the descriptor", || std::fs::symlink_metadata(&path).is_ok());
+        let its_end = fstat(&ours).unwrap().st_ino;
+        assert!(Running { pid, socket: ours, its_end }.end());
+        other.wait().unwrap();
+        assert_eq!(recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT), Ok(1));
     }
 
     #[test]
