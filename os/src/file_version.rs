@@ -91,12 +91,12 @@ mod tests {
 
     #[test]
     fn a_file_that_has_just_changed_has_no_settled_version() {
-        let now = SystemTime::now();
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(FileVersion::of_settled(file.as_file(), now), None);
+        let changed = file.as_file().metadata().unwrap().modified().unwrap();
+        assert_eq!(FileVersion::of_settled(file.as_file(), changed + SETTLED / 2), None);
         // As if the clock had been set back since the change.
-        assert_eq!(FileVersion::of_settled(file.as_file(), now - 3_600 * Duration::from_secs(1)), None);
-        let later = SystemTime::now() + 2 * SETTLED;
+        assert_eq!(FileVersion::of_settled(file.as_file(), changed - 3_600 * Duration::from_secs(1)), None);
+        let later = changed + 2 * SETTLED;
         let version = FileVersion::of_settled(file.as_file(), later).expect("a local file system");
         assert_eq!(FileVersion::at(file.path()).unwrap(), Some(version));
         io::Write::write_all(&mut file, b"x").unwrap();

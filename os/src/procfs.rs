@@ -99,11 +99,12 @@ pub fn look_at(pid: Pid) -> Option<Process> {
     parse_stat(&kernel_file::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Whether the main thread of a process runs, waits for a CPU, or waits inside the kernel and cannot be interrupted. It
-/// is then neither stopped nor asleep until something arrives.
+/// Whether the main thread of a process is in state R or D (proc_pid_stat(5)): it runs, or waits for a CPU or,
+/// uninterruptibly, for the kernel.
 pub(crate) fn is_working(pid: Pid) -> bool {
     let stat = kernel_file::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    matches!(stat_fields(&stat).and_then(|mut fields| fields.next()), Some("R" | "D"))
+    let state = stat_fields(&stat).and_then(|mut fields| fields.next());
+    matches!(state, Some("R" | "D")) && shows_this_namespace()
 }
 
 fn parse_stat(stat: &[u8]) -> Option<Process> {
@@ -263,7 +264,10 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+    use crate::testing::wait_until;
 
     #[test]
     fn a_stat_line_is_parsed_whatever_name_it_has() {
@@ -286,6 +290,21 @@ mod tests {
         for broken in [&b""[..], b"305", b"x (a) S 1 2 3", b"305 (a) S 1", b")", b"305 (a) S 1 305 305 0 -1"] {
             assert_eq!(parse_stat(broken), None);
         }
+    }
+
+    #[test]
+    fn a_process_works_unless_it_sleeps_is_stopped_or_has_ended() {
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let mut asleep = Command::new("sleep").arg("60").spawn().unwrap();
+        let (busy_pid, asleep_pid) = (busy.id() as Pid, asleep.id() as Pid);
+        wait_until("one works and one sleeps", || is_working(busy_pid) && !is_working(asleep_pid));
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(busy_pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        wait_until("it is stopped", || !is_working(busy_pid));
+        for child in [&mut busy, &mut asleep] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(!is_working(busy_pid));
     }
 
     #[test]

@@ -20,8 +20,8 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 /// Set where one test runs in a process of its own.
 const ALONE: &str = "TL_TEST_ALONE";
 
-/// Whether the test runs in a process of its own. If not, runs it in one, and returns false once it has passed there. Of
-/// the other tests some have children too, and SIGCHLD reaches the whole process.
+/// Whether the test runs in a process of its own. If not, runs it in one, and returns false once it has passed there.
+/// Other tests have children too, and SIGCHLD is sent to the whole process.
 #[track_caller]
 pub(crate) fn is_alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {

@@ -9,7 +9,7 @@
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
 //!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most, or for [`LONGEST_PATIENCE`] while
-//!   the server waits for a CPU or inside the kernel. A server that does not answer in time, because somebody has
+//!   the server is in state R or D. A server that does not answer in time, because somebody has
 //!   stopped it for example, is killed and replaced: each time after a longer interval, because somebody may stop each
 //!   one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
@@ -52,14 +52,15 @@ use crate::procfs;
 use crate::resource_limits::OriginalLimits;
 use crate::wait::{Exit, Reaped, event_of_child};
 
-/// Longest time to wait for an answer of the server, and then for its end after its SIGKILL.
+/// Time to wait for an answer of the server, and then for its end after its SIGKILL, if it does nothing meanwhile.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// The same while the server waits for a CPU or inside the kernel, as any process of a busy machine does: a fork locks
-/// each file that is mapped, in turn with all other processes that map it.
+/// Time to wait for both together while the server is in state R or D (proc_pid_stat(5)): it runs, or waits for a CPU or,
+/// uninterruptibly, for the kernel. On a busy machine any process does that. A fork takes the lock of each mapped file,
+/// which the forks and the ends of all other processes that map the file take, too.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Minimum time between two starts of the server. It doubles with each server that does not answer in time.
+/// Minimum time from a start of the server, or from the moment when it was given up, to the next start. It doubles with each server that does not answer in time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest such time. A server that has run for longer counts as the first one that does not answer.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
@@ -82,9 +83,9 @@ pub(super) struct ForkServer {
     running: Option<Running>,
     /// The PID of the last server until it was reaped; 0 if there is none.
     unreaped: Pid,
-    /// The time of the last start.
+    /// The time of the last start. If that server did not answer, the time when it was given up.
     started: Option<Instant>,
-    /// Minimum time from the last start to the next one.
+    /// Minimum time from then to the next start.
     interval: Duration,
     /// It must not be started again.
     stopped: bool,
@@ -195,25 +196,28 @@ impl ForkServer {
         if !region.write(launch, setup, cgroup, descriptors.len()) {
             return Outcome::Unavailable;
         }
-        match running.request(descriptors) {
+        let deadline = Instant::now() + LONGEST_PATIENCE;
+        match running.request(descriptors, deadline) {
             Ok(()) => region.outcome(),
             Err(errno) => {
                 match errno {
                     Errno::EPIPE => log::warn!("{ENDED}"),
                     _ => log::warn!("the fork server does not answer ({errno}): it is replaced"),
                 }
-                self.give_up(errno)
+                self.give_up(errno, deadline)
             }
         }
     }
 
-    /// Kills a server that does not answer for this reason. Returns what became of the request.
-    fn give_up(&mut self, why: Errno) -> Outcome {
+    /// Kills a server that does not answer for this reason; waits for its end until `deadline` at most, if it is working.
+    /// Returns what became of the request.
+    fn give_up(&mut self, why: Errno, deadline: Instant) -> Outcome {
         let (Some(running), Some(region)) = (self.running.take(), &self.region) else { return Outcome::Unavailable };
-        let has_ended = running.end();
+        let is_first = self.started.is_none_or(|at| at.elapsed() > LONGEST_INTERVAL);
+        let has_ended = running.end(deadline);
         let outcome = region.outcome();
         if why == Errno::ETIMEDOUT {
-            let is_first = self.started.is_none_or(|at| at.elapsed() > LONGEST_INTERVAL);
+            self.started = Some(Instant::now());
             self.interval = if is_first { RESTART_INTERVAL } else { (2 * self.interval).min(LONGEST_INTERVAL) };
         }
         if has_ended {
@@ -232,7 +236,7 @@ impl ForkServer {
 impl Drop for ForkServer {
     /// Ends the server and reaps it: its owner, the thread that reaps all children, is ending.
     fn drop(&mut self) {
-        if self.running.take().is_some_and(|running| !running.end()) {
+        if self.running.take().is_some_and(|running| !running.end(Instant::now())) {
             return;
         }
         // It has closed its socket, or was killed when it was stopped: this takes less than a millisecond.
@@ -246,42 +250,45 @@ impl Drop for ForkServer {
 
 impl Running {
     /// Sends a request and waits for the answer.
-    fn request(&self, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    fn request(&self, descriptors: &[BorrowedFd<'_>], deadline: Instant) -> Result<(), Errno> {
         let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
         let message = [ControlMessage::ScmRights(&numbers)];
         sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(b"!")], &message, MsgFlags::MSG_NOSIGNAL, None)?;
-        match self.receive()? {
+        match self.receive(deadline)? {
             0 => Err(Errno::EPIPE),
             _ => Ok(()),
         }
     }
 
     /// Waits for a message. Returns its length; 0 if the server has ended.
-    fn receive(&self) -> Result<usize, Errno> {
-        let receive = || match self.receive_soon() {
+    fn receive(&self, deadline: Instant) -> Result<usize, Errno> {
+        let receive = |time| match self.receive_within(time) {
             Err(Errno::ETIMEDOUT) => None,
             result => Some(result),
         };
-        self.while_working(receive).unwrap_or(Err(Errno::ETIMEDOUT))
+        self.while_working(deadline, receive).unwrap_or(Err(Errno::ETIMEDOUT))
     }
 
-    /// Calls `wait`, which waits for [`PATIENCE`] and then returns `None`; again as long as the server is working, for
-    /// [`LONGEST_PATIENCE`] in all.
-    fn while_working<T>(&self, mut wait: impl FnMut() -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + LONGEST_PATIENCE;
+    /// Calls `wait`, which gets the time that it may take, until it has a result. Gives up after [`PATIENCE`] if the
+    /// server is not working then, else at the first such moment, or after `deadline`.
+    fn while_working<T>(&self, deadline: Instant, mut wait: impl FnMut(Duration) -> Option<T>) -> Option<T> {
         loop {
-            let result = wait();
-            if result.is_some() || Instant::now() >= deadline || !procfs::is_working(self.pid) {
-                return result;
+            if let Some(result) = wait(PATIENCE) {
+                return Some(result);
+            }
+            if Instant::now() >= deadline || !procfs::is_working(self.pid) {
+                // It may have answered, or ended, a moment ago.
+                return wait(Duration::ZERO);
             }
         }
     }
 
-    /// Waits for a message, for [`PATIENCE`] at most.
-    fn receive_soon(&self) -> Result<usize, Errno> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits for a message for this time, which is zero or [`PATIENCE`].
+    fn receive_within(&self, time: Duration) -> Result<usize, Errno> {
+        let deadline = Instant::now() + time;
+        let flags = if time.is_zero() { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         loop {
-            match recv(self.socket.as_raw_fd(), &mut [0], MsgFlags::empty()) {
+            match recv(self.socket.as_raw_fd(), &mut [0], flags) {
                 // A handler has run, for SIGCHLD. Another `recv` alone would wait for the whole time again.
                 Err(Errno::EINTR) => match wait([(self.socket.as_fd(), Events::READ)], Some(deadline)) {
                     Ok([events]) if events != Events::NONE => {}
@@ -298,17 +305,20 @@ impl Running {
     ///
     /// The end of its socket does not say so: a child that hangs before its exec, in a frozen cgroup for example, has that
     /// open, too. For the same reason the request is taken back: the descriptors in it would stay open.
-    fn end(&self) -> bool {
+    fn end(&self, deadline: Instant) -> bool {
         let Ok(process) = PidFd::open(self.pid) else {
             self.kill();
-            return self.is_closed();
+            return self.is_closed(deadline);
         };
         // Until the server has arranged its descriptors, that number stands for what this process has there.
         let theirs = process.copy_descriptor(process::SOCKET);
         let theirs = theirs.ok().filter(|fd| fstat(fd).is_ok_and(|stat| stat.st_ino == self.its_end));
         self.kill();
-        let wait_end = || process.wait_end(Instant::now() + PATIENCE).unwrap_or(false).then_some(());
-        let ended = self.while_working(wait_end).is_some();
+        let wait_end = |time| match process.wait_end(Instant::now() + time) {
+            Ok(false) => None,
+            result => Some(result.unwrap_or(false)),
+        };
+        let ended = self.while_working(deadline, wait_end).unwrap_or(false);
         if let Some(theirs) = theirs {
             // Without room for them, the kernel closes the descriptors.
             while recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT).is_ok_and(|length| length > 0) {}
@@ -317,8 +327,8 @@ impl Running {
     }
 
     /// Waits for the end of the socket. Skips an answer that has come late.
-    fn is_closed(&self) -> bool {
-        while let Ok(length) = self.receive() {
+    fn is_closed(&self, deadline: Instant) -> bool {
+        while let Ok(length) = self.receive(deadline) {
             if length == 0 {
                 return true;
             }
@@ -375,29 +385,35 @@ mod tests {
                 }
             });
             let begun = Instant::now();
-            let result = server.running.as_ref().unwrap().request(&[null.as_fd()]);
+            let result = server.running.as_ref().unwrap().request(&[null.as_fd()], begun + LONGEST_PATIENCE);
             let waited = begun.elapsed();
             done.store(true, Ordering::Relaxed);
             assert_eq!(result, Err(Errno::ETIMEDOUT));
-            assert!(waited < Duration::from_secs(10), "{waited:?}");
+            assert!(waited < LONGEST_PATIENCE, "{waited:?}");
         });
     }
 
-    /// Until the server has arranged its descriptors, another one of the daemon has the number of its socket.
+    /// Until the server has arranged its descriptors, the number of its socket refers to another descriptor.
     #[test]
-    fn the_end_of_a_server_takes_nothing_out_of_another_descriptor() {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        unistd::write(&ours, b"x").unwrap();
-        let script = format!("exec {}<&0; exec sleep 60", process::SOCKET);
-        let mut other = Command::new("sh").args(["-c", &script]).stdin(theirs.try_clone().unwrap()).spawn().unwrap();
-        let pid = other.id() as Pid;
-        let path = format!("/proc/{pid}/fd/{}", process::SOCKET);
-        wait_until("it has the descriptor", || std::fs::symlink_metadata(&path).is_ok());
-        let its_end = fstat(&ours).unwrap().st_ino;
-        assert!(Running { pid, socket: ours, its_end }.end());
-        other.wait().unwrap();
-        assert_eq!(recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT), Ok(1));
+    fn the_end_of_a_server_takes_back_requests_but_nothing_out_of_another_descriptor() {
+        for is_its_end in [true, false] {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+            unistd::write(&ours, b"x").unwrap();
+            let script = format!("exec {}<&0; exec sleep 60", process::SOCKET);
+            let mut other =
+                Command::new("sh").args(["-c", &script]).stdin(theirs.try_clone().unwrap()).spawn().unwrap();
+            let pid = other.id() as Pid;
+            let path = format!("/proc/{pid}/fd/{}", process::SOCKET);
+            let inode = fstat(&theirs).unwrap().st_ino;
+            let right = Some(format!("socket:[{inode}]").into());
+            wait_until("it has the descriptor", || std::fs::read_link(&path).ok() == right);
+            let its_end = if is_its_end { inode } else { fstat(&ours).unwrap().st_ino };
+            assert!(Running { pid, socket: ours.try_clone().unwrap(), its_end }.end(Instant::now() + LONG));
+            other.wait().unwrap();
+            let left = recv(theirs.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT);
+            assert_eq!(left, if is_its_end { Err(Errno::EAGAIN) } else { Ok(1) });
+        }
     }
 
     #[test]
@@ -412,8 +428,8 @@ mod tests {
                 }
                 let begun = Instant::now();
                 drop(server);
-                assert!(!is_fork_server(pid));
                 let is_reaped = !exists(pid);
+                assert!(!is_reaped || !is_fork_server(pid));
                 assert!(is_reaped || begun.elapsed() >= PATIENCE, "stopped: {stopped}");
                 if !is_reaped {
                     wait_until("its end", || event_of_child(pid).is_some());
@@ -426,22 +442,34 @@ mod tests {
     #[test]
     fn the_interval_grows_with_each_server_that_does_not_answer() {
         let (mut server, pid) = started();
-        // It has ended before it is given up, which waits for its end only for a moment.
+        // The server ends first, because `give_up` waits only for a limited time for its end.
         kill(unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
         assert!(PidFd::open(pid).unwrap().wait_end(Instant::now() + LONG).unwrap());
-        assert!(matches!(server.give_up(Errno::ETIMEDOUT), Outcome::Unavailable));
+        let begun = Instant::now();
+        assert!(matches!(server.give_up(Errno::ETIMEDOUT, begun), Outcome::Unavailable));
         assert_eq!(server.interval, 2 * RESTART_INTERVAL);
-        // As if this test had taken no time so far.
+        assert!(server.started >= Some(begun), "the interval begins when the server was given up");
+        // The interval has not passed, however long this test has taken.
         server.started = Some(Instant::now() + LONG);
         server.start();
         assert!(server.running.is_none(), "it is too early for another one");
     }
 
     #[test]
+    fn an_answer_that_comes_just_after_the_wait_counts() {
+        let (server, pid) = started();
+        kill(unistd::Pid::from_raw(pid), Signal::SIGSTOP).unwrap();
+        let answer = |time: Duration| time.is_zero().then_some("an answer");
+        let running = server.running.as_ref().unwrap();
+        // At first, the server may not have stopped yet.
+        assert_eq!(running.while_working(Instant::now() + LONG, answer), Some("an answer"));
+    }
+
+    #[test]
     fn a_server_that_the_kernel_does_not_permit_is_not_started_again() {
         let (mut server, pid) = started();
         assert!(!server.reaped(Reaped { pid: pid + 1, exit: Exit::Code(process::UNSUPPORTED) }));
-        wait_until("it has ended", || server.running.as_ref().is_some_and(Running::end));
+        wait_until("it has ended", || server.running.as_ref().is_some_and(|it| it.end(Instant::now() + LONG)));
         wait_until("it is reaped", || event_of_child(pid).is_some());
         assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED) }));
         server.started = None;
