@@ -1,11 +1,10 @@
 //! Programs, directories and files whose access blocks in the kernel delay only their own request.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::faults::{Lease, hanging_directory};
+use crate::harness::faults::{Freezer, Lease, hanging_directory};
 use crate::harness::files::{get, put};
 use crate::harness::{
     Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip_without_root, start_daemon, wait_until,
@@ -116,12 +115,13 @@ fn a_run_whose_exec_hangs_ends_at_its_timeout() {
     let begun = Instant::now();
     // The response ends at the timeout, and no process remains.
     let response = daemon.post("/processes/run", &json!({"command": script, "timeout": 0.5}));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let text = String::from_utf8_lossy(&response.body).into_owned();
     assert!(response.status == 200 && text.contains("\"timed_out\""), "{} {text}", response.status);
     wait_until(TIMEOUT, "no process is running", || {
         daemon.list().iter().all(|info| info["status"] != "running").then_some(())
     });
+    // The kernel takes the lease away after 45 s.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     drop(lease);
 }
 
@@ -161,35 +161,6 @@ fn a_file_that_hangs_delays_only_its_own_request() {
     });
 }
 
-/// A frozen cgroup of version 1: its processes handle no signal, not even SIGKILL, until it is thawed.
-struct Freezer(PathBuf);
-
-impl Freezer {
-    fn freeze(pid: i32) -> Option<Freezer> {
-        let dir = Path::new("/sys/fs/cgroup/freezer").join(format!("tl-test.{pid}"));
-        std::fs::create_dir(&dir).ok()?;
-        let freezer = Freezer(dir);
-        std::fs::write(freezer.0.join("cgroup.procs"), pid.to_string()).expect("move the process");
-        freezer.set("FROZEN");
-        Some(freezer)
-    }
-
-    fn set(&self, state: &str) {
-        let file = self.0.join("freezer.state");
-        std::fs::write(&file, state).expect("set the state");
-        wait_until(TIMEOUT, state, || {
-            (std::fs::read_to_string(&file).expect("the state").trim() == state).then_some(())
-        });
-    }
-}
-
-impl Drop for Freezer {
-    fn drop(&mut self) {
-        self.set("THAWED");
-        wait_until(TIMEOUT, "the cgroup can be removed", || std::fs::remove_dir(&self.0).ok());
-    }
-}
-
 #[test]
 fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
     if skip_without_root() {
@@ -202,11 +173,11 @@ fn a_run_ends_at_its_timeout_although_its_leader_is_frozen() {
         let pid = run.next_frame().expect("the first event").data["pid"].as_u64().expect("a PID");
         let sleep = wait_until(TIMEOUT, "the process runs", || daemon.pids_executing("sleep 4410").first().copied());
         let Some(freezer) = Freezer::freeze(sleep) else {
-            return eprintln!("skipped: no freezer controller of cgroups version 1");
+            return;
         };
         assert_eq!(run.next_frame().expect("the last event").data["reason"], "timed_out");
         let took = begun.elapsed();
-        assert!(took < Duration::from_secs(30), "{took:?}");
+        assert!(took < Duration::from_secs(20), "{took:?}");
         assert_eq!(daemon.pids_executing("sleep 4410"), [sleep], "the frozen process still exists");
         check_others_are_served(&daemon);
         let begun = Instant::now();

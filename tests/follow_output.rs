@@ -47,7 +47,7 @@ fn a_slow_follower_loses_no_line_and_delays_neither_writer_nor_followers() {
         daemon.request("POST", &format!("/processes/{pid}/stdin"), Some(b"go\n")).expect(204);
         let info = daemon.wait_for_end(pid);
         let took = info["ended_at"].as_u64().expect("an end") - info["started_at"].as_u64().expect("a start");
-        // Shorter than the time for which the slow follower would delay it: that reads only after this.
+        // If the slow follower delayed the writer, the writer would not end: the follower reads only after this check.
         assert!(took < 45_000, "the writer took {took} ms");
         for other in others {
             other.join().expect("another follower");
@@ -193,7 +193,7 @@ fn the_search_for_a_tail_stops_when_its_client_disconnects() {
                 }
             };
             // Without the early stop, each request would cost as much as the first. On a busy machine, the daemon may
-            // get far before a client has disconnected: one try of ten is enough.
+            // get far before a client has disconnected: one of ten tries must cost less.
             let costs: Vec<Duration> = (0..10).map(|_| cost(&ask)).take_while(|gone| *gone >= 3 * one).collect();
             assert!(costs.len() < 10, "{path}: {costs:?} for ten disconnected clients, {one:?} for one connected");
         }

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
+use crate::harness::faults::{Freezer, TestCgroup};
 use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until, wait_until_still};
 
 /// The PID of the fork server, as the tests see it.
@@ -74,59 +75,34 @@ fn a_stopped_one_delays_only_one_start_and_is_replaced() {
     let begun = Instant::now();
     check_runs_work(&daemon);
     // 500 ms until the daemon gives up, and as long until the server has ended.
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     wait_until(TIMEOUT, "it is gone", || (fork_server(&daemon) != Some(first)).then_some(()));
     check_runs_work(&daemon);
     assert!(daemon.log().contains("does not answer"), "{}", daemon.log());
 }
 
-/// A cgroup of version 1 with this controller, for the test; none where the controller is not mounted.
-fn make_cgroup(controller: &str) -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
-    let has_it = |line: &&str| line.contains(" cgroup ") && line.split([' ', ',']).any(|word| word == controller);
-    let mount = mounts.lines().find(has_it)?.split(' ').nth(1)?;
-    let dir = Path::new(mount).join(format!("tl-test.{}", std::process::id()));
-    std::fs::create_dir(&dir).expect("make a cgroup");
-    Some(dir)
-}
-
-/// Removes a cgroup. Its members go to the cgroup above.
-fn remove_cgroup(dir: &Path) {
-    let members = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    for member in members.lines() {
-        let _ = std::fs::write(dir.join("../cgroup.procs"), member);
-    }
-    let _ = std::fs::remove_dir(dir);
-}
-
 /// A cgroup whose members together get 100 ms of CPU time in each second. A program that never waits takes them at once.
 struct Throttled {
-    dir: PathBuf,
     busy: Child,
+    _cgroup: TestCgroup,
 }
 
 impl Throttled {
-    /// None where the controller `cpu` is not mounted.
     fn with(pid: i32) -> Option<Throttled> {
-        let dir = make_cgroup("cpu")?;
+        let cgroup = TestCgroup::new("cpu")?;
+        cgroup.write("cpu.cfs_period_us", 1_000_000);
+        cgroup.write("cpu.cfs_quota_us", 100_000);
         let busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("run the shell");
-        let throttled = Throttled { dir, busy };
-        throttled.write("cpu.cfs_period_us", 1_000_000);
-        throttled.write("cpu.cfs_quota_us", 100_000);
         // On one CPU: the kernel leaves a little time to the others.
-        let cpu = std::fs::read_to_string("/proc/self/status").expect("read the own status");
-        let cpu = cpu.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("the own CPUs").trim();
-        let cpu = cpu.split([',', '-']).next().expect("the first CPU");
-        for member in [throttled.busy.id() as i32, pid] {
-            throttled.write("cgroup.procs", member);
+        let status = std::fs::read_to_string("/proc/self/status").expect("read the own status");
+        let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("the own CPUs");
+        let cpu = cpus.trim().split([',', '-']).next().expect("the first CPU");
+        for member in [busy.id() as i32, pid] {
+            cgroup.write("cgroup.procs", member);
             let status = Command::new("taskset").args(["-pc", cpu, &member.to_string()]).stdout(Stdio::null()).status();
             assert!(status.expect("run taskset").success());
         }
-        Some(throttled)
-    }
-
-    fn write(&self, file: &str, value: impl ToString) {
-        std::fs::write(self.dir.join(file), value.to_string()).expect(file);
+        Some(Throttled { busy, _cgroup: cgroup })
     }
 
     /// Waits until the members have used up their time, so that none runs before the next second.
@@ -140,7 +116,6 @@ impl Drop for Throttled {
     fn drop(&mut self) {
         let _ = self.busy.kill();
         let _ = self.busy.wait();
-        remove_cgroup(&self.dir);
     }
 }
 
@@ -153,17 +128,14 @@ fn one_that_waits_inside_the_kernel_for_a_second_is_waited_for() {
     let daemon = start_daemon();
     check_runs_work(&daemon);
     let first = wait_for_fork_server(&daemon);
-    let Some(freezer) = make_cgroup("freezer") else { return };
-    std::fs::write(freezer.join("cgroup.procs"), first.to_string()).expect("move the fork server");
-    std::fs::write(freezer.join("freezer.state"), "FROZEN").expect("freeze the fork server");
+    let Some(freezer) = Freezer::freeze(first) else { return };
     std::thread::scope(|scope| {
         let run = scope.spawn(|| check_runs_work(&daemon));
         // Twice as long as the daemon waits for a server that is stopped.
         std::thread::sleep(Duration::from_secs(1));
-        std::fs::write(freezer.join("freezer.state"), "THAWED").expect("thaw the fork server");
+        drop(freezer);
         run.join().expect("the run works");
     });
-    remove_cgroup(&freezer);
     check_runs_work(&daemon);
     assert_eq!(fork_server(&daemon), Some(first));
     assert!(!daemon.log().contains("does not answer"), "{}", daemon.log());

@@ -90,7 +90,7 @@ fn a_process_costs_little_memory_while_it_runs_and_after_it_has_ended() {
     for pid in pids {
         daemon.delete(&format!("/processes/{pid}")).expect(204);
     }
-    // On a busy machine, a DELETE is answered before the process has ended.
+    // On a busy machine, a DELETE may be answered before the process has ended.
     wait_until(TIMEOUT, "the ended processes are kept", || (daemon.list().len() == COUNT).then_some(()));
     wait_until(TIMEOUT, "an ended process has 10 KiB", || (anonymous() < before + 10 * COUNT as u64).then_some(()));
 }
@@ -141,14 +141,14 @@ fn an_idle_daemon_does_not_wake_up() {
 }
 
 /// The longest time for which one of a hundred orphans that end at about the same time is a zombie, without the time
-/// that the daemon waits for a CPU.
+/// that the supervisor, which reaps them, waits for a CPU.
 fn longest_time_as_zombie(daemon: &Daemon) -> Duration {
     daemon.run_sh("i=0; while [ $i -lt 100 ]; do (setsid sleep 0.3 &); i=$((i+1)); done");
     let mut seen: Vec<(i32, Instant, Duration)> = Vec::new();
     let mut longest = Duration::ZERO;
     wait_until(TIMEOUT, "all orphans have ended", || {
         // Taken before the look at the zombies, so that a suspension of this thread does not count.
-        let (now, without_cpu) = (Instant::now(), procfs::time_without_cpu(daemon.pid));
+        let (now, without_cpu) = (Instant::now(), procfs::time_without_cpu(daemon.pid, "supervisor"));
         let below = procfs::descendants(daemon.pid);
         seen.retain(|(pid, since, before)| {
             let still = below.contains(pid) && procfs::is_zombie(*pid);
@@ -170,7 +170,7 @@ fn longest_time_as_zombie(daemon: &Daemon) -> Duration {
 
 fn check_no_zombie_stays(daemon: &Daemon) {
     // The limit is 50 ms, and the margin is for a busy machine. There, the supervisor may also be suspended for longer: one
-    // try of five is enough.
+    // of five tries must stay below the limit.
     let limit = Duration::from_millis(500);
     let times: Vec<Duration> =
         (0..5).map(|_| longest_time_as_zombie(daemon)).take_while(|time| *time >= limit).collect();

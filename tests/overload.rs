@@ -102,7 +102,8 @@ fn hanging_file_requests_count_after_their_clients_have_disconnected() {
     let path = format!("/files?user=root&path={}/x", dir.display());
     // The first request for the path waits for the FUSE server, the next ones for the first. Threads may also wait for
     // their clients, or for locks.
-    let is_hanging = |at: &&String| at.contains("fuse") || at.contains("d_alloc");
+    let is_hanging =
+        |at: &&String| ["fuse", "request_wait", "d_alloc", "d_wait"].iter().any(|function| at.contains(function));
     let hanging = || procfs::waiting_threads(daemon.pid, "http-conn").iter().filter(is_hanging).count();
     for asked in 1..=LONG_REQUESTS {
         let client = daemon.send_get(&path);

@@ -87,26 +87,17 @@ fn a_signal_is_sent_to_the_process_group() {
 const TREE: &str =
     "setsid sleep 4502 & setsid sh -c 'setsid sleep 4502 & sleep 4502' & trap '' TERM; sleep 4502 & wait; wait";
 
-/// DELETE answers when no process of the tree is left, or after 2 s (docs/api.md, Process control).
-fn delete_and_check_that_all_are_gone(daemon: &Daemon, pid: u64, texts: &[&str]) {
-    let begun = Instant::now();
-    assert_eq!(daemon.delete(&format!("/processes/{pid}")).expect(204), Value::Null);
-    for text in texts {
-        let left = daemon.pids_matching(text);
-        assert!(left.is_empty() || begun.elapsed() >= Duration::from_secs(2), "{left:?} have {text}");
-        daemon.wait_until_gone(TIMEOUT, text);
-    }
-}
-
 fn check_kill_of_tree(daemon: &Daemon) {
     for how in ["delete", "signal 9"] {
         let pid = daemon.sh(TREE);
         daemon.wait_for_processes("sleep 4502", 4);
         match how {
-            "delete" => delete_and_check_that_all_are_gone(daemon, pid, &["4502"]),
-            _ => assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200),
+            "delete" => daemon.delete_tree(pid, &["4502"]),
+            _ => {
+                assert_eq!(daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 9})).status, 200);
+                daemon.wait_until_gone(TIMEOUT, "4502");
+            }
         }
-        daemon.wait_until_gone(TIMEOUT, "4502");
         let info = daemon.wait_for_end(pid);
         assert_eq!((&info["status"], &info["signal"]), (&json!("signaled"), &json!(9)), "{how}");
         daemon.delete(&format!("/processes/{pid}")).expect(204);
@@ -162,14 +153,14 @@ fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {
     for output in ["", ">/dev/null", "2>/dev/null"] {
         let pid = daemon.sh(&format!("(setsid sleep 4523 {output} &); exec sleep 4524"));
         orphaned("sleep 4523");
-        delete_and_check_that_all_are_gone(&daemon, pid, &["4523"]);
+        daemon.delete_tree(pid, &["4523"]);
     }
     // The unit has ended, and a child of the orphan holds no pipe of the unit.
     let pid = daemon.sh("setsid sh -c 'sleep 4525 >/dev/null 2>&1 & sleep 4526; :' & exit 0");
     daemon.wait_for_end(pid);
     orphaned("sh -c sleep 4525");
     daemon.wait_for_processes("sleep 4525", 1);
-    delete_and_check_that_all_are_gone(&daemon, pid, &["4525", "4526"]);
+    daemon.delete_tree(pid, &["4525", "4526"]);
     // A managed process whose leader ends at once leaves the rest of the grace to its tree.
     let body = json!({"command": "sh", "args": ["-c", "(trap '' TERM; setsid sleep 4527 &); exec sleep 4528"],
         "name": "managed", "stop_grace_ms": 200});

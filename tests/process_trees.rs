@@ -37,9 +37,6 @@ fn servers_ended_on_sigterm(scratch: &Path) -> Vec<String> {
     names
 }
 
-/// DELETE waits for the end of the tree no longer than this (docs/api.md, Process control).
-const DELETE_WAITS: Duration = Duration::from_secs(2);
-
 #[test]
 fn restart_and_delete_wait_for_the_grace_of_the_whole_tree() {
     for options in Options::all_tree_tracking() {
@@ -56,13 +53,9 @@ fn restart_and_delete_wait_for_the_grace_of_the_whole_tree() {
         );
         wait_until_servers_are_up(&scratch);
         let begun = Instant::now();
-        daemon.delete("/processes/web").expect(204);
+        daemon.delete_tree("web", &["touch up."]);
         assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
-        let ended = || servers_ended_on_sigterm(&scratch) == ["far", "far", "near", "near"];
-        let all_ended = ended() && daemon.pids_matching("touch up.").is_empty();
-        assert!(all_ended || begun.elapsed() >= DELETE_WAITS, "both ended on SIGTERM during the DELETE");
-        wait_until(TIMEOUT, "both ended on SIGTERM", || ended().then_some(()));
-        daemon.wait_until_gone(TIMEOUT, "touch up.");
+        assert_eq!(servers_ended_on_sigterm(&scratch), ["far", "far", "near", "near"], "both ended on SIGTERM");
     }
 }
 
@@ -179,17 +172,10 @@ fn delete_finds_an_orphan_by_its_invocation_id() {
                 orphans.iter().any(|pid| procfs::children(daemon.pid).contains(pid)).then_some(())
             });
         }
-        let delete = |pid: u64, words: &str| {
-            let begun = Instant::now();
-            daemon.delete(&format!("/processes/{pid}")).expect(204);
-            let left = daemon.pids_executing(words);
-            assert!(left.is_empty() || begun.elapsed() >= DELETE_WAITS, "DELETE answers when the tree is gone");
-            daemon.wait_until_gone(TIMEOUT, words);
-        };
         daemon.wait_for_processes("sleep 5705", 1);
-        delete(pid, "sleep 5703");
+        daemon.delete_tree(pid, &["sleep 5703"]);
         assert_eq!((daemon.pids_executing("sleep 5704").len(), daemon.pids_executing("sleep 5705").len()), (1, 1));
-        delete(other, "sleep 5704");
+        daemon.delete_tree(other, &["sleep 5704"]);
     }
 }
 

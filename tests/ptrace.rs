@@ -148,7 +148,7 @@ fn a_tracer_does_not_delay_the_end_of_a_run() {
         let took = begun.elapsed();
         assert_eq!((&last.data["reason"], &last.data["signal"]), (&json!("timed_out"), &json!(9)));
         // The limit is 1 s after the timeout; the margin is for a busy machine.
-        assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(26), "{took:?}");
+        assert!(took >= Duration::from_secs(6) && took < Duration::from_secs(16), "{took:?}");
         assert_eq!(daemon.info(pid)["status"], "signaled");
         // The process still exists and counts as running.
         assert_eq!(running_processes(&daemon), 1);

@@ -95,18 +95,17 @@ fn act_as_client(daemon: &Daemon, own: &[String], mut random: Random, over: &Ato
     killed
 }
 
-/// Checks that no zombie exists for more than 2 s, without the time that the daemon waits for a CPU.
+/// Checks that no zombie exists for more than 2 s, without the time that the supervisor waits for a CPU.
 fn check_no_zombie_stays(daemon: &Daemon, over: &AtomicBool) {
     let mut seen: HashMap<i32, (Instant, Duration)> = HashMap::new();
     while !over.load(Ordering::SeqCst) {
         // Taken before the look at the zombies, so that a suspension of this thread does not count.
-        let (now, without_cpu) = (Instant::now(), procfs::time_without_cpu(daemon.pid));
+        let (now, without_cpu) = (Instant::now(), procfs::time_without_cpu(daemon.pid, "supervisor"));
         let zombies: Vec<i32> =
             procfs::children(daemon.pid).into_iter().filter(|pid| procfs::is_zombie(*pid)).collect();
         seen.retain(|pid, _| zombies.contains(pid));
         for pid in zombies {
             let (since, before) = *seen.entry(pid).or_insert_with(|| (Instant::now(), without_cpu));
-            // Threads of connections end, and their times with them.
             let time = now.saturating_duration_since(since).saturating_sub(without_cpu.saturating_sub(before));
             assert!(time < Duration::from_secs(2), "a zombie for {time:?}");
         }
@@ -157,7 +156,7 @@ fn crashing_processes_are_neither_lost_nor_duplicated_under_concurrent_requests(
     });
     names.iter().for_each(|name| drop(daemon.delete(&format!("/processes/{name}")).expect(204)));
     for name in alone {
-        // On a busy machine, a DELETE is answered before the process has ended.
+        // On a busy machine, a DELETE may be answered before the process has ended.
         let info = wait_until(TIMEOUT, "the process is stopped", || {
             let info = daemon.get(&format!("/processes/{name}")).expect(200);
             (info["managed"]["status"] == "stopped").then_some(info)

@@ -319,7 +319,7 @@ fn a_client_that_reads_the_replay_slowly_stays_attached() {
     setsockopt(slow.socket.get_ref(), sockopt::RcvBuf, &4096).expect("set the buffer size");
     slow.ready();
     let begun = Instant::now();
-    // Longer than the 60 s in which it must read what was sent; it answers no pings, so it is dropped after 85 s.
+    // The client must read what was sent within 60 s. It answers no pings, so it is dropped after 85 s.
     read_slowly(slow.socket.get_mut(), 1000, 100, || begun.elapsed() > Duration::from_secs(70));
     assert_eq!(daemon.client_count(&session), 2);
 }

@@ -1,23 +1,27 @@
 //! A client of the API: one method of [`Daemon`] for each kind of request that tests send.
 
+use std::fmt::Display;
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::response::{CompletedRun, EventStream, Response, ResponseStream};
 use super::{Daemon, TIMEOUT, pid_of, wait_until};
 
+/// Time for a response to a request that is answered at once; long enough for a busy machine.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
+
 impl Daemon {
-    /// The status of `GET /health` on a connection of its own; none if no response comes within 20 s.
+    /// The status of `GET /health` on a connection of its own; none if no response comes within [`STATUS_TIMEOUT`].
     pub fn try_health(&self) -> Option<u16> {
         self.try_status("/health")
     }
 
-    /// The status of a GET on a connection of its own; none if no response comes within 20 s.
+    /// The status of a GET on a connection of its own; none if no response comes within [`STATUS_TIMEOUT`].
     pub(super) fn try_status(&self, path: &str) -> Option<u16> {
-        let stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(20)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
+        let stream = TcpStream::connect_timeout(&self.addr, STATUS_TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(STATUS_TIMEOUT)).ok()?;
         let token = &self.token;
         let request = format!(
             "GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n"
@@ -45,6 +49,19 @@ impl Daemon {
 
     pub fn delete(&self, path: &str) -> Response {
         self.request("DELETE", path, None)
+    }
+
+    /// Deletes a process, and checks that the response comes when no process below the daemon has one of `texts` on its
+    /// command line, or after 2 s (docs/api.md, Process control). Waits until all are gone.
+    pub fn delete_tree(&self, process: impl Display, texts: &[&str]) {
+        let begun = Instant::now();
+        assert_eq!(self.delete(&format!("/processes/{process}")).expect(204), Value::Null);
+        let took = begun.elapsed();
+        for text in texts {
+            let left = self.pids_matching(text);
+            assert!(left.is_empty() || took >= Duration::from_secs(2), "{left:?} have {text} after {took:?}");
+        }
+        texts.iter().for_each(|text| self.wait_until_gone(TIMEOUT, text));
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Response {

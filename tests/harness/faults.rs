@@ -5,6 +5,7 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
@@ -104,4 +105,66 @@ pub fn cut_off(socket: &TcpStream) {
     let copy = OwnedFd::from(socket.try_clone().expect("duplicate the socket"));
     let status = Command::new("python3").args(["-c", DROP_PACKETS]).stdin(copy).status();
     assert!(status.expect("run python3").success(), "attach the filter");
+}
+
+/// A cgroup of version 1 with this controller, for a test; none, and a message, where the controller is not mounted.
+pub struct TestCgroup(PathBuf);
+
+impl TestCgroup {
+    pub fn new(controller: &str) -> Option<TestCgroup> {
+        let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
+        let has_it = |line: &&str| line.contains(" cgroup ") && line.split([' ', ',']).any(|word| word == controller);
+        let Some(mount) = mounts.lines().find(has_it).and_then(|line| line.split(' ').nth(1)) else {
+            eprintln!("skipped: no controller {controller} of cgroups version 1");
+            return None;
+        };
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tl-test.{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = Path::new(mount).join(name);
+        std::fs::create_dir(&dir).expect("make a cgroup");
+        Some(TestCgroup(dir))
+    }
+
+    pub fn write(&self, file: &str, value: impl ToString) {
+        std::fs::write(self.0.join(file), value.to_string()).expect(file);
+    }
+}
+
+impl Drop for TestCgroup {
+    /// Its members go to the cgroup above.
+    fn drop(&mut self) {
+        wait_until(TIMEOUT, "the cgroup can be removed", || {
+            for member in std::fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = std::fs::write(self.0.join("../cgroup.procs"), member);
+            }
+            std::fs::remove_dir(&self.0).ok()
+        });
+    }
+}
+
+/// A frozen cgroup of version 1: its processes handle no signal, not even SIGKILL, until it is dropped.
+pub struct Freezer(TestCgroup);
+
+impl Freezer {
+    /// None, and a message, where the controller is not mounted.
+    pub fn freeze(pid: i32) -> Option<Freezer> {
+        let freezer = Freezer(TestCgroup::new("freezer")?);
+        freezer.0.write("cgroup.procs", pid);
+        freezer.set("FROZEN");
+        Some(freezer)
+    }
+
+    fn set(&self, state: &str) {
+        self.0.write("freezer.state", state);
+        wait_until(TIMEOUT, state, || {
+            let now = std::fs::read_to_string(self.0.0.join("freezer.state")).expect("the state");
+            (now.trim() == state).then_some(())
+        });
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        self.set("THAWED");
+    }
 }

@@ -76,17 +76,21 @@ pub fn wait_until_still<T: PartialEq>(period: Duration, what: &str, mut value: i
     })
 }
 
-/// Calls `job` `count` times and checks that most calls take less than `limit`. On a busy machine, threads may be
-/// suspended for longer than that at any time, but not in most calls.
+/// Calls `job` `count` times and checks its times with [`check_times`].
 pub fn check_most_take_less(limit: Duration, count: usize, mut job: impl FnMut()) {
-    let mut times: Vec<Duration> = Vec::new();
-    for _ in 0..count {
+    let time = || {
         let begun = Instant::now();
         job();
-        times.push(begun.elapsed());
-    }
+        begun.elapsed()
+    };
+    check_times(limit, std::iter::repeat_with(time).take(count).collect());
+}
+
+/// Checks that most times are less than `limit`, and none is ten times as long. On a busy machine, threads may be
+/// suspended for longer than `limit` at any time, but not in most cases.
+pub fn check_times(limit: Duration, mut times: Vec<Duration>) {
     times.sort();
-    assert!(times[count / 2] < limit, "{times:?}");
+    assert!(times[times.len() / 2] < limit && times[times.len() - 1] < 10 * limit, "{times:?}");
 }
 
 /// The field `pid` of a ProcessInfo or of the first event of a run.

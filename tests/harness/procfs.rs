@@ -117,13 +117,18 @@ pub fn threads(pid: i32) -> Vec<String> {
     names
 }
 
-/// Kernel functions in which the threads of this name wait.
-pub fn waiting_threads(pid: i32, name: &str) -> Vec<String> {
+/// The directories in /proc of the threads with this name.
+fn tasks_named(pid: i32, name: &str) -> impl Iterator<Item = fs::DirEntry> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
     let is_named =
-        |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name);
+        move |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name);
+    tasks.flatten().filter(is_named)
+}
+
+/// Kernel functions in which the threads of this name wait.
+pub fn waiting_threads(pid: i32, name: &str) -> Vec<String> {
     let channel = |task: fs::DirEntry| fs::read_to_string(task.path().join("wchan")).ok();
-    tasks.flatten().filter(is_named).filter_map(channel).filter(|channel| !matches!(&**channel, "" | "0")).collect()
+    tasks_named(pid, name).filter_map(channel).filter(|channel| !matches!(&**channel, "" | "0")).collect()
 }
 
 /// CPU time, user and system, that the process has used.
@@ -142,15 +147,14 @@ pub fn is_runnable(pid: i32) -> bool {
     tasks.flatten().any(|task| stat(task).rsplit(')').next().is_some_and(|rest| rest.starts_with(" R")))
 }
 
-/// Time that all threads of a process together have waited for a CPU so far; 0 if the kernel does not count it.
-pub fn time_without_cpu(pid: i32) -> Duration {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the threads");
+/// Time that the thread with this name has waited for a CPU so far; 0 if the kernel does not count it.
+pub fn time_without_cpu(pid: i32, thread: &str) -> Duration {
     let waited = |task: fs::DirEntry| {
         // Nanoseconds on a CPU, nanoseconds of waiting for one, number of time slices.
         let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
         text.split_whitespace().nth(1)?.parse::<u64>().ok()
     };
-    Duration::from_nanos(tasks.flatten().filter_map(waited).sum())
+    Duration::from_nanos(tasks_named(pid, thread).filter_map(waited).sum())
 }
 
 /// Whether a thread of the process waits in a kernel function with `word` in its name.

@@ -56,7 +56,7 @@ def test_run_ends_at_its_timeout(sandbox):
     begun = time.monotonic()
     # On a busy machine the shell may begin late.
     result = sandbox.run("sh", ["-c", "echo early; setsid sleep 600 & sleep 600"], timeout=10)
-    assert 10 <= time.monotonic() - begun < 100
+    assert 10 <= time.monotonic() - begun < 20
     assert (result.exit_code, result.reason, result.stdout) == (-9, "timed_out", "early")
 
 

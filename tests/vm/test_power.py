@@ -58,7 +58,7 @@ def test_shutdown_gives_the_grace_and_syncs_the_disk(tmp_path, disk):
         polite = sandbox.start_process("sh", ["-c", obeys])
         until("the process is ready", lambda: sandbox.get_stdout(polite.pid).lines)
         sandbox.start_process("sh", ["-c", "trap '' TERM; while :; do sleep 1; done"], name="rude")
-        # On a busy machine 0.3 s take longer.
+        # Long enough for the process to sleep 0.3 s and write its file on a busy machine.
         machine.http("POST", "/shutdown", {"action": "poweroff", "grace_ms": 10_000})
         machine.wait_for_end(POWEROFF)
     with Machine(tmp_path, disk=disk) as machine, machine.sandbox() as sandbox:
