@@ -84,7 +84,7 @@ fn a_stopped_one_delays_only_one_start_and_is_replaced() {
 /// A cgroup whose members together get 100 ms of CPU time in each second. A program that never waits takes them at once.
 struct Throttled {
     busy: Child,
-    _cgroup: TestCgroup,
+    cgroup: TestCgroup,
 }
 
 impl Throttled {
@@ -93,16 +93,17 @@ impl Throttled {
         cgroup.write("cpu.cfs_period_us", 1_000_000);
         cgroup.write("cpu.cfs_quota_us", 100_000);
         let busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("run the shell");
+        let throttled = Throttled { busy, cgroup };
         // On one CPU: the kernel leaves a little time to the others.
         let status = std::fs::read_to_string("/proc/self/status").expect("read the own status");
         let cpus = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("the own CPUs");
         let cpu = cpus.trim().split([',', '-']).next().expect("the first CPU");
-        for member in [busy.id() as i32, pid] {
-            cgroup.write("cgroup.procs", member);
+        for member in [throttled.busy.id() as i32, pid] {
+            throttled.cgroup.write("cgroup.procs", member);
             let status = Command::new("taskset").args(["-pc", cpu, &member.to_string()]).stdout(Stdio::null()).status();
             assert!(status.expect("run taskset").success());
         }
-        Some(Throttled { busy, _cgroup: cgroup })
+        Some(throttled)
     }
 
     /// Waits until the members have used up their time, so that none runs before the next second.

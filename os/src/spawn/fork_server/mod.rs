@@ -9,9 +9,8 @@
 //! - A request consists of memory that both processes share ([`Region`]), and of a message on a socket with the
 //!   descriptors of the child. The server answers when it has forked, which takes some 100 µs: nothing that it does can
 //!   wait for a file system. The daemon waits for the answer for [`PATIENCE`] at most, or for [`LONGEST_PATIENCE`] while
-//!   the server is in state R or D. A server that does not answer in time, because somebody has
-//!   stopped it for example, is killed and replaced: each time after a longer interval, because somebody may stop each
-//!   one.
+//!   the server is in state R or D. A server that does not answer in time, because somebody has stopped it for example,
+//!   is killed and replaced: each time after a longer interval, because somebody may stop each one.
 //! - The kernel writes the PID of a child to the shared memory before the child runs (CLONE_PARENT_SETTID). So the
 //!   daemon knows every child, even if the server is killed before it answers.
 //! - The server closes all descriptors of the daemon.
@@ -60,7 +59,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// which the forks and the ends of all other processes that map the file take, too.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Minimum time from a start of the server, or from the moment when it was given up, to the next start. It doubles with each server that does not answer in time.
+/// Minimum time from a start of the server, or from the moment when it was given up, to the next start. It doubles with
+/// each server that does not answer in time.
 const RESTART_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest such time. A server that has run for longer counts as the first one that does not answer.
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
@@ -269,8 +269,8 @@ impl Running {
         self.while_working(deadline, receive).unwrap_or(Err(Errno::ETIMEDOUT))
     }
 
-    /// Calls `wait`, which gets the time that it may take, until it has a result. Gives up after [`PATIENCE`] if the
-    /// server is not working then, else at the first such moment, or after `deadline`.
+    /// Calls `wait`, which gets the time that it may take, until it has a result. After each [`PATIENCE`] without one, it
+    /// gives up if the server is not working, or if `deadline` has passed.
     fn while_working<T>(&self, deadline: Instant, mut wait: impl FnMut(Duration) -> Option<T>) -> Option<T> {
         loop {
             if let Some(result) = wait(PATIENCE) {
