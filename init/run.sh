@@ -16,15 +16,23 @@ print_usage() {
         if [ $tries -gt 100 ] || ! kill -0 $$ 2>/dev/null; then return; fi
         sleep 0.1
     done
-    echo "tl-init answers on http://$(cat "$address")/api/v1; Ctrl-C stops it."
+    url=http://$(cat "$address")
     token=$TL_NS_DIR/run/token
+    settings="TLCTL_URL=$url"
     auth=
     if [ -e "$token" ]; then
-        echo "The token is in $token. Try:"
-        auth="-H \"Authorization: Bearer \$(cat $token)\" "
+        settings="$settings TLCTL_TOKEN_FILE=$token"
+        auth='-H "Authorization: Bearer $(cat "$TLCTL_TOKEN_FILE")" '
     fi
     body='{"command": "sh", "args": ["-c", "id; echo PID 1 is $(cat /proc/1/comm)"]}'
-    printf "\n  curl -N %shttp://%s/api/v1/processes/run -d '%s'\n\n" "$auth" "$(cat "$address")" "$body"
+    # Printed at once, so that lines of the daemon's log do not come in between.
+    cat <<END
+tl-init answers on $url/api/v1; Ctrl-C stops it. Paste these lines into another terminal:
+
+  export $settings
+  curl -N $auth"\$TLCTL_URL/api/v1/processes/run" -d '$body'
+
+END
 }
 
 print_usage &

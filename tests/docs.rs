@@ -1,4 +1,5 @@
-//! Checks that every path that a document mentions exists, and every heading of `docs/api.md` that a comment cites.
+//! Checks that every path and link of a document leads somewhere, and that every heading of `docs/api.md` that a comment
+//! cites exists.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -31,11 +32,12 @@ fn files_below(dir: &Path, extension: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The documents at the top of the repository and in `docs/`.
+/// The documents at the top of the repository, in `docs/`, `examples/` and `src/`.
 fn documents() -> Vec<PathBuf> {
     let top = fs::read_dir(root()).unwrap().flatten().map(|entry| entry.path());
     let top = top.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    top.chain(files_below(&root().join("docs"), "md")).collect()
+    let below = ["docs", "examples", "src"].map(|directory| files_below(&root().join(directory), "md"));
+    top.chain(below.into_iter().flatten()).collect()
 }
 
 /// Paths below [`DIRECTORIES`] that a text mentions. `{a,b}` is expanded.
@@ -67,11 +69,35 @@ fn exists(path: &str) -> bool {
     root().join(fixed).exists()
 }
 
-/// Targets of the links of a Markdown text that lead to files.
-fn link_targets(text: &str) -> Vec<&str> {
+/// Targets of the links of a Markdown text that lead into the repository: the path, which is empty for a link to the
+/// text itself, and the anchor.
+fn link_targets(text: &str) -> Vec<(&str, Option<&str>)> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
-    let targets = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
-    targets.map(|target| target.split('#').next().unwrap_or_default()).collect()
+    let targets = targets.filter(|target| !target.contains("://"));
+    targets.map(|target| target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)))).collect()
+}
+
+/// The anchors of the headings of a Markdown text, as GitHub forms them: lower case, spaces as hyphens, without other
+/// punctuation.
+fn anchors(text: &str) -> Vec<String> {
+    let prose = text.split("```").step_by(2).collect::<String>();
+    let headings = prose.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let letters = heading.to_lowercase().replace(' ', "-");
+        letters.chars().filter(|&letter| letter.is_alphanumeric() || "-_".contains(letter)).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+/// What is wrong with a link of a document, if anything.
+fn problem_of_link(document: &Path, (path, anchor): (&str, Option<&str>)) -> Option<String> {
+    let target = if path.is_empty() { document.to_path_buf() } else { document.parent().unwrap().join(path) };
+    if !target.exists() {
+        return Some(format!("link to {path}"));
+    }
+    let anchor = anchor?;
+    let found = anchors(&fs::read_to_string(&target).unwrap()).iter().any(|own| own == anchor);
+    (!found).then(|| format!("link to {path}#{anchor}: no such heading"))
 }
 
 /// A source text with each comment on one line.
@@ -97,16 +123,15 @@ fn is_heading(citation: &str, headings: &[&str]) -> bool {
 }
 
 #[test]
-fn every_path_that_a_document_mentions_exists() {
+fn every_path_and_link_of_a_document_leads_somewhere() {
     let mut missing = Vec::new();
     for document in documents() {
         let text = fs::read_to_string(&document).unwrap();
         let name = document.strip_prefix(root()).unwrap().display();
         let absent = mentioned_paths(&text).into_iter().filter(|path| !exists(path));
         missing.extend(absent.map(|path| format!("{name}: {path}")));
-        let directory = document.parent().unwrap();
-        let dead = link_targets(&text).into_iter().filter(|target| !directory.join(target).exists());
-        missing.extend(dead.map(|target| format!("{name}: link to {target}")));
+        let dead = link_targets(&text).into_iter().filter_map(|target| problem_of_link(&document, target));
+        missing.extend(dead.map(|problem| format!("{name}: {problem}")));
     }
     assert!(missing.is_empty(), "no such file or directory:\n{}", missing.join("\n"));
 }
@@ -133,7 +158,9 @@ fn every_heading_of_the_api_that_a_comment_cites_exists() {
 fn paths_and_citations_are_found_in_text() {
     let text = "See `src/unit/{run,stop}.rs`, (tests/vm) and /etc/tl-init/x; `examples/*.rs`. Not dist/src/x.";
     assert_eq!(mentioned_paths(text), ["src/unit/run.rs", "src/unit/stop.rs", "tests/vm", "examples/*.rs"]);
-    assert_eq!(link_targets("[a](docs/api.md#errors) [b](https://x.example) [c](#here)"), ["docs/api.md"]);
+    let targets = link_targets("[a](docs/api.md#errors) [b](https://x.example) [c](#here) [d](a.svg)");
+    assert_eq!(targets, [("docs/api.md", Some("errors")), ("", Some("here")), ("a.svg", None)]);
+    assert_eq!(anchors("# A `b`\n```\n# no\n```\n## What it's, c_d\n"), ["a-b", "what-its-c_d"]);
     let comment = "    /// The limits (docs/api.md,\n    /// Limits) and `docs/api.md`, Errors.\n";
     let found = citations(comment);
     assert!(found[0].starts_with("Limits)") && found[1].starts_with("Errors."), "{found:?}");

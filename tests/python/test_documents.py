@@ -1,0 +1,93 @@
+"""Runs the code blocks of the documents, and holds that every block is run by some test."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import documents
+import pytest
+from conftest import BINARY, TIMEOUT, until
+
+# What runs the blocks of a group: a test of this file, or the tests of another file.
+GROUPS = {
+    "tour": "test_the_tour_of_the_readme",
+    "paste": "test_the_tour_of_the_readme",
+    "make": "test_commands_of_make_and_cargo",
+    "embed": "test_embedding_the_library",
+    "hello": "test_the_program_of_the_library_readme_is_the_example",
+}
+# Groups that nothing can run in a test, and why.
+NOT_RUN = {"release": "needs the tag of a release, an account of the registry, and other toolchains"}
+# Languages that hold no commands.
+DATA = {"text"}
+
+
+def test_every_block_names_its_language_and_is_run():
+    here = pathlib.Path(__file__).read_text()
+    for group, runner in GROUPS.items():
+        path = documents.ROOT / runner
+        assert f"def {runner}(" in here or path.is_file() and f'of_group("{group}")' in path.read_text(), group
+    for block in documents.all_blocks():
+        assert block.language, f"{block}: no language after the ```"
+        assert block.language in DATA or block.group in {**GROUPS, **NOT_RUN}, f"{block}: no test runs this block"
+
+
+def test_documents_have_no_indented_code():
+    """Such code would be outside of the blocks that are run."""
+    for path in documents.documents():
+        prose = "".join(path.read_text().split("```")[::2])
+        indented = [line for line in prose.splitlines() if line.startswith("    ")]
+        assert not indented, f"{path}: {indented[0]}"
+
+
+@pytest.fixture
+def printed(tmp_path):
+    """What `make run` prints below its first line, while its daemon runs: the line to paste, and a command to try."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TL")}
+    output = open(tmp_path / "output", "w+b")
+    command = [str(documents.ROOT / "init/run.sh"), BINARY, "--listen", "127.0.0.1:0"]
+    launcher = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+    def lines():
+        assert launcher.poll() is None, (tmp_path / "output").read_text()
+        text = (tmp_path / "output").read_text()
+        found = re.search(r"^  (export .*)\n  (curl .*)\n\n", text, re.MULTILINE)
+        return found and found.groups()
+
+    yield until("the usage is printed", lines)
+    launcher.terminate()
+    assert launcher.wait(TIMEOUT) == 0
+
+
+def test_the_tour_of_the_readme(printed, tmp_path):
+    export, command = printed
+    [pasted] = documents.of_group("paste")
+    # The name of a temporary directory has any letters and digits.
+    shape = [re.sub(r"tl-init\.\w+", "tl-init.X", line) for line in (export, pasted.text)]
+    assert documents.without_numbers(shape[0]) == documents.without_numbers(shape[1])
+    first = documents.Block("init/run.sh", 0, "sh", "", f"{export}\n{command} | grep -q 'PID 1 is tl-init'\n")
+    blocks = [first, *documents.of_group("tour")]
+    documents.run(blocks, tmp_path, {"PATH": os.environ["PATH"]}, python=sys.executable)
+
+
+def test_commands_of_make_and_cargo():
+    targets = set(re.findall(r"^([a-z-]+):", (documents.ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = {"make": targets, "cargo": {"build"}}
+    for block in documents.of_group("make"):
+        for line in block.text.splitlines():
+            command, target = line.split()[:2]
+            assert target in known[command], f"{block}: {line}"
+
+
+def test_embedding_the_library(tmp_path):
+    (tmp_path / "tl-init").symlink_to(documents.ROOT)
+    # Kept between runs, because it takes a minute to build.
+    env = dict(os.environ, CARGO_TARGET_DIR=str(documents.ROOT / ".cache/embed"))
+    documents.run(documents.of_group("embed"), tmp_path, env)
+
+
+def test_the_program_of_the_library_readme_is_the_example():
+    [block] = documents.of_group("hello")
+    assert (documents.ROOT / "examples/hello.rs").read_text().endswith("\n\n" + block.text)
