@@ -12,7 +12,7 @@ impl Handler for Api {
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
-        let endpoint = route(request.method(), &path);
+        let endpoint = route(request.method(), &path).map(|(_, endpoint)| endpoint);
         let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
         if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
             return Err(errors::unauthorized());
