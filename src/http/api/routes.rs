@@ -18,6 +18,8 @@ pub(crate) enum Endpoint {
     Boot,
     /// `POST /shutdown`.
     Shutdown,
+    /// `GET /openapi.json`.
+    OpenApi,
     /// `POST /processes`.
     Start,
     /// `GET /processes`.
@@ -99,6 +101,7 @@ impl Endpoint {
             | Endpoint::Info
             | Endpoint::Boot
             | Endpoint::Shutdown
+            | Endpoint::OpenApi
             | Endpoint::List
             | Endpoint::Get(_)
             | Endpoint::Kill(_)
@@ -114,7 +117,7 @@ impl Endpoint {
     /// Whether the endpoint needs no bearer token. A browser cannot send it with a WebSocket, for which a terminal
     /// session has a token of its own.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self, Endpoint::Health | Endpoint::AttachPty(_))
+        matches!(self, Endpoint::Health | Endpoint::OpenApi | Endpoint::AttachPty(_))
     }
 }
 
@@ -131,6 +134,12 @@ pub(crate) struct Route {
 impl Route {
     const fn new(method: &'static str, template: &'static str, endpoint: fn(&str) -> Endpoint) -> Route {
         Route { method, template, endpoint }
+    }
+
+    /// Whether the endpoint needs no bearer token.
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        (self.endpoint)("").is_open()
     }
 
     /// The value of the parameter in a path below `/api/v1`. None if the path does not match.
@@ -150,11 +159,12 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 31] = [
+pub(crate) static ROUTES: [Route; 32] = [
     Route::new("GET", "/health", |_| Endpoint::Health),
     Route::new("GET", "/info", |_| Endpoint::Info),
     Route::new("GET", "/boot", |_| Endpoint::Boot),
     Route::new("POST", "/shutdown", |_| Endpoint::Shutdown),
+    Route::new("GET", "/openapi.json", |_| Endpoint::OpenApi),
     Route::new("POST", "/processes", |_| Endpoint::Start),
     Route::new("GET", "/processes", |_| Endpoint::List),
     Route::new("POST", "/processes/run", |_| Endpoint::Run),
@@ -243,6 +253,7 @@ mod tests {
             ("GET", "info", Endpoint::Info),
             ("GET", "boot", Endpoint::Boot),
             ("POST", "shutdown", Endpoint::Shutdown),
+            ("GET", "openapi.json", Endpoint::OpenApi),
             ("GET", "processes", Endpoint::List),
             ("POST", "processes", Endpoint::Start),
             ("POST", "processes/run", Endpoint::Run),
