@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::openapi::Described;
 use super::response::{CompletedRun, EventStream, Response, ResponseStream};
 use super::{Daemon, TIMEOUT, pid_of, wait_until};
 
@@ -40,7 +41,10 @@ impl Daemon {
             None => self.agent.run(request.body(()).expect("build the request")),
         };
         let shown = String::from_utf8_lossy(body.unwrap_or_default());
-        Response::read(&format!("{method} {path} {}", shown.chars().take(200).collect::<String>()), result)
+        let shown = format!("{method} {path} {}", shown.chars().take(200).collect::<String>());
+        let response = Response::read(&shown, result);
+        response.check(Described::find(method, path, response.status));
+        response
     }
 
     pub fn get(&self, path: &str) -> Response {

@@ -7,6 +7,7 @@ pub mod client;
 pub mod daemon;
 pub mod faults;
 pub mod files;
+pub mod openapi;
 pub mod options;
 pub mod procfs;
 pub mod response;

@@ -5,6 +5,11 @@ use std::net::TcpStream;
 
 use serde_json::Value;
 
+use super::openapi::Described;
+
+/// Number of events of a stream that are compared with the description of the API.
+const CHECKED_EVENTS: usize = 100;
+
 /// A complete response.
 pub struct Response {
     /// The request, for messages of failed assertions.
@@ -26,6 +31,15 @@ impl Response {
         let body = response.into_body().into_with_config().limit(u64::MAX).read_to_vec();
         let body = body.unwrap_or_else(|error| panic!("{request}: body: {error}"));
         Response { request: request.to_owned(), status, headers, body }
+    }
+
+    /// Fails if the response is not as the description of the API says.
+    pub fn check(&self, described: Described) {
+        let checked = described.check_headers(&self.headers);
+        let checked = checked.and_then(|()| described.check_body(self.header("content-type"), &self.body));
+        checked.unwrap_or_else(|error| {
+            panic!("{}: {} differs from docs/openapi.json: {error}", self.request, self.status)
+        });
     }
 
     /// The JSON body, null if it is empty; fails unless the status is this one.
@@ -75,6 +89,8 @@ pub struct ResponseStream {
     framing: Framing,
     pub status: u16,
     pub headers: Vec<(String, String)>,
+    /// What the description of the API says, if the request is known.
+    described: Option<Described>,
 }
 
 impl ResponseStream {
@@ -82,7 +98,9 @@ impl ResponseStream {
     pub fn send(mut socket: TcpStream, request: &[u8]) -> ResponseStream {
         // A daemon that refuses a request early may close before it has read all of it; only its response counts.
         let _ = socket.write_all(request);
-        ResponseStream::read(socket).unwrap_or_else(|error| panic!("no response: {error}"))
+        let response = ResponseStream::read(socket).unwrap_or_else(|error| panic!("no response: {error}"));
+        let described = Described::find_for(request, response.status);
+        ResponseStream { described, ..response }
     }
 
     /// Sends `request` and reads the head of the response; none if the daemon does not respond.
@@ -110,7 +128,7 @@ impl ResponseStream {
         } else {
             Framing::UntilClose
         };
-        Ok(ResponseStream { socket, framing, status, headers })
+        Ok(ResponseStream { socket, framing, status, headers, described: None })
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -134,8 +152,12 @@ impl ResponseStream {
 
     /// Reads the rest of the body and returns the whole [`Response`].
     pub fn into_response(self, request: &str) -> Response {
-        let (status, headers) = (self.status, self.headers.clone());
-        Response { request: request.to_owned(), status, headers, body: self.read_all() }
+        let (status, headers, described) = (self.status, self.headers.clone(), self.described);
+        let response = Response { request: request.to_owned(), status, headers, body: self.read_all() };
+        if let Some(described) = described {
+            response.check(described);
+        }
+        response
     }
 
     /// The connection, for the next request.
@@ -206,12 +228,19 @@ pub struct EventStream {
     body: BufReader<ResponseStream>,
     /// Number of comment frames read so far.
     pub comments: usize,
+    described: Option<Described>,
+    /// Number of events read so far.
+    events: usize,
 }
 
 impl EventStream {
     pub fn new(stream: ResponseStream) -> EventStream {
+        let described = stream.described;
+        if let Some(described) = described {
+            described.check_headers(&stream.headers).unwrap_or_else(|error| panic!("an event stream: {error}"));
+        }
         assert_eq!(stream.header("content-type").map(|value| &value[..17]), Some("text/event-stream"));
-        EventStream { body: BufReader::with_capacity(1 << 16, stream), comments: 0 }
+        EventStream { body: BufReader::with_capacity(1 << 16, stream), comments: 0, described, events: 0 }
     }
 
     /// Reads the next frame; none at the end of the body.
@@ -227,7 +256,10 @@ impl EventStream {
             line.pop();
             let line = std::str::from_utf8(&line).expect("a stream is UTF-8");
             match line.split_once(':').map(|(key, rest)| (key, rest.trim_start())) {
-                None if line.is_empty() && seen => return Some(frame),
+                None if line.is_empty() && seen => {
+                    self.check(&frame);
+                    return Some(frame);
+                }
                 None => assert!(line.is_empty(), "not a line of a frame: {line:?}"),
                 Some(("", _)) => self.comments += 1,
                 Some(("data", data)) => {
@@ -238,6 +270,16 @@ impl EventStream {
                 Some(("id", id)) => id.clone_into(&mut frame.id),
                 Some(_) => panic!("unexpected field: {line:?}"),
             }
+        }
+    }
+
+    /// Compares a frame with the description of the API. Of the lines, only the first [`CHECKED_EVENTS`].
+    fn check(&mut self, frame: &Frame) {
+        self.events += 1;
+        let Some(described) = self.described else { return };
+        if self.events <= CHECKED_EVENTS || frame.data.get("line").is_none() {
+            let checked = described.check_event(&frame.event, &frame.data);
+            checked.unwrap_or_else(|error| panic!("it differs from docs/openapi.json: {error}"));
         }
     }
 

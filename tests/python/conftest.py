@@ -19,13 +19,13 @@ until = functools.partial(waiting.until, timeout=TIMEOUT)
 
 
 class Daemon:
-    def __init__(self, directory):
+    def __init__(self, directory, *options):
         self.state = directory / "state"
         self.log = open(directory / "daemon.log", "w+b")
         # The environment of the test run must not configure the daemon.
         env = {key: value for key, value in os.environ.items() if not key.startswith("TL_")}
         self.launcher = subprocess.Popen(
-            [str(ROOT / "init" / "namespace.sh"), BINARY, "--listen", "127.0.0.1:0", "--shutdown-grace", "1"],
+            [str(ROOT / "init" / "namespace.sh"), BINARY, "--listen", "127.0.0.1:0", "--shutdown-grace", "1", *options],
             env=env | {"TL_NS_DIR": str(self.state)},
             stdin=subprocess.DEVNULL,
             stdout=self.log,

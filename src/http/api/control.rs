@@ -117,7 +117,8 @@ mod tests {
         let signal = |body: &str| json::parse::<SignalBody>(body.as_bytes()).map(|body| body.signal.0);
         assert_eq!(signal(r#"{"signal":15}"#).unwrap(), 15);
         assert_eq!(signal(r#"{"signal":-1}"#).unwrap(), -1);
-        for body in [r#"{"signal":"TERM"}"#, r#"{"signal":1.0}"#, r#"{"signal":null}"#, "{}"] {
+        assert_eq!(signal(r#"{"signal":15.0}"#).unwrap(), 15);
+        for body in [r#"{"signal":"TERM"}"#, r#"{"signal":1.5}"#, r#"{"signal":null}"#, "{}"] {
             let sentence = signal(body).unwrap_err().to_string();
             assert!(sentence.contains("`signal`"), "{body}: {sentence}");
         }

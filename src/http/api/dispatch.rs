@@ -2,7 +2,7 @@
 
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, about, attach, conditions, control, errors, files, output, processes, pty, run, system, tunnel,
+    Api, about, attach, conditions, control, errors, files, openapi, output, processes, pty, run, system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -12,7 +12,7 @@ impl Handler for Api {
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
-        let endpoint = route(request.method(), &path);
+        let endpoint = route(request.method(), &path).map(|(_, endpoint)| endpoint);
         let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
         if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
             return Err(errors::unauthorized());
@@ -40,6 +40,7 @@ impl Api {
             Endpoint::Info => about::info(self),
             Endpoint::Boot => Ok(system::boot(self)),
             Endpoint::Shutdown => system::shutdown(self, request),
+            Endpoint::OpenApi => Ok(openapi::document()),
             Endpoint::Start => processes::start(self, request),
             Endpoint::List => processes::list(self),
             Endpoint::Run => run::run(self, request),

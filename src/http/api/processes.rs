@@ -305,7 +305,7 @@ mod tests {
             (r#"{"command":"a","restart":"always"}"#, "`restart`"),
             (r#"{"command":"a","restart":{"policy":"sometimes"}}"#, "`restart.policy`"),
             (r#"{"command":"a","restart":{"max_restarts":-1}}"#, "`restart.max_restarts`"),
-            (r#"{"command":"a","restart":{"max_backoff_ms":1e3}}"#, "`restart.max_backoff_ms`"),
+            (r#"{"command":"a","restart":{"max_backoff_ms":1e-3}}"#, "`restart.max_backoff_ms`"),
             (r#"{"command":"a","stop_grace_ms":86400001}"#, "`stop_grace_ms`"),
             (r#"{"command":"a","health_check":{"type":"tcp"}}"#, "missing field `port`"),
             (r#"{"command":"a","health_check":{"type":"udp","port":1}}"#, "`health_check.type`"),

@@ -18,6 +18,8 @@ pub(crate) enum Endpoint {
     Boot,
     /// `POST /shutdown`.
     Shutdown,
+    /// `GET /openapi.json`.
+    OpenApi,
     /// `POST /processes`.
     Start,
     /// `GET /processes`.
@@ -99,6 +101,7 @@ impl Endpoint {
             | Endpoint::Info
             | Endpoint::Boot
             | Endpoint::Shutdown
+            | Endpoint::OpenApi
             | Endpoint::List
             | Endpoint::Get(_)
             | Endpoint::Kill(_)
@@ -114,57 +117,101 @@ impl Endpoint {
     /// Whether the endpoint needs no bearer token. A browser cannot send it with a WebSocket, for which a terminal
     /// session has a token of its own.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self, Endpoint::Health | Endpoint::AttachPty(_))
+        matches!(self, Endpoint::Health | Endpoint::OpenApi | Endpoint::AttachPty(_))
     }
 }
 
-/// The endpoint with this method and this path. A HEAD request has the method GET here.
-pub(crate) fn route(method: &str, path: &[&str]) -> Option<Endpoint> {
+/// A row of the table of endpoints.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) method: &'static str,
+    /// The path below `/api/v1`. A segment in braces, at most one in a path, is a parameter and stands for any segment.
+    pub(crate) template: &'static str,
+    /// Makes the endpoint of the value of the parameter, which is empty if the path has none.
+    endpoint: fn(&str) -> Endpoint,
+}
+
+impl Route {
+    const fn new(method: &'static str, template: &'static str, endpoint: fn(&str) -> Endpoint) -> Route {
+        Route { method, template, endpoint }
+    }
+
+    /// Whether the endpoint needs no bearer token.
+    #[cfg(test)]
+    pub(crate) fn is_open(&self) -> bool {
+        (self.endpoint)("").is_open()
+    }
+
+    /// The value of the parameter in a path below `/api/v1`. None if the path does not match.
+    fn parameter<'p>(&self, path: &[&'p str]) -> Option<&'p str> {
+        let mut value = "";
+        let mut segments = path.iter();
+        for wanted in self.template.split('/').skip(1) {
+            let segment = segments.next()?;
+            if wanted.starts_with('{') {
+                value = segment;
+            } else if wanted != *segment {
+                return None;
+            }
+        }
+        segments.next().is_none().then_some(value)
+    }
+}
+
+/// Every endpoint of the API, once. No two rows match the same method and path.
+pub(crate) static ROUTES: [Route; 32] = [
+    Route::new("GET", "/health", |_| Endpoint::Health),
+    Route::new("GET", "/info", |_| Endpoint::Info),
+    Route::new("GET", "/boot", |_| Endpoint::Boot),
+    Route::new("POST", "/shutdown", |_| Endpoint::Shutdown),
+    Route::new("GET", "/openapi.json", |_| Endpoint::OpenApi),
+    Route::new("POST", "/processes", |_| Endpoint::Start),
+    Route::new("GET", "/processes", |_| Endpoint::List),
+    Route::new("POST", "/processes/run", |_| Endpoint::Run),
+    Route::new("GET", "/processes/{process}", |process| Endpoint::Get(Target::parse(process))),
+    Route::new("DELETE", "/processes/{process}", |process| Endpoint::Kill(Target::parse(process))),
+    Route::new("GET", "/processes/{process}/stdout", |process| output(process, View::Stdout)),
+    Route::new("GET", "/processes/{process}/stderr", |process| output(process, View::Stderr)),
+    Route::new("GET", "/processes/{process}/output", |process| output(process, View::Combined)),
+    Route::new("GET", "/processes/{process}/stdout/follow", |process| follow(process, View::Stdout)),
+    Route::new("GET", "/processes/{process}/stderr/follow", |process| follow(process, View::Stderr)),
+    Route::new("GET", "/processes/{process}/output/follow", |process| follow(process, View::Combined)),
+    Route::new("POST", "/processes/{process}/signal", |process| Endpoint::Signal(Target::parse(process))),
+    Route::new("POST", "/processes/{process}/restart", |process| Endpoint::Restart(Target::parse(process))),
+    Route::new("POST", "/processes/{process}/stdin", |process| Endpoint::WriteStdin(Target::parse(process))),
+    Route::new("POST", "/processes/{process}/stdin/close", |process| Endpoint::CloseStdin(Target::parse(process))),
+    Route::new("GET", "/processes/{process}/wait", |process| Endpoint::Wait(Target::parse(process))),
+    Route::new("GET", "/files", |_| Endpoint::ReadFile),
+    Route::new("PUT", "/files", |_| Endpoint::WriteFile),
+    Route::new("DELETE", "/files", |_| Endpoint::RemoveFile),
+    Route::new("GET", "/files/list", |_| Endpoint::ListFiles),
+    Route::new("POST", "/pty", |_| Endpoint::OpenPty),
+    Route::new("GET", "/pty", |_| Endpoint::ListPtys),
+    Route::new("GET", "/pty/{id}", |session| Endpoint::Pty(session.to_owned())),
+    Route::new("DELETE", "/pty/{id}", |session| Endpoint::KillPty(session.to_owned())),
+    Route::new("POST", "/pty/{id}/resize", |session| Endpoint::ResizePty(session.to_owned())),
+    Route::new("GET", "/pty/{id}/ws", |session| Endpoint::AttachPty(session.to_owned())),
+    Route::new("GET", "/tunnels/tcp", |_| Endpoint::Tunnel),
+];
+
+fn output(process: &str, view: View) -> Endpoint {
+    Endpoint::Output(Target::parse(process), view)
+}
+
+fn follow(process: &str, view: View) -> Endpoint {
+    Endpoint::Follow(Target::parse(process), view)
+}
+
+/// The endpoint with this method and this path, and the index of its row in [`ROUTES`]. A HEAD request has the method
+/// GET here.
+pub(crate) fn route(method: &str, path: &[&str]) -> Option<(usize, Endpoint)> {
     let ["api", "v1", path @ ..] = path else { return None };
-    let endpoint = match (method, path) {
-        ("GET", ["health"]) => Endpoint::Health,
-        ("GET", ["info"]) => Endpoint::Info,
-        ("GET", ["boot"]) => Endpoint::Boot,
-        ("POST", ["shutdown"]) => Endpoint::Shutdown,
-        ("POST", ["processes"]) => Endpoint::Start,
-        ("GET", ["processes"]) => Endpoint::List,
-        ("POST", ["processes", "run"]) => Endpoint::Run,
-        ("GET", ["processes", process]) => Endpoint::Get(Target::parse(process)),
-        ("DELETE", ["processes", process]) => Endpoint::Kill(Target::parse(process)),
-        ("GET", ["processes", process, stream @ ("stdout" | "stderr" | "output")]) => {
-            Endpoint::Output(Target::parse(process), view(stream))
+    ROUTES.iter().enumerate().find_map(|(row, route)| {
+        if route.method != method {
+            return None;
         }
-        ("GET", ["processes", process, stream @ ("stdout" | "stderr" | "output"), "follow"]) => {
-            Endpoint::Follow(Target::parse(process), view(stream))
-        }
-        ("POST", ["processes", process, "signal"]) => Endpoint::Signal(Target::parse(process)),
-        ("POST", ["processes", process, "restart"]) => Endpoint::Restart(Target::parse(process)),
-        ("POST", ["processes", process, "stdin"]) => Endpoint::WriteStdin(Target::parse(process)),
-        ("POST", ["processes", process, "stdin", "close"]) => Endpoint::CloseStdin(Target::parse(process)),
-        ("GET", ["processes", process, "wait"]) => Endpoint::Wait(Target::parse(process)),
-        ("GET", ["files"]) => Endpoint::ReadFile,
-        ("PUT", ["files"]) => Endpoint::WriteFile,
-        ("DELETE", ["files"]) => Endpoint::RemoveFile,
-        ("GET", ["files", "list"]) => Endpoint::ListFiles,
-        ("POST", ["pty"]) => Endpoint::OpenPty,
-        ("GET", ["pty"]) => Endpoint::ListPtys,
-        ("GET", ["pty", session]) => Endpoint::Pty((*session).to_owned()),
-        ("DELETE", ["pty", session]) => Endpoint::KillPty((*session).to_owned()),
-        ("POST", ["pty", session, "resize"]) => Endpoint::ResizePty((*session).to_owned()),
-        ("GET", ["pty", session, "ws"]) => Endpoint::AttachPty((*session).to_owned()),
-        ("GET", ["tunnels", "tcp"]) => Endpoint::Tunnel,
-        _ => return None,
-    };
-    Some(endpoint)
-}
-
-/// The view of the output that a segment of the path names.
-fn view(segment: &str) -> View {
-    match segment {
-        "stdout" => View::Stdout,
-        "stderr" => View::Stderr,
-        _ => View::Combined,
-    }
+        Some((row, (route.endpoint)(route.parameter(path)?)))
+    })
 }
 
 /// The error for a path that [`route`] does not find: 405 if it takes other methods, else 404.
@@ -186,7 +233,16 @@ mod tests {
     use super::*;
 
     fn routed(method: &str, path: &str) -> Option<Endpoint> {
-        route(method, &path.split('/').collect::<Vec<_>>())
+        route(method, &path.split('/').collect::<Vec<_>>()).map(|(_, endpoint)| endpoint)
+    }
+
+    #[test]
+    fn a_path_that_is_made_of_a_template_finds_its_row() {
+        for (row, route) in ROUTES.iter().enumerate() {
+            let path = format!("api/v1{}", route.template.replace(['{', '}'], ""));
+            let found = super::route(route.method, &path.split('/').collect::<Vec<_>>()).unwrap();
+            assert_eq!(found.0, row, "{path}");
+        }
     }
 
     #[test]
@@ -197,6 +253,7 @@ mod tests {
             ("GET", "info", Endpoint::Info),
             ("GET", "boot", Endpoint::Boot),
             ("POST", "shutdown", Endpoint::Shutdown),
+            ("GET", "openapi.json", Endpoint::OpenApi),
             ("GET", "processes", Endpoint::List),
             ("POST", "processes", Endpoint::Start),
             ("POST", "processes/run", Endpoint::Run),
@@ -234,7 +291,7 @@ mod tests {
     fn unknown_paths_are_404_and_unknown_methods_405() {
         let refused = |method: &str, path: &str| {
             let segments: Vec<&str> = path.split('/').collect();
-            assert_eq!(route(method, &segments), None, "{path}");
+            assert_eq!(routed(method, path), None, "{path}");
             no_route(method, path, &segments)
         };
         for path in ["", "health", "api/v1", "api/v1/", "api/v1/health/", "api/v2/health", "api/v1/processes/1/x"] {

@@ -15,6 +15,9 @@ use crate::model::{HealthKind, Leftovers, OutputMode, Policy, SignalScope, Stdin
 /// Number of characters of a wrong string that an error sentence repeats.
 const MAX_SHOWN: usize = 60;
 
+/// 2^53.
+const MAX_WHOLE_FLOAT: f64 = 9_007_199_254_740_992.0;
+
 /// A type of JSON value. Any other JSON is refused with a sentence made of [`JsonValue::expected`].
 pub(crate) trait JsonValue<'de>: Sized {
     /// What is expected, to follow "must be".
@@ -53,6 +56,18 @@ pub(crate) enum Scalar {
     Integer(i128),
     Float(f64),
     String(String),
+}
+
+impl Scalar {
+    /// The value, if it is a whole number. To JSON Schema, 5.0 is one too.
+    fn whole_number(&self) -> Option<i128> {
+        match self {
+            Scalar::Integer(number) => Some(*number),
+            // Beyond 2^53 a float does not represent every whole number.
+            Scalar::Float(number) if number.fract() == 0.0 && number.abs() < MAX_WHOLE_FLOAT => Some(*number as i128),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Scalar {
@@ -199,7 +214,7 @@ impl<const MIN: u64, const MAX: u64> JsonValue<'_> for Integer<MIN, MAX> {
         format!("a whole number from {MIN} to {MAX}")
     }
     fn from_scalar(value: Scalar) -> Result<Self, Scalar> {
-        let number = if let Scalar::Integer(number) = value { u64::try_from(number).ok() } else { None };
+        let number = value.whole_number().and_then(|number| u64::try_from(number).ok());
         number.filter(|number| (MIN..=MAX).contains(number)).map(Integer).ok_or(value)
     }
 }
@@ -214,9 +229,9 @@ impl JsonValue<'_> for SignalNumber {
         "a whole number from 1 to 64".to_owned()
     }
     fn from_scalar(value: Scalar) -> Result<SignalNumber, Scalar> {
-        match value {
-            Scalar::Integer(number) => Ok(SignalNumber(i64::try_from(number).unwrap_or(i64::MAX))),
-            value => Err(value),
+        match value.whole_number() {
+            Some(number) => Ok(SignalNumber(i64::try_from(number).unwrap_or(i64::MAX))),
+            None => Err(value),
         }
     }
 }
