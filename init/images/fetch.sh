@@ -1,11 +1,12 @@
 #!/bin/sh
 # Downloads the parts of the images and of their tests, as Debian packages, into .cache/vm. Installs nothing, and skips
 # what exists already.
-#   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
+#   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap] [debian]
 #
 # busybox   .cache/vm/busybox
 # kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the network driver of test machines, and fuse.ko, for tests
 #           with a hanging disk
+# debian    .cache/vm/debian.tar: a small Debian, in the place of debian:bookworm-slim, by mmdebstrap, which must exist
 # Each of the others is a program in .cache/vm: a link to the installed one if there is one, else the downloaded one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
@@ -95,6 +96,11 @@ program() {
 
 fetch_qemu() { program qemu-system-x86_64 qemu-system-x86 '-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"'; }
 fetch_runc() { program runc runc; }
+fetch_debian() {
+    [ ! -e debian.tar ] || return 0
+    mmdebstrap --quiet --variant=minbase bookworm debian.new.tar
+    mv debian.new.tar debian.tar
+}
 fetch_bwrap() { program bwrap bubblewrap; }
 
 "fetch_$2"
