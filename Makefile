@@ -47,7 +47,7 @@ dist: ## Build what is published, into dist/: static binaries, Debian packages, 
 	@init/dist/release.sh $(abspath $(TARGET))
 
 test-dist: dist ## Check what `make dist` has built, and that a second build gives the same bytes
-	@tests/need lintian
+	@tests/need lintian mmdebstrap
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/dist
 

@@ -5,6 +5,7 @@
 #   tl-init-ARCH.cdx.json       bill of materials (CycloneDX)
 #   NOTICES                     licences of the crates
 #   SHA256SUMS                  of all these
+#   man/, completions/          manual pages and completions of shells, which are also in the packages
 #   init/dist/release.sh TARGET_DIR [native]
 # With `native`, only for the architecture of this machine. Without a cross compiler, a message says so.
 set -eu
@@ -25,6 +26,12 @@ esac
 target() { case $1 in amd64) echo x86_64-unknown-linux-gnu ;; arm64) echo aarch64-unknown-linux-gnu ;; esac; }
 
 rm -f dist/*.deb dist/*.cdx.json dist/NOTICES dist/SHA256SUMS dist/tl-init-*
+if [ -e init/manual/main.rs ]; then
+    rm -rf dist/man dist/completions
+    mkdir -p "$1" dist
+    rustc --edition 2024 -o "$1/manual" init/manual/main.rs
+    "$1/manual" "$version" dist
+fi
 init/dist/build.sh "$1"
 ln -f dist/tl-init "dist/tl-init-$native"
 architectures=$native
