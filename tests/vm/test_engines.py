@@ -1,6 +1,8 @@
 """Containers of Podman: the recipes of docs/images.md, and what each option changes (docs/operations.md, Containers)."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import re
@@ -31,9 +33,10 @@ pytestmark = [
 
 
 class Podman:
-    """Podman with a storage of its own."""
+    """Podman with a storage and a network of its own, so that several runs of these tests do not disturb each other."""
 
     def __init__(self, directory):
+        self.network = f"tl{os.getpid()}"
         config, storage = directory / "containers.conf", directory / "storage.conf"
         # Without CAP_SYS_RESOURCE, limits above the present ones cannot be set.
         limits = [
@@ -43,6 +46,7 @@ class Podman:
         config.write_text(
             f'[containers]\ndefault_ulimits = [{", ".join(limits)}]\n'
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            f'[network]\nnetwork_config_dir = "{directory}/networks"\ndefault_network = "{self.network}"\n'
         )
         storage.write_text(
             f'[storage]\ndriver = "overlay"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
@@ -53,6 +57,17 @@ class Podman:
             # `RUN` in a Dockerfile.
             "BUILDAH_ISOLATION": "chroot",
         }
+        (directory / "networks").mkdir()
+        subnet = f"10.{100 + os.getpid() // 256 % 100}.{os.getpid() % 256}"
+        network = {
+            "name": self.network,
+            "id": hashlib.sha256(self.network.encode()).hexdigest(),
+            "driver": "bridge",
+            "network_interface": self.network,
+            "subnets": [{"subnet": f"{subnet}.0/24", "gateway": f"{subnet}.1"}],
+            "ipam_options": {"driver": "host-local"},
+        }
+        (directory / f"networks/{self.network}.json").write_text(json.dumps(network))
 
     def try_to(self, *words, **options):
         """Runs one command; returns its exit status, its stdout and its stderr."""
@@ -349,7 +364,7 @@ def play(podman, tmp_path, example):
             os.chown(tmp_path / "secret/token", 0, group)
     file = tmp_path / "pod.yaml"
     file.write_text(yaml.safe_dump(pod))
-    podman("play", "kube", file)
+    podman("play", "kube", "--network", podman.network, file)
     url = f"http://127.0.0.1:{port}"
     until("an answer", lambda: healthy(url), timeout=TIMEOUT)
     return name, pod, Sandbox("sbx-1", proxy_url=url, api_key=TOKEN)
