@@ -167,7 +167,7 @@ def test_the_package_installs_and_is_removed_without_a_trace(debian):
 @needs_root
 @needs_other
 def test_the_binary_of_the_other_architecture_starts(tmp_path):
-    """Under QEMU's user emulation, which cannot start processes for it: it knows neither clone3 nor CLONE_PIDFD."""
+    """Under QEMU's user emulation, which cannot start processes for it: it has no CLONE_PARENT."""
     emulator = shutil.which(f"qemu-{OTHER_MACHINE}-static")
     if not ALL and not emulator:
         pytest.skip(f"needs qemu-{OTHER_MACHINE}-static")
