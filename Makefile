@@ -47,7 +47,8 @@ dist: ## Build what is published, into dist/: static binaries, Debian packages, 
 	@init/dist/release.sh $(abspath $(TARGET))
 
 test-dist: dist ## Check what `make dist` has built, and that a second build gives the same bytes
-	@tests/need lintian mmdebstrap
+	@tests/need lintian mmdebstrap rootfs
+	@[ "$$(uname -m)" != x86_64 ] || init/images/fetch.sh aarch64
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/dist
 

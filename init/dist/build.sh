@@ -85,8 +85,6 @@ if [ "$target" = "$host" ]; then
     as_root=
     if [ "$(id -u)" != 0 ]; then as_root='unshare --map-root-user'; fi
     $as_root chroot "$empty" /tl-init --version >/dev/null
-elif emulator=$(command -v "qemu-$machine-static" || command -v "qemu-$machine"); then
-    "$emulator" "$output.new" --version >/dev/null
 fi
 
 # The binary gets its name only after the checks.
