@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench bench-peers dist rootfs package
+.PHONY: help run test test-rust test-python test-vm bench bench-peers static dist test-dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -33,14 +33,26 @@ test-python: ## Run the public Python client, unmodified, against the real binar
 test-vm: rootfs ## Boot the root file systems in an emulated machine, and run containers
 	@tests/need python3
 	@init/images/fetch.sh qemu runc bwrap
+	@tests/need podman && init/images/fetch.sh debian || echo "the tests with Podman are skipped"
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/vm
 
-dist: ## Build the static binary for images: dist/tl-init
+static: ## Build only dist/tl-init, the static binary for this machine
 	@tests/need unshare cc
-	@init/images/dist.sh $(abspath $(TARGET))
+	@init/dist/build.sh $(abspath $(TARGET))
 
-rootfs: dist ## Build small root file systems as directory, cpio and ext4, in dist/
+dist: ## Build what is published, into dist/: static binaries, Debian packages, bills of materials, SHA256SUMS
+	@tests/need unshare cc python3 dpkg
+	@tests/need cross || true
+	@init/dist/release.sh $(abspath $(TARGET))
+
+test-dist: dist ## Check what `make dist` has built, and that a second build gives the same bytes
+	@tests/need lintian mmdebstrap rootfs
+	@[ "$$(uname -m)" != x86_64 ] || init/images/fetch.sh aarch64
+	@tests/python/venv
+	.cache/venv/bin/python -m pytest tests/dist
+
+rootfs: static ## Build small root file systems as directory, cpio and ext4, in dist/
 	@tests/need rootfs
 	@init/images/fetch.sh busybox kernel
 	@init/images/rootfs.sh
@@ -51,7 +63,7 @@ package: ## Package each crate and build it from its package
 	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-* $(TARGET)/packages/debug/.fingerprint/tl-*
 	cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
 
-bench: dist ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
+bench: static ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
 	TL_TEST_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
 
 bench-peers: ## Measure other programs that supervise processes; installs their Debian packages

@@ -1,11 +1,13 @@
 #!/bin/sh
 # Downloads the parts of the images and of their tests, as Debian packages, into .cache/vm. Installs nothing, and skips
 # what exists already.
-#   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap]
+#   init/images/fetch.sh [busybox] [kernel] [qemu] [runc] [bwrap] [debian] [aarch64]
 #
 # busybox   .cache/vm/busybox
 # kernel    .cache/vm/vmlinux, and two modules: vmxnet3.ko, the network driver of test machines, and fuse.ko, for tests
 #           with a hanging disk
+# aarch64   .cache/vm/aarch64/vmlinuz and busybox, and .cache/vm/qemu-system-aarch64, which boots them
+# debian    .cache/vm/debian.tar: a small Debian, in the place of debian:bookworm-slim, by mmdebstrap, which must exist
 # Each of the others is a program in .cache/vm: a link to the installed one if there is one, else the downloaded one:
 # qemu      .cache/vm/qemu-system-x86_64
 # runc      .cache/vm/runc
@@ -94,7 +96,30 @@ program() {
 }
 
 fetch_qemu() { program qemu-system-x86_64 qemu-system-x86 '-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"'; }
+fetch_aarch64() {
+    program qemu-system-aarch64 qemu-system-arm '-L "$root/usr/share/qemu" -L "$root/usr/share/seabios"'
+    if [ -e aarch64/vmlinuz ] && [ -e aarch64/busybox ]; then return 0; fi
+    # Package lists of another architecture, which apt keeps apart from those of this machine.
+    rm -rf foreign aarch64
+    mkdir -p foreign/lists/partial foreign/archives/partial aarch64
+    printf '#!/bin/sh\ncommand=$1\nshift\nexec "$command" %s "$@"\n' "-o APT::Architecture=arm64 \
+        -o APT::Architectures=arm64 -o APT::Sandbox::User=root -o Debug::NoLocking=1 -o Dir::State::status=/dev/null \
+        -o Dir::State::Lists='$PWD/foreign/lists' -o Dir::Cache='$PWD/foreign'" >foreign/arm64
+    chmod +x foreign/arm64
+    foreign/arm64 apt-get -qq update
+    kernel=$(foreign/arm64 apt-cache depends linux-image-cloud-arm64 | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p')
+    (cd foreign && ./arm64 apt-get -qq download busybox-static "$kernel" >/dev/null)
+    for deb in foreign/*.deb; do dpkg-deb --extract "$deb" foreign/unpacked; done
+    mv foreign/unpacked/boot/vmlinuz-* aarch64/vmlinuz
+    mv "$(find foreign/unpacked -path '*bin/busybox')" aarch64/busybox
+    rm -rf foreign
+}
 fetch_runc() { program runc runc; }
+fetch_debian() {
+    [ ! -e debian.tar ] || return 0
+    mmdebstrap --quiet --variant=minbase bookworm debian.new.tar
+    mv debian.new.tar debian.tar
+}
 fetch_bwrap() { program bwrap bubblewrap; }
 
 "fetch_$2"
