@@ -1,14 +1,11 @@
 //! The commands that send one request or a few, and print the response.
 
-use std::time::Duration;
-
-use serde_json::Value;
-
 use super::error::Error;
 use super::http::{Client, Request, encode};
+use super::json::Json;
 use super::parse::Line;
 use super::process::{COLUMNS, Process, now};
-use super::screen::{Cell, Colour, Column, Screen, escape, print};
+use super::screen::{Cell, Colour, Column, Screen, print, print_json};
 
 /// Exit status of `status` for a process that is not running, as systemctl has it.
 const NOT_RUNNING: u8 = 3;
@@ -18,6 +15,9 @@ const NO_SUCH_PROCESS: u8 = 4;
 
 /// Time after which a wait for a process is asked for again, in seconds: it shows that the daemon is still there.
 const WAIT_SECS: u64 = 30;
+
+/// Width of the names of `status`.
+const NAME_WIDTH: usize = 12;
 
 const STEPS: &[Column] = &[
     Column { head: "STEP", is_fixed: false },
@@ -33,19 +33,10 @@ const SERVICES: &[Column] = &[
     Column { head: "DETAIL", is_fixed: false },
 ];
 
-fn get(client: &Client, path: &str) -> Result<(Value, Vec<u8>), Error> {
-    client.fetch_json(Request { method: "GET", path, ..Request::default() })
-}
-
 /// Sends a POST whose response may take any time.
-pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<(Value, Vec<u8>), Error> {
+pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<Vec<u8>, Error> {
     let body = body.as_bytes();
-    client.fetch_json(Request { method: "POST", path, body, is_unbounded: true, ..Request::default() })
-}
-
-/// Prints a response as it is.
-fn print_json(body: &[u8]) -> Result<(), Error> {
-    print(&[body.trim_ascii(), b"\n"].concat())
+    client.fetch(Request { method: "POST", path, body, is_unbounded: true, ..Request::default() })
 }
 
 /// The path of the process that the line names.
@@ -53,42 +44,55 @@ fn path(line: &Line, rest: &str) -> String {
     format!("/processes/{}{rest}", encode(&line.process))
 }
 
-/// The list of processes, and how many rows of it there are.
-pub(crate) fn list(screen: &Screen, listing: &Value, all: bool, most: usize) -> String {
+/// The list of processes, with at most this many rows.
+pub(crate) fn list(screen: &Screen, listing: Json<'_>, all: bool, most: usize) -> String {
     let now = now();
-    let shown = Process::list(listing).filter(|process| all || process.is_running() || process.is_managed());
-    let rows: Vec<Vec<Cell>> = shown.take(most).map(|process| process.row(now)).collect();
-    screen.table(COLUMNS, &rows)
+    let mut cells = Vec::new();
+    let mut processes = listing.get("processes").members();
+    loop {
+        let process = processes.next();
+        if !process.is_some() || cells.len() / COLUMNS.len() >= most {
+            return screen.table(COLUMNS, &cells);
+        }
+        let process = Process(process);
+        if all || process.is_running() || process.is_managed() {
+            process.add_row(now, &mut cells);
+        }
+    }
 }
 
 /// `tlctl ps`.
 pub(crate) fn ps(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Error> {
-    let (listing, body) = get(client, "/processes")?;
+    let body = client.get("/processes")?;
     if line.has("json") {
-        return print_json(&body).map(|()| 0);
+        return print_json(&body);
     }
-    print(list(screen, &listing, line.has("all"), usize::MAX).as_bytes()).map(|()| 0)
+    print(list(screen, client.parse(&body)?, line.has("all"), usize::MAX).as_bytes())
 }
 
 /// `tlctl status`.
 pub(crate) fn status(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Error> {
-    let (info, body) = match get(client, &path(line, "")) {
+    let body = match client.get(&path(line, "")) {
         Err(error) if error.has_code("NOT_FOUND") => {
-            super::print_error(&error);
+            super::print_error(error);
             return Ok(NO_SUCH_PROCESS);
         }
         result => result?,
     };
-    let process = Process(&info);
+    let process = Process(client.parse(&body)?);
     if line.has("json") {
         print_json(&body)?;
     } else {
         let mut text = String::new();
-        for (name, value, colour) in process.details(now()) {
-            let value = escape(&value);
-            let value =
-                screen.width.map_or(value.clone(), |most| super::screen::cut(&value, most.saturating_sub(12).max(1)));
-            text += &format!("{:<12}{}\n", format!("{name}:"), screen.paint(&value, colour));
+        let most = screen.width.map_or(usize::MAX, |width| width.saturating_sub(NAME_WIDTH).max(1));
+        for (name, value) in process.details(now()).iter().filter(|(_, value)| !value.is_empty()) {
+            text += name;
+            text.push(':');
+            for _ in name.len() + 1..NAME_WIDTH {
+                text.push(' ');
+            }
+            screen.add(&mut text, value, most);
+            text.push('\n');
         }
         print(text.as_bytes())?;
     }
@@ -97,8 +101,8 @@ pub(crate) fn status(client: &Client, line: &Line, screen: &Screen) -> Result<u8
 
 /// `tlctl start` with a process. The start of a new one is in `run.rs`.
 pub(crate) fn start_again(client: &Client, line: &Line) -> Result<u8, Error> {
-    let (info, body) = get(client, &path(line, ""))?;
-    if Process(&info).is_running() {
+    let body = client.get(&path(line, ""))?;
+    if Process(client.parse(&body)?).is_running() {
         return print_if_json(line, &body);
     }
     restart(client, line)
@@ -106,40 +110,38 @@ pub(crate) fn start_again(client: &Client, line: &Line) -> Result<u8, Error> {
 
 /// `tlctl restart`.
 pub(crate) fn restart(client: &Client, line: &Line) -> Result<u8, Error> {
-    let (_, body) = post(client, &path(line, "/restart"), "")?;
+    let body = post(client, &path(line, "/restart"), "")?;
     print_if_json(line, &body)
 }
 
 fn print_if_json(line: &Line, body: &[u8]) -> Result<u8, Error> {
-    if line.has("json") {
-        print_json(body)?;
-    }
-    Ok(0)
+    if line.has("json") { print_json(body) } else { Ok(0) }
 }
 
 /// `tlctl stop`.
 pub(crate) fn stop(client: &Client, line: &Line) -> Result<u8, Error> {
-    let (info, _) = get(client, &path(line, ""))?;
+    let info = client.get(&path(line, ""))?;
     // Afterwards another process may get the name.
-    let process = format!("/processes/{}", Process(&info).pid());
+    let process = format!("/processes/{}", Process(client.parse(&info)?).pid());
     client.fetch(Request { method: "DELETE", path: &path(line, ""), ..Request::default() })?;
-    let (_, body) = wait_for_end(client, &process)?;
-    print_if_json(line, &body)
+    wait_for_end(client, line, &process)?;
+    Ok(0)
 }
 
 /// `tlctl wait`.
 pub(crate) fn wait(client: &Client, line: &Line) -> Result<u8, Error> {
-    let (info, body) = wait_for_end(client, &path(line, ""))?;
-    print_if_json(line, &body)?;
-    Ok(Process(&info).exit_status())
+    wait_for_end(client, line, &path(line, ""))
 }
 
-/// Waits until the process has ended; its ProcessInfo.
-fn wait_for_end(client: &Client, process: &str) -> Result<(Value, Vec<u8>), Error> {
+/// Waits until the process has ended; its exit status.
+fn wait_for_end(client: &Client, line: &Line, process: &str) -> Result<u8, Error> {
+    let path = format!("{process}/wait?timeout={WAIT_SECS}");
     loop {
-        let (info, body) = get(client, &format!("{process}/wait?timeout={WAIT_SECS}"))?;
-        if Process(&info).is_over() {
-            return Ok((info, body));
+        let body = client.get(&path)?;
+        let process = Process(client.parse(&body)?);
+        if process.is_over() {
+            print_if_json(line, &body)?;
+            return Ok(process.exit_status());
         }
     }
 }
@@ -147,56 +149,62 @@ fn wait_for_end(client: &Client, process: &str) -> Result<(Value, Vec<u8>), Erro
 /// `tlctl signal`.
 pub(crate) fn signal(client: &Client, line: &Line) -> Result<u8, Error> {
     let scope = line.value("scope").map_or(String::new(), |scope| format!(",\"scope\":\"{scope}\""));
-    let (_, body) = post(client, &path(line, "/signal"), &format!("{{\"signal\":{}{scope}}}", line.signal))?;
+    let body = post(client, &path(line, "/signal"), &format!("{{\"signal\":{}{scope}}}", line.signal))?;
     print_if_json(line, &body)
 }
 
 /// `tlctl boot`.
 pub(crate) fn boot(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Error> {
-    let (report, body) = get(client, "/boot")?;
+    let body = client.get("/boot")?;
     if line.has("json") {
-        return print_json(&body).map(|()| 0);
+        return print_json(&body);
     }
-    let mut text = report_table(screen, STEPS, &report, "steps", "/name", "/ms");
-    if report.pointer("/services/0").is_some() {
+    let report = client.parse(&body)?;
+    let mut text = report_table(screen, STEPS, report.get("steps"), "name", "ms");
+    let services = report.get("services");
+    if services.members().next().is_some() {
         text.push('\n');
-        text += &report_table(screen, SERVICES, &report, "services", "/file", "/pid");
+        text += &report_table(screen, SERVICES, services, "file", "pid");
     }
-    print(text.as_bytes()).map(|()| 0)
+    print(text.as_bytes())
 }
 
-fn report_table(screen: &Screen, columns: &[Column], report: &Value, list: &str, name: &str, number: &str) -> String {
-    let entries = report.get(list).and_then(Value::as_array).into_iter().flatten().map(Process);
-    let row = |entry: Process<'_>| {
-        let is_ok = entry.0.get("ok").and_then(Value::as_bool).unwrap_or_default();
+fn report_table(screen: &Screen, columns: &[Column], list: Json<'_>, name: &str, number: &str) -> String {
+    let mut cells = Vec::new();
+    let mut entries = list.members();
+    loop {
+        let entry = entries.next();
+        if !entry.is_some() {
+            return screen.table(columns, &cells);
+        }
+        let is_ok = entry.get("ok").is("true");
         let (result, colour) = if is_ok { ("ok", Colour::Green) } else { ("failed", Colour::Red) };
-        let number = entry.number(number).map_or(String::new(), |number| number.to_string());
-        vec![
-            entry.text(name).to_owned().into(),
-            Cell::new(result, colour),
-            number.into(),
-            entry.text("/detail").to_owned().into(),
-        ]
-    };
-    screen.table(columns, &entries.map(row).collect::<Vec<_>>())
+        cells.push(Cell::plain(&entry.get(name).text()));
+        cells.push(Cell::new(result, colour));
+        cells.push(Cell::of_number(entry.get(number).number()));
+        cells.push(Cell::plain(&entry.get("detail").text()));
+    }
 }
 
 /// `tlctl shutdown`.
 pub(crate) fn shutdown(client: &Client, line: &Line) -> Result<u8, Error> {
-    let given: Vec<&str> = ["poweroff", "reboot", "halt", "exit"].into_iter().filter(|name| line.has(name)).collect();
-    if let [first, second, ..] = given[..] {
-        return Err(Error::Usage(format!("shutdown: --{first} and --{second} are mutually exclusive")));
+    let mut given = None;
+    for name in ["poweroff", "reboot", "halt", "exit"] {
+        match given {
+            _ if !line.has(name) => {}
+            None => given = Some(name),
+            Some(first) => {
+                return Err(Error::usage(format_args!("shutdown: --{first} and --{name} are mutually exclusive")));
+            }
+        }
     }
-    let grace = line.seconds("grace").map(Duration::from_secs_f64);
-    let grace = grace.map_or(String::new(), |grace| format!(",\"grace_ms\":{}", grace.as_millis()));
+    let grace = line.seconds("grace").map(|seconds| format!(",\"grace_ms\":{}", (seconds * 1000.0) as u64));
+    let grace = grace.unwrap_or_default();
     let request = |action: &str| post(client, "/shutdown", &format!("{{\"action\":\"{action}\"{grace}}}"));
-    let (_, body) = match given.first() {
-        Some(action) => request(action)?,
-        // A machine is powered off; elsewhere only `exit` is valid.
-        None => match request("poweroff") {
-            Err(error) if error.has_code("INVALID_REQUEST") => request("exit")?,
-            result => result?,
-        },
-    };
-    print_if_json(line, &body)
+    let mut result = request(given.unwrap_or("poweroff"));
+    // A machine is powered off; elsewhere only `exit` is valid.
+    if given.is_none() && matches!(result, Err(error) if error.has_code("INVALID_REQUEST")) {
+        result = request("exit");
+    }
+    print_if_json(line, &result?)
 }

@@ -4,9 +4,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::Value;
-
-use super::error::Error;
+use super::error::{Error, sentence};
+use super::json::Json;
 use super::settings::Settings;
 
 /// Maximum time for a connection to be made.
@@ -64,7 +63,9 @@ impl Client {
         let address = self.settings.url.address;
         let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|error| {
             let url = self.url();
-            Error::Local(format!("no daemon answers at {url} ({error}); start tl-init, or give its address with --url"))
+            Error::local(format_args!(
+                "no daemon answers at {url} ({error}); start tl-init, or give its address with --url"
+            ))
         })?;
         let mut response = self.exchange(&socket, request).map_err(|error| self.broken(&error))?;
         if response.status < 400 {
@@ -84,49 +85,46 @@ impl Client {
         Ok(body)
     }
 
-    /// Sends a request, and parses the response.
+    /// Sends a request, and returns the whole response.
     ///
     /// # Errors
     /// See [`Client::send`].
-    pub(crate) fn fetch_json(&self, request: Request<'_>) -> Result<(Value, Vec<u8>), Error> {
-        let body = self.fetch(request)?;
-        Ok((self.parse(&body)?, body))
+    pub(crate) fn get(&self, path: &str) -> Result<Vec<u8>, Error> {
+        self.fetch(Request { method: "GET", path, ..Request::default() })
     }
 
     /// Parses JSON of the API.
     ///
     /// # Errors
     /// A sentence if it is none.
-    pub(crate) fn parse(&self, json: &[u8]) -> Result<Value, Error> {
-        serde_json::from_slice(json).map_err(|error| {
-            Error::Local(format!("{} is not a tl-init: its response is not JSON ({error})", self.url()))
-        })
+    pub(crate) fn parse<'a>(&self, json: &'a [u8]) -> Result<Json<'a>, Error> {
+        let parsed = Json::object(json);
+        parsed.ok_or_else(|| Error::local(format_args!("{} is not a tl-init: its response is not JSON", self.url())))
     }
 
     /// The error for a connection that broke.
     pub(crate) fn broken(&self, error: &io::Error) -> Error {
-        let why = match error.kind() {
-            io::ErrorKind::WouldBlock => format!("nothing was received for {} s", IDLE_TIMEOUT.as_secs()),
-            io::ErrorKind::UnexpectedEof => "it was closed early".to_owned(),
-            _ => error.to_string(),
-        };
-        Error::Local(format!("the connection to {} is broken: {why}", self.url()))
+        let url = self.url();
+        match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                Error::local(format_args!("{url} has sent nothing for {} s", IDLE_TIMEOUT.as_secs()))
+            }
+            io::ErrorKind::UnexpectedEof => Error::local(format_args!("{url} has closed the connection early")),
+            _ => Error::local(format_args!("the connection to {url} is broken: {error}")),
+        }
     }
 
     fn exchange(&self, socket: &TcpStream, request: Request<'_>) -> io::Result<Response> {
         socket.set_read_timeout((!request.is_unbounded).then_some(IDLE_TIMEOUT))?;
         socket.set_write_timeout(Some(IDLE_TIMEOUT))?;
         let url = &self.settings.url;
-        let mut head =
-            format!("{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host);
+        let mut bytes = Vec::with_capacity(1024 + request.body.len());
+        write!(bytes, "{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host)?;
         if let Some(token) = &self.settings.token {
-            head += &format!("Authorization: Bearer {token}\r\n");
+            write!(bytes, "Authorization: Bearer {token}\r\n")?;
         }
-        if request.raw {
-            head += "Accept: application/octet-stream\r\n";
-        }
-        head += &format!("Connection: close\r\nContent-Length: {}\r\n\r\n", request.body.len());
-        let mut bytes = head.into_bytes();
+        let accept = if request.raw { "Accept: application/octet-stream\r\n" } else { "" };
+        write!(bytes, "{accept}Connection: close\r\nContent-Length: {}\r\n\r\n", request.body.len())?;
         bytes.extend_from_slice(request.body);
         let mut out = socket;
         // The daemon may answer before it has read the whole request, and then close the connection.
@@ -141,28 +139,33 @@ impl Client {
         let status = response.status;
         let mut body = Vec::new();
         let _ = (&mut response.body).take(MAX_LINE).read_to_end(&mut body);
-        let json: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let field = |name: &str| json.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let code = field("code");
+        let (code, text) = match Json::object(&body) {
+            Some(json) => (json.get("code").text(), json.get("error").text()),
+            None => Default::default(),
+        };
         let message = match (status, code.as_str()) {
             (401, _) => self.unauthorized(),
-            (_, "") => format!("{} is not a tl-init: it answers with the HTTP status {status}", self.url()),
-            (_, "NOT_FOUND") => format!("{}; `tlctl ps --all` lists the processes", field("error")),
-            _ => field("error"),
+            (_, "") => {
+                sentence(format_args!("{} is not a tl-init: it answers with the HTTP status {status}", self.url()))
+            }
+            (_, "NOT_FOUND") => sentence(format_args!("{text}; `tlctl ps --all` lists the processes")),
+            _ => text.leak(),
         };
-        Error::Api { code, message }
+        Error::Api { code: code.leak(), message }
     }
 
-    fn unauthorized(&self) -> String {
+    fn unauthorized(&self) -> &'static str {
         let url = self.url();
         match (&self.settings.token, &self.settings.token_file) {
-            (Some(_), Some(file)) => {
-                format!("{url} refuses the token in {}; name the right file with --token-file", file.display())
-            }
-            (None, Some(file)) => {
-                format!("{url} requires a token, and there is no file {}; name one with --token-file", file.display())
-            }
-            (_, None) => format!("{url} requires a token; name its file with --token-file"),
+            (Some(_), Some(file)) => sentence(format_args!(
+                "{url} refuses the token in {}; name the right file with --token-file",
+                file.display()
+            )),
+            (None, Some(file)) => sentence(format_args!(
+                "{url} requires a token, and there is no file {}; name one with --token-file",
+                file.display()
+            )),
+            (_, None) => sentence(format_args!("{url} requires a token; name its file with --token-file")),
         }
     }
 }

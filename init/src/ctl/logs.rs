@@ -2,13 +2,12 @@
 
 use std::io::{self, Write};
 
-use nix::sys::stat::fstat;
-use serde_json::Value;
-
 use super::error::Error;
 use super::http::{Client, Request, encode};
+use super::json::Json;
 use super::parse::Line;
-use super::screen::print;
+use super::screen::{print, print_json};
+use nix::sys::stat::fstat;
 
 /// Prints the output of a process.
 pub(crate) fn logs(client: &Client, line: &Line) -> Result<u8, Error> {
@@ -30,7 +29,7 @@ pub(crate) fn logs(client: &Client, line: &Line) -> Result<u8, Error> {
     };
     if line.has("json") {
         copy_all(client, &mut get(stream.unwrap_or("output"), false)?.body, &mut io::stdout())?;
-        return print(b"\n").map(|()| 0);
+        return print(b"\n");
     }
     match stream {
         Some("stderr") => copy("stderr", &mut io::stderr())?,
@@ -50,9 +49,9 @@ fn copy_all(client: &Client, body: &mut dyn io::BufRead, out: &mut dyn Write) ->
     loop {
         let piece = body.fill_buf().map_err(|error| client.broken(&error))?;
         if piece.is_empty() {
-            return out.flush().map_err(Error::Output);
+            return out.flush().map_err(Error::output);
         }
-        out.write_all(piece).map_err(Error::Output)?;
+        out.write_all(piece).map_err(Error::output)?;
         let count = piece.len();
         body.consume(count);
     }
@@ -74,29 +73,32 @@ fn follow(client: &Client, path: &str, json: bool, is_stderr: bool) -> Result<u8
             return Ok(0);
         }
         if json {
-            print(&[&event.data[..], b"\n"].concat())?;
+            print_json(&event.data)?;
             continue;
         }
-        print_event(&client.parse(&event.data)?, is_stderr)?;
+        print_event(client.parse(&event.data)?, is_stderr)?;
     }
     Err(client.broken(&io::ErrorKind::UnexpectedEof.into()))
 }
 
 /// Prints a line, or says how much output is missing. A line that does not name its stream is of the given one.
-pub(crate) fn print_event(event: &Value, is_stderr: bool) -> Result<(), Error> {
-    if let Some(lost) = event.get("lost_bytes").and_then(Value::as_u64) {
+pub(crate) fn print_event(event: Json<'_>, is_stderr: bool) -> Result<u8, Error> {
+    if let Some(lost) = event.get("lost_bytes").number() {
         let _ = writeln!(io::stderr(), "tlctl: {lost} bytes of the output are no longer kept");
     }
-    let Some(line) = event.get("line").and_then(Value::as_str) else { return Ok(()) };
-    let is_stderr = event.get("stream").and_then(Value::as_str).map_or(is_stderr, |stream| stream == "stderr");
+    let line = event.get("line");
+    if !line.is_some() {
+        return Ok(0);
+    }
+    let stream = event.get("stream");
+    let is_stderr = if stream.is_some() { stream.is("\"stderr\"") } else { is_stderr };
+    let mut line = line.text();
     // A piece of a long line is continued by the next one.
-    let is_piece = event.get("partial").and_then(Value::as_bool).unwrap_or_default();
-    let mut bytes = line.as_bytes().to_vec();
-    if !is_piece {
-        bytes.push(b'\n');
+    if !event.get("partial").is("true") {
+        line.push('\n');
     }
     if is_stderr {
-        return io::stderr().write_all(&bytes).map_err(Error::Output);
+        return io::stderr().write_all(line.as_bytes()).map(|()| 0).map_err(Error::output);
     }
-    print(&bytes)
+    print(line.as_bytes())
 }

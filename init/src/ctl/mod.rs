@@ -5,7 +5,7 @@
 //! | `table` | the commands and their options; everything below, the completions and the manual page follow from it |
 //! | `parse`, `help` | the command line; the text of `--help` |
 //! | `settings` | the address of the API and the token |
-//! | `http` | a small blocking HTTP client |
+//! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
 //! | `commands`, `logs`, `run`, `top` | what the commands do |
 //! | `error` | errors and their exit status |
@@ -14,6 +14,7 @@ mod commands;
 mod error;
 mod help;
 mod http;
+mod json;
 mod logs;
 mod parse;
 mod process;
@@ -58,7 +59,7 @@ pub(crate) fn main(args: Vec<OsString>) -> u8 {
     match run_line(args) {
         Ok(status) => status,
         Err(error) => {
-            print_error(&error);
+            print_error(error);
             error.exit_status()
         }
     }
@@ -67,10 +68,10 @@ pub(crate) fn main(args: Vec<OsString>) -> u8 {
 fn run_line(args: Vec<OsString>) -> Result<u8, Error> {
     let line = parse::parse(args)?;
     if line.has("help") {
-        return screen::print(help::help(line.command).as_bytes()).map(|()| 0);
+        return screen::print(help::help(line.command).as_bytes());
     }
     if line.has("version") {
-        return screen::print(format!("{NAME} {}\n", env!("CARGO_PKG_VERSION")).as_bytes()).map(|()| 0);
+        return screen::print(format!("{NAME} {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     }
     let Some(command) = line.command else { return Ok(crate::exit_status::FAILURE) };
     let client = Arc::new(Client::new(Settings::read(&line)?));
@@ -97,6 +98,6 @@ fn perform(action: Action, client: &Arc<Client>, line: &Line) -> Result<u8, Erro
 }
 
 /// Prints an error as one line on stderr.
-fn print_error(error: &Error) {
+fn print_error(error: Error) {
     let _ = writeln!(io::stderr(), "{NAME}: {}", screen::escape(&error.to_string()));
 }

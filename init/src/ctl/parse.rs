@@ -1,6 +1,7 @@
 //! Parses the command line of `tlctl` by the table of commands, without any effect.
 
 use std::ffi::OsString;
+use std::fmt;
 
 use lexopt::Arg;
 
@@ -65,11 +66,11 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
             rest.next();
             line.words = rest.map(text).collect::<Result<_, _>>()?;
             if line.words.is_empty() {
-                return Err(Error::Usage("start: the command after -- is missing".to_owned()));
+                return Err(Error::Usage("start: the command after -- is missing"));
             }
             break;
         }
-        let Some(arg) = parser.next().map_err(|error| Error::Usage(error.to_string()))? else { break };
+        let Some(arg) = parser.next().map_err(|error| Error::usage(format_args!("{error}")))? else { break };
         let value = match arg {
             Arg::Value(value) => text(value)?,
             Arg::Long(_) | Arg::Short(_) => {
@@ -87,7 +88,7 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
             None => line.command = Some(find_command(&value)?),
             Some(command) if command.operands == Operands::Command => {
                 line.words.push(value);
-                let rest = parser.raw_args().map_err(|error| Error::Usage(error.to_string()))?;
+                let rest = parser.raw_args().map_err(|error| Error::usage(format_args!("{error}")))?;
                 for word in rest {
                     line.words.push(text(word)?);
                 }
@@ -103,17 +104,17 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
 }
 
 fn text(word: OsString) -> Result<String, Error> {
-    word.into_string().map_err(|word| Error::Usage(format!("{word:?} is not UTF-8")))
+    word.into_string().map_err(|word| Error::usage(format_args!("{word:?} is not UTF-8")))
 }
 
 fn missing(shown: &str, option: &Opt) -> Error {
-    Error::Usage(format!("{shown}: its value {} is missing", option.value))
+    Error::usage(format_args!("{shown}: its value {} is missing", option.value))
 }
 
 /// The command with this name.
 pub(crate) fn find_command(name: &str) -> Result<&'static Command, Error> {
     let found = COMMANDS.iter().find(|command| command.name == name);
-    found.ok_or_else(|| Error::Usage(format!("there is no command {name:?}")))
+    found.ok_or_else(|| Error::usage(format_args!("there is no command {name:?}")))
 }
 
 /// The option that was given, and how it was written.
@@ -127,61 +128,63 @@ fn find_option(command: Option<&'static Command>, arg: &Arg<'_>) -> Result<(&'st
     };
     match (found, command) {
         (Some(option), _) => Ok((option, shown)),
-        (None, Some(command)) => Err(Error::Usage(format!("{}: there is no option {shown}", command.name))),
-        (None, None) => Err(Error::Usage(format!("there is no option {shown} before the command"))),
+        (None, Some(command)) => Err(Error::usage(format_args!("{}: there is no option {shown}", command.name))),
+        (None, None) => Err(Error::usage(format_args!("there is no option {shown} before the command"))),
     }
 }
 
 /// Checks the value of an option.
 fn check(shown: &str, option: &Opt, value: &str) -> Result<(), Error> {
-    let (is_valid, rule) = match option.kind {
+    let rule = match option.kind {
         Kind::Flag => return Ok(()),
-        Kind::Text | Kind::File | Kind::Directory => (!value.is_empty(), "must not be empty".to_owned()),
-        Kind::Number => (value.parse::<u32>().is_ok(), "must be a whole number".to_owned()),
-        Kind::Seconds => {
-            let seconds: Option<f64> = value.parse().ok();
-            (seconds.is_some_and(|secs| secs > 0.0 && secs <= 1e9), "must be a number of seconds above 0".to_owned())
+        Kind::Text | Kind::File | Kind::Directory if !value.is_empty() => return Ok(()),
+        Kind::Text | Kind::File | Kind::Directory => {
+            return Err(Error::usage(format_args!("{shown} must not be empty")));
         }
-        Kind::Variable => (value.find('=').is_some_and(|at| at > 0), "must be of the form KEY=VALUE".to_owned()),
-        Kind::OneOf(words) => (words.contains(&value), format!("must be {}", words.join(" or "))),
+        Kind::Number if value.parse::<u32>().is_ok() => return Ok(()),
+        Kind::Number => "a whole number",
+        Kind::Seconds if value.parse::<f64>().is_ok_and(|secs| secs > 0.0 && secs <= 1e9) => return Ok(()),
+        Kind::Seconds => "a number of seconds above 0",
+        Kind::Variable if value.find('=').is_some_and(|at| at > 0) => return Ok(()),
+        Kind::Variable => "of the form KEY=VALUE",
+        Kind::OneOf(words) if words.contains(&value) => return Ok(()),
+        Kind::OneOf(words) => &words.join(" or "),
     };
-    if is_valid {
-        return Ok(());
-    }
-    let given = if value.is_empty() { String::new() } else { format!(", not {value:?}") };
-    Err(Error::Usage(format!("{shown} {rule}{given}")))
+    Err(Error::usage(format_args!("{shown} must be {rule}, not {value:?}")))
 }
 
 /// Assigns the operands, and checks that none is missing or too many.
 fn place_operands(line: &mut Line, operands: Vec<String>) -> Result<(), Error> {
-    let Some(command) = line.command else { return Err(Error::Usage("the command is missing".to_owned())) };
-    let fail = |what: String| Err(Error::Usage(format!("{}: {what}", command.name)));
+    let Some(command) = line.command else { return Err(Error::Usage("the command is missing")) };
+    let fail = |what: fmt::Arguments<'_>| Err(Error::usage(format_args!("{}: {what}", command.name)));
     let mut rest = operands.into_iter();
     match command.operands {
         Operands::None => {}
-        Operands::Command if line.words.is_empty() => return fail("the command to run is missing".to_owned()),
+        Operands::Command if line.words.is_empty() => return fail(format_args!("the command to run is missing")),
         Operands::Command => {}
         Operands::ProcessOrCommand if !line.words.is_empty() => {}
         Operands::Process | Operands::ProcessOrCommand | Operands::ProcessAndSignal => match rest.next() {
             Some(process) if !process.is_empty() => line.process = process,
-            _ => return fail("the process is missing: a PID or a name".to_owned()),
+            _ => return fail(format_args!("the process is missing: a PID or a name")),
         },
     }
     if command.operands == Operands::ProcessOrCommand
         && line.words.is_empty()
         && let Some((name, _)) = line.options.iter().find(|(name, _)| command.options.iter().any(|o| o.name == *name))
     {
-        return fail(format!("--{name} is only for a new process: give its command after --"));
+        return fail(format_args!("--{name} is only for a new process: give its command after --"));
     }
     if command.operands == Operands::ProcessAndSignal {
-        let Some(signal) = rest.next() else { return fail("the signal is missing: a name or a number".to_owned()) };
+        let Some(signal) = rest.next() else { return fail(format_args!("the signal is missing: a name or a number")) };
         match signal_number(&signal) {
             Some(number) => line.signal = number,
-            None => return fail(format!("{signal:?} is not a signal: a name such as TERM, or a number from 1 to 64")),
+            None => {
+                return fail(format_args!("{signal:?} is not a signal: a name such as TERM, or a number from 1 to 64"));
+            }
         }
     }
     match rest.next() {
-        Some(extra) => fail(format!("unexpected operand {extra:?}")),
+        Some(extra) => fail(format_args!("unexpected operand {extra:?}")),
         None => Ok(()),
     }
 }

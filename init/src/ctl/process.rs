@@ -2,8 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde_json::Value;
-
+use super::json::Json;
 use super::screen::{Cell, Colour, Column};
 use crate::exit_status;
 
@@ -19,52 +18,43 @@ pub(crate) const COLUMNS: &[Column] = &[
 
 /// A ProcessInfo.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Process<'a>(pub(crate) &'a Value);
+pub(crate) struct Process<'a>(pub(crate) Json<'a>);
 
-impl<'a> Process<'a> {
-    /// The processes of a listing.
-    pub(crate) fn list(listing: &'a Value) -> impl Iterator<Item = Process<'a>> {
-        listing.get("processes").and_then(Value::as_array).into_iter().flatten().map(Process)
+impl Process<'_> {
+    pub(crate) fn text(self, path: &str) -> String {
+        self.0.get(path).text()
     }
 
-    fn field(self, pointer: &str) -> Option<&'a Value> {
-        self.0.pointer(pointer)
-    }
-
-    pub(crate) fn text(self, pointer: &str) -> &'a str {
-        self.field(pointer).and_then(Value::as_str).unwrap_or_default()
-    }
-
-    pub(crate) fn number(self, pointer: &str) -> Option<u64> {
-        self.field(pointer).and_then(Value::as_u64)
+    pub(crate) fn number(self, path: &str) -> Option<u64> {
+        self.0.get(path).number()
     }
 
     pub(crate) fn pid(self) -> u64 {
-        self.number("/pid").unwrap_or_default()
+        self.number("pid").unwrap_or_default()
     }
 
     pub(crate) fn is_running(self) -> bool {
-        self.text("/status") == "running"
+        self.0.get("status").is("\"running\"")
     }
 
     pub(crate) fn is_managed(self) -> bool {
-        self.field("/managed").is_some_and(Value::is_object)
+        self.0.get("managed").is_some()
     }
 
     /// Whether it has ended and will not be started again by itself.
     pub(crate) fn is_over(self) -> bool {
-        !self.is_running() && matches!(self.text("/managed/status"), "" | "stopped")
+        !self.is_running() && (!self.is_managed() || self.0.get("managed/status").is("\"stopped\""))
     }
 
     /// The exit status as a shell has it.
     pub(crate) fn exit_status(self) -> u8 {
-        status_of(self.number("/exit_code"), self.number("/signal"))
+        status_of(self.number("exit_code"), self.number("signal"))
     }
 
     /// How its last run ended.
     fn ending(self) -> (String, Colour) {
-        match (self.number("/exit_code"), self.number("/signal")) {
-            _ if self.text("/status") == "oom_killed" => ("oom_killed".to_owned(), Colour::Red),
+        match (self.number("exit_code"), self.number("signal")) {
+            _ if self.0.get("status").is("\"oom_killed\"") => ("oom_killed".to_owned(), Colour::Red),
             (Some(0), _) => ("exit 0".to_owned(), Colour::None),
             (Some(code), _) => (format!("exit {code}"), Colour::Red),
             (None, Some(signal)) => (format!("signal {signal}"), Colour::Red),
@@ -74,71 +64,73 @@ impl<'a> Process<'a> {
 
     /// Its state, and the colour of that.
     pub(crate) fn state(self) -> (String, Colour) {
-        let managed = self.text("/managed/status");
-        match managed {
-            "backing_off" => (managed.to_owned(), Colour::Yellow),
+        let managed = self.text("managed/status");
+        match managed.as_str() {
+            "backing_off" => (managed, Colour::Yellow),
             _ if !self.is_running() => self.ending(),
-            "starting" => (managed.to_owned(), Colour::Yellow),
-            _ if self.text("/managed/health_status") == "unhealthy" => ("unhealthy".to_owned(), Colour::Red),
+            "starting" => (managed, Colour::Yellow),
+            _ if self.0.get("managed/health_status").is("\"unhealthy\"") => ("unhealthy".to_owned(), Colour::Red),
             _ => ("running".to_owned(), Colour::Green),
         }
     }
 
     /// The time since it was started or has ended.
     fn since(self, now: u64) -> String {
-        let since = self.number("/ended_at").or(self.number("/started_at")).unwrap_or(now);
+        let since = self.number("ended_at").or(self.number("started_at")).unwrap_or(now);
         age(now.saturating_sub(since))
     }
 
     /// The command and its arguments.
     pub(crate) fn command(self) -> String {
-        let mut line = quote(self.text("/command"));
-        for arg in self.field("/args").and_then(Value::as_array).into_iter().flatten() {
+        let mut line = String::new();
+        quote(&self.text("command"), &mut line);
+        let mut args = self.0.get("args").members();
+        loop {
+            let arg = args.next();
+            if !arg.is_some() {
+                return line;
+            }
             line.push(' ');
-            line += &quote(arg.as_str().unwrap_or_default());
+            quote(&arg.text(), &mut line);
         }
-        line
     }
 
     /// Its row of a list.
-    pub(crate) fn row(self, now: u64) -> Vec<Cell> {
+    pub(crate) fn add_row(self, now: u64, cells: &mut Vec<Cell>) {
         let (state, colour) = self.state();
-        vec![
-            self.pid().to_string().into(),
-            self.text("/managed/id").to_owned().into(),
-            Cell::new(&state, colour),
-            self.since(now).into(),
-            self.number("/managed/restart_count").map_or(String::new(), |count| count.to_string()).into(),
-            self.command().into(),
-        ]
+        cells.push(Cell::of_number(self.number("pid")));
+        cells.push(Cell::plain(&self.text("managed/id")));
+        cells.push(Cell::new(&state, colour));
+        cells.push(Cell::plain(&self.since(now)));
+        cells.push(Cell::of_number(self.number("managed/restart_count")));
+        cells.push(Cell::plain(&self.command()));
     }
 
-    /// All that is known about it: names and values.
-    pub(crate) fn details(self, now: u64) -> Vec<(&'static str, String, Colour)> {
-        let plain = |name, text: String| (name, text, Colour::None);
+    /// All that is known about it: a name and a value each.
+    pub(crate) fn details(self, now: u64) -> Vec<(&'static str, Cell)> {
+        let mut details = Vec::new();
         let (state, colour) = self.state();
-        let ago = |pointer: &str| self.number(pointer).map_or(String::new(), |at| age(now.saturating_sub(at)) + " ago");
-        let mut details = vec![
-            ("Status", state, colour),
-            plain("PID", self.pid().to_string()),
-            plain("Command", self.command()),
-            plain("Started", ago("/started_at")),
-            plain("Ended", ago("/ended_at")),
-        ];
-        if self.is_managed() {
-            let last = Process(self.field("/managed/last_exit").unwrap_or(&Value::Null));
-            let next = self.number("/managed/next_restart_at").map(|at| format!("in {}", age(at.saturating_sub(now))));
-            let restarts = self.number("/managed/restart_count").unwrap_or_default();
-            details.extend([
-                plain("Managed", self.text("/managed/status").to_owned()),
-                plain("Restarts", format!("{restarts} (policy {})", self.text("/managed/restart/policy"))),
-                plain("Restart", next.unwrap_or_default()),
-                plain("Health", self.text("/managed/health_status").to_owned()),
-                plain("Last exit", last.ending().0),
-                plain("Last error", self.text("/managed/last_error").to_owned()),
-            ]);
+        details.push(("Status", Cell::new(&state, colour)));
+        details.push(("PID", Cell::of_number(self.number("pid"))));
+        details.push(("Command", Cell::plain(&self.command())));
+        for (name, path) in [("Started", "started_at"), ("Ended", "ended_at")] {
+            if let Some(at) = self.number(path) {
+                details.push((name, Cell::plain(&(age(now.saturating_sub(at)) + " ago"))));
+            }
         }
-        details.retain(|(_, text, _)| !text.is_empty());
+        for (name, path) in [
+            ("Managed", "managed/status"),
+            ("Policy", "managed/restart/policy"),
+            ("Health", "managed/health_status"),
+            ("Last error", "managed/last_error"),
+        ] {
+            details.push((name, Cell::plain(&self.text(path))));
+        }
+        details.push(("Restarts", Cell::of_number(self.number("managed/restart_count"))));
+        if let Some(at) = self.number("managed/next_restart_at") {
+            details.push(("Restart in", Cell::plain(&age(at.saturating_sub(now)))));
+        }
+        details.push(("Last exit", Cell::plain(&Process(self.0.get("managed/last_exit")).ending().0)));
         details
     }
 }
@@ -152,27 +144,31 @@ pub(crate) fn status_of(code: Option<u64>, signal: Option<u64>) -> u8 {
     }
 }
 
-/// A word as a shell would have to get it, if it has characters that a shell treats specially.
-fn quote(word: &str) -> String {
-    let is_special = |letter: char| letter.is_whitespace() || "'\"\\$`&|;<>()*?[]#~!{}".contains(letter);
-    if !word.is_empty() && !word.contains(is_special) {
-        return word.to_owned();
+/// Adds a word as a shell would have to get it, if it has characters that a shell treats specially.
+fn quote(word: &str, line: &mut String) {
+    let is_plain = |byte: u8| byte > 127 || byte.is_ascii_alphanumeric() || b"%+,-./:=@_".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        *line += word;
+        return;
     }
-    format!("'{}'", word.replace('\'', "'\\''"))
+    line.push('\'');
+    for letter in word.chars() {
+        *line += if letter == '\'' { "'\\'" } else { "" };
+        line.push(letter);
+    }
+    line.push('\'');
 }
 
 /// A duration in milliseconds: `5s`, `3m05s`, `2h10m` or `4d03h`.
 pub(crate) fn age(ms: u64) -> String {
     let seconds = ms / 1000;
-    let pair = |large: u64, letter: char, small: u64, other: char| {
-        format!("{}{letter}{:02}{other}", seconds / large, seconds % large / small)
+    let (large, small, letters) = match seconds {
+        0..60 => return format!("{seconds}s"),
+        60..3600 => (60, 1, ('m', 's')),
+        3600..86400 => (3600, 60, ('h', 'm')),
+        _ => (86400, 3600, ('d', 'h')),
     };
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => pair(60, 'm', 1, 's'),
-        3600..86400 => pair(3600, 'h', 60, 'm'),
-        _ => pair(86400, 'd', 3600, 'h'),
-    }
+    format!("{}{}{:02}{}", seconds / large, letters.0, seconds % large / small, letters.1)
 }
 
 /// The time: milliseconds since 1970.
@@ -183,7 +179,7 @@ pub(crate) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -203,15 +199,17 @@ mod tests {
 
     #[test]
     fn words_that_a_shell_would_change_are_quoted() {
-        let info = json!({"command": "sh", "args": ["-c", "echo $A", "it's", "", "a=b"]});
-        assert_eq!(Process(&info).command(), r#"sh -c 'echo $A' 'it'\''s' '' a=b"#);
+        let info = json!({"command": "sh", "args": ["-c", "echo $A", "it's", "", "a=b"]}).to_string();
+        assert_eq!(Process(Json::object(info.as_bytes()).unwrap()).command(), r#"sh -c 'echo $A' 'it'\''s' '' a=b"#);
     }
 
     #[test]
     fn the_state_says_what_matters_most() {
         let state = |status: &str, code: Option<u8>, signal: Option<u8>, managed: Value| {
             let info = json!({"status": status, "exit_code": code, "signal": signal, "managed": managed});
-            (Process(&info).state().0, Process(&info).is_over(), Process(&info).exit_status())
+            let info = info.to_string();
+            let process = Process(Json::object(info.as_bytes()).unwrap());
+            (process.state().0, process.is_over(), process.exit_status())
         };
         let managed = |status: &str, health: &str| json!({"status": status, "health_status": health});
         let expect = |text: &str, is_over, status: u8| (text.to_owned(), is_over, status);

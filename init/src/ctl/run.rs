@@ -1,12 +1,10 @@
 //! `tlctl run`, and the start of a new process by `tlctl start`.
 
-use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Read};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tl_os::{disposition, signal_thread::SignalThread, thread};
 
 use super::commands::post;
@@ -14,8 +12,8 @@ use super::error::Error;
 use super::http::{Body, Client, Request};
 use super::logs::print_event;
 use super::parse::Line;
-use super::process::{Process, status_of};
-use super::screen::print;
+use super::process::Process;
+use super::screen::{print, print_json};
 use crate::exit_status;
 
 /// Bytes of standard input that are sent at once.
@@ -34,59 +32,80 @@ pub(crate) fn run(client: &Arc<Client>, line: &Line) -> Result<u8, Error> {
     let result = if has_input() { run_with_input(client, line, &remote) } else { run_without_input(client, line) };
     match result {
         // As in a shell.
-        Err(error) if error.has_code("COMMAND_NOT_FOUND") => Ok(failed(&error, 127)),
-        Err(error) if error.has_code("NOT_EXECUTABLE") => Ok(failed(&error, 126)),
+        Err(error) if error.has_code("COMMAND_NOT_FOUND") => Ok(failed(error, 127)),
+        Err(error) if error.has_code("NOT_EXECUTABLE") => Ok(failed(error, 126)),
         result => result,
     }
 }
 
-fn failed(error: &Error, status: u8) -> u8 {
+fn failed(error: Error, status: u8) -> u8 {
     super::print_error(error);
     status
 }
 
 /// `tlctl start` with a command: prints the PID.
 pub(crate) fn start(client: &Client, line: &Line) -> Result<u8, Error> {
-    let mut fields = spec(line);
+    let mut body = spec(line);
     if let Some(name) = line.value("name") {
-        fields.push(format!("\"name\":{}", quote(name)));
+        add_field(&mut body, "name", name);
     }
     if let Some(policy) = line.value("restart") {
-        fields.push(format!("\"restart\":{{\"policy\":{}}}", quote(policy)));
+        body += ",\"restart\":{\"policy\":";
+        add_string(&mut body, policy);
+        body.push('}');
     }
-    let (info, body) = post(client, "/processes", &object(&fields))?;
+    body.push('}');
+    let info = post(client, "/processes", &body)?;
     if line.has("json") {
-        return print(&[&body[..], b"\n"].concat()).map(|()| 0);
+        return print_json(&info);
     }
-    print(format!("{}\n", Process(&info).pid()).as_bytes()).map(|()| 0)
+    print(format!("{}\n", Process(client.parse(&info)?).pid()).as_bytes())
 }
 
-/// The fields of the body that say what to start.
-fn spec(line: &Line) -> Vec<String> {
-    let mut words = line.words.iter().map(|word| quote(word));
-    let mut fields = vec![
-        format!("\"command\":{}", words.next().unwrap_or_default()),
-        format!("\"args\":[{}]", words.collect::<Vec<_>>().join(",")),
-    ];
+/// The body of a request, without the `}` at its end: what to start.
+fn spec(line: &Line) -> String {
+    let mut body = "{\"args\":[".to_owned();
+    for (at, word) in line.words.iter().enumerate().skip(1) {
+        body += if at > 1 { "," } else { "" };
+        add_string(&mut body, word);
+    }
+    body.push(']');
+    add_field(&mut body, "command", line.words.first().map_or("", String::as_str));
+    body += ",\"env\":{";
     // Of a variable that is given twice, the last value counts.
-    let env: BTreeMap<&str, &str> = line.values("env").filter_map(|pair| pair.split_once('=')).collect();
-    let env: Vec<String> = env.iter().map(|(key, value)| format!("{}:{}", quote(key), quote(value))).collect();
-    fields.push(format!("\"env\":{{{}}}", env.join(",")));
+    let mut names = Vec::new();
+    for pair in line.values("env").collect::<Vec<_>>().into_iter().rev() {
+        let (name, value) = pair.split_once('=').unwrap_or_default();
+        if names.contains(&name) {
+            continue;
+        }
+        body += if names.is_empty() { "" } else { "," };
+        add_string(&mut body, name);
+        body.push(':');
+        add_string(&mut body, value);
+        names.push(name);
+    }
+    body.push('}');
     for (option, field) in [("user", "user"), ("dir", "working_dir")] {
         if let Some(value) = line.value(option) {
-            fields.push(format!("\"{field}\":{}", quote(value)));
+            add_field(&mut body, field, value);
         }
     }
-    fields
+    body
 }
 
-fn object(fields: &[String]) -> String {
-    format!("{{{}}}", fields.join(","))
+/// Adds a field to a JSON object that has others already.
+fn add_field(body: &mut String, name: &str, value: &str) {
+    *body += ",\"";
+    *body += name;
+    *body += "\":";
+    add_string(body, value);
 }
 
-/// A JSON string.
-fn quote(text: &str) -> String {
-    serde_json::to_string(text).unwrap_or_default()
+/// Adds a JSON string.
+#[inline(never)]
+fn add_string(body: &mut String, text: &str) {
+    *body += &serde_json::to_string(text).unwrap_or_default();
 }
 
 /// Whether stdin has something to send: it is not a terminal, and no other device such as /dev/null.
@@ -98,48 +117,47 @@ fn has_input() -> bool {
 
 /// Runs a command without standard input, by one request. The daemon kills the command if the connection ends early.
 fn run_without_input(client: &Client, line: &Line) -> Result<u8, Error> {
-    let mut fields = spec(line);
-    if let Some(seconds) = line.value("timeout") {
-        fields.push(format!("\"timeout\":{seconds}"));
+    let mut body = spec(line);
+    if let Some(seconds) = line.seconds("timeout") {
+        body += &format!(",\"timeout\":{seconds}");
     }
-    let body = object(&fields);
+    body.push('}');
     let request = Request { method: "POST", path: "/processes/run", body: body.as_bytes(), ..Request::default() };
     let mut body = client.send(request)?.body;
     while let Some(event) = body.next_event().map_err(|error| client.broken(&error))? {
         if line.has("json") {
-            print(&[&event.data[..], b"\n"].concat())?;
+            print_json(&event.data)?;
         }
         let event = client.parse(&event.data)?;
-        if let Some(reason) = event.get("reason").and_then(Value::as_str) {
-            if reason == "timed_out" {
-                super::print_error(&timed_out());
+        let reason = event.get("reason");
+        if reason.is_some() {
+            if reason.is("\"timed_out\"") {
+                super::print_error(TIMED_OUT);
             }
-            return Ok(Process(&event).exit_status());
+            return Ok(Process(event).exit_status());
         }
         if !line.has("json") {
-            print_event(&event, false)?;
+            print_event(event, false)?;
         }
     }
     Err(client.broken(&io::ErrorKind::UnexpectedEof.into()))
 }
 
-fn timed_out() -> Error {
-    Error::Local("the command was killed: it has run for the time of --timeout".to_owned())
-}
+const TIMED_OUT: Error = Error::Local("the command was killed: it has run for the time of --timeout");
 
 /// Runs a command with the standard input of this program: starts it, follows its output, and meanwhile sends the
 /// input.
 fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<u8, Error> {
-    let mut fields = spec(line);
-    fields.push("\"stdin_mode\":\"pipe\"".to_owned());
+    let mut body = spec(line);
+    body += ",\"stdin_mode\":\"pipe\"}";
     let deadline = line.seconds("timeout").map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
     let (pid, handle) = {
         // A signal that arrives meanwhile ends the process as soon as its PID is known.
         let mut remote = lock(remote);
-        let (info, _) = post(client, "/processes", &object(&fields))?;
-        let process = Process(&info);
+        let info = post(client, "/processes", &body)?;
+        let process = Process(client.parse(&info)?);
         *remote = Some(process.pid());
-        (process.pid(), process.number("/handle"))
+        (process.pid(), process.number("handle"))
     };
     let sender = client.clone();
     let send = move || {
@@ -147,7 +165,7 @@ fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<
         Ok(())
     };
     let started = thread::spawn("stdin", send, || {});
-    let started = started.map_err(|error| Error::Local(format!("cannot start a thread: {error}")));
+    let started = started.map_err(|error| Error::local(format_args!("cannot start a thread: {error}")));
     let result = started.and_then(|_| follow(client, line, pid, deadline));
     let killed = lock(remote).take();
     match (result, killed) {
@@ -157,20 +175,19 @@ fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<
             let ended = kill(client, pid);
             result?;
             ended?;
-            super::print_error(&timed_out());
+            super::print_error(TIMED_OUT);
             return Ok(exit_status::of_signal(libc::SIGKILL));
         }
     }
-    let path = format!("/processes/{pid}");
-    let (info, body) = client.fetch_json(Request { method: "GET", path: &path, ..Request::default() })?;
-    let process = Process(&info);
-    if process.number("/handle") != handle {
-        return Err(Error::Local("the exit status is lost: another process has got the PID of the command".to_owned()));
+    let info = client.get(&format!("/processes/{pid}"))?;
+    let process = Process(client.parse(&info)?);
+    if process.number("handle") != handle {
+        return Err(Error::Local("the exit status is lost: another process has got the PID of the command"));
     }
     if line.has("json") {
-        print(&[&body[..], b"\n"].concat())?;
+        print_json(&info)?;
     }
-    Ok(status_of(process.number("/exit_code"), process.number("/signal")))
+    Ok(process.exit_status())
 }
 
 /// Prints the output of the process until it has ended, or until the deadline. Returns whether it has ended.
@@ -191,9 +208,9 @@ fn follow(client: &Client, line: &Line, pid: u64, deadline: Option<Instant>) -> 
         let Some(event) = event else { return Err(client.broken(&io::ErrorKind::UnexpectedEof.into())) };
         match event.name.as_str() {
             "eof" => return Ok(true),
-            _ if line.has("json") => print(&[&event.data[..], b"\n"].concat())?,
-            _ => print_event(&client.parse(&event.data)?, false)?,
-        }
+            _ if line.has("json") => print_json(&event.data)?,
+            _ => print_event(client.parse(&event.data)?, false)?,
+        };
     }
 }
 
@@ -217,7 +234,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(count) => piece.get(..count).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                super::print_error(&Error::Local(format!("cannot read the standard input: {error}")));
+                super::print_error(Error::local(format_args!("cannot read the standard input: {error}")));
                 &[]
             }
         };
@@ -229,7 +246,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(_) => {}
             Err(error) => {
                 if !["STDIN_CLOSED", "NOT_FOUND"].iter().any(|code| error.has_code(code)) {
-                    super::print_error(&error);
+                    super::print_error(error);
                 }
                 return;
             }
@@ -262,5 +279,5 @@ fn end_by_signal(client: &Arc<Client>, remote: &Remote) -> Result<SignalThread, 
         std::process::exit(exit_status::of_signal(received.signal).into());
     };
     let started = SignalThread::start("signals", &signals, notice, || {});
-    started.map_err(|error| Error::Local(format!("cannot handle signals: {error}")))
+    started.map_err(|error| Error::local(format_args!("cannot handle signals: {error}")))
 }

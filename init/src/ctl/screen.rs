@@ -1,6 +1,7 @@
 //! Text for the terminal: tables that fit its width, colours, and names without control characters.
 
 use std::env;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use tl_os::pty;
@@ -59,11 +60,21 @@ impl Cell {
     pub(crate) fn new(text: &str, colour: Colour) -> Cell {
         Cell { text: escape(text), colour }
     }
-}
 
-impl From<String> for Cell {
-    fn from(text: String) -> Cell {
-        Cell::new(&text, Colour::None)
+    /// A cell without a colour.
+    #[inline(never)]
+    pub(crate) fn plain(text: &str) -> Cell {
+        Cell::new(text, Colour::None)
+    }
+
+    /// A number, or nothing.
+    #[inline(never)]
+    pub(crate) fn of_number(number: Option<u64>) -> Cell {
+        Cell::plain(&number.map(|number| number.to_string()).unwrap_or_default())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty()
     }
 }
 
@@ -85,73 +96,91 @@ impl Screen {
         }
     }
 
-    /// A text in a colour, if the screen has colours.
-    pub(crate) fn paint(&self, text: &str, colour: Colour) -> String {
-        if !self.has_colours || colour == Colour::None {
-            return text.to_owned();
+    /// Adds a cell, cut to this many columns, in its colour if the screen has colours. Returns its width.
+    pub(crate) fn add(&self, out: &mut String, cell: &Cell, most: usize) -> usize {
+        let shown = cut(&cell.text, most);
+        if self.has_colours && cell.colour != Colour::None {
+            let _ = write!(out, "\x1b[{}m{shown}\x1b[0m", cell.colour as u8);
+        } else {
+            *out += &shown;
         }
-        format!("\x1b[{}m{text}\x1b[0m", colour as u8)
+        width(&shown)
     }
 
-    /// A table with a line of heads. No line is wider than the screen.
-    pub(crate) fn table(&self, columns: &[Column], rows: &[Vec<Cell>]) -> String {
-        let heads = columns.iter().map(|column| Cell { text: column.head.to_owned(), colour: Colour::Bold }).collect();
-        let widths = self.widths(columns, rows);
+    /// A table with a line of heads; the cells are in rows. No line is wider than the screen.
+    pub(crate) fn table(&self, columns: &[Column], cells: &[Cell]) -> String {
+        let heads: Vec<Cell> = columns.iter().map(|column| Cell::new(column.head, Colour::Bold)).collect();
+        let widths = self.widths(columns, cells);
         let mut text = String::new();
-        for row in std::iter::once(&heads).chain(rows) {
+        self.add_row(&mut text, &heads, &widths);
+        for row in cells.chunks(columns.len().max(1)) {
             self.add_row(&mut text, row, &widths);
         }
         text
     }
 
     /// The width of each column.
-    fn widths(&self, columns: &[Column], rows: &[Vec<Cell>]) -> Vec<usize> {
-        let content = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| width(&cell.text)).max();
-        let natural = |(at, column): (usize, &Column)| content(at).unwrap_or(0).max(width(column.head));
-        let mut widths: Vec<usize> = columns.iter().enumerate().map(natural).collect();
-        let Some(most) = self.width else { return widths };
-        loop {
-            let total = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
-            let flexible =
-                widths.iter_mut().zip(columns).filter(|(width, column)| !column.is_fixed && **width > NARROWEST);
-            // Of equally wide columns, the last one.
-            let widest = flexible.map(|(width, _)| width).max_by_key(|width| **width);
-            match widest {
-                Some(widest) if total > most => *widest -= 1,
-                _ => return widths,
+    fn widths(&self, columns: &[Column], cells: &[Cell]) -> Vec<usize> {
+        let mut widths: Vec<usize> = columns.iter().map(|column| width(column.head)).collect();
+        for row in cells.chunks(columns.len().max(1)) {
+            for (cell, widest) in row.iter().zip(&mut widths) {
+                *widest = width(&cell.text).max(*widest);
             }
         }
+        let mut total = widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1);
+        while self.width.is_some_and(|most| total > most) {
+            let mut widest: Option<&mut usize> = None;
+            for (width, column) in widths.iter_mut().zip(columns) {
+                // Of equally wide columns, the last one.
+                let least = widest.as_ref().map_or(NARROWEST + 1, |widest| **widest);
+                if !column.is_fixed && *width >= least {
+                    widest = Some(width);
+                }
+            }
+            let Some(widest) = widest else { break };
+            *widest -= 1;
+            total -= 1;
+        }
+        widths
     }
 
+    /// Adds one row. Columns that do not fit at all are cut off, and no line ends in spaces.
     fn add_row(&self, text: &mut String, row: &[Cell], widths: &[usize]) {
-        let mut used = 0;
-        for (at, (cell, column)) in row.iter().zip(widths).enumerate() {
-            let gap = if at == 0 { 0 } else { GAP };
-            let is_last = at + 1 == row.len();
-            // Columns that do not fit at all are cut off.
-            let room = self.width.map_or(usize::MAX, |most| most.saturating_sub(used + gap));
-            if room == 0 {
+        let most = self.width.unwrap_or(usize::MAX);
+        // Where the line ends so far, and where the cell begins.
+        let (mut end, mut begin) = (0, 0);
+        for (cell, column) in row.iter().zip(widths) {
+            if begin >= most {
                 break;
             }
-            let shown = cut(&cell.text, (*column).min(room));
-            let padding = if is_last { 0 } else { column.min(&room).saturating_sub(width(&shown)) };
-            text.extend(std::iter::repeat_n(' ', gap));
-            *text += &self.paint(&shown, cell.colour);
-            text.extend(std::iter::repeat_n(' ', padding));
-            used += gap + width(&shown) + padding;
+            if !cell.is_empty() {
+                for _ in end..begin {
+                    text.push(' ');
+                }
+                end = begin + self.add(text, cell, (most - begin).min(*column));
+            }
+            begin += column + GAP;
         }
-        text.truncate(text.trim_end_matches(' ').len());
         text.push('\n');
     }
 }
 
-/// Writes to stdout.
+/// Writes to stdout. Returns the exit status 0.
 ///
 /// # Errors
 /// If that fails.
-pub(crate) fn print(text: &[u8]) -> Result<(), Error> {
+pub(crate) fn print(text: &[u8]) -> Result<u8, Error> {
     let mut out = io::stdout();
-    out.write_all(text).and_then(|()| out.flush()).map_err(Error::Output)
+    out.write_all(text).and_then(|()| out.flush()).map(|()| 0).map_err(Error::output)
+}
+
+/// Writes JSON as one line to stdout. Returns the exit status 0.
+///
+/// # Errors
+/// If that fails.
+pub(crate) fn print_json(json: &[u8]) -> Result<u8, Error> {
+    print(json.trim_ascii())?;
+    print(b"\n")
 }
 
 /// The text with control characters, and those that change the direction of text, as escapes.
@@ -220,9 +249,8 @@ mod tests {
     ];
 
     fn table(width: Option<usize>, rows: &[[&str; 3]]) -> String {
-        let rows: Vec<Vec<Cell>> =
-            rows.iter().map(|row| row.iter().map(|text| Cell::from((*text).to_owned())).collect()).collect();
-        Screen { width, height: None, has_colours: false }.table(COLUMNS, &rows)
+        let cells: Vec<Cell> = rows.iter().flatten().map(|text| Cell::plain(text)).collect();
+        Screen { width, height: None, has_colours: false }.table(COLUMNS, &cells)
     }
 
     #[test]
@@ -261,9 +289,14 @@ mod tests {
 
     #[test]
     fn colours_are_used_only_if_the_screen_has_them() {
-        let screen = |has_colours| Screen { width: None, height: None, has_colours };
-        assert_eq!(screen(true).paint("x", Colour::Red), "\x1b[31mx\x1b[0m");
-        assert_eq!(screen(true).paint("x", Colour::None), "x");
-        assert_eq!(screen(false).paint("x", Colour::Red), "x");
+        let add = |has_colours, colour| {
+            let mut out = String::new();
+            let width = Screen { width: None, height: None, has_colours }.add(&mut out, &Cell::new("xy", colour), 9);
+            assert_eq!(width, 2);
+            out
+        };
+        assert_eq!(add(true, Colour::Red), "\x1b[31mxy\x1b[0m");
+        assert_eq!(add(true, Colour::None), "xy");
+        assert_eq!(add(false, Colour::Red), "xy");
     }
 }

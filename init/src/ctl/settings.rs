@@ -48,7 +48,7 @@ impl Settings {
         let given = lookup.given("url");
         let url = match &given {
             Some((text, source)) => {
-                parse_url(text).map_err(|why| Error::Usage(format!("{source}: {text:?}: {why}")))?
+                parse_url(text).map_err(|why| Error::usage(format_args!("{source}: {text:?}: {why}")))?
             }
             None => local_url(&run_dir.join("address"))?,
         };
@@ -111,7 +111,9 @@ fn default_of(option: &str) -> &'static str {
 /// The address in the daemon's file `address`; without the file, the default port of this host.
 fn local_url(file: &Path) -> Result<Url, Error> {
     let address = match fs::read_to_string(file) {
-        Ok(text) => text.trim().parse().map_err(|_| Error::Local(format!("{}: it has no address", file.display())))?,
+        Ok(text) => {
+            text.trim().parse().map_err(|_| Error::local(format_args!("{}: it has no address", file.display())))?
+        }
         Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
     };
     let address = reachable(address);
@@ -186,13 +188,13 @@ fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<String>, Error>
         Err(error) if may_be_absent && error.is_not_found() => return Ok(None),
         Err(_) if matches!(fs::File::open(file), Err(error) if error.kind() == ErrorKind::PermissionDenied) => {
             let advice = "run tlctl as root or as the user of the daemon, or name another file with --token-file";
-            return Err(Error::Local(format!("you may not read the token file {shown}; {advice}")));
+            return Err(Error::local(format_args!("you may not read the token file {shown}; {advice}")));
         }
-        Err(error) => return Err(Error::Local(format!("the token file {shown}: {error}"))),
+        Err(error) => return Err(Error::local(format_args!("the token file {shown}: {error}"))),
     };
     let token = bytes.trim_ascii();
     if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
-        return Err(Error::Local(format!(
+        return Err(Error::local(format_args!(
             "the token file {shown} must contain printable ASCII characters and no spaces"
         )));
     }

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use super::commands::list;
 use super::error::Error;
-use super::http::{Client, Request};
+use super::http::Client;
+use super::json::Json;
 use super::parse::Line;
 use super::process::{Process, age};
-use super::screen::{Screen, cut, print};
+use super::screen::{Screen, cut, print, print_json};
 
 /// Time between two updates, in seconds.
 const DELAY: f64 = 2.0;
@@ -20,7 +19,6 @@ const LINES_ABOVE: usize = 3;
 
 /// Shows the processes.
 pub(crate) fn top(client: &Client, line: &Line) -> Result<u8, Error> {
-    let get = |path: &str| client.fetch_json(Request { method: "GET", path, ..Request::default() });
     let delay = Duration::from_secs_f64(line.seconds("delay").unwrap_or(DELAY));
     let default = if Screen::of_stdout().width.is_some() { u64::MAX } else { 1 };
     let count = line.value("count").and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -28,28 +26,27 @@ pub(crate) fn top(client: &Client, line: &Line) -> Result<u8, Error> {
         if update > 0 {
             std::thread::sleep(delay);
         }
-        let (listing, body) = get("/processes")?;
+        let listing = client.get("/processes")?;
         if line.has("json") {
-            print(&[body.trim_ascii(), b"\n"].concat())?;
+            print_json(&listing)?;
             continue;
         }
-        let (about, _) = get("/info")?;
+        let about = client.get("/info")?;
         // The size of the terminal may have changed.
         let screen = Screen::of_stdout();
-        print(page(&screen, &listing, &about).as_bytes())?;
+        print(page(&screen, client.parse(&listing)?, Process(client.parse(&about)?)).as_bytes())?;
     }
     Ok(0)
 }
 
 /// One update.
-fn page(screen: &Screen, listing: &Value, about: &Value) -> String {
-    let about = Process(about);
+fn page(screen: &Screen, listing: Json<'_>, about: Process<'_>) -> String {
     let summary = format!(
         "tl-init {}, up {}, {} running, {} in all",
-        about.text("/version"),
-        age(about.number("/uptime_secs").unwrap_or_default() * 1000),
-        about.number("/running_processes").unwrap_or_default(),
-        about.number("/total_processes").unwrap_or_default(),
+        about.text("version"),
+        age(about.number("uptime_secs").unwrap_or_default() * 1000),
+        about.number("running_processes").unwrap_or_default(),
+        about.number("total_processes").unwrap_or_default(),
     );
     let rows = screen.height.map_or(usize::MAX, |height| height.saturating_sub(LINES_ABOVE));
     let table = list(screen, listing, false, rows);
