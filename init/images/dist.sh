@@ -44,3 +44,8 @@ $as_root chroot "$empty" /tl-init --version >/dev/null
 # The binary gets its name only after the checks.
 mv dist/tl-init.new dist/tl-init
 ls -sh dist/tl-init
+
+# Manual pages and completions, made from the tables of options of the program.
+rustc --edition 2024 -o "$built/manual" init/manual/main.rs
+version=$(dist/tl-init --version)
+"$built/manual" "${version#tl-init }" dist

@@ -1,7 +1,7 @@
 //! The completion for fish, of `tlctl` and of `tl-init`.
 
-use crate::options::OPTIONS;
-use crate::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
+use super::options::OPTIONS;
+use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
     let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();

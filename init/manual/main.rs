@@ -13,7 +13,7 @@
 mod bash;
 mod fish;
 #[path = "../src/options.rs"]
-mod options;
+pub(crate) mod options;
 mod pages;
 mod roff;
 #[path = "../src/ctl/table.rs"]
@@ -36,7 +36,7 @@ fn files(version: &str) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn write(version: &str, directory: &Path) -> io::Result<()> {
+pub(crate) fn write(version: &str, directory: &Path) -> io::Result<()> {
     for (path, text) in files(version) {
         let path = directory.join(path);
         path.parent().map_or(Ok(()), fs::create_dir_all)?;

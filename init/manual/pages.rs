@@ -1,8 +1,8 @@
 //! The three manual pages. Options and commands come from the tables; the rest of the text is here.
 
-use crate::options::{OPTIONS, variable};
-use crate::roff::Page;
-use crate::table::{COMMANDS, GLOBAL, Opt};
+use super::options::{OPTIONS, variable};
+use super::roff::Page;
+use super::table::{COMMANDS, GLOBAL, Opt};
 
 /// tl-init(8).
 pub(crate) fn tl_init(version: &str) -> String {
@@ -45,7 +45,10 @@ pub(crate) fn tl_init(version: &str) -> String {
     );
     page.section("FILES");
     page.term("*/etc/tl-init/init.conf*", "More options, see **init.conf**(5).");
-    page.term("*/etc/tl-init/services/*\\.json", "Services that are started at boot: each is a body of POST /api/v1/processes.");
+    page.term(
+        "*/etc/tl-init/services/*\\.json",
+        "Services that are started at boot: each is a body of POST /api/v1/processes.",
+    );
     page.term("*/run/tl-init/token*", "The bearer token, if **--token-file** is not given.");
     page.term("*/run/tl-init/address*", "The address on which the API listens.");
     page.term("*/var/log/tl-init*", "The output of commands; emptied at each start.");
@@ -117,7 +120,10 @@ pub(crate) fn tlctl(version: &str) -> String {
          exits with 127 if the command was not found, and with 126 if it cannot be executed.",
     );
     page.section("ENVIRONMENT");
-    page.term("**TL_INIT_URL**, **TL_INIT_TOKEN_FILE**, **TL_INIT_RUN_DIR**", "The same as the options with these names.");
+    page.term(
+        "**TL_INIT_URL**, **TL_INIT_TOKEN_FILE**, **TL_INIT_RUN_DIR**",
+        "The same as the options with these names.",
+    );
     page.term("**TL_INIT_CONFIG_DIR**", "The directory of **init.conf**(5) [/etc/tl-init].");
     page.term("**NO_COLOR**", "If it is set and not empty, the output has no colours.");
     page.section("FILES");

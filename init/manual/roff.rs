@@ -26,12 +26,16 @@ impl Page {
 
     /// A paragraph; `**word**` is bold, `*word*` is italic.
     pub(crate) fn paragraph(&mut self, text: &str) {
-        // Right after a heading, a paragraph needs no request of its own.
+        self.begin_paragraph();
+        self.line(text);
+    }
+
+    /// Right after a heading, a paragraph needs no request of its own.
+    fn begin_paragraph(&mut self) {
         let last = self.0.trim_end().rsplit('\n').next().unwrap_or_default();
         if !last.starts_with(".SH") && !last.starts_with(".SS") {
             self.0 += ".PP\n";
         }
-        self.line(text);
     }
 
     /// A term and its explanation.
@@ -43,7 +47,8 @@ impl Page {
 
     /// Lines that are shown as they are.
     pub(crate) fn example(&mut self, lines: &[&str]) {
-        self.0 += ".PP\n.RS 4\n.nf\n";
+        self.begin_paragraph();
+        self.0 += ".RS 4\n.nf\n";
         for line in lines {
             self.0 += &protect(&escape(line));
             self.0.push('\n');

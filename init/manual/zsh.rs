@@ -1,7 +1,7 @@
 //! The completion for zsh, of `tlctl` and of `tl-init`.
 
-use crate::options::OPTIONS;
-use crate::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
+use super::options::OPTIONS;
+use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
     let mut text = format!(
@@ -36,7 +36,8 @@ pub(crate) fn script() -> String {
             }
             Operands::Command => " '*::command:_normal'".to_owned(),
         };
-        text += &format!("        {}) _arguments{}{}{operands} ;;\n", command.name, specs(command.options), specs(GLOBAL));
+        text +=
+            &format!("        {}) _arguments{}{}{operands} ;;\n", command.name, specs(command.options), specs(GLOBAL));
     }
     text += "        esac ;;\n    esac\n}\n\n";
     text += "_tl_init() {\n    if [[ $words[2] == ctl ]] && ((CURRENT > 2)); then\n        shift words\n        ((CURRENT--))\n        _tlctl\n        return\n    fi\n    _arguments";
