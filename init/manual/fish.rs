@@ -6,14 +6,13 @@ use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 pub(crate) fn script() -> String {
     let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
     let names = names.join(" ");
-    let mut text = format!(
-        "# Completion of tlctl and tl-init for fish. Made by init/manual of the source code of tl-init.\n\n\
+    let mut text = "# Completion of tlctl and tl-init for fish. Made by init/manual of the source code of tl-init.\n\n\
          function __tlctl_processes\n\
          \x20   tlctl ps --json 2>/dev/null | string match -ra '\"pid\":[0-9]+|\"name\":\"[^\"]*\"' |\n\
          \x20       string replace -r '^[^:]*:' '' | string replace -a '\"' ''\n\
          end\n\n\
          complete -c tlctl -f\n"
-    );
+        .to_owned();
     let none = format!("not __fish_seen_subcommand_from {names}");
     for command in COMMANDS {
         text += &format!("complete -c tlctl -n '{none}' -a {} -d '{}'\n", command.name, plain(command.help));
@@ -66,5 +65,5 @@ fn options(options: &[Opt], condition: &str) -> String {
 
 /// The text without characters that end a quoted word.
 fn plain(text: &str) -> String {
-    text.replace('\'', "").replace('`', "")
+    text.replace(['\'', '`'], "")
 }

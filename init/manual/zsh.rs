@@ -78,5 +78,5 @@ fn specs(options: &[Opt]) -> String {
 
 /// The text without characters that mean something in a specification.
 fn plain(text: &str) -> String {
-    text.replace('[', "(").replace(']', ")").replace(':', ",").replace('\'', "").replace('`', "")
+    text.replace('[', "(").replace(']', ")").replace(':', ",").replace(['\'', '`'], "")
 }
