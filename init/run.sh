@@ -18,11 +18,11 @@ print_usage() {
     done
     url=http://$(cat "$address")
     token=$TL_NS_DIR/run/token
-    settings="TLCTL_URL=$url"
+    settings="TL_INIT_URL=$url"
     auth=
     if [ -e "$token" ]; then
-        settings="$settings TLCTL_TOKEN_FILE=$token"
-        auth='-H "Authorization: Bearer $(cat "$TLCTL_TOKEN_FILE")" '
+        settings="$settings TL_INIT_TOKEN_FILE=$token"
+        auth='-H "Authorization: Bearer $(cat "$TL_INIT_TOKEN_FILE")" '
     fi
     body='{"command": "sh", "args": ["-c", "id; echo PID 1 is $(cat /proc/1/comm)"]}'
     # Printed at once, so that lines of the daemon's log do not come in between.
@@ -30,7 +30,7 @@ print_usage() {
 tl-init answers on $url/api/v1; Ctrl-C stops it. Paste these lines into another terminal:
 
   export $settings
-  curl -N $auth"\$TLCTL_URL/api/v1/processes/run" -d '$body'
+  curl -N $auth"\$TL_INIT_URL/api/v1/processes/run" -d '$body'
 
 END
 }

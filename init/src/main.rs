@@ -9,6 +9,7 @@ mod args;
 mod boot;
 mod config;
 mod console;
+mod ctl;
 mod event;
 mod exit_status;
 mod files;
@@ -49,6 +50,10 @@ tl_os::entry_point!(main);
 #[cfg_attr(test, allow(dead_code))]
 fn main() -> u8 {
     let begun = Instant::now();
+    if let Some(args) = ctl::arguments() {
+        // A panic of the client must not end the processes of this host, as one of the daemon does.
+        return catch_unwind(|| ctl::main(args)).unwrap_or(exit_status::FAILURE);
+    }
     // The caller is C code, into which a panic must not unwind.
     let status = catch_unwind(|| start(begun));
     status.unwrap_or_else(|_| poweroff::after_panic(Role::find()))

@@ -10,7 +10,7 @@ pub(crate) struct Opt {
     pub(crate) value: &'static str,
     /// The text that takes the place of a value that was not given.
     pub(crate) default: &'static str,
-    help: &'static str,
+    pub(crate) help: &'static str,
 }
 
 const fn opt(name: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Opt {

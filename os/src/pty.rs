@@ -101,6 +101,17 @@ pub fn resize(master: &impl AsFd, size: Size) -> io::Result<()> {
     Ok(())
 }
 
+/// The size of a terminal; 0 where it is not known.
+///
+/// # Errors
+/// ENOTTY if it is not a terminal.
+pub fn size(terminal: &impl AsFd) -> io::Result<Size> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is valid for.
+    Errno::result(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok(Size { rows: size.ws_row, cols: size.ws_col })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,6 +144,16 @@ mod tests {
         if getuid().is_root() {
             assert_eq!(mode(Some(5)), (5, 0o620));
         }
+    }
+
+    #[test]
+    fn the_size_is_that_of_the_last_resize() {
+        let pty = open_pty();
+        assert_eq!(size(&pty.slave).unwrap(), Size { rows: 24, cols: 80 });
+        resize(&pty.master, Size { rows: 3, cols: 40 }).unwrap();
+        assert_eq!(size(&pty.slave).unwrap(), Size { rows: 3, cols: 40 });
+        let file = File::open("/dev/null").unwrap();
+        assert_eq!(size(&file).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
     }
 
     #[test]

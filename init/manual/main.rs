@@ -1,0 +1,61 @@
+//! Writes the manual pages and the shell completions of `tl-init` and `tlctl`, from the tables that their parsers use.
+//! It is not part of the program, and imports only the standard library, so that `rustc` alone builds it:
+//!
+//! ```text
+//! rustc --edition 2024 -o manual init/manual/main.rs && ./manual VERSION DIRECTORY
+//! ```
+//!
+//! `make dist` does that. `tests/manual.rs` checks what it writes.
+
+#![forbid(unsafe_code)]
+#![allow(dead_code)]
+
+mod bash;
+mod fish;
+#[path = "../src/options.rs"]
+pub(crate) mod options;
+mod pages;
+mod roff;
+#[path = "../src/ctl/table.rs"]
+mod table;
+mod zsh;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::{env, fs, io};
+
+/// The files: paths below the directory, and contents.
+fn files(version: &str) -> Vec<(&'static str, String)> {
+    vec![
+        ("man/tl-init.8", pages::tl_init(version)),
+        ("man/tlctl.1", pages::tlctl(version)),
+        ("man/init.conf.5", pages::init_conf(version)),
+        ("completions/tlctl.bash", bash::script()),
+        ("completions/_tlctl", zsh::script()),
+        ("completions/tlctl.fish", fish::script()),
+    ]
+}
+
+pub(crate) fn write(version: &str, directory: &Path) -> io::Result<()> {
+    for (path, text) in files(version) {
+        let path = directory.join(path);
+        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let [version, directory] = &args[..] else {
+        eprintln!("usage: manual VERSION DIRECTORY");
+        return ExitCode::from(2);
+    };
+    match write(version, Path::new(directory)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("manual: {directory}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

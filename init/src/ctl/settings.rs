@@ -1,0 +1,252 @@
+//! Where the API is and which token it gets: from the command line, else the environment, else the `init.conf` of the
+//! daemon, else the files of the daemon's run directory.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use tl_os::regular_file;
+
+use super::error::Error;
+use super::parse::Line;
+use crate::files::{MAX_LENGTH, read_conf};
+use crate::options::{OPTIONS, variable};
+
+/// The port of the API, if nothing says otherwise.
+const PORT: u16 = 9501;
+
+/// Where the API is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Url {
+    pub(crate) address: SocketAddr,
+    /// The host and the port, for the header `Host` and for messages.
+    pub(crate) host: String,
+    /// What precedes `/api/v1` in each path: empty, or a path without a `/` at its end.
+    pub(crate) prefix: String,
+}
+
+/// Where the API is, and the token for it.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) url: Url,
+    /// The token; none if there is no token file, as with a daemon that needs none.
+    pub(crate) token: Option<String>,
+    /// The token file, for messages; none if no default applies to the address.
+    pub(crate) token_file: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads the settings.
+    ///
+    /// # Errors
+    /// A sentence about the option or the file that cannot be used.
+    pub(crate) fn read(line: &Line) -> Result<Settings, Error> {
+        let lookup = Lookup::new(line);
+        let run_dir =
+            lookup.find("run-dir").map_or_else(|| default_of("run-dir").into(), |(dir, _)| PathBuf::from(dir));
+        let given = lookup.given("url");
+        let url = match &given {
+            Some((text, source)) => {
+                parse_url(text).map_err(|why| Error::usage(format_args!("{source}: {text:?}: {why}")))?
+            }
+            None => local_url(&run_dir.join("address"))?,
+        };
+        let default = run_dir.join("token");
+        let token_file = match lookup.given("token-file") {
+            Some((file, _)) => Some(PathBuf::from(file)),
+            // The token of this host's daemon is not sent to another host.
+            None if given.is_some() && !url.address.ip().is_loopback() => None,
+            None => Some(lookup.find("token-file").map_or(default.clone(), |(file, _)| file.into())),
+        };
+        // Without authentication there is no such file.
+        let may_be_absent = token_file.as_ref() == Some(&default);
+        let token = token_file.as_deref().map(|file| read_token(file, may_be_absent)).transpose()?.flatten();
+        Ok(Settings { url, token, token_file })
+    }
+}
+
+/// Looks values of options up.
+struct Lookup<'a> {
+    line: &'a Line,
+    /// The lines of `init.conf`.
+    conf: Vec<(String, String)>,
+}
+
+impl Lookup<'_> {
+    fn new(line: &Line) -> Lookup<'_> {
+        let dir = std::env::var(variable("config-dir")).unwrap_or_else(|_| default_of("config-dir").to_owned());
+        // A file that is not there or that cannot be read sets nothing.
+        let (conf, _) = read_conf(&Path::new(&dir).join("init.conf"));
+        Lookup { line, conf }
+    }
+
+    /// The value of an option on the command line or in the environment, and where it was given.
+    fn given(&self, option: &str) -> Option<(String, String)> {
+        if let Some(value) = self.line.value(option) {
+            return Some((value.to_owned(), format!("--{option}")));
+        }
+        let name = variable(option);
+        std::env::var(&name).ok().filter(|value| !value.is_empty()).map(|value| (value, name))
+    }
+
+    /// The value of an option on the command line, in the environment or in `init.conf`, and where it was given.
+    fn find(&self, option: &str) -> Option<(String, String)> {
+        let in_conf = || {
+            let name = variable(option);
+            self.conf
+                .iter()
+                .find(|(key, value)| *key == name && !value.is_empty())
+                .map(|(_, value)| (value.clone(), name))
+        };
+        self.given(option).or_else(in_conf)
+    }
+}
+
+/// The default of an option of the daemon.
+fn default_of(option: &str) -> &'static str {
+    OPTIONS.iter().find(|known| known.name == option).map_or("", |known| known.default)
+}
+
+/// The address in the daemon's file `address`; without the file, the default port of this host.
+fn local_url(file: &Path) -> Result<Url, Error> {
+    let address = match fs::read_to_string(file) {
+        Ok(text) => {
+            text.trim().parse().map_err(|_| Error::local(format_args!("{}: it has no address", file.display())))?
+        }
+        Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+    };
+    let address = reachable(address);
+    Ok(Url { address, host: address.to_string(), prefix: String::new() })
+}
+
+/// An address to connect to: the loopback interface in place of "all addresses".
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    address
+}
+
+/// Parses a URL: `http://HOST[:PORT][/PATH]`.
+fn parse_url(text: &str) -> Result<Url, String> {
+    let Some(rest) = text.strip_prefix("http://") else {
+        return Err("it must begin with http://; TLS is not supported".to_owned());
+    };
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    if rest.contains(['?', '#', '@']) || !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("it must be of the form http://HOST:PORT/PATH, without user, query and fragment".to_owned());
+    }
+    // A colon of an IPv6 address is inside of brackets.
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => {
+            let port = port.parse().ok().filter(|port| *port > 0);
+            (name, port.ok_or("the port must be a number from 1 to 65535")?)
+        }
+        _ => (host, 80),
+    };
+    let ip = match name.strip_prefix('[') {
+        Some(inner) => {
+            let ip = inner.strip_suffix(']').and_then(|inner| inner.parse::<Ipv6Addr>().ok());
+            ip.ok_or("an IPv6 address must be in brackets: http://[::1]:9501")?.into()
+        }
+        None => resolve(name, &fs::read_to_string("/etc/hosts").unwrap_or_default())?,
+    };
+    let address = reachable(SocketAddr::new(ip, port));
+    Ok(Url { address, host: host.to_owned(), prefix: path.trim_end_matches('/').to_owned() })
+}
+
+/// The address of a host: an IPv4 address, `localhost`, or a name of /etc/hosts. This program is static and has no
+/// resolver for other names.
+fn resolve(name: &str, hosts: &str) -> Result<IpAddr, String> {
+    if let Ok(ip) = name.parse::<Ipv4Addr>() {
+        return Ok(ip.into());
+    }
+    let lines = hosts.lines().filter_map(|line| line.split('#').next());
+    let found = lines.filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let ip = words.next()?.parse::<IpAddr>().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(ip)
+    });
+    match found.min_by_key(|ip| !ip.is_ipv4()) {
+        Some(ip) => Ok(ip),
+        None if name.eq_ignore_ascii_case("localhost") => Ok(Ipv4Addr::LOCALHOST.into()),
+        None => Err(format!(
+            "{name:?} is neither an IP address nor a name in /etc/hosts; `getent hosts {name}` may print its address"
+        )),
+    }
+}
+
+/// Reads the token.
+fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<String>, Error> {
+    let shown = file.display();
+    let read = fs::File::open(file).map_err(regular_file::ReadError::from);
+    let bytes = match read.and_then(|open| regular_file::read_open(open, MAX_LENGTH)) {
+        Ok(bytes) => bytes,
+        Err(error) if may_be_absent && error.is_not_found() => return Ok(None),
+        Err(_) if matches!(fs::File::open(file), Err(error) if error.kind() == ErrorKind::PermissionDenied) => {
+            let advice = "run tlctl as root or as the user of the daemon, or name another file with --token-file";
+            return Err(Error::local(format_args!("you may not read the token file {shown}; {advice}")));
+        }
+        Err(error) => return Err(Error::local(format_args!("the token file {shown}: {error}"))),
+    };
+    let token = bytes.trim_ascii();
+    if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
+        return Err(Error::local(format_args!(
+            "the token file {shown} must contain printable ASCII characters and no spaces"
+        )));
+    }
+    Ok(String::from_utf8(token.to_vec()).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_has_a_host_a_port_and_a_prefix() {
+        for (text, address, host, prefix) in [
+            ("http://127.0.0.1:9501", "127.0.0.1:9501", "127.0.0.1:9501", ""),
+            ("http://10.0.2.15", "10.0.2.15:80", "10.0.2.15", ""),
+            ("http://[fd00::1]:9501/", "[fd00::1]:9501", "[fd00::1]:9501", ""),
+            ("http://[::1]", "[::1]:80", "[::1]", ""),
+            ("http://0.0.0.0:9501/a/b/", "127.0.0.1:9501", "0.0.0.0:9501", "/a/b"),
+        ] {
+            let url = parse_url(text).unwrap();
+            assert_eq!(
+                (url.address.to_string().as_str(), url.host.as_str(), url.prefix.as_str()),
+                (address, host, prefix)
+            );
+        }
+        assert!(parse_url("http://localhost:1").unwrap().address.ip().is_loopback());
+        for (text, part) in [
+            ("127.0.0.1:9501", "http://"),
+            ("https://127.0.0.1", "TLS"),
+            ("http://", "\"\" is neither an IP address"),
+            ("http://127.0.0.1:", "port"),
+            ("http://127.0.0.1:0", "port"),
+            ("http://127.0.0.1:65536", "port"),
+            ("http://[::1", "IPv6"),
+            ("http://[x]:1", "IPv6"),
+            ("http://user@127.0.0.1", "without user"),
+            ("http://127.0.0.1/?x", "query"),
+            ("http://127.0.0.1/ x", "form"),
+            ("http://no.such.host.invalid:1", "/etc/hosts"),
+        ] {
+            assert!(parse_url(text).unwrap_err().contains(part), "{text}: {:?}", parse_url(text));
+        }
+    }
+
+    #[test]
+    fn names_are_looked_up_in_the_hosts_file() {
+        let hosts = "# comment\n::1 six both\n10.0.0.7\tfour Both # tail\nbroken\n";
+        let find = |name: &str| resolve(name, hosts).map(|ip| ip.to_string());
+        assert_eq!(find("six"), Ok("::1".to_owned()));
+        assert_eq!(find("FOUR"), Ok("10.0.0.7".to_owned()));
+        assert_eq!(find("both"), Ok("10.0.0.7".to_owned()), "IPv4 first");
+        assert_eq!(find("localhost"), Ok("127.0.0.1".to_owned()));
+        assert!(find("tail").is_err());
+    }
+}
