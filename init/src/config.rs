@@ -10,6 +10,7 @@ use log::LevelFilter;
 use tl_supervisor::UserSpec;
 use tl_supervisor::http::parse_user;
 
+use crate::create_user::NewUser;
 use crate::options::OPTIONS;
 
 /// A value that was given for an option.
@@ -43,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) no_auth: bool,
     pub(crate) default_user: UserSpec,
+    pub(crate) create_user: Option<NewUser>,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) log_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -82,6 +84,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         no_auth: get("no-auth").flag()?,
         default_user: parse_user(&get("default-user").text())
             .map_err(|error| get("default-user").invalid(&format!("valid: it {}", error.problem)))?,
+        create_user: get("create-user").optional(NewUser::FORM)?,
         env_file: get("env-file").path(),
         log_dir: get("log-dir").path().unwrap_or_default(),
         run_dir: get("run-dir").path().unwrap_or_default(),
@@ -151,6 +154,11 @@ impl OptionValue<'_> {
 
     fn parsed<T: FromStr>(&self, expected: &str) -> Result<T, InvalidValue> {
         self.text().parse().map_err(|_| self.invalid(expected))
+    }
+
+    /// None if the text is empty.
+    fn optional<T: FromStr>(&self, expected: &str) -> Result<Option<T>, InvalidValue> {
+        if self.text().is_empty() { Ok(None) } else { self.parsed(expected).map(Some) }
     }
 
     fn positive(&self) -> Result<usize, InvalidValue> {

@@ -23,6 +23,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("token-file", "FILE", "", "file with the bearer token, readable by its owner only; by default a token is made"),
     opt("no-auth", "", "", "accept requests without a token; use only behind a proxy that authenticates"),
     opt("default-user", "USER", "tl-user", "default user for commands: a name, a UID, UID:GID or a JSON object"),
+    opt("create-user", "NAME:UID", "", "user that is made at the start, with its group and home, if it does not exist"),
     opt("env-file", "FILE", "", "file with KEY=value lines for the environment of all commands"),
     opt("command", "JSON", "", "the main process as a JSON array of strings, where `-- COMMAND` is not possible"),
     opt("config-dir", "DIR", "/etc/tl-init", "directory of init.conf and services/*.json"),
