@@ -134,12 +134,10 @@ pub(crate) fn create(user: &NewUser, root: &Path) -> Result<String, CreateError>
 /// Whether the user exists.
 fn exists(user: &NewUser, passwd: &[u8]) -> Result<bool, CreateError> {
     // As in a lookup, the first line with a name counts.
-    match entries(passwd, PASSWD_FIELDS).find(|(name, _)| *name == user.name.as_bytes()) {
-        Some((_, uid)) if uid == user.uid => return Ok(true),
-        Some((_, uid)) => return Err(CreateError::OtherUid(user.clone(), uid)),
-        None => {}
+    if let Some((_, uid)) = find(passwd, PASSWD_FIELDS, Key::Name(&user.name)) {
+        return if uid == user.uid { Ok(true) } else { Err(CreateError::OtherUid(user.clone(), uid)) };
     }
-    match entries(passwd, PASSWD_FIELDS).find(|(_, uid)| *uid == user.uid) {
+    match find(passwd, PASSWD_FIELDS, Key::Id(user.uid)) {
         Some((other, _)) => Err(CreateError::UidTaken(user.clone(), String::from_utf8_lossy(other).into_owned())),
         None => Ok(false),
     }
@@ -156,10 +154,10 @@ fn add_group(user: &NewUser, etc: &Path) -> Result<Group, CreateError> {
     let path = etc.join("group");
     let content = read(&path)?;
     let name = &user.name;
-    if let Some((_, gid)) = entries(&content, GROUP_FIELDS).find(|(group, _)| *group == name.as_bytes()) {
+    if let Some((_, gid)) = find(&content, GROUP_FIELDS, Key::Name(name)) {
         return Ok(Group { gid, is_new: false });
     }
-    let is_free = |gid: &u32| !entries(&content, GROUP_FIELDS).any(|(_, taken)| taken == *gid);
+    let is_free = |gid: &u32| find(&content, GROUP_FIELDS, Key::Id(*gid)).is_none();
     let gid = (user.uid..u32::MAX).find(is_free).ok_or(CreateError::NoGid)?;
     let password = if add_secret(&etc.join("gshadow"), name, ":!::")? { "x" } else { "!" };
     add_line(&path, &format!("{name}:{password}:{gid}:"))?;
@@ -242,19 +240,24 @@ fn read(path: &Path) -> Result<Vec<u8>, CreateError> {
 }
 
 /// Adds a line to the end of a file, which need not exist. The file is replaced, so that a reader never sees a part of
-/// the line. A file that cannot be replaced, such as a mount point, is written in place.
+/// the line, with the owner and the mode of the old one. What cannot be replaced is written in place: a symlink, or a
+/// mount point.
 fn add_line(path: &Path, line: &str) -> Result<(), CreateError> {
     let old = read(path)?;
     // A missing newline at the end of the file would join two lines.
     let separator = if matches!(old.last(), None | Some(b'\n')) { "" } else { "\n" };
     let added = format!("{separator}{line}\n");
     let content = [&old, added.as_bytes()].concat();
-    let added = match fs::canonicalize(path) {
-        Ok(real) => files::replace_keeping_attributes(&real, &content)
-            .or_else(|_| append(&real, old.len() as u64, added.as_bytes())),
-        Err(_) => files::create(path, 0o644, &content),
+    let in_place = || append(path, old.len() as u64, added.as_bytes());
+    let result = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => in_place(),
+        Ok(meta) => {
+            let (mode, owner) = (meta.mode() & 0o7777, (meta.uid(), meta.gid()));
+            files::write_and_rename(path, mode, &content, Some(owner)).or_else(|_| in_place())
+        }
+        Err(_) => files::write_and_rename(path, 0o644, &content, Some((0, 0))),
     };
-    added.map_err(|error| CreateError::File(format!("{}: {error}", path.display())))
+    result.map_err(|error| CreateError::File(format!("{}: {error}", path.display())))
 }
 
 /// Writes `added` at the end of a file of `length` bytes; all of it or nothing.
@@ -268,22 +271,35 @@ fn append(path: &Path, length: u64, added: &[u8]) -> io::Result<()> {
     written
 }
 
-/// Name and id of each line of /etc/passwd or /etc/group that is valid: it has at least `fields` fields, of which the
-/// third is the id.
-fn entries(file: &[u8], fields: usize) -> impl Iterator<Item = (&[u8], u32)> {
-    file.split(|byte| *byte == b'\n').filter_map(move |line| {
-        let line = line.trim_ascii_start();
-        let mut parts = line.split(|byte| *byte == b':');
+/// What is looked for in /etc/passwd or /etc/group.
+#[derive(Clone, Copy)]
+enum Key<'a> {
+    Name(&'a str),
+    Id(u32),
+}
+
+/// Name and id of the first valid line of /etc/passwd or /etc/group with this key. A valid line has at least `fields`
+/// fields, of which the third is the id.
+fn find<'a>(file: &'a [u8], fields: usize, key: Key<'_>) -> Option<(&'a [u8], u32)> {
+    file.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut parts = line.trim_ascii_start().split(|byte| *byte == b':');
         let (name, _password, id) = (parts.next()?, parts.next()?, parts.next().and_then(id)?);
-        let is_entry = !matches!(name.first(), None | Some(b'#' | b'+' | b'-'));
-        (is_entry && parts.count() + 3 >= fields).then_some((name, id))
+        let is_entry = !matches!(name.first(), None | Some(b'#' | b'+' | b'-')) && parts.count() + 3 >= fields;
+        let is_wanted = match key {
+            Key::Name(wanted) => name == wanted.as_bytes(),
+            Key::Id(wanted) => id == wanted,
+        };
+        (is_entry && is_wanted).then_some((name, id))
     })
 }
 
 /// Parses an id: decimal digits only, and not the number that stands for "no id".
 fn id(digits: &[u8]) -> Option<u32> {
-    let digits = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    digits.parse().ok().filter(|id| *id != u32::MAX)
+    let add = |number: u32, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u32::from(*digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    digits.iter().try_fold(0, add).filter(|id| *id != u32::MAX && !digits.is_empty())
 }
 
 #[cfg(test)]

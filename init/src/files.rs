@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
+use tl_os::random;
 use tl_os::regular_file::{self, ReadError};
-use tl_os::{random, xattr};
 
 use crate::role::Role;
 
@@ -65,47 +65,22 @@ fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), Stri
     write_and_rename(&path, mode, content, None).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Creates a file, atomically and with exactly this mode, and waits until it is on the disk.
-///
-/// # Errors
-/// Of the first system call that failed.
-pub(crate) fn create(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
-    write_and_rename(path, mode, content, Some(&|new| new.set_permissions(Permissions::from_mode(mode))))
-}
-
-/// Replaces a file, atomically. The new one has the owner, the mode and, as far as the file system permits, the extended
-/// attributes (labels and ACLs) of the old one, and is on the disk.
+/// Writes a file under a random name, and renames it to `path`. With an `owner` (UID and GID), the file has exactly that
+/// owner and that mode, and is on the disk before it is renamed.
 ///
 /// # Errors
 /// Of the first system call that failed; the old file is unchanged then.
-pub(crate) fn replace_keeping_attributes(path: &Path, content: &[u8]) -> io::Result<()> {
-    let old = regular_file::open(path)?;
-    let meta = old.metadata()?;
-    let keep = |new: &File| {
-        fchown(new, Some(meta.uid()), Some(meta.gid()))?;
-        for name in xattr::list(&old).unwrap_or_default() {
-            if let Ok(Some(value)) = xattr::get(&old, &name) {
-                let _ = xattr::set(new, &name, &value);
-            }
-        }
-        // Last: in a file with an ACL, the group bits are the mask of the ACL.
-        new.set_permissions(meta.permissions())
-    };
-    write_and_rename(path, 0o600, content, Some(&keep))
-}
-
-/// Sets the attributes of a new file.
-type SetAttributes<'a> = &'a dyn Fn(&File) -> io::Result<()>;
-
-/// Writes a file under a random name, and renames it to `path`. `finish` sets its attributes; if there is such a
-/// function, the file is on the disk before it is renamed.
-fn write_and_rename(path: &Path, mode: u32, content: &[u8], finish: Option<SetAttributes<'_>>) -> io::Result<()> {
+pub(crate) fn write_and_rename(path: &Path, mode: u32, content: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let new = path.with_file_name(format!(".{name}.{}", random::hex::<8>()?));
     // `create_new` sets O_EXCL, which does not follow a symlink either (open(2)).
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-    let finished = file.write_all(content).and_then(|()| match finish {
-        Some(finish) => finish(&file).and_then(|()| file.sync_all()),
+    let finished = file.write_all(content).and_then(|()| match owner {
+        Some((uid, gid)) => {
+            fchown(&file, Some(uid), Some(gid))?;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.sync_all()
+        }
         None => Ok(()),
     });
     let written = finished.and_then(|()| fs::rename(&new, path));

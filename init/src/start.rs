@@ -90,7 +90,7 @@ pub(crate) fn read_conf(raw: &mut RawConfig, report: &Report) {
         return;
     }
     let (pairs, problem) = files::read_conf(&path);
-    pairs.into_iter().for_each(|(name, value)| raw.add(name, value));
+    raw.add_conf(pairs);
     if let Some(problem) = problem {
         report.failed("init.conf", &problem);
     }
