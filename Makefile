@@ -24,7 +24,7 @@ test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	cargo test --workspace
 	cargo test --package tl-init --bench figures -- --quick
 
-test-python: ## Run the public Python client, unmodified, against the real binary
+test-python: ## Run the public Python and npm clients, unmodified, against the real binary
 	@tests/need unshare cc python3 curl
 	@tests/need redis vnc nginx vim less top || echo "the tests of missing programs are skipped"
 	@cargo build --quiet --package tl-init

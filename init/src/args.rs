@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use lexopt::Arg;
 
 use crate::config::{Config, OptionValue, Value, resolve};
-use crate::options::{OPTIONS, PREFIX, help, variable};
+use crate::options::{OPTIONS, PREFIX, help, is_list, variable};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -69,7 +69,10 @@ pub(crate) fn parse(
                 value.into_string().map_err(|_| format!("--{name}: the value is not UTF-8"))?
             }
         };
-        raw.values.insert(option.name, Value { source: format!("--{name}"), text });
+        match raw.values.get_mut(option.name) {
+            Some(list) if is_list(option.name) => list.text = format!("{} {text}", list.text),
+            _ => drop(raw.values.insert(option.name, Value { source: format!("--{name}"), text })),
+        }
     }
     for (name, value) in env {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
@@ -88,6 +91,19 @@ impl RawConfig {
             Some(option) => drop(self.values.entry(option.name).or_insert(Value { source: name, text })),
             None => self.unknown.push(name),
         }
+    }
+
+    /// Adds the variables of `init.conf`. Of several lines with the same name the first counts; of a list, all.
+    pub(crate) fn add_conf(&mut self, pairs: Vec<(String, String)>) {
+        for list in OPTIONS.iter().filter(|option| is_list(option.name)).map(|option| variable(option.name)) {
+            let texts = pairs.iter().filter(|(name, _)| *name == list).map(|(_, text)| text.as_str());
+            let all = texts.collect::<Vec<_>>().join(" ");
+            if !all.is_empty() {
+                self.add(list, all);
+            }
+        }
+        // A list was set above, so that it keeps its value.
+        pairs.into_iter().for_each(|(name, text)| self.add(name, text));
     }
 
     /// The directory of `init.conf` and of the service files.
@@ -192,6 +208,25 @@ mod tests {
     }
 
     #[test]
+    fn only_a_list_has_the_values_of_all_lines_and_arguments() {
+        let origins = |config: &Config| config.cors_origins.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let pairs = || {
+            let lines =
+                [("CORS_ORIGIN", "http://a"), ("KEEP_ENDED", "7"), ("CORS_ORIGIN", "http://b"), ("KEEP_ENDED", "8")];
+            lines.map(|(name, value)| (format!("TL_INIT_{name}"), value.to_owned())).to_vec()
+        };
+        let mut from_conf = raw(&[], &[]);
+        from_conf.add_conf(pairs());
+        let config = from_conf.resolve().unwrap();
+        assert_eq!((origins(&config), config.keep_ended), (vec!["http://a".to_owned(), "http://b".to_owned()], 7));
+        let mut from_args = raw(&["--cors-origin=http://c", "--cors-origin", "http://d", "--keep-ended=1"], &[]);
+        from_args.add_conf(pairs());
+        assert_eq!(origins(&from_args.resolve().unwrap()), ["http://c", "http://d"]);
+        let listed = raw(&[], &[("TL_INIT_CORS_ORIGIN", " http://a,http://b ")]).resolve().unwrap();
+        assert_eq!(origins(&listed), ["http://a", "http://b"]);
+    }
+
+    #[test]
     fn lenient_resolution_keeps_the_valid_values_and_reports_the_others() {
         let env = [("TL_INIT_LISTEN", "nowhere"), ("TL_INIT_KEEP_ENDED", "7"), ("TL_INIT_MAX_BODY", "0")];
         let (config, problems) = raw(&["--no-auth", "--token-file", "x"], &env).resolve_leniently();
@@ -250,6 +285,8 @@ mod tests {
             &["--idle-secs", "nan"],
             &["--shutdown-grace", "1e300"],
             &["--default-user", "1:2:3"],
+            &["--cors-origin", "http://a http://b/"],
+            &["--create-user", "tl-user"],
         ];
         for case in cases {
             let error = raw(case, &[]).resolve().unwrap_err();

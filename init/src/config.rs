@@ -7,9 +7,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
-use tl_supervisor::UserSpec;
-use tl_supervisor::http::parse_user;
+use tl_supervisor::http::{Origin, parse_user};
+use tl_supervisor::{SpecError, UserSpec};
 
+use crate::create_user::NewUser;
 use crate::options::OPTIONS;
 
 /// A value that was given for an option.
@@ -42,7 +43,10 @@ pub(crate) struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) token_file: Option<PathBuf>,
     pub(crate) no_auth: bool,
+    /// Origins of the web pages that may use the API.
+    pub(crate) cors_origins: Vec<Origin>,
     pub(crate) default_user: UserSpec,
+    pub(crate) create_user: Option<NewUser>,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) log_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -80,8 +84,10 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         listen: get("listen").parsed("an address and a port")?,
         token_file: get("token-file").path(),
         no_auth: get("no-auth").flag()?,
+        cors_origins: get("cors-origin").origins()?,
         default_user: parse_user(&get("default-user").text())
             .map_err(|error| get("default-user").invalid(&format!("valid: it {}", error.problem)))?,
+        create_user: get("create-user").optional(NewUser::FORM)?,
         env_file: get("env-file").path(),
         log_dir: get("log-dir").path().unwrap_or_default(),
         run_dir: get("run-dir").path().unwrap_or_default(),
@@ -151,6 +157,19 @@ impl OptionValue<'_> {
 
     fn parsed<T: FromStr>(&self, expected: &str) -> Result<T, InvalidValue> {
         self.text().parse().map_err(|_| self.invalid(expected))
+    }
+
+    /// None if the text is empty.
+    fn optional<T: FromStr>(&self, expected: &str) -> Result<Option<T>, InvalidValue> {
+        if self.text().is_empty() { Ok(None) } else { self.parsed(expected).map(Some) }
+    }
+
+    fn origins(&self) -> Result<Vec<Origin>, InvalidValue> {
+        let text = self.text();
+        let origins = text.split([' ', '\t', ',']).filter(|origin| !origin.is_empty()).map(|origin| {
+            origin.parse().map_err(|error: SpecError| self.invalid(&format!("valid: {origin:?} {}", error.problem)))
+        });
+        origins.collect()
     }
 
     fn positive(&self) -> Result<usize, InvalidValue> {

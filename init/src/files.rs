@@ -1,10 +1,10 @@
 //! Files that are read and written at the start: the token, the environment of commands, `init.conf`, and the address
 //! of the API.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 
 use tl_os::random;
@@ -25,7 +25,8 @@ pub(crate) fn read_token(role: Role, path: &Path) -> Result<Vec<u8>, String> {
     let mode = file.metadata().map_err(|error| failed(error.into()))?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(format!(
-            "--token-file: {}: users other than its owner can read it (its mode is {:04o} and should be 0600)",
+            "--token-file: {}: users other than its owner can read it: its mode is {:04o} and should be 0600 or 0400 \
+             (for a Kubernetes Secret: `defaultMode: 0400`, and no `fsGroup` in the Pod, which adds 0040)",
             path.display(),
             mode & 0o7777
         ));
@@ -58,20 +59,35 @@ pub(crate) fn write_token(run_dir: &Path, token: &[u8]) -> Result<(), String> {
 }
 
 /// Replaces the file `name` by a new one, atomically. Never writes into a file, or follows a symlink, that another user
-/// may have put into the directory: the new file is written under a random name and then renamed.
+/// may have put into the directory.
 fn replace(dir: &Path, name: &str, mode: u32, content: &[u8]) -> Result<(), String> {
     let path = dir.join(name);
-    let replaced = || -> io::Result<()> {
-        let new = dir.join(format!(".{name}.{}", random::hex::<8>()?));
-        // `create_new` sets O_EXCL, which does not follow a symlink either (open(2)).
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
-        let written = file.write_all(content).and_then(|()| fs::rename(&new, &path));
-        if written.is_err() {
-            let _ = fs::remove_file(&new);
+    write_and_rename(&path, mode, content, None).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Writes a file under a random name, and renames it to `path`. With an `owner` (UID and GID), the file has exactly that
+/// owner and that mode, and is on the disk before it is renamed.
+///
+/// # Errors
+/// Of the first system call that failed; the old file is unchanged then.
+pub(crate) fn write_and_rename(path: &Path, mode: u32, content: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.{}", random::hex::<8>()?));
+    // `create_new` sets O_EXCL, which does not follow a symlink either (open(2)).
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let finished = file.write_all(content).and_then(|()| match owner {
+        Some((uid, gid)) => {
+            fchown(&file, Some(uid), Some(gid))?;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            file.sync_all()
         }
-        written
-    };
-    replaced().map_err(|error| format!("{}: {error}", path.display()))
+        None => Ok(()),
+    });
+    let written = finished.and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written
 }
 
 /// Creates a directory and its parents, unless they exist.

@@ -9,6 +9,7 @@ mod args;
 mod boot;
 mod config;
 mod console;
+mod create_user;
 mod ctl;
 mod event;
 mod exit_status;

@@ -22,7 +22,9 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("listen", "ADDR:PORT", "0.0.0.0:9501", "address on which the API listens"),
     opt("token-file", "FILE", "", "file with the bearer token, readable by its owner only; by default a token is made"),
     opt("no-auth", "", "", "accept requests without a token; use only behind a proxy that authenticates"),
+    opt("cors-origin", "ORIGIN", "", "origin of web pages that may use the API; may be repeated, or be a list"),
     opt("default-user", "USER", "tl-user", "default user for commands: a name, a UID, UID:GID or a JSON object"),
+    opt("create-user", "NAME:UID", "", "user that is made at the start, with its group and home, if it does not exist"),
     opt("env-file", "FILE", "", "file with KEY=value lines for the environment of all commands"),
     opt("command", "JSON", "", "the main process as a JSON array of strings, where `-- COMMAND` is not possible"),
     opt("config-dir", "DIR", "/etc/tl-init", "directory of init.conf and services/*.json"),
@@ -49,6 +51,11 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("head-secs", "SECS", "10", "time for a client to send a request's head"),
     opt("idle-secs", "SECS", "75", "time after which an idle connection is closed"),
 ];
+
+/// Whether an option that is given several times has all the values, separated by spaces or commas.
+pub(crate) fn is_list(option: &str) -> bool {
+    option == "cors-origin"
+}
 
 /// The environment variable that sets an option.
 pub(crate) fn variable(option: &str) -> String {

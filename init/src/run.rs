@@ -117,7 +117,9 @@ impl Main {
     fn listen(&mut self) -> Result<(), String> {
         let Base { role, config, report, token, supervisor, .. } = &self.base;
         let system = System { role: *role, report: report.clone(), sender: self.sender.clone() };
-        let api = ApiOptions::new(start::auth(token.as_ref())).system(Arc::new(system));
+        let api = ApiOptions::new(start::auth(token.as_ref()))
+            .cors_origins(config.cors_origins.clone())
+            .system(Arc::new(system));
         let options = Options::new()
             .max_connections(supervisor.max_connections())
             .max_body(config.max_body)

@@ -15,6 +15,7 @@ use tl_supervisor::{Builder, LogLimits, Supervisor, TraceStop};
 
 use crate::args::RawConfig;
 use crate::config::Config;
+use crate::create_user::{self, CreateError, NewUser};
 use crate::report::Report;
 use crate::role::Role;
 use crate::{boot, files, logger};
@@ -61,6 +62,9 @@ pub(crate) fn start(
     };
     logger::start(config.log_level, config.log_format);
     start.log_failures();
+    if let Some(user) = &config.create_user {
+        start.create_user(user)?;
+    }
     config.run_dir = start.run_dir(&config)?;
     let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), |path| files::read_env(role, path));
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
@@ -86,7 +90,7 @@ pub(crate) fn read_conf(raw: &mut RawConfig, report: &Report) {
         return;
     }
     let (pairs, problem) = files::read_conf(&path);
-    pairs.into_iter().for_each(|(name, value)| raw.add(name, value));
+    raw.add_conf(pairs);
     if let Some(problem) = problem {
         report.failed("init.conf", &problem);
     }
@@ -138,6 +142,24 @@ impl Start {
         for step in self.report.so_far().steps.iter().filter(|step| !step.ok) {
             log::error!("{}: {}", step.name, step.detail);
         }
+    }
+
+    /// Makes the user of `--create-user`. What fails is reported, and the start goes on: commands of a user that does not
+    /// exist fail by themselves. Only a process that may not make users ends.
+    fn create_user(&self, user: &NewUser) -> Result<(), String> {
+        let mut refusal = None;
+        self.report.step("create-user", || {
+            let result = create_user::create(user, Path::new("/"));
+            match &result {
+                Ok(done) => log::info!("create-user: {done}"),
+                Err(error @ CreateError::NotRoot(_)) if self.role != Role::Machine => {
+                    refusal = Some(format!("--create-user: {error}"));
+                }
+                Err(error) => log::error!("create-user: {error}"),
+            }
+            result
+        });
+        refusal.map_or(Ok(()), Err)
     }
 
     /// The bearer token, unless requests need none: from `--token-file`, or made here. If the file cannot be used, a

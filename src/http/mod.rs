@@ -21,7 +21,8 @@ pub mod server;
 pub mod ws;
 
 pub use api::{
-    Api, ApiOptions, Auth, BootReport, BootService, BootStep, EndAction, InvalidBody, SystemControl, parse_process,
+    Api, ApiOptions, Auth, BootReport, BootService, BootStep, EndAction, InvalidBody, Origin, SystemControl,
+    parse_process,
 };
 pub use json::user::parse_user;
 pub use server::{Options, Server};

@@ -2,14 +2,20 @@
 
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, about, attach, conditions, control, errors, files, openapi, output, processes, pty, run, system, tunnel,
+    Api, about, attach, conditions, control, cors, errors, files, openapi, output, processes, pty, run, system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
 
 impl Handler for Api {
-    /// Answers one request. Without the right token the response is a 401, whatever else is wrong with the request.
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
+        if self.cors_origins.is_empty() { self.answer(request) } else { cors::handle(self, request, Api::answer) }
+    }
+}
+
+impl Api {
+    /// Answers one request. Without the right token the response is a 401, whatever else is wrong with the request.
+    fn answer(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
         let endpoint = route(request.method(), &path).map(|(_, endpoint)| endpoint);
@@ -31,9 +37,7 @@ impl Handler for Api {
         }
         self.call(endpoint, request)
     }
-}
 
-impl Api {
     fn call(&self, endpoint: Endpoint, request: &mut Request<'_>) -> Result<Response, ApiError> {
         match endpoint {
             Endpoint::Health => Ok(about::health()),

@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `routes`, `dispatch` | the table of endpoints; the token check and the call of an endpoint's function |
-//! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change a request's meaning |
+//! | `auth`, `cors` | who may use the API, and from which web pages |
+//! | `errors`, `conditions` | statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `openapi` | the description of the API |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
@@ -15,6 +16,7 @@ mod attach;
 mod auth;
 mod conditions;
 mod control;
+mod cors;
 mod dispatch;
 mod errors;
 mod events;
@@ -36,6 +38,7 @@ use crate::http::connection::memory::MemoryPool;
 use crate::supervisor::Handle;
 
 pub use auth::Auth;
+pub use cors::Origin;
 pub use processes::{InvalidBody, parse_process};
 pub use system_control::{BootReport, BootService, BootStep, EndAction, SystemControl};
 
@@ -67,6 +70,8 @@ pub struct Api {
     /// When the API was created, for the uptime.
     created: Instant,
     auth: Auth,
+    /// Origins of the web pages that may use the API.
+    cors_origins: Vec<Origin>,
     system: Option<Arc<dyn SystemControl>>,
     run_inputs: MemoryPool,
     listings: MemoryPool,
@@ -77,13 +82,28 @@ pub struct Api {
 #[must_use]
 pub struct ApiOptions {
     auth: Auth,
+    cors_origins: Vec<Origin>,
     system: Option<Arc<dyn SystemControl>>,
 }
 
 impl ApiOptions {
     /// An API that `auth` protects, of a program that `POST /shutdown` cannot end.
     pub fn new(auth: Auth) -> ApiOptions {
-        ApiOptions { auth, system: None }
+        ApiOptions { auth, ..ApiOptions::default() }
+    }
+
+    /// Lets web pages of these origins use the API: preflights are answered without a token, and responses have the
+    /// headers by which a browser lets the page read them. By default no page can read a response. This does not replace
+    /// the token. Routes that a program adds in front of the API are not affected.
+    ///
+    /// ```
+    /// use tl_supervisor::http::{ApiOptions, Auth};
+    ///
+    /// let options = ApiOptions::new(Auth::Token(b"secret".to_vec())).cors_origins(["http://localhost:3000".parse()?]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cors_origins(self, origins: impl Into<Vec<Origin>>) -> ApiOptions {
+        ApiOptions { cors_origins: origins.into(), ..self }
     }
 
     /// What answers `GET /boot` and `POST /shutdown`.
@@ -100,6 +120,7 @@ impl Api {
             handle,
             created: Instant::now(),
             auth: options.auth,
+            cors_origins: options.cors_origins,
             system: options.system,
             run_inputs: MemoryPool::new(RUN_INPUTS),
             listings: MemoryPool::new(DIRECTORY_LISTINGS),

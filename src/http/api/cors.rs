@@ -1,0 +1,188 @@
+//! Cross-origin requests of web pages, as the Fetch standard defines them (docs/api.md, Web pages).
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::SpecError;
+use crate::http::api::Api;
+use crate::http::message::{ApiError, Request, Response};
+
+/// Methods of the API. A page may send HEAD without asking.
+const METHODS: &str = "GET, POST, PUT, DELETE";
+
+/// Request headers that a page may send. `*` stands for all but `Authorization`; browsers that do not know it need the
+/// names.
+const REQUEST_HEADERS: &str =
+    "Authorization, Content-Type, If-None-Match, Idempotency-Key, Last-Event-ID, Range, X-PTY-Token, *";
+
+/// Response headers that a page may read, beside those that it always may.
+const RESPONSE_HEADERS: &str =
+    "Accept-Ranges, Allow, Content-Range, Idempotent-Replayed, Retry-After, WWW-Authenticate";
+
+/// Seconds for which a browser may remember the answer to a preflight.
+const MAX_AGE: &str = "7200";
+
+/// An origin of web pages, exactly as a browser sends it: `https://app.example.com` or `http://localhost:3000`.
+///
+/// ```
+/// use tl_supervisor::http::Origin;
+///
+/// assert!("http://localhost:3000".parse::<Origin>().is_ok());
+/// for wrong in ["*", "null", "localhost:3000", "https://a.example/", "https://A.example", "https://a.example:443"] {
+///     assert!(wrong.parse::<Origin>().is_err());
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = SpecError;
+
+    /// Parses an origin.
+    ///
+    /// # Errors
+    /// A sentence that says what is expected. `*` is not an origin, because it would let every page use the API; neither
+    /// is `null`, which is the origin of every file and of every sandboxed frame.
+    fn from_str(text: &str) -> Result<Origin, SpecError> {
+        if is_origin(text).is_some() {
+            return Ok(Origin(text.to_owned()));
+        }
+        let rule = "must be SCHEME://HOST or SCHEME://HOST:PORT as a browser sends it: in lower case, without a path \
+                    and without the default port of the scheme; `*` and `null` are not allowed";
+        Err(SpecError::new("origin", rule))
+    }
+}
+
+/// Some if the text is an origin in the form in which browsers send it.
+fn is_origin(text: &str) -> Option<()> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is_scheme = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
+    let is_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+    // The colons of an IPv6 address are inside of brackets.
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let is_valid_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.contains(':') && address.bytes().all(|byte| b"0123456789abcdef:".contains(&byte)),
+        None => !host.is_empty() && host.bytes().all(is_host),
+    };
+    let is_valid_port = match port {
+        None => true,
+        Some("80") => scheme != "http",
+        Some("443") => scheme != "https",
+        Some(port) => port.parse::<u16>().is_ok_and(|number| number > 0 && number.to_string() == port),
+    };
+    let is_valid_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase()) && scheme.bytes().all(is_scheme);
+    (is_valid_scheme && is_valid_host && is_valid_port).then_some(())
+}
+
+/// Answers a request of an API that pages of some origins may use: a preflight itself, any other request by `answer`.
+pub(crate) fn handle(
+    api: &Api,
+    request: &mut Request<'_>,
+    answer: fn(&Api, &mut Request<'_>) -> Result<Response, ApiError>,
+) -> Result<Response, ApiError> {
+    let sent = request.header("Origin");
+    let origin = api.cors_origins.iter().find(|origin| sent.as_deref() == Some(&origin.0));
+    let is_preflight = request.method() == "OPTIONS" && request.header("Access-Control-Request-Method").is_some();
+    // A cache must not give the response for one origin to a page of another.
+    let mut headers = vec![("Vary", "Origin")];
+    if let Some(origin) = origin.map(|origin| origin.0.as_str()) {
+        if is_preflight {
+            return Ok(preflight(origin));
+        }
+        headers.extend([("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", RESPONSE_HEADERS)]);
+    }
+    let mut result = answer(api, request).and_then(|response| {
+        // The server would find that out too, but its error would not have these headers.
+        if response.body.is_long() { request.require_own_thread().map(|()| response) } else { Ok(response) }
+    });
+    // An error gets the headers too: without them, a page could not tell it from a broken connection.
+    for (name, value) in headers {
+        result = match result {
+            Ok(response) => Ok(response.header(name, value)),
+            Err(error) => Err(error.header(name, value)),
+        };
+    }
+    result
+}
+
+/// Says that a page of this origin may use every method and header. A preflight has no token: browsers do not send one.
+fn preflight(origin: &str) -> Response {
+    let headers = [
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Allow-Methods", METHODS),
+        ("Access-Control-Allow-Headers", REQUEST_HEADERS),
+        ("Access-Control-Max-Age", MAX_AGE),
+        ("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
+    ];
+    headers.into_iter().fold(Response::empty(204), |response, (name, value)| response.header(name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_what_browsers_send() {
+        for text in [
+            "http://localhost",
+            "http://localhost:3000",
+            "https://app.example.com",
+            "https://app.example.com:8443",
+            "http://127.0.0.1:8080",
+            "http://[::1]:8080",
+            "https://[2001:db8::1]",
+            "http://example.com:443",
+            "https://xn--bcher-kva.example",
+            "chrome-extension://abcdefghijklmnop",
+            "vscode-webview://0a1b",
+        ] {
+            assert_eq!(text.parse::<Origin>().map(|origin| origin.to_string()), Ok(text.to_owned()));
+        }
+        for text in [
+            "",
+            "*",
+            "null",
+            "localhost",
+            "localhost:3000",
+            "//localhost",
+            "://localhost",
+            "http://",
+            "http://:80",
+            "http:///",
+            "http://localhost/",
+            "http://localhost/path",
+            "http://localhost?x",
+            "http://user@localhost",
+            "http://*.example.com",
+            "HTTP://localhost",
+            "http://Localhost",
+            "1http://localhost",
+            "http://localhost:80",
+            "https://localhost:443",
+            "http://localhost:",
+            "http://localhost:0",
+            "http://localhost:+1",
+            "http://localhost:08080",
+            "http://localhost:65536",
+            "http://[::1",
+            "http://::1",
+            "http://[::G]",
+            "http://[2001:DB8::1]",
+            "http://localhost http://other",
+            "http://localhost\r\nX: y",
+            "http://bücher.example",
+        ] {
+            let error = text.parse::<Origin>().unwrap_err();
+            assert_eq!(error.field, "origin", "{text:?}");
+        }
+    }
+}
