@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 use tl_os::signal_thread::{Received, SignalThread};
 use tl_os::thread;
 use tl_supervisor::http::{Api, ApiOptions, EndAction, Options, Server};
-use tl_supervisor::{Pending, Signal, Supervisor, Target, UnitId};
+use tl_supervisor::{Pending, RateLimit, Signal, Supervisor, Target, UnitId};
 
 use crate::args::RawConfig;
 use crate::event::{AnswerWaker, Event};
@@ -54,7 +54,15 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     let ends = sender.clone();
     let on_end = move || drop(ends.send(Event::SupervisorEnded));
     let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
-    let mut main = Main { base, server: None, sender, main_process: None, events };
+    let mut main = Main {
+        base,
+        server: None,
+        sender,
+        events,
+        main_process: None,
+        started: Instant::now(),
+        ignored: RateLimit::default(),
+    };
     if let Err(error) = main.listen() {
         if role != Role::Machine {
             return Err(error);
@@ -110,6 +118,9 @@ struct Main {
     events: Receiver<Event>,
     /// The main process with whose end the program ends. `None` once it has ended, and on a machine.
     main_process: Option<UnitId>,
+    started: Instant,
+    /// Limits the lines about signals that are ignored.
+    ignored: RateLimit<()>,
 }
 
 impl Main {
@@ -135,7 +146,7 @@ impl Main {
             log::warn!("{warning}");
         }
         report.reached("listening", address.to_string());
-        log::info!("listening on {address}");
+        log::info!(event = "daemon.listening", address:% = address; "listening on {address}");
         self.server = Some(server);
         // The token is written only now: a start that fails because another daemon runs must not replace that one's
         // token.
@@ -219,10 +230,15 @@ impl Main {
         let mut asked_to_end = false;
         loop {
             let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
+            let left_out = self.ignored.due().map_or_else(never, |due| at(self.started + due));
             let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
                 recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
+                recv(left_out) -> _ => {
+                    self.log_ignored();
+                    continue;
+                }
                 recv(retry) -> _ => {
                     if let Err(error) = self.listen() {
                         self.report_once(&error);
@@ -235,6 +251,7 @@ impl Main {
                     self.handle_signal(received, &mut shutdown, &mut asked_to_end, reload);
                 }
                 Some(Event::ShutDown(action, grace)) => {
+                    log::info!("POST /shutdown: shutting down");
                     let grace = grace.unwrap_or(self.base.config.shutdown_grace);
                     self.shut_down(&mut shutdown, Ending { action, status: 0 }, grace);
                 }
@@ -266,7 +283,7 @@ impl Main {
     }
 
     fn handle_signal(
-        &self,
+        &mut self,
         received: Received,
         shutdown: &mut Option<Shutdown>,
         asked_to_end: &mut bool,
@@ -274,7 +291,11 @@ impl Main {
     ) {
         let signal = received.signal;
         if !signals::is_authorised(received, geteuid().as_raw()) {
-            return log::warn!("signal {signal} from {:?} is ignored: the sender is not authorised", received.sender);
+            // Any process of any user can send signals in a loop.
+            if self.ignored.admits(&(), self.started.elapsed()) {
+                log::warn!("signal {signal} from {:?} is ignored: the sender is not authorised", received.sender);
+            }
+            return;
         }
         // During a shutdown, signals are no longer forwarded: the main process is being ended anyway.
         let forward_to = self.main_process.filter(|_| shutdown.is_none());
@@ -309,6 +330,13 @@ impl Main {
         }
     }
 
+    /// Logs how many lines about signals were left out.
+    fn log_ignored(&mut self) {
+        for (_, count) in self.ignored.take_due(self.started.elapsed()) {
+            log::warn!("{count} more signals from senders that are not authorised");
+        }
+    }
+
     /// Begins the shutdown, or shortens the one that has begun.
     fn shut_down(&self, shutdown: &mut Option<Shutdown>, ending: Ending, grace: Duration) {
         let done = self.base.supervisor.handle().begin_shutdown(grace);
@@ -317,7 +345,8 @@ impl Main {
             Some(shutdown) if shutdown.overdue <= overdue => {
                 log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
             }
-            _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
+            // The supervisor logs that the shutdown begins, and that it is done.
+            _ => {}
         }
         let shutdown = shutdown.get_or_insert_with(|| {
             done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
@@ -352,6 +381,7 @@ impl Main {
             _ if self.base.role == Role::Machine => {}
             Some(shutdown) => shutdown.ending.status = status,
             None => {
+                log::info!(exit_code = status; "the command has ended with status {status}: shutting down");
                 let ending = Ending { action: EndAction::Exit, status };
                 self.shut_down(shutdown, ending, self.base.config.shutdown_grace);
             }

@@ -2,7 +2,7 @@
 
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, about, attach, conditions, control, errors, files, output, processes, pty, run, system, tunnel,
+    Api, about, attach, conditions, control, errors, files, metrics, output, processes, pty, run, system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -13,6 +13,7 @@ impl Handler for Api {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
         let endpoint = route(request.method(), &path);
+        metrics::observe(request, endpoint.as_ref());
         let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
         if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
             return Err(errors::unauthorized());
@@ -39,6 +40,7 @@ impl Api {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),
             Endpoint::Boot => Ok(system::boot(self)),
+            Endpoint::Metrics => Ok(metrics::scrape(self, request)),
             Endpoint::Shutdown => system::shutdown(self, request),
             Endpoint::Start => processes::start(self, request),
             Endpoint::List => processes::list(self),

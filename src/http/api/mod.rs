@@ -5,6 +5,7 @@
 //! | `routes`, `dispatch` | the table of endpoints; the token check and the call of an endpoint's function |
 //! | `auth`, `errors`, `conditions` | who may use the API; statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
+//! | `metrics` | the metrics, in the text formats of Prometheus |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
@@ -18,6 +19,7 @@ mod dispatch;
 mod errors;
 mod events;
 mod files;
+mod metrics;
 mod output;
 mod processes;
 mod pty;

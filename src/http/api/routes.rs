@@ -16,6 +16,8 @@ pub(crate) enum Endpoint {
     Info,
     /// `GET /boot`.
     Boot,
+    /// `GET /metrics`.
+    Metrics,
     /// `POST /shutdown`.
     Shutdown,
     /// `POST /processes`.
@@ -66,6 +68,44 @@ pub(crate) enum Endpoint {
     Tunnel,
 }
 
+/// The method and the path of each endpoint, below `/api/v1`; the last row stands for all requests without an endpoint.
+/// These are the labels of the metrics, so that their number is limited whatever clients request.
+pub(crate) const ROUTES: [(&str, &str); 33] = [
+    ("GET", "/health"),
+    ("GET", "/info"),
+    ("GET", "/boot"),
+    ("GET", "/metrics"),
+    ("POST", "/shutdown"),
+    ("GET", "/processes"),
+    ("POST", "/processes"),
+    ("POST", "/processes/run"),
+    ("GET", "/processes/{process}"),
+    ("DELETE", "/processes/{process}"),
+    ("GET", "/processes/{process}/stdout"),
+    ("GET", "/processes/{process}/stderr"),
+    ("GET", "/processes/{process}/output"),
+    ("GET", "/processes/{process}/stdout/follow"),
+    ("GET", "/processes/{process}/stderr/follow"),
+    ("GET", "/processes/{process}/output/follow"),
+    ("POST", "/processes/{process}/signal"),
+    ("POST", "/processes/{process}/restart"),
+    ("POST", "/processes/{process}/stdin"),
+    ("POST", "/processes/{process}/stdin/close"),
+    ("GET", "/processes/{process}/wait"),
+    ("GET", "/files"),
+    ("PUT", "/files"),
+    ("DELETE", "/files"),
+    ("GET", "/files/list"),
+    ("POST", "/pty"),
+    ("GET", "/pty"),
+    ("GET", "/pty/{session}"),
+    ("DELETE", "/pty/{session}"),
+    ("POST", "/pty/{session}/resize"),
+    ("GET", "/pty/{session}/ws"),
+    ("GET", "/tunnels/tcp"),
+    ("other", "other"),
+];
+
 /// How long a request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExpectedDuration {
@@ -98,6 +138,7 @@ impl Endpoint {
             Endpoint::Health
             | Endpoint::Info
             | Endpoint::Boot
+            | Endpoint::Metrics
             | Endpoint::Shutdown
             | Endpoint::List
             | Endpoint::Get(_)
@@ -108,6 +149,44 @@ impl Endpoint {
             | Endpoint::Pty(_)
             | Endpoint::ResizePty(_)
             | Endpoint::KillPty(_) => ExpectedDuration::Short,
+        }
+    }
+
+    /// Its row in [`ROUTES`].
+    pub(crate) fn row(&self) -> usize {
+        match self {
+            Endpoint::Health => 0,
+            Endpoint::Info => 1,
+            Endpoint::Boot => 2,
+            Endpoint::Metrics => 3,
+            Endpoint::Shutdown => 4,
+            Endpoint::List => 5,
+            Endpoint::Start => 6,
+            Endpoint::Run => 7,
+            Endpoint::Get(_) => 8,
+            Endpoint::Kill(_) => 9,
+            Endpoint::Output(_, View::Stdout) => 10,
+            Endpoint::Output(_, View::Stderr) => 11,
+            Endpoint::Output(_, View::Combined) => 12,
+            Endpoint::Follow(_, View::Stdout) => 13,
+            Endpoint::Follow(_, View::Stderr) => 14,
+            Endpoint::Follow(_, View::Combined) => 15,
+            Endpoint::Signal(_) => 16,
+            Endpoint::Restart(_) => 17,
+            Endpoint::WriteStdin(_) => 18,
+            Endpoint::CloseStdin(_) => 19,
+            Endpoint::Wait(_) => 20,
+            Endpoint::ReadFile => 21,
+            Endpoint::WriteFile => 22,
+            Endpoint::RemoveFile => 23,
+            Endpoint::ListFiles => 24,
+            Endpoint::OpenPty => 25,
+            Endpoint::ListPtys => 26,
+            Endpoint::Pty(_) => 27,
+            Endpoint::KillPty(_) => 28,
+            Endpoint::ResizePty(_) => 29,
+            Endpoint::AttachPty(_) => 30,
+            Endpoint::Tunnel => 31,
         }
     }
 
@@ -125,6 +204,7 @@ pub(crate) fn route(method: &str, path: &[&str]) -> Option<Endpoint> {
         ("GET", ["health"]) => Endpoint::Health,
         ("GET", ["info"]) => Endpoint::Info,
         ("GET", ["boot"]) => Endpoint::Boot,
+        ("GET", ["metrics"]) => Endpoint::Metrics,
         ("POST", ["shutdown"]) => Endpoint::Shutdown,
         ("POST", ["processes"]) => Endpoint::Start,
         ("GET", ["processes"]) => Endpoint::List,
@@ -196,6 +276,7 @@ mod tests {
             ("GET", "health", Endpoint::Health),
             ("GET", "info", Endpoint::Info),
             ("GET", "boot", Endpoint::Boot),
+            ("GET", "metrics", Endpoint::Metrics),
             ("POST", "shutdown", Endpoint::Shutdown),
             ("GET", "processes", Endpoint::List),
             ("POST", "processes", Endpoint::Start),
@@ -226,6 +307,11 @@ mod tests {
             ("GET", "pty/x/ws", Endpoint::AttachPty("x".to_owned())),
             ("GET", "tunnels/tcp", Endpoint::Tunnel),
         ] {
+            let (of_row, template) = ROUTES[right.row()];
+            let is_like = |(of_path, of_template): (&str, &str)| of_template.starts_with('{') || of_path == of_template;
+            let segments = path.split('/').zip(template.trim_start_matches('/').split('/'));
+            assert!(of_row == method && segments.clone().all(is_like), "{method} {path}: {template}");
+            assert_eq!(segments.count(), path.split('/').count().max(template.matches('/').count()), "{template}");
             assert_eq!(routed(method, &format!("api/v1/{path}")), Some(right), "{method} {path}");
         }
     }

@@ -12,7 +12,7 @@ use tl_os::poll::{self, Events, Waker};
 use tl_os::tcp;
 
 use crate::http::connection::memory::{MemoryGrant, MemoryPool};
-use crate::http::connection::table::{ConnectionGuard, Phase};
+use crate::http::connection::table::{ConnectionCounts, ConnectionGuard, Phase};
 use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.
@@ -287,6 +287,11 @@ impl Socket {
     pub(crate) fn begin_exchange(&mut self) {
         self.response_begun = false;
         self.guard.end_long();
+    }
+
+    /// See [`ConnectionGuard::counts`].
+    pub(crate) fn connection_counts(&self) -> ConnectionCounts {
+        self.guard.counts()
     }
 
     /// See [`ConnectionGuard::begin_long`].
