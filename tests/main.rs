@@ -11,6 +11,7 @@ mod boot;
 mod cgroup_failures;
 mod child_environment;
 mod command_line;
+mod console_output;
 mod daemon_log;
 mod dead_disk;
 mod file_permissions;

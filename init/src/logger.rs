@@ -4,6 +4,7 @@
 //! value is left out. As text, the message says the same. In both, a record is one line whatever it contains: control
 //! characters are escaped.
 
+pub(crate) mod console_output;
 mod sink;
 
 use std::fmt::{self, Write as _};

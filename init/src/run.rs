@@ -79,6 +79,9 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     if let Some(server) = &main.server {
         server.shutdown();
     }
+    if let Some(console) = &main.base.console {
+        console.finish();
+    }
     // Dropping joins threads, and one of them may wait for a disk that does not respond.
     if poweroff::within(THREADS_TIMEOUT, "join", move || drop(main)).is_none() {
         log::error!("some threads do not end within {} s; exiting without them", THREADS_TIMEOUT.as_secs());
