@@ -9,7 +9,7 @@ use nix::unistd::geteuid;
 use tl_os::signal_thread::{Received, SignalThread};
 use tl_os::thread;
 use tl_supervisor::http::{Api, ApiOptions, EndAction, Options, Server};
-use tl_supervisor::{Pending, RateLimit, Signal, Supervisor, Target, UnitId};
+use tl_supervisor::{Pending, Signal, Supervisor, Target, UnitId};
 
 use crate::args::RawConfig;
 use crate::event::{AnswerWaker, Event};
@@ -18,7 +18,7 @@ use crate::poweroff::{self, DISK_TIMEOUT, Ending, last_resort};
 use crate::report::Report;
 use crate::role::Role;
 use crate::services::Services;
-use crate::signals::{self, Meaning};
+use crate::signals::{self, Ignored, Meaning};
 use crate::start::{self, Base, RETRY};
 use crate::system::System;
 use crate::{boot, files, main_process};
@@ -54,15 +54,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     let ends = sender.clone();
     let on_end = move || drop(ends.send(Event::SupervisorEnded));
     let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
-    let mut main = Main {
-        base,
-        server: None,
-        sender,
-        events,
-        main_process: None,
-        started: Instant::now(),
-        ignored: RateLimit::default(),
-    };
+    let mut main = Main { base, server: None, sender, events, main_process: None, ignored: Ignored::new() };
     if let Err(error) = main.listen() {
         if role != Role::Machine {
             return Err(error);
@@ -121,9 +113,7 @@ struct Main {
     events: Receiver<Event>,
     /// The main process with whose end the program ends. `None` once it has ended, and on a machine.
     main_process: Option<UnitId>,
-    started: Instant,
-    /// Limits the lines about signals that are ignored.
-    ignored: RateLimit<()>,
+    ignored: Ignored,
 }
 
 impl Main {
@@ -233,13 +223,13 @@ impl Main {
         let mut asked_to_end = false;
         loop {
             let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
-            let left_out = self.ignored.due().map_or_else(never, |due| at(self.started + due));
+            let left_out = self.ignored.due().map_or_else(never, at);
             let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
                 recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
                 recv(left_out) -> _ => {
-                    self.log_ignored();
+                    self.ignored.log_left_out();
                     continue;
                 }
                 recv(retry) -> _ => {
@@ -294,11 +284,7 @@ impl Main {
     ) {
         let signal = received.signal;
         if !signals::is_authorised(received, geteuid().as_raw()) {
-            // Any process of any user can send signals in a loop.
-            if self.ignored.admits(&(), self.started.elapsed()) {
-                log::warn!("signal {signal} from {:?} is ignored: the sender is not authorised", received.sender);
-            }
-            return;
+            return self.ignored.log(received);
         }
         // During a shutdown, signals are no longer forwarded: the main process is being ended anyway.
         let forward_to = self.main_process.filter(|_| shutdown.is_none());
@@ -333,23 +319,13 @@ impl Main {
         }
     }
 
-    /// Logs how many lines about signals were left out.
-    fn log_ignored(&mut self) {
-        for (_, count) in self.ignored.take_due(self.started.elapsed()) {
-            log::warn!("{count} more signals from senders that are not authorised");
-        }
-    }
-
     /// Begins the shutdown, or shortens the one that has begun.
     fn shut_down(&self, shutdown: &mut Option<Shutdown>, ending: Ending, grace: Duration) {
         let done = self.base.supervisor.handle().begin_shutdown(grace);
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
-        match shutdown {
-            Some(shutdown) if shutdown.overdue <= overdue => {
-                log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
-            }
-            // The supervisor logs that the shutdown begins, and that it is done.
-            _ => {}
+        // The supervisor logs that the shutdown begins, and that it is done.
+        if shutdown.as_ref().is_some_and(|shutdown| shutdown.overdue <= overdue) {
+            log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
         }
         let shutdown = shutdown.get_or_insert_with(|| {
             done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());

@@ -12,7 +12,7 @@ use tl_os::poll::{self, Events, Waker};
 use tl_os::tcp;
 
 use crate::http::connection::memory::{MemoryGrant, MemoryPool};
-use crate::http::connection::table::{ConnectionCounts, ConnectionGuard, Phase};
+use crate::http::connection::table::{ConnectionGuard, Phase};
 use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.
@@ -289,9 +289,9 @@ impl Socket {
         self.guard.end_long();
     }
 
-    /// See [`ConnectionGuard::counts`].
-    pub(crate) fn connection_counts(&self) -> ConnectionCounts {
-        self.guard.counts()
+    /// The entry in the table of connections.
+    pub(crate) fn guard(&self) -> &ConnectionGuard {
+        &self.guard
     }
 
     /// See [`ConnectionGuard::begin_long`].
@@ -302,16 +302,6 @@ impl Socket {
     /// See [`ConnectionGuard::begin_start`].
     pub(crate) fn begin_start(&mut self) -> bool {
         self.guard.begin_start()
-    }
-
-    /// See [`ConnectionGuard::max_starts`].
-    pub(crate) fn max_starts(&self) -> usize {
-        self.guard.max_starts()
-    }
-
-    /// See [`ConnectionGuard::max_long_requests`].
-    pub(crate) fn max_long_requests(&self) -> usize {
-        self.guard.max_long_requests()
     }
 
     /// Ends a connection whose client may still be sending: closes the sending direction, then reads and drops up to

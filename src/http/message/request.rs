@@ -248,7 +248,7 @@ impl<'c> Request<'c> {
         if self.socket.begin_long() {
             return Ok(());
         }
-        Err(too_many_long(self.socket.max_long_requests(), "execute long requests"))
+        Err(too_many_long(self.socket.guard().max_long_requests(), "execute long requests"))
     }
 
     /// Declares that the request starts a program, which takes as long as `/etc/passwd` does to be read, and then up to
@@ -261,7 +261,7 @@ impl<'c> Request<'c> {
         if self.socket.begin_start() {
             return Ok(());
         }
-        Err(too_many_long(self.socket.max_starts(), "execute long requests or start processes"))
+        Err(too_many_long(self.socket.guard().max_starts(), "execute long requests or start processes"))
     }
 
     /// Refuses the request if a reserve thread handles it: such a thread serves short requests only.
@@ -291,7 +291,7 @@ impl<'c> Request<'c> {
 
     /// The numbers of connections of the server.
     pub(crate) fn connection_counts(&self) -> ConnectionCounts {
-        self.socket.connection_counts()
+        self.socket.guard().counts()
     }
 
     pub(crate) fn local_port(&self) -> Option<u16> {
