@@ -26,7 +26,7 @@ test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 
 test-python: ## Run the public Python and npm clients, unmodified, against the real binary
 	@tests/need unshare cc python3 curl
-	@tests/need redis vnc nginx vim less top || echo "the tests of missing programs are skipped"
+	@tests/need redis vnc nginx vim less top promtool || echo "the tests of missing programs are skipped"
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/python

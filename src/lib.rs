@@ -37,10 +37,12 @@ mod health;
 #[cfg(feature = "http")]
 pub mod http;
 mod logs;
+mod metrics;
 mod model;
 mod oom;
 mod output;
 mod pending;
+mod rate_limit;
 mod shrink;
 mod supervisor;
 mod terminal;
@@ -56,6 +58,7 @@ pub use model::{
     Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, UserSpec,
 };
 pub use pending::Pending;
+pub use rate_limit::RateLimit;
 pub use supervisor::{Attached, Builder, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop};
 pub use terminal::session::SessionInfo;
 pub use terminal::{Seen, Viewer};

@@ -33,7 +33,8 @@ impl OomThread {
         let mut known = kills_in(&events)?;
         let body = move || loop {
             // A change since the last read is reported as POLLPRI. After the cgroup was removed, reading fails.
-            let [_, wake] = wait([(events.as_fd(), Events::URGENT), (woken.as_fd(), Events::READ)], None)?;
+            let fds = [(events.as_fd(), Events::URGENT), (woken.as_fd(), Events::READ)];
+            let [_, wake] = thread::idle(|| wait(fds, None))?;
             if wake.any(Events::READ) {
                 return Ok(());
             }

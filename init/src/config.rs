@@ -52,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) run_dir: PathBuf,
     pub(crate) log_level: LevelFilter,
     pub(crate) log_format: LogFormat,
+    /// Whether the output of managed processes is copied to stdout.
+    pub(crate) console_output: bool,
     pub(crate) shutdown_grace: Duration,
     /// Bytes of output kept for each process.
     pub(crate) log_limit: u64,
@@ -97,6 +99,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
             "json" => LogFormat::Json,
             _ => return Err(get("log-format").invalid("text or json")),
         },
+        console_output: get("console-output").flag()?,
         shutdown_grace: get("shutdown-grace").seconds(0.0)?,
         log_limit: get("log-limit").bytes()?,
         log_total: values.contains_key("log-total").then(|| get("log-total").bytes()).transpose()?,

@@ -32,6 +32,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("run-dir", "DIR", "/run/tl-init", "directory for the files `token` and `address`"),
     opt("log-level", "LEVEL", "info", "level of the daemon's own log: off, error, warn, info, debug or trace"),
     opt("log-format", "FORMAT", "text", "format of the daemon's own log: text or json"),
+    opt("console-output", "", "", "copy the output of managed processes to stdout, each line after `NAME | `"),
     opt("shutdown-grace", "SECS", "10", "at shutdown, time from SIGTERM to SIGKILL"),
     opt("log-limit", "BYTES", "256M", "maximum output kept for each process"),
     opt(

@@ -18,7 +18,7 @@ use crate::poweroff::{self, DISK_TIMEOUT, Ending, last_resort};
 use crate::report::Report;
 use crate::role::Role;
 use crate::services::Services;
-use crate::signals::{self, Meaning};
+use crate::signals::{self, Ignored, Meaning};
 use crate::start::{self, Base, RETRY};
 use crate::system::System;
 use crate::{boot, files, main_process};
@@ -54,7 +54,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     let ends = sender.clone();
     let on_end = move || drop(ends.send(Event::SupervisorEnded));
     let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
-    let mut main = Main { base, server: None, sender, main_process: None, events };
+    let mut main = Main { base, server: None, sender, events, main_process: None, ignored: Ignored::new() };
     if let Err(error) = main.listen() {
         if role != Role::Machine {
             return Err(error);
@@ -70,6 +70,9 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     let ending = main.wait_for_end(&reload);
     if let Some(server) = &main.server {
         server.shutdown();
+    }
+    if let Some(console) = &main.base.console {
+        console.finish();
     }
     // Dropping joins threads, and one of them may wait for a disk that does not respond.
     if poweroff::within(THREADS_TIMEOUT, "join", move || drop(main)).is_none() {
@@ -110,6 +113,7 @@ struct Main {
     events: Receiver<Event>,
     /// The main process with whose end the program ends. `None` once it has ended, and on a machine.
     main_process: Option<UnitId>,
+    ignored: Ignored,
 }
 
 impl Main {
@@ -137,7 +141,7 @@ impl Main {
             log::warn!("{warning}");
         }
         report.reached("listening", address.to_string());
-        log::info!("listening on {address}");
+        log::info!(event = "daemon.listening", address:% = address; "listening on {address}");
         self.server = Some(server);
         // The token is written only now: a start that fails because another daemon runs must not replace that one's
         // token.
@@ -221,10 +225,15 @@ impl Main {
         let mut asked_to_end = false;
         loop {
             let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
+            let left_out = self.ignored.due().map_or_else(never, at);
             let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
                 recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
+                recv(left_out) -> _ => {
+                    self.ignored.log_left_out();
+                    continue;
+                }
                 recv(retry) -> _ => {
                     if let Err(error) = self.listen() {
                         self.report_once(&error);
@@ -237,6 +246,7 @@ impl Main {
                     self.handle_signal(received, &mut shutdown, &mut asked_to_end, reload);
                 }
                 Some(Event::ShutDown(action, grace)) => {
+                    log::info!("POST /shutdown: shutting down");
                     let grace = grace.unwrap_or(self.base.config.shutdown_grace);
                     self.shut_down(&mut shutdown, Ending { action, status: 0 }, grace);
                 }
@@ -268,7 +278,7 @@ impl Main {
     }
 
     fn handle_signal(
-        &self,
+        &mut self,
         received: Received,
         shutdown: &mut Option<Shutdown>,
         asked_to_end: &mut bool,
@@ -276,7 +286,7 @@ impl Main {
     ) {
         let signal = received.signal;
         if !signals::is_authorised(received, geteuid().as_raw()) {
-            return log::warn!("signal {signal} from {:?} is ignored: the sender is not authorised", received.sender);
+            return self.ignored.log(received);
         }
         // During a shutdown, signals are no longer forwarded: the main process is being ended anyway.
         let forward_to = self.main_process.filter(|_| shutdown.is_none());
@@ -315,11 +325,9 @@ impl Main {
     fn shut_down(&self, shutdown: &mut Option<Shutdown>, ending: Ending, grace: Duration) {
         let done = self.base.supervisor.handle().begin_shutdown(grace);
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
-        match shutdown {
-            Some(shutdown) if shutdown.overdue <= overdue => {
-                log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
-            }
-            _ => log::info!("shutting down with {} s of grace", grace.as_secs_f64()),
+        // The supervisor logs that the shutdown begins, and that it is done.
+        if shutdown.as_ref().is_some_and(|shutdown| shutdown.overdue <= overdue) {
+            log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
         }
         let shutdown = shutdown.get_or_insert_with(|| {
             done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
@@ -354,6 +362,7 @@ impl Main {
             _ if self.base.role == Role::Machine => {}
             Some(shutdown) => shutdown.ending.status = status,
             None => {
+                log::info!(exit_code = status; "the command has ended with status {status}: shutting down");
                 let ending = Ending { action: EndAction::Exit, status };
                 self.shut_down(shutdown, ending, self.base.config.shutdown_grace);
             }

@@ -1,6 +1,9 @@
 //! What each signal means, as one table.
 
+use std::time::Instant;
+
 use tl_os::signal_thread::Received;
+use tl_supervisor::RateLimit;
 use tl_supervisor::http::EndAction;
 
 use crate::exit_status::of_signal;
@@ -52,6 +55,36 @@ pub(crate) fn all() -> Vec<i32> {
         libc::SIGTTOU,
     ];
     (1..RTMIN - 2).chain(RTMIN..=RTMAX).filter(|signal| !EXCLUDED.contains(signal)).collect()
+}
+
+/// Logs signals whose sender is not authorised. Any process can send them in a loop, so the lines are limited.
+pub(crate) struct Ignored {
+    limit: RateLimit<()>,
+    created: Instant,
+}
+
+impl Ignored {
+    pub(crate) fn new() -> Ignored {
+        Ignored { limit: RateLimit::default(), created: Instant::now() }
+    }
+
+    pub(crate) fn log(&mut self, Received { signal, sender, .. }: Received) {
+        if self.limit.admits(&(), self.created.elapsed()) {
+            log::warn!("signal {signal} from {sender:?} is ignored: the sender is not authorised");
+        }
+    }
+
+    /// When [`Ignored::log_left_out`] has something to log.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.limit.due().map(|due| self.created + due)
+    }
+
+    /// Logs how many lines were left out.
+    pub(crate) fn log_left_out(&mut self) {
+        for (_, count) in self.limit.take_due(self.created.elapsed()) {
+            log::warn!("{count} more signals from senders that are not authorised");
+        }
+    }
 }
 
 /// Whether the sender of the signal may control this process: the kernel, root, a process of the daemon's user, or a

@@ -16,6 +16,7 @@ use tl_supervisor::{Builder, LogLimits, Supervisor, TraceStop};
 use crate::args::RawConfig;
 use crate::config::Config;
 use crate::create_user::{self, CreateError, NewUser};
+use crate::logger::console_output::ConsoleOutput;
 use crate::report::Report;
 use crate::role::Role;
 use crate::{boot, files, logger};
@@ -36,6 +37,8 @@ pub(crate) struct Base {
     /// The cgroup that this process has yet to enter.
     pub(crate) leaf: Option<PathBuf>,
     pub(crate) supervisor: Supervisor,
+    /// Set if the output of managed processes is copied to stdout.
+    pub(crate) console: Option<ConsoleOutput>,
 }
 
 /// Performs the duties of a boot, and starts the supervisor. `on_trace_stop` is called for each orphan that has stopped
@@ -69,17 +72,24 @@ pub(crate) fn start(
     let env = config.env_file.as_deref().map_or_else(|| Ok(Vec::new()), |path| files::read_env(role, path));
     let env = start.or("env-file", env, || Ok(Vec::new()))?;
     let token = start.token(&mut config)?;
+    let console = config.console_output.then(|| ConsoleOutput::start(config.keep_ended)).transpose();
+    let console = console.map_err(|error| format!("--console-output: {error}"));
+    let console = start.or("console-output", console, || Ok(None))?;
     let (parent, leaf) = cgroup.map_or((None, None), |settled| (Some(settled.parent), settled.leaf));
     let configure = |config: &Config| {
         let builder =
             builder(config).base_env(env.clone()).on_main_thread(on_trace_stop.clone()).on_end(on_end.clone());
+        let builder = match console.as_ref().map(ConsoleOutput::sender) {
+            Some(sender) => builder.on_managed_start(move |started| sender.started(started)),
+            None => builder,
+        };
         match &parent {
             Some(parent) => builder.cgroup(parent.clone()),
             None => builder,
         }
     };
     let supervisor = start.supervisor(&mut config, configure)?;
-    Ok(Base { role, config, report: start.report, token, leaf, supervisor })
+    Ok(Base { role, config, report: start.report, token, leaf, supervisor, console })
 }
 
 /// Adds the variables of `init.conf` to the options that were given.

@@ -29,13 +29,14 @@
 //! | [`random`] | random bytes from the kernel |
 //! | [`regular_file`] | reads a whole file of limited size that must be a regular one |
 //! | [`resource_limits`] | raises the resource limits of this process, restores them in children |
+//! | [`self_usage`] | memory, descriptors and CPU time that this process uses |
 //! | [`send_signal`] | sends signals to processes and process groups |
 //! | [`sigmask`] | blocks and unblocks signals for the calling thread |
 //! | [`signal_thread`] | a thread that calls a function for each signal |
 //! | [`spawn`] | starts a program in a child process |
 //! | [`task_limits`] | limits on the number of processes and threads |
 //! | [`tcp`] | what the kernel knows about the peer of a TCP connection |
-//! | [`thread`] | starts named threads that report their panics |
+//! | [`thread`] | starts named threads that report their panics; tells which threads hang |
 //! | [`tree_walk`] | finds the processes of a few trees without reading all of /proc |
 //! | [`user_namespace`] | what the user namespace allows and isolates |
 //! | [`wait`] | waits for children and reaps them |
@@ -62,6 +63,7 @@ pub mod pty;
 pub mod random;
 pub mod regular_file;
 pub mod resource_limits;
+pub mod self_usage;
 pub mod send_signal;
 pub mod sigmask;
 pub mod signal_thread;

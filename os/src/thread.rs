@@ -1,8 +1,12 @@
-//! Starts threads: each has a name, blocks all signals, and reports its own panic.
+//! Starts threads: each has a name, blocks all signals, and reports its own panic. Tells which of them hang.
+
+mod pulse;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
+
+pub use pulse::{ThreadState, idle, states};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
@@ -25,6 +29,7 @@ pub fn spawn(
         if let Err(errno) = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None) {
             log::warn!("thread {thread_name} cannot block signals: {errno}");
         }
+        let _running = pulse::Running::begin(&thread_name);
         match catch_unwind(AssertUnwindSafe(body)) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -144,7 +144,7 @@ impl<F: Fn(Verdict)> Actor<F> {
         let mut events = Events::with_capacity(256);
         let ended = loop {
             let sleep = self.schedule.sleep().map(|at| at.saturating_sub(self.epoch.elapsed()).min(MAX_SLEEP));
-            match self.poll.poll(&mut events, sleep) {
+            match thread::idle(|| self.poll.poll(&mut events, sleep)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break Err(error),

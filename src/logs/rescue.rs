@@ -51,7 +51,7 @@ impl Writer {
 }
 
 fn rescue(log: LogContext<'_>, old: &File) -> io::Result<()> {
-    log.state.truncated.store(true, Ordering::Relaxed);
+    log.state.note_truncation();
     let newest = log.state.with(|contents| contents.segments.newest());
     let Some(Newest { number, len, is_file: true }) = newest else {
         close_active(log);

@@ -8,6 +8,7 @@ use super::lock;
 use super::record::LogPosition;
 use super::segments::{Removed, Segments};
 use crate::logs::retention::Holding;
+use crate::metrics::METRICS;
 use crate::model::{RunEnd, UnitId};
 
 /// The shared part of one log.
@@ -43,6 +44,12 @@ impl LogState {
         LogState { unit, truncated: AtomicBool::new(false), contents: Mutex::default() }
     }
 
+    /// Records that a part of the output was dropped.
+    pub(super) fn note_truncation(&self) {
+        self.truncated.store(true, Ordering::Relaxed);
+        METRICS.truncations.increment();
+    }
+
     /// Runs `work`, which must not block, under the lock. What `work` removes from the log must be dropped by the
     /// caller after that, because closing a file can block.
     pub(super) fn with<T>(&self, work: impl FnOnce(&mut Contents) -> T) -> T {
@@ -57,7 +64,7 @@ impl LogState {
 
     /// Removes the file of a segment that was removed from the log.
     pub(super) fn discard(&self, disk: &Disk, Removed { file, len, active }: Removed) {
-        self.truncated.store(true, Ordering::Relaxed);
+        self.note_truncation();
         drop(active);
         if let Some(number) = file {
             disk.used.fetch_sub(len, Ordering::Relaxed);

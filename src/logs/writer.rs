@@ -70,7 +70,7 @@ impl Writer {
     fn fail(&mut self, log: LogContext<'_>, error: &io::Error) {
         close_active(log);
         if self.failing.replace(0).is_none() {
-            log.state.truncated.store(true, Ordering::Relaxed);
+            log.state.note_truncation();
             log::warn!("the log of unit {} is kept in memory: {error}", log.state.unit);
         }
     }

@@ -5,6 +5,7 @@
 
 mod info;
 mod managed;
+mod occurrence;
 mod signal;
 mod spec;
 mod stdio;
@@ -20,6 +21,7 @@ use serde::Serialize;
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
 pub(crate) use managed::MAX_MS;
 pub use managed::{HealthCheck, HealthKind, ManagedSpec, Policy, RestartPolicy};
+pub use occurrence::{Occurrence, RestartReason};
 pub use signal::Signal;
 pub(crate) use spec::MAX_TIMEOUT;
 pub use spec::{ProcessSpec, SpecBuilder};

@@ -23,6 +23,7 @@ use crate::model::{RunKey, RunNo, Stream, UnitId};
 use crate::shrink::shrink_map;
 use tl_os::pipe::has_reader;
 use tl_os::pty::{self, Size};
+use tl_os::thread;
 
 /// The token of the waker.
 pub(super) const WAKE: Token = Token(0);
@@ -107,7 +108,7 @@ impl Actor {
         let mut more_messages = false;
         loop {
             let timeout = if more_messages { Some(Duration::ZERO) } else { self.timeout() };
-            match self.poll.poll(&mut events, timeout) {
+            match thread::idle(|| self.poll.poll(&mut events, timeout)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),

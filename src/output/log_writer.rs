@@ -97,7 +97,7 @@ impl Shared {
                 return None;
             }
             queue.sleeps = true;
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = thread::idle(|| self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner));
             queue.sleeps = false;
         }
     }

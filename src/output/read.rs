@@ -15,6 +15,7 @@ use super::batch::Operation;
 use super::pipe::{Drain, Pipe, PipeKind};
 use crate::clock::wall;
 use crate::logs::Writing;
+use crate::metrics::METRICS;
 use crate::model::RunKey;
 use tl_os::pipe::is_at_end;
 
@@ -116,6 +117,7 @@ impl Actor {
             *left -= now;
         }
         let ended = *drain == Drain::Left(0);
+        METRICS.read(run.terminal.is_none().then_some(*stream), count);
         if let Some(terminal) = &run.terminal {
             let bytes = self.buffer.get(..count).unwrap_or_default();
             let (bytes, more) = bytes.split_at(now.min(bytes.len()));

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use tl_os::thread;
+
 /// Capacity up to which an empty queue keeps its memory.
 const KEPT: usize = 64;
 
@@ -111,10 +113,10 @@ impl<T> MailReceiver<T> {
                 return Mail::Late;
             }
             state.sleeps = true;
-            state = match left {
+            state = thread::idle(|| match left {
                 Some(left) => self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            });
             state.sleeps = false;
         }
     }

@@ -84,10 +84,12 @@ impl Actor {
                     reply.send(Ok(started.clone()));
                 }
             }
+            Action::Report(occurrence) => self.report(id, &occurrence),
             Action::StartFailed(run, error) => {
                 self.parts.fleet.get_mut(id)?.context.outputs = [None, None];
                 self.parts.output.sender().send((id, run), ToOutput::Forget);
                 self.refuse_starts(id, run, &error);
+                self.report_start_failure(id, &error);
             }
             Action::Finish(end) => self.finish(id, end),
             Action::Reopen => {

@@ -16,6 +16,7 @@ use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
+use super::replies::Started;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
 use super::trace::TraceStop;
@@ -25,6 +26,7 @@ use crate::logs::LogStore;
 use crate::model::{UnitId, UserSpec};
 use crate::output::Output;
 use crate::pending::ReplySender;
+use crate::rate_limit::RateLimit;
 use crate::terminal::Backlog;
 use crate::trees::Trees;
 use crate::unit::Event;
@@ -43,6 +45,8 @@ pub(super) struct Parts {
     pub(super) resolver: Resolver,
     /// See [`Builder::on_main_thread`](super::Builder::on_main_thread).
     pub(super) on_main_thread: Box<dyn Fn(TraceStop) + Send>,
+    /// See [`Builder::on_managed_start`](super::Builder::on_managed_start).
+    pub(super) on_managed_start: Box<dyn FnMut(Started) + Send>,
     pub(super) spawner: Spawner,
     pub(super) cgroups: Cgroups,
     pub(super) default_user: UserSpec,
@@ -69,6 +73,8 @@ pub(super) struct Actor {
     pub(super) sessions: BTreeMap<String, UnitId>,
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
+    /// How many lines each unit may log.
+    pub(super) log_limit: RateLimit<UnitId>,
 }
 
 impl Actor {
@@ -84,6 +90,7 @@ impl Actor {
             last_writer: 0,
             sessions: BTreeMap::new(),
             backlog: Backlog::default(),
+            log_limit: RateLimit::default(),
         }
     }
 
@@ -123,6 +130,7 @@ impl Actor {
         kills
             .chain(self.reap_scan.due())
             .chain(self.memory_return.due())
+            .chain(self.log_limit.due())
             .chain(self.watches.deadline())
             .chain(units)
             .chain(shutdown)
@@ -147,6 +155,7 @@ impl Actor {
             allocator::empty_thread_cache();
             allocator::trim();
         }
+        self.log_left_out(now);
         if self.parts.probes.restart_if_due(now.mono) {
             self.watch_all();
         }

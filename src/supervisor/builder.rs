@@ -17,12 +17,14 @@ use super::handle::Handle;
 use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
+use super::replies::Started;
 use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
 use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
+use crate::metrics::METRICS;
 use crate::model::UserSpec;
 use crate::output::Output;
 use crate::trees::Trees;
@@ -73,6 +75,7 @@ pub struct Builder {
 struct Callbacks {
     on_main_thread: Box<dyn Fn(TraceStop) + Send>,
     on_end: Option<OnEnd>,
+    on_managed_start: Box<dyn FnMut(Started) + Send>,
 }
 
 impl fmt::Debug for Callbacks {
@@ -121,7 +124,7 @@ impl Builder {
             max_tasks: None,
             session_idle: Duration::from_secs(300),
             cgroup: None,
-            callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None },
+            callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
         }
     }
 
@@ -207,6 +210,13 @@ impl Builder {
         self
     }
 
+    /// Sets a function that is called whenever a run of a managed process has started, with the process and its output.
+    /// It runs on the supervisor thread and must not block.
+    pub fn on_managed_start(mut self, notify: impl FnMut(Started) + Send + 'static) -> Self {
+        self.callbacks.on_managed_start = Box::new(notify);
+        self
+    }
+
     /// Starts the supervisor and its threads. Raises the resource limits of this process (its children get the original
     /// limits), and makes this process the one to which orphaned descendants are reparented.
     ///
@@ -271,7 +281,7 @@ impl Builder {
         let default_user = Arc::new(self.default_user.clone());
         let bounds =
             Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
-        let Callbacks { on_main_thread, on_end } = self.callbacks;
+        let Callbacks { on_main_thread, on_end, on_managed_start } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
             inbox.unblock()?;
@@ -288,6 +298,7 @@ impl Builder {
                 trees,
                 resolver,
                 on_main_thread,
+                on_managed_start,
                 spawner,
                 cgroups,
                 default_user: self.default_user,
@@ -354,6 +365,7 @@ pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {
         let (to_self, died) = (messages.clone(), messages.clone());
         Health::start(
             move |verdict| {
+                METRICS.probed(verdict.outcome.is_ok());
                 if filter.admits(&verdict) {
                     to_self.send(Message::Health(verdict));
                 }

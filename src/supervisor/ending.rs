@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::actor::Actor;
+use super::reports;
 use super::shutdown::Shutdown;
 use crate::model::MAX_MS;
 use crate::pending::ReplySender;
@@ -22,9 +23,12 @@ impl Actor {
             );
         }
         let first = self.shutdown.is_none();
+        if first {
+            reports::shutdown_begun(grace);
+        }
         self.parts.spawner.stop_server();
         self.watch_leftovers();
-        let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(kill_at));
+        let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(now.mono, kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
         let ids = self.parts.fleet.shutdown_order();
         for id in ids {
@@ -47,8 +51,10 @@ impl Actor {
             if !ended && kill_is_due {
                 self.kill_the_rest();
             }
-            if let Some(shutdown) = &mut self.shutdown {
-                shutdown.advance(ended, now.mono);
+            if let Some(shutdown) = &mut self.shutdown
+                && shutdown.advance(ended, now.mono)
+            {
+                reports::shutdown_done(now.mono.saturating_sub(shutdown.begun_at()), ended);
             }
         }
         if let Some(shutdown) = &mut self.shutdown {

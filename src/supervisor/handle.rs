@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::MessageSender;
 use super::message::{Command, Message};
-use super::replies::{Counts, Started, Stdin};
+use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
 use crate::error::Error;
 use crate::logs::{Follower, StartAt, View};
@@ -145,6 +145,11 @@ impl Handle {
     /// [`Error::Internal`] only.
     pub fn counts(&self) -> Result<Counts, Error> {
         self.call(Command::Counts)
+    }
+
+    /// The number of units in each state. None if the supervisor thread does not answer within `timeout`, or has ended.
+    pub(crate) fn census(&self, timeout: Duration) -> Option<Census> {
+        self.begin(Command::Census).wait_until(Instant::now() + timeout)?.ok()
     }
 
     /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the

@@ -14,6 +14,7 @@ use super::message::Message;
 use crate::model::{Pid, UnitId};
 use tl_os::bell::Bell;
 use tl_os::child_signal::ChildSignal;
+use tl_os::thread;
 
 /// Sends to the supervisor thread. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -129,7 +130,7 @@ impl Inbox {
             }
             let (messages, children, reports) = (&self.messages, &self.children, &mut self.reports);
             let has_work = || !messages.is_empty() || children.as_ref().is_some_and(ChildSignal::is_received);
-            let slept = self.bell.sleep_unless(has_work, deadline, |unit| reports.push(UnitId(unit)));
+            let slept = thread::idle(|| self.bell.sleep_unless(has_work, deadline, |unit| reports.push(UnitId(unit))));
             self.since_look = 0;
             slept.unwrap_or_else(log_failure);
         }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::replies::{Counts, SessionAccess, SessionKey, Started, Stdin};
+use super::replies::{Census, Counts, SessionAccess, SessionKey, Started, Stdin};
 use super::resolver::{Resolved, RunUser};
 use crate::error::Error;
 use crate::health::Verdict;
@@ -29,6 +29,7 @@ pub(crate) enum Command {
     List(ReplySender<Vec<ProcessInfo>>),
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
+    Census(ReplySender<Census>),
     /// A scope of None means the process group, or the tree for SIGKILL.
     Signal {
         target: Target,

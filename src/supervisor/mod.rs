@@ -17,6 +17,7 @@ mod pty;
 mod reap_scan;
 mod reaping;
 mod replies;
+mod reports;
 mod requests;
 mod resolver;
 mod sessions;
@@ -37,6 +38,7 @@ use std::time::Duration;
 pub use builder::Builder;
 pub use handle::Handle;
 pub use pty::Attached;
+pub(crate) use replies::Census;
 pub use replies::{Counts, SessionKey, Started, Stdin};
 pub use trace::TraceStop;
 

@@ -7,6 +7,7 @@ use nix::unistd::read;
 use super::actor::Actor;
 use super::launch::{exit, explain};
 use super::trace::TraceStop;
+use crate::metrics::METRICS;
 use crate::model::{Exit, Pid, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Tracking;
@@ -97,7 +98,9 @@ impl Actor {
             Some(id) => self.leader_ended(id, exit(reaped.exit), now),
             None if self.parts.spawner.reaped(reaped) => {}
             None => {
-                self.parts.fleet.reaped(reaped.pid);
+                if self.parts.fleet.reaped(reaped.pid).is_none() {
+                    METRICS.orphans.increment();
+                }
                 self.watches.orphan_reaped(now.mono);
             }
         }

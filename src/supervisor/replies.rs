@@ -34,6 +34,19 @@ pub struct Counts {
     pub total: usize,
 }
 
+/// Numbers of units in each state, for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    /// Processes, by their status: running, exited, signaled, killed because memory had run out.
+    pub(crate) processes: [u64; 4],
+    /// Managed processes, by the status of their supervision: starting, running, backing off, stopped.
+    pub(crate) managed: [u64; 4],
+    /// Terminal sessions: alive, ended.
+    pub(crate) sessions: [u64; 2],
+    /// Clients that are attached to terminal sessions.
+    pub(crate) viewers: u64,
+}
+
 /// A process with its output. The output stays readable after the supervisor has forgotten the process.
 ///
 /// ```

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::actor::Actor;
 use super::context::{Member, Pty, UnitContext, info};
 use super::message::Command;
-use super::replies::{Counts, Started, Stdin};
+use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
 use crate::error::Error;
 use crate::model::{Pid, ProcessSpec, Signal, SignalScope, Target, UnitId};
@@ -34,6 +34,7 @@ impl Actor {
             Command::Counts(reply) => {
                 reply.send(Ok(Counts { running: self.parts.fleet.running(), total: self.parts.fleet.len() }));
             }
+            Command::Census(reply) => reply.send(Ok(self.census())),
             Command::Signal { target, signal, scope, reply } => self.signal(&target, signal, scope, reply),
             Command::Kill(target, reply) => self.kill(&target, reply),
             Command::Restart(target, reply) => self.restart(target, reply),
@@ -48,6 +49,23 @@ impl Actor {
             Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), None),
             Command::Quit => {}
         }
+    }
+
+    fn census(&self) -> Census {
+        let mut census = Census::default();
+        let add = |counts: &mut [u64], at: usize| counts.iter_mut().skip(at).take(1).for_each(|count| *count += 1);
+        for (_, member) in self.parts.fleet.iter().filter(|(_, member)| member.unit.shown().is_some()) {
+            if let Some(session) = &member.context.pty {
+                add(&mut census.sessions, usize::from(member.unit.is_down()));
+                census.viewers += session.life.clients() as u64;
+                continue;
+            }
+            add(&mut census.processes, member.unit.status() as usize);
+            if member.unit.managed().is_some() {
+                add(&mut census.managed, member.unit.managed_status() as usize);
+            }
+        }
+        census
     }
 
     /// The unit that a request addresses.

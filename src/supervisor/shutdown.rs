@@ -11,6 +11,7 @@ const KILL_TIME: Duration = Duration::from_secs(2);
 /// A shutdown that has begun. All times are those of the supervisor's monotonic clock.
 #[derive(Debug)]
 pub(super) struct Shutdown {
+    begun_at: Duration,
     /// When the grace is over.
     kill_at: Duration,
     /// Everything was killed after the grace.
@@ -24,8 +25,8 @@ pub(super) struct Shutdown {
 }
 
 impl Shutdown {
-    pub(super) fn new(kill_at: Duration) -> Shutdown {
-        Shutdown { kill_at, killed: false, done: false, thread_ends: false, replies: Vec::new() }
+    pub(super) fn new(begun_at: Duration, kill_at: Duration) -> Shutdown {
+        Shutdown { begun_at, kill_at, killed: false, done: false, thread_ends: false, replies: Vec::new() }
     }
 
     /// Adds a request. Returns the end of the grace, which is the earliest one of all requests.
@@ -45,6 +46,10 @@ impl Shutdown {
         }
     }
 
+    pub(super) fn begun_at(&self) -> Duration {
+        self.begun_at
+    }
+
     pub(super) fn is_done(&self) -> bool {
         self.done
     }
@@ -59,10 +64,11 @@ impl Shutdown {
         !self.killed && self.kill_at <= now
     }
 
-    /// Updates the state with the time and with whether everything has ended.
-    pub(super) fn advance(&mut self, ended: bool, now: Duration) {
+    /// Updates the state with the time and with whether everything has ended. Returns whether the shutdown is done.
+    pub(super) fn advance(&mut self, ended: bool, now: Duration) -> bool {
         self.done = ended || (self.killed && self.kill_at + KILL_TIME <= now);
         self.killed |= self.kill_at <= now;
+        self.done
     }
 
     /// Replies to all requests if the shutdown is done.
@@ -85,7 +91,7 @@ mod tests {
     #[test]
     fn the_shortest_grace_applies_and_the_shutdown_ends_two_seconds_after_the_kill() {
         let (reply, answer) = pending();
-        let mut shutdown = Shutdown::new(10 * SECOND);
+        let mut shutdown = Shutdown::new(SECOND, 10 * SECOND);
         assert_eq!(shutdown.join(5 * SECOND, Some(reply), false), 5 * SECOND);
         assert_eq!(shutdown.join(7 * SECOND, None, true), 5 * SECOND);
         assert_eq!((shutdown.deadline(), shutdown.is_kill_due(4 * SECOND)), (Some(5 * SECOND), false));

@@ -36,6 +36,7 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         trees: Trees::start(|_| {}, || {}).unwrap(),
         resolver: Resolver::start(|_| {}, || {}).unwrap(),
         on_main_thread: Box::new(drop),
+        on_managed_start: Box::new(drop),
         spawner: Spawner::new(None).unwrap(),
         cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::Unit;
-use super::event::Now;
+use super::event::{Action, Now};
 use super::state::{Actions, Next, State};
-use crate::model::{Policy, RunEnd};
+use crate::model::{Occurrence, Policy, RestartReason, RunEnd};
 
 /// A run that lasts less than this is short.
 pub(super) const SHORT_RUN: Duration = Duration::from_secs(1);
@@ -42,6 +42,7 @@ impl Unit {
     /// Starts a run that a client has requested: clears the error and the counts of earlier ones.
     pub(super) fn start_anew(&mut self, actions: Actions) {
         self.clear_counts();
+        report_restart(Duration::ZERO, RestartReason::Requested, actions);
         self.begin_run(actions);
     }
 
@@ -70,14 +71,14 @@ impl Unit {
         }
     }
 
-    pub(super) fn back_off(&mut self, now: Now, end: RunEnd, actions: Actions) {
+    pub(super) fn back_off(&mut self, now: Now, end: RunEnd, reason: RestartReason, actions: Actions) {
         let Some(policy) = self.policy() else { return };
         if policy.max_restarts.is_some_and(|max| self.restarts >= max) {
             self.last_error = Some(match &self.last_error {
                 Some(error) => format!("gave up after {} restarts in a row; the last error: {error}", self.restarts),
                 None => format!("gave up after {} restarts in a row", self.restarts),
             });
-            return self.go_down(end, actions);
+            return self.go_down(end, true, actions);
         }
         let doubled = 1u64.checked_shl(self.restarts).unwrap_or(u64::MAX);
         let wait = policy.initial_backoff_ms.saturating_mul(doubled).min(policy.max_backoff_ms);
@@ -86,10 +87,15 @@ impl Unit {
             wait = wait.max(SHORT_RUN_WAIT);
         }
         self.restarts = self.restarts.saturating_add(1);
+        report_restart(wait, reason, actions);
         if wait.is_zero() {
             return self.begin_run(actions);
         }
         self.state = State::BackingOff { until: now.mono + wait };
         self.next_restart_at = Some(now.wall.saturating_add(wait.as_millis() as u64));
     }
+}
+
+fn report_restart(delay: Duration, reason: RestartReason, actions: Actions) {
+    actions.push(Action::Report(Occurrence::Restarting { delay, reason }));
 }

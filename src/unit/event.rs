@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::model::{Exit, Millis, Pid, RunEnd, RunNo};
+use crate::model::{Exit, Millis, Occurrence, Pid, RunEnd, RunNo};
 
 /// The current time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +85,8 @@ pub enum Action {
     Finish(RunEnd),
     /// The unit starts again after an [`Action::Finish`]: reopen its log.
     Reopen,
+    /// Tell operators what has happened: log it and count it.
+    Report(Occurrence),
     /// The first start has failed: remove the unit.
     Forget,
 }

@@ -1,9 +1,9 @@
 //! The health of a unit, from the verdicts of its probes.
 
 use super::Unit;
-use super::event::Now;
+use super::event::{Action, Now};
 use super::state::{Actions, Next, Phase, State};
-use crate::model::{HealthCheck, HealthStatus, Policy, RunNo};
+use crate::model::{HealthCheck, HealthStatus, Occurrence, Policy, RunNo};
 
 impl Unit {
     /// Ends a healthy status when the leader has ended. An unhealthy status stays: it is the reason for the restart.
@@ -33,8 +33,8 @@ impl Unit {
         match outcome {
             Ok(()) => {
                 self.health.failures = 0;
-                self.health.status = HealthStatus::Healthy;
                 self.health.healthy_since.get_or_insert(now.mono);
+                self.set_health(HealthStatus::Healthy, None, actions);
             }
             Err(why) => {
                 self.health.failures = self.health.failures.saturating_add(1);
@@ -43,12 +43,19 @@ impl Unit {
                 }
                 self.note_stability(now);
                 self.health.healthy_since = None;
-                self.health.status = HealthStatus::Unhealthy;
                 self.last_error = Some(format!("unhealthy: {why}"));
+                self.set_health(HealthStatus::Unhealthy, Some(why), actions);
                 if self.policy().is_some_and(|policy| policy.policy != Policy::Never) {
                     self.end_run(now, Next::Failed, self.kill_at(now), actions);
                 }
             }
+        }
+    }
+
+    /// Sets the health, and reports it if it changes.
+    fn set_health(&mut self, status: HealthStatus, error: Option<String>, actions: Actions) {
+        if std::mem::replace(&mut self.health.status, status) != status {
+            actions.push(Action::Report(Occurrence::Health { status, error }));
         }
     }
 }

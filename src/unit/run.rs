@@ -5,7 +5,7 @@ use super::event::{Action, Now};
 use super::state::{Actions, Next, Phase, Run, Shown, State};
 use super::times::EXEC_TIMEOUT;
 use crate::error::Error;
-use crate::model::{Exit, Leftovers, Pid, Policy, RunEnd};
+use crate::model::{Exit, Leftovers, Occurrence, Pid, Policy, RestartReason, RunEnd};
 
 impl Unit {
     pub(super) fn spawned(&mut self, now: Now, pid: Pid) {
@@ -35,7 +35,7 @@ impl Unit {
             Phase::Slow => run.phase = Phase::Running,
             Phase::Reaped { end, slow } => {
                 if !slow {
-                    actions.push(Action::Started);
+                    self.push_started(actions);
                 }
                 self.drain(now, end, actions);
             }
@@ -65,10 +65,16 @@ impl Unit {
 
     /// Reports that the run has started, and begins its health checks.
     pub(super) fn report_started(&self, actions: Actions) {
-        actions.push(Action::Started);
+        self.push_started(actions);
         if self.watched() && self.next() == Next::Policy {
             actions.push(Action::Watch);
         }
+    }
+
+    /// The clients that wait for the start come first: the report can take longer.
+    fn push_started(&self, actions: Actions) {
+        actions.push(Action::Started);
+        actions.push(Action::Report(Occurrence::Started { restart_count: self.restart_count() }));
     }
 
     pub(super) fn exited(&mut self, now: Now, exit: Exit, actions: Actions) {
@@ -113,7 +119,8 @@ impl Unit {
     pub(super) fn drained(&mut self, now: Now, actions: Actions) {
         let State::Up(run) = &self.state else { return };
         let Phase::Draining { end } = run.phase else { return };
-        let (next, kill_at) = (run.next, run.kill_at);
+        let (next, kill_at, lasted) = (run.next, run.kill_at, now.mono.saturating_sub(run.since));
+        actions.push(Action::Report(Occurrence::Ended { end, lasted }));
         self.last_exit = Some(end);
         if let Some(shown) = &mut self.shown {
             shown.end = Some(end);
@@ -122,13 +129,18 @@ impl Unit {
             self.await_tree(now, next, kill_at);
         } else {
             self.sweep_at = kill_at;
-            self.go_down(end, actions);
+            self.go_down(end, false, actions);
         }
     }
 
-    pub(super) fn go_down(&mut self, end: RunEnd, actions: Actions) {
+    /// `gave_up`: the limit on restarts was reached.
+    pub(super) fn go_down(&mut self, end: RunEnd, gave_up: bool, actions: Actions) {
         self.state = State::Down;
         self.next_restart_at = None;
+        if self.managed.is_some() {
+            let last_error = self.last_error.clone();
+            actions.push(Action::Report(Occurrence::Stopped { last_error, gave_up }));
+        }
         actions.push(Action::Finish(end));
     }
 
@@ -139,7 +151,7 @@ impl Unit {
         let end = RunEnd { exit: Exit::Signal(9), timed_out: run.next == Next::TimedOut, ended_at: now.wall };
         match &run.phase {
             Phase::Execing { .. } => {
-                actions.push(Action::Started);
+                self.push_started(actions);
                 self.drain(now, end, actions);
             }
             Phase::Slow | Phase::Running => self.drain(now, end, actions),
@@ -168,10 +180,13 @@ impl Unit {
         let end = end.or(self.last_exit).unwrap_or(failure);
         let restarts = self.policy().is_some_and(|policy| policy.policy != Policy::Never);
         match next {
-            Next::Stop => self.go_down(end, actions),
+            Next::Stop => self.go_down(end, false, actions),
             Next::Restart => self.start_anew(actions),
-            _ if restarts => self.back_off(now, end, actions),
-            _ => self.go_down(end, actions),
+            _ if restarts => {
+                let reason = RestartReason::StartFailed(self.last_error.clone());
+                self.back_off(now, end, reason, actions);
+            }
+            _ => self.go_down(end, false, actions),
         }
     }
 }

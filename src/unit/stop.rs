@@ -19,11 +19,11 @@ impl Unit {
             State::AwaitingUser if self.run == 0 => self.cancel_first_start(None, actions),
             State::AwaitingUser | State::BackingOff { .. } => {
                 actions.push(Action::KillTree);
-                self.go_down(self.last_end(now), actions);
+                self.go_down(self.last_end(now), false, actions);
             }
             State::AwaitingTree(wait) => {
                 self.sweep_at = wait.kill_at;
-                self.go_down(self.last_end(now), actions);
+                self.go_down(self.last_end(now), false, actions);
             }
             State::Up(run) if at_once => {
                 if run.next == Next::Policy {

@@ -12,7 +12,8 @@ use super::times::{EXEC_TIMEOUT, REAP_TIMEOUT};
 use super::{Action, Event, Now, Unit};
 use crate::error::Error;
 use crate::model::{
-    Exit, HealthCheck, HealthKind, HealthStatus, Leftovers, ManagedSpec, ManagedStatus, Pid, Policy, RunEnd, Status,
+    Exit, HealthCheck, HealthKind, HealthStatus, Leftovers, ManagedSpec, ManagedStatus, Occurrence, Pid, Policy,
+    RestartReason, RunEnd, Status,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -23,11 +24,13 @@ struct Scenario {
     unit: Unit,
     now: Duration,
     actions: Vec<Action>,
+    /// What was reported; not among the actions.
+    reports: Vec<Occurrence>,
 }
 
 impl Scenario {
     fn plain() -> Scenario {
-        Scenario { unit: Unit::new(None, None), now: Duration::ZERO, actions: Vec::new() }
+        Scenario { unit: Unit::new(None, None), now: Duration::ZERO, actions: Vec::new(), reports: Vec::new() }
     }
 
     fn timed(timeout: Duration) -> Scenario {
@@ -54,6 +57,13 @@ impl Scenario {
         if out.last() == Some(&Action::Spawn) {
             self.unit.step(self.clock(), Event::Spawned(PID + self.unit.run as Pid), &mut out);
         }
+        out.retain(|action| match action {
+            Action::Report(occurrence) => {
+                self.reports.push(occurrence.clone());
+                false
+            }
+            _ => true,
+        });
         self.actions.extend(out.clone());
         out
     }
@@ -663,4 +673,54 @@ fn the_deadline_of_a_shutdown_takes_precedence_over_a_longer_grace() {
     assert_eq!(scenario.unit.deadline(), Some(deadline));
     scenario.end(Exit::Signal(15));
     assert!(scenario.unit.is_down());
+}
+
+#[test]
+fn everything_that_happens_to_a_managed_unit_is_reported_in_order() {
+    let mut scenario = Scenario::managed(Policy::OnFailure, |spec| {
+        health(1)(spec);
+        spec.restart.max_restarts = Some(1);
+    });
+    scenario.start();
+    scenario.event(Event::Verdict(1, Ok(())));
+    scenario.event(Event::Verdict(1, Ok(())));
+    scenario.event(Event::Verdict(1, failed_probe()));
+    scenario.after(2_000 * MS).event(Event::Exited(Exit::Code(0)));
+    for event in [Event::Drained, Event::TreeGone] {
+        scenario.event(event);
+    }
+    scenario.after(500 * MS).event(Event::Tick);
+    scenario.event(Event::ExecFailed(Error::CommandNotFound("x".into())));
+    scenario.event(Event::Exited(Exit::Code(127)));
+    let why = failed_probe().unwrap_err();
+    let started = Occurrence::Started { restart_count: 0 };
+    let [first, healthy, unhealthy, Occurrence::Ended { end, lasted }, restarting, stopped] = &scenario.reports[..]
+    else {
+        panic!("{:?}", scenario.reports);
+    };
+    assert_eq!((first, end.reason(), *lasted), (&started, "exited", 2_000 * MS));
+    assert_eq!(healthy, &Occurrence::Health { status: HealthStatus::Healthy, error: None });
+    assert_eq!(unhealthy, &Occurrence::Health { status: HealthStatus::Unhealthy, error: Some(why.clone()) });
+    let reason = RestartReason::Unhealthy(Some(format!("unhealthy: {why}")));
+    assert_eq!(restarting, &Occurrence::Restarting { delay: 500 * MS, reason });
+    assert!(
+        matches!(stopped, Occurrence::Stopped { last_error: Some(error), gave_up: true } if error.contains("gave up")),
+        "{stopped:?}"
+    );
+}
+
+#[test]
+fn a_requested_restart_is_reported_with_its_reason() {
+    let mut scenario = Scenario::managed(Policy::Never, |_| {});
+    scenario.start();
+    for event in [Event::Restart, Event::Exited(Exit::Signal(15)), Event::Drained, Event::TreeGone, Event::ExecOk] {
+        scenario.event(event);
+    }
+    let restarting = Occurrence::Restarting { delay: Duration::ZERO, reason: RestartReason::Requested };
+    assert!(
+        matches!(&scenario.reports[..], [_, Occurrence::Ended { .. }, middle, Occurrence::Started { restart_count: 1 }]
+        if *middle == restarting),
+        "{:?}",
+        scenario.reports
+    );
 }

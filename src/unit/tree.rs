@@ -6,7 +6,7 @@ use super::Unit;
 use super::event::{Action, Now};
 use super::state::{Actions, Next, State, TreeWait, take_if_due};
 use super::times::TREE_TIMEOUT;
-use crate::model::{Exit, RunEnd};
+use crate::model::{Exit, RestartReason, RunEnd};
 
 impl Unit {
     /// Waits for the end of the tree before `next`. The tree is killed at `kill_at`; None if it has been killed
@@ -41,7 +41,12 @@ impl Unit {
         match next {
             Next::Restart => self.start_anew(actions),
             Next::Policy | Next::Failed | Next::Stop | Next::TimedOut => {
-                self.back_off(now, self.last_end(now), actions)
+                let end = self.last_end(now);
+                let reason = match next {
+                    Next::Failed => RestartReason::Unhealthy(self.last_error.clone()),
+                    _ => RestartReason::Ended(end),
+                };
+                self.back_off(now, end, reason, actions);
             }
         }
     }

@@ -168,3 +168,44 @@ impl Drop for Freezer {
         self.set("THAWED");
     }
 }
+
+/// Stops one thread as a debugger does, until stdin ends (ptrace(2): PTRACE_SEIZE, PTRACE_INTERRUPT).
+const STOP_THREAD: &str = "
+import ctypes, os, sys
+ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+thread = int(sys.argv[1])
+assert ptrace(0x4206, thread, 0, 0) == 0 and ptrace(0x4207, thread, 0, 0) == 0, ctypes.get_errno()
+os.waitpid(thread, 0x40000000)
+print('stopped', flush=True)
+sys.stdin.read()
+";
+
+/// A thread of the daemon that does not run until this is dropped.
+pub struct StoppedThread(Child);
+
+impl StoppedThread {
+    pub fn of(daemon: &Daemon, name: &str) -> StoppedThread {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).expect("list the threads").flatten();
+        let is_named =
+            |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+        let task = tasks.map(|task| task.path()).find(is_named).unwrap_or_else(|| panic!("no thread {name}"));
+        let mut command = super::bound_command("python3");
+        let command = command.args(["-c", STOP_THREAD]).arg(task.file_name().expect("a thread id"));
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run python3");
+        let mut line = String::new();
+        let stdout = holder.stdout.take().expect("stdout of the holder");
+        BufReader::new(stdout).read_line(&mut line).expect("read from the holder");
+        let stopped = StoppedThread(holder);
+        assert_eq!(line, "stopped\n", "the thread {name}");
+        stopped
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

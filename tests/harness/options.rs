@@ -28,6 +28,7 @@ pub struct Options {
     prepare: Option<String>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    stdout: Option<Arc<OwnedFd>>,
     stderr: Option<Arc<OwnedFd>>,
     /// Arguments of `prlimit`.
     limits: Vec<String>,
@@ -42,6 +43,7 @@ impl Default for Options {
             prepare: None,
             args: Vec::new(),
             env: Vec::new(),
+            stdout: None,
             stderr: None,
             limits: Vec::new(),
         }
@@ -69,6 +71,12 @@ impl Options {
     /// Adds a variable to the environment of the daemon.
     pub fn env(mut self, key: &str, value: &str) -> Options {
         self.env.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sends stdout of the daemon to this descriptor; [`Daemon::log`] then returns only its stderr.
+    pub fn stdout(mut self, stdout: OwnedFd) -> Options {
+        self.stdout = Some(Arc::new(stdout));
         self
     }
 
@@ -144,6 +152,9 @@ impl Options {
         // A main process starts in the working directory of the daemon, so every user must be able to enter it.
         command.current_dir("/");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("duplicate the descriptor")).stderr(log);
+        if let Some(stdout) = &self.stdout {
+            command.stdout(stdout.try_clone().expect("duplicate the descriptor"));
+        }
         if let Some(stderr) = &self.stderr {
             command.stderr(stderr.try_clone().expect("duplicate the descriptor"));
         }

@@ -26,6 +26,8 @@ use source::{Named, Source};
 const LAYERS: [&[&str]; 6] = [
     &["model", "error"],
     &[
+        "metrics",
+        "rate_limit",
         "shrink",
         "unit",
         "logs::lines",

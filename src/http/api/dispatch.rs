@@ -2,7 +2,8 @@
 
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, about, attach, conditions, control, cors, errors, files, openapi, output, processes, pty, run, system, tunnel,
+    Api, about, attach, conditions, control, cors, errors, files, metrics, openapi, output, processes, pty, run,
+    system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -18,7 +19,9 @@ impl Api {
     fn answer(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
-        let endpoint = route(request.method(), &path).map(|(_, endpoint)| endpoint);
+        let routed = route(request.method(), &path);
+        metrics::observe(request, routed.as_ref());
+        let endpoint = routed.map(|(_, endpoint)| endpoint);
         let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
         if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
             return Err(errors::unauthorized());
@@ -43,8 +46,9 @@ impl Api {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),
             Endpoint::Boot => Ok(system::boot(self)),
+            Endpoint::Metrics => Ok(metrics::scrape(self, request)),
             Endpoint::Shutdown => system::shutdown(self, request),
-            Endpoint::OpenApi => Ok(openapi::document()),
+            Endpoint::OpenApi => openapi::document(),
             Endpoint::Start => processes::start(self, request),
             Endpoint::List => processes::list(self),
             Endpoint::Run => run::run(self, request),

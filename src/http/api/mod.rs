@@ -7,6 +7,7 @@
 //! | `errors`, `conditions` | statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `openapi` | the description of the API |
+//! | `metrics` | the metrics, in the text formats of Prometheus |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
@@ -21,6 +22,7 @@ mod dispatch;
 mod errors;
 mod events;
 mod files;
+mod metrics;
 mod openapi;
 mod output;
 mod processes;

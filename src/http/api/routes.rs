@@ -16,6 +16,8 @@ pub(crate) enum Endpoint {
     Info,
     /// `GET /boot`.
     Boot,
+    /// `GET /metrics`.
+    Metrics,
     /// `POST /shutdown`.
     Shutdown,
     /// `GET /openapi.json`.
@@ -100,6 +102,7 @@ impl Endpoint {
             Endpoint::Health
             | Endpoint::Info
             | Endpoint::Boot
+            | Endpoint::Metrics
             | Endpoint::Shutdown
             | Endpoint::OpenApi
             | Endpoint::List
@@ -159,10 +162,11 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 32] = [
+pub(crate) static ROUTES: [Route; 33] = [
     Route::new("GET", "/health", |_| Endpoint::Health),
     Route::new("GET", "/info", |_| Endpoint::Info),
     Route::new("GET", "/boot", |_| Endpoint::Boot),
+    Route::new("GET", "/metrics", |_| Endpoint::Metrics),
     Route::new("POST", "/shutdown", |_| Endpoint::Shutdown),
     Route::new("GET", "/openapi.json", |_| Endpoint::OpenApi),
     Route::new("POST", "/processes", |_| Endpoint::Start),
@@ -252,6 +256,7 @@ mod tests {
             ("GET", "health", Endpoint::Health),
             ("GET", "info", Endpoint::Info),
             ("GET", "boot", Endpoint::Boot),
+            ("GET", "metrics", Endpoint::Metrics),
             ("POST", "shutdown", Endpoint::Shutdown),
             ("GET", "openapi.json", Endpoint::OpenApi),
             ("GET", "processes", Endpoint::List),

@@ -22,6 +22,7 @@ use crate::http::ws;
 use crate::http::ws::{
     Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame,
 };
+use crate::metrics::METRICS;
 
 /// The API's default port (docs/api.md, Tunnels). If the daemon listens on another port, a proxy that forwards to it
 /// may listen on this one.
@@ -43,6 +44,7 @@ pub(crate) fn open(request: &Request<'_>) -> Result<Response, ApiError> {
     let handshake = Handshake::new(request)?;
     let service = connect(port)?;
     Ok(handshake.accept(move |socket| {
+        let _open = OpenTunnel::count();
         let mut tunnel = Tunnel::new(socket, service);
         let closure = tunnel.run();
         tunnel.close(closure);
@@ -72,6 +74,22 @@ fn connect(port: u16) -> Result<TcpStream, ApiError> {
         Ok(stream)
     });
     ready.map_err(|error| errors::connection_refused(format!("no service accepts connections on port {port}: {error}")))
+}
+
+/// Counts a tunnel as open until it is dropped.
+struct OpenTunnel;
+
+impl OpenTunnel {
+    fn count() -> OpenTunnel {
+        METRICS.tunnels_opened.increment();
+        OpenTunnel
+    }
+}
+
+impl Drop for OpenTunnel {
+    fn drop(&mut self) {
+        METRICS.tunnels_closed.increment();
+    }
 }
 
 /// Bytes on their way to the service.

@@ -289,6 +289,11 @@ impl Socket {
         self.guard.end_long();
     }
 
+    /// The entry in the table of connections.
+    pub(crate) fn guard(&self) -> &ConnectionGuard {
+        &self.guard
+    }
+
     /// See [`ConnectionGuard::begin_long`].
     pub(crate) fn begin_long(&mut self) -> bool {
         self.guard.begin_long()
@@ -297,16 +302,6 @@ impl Socket {
     /// See [`ConnectionGuard::begin_start`].
     pub(crate) fn begin_start(&mut self) -> bool {
         self.guard.begin_start()
-    }
-
-    /// See [`ConnectionGuard::max_starts`].
-    pub(crate) fn max_starts(&self) -> usize {
-        self.guard.max_starts()
-    }
-
-    /// See [`ConnectionGuard::max_long_requests`].
-    pub(crate) fn max_long_requests(&self) -> usize {
-        self.guard.max_long_requests()
     }
 
     /// Ends a connection whose client may still be sending: closes the sending direction, then reads and drops up to

@@ -66,6 +66,8 @@ pub(crate) struct ConnectionTable {
     /// Number of connections that execute a long request, or start a program.
     long_requests: AtomicUsize,
     next_id: AtomicU64,
+    /// Number of connections that were refused: there was no descriptor, thread or memory for them.
+    refused: AtomicU64,
     created: Instant,
     /// A client waits in the kernel's queue: a connection that ends or becomes idle wakes the acceptor.
     client_waiting: AtomicBool,
@@ -109,6 +111,7 @@ impl ConnectionTable {
             capacity: capacity.max(1),
             long_requests: AtomicUsize::new(0),
             next_id: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             created: Instant::now(),
             client_waiting: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -228,6 +231,11 @@ impl ConnectionTable {
     }
 
     /// The number of connections.
+    /// Counts a connection that was refused.
+    pub(crate) fn note_refused(&self) {
+        self.refused.fetch_add(1, Relaxed);
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.lock().len()
@@ -271,7 +279,27 @@ impl Connection {
     }
 }
 
+/// Numbers of connections of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConnectionCounts {
+    /// Connections that are open.
+    pub(crate) open: u64,
+    /// Connections that were accepted so far.
+    pub(crate) accepted: u64,
+    /// Connections that were refused so far.
+    pub(crate) refused: u64,
+}
+
 impl ConnectionGuard {
+    /// The numbers of connections of the server.
+    pub(crate) fn counts(&self) -> ConnectionCounts {
+        ConnectionCounts {
+            open: self.table.lock().len() as u64,
+            accepted: self.table.next_id.load(Relaxed),
+            refused: self.table.refused.load(Relaxed),
+        }
+    }
+
     /// Counts the connection among those that execute a long request. Returns false if the maximum is reached. A thread
     /// that hangs in the kernel stays counted as long as it hangs, even if its client has disconnected.
     pub(crate) fn begin_long(&mut self) -> bool {

@@ -21,5 +21,6 @@ pub use response::Response;
 pub use stream::ResponseStream;
 
 pub(crate) use body::Body;
+pub(crate) use request::ExchangeObserver;
 pub(crate) use response_head::{Framing, check_server_name};
 pub(crate) use stream::BURST;

@@ -1,11 +1,12 @@
 //! A request as its handler sees it: the head, the body that is still in the socket, and a way to wait.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tiny_http::Method;
 
@@ -14,7 +15,7 @@ use tl_os::poll::Waker;
 
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::connection::socket::Socket;
-use crate::http::connection::table::Phase;
+use crate::http::connection::table::{ConnectionCounts, Phase};
 use crate::http::connection::wait::Wakeup;
 use crate::http::message::body::Body;
 use crate::http::message::error::ApiError;
@@ -67,6 +68,17 @@ pub struct Request<'c> {
     max_body: usize,
     /// The request is handled by a reserve thread, which serves short requests only.
     is_on_reserve: bool,
+    /// What is told how the exchange ends, and the label for it.
+    observer: Option<(&'static dyn ExchangeObserver, usize)>,
+}
+
+/// Is told how an exchange, of a request and its response, ends. `label` is that of [`Request::observe`].
+pub(crate) trait ExchangeObserver: fmt::Debug + Sync {
+    /// A response is about to be sent; None if the client has disconnected before that.
+    fn answered(&self, label: usize, status: Option<u16>);
+
+    /// The response has been sent, this long after the head of the request was read.
+    fn ended(&self, label: usize, took: Duration);
 }
 
 impl<'c> Request<'c> {
@@ -78,7 +90,7 @@ impl<'c> Request<'c> {
         max_body: usize,
         is_on_reserve: bool,
     ) -> Request<'c> {
-        Request { head, body, socket, max_body, is_on_reserve }
+        Request { head, body, socket, max_body, is_on_reserve, observer: None }
     }
 
     /// The method. A HEAD request has the method `GET`: the server leaves the body out of the response.
@@ -236,7 +248,7 @@ impl<'c> Request<'c> {
         if self.socket.begin_long() {
             return Ok(());
         }
-        Err(too_many_long(self.socket.max_long_requests(), "execute long requests"))
+        Err(too_many_long(self.socket.guard().max_long_requests(), "execute long requests"))
     }
 
     /// Declares that the request starts a program, which takes as long as `/etc/passwd` does to be read, and then up to
@@ -249,7 +261,7 @@ impl<'c> Request<'c> {
         if self.socket.begin_start() {
             return Ok(());
         }
-        Err(too_many_long(self.socket.max_starts(), "execute long requests or start processes"))
+        Err(too_many_long(self.socket.guard().max_starts(), "execute long requests or start processes"))
     }
 
     /// Refuses the request if a reserve thread handles it: such a thread serves short requests only.
@@ -267,6 +279,21 @@ impl<'c> Request<'c> {
     }
 
     /// The port to which the client has connected.
+    /// Has `observer` told how the exchange ends.
+    pub(crate) fn observe(&mut self, observer: &'static dyn ExchangeObserver, label: usize) {
+        self.observer = Some((observer, label));
+    }
+
+    /// The observer of this exchange, and the label for it.
+    pub(crate) fn observer(&self) -> Option<(&'static dyn ExchangeObserver, usize)> {
+        self.observer
+    }
+
+    /// The numbers of connections of the server.
+    pub(crate) fn connection_counts(&self) -> ConnectionCounts {
+        self.socket.guard().counts()
+    }
+
     pub(crate) fn local_port(&self) -> Option<u16> {
         self.socket.local_port()
     }

@@ -107,7 +107,7 @@ impl Acceptor {
     fn accept_until_stopped(&mut self) {
         while !self.connections.is_stopping() {
             let fds = [(self.listener.as_fd(), Events::READ), (self.connections.waker().as_fd(), Events::READ)];
-            match poll::wait(fds, self.trim_at) {
+            match thread::idle(|| poll::wait(fds, self.trim_at)) {
                 Ok([listener, waker]) => {
                     if waker.any(Events::READ) {
                         self.connections.waker().clear();
@@ -185,7 +185,8 @@ impl Acceptor {
     /// Waits for the waker, for at most `time`.
     fn pause(&self, time: Option<Duration>) {
         let deadline = time.map(|time| Instant::now() + time);
-        let _ = poll::wait([(self.connections.waker().as_fd(), Events::READ)], deadline);
+        let waker = self.connections.waker();
+        let _ = thread::idle(|| poll::wait([(waker.as_fd(), Events::READ)], deadline));
         self.connections.waker().clear();
     }
 
@@ -208,6 +209,7 @@ impl Acceptor {
         self.warn("reserve threads serve short requests only", &error);
         let Some(connection) = take(&shared) else { return };
         if let Err(connection) = self.reserve.take(connection) {
+            self.connections.note_refused();
             send_refusal(connection.stream(), &refusal(&self.options, &error));
         }
     }
@@ -217,8 +219,10 @@ impl Acceptor {
     fn serve_without_memory(&mut self, stream: TcpStream) {
         let mut what = "connections are refused";
         if !allocator::has_some() || stream.set_nonblocking(true).is_err() {
+            self.connections.note_refused();
             send_refusal(&stream, &self.out_of_memory);
         } else if let Err(connection) = self.reserve.take(self.connections.add(stream)) {
+            self.connections.note_refused();
             send_refusal(connection.stream(), &self.out_of_memory);
         } else {
             what = "reserve threads serve short requests only";
@@ -242,6 +246,9 @@ impl Acceptor {
         if accepted.as_ref().is_err_and(|again| again.kind() == ErrorKind::WouldBlock) {
             // No client was waiting: the kernel looks for a descriptor before it looks for a client.
             return;
+        }
+        if accepted.is_ok() {
+            self.connections.note_refused();
         }
         self.warn("connections are refused", error);
         self.connections.set_client_waiting(true);

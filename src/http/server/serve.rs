@@ -149,7 +149,7 @@ impl ConnectionLoop {
 
     /// Handles one request. Returns whether another may follow.
     fn exchange(&mut self, head: &RequestHead) -> bool {
-        let is_on_reserve = self.reserve_deadline.is_some();
+        let (begun, is_on_reserve) = (Instant::now(), self.reserve_deadline.is_some());
         let mut body = match Body::new(head, self.options.idle_timeout, self.reserve_deadline) {
             Ok(body) => body,
             Err(error) => {
@@ -162,16 +162,24 @@ impl ConnectionLoop {
             // The handler need not have declared that the request is long.
             if response.body.is_long() { request.require_own_thread().map(|()| response) } else { Ok(response) }
         });
+        let observer = request.observer();
         let (response, ends) = match handled {
             Ok(response) => (response, false),
-            Err(error) if error.is_disconnected() => return false,
+            Err(error) if error.is_disconnected() => {
+                observer.inspect(|(observer, label)| observer.answered(*label, None));
+                return false;
+            }
             Err(error) => (error.to_response(), error.ends_connection()),
         };
         log::debug!("{} {} {}", head.method, head.path, response.status());
         let complete = !ends && body.discard_received(&mut self.socket);
         let is_upgrade = matches!(response.body, ResponseBody::Upgrade { .. });
         let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
-        match self.respond(response, head, !reuse) {
+        // Before the response, so that a client that has it finds it counted.
+        observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
+        let responded = self.respond(response, head, !reuse);
+        observer.inspect(|(observer, label)| observer.ended(*label, begun.elapsed()));
+        match responded {
             Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {

@@ -7,178 +7,178 @@ use super::*;
 /// State, event, actions and next state: first of a managed unit with a health check, the policy `on_failure` and the
 /// default backoff, then of a plain one with a timeout.
 const TABLE: &str = "
-new                 | start        | resolve                     | awaiting user
-new                 | stop         | kill                        | down
-new                 | restart      | reopen kill                 | tree, restart
-awaiting user       | resolved     | spawn                       | forking
-awaiting user       | stop         | forget                      | down
-awaiting user       | shut down    | start-failed forget         | down
-forking             | spawned      |                             | execing
-forking             | spawn failed | start-failed forget         | down
-forking             | stop         |                             | forking
-execing             | exec ok      | started watch               | running
-execing             | exec failed  |                             | broken
-execing             | exited 0     |                             | reaped
-execing             | exited 1     |                             | reaped
-execing             | stop         | term unwatch                | execing, stop
-execing             | restart      | term unwatch                | execing, restart
-execing             | shut down    | term unwatch                | execing, stop
-execing             | tick, due    | started watch               | slow
-slow                | exec ok      |                             | running
-slow                | exec failed  | report                      | running
-slow                | exited 0     |                             | slow, reaped
-slow                | exited 1     |                             | slow, reaped
-slow                | stop         | term unwatch                | slow, stop
-slow                | restart      | term unwatch                | slow, restart
-slow                | shut down    | term unwatch                | slow, stop
-slow                | probe ok     |                             | slow
-slow                | probe failed | term unwatch                | slow, failed
-broken              | exited 0     | start-failed forget         | down
-broken              | exited 1     | start-failed forget         | down
-broken              | stop         |                             | broken, stop
-broken              | restart      |                             | broken, restart
-broken              | shut down    |                             | broken, stop
-reaped              | exec ok      | started unwatch kill drain  | draining
-reaped              | exec failed  | start-failed forget         | down
-reaped              | stop         | kill                        | reaped, stop
-reaped              | restart      | kill                        | reaped, restart
-reaped              | shut down    | term                        | reaped, stop
-slow, reaped        | exec ok      | unwatch kill drain          | draining
-slow, reaped        | exec failed  | report unwatch kill drain   | draining
-slow, reaped        | stop         | kill                        | slow, reaped, stop
-slow, reaped        | restart      | kill                        | slow, reaped, restart
-slow, reaped        | shut down    | term                        | slow, reaped, stop
-running             | exited 0     | unwatch drain               | draining
-running             | exited 1     | unwatch kill drain          | draining
-running             | stop         | term unwatch                | running, stop
-running             | restart      | term unwatch                | running, restart
-running             | shut down    | term unwatch                | running, stop
-running             | probe ok     |                             | running
-running             | probe failed | term unwatch                | running, failed
-running, stop       | exited 0     | unwatch drain               | draining, stop
-running, stop       | exited 1     | unwatch drain               | draining, stop
-running, stop       | restart      |                             | running, restart
-running, stop       | shut down    |                             | running, stop
-running, stop       | tick, due    | kill                        | running, stop
-running, restart    | exited 0     | unwatch drain               | draining, restart
-running, restart    | exited 1     | unwatch drain               | draining, restart
-running, restart    | stop         |                             | running, stop
-running, restart    | shut down    |                             | running, stop
-running, restart    | tick, due    | kill                        | running, restart
-running, failed     | exited 0     | unwatch drain               | draining, failed
-running, failed     | exited 1     | unwatch drain               | draining, failed
-running, failed     | stop         |                             | running, stop
-running, failed     | restart      |                             | running, restart
-running, failed     | shut down    |                             | running, stop
-running, failed     | tick, due    | kill                        | running, failed
-draining            | drained      |                             | tree
-draining            | stop         | kill                        | draining, stop
-draining            | restart      | kill                        | draining, restart
-draining            | shut down    | term                        | draining, stop
-draining, stop      | drained      | finish                      | down
-draining, stop      | restart      |                             | draining, restart
-draining, stop      | shut down    |                             | draining, stop
-draining, stop      | tick, due    | kill                        | draining, stop
-draining, restart   | drained      |                             | tree, restart
-draining, restart   | stop         |                             | draining, stop
-draining, restart   | shut down    |                             | draining, stop
-draining, restart   | tick, due    | kill                        | draining, restart
-draining, failed    | drained      |                             | tree, failed
-draining, failed    | stop         |                             | draining, stop
-draining, failed    | restart      |                             | draining, restart
-draining, failed    | shut down    |                             | draining, stop
-draining, failed    | tick, due    | kill                        | draining, failed
-tree                | tree gone    |                             | backing off
-tree                | stop         | finish                      | down
-tree                | restart      |                             | tree, restart
-tree                | shut down    | finish                      | down
-tree                | tick, due    |                             | backing off
-tree, restart       | tree gone    | resolve                     | awaiting user
-tree, restart       | stop         | finish                      | down
-tree, restart       | shut down    | finish                      | down
-tree, restart       | tick, due    | kill                        | tree, restart
-tree, failed        | tree gone    |                             | backing off
-tree, failed        | stop         | finish                      | down
-tree, failed        | restart      |                             | tree, restart
-tree, failed        | shut down    | finish                      | down
-tree, failed        | tick, due    | kill                        | tree, failed
-backing off         | stop         | kill finish                 | down
-backing off         | restart      | kill                        | tree, restart
-backing off         | shut down    | kill finish                 | down
-backing off         | tick, due    | resolve                     | awaiting user
-down                | stop         | kill                        | down
-down                | restart      | reopen kill                 | tree, restart
-down                | shut down    | term                        | down
-down, leftovers     | tree gone    |                             | down
-down, leftovers     | restart      | reopen                      | tree, restart
-down, leftovers     | shut down    |                             | down
-down, leftovers     | tick, due    | kill                        | down
-2nd awaiting user   | resolved     | spawn                       | forking
-2nd awaiting user   | stop         | kill finish                 | down
-2nd awaiting user   | restart      |                             | awaiting user
-2nd awaiting user   | shut down    | kill finish                 | down
-2nd forking         | spawned      |                             | execing
-2nd forking         | spawn failed | start-failed                | backing off
-2nd forking         | stop         |                             | forking
-2nd execing         | exec ok      | started watch               | running
-2nd execing         | exec failed  |                             | broken
-2nd execing         | exited 0     |                             | reaped
-2nd execing         | exited 1     |                             | reaped
-2nd execing         | stop         | term unwatch                | execing, stop
-2nd execing         | restart      | term unwatch                | execing, restart
-2nd execing         | shut down    | term unwatch                | execing, stop
-2nd execing         | tick, due    | started watch               | slow
-2nd broken          | exited 0     | start-failed                | backing off
-2nd broken          | exited 1     | start-failed                | backing off
-2nd broken          | stop         |                             | broken, stop
-2nd broken          | restart      |                             | broken, restart
-2nd broken          | shut down    |                             | broken, stop
-2nd broken, stop    | exited 0     | start-failed finish         | down
-2nd broken, stop    | exited 1     | start-failed finish         | down
-2nd broken, stop    | restart      |                             | broken, restart
-2nd broken, restart | exited 0     | start-failed resolve        | awaiting user
-2nd broken, restart | exited 1     | start-failed resolve        | awaiting user
-2nd broken, restart | stop         |                             | broken, stop
-2nd broken, restart | shut down    |                             | broken, stop
-2nd reaped          | exec ok      | started unwatch kill drain  | draining
-2nd reaped          | exec failed  | start-failed                | backing off
-2nd reaped          | stop         | kill                        | reaped, stop
-2nd reaped          | restart      | kill                        | reaped, restart
-2nd reaped          | shut down    | term                        | reaped, stop
-plain new           | start        | resolve                     | awaiting user
-plain new           | stop         | kill                        | down
-plain execing       | exec ok      | started                     | running
-plain execing       | exec failed  |                             | broken
-plain execing       | exited 0     |                             | reaped
-plain execing       | exited 1     |                             | reaped
-plain execing       | stop         | kill                        | execing, stop
-plain execing       | shut down    | term                        | execing, stop
-plain execing       | tick, due    | started                     | slow
-plain broken        | exited 0     | start-failed forget         | down
-plain broken        | exited 1     | start-failed forget         | down
-plain broken        | stop         | kill                        | broken, stop
-plain broken        | shut down    |                             | broken, stop
-plain broken        | tick, due    | kill                        | broken, timed out
-plain reaped        | exec ok      | started drain               | draining
-plain reaped        | exec failed  | start-failed forget         | down
-plain reaped        | stop         | kill                        | reaped, stop
-plain reaped        | shut down    | term                        | reaped, stop
-plain reaped        | tick, due    |                             | reaped
-plain running       | exited 0     | drain                       | draining
-plain running       | exited 1     | drain                       | draining
-plain running       | stop         | kill                        | running, stop
-plain running       | shut down    | term                        | running, stop
-plain running       | tick, due    | kill                        | running, timed out
-plain running, stop | exited 0     | drain                       | draining, stop
-plain running, stop | exited 1     | drain                       | draining, stop
-plain running, stop | stop         | kill                        | running, stop
-plain running, stop | tick, due    | abandon drain               | draining, stop
-plain draining      | drained      | finish                      | down
-plain draining      | stop         | kill                        | draining, stop
-plain draining      | shut down    | term                        | draining, stop
-plain draining      | tick, due    |                             | draining
-plain down          | stop         | kill                        | down
-plain down          | shut down    | term                        | down
+new                 | start        | resolve                                       | awaiting user
+new                 | stop         | kill                                          | down
+new                 | restart      | reopen kill                                   | tree, restart
+awaiting user       | resolved     | spawn                                         | forking
+awaiting user       | stop         | forget                                        | down
+awaiting user       | shut down    | start-failed forget                           | down
+forking             | spawned      |                                               | execing
+forking             | spawn failed | start-failed forget                           | down
+forking             | stop         |                                               | forking
+execing             | exec ok      | started +started watch                        | running
+execing             | exec failed  |                                               | broken
+execing             | exited 0     |                                               | reaped
+execing             | exited 1     |                                               | reaped
+execing             | stop         | term unwatch                                  | execing, stop
+execing             | restart      | term unwatch                                  | execing, restart
+execing             | shut down    | term unwatch                                  | execing, stop
+execing             | tick, due    | started +started watch                        | slow
+slow                | exec ok      |                                               | running
+slow                | exec failed  | late-failure                                  | running
+slow                | exited 0     |                                               | slow, reaped
+slow                | exited 1     |                                               | slow, reaped
+slow                | stop         | term unwatch                                  | slow, stop
+slow                | restart      | term unwatch                                  | slow, restart
+slow                | shut down    | term unwatch                                  | slow, stop
+slow                | probe ok     | +health                                       | slow
+slow                | probe failed | +health term unwatch                          | slow, failed
+broken              | exited 0     | start-failed forget                           | down
+broken              | exited 1     | start-failed forget                           | down
+broken              | stop         |                                               | broken, stop
+broken              | restart      |                                               | broken, restart
+broken              | shut down    |                                               | broken, stop
+reaped              | exec ok      | started +started unwatch kill drain           | draining
+reaped              | exec failed  | start-failed forget                           | down
+reaped              | stop         | kill                                          | reaped, stop
+reaped              | restart      | kill                                          | reaped, restart
+reaped              | shut down    | term                                          | reaped, stop
+slow, reaped        | exec ok      | unwatch kill drain                            | draining
+slow, reaped        | exec failed  | late-failure unwatch kill drain               | draining
+slow, reaped        | stop         | kill                                          | slow, reaped, stop
+slow, reaped        | restart      | kill                                          | slow, reaped, restart
+slow, reaped        | shut down    | term                                          | slow, reaped, stop
+running             | exited 0     | unwatch drain                                 | draining
+running             | exited 1     | unwatch kill drain                            | draining
+running             | stop         | term unwatch                                  | running, stop
+running             | restart      | term unwatch                                  | running, restart
+running             | shut down    | term unwatch                                  | running, stop
+running             | probe ok     | +health                                       | running
+running             | probe failed | +health term unwatch                          | running, failed
+running, stop       | exited 0     | unwatch drain                                 | draining, stop
+running, stop       | exited 1     | unwatch drain                                 | draining, stop
+running, stop       | restart      |                                               | running, restart
+running, stop       | shut down    |                                               | running, stop
+running, stop       | tick, due    | kill                                          | running, stop
+running, restart    | exited 0     | unwatch drain                                 | draining, restart
+running, restart    | exited 1     | unwatch drain                                 | draining, restart
+running, restart    | stop         |                                               | running, stop
+running, restart    | shut down    |                                               | running, stop
+running, restart    | tick, due    | kill                                          | running, restart
+running, failed     | exited 0     | unwatch drain                                 | draining, failed
+running, failed     | exited 1     | unwatch drain                                 | draining, failed
+running, failed     | stop         |                                               | running, stop
+running, failed     | restart      |                                               | running, restart
+running, failed     | shut down    |                                               | running, stop
+running, failed     | tick, due    | kill                                          | running, failed
+draining            | drained      | +ended                                        | tree
+draining            | stop         | kill                                          | draining, stop
+draining            | restart      | kill                                          | draining, restart
+draining            | shut down    | term                                          | draining, stop
+draining, stop      | drained      | +ended +stopped finish                        | down
+draining, stop      | restart      |                                               | draining, restart
+draining, stop      | shut down    |                                               | draining, stop
+draining, stop      | tick, due    | kill                                          | draining, stop
+draining, restart   | drained      | +ended                                        | tree, restart
+draining, restart   | stop         |                                               | draining, stop
+draining, restart   | shut down    |                                               | draining, stop
+draining, restart   | tick, due    | kill                                          | draining, restart
+draining, failed    | drained      | +ended                                        | tree, failed
+draining, failed    | stop         |                                               | draining, stop
+draining, failed    | restart      |                                               | draining, restart
+draining, failed    | shut down    |                                               | draining, stop
+draining, failed    | tick, due    | kill                                          | draining, failed
+tree                | tree gone    | +restarting                                   | backing off
+tree                | stop         | +stopped finish                               | down
+tree                | restart      |                                               | tree, restart
+tree                | shut down    | +stopped finish                               | down
+tree                | tick, due    | +restarting                                   | backing off
+tree, restart       | tree gone    | +restarting resolve                           | awaiting user
+tree, restart       | stop         | +stopped finish                               | down
+tree, restart       | shut down    | +stopped finish                               | down
+tree, restart       | tick, due    | kill                                          | tree, restart
+tree, failed        | tree gone    | +restarting                                   | backing off
+tree, failed        | stop         | +stopped finish                               | down
+tree, failed        | restart      |                                               | tree, restart
+tree, failed        | shut down    | +stopped finish                               | down
+tree, failed        | tick, due    | kill                                          | tree, failed
+backing off         | stop         | kill +stopped finish                          | down
+backing off         | restart      | kill                                          | tree, restart
+backing off         | shut down    | kill +stopped finish                          | down
+backing off         | tick, due    | resolve                                       | awaiting user
+down                | stop         | kill                                          | down
+down                | restart      | reopen kill                                   | tree, restart
+down                | shut down    | term                                          | down
+down, leftovers     | tree gone    |                                               | down
+down, leftovers     | restart      | reopen                                        | tree, restart
+down, leftovers     | shut down    |                                               | down
+down, leftovers     | tick, due    | kill                                          | down
+2nd awaiting user   | resolved     | spawn                                         | forking
+2nd awaiting user   | stop         | kill +stopped finish                          | down
+2nd awaiting user   | restart      |                                               | awaiting user
+2nd awaiting user   | shut down    | kill +stopped finish                          | down
+2nd forking         | spawned      |                                               | execing
+2nd forking         | spawn failed | start-failed +restarting                      | backing off
+2nd forking         | stop         |                                               | forking
+2nd execing         | exec ok      | started +started watch                        | running
+2nd execing         | exec failed  |                                               | broken
+2nd execing         | exited 0     |                                               | reaped
+2nd execing         | exited 1     |                                               | reaped
+2nd execing         | stop         | term unwatch                                  | execing, stop
+2nd execing         | restart      | term unwatch                                  | execing, restart
+2nd execing         | shut down    | term unwatch                                  | execing, stop
+2nd execing         | tick, due    | started +started watch                        | slow
+2nd broken          | exited 0     | start-failed +restarting                      | backing off
+2nd broken          | exited 1     | start-failed +restarting                      | backing off
+2nd broken          | stop         |                                               | broken, stop
+2nd broken          | restart      |                                               | broken, restart
+2nd broken          | shut down    |                                               | broken, stop
+2nd broken, stop    | exited 0     | start-failed +stopped finish                  | down
+2nd broken, stop    | exited 1     | start-failed +stopped finish                  | down
+2nd broken, stop    | restart      |                                               | broken, restart
+2nd broken, restart | exited 0     | start-failed +restarting resolve              | awaiting user
+2nd broken, restart | exited 1     | start-failed +restarting resolve              | awaiting user
+2nd broken, restart | stop         |                                               | broken, stop
+2nd broken, restart | shut down    |                                               | broken, stop
+2nd reaped          | exec ok      | started +started unwatch kill drain           | draining
+2nd reaped          | exec failed  | start-failed +restarting                      | backing off
+2nd reaped          | stop         | kill                                          | reaped, stop
+2nd reaped          | restart      | kill                                          | reaped, restart
+2nd reaped          | shut down    | term                                          | reaped, stop
+plain new           | start        | resolve                                       | awaiting user
+plain new           | stop         | kill                                          | down
+plain execing       | exec ok      | started +started                              | running
+plain execing       | exec failed  |                                               | broken
+plain execing       | exited 0     |                                               | reaped
+plain execing       | exited 1     |                                               | reaped
+plain execing       | stop         | kill                                          | execing, stop
+plain execing       | shut down    | term                                          | execing, stop
+plain execing       | tick, due    | started +started                              | slow
+plain broken        | exited 0     | start-failed forget                           | down
+plain broken        | exited 1     | start-failed forget                           | down
+plain broken        | stop         | kill                                          | broken, stop
+plain broken        | shut down    |                                               | broken, stop
+plain broken        | tick, due    | kill                                          | broken, timed out
+plain reaped        | exec ok      | started +started drain                        | draining
+plain reaped        | exec failed  | start-failed forget                           | down
+plain reaped        | stop         | kill                                          | reaped, stop
+plain reaped        | shut down    | term                                          | reaped, stop
+plain reaped        | tick, due    |                                               | reaped
+plain running       | exited 0     | drain                                         | draining
+plain running       | exited 1     | drain                                         | draining
+plain running       | stop         | kill                                          | running, stop
+plain running       | shut down    | term                                          | running, stop
+plain running       | tick, due    | kill                                          | running, timed out
+plain running, stop | exited 0     | drain                                         | draining, stop
+plain running, stop | exited 1     | drain                                         | draining, stop
+plain running, stop | stop         | kill                                          | running, stop
+plain running, stop | tick, due    | abandon drain                                 | draining, stop
+plain draining      | drained      | +ended finish                                 | down
+plain draining      | stop         | kill                                          | draining, stop
+plain draining      | shut down    | term                                          | draining, stop
+plain draining      | tick, due    |                                               | draining
+plain down          | stop         | kill                                          | down
+plain down          | shut down    | term                                          | down
 ";
 
 /// A unit in each state.
@@ -333,7 +333,10 @@ fn words(actions: &[Action]) -> String {
         Action::Terminate => "term".to_owned(),
         Action::KillTree => "kill".to_owned(),
         Action::StartFailed(..) => "start-failed".to_owned(),
-        Action::ReportLateFailure(_) => "report".to_owned(),
+        Action::ReportLateFailure(_) => "late-failure".to_owned(),
+        Action::Report(occurrence) => {
+            format!("+{}", format!("{occurrence:?}").split([' ', '(']).next().unwrap_or_default().to_lowercase())
+        }
         action => format!("{action:?}").split('(').next().unwrap_or_default().to_lowercase(),
     };
     actions.iter().map(word).collect::<Vec<_>>().join(" ")
@@ -356,7 +359,7 @@ fn each_event_in_each_state_has_the_effect_in_the_table() {
             if actions.is_empty() && unit == scenario.unit {
                 continue;
             }
-            let line = format!("{state:<20}| {event:<13}| {:<28}| {after}", words(&actions));
+            let line = format!("{state:<20}| {event:<13}| {:<46}| {after}", words(&actions));
             writeln!(table, "{}", line.trim_end()).unwrap();
         }
     }

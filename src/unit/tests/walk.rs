@@ -30,6 +30,8 @@ struct World {
     finished: bool,
     /// The latest request was to stop the unit.
     stopped: bool,
+    /// A start was reported, and no end since.
+    shown_up: bool,
     /// The unit was removed.
     forgotten: bool,
 }
@@ -150,15 +152,36 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
             }
             Action::Finish(_) => {
                 assert!(!world.child && !world.draining, "ended before its output was drained: {context:?}");
+                assert!(!world.shown_up, "the end was not reported: {context:?}");
                 assert!(!world.watched, "{context:?}");
                 world.finished = true;
             }
+            Action::Report(occurrence) => report(world, occurrence, context),
             Action::Reopen => world.finished = false,
             Action::Forget => world.forgotten = true,
             Action::KillTree | Action::Started | Action::StartFailed(..) | Action::ReportLateFailure(_) => {}
         }
     }
     vec![node]
+}
+
+/// Starts and ends are reported alternately, and nothing else is reported at the wrong time.
+fn report(world: &mut World, occurrence: &Occurrence, context: Context) {
+    match occurrence {
+        Occurrence::Started { .. } => {
+            assert!(!world.shown_up, "two starts were reported: {context:?}");
+            world.shown_up = true;
+        }
+        Occurrence::Ended { .. } => {
+            assert!(world.shown_up, "an end without a start was reported: {context:?}");
+            world.shown_up = false;
+        }
+        Occurrence::Restarting { .. } => {
+            assert!(!world.shown_up && !world.stopped, "a restart of what is up or stopped: {context:?}");
+        }
+        Occurrence::Stopped { .. } => assert!(!world.shown_up && !world.child, "{context:?}"),
+        Occurrence::Health { .. } => assert!(world.shown_up, "{context:?}"),
+    }
 }
 
 fn forks(node: Node, context: Context) -> Vec<Node> {
