@@ -25,7 +25,7 @@ BUILD = 1200
 ALL = bool(os.environ.get("TL_TEST_ALL"))
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_other = pytest.mark.skipif(
-    not ALL and not (DIST / f"tl-init-{OTHER}").exists(), reason=f"`make dist` has built nothing for {OTHER}: see its output"
+    not ALL and not (DIST / f"tl-init-{OTHER}").exists(), reason=f"`make dist` has built nothing for {OTHER}"
 )
 each_architecture = pytest.mark.parametrize("arch", [NATIVE, pytest.param(OTHER, marks=needs_other)])
 
@@ -111,7 +111,8 @@ def documented_contents():
 
 @each_architecture
 def test_the_package_has_the_documented_contents(arch):
-    listed = [line.split()[5].removeprefix(".") for line in output("dpkg-deb", "--contents", package(arch)).splitlines()]
+    lines = output("dpkg-deb", "--contents", package(arch)).splitlines()
+    listed = [line.split()[5].removeprefix(".") for line in lines]
     files = sorted(path for path in listed if not path.endswith("/"))
     # The manual pages and completions exist once `make dist` has built them.
     generated = re.compile("/usr/share/(man|bash-completion|zsh|fish)/")

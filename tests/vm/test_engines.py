@@ -1,4 +1,4 @@
-"""Containers of Podman: the recipes of docs/images.md, and what each option changes (docs/operations.md, Containers)."""
+"""Containers of Podman: the recipes of docs/images.md, and what options change (docs/operations.md, Containers)."""
 
 import contextlib
 import hashlib
@@ -33,7 +33,7 @@ pytestmark = [
 
 
 class Podman:
-    """Podman with a storage and a network of its own, so that several runs of these tests do not disturb each other."""
+    """Podman with a storage, locks and a network of its own, so that other runs do not disturb it."""
 
     def __init__(self, directory):
         self.network = f"tl{os.getpid()}"
@@ -46,6 +46,8 @@ class Podman:
         config.write_text(
             f'[containers]\ndefault_ulimits = [{", ".join(limits)}]\n'
             '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            # Otherwise every Podman of the machine shares its locks.
+            f'lock_type = "file"\ntmp_dir = "{directory}/libpod"\n'
             f'[network]\nnetwork_config_dir = "{directory}/networks"\ndefault_network = "{self.network}"\n'
         )
         storage.write_text(
@@ -101,12 +103,18 @@ def limit(number):
 
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory):
-    made = Podman(tmp_path_factory.mktemp("podman"))
+    directory = tmp_path_factory.mktemp("podman")
+    made = Podman(directory)
     made("import", "--quiet", CACHE / "debian.tar", "docker.io/library/debian:bookworm-slim")
     made("build", "--file", "examples/Dockerfile", "--tag", "tl-init", "dist")
     yield made
     made("rm", "--all", "--force", "--time", "0")
     made("rmi", "--all", "--force")
+    # Podman leaves its storage mounted.
+    mounted = [line.split()[1] for line in pathlib.Path("/proc/mounts").read_text().splitlines()]
+    for path in reversed([path for path in mounted if path.startswith(f"{directory}/")]):
+        subprocess.run(["umount", path], check=True)
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
