@@ -50,7 +50,7 @@ impl FromStr for Origin {
     /// A sentence that says what is expected. `*` is not an origin, because it would let every page use the API; neither
     /// is `null`, which is the origin of every file and of every sandboxed frame.
     fn from_str(text: &str) -> Result<Origin, SpecError> {
-        if is_origin(text).is_some() {
+        if is_origin(text.as_bytes()) {
             return Ok(Origin(text.to_owned()));
         }
         let rule = "must be SCHEME://HOST or SCHEME://HOST:PORT as a browser sends it: in lower case, without a path \
@@ -59,31 +59,41 @@ impl FromStr for Origin {
     }
 }
 
-/// Some if the text is an origin in the form in which browsers send it.
-fn is_origin(text: &str) -> Option<()> {
-    let (scheme, rest) = text.split_once("://")?;
-    let is_scheme = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
-    let is_host = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._".contains(&byte);
+/// Whether the text is an origin in the form in which browsers send it.
+fn is_origin(text: &[u8]) -> bool {
+    let has_only = |part: &[u8], others: &[u8]| {
+        part.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || others.contains(byte))
+    };
+    let Some(at) = text.iter().position(|byte| *byte == b':') else { return false };
+    let (scheme, rest) = text.split_at(at);
+    let Some(rest) = rest.strip_prefix(b"://") else { return false };
+    let is_valid_scheme = scheme.first().is_some_and(u8::is_ascii_lowercase) && has_only(scheme, b"+-.");
     // The colons of an IPv6 address are inside of brackets.
-    let (host, port) = match rest.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (rest, None),
+    let end = match rest.iter().rposition(|byte| *byte == b']') {
+        Some(bracket) => bracket + 1,
+        None => rest.iter().position(|byte| *byte == b':').unwrap_or(rest.len()),
     };
-    let is_valid_host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.contains(':') && address.bytes().all(|byte| b"0123456789abcdef:".contains(&byte)),
-        None => !host.is_empty() && host.bytes().all(is_host),
+    let (host, port) = rest.split_at(end);
+    let is_valid_host = match host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")) {
+        Some(address) => address.contains(&b':') && address.iter().all(|byte| b"0123456789abcdef:".contains(byte)),
+        None => !host.is_empty() && has_only(host, b"-._"),
     };
-    let is_valid_port = match port {
-        None => true,
-        Some("80") => scheme != "http",
-        Some("443") => scheme != "https",
-        Some(port) => port.parse::<u16>().is_ok_and(|number| number > 0 && number.to_string() == port),
-    };
-    let is_valid_scheme = scheme.starts_with(|first: char| first.is_ascii_lowercase()) && scheme.bytes().all(is_scheme);
-    (is_valid_scheme && is_valid_host && is_valid_port).then_some(())
+    is_valid_scheme && is_valid_host && (port.is_empty() || is_port(scheme, port))
+}
+
+/// Whether the text is `:` and a port that is not the default one of the scheme.
+fn is_port(scheme: &[u8], text: &[u8]) -> bool {
+    let digits = text.strip_prefix(b":").unwrap_or_default();
+    let is_number = matches!(digits.len(), 1..=5) && digits.iter().all(u8::is_ascii_digit) && !digits.starts_with(b"0");
+    let number = digits.iter().fold(0_u32, |number, digit| number * 10 + u32::from(*digit & 15));
+    let is_default = matches!((scheme, digits), (b"http", b"80") | (b"https", b"443"));
+    is_number && number <= u32::from(u16::MAX) && !is_default
 }
 
 /// Answers a request of an API that pages of some origins may use: a preflight itself, any other request by `answer`.
+// Out of line and small: without `--cors-origin` it is never called.
+#[cold]
+#[inline(never)]
 pub(crate) fn handle(
     api: &Api,
     request: &mut Request<'_>,
@@ -92,24 +102,26 @@ pub(crate) fn handle(
     let sent = request.header("Origin");
     let origin = api.cors_origins.iter().find(|origin| sent.as_deref() == Some(&origin.0));
     let is_preflight = request.method() == "OPTIONS" && request.header("Access-Control-Request-Method").is_some();
-    // A cache must not give the response for one origin to a page of another.
-    let mut headers = vec![("Vary", "Origin")];
-    if let Some(origin) = origin.map(|origin| origin.0.as_str()) {
-        if is_preflight {
-            return Ok(preflight(origin));
-        }
-        headers.extend([("Access-Control-Allow-Origin", origin), ("Access-Control-Expose-Headers", RESPONSE_HEADERS)]);
+    let (known, origin) = origin.map_or((false, ""), |origin| (true, &origin.0));
+    if known && is_preflight {
+        return Ok(preflight(origin));
     }
     let mut result = answer(api, request).and_then(|response| {
         // The server would find that out too, but its error would not have these headers.
         if response.body.is_long() { request.require_own_thread().map(|()| response) } else { Ok(response) }
     });
-    // An error gets the headers too: without them, a page could not tell it from a broken connection.
-    for (name, value) in headers {
-        result = match result {
-            Ok(response) => Ok(response.header(name, value)),
-            Err(error) => Err(error.header(name, value)),
-        };
+    let headers = [
+        // A cache must not give the response for one origin to a page of another.
+        ("Vary", "Origin"),
+        ("Access-Control-Allow-Origin", origin),
+        ("Access-Control-Expose-Headers", RESPONSE_HEADERS),
+    ];
+    for (name, value) in headers.into_iter().take(if known { headers.len() } else { 1 }) {
+        match &mut result {
+            Ok(response) => response.head.add(name.into(), value.into()),
+            // Without the headers, a page could not tell an error from a broken connection.
+            Err(error) => error.add_header(name, value),
+        }
     }
     result
 }
@@ -123,7 +135,11 @@ fn preflight(origin: &str) -> Response {
         ("Access-Control-Max-Age", MAX_AGE),
         ("Vary", "Origin, Access-Control-Request-Method, Access-Control-Request-Headers"),
     ];
-    headers.into_iter().fold(Response::empty(204), |response, (name, value)| response.header(name, value))
+    let mut response = Response::empty(204);
+    for (name, value) in headers {
+        response.head.add(name.into(), value.into());
+    }
+    response
 }
 
 #[cfg(test)]
@@ -174,6 +190,12 @@ mod tests {
             "http://localhost:08080",
             "http://localhost:65536",
             "http://[::1",
+            "http://::1]",
+            "http://a]:80",
+            "http://[::1]x",
+            "http://[::1]:",
+            "http://a:1:2",
+            "http:a",
             "http://::1",
             "http://[::G]",
             "http://[2001:DB8::1]",

@@ -85,6 +85,11 @@ impl ApiError {
         self
     }
 
+    /// Adds a header.
+    pub(crate) fn add_header(&mut self, name: &'static str, value: &str) {
+        self.headers.push((name, value.to_owned()));
+    }
+
     /// Ends the connection after the response.
     pub fn close(mut self) -> ApiError {
         self.effect = Effect::Close;
