@@ -41,7 +41,7 @@ pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<Vec<u8>, E
 
 /// The path of the process that the line names.
 fn path(line: &Line, rest: &str) -> String {
-    format!("/processes/{}{rest}", encode(&line.process))
+    format!("/processes/{}{rest}", encode(line.process))
 }
 
 /// The list of processes, with at most this many rows.

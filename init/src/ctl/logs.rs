@@ -11,7 +11,7 @@ use nix::sys::stat::fstat;
 
 /// Prints the output of a process.
 pub(crate) fn logs(client: &Client, line: &Line) -> Result<u8, Error> {
-    let process = encode(&line.process);
+    let process = encode(line.process);
     let tail = line.value("lines").map_or(String::new(), |count| format!("?tail={count}"));
     let stream = line.value("stream");
     if line.has("follow") {

@@ -26,7 +26,7 @@ const SIGNALS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 type Remote = Arc<Mutex<Option<u64>>>;
 
 /// `tlctl run`.
-pub(crate) fn run(client: &Arc<Client>, line: &Line) -> Result<u8, Error> {
+pub(crate) fn run(client: &'static Client, line: &Line) -> Result<u8, Error> {
     let remote = Remote::default();
     let _signals = end_by_signal(client, &remote)?;
     let result = if has_input() { run_with_input(client, line, &remote) } else { run_without_input(client, line) };
@@ -70,7 +70,7 @@ fn spec(line: &Line) -> String {
         add_string(&mut body, word);
     }
     body.push(']');
-    add_field(&mut body, "command", line.words.first().map_or("", String::as_str));
+    add_field(&mut body, "command", line.words.first().copied().unwrap_or_default());
     body += ",\"env\":{";
     // Of a variable that is given twice, the last value counts.
     let mut names = Vec::new();
@@ -147,7 +147,7 @@ const TIMED_OUT: Error = Error::Local("the command was killed: it has run for th
 
 /// Runs a command with the standard input of this program: starts it, follows its output, and meanwhile sends the
 /// input.
-fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<u8, Error> {
+fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Result<u8, Error> {
     let mut body = spec(line);
     body += ",\"stdin_mode\":\"pipe\"}";
     let deadline = line.seconds("timeout").map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
@@ -159,9 +159,8 @@ fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<
         *remote = Some(process.pid());
         (process.pid(), process.number("handle"))
     };
-    let sender = client.clone();
     let send = move || {
-        send_input(&sender, pid);
+        send_input(client, pid);
         Ok(())
     };
     let started = thread::spawn("stdin", send, || {});
@@ -266,14 +265,14 @@ fn lock(remote: &Remote) -> MutexGuard<'_, Option<u64>> {
 }
 
 /// Ends the remote process and then this program at a signal that would end this program.
-fn end_by_signal(client: &Arc<Client>, remote: &Remote) -> Result<SignalThread, Error> {
-    let (client, remote) = (client.clone(), remote.clone());
+fn end_by_signal(client: &'static Client, remote: &Remote) -> Result<SignalThread, Error> {
+    let remote = remote.clone();
     // Those that are ignored, as under nohup, stay ignored.
     let signals: Vec<i32> = SIGNALS.into_iter().filter(|signal| !disposition::is_ignored(*signal)).collect();
     let notice = move |received: tl_os::signal_thread::Received| {
         if let Some(pid) = lock(&remote).take() {
             // The program ends in any case.
-            let _ = kill(&client, pid);
+            let _ = kill(client, pid);
         }
         // The end of the connection ends any other command.
         std::process::exit(exit_status::of_signal(received.signal).into());
