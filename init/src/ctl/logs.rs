@@ -72,6 +72,9 @@ fn follow(client: &Client, path: &str, json: bool, is_stderr: bool) -> Result<u8
         if event.name == "eof" {
             return Ok(0);
         }
+        if event.data.is_empty() {
+            continue;
+        }
         if json {
             print_json(&event.data)?;
             continue;

@@ -125,6 +125,9 @@ fn run_without_input(client: &Client, line: &Line) -> Result<u8, Error> {
     let request = Request { method: "POST", path: "/processes/run", body: body.as_bytes(), ..Request::default() };
     let mut body = client.send(request)?.body;
     while let Some(event) = body.next_event().map_err(|error| client.broken(&error))? {
+        if event.data.is_empty() {
+            continue;
+        }
         if line.has("json") {
             print_json(&event.data)?;
         }
@@ -207,6 +210,7 @@ fn follow(client: &Client, line: &Line, pid: u64, deadline: Option<Instant>) -> 
         let Some(event) = event else { return Err(client.broken(&io::ErrorKind::UnexpectedEof.into())) };
         match event.name.as_str() {
             "eof" => return Ok(true),
+            _ if event.data.is_empty() => continue,
             _ if line.has("json") => print_json(&event.data)?,
             _ => print_event(client.parse(&event.data)?, false)?,
         };
@@ -217,7 +221,7 @@ fn follow(client: &Client, line: &Line, pid: u64, deadline: Option<Instant>) -> 
 fn wait_for_event(body: &mut Body, time: Duration, client: &Client) -> Result<bool, Error> {
     use std::io::BufRead;
     let waited = body.set_timeout(time).and_then(|()| body.fill_buf().map(|_| true));
-    match waited {
+    match waited.and_then(|_| body.set_timeout(Duration::MAX).map(|()| true)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
         waited => waited.map_err(|error| client.broken(&error)),
     }
