@@ -25,7 +25,6 @@ mod table;
 mod top;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::Path;
 
 use error::Error;
@@ -58,7 +57,7 @@ pub(crate) fn main(args: Vec<OsString>) -> u8 {
     match run_line(args) {
         Ok(status) => status,
         Err(error) => {
-            print_error(error);
+            screen::print_error(error);
             error.exit_status()
         }
     }
@@ -96,9 +95,4 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }
-}
-
-/// Prints an error as one line on stderr.
-fn print_error(error: Error) {
-    let _ = writeln!(io::stderr(), "{NAME}: {}", screen::escape(&error.to_string()));
 }

@@ -13,7 +13,7 @@ use super::http::{Body, Client, Request};
 use super::logs::print_event;
 use super::parse::Line;
 use super::process::Process;
-use super::screen::{print, print_json};
+use super::screen::{print, print_error, print_json};
 use crate::exit_status;
 
 /// Bytes of standard input that are sent at once.
@@ -39,7 +39,7 @@ pub(crate) fn run(client: &'static Client, line: &Line) -> Result<u8, Error> {
 }
 
 fn failed(error: Error, status: u8) -> u8 {
-    super::print_error(error);
+    print_error(error);
     status
 }
 
@@ -135,7 +135,7 @@ fn run_without_input(client: &Client, line: &Line) -> Result<u8, Error> {
         let reason = event.get("reason");
         if reason.is_some() {
             if reason.is("\"timed_out\"") {
-                super::print_error(TIMED_OUT);
+                print_error(TIMED_OUT);
             }
             return Ok(Process(event).exit_status());
         }
@@ -177,7 +177,7 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
             let ended = kill(client, pid);
             result?;
             ended?;
-            super::print_error(TIMED_OUT);
+            print_error(TIMED_OUT);
             return Ok(exit_status::of_signal(libc::SIGKILL));
         }
     }
@@ -237,7 +237,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(count) => piece.get(..count).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                super::print_error(Error::local(format_args!("cannot read the standard input: {error}")));
+                print_error(Error::local(format_args!("cannot read the standard input: {error}")));
                 &[]
             }
         };
@@ -249,7 +249,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(_) => {}
             Err(error) => {
                 if !["STDIN_CLOSED", "NOT_FOUND"].iter().any(|code| error.has_code(code)) {
-                    super::print_error(error);
+                    print_error(error);
                 }
                 return;
             }
