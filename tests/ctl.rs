@@ -219,6 +219,32 @@ fn run_passes_standard_input_on() {
 }
 
 #[test]
+fn the_timeout_of_run_is_kept_while_only_comments_come() {
+    let daemon = start_daemon();
+    // A daemon sends a comment every 15 s; this service does so every few milliseconds.
+    let port = crate::harness::tcp_service(|mut socket| {
+        let mut request = [0; 4096];
+        let length = socket.read(&mut request).unwrap_or(0);
+        let request = String::from_utf8_lossy(&request[..length]).into_owned();
+        let json = "HTTP/1.1 201 Created\r\nContent-Length: 20\r\n\r\n{\"pid\":7,\"handle\":1}";
+        let _ = match &request {
+            _ if request.starts_with("GET ") => socket.write_all(b"HTTP/1.1 200 OK\r\n\r\n"),
+            _ if request.starts_with("POST /api/v1/processes ") => socket.write_all(json.as_bytes()),
+            _ => socket.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"),
+        };
+        while request.starts_with("GET ") && socket.write_all(b": keep-alive\n\n").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let url = format!("http://127.0.0.1:{port}");
+    let mut child =
+        tlctl(&daemon, &["--url", &url, "run", "--timeout", "0.3", "x"]).stdin(Stdio::piped()).spawn().unwrap();
+    let stdin = child.stdin.take();
+    expect_failure(&wait_for(child, "run"), 137, "--timeout");
+    drop(stdin);
+}
+
+#[test]
 fn an_interrupt_ends_the_command_of_run() {
     let daemon = start_daemon();
     for (input, seconds) in [(Stdio::null(), "6004"), (Stdio::piped(), "6005")] {

@@ -155,7 +155,7 @@ fn zsh_completes_commands_options_values_and_processes() {
     // not complete. Tab also prints the completed line, because what zsh itself writes are only the changes.
     let driver = r#"zmodload zsh/zpty
         zpty z zsh -f -i
-        zpty -w z "PS1='ready> '; fpath=($PWD/completions \$fpath); autoload -Uz compinit; compinit -u -d dump"
+        zpty -w z "PS1='ready> '; fpath=($PWD/completions \$fpath); autoload -Uz compinit; compinit -u -D"
         zpty -w z 'tab() { zle complete-word; print -r -- "<${BUFFER% }>" }; zle -N tab; bindkey "^I" tab; echo begin-$((1+1))'
         zpty -r z text '*begin-2*ready> *'
         zpty -n -w z "$1"$'\t'

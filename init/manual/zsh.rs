@@ -16,7 +16,7 @@ pub(crate) fn script() -> String {
          _tlctl() {{\n\
          \x20   local context state state_descr line\n\
          \x20   typeset -A opt_args\n\
-         \x20   _arguments -C{} '1:command:->command' '*::argument:->argument'\n\
+         \x20   _arguments -C{} '(-): :->command' '(-)*:: :->argument'\n\
          \x20   case $state in\n\
          \x20   command)\n\
          \x20       local -a commands\n\

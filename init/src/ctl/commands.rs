@@ -5,7 +5,7 @@ use super::http::{Client, Request, encode};
 use super::json::Json;
 use super::parse::Line;
 use super::process::{COLUMNS, Process, now};
-use super::screen::{Cell, Colour, Column, Screen, print, print_json};
+use super::screen::{Cell, Colour, Column, Screen, print, print_error, print_json};
 
 /// Exit status of `status` for a process that is not running, as systemctl has it.
 const NOT_RUNNING: u8 = 3;
@@ -41,7 +41,7 @@ pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<Vec<u8>, E
 
 /// The path of the process that the line names.
 fn path(line: &Line, rest: &str) -> String {
-    format!("/processes/{}{rest}", encode(&line.process))
+    format!("/processes/{}{rest}", encode(line.process))
 }
 
 /// The list of processes, with at most this many rows.
@@ -74,7 +74,7 @@ pub(crate) fn ps(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Er
 pub(crate) fn status(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Error> {
     let body = match client.get(&path(line, "")) {
         Err(error) if error.has_code("NOT_FOUND") => {
-            super::print_error(error);
+            print_error(error);
             return Ok(NO_SUCH_PROCESS);
         }
         result => result?,

@@ -225,7 +225,7 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// The next event of an event stream; none at the end of the response.
+    /// The next event of an event stream, or a comment, which has no data; none at the end of the response.
     ///
     /// # Errors
     /// When the connection breaks.
@@ -239,7 +239,7 @@ impl Body {
                 return Ok(None);
             }
             let line = bytes.trim_ascii_end();
-            if line.is_empty() && !event.data.is_empty() {
+            if line.is_empty() {
                 return Ok(Some(event));
             }
             if let Some(data) = line.strip_prefix(b"data: ") {
@@ -315,7 +315,7 @@ impl Read for Body {
 pub(crate) struct Event {
     /// Its name; empty if it has none.
     pub(crate) name: String,
-    /// Its JSON.
+    /// Its JSON; empty for a comment.
     pub(crate) data: Vec<u8>,
 }
 

@@ -11,7 +11,7 @@ use nix::sys::stat::fstat;
 
 /// Prints the output of a process.
 pub(crate) fn logs(client: &Client, line: &Line) -> Result<u8, Error> {
-    let process = encode(&line.process);
+    let process = encode(line.process);
     let tail = line.value("lines").map_or(String::new(), |count| format!("?tail={count}"));
     let stream = line.value("stream");
     if line.has("follow") {
@@ -71,6 +71,9 @@ fn follow(client: &Client, path: &str, json: bool, is_stderr: bool) -> Result<u8
     while let Some(event) = body.next_event().map_err(|error| client.broken(&error))? {
         if event.name == "eof" {
             return Ok(0);
+        }
+        if event.data.is_empty() {
+            continue;
         }
         if json {
             print_json(&event.data)?;

@@ -25,9 +25,7 @@ mod table;
 mod top;
 
 use std::ffi::OsString;
-use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use error::Error;
 use http::Client;
@@ -59,7 +57,7 @@ pub(crate) fn main(args: Vec<OsString>) -> u8 {
     match run_line(args) {
         Ok(status) => status,
         Err(error) => {
-            print_error(error);
+            screen::print_error(error);
             error.exit_status()
         }
     }
@@ -74,11 +72,13 @@ fn run_line(args: Vec<OsString>) -> Result<u8, Error> {
         return screen::print(format!("{NAME} {}\n", env!("CARGO_PKG_VERSION")).as_bytes());
     }
     let Some(command) = line.command else { return Ok(crate::exit_status::FAILURE) };
-    let client = Arc::new(Client::new(Settings::read(&line)?));
-    perform(command.action, &client, &line)
+    // Both last as long as the program.
+    let line: &Line = Box::leak(Box::new(line));
+    let client: &Client = Box::leak(Box::new(Client::new(Settings::read(line)?)));
+    perform(command.action, client, line)
 }
 
-fn perform(action: Action, client: &Arc<Client>, line: &Line) -> Result<u8, Error> {
+fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, Error> {
     let screen = Screen::of_stdout();
     match action {
         Action::Ps => commands::ps(client, line, &screen),
@@ -95,9 +95,4 @@ fn perform(action: Action, client: &Arc<Client>, line: &Line) -> Result<u8, Erro
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }
-}
-
-/// Prints an error as one line on stderr.
-fn print_error(error: Error) {
-    let _ = writeln!(io::stderr(), "{NAME}: {}", screen::escape(&error.to_string()));
 }

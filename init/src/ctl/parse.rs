@@ -11,19 +11,19 @@ use super::table::{COMMANDS, Command, GLOBAL, Kind, Operands, Opt, SIGNALS};
 /// SIGRTMIN as the C library of the daemon defines it.
 const RTMIN: i32 = 34;
 
-/// A parsed command line.
+/// A parsed command line. Its texts are never freed: there is one, which lasts as long as the program.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     /// None if the line has only options.
     pub(crate) command: Option<&'static Command>,
     /// The options in the order in which they were given. The value of a flag is empty.
-    options: Vec<(&'static str, String)>,
+    options: Vec<(&'static str, &'static str)>,
     /// The process, if the command has one.
-    pub(crate) process: String,
+    pub(crate) process: &'static str,
     /// The number of the signal, if the command has one.
     pub(crate) signal: i32,
     /// The command to start and its arguments.
-    pub(crate) words: Vec<String>,
+    pub(crate) words: Vec<&'static str>,
 }
 
 impl Line {
@@ -33,13 +33,13 @@ impl Line {
     }
 
     /// The value of the option. Of several, the last one.
-    pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        self.options.iter().rfind(|(given, _)| *given == name).map(|(_, value)| value.as_str())
+    pub(crate) fn value(&self, name: &str) -> Option<&'static str> {
+        self.options.iter().rfind(|(given, _)| *given == name).map(|(_, value)| *value)
     }
 
     /// All values of the option.
-    pub(crate) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.options.iter().filter(move |(given, _)| *given == name).map(|(_, value)| value.as_str())
+    pub(crate) fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'static str> {
+        self.options.iter().filter(move |(given, _)| *given == name).map(|(_, value)| *value)
     }
 
     /// The value of an option of seconds.
@@ -76,16 +76,16 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
             Arg::Long(_) | Arg::Short(_) => {
                 let (option, shown) = find_option(line.command, &arg)?;
                 let value = match option.kind {
-                    Kind::Flag => String::new(),
+                    Kind::Flag => "",
                     _ => text(parser.value().map_err(|_| missing(&shown, option))?)?,
                 };
-                check(&shown, option, &value)?;
+                check(&shown, option, value)?;
                 line.options.push((option.name, value));
                 continue;
             }
         };
         match line.command {
-            None => line.command = Some(find_command(&value)?),
+            None => line.command = Some(find_command(value)?),
             Some(command) if command.operands == Operands::Command => {
                 line.words.push(value);
                 let rest = parser.raw_args().map_err(|error| Error::usage(format_args!("{error}")))?;
@@ -103,8 +103,8 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
     Ok(line)
 }
 
-fn text(word: OsString) -> Result<String, Error> {
-    word.into_string().map_err(|word| Error::usage(format_args!("{word:?} is not UTF-8")))
+fn text(word: OsString) -> Result<&'static str, Error> {
+    word.into_string().map(|text| &*text.leak()).map_err(|word| Error::usage(format_args!("{word:?} is not UTF-8")))
 }
 
 fn missing(shown: &str, option: &Opt) -> Error {
@@ -154,7 +154,7 @@ fn check(shown: &str, option: &Opt, value: &str) -> Result<(), Error> {
 }
 
 /// Assigns the operands, and checks that none is missing or too many.
-fn place_operands(line: &mut Line, operands: Vec<String>) -> Result<(), Error> {
+fn place_operands(line: &mut Line, operands: Vec<&'static str>) -> Result<(), Error> {
     let Some(command) = line.command else { return Err(Error::Usage("the command is missing")) };
     let fail = |what: fmt::Arguments<'_>| Err(Error::usage(format_args!("{}: {what}", command.name)));
     let mut rest = operands.into_iter();
@@ -176,7 +176,7 @@ fn place_operands(line: &mut Line, operands: Vec<String>) -> Result<(), Error> {
     }
     if command.operands == Operands::ProcessAndSignal {
         let Some(signal) = rest.next() else { return fail(format_args!("the signal is missing: a name or a number")) };
-        match signal_number(&signal) {
+        match signal_number(signal) {
             Some(number) => line.signal = number,
             None => {
                 return fail(format_args!("{signal:?} is not a signal: a name such as TERM, or a number from 1 to 64"));
@@ -239,7 +239,7 @@ mod tests {
     fn start_takes_a_process_or_a_command_after_two_dashes() {
         assert_eq!(line(&["start", "web"]).process, "web");
         let line = line(&["start", "--name", "web", "--", "sleep", "-5"]);
-        assert_eq!((line.process.as_str(), line.value("name")), ("", Some("web")));
+        assert_eq!((line.process, line.value("name")), ("", Some("web")));
         assert_eq!(line.words, ["sleep", "-5"]);
     }
 

@@ -13,7 +13,7 @@ use super::http::{Body, Client, Request};
 use super::logs::print_event;
 use super::parse::Line;
 use super::process::Process;
-use super::screen::{print, print_json};
+use super::screen::{print, print_error, print_json};
 use crate::exit_status;
 
 /// Bytes of standard input that are sent at once.
@@ -26,7 +26,7 @@ const SIGNALS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 type Remote = Arc<Mutex<Option<u64>>>;
 
 /// `tlctl run`.
-pub(crate) fn run(client: &Arc<Client>, line: &Line) -> Result<u8, Error> {
+pub(crate) fn run(client: &'static Client, line: &Line) -> Result<u8, Error> {
     let remote = Remote::default();
     let _signals = end_by_signal(client, &remote)?;
     let result = if has_input() { run_with_input(client, line, &remote) } else { run_without_input(client, line) };
@@ -39,7 +39,7 @@ pub(crate) fn run(client: &Arc<Client>, line: &Line) -> Result<u8, Error> {
 }
 
 fn failed(error: Error, status: u8) -> u8 {
-    super::print_error(error);
+    print_error(error);
     status
 }
 
@@ -70,7 +70,7 @@ fn spec(line: &Line) -> String {
         add_string(&mut body, word);
     }
     body.push(']');
-    add_field(&mut body, "command", line.words.first().map_or("", String::as_str));
+    add_field(&mut body, "command", line.words.first().copied().unwrap_or_default());
     body += ",\"env\":{";
     // Of a variable that is given twice, the last value counts.
     let mut names = Vec::new();
@@ -125,6 +125,9 @@ fn run_without_input(client: &Client, line: &Line) -> Result<u8, Error> {
     let request = Request { method: "POST", path: "/processes/run", body: body.as_bytes(), ..Request::default() };
     let mut body = client.send(request)?.body;
     while let Some(event) = body.next_event().map_err(|error| client.broken(&error))? {
+        if event.data.is_empty() {
+            continue;
+        }
         if line.has("json") {
             print_json(&event.data)?;
         }
@@ -132,7 +135,7 @@ fn run_without_input(client: &Client, line: &Line) -> Result<u8, Error> {
         let reason = event.get("reason");
         if reason.is_some() {
             if reason.is("\"timed_out\"") {
-                super::print_error(TIMED_OUT);
+                print_error(TIMED_OUT);
             }
             return Ok(Process(event).exit_status());
         }
@@ -147,7 +150,7 @@ const TIMED_OUT: Error = Error::Local("the command was killed: it has run for th
 
 /// Runs a command with the standard input of this program: starts it, follows its output, and meanwhile sends the
 /// input.
-fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<u8, Error> {
+fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Result<u8, Error> {
     let mut body = spec(line);
     body += ",\"stdin_mode\":\"pipe\"}";
     let deadline = line.seconds("timeout").map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
@@ -159,9 +162,8 @@ fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<
         *remote = Some(process.pid());
         (process.pid(), process.number("handle"))
     };
-    let sender = client.clone();
     let send = move || {
-        send_input(&sender, pid);
+        send_input(client, pid);
         Ok(())
     };
     let started = thread::spawn("stdin", send, || {});
@@ -175,7 +177,7 @@ fn run_with_input(client: &Arc<Client>, line: &Line, remote: &Remote) -> Result<
             let ended = kill(client, pid);
             result?;
             ended?;
-            super::print_error(TIMED_OUT);
+            print_error(TIMED_OUT);
             return Ok(exit_status::of_signal(libc::SIGKILL));
         }
     }
@@ -208,6 +210,7 @@ fn follow(client: &Client, line: &Line, pid: u64, deadline: Option<Instant>) -> 
         let Some(event) = event else { return Err(client.broken(&io::ErrorKind::UnexpectedEof.into())) };
         match event.name.as_str() {
             "eof" => return Ok(true),
+            _ if event.data.is_empty() => continue,
             _ if line.has("json") => print_json(&event.data)?,
             _ => print_event(client.parse(&event.data)?, false)?,
         };
@@ -218,7 +221,7 @@ fn follow(client: &Client, line: &Line, pid: u64, deadline: Option<Instant>) -> 
 fn wait_for_event(body: &mut Body, time: Duration, client: &Client) -> Result<bool, Error> {
     use std::io::BufRead;
     let waited = body.set_timeout(time).and_then(|()| body.fill_buf().map(|_| true));
-    match waited {
+    match waited.and_then(|_| body.set_timeout(Duration::MAX).map(|()| true)) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
         waited => waited.map_err(|error| client.broken(&error)),
     }
@@ -234,7 +237,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(count) => piece.get(..count).unwrap_or_default(),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
-                super::print_error(Error::local(format_args!("cannot read the standard input: {error}")));
+                print_error(Error::local(format_args!("cannot read the standard input: {error}")));
                 &[]
             }
         };
@@ -246,7 +249,7 @@ fn send_input(client: &Client, pid: u64) {
             Ok(_) => {}
             Err(error) => {
                 if !["STDIN_CLOSED", "NOT_FOUND"].iter().any(|code| error.has_code(code)) {
-                    super::print_error(error);
+                    print_error(error);
                 }
                 return;
             }
@@ -266,14 +269,14 @@ fn lock(remote: &Remote) -> MutexGuard<'_, Option<u64>> {
 }
 
 /// Ends the remote process and then this program at a signal that would end this program.
-fn end_by_signal(client: &Arc<Client>, remote: &Remote) -> Result<SignalThread, Error> {
-    let (client, remote) = (client.clone(), remote.clone());
+fn end_by_signal(client: &'static Client, remote: &Remote) -> Result<SignalThread, Error> {
+    let remote = remote.clone();
     // Those that are ignored, as under nohup, stay ignored.
     let signals: Vec<i32> = SIGNALS.into_iter().filter(|signal| !disposition::is_ignored(*signal)).collect();
     let notice = move |received: tl_os::signal_thread::Received| {
         if let Some(pid) = lock(&remote).take() {
             // The program ends in any case.
-            let _ = kill(&client, pid);
+            let _ = kill(client, pid);
         }
         // The end of the connection ends any other command.
         std::process::exit(exit_status::of_signal(received.signal).into());

@@ -183,6 +183,11 @@ pub(crate) fn print_json(json: &[u8]) -> Result<u8, Error> {
     print(b"\n")
 }
 
+/// Prints an error as one line on stderr.
+pub(crate) fn print_error(error: Error) {
+    let _ = writeln!(io::stderr(), "tlctl: {}", escape(&error.to_string()));
+}
+
 /// The text with control characters, and those that change the direction of text, as escapes.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

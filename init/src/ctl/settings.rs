@@ -4,11 +4,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tl_os::regular_file;
 
-use super::error::Error;
+use super::error::{Error, sentence};
 use super::parse::Line;
 use crate::files::{MAX_LENGTH, read_conf};
 use crate::options::{OPTIONS, variable};
@@ -21,9 +21,9 @@ const PORT: u16 = 9501;
 pub(crate) struct Url {
     pub(crate) address: SocketAddr,
     /// The host and the port, for the header `Host` and for messages.
-    pub(crate) host: String,
+    pub(crate) host: &'static str,
     /// What precedes `/api/v1` in each path: empty, or a path without a `/` at its end.
-    pub(crate) prefix: String,
+    pub(crate) prefix: &'static str,
 }
 
 /// Where the API is, and the token for it.
@@ -31,9 +31,9 @@ pub(crate) struct Url {
 pub(crate) struct Settings {
     pub(crate) url: Url,
     /// The token; none if there is no token file, as with a daemon that needs none.
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<&'static str>,
     /// The token file, for messages; none if no default applies to the address.
-    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<&'static Path>,
 }
 
 impl Settings {
@@ -43,25 +43,27 @@ impl Settings {
     /// A sentence about the option or the file that cannot be used.
     pub(crate) fn read(line: &Line) -> Result<Settings, Error> {
         let lookup = Lookup::new(line);
-        let run_dir =
-            lookup.find("run-dir").map_or_else(|| default_of("run-dir").into(), |(dir, _)| PathBuf::from(dir));
+        let run_dir = Path::new(lookup.find("run-dir").unwrap_or_else(|| default_of("run-dir")));
         let given = lookup.given("url");
-        let url = match &given {
-            Some((text, source)) => {
-                parse_url(text).map_err(|why| Error::usage(format_args!("{source}: {text:?}: {why}")))?
-            }
+        let url = match given {
+            Some(text) => parse_url(text).map_err(|why| {
+                let source = if line.has("url") { "--url" } else { &variable("url") };
+                Error::usage(format_args!("{source}: {text:?}: {why}"))
+            })?,
             None => local_url(&run_dir.join("address"))?,
         };
-        let default = run_dir.join("token");
+        let default: &Path = Box::leak(run_dir.join("token").into_boxed_path());
         let token_file = match lookup.given("token-file") {
-            Some((file, _)) => Some(PathBuf::from(file)),
+            Some(file) => Some(Path::new(file)),
             // The token of this host's daemon is not sent to another host.
             None if given.is_some() && !url.address.ip().is_loopback() => None,
-            None => Some(lookup.find("token-file").map_or(default.clone(), |(file, _)| file.into())),
+            None => Some(lookup.find("token-file").map_or(default, Path::new)),
         };
         // Without authentication there is no such file.
-        let may_be_absent = token_file.as_ref() == Some(&default);
-        let token = token_file.as_deref().map(|file| read_token(file, may_be_absent)).transpose()?.flatten();
+        let token = match token_file {
+            Some(file) => read_token(file, file == default)?,
+            None => None,
+        };
         Ok(Settings { url, token, token_file })
     }
 }
@@ -69,38 +71,35 @@ impl Settings {
 /// Looks values of options up.
 struct Lookup<'a> {
     line: &'a Line,
-    /// The lines of `init.conf`.
-    conf: Vec<(String, String)>,
+    /// The lines of `init.conf`, never freed.
+    conf: &'static [(String, String)],
 }
 
 impl Lookup<'_> {
     fn new(line: &Line) -> Lookup<'_> {
-        let dir = std::env::var(variable("config-dir")).unwrap_or_else(|_| default_of("config-dir").to_owned());
+        let dir = from_environment("config-dir").unwrap_or_else(|| default_of("config-dir"));
         // A file that is not there or that cannot be read sets nothing.
-        let (conf, _) = read_conf(&Path::new(&dir).join("init.conf"));
-        Lookup { line, conf }
+        let (conf, _) = read_conf(&Path::new(dir).join("init.conf"));
+        Lookup { line, conf: conf.leak() }
     }
 
-    /// The value of an option on the command line or in the environment, and where it was given.
-    fn given(&self, option: &str) -> Option<(String, String)> {
-        if let Some(value) = self.line.value(option) {
-            return Some((value.to_owned(), format!("--{option}")));
-        }
+    /// The value of an option on the command line or in the environment.
+    fn given(&self, option: &str) -> Option<&'static str> {
+        self.line.value(option).or_else(|| from_environment(option))
+    }
+
+    /// The value of an option on the command line, in the environment or in `init.conf`.
+    fn find(&self, option: &str) -> Option<&'static str> {
         let name = variable(option);
-        std::env::var(&name).ok().filter(|value| !value.is_empty()).map(|value| (value, name))
+        let in_conf = self.conf.iter().find(|(key, value)| *key == name && !value.is_empty());
+        self.given(option).or(in_conf.map(|(_, value)| value.as_str()))
     }
+}
 
-    /// The value of an option on the command line, in the environment or in `init.conf`, and where it was given.
-    fn find(&self, option: &str) -> Option<(String, String)> {
-        let in_conf = || {
-            let name = variable(option);
-            self.conf
-                .iter()
-                .find(|(key, value)| *key == name && !value.is_empty())
-                .map(|(_, value)| (value.clone(), name))
-        };
-        self.given(option).or_else(in_conf)
-    }
+/// The value of an option in the environment.
+fn from_environment(option: &str) -> Option<&'static str> {
+    let value = std::env::var(variable(option)).ok()?;
+    (!value.is_empty()).then(|| &*value.leak())
 }
 
 /// The default of an option of the daemon.
@@ -117,7 +116,7 @@ fn local_url(file: &Path) -> Result<Url, Error> {
         Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
     };
     let address = reachable(address);
-    Ok(Url { address, host: address.to_string(), prefix: String::new() })
+    Ok(Url { address, host: address.to_string().leak(), prefix: "" })
 }
 
 /// An address to connect to: the loopback interface in place of "all addresses".
@@ -131,13 +130,13 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 }
 
 /// Parses a URL: `http://HOST[:PORT][/PATH]`.
-fn parse_url(text: &str) -> Result<Url, String> {
+fn parse_url(text: &'static str) -> Result<Url, &'static str> {
     let Some(rest) = text.strip_prefix("http://") else {
-        return Err("it must begin with http://; TLS is not supported".to_owned());
+        return Err("it must begin with http://; TLS is not supported");
     };
     let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if rest.contains(['?', '#', '@']) || !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err("it must be of the form http://HOST:PORT/PATH, without user, query and fragment".to_owned());
+        return Err("it must be of the form http://HOST:PORT/PATH, without user, query and fragment");
     }
     // A colon of an IPv6 address is inside of brackets.
     let (name, port) = match host.rsplit_once(':') {
@@ -155,12 +154,12 @@ fn parse_url(text: &str) -> Result<Url, String> {
         None => resolve(name, &fs::read_to_string("/etc/hosts").unwrap_or_default())?,
     };
     let address = reachable(SocketAddr::new(ip, port));
-    Ok(Url { address, host: host.to_owned(), prefix: path.trim_end_matches('/').to_owned() })
+    Ok(Url { address, host, prefix: path.trim_end_matches('/') })
 }
 
 /// The address of a host: an IPv4 address, `localhost`, or a name of /etc/hosts. This program is static and has no
 /// resolver for other names.
-fn resolve(name: &str, hosts: &str) -> Result<IpAddr, String> {
+fn resolve(name: &str, hosts: &str) -> Result<IpAddr, &'static str> {
     if let Ok(ip) = name.parse::<Ipv4Addr>() {
         return Ok(ip.into());
     }
@@ -173,14 +172,14 @@ fn resolve(name: &str, hosts: &str) -> Result<IpAddr, String> {
     match found.min_by_key(|ip| !ip.is_ipv4()) {
         Some(ip) => Ok(ip),
         None if name.eq_ignore_ascii_case("localhost") => Ok(Ipv4Addr::LOCALHOST.into()),
-        None => Err(format!(
+        None => Err(sentence(format_args!(
             "{name:?} is neither an IP address nor a name in /etc/hosts; `getent hosts {name}` may print its address"
-        )),
+        ))),
     }
 }
 
 /// Reads the token.
-fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<String>, Error> {
+fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<&'static str>, Error> {
     let shown = file.display();
     let read = fs::File::open(file).map_err(regular_file::ReadError::from);
     let bytes = match read.and_then(|open| regular_file::read_open(open, MAX_LENGTH)) {
@@ -198,7 +197,7 @@ fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<String>, Error>
             "the token file {shown} must contain printable ASCII characters and no spaces"
         )));
     }
-    Ok(String::from_utf8(token.to_vec()).ok())
+    Ok(std::str::from_utf8(token).ok().map(|text| &*text.to_owned().leak()))
 }
 
 #[cfg(test)]
@@ -215,10 +214,7 @@ mod tests {
             ("http://0.0.0.0:9501/a/b/", "127.0.0.1:9501", "0.0.0.0:9501", "/a/b"),
         ] {
             let url = parse_url(text).unwrap();
-            assert_eq!(
-                (url.address.to_string().as_str(), url.host.as_str(), url.prefix.as_str()),
-                (address, host, prefix)
-            );
+            assert_eq!((url.address.to_string().as_str(), url.host, url.prefix), (address, host, prefix));
         }
         assert!(parse_url("http://localhost:1").unwrap().address.ip().is_loopback());
         for (text, part) in [
