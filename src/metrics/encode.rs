@@ -25,14 +25,14 @@ impl Format {
 
     /// The format that a client prefers, by its header `Accept`.
     pub(crate) fn preferred(accept: Option<&str>) -> Format {
-        let (mut text, mut open) = (0.0f32, 0.0f32);
+        let (mut text, mut open) = (0, 0);
         for range in accept.unwrap_or_default().split(',') {
             let mut parts = range.split(';').map(str::trim);
             let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
-            let (mut quality, mut is_known) = (1.0f32, true);
+            let (mut quality, mut is_known) = (1000, true);
             for (name, value) in parts.filter_map(|part| part.split_once('=')) {
                 match name.trim().to_ascii_lowercase().as_str() {
-                    "q" => quality = value.trim().parse().unwrap_or(0.0),
+                    "q" => quality = thousandths(value.trim()),
                     "version" => is_known = ["1.0.0", "0.0.1", "0.0.4"].contains(&value.trim().trim_matches('"')),
                     _ => {}
                 }
@@ -43,7 +43,18 @@ impl Format {
                 _ => {}
             }
         }
-        if open > 0.0 && open >= text { Format::OpenMetrics } else { Format::Text }
+        if open > 0 && open >= text { Format::OpenMetrics } else { Format::Text }
+    }
+}
+
+/// A quality (RFC 9110, section 12.4.2) in thousandths; 0 if it is not valid. A parser of any number would be large.
+fn thousandths(text: &str) -> u32 {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = format!("{fraction:0<3}");
+    match (whole, digits.parse()) {
+        ("1", Ok(0)) => 1000,
+        ("0", Ok(fraction @ 0..1000)) => fraction,
+        _ => 0,
     }
 }
 
@@ -71,11 +82,15 @@ impl Page {
     }
 
     /// Begins a metric of this library. The name of a counter is given without its `_total`.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn family(&mut self, name: &str, kind: Kind, help: &str) {
         self.named(format!("{PREFIX}{name}"), kind, help);
     }
 
     /// Begins a metric whose name does not have the prefix of this library.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn named(&mut self, name: impl Into<String>, kind: Kind, help: &str) {
         self.name = name.into();
         self.suffix = if kind == Kind::Counter { "_total" } else { "" };
@@ -92,7 +107,7 @@ impl Page {
 
     /// Writes a value of the current metric.
     pub(crate) fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        self.part(self.suffix, labels, value);
+        self.line(self.suffix, labels, &value);
     }
 
     /// Writes a value of the current histogram, whose name ends with `suffix`.
@@ -100,6 +115,8 @@ impl Page {
         self.line(suffix, labels, &value);
     }
 
+    #[cold]
+    #[inline(never)]
     fn line(&mut self, suffix: &str, labels: &[(&str, &str)], value: &dyn Display) {
         self.out.push_str(&self.name);
         self.out.push_str(suffix);

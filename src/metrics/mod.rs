@@ -176,13 +176,8 @@ impl Metrics {
     }
 
     /// Writes these metrics to a page.
+    #[cold]
     pub(crate) fn write(&self, page: &mut Page) {
-        let by = |page: &mut Page, name, help, label, words: &[&str], counters: &[Counter]| {
-            page.family(name, Kind::Counter, help);
-            for (word, counter) in words.iter().zip(counters) {
-                page.sample(&[(label, word)], counter.get());
-            }
-        };
         by(page, "starts", "Runs that have started.", "kind", &KINDS, &self.starts);
         by(page, "start_failures", "Starts that have failed.", "kind", &KINDS, &self.start_failures);
         by(page, "restarts", "Restarts of managed processes, by their reason.", "reason", &REASONS, &self.restarts);
@@ -193,16 +188,29 @@ impl Metrics {
         }
         by(page, "health_checks", "Health probes, by their result.", "result", &RESULTS, &self.health_checks);
         by(page, "output_bytes", "Bytes of output that were read.", "stream", &STREAMS, &self.output_bytes);
-        let one = |page: &mut Page, name, help, counter: &Counter| {
-            page.family(name, Kind::Counter, help);
-            page.sample(&[], counter.get());
-        };
         one(page, "output_truncations", "Parts of output that were dropped from logs.", &self.truncations);
         one(page, "reaped_orphans", "Ended processes that led no unit and were reaped.", &self.orphans);
         one(page, "tunnels_opened", "TCP tunnels that were opened.", &self.tunnels_opened);
         page.family("tunnels_open", Kind::Gauge, "TCP tunnels that are open.");
         page.sample(&[], self.tunnels_opened.get().saturating_sub(self.tunnels_closed.get()));
     }
+}
+
+/// Writes one counter for each word, which is the value of `label`.
+#[cold]
+#[inline(never)]
+fn by(page: &mut Page, name: &str, help: &str, label: &str, words: &[&str], counters: &[Counter]) {
+    page.family(name, Kind::Counter, help);
+    for (word, counter) in words.iter().zip(counters) {
+        page.sample(&[(label, word)], counter.get());
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn one(page: &mut Page, name: &str, help: &str, counter: &Counter) {
+    page.family(name, Kind::Counter, help);
+    page.sample(&[], counter.get());
 }
 
 fn add_at(counters: &[Counter], at: usize, more: u64) {
@@ -213,6 +221,8 @@ fn add_at(counters: &[Counter], at: usize, more: u64) {
 
 impl Histogram {
     /// Writes the samples with one label.
+    #[cold]
+    #[inline(never)]
     pub(crate) fn write(&self, page: &mut Page, label: &str, value: &str) {
         let bounds = BOUNDS.iter().map(|(_, text)| *text).chain(["+Inf"]);
         let mut total = 0;

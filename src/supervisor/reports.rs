@@ -179,6 +179,8 @@ impl fmt::Display for HowEnded {
     }
 }
 
+#[cold]
+#[inline(never)]
 fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) {
     let is_terminal = subject.kind == UnitKind::Terminal;
     match occurrence {
@@ -207,12 +209,12 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
             fields.extend(reason.error().map(|error| ("error", Value::from(error))));
             let (delay, why) = (millis(*delay), reason.error().unwrap_or_default());
             let because = match reason {
-                RestartReason::Ended(end) => return log_restart(level, subject, &fields, delay, HowEnded(*end)),
+                RestartReason::Ended(end) => return log_restart(level, subject, &fields, delay, &HowEnded(*end)),
                 RestartReason::Unhealthy(_) => why,
                 RestartReason::StartFailed(_) => &format!("could not be started: {why}"),
                 RestartReason::Requested => "was requested to",
             };
-            log_restart(level, subject, &fields, delay, because);
+            log_restart(level, subject, &fields, delay, &because);
         }
         Occurrence::Stopped { last_error, .. } => {
             let mut fields = subject.fields("process.stopped");
@@ -235,10 +237,12 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
     }
 }
 
-fn log_restart(level: Level, subject: &Subject<'_>, fields: &Fields<'_>, delay: u64, because: impl fmt::Display) {
+fn log_restart(level: Level, subject: &Subject<'_>, fields: &Fields<'_>, delay: u64, because: &dyn fmt::Display) {
     write(level, fields, format_args!("{subject} restarts in {delay} ms: it {because}"));
 }
 
+#[cold]
+#[inline(never)]
 fn write(level: Level, fields: &[(&'static str, Value<'_>)], args: fmt::Arguments<'_>) {
     let record = Record::builder()
         .level(level)
