@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -49,9 +50,6 @@ def test_schemathesis_finds_nothing(fuzzed_daemon, tmp_path):
         "--checks", "all", "--exclude-checks", "allow_header_conformance",
         "--request-timeout", "30", "--generation-deterministic", "--no-color",
     ]
-    if httpx.get(fuzzed_daemon.url + "/api/v1/metrics", headers={"Authorization": f"Bearer {fuzzed_daemon.token}"}).status_code == 404:
-        # Described already; its endpoint is added by another change. Remove these lines then.
-        command += ["--exclude-operation-id", "metrics"]
     env = os.environ | {"SCHEMATHESIS_HOOKS": str(HERE / "schemathesis_hooks.py"), "COLUMNS": "200"}
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -102,3 +100,28 @@ def test_a_generated_client_starts_follows_and_kills(daemon, generated):
 
     ended = get_process.sync(process_id, client=client)
     assert (ended.status, ended.signal, ended.exit_code) == ("signaled", 9, None)
+
+
+def test_every_error_code_is_described_and_listed_on_the_page():
+    def codes_in(value):
+        if isinstance(value, dict):
+            yield from value.get("enum", [value.get("const")]) if "enum" in value or "const" in value else []
+            for child in value.values():
+                yield from codes_in(child)
+        elif isinstance(value, list):
+            for child in value:
+                yield from codes_in(child)
+
+    is_code = re.compile(r"[A-Z]+(_[A-Z]+)*").fullmatch
+    values = codes_in(json.loads(DOCUMENT.read_text()))
+    described = {value for value in values if isinstance(value, str) and is_code(value)}
+    # Sent only where there is no operation.
+    described.add("METHOD_NOT_ALLOWED")
+
+    source = "".join(file.read_text() for file in (ROOT / "src" / "http").rglob("*.rs"))
+    sent = set(re.findall(r'\(?\b[45]\d\d, "([A-Z_]+)"', source)) - {"JOB_RUNNING"}
+    page = (ROOT / "docs" / "api.md").read_text()
+    table = page[page.index("\n## Errors\n"):]
+    rows = re.findall(r"^\| [45]\d\d \|.*\|$", table, re.MULTILINE)
+    listed = set(re.findall(r"`([A-Z_]+)`", "".join(rows)))
+    assert described == sent == listed

@@ -7,6 +7,7 @@ use crate::http::api::{
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
+use crate::model::Target;
 
 impl Handler for Api {
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
@@ -19,14 +20,13 @@ impl Api {
     fn answer(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         let segments = request.segments();
         let path: Vec<&str> = segments.iter().flatten().map(String::as_str).collect();
-        let routed = route(request.method(), &path);
-        metrics::observe(request, routed.as_ref());
-        let endpoint = routed.map(|(_, endpoint)| endpoint);
-        let is_open = endpoint.as_ref().is_some_and(Endpoint::is_open);
+        let found = route(request.method(), &path);
+        metrics::observe(request, found.map(|(row, endpoint, _)| (row, endpoint)));
+        let is_open = found.is_some_and(|(_, endpoint, _)| endpoint.is_open());
         if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
             return Err(errors::unauthorized());
         }
-        let Some(endpoint) = endpoint else {
+        let Some((_, endpoint, parameter)) = found else {
             if segments.is_none() {
                 return Err(ApiError::no_route(request.path()));
             }
@@ -38,10 +38,12 @@ impl Api {
             ExpectedDuration::Start => request.require_own_thread()?,
             ExpectedDuration::Unbounded => request.begin_long()?,
         }
-        self.call(endpoint, request)
+        self.call(endpoint, parameter, request)
     }
 
-    fn call(&self, endpoint: Endpoint, request: &mut Request<'_>) -> Result<Response, ApiError> {
+    /// Calls the function of an endpoint. `parameter` is the process or the session that the path names.
+    fn call(&self, endpoint: Endpoint, parameter: &str, request: &mut Request<'_>) -> Result<Response, ApiError> {
+        let target = Target::parse(parameter);
         match endpoint {
             Endpoint::Health => Ok(about::health()),
             Endpoint::Info => about::info(self),
@@ -52,25 +54,25 @@ impl Api {
             Endpoint::Start => processes::start(self, request),
             Endpoint::List => processes::list(self),
             Endpoint::Run => run::run(self, request),
-            Endpoint::Get(target) => processes::get(self, &target),
-            Endpoint::Kill(target) => control::kill(self, &target),
-            Endpoint::Output(target, view) => output::read(self, request, &target, view),
-            Endpoint::Follow(target, view) => output::follow(self, request, &target, view),
-            Endpoint::Signal(target) => control::signal(self, request, &target),
-            Endpoint::Restart(target) => control::restart(self, &target),
-            Endpoint::WriteStdin(target) => control::write_stdin(self, request, &target),
-            Endpoint::CloseStdin(target) => control::close_stdin(self, &target),
-            Endpoint::Wait(target) => control::wait(self, request, &target),
+            Endpoint::Get => processes::get(self, &target),
+            Endpoint::Kill => control::kill(self, &target),
+            Endpoint::Output(view) => output::read(self, request, &target, view),
+            Endpoint::Follow(view) => output::follow(self, request, &target, view),
+            Endpoint::Signal => control::signal(self, request, &target),
+            Endpoint::Restart => control::restart(self, &target),
+            Endpoint::WriteStdin => control::write_stdin(self, request, &target),
+            Endpoint::CloseStdin => control::close_stdin(self, &target),
+            Endpoint::Wait => control::wait(self, request, &target),
             Endpoint::ReadFile => files::read(self, request),
             Endpoint::WriteFile => files::write(self, request),
             Endpoint::RemoveFile => files::remove(self, request),
             Endpoint::ListFiles => files::list(self, request),
             Endpoint::OpenPty => pty::open(self, request),
             Endpoint::ListPtys => pty::list(self),
-            Endpoint::Pty(session) => pty::get(self, &session),
-            Endpoint::ResizePty(session) => pty::resize(self, request, &session),
-            Endpoint::KillPty(session) => pty::kill(self, &session),
-            Endpoint::AttachPty(session) => attach::attach(self, request, &session),
+            Endpoint::Pty => pty::get(self, parameter),
+            Endpoint::ResizePty => pty::resize(self, request, parameter),
+            Endpoint::KillPty => pty::kill(self, parameter),
+            Endpoint::AttachPty => attach::attach(self, request, parameter),
             Endpoint::Tunnel => tunnel::open(request),
         }
     }

@@ -55,8 +55,8 @@ impl ExchangeObserver for Requests {
 }
 
 /// Has the request counted, under its endpoint or, if it has none, with all others that have none.
-pub(crate) fn observe(request: &mut Request<'_>, routed: Option<&(usize, Endpoint)>) {
-    let row = routed.map_or(ROUTES.len(), |(row, _)| *row);
+pub(crate) fn observe(request: &mut Request<'_>, routed: Option<(usize, Endpoint)>) {
+    let row = routed.map_or(ROUTES.len(), |(row, _)| row);
     let kind = match routed.map(|(_, endpoint)| endpoint.duration()) {
         None | Some(ExpectedDuration::Short) => 0,
         Some(ExpectedDuration::Start) => 1,

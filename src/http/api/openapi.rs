@@ -52,7 +52,7 @@ mod tests {
             let operation = &document["paths"][route.template][route.method.to_lowercase()];
             let security = operation.get("security").and_then(Value::as_array);
             let has_bearer = security.is_none();
-            assert_eq!(has_bearer, !route.is_open(), "{} {}", route.method, route.template);
+            assert_eq!(has_bearer, !route.endpoint.is_open(), "{} {}", route.method, route.template);
         }
         assert_eq!(document["security"][0]["bearer"], Value::Array(Vec::new()));
     }

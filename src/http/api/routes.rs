@@ -2,13 +2,12 @@
 
 use crate::http::message::ApiError;
 use crate::logs::View;
-use crate::model::Target;
 
 /// Every method that some path takes, in the order in which `Allow` names them.
 const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
 
-/// The endpoints of the API.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The endpoints of the API. The process or the session of a path is the parameter that [`route`] returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     /// `GET /health`.
     Health,
@@ -29,23 +28,23 @@ pub(crate) enum Endpoint {
     /// `POST /processes/run`.
     Run,
     /// `GET /processes/{process}`.
-    Get(Target),
+    Get,
     /// `DELETE /processes/{process}`.
-    Kill(Target),
+    Kill,
     /// `GET /processes/{process}/stdout`, `stderr` or `output`.
-    Output(Target, View),
+    Output(View),
     /// `GET /processes/{process}/stdout/follow`, `stderr/follow` or `output/follow`.
-    Follow(Target, View),
+    Follow(View),
     /// `POST /processes/{process}/signal`.
-    Signal(Target),
+    Signal,
     /// `POST /processes/{process}/restart`.
-    Restart(Target),
+    Restart,
     /// `POST /processes/{process}/stdin`.
-    WriteStdin(Target),
+    WriteStdin,
     /// `POST /processes/{process}/stdin/close`.
-    CloseStdin(Target),
+    CloseStdin,
     /// `GET /processes/{process}/wait`.
-    Wait(Target),
+    Wait,
     /// `GET /files`.
     ReadFile,
     /// `PUT /files`.
@@ -59,13 +58,13 @@ pub(crate) enum Endpoint {
     /// `GET /pty`.
     ListPtys,
     /// `GET /pty/{session}`.
-    Pty(String),
+    Pty,
     /// `POST /pty/{session}/resize`.
-    ResizePty(String),
+    ResizePty,
     /// `DELETE /pty/{session}`.
-    KillPty(String),
+    KillPty,
     /// `GET /pty/{session}/ws`.
-    AttachPty(String),
+    AttachPty,
     /// `GET /tunnels/tcp`.
     Tunnel,
 }
@@ -84,20 +83,20 @@ pub(crate) enum ExpectedDuration {
 
 impl Endpoint {
     /// How long the endpoint may take.
-    pub(crate) fn duration(&self) -> ExpectedDuration {
+    pub(crate) fn duration(self) -> ExpectedDuration {
         match self {
             Endpoint::Start | Endpoint::OpenPty => ExpectedDuration::Start,
             Endpoint::Run
-            | Endpoint::Output(..)
-            | Endpoint::Follow(..)
-            | Endpoint::Restart(_)
-            | Endpoint::WriteStdin(_)
-            | Endpoint::Wait(_)
+            | Endpoint::Output(_)
+            | Endpoint::Follow(_)
+            | Endpoint::Restart
+            | Endpoint::WriteStdin
+            | Endpoint::Wait
             | Endpoint::ReadFile
             | Endpoint::WriteFile
             | Endpoint::RemoveFile
             | Endpoint::ListFiles
-            | Endpoint::AttachPty(_)
+            | Endpoint::AttachPty
             | Endpoint::Tunnel => ExpectedDuration::Unbounded,
             Endpoint::Health
             | Endpoint::Info
@@ -106,21 +105,21 @@ impl Endpoint {
             | Endpoint::Shutdown
             | Endpoint::OpenApi
             | Endpoint::List
-            | Endpoint::Get(_)
-            | Endpoint::Kill(_)
-            | Endpoint::Signal(_)
-            | Endpoint::CloseStdin(_)
+            | Endpoint::Get
+            | Endpoint::Kill
+            | Endpoint::Signal
+            | Endpoint::CloseStdin
             | Endpoint::ListPtys
-            | Endpoint::Pty(_)
-            | Endpoint::ResizePty(_)
-            | Endpoint::KillPty(_) => ExpectedDuration::Short,
+            | Endpoint::Pty
+            | Endpoint::ResizePty
+            | Endpoint::KillPty => ExpectedDuration::Short,
         }
     }
 
     /// Whether the endpoint needs no bearer token. A browser cannot send it with a WebSocket, for which a terminal
     /// session has a token of its own.
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self, Endpoint::Health | Endpoint::OpenApi | Endpoint::AttachPty(_))
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Endpoint::Health | Endpoint::OpenApi | Endpoint::AttachPty)
     }
 }
 
@@ -130,22 +129,16 @@ pub(crate) struct Route {
     pub(crate) method: &'static str,
     /// The path below `/api/v1`. A segment in braces, at most one in a path, is a parameter and stands for any segment.
     pub(crate) template: &'static str,
-    /// Makes the endpoint of the value of the parameter, which is empty if the path has none.
-    endpoint: fn(&str) -> Endpoint,
+    pub(crate) endpoint: Endpoint,
 }
 
 impl Route {
-    const fn new(method: &'static str, template: &'static str, endpoint: fn(&str) -> Endpoint) -> Route {
+    const fn new(method: &'static str, template: &'static str, endpoint: Endpoint) -> Route {
         Route { method, template, endpoint }
     }
 
-    /// Whether the endpoint needs no bearer token.
-    #[cfg(test)]
-    pub(crate) fn is_open(&self) -> bool {
-        (self.endpoint)("").is_open()
-    }
-
-    /// The value of the parameter in a path below `/api/v1`. None if the path does not match.
+    /// The value of the parameter in a path below `/api/v1`, which is empty if the path has none. None if the path does not
+    /// match.
     fn parameter<'p>(&self, path: &[&'p str]) -> Option<&'p str> {
         let mut value = "";
         let mut segments = path.iter();
@@ -163,58 +156,50 @@ impl Route {
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
 pub(crate) static ROUTES: [Route; 33] = [
-    Route::new("GET", "/health", |_| Endpoint::Health),
-    Route::new("GET", "/info", |_| Endpoint::Info),
-    Route::new("GET", "/boot", |_| Endpoint::Boot),
-    Route::new("GET", "/metrics", |_| Endpoint::Metrics),
-    Route::new("POST", "/shutdown", |_| Endpoint::Shutdown),
-    Route::new("GET", "/openapi.json", |_| Endpoint::OpenApi),
-    Route::new("POST", "/processes", |_| Endpoint::Start),
-    Route::new("GET", "/processes", |_| Endpoint::List),
-    Route::new("POST", "/processes/run", |_| Endpoint::Run),
-    Route::new("GET", "/processes/{process}", |process| Endpoint::Get(Target::parse(process))),
-    Route::new("DELETE", "/processes/{process}", |process| Endpoint::Kill(Target::parse(process))),
-    Route::new("GET", "/processes/{process}/stdout", |process| output(process, View::Stdout)),
-    Route::new("GET", "/processes/{process}/stderr", |process| output(process, View::Stderr)),
-    Route::new("GET", "/processes/{process}/output", |process| output(process, View::Combined)),
-    Route::new("GET", "/processes/{process}/stdout/follow", |process| follow(process, View::Stdout)),
-    Route::new("GET", "/processes/{process}/stderr/follow", |process| follow(process, View::Stderr)),
-    Route::new("GET", "/processes/{process}/output/follow", |process| follow(process, View::Combined)),
-    Route::new("POST", "/processes/{process}/signal", |process| Endpoint::Signal(Target::parse(process))),
-    Route::new("POST", "/processes/{process}/restart", |process| Endpoint::Restart(Target::parse(process))),
-    Route::new("POST", "/processes/{process}/stdin", |process| Endpoint::WriteStdin(Target::parse(process))),
-    Route::new("POST", "/processes/{process}/stdin/close", |process| Endpoint::CloseStdin(Target::parse(process))),
-    Route::new("GET", "/processes/{process}/wait", |process| Endpoint::Wait(Target::parse(process))),
-    Route::new("GET", "/files", |_| Endpoint::ReadFile),
-    Route::new("PUT", "/files", |_| Endpoint::WriteFile),
-    Route::new("DELETE", "/files", |_| Endpoint::RemoveFile),
-    Route::new("GET", "/files/list", |_| Endpoint::ListFiles),
-    Route::new("POST", "/pty", |_| Endpoint::OpenPty),
-    Route::new("GET", "/pty", |_| Endpoint::ListPtys),
-    Route::new("GET", "/pty/{id}", |session| Endpoint::Pty(session.to_owned())),
-    Route::new("DELETE", "/pty/{id}", |session| Endpoint::KillPty(session.to_owned())),
-    Route::new("POST", "/pty/{id}/resize", |session| Endpoint::ResizePty(session.to_owned())),
-    Route::new("GET", "/pty/{id}/ws", |session| Endpoint::AttachPty(session.to_owned())),
-    Route::new("GET", "/tunnels/tcp", |_| Endpoint::Tunnel),
+    Route::new("GET", "/health", Endpoint::Health),
+    Route::new("GET", "/info", Endpoint::Info),
+    Route::new("GET", "/boot", Endpoint::Boot),
+    Route::new("GET", "/metrics", Endpoint::Metrics),
+    Route::new("POST", "/shutdown", Endpoint::Shutdown),
+    Route::new("GET", "/openapi.json", Endpoint::OpenApi),
+    Route::new("POST", "/processes", Endpoint::Start),
+    Route::new("GET", "/processes", Endpoint::List),
+    Route::new("POST", "/processes/run", Endpoint::Run),
+    Route::new("GET", "/processes/{process}", Endpoint::Get),
+    Route::new("DELETE", "/processes/{process}", Endpoint::Kill),
+    Route::new("GET", "/processes/{process}/stdout", Endpoint::Output(View::Stdout)),
+    Route::new("GET", "/processes/{process}/stderr", Endpoint::Output(View::Stderr)),
+    Route::new("GET", "/processes/{process}/output", Endpoint::Output(View::Combined)),
+    Route::new("GET", "/processes/{process}/stdout/follow", Endpoint::Follow(View::Stdout)),
+    Route::new("GET", "/processes/{process}/stderr/follow", Endpoint::Follow(View::Stderr)),
+    Route::new("GET", "/processes/{process}/output/follow", Endpoint::Follow(View::Combined)),
+    Route::new("POST", "/processes/{process}/signal", Endpoint::Signal),
+    Route::new("POST", "/processes/{process}/restart", Endpoint::Restart),
+    Route::new("POST", "/processes/{process}/stdin", Endpoint::WriteStdin),
+    Route::new("POST", "/processes/{process}/stdin/close", Endpoint::CloseStdin),
+    Route::new("GET", "/processes/{process}/wait", Endpoint::Wait),
+    Route::new("GET", "/files", Endpoint::ReadFile),
+    Route::new("PUT", "/files", Endpoint::WriteFile),
+    Route::new("DELETE", "/files", Endpoint::RemoveFile),
+    Route::new("GET", "/files/list", Endpoint::ListFiles),
+    Route::new("POST", "/pty", Endpoint::OpenPty),
+    Route::new("GET", "/pty", Endpoint::ListPtys),
+    Route::new("GET", "/pty/{id}", Endpoint::Pty),
+    Route::new("DELETE", "/pty/{id}", Endpoint::KillPty),
+    Route::new("POST", "/pty/{id}/resize", Endpoint::ResizePty),
+    Route::new("GET", "/pty/{id}/ws", Endpoint::AttachPty),
+    Route::new("GET", "/tunnels/tcp", Endpoint::Tunnel),
 ];
 
-fn output(process: &str, view: View) -> Endpoint {
-    Endpoint::Output(Target::parse(process), view)
-}
-
-fn follow(process: &str, view: View) -> Endpoint {
-    Endpoint::Follow(Target::parse(process), view)
-}
-
-/// The endpoint with this method and this path, and the index of its row in [`ROUTES`]. A HEAD request has the method
-/// GET here.
-pub(crate) fn route(method: &str, path: &[&str]) -> Option<(usize, Endpoint)> {
+/// The endpoint with this method and this path, with the index of its row in [`ROUTES`] and the value of the path's
+/// parameter. A HEAD request has the method GET here.
+pub(crate) fn route<'p>(method: &str, path: &[&'p str]) -> Option<(usize, Endpoint, &'p str)> {
     let ["api", "v1", path @ ..] = path else { return None };
     ROUTES.iter().enumerate().find_map(|(row, route)| {
         if route.method != method {
             return None;
         }
-        Some((row, (route.endpoint)(route.parameter(path)?)))
+        Some((row, route.endpoint, route.parameter(path)?))
     })
 }
 
@@ -236,8 +221,8 @@ pub(crate) fn no_route(method: &str, path: &str, segments: &[&str]) -> ApiError 
 mod tests {
     use super::*;
 
-    fn routed(method: &str, path: &str) -> Option<Endpoint> {
-        route(method, &path.split('/').collect::<Vec<_>>()).map(|(_, endpoint)| endpoint)
+    fn routed<'p>(method: &str, path: &'p str) -> Option<(Endpoint, &'p str)> {
+        route(method, &path.split('/').collect::<Vec<_>>()).map(|(_, endpoint, parameter)| (endpoint, parameter))
     }
 
     #[test]
@@ -251,7 +236,6 @@ mod tests {
 
     #[test]
     fn every_endpoint_has_a_method_and_a_path() {
-        let web = || Target::Name("web".to_owned());
         for (method, path, right) in [
             ("GET", "health", Endpoint::Health),
             ("GET", "info", Endpoint::Info),
@@ -262,33 +246,38 @@ mod tests {
             ("GET", "processes", Endpoint::List),
             ("POST", "processes", Endpoint::Start),
             ("POST", "processes/run", Endpoint::Run),
-            ("GET", "processes/run", Endpoint::Get(Target::Name("run".to_owned()))),
-            ("GET", "processes/305", Endpoint::Get(Target::Pid(305))),
-            ("DELETE", "processes/web", Endpoint::Kill(web())),
-            ("GET", "processes/web/stdout", Endpoint::Output(web(), View::Stdout)),
-            ("GET", "processes/web/stderr", Endpoint::Output(web(), View::Stderr)),
-            ("GET", "processes/web/output", Endpoint::Output(web(), View::Combined)),
-            ("GET", "processes/web/stdout/follow", Endpoint::Follow(web(), View::Stdout)),
-            ("GET", "processes/web/stderr/follow", Endpoint::Follow(web(), View::Stderr)),
-            ("GET", "processes/web/output/follow", Endpoint::Follow(web(), View::Combined)),
-            ("POST", "processes/web/signal", Endpoint::Signal(web())),
-            ("POST", "processes/web/restart", Endpoint::Restart(web())),
-            ("POST", "processes/web/stdin", Endpoint::WriteStdin(web())),
-            ("POST", "processes/web/stdin/close", Endpoint::CloseStdin(web())),
-            ("GET", "processes/web/wait", Endpoint::Wait(web())),
+            ("GET", "processes/run", Endpoint::Get),
+            ("GET", "processes/305", Endpoint::Get),
+            ("DELETE", "processes/web", Endpoint::Kill),
+            ("GET", "processes/web/stdout", Endpoint::Output(View::Stdout)),
+            ("GET", "processes/web/stderr", Endpoint::Output(View::Stderr)),
+            ("GET", "processes/web/output", Endpoint::Output(View::Combined)),
+            ("GET", "processes/web/stdout/follow", Endpoint::Follow(View::Stdout)),
+            ("GET", "processes/web/stderr/follow", Endpoint::Follow(View::Stderr)),
+            ("GET", "processes/web/output/follow", Endpoint::Follow(View::Combined)),
+            ("POST", "processes/web/signal", Endpoint::Signal),
+            ("POST", "processes/web/restart", Endpoint::Restart),
+            ("POST", "processes/web/stdin", Endpoint::WriteStdin),
+            ("POST", "processes/web/stdin/close", Endpoint::CloseStdin),
+            ("GET", "processes/web/wait", Endpoint::Wait),
             ("GET", "files", Endpoint::ReadFile),
             ("PUT", "files", Endpoint::WriteFile),
             ("DELETE", "files", Endpoint::RemoveFile),
             ("GET", "files/list", Endpoint::ListFiles),
             ("POST", "pty", Endpoint::OpenPty),
             ("GET", "pty", Endpoint::ListPtys),
-            ("GET", "pty/x", Endpoint::Pty("x".to_owned())),
-            ("DELETE", "pty/x", Endpoint::KillPty("x".to_owned())),
-            ("POST", "pty/x/resize", Endpoint::ResizePty("x".to_owned())),
-            ("GET", "pty/x/ws", Endpoint::AttachPty("x".to_owned())),
+            ("GET", "pty/x", Endpoint::Pty),
+            ("DELETE", "pty/x", Endpoint::KillPty),
+            ("POST", "pty/x/resize", Endpoint::ResizePty),
+            ("GET", "pty/x/ws", Endpoint::AttachPty),
             ("GET", "tunnels/tcp", Endpoint::Tunnel),
         ] {
-            assert_eq!(routed(method, &format!("api/v1/{path}")), Some(right), "{method} {path}");
+            let parameter = path
+                .split('/')
+                .nth(1)
+                .filter(|_| !matches!(right, Endpoint::Run | Endpoint::ListFiles | Endpoint::Tunnel))
+                .unwrap_or_default();
+            assert_eq!(routed(method, &format!("api/v1/{path}")), Some((right, parameter)), "{method} {path}");
         }
     }
 
