@@ -28,9 +28,7 @@ pub(crate) fn whole(stream: &mut ResponseStream<'_>, text: &str) -> io::Result<(
 
 /// Appends a whole string. Most lines contain nothing to escape, and are copied.
 pub(crate) fn short(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
-    let is_escaped = |byte: &u8| (*byte < b' ') | (*byte == b'"') | (*byte == b'\\');
-    // Without an early end, so that the compiler compares many bytes at once.
-    if text.as_bytes().iter().fold(false, |any, byte| any | is_escaped(byte)) {
+    if needs_escape(text.as_bytes()) {
         return Ok(serde_json::to_writer(out, text)?);
     }
     out.reserve(text.len() + 2);
@@ -38,6 +36,25 @@ pub(crate) fn short(out: &mut Vec<u8>, text: &str) -> io::Result<()> {
     out.extend_from_slice(text.as_bytes());
     out.push(b'"');
     Ok(())
+}
+
+/// Whether a JSON string with these bytes contains an escape: for a control character, a quote or a backslash.
+///
+/// Compares eight bytes at once, because every line of output passes through here, and this crate is compiled for size.
+fn needs_escape(bytes: &[u8]) -> bool {
+    const fn eight(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    // Sets the highest bit of a byte that is less than `limit` (at most 128). Above such a byte, others may have it set
+    // as well, so the result only tells whether there is one.
+    let less = |word: u64, limit: u8| word.wrapping_sub(eight(limit)) & !word;
+    let words = bytes.chunks_exact(8);
+    let rest = words.remainder();
+    let found = words.filter_map(|word| word.try_into().ok().map(u64::from_ne_bytes)).any(|word| {
+        let any = less(word, b' ') | less(word ^ eight(b'"'), 1) | less(word ^ eight(b'\\'), 1);
+        any & eight(0x80) != 0
+    });
+    found || rest.iter().any(|byte| *byte < b' ' || *byte == b'"' || *byte == b'\\')
 }
 
 /// Appends the opening quote.
@@ -78,6 +95,20 @@ mod tests {
                 let mut out = b"before".to_vec();
                 short(&mut out, &text).unwrap();
                 assert_eq!(out, [b"before", &*serde_json::to_vec(&text).unwrap()].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn an_escape_is_found_at_every_place() {
+        for byte in 0..=u8::MAX {
+            let expected = byte < b' ' || byte == b'"' || byte == b'\\';
+            for (length, at) in (1..20).flat_map(|length| (0..length).map(move |at| (length, at))) {
+                for filler in [b' ', b'!', b'#', b'[', b']', 0x7f, 0x80, 0xff] {
+                    let mut bytes = vec![filler; length];
+                    bytes[at] = byte;
+                    assert_eq!(needs_escape(&bytes), expected, "{byte} at {at} of {length} between {filler}");
+                }
             }
         }
     }
