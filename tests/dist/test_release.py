@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 
+import documents
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
@@ -104,9 +105,9 @@ def test_lintian_has_no_errors(arch):
 
 
 def documented_contents():
-    """The list of the package's files in docs/images.md: the block after the command that prints it."""
-    block = re.search(r"```\n\$ dpkg-deb --contents .*\n((?:/.*\n)+)```", (ROOT / "docs/images.md").read_text())
-    return [line.split()[0] for line in block[1].splitlines()]
+    """The list of the package's files in docs/images.md."""
+    [block] = documents.of_group("contents")
+    return block.output.split()
 
 
 @each_architecture

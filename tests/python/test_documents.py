@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,12 +15,24 @@ from conftest import BINARY, TIMEOUT, until
 GROUPS = {
     "tour": "test_the_tour_of_the_readme",
     "paste": "test_the_tour_of_the_readme",
+    "tlctl": "test_the_commands_of_tlctl",
     "make": "test_commands_of_make_and_cargo",
+    "image": "test_the_dockerfile_of_the_readme_is_the_example",
     "embed": "test_embedding_the_library",
     "hello": "test_the_program_of_the_library_readme_is_the_example",
+    "prometheus": "test_the_configuration_of_prometheus",
+    "engine": "tests/vm/test_engines.py",
+    "qemu": "tests/vm/test_boot.py",
+    "contents": "tests/dist/test_release.py",
 }
-# Groups that nothing can run in a test, and why.
-NOT_RUN = {"release": "needs the tag of a release, an account of the registry, and other toolchains"}
+# The examples of the API are replayed by tests/python/test_api_examples.py, whatever their group.
+REPLAYED = {"http"}
+# Groups that no test can run, and why.
+NOT_RUN = {
+    "release": "needs the tag of a release, an account of the registry, and other toolchains",
+    "firecracker": "needs KVM and Firecracker",
+    "cluster": "needs a Kubernetes cluster; tests/vm/test_engines.py runs the same objects with Podman",
+}
 # Languages that hold no commands.
 DATA = {"text"}
 
@@ -31,7 +44,7 @@ def test_every_block_names_its_language_and_is_run():
         assert f"def {runner}(" in here or path.is_file() and f'of_group("{group}")' in path.read_text(), group
     for block in documents.all_blocks():
         assert block.language, f"{block}: no language after the ```"
-        assert block.language in DATA or block.group in {**GROUPS, **NOT_RUN}, f"{block}: no test runs this block"
+        assert block.language in DATA | REPLAYED or block.group in {**GROUPS, **NOT_RUN}, f"{block}: no test runs this block"
 
 
 def test_documents_have_no_indented_code():
@@ -72,6 +85,23 @@ def test_the_tour_of_the_readme(printed, tmp_path):
     documents.run(blocks, tmp_path, {"PATH": os.environ["PATH"]}, python=sys.executable)
 
 
+def test_the_commands_of_tlctl(daemon, tmp_path):
+    (tmp_path / "tlctl").symlink_to(BINARY)
+    # The token belongs to the user who runs the tests.
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "TL_INIT_URL": daemon.url,
+        "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token"),
+    }
+    documents.run(documents.of_group("tlctl"), tmp_path, env)
+
+
+def test_the_dockerfile_of_the_readme_is_the_example():
+    [block] = documents.of_group("image")
+    lines = (documents.ROOT / "examples/Dockerfile").read_text().splitlines()
+    assert block.text.splitlines() == [line for line in lines if not line.startswith(("#", "EXPOSE"))]
+
+
 def test_commands_of_make_and_cargo():
     targets = set(re.findall(r"^([a-z-]+):", (documents.ROOT / "Makefile").read_text(), re.MULTILINE))
     known = {"make": targets, "cargo": {"build"}}
@@ -91,3 +121,23 @@ def test_embedding_the_library(tmp_path):
 def test_the_program_of_the_library_readme_is_the_example():
     [block] = documents.of_group("hello")
     assert (documents.ROOT / "examples/hello.rs").read_text().endswith("\n\n" + block.text)
+
+
+@pytest.mark.skipif(not (shutil.which("promtool") or os.environ.get("TL_TEST_ALL")), reason="needs promtool")
+def test_the_configuration_of_prometheus(tmp_path):
+    [block] = documents.of_group("prometheus")
+    (tmp_path / "token").write_text("x")
+    file = tmp_path / "prometheus.yml"
+    file.write_text(block.text.replace("/etc/prometheus/token", str(tmp_path / "token")))
+    result = subprocess.run(["promtool", "check", "config", file], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_both_tables_of_events_are_the_same():
+    def rows(path):
+        cells = [line.split(" | ") for line in (documents.ROOT / path).read_text().splitlines()]
+        return {row[0].strip("| "): row[1:3] for row in cells if row[0].startswith(("| `process.", "| `pty.", "| `log."))}
+
+    library = {event: [cell.removesuffix(" |") for cell in cells] for event, cells in rows("src/README.md").items()}
+    operations = rows("docs/operations.md")
+    assert len(library) > 6 and operations == library

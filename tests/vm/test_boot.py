@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 
+import documents
 import pytest
 from machine import ROOT, Machine, end_with_parent, until
 
@@ -98,7 +99,9 @@ def test_the_main_process_of_a_machine_is_managed(boot):
 
 
 def test_examples_qemu_sh_boots(tmp_path):
-    """Runs `examples/qemu.sh` as it is."""
+    """Runs `examples/qemu.sh` as it is, which is what docs/images.md says."""
+    [block] = documents.of_group("qemu")
+    assert block.text.splitlines()[-1] == "examples/qemu.sh"
     console = tmp_path / "console"
     with open(console, "wb") as output:
         machine = subprocess.Popen(

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import resource
 import shutil
 import socket
@@ -14,6 +13,7 @@ import time
 import urllib.request
 import uuid
 
+import documents
 import pytest
 import yaml
 from machine import CACHE, DIST, ROOT, until
@@ -171,15 +171,9 @@ def test_an_image_with_a_token_of_the_client(podman, token):
     podman("rm", "--force", "own")
 
 
-def blocks(document, heading):
-    """The shell commands below a heading of a document."""
-    section = re.split(rf"^#+ {re.escape(heading)}$", (ROOT / document).read_text(), flags=re.M)[1]
-    return re.findall(r"```sh\n(.*?)```", re.split(r"^#+ ", section, flags=re.M)[0], re.S)
-
-
 def test_the_commands_of_the_recipe_work(podman, tmp_path):
     """Those of docs/images.md, with a free port, and with files in a temporary directory."""
-    script = "set -eu\n" + "\n".join(blocks("docs/images.md", "Docker and Podman"))
+    script = "set -eu\n" + "\n".join(block.text for block in documents.of_group("engine"))
     script = script.replace("docker ", "podman ").replace("127.0.0.1:9501:9501", "127.0.0.1::9501")
     script = script.replace("http://127.0.0.1:9501", 'http://"$(podman port sandbox 9501/tcp)"')
     for name in ("dist", "examples"):
