@@ -1,16 +1,18 @@
 //! Prepares `docs/openapi.json` for the program, which serves it: without white space between its tokens, and compressed
 //! to about a sixth (zlib). `src/http/api/openapi.rs` expands it.
 
-use std::error::Error;
-use std::path::PathBuf;
-use std::{env, fs};
+#[cfg(not(feature = "http"))]
+fn main() {}
 
-const DOCUMENT: &str = "docs/openapi.json";
+#[cfg(feature = "http")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use std::path::PathBuf;
+    use std::{env, fs};
 
-/// The best of zlib's levels.
-const LEVEL: u8 = 9;
+    const DOCUMENT: &str = "docs/openapi.json";
+    /// The best of zlib's levels.
+    const LEVEL: u8 = 9;
 
-fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={DOCUMENT}");
     println!("cargo::rerun-if-changed=build.rs");
     let document: serde_json::Value = serde_json::from_slice(&fs::read(DOCUMENT)?)?;
