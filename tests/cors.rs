@@ -77,6 +77,15 @@ fn a_preflight_of_a_listed_origin_is_answered_without_a_token() {
 }
 
 #[test]
+fn a_preflight_is_counted_among_the_requests_without_an_endpoint() {
+    let daemon = start_with_origins();
+    preflight(&daemon, APP, "/info", "GET", "authorization").expect_status(204);
+    let metrics = String::from_utf8(daemon.get("/metrics").body).expect("UTF-8");
+    let sample = "tl_supervisor_http_requests_total{route=\"other\",method=\"other\",code=\"2xx\"} 1";
+    assert!(metrics.lines().any(|line| line == sample), "{metrics}");
+}
+
+#[test]
 fn another_origin_gets_no_permission() {
     let daemon = start_with_origins();
     for origin in [

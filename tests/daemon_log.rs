@@ -105,6 +105,19 @@ fn health_terminals_and_the_shutdown_are_logged() {
 }
 
 #[test]
+fn a_restart_after_a_failed_health_check_is_a_sentence() {
+    let daemon = start_daemon();
+    daemon.start_process(&json!({
+        "command": "sleep", "args": ["6023"], "name": "sick", "restart": {"policy": "always", "initial_backoff_ms": 7},
+        "health_check": {"type": "tcp", "port": 1, "initial_delay_ms": 0, "failure_threshold": 1},
+    }));
+    let line = wait_until(TIMEOUT, "the restart is logged", || {
+        daemon.log().lines().find(|line| line.contains("(sick) restarts")).map(str::to_owned)
+    });
+    assert!(line.contains("(sick) restarts in 7 ms: it was unhealthy: "), "{line}");
+}
+
+#[test]
 fn names_and_errors_are_one_line_of_text_without_control_characters() {
     let daemon = start_daemon();
     let name = "x\ntl-init 0.000 ERROR forged\u{1b}[31m";
@@ -112,6 +125,21 @@ fn names_and_errors_are_one_line_of_text_without_control_characters() {
     let log = wait_until(TIMEOUT, "the end is logged", || Some(daemon.log()).filter(|log| log.contains("is stopped")));
     assert!(log.contains("(x\\ntl-init 0.000 ERROR forged\\u{1b}[31m) has started"), "{log}");
     assert!(!log.contains('\u{1b}') && !log.lines().any(|line| line.starts_with("tl-init 0.000")), "{log}");
+}
+
+#[test]
+fn lines_that_were_left_out_are_counted_when_the_daemon_ends() {
+    let mut daemon = start_daemon();
+    daemon.start_process(&json!({
+        "command": "false", "name": "crashes", "restart": {"policy": "always", "initial_backoff_ms": 0},
+    }));
+    wait_until(TIMEOUT, "lines are left out", || {
+        (daemon.get("/processes/crashes").expect(200)["managed"]["restart_count"].as_u64() > Some(20)).then_some(())
+    });
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for_exit(TIMEOUT);
+    let log = daemon.log();
+    assert!(log.lines().any(|line| line.contains("(crashes): ") && line.contains(" more such lines")), "{log}");
 }
 
 #[test]
@@ -123,7 +151,7 @@ fn a_process_that_crashes_in_a_loop_does_not_fill_the_log() {
     let left_out = wait_until(TIMEOUT, "the lines that were left out are counted", || {
         let log = daemon.log();
         log.lines()
-            .find(|line| line.contains("(crashes): ") && line.ends_with(" more such lines in 10 s"))
+            .find(|line| line.contains("(crashes): ") && line.ends_with(" more such lines within 10 s"))
             .map(str::to_owned)
     });
     let number = left_out.split(' ').rev().nth(6).and_then(|word| word.parse::<u64>().ok());

@@ -1,6 +1,7 @@
 //! What this process uses of the machine: memory, descriptors and CPU time.
 
 use std::fs;
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::resource::{Resource, getrlimit};
@@ -27,6 +28,10 @@ pub struct SelfUsage {
     pub started: Option<Duration>,
 }
 
+/// When this process has started, as computed at the first call: computed again, it would differ by up to a tick, and by
+/// every change of the clock, which looks like a restart.
+static STARTED: OnceLock<Option<Duration>> = OnceLock::new();
+
 /// What this process uses now.
 pub fn self_usage() -> SelfUsage {
     let memory = kernel_file::read_to_string("/proc/self/statm").ok();
@@ -41,7 +46,7 @@ pub fn self_usage() -> SelfUsage {
         max_fds: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
         virtual_memory: bytes(0),
         resident_memory: bytes(1),
-        started: started(),
+        started: *STARTED.get_or_init(started),
     }
 }
 
@@ -56,6 +61,16 @@ fn started() -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_start_of_this_process_does_not_change() {
+        let started = self_usage().started;
+        assert!(started.is_some());
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(7));
+            assert_eq!(self_usage().started, started);
+        }
+    }
 
     #[test]
     fn this_process_uses_something() {

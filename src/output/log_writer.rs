@@ -97,7 +97,7 @@ impl Shared {
                 return None;
             }
             queue.sleeps = true;
-            queue = thread::idle(|| self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner));
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
             queue.sleeps = false;
         }
     }
@@ -141,7 +141,8 @@ impl LogWriter {
         let of_thread = Arc::clone(&shared);
         let body = move || {
             let _running: Sender<()> = running;
-            while let Some(task) = of_thread.next() {
+            // The whole call is idle, so that a queue that is never empty is not taken for a hang.
+            while let Some(task) = thread::idle(|| of_thread.next()) {
                 match task {
                     Task::Write(mut batch) => {
                         batch.perform(&*notify);

@@ -100,6 +100,11 @@ impl<T> MailReceiver<T> {
 
     /// Waits for the next mail, at most until `deadline`.
     pub(crate) fn recv_until(&self, deadline: Option<Instant>) -> Mail<T> {
+        // The whole call is idle, so that a queue that is never empty is not taken for a hang.
+        thread::idle(|| self.wait_until(deadline))
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Mail<T> {
         let mut state = self.0.lock();
         loop {
             if let Some(mail) = state.pop() {
@@ -113,10 +118,10 @@ impl<T> MailReceiver<T> {
                 return Mail::Late;
             }
             state.sleeps = true;
-            state = thread::idle(|| match left {
+            state = match left {
                 Some(left) => self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
                 None => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            });
+            };
             state.sleeps = false;
         }
     }
@@ -176,6 +181,26 @@ mod tests {
         drop(sender);
         receiving.join().unwrap();
         assert_eq!(answers.recv(), None);
+    }
+
+    #[test]
+    fn a_receiver_that_always_has_mail_is_responsive() {
+        let (sender, receiver) = mailbox();
+        (0..100_000).for_each(|n| sender.send(n));
+        let (tell, told) = crossbeam_channel::unbounded();
+        let body = move || {
+            while receiver.recv().is_some() && tell.send(()).is_ok() {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        };
+        let receiving = tl_os::thread::spawn("users", body, || {}).unwrap();
+        told.recv().unwrap();
+        let states = tl_os::thread::states(Duration::from_secs(2));
+        let state = states.iter().find(|state| state.name == "users").unwrap();
+        assert!(state.is_up && state.is_responsive, "{states:?}");
+        drop(told);
+        receiving.join().unwrap();
     }
 
     #[test]

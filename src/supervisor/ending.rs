@@ -7,6 +7,7 @@ use super::reports;
 use super::shutdown::Shutdown;
 use crate::model::MAX_MS;
 use crate::pending::ReplySender;
+use crate::rate_limit::REPORT_AFTER;
 use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 
@@ -55,6 +56,8 @@ impl Actor {
                 && shutdown.advance(ended, now.mono)
             {
                 reports::shutdown_done(now.mono.saturating_sub(shutdown.begun_at()), ended);
+                // No later report may come.
+                self.log_left_out(now.mono + REPORT_AFTER);
             }
         }
         if let Some(shutdown) = &mut self.shutdown {

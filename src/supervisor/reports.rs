@@ -15,7 +15,6 @@ use crate::error::Error;
 use crate::metrics::{METRICS, UnitKind};
 use crate::model::{Exit, HealthStatus, Occurrence, RestartReason, RunEnd, UnitId};
 use crate::rate_limit::REPORT_AFTER;
-use crate::unit::Now;
 
 /// The target of these lines.
 const TARGET: &str = "tl_supervisor::events";
@@ -62,19 +61,21 @@ impl Actor {
         }
     }
 
-    /// Logs how many lines were left out.
-    pub(super) fn log_left_out(&mut self, now: Now) {
+    /// Logs how many lines were left out, where that is due at `now`.
+    pub(super) fn log_left_out(&mut self, now: Duration) {
         let seconds = REPORT_AFTER.as_secs();
-        for (unit, count) in self.log_limit.take_due(now.mono) {
+        for (unit, count) in self.log_limit.take_due(now) {
             let mut fields: Fields<'_> = vec![("event", Value::from("log.left_out")), ("count", Value::from(count))];
             match unit {
                 Some(id) => {
                     fields.push(("handle", Value::from(id.0)));
                     let of = self.parts.fleet.get(id).map(|member| Subject::of(id, member).to_string());
                     let of = of.unwrap_or_else(|| format!("process {id}"));
-                    write(Level::Info, &fields, format_args!("{of}: {count} more such lines in {seconds} s"));
+                    write(Level::Info, &fields, format_args!("{of}: {count} more such lines within {seconds} s"));
                 }
-                None => write(Level::Info, &fields, format_args!("{count} more lines of many units in {seconds} s")),
+                None => {
+                    write(Level::Info, &fields, format_args!("{count} more lines of many units within {seconds} s"))
+                }
             }
         }
     }
@@ -210,7 +211,7 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
             let (delay, why) = (millis(*delay), reason.error().unwrap_or_default());
             let because = match reason {
                 RestartReason::Ended(end) => return log_restart(level, subject, &fields, delay, &HowEnded(*end)),
-                RestartReason::Unhealthy(_) => why,
+                RestartReason::Unhealthy(_) => &format!("was {why}"),
                 RestartReason::StartFailed(_) => &format!("could not be started: {why}"),
                 RestartReason::Requested => "was requested to",
             };
@@ -244,6 +245,10 @@ fn log_restart(level: Level, subject: &Subject<'_>, fields: &Fields<'_>, delay: 
 #[cold]
 #[inline(never)]
 fn write(level: Level, fields: &[(&'static str, Value<'_>)], args: fmt::Arguments<'_>) {
+    // A logger may leave this to its caller.
+    if level > log::max_level() {
+        return;
+    }
     let record = Record::builder()
         .level(level)
         .target(TARGET)

@@ -90,7 +90,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Calls `wait`, in which the calling thread waits for work.
+/// Calls `wait`, which waits for work or finds some, for the calling thread.
 pub fn idle<T>(wait: impl FnOnce() -> T) -> T {
     let pulse = CURRENT.get();
     if let Some(pulse) = pulse {

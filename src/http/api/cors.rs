@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::SpecError;
-use crate::http::api::Api;
+use crate::http::api::{Api, metrics};
 use crate::http::message::{ApiError, Request, Response};
 
 /// Methods of the API. A page may send HEAD without asking.
@@ -85,7 +85,7 @@ fn is_origin(text: &[u8]) -> bool {
 fn is_port(scheme: &[u8], text: &[u8]) -> bool {
     let digits = text.strip_prefix(b":").unwrap_or_default();
     let is_number = matches!(digits.len(), 1..=5) && digits.iter().all(u8::is_ascii_digit) && !digits.starts_with(b"0");
-    let number = digits.iter().fold(0_u32, |number, digit| number * 10 + u32::from(*digit & 15));
+    let number = digits.iter().take(5).fold(0_u32, |number, digit| number * 10 + u32::from(*digit & 15));
     let is_default = matches!((scheme, digits), (b"http", b"80") | (b"https", b"443"));
     is_number && number <= u32::from(u16::MAX) && !is_default
 }
@@ -104,6 +104,7 @@ pub(crate) fn handle(
     let is_preflight = request.method() == "OPTIONS" && request.header("Access-Control-Request-Method").is_some();
     let (known, origin) = origin.map_or((false, ""), |origin| (true, &origin.0));
     if known && is_preflight {
+        metrics::observe(request, None);
         return Ok(preflight(origin));
     }
     let mut result = answer(api, request).and_then(|response| {
@@ -189,6 +190,7 @@ mod tests {
             "http://localhost:+1",
             "http://localhost:08080",
             "http://localhost:65536",
+            "http://localhost:99999999999",
             "http://[::1",
             "http://::1]",
             "http://a]:80",

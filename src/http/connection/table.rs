@@ -230,12 +230,12 @@ impl ConnectionTable {
         }
     }
 
-    /// The number of connections.
     /// Counts a connection that was refused.
     pub(crate) fn note_refused(&self) {
         self.refused.fetch_add(1, Relaxed);
     }
 
+    /// The number of connections.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.lock().len()

@@ -278,7 +278,6 @@ impl<'c> Request<'c> {
         Ok(())
     }
 
-    /// The port to which the client has connected.
     /// Has `observer` told how the exchange ends.
     pub(crate) fn observe(&mut self, observer: &'static dyn ExchangeObserver, label: usize) {
         self.observer = Some((observer, label));
@@ -294,6 +293,7 @@ impl<'c> Request<'c> {
         self.socket.guard().counts()
     }
 
+    /// The port to which the client has connected.
     pub(crate) fn local_port(&self) -> Option<u16> {
         self.socket.local_port()
     }

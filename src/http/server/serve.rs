@@ -61,8 +61,7 @@ impl ConnectionLoop {
             return again;
         }
         if !self.socket.response_begun() {
-            let message = "internal error: the request could not be handled; the daemon's log says more";
-            self.refuse(&ApiError::internal(message));
+            self.refuse(&panicked());
         }
         false
     }
@@ -158,7 +157,9 @@ impl ConnectionLoop {
             }
         };
         let mut request = Request::new(head, &mut body, &mut self.socket, self.options.max_body, is_on_reserve);
-        let handled = self.handler.handle(&mut request).and_then(|response| {
+        // A panic of the handler becomes an error here, so that the observer is told of it.
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle(&mut request)));
+        let handled = handled.unwrap_or_else(|_| Err(panicked().close())).and_then(|response| {
             // The handler need not have declared that the request is long.
             if response.body.is_long() { request.require_own_thread().map(|()| response) } else { Ok(response) }
         });
@@ -257,6 +258,10 @@ pub(crate) fn print_whole(server_name: &str, error: &ApiError) -> Vec<u8> {
     let mut bytes = response.head.print(server_name, framing, true).unwrap_or_default();
     bytes.extend_from_slice(&body);
     bytes
+}
+
+fn panicked() -> ApiError {
+    ApiError::internal("internal error: the request could not be handled; the daemon's log says more")
 }
 
 /// Whether the empty line that ends a head is in the bytes after the first `scanned`.

@@ -1,5 +1,6 @@
 //! Streamed responses, upgrades, clients that disconnect or do not read, and handlers that panic.
 
+use crate::http::message::ExchangeObserver;
 use crate::http::server::tests::*;
 
 #[test]
@@ -109,6 +110,31 @@ fn a_panic_is_500_and_ends_one_connection() {
     let all = client.rest();
     assert!(all.ends_with("5\r\nbegun\r\n"), "no last chunk: {all}");
     assert_eq!(fixture.connect().get("/hello").status, 200);
+}
+
+#[test]
+fn an_observer_is_told_of_the_response_to_a_handler_that_panics() {
+    #[derive(Debug)]
+    struct Log(Sender<Option<u16>>);
+    impl ExchangeObserver for Log {
+        fn answered(&self, _: usize, status: Option<u16>) {
+            self.0.send(status).unwrap();
+        }
+        fn ended(&self, _: usize, _: Duration) {
+            self.0.send(None).unwrap();
+        }
+    }
+    let (sender, told) = unbounded();
+    let observer: &Log = Box::leak(Box::new(Log(sender)));
+    let handler = move |request: &mut Request<'_>| {
+        request.observe(observer, 0);
+        panic!("on purpose")
+    };
+    let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), handler, Options::new()).unwrap();
+    let mut stream = TcpStream::connect(server.local_addr()).unwrap();
+    stream.write_all(b"GET /x HTTP/1.1\r\n\r\n").unwrap();
+    assert_eq!(told.recv_timeout(TIMEOUT), Ok(Some(500)));
+    assert_eq!(told.recv_timeout(TIMEOUT), Ok(None), "it has ended");
 }
 
 #[test]
