@@ -289,6 +289,27 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     expect_failure(&ctl(&daemon, &["signal", &plain.to_string(), "1"]), 1, "has ended");
 }
 
+#[test]
+fn a_command_of_run_ends_when_nobody_reads_its_output() {
+    let daemon = start_daemon();
+    for (input, words) in [(Stdio::null(), "yes 6011"), (Stdio::piped(), "yes 6012")] {
+        let mut command = tlctl(&daemon, &["run"]);
+        let mut child = command.args(words.split(' ')).stdin(input).spawn().expect("start the client");
+        let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+        out.read_line(&mut String::new()).expect("a line");
+        drop(out);
+        let stdin = child.stdin.take();
+        let output = wait_for(child, "run");
+        assert_eq!(
+            (output.status.signal(), output.stderr.len()),
+            (Some(Signal::SIGPIPE as i32), 0),
+            "as with any other program"
+        );
+        daemon.wait_until_gone(TIMEOUT, words);
+        drop(stdin);
+    }
+}
+
 /// What the client writes to a terminal with this many columns.
 fn on_terminal(daemon: &Daemon, columns: u16, args: &[&str], env: &[(&str, &str)]) -> String {
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
