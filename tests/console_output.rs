@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -117,6 +118,38 @@ fn a_stdout_without_a_reader_is_no_problem_and_an_idle_daemon_does_not_wake_up()
     }
     daemon.wait_until_idle(Duration::from_secs(2));
     assert_eq!(daemon.run_sh("echo works").stdout(), "works");
+}
+
+#[test]
+fn a_log_that_cannot_be_opened_is_not_read_again_at_once() {
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let args = ["--console-output", "--log-limit", "8M"];
+    let daemon = Options::default().args(&args).stdout(OwnedFd::from(writer)).start();
+    // Several files of a log, most of which are not open when the copy gets to them.
+    let script = "seq -f '%0100g' 60000; echo end; exec sleep 6044";
+    let info = daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "name": "long"}));
+    wait_until(TIMEOUT, "all lines are in the log", || {
+        let path = format!("/processes/{}/stdout?tail=1", info["pid"]);
+        (daemon.get(&path).expect(200)["lines"] == json!(["end"])).then_some(())
+    });
+    let limit_descriptors = |most: u32| {
+        let args = [format!("--pid={}", daemon.pid), format!("--nofile={most}:")];
+        assert!(std::process::Command::new("prlimit").args(args).status().expect("run prlimit").success());
+    };
+    limit_descriptors(3);
+    let read = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&read);
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = reader.read(&mut buffer) {
+            count.fetch_add(length, Ordering::SeqCst);
+        }
+    });
+    daemon.wait_until_idle(Duration::from_millis(500));
+    let before = read.load(Ordering::SeqCst);
+    assert!(before < 60_000 * 100, "nothing is missing: the descriptors were not needed");
+    limit_descriptors(1024);
+    wait_until(TIMEOUT, "the copy goes on", || (read.load(Ordering::SeqCst) > before).then_some(()));
 }
 
 #[test]

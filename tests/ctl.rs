@@ -289,6 +289,27 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     expect_failure(&ctl(&daemon, &["signal", &plain.to_string(), "1"]), 1, "has ended");
 }
 
+#[test]
+fn a_command_of_run_ends_when_nobody_reads_its_output() {
+    let daemon = start_daemon();
+    for (input, words) in [(Stdio::null(), "yes 6011"), (Stdio::piped(), "yes 6012")] {
+        let mut command = tlctl(&daemon, &["run"]);
+        let mut child = command.args(words.split(' ')).stdin(input).spawn().expect("start the client");
+        let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+        out.read_line(&mut String::new()).expect("a line");
+        drop(out);
+        let stdin = child.stdin.take();
+        let output = wait_for(child, "run");
+        assert_eq!(
+            (output.status.signal(), output.stderr.len()),
+            (Some(Signal::SIGPIPE as i32), 0),
+            "as with any other program"
+        );
+        daemon.wait_until_gone(TIMEOUT, words);
+        drop(stdin);
+    }
+}
+
 /// What the client writes to a terminal with this many columns.
 fn on_terminal(daemon: &Daemon, columns: u16, args: &[&str], env: &[(&str, &str)]) -> String {
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -368,10 +389,13 @@ fn shutdown_ends_the_daemon_of_a_container() {
         expect_failure(&ctl(&daemon, &["shutdown", flag]), 1, "action");
     }
     expect_failure(&ctl(&daemon, &["shutdown", "--exit", "--halt"]), 2, "--halt and --exit");
+    expect_failure(&ctl(&daemon, &["shutdown", "--grace", "86401"]), 2, "--grace must be at most 86400 seconds");
     daemon.sh("trap '' TERM; while :; do sleep 0.01; done");
     out_of(&daemon, &["shutdown", "--grace", "0.1"]);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-    expect_failure(&ctl(&daemon, &["ps"]), 1, "no daemon answers at http://127.0.0.1:");
+    // Without a URL, that of port 9501 of this host, which another daemon may have.
+    let url = format!("http://{}", daemon.addr);
+    expect_failure(&ctl(&daemon, &["--url", &url, "ps"]), 1, &format!("no daemon answers at {url}"));
 }
 
 #[test]

@@ -150,7 +150,8 @@ fn notes(page: &mut Page) {
     );
     page.paragraph(
         "**run** passes its standard input on unless that is a terminal or another device. Such a command is ended by \
-         **tlctl** when **tlctl** gets SIGINT, SIGTERM or SIGHUP, but goes on running if **tlctl** is killed by SIGKILL. \
+         **tlctl** when **tlctl** gets SIGINT, SIGTERM or SIGHUP or cannot write its output, but goes on running if \
+         **tlctl** is killed by SIGKILL. \
          A command without input is killed by the daemon as soon as the connection ends, whatever the reason.",
     );
     page.paragraph(

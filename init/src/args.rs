@@ -89,6 +89,8 @@ impl RawConfig {
     pub(crate) fn add(&mut self, name: String, text: String) {
         match OPTIONS.iter().find(|option| variable(option.name) == name) {
             Some(option) => drop(self.values.entry(option.name).or_insert(Value { source: name, text })),
+            // An option of the client, `tlctl`.
+            None if name == variable("url") => {}
             None => self.unknown.push(name),
         }
     }
@@ -197,7 +199,8 @@ mod tests {
 
     #[test]
     fn arguments_and_environment_take_precedence_over_init_conf() {
-        let mut raw = raw(&["--log-dir=/arg"], &[("TL_INIT_RUN_DIR", "/env"), ("OTHER", "x"), ("TL_INIT_NO", "x")]);
+        let env = [("TL_INIT_RUN_DIR", "/env"), ("OTHER", "x"), ("TL_INIT_NO", "x"), ("TL_INIT_URL", "http://a")];
+        let mut raw = raw(&["--log-dir=/arg"], &env);
         for (name, value) in [("LOG_DIR", "/file"), ("RUN_DIR", "/file"), ("KEEP_ENDED", "7"), ("TOKEN", "s3cret")] {
             raw.add(format!("TL_INIT_{name}"), value.to_owned());
         }

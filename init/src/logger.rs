@@ -19,6 +19,9 @@ use serde_json::{Map, Value as Json};
 use crate::config::LogFormat;
 use sink::{MAX_WRITE, Sink};
 
+/// Maximum length of a line of JSON: a line that says how many were dropped fits into the same write.
+const MAX_JSON: usize = MAX_WRITE - 64;
+
 /// Writes to stderr without blocking. A line that stderr does not take at once is dropped and counted.
 struct Stderr {
     sink: Sink,
@@ -34,17 +37,11 @@ impl Write for Stderr {
             self.dropped += 1;
             return Ok(record.len());
         }
-        let mut out = Vec::new();
         let dropped = std::mem::take(&mut self.dropped);
-        if dropped > 0 {
-            out = match self.format {
-                LogFormat::Text => format!("tl-init: {dropped} lines of this log were dropped\n"),
-                LogFormat::Json => format!("{{\"event\":\"log.dropped\",\"count\":{dropped}}}\n"),
-            }
-            .into_bytes();
-        }
+        let mut out = if dropped > 0 { dropped_line(self.format, dropped).into_bytes() } else { Vec::new() };
         out.extend_from_slice(record);
         if out.len() > MAX_WRITE {
+            // Only text: a line of JSON is shorter.
             out.truncate(MAX_WRITE - 1);
             out.push(b'\n');
         }
@@ -56,6 +53,14 @@ impl Write for Stderr {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The line that says how many lines were dropped.
+fn dropped_line(format: LogFormat, count: u64) -> String {
+    match format {
+        LogFormat::Text => format!("tl-init: {count} lines of this log were dropped\n"),
+        LogFormat::Json => format!("{{\"event\":\"log.dropped\",\"count\":{count}}}\n"),
     }
 }
 
@@ -90,15 +95,15 @@ fn text(millis: u64, record: &Record<'_>) -> String {
     line
 }
 
-/// Writes text with its control characters escaped: those that end a line or that a terminal obeys.
+/// Writes text with its control characters escaped: those that end a line, that a terminal obeys, or that nobody sees.
 pub(crate) struct Escaped<'a>(pub(crate) &'a mut String);
 
 impl fmt::Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
             match character {
-                // Unicode's separators of lines and paragraphs, and the marks that reorder the text after them.
-                '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                // Unicode's separators of lines and paragraphs, marks that reorder text, and characters without a width.
+                '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
                     self.0.extend(character.escape_unicode());
                 }
                 character if character.is_control() => self.0.extend(character.escape_default()),
@@ -111,7 +116,7 @@ impl fmt::Write for Escaped<'_> {
 
 /// The line of a record as JSON, with its newline. If it would be too long, its strings are shortened.
 fn json(millis: u64, record: &Record<'_>) -> String {
-    let mut most = MAX_WRITE;
+    let mut most = MAX_JSON;
     loop {
         let mut fields = Fields { map: Map::new(), most };
         // Never an error: `Fields` returns none.
@@ -121,7 +126,7 @@ fn json(millis: u64, record: &Record<'_>) -> String {
         fields.add_text("target", record.target());
         fields.add_text("message", &record.args().to_string());
         let line = format!("{}\n", Json::Object(fields.map));
-        if line.len() <= MAX_WRITE || most < 16 {
+        if line.len() <= MAX_JSON || most < 16 {
             return line;
         }
         most /= 2;
@@ -202,7 +207,7 @@ mod tests {
         let args = format_args!("{message}");
         let record = Record::builder().args(args).target("x").key_values(&pairs).build();
         let json = json(1_234, &record);
-        assert!(json.len() <= MAX_WRITE && json.ends_with('\n') && !json.trim_end().contains('\n'), "{json}");
+        assert!(json.len() <= MAX_JSON && json.ends_with('\n') && !json.trim_end().contains('\n'), "{json}");
         (text(1_234, &record), serde_json::from_str(&json).unwrap())
     }
 
@@ -238,5 +243,6 @@ mod tests {
         let (_, json) = lines(&long, &pairs);
         assert_eq!(json["pid"], 1);
         assert!(json["command"].as_str().unwrap().ends_with('…'), "{json}");
+        assert!(MAX_JSON + dropped_line(LogFormat::Json, u64::MAX).len() <= MAX_WRITE);
     }
 }

@@ -16,6 +16,9 @@ const NO_SUCH_PROCESS: u8 = 4;
 /// Time after which a wait for a process is asked for again, in seconds: it shows that the daemon is still there.
 const WAIT_SECS: u64 = 30;
 
+/// Maximum grace of `shutdown`, in seconds, as the API has it.
+const MAX_GRACE: f64 = 86_400.0;
+
 /// Width of the names of `status`.
 const NAME_WIDTH: usize = 12;
 
@@ -197,6 +200,9 @@ pub(crate) fn shutdown(client: &Client, line: &Line) -> Result<u8, Error> {
                 return Err(Error::usage(format_args!("shutdown: --{first} and --{name} are mutually exclusive")));
             }
         }
+    }
+    if line.seconds("grace").is_some_and(|seconds| seconds > MAX_GRACE) {
+        return Err(Error::usage(format_args!("--grace must be at most {MAX_GRACE} seconds")));
     }
     let grace = line.seconds("grace").map(|seconds| format!(",\"grace_ms\":{}", (seconds * 1000.0) as u64));
     let grace = grace.unwrap_or_default();

@@ -195,7 +195,9 @@ fn signal_number(text: &str) -> Option<i32> {
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let number = match name.strip_prefix("RTMIN") {
         Some("") => Some(RTMIN),
-        Some(plus) => plus.strip_prefix('+').and_then(|text| text.parse::<i32>().ok()).map(|more| RTMIN + more),
+        Some(plus) => {
+            plus.strip_prefix('+').and_then(|text| text.parse::<u8>().ok()).map(|more| RTMIN + i32::from(more))
+        }
         None => match SIGNALS.iter().zip(1..).find(|(known, _)| **known == name) {
             Some((_, number)) => Some(number),
             None => text.parse().ok(),
@@ -248,7 +250,7 @@ mod tests {
         for (text, number) in [("15", 15), ("TERM", 15), ("sigkill", 9), ("SIGHUP", 1), ("RTMIN+3", 37), ("SYS", 31)] {
             assert_eq!(line(&["signal", "1", text]).signal, number, "{text}");
         }
-        for text in ["0", "65", "-1", "NOPE", "RTMIN+40", "RTMIN-1", "SIG", ""] {
+        for text in ["0", "65", "-1", "NOPE", "RTMIN+40", "RTMIN+2147483647", "RTMIN+-1", "RTMIN-1", "SIG", ""] {
             assert_eq!(signal_number(text), None, "{text}");
         }
     }

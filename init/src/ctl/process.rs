@@ -137,9 +137,9 @@ impl Process<'_> {
 
 /// The exit status as a shell has it, of an exit code or a signal.
 pub(crate) fn status_of(code: Option<u64>, signal: Option<u64>) -> u8 {
-    match (code, signal.and_then(|signal| i32::try_from(signal).ok())) {
+    match (code, signal.and_then(|signal| i8::try_from(signal).ok())) {
         (Some(code), _) => (code & 0xFF) as u8,
-        (None, Some(signal)) => exit_status::of_signal(signal),
+        (None, Some(signal)) => exit_status::of_signal(signal.into()),
         (None, None) => exit_status::FAILURE,
     }
 }
@@ -216,6 +216,11 @@ mod tests {
         assert_eq!(state("running", None, None, Value::Null), expect("running", false, 1));
         assert_eq!(state("exited", Some(3), None, Value::Null), expect("exit 3", true, 3));
         assert_eq!(state("signaled", None, Some(15), Value::Null), expect("signal 15", true, 143));
+        assert_eq!(
+            state("signaled", None, Some(200), Value::Null),
+            expect("signal 200", true, 1),
+            "of another service"
+        );
         assert_eq!(state("oom_killed", None, Some(9), Value::Null), expect("oom_killed", true, 137));
         assert_eq!(state("running", None, None, managed("running", "healthy")), expect("running", false, 1));
         assert_eq!(state("running", None, None, managed("running", "unhealthy")), expect("unhealthy", false, 1));

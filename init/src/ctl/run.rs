@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tl_os::{disposition, signal_thread::SignalThread, thread};
+use tl_os::{disposition, sigmask, signal_thread::SignalThread, thread};
 
 use super::commands::post;
 use super::error::Error;
@@ -154,6 +154,8 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
     let mut body = spec(line);
     body += ",\"stdin_mode\":\"pipe\"}";
     let deadline = line.seconds("timeout").map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
+    // A write to a pipe without a reader must fail instead of ending this program: the command is ended first.
+    let _ = sigmask::block(&[libc::SIGPIPE]);
     let (pid, handle) = {
         // A signal that arrives meanwhile ends the process as soon as its PID is known.
         let mut remote = lock(remote);
@@ -175,6 +177,8 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
         (result, _) => {
             // Its output can no longer be followed, or its time is over.
             let ended = kill(client, pid);
+            // A pending one ends this program now.
+            let _ = sigmask::unblock(&[libc::SIGPIPE]);
             result?;
             ended?;
             print_error(TIMED_OUT);

@@ -7,6 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use tl_os::pty;
 
 use super::error::Error;
+use crate::logger::Escaped;
 
 /// Columns of a terminal that does not tell its size.
 const DEFAULT_WIDTH: usize = 80;
@@ -27,7 +28,7 @@ pub(crate) struct Screen {
     pub(crate) width: Option<usize>,
     /// Rows; `None` if stdout is not a terminal.
     pub(crate) height: Option<usize>,
-    has_colours: bool,
+    pub(crate) has_colours: bool,
 }
 
 /// The colour of a cell, as a parameter of the escape sequence for it (console_codes(4)).
@@ -188,18 +189,11 @@ pub(crate) fn print_error(error: Error) {
     let _ = writeln!(io::stderr(), "tlctl: {}", escape(&error.to_string()));
 }
 
-/// The text with control characters, and those that change the direction of text, as escapes.
+/// The text with its control characters escaped.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
-                out.extend(letter.escape_default());
-            }
-            _ if letter.is_control() => out.extend(letter.escape_default()),
-            _ => out.push(letter),
-        }
-    }
+    // Writing to a string cannot fail.
+    let _ = Escaped(&mut out).write_str(text);
     out
 }
 

@@ -8,7 +8,7 @@ use super::http::Client;
 use super::json::Json;
 use super::parse::Line;
 use super::process::{Process, age};
-use super::screen::{Screen, cut, print, print_json};
+use super::screen::{Screen, cut, escape, print, print_json};
 
 /// Time between two updates, in seconds.
 const DELAY: f64 = 2.0;
@@ -43,8 +43,8 @@ pub(crate) fn top(client: &Client, line: &Line) -> Result<u8, Error> {
 fn page(screen: &Screen, listing: Json<'_>, about: Process<'_>) -> String {
     let summary = format!(
         "tl-init {}, up {}, {} running, {} in all",
-        about.text("version"),
-        age(about.number("uptime_secs").unwrap_or_default() * 1000),
+        escape(&about.text("version")),
+        age(about.number("uptime_secs").unwrap_or_default().saturating_mul(1000)),
         about.number("running_processes").unwrap_or_default(),
         about.number("total_processes").unwrap_or_default(),
     );
@@ -54,4 +54,18 @@ fn page(screen: &Screen, listing: Json<'_>, about: Process<'_>) -> String {
     // To the first line; each line is cleared to its end, and then the rest of the terminal, so that nothing flickers.
     let lines = format!("{}\n{table}", cut(&summary, width)).replace('\n', "\x1b[K\n");
     format!("\x1b[H{lines}\x1b[J")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_service_says_of_itself_is_escaped_and_can_have_any_number() {
+        let listing = Json::object(b"{}").unwrap();
+        let about = Json::object(br#"{"version": "\u001b[2J", "uptime_secs": 18446744073709551615}"#).unwrap();
+        let screen = Screen { width: None, height: None, has_colours: false };
+        let text = page(&screen, listing, Process(about));
+        assert!(text.starts_with("tl-init \\u{1b}[2J, up 213503982334d14h, 0 running"), "{text:?}");
+    }
 }

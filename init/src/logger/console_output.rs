@@ -106,7 +106,7 @@ impl ConsoleOutput {
         self.sender.clone()
     }
 
-    /// Copies what is left, once all processes have ended. Returns after [`FINISH`] at the latest.
+    /// Copies what is left, once all processes have ended. Returns after twice [`FINISH`] at the latest.
     pub(crate) fn finish(&self) {
         self.sender.send(Message::Finish(Instant::now() + FINISH));
         if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(2 * FINISH) {
@@ -164,6 +164,9 @@ impl Copy {
                 self.unfinished = self.sources.keys().copied().collect();
             }
             let is_free = self.out.flush();
+            if self.finish_at.is_some_and(|at| at <= Instant::now()) {
+                return log::warn!("stdout does not take the end of the console output");
+            }
             if is_free && let Some(unit) = self.unfinished.pop_front() {
                 self.turn(unit);
                 continue;
@@ -171,12 +174,7 @@ impl Copy {
             if is_free && !self.out.end_of_backlog() {
                 continue;
             }
-            if let Some(at) = self.finish_at
-                && (is_free || at <= Instant::now())
-            {
-                if !is_free {
-                    log::warn!("stdout does not take the end of the console output");
-                }
+            if is_free && self.finish_at.is_some() && self.retry_at.is_none() {
                 return;
             }
             let waker = Arc::clone(&self.sender.waker);
@@ -192,7 +190,10 @@ impl Copy {
             Message::Ready(unit) => {
                 if let Some(source) = self.sources.get(&unit) {
                     source.ready.is_sent.store(false, Ordering::SeqCst);
-                    self.unfinished.push_back(unit);
+                    // A follower that cannot read its log wakes at once. All logs are read at that time.
+                    if self.retry_at.is_none() {
+                        self.unfinished.push_back(unit);
+                    }
                 }
             }
             Message::Finish(at) => {
