@@ -263,6 +263,25 @@ fn an_interrupt_ends_the_command_of_run() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_the_command_of_run() {
+    let daemon = start_daemon();
+    for input in [Stdio::null(), Stdio::piped()] {
+        let mut child = tlctl(&daemon, &["run", "sh", "-c", "while echo x; do sleep 0.01; done; sleep 6008"])
+            .stdin(input)
+            .spawn()
+            .expect("start the client");
+        let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+        out.read_line(&mut String::new()).expect("a line");
+        drop(out);
+        let stdin = child.stdin.take();
+        let output = wait_for(child, "run");
+        assert_eq!((output.status.signal(), output.stderr.as_slice()), (Some(13), &b""[..]));
+        daemon.wait_until_gone(TIMEOUT, "while echo x");
+        drop(stdin);
+    }
+}
+
+#[test]
 fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     let daemon = start_daemon();
     let plain: u64 = out_of(&daemon, &["start", "--", "sh", "-c", "sleep 6006 & wait"]).trim().parse().expect("a PID");

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tl_os::{disposition, signal_thread::SignalThread, thread};
+use tl_os::{disposition, sigmask, signal_thread::SignalThread, thread};
 
 use super::commands::post;
 use super::error::Error;
@@ -166,6 +166,8 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
         send_input(client, pid);
         Ok(())
     };
+    // With nobody who reads the output, the process is killed first.
+    let _ = sigmask::block(&[libc::SIGPIPE]);
     let started = thread::spawn("stdin", send, || {});
     let started = started.map_err(|error| Error::local(format_args!("cannot start a thread: {error}")));
     let result = started.and_then(|_| follow(client, line, pid, deadline));
@@ -175,6 +177,8 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
         (result, _) => {
             // Its output can no longer be followed, or its time is over.
             let ended = kill(client, pid);
+            // One that is pending ends this program here, as it would have before.
+            let _ = sigmask::unblock(&[libc::SIGPIPE]);
             result?;
             ended?;
             print_error(TIMED_OUT);
