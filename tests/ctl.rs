@@ -452,6 +452,7 @@ fn another_service_is_not_taken_for_the_daemon() {
         ("SSH-2.0-OpenSSH\r\n", "not HTTP"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is not a tl-init"),
         ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "HTTP status 404"),
+        ("HTTP/1.1 302 Found\r\nLocation: https://x/\r\nContent-Length: 0\r\n\r\n", "HTTP status 302"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "early"),
         ("", "early"),
     ] {
@@ -459,7 +460,11 @@ fn another_service_is_not_taken_for_the_daemon() {
             let _ = socket.read(&mut [0; 4096]);
             let _ = socket.write_all(response.as_bytes());
         });
-        expect_failure(&ctl(&daemon, &["--url", &format!("http://127.0.0.1:{port}"), "ps"]), 1, part);
+        let url = format!("http://127.0.0.1:{port}");
+        expect_failure(&ctl(&daemon, &["--url", &url, "ps"]), 1, part);
+        if part.contains("status") {
+            expect_failure(&ctl(&daemon, &["--url", &url, "signal", "x", "TERM"]), 1, part);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::http::Client;
 use super::json::Json;
 use super::parse::Line;
 use super::process::{Process, age};
-use super::screen::{Screen, cut, print, print_json};
+use super::screen::{Screen, cut, escape, print, print_json};
 
 /// Time between two updates, in seconds.
 const DELAY: f64 = 2.0;
@@ -43,8 +43,8 @@ pub(crate) fn top(client: &Client, line: &Line) -> Result<u8, Error> {
 fn page(screen: &Screen, listing: Json<'_>, about: Process<'_>) -> String {
     let summary = format!(
         "tl-init {}, up {}, {} running, {} in all",
-        about.text("version"),
-        age(about.number("uptime_secs").unwrap_or_default() * 1000),
+        escape(&about.text("version")),
+        age(about.number("uptime_secs").unwrap_or_default().saturating_mul(1000)),
         about.number("running_processes").unwrap_or_default(),
         about.number("total_processes").unwrap_or_default(),
     );
