@@ -155,7 +155,7 @@ impl Actor {
             allocator::empty_thread_cache();
             allocator::trim();
         }
-        self.log_left_out(now);
+        self.log_left_out(now.mono);
         if self.parts.probes.restart_if_due(now.mono) {
             self.watch_all();
         }

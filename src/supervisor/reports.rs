@@ -15,7 +15,6 @@ use crate::error::Error;
 use crate::metrics::{METRICS, UnitKind};
 use crate::model::{Exit, HealthStatus, Occurrence, RestartReason, RunEnd, UnitId};
 use crate::rate_limit::REPORT_AFTER;
-use crate::unit::Now;
 
 /// The target of these lines.
 const TARGET: &str = "tl_supervisor::events";
@@ -62,10 +61,10 @@ impl Actor {
         }
     }
 
-    /// Logs how many lines were left out.
-    pub(super) fn log_left_out(&mut self, now: Now) {
+    /// Logs how many lines were left out, as far as that is due at this time.
+    pub(super) fn log_left_out(&mut self, now: Duration) {
         let seconds = REPORT_AFTER.as_secs();
-        for (unit, count) in self.log_limit.take_due(now.mono) {
+        for (unit, count) in self.log_limit.take_due(now) {
             let mut fields: Fields<'_> = vec![("event", Value::from("log.left_out")), ("count", Value::from(count))];
             match unit {
                 Some(id) => {
