@@ -56,6 +56,7 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
         (vec!["--listen", "127.0.0.1:99999"], "127.0.0.1:99999"),
         (vec!["--listen", &taken], &taken),
         (vec!["--token-file", &missing], &missing),
+        (vec!["--token-file", "no\nsuch\u{1b}[31m file"], "no\\nsuch\\u{1b}[31m file"),
         (vec!["--token-file", &open], &open),
         (vec!["--token-file", &group], &group),
         (vec!["--token-file", &empty], &empty),

@@ -263,6 +263,25 @@ fn an_interrupt_ends_the_command_of_run() {
 }
 
 #[test]
+fn a_reader_that_goes_away_ends_the_command_of_run() {
+    let daemon = start_daemon();
+    for input in [Stdio::null(), Stdio::piped()] {
+        let mut child = tlctl(&daemon, &["run", "sh", "-c", "while echo x; do sleep 0.01; done; sleep 6008"])
+            .stdin(input)
+            .spawn()
+            .expect("start the client");
+        let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+        out.read_line(&mut String::new()).expect("a line");
+        drop(out);
+        let stdin = child.stdin.take();
+        let output = wait_for(child, "run");
+        assert_eq!((output.status.signal(), output.stderr.as_slice()), (Some(13), &b""[..]));
+        daemon.wait_until_gone(TIMEOUT, "while echo x");
+        drop(stdin);
+    }
+}
+
+#[test]
 fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     let daemon = start_daemon();
     let plain: u64 = out_of(&daemon, &["start", "--", "sh", "-c", "sleep 6006 & wait"]).trim().parse().expect("a PID");
@@ -457,6 +476,7 @@ fn another_service_is_not_taken_for_the_daemon() {
         ("SSH-2.0-OpenSSH\r\n", "not HTTP"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n<html>", "is not a tl-init"),
         ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "HTTP status 404"),
+        ("HTTP/1.1 302 Found\r\nLocation: https://x/\r\nContent-Length: 0\r\n\r\n", "HTTP status 302"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "early"),
         ("", "early"),
     ] {
@@ -464,7 +484,11 @@ fn another_service_is_not_taken_for_the_daemon() {
             let _ = socket.read(&mut [0; 4096]);
             let _ = socket.write_all(response.as_bytes());
         });
-        expect_failure(&ctl(&daemon, &["--url", &format!("http://127.0.0.1:{port}"), "ps"]), 1, part);
+        let url = format!("http://127.0.0.1:{port}");
+        expect_failure(&ctl(&daemon, &["--url", &url, "ps"]), 1, part);
+        if part.contains("status") {
+            expect_failure(&ctl(&daemon, &["--url", &url, "signal", "x", "TERM"]), 1, part);
+        }
     }
 }
 

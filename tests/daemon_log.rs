@@ -163,3 +163,18 @@ fn a_process_that_crashes_in_a_loop_does_not_fill_the_log() {
     daemon.start_process(&json!({"command": "sleep", "args": ["6022"], "name": "other"}));
     wait_until(Duration::from_secs(20), "it is logged", || daemon.log().contains("(other) has started").then_some(()));
 }
+
+#[test]
+fn the_lines_that_were_left_out_are_counted_before_a_shutdown_ends() {
+    let mut daemon = start_daemon_with(&["--log-format", "json"]);
+    for number in 0..150 {
+        daemon.start_process(&json!({"command": "sleep", "args": ["6023"], "name": format!("p{number}")}));
+    }
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for_exit(TIMEOUT);
+    let all = events(&daemon);
+    let logged = all.iter().filter(|line| line["event"].as_str().unwrap().starts_with("process.")).count() as u64;
+    let left_out: u64 =
+        all.iter().filter(|line| line["event"] == "log.left_out").filter_map(|line| line["count"].as_u64()).sum();
+    assert!(left_out > 0 && logged + left_out == 150 * 3, "{logged} and {left_out}");
+}

@@ -29,11 +29,13 @@ mod start;
 mod system;
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::panic::catch_unwind;
 use std::time::Instant;
 
 use args::{Invocation, RawConfig};
+use logger::Escaped;
 use poweroff::Ending;
 use report::Report;
 use role::Role;
@@ -109,5 +111,9 @@ fn fail(error: &str) -> u8 {
 
 /// Prints an error to stderr, for the time before the log is started. `eprintln!` would panic if stderr is closed.
 fn print_error(error: &str) {
-    let _ = writeln!(io::stderr(), "tl-init: {error}");
+    // The name of a file can have control characters.
+    let mut line = "tl-init: ".to_owned();
+    let _ = Escaped(&mut line).write_str(error);
+    line.push('\n');
+    let _ = io::stderr().write_all(line.as_bytes());
 }

@@ -55,9 +55,10 @@ impl Actor {
             if let Some(shutdown) = &mut self.shutdown
                 && shutdown.advance(ended, now.mono)
             {
-                reports::shutdown_done(now.mono.saturating_sub(shutdown.begun_at()), ended);
-                // No later report may come.
-                self.log_left_out(now.mono + REPORT_AFTER);
+                let took = now.mono.saturating_sub(shutdown.begun_at());
+                // This thread may end before they are due.
+                self.log_left_out(Duration::MAX);
+                reports::shutdown_done(took, ended);
             }
         }
         if let Some(shutdown) = &mut self.shutdown {

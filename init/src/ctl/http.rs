@@ -68,7 +68,8 @@ impl Client {
             ))
         })?;
         let mut response = self.exchange(&socket, request).map_err(|error| self.broken(&error))?;
-        if response.status < 400 {
+        // A redirection, as of a proxy that wants HTTPS, has done nothing.
+        if (200..300).contains(&response.status) {
             return Ok(response);
         }
         Err(self.api_error(&mut response))

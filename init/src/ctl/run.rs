@@ -168,6 +168,8 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
         send_input(client, pid);
         Ok(())
     };
+    // With nobody who reads the output, the process is killed first.
+    let _ = sigmask::block(&[libc::SIGPIPE]);
     let started = thread::spawn("stdin", send, || {});
     let started = started.map_err(|error| Error::local(format_args!("cannot start a thread: {error}")));
     let result = started.and_then(|_| follow(client, line, pid, deadline));
