@@ -46,8 +46,8 @@ pub(crate) fn tl_init(version: &str) -> String {
     page.section("FILES");
     page.term("*/etc/tl-init/init.conf*", "More options, see **init.conf**(5).");
     page.term(
-        "*/etc/tl-init/services/*\\.json",
-        "Services that are started at boot: each is a body of POST /api/v1/processes.",
+        "*/etc/tl-init/services/*",
+        "The files NAME.json in this directory are services that are started at boot: each is a body of POST /api/v1/processes.",
     );
     page.term("*/run/tl-init/token*", "The bearer token, if **--token-file** is not given.");
     page.term("*/run/tl-init/address*", "The address on which the API listens.");
@@ -116,7 +116,7 @@ pub(crate) fn tlctl(version: &str) -> String {
     page.term("**2**", "The command line is wrong.");
     page.paragraph(
         "**status** exits with 0 if the process is running, with 3 if it is not, and with 4 if there is no such process. \
-         **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it. **run** \
+         **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it, so 137 after a **--timeout**. **run** \
          exits with 127 if the command was not found, and with 126 if it cannot be executed.",
     );
     page.section("ENVIRONMENT");

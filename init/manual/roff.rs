@@ -76,7 +76,7 @@ fn protect(line: &str) -> String {
     if line.starts_with('.') { format!("\\&{line}") } else { line.to_owned() }
 }
 
-/// Sets the fonts of `**bold**` and `*italic*`.
+/// Sets the fonts of `**bold**` and `*italic*`. A single `*` stands for itself.
 fn fonts(text: &str) -> String {
     let mut out = String::new();
     for (at, part) in text.split("**").enumerate() {
@@ -84,8 +84,13 @@ fn fonts(text: &str) -> String {
             out += &format!("\\fB{part}\\fR");
             continue;
         }
-        for (at, part) in part.split('*').enumerate() {
-            out += &if at % 2 == 1 { format!("\\fI{part}\\fR") } else { part.to_owned() };
+        let parts: Vec<&str> = part.split('*').collect();
+        for (at, part) in parts.iter().enumerate() {
+            out += &match (at % 2 == 1, at + 1 == parts.len()) {
+                (true, true) => format!("*{part}"),
+                (true, false) => format!("\\fI{part}\\fR"),
+                (false, _) => (*part).to_owned(),
+            };
         }
     }
     out

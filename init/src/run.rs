@@ -362,7 +362,7 @@ impl Main {
             _ if self.base.role == Role::Machine => {}
             Some(shutdown) => shutdown.ending.status = status,
             None => {
-                log::info!(exit_code = status; "the command has ended with status {status}: shutting down");
+                log::info!(event = "main_process.ended", exit_code = status; "the main process has ended with status {status}: shutting down");
                 let ending = Ending { action: EndAction::Exit, status };
                 self.shut_down(shutdown, ending, self.base.config.shutdown_grace);
             }

@@ -216,7 +216,7 @@ impl Start {
                 config.log_dir.clone_from(dir);
                 match configure(config).start() {
                     Ok(supervisor) => return Ok(supervisor),
-                    Err(error) => last = format!("cannot start with --log-dir {}: {error}", dir.display()),
+                    Err(error) => last = format!("--log-dir: output cannot be kept in {}: {error}", dir.display()),
                 }
                 if dirs.len() > 1 && !reported {
                     self.failed("log-dir", &last);

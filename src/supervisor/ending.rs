@@ -7,7 +7,6 @@ use super::reports;
 use super::shutdown::Shutdown;
 use crate::model::MAX_MS;
 use crate::pending::ReplySender;
-use crate::rate_limit::REPORT_AFTER;
 use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 

@@ -213,7 +213,7 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
                 RestartReason::Ended(end) => return log_restart(level, subject, &fields, delay, &HowEnded(*end)),
                 RestartReason::Unhealthy(_) => &format!("was {why}"),
                 RestartReason::StartFailed(_) => &format!("could not be started: {why}"),
-                RestartReason::Requested => "was requested to",
+                RestartReason::Requested => "was asked to",
             };
             log_restart(level, subject, &fields, delay, &because);
         }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import documents
+import httpx
 import pytest
 from conftest import BINARY, TIMEOUT, until
 
@@ -20,6 +21,7 @@ GROUPS = {
     "image": "test_the_dockerfile_of_the_readme_is_the_example",
     "embed": "test_embedding_the_library",
     "hello": "test_the_program_of_the_library_readme_is_the_example",
+    "service": "test_the_service_file_is_accepted",
     "prometheus": "test_the_configuration_of_prometheus",
     "engine": "tests/vm/test_engines.py",
     "qemu": "tests/vm/test_boot.py",
@@ -121,6 +123,14 @@ def test_embedding_the_library(tmp_path):
 def test_the_program_of_the_library_readme_is_the_example():
     [block] = documents.of_group("hello")
     assert (documents.ROOT / "examples/hello.rs").read_text().endswith("\n\n" + block.text)
+
+
+def test_the_service_file_is_accepted(sandbox, daemon):
+    [block] = documents.of_group("service")
+    headers = {"Authorization": f"Bearer {daemon.token}"}
+    started = httpx.post(daemon.url + "/api/v1/processes", content=block.text, headers=headers)
+    # The fixture kills it.
+    assert (started.status_code, started.json()["managed"]["name"]) == (201, "web"), started.text
 
 
 @pytest.mark.skipif(not (shutil.which("promtool") or os.environ.get("TL_TEST_ALL")), reason="needs promtool")

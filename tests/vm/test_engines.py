@@ -258,7 +258,7 @@ def podman_logs(podman, name):
 def test_a_read_only_root_needs_a_directory_for_logs(podman, sandbox):
     code, output, log = run(podman, "--read-only", "tl-init", "sh", "-c", "touch /x; exit 6")
     assert code == 6 and "Read-only file system" in log, log
-    assert "log-dir: cannot start with --log-dir /var/log/tl-init" in log, log
+    assert "log-dir: --log-dir: output cannot be kept in /var/log/tl-init" in log, log
     name, client = sandbox("--read-only", "--tmpfs", "/var/log/tl-init", "--volume", "/home/tl-user")
     assert client.run("sh", ["-c", "touch /x"]).exit_code != 0
     client.write_file("/home/tl-user/file", b"content")

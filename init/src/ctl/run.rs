@@ -20,7 +20,7 @@ use crate::exit_status;
 const PIECE: usize = 64 << 10;
 
 /// The signals that end the command.
-const SIGNALS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
+const SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 /// The process that ends with this program, if the end of a connection does not end it: its PID.
 type Remote = Arc<Mutex<Option<u64>>>;

@@ -105,7 +105,12 @@ pub(crate) const GLOBAL: &[Opt] = &[
     ),
     opt("token-file", Kind::File, "FILE", "file with the bearer token; by default <run-dir>/token"),
     opt("run-dir", Kind::Directory, "DIR", "directory of the daemon's files `token` and `address` [/run/tl-init]"),
-    opt("json", Kind::Flag, "", "print the response of the API, one JSON document"),
+    opt(
+        "json",
+        Kind::Flag,
+        "",
+        "print the response of the API as JSON; run, top and logs --follow: one document for each event",
+    ),
     short('h', "help", Kind::Flag, "", "print help, also about one command"),
     short('V', "version", Kind::Flag, "", "print the version"),
 ];
@@ -116,7 +121,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         "ps",
         Action::Ps,
         Operands::None,
-        "list running and managed processes",
+        "list running and managed processes; with --json, all",
         &[short('a', "all", Kind::Flag, "", "also list the processes that have ended")],
     ),
     command("status", Action::Status, Operands::Process, "show one process; exit with 3 if it is not running", &[]),
