@@ -11,9 +11,9 @@ use serde_json::{Map, Value};
 static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("../../docs/openapi.json")).expect("docs/openapi.json is JSON"));
 
-/// Headers that any response may have.
-const COMMON_HEADERS: [&str; 7] =
-    ["connection", "content-length", "content-type", "date", "keep-alive", "server", "transfer-encoding"];
+/// Headers that any response may have; `Vary` with `--cors-origin`.
+const COMMON_HEADERS: [&str; 8] =
+    ["connection", "content-length", "content-type", "date", "keep-alive", "server", "transfer-encoding", "vary"];
 
 /// Codes of errors that are sent before an endpoint is found, besides those of `components/responses/Error`.
 const CODES_WITHOUT_ENDPOINT: [&str; 2] = ["NOT_FOUND", "METHOD_NOT_ALLOWED"];
