@@ -26,7 +26,8 @@ impl Handler for Routes {
     fn handle(&self, request: &mut Request<'_>) -> Result<Response, ApiError> {
         match (request.method(), request.path()) {
             ("GET", "/hello") => hello(request),
-            // A path that the program knows with another method. Without this arm, the API would answer 404.
+            // A path that the program knows with another method. Without this arm, the API would answer 404,
+            // or 401 to a request without its token.
             (method, "/hello") => Err(ApiError::method_not_allowed(method, "/hello", "GET, HEAD")),
             // Everything else is the API's: its paths begin with `/api/v1/`, and it has the token checked.
             _ => self.api.handle(request),
@@ -34,7 +35,8 @@ impl Handler for Routes {
     }
 }
 
-/// Greets as JSON. This route needs no token: who may use it is the program's own decision.
+/// Greets as JSON. This route needs no token: who may use it is the program's own decision. For one that needs the token
+/// of the API, keep a clone of its `Auth` and ask `auth.allows(request.header("Authorization").as_deref())`.
 fn hello(request: &Request<'_>) -> Result<Response, ApiError> {
     let name = request.query("name").unwrap_or_else(|| "world".to_owned());
     if name.is_empty() {

@@ -134,6 +134,11 @@ pub(crate) struct OptionValue<'a> {
     pub(crate) name: &'static str,
 }
 
+/// Whether a main process with these words can be started. Without any word there is no main process.
+fn is_command(words: &Vec<String>) -> bool {
+    words.first().is_none_or(|program| !program.is_empty()) && words.iter().all(|word| !word.contains('\0'))
+}
+
 impl OptionValue<'_> {
     /// The text that was given, or else the default.
     fn text(&self) -> String {
@@ -192,7 +197,10 @@ impl OptionValue<'_> {
     fn command(&self) -> Result<Vec<String>, InvalidValue> {
         match self.text().as_str() {
             "" => Ok(Vec::new()),
-            text => serde_json::from_str(text).map_err(|_| self.invalid("a JSON array of strings")),
+            text => serde_json::from_str(text)
+                .ok()
+                .filter(is_command)
+                .ok_or_else(|| self.invalid("a JSON array of strings without NUL, the first of which is the program")),
         }
     }
 

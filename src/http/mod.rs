@@ -5,9 +5,10 @@
 //! | [`server`] | accepts connections and serves any handler |
 //! | [`message`] | requests and responses |
 //! | [`ws`] | WebSockets |
-//! | `connection` | used by these three: the socket, the table of connections, memory limits |
-//! | `json` | JSON bodies of requests and responses |
-//! | `api` | the process API: routes, and a file for each resource |
+//!
+//! [`Api`] is the handler that serves the process API. Private modules: `connection` (the socket, the table of
+//! connections and memory limits, for the three above), `json` (bodies of requests and responses) and `api` (routes, and
+//! a file for each resource).
 //!
 //! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it
 //! gets a [`Request`](message::Request) and returns a [`Response`](message::Response) or an

@@ -137,8 +137,9 @@ pub enum Item {
         /// The cursor after the gap.
         cursor: Cursor,
     },
-    /// The end of the log. All lines before it have been delivered; only the output of a later run can follow its
-    /// cursor.
+    /// The end of the log: the last run has ended, and the supervisor does not start another by itself. The end of a run
+    /// that is followed by a restart is not an item. All lines before it have been delivered; only the output of a later
+    /// run can follow its cursor.
     End(RunEnd, Cursor),
 }
 

@@ -19,13 +19,15 @@ pub enum Policy {
     /// After an exit code other than 0, a signal, an out-of-memory kill or a failed health check.
     #[default]
     OnFailure,
-    /// After every exit.
+    /// After every exit, those after a failed health check included.
     Always,
 }
 
 /// When a managed process is restarted, and how long each restart waits.
 ///
-/// The first wait is `initial_backoff_ms`; it doubles with each further restart, up to `max_backoff_ms`.
+/// The first wait is `initial_backoff_ms`; it doubles with each further restart, up to `max_backoff_ms`. A run that lasts
+/// for 10 s or `max_backoff_ms`, whichever is longer, and that is healthy for that time if it is checked, begins anew:
+/// the next wait is the first one again, and `max_restarts` counts from 0.
 ///
 /// ```
 /// use tl_supervisor::{ManagedSpec, Policy, ProcessSpec, RestartPolicy};

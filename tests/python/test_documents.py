@@ -143,6 +143,13 @@ def test_the_configuration_of_prometheus(tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_readme_has_every_option():
+    printed = subprocess.run([BINARY, "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^  (--[a-z-]+)", printed, re.MULTILINE)) - {"--help", "--version"}
+    rows = [line for line in (documents.ROOT / "README.md").read_text().splitlines() if line.startswith("| `--")]
+    assert set(re.findall(r"`(--[a-z-]+)", " ".join(row.split(" | ")[0] for row in rows))) == options
+
+
 def test_both_tables_of_events_are_the_same():
     def rows(path):
         cells = [line.split(" | ") for line in (documents.ROOT / path).read_text().splitlines()]

@@ -6,8 +6,7 @@ use super::table::{COMMANDS, Command, GLOBAL, Opt};
 pub(crate) fn help(command: Option<&Command>) -> String {
     let Some(command) = command else { return overview() };
     let mut text = format!("tlctl {}: {}\n\nusage: tlctl {}", command.name, command.help, command.name);
-    let options = if command.options.is_empty() { "" } else { " [OPTION…]" };
-    text += options;
+    text += " [OPTION…]";
     text += command.operands.usage();
     text += "\n\n";
     add_options(&mut text, command.options);

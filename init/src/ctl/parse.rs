@@ -141,7 +141,7 @@ fn check(shown: &str, option: &Opt, value: &str) -> Result<(), Error> {
         Kind::Text | Kind::File | Kind::Directory => {
             return Err(Error::usage(format_args!("{shown} must not be empty")));
         }
-        Kind::Number if value.parse::<u32>().is_ok() => return Ok(()),
+        Kind::Number if !value.starts_with('+') && value.parse::<u32>().is_ok() => return Ok(()),
         Kind::Number => "a whole number",
         Kind::Seconds if value.parse::<f64>().is_ok_and(|secs| secs > 0.0 && secs <= 1e9) => return Ok(()),
         Kind::Seconds => "a number of seconds above 0",

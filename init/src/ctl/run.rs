@@ -154,12 +154,13 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
     let mut body = spec(line);
     body += ",\"stdin_mode\":\"pipe\"}";
     let deadline = line.seconds("timeout").map(|seconds| Instant::now() + Duration::from_secs_f64(seconds));
-    // A write to a pipe without a reader must fail instead of ending this program: the command is ended first.
+    // A write to a pipe without a reader must fail instead of ending this program, so that the command is ended first.
     let _ = sigmask::block(&[libc::SIGPIPE]);
     let (pid, handle) = {
         // A signal that arrives meanwhile ends the process as soon as its PID is known.
         let mut remote = lock(remote);
-        let info = post(client, "/processes", &body)?;
+        let body = body.as_bytes();
+        let info = client.fetch(Request { method: "POST", path: "/processes", body, ..Request::default() })?;
         let process = Process(client.parse(&info)?);
         *remote = Some(process.pid());
         (process.pid(), process.number("handle"))
@@ -168,8 +169,6 @@ fn run_with_input(client: &'static Client, line: &Line, remote: &Remote) -> Resu
         send_input(client, pid);
         Ok(())
     };
-    // With nobody who reads the output, the process is killed first.
-    let _ = sigmask::block(&[libc::SIGPIPE]);
     let started = thread::spawn("stdin", send, || {});
     let started = started.map_err(|error| Error::local(format_args!("cannot start a thread: {error}")));
     let result = started.and_then(|_| follow(client, line, pid, deadline));
