@@ -20,7 +20,7 @@ use crate::config::LogFormat;
 use sink::{MAX_WRITE, Sink};
 
 /// Maximum length of a line of JSON: a line that says how many were dropped fits into the same write.
-const MAX_JSON: usize = MAX_WRITE - 64;
+const MAX_JSON: usize = MAX_WRITE - 128;
 
 /// Writes to stderr without blocking. A line that stderr does not take at once is dropped and counted.
 struct Stderr {
@@ -60,8 +60,17 @@ impl Write for Stderr {
 fn dropped_line(format: LogFormat, count: u64) -> String {
     match format {
         LogFormat::Text => format!("tl-init: {count} lines of this log were dropped\n"),
-        LogFormat::Json => format!("{{\"event\":\"log.dropped\",\"count\":{count}}}\n"),
+        LogFormat::Json => format!(
+            "{{\"timestamp\":{},\"level\":\"warn\",\"event\":\"log.dropped\",\"count\":{count}}}\n",
+            unix_millis()
+        ),
     }
+}
+
+/// The time in milliseconds since the Unix epoch.
+fn unix_millis() -> u64 {
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
 /// Starts the log, and logs panics too.
@@ -70,8 +79,7 @@ pub(crate) fn start(level: LevelFilter, format: LogFormat) {
     let stderr = Stderr { sink: Sink::stderr(), format, dropped: 0 };
     builder.filter_level(level).target(Target::Pipe(Box::new(stderr)));
     builder.format(move |out, record| {
-        let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        let millis = unix_millis();
         out.write_all(
             match format {
                 LogFormat::Text => text(millis, record),

@@ -192,8 +192,8 @@ impl Builder {
     }
 
     /// Sets a function that is called with each [`TraceStop`] that only the main thread of this process can end. It
-    /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread and
-    /// must not block.
+    /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread: it
+    /// must not block, and a panic ends the supervisor.
     ///
     /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent, this process, its tracer
     /// (ptrace(2)). Without this function such a process stays stopped until it is killed.
@@ -211,7 +211,7 @@ impl Builder {
     }
 
     /// Sets a function that is called whenever a run of a managed process has started, with the process and its output.
-    /// It runs on the supervisor thread and must not block.
+    /// It runs on the supervisor thread: it must not block, and a panic ends the supervisor.
     pub fn on_managed_start(mut self, notify: impl FnMut(Started) + Send + 'static) -> Self {
         self.callbacks.on_managed_start = Box::new(notify);
         self
