@@ -135,7 +135,7 @@ pub(crate) struct OptionValue<'a> {
 }
 
 /// Whether a main process with these words can be started. Without any word there is no main process.
-fn is_command(words: &Vec<String>) -> bool {
+fn is_command(words: &[String]) -> bool {
     words.first().is_none_or(|program| !program.is_empty()) && words.iter().all(|word| !word.contains('\0'))
 }
 
@@ -199,7 +199,7 @@ impl OptionValue<'_> {
             "" => Ok(Vec::new()),
             text => serde_json::from_str(text)
                 .ok()
-                .filter(is_command)
+                .filter(|words: &Vec<String>| is_command(words))
                 .ok_or_else(|| self.invalid("a JSON array of strings without NUL, the first of which is the program")),
         }
     }

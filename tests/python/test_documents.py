@@ -153,7 +153,7 @@ def test_the_readme_has_every_option():
 def test_both_tables_of_events_are_the_same():
     def rows(path):
         cells = [line.split(" | ") for line in (documents.ROOT / path).read_text().splitlines()]
-        return {row[0].strip("| "): row[1:3] for row in cells if row[0].startswith(("| `process.", "| `pty.", "| `log."))}
+        return {row[0].strip("| "): row[1:3] for row in cells if row[0].startswith(("| `process.", "| `pty.", "| `log.left"))}
 
     library = {event: [cell.removesuffix(" |") for cell in cells] for event, cells in rows("src/README.md").items()}
     operations = rows("docs/operations.md")
