@@ -1,5 +1,6 @@
 //! Faults that tests inject: files and file systems that hang, memory that runs out, networks that fail.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
@@ -23,28 +24,33 @@ sys.stdin.read()
 ";
 
 /// A write lease on a file: an open or an exec of the file waits in the kernel, killably, until the lease is dropped.
-pub struct Lease(Child);
+pub struct Lease(#[expect(dead_code)] Holder);
 
 impl Lease {
     pub fn take(path: &Path) -> Lease {
-        let mut command = super::bound_command("python3");
-        let mut holder = command
-            .args(["-c", HOLD_LEASE])
-            .arg(path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("run python3");
-        let mut line = String::new();
-        let stdout = holder.stdout.take().expect("stdout of the holder");
-        BufReader::new(stdout).read_line(&mut line).expect("read from the holder");
-        let lease = Lease(holder);
-        assert_eq!(line, "taken\n", "a lease on {path:?}");
-        lease
+        Lease(Holder::start(HOLD_LEASE, path.as_os_str(), "taken"))
     }
 }
 
-impl Drop for Lease {
+/// A Python program that holds something until the end of its stdin, and that is killed when this is dropped.
+struct Holder(Child);
+
+impl Holder {
+    /// Starts the script with this argument, and waits for the line by which it says that it holds it.
+    fn start(script: &str, arg: &OsStr, line: &str) -> Holder {
+        let mut command = super::bound_command("python3");
+        let command = command.args(["-c", script]).arg(arg).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("run python3");
+        let stdout = child.stdout.take().expect("stdout of the holder");
+        let holder = Holder(child);
+        let mut printed = String::new();
+        BufReader::new(stdout).read_line(&mut printed).expect("read from the holder");
+        assert_eq!(printed.trim_end(), line, "{arg:?}");
+        holder
+    }
+}
+
+impl Drop for Holder {
     fn drop(&mut self) {
         drop(self.0.stdin.take());
         let _ = self.0.kill();
@@ -182,7 +188,7 @@ sys.stdin.read()
 ";
 
 /// A thread of the daemon that does not run until this is dropped.
-pub struct StoppedThread(Child);
+pub struct StoppedThread(#[expect(dead_code)] Holder);
 
 impl StoppedThread {
     pub fn of(daemon: &Daemon, name: &str) -> StoppedThread {
@@ -190,22 +196,6 @@ impl StoppedThread {
         let is_named =
             |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
         let task = tasks.map(|task| task.path()).find(is_named).unwrap_or_else(|| panic!("no thread {name}"));
-        let mut command = super::bound_command("python3");
-        let command = command.args(["-c", STOP_THREAD]).arg(task.file_name().expect("a thread id"));
-        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run python3");
-        let mut line = String::new();
-        let stdout = holder.stdout.take().expect("stdout of the holder");
-        BufReader::new(stdout).read_line(&mut line).expect("read from the holder");
-        let stopped = StoppedThread(holder);
-        assert_eq!(line, "stopped\n", "the thread {name}");
-        stopped
-    }
-}
-
-impl Drop for StoppedThread {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        StoppedThread(Holder::start(STOP_THREAD, task.file_name().expect("a thread id"), "stopped"))
     }
 }

@@ -79,15 +79,15 @@ impl ApiError {
         ApiError { effect: Effect::Disconnected, ..error }
     }
 
-    /// Adds a header.
+    /// The error with one more header.
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> ApiError {
-        self.headers.push((name, value.into()));
+        self.add_header(name, value);
         self
     }
 
     /// Adds a header.
-    pub(crate) fn add_header(&mut self, name: &'static str, value: &str) {
-        self.headers.push((name, value.to_owned()));
+    pub(crate) fn add_header(&mut self, name: &'static str, value: impl Into<String>) {
+        self.headers.push((name, value.into()));
     }
 
     /// Ends the connection after the response.
