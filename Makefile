@@ -20,13 +20,13 @@ test: test-rust test-python ## Run all Rust and Python tests
 
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	@tests/need unshare cc python3 perl
-	@tests/need shells || echo "the tests of missing programs are skipped"
+	@tests/need --optional shells
 	cargo test --workspace
 	cargo test --package tl-init --bench figures -- --quick
 
 test-python: ## Run the public Python and npm clients, unmodified, against the real binary
 	@tests/need unshare cc python3 curl
-	@tests/need redis vnc nginx vim less top promtool || echo "the tests of missing programs are skipped"
+	@tests/need --optional redis vnc nginx vim less top promtool
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/python
@@ -34,7 +34,8 @@ test-python: ## Run the public Python and npm clients, unmodified, against the r
 test-vm: rootfs ## Boot the root file systems in an emulated machine, and run containers
 	@tests/need python3
 	@init/images/fetch.sh qemu runc bwrap
-	@tests/need podman && init/images/fetch.sh debian || echo "the tests with Podman are skipped"
+	@tests/need --optional podman
+	@! command -v mmdebstrap >/dev/null || init/images/fetch.sh debian
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/vm
 
@@ -44,7 +45,7 @@ static: ## Build only dist/tl-init, the static binary for this machine
 
 dist: ## Build what is published, into dist/: static binaries, Debian packages, bills of materials, SHA256SUMS
 	@tests/need unshare cc python3 dpkg
-	@tests/need cross || true
+	@tests/need --optional cross
 	@init/dist/release.sh $(abspath $(TARGET))
 
 test-dist: dist ## Check what `make dist` has built, and that a second build gives the same bytes
