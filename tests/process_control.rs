@@ -132,6 +132,21 @@ fn delete_of_an_ended_process_kills_its_leftovers() {
     }
 }
 
+/// The response waits for the end of the tree, which the supervisor notices up to 1 ms after that of its leader.
+#[test]
+fn delete_of_a_process_that_is_just_ending_does_not_wait() {
+    for options in [Options::default(), Options::default().without_cgroup()] {
+        let daemon = options.start();
+        for n in 0..40 {
+            let pid = pid_of(&daemon.start_process(&json!({"command": "true"})));
+            let begun = Instant::now();
+            daemon.delete(&format!("/processes/{pid}")).expect(204);
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(1), "delete {n} took {took:?}");
+        }
+    }
+}
+
 /// An orphan that has left the session is a child of the daemon and still holds the output pipes of the unit.
 #[test]
 fn delete_kills_orphans_that_left_the_session_without_a_cgroup() {

@@ -112,8 +112,10 @@ impl Actor {
             }
             self.tick();
             if is_message && self.parts.inbox.is_empty() {
-                // Nobody waits for this thread at the moment.
-                self.watch_leftovers();
+                // Nobody waits for this thread at the moment, except for the end of a tree.
+                let now = self.clock.now();
+                self.watch_leftovers(now);
+                self.settle_kills(now);
             }
             if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread) {
                 return;

@@ -27,7 +27,7 @@ impl Actor {
             reports::shutdown_begun(grace);
         }
         self.parts.spawner.stop_server();
-        self.watch_leftovers();
+        self.watch_leftovers(now);
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(now.mono, kill_at));
         let kill_at = shutdown.join(kill_at, reply, died.is_some());
         let ids = self.parts.fleet.shutdown_order();

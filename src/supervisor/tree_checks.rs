@@ -24,9 +24,14 @@ impl Actor {
 
     /// Watches the trees of leaders that have ended, if they have a cgroup: that needs no scan of /proc. Gives the
     /// cgroups back that are empty, as usual.
-    pub(super) fn watch_leftovers(&mut self) {
+    pub(super) fn watch_leftovers(&mut self, now: Now) {
         for key in self.watches.take_ended() {
-            if matches!(self.tracking(key), Some(Tracking::Leaf(_))) && !self.release_if_empty(key) {
+            if !matches!(self.tracking(key), Some(Tracking::Leaf(_))) {
+                continue;
+            }
+            if self.release_if_empty(key) {
+                self.report_gone(key, now);
+            } else {
                 self.watch(key, false);
             }
         }
@@ -73,7 +78,7 @@ impl Actor {
     /// Checks the trees for which a check is due.
     pub(super) fn tick_trees(&mut self, now: Now) {
         if self.shutdown.is_some() || self.watches.are_ended_due(now.mono) {
-            self.watch_leftovers();
+            self.watch_leftovers(now);
         }
         if self.watches.deadline().is_none_or(|at| at > now.mono) {
             return;
