@@ -91,8 +91,8 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
             .map_err(|error| get("default-user").invalid(&format!("valid: it {}", error.problem)))?,
         create_user: get("create-user").optional(NewUser::FORM)?,
         env_file: get("env-file").path(),
-        log_dir: get("log-dir").path().unwrap_or_default(),
-        run_dir: get("run-dir").path().unwrap_or_default(),
+        log_dir: get("log-dir").dir()?,
+        run_dir: get("run-dir").dir()?,
         log_level: get("log-level").parsed("off, error, warn, info, debug or trace")?,
         log_format: match get("log-format").text().as_str() {
             "text" => LogFormat::Text,
@@ -117,7 +117,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         max_head: get("max-head").size()?,
         head_time: get("head-secs").seconds(0.001)?,
         idle_time: get("idle-secs").seconds(0.001)?,
-        config_dir: get("config-dir").path().unwrap_or_default(),
+        config_dir: get("config-dir").dir()?,
         command: if command.is_empty() { get("command").command()? } else { command.to_vec() },
     };
     if config.no_auth && config.token_file.is_some() {
@@ -153,6 +153,10 @@ impl OptionValue<'_> {
 
     pub(crate) fn path(&self) -> Option<PathBuf> {
         Some(self.text()).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    fn dir(&self) -> Result<PathBuf, InvalidValue> {
+        self.path().ok_or_else(|| self.invalid("a path"))
     }
 
     fn flag(&self) -> Result<bool, InvalidValue> {

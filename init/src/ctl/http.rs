@@ -108,7 +108,7 @@ impl Client {
         let url = self.url();
         match error.kind() {
             io::ErrorKind::WouldBlock => {
-                Error::local(format_args!("{url} has sent nothing for {} s", IDLE_TIMEOUT.as_secs()))
+                Error::local(format_args!("{url} has neither sent nor taken anything for {} s", IDLE_TIMEOUT.as_secs()))
             }
             io::ErrorKind::UnexpectedEof => Error::local(format_args!("{url} has closed the connection early")),
             _ => Error::local(format_args!("the connection to {url} is broken: {error}")),

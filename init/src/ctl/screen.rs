@@ -26,7 +26,7 @@ const NARROWEST: usize = 4;
 pub(crate) struct Screen {
     /// Columns; `None` if stdout is not a terminal.
     pub(crate) width: Option<usize>,
-    /// Rows; `None` if stdout is not a terminal.
+    /// Rows; `None` if stdout is not a terminal, or one whose lines cannot be written again.
     pub(crate) height: Option<usize>,
     pub(crate) has_colours: bool,
 }
@@ -92,7 +92,7 @@ impl Screen {
         let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         Screen {
             width: Some(known(size.map(|size| size.cols), DEFAULT_WIDTH)),
-            height: Some(known(size.map(|size| size.rows), DEFAULT_HEIGHT)),
+            height: (!is_dumb).then(|| known(size.map(|size| size.rows), DEFAULT_HEIGHT)),
             has_colours: !refuses && !is_dumb,
         }
     }

@@ -154,7 +154,9 @@ fn parse_url(text: &'static str) -> Result<Url, &'static str> {
         None => resolve(name, &fs::read_to_string("/etc/hosts").unwrap_or_default())?,
     };
     let address = reachable(SocketAddr::new(ip, port));
-    Ok(Url { address, host, prefix: path.trim_end_matches('/') })
+    let path = path.trim_end_matches('/');
+    // What the documents of the API name as its address is right as well.
+    Ok(Url { address, host, prefix: path.strip_suffix("/api/v1").unwrap_or(path) })
 }
 
 /// The address of a host: an IPv4 address, `localhost`, or a name of /etc/hosts. This program is static and has no
@@ -211,6 +213,7 @@ mod tests {
             ("http://10.0.2.15", "10.0.2.15:80", "10.0.2.15", ""),
             ("http://[fd00::1]:9501/", "[fd00::1]:9501", "[fd00::1]:9501", ""),
             ("http://[::1]", "[::1]:80", "[::1]", ""),
+            ("http://10.0.2.15:9501/a/api/v1/", "10.0.2.15:9501", "10.0.2.15:9501", "/a"),
             ("http://0.0.0.0:9501/a/b/", "127.0.0.1:9501", "0.0.0.0:9501", "/a/b"),
         ] {
             let url = parse_url(text).unwrap();

@@ -20,7 +20,7 @@ const LINES_ABOVE: usize = 3;
 /// Shows the processes.
 pub(crate) fn top(client: &Client, line: &Line) -> Result<u8, Error> {
     let delay = Duration::from_secs_f64(line.seconds("delay").unwrap_or(DELAY));
-    let default = if Screen::of_stdout().width.is_some() { u64::MAX } else { 1 };
+    let default = if Screen::of_stdout().height.is_some() { u64::MAX } else { 1 };
     let count = line.value("count").and_then(|text| text.parse().ok()).unwrap_or(default);
     for update in 0..count {
         if update > 0 {
@@ -50,7 +50,7 @@ fn page(screen: &Screen, listing: Json<'_>, about: Process<'_>) -> String {
     );
     let rows = screen.height.map_or(usize::MAX, |height| height.saturating_sub(LINES_ABOVE));
     let table = list(screen, listing, false, rows);
-    let Some(width) = screen.width else { return format!("{summary}\n{table}") };
+    let (Some(width), Some(_)) = (screen.width, screen.height) else { return format!("{summary}\n{table}") };
     // To the first line; each line is cleared to its end, and then the rest of the terminal, so that nothing flickers.
     let lines = format!("{}\n{table}", cut(&summary, width)).replace('\n', "\x1b[K\n");
     format!("\x1b[H{lines}\x1b[J")

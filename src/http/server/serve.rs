@@ -1,7 +1,7 @@
 //! The loop of one connection, on one thread: head, handler, response, and again.
 
 use std::io::{self, ErrorKind};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -178,9 +178,9 @@ impl ConnectionLoop {
         let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
         // Before the response, so that a client that has it finds it counted.
         observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
-        let responded = self.respond(response, head, !reuse);
+        let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, !reuse)));
         observer.inspect(|(observer, label)| observer.ended(*label, begun.elapsed()));
-        match responded {
+        match responded.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {

@@ -113,7 +113,7 @@ fn a_panic_is_500_and_ends_one_connection() {
 }
 
 #[test]
-fn an_observer_is_told_of_the_response_to_a_handler_that_panics() {
+fn an_observer_is_told_of_the_response_of_a_handler_or_a_stream_that_panics() {
     #[derive(Debug)]
     struct Log(Sender<Option<u16>>);
     impl ExchangeObserver for Log {
@@ -128,13 +128,16 @@ fn an_observer_is_told_of_the_response_to_a_handler_that_panics() {
     let observer: &Log = Box::leak(Box::new(Log(sender)));
     let handler = move |request: &mut Request<'_>| {
         request.observe(observer, 0);
-        panic!("on purpose")
+        assert!(request.path() == "/stream", "on purpose");
+        Ok(Response::events(|_| panic!("on purpose")))
     };
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), handler, Options::new()).unwrap();
-    let mut stream = TcpStream::connect(server.local_addr()).unwrap();
-    stream.write_all(b"GET /x HTTP/1.1\r\n\r\n").unwrap();
-    assert_eq!(told.recv_timeout(TIMEOUT), Ok(Some(500)));
-    assert_eq!(told.recv_timeout(TIMEOUT), Ok(None), "it has ended");
+    for (path, status) in [("/handler", 500), ("/stream", 200)] {
+        let mut stream = TcpStream::connect(server.local_addr()).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).unwrap();
+        assert_eq!(told.recv_timeout(TIMEOUT), Ok(Some(status)), "{path}");
+        assert_eq!(told.recv_timeout(TIMEOUT), Ok(None), "{path} has ended");
+    }
 }
 
 #[test]
