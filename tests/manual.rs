@@ -128,6 +128,7 @@ fn bash_and_fish_complete_commands_options_values_and_processes() {
             (&["tlctl", "shutdown", "--re"], &["--reboot"]),
             (&["tl-init", "--log-f"], &["--log-format"]),
             (&["tl-init", "ct"], &["ctl"]),
+            (&["tl-init", "--log-level", "t"], &["trace"]),
         ] {
             if let Some(found) = complete(&dir, words) {
                 assert_eq!(found, right, "{words:?}");
@@ -141,6 +142,11 @@ fn bash_and_fish_complete_commands_options_values_and_processes() {
         (&["tl-init", "ctl", "wait", "3"], &["305"]),
         (&["tlctl", "--token-file", "man/tl-"], &["man/tl-init.8"]),
         (&["tl-init", "--log-dir", "man"], &["man"]),
+        // After `--`, and after the first word of a command line, the words are those of the command.
+        (&["tlctl", "run", "--", "tlct"], &["tlctl"]),
+        (&["tlctl", "run", "cat", "--js"], &[]),
+        (&["tlctl", "run", "--", "cat", "man/tl-"], &["man/tl-init.8"]),
+        (&["tl-init", "--", "cat", "--log"], &[]),
     ] {
         if let Some(found) = bash(&dir, words) {
             assert_eq!(found, right, "{words:?}");

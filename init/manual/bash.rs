@@ -1,6 +1,6 @@
 //! The completion for bash, of `tlctl` and of `tl-init`.
 
-use super::options::OPTIONS;
+use super::options::{self, OPTIONS};
 use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
@@ -15,6 +15,7 @@ pub(crate) fn script() -> String {
          \x20   for ((; at < COMP_CWORD; at++)); do\n\
          \x20       word=${{COMP_WORDS[at]}}\n\
          \x20       case $word in\n\
+         \x20       --) _tlctl_command_line \"$at\"; return ;;\n\
          \x20       {}) ((at++)) ;;\n\
          \x20       -*) ;;\n\
          \x20       *) if [[ -z $command ]]; then command=$word; else ((operands++)); fi ;;\n\
@@ -37,7 +38,7 @@ pub(crate) fn script() -> String {
                 "        [[ $current == -* ]] || {{ (( operands == 0 )) && values=$(_tlctl_processes) || values='{}'; }} ;;\n",
                 SIGNALS.join(" ")
             ),
-            Operands::Command => "        [[ $current == -* ]] || { COMPREPLY=($(compgen -c -- \"$current\")); return; } ;;\n".to_owned(),
+            Operands::Command => "        if ((operands > 0)) || [[ $current != -* ]]; then\n            _tlctl_command_line $((COMP_CWORD - operands - 1))\n            return\n        fi ;;\n".to_owned(),
             Operands::None => "        ;;\n".to_owned(),
         }
         .as_str();
@@ -48,9 +49,15 @@ pub(crate) fn script() -> String {
     text
 }
 
-/// Lists the processes for a completion.
+/// One lists the processes; the other completes a command line that begins after the word with that number.
 const FUNCTIONS: &str = "_tlctl_processes() {
     tlctl ps --json 2>/dev/null | grep -o '\"pid\":[0-9]*\\|\"name\":\"[^\"]*\"' | sed 's/^[^:]*://; s/\"//g'
+}
+
+_tlctl_command_line() {
+    local current=${COMP_WORDS[COMP_CWORD]} kind=-f
+    ((COMP_CWORD > $1 + 1)) || kind=-c
+    COMPREPLY=($(compgen $kind -- \"$current\"))
 }
 ";
 
@@ -60,11 +67,21 @@ fn daemon() -> String {
         let named = OPTIONS.iter().filter(|option| option.value == value);
         named.map(|option| format!("--{}", option.name)).collect::<Vec<_>>().join(" | ")
     };
+    let mut words = String::new();
+    for option in OPTIONS.iter().filter(|option| !options::words(option).is_empty()) {
+        let all = options::words(option).join(" ");
+        words += &format!("    --{}) COMPREPLY=($(compgen -W '{all}' -- \"$current\")); return ;;\n", option.name);
+    }
     format!(
         "_tl_init() {{\n\
          \x20   local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}\n\
          \x20   if [[ ${{COMP_WORDS[1]}} == ctl ]] && ((COMP_CWORD > 1)); then _tlctl 2; return; fi\n\
+         \x20   local at\n\
+         \x20   for ((at = 1; at < COMP_CWORD; at++)); do\n\
+         \x20       if [[ ${{COMP_WORDS[at]}} == -- ]]; then _tlctl_command_line \"$at\"; return; fi\n\
+         \x20   done\n\
          \x20   case $previous in\n\
+         {words}\
          \x20   {}) COMPREPLY=($(compgen -f -- \"$current\")); return ;;\n\
          \x20   {}) COMPREPLY=($(compgen -d -- \"$current\")); return ;;\n\
          \x20   esac\n\

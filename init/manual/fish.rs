@@ -1,6 +1,6 @@
 //! The completion for fish, of `tlctl` and of `tl-init`.
 
-use super::options::OPTIONS;
+use super::options::{self, OPTIONS};
 use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
@@ -36,10 +36,10 @@ pub(crate) fn script() -> String {
     text += "\ncomplete -c tl-init -f\ncomplete -c tl-init -n __fish_is_first_arg -a ctl -d 'the client, tlctl'\n";
     for option in OPTIONS {
         let value = match option.value {
-            "" => "",
-            "FILE" => " -rF",
-            "DIR" => " -xa '(__fish_complete_directories)'",
-            _ => " -x",
+            "" => String::new(),
+            "FILE" => " -rF".to_owned(),
+            "DIR" => " -xa '(__fish_complete_directories)'".to_owned(),
+            _ => format!(" -xa '{}'", options::words(option).join(" ")),
         };
         text += &format!("complete -c tl-init -l {}{value} -d '{}'\n", option.name, plain(option.help));
     }

@@ -1,6 +1,6 @@
 //! The completion for zsh, of `tlctl` and of `tl-init`.
 
-use super::options::OPTIONS;
+use super::options::{self, OPTIONS};
 use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
@@ -46,7 +46,7 @@ pub(crate) fn script() -> String {
             "" => String::new(),
             "FILE" => ":FILE:_files".to_owned(),
             "DIR" => ":DIR:_files -/".to_owned(),
-            value => format!(":{}: ", plain(value)),
+            value => format!(":{}:({})", plain(value), options::words(option).join(" ")),
         };
         text += &format!(" \\\n        '--{}[{}]{value}'", option.name, plain(option.help));
     }

@@ -53,6 +53,16 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("idle-secs", "SECS", "75", "time after which an idle connection is closed"),
 ];
 
+/// The words of which one is the value; none if other values are valid. Only the completions use it.
+#[allow(dead_code)]
+pub(crate) fn words(option: &Opt) -> &'static [&'static str] {
+    match option.value {
+        "LEVEL" => &["off", "error", "warn", "info", "debug", "trace"],
+        "FORMAT" => &["text", "json"],
+        _ => &[],
+    }
+}
+
 /// Whether an option that is given several times has all the values, separated by spaces or commas.
 pub(crate) fn is_list(option: &str) -> bool {
     option == "cors-origin"
