@@ -106,6 +106,7 @@ pid1() {
 
 stop() {
     signal=$1
+    is_interrupted=yes
     # Before the fork only unshare itself exists, and no program to shut down.
     target=$(pid1)
     kill "-$signal" ${target:-$child} 2>/dev/null || true
@@ -156,11 +157,16 @@ setsid sh -c 'echo $$ >&9; exec 9>&-; exec unshare "$@"' unshare \
 child=$!
 trap 'stop TERM' INT TERM HUP
 
-status=0
+status=0 again=
 while :; do
-    # A trapped signal interrupts the wait.
-    wait "$child" && status=0 || status=$?
-    kill -0 "$child" 2>/dev/null || break
+    is_interrupted=
+    wait "$child" && ended=0 || ended=$?
+    # Of a child that was waited for already, the status is known.
+    if [ -n "$again" ] && [ $ended = 127 ]; then break; fi
+    status=$ended
+    # A trapped signal interrupts the wait, which then returns the number of the signal.
+    [ -n "$is_interrupted" ] || break
+    again=yes
 done
 exec 9>&-
 trap '' INT TERM HUP
