@@ -3,9 +3,29 @@
 #   init/run.sh PROGRAM [ARG...]
 set -eu
 
+# Those of an earlier daemon, which this script has told the user to export.
+unset TL_INIT_URL TL_INIT_TOKEN_FILE
+
 # A short new path, because it is part of the printed command.
 TL_NS_DIR=$(mktemp -u "${TMPDIR:-/tmp}/tl-init.XXXXXX")
 export TL_NS_DIR
+
+# The token file: that of `--token-file`, else the one that the daemon makes.
+token=$TL_NS_DIR/run/token
+previous=
+for arg in "$@"; do
+    case $previous$arg in
+    --) break ;;
+    --token-file=*) token=${arg#*=} ;;
+    --token-file?*) token=$arg ;;
+    esac
+    previous=
+    [ "$arg" != --token-file ] || previous=$arg
+done
+case $token in
+/*) ;;
+*) token=$PWD/$token ;;
+esac
 
 print_usage() {
     address=$TL_NS_DIR/run/address
@@ -17,9 +37,9 @@ print_usage() {
         sleep 0.1
     done
     url=http://$(cat "$address")
-    token=$TL_NS_DIR/run/token
     settings="TL_INIT_URL=$url"
     auth=
+    # Without authentication there is none.
     if [ -e "$token" ]; then
         settings="$settings TL_INIT_TOKEN_FILE=$token"
         auth='-H "Authorization: Bearer $(cat "$TL_INIT_TOKEN_FILE")" '

@@ -74,7 +74,7 @@ pub enum Error {
         why: String,
     },
     /// The arguments and the environment are longer than the kernel accepts (E2BIG).
-    #[error("`args` and `env` together are longer than the kernel accepts")]
+    #[error("`args` and `env` are longer than the kernel accepts: together, or one of their strings")]
     ArgumentsTooLong,
     /// The working directory does not exist or is not a directory.
     #[error("`working_dir`: there is no directory {0:?}")]
@@ -104,7 +104,7 @@ pub enum Error {
     #[error("`signal` must be a whole number from 1 to 64, not {0}")]
     InvalidSignal(i64),
     /// The number of running processes has reached its limit.
-    #[error("{0} processes are running, which is the limit; end one first")]
+    #[error("as many processes run as are allowed, {0}; end one first")]
     TooManyProcesses(usize),
     /// No terminal session has this id.
     #[error("there is no session {0:?}")]
@@ -113,7 +113,7 @@ pub enum Error {
     #[error("this request needs the token of the session, in `X-PTY-Token` or as the query parameter `token`")]
     InvalidToken,
     /// The number of running terminal sessions has reached its limit.
-    #[error("{0} sessions are running, which is the limit; end one first")]
+    #[error("as many terminal sessions run as are allowed, {0}; end one first")]
     TooManySessions(usize),
     /// The shutdown has begun: no process or session is started any more.
     #[error("the daemon is shutting down")]

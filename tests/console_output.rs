@@ -160,6 +160,6 @@ fn a_wrong_value_is_refused_in_one_line() {
         .expect("run the program");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("TL_INIT_CONSOLE_OUTPUT") && stderr.contains("true or false"), "{stderr}");
+    assert!(stderr.contains("TL_INIT_CONSOLE_OUTPUT") && stderr.contains("true, false, 1 or 0"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }

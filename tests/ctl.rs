@@ -400,6 +400,11 @@ fn boot_shows_the_steps() {
     assert!(
         text.starts_with("STEP") && text.lines().any(|line| line.starts_with("listening") && line.contains(" ok "))
     );
+    // The time of the step, with its fraction.
+    let ms = daemon.boot()["steps"].as_array().expect("steps").iter().find(|step| step["name"] == "listening").unwrap()
+        ["ms"]
+        .to_string();
+    assert!(text.contains(&format!(" {ms} ")), "{ms} in {text}");
     assert_eq!(json_of(&daemon, &["boot", "--json"]), daemon.boot());
 }
 

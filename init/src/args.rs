@@ -10,6 +10,9 @@ use lexopt::Arg;
 use crate::config::{Config, OptionValue, Value, resolve};
 use crate::options::{OPTIONS, PREFIX, help, is_list, variable};
 
+/// What precedes the name of a variable of `init.conf` in messages.
+const CONF: &str = "init.conf: ";
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Invocation {
@@ -77,7 +80,7 @@ pub(crate) fn parse(
     for (name, value) in env {
         let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
         match value.into_string() {
-            Ok(value) => raw.add(name.to_owned(), value),
+            Ok(value) => raw.add("", name.to_owned(), value),
             Err(_) => raw.not_utf8.push(format!("{name} is not UTF-8")),
         }
     }
@@ -85,10 +88,13 @@ pub(crate) fn parse(
 }
 
 impl RawConfig {
-    /// Adds one variable, of the environment or of `init.conf`. An option that was set before keeps its value.
-    pub(crate) fn add(&mut self, name: String, text: String) {
+    /// Adds one variable. `file` is where it comes from, for messages: `init.conf: `, or nothing for the environment. An
+    /// option that was set before keeps its value.
+    fn add(&mut self, file: &str, name: String, text: String) {
         match OPTIONS.iter().find(|option| variable(option.name) == name) {
-            Some(option) => drop(self.values.entry(option.name).or_insert(Value { source: name, text })),
+            Some(option) => {
+                self.values.entry(option.name).or_insert_with(|| Value { source: format!("{file}{name}"), text });
+            }
             // An option of the client, `tlctl`.
             None if name == variable("url") => {}
             None => self.unknown.push(name),
@@ -101,11 +107,11 @@ impl RawConfig {
             let texts = pairs.iter().filter(|(name, _)| *name == list).map(|(_, text)| text.as_str());
             let all = texts.collect::<Vec<_>>().join(" ");
             if !all.is_empty() {
-                self.add(list, all);
+                self.add(CONF, list, all);
             }
         }
         // A list was set above, so that it keeps its value.
-        pairs.into_iter().for_each(|(name, text)| self.add(name, text));
+        pairs.into_iter().for_each(|(name, text)| self.add(CONF, name, text));
     }
 
     /// The directory of `init.conf` and of the service files.
@@ -202,9 +208,9 @@ mod tests {
         let env = [("TL_INIT_RUN_DIR", "/env"), ("OTHER", "x"), ("TL_INIT_NO", "x"), ("TL_INIT_URL", "http://a")];
         let mut raw = raw(&["--log-dir=/arg"], &env);
         for (name, value) in [("LOG_DIR", "/file"), ("RUN_DIR", "/file"), ("KEEP_ENDED", "7"), ("TOKEN", "s3cret")] {
-            raw.add(format!("TL_INIT_{name}"), value.to_owned());
+            raw.add("", format!("TL_INIT_{name}"), value.to_owned());
         }
-        raw.add("nonsense".to_owned(), String::new());
+        raw.add("", "nonsense".to_owned(), String::new());
         let config = raw.resolve().unwrap();
         assert_eq!((config.log_dir, config.run_dir, config.keep_ended), ("/arg".into(), "/env".into(), 7));
         assert_eq!(raw.unknown(), ["TL_INIT_NO", "TL_INIT_TOKEN", "nonsense"]);

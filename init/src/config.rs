@@ -147,8 +147,12 @@ impl OptionValue<'_> {
     }
 
     fn invalid(&self, expected: &str) -> InvalidValue {
+        self.refused(&format!("{:?} is not {expected}", self.text()))
+    }
+
+    fn refused(&self, why: &str) -> InvalidValue {
         let source = self.values.get(self.name).map_or(self.name, |given| &given.source);
-        InvalidValue { option: self.name, message: format!("{source}: {:?} is not {expected}", self.text()) }
+        InvalidValue { option: self.name, message: format!("{source}: {why}") }
     }
 
     pub(crate) fn path(&self) -> Option<PathBuf> {
@@ -163,7 +167,7 @@ impl OptionValue<'_> {
         match self.text().as_str() {
             "" | "0" | "false" => Ok(false),
             "1" | "true" => Ok(true),
-            _ => Err(self.invalid("true or false")),
+            _ => Err(self.invalid("true, false, 1 or 0")),
         }
     }
 
@@ -179,7 +183,7 @@ impl OptionValue<'_> {
     fn origins(&self) -> Result<Vec<Origin>, InvalidValue> {
         let text = self.text();
         let origins = text.split([' ', '\t', ',']).filter(|origin| !origin.is_empty()).map(|origin| {
-            origin.parse().map_err(|error: SpecError| self.invalid(&format!("valid: {origin:?} {}", error.problem)))
+            origin.parse().map_err(|error: SpecError| self.refused(&format!("{origin:?} {}", error.problem)))
         });
         origins.collect()
     }

@@ -109,12 +109,14 @@ impl fmt::Display for CreateError {
 /// If the user was not made, or has no home.
 pub(crate) fn create(user: &NewUser, root: &Path) -> Result<String, CreateError> {
     let etc = root.join("etc");
-    if exists(user, &read(&etc.join("passwd"))?)? {
-        return Ok(format!("the user {} has UID {} already", user.name, user.uid));
-    }
-    if !nix::unistd::geteuid().is_root() {
-        return Err(CreateError::NotRoot(user.clone()));
-    }
+    match exists(user, &read(&etc.join("passwd"))?) {
+        Ok(true) => return Ok(format!("the user {} has UID {} already", user.name, user.uid)),
+        // Another UID would not help.
+        Ok(false) | Err(CreateError::UidTaken(..)) if !nix::unistd::geteuid().is_root() => {
+            return Err(CreateError::NotRoot(user.clone()));
+        }
+        result => result?,
+    };
     make_dir(&etc).map_err(CreateError::File)?;
     let _lock = lock(&etc)?;
     if exists(user, &read(&etc.join("passwd"))?)? {

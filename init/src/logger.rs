@@ -212,11 +212,11 @@ mod tests {
     use super::*;
 
     fn lines(message: &str, pairs: &[(&str, Value<'_>)]) -> (String, Json) {
-        let args = format_args!("{message}");
-        let record = Record::builder().args(args).target("x").key_values(&pairs).build();
-        let json = json(1_234, &record);
+        let print = |record: &Record<'_>| (text(1_234, record), json(1_234, record));
+        let (text, json) =
+            print(&Record::builder().args(format_args!("{message}")).target("x").key_values(&pairs).build());
         assert!(json.len() <= MAX_JSON && json.ends_with('\n') && !json.trim_end().contains('\n'), "{json}");
-        (text(1_234, &record), serde_json::from_str(&json).unwrap())
+        (text, serde_json::from_str(&json).unwrap())
     }
 
     #[test]

@@ -76,7 +76,8 @@ pub(crate) fn variable(option: &str) -> String {
 /// The text of `--help`.
 pub(crate) fn help() -> String {
     let mut text = "tl-init: PID 1 of a sandbox, controlled by a remote client over HTTP\n\n\
-                    usage: tl-init [OPTION…] [-- COMMAND ARG…]\n\n"
+                    usage: tl-init [OPTION…] [-- COMMAND ARG…]\n       \
+                    tl-init ctl COMMAND…    the client, tlctl; see tl-init ctl --help\n\n"
         .to_owned();
     for option in OPTIONS {
         let left = format!("--{} {}", option.name, option.value);

@@ -57,7 +57,7 @@ pub enum FileError {
     #[error("there is no file or directory {0:?}")]
     NotFound(String),
     /// The path is a directory, but the operation needs a file.
-    #[error("{0:?} is a directory, not a file")]
+    #[error("{0:?} names a directory, not a file")]
     IsDirectory(String),
     /// The path, or a component of it that must be a directory, is something else.
     #[error("{0:?} is not a directory, or a component of its path is not")]

@@ -173,7 +173,10 @@ impl SpecBuilder {
         }
         for (key, value) in &spec.env {
             if key.is_empty() || key.contains('=') {
-                return Err(SpecError::new("env", format!("the name {key:?} must not be empty or contain `=`")));
+                return Err(SpecError::new(
+                    "env",
+                    format!("must not have the name {key:?}: a name is not empty and has no `=`"),
+                ));
             }
             no_nul("env", key)?;
             no_nul(&format!("env.{key}"), value)?;

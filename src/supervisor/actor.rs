@@ -17,6 +17,7 @@ use super::message::{Command, Message};
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
 use super::replies::Started;
+use super::reports::LogSource;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
 use super::trace::TraceStop;
@@ -74,7 +75,7 @@ pub(super) struct Actor {
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
     /// How many lines each unit may log.
-    pub(super) log_limit: RateLimit<UnitId>,
+    pub(super) log_limit: RateLimit<LogSource>,
 }
 
 impl Actor {

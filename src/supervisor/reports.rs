@@ -19,6 +19,14 @@ use crate::rate_limit::REPORT_AFTER;
 /// The target of these lines.
 const TARGET: &str = "tl_supervisor::events";
 
+/// What has lines of its own before its lines are left out: a unit, and apart from that its stops. The last line about a
+/// process that has crashed in a loop says that it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LogSource {
+    unit: UnitId,
+    is_stop: bool,
+}
+
 /// The key-value pairs of a line.
 type Fields<'a> = Vec<(&'static str, Value<'a>)>;
 
@@ -33,7 +41,8 @@ impl Actor {
             (self.parts.on_managed_start)(started);
         }
         let level = level(kind, occurrence);
-        self.log(id, level, |member| log_occurrence(level, &Subject::of(id, member), occurrence));
+        let source = LogSource { unit: id, is_stop: matches!(occurrence, Occurrence::Stopped { .. }) };
+        self.log(source, level, |member| log_occurrence(level, &Subject::of(id, member), occurrence));
     }
 
     /// Counts a start that has failed, and logs it. The client that requested it gets the error too.
@@ -41,7 +50,7 @@ impl Actor {
         let Some(kind) = self.parts.fleet.get(id).map(kind) else { return };
         METRICS.start_failed(kind);
         let level = if kind == UnitKind::Plain { Level::Debug } else { Level::Info };
-        self.log(id, level, |member| {
+        self.log(LogSource { unit: id, is_stop: false }, level, |member| {
             let subject = Subject::of(id, member);
             let event = if kind == UnitKind::Terminal { "pty.start_failed" } else { "process.start_failed" };
             let error = error.to_string();
@@ -52,11 +61,11 @@ impl Actor {
     }
 
     /// Calls `line`, which logs a line about a unit, if this level is logged and the unit has not logged too much.
-    fn log(&mut self, id: UnitId, level: Level, line: impl FnOnce(&Member)) {
-        if !log::log_enabled!(target: TARGET, level) || !self.log_limit.admits(&id, self.clock.now().mono) {
+    fn log(&mut self, source: LogSource, level: Level, line: impl FnOnce(&Member)) {
+        if !log::log_enabled!(target: TARGET, level) || !self.log_limit.admits(&source, self.clock.now().mono) {
             return;
         }
-        if let Some(member) = self.parts.fleet.get(id) {
+        if let Some(member) = self.parts.fleet.get(source.unit) {
             line(member);
         }
     }
@@ -64,18 +73,24 @@ impl Actor {
     /// Logs how many lines were left out, where that is due at `now`.
     pub(super) fn log_left_out(&mut self, now: Duration) {
         let seconds = REPORT_AFTER.as_secs();
-        for (unit, count) in self.log_limit.take_due(now) {
+        for (source, count) in self.log_limit.take_due(now) {
             let mut fields: Fields<'_> = vec![("event", Value::from("log.left_out")), ("count", Value::from(count))];
-            match unit {
-                Some(id) => {
+            match source {
+                Some(LogSource { unit: id, .. }) => {
                     fields.push(("handle", Value::from(id.0)));
                     let of = self.parts.fleet.get(id).map(|member| Subject::of(id, member).to_string());
                     let of = of.unwrap_or_else(|| format!("process {id}"));
-                    write(Level::Info, &fields, format_args!("{of}: {count} more such lines within {seconds} s"));
+                    write(
+                        Level::Info,
+                        &fields,
+                        format_args!("{of}: {count} more lines within {seconds} s were left out"),
+                    );
                 }
-                None => {
-                    write(Level::Info, &fields, format_args!("{count} more lines of many units within {seconds} s"))
-                }
+                None => write(
+                    Level::Info,
+                    &fields,
+                    format_args!("{count} more lines of many units within {seconds} s were left out"),
+                ),
             }
         }
     }

@@ -1,9 +1,12 @@
 """Runs the code blocks of the documents, and holds that every block is run by some test."""
 
+import contextlib
+import dataclasses
 import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -57,12 +60,14 @@ def test_documents_have_no_indented_code():
         assert not indented, f"{path}: {indented[0]}"
 
 
-@pytest.fixture
-def printed(tmp_path):
+@contextlib.contextmanager
+def make_run(tmp_path, *options):
     """What `make run` prints below its first line, while its daemon runs: the line to paste, and a command to try."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("TL")}
+    # As after the line of an earlier daemon was pasted.
+    env |= {"TL_INIT_URL": "http://127.0.0.1:1", "TL_INIT_TOKEN_FILE": "/tmp/tl-init.ended/run/token"}
     output = open(tmp_path / "output", "w+b")
-    command = [str(documents.ROOT / "init/run.sh"), BINARY, "--listen", "127.0.0.1:0"]
+    command = [str(documents.ROOT / "init/run.sh"), BINARY, "--listen", "127.0.0.1:0", *options]
     launcher = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
     def lines():
@@ -71,19 +76,47 @@ def printed(tmp_path):
         found = re.search(r"^  (export .*)\n  (curl .*)\n\n", text, re.MULTILINE)
         return found and found.groups()
 
-    yield until("the usage is printed", lines)
-    launcher.terminate()
-    assert launcher.wait(TIMEOUT) == 0
+    try:
+        yield until("the usage is printed", lines)
+    finally:
+        launcher.terminate()
+        status = launcher.wait(TIMEOUT)
+    assert status == 0
 
 
-def test_the_tour_of_the_readme(printed, tmp_path):
-    export, command = printed
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def the_command(export, command):
+    """The two lines, as a block."""
+    return documents.Block("init/run.sh", 0, "sh", "", f"{export}\n{command} | grep -q 'PID 1 is tl-init'\n")
+
+
+def test_make_run_prints_lines_with_the_token_file_of_its_options(tmp_path):
+    token = tmp_path / "own-token"
+    token.write_text("secret")
+    token.chmod(0o600)
+    for options in ([f"--token-file={token}"], ["--token-file", token], ["--no-auth"]):
+        with make_run(tmp_path, *options) as (export, command):
+            assert (str(token) in export) == (options != ["--no-auth"])
+            documents.run([the_command(export, command)], tmp_path, {"PATH": os.environ["PATH"]})
+
+
+def test_the_tour_of_the_readme(tmp_path):
+    with make_run(tmp_path) as printed:
+        check_the_tour(tmp_path, *printed)
+
+
+def check_the_tour(tmp_path, export, command):
     [pasted] = documents.of_group("paste")
     # The name of a temporary directory has any letters and digits.
     shape = [re.sub(r"tl-init\.\w+", "tl-init.X", line) for line in (export, pasted.text)]
     assert documents.without_numbers(shape[0]) == documents.without_numbers(shape[1])
-    first = documents.Block("init/run.sh", 0, "sh", "", f"{export}\n{command} | grep -q 'PID 1 is tl-init'\n")
-    blocks = [first, *documents.of_group("tour")]
+    # The port of the service may be taken on this machine.
+    tour = [dataclasses.replace(block, text=block.text.replace("8765", free_port())) for block in documents.of_group("tour")]
+    blocks = [the_command(export, command), *tour]
     documents.run(blocks, tmp_path, {"PATH": os.environ["PATH"]}, python=sys.executable)
 
 

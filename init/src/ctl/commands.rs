@@ -184,7 +184,7 @@ fn report_table(screen: &Screen, columns: &[Column], list: Json<'_>, name: &str,
         let (result, colour) = if is_ok { ("ok", Colour::Green) } else { ("failed", Colour::Red) };
         cells.push(Cell::plain(&entry.get(name).text()));
         cells.push(Cell::new(result, colour));
-        cells.push(Cell::of_number(entry.get(number).number()));
+        cells.push(Cell::plain(entry.get(number).digits()));
         cells.push(Cell::plain(&entry.get("detail").text()));
     }
 }

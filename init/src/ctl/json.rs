@@ -44,6 +44,11 @@ impl<'a> Json<'a> {
         self.0.parse().ok()
     }
 
+    /// The number as it is written; empty if it is none.
+    pub(crate) fn digits(self) -> &'a str {
+        if self.0.starts_with(|letter: char| letter == '-' || letter.is_ascii_digit()) { self.0 } else { "" }
+    }
+
     /// Whether it is exactly this text: `true`, or a string in quotes.
     pub(crate) fn is(self, text: &str) -> bool {
         self.0 == text
@@ -114,6 +119,7 @@ mod tests {
         assert!(!list.next().is_some());
         assert!(!json.get("a/d").is_some() && !json.get("a/x").is_some() && !json.get("x/y/z").is_some());
         assert_eq!((json.get("e").number(), json.get("e").text()), (None, String::new()));
+        assert_eq!((json.get("e").digits(), json.get("f").digits(), json.get("x").digits()), ("-5", "", ""));
         assert!(json.get("f").is("true"));
         assert_eq!(json.get("g").text(), "é\n😀");
         assert!(json.get("f").members().next().0.is_empty());

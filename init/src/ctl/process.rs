@@ -99,7 +99,7 @@ impl Process<'_> {
     pub(crate) fn add_row(self, now: u64, cells: &mut Vec<Cell>) {
         let (state, colour) = self.state();
         cells.push(Cell::of_number(self.number("pid")));
-        cells.push(Cell::plain(&self.text("managed/id")));
+        cells.push(Cell::plain(&self.text("managed/name")));
         cells.push(Cell::new(&state, colour));
         cells.push(Cell::plain(&self.since(now)));
         cells.push(Cell::of_number(self.number("managed/restart_count")));

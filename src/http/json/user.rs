@@ -56,11 +56,16 @@ deserialize! { [] User; }
 /// # Errors
 /// A sentence that names `user` and says what is expected.
 pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
+    let wrong = |problem: &str| SpecError::new("user", problem);
     if !text.starts_with('{') {
-        return text.parse();
+        let forms = "must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to 4294967294";
+        return text.parse().map_err(|_| wrong(forms));
     }
-    let parsed = serde_json::from_str::<User>(text);
-    parsed.map(|user| user.0).map_err(|error| SpecError::new("user", json::without_position(&error)))
+    let parsed = serde_json::from_str::<User>(text).map(|user| user.0);
+    parsed.map_err(|error| match error.is_data() {
+        true => wrong(&json::without_position(&error)),
+        false => wrong(&format!("must be a JSON object: {}", json::without_position(&error))),
+    })
 }
 
 fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
@@ -112,8 +117,14 @@ mod tests {
     fn a_user_is_parsed_outside_of_a_body() {
         assert_eq!(parse_user("5:6"), Ok(UserSpec::Uid { uid: 5, gid: Some(6) }));
         assert_eq!(parse_user(r#"{"uid": 5}"#), Ok(UserSpec::Uid { uid: 5, gid: None }));
-        for wrong in ["", "{}", "{", r#"{"uid": 5, "name": "x"}"#, "1:2:3"] {
-            assert!(parse_user(wrong).is_err(), "{wrong}");
+        for (wrong, sentence) in [
+            ("", "`user` must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to 4294967294"),
+            ("1:2:3", "`user` must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to 4294967294"),
+            ("{}", "`user` must have `uid` or `name`"),
+            ("{", "`user` must be a JSON object: EOF while parsing an object"),
+            (r#"{"uid": 5, "name": "x"}"#, "`user` `uid` and `name` are mutually exclusive"),
+        ] {
+            assert_eq!(parse_user(wrong).unwrap_err().to_string(), sentence, "{wrong}");
         }
     }
 
