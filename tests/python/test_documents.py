@@ -27,6 +27,9 @@ GROUPS = {
     "service": "test_the_service_file_is_accepted",
     "prometheus": "test_the_configuration_of_prometheus",
     "engine": "tests/vm/test_engines.py",
+    "services": "tests/vm/test_engines.py",
+    "existing": "tests/vm/test_engines.py",
+    "runc": "tests/vm/test_containers.py",
     "qemu": "tests/vm/test_boot.py",
     "contents": "tests/dist/test_release.py",
 }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import urllib.request
 import uuid
 
+import documents
 import pytest
 from machine import CACHE, DIST, ROOT, until
 from tensorlake.sandbox import Sandbox
@@ -122,6 +124,31 @@ def start(request, rootfs, tmp_path):
     yield start
     for container in started:
         container.kill()
+
+
+def test_the_commands_of_the_recipe_work(rootfs, tmp_path):
+    """Those of docs/images.md, with a free port, and with a state of runc of their own."""
+    [block] = documents.of_group("runc")
+    assert block.text.startswith("make rootfs\n")
+    shutil.copytree(ROOT / "examples/runc", tmp_path / "examples/runc")
+    config = json.loads((ROOT / "examples/runc/config.json").read_text())
+    config["root"]["path"] = str(rootfs)
+    config["process"]["args"] = ["/sbin/init", "--listen", "127.0.0.1:0"]
+    (tmp_path / "examples/runc/config.json").write_text(json.dumps(config))
+    wrapper = tmp_path / "runc"
+    wrapper.write_text(f'#!/bin/sh\nexec {CACHE}/runc --root {tmp_path}/state "$@"\n')
+    wrapper.chmod(0o755)
+    # The daemon writes its token a moment after its start.
+    commands = re.sub("^(runc exec .*)", r"until \1 2>/dev/null; do sleep 0.1; done", block.text, flags=re.MULTILINE)
+    commands = commands.removeprefix("make rootfs\n")
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    try:
+        done = subprocess.run(
+            ["bash", "-ec", commands], env=env, cwd=tmp_path, text=True, capture_output=True, timeout=TIMEOUT
+        )
+        assert done.returncode == 0 and len(done.stdout.strip()) == 64, f"{done.stdout}{done.stderr}"
+    finally:
+        subprocess.run([wrapper, "delete", "--force", "tl-init"], check=True)
 
 
 def test_the_api_answers(start):

@@ -168,6 +168,7 @@ def test_an_image_with_a_token_of_the_client(podman, token):
     podman("run", "--detach", "--name", "own", "--publish", "127.0.0.1::9501", "own")
     with Sandbox("sbx-1", proxy_url=podman.url("own"), api_key=TOKEN) as client:
         assert client.run("id", ["-un"]).stdout.strip() == "tl-user"
+    assert "PID" in podman("exec", "own", "tlctl", "ps")
     podman("rm", "--force", "own")
 
 
@@ -183,6 +184,41 @@ def test_the_commands_of_the_recipe_work(podman, tmp_path):
     )
     assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
     assert '"line":"hello from tl-user"' in done.stdout and '"exit_code":0' in done.stdout, done.stdout
+
+
+def test_an_image_with_services(podman, tmp_path):
+    """The Dockerfile of docs/images.md with the service of docs/operations.md, but the test has no packages to install."""
+    [dockerfile], [service] = documents.of_group("services"), documents.of_group("service")
+    lines = [line for line in dockerfile.text.splitlines() if not line.startswith("RUN apt-get")]
+    (tmp_path / "Dockerfile").write_text("\n".join(lines))
+    (tmp_path / "services").mkdir()
+    # In the place of Python's server.
+    body = json.loads(service.text) | {"command": "sh", "args": ["-c", "cat index.html; exec sleep 1000"]}
+    (tmp_path / "services/web.json").write_text(json.dumps(body))
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page/index.html").write_text("<h1>Hello</h1>\n")
+    podman("build", "--tag", "web", tmp_path)
+    podman("run", "--detach", "--name", "web", "web")
+    until("the page is on the console", lambda: "web | <h1>Hello</h1>" in podman("logs", "web"), timeout=TIMEOUT)
+    until("the service runs", lambda: "web" in podman("exec", "web", "tlctl", "ps"), timeout=TIMEOUT)
+    podman("rm", "--force", "--time", "0", "web")
+
+
+def test_an_existing_image_becomes_a_sandbox(podman, tmp_path):
+    """As docs/images.md says, with an image that has another user, an entry point and a command."""
+    (tmp_path / "Dockerfile").write_text(
+        "FROM debian:bookworm-slim\n"
+        "RUN printf '#!/bin/sh\\necho \"entry point as $(id -un): $*\"\\n' >/usr/bin/docker-entrypoint.sh && "
+        "chmod 755 /usr/bin/docker-entrypoint.sh\n"
+        'USER nobody\nENTRYPOINT ["docker-entrypoint.sh"]\nCMD ["node"]\n'
+    )
+    podman("build", "--tag", "existing", tmp_path)
+    [dockerfile] = documents.of_group("existing")
+    assert dockerfile.text.startswith("FROM node:22\n")
+    (tmp_path / "Dockerfile").write_text(dockerfile.text.replace("FROM node:22", "FROM existing"))
+    podman("build", "--file", tmp_path / "Dockerfile", "--tag", "existing-sandbox", "dist")
+    assert run(podman, "existing-sandbox")[:2] == (0, "entry point as tl-user: node\n")
+    assert run(podman, "existing-sandbox", "other", "words")[:2] == (0, "entry point as tl-user: other words\n")
 
 
 # --- the main process
