@@ -3,7 +3,7 @@
 //!
 //! [`Supervisor::builder`] starts a [`Supervisor`]. Its [`Handle`] takes requests from any thread: it starts the process that
 //! a [`ProcessSpec`] describes, and lists, signals, restarts and ends processes. A [`Follower`] reads the output of a process
-//! as it is written. With the feature `http`, which is on by default, [`http::Server`] serves the same over HTTP.
+//! as it is written. With the feature `http`, which is on by default, `http::Server` serves the same over HTTP.
 //!
 //! ```
 //! use tl_supervisor::{Item, ProcessSpec, Supervisor, Target, UserSpec, View};

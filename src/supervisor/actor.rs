@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cgroups::Cgroups;
-use super::context::UnitContext;
+use super::context::{LogSource, UnitContext};
 use super::fd_budget::Share;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
@@ -17,7 +17,6 @@ use super::message::{Command, Message};
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
 use super::replies::Started;
-use super::reports::LogSource;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
 use super::trace::TraceStop;

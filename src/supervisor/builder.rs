@@ -179,7 +179,7 @@ impl Builder {
         self
     }
 
-    /// Time after which a terminal session without an attached client is ended.
+    /// Time after which a terminal session without an attached client is ended. The default is 300 s.
     pub fn session_idle(mut self, time: Duration) -> Self {
         self.session_idle = time;
         self
@@ -211,7 +211,8 @@ impl Builder {
     }
 
     /// Sets a function that is called whenever a run of a managed process has started, with the process and its output.
-    /// It runs on the supervisor thread: it must not block, and a panic ends the supervisor.
+    /// A follower of that output goes on over all runs of the process until it is stopped. The function runs on the
+    /// supervisor thread: it must not block, and a panic ends the supervisor.
     pub fn on_managed_start(mut self, notify: impl FnMut(Started) + Send + 'static) -> Self {
         self.callbacks.on_managed_start = Box::new(notify);
         self
@@ -231,8 +232,8 @@ impl Builder {
     ///
     /// # Errors
     /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
-    /// other files, or belongs to another supervisor or user; the default user is invalid; or threads or
-    /// descriptors have run out.
+    /// other files, or belongs to another supervisor or user; the default user cannot exist, as an empty name; or threads
+    /// or descriptors have run out. A default user that does not exist is no error here but at each start.
     ///
     /// ```
     /// use std::io::ErrorKind;

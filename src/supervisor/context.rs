@@ -107,3 +107,11 @@ fn managed_info(id: UnitId, member: &Member) -> Option<ManagedInfo> {
         next_restart_at: unit.next_restart_at(),
     })
 }
+
+/// What has lines of its own before its lines are left out: a unit, and apart from that its stops. The last line about a
+/// process that has crashed in a loop says that it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LogSource {
+    pub(super) unit: UnitId,
+    pub(super) is_stop: bool,
+}

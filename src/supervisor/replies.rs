@@ -75,7 +75,7 @@ impl Started {
     }
 
     /// Follows the output. `waker` is woken when [`Follower::try_next`] may return an item. A follower that is only
-    /// read with [`Follower::next`] needs no waker: pass [`Waker::noop().clone()`].
+    /// read with [`Follower::next`] needs no waker: pass a clone of [`Waker::noop`].
     pub fn follow(&self, view: View, start: StartAt, waker: Waker) -> Follower {
         self.log.follow(view, start, waker)
     }

@@ -10,7 +10,7 @@ use log::kv::Value;
 use log::{Level, Record};
 
 use super::actor::Actor;
-use super::context::Member;
+use super::context::{LogSource, Member};
 use crate::error::Error;
 use crate::metrics::{METRICS, UnitKind};
 use crate::model::{Exit, HealthStatus, Occurrence, RestartReason, RunEnd, UnitId};
@@ -18,14 +18,6 @@ use crate::rate_limit::REPORT_AFTER;
 
 /// The target of these lines.
 const TARGET: &str = "tl_supervisor::events";
-
-/// What has lines of its own before its lines are left out: a unit, and apart from that its stops. The last line about a
-/// process that has crashed in a loop says that it is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LogSource {
-    unit: UnitId,
-    is_stop: bool,
-}
 
 /// The key-value pairs of a line.
 type Fields<'a> = Vec<(&'static str, Value<'a>)>;
