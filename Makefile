@@ -35,7 +35,7 @@ test-vm: rootfs ## Boot the root file systems in an emulated machine, and run co
 	@tests/need python3
 	@init/images/fetch.sh qemu runc bwrap
 	@tests/need --optional podman
-	@! command -v mmdebstrap >/dev/null || init/images/fetch.sh debian
+	@! command -v podman >/dev/null || init/images/fetch.sh debian
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/vm
 

@@ -161,8 +161,12 @@ status=0 again=
 while :; do
     is_interrupted=
     wait "$child" && ended=0 || ended=$?
-    # Of a child that was waited for already, the status is known.
-    if [ -n "$again" ] && [ $ended = 127 ]; then break; fi
+    # 127 is the status of the program, or there is no child any more: the first wait was not interrupted but had the
+    # status of the program.
+    if [ -n "$again" ] && [ $ended = 127 ]; then
+        case $status in 129 | 130 | 143) status=127 ;; esac
+        break
+    fi
     status=$ended
     # A trapped signal interrupts the wait, which then returns the number of the signal.
     [ -n "$is_interrupted" ] || break

@@ -3,7 +3,8 @@
 #   init/run.sh PROGRAM [ARG...]
 set -eu
 
-# Those of an earlier daemon, which this script has told the user to export.
+# Those of an earlier daemon, which this script has told the user to export. A token file of your own is named by the option
+# `--token-file`; this script does not know of one that an init.conf names.
 unset TL_INIT_URL TL_INIT_TOKEN_FILE
 
 # A short new path, because it is part of the printed command.
@@ -38,10 +39,14 @@ print_usage() {
     done
     url=http://$(cat "$address")
     settings="TL_INIT_URL=$url"
+    case $token in
+    *[!A-Za-z0-9/._-]*) quoted="'$token'" ;;
+    *) quoted=$token ;;
+    esac
     auth=
     # Without authentication there is none.
     if [ -e "$token" ]; then
-        settings="$settings TL_INIT_TOKEN_FILE=$token"
+        settings="$settings TL_INIT_TOKEN_FILE=$quoted"
         auth='-H "Authorization: Bearer $(cat "$TL_INIT_TOKEN_FILE")" '
     fi
     body='{"command": "sh", "args": ["-c", "id; echo PID 1 is $(cat /proc/1/comm)"]}'

@@ -104,7 +104,7 @@ pub enum Error {
     #[error("`signal` must be a whole number from 1 to 64, not {0}")]
     InvalidSignal(i64),
     /// The number of running processes has reached its limit.
-    #[error("as many processes run as are allowed, {0}; end one first")]
+    #[error("the limit of {0} running processes is reached; end one first")]
     TooManyProcesses(usize),
     /// No terminal session has this id.
     #[error("there is no session {0:?}")]
@@ -113,7 +113,7 @@ pub enum Error {
     #[error("this request needs the token of the session, in `X-PTY-Token` or as the query parameter `token`")]
     InvalidToken,
     /// The number of running terminal sessions has reached its limit.
-    #[error("as many terminal sessions run as are allowed, {0}; end one first")]
+    #[error("the limit of {0} running terminal sessions is reached; end one first")]
     TooManySessions(usize),
     /// The shutdown has begun: no process or session is started any more.
     #[error("the daemon is shutting down")]

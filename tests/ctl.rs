@@ -376,7 +376,7 @@ fn colours_are_for_terminals_only_and_can_be_turned_off() {
     for env in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         assert!(!on_terminal(&daemon, 80, &["ps"], &[env]).contains('\x1b'), "{env:?}");
     }
-    // A terminal whose lines cannot be written again is shown the processes once.
+    // A terminal that cannot move its cursor is shown the processes once.
     assert!(!on_terminal(&daemon, 80, &["top"], &[("TERM", "dumb")]).contains('\x1b'));
     assert!(!out_of(&daemon, &["ps"]).contains('\x1b'));
 }

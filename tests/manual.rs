@@ -145,6 +145,7 @@ fn bash_and_fish_complete_commands_options_values_and_processes() {
         // After `--`, and after the first word of a command line, the words are those of the command.
         (&["tlctl", "run", "--", "tlct"], &["tlctl"]),
         (&["tlctl", "run", "cat", "--js"], &[]),
+        (&["tlctl", "stop", "--", "w"], &["web"]),
         (&["tlctl", "run", "--", "cat", "man/tl-"], &["man/tl-init.8"]),
         (&["tl-init", "--", "cat", "--log"], &[]),
     ] {

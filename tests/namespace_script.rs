@@ -60,6 +60,20 @@ fn the_script_removes_everything_however_it_ends() {
 }
 
 #[test]
+fn the_status_of_the_program_is_passed_on_after_a_signal() {
+    // 127 is also the status of a `wait` without a child, 143 that of one that SIGTERM has interrupted.
+    for status in [0, 127, 143] {
+        let parent = tempfile::tempdir().expect("create a directory");
+        let dir = parent.path().join("state");
+        let script = format!("trap 'exit {status}' TERM; touch $TL_INIT_RUN_DIR.up; while :; do sleep 0.02; done");
+        let mut launcher = launch(&dir, &script);
+        wait_until(TIMEOUT, "the process is up", || dir.join("run.up").exists().then_some(()));
+        kill(Pid::from_raw(launcher.id() as i32), Signal::SIGTERM).expect("signal the launcher");
+        assert_eq!(wait_for_exit(&mut launcher).code(), Some(status));
+    }
+}
+
+#[test]
 fn the_script_leaves_users_and_homes_of_the_machine_unchanged() {
     let before = (std::fs::read("/etc/passwd").expect("passwd"), std::fs::read("/etc/group").expect("group"));
     let home = Path::new("/home/tl-user").exists();

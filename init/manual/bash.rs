@@ -15,7 +15,8 @@ pub(crate) fn script() -> String {
          \x20   for ((; at < COMP_CWORD; at++)); do\n\
          \x20       word=${{COMP_WORDS[at]}}\n\
          \x20       case $word in\n\
-         \x20       --) _tlctl_command_line \"$at\"; return ;;\n\
+         \x20       --)\n\
+         \x20           if [[ $command == run || $command == start ]]; then _tlctl_command_line \"$at\"; return; fi ;;\n\
          \x20       {}) ((at++)) ;;\n\
          \x20       -*) ;;\n\
          \x20       *) if [[ -z $command ]]; then command=$word; else ((operands++)); fi ;;\n\

@@ -20,12 +20,11 @@ use super::replies::Started;
 use super::resolver::Resolver;
 use super::shutdown::Shutdown;
 use super::trace::TraceStop;
-use super::tree_watch::TreeWatches;
+use super::tree_watch::{AwaitedKill, TreeWatches};
 use crate::clock::Clock;
 use crate::logs::LogStore;
 use crate::model::{UnitId, UserSpec};
 use crate::output::Output;
-use crate::pending::ReplySender;
 use crate::rate_limit::RateLimit;
 use crate::terminal::Backlog;
 use crate::trees::Trees;
@@ -60,8 +59,8 @@ pub(super) struct Parts {
 pub(super) struct Actor {
     pub(super) parts: Parts,
     pub(super) clock: Clock,
-    /// DELETE requests awaiting the end of the tree: (unit, deadline, reply).
-    pub(super) kills: Vec<(UnitId, Duration, ReplySender<()>)>,
+    /// DELETE requests awaiting the end of the tree.
+    pub(super) kills: Vec<AwaitedKill>,
     pub(super) watches: TreeWatches,
     pub(super) shutdown: Option<Shutdown>,
     /// When to look for ended children among all children.
@@ -73,7 +72,7 @@ pub(super) struct Actor {
     pub(super) sessions: BTreeMap<String, UnitId>,
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
-    /// How many lines each unit may log.
+    /// Limits the log lines of each source.
     pub(super) log_limit: RateLimit<LogSource>,
 }
 
@@ -125,7 +124,7 @@ impl Actor {
 
     /// When [`Actor::tick`] must run next.
     pub(super) fn next_wake(&self) -> Option<Duration> {
-        let kills = self.kills.iter().map(|(_, until, _)| *until);
+        let kills = self.kills.iter().map(|kill| kill.until);
         let shutdown = self.shutdown.as_ref().and_then(Shutdown::deadline);
         let probes = self.parts.probes.deadline();
         let units = self.parts.fleet.deadline().into_iter().chain(self.sessions_deadline());

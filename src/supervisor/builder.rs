@@ -232,7 +232,7 @@ impl Builder {
     ///
     /// # Errors
     /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
-    /// other files, or belongs to another supervisor or user; the default user cannot exist, as an empty name; or threads
+    /// other files, or belongs to another supervisor or user; the default user is malformed, for example an empty name; or threads
     /// or descriptors have run out. A default user that does not exist is no error here but at each start.
     ///
     /// ```

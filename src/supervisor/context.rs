@@ -108,8 +108,8 @@ fn managed_info(id: UnitId, member: &Member) -> Option<ManagedInfo> {
     })
 }
 
-/// What has lines of its own before its lines are left out: a unit, and apart from that its stops. The last line about a
-/// process that has crashed in a loop says that it is stopped.
+/// What the limit on log lines counts separately: the lines about a unit, and the lines that say that it has stopped. So the
+/// last line about a process that has crashed in a loop says what has become of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct LogSource {
     pub(super) unit: UnitId,

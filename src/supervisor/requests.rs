@@ -8,6 +8,7 @@ use super::context::{Member, Pty, UnitContext, info};
 use super::message::Command;
 use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
+use super::tree_watch::AwaitedKill;
 use crate::error::Error;
 use crate::model::{Pid, ProcessSpec, Signal, SignalScope, Target, UnitId};
 use crate::output::Message as ToOutput;
@@ -168,21 +169,24 @@ impl Actor {
     /// Ends a unit. Replies when all processes of its tree have ended, or after [`KILL_REPLY_TIMEOUT`].
     pub(super) fn kill_unit(&mut self, id: UnitId, reply: ReplySender<()>) {
         let now = self.clock.now();
+        let run = self.current_run(id);
         self.step(id, now, Event::Stop);
-        self.kills.push((id, now.mono + KILL_REPLY_TIMEOUT, reply));
+        self.kills.push(AwaitedKill { unit: id, run, until: now.mono + KILL_REPLY_TIMEOUT, reply });
         self.settle_kills(now);
     }
 
     /// Replies to the DELETE requests for which the tree has ended or the deadline has passed.
     pub(super) fn settle_kills(&mut self, now: Now) {
-        let fleet = &self.parts.fleet;
-        let is_gone = |id: UnitId| match fleet.get(id) {
+        let mut kills = std::mem::take(&mut self.kills);
+        let is_gone = |kill: &AwaitedKill| match self.parts.fleet.get(kill.unit) {
             Some(member) => member.unit.is_down() && member.context.tree.is_none(),
-            None => true,
+            // It was forgotten meanwhile, but its tree is still tracked.
+            None => kill.run.is_none_or(|run| self.tracking(run).is_none()),
         };
-        for (_, _, reply) in self.kills.extract_if(.., |(id, until, _)| *until <= now.mono || is_gone(*id)) {
-            reply.send(Ok(()));
+        for kill in kills.extract_if(.., |kill| kill.until <= now.mono || is_gone(kill)) {
+            kill.reply.send(Ok(()));
         }
+        self.kills = kills;
     }
 
     fn restart(&mut self, target: Target, reply: ReplySender<Started>) {

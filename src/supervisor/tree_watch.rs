@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::RunKey;
+use crate::model::{RunKey, UnitId};
+use crate::pending::ReplySender;
 use crate::trees::Tracking;
 
 /// Time to the first check of an awaited tree; it doubles with each check. A cgroup can become
@@ -77,6 +78,17 @@ pub(super) struct Watch {
     pub(super) due: bool,
     /// Number of scans in a row that have found no process.
     pub(super) empty_scans: u32,
+}
+
+/// A request to end a unit that is answered at the end of its tree.
+#[derive(Debug)]
+pub(super) struct AwaitedKill {
+    pub(super) unit: UnitId,
+    /// The last run of the unit at the time of the request.
+    pub(super) run: Option<RunKey>,
+    /// When it is answered in any case.
+    pub(super) until: Duration,
+    pub(super) reply: ReplySender<()>,
 }
 
 impl Watch {

@@ -98,7 +98,7 @@ def the_command(export, command):
 
 
 def test_make_run_prints_lines_with_the_token_file_of_its_options(tmp_path):
-    token = tmp_path / "own-token"
+    token = tmp_path / "own token"
     token.write_text("secret")
     token.chmod(0o600)
     for options in ([f"--token-file={token}"], ["--token-file", token], ["--no-auth"]):

@@ -26,7 +26,7 @@ const NARROWEST: usize = 4;
 pub(crate) struct Screen {
     /// Columns; `None` if stdout is not a terminal.
     pub(crate) width: Option<usize>,
-    /// Rows; `None` if stdout is not a terminal, or one whose lines cannot be written again.
+    /// Rows; `None` if stdout is not a terminal, or a dumb one, which cannot move its cursor.
     pub(crate) height: Option<usize>,
     pub(crate) has_colours: bool,
 }

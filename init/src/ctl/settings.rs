@@ -155,7 +155,7 @@ fn parse_url(text: &'static str) -> Result<Url, &'static str> {
     };
     let address = reachable(SocketAddr::new(ip, port));
     let path = path.trim_end_matches('/');
-    // What the documents of the API name as its address is right as well.
+    // The base URL of the API, which ends in `/api/v1`, is accepted too.
     Ok(Url { address, host, prefix: path.strip_suffix("/api/v1").unwrap_or(path) })
 }
 

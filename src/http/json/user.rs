@@ -58,8 +58,8 @@ deserialize! { [] User; }
 pub fn parse_user(text: &str) -> Result<UserSpec, SpecError> {
     let wrong = |problem: &str| SpecError::new("user", problem);
     if !text.starts_with('{') {
-        let forms = "must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to 4294967294";
-        return text.parse().map_err(|_| wrong(forms));
+        let forms = || format!("must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to {MAX_ID}");
+        return text.parse().map_err(|_| wrong(&forms()));
     }
     let parsed = serde_json::from_str::<User>(text).map(|user| user.0);
     parsed.map_err(|error| match error.is_data() {
@@ -73,7 +73,7 @@ fn object_form(fields: Fields) -> Result<UserSpec, &'static str> {
     let narrow = |id: Id| u32::try_from(id.0).unwrap_or(MAX_ID);
     let gid = fields.gid.map(narrow);
     match (fields.uid, fields.name.map(|name| name.0)) {
-        (Some(_), Some(_)) => Err("`uid` and `name` are mutually exclusive"),
+        (Some(_), Some(_)) => Err("must not have both `uid` and `name`"),
         (Some(uid), None) => Ok(UserSpec::Uid { uid: narrow(uid), gid }),
         (None, Some(name)) if name.is_empty() => Err("`name` must not be empty"),
         (None, Some(name)) => Ok(UserSpec::Name { name, gid }),
@@ -122,7 +122,7 @@ mod tests {
             ("1:2:3", "`user` must be a name, a UID, `uid:gid` or a JSON object, each id from 0 to 4294967294"),
             ("{}", "`user` must have `uid` or `name`"),
             ("{", "`user` must be a JSON object: EOF while parsing an object"),
-            (r#"{"uid": 5, "name": "x"}"#, "`user` `uid` and `name` are mutually exclusive"),
+            (r#"{"uid": 5, "name": "x"}"#, "`user` must not have both `uid` and `name`"),
         ] {
             assert_eq!(parse_user(wrong).unwrap_err().to_string(), sentence, "{wrong}");
         }
