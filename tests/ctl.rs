@@ -416,8 +416,9 @@ fn shutdown_ends_the_daemon_of_a_container() {
     }
     expect_failure(&ctl(&daemon, &["shutdown", "--exit", "--halt"]), 2, "--halt and --exit");
     expect_failure(&ctl(&daemon, &["shutdown", "--grace", "86401"]), 2, "--grace must be at most 86400 seconds");
+    expect_failure(&ctl(&daemon, &["shutdown", "--grace", "-1"]), 2, "--grace must be a number of seconds");
     daemon.sh("trap '' TERM; while :; do sleep 0.01; done");
-    out_of(&daemon, &["shutdown", "--grace", "0.1"]);
+    out_of(&daemon, &["shutdown", "--grace", "0"]);
     assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
     // Without a URL, that of port 9501 of this host, which another daemon may have.
     let url = format!("http://{}", daemon.addr);

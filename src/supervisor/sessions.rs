@@ -119,7 +119,7 @@ impl Actor {
             match session.life.due(now.mono) {
                 None => {}
                 Some(Due::HangUp) => {
-                    log::info!("unit {id}: no client is attached to the terminal session: hanging up");
+                    log::info!("terminal session {id}: no client is attached: hanging up");
                     session.terminal.terminate();
                     self.step(id, now, Event::HangUp);
                 }

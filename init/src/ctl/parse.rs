@@ -145,6 +145,8 @@ fn check(shown: &str, option: &Opt, value: &str) -> Result<(), Error> {
         Kind::Number => "a whole number",
         Kind::Seconds if value.parse::<f64>().is_ok_and(|secs| secs > 0.0 && secs <= 1e9) => return Ok(()),
         Kind::Seconds => "a number of seconds above 0",
+        Kind::Grace if value.parse::<f64>().is_ok_and(|secs| (0.0..=1e9).contains(&secs)) => return Ok(()),
+        Kind::Grace => "a number of seconds",
         Kind::Variable if value.find('=').is_some_and(|at| at > 0) => return Ok(()),
         Kind::Variable => "of the form KEY=VALUE",
         Kind::OneOf(words) if words.contains(&value) => return Ok(()),
@@ -165,6 +167,9 @@ fn place_operands(line: &mut Line, operands: Vec<&'static str>) -> Result<(), Er
         Operands::ProcessOrCommand if !line.words.is_empty() => {}
         Operands::Process | Operands::ProcessOrCommand | Operands::ProcessAndSignal => match rest.next() {
             Some(process) if !process.is_empty() => line.process = process,
+            _ if command.operands == Operands::ProcessOrCommand => {
+                return fail(format_args!("the process is missing: a PID or a name; or, after --, a command"));
+            }
             _ => return fail(format_args!("the process is missing: a PID or a name")),
         },
     }

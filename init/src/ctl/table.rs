@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Number,
     /// A number of seconds above 0; it may have a fraction.
     Seconds,
+    /// A number of seconds from 0 on; it may have a fraction.
+    Grace,
     /// A variable of the environment.
     Variable,
     OneOf(&'static [&'static str]),
@@ -203,7 +205,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             opt("reboot", Kind::Flag, "", "restart the machine"),
             opt("halt", Kind::Flag, "", "halt the machine"),
             opt("exit", Kind::Flag, "", "end the daemon, where it is not that of a machine"),
-            opt("grace", Kind::Seconds, "SECS", "time from SIGTERM to SIGKILL; by default the daemon's"),
+            opt("grace", Kind::Grace, "SECS", "time from SIGTERM to SIGKILL, a day at most; by default the daemon's"),
         ],
     ),
 ];

@@ -36,10 +36,10 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
             _ if serde_json::from_slice::<IgnoredAny>(body).is_ok() => {
                 format!("{field}: {error}: a string must be Unicode, a number within the range of a double")
             }
-            _ => format!("{field}: {error}: the body must be JSON"),
+            _ => format!("the body must be JSON: {error}"),
         })
     })?;
-    json.end().map_err(|error| ApiError::invalid(format!("the body: {error}: it must be one JSON object")))?;
+    json.end().map_err(|error| ApiError::invalid(format!("the body must be one JSON object: {error}")))?;
     Ok(parsed.0)
 }
 
@@ -147,8 +147,8 @@ mod tests {
             ("null", "the body: must be an object, not null"),
             ("", "it is empty"),
             (" \n", "it is empty"),
-            (r#"{"text":"#, "EOF while parsing a value at line 1 column 8: the body must be JSON"),
-            (r#"{"text":""} x"#, "trailing characters at line 1 column 13: it must be one JSON object"),
+            (r#"{"text":"#, "the body must be JSON: EOF while parsing a value at line 1 column 8"),
+            (r#"{"text":""} x"#, "the body must be one JSON object: trailing characters at line 1 column 13"),
             ("{\"text\":\"\u{1}\"}", "control character"),
             (r#"{"text":"\ud800"}"#, "`text`: "),
             (r#"{"text":"\ud800"}"#, ": a string must be Unicode"),

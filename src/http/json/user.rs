@@ -141,7 +141,7 @@ mod tests {
             (r#"{"uid":4294967295}"#, "`user.uid`: must be a whole number from 0 to 4294967294, not 4294967295"),
             (r#"{"uid":-1}"#, "`user.uid`"),
             (r#"{"uid":"1"}"#, "`user.uid`"),
-            (r#"{"uid":1,"name":"root"}"#, "are mutually exclusive"),
+            (r#"{"uid":1,"name":"root"}"#, "must not have both `uid` and `name`"),
             (r#"{"gid":1}"#, "must have `uid` or `name`"),
             ("{}", "must have `uid` or `name`"),
             ("1000", "must be a name"),
