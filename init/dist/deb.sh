@@ -9,7 +9,7 @@ cd "$(dirname "$0")/../.."
 umask 022
 
 version=$1 arch=$2 notices=$3
-maintainer="tl-init maintainers <maintainers@users.noreply.b-seed-b129f066.example>"
+maintainer="tl-init maintainers <maintainers@tl-init.example>"
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 doc=$root/usr/share/doc/tl-init
