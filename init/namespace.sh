@@ -161,14 +161,14 @@ status=0 again=
 while :; do
     is_interrupted=
     wait "$child" && ended=0 || ended=$?
-    # 127 is the status of the program, or there is no child any more: the first wait was not interrupted but had the
-    # status of the program.
+    # 127 is either the status of the program, or `wait` knows the child no longer: then the wait before this one was not
+    # interrupted, and has returned the status of the program.
     if [ -n "$again" ] && [ $ended = 127 ]; then
         case $status in 129 | 130 | 143) status=127 ;; esac
         break
     fi
     status=$ended
-    # A trapped signal interrupts the wait, which then returns the number of the signal.
+    # A trapped signal interrupts the wait, which then returns 128 and the number of the signal.
     [ -n "$is_interrupted" ] || break
     again=yes
 done

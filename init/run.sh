@@ -3,8 +3,9 @@
 #   init/run.sh PROGRAM [ARG...]
 set -eu
 
-# Those of an earlier daemon, which this script has told the user to export. A token file of your own is named by the option
-# `--token-file`; this script does not know of one that an init.conf names.
+# This script tells the user to export these variables for the client. Those of an earlier daemon must not become options of
+# this one. To use a token file of your own, give the option `--token-file`: the lines that this script prints do not name
+# a token file that is only in an init.conf.
 unset TL_INIT_URL TL_INIT_TOKEN_FILE
 
 # A short new path, because it is part of the printed command.

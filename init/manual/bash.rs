@@ -50,7 +50,7 @@ pub(crate) fn script() -> String {
     text
 }
 
-/// One lists the processes; the other completes a command line that begins after the word with that number.
+/// `_tlctl_processes` lists the processes. `_tlctl_command_line N` completes a command line that begins after word N.
 const FUNCTIONS: &str = "_tlctl_processes() {
     tlctl ps --json 2>/dev/null | grep -o '\"pid\":[0-9]*\\|\"name\":\"[^\"]*\"' | sed 's/^[^:]*://; s/\"//g'
 }

@@ -204,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn the_words_of_the_completions_are_valid_values() {
+        for option in OPTIONS {
+            for word in crate::options::words(option) {
+                let raw = raw(&[&format!("--{}={word}", option.name)], &[]);
+                assert!(raw.resolve().is_ok(), "--{} {word}", option.name);
+            }
+        }
+    }
+
+    #[test]
     fn arguments_and_environment_take_precedence_over_init_conf() {
         let env = [("TL_INIT_RUN_DIR", "/env"), ("OTHER", "x"), ("TL_INIT_NO", "x"), ("TL_INIT_URL", "http://a")];
         let mut raw = raw(&["--log-dir=/arg"], &env);

@@ -53,7 +53,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("idle-secs", "SECS", "75", "time after which an idle connection is closed"),
 ];
 
-/// The words of which one is the value; none if other values are valid. Only the completions use it.
+/// The words of which one is the value; none if other values are valid. Only the completions and a test use it.
 #[allow(dead_code)]
 pub(crate) fn words(option: &Opt) -> &'static [&'static str] {
     match option.value {

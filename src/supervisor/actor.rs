@@ -111,7 +111,7 @@ impl Actor {
             }
             self.tick();
             if is_message && self.parts.inbox.is_empty() {
-                // Nobody waits for this thread at the moment, except for the end of a tree.
+                // No request waits for this thread at the moment, except those that await the end of a tree.
                 let now = self.clock.now();
                 self.watch_leftovers(now);
                 self.settle_kills(now);

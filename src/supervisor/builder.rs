@@ -232,8 +232,8 @@ impl Builder {
     ///
     /// # Errors
     /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
-    /// other files, or belongs to another supervisor or user; the default user is malformed, for example an empty name; or threads
-    /// or descriptors have run out. A default user that does not exist is no error here but at each start.
+    /// other files, or belongs to another supervisor or user; the default user is malformed, for example an empty name;
+    /// or threads or descriptors have run out. A default user that does not exist is no error here but at each start.
     ///
     /// ```
     /// use std::io::ErrorKind;

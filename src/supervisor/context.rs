@@ -113,5 +113,6 @@ fn managed_info(id: UnitId, member: &Member) -> Option<ManagedInfo> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct LogSource {
     pub(super) unit: UnitId,
+    /// Whether the line says that the unit has stopped.
     pub(super) is_stop: bool,
 }

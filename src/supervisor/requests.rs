@@ -168,20 +168,20 @@ impl Actor {
 
     /// Ends a unit. Replies when all processes of its tree have ended, or after [`KILL_REPLY_TIMEOUT`].
     pub(super) fn kill_unit(&mut self, id: UnitId, reply: ReplySender<()>) {
+        let Some(run) = self.current_run(id) else { return reply.send(Ok(())) };
         let now = self.clock.now();
-        let run = self.current_run(id);
         self.step(id, now, Event::Stop);
-        self.kills.push(AwaitedKill { unit: id, run, until: now.mono + KILL_REPLY_TIMEOUT, reply });
+        self.kills.push(AwaitedKill { run, until: now.mono + KILL_REPLY_TIMEOUT, reply });
         self.settle_kills(now);
     }
 
     /// Replies to the DELETE requests for which the tree has ended or the deadline has passed.
     pub(super) fn settle_kills(&mut self, now: Now) {
         let mut kills = std::mem::take(&mut self.kills);
-        let is_gone = |kill: &AwaitedKill| match self.parts.fleet.get(kill.unit) {
+        let is_gone = |kill: &AwaitedKill| match self.parts.fleet.get(kill.run.0) {
             Some(member) => member.unit.is_down() && member.context.tree.is_none(),
-            // It was forgotten meanwhile, but its tree is still tracked.
-            None => kill.run.is_none_or(|run| self.tracking(run).is_none()),
+            // The unit was forgotten meanwhile. Its tree is tracked until all processes have ended.
+            None => self.tracking(kill.run).is_none(),
         };
         for kill in kills.extract_if(.., |kill| kill.until <= now.mono || is_gone(kill)) {
             kill.reply.send(Ok(()));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::{RunKey, UnitId};
+use crate::model::RunKey;
 use crate::pending::ReplySender;
 use crate::trees::Tracking;
 
@@ -83,9 +83,8 @@ pub(super) struct Watch {
 /// A request to end a unit that is answered at the end of its tree.
 #[derive(Debug)]
 pub(super) struct AwaitedKill {
-    pub(super) unit: UnitId,
     /// The last run of the unit at the time of the request.
-    pub(super) run: Option<RunKey>,
+    pub(super) run: RunKey,
     /// When it is answered in any case.
     pub(super) until: Duration,
     pub(super) reply: ReplySender<()>,

@@ -21,8 +21,8 @@ pub enum Auth {
     /// No one. This is the default, so that an omission is safe.
     #[default]
     DenyAll,
-    /// Clients that send exactly these bytes as `Authorization: Bearer <token>`; a newline at the end of a file is not
-    /// part of its token. An empty token allows no client.
+    /// Clients that send exactly these bytes as `Authorization: Bearer <token>`. Of a token that was read from a file, strip
+    /// the newline first. An empty token allows no client.
     Token(Vec<u8>),
     /// Everyone. Use it only for a port that no untrusted client can reach, or behind a proxy that authenticates.
     AllowAll,
