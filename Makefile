@@ -23,6 +23,7 @@ test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	@tests/need --optional shells
 	cargo test --workspace
 	cargo test --package tl-init --bench figures -- --quick
+	cargo test --package tl-init --features fault-injection --test panics
 
 test-python: ## Run the public Python and npm clients, unmodified, against the real binary
 	@tests/need unshare cc python3 curl

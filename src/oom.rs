@@ -44,8 +44,8 @@ impl OomThread {
                 on_kill();
             }
         };
-        // The end of this thread needs no handling: without it, OOM kills are only attributed less precisely.
-        let thread = thread::spawn("oom", body, || {})?;
+        // An error needs no handling: without the thread, OOM kills are only attributed less precisely.
+        let thread = thread::spawn_persistent("oom", body)?;
         Ok(OomThread { waker, thread: Some(thread) })
     }
 }

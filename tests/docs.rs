@@ -1,5 +1,5 @@
-//! Checks that every path and link of a document leads somewhere, and that every heading of `docs/api.md` that a comment
-//! cites exists.
+//! Checks that every path and link of a document leads somewhere, that every test that a document names exists, and that
+//! every heading of `docs/api.md` that a comment cites exists.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -136,6 +136,40 @@ fn every_path_and_link_of_a_document_leads_somewhere() {
     assert!(missing.is_empty(), "no such file or directory:\n{}", missing.join("\n"));
 }
 
+/// The documents that name the test of each claim.
+const DOCUMENTS_WITH_TESTS: [&str; 2] = ["docs/reliability.md", "docs/security.md"];
+
+/// The tests that a text names: a file of Rust or Python in a code span, then names in code spans of their own.
+fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let (mut file, mut named) = ("", Vec::new());
+    for span in text.split('`').skip(1).step_by(2) {
+        let is_name = span.contains('_') && span.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if span.ends_with(".rs") || span.ends_with(".py") {
+            file = span;
+        } else if is_name && !file.is_empty() {
+            named.push((file, span));
+        } else {
+            file = "";
+        }
+    }
+    named
+}
+
+#[test]
+fn every_test_that_a_document_names_exists() {
+    let mut missing = Vec::new();
+    for document in DOCUMENTS_WITH_TESTS {
+        let text = fs::read_to_string(root().join(document)).unwrap_or_default();
+        for (file, name) in named_tests(&text) {
+            let source = fs::read_to_string(root().join(file)).unwrap_or_default();
+            if !["fn ", "def "].iter().any(|keyword| source.contains(&format!("{keyword}{name}("))) {
+                missing.push(format!("{document}: {file} {name}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "no such test:\n{}", missing.join("\n"));
+}
+
 #[test]
 fn every_heading_of_the_api_that_a_comment_cites_exists() {
     let api = fs::read_to_string(root().join("docs/api.md")).unwrap();
@@ -161,6 +195,8 @@ fn paths_and_citations_are_found_in_text() {
     let targets = link_targets("[a](docs/api.md#errors) [b](https://x.example) [c](#here) [d](a.svg)");
     assert_eq!(targets, [("docs/api.md", Some("errors")), ("", Some("here")), ("a.svg", None)]);
     assert_eq!(anchors("# A `b`\n```\n# no\n```\n## What it's, c_d\n"), ["a-b", "what-its-c_d"]);
+    let row = "| `http-conn` | `tests/a.rs` `one_test`, `another_2` | `src/x.rs` `Type` `not_one` |";
+    assert_eq!(named_tests(row), [("tests/a.rs", "one_test"), ("tests/a.rs", "another_2")]);
     let comment = "    /// The limits (docs/api.md,\n    /// Limits) and `docs/api.md`, Errors.\n";
     let found = citations(comment);
     assert!(found[0].starts_with("Limits)") && found[1].starts_with("Errors."), "{found:?}");

@@ -43,6 +43,7 @@ mod signal_masks;
 mod slow_readers;
 mod stdin;
 mod stdio_reopen;
+mod strangers;
 mod task_limit;
 mod terminal_clients;
 mod terminal_io;

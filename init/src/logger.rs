@@ -15,6 +15,7 @@ use env_logger::{Builder, Target};
 use log::kv::{Error, Key, Value, VisitSource, VisitValue};
 use log::{LevelFilter, Record};
 use serde_json::{Map, Value as Json};
+use tl_os::thread;
 
 use crate::config::LogFormat;
 use sink::{MAX_WRITE, Sink};
@@ -91,7 +92,9 @@ pub(crate) fn start(level: LevelFilter, format: LogFormat) {
     // If a logger has been started before, it is kept.
     let _ = builder.try_init();
     // The default hook writes to stderr and can block.
-    std::panic::set_hook(Box::new(|panic| log::error!("{panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        thread::with_name(|name| log::error!("thread {name} {panic}"));
+    }));
 }
 
 /// The line of a record as text, with its newline.

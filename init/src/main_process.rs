@@ -71,6 +71,7 @@ pub(crate) fn start(
             Ok(started) => started.wait(None).map(|end| End::Exited(of_exit(end.exit))),
             Err(error) => Some(End::NotStarted(error)),
         };
+        thread::fault_point();
         if end.is_none_or(report) { Ok(()) } else { Err(io::Error::other("the main thread has ended")) }
     };
     // Without a report, the end of the main process would go unnoticed.

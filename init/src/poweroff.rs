@@ -24,6 +24,12 @@ pub(crate) struct Ending {
     pub(crate) status: u8,
 }
 
+impl Ending {
+    /// The end after a failure of the program itself: a power-off, because on a machine an exit of PID 1 is a kernel
+    /// panic.
+    pub(crate) const FAILURE: Ending = Ending { action: EndAction::PowerOff, status: FAILURE };
+}
+
 /// Maximum time to wait for a disk that does not respond.
 pub(crate) const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -87,7 +93,7 @@ fn end_machine(action: EndAction) -> Result<Infallible, Errno> {
 /// Kills all processes when no supervisor can end them in order.
 pub(crate) fn last_resort() -> Ending {
     kill_everything(Supervisor::SHUTDOWN_MARGIN);
-    Ending { action: EndAction::PowerOff, status: FAILURE }
+    Ending::FAILURE
 }
 
 /// Ends the program after the main thread has panicked, which the panic hook has logged.

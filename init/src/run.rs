@@ -1,5 +1,6 @@
 //! The main thread: starts everything, waits for a reason to shut down, and shuts down in order.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,16 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     let ends = sender.clone();
     let on_end = move || drop(ends.send(Event::SupervisorEnded));
     let base = start::start(role, &raw, report, on_trace_stop, on_end)?;
-    let mut main = Main { base, server: None, sender, events, main_process: None, ignored: Ignored::new() };
+    let mut main = Main {
+        base,
+        server: None,
+        sender,
+        events,
+        main_process: None,
+        asked_to_end: false,
+        shutdown: None,
+        ignored: Ignored::new(),
+    };
     if let Err(error) = main.listen() {
         if role != Role::Machine {
             return Err(error);
@@ -67,7 +77,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     }
     let reload = main.start_services();
     main.start_main_process();
-    let ending = main.wait_for_end(&reload);
+    let ending = main.wait_for_end_despite_panics(&reload);
     if let Some(server) = &main.server {
         server.shutdown();
     }
@@ -84,9 +94,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
 
 fn watch_signals(sender: Sender<Event>, role: Role, report: &Report) -> Result<Option<SignalThread>, String> {
     let notice = move |received| drop(sender.send(Event::Signal(received)));
-    // Without the thread, signals do not shut the daemon down; everything else continues.
-    let died = || log::error!("signals are no longer watched");
-    match SignalThread::start("signals", &signals::all(), notice, died) {
+    match SignalThread::start("signals", &signals::all(), notice) {
         Ok(thread) => Ok(Some(thread)),
         Err(error) if role == Role::Machine => {
             report.failed("signals", &error.to_string());
@@ -113,6 +121,10 @@ struct Main {
     events: Receiver<Event>,
     /// The main process with whose end the program ends. `None` once it has ended, and on a machine.
     main_process: Option<UnitId>,
+    /// Whether the main process was sent a signal that asks it to end.
+    asked_to_end: bool,
+    /// The shutdown, once it has begun.
+    shutdown: Option<Shutdown>,
     ignored: Ignored,
 }
 
@@ -193,12 +205,12 @@ impl Main {
         let mut services = Services::new(&config.config_dir, supervisor.handle(), report.clone());
         let body = move || {
             services.load();
-            for () in requests {
+            while thread::idle(|| requests.recv()).is_ok() {
                 services.load();
             }
             Ok(())
         };
-        if let Err(error) = thread::spawn("services", body, || log::error!("the services thread has ended")) {
+        if let Err(error) = thread::spawn_persistent("services", body) {
             report.failed("services", &error.to_string());
             log::error!("services: {error}");
         }
@@ -218,18 +230,26 @@ impl Main {
         }
     }
 
+    /// Calls [`Main::wait_for_end`]. If that panics, shuts down in order; if it does so again, by force.
+    fn wait_for_end_despite_panics(&mut self, reload: &Sender<()>) -> Ending {
+        let wait = |main: &mut Main| catch_unwind(AssertUnwindSafe(|| main.wait_for_end(reload)));
+        let waited = wait(self).or_else(|_| {
+            log::error!("the main thread has panicked: shutting down");
+            self.shut_down(Ending::FAILURE, self.base.config.shutdown_grace);
+            wait(self)
+        });
+        waited.unwrap_or_else(|_| self.end_by_force("the main thread has panicked again"))
+    }
+
     /// Waits for the first reason to shut down, and shuts down within the grace; a second signal ends the grace.
     fn wait_for_end(&mut self, reload: &Sender<()>) -> Ending {
-        let mut shutdown: Option<Shutdown> = None;
-        // Whether the main process was sent a signal that asks it to end.
-        let mut asked_to_end = false;
         loop {
-            let overdue = shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
+            let overdue = self.shutdown.as_ref().map_or_else(never, |shutdown| at(shutdown.overdue));
             let left_out = self.ignored.due().map_or_else(never, at);
             let retry = if self.server.is_none() { after(RETRY) } else { never() };
             let event = select! {
                 recv(self.events) -> event => event.ok(),
-                recv(overdue) -> _ => return self.end_by_force("does not answer", shutdown),
+                recv(overdue) -> _ => return self.end_by_force("the supervisor does not answer"),
                 recv(left_out) -> _ => {
                     self.ignored.log_left_out();
                     continue;
@@ -241,18 +261,17 @@ impl Main {
                     continue;
                 }
             };
+            thread::fault_point();
             match event {
-                Some(Event::Signal(received)) => {
-                    self.handle_signal(received, &mut shutdown, &mut asked_to_end, reload);
-                }
+                Some(Event::Signal(received)) => self.handle_signal(received, reload),
                 Some(Event::ShutDown(action, grace)) => {
                     log::info!("POST /shutdown: shutting down");
                     let grace = grace.unwrap_or(self.base.config.shutdown_grace);
-                    self.shut_down(&mut shutdown, Ending { action, status: 0 }, grace);
+                    self.shut_down(Ending { action, status: 0 }, grace);
                 }
                 Some(Event::MainProcess(end)) => {
                     let status = self.main_status(&end);
-                    self.main_process_ended(status, &mut shutdown);
+                    self.main_process_ended(status);
                 }
                 Some(Event::TraceStop(stop)) => {
                     let pid = stop.pid();
@@ -261,53 +280,44 @@ impl Main {
                     }
                 }
                 Some(Event::ShutdownAnswered) => {
-                    match shutdown.as_ref().and_then(|shutdown| shutdown.done.try_take()) {
-                        Some(Ok(())) => {
-                            return self
-                                .with_main_status(shutdown.map_or_else(last_resort, |shutdown| shutdown.ending));
-                        }
-                        Some(Err(_)) => return self.end_by_force("has ended", shutdown),
-                        None => {}
+                    match self.shutdown.as_ref().map(|shutdown| (shutdown.ending, shutdown.done.try_take())) {
+                        Some((ending, Some(Ok(())))) => return self.with_main_status(ending),
+                        Some((_, Some(Err(_)))) => return self.end_by_force("the supervisor has ended"),
+                        _ => {}
                     }
                 }
-                Some(Event::SupervisorEnded) => return self.end_by_force("has ended", shutdown),
+                Some(Event::SupervisorEnded) => return self.end_by_force("the supervisor has ended"),
                 // The channel is closed, which cannot happen while this thread holds a sender.
                 None => {}
             }
         }
     }
 
-    fn handle_signal(
-        &mut self,
-        received: Received,
-        shutdown: &mut Option<Shutdown>,
-        asked_to_end: &mut bool,
-        reload: &Sender<()>,
-    ) {
+    fn handle_signal(&mut self, received: Received, reload: &Sender<()>) {
         let signal = received.signal;
         if !signals::is_authorised(received, geteuid().as_raw()) {
             return self.ignored.log(received);
         }
         // During a shutdown, signals are no longer forwarded: the main process is being ended anyway.
-        let forward_to = self.main_process.filter(|_| shutdown.is_none());
+        let forward_to = self.main_process.filter(|_| self.shutdown.is_none());
         match signals::meaning(self.base.role, forward_to.is_some(), signal) {
-            Meaning::End { .. } if shutdown.is_some() => {
+            Meaning::End { .. } if self.shutdown.is_some() => {
                 log::info!("signal {signal} during the shutdown: ending the grace");
-                self.end_grace(shutdown);
+                self.end_grace();
             }
             Meaning::End { action, grace, status } => {
                 log::info!("signal {signal}: shutting down");
                 let grace = if grace { self.base.config.shutdown_grace } else { Duration::ZERO };
-                self.shut_down(shutdown, Ending { action, status }, grace);
+                self.shut_down(Ending { action, status }, grace);
             }
-            Meaning::Forward { ends: true } if *asked_to_end => {
+            Meaning::Forward { ends: true } if self.asked_to_end => {
                 log::info!(
                     "signal {signal}: the second that asks the main process to end: shutting down without grace"
                 );
-                self.shut_down(shutdown, Ending { action: EndAction::Exit, status: 0 }, Duration::ZERO);
+                self.shut_down(Ending { action: EndAction::Exit, status: 0 }, Duration::ZERO);
             }
             Meaning::Forward { ends } => {
-                *asked_to_end |= ends;
+                self.asked_to_end |= ends;
                 if let Some(unit) = forward_to
                     && let Ok(signal) = Signal::try_from(signal)
                 {
@@ -322,24 +332,25 @@ impl Main {
     }
 
     /// Begins the shutdown, or shortens the one that has begun.
-    fn shut_down(&self, shutdown: &mut Option<Shutdown>, ending: Ending, grace: Duration) {
+    fn shut_down(&mut self, ending: Ending, grace: Duration) {
         let done = self.base.supervisor.handle().begin_shutdown(grace);
         let overdue = Instant::now() + grace + Supervisor::SHUTDOWN_MARGIN;
+        let Some(shutdown) = &mut self.shutdown else {
+            done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
+            self.shutdown = Some(Shutdown { ending, done, overdue });
+            return;
+        };
         // The supervisor logs that the shutdown begins, and that it is done.
-        if shutdown.as_ref().is_some_and(|shutdown| shutdown.overdue <= overdue) {
+        if shutdown.overdue <= overdue {
             log::info!("shutdown with {} s of grace: the earlier deadline is kept", grace.as_secs_f64());
         }
-        let shutdown = shutdown.get_or_insert_with(|| {
-            done.set_waker(Arc::new(AnswerWaker(self.sender.clone())).into());
-            Shutdown { ending, done, overdue }
-        });
         shutdown.overdue = overdue.min(shutdown.overdue);
     }
 
     /// Ends the grace of the shutdown that has begun.
-    fn end_grace(&self, shutdown: &mut Option<Shutdown>) {
-        if let Some(Shutdown { ending, .. }) = *shutdown {
-            self.shut_down(shutdown, ending, Duration::ZERO);
+    fn end_grace(&mut self) {
+        if let Some(Shutdown { ending, .. }) = self.shutdown {
+            self.shut_down(ending, Duration::ZERO);
         }
     }
 
@@ -356,24 +367,24 @@ impl Main {
         }
     }
 
-    fn main_process_ended(&mut self, status: u8, shutdown: &mut Option<Shutdown>) {
+    fn main_process_ended(&mut self, status: u8) {
         self.main_process = None;
-        match shutdown {
+        match &mut self.shutdown {
             _ if self.base.role == Role::Machine => {}
             Some(shutdown) => shutdown.ending.status = status,
             None => {
                 log::info!(event = "main_process.ended", exit_code = status; "the main process has ended with status {status}: shutting down");
                 let ending = Ending { action: EndAction::Exit, status };
-                self.shut_down(shutdown, ending, self.base.config.shutdown_grace);
+                self.shut_down(ending, self.base.config.shutdown_grace);
             }
         }
     }
 
-    /// Ends all processes without the supervisor. If a shutdown has begun, its action is kept.
-    fn end_by_force(&self, why: &str, shutdown: Option<Shutdown>) -> Ending {
-        log::error!("the supervisor {why}: killing all processes");
+    /// Kills all processes without the supervisor. If a shutdown has begun, its action is kept.
+    fn end_by_force(&self, why: &str) -> Ending {
+        log::error!("{why}: killing all processes");
         let ending = last_resort();
-        shutdown.map_or(ending, |shutdown| self.with_main_status(shutdown.ending))
+        self.shutdown.as_ref().map_or(ending, |shutdown| self.with_main_status(shutdown.ending))
     }
 
     /// The ending with the main process's exit status. If that is not known yet, waits for it for [`STATUS_TIMEOUT`];

@@ -40,7 +40,7 @@ pub struct SignalThread {
 
 impl SignalThread {
     /// Starts the thread `name`. It calls `notice` for each of `signals` that is received; several pending ones of the
-    /// same number count as one. `died` is called if the thread ends by a panic or an error.
+    /// same number count as one. A panic of `notice` costs that signal only.
     ///
     /// Handlers are installed for `signals` in the whole process. The thread has them unblocked. They are blocked for
     /// the calling thread from now on, and should be blocked in every other thread. One that was received while it was
@@ -53,7 +53,6 @@ impl SignalThread {
         name: &str,
         signals: &[i32],
         mut notice: impl FnMut(Received) + Send + 'static,
-        died: impl FnOnce() + Send + 'static,
     ) -> io::Result<SignalThread> {
         if !signals.iter().all(|signal| can_be_handled(*signal)) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -70,11 +69,12 @@ impl SignalThread {
             sigmask::unblock(&mine)?;
             for origin in signals.forever() {
                 let sender = origin.process.map(|process| Sender { pid: process.pid, uid: process.uid });
+                thread::fault_point();
                 notice(Received { signal: origin.signal, sender });
             }
             Ok(())
         };
-        let thread = thread::spawn(name, body, died)?;
+        let thread = thread::spawn_persistent(name, body)?;
         Ok(SignalThread { handle, thread: Some(thread) })
     }
 }
@@ -111,7 +111,7 @@ mod tests {
         raise(Signal::SIGUSR2).unwrap();
         let (tell, told) = unbounded();
         let notice = move |received: Received| tell.send(received).unwrap();
-        let _thread = SignalThread::start("signals", &[libc::SIGUSR2], notice, || {}).unwrap();
+        let _thread = SignalThread::start("signals", &[libc::SIGUSR2], notice).unwrap();
         let received = told.recv_timeout(Duration::from_secs(30)).unwrap();
         assert_eq!(received.signal, libc::SIGUSR2);
         assert_eq!(received.sender.unwrap().pid, std::process::id() as i32);
@@ -126,7 +126,7 @@ mod tests {
         let signal = libc::SIGRTMIN() + 7;
         let (tell, told) = unbounded();
         let notice = move |received: Received| tell.send(received.signal).unwrap();
-        let _thread = SignalThread::start("signals", &[signal], notice, || {}).unwrap();
+        let _thread = SignalThread::start("signals", &[signal], notice).unwrap();
         // SAFETY: it takes two integers; there is a handler for the signal.
         unsafe { libc::kill(std::process::id() as i32, signal) };
         assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(signal));
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_signal_that_cannot_be_handled_is_an_error() {
         for signal in [libc::SIGKILL, libc::SIGSTOP, libc::SIGSEGV, 0, 65, -1] {
-            let result = SignalThread::start("signals", &[signal], |_| {}, || {});
+            let result = SignalThread::start("signals", &[signal], |_| {});
             assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EINVAL), "{signal}");
         }
     }

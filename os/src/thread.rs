@@ -4,7 +4,8 @@ mod pulse;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::time::Duration;
 
 pub use pulse::{ThreadState, idle, states};
 
@@ -12,6 +13,10 @@ use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 
 /// Stack size of a thread in bytes: several times what any thread of the programs needs. Only pages in use take memory.
 const STACK: usize = 256 << 10;
+
+/// Pause after a panic before a thread of [`spawn_persistent`] continues, so that one that panics again and again does
+/// not take a CPU.
+const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// Starts a thread with all signals blocked, so that signal handlers run only in the threads that are meant for them.
 /// If the thread ends by an error or a panic, `died` is called in it; an error is logged, a panic is left to the panic
@@ -41,6 +46,47 @@ pub fn spawn(
     })
 }
 
+/// Starts a thread as [`spawn`] does, which outlives its own panics: after each, it calls `body` again a second later. So
+/// `body` must be able to go on with what a panic has left. If `body` returns, the thread ends; an error is logged.
+///
+/// # Errors
+/// When the system has no thread left.
+pub fn spawn_persistent(
+    name: &str,
+    mut body: impl FnMut() -> io::Result<()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let thread_name = name.to_owned();
+    let persistent = move || {
+        loop {
+            match catch_unwind(AssertUnwindSafe(&mut body)) {
+                Ok(result) => return result,
+                Err(_) => log::error!("thread {thread_name} has panicked; it continues"),
+            }
+            sleep(PAUSE_AFTER_PANIC);
+        }
+    };
+    spawn(name, persistent, || {})
+}
+
+/// Calls `use_name` with the name of the calling thread. The main thread of a program with
+/// [`entry_point`](crate::entry_point) is `main`, as in any other program.
+pub fn with_name<T>(use_name: impl FnOnce(&str) -> T) -> T {
+    use_name(std::thread::current().name().unwrap_or("main"))
+}
+
+/// In a build with the feature `fault-injection`, panics if a test asks this thread to: if the directory that the
+/// environment variable `TL_FAULTS` names contains a file with the name of the thread, which is removed. Otherwise does
+/// nothing. Each thread that outlives the call that started it calls this once per turn, most of them by [`idle`].
+#[inline]
+pub fn fault_point() {
+    #[cfg(feature = "fault-injection")]
+    if let Some(dir) = std::env::var_os("TL_FAULTS")
+        && with_name(|name| std::fs::remove_file(std::path::Path::new(&dir).join(name))).is_ok()
+    {
+        std::panic::panic_any("a fault that a test has injected");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -60,6 +106,19 @@ mod tests {
         let died = move || tell.send("died").unwrap();
         spawn("failing", || Err(io::Error::other("on purpose")), died).unwrap().join().unwrap();
         assert_eq!(told.recv(), Ok("died"));
+    }
+
+    #[test]
+    fn a_persistent_thread_continues_after_a_panic_and_ends_when_it_returns() {
+        let (tell, told) = bounded(3);
+        let mut turn = 0;
+        let body = move || {
+            turn += 1;
+            tell.send(turn).unwrap();
+            if turn < 3 { panic!("on purpose") } else { Ok(()) }
+        };
+        spawn_persistent("doomed", body).unwrap().join().unwrap();
+        assert_eq!(told.try_iter().collect::<Vec<i32>>(), [1, 2, 3]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! directory handle the messages, as methods of [`Actor`].
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,8 +94,16 @@ impl Actor {
         }
     }
 
+    /// Runs until [`Command::Quit`]. After a panic, shuts down in order and returns; a second panic is passed on.
+    pub(super) fn run_despite_panic(&mut self) {
+        if catch_unwind(AssertUnwindSafe(|| self.run())).is_err() {
+            self.shut_down_after_panic("supervisor");
+            self.run();
+        }
+    }
+
     /// Runs until [`Command::Quit`], or until a shutdown that ends the thread is done.
-    pub(super) fn run(&mut self) {
+    fn run(&mut self) {
         loop {
             let deadline = self.next_wake().map(|at| self.clock.instant(at));
             let wake = self.parts.inbox.wait(deadline);
@@ -116,7 +125,7 @@ impl Actor {
                 self.watch_leftovers(now);
                 self.settle_kills(now);
             }
-            if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread) {
+            if self.shutdown.as_ref().is_some_and(Shutdown::ends_thread_now) {
                 return;
             }
         }
@@ -186,7 +195,7 @@ impl Actor {
                 self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
             }
             Message::HealthDied => self.parts.probes.died(self.clock.now().mono),
-            Message::ThreadDied(thread) => self.begin_shutdown(Duration::ZERO, None, Some(thread)),
+            Message::ThreadDied(thread) => self.shut_down_after_panic(thread),
         }
     }
 }

@@ -193,7 +193,7 @@ impl Builder {
 
     /// Sets a function that is called with each [`TraceStop`] that only the main thread of this process can end. It
     /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread: it
-    /// must not block, and a panic ends the supervisor.
+    /// must not block, and a panic shuts the supervisor down.
     ///
     /// An orphan that calls `PTRACE_TRACEME` makes the main thread of its new parent, this process, its tracer
     /// (ptrace(2)). Without this function such a process stays stopped until it is killed.
@@ -212,7 +212,7 @@ impl Builder {
 
     /// Sets a function that is called whenever a run of a managed process has started, with the process and its output.
     /// A follower of that output goes on over all runs of the process until it is stopped. The function runs on the
-    /// supervisor thread: it must not block, and a panic ends the supervisor.
+    /// supervisor thread: it must not block, and a panic shuts the supervisor down.
     pub fn on_managed_start(mut self, notify: impl FnMut(Started) + Send + 'static) -> Self {
         self.callbacks.on_managed_start = Box::new(notify);
         self
@@ -310,7 +310,7 @@ impl Builder {
             let mut actor = Actor::new(parts);
             // A child may have ended before SIGCHLD was watched.
             actor.reap_scan.request(Duration::ZERO);
-            actor.run();
+            actor.run_despite_panic();
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;

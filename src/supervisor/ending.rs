@@ -10,18 +10,22 @@ use crate::pending::ReplySender;
 use crate::unit::{Event, Now};
 use tl_os::wait::has_children;
 
+/// The grace of a shutdown because a thread of the supervisor has panicked.
+const GRACE_AFTER_PANIC: Duration = Duration::from_secs(5);
+
 impl Actor {
-    /// Begins the shutdown, or shortens its grace. `died` names another thread of the supervisor that has panicked;
-    /// then the supervisor thread ends after the shutdown as well.
-    pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, died: Option<&str>) {
+    /// Begins the shutdown because a thread of the supervisor has panicked, this one or another. This thread ends after
+    /// it.
+    pub(super) fn shut_down_after_panic(&mut self, thread: &str) {
+        log::error!("the {thread} thread has panicked: shutting down");
+        self.begin_shutdown(GRACE_AFTER_PANIC, None, true);
+    }
+
+    /// Begins the shutdown, or shortens its grace. `ends_thread`: the supervisor thread ends after the shutdown as well.
+    pub(super) fn begin_shutdown(&mut self, grace: Duration, reply: Option<ReplySender<()>>, ends_thread: bool) {
         let now = self.clock.now();
         // Limited to one day, like every other duration, so that no deadline overflows.
         let kill_at = now.mono + grace.min(Duration::from_millis(MAX_MS));
-        if let Some(thread) = died {
-            log::error!(
-                "the {thread} thread has panicked: shutting down, because the supervisor cannot work without it"
-            );
-        }
         let first = self.shutdown.is_none();
         if first {
             reports::shutdown_begun(grace);
@@ -29,7 +33,7 @@ impl Actor {
         self.parts.spawner.stop_server();
         self.watch_leftovers(now);
         let shutdown = self.shutdown.get_or_insert_with(|| Shutdown::new(now.mono, kill_at));
-        let kill_at = shutdown.join(kill_at, reply, died.is_some());
+        let kill_at = shutdown.join(kill_at, reply, ends_thread);
         let ids = self.parts.fleet.shutdown_order();
         for id in ids {
             self.step(id, now, Event::ShutDown(kill_at));
@@ -45,9 +49,15 @@ impl Actor {
         let Some(shutdown) = &self.shutdown else { return };
         let kill_is_due = shutdown.is_kill_due(now.mono);
         if !shutdown.is_done() {
-            // Only PID 1 waits for processes that belong to no unit.
-            let ended =
-                self.parts.fleet.is_quiet() && self.watches.is_empty() && !(std::process::id() == 1 && has_children());
+            let ended = match shutdown.ends_thread {
+                // What has panicked may be what would have noted that a run has ended.
+                true => !has_children(),
+                // Only PID 1 waits for processes that belong to no unit.
+                false => {
+                    let is_quiet = self.parts.fleet.is_quiet() && self.watches.is_empty();
+                    is_quiet && !(std::process::id() == 1 && has_children())
+                }
+            };
             if !ended && kill_is_due {
                 self.kill_the_rest();
             }

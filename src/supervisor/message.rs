@@ -71,6 +71,6 @@ pub(crate) enum Message {
     Health(Verdict),
     /// The health thread has panicked and must be started again.
     HealthDied,
-    /// The thread with this name has panicked. The supervisor cannot work without it and shuts down.
+    /// The thread with this name has panicked. The supervisor cannot work without it, and shuts down.
     ThreadDied(&'static str),
 }

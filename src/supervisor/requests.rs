@@ -47,7 +47,7 @@ impl Actor {
             Command::KillPty(session, reply) => self.kill_pty(&session, reply),
             Command::Attach(key, reply) => reply.send(self.attach(&key)),
             Command::Detach(id) => self.detach(id),
-            Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), None),
+            Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), false),
             Command::Quit => {}
         }
     }

@@ -18,21 +18,21 @@ pub(super) struct Shutdown {
     killed: bool,
     /// Everything has ended, or [`KILL_TIME`] has passed since the kill.
     done: bool,
-    /// The supervisor thread ends after the shutdown.
-    thread_ends: bool,
+    /// The supervisor thread ends after the shutdown, because one of the supervisor's threads has panicked.
+    pub(super) ends_thread: bool,
     /// The requests that get a reply when the shutdown is done.
     replies: Vec<ReplySender<()>>,
 }
 
 impl Shutdown {
     pub(super) fn new(begun_at: Duration, kill_at: Duration) -> Shutdown {
-        Shutdown { begun_at, kill_at, killed: false, done: false, thread_ends: false, replies: Vec::new() }
+        Shutdown { begun_at, kill_at, killed: false, done: false, ends_thread: false, replies: Vec::new() }
     }
 
     /// Adds a request. Returns the end of the grace, which is the earliest one of all requests.
-    pub(super) fn join(&mut self, kill_at: Duration, reply: Option<ReplySender<()>>, thread_ends: bool) -> Duration {
+    pub(super) fn join(&mut self, kill_at: Duration, reply: Option<ReplySender<()>>, ends_thread: bool) -> Duration {
         self.kill_at = self.kill_at.min(kill_at);
-        self.thread_ends |= thread_ends;
+        self.ends_thread |= ends_thread;
         self.replies.extend(reply);
         self.kill_at
     }
@@ -55,8 +55,8 @@ impl Shutdown {
     }
 
     /// Whether the supervisor thread must end now.
-    pub(super) fn ends_thread(&self) -> bool {
-        self.done && self.thread_ends
+    pub(super) fn ends_thread_now(&self) -> bool {
+        self.done && self.ends_thread
     }
 
     /// Whether the remaining processes must be killed now.
@@ -103,6 +103,6 @@ mod tests {
         assert!(!shutdown.is_done() && answer.try_take().is_none());
         shutdown.advance(false, 7 * SECOND);
         shutdown.answer();
-        assert_eq!((shutdown.ends_thread(), shutdown.deadline(), answer.try_take()), (true, None, Some(Ok(()))));
+        assert_eq!((shutdown.ends_thread_now(), shutdown.deadline(), answer.try_take()), (true, None, Some(Ok(()))));
     }
 }

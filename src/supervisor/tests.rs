@@ -132,7 +132,7 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
     let dir = tempfile::tempdir().unwrap();
     let (sender, inbox) = mailbox().unwrap();
     let mut actor = actor(dir.path(), inbox, probes(sender).unwrap());
-    actor.begin_shutdown(Duration::MAX, None, None);
+    actor.begin_shutdown(Duration::MAX, None, false);
     assert!(actor.shutdown.is_some());
 }
 

@@ -20,7 +20,7 @@ impl Daemon {
     }
 
     /// The status of a GET on a connection of its own; none if no response comes within [`STATUS_TIMEOUT`].
-    pub(super) fn try_status(&self, path: &str) -> Option<u16> {
+    pub fn try_status(&self, path: &str) -> Option<u16> {
         let stream = TcpStream::connect_timeout(&self.addr, STATUS_TIMEOUT).ok()?;
         stream.set_read_timeout(Some(STATUS_TIMEOUT)).ok()?;
         let token = &self.token;

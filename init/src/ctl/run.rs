@@ -286,6 +286,6 @@ fn end_by_signal(client: &'static Client, remote: &Remote) -> Result<SignalThrea
         // The end of the connection ends any other command.
         std::process::exit(exit_status::of_signal(received.signal).into());
     };
-    let started = SignalThread::start("signals", &signals, notice, || {});
+    let started = SignalThread::start("signals", &signals, notice);
     started.map_err(|error| Error::local(format_args!("cannot handle signals: {error}")))
 }

@@ -93,11 +93,12 @@ impl ConsoleOutput {
             out: Out::new(Sink::stdout()),
         };
         let body = move || {
+            // Dropped when the thread ends.
+            let _ = &tell;
             copy.run();
-            drop(tell);
             Ok(())
         };
-        thread::spawn("console", body, || log::error!("the console output has ended"))?;
+        thread::spawn_persistent("console", body)?;
         Ok(ConsoleOutput { sender, ended })
     }
 
@@ -179,7 +180,7 @@ impl Copy {
             }
             let waker = Arc::clone(&self.sender.waker);
             let deadline = self.retry_at.into_iter().chain(self.finish_at).min();
-            self.out.wait(&waker, !is_free, deadline);
+            thread::idle(|| self.out.wait(&waker, !is_free, deadline));
             waker.clear();
         }
     }

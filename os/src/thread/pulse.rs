@@ -96,8 +96,11 @@ pub fn idle<T>(wait: impl FnOnce() -> T) -> T {
     if let Some(pulse) = pulse {
         pulse.waiting.fetch_add(1, Relaxed);
     }
-    let _waiting = Waiting(pulse);
-    wait()
+    let waiting = Waiting(pulse);
+    let found = wait();
+    drop(waiting);
+    super::fault_point();
+    found
 }
 
 /// The states of the watched threads. If one of them works, watches it until it gets back to waiting, `patience` at most.

@@ -20,6 +20,7 @@ use crate::terminal::Seen;
 use tl_os::poll::{self, Events, Waker};
 
 use crate::http::api::Api;
+use crate::http::api::rejections::Rejection;
 use crate::http::message::{ApiError, Request, Response, Socket};
 use crate::http::ws::{self, Closure, FRAMES_PER_TURN, Handshake, Heartbeat, MAX_MESSAGE, PeerLiveness, STALL_TIMEOUT};
 
@@ -45,7 +46,11 @@ pub(crate) fn attach(api: &Api, request: &Request<'_>, session: &str) -> Result<
     let attached = match sent {
         Some(token) => {
             let key = SessionKey { session_id: session.to_owned(), token };
-            Some(api.handle.attach(&key, waker.clone())?)
+            let attached = api.handle.attach(&key, waker.clone());
+            if let Err(Error::InvalidToken) = attached {
+                api.rejections.log(request, Rejection::WrongSessionToken);
+            }
+            Some(attached?)
         }
         None => api.handle.pty(session).map(|_| None)?,
     };

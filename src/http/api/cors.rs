@@ -88,6 +88,19 @@ fn is_port(scheme: &[u8], text: &[u8]) -> bool {
     is_number && number <= u32::from(u16::MAX) && !is_default
 }
 
+/// Whether a browser says that a web page of another site, and not of one of `origins`, makes this request (Fetch Metadata
+/// Request Headers, `Sec-Fetch-Site`). A page cannot change that header.
+pub(crate) fn is_from_other_site(request: &Request<'_>, origins: &[Origin]) -> bool {
+    let is_other = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(&*site, "same-origin" | "none"));
+    is_other && listed(request, origins).is_none()
+}
+
+/// The origin in the request, if it is one of `origins`.
+fn listed<'o>(request: &Request<'_>, origins: &'o [Origin]) -> Option<&'o Origin> {
+    let sent = request.header("Origin");
+    origins.iter().find(|origin| sent.as_deref() == Some(&origin.0))
+}
+
 /// Answers a request of an API that pages of some origins may use: a preflight itself, any other request by `answer`.
 // Out of line and small: without `--cors-origin` it is never called.
 #[cold]
@@ -97,8 +110,7 @@ pub(crate) fn handle(
     request: &mut Request<'_>,
     answer: fn(&Api, &mut Request<'_>) -> Result<Response, ApiError>,
 ) -> Result<Response, ApiError> {
-    let sent = request.header("Origin");
-    let origin = api.cors_origins.iter().find(|origin| sent.as_deref() == Some(&origin.0));
+    let origin = listed(request, &api.cors_origins);
     let is_preflight = request.method() == "OPTIONS" && request.header("Access-Control-Request-Method").is_some();
     let (known, origin) = origin.map_or((false, ""), |origin| (true, &origin.0));
     if known && is_preflight {

@@ -1,8 +1,9 @@
 //! Checks the token of a request and calls the function that answers it.
 
+use crate::http::api::rejections::Rejection;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, about, attach, conditions, control, cors, errors, files, metrics, openapi, output, processes, pty, run,
+    Api, Auth, about, attach, conditions, control, cors, errors, files, metrics, openapi, output, processes, pty, run,
     system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
@@ -23,8 +24,8 @@ impl Api {
         let found = route(request.method(), &path);
         metrics::observe(request, found.map(|(row, endpoint, _)| (row, endpoint)));
         let is_open = found.is_some_and(|(_, endpoint, _)| endpoint.is_open());
-        if !is_open && !self.auth.allows(request.header("Authorization").as_deref()) {
-            return Err(errors::unauthorized());
+        if !is_open {
+            self.authorize(request)?;
         }
         let Some((_, endpoint, parameter)) = found else {
             if segments.is_none() {
@@ -39,6 +40,22 @@ impl Api {
             ExpectedDuration::Unbounded => request.begin_long()?,
         }
         self.call(endpoint, parameter, request)
+    }
+
+    /// Checks that the request has the token. Without a token, checks that it is not one that a browser makes for a web
+    /// page of another site, unless that is of a listed origin: any page could use the API otherwise.
+    fn authorize(&self, request: &Request<'_>) -> Result<(), ApiError> {
+        let sent = request.header("Authorization");
+        if !self.auth.allows(sent.as_deref()) {
+            let rejection = if sent.is_none() { Rejection::NoToken } else { Rejection::WrongToken };
+            self.rejections.log(request, rejection);
+            return Err(errors::unauthorized());
+        }
+        if matches!(self.auth, Auth::AllowAll) && cors::is_from_other_site(request, &self.cors_origins) {
+            self.rejections.log(request, Rejection::OtherSite);
+            return Err(errors::other_site());
+        }
+        Ok(())
     }
 
     /// Calls the function of an endpoint. `parameter` is the process or the session that the path names.

@@ -62,6 +62,13 @@ pub(crate) fn unauthorized() -> ApiError {
     ApiError::new(401, "UNAUTHORIZED", message).header("WWW-Authenticate", "Bearer")
 }
 
+/// 403: without a token, a web page of another site may not use the API.
+pub(crate) fn other_site() -> ApiError {
+    let message = "the request is from a web page of another site, and no token is required: list the origin of the page \
+                   with --cors-origin";
+    ApiError::new(403, "PERMISSION_DENIED", message)
+}
+
 /// 415: the body has a content coding, which this daemon does not decode.
 pub(crate) fn unsupported_encoding(codings: &str) -> ApiError {
     let message = format!("`Content-Encoding: {codings}` is not supported: send the body without an encoding");

@@ -27,6 +27,7 @@ mod openapi;
 mod output;
 mod processes;
 mod pty;
+mod rejections;
 mod routes;
 mod run;
 mod system;
@@ -36,6 +37,7 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::http::api::rejections::Rejections;
 use crate::http::connection::memory::MemoryPool;
 use crate::supervisor::Handle;
 
@@ -74,6 +76,7 @@ pub struct Api {
     auth: Auth,
     /// Origins of the web pages that may use the API.
     cors_origins: Vec<Origin>,
+    rejections: Rejections,
     system: Option<Arc<dyn SystemControl>>,
     run_inputs: MemoryPool,
     listings: MemoryPool,
@@ -123,6 +126,7 @@ impl Api {
             created: Instant::now(),
             auth: options.auth,
             cors_origins: options.cors_origins,
+            rejections: Rejections::new(),
             system: options.system,
             run_inputs: MemoryPool::new(RUN_INPUTS),
             listings: MemoryPool::new(DIRECTORY_LISTINGS),

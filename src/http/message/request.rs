@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -291,6 +292,12 @@ impl<'c> Request<'c> {
     /// The numbers of connections of the server.
     pub(crate) fn connection_counts(&self) -> ConnectionCounts {
         self.socket.guard().counts()
+    }
+
+    /// The address of the client, or of the proxy that has passed the request on. None if the system does not say.
+    #[must_use]
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.socket.guard().stream().peer_addr().ok()
     }
 
     /// The port to which the client has connected.

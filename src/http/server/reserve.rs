@@ -59,7 +59,7 @@ impl Reserve {
                 }
                 Ok(())
             };
-            thread::spawn("http-reserve", run, || {})?;
+            thread::spawn_persistent("http-reserve", run)?;
         }
         Ok(reserve)
     }
@@ -88,7 +88,7 @@ impl Queue {
     /// server has stopped.
     fn next(&self) -> Option<ConnectionGuard> {
         let is_idle = |state: &mut State| state.waiting.is_empty() && !state.closed;
-        let waited = self.changed.wait_while(self.lock(), is_idle);
+        let waited = thread::idle(|| self.changed.wait_while(self.lock(), is_idle));
         waited.unwrap_or_else(PoisonError::into_inner).waiting.pop()
     }
 

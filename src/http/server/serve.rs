@@ -9,6 +9,7 @@ use tiny_http::Method;
 
 use tl_os::impersonation;
 use tl_os::poll::Events;
+use tl_os::thread;
 
 use crate::http::connection::socket::Socket;
 use crate::http::connection::table::{ConnectionGuard, Phase};
@@ -68,6 +69,7 @@ impl ConnectionLoop {
 
     /// Waits for one request and answers it. Returns whether another may follow.
     fn step(&mut self, is_first: bool) -> bool {
+        thread::fault_point();
         self.socket.begin_exchange();
         match self.next_head(is_first) {
             Ok(Some(head)) => self.exchange(&head),
