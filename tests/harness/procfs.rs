@@ -73,6 +73,11 @@ pub fn is_zombie(pid: i32) -> bool {
     status(pid, "State").is_some_and(|state| state.starts_with('Z'))
 }
 
+/// Whether the process exists and has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
 /// Number of voluntary context switches of all threads of a process. Each wake-up of a thread adds one when it sleeps
 /// again.
 pub fn wakeups(pid: i32) -> u64 {
