@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench bench-peers static dist test-dist rootfs package
+.PHONY: help run test test-rust test-python test-vm soak bench bench-peers static dist test-dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,6 +39,10 @@ test-vm: rootfs ## Boot the root file systems in an emulated machine, and run co
 	@! command -v podman >/dev/null || init/images/fetch.sh debian
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/vm
+
+soak: static ## Run random clients under faults for 10 minutes and check everything (ARGS="--seconds N --seed S --clients N")
+	TL_TEST_PROGRAM=$(or $(TL_TEST_PROGRAM),$(abspath dist/tl-init)) \
+		cargo test --package tl-init --test soak -- --seconds 600 $(ARGS)
 
 static: ## Build only dist/tl-init, the static binary for this machine
 	@tests/need unshare cc

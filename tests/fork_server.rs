@@ -1,5 +1,6 @@
 //! The process that forks on behalf of the daemon: what it holds, and what happens when it is killed or stopped.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
 use crate::harness::faults::{Freezer, TestCgroup};
+use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, TIMEOUT, is_root, procfs, skip_without_root, start_daemon, wait_until, wait_until_still};
 
 /// The PID of the fork server, as the tests see it.
@@ -79,6 +81,63 @@ fn a_stopped_one_delays_only_one_start_and_is_replaced() {
     wait_until(TIMEOUT, "it is gone", || (fork_server(&daemon) != Some(first)).then_some(()));
     check_runs_work(&daemon);
     assert!(daemon.log().contains("does not answer"), "{}", daemon.log());
+}
+
+/// A start holds the supervisor up while the fork server does not answer. A leader that was killed, and that ends
+/// meanwhile, has ended in time, although its deadline, 750 ms after the kill, is over when the supervisor sees both.
+#[test]
+fn a_leader_that_ends_while_the_supervisor_is_held_up_is_not_abandoned() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon();
+    let send = |method: &str, path: &str, body: &str| {
+        let head = daemon.request_head(method, path, &format!("Content-Length: {}\r\n", body.len()));
+        let mut socket = daemon.connect();
+        socket.write_all(format!("{head}{body}").as_bytes()).expect("send the request");
+        socket
+    };
+    let abandoned = || daemon.log().matches("has not exited after its SIGKILL").count();
+    let channels = || procfs::waiting_threads(daemon.pid, "supervisor");
+    // On a busy machine the deadline can pass before the supervisor is held up: then once more.
+    for _ in 0..5 {
+        let server = wait_until(TIMEOUT, "the fork server runs", || {
+            check_runs_work(&daemon);
+            fork_server(&daemon)
+        });
+        let (pid, before) = (daemon.sh("exec sleep 4803"), abandoned());
+        let [leader] = daemon.wait_for_processes("sleep 4803", 1)[..] else { panic!("one leader") };
+        let idle = wait_until(TIMEOUT, "the supervisor is idle", || Some(channels()).filter(|all| !all.is_empty()));
+        let is_held_up = || !channels().is_empty() && channels() != idle;
+        // A frozen process ends only when it is thawed.
+        let Some(freezer) = Freezer::freeze(leader) else { return };
+        let deleted = send("DELETE", &format!("/processes/{pid}"), "");
+        wait_until(TIMEOUT, "the leader is killed", || {
+            let pending = [procfs::status(leader, "SigPnd")?, procfs::status(leader, "ShdPnd")?];
+            pending.iter().any(|set| set.ends_with("100")).then_some(())
+        });
+        let killed = Instant::now();
+        signal(server, Signal::SIGSTOP);
+        // The supervisor is held up for 500 ms, until after the deadline.
+        wait_until(TIMEOUT, "half of the time is over", || {
+            (killed.elapsed() > Duration::from_millis(350)).then_some(())
+        });
+        let started = send("POST", "/processes", r#"{"command": "true"}"#);
+        wait_until(TIMEOUT, "the supervisor is held up, or it is too late", || {
+            (is_held_up() || killed.elapsed() > Duration::from_secs(1)).then_some(())
+        });
+        let is_early = killed.elapsed() < Duration::from_millis(650);
+        drop(freezer);
+        wait_until(TIMEOUT, "the leader has ended", || (!procfs::is_alive(leader)).then_some(()));
+        let is_valid = is_early && procfs::is_zombie(leader) && is_held_up();
+        assert_eq!(ResponseStream::read(deleted).expect("a response").status, 204);
+        assert_eq!(ResponseStream::read(started).expect("a response").status, 201);
+        assert_eq!(daemon.wait_for_end(pid)["signal"], 9);
+        if is_valid {
+            return assert_eq!(abandoned(), before, "{}", daemon.log());
+        }
+    }
+    eprintln!("a_leader_that_ends_while_the_supervisor_is_held_up_is_not_abandoned: skipped, the machine is too busy");
 }
 
 /// A cgroup whose members together get 100 ms of CPU time in each second. A program that never waits takes them at once.

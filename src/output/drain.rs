@@ -21,6 +21,8 @@ use tl_os::pty::MAX_BUFFERED;
 
 /// Longest time from the reaping of a leader to the report of its end, even if the disk of the logs hangs.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// A deadline that is seen later than this is extended by as much.
+const LATE: Duration = Duration::from_millis(100);
 
 impl Actor {
     /// Begins the drain of a run after its leader was reaped. All unread output of the leader is in the pipes now.
@@ -211,6 +213,11 @@ impl Actor {
         let now = Instant::now();
         let overdue: Vec<PendingDrain> = self.drains.extract_if(.., |drain| drain.until <= now).collect();
         for drain in overdue {
+            // This process was stopped, or the machine suspended: the log writer had no time to write either.
+            if now > drain.until + LATE {
+                self.drains.push(PendingDrain { until: now + LATE, ..drain });
+                continue;
+            }
             if drain.batch.is_none() {
                 if !self.waits_for_disk(drain.run) {
                     // The pipes will be read: the drain gets more time.

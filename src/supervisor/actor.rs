@@ -152,6 +152,7 @@ impl Actor {
     pub(super) fn tick(&mut self) {
         let now = self.clock.now();
         while let Some(id) = self.parts.fleet.due(now) {
+            self.reap_leader(id, now);
             self.step(id, now, Event::Tick);
         }
         self.tick_sessions(now);

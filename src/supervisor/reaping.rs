@@ -86,6 +86,15 @@ impl Actor {
         self.check_awaited(now);
     }
 
+    /// Reaps the leader of a unit with a deadline that is due, if the leader has ended. This thread may see the deadline
+    /// first: a stopped fork server can hold it up for longer than a deadline is away.
+    pub(super) fn reap_leader(&mut self, id: UnitId, now: Now) {
+        let leader = self.parts.fleet.get(id).and_then(|member| member.unit.leader());
+        if let Some(event) = leader.and_then(event_of_child) {
+            self.child_event(event, now);
+        }
+    }
+
     fn child_event(&mut self, event: ChildEvent, now: Now) {
         match event {
             ChildEvent::Ended(reaped) => self.reaped(reaped, now),

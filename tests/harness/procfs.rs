@@ -18,7 +18,8 @@ pub fn fork_server(daemon: i32) -> Option<i32> {
     all_children(daemon).into_iter().filter(|child| is_fork_server(*child)).find(waits)
 }
 
-fn all_children(pid: i32) -> Vec<i32> {
+/// PIDs of the children of all threads of a process, the fork server included.
+pub fn all_children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     tasks
         .flatten()
@@ -71,6 +72,11 @@ pub fn is_pid1(pid: i32) -> bool {
 /// Whether the process is a zombie: it has ended and has not been reaped.
 pub fn is_zombie(pid: i32) -> bool {
     status(pid, "State").is_some_and(|state| state.starts_with('Z'))
+}
+
+/// Whether the process exists and has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
 /// Number of voluntary context switches of all threads of a process. Each wake-up of a thread adds one when it sleeps
