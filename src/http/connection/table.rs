@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
@@ -15,13 +15,16 @@ use std::sync::atomic::{
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{self, MsgFlags};
+
 use tl_os::poll::Waker;
+use tl_os::tcp;
 
 use crate::http::connection::memory::MemoryPool;
 
 /// Minimum time a connection gets to send its request head, or to take its response, before it may be evicted. The head
 /// of a new client often arrives shortly after the connection; without this time two new clients could evict each other
-/// forever.
+/// forever. For a head, the time that the client has waited in the kernel's queue counts.
 pub(crate) const EVICTION_GRACE: Duration = Duration::from_millis(100);
 
 /// Bytes that the heads of all requests may use beyond their first buffers. Sending a head requires no token.
@@ -56,6 +59,8 @@ pub(crate) struct Connection {
     phase: AtomicU8,
     /// Time of the last change of phase, in microseconds since the table was created.
     since: AtomicU64,
+    /// In [`Phase::Head`]: all that the client has sent was read, and is not a whole head.
+    starved: AtomicBool,
 }
 
 /// All connections of a server.
@@ -128,7 +133,8 @@ impl ConnectionTable {
     pub(crate) fn add(self: &Arc<Self>, stream: TcpStream) -> ConnectionGuard {
         let id = self.next_id.fetch_add(1, SeqCst);
         let phase = AtomicU8::new(Phase::Head as u8);
-        let connection = Arc::new(Connection { id, stream, phase, since: AtomicU64::new(self.micros()) });
+        let (since, starved) = (AtomicU64::new(self.micros()), AtomicBool::new(false));
+        let connection = Arc::new(Connection { id, stream, phase, since, starved });
         self.lock().insert(id, Arc::clone(&connection));
         ConnectionGuard { table: Arc::clone(self), connection, is_long: false }
     }
@@ -168,20 +174,23 @@ impl ConnectionTable {
         let mut slow = in_phase(&connections, &[Phase::Head, Phase::Body, Phase::Flushing]);
         slow.sort_unstable_by_key(|(since, _)| *since);
         let now = Instant::now();
-        let mut result = Eviction::AllBusy;
+        let mut next: Option<Instant> = None;
         for (since, connection) in slow {
-            let evictable_from = self.created + Duration::from_micros(since) + EVICTION_GRACE;
-            if evictable_from > now {
-                return Eviction::NotBefore(evictable_from);
+            let mut evictable_from = self.created + Duration::from_micros(since) + EVICTION_GRACE;
+            if evictable_from > now && connection.starved.load(SeqCst) && is_silent(&connection.stream) {
+                evictable_from = now;
             }
-            // Unread bytes mean that this server is slow, not the client.
-            let sends = !connection.has_bytes() && (connection.evict(Phase::Head) || connection.evict(Phase::Body));
-            if sends || connection.evict(Phase::Flushing) {
-                return Eviction::Begun;
+            if evictable_from <= now {
+                // Unread bytes mean that this server is slow, not the client.
+                let sends = !connection.has_bytes() && (connection.evict(Phase::Head) || connection.evict(Phase::Body));
+                if sends || connection.evict(Phase::Flushing) {
+                    return Eviction::Begun;
+                }
+                evictable_from = now + EVICTION_GRACE;
             }
-            result = Eviction::NotBefore(now + EVICTION_GRACE);
+            next = Some(next.map_or(evictable_from, |next| next.min(evictable_from)));
         }
-        result
+        next.map_or(Eviction::AllBusy, Eviction::NotBefore)
     }
 
     /// Stops the server: no connection is added any more, and those that execute no request are evicted.
@@ -264,6 +273,16 @@ fn in_phase<'c>(connections: &'c HashMap<u64, Arc<Connection>>, phases: &[Phase]
     connections.values().filter(is_in).map(|connection| (connection.since.load(SeqCst), connection)).collect()
 }
 
+fn has_bytes(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    socket::recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|read| read > 0)
+}
+
+/// Whether all that the client has sent was read, and [`EVICTION_GRACE`] has passed since.
+pub(crate) fn is_silent(stream: &TcpStream) -> bool {
+    tcp::silence(stream).is_ok_and(|time| time >= EVICTION_GRACE) && !has_bytes(stream)
+}
+
 impl Connection {
     /// Evicts the connection if it is still in the phase `from`: its thread then reads the end of the stream.
     fn evict(&self, from: Phase) -> bool {
@@ -275,7 +294,7 @@ impl Connection {
     }
 
     fn has_bytes(&self) -> bool {
-        self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
+        has_bytes(&self.stream)
     }
 }
 
@@ -339,9 +358,18 @@ impl ConnectionGuard {
         self.table.progress.store(true, Relaxed);
     }
 
+    /// Records that the request head is incomplete, and that all that has arrived of it was read.
+    pub(crate) fn await_head(&self) {
+        self.connection.starved.store(true, SeqCst);
+        if self.table.client_waiting.load(SeqCst) {
+            self.table.waker.wake();
+        }
+    }
+
     /// Changes the phase. Returns false if the connection was evicted: it must end without sending another byte.
     pub(crate) fn enter(&self, phase: Phase) -> bool {
         self.connection.since.store(self.table.micros(), SeqCst);
+        self.connection.starved.store(false, SeqCst);
         // Only this connection's thread and `evict` write the phase, and an eviction is final.
         let entered = self
             .connection

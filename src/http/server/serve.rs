@@ -127,7 +127,15 @@ impl ConnectionLoop {
                 return Err(too_large(limit));
             }
             scanned = bytes.len();
-            match self.socket.fill(limit, Some(deadline)) {
+            let filled = match self.socket.fill_now(limit) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.socket.guard().await_head();
+                    let waited = self.socket.wait(Events::READ, Some(deadline));
+                    waited.and_then(|()| self.socket.fill(limit, Some(deadline)))
+                }
+                result => result,
+            };
+            match filled {
                 Ok(0) if scanned == 0 => return Ok(None),
                 Ok(0) => return Err(ApiError::malformed("the connection ended within the request head")),
                 Ok(_) => {}
