@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
     Ordering::{Relaxed, SeqCst},
@@ -15,53 +15,16 @@ use std::sync::atomic::{
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{self, MsgFlags};
-
 use tl_os::poll::Waker;
-use tl_os::tcp;
 
+use crate::http::connection::entry::{Connection, EVICTION_GRACE, Phase, is_silent};
 use crate::http::connection::memory::MemoryPool;
-
-/// Minimum time a connection gets to send its request head, or to take its response, before it may be evicted. The head
-/// of a new client often arrives shortly after the connection; without this time two new clients could evict each other
-/// forever. For a head, the time that the client has waited in the kernel's queue counts.
-pub(crate) const EVICTION_GRACE: Duration = Duration::from_millis(100);
 
 /// Bytes that the heads of all requests may use beyond their first buffers. Sending a head requires no token.
 const HEADS: usize = 8 << 20;
 
 /// Bytes that all bodies that are read as a whole may use.
 const BODIES: usize = 64 << 20;
-
-/// What a connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    /// Waiting for the next request.
-    Idle,
-    /// Receiving a request head.
-    Head,
-    /// Receiving a body that must be complete before anything is executed.
-    Body,
-    /// Waiting for the client to take a finished response, or to close.
-    Flushing,
-    /// Executing a request.
-    Busy,
-    /// Evicted. The last phase.
-    Evicted,
-}
-
-/// An entry of the table.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    id: u64,
-    stream: TcpStream,
-    phase: AtomicU8,
-    /// Time of the last change of phase, in microseconds since the table was created.
-    since: AtomicU64,
-    /// In [`Phase::Head`]: all that the client has sent was read, and is not a whole head.
-    starved: AtomicBool,
-}
 
 /// All connections of a server.
 #[derive(Debug)]
@@ -271,31 +234,6 @@ fn in_phase<'c>(connections: &'c HashMap<u64, Arc<Connection>>, phases: &[Phase]
         phases.iter().any(|phase| now == *phase as u8)
     };
     connections.values().filter(is_in).map(|connection| (connection.since.load(SeqCst), connection)).collect()
-}
-
-fn has_bytes(stream: &TcpStream) -> bool {
-    let mut byte = [0];
-    socket::recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|read| read > 0)
-}
-
-/// Whether all that the client has sent was read, and [`EVICTION_GRACE`] has passed since.
-pub(crate) fn is_silent(stream: &TcpStream) -> bool {
-    tcp::silence(stream).is_ok_and(|time| time >= EVICTION_GRACE) && !has_bytes(stream)
-}
-
-impl Connection {
-    /// Evicts the connection if it is still in the phase `from`: its thread then reads the end of the stream.
-    fn evict(&self, from: Phase) -> bool {
-        let evicted = self.phase.compare_exchange(from as u8, Phase::Evicted as u8, SeqCst, SeqCst).is_ok();
-        if evicted {
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        evicted
-    }
-
-    fn has_bytes(&self) -> bool {
-        has_bytes(&self.stream)
-    }
 }
 
 /// Numbers of connections of a server.

@@ -17,7 +17,8 @@ use tl_os::allocator;
 use tl_os::poll::{self, Events};
 use tl_os::thread;
 
-use crate::http::connection::table::{ConnectionGuard, ConnectionTable, Eviction, is_silent};
+use crate::http::connection::entry::is_silent;
+use crate::http::connection::table::{ConnectionGuard, ConnectionTable, Eviction};
 use crate::http::message::ApiError;
 use crate::http::server::handler::Handler;
 use crate::http::server::options::Options;

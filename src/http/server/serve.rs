@@ -10,8 +10,9 @@ use tiny_http::Method;
 use tl_os::impersonation;
 use tl_os::poll::Events;
 
+use crate::http::connection::entry::Phase;
 use crate::http::connection::socket::Socket;
-use crate::http::connection::table::{ConnectionGuard, Phase};
+use crate::http::connection::table::ConnectionGuard;
 use crate::http::connection::wait::SendDeadline;
 use crate::http::message::request_head::{self, RequestHead};
 use crate::http::message::response::ResponseBody;
