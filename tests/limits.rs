@@ -141,7 +141,13 @@ fn a_full_disk_ends_no_process_and_keeps_the_last_64_kib() {
     if skip_without_root() {
         return;
     }
-    let disk = SmallDisk::mount(300 << 10);
+    for size in [300 << 10, 1 << 20] {
+        check_a_full_disk(size);
+    }
+}
+
+fn check_a_full_disk(size: u64) {
+    let disk = SmallDisk::mount(size);
     let log_dir = disk.0.path().join("log").display().to_string();
     let daemon = start_daemon_with(&["--log-dir", &log_dir]);
     const KEPT: usize = 64 << 10;

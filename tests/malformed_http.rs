@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Random, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Random, procfs, start_daemon, start_daemon_with};
 
 const MAX_MEMORY_KIB: u64 = 32 * 1024;
 
@@ -215,30 +215,6 @@ fn unread_pipelined_requests_delay_no_other_client() {
         assert!(answers > 0);
         check_healthy(&daemon, &format!("after {answers} pipelined answers"));
     });
-}
-
-/// Raises the descriptor limit of the test process to its maximum and returns it.
-fn raise_descriptor_limit() -> u64 {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("our limit");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise our limit");
-    hard
-}
-
-#[test]
-fn three_thousand_idle_connections_are_closed_for_new_ones() {
-    if raise_descriptor_limit() < 4_000 {
-        eprintln!("three_thousand_idle_connections_are_closed_for_new_ones: skipped, there are too few descriptors");
-        return;
-    }
-    let daemon = start_daemon();
-    let idle: Vec<TcpStream> =
-        (0..3_000).map_while(|_| TcpStream::connect_timeout(&daemon.addr, Duration::from_secs(5)).ok()).collect();
-    assert!(idle.len() > 1_000, "{} connections", idle.len());
-    check_healthy(&daemon, "with 3,000 idle connections");
-    drop(idle);
-    check_healthy(&daemon, "after 3,000 idle connections");
-    wait_until(TIMEOUT, "their descriptors are free", || (procfs::descriptors(daemon.pid).len() < 60).then_some(()));
 }
 
 #[test]

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::faults::{hang_etc, hanging_directory, limit_address_space};
+use crate::harness::baseline::{Baseline, while_serving};
+use crate::harness::faults::{TestCgroup, hang_etc, hanging_directory, limit_address_space};
 use crate::harness::response::ResponseStream;
 use crate::harness::{
     Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip_without_root, start_daemon_with, wait_until,
@@ -146,6 +147,53 @@ fn a_fork_bomb_does_not_block_health_metadata_and_delete() {
         wait_until(TIMEOUT, "the bomb has ended", || (procfs::descendants(daemon.pid).len() < 10).then_some(()));
         assert_eq!(daemon.run_sh("echo x").stdout(), "x");
     }
+}
+
+/// Starts of threads and forks fail (EAGAIN), because the daemon's cgroup may have no more tasks.
+#[test]
+fn short_requests_are_served_while_no_thread_can_be_started() {
+    if skip_without_root() {
+        return;
+    }
+    let daemon = start_daemon_with(&["--max-processes", "100"]);
+    let Some(cgroup) = TestCgroup::new("pids") else { return };
+    let held = pid_of(&daemon.start_process(&json!({"command": "sleep", "args": ["4340"]})));
+    daemon.sh("sleep 4340");
+    let baseline = Baseline::of(&daemon);
+    for pid in procfs::with_fork_server(daemon.pid) {
+        cgroup.write("cgroup.procs", pid);
+    }
+    let ask = |method: &str, path: &str, body: &str| {
+        daemon.open(method, path, "Connection: close\r\n", body.as_bytes()).into_response(path)
+    };
+    let start = json!({"command": "true"}).to_string();
+    for _ in 0..3 {
+        // A connection of the baseline that ends frees its task for another thread.
+        wait_until(TIMEOUT, "no thread can be started", || {
+            cgroup.write("pids.max", 0);
+            (ask("GET", "/processes/1/wait", "").status == 503).then_some(())
+        });
+        while_serving(&daemon, || {
+            for (method, path, body) in [
+                ("POST", "/processes", &*start),
+                ("POST", "/processes/run", &*start),
+                ("POST", "/pty", &*start),
+                ("GET", &*format!("/processes/{held}/output/follow"), ""),
+                ("GET", "/files?path=/etc/passwd", ""),
+            ] {
+                ask(method, path, body).expect_error(503, "OUT_OF_RESOURCES", "");
+            }
+            ask("GET", &format!("/processes/{held}"), "").expect(200);
+            ask("POST", &format!("/processes/{held}/signal"), "{\"signal\": 18}").expect(200);
+        });
+        cgroup.write("pids.max", "max");
+        assert_eq!(daemon.run_sh("echo x").stdout(), "x", "a thread and a process can be started again");
+    }
+    cgroup.write("pids.max", 0);
+    assert_eq!(ask("DELETE", &format!("/processes/{held}"), "").status, 204);
+    daemon.wait_for_processes("sleep 4340", 1);
+    cgroup.write("pids.max", "max");
+    baseline.check_restored(&daemon);
 }
 
 #[test]

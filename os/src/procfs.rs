@@ -50,7 +50,7 @@ pub fn is_alive((pid, start): Identity) -> bool {
 
 /// Whether /proc is mounted and shows this PID namespace. In the /proc of another namespace, PIDs refer to other
 /// processes.
-pub(crate) fn shows_this_namespace() -> bool {
+pub fn shows_this_namespace() -> bool {
     let myself = fs::read_link("/proc/self").ok().and_then(|name| name.to_str()?.parse::<u32>().ok());
     myself == Some(std::process::id())
 }

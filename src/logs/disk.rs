@@ -12,7 +12,7 @@ use super::LogLimits;
 use super::directory::{self, LogDirectory};
 use super::lock;
 use crate::logs::lines::{MAX_HELD_LINE, MAX_LINE};
-use crate::model::UnitId;
+use crate::model::{Millis, UnitId};
 
 /// Minimum size of a segment, in bytes. The overhead of smaller ones would be too high.
 const MIN_SEGMENT: u64 = 4096;
@@ -46,9 +46,23 @@ pub(super) struct Disk {
     pub(super) used: AtomicU64,
     /// Number of ends of logs so far.
     ended: AtomicU64,
+    /// Time of the last warning that the disk fails.
+    warned: AtomicU64,
 }
 
+/// Minimum time between two warnings that the disk fails, in milliseconds. Each log that is written meets the failure.
+const WARN_INTERVAL: Millis = 10_000;
+
 impl Disk {
+    /// Whether the failure of the disk may be logged as a warning now: once in [`WARN_INTERVAL`].
+    pub(super) fn may_warn(&self, now: Millis) -> bool {
+        let may = now.abs_diff(self.warned.load(Ordering::Relaxed)) >= WARN_INTERVAL;
+        if may {
+            self.warned.store(now, Ordering::Relaxed);
+        }
+        may
+    }
+
     /// Creates `dir` (mode 0700), locks it, and removes the segments of an earlier daemon.
     ///
     /// # Errors
@@ -76,6 +90,7 @@ impl Disk {
             max_held_line: MAX_HELD_LINE,
             used: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            warned: AtomicU64::new(0),
         })
     }
 

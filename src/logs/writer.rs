@@ -71,7 +71,8 @@ impl Writer {
         close_active(log);
         if self.failing.replace(0).is_none() {
             log.state.note_truncation();
-            log::warn!("the log of unit {} is kept in memory: {error}", log.state.unit);
+            let level = if log.disk.may_warn(self.last_time) { log::Level::Warn } else { log::Level::Debug };
+            log::log!(level, "the log of unit {} is kept in memory: {error}", log.state.unit);
         }
     }
 

@@ -17,13 +17,14 @@ use std::thread::JoinHandle;
 
 pub use job::{Job, Report, Tracking};
 
+use crate::error::Error;
 use crate::model::{Pid, RunKey};
 use crate::pending::mailbox::{MailReceiver, MailSender, mailbox};
 use environ::Environ;
 use job::{Kind, Tree};
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::{MAX_ROUNDS, Marks, Orphans, with_descendants};
-use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_alive};
+use tl_os::procfs::{self, Identity, Process, Snapshot, adopted, is_alive, shows_this_namespace};
 use tl_os::send_signal::{HANG_UP, TERMINATE, signal_all, signal_all_processes, signal_if};
 use tl_os::thread;
 use tl_os::tree_walk::walk;
@@ -36,6 +37,8 @@ const MAX_IDLE_PASSES: usize = 20;
 /// leaders. For more, a scan of all of /proc is quicker.
 const MAX_WALKED_RUNS: usize = 32;
 const MAX_WALKED: usize = 128;
+/// Why the processes of a run without a cgroup cannot be found.
+const BLIND: &str = "/proc does not show this PID namespace: only the process groups of leaders can be signalled";
 /// Number of remembered processes and runs at which /proc is scanned to find those that have ended.
 const MAX_KNOWN: usize = 512;
 
@@ -71,6 +74,7 @@ impl Trees {
             known: HashMap::new(),
             asked: HashSet::new(),
             environ: Environ::default(),
+            is_blind: false,
         };
         let body = move || {
             actor.run();
@@ -104,6 +108,8 @@ struct Actor {
     /// Live processes that were asked to end, by SIGTERM or SIGHUP.
     asked: HashSet<Identity>,
     environ: Environ,
+    /// The last scan has found nothing, not even this process.
+    is_blind: bool,
 }
 
 /// The signalling of all processes of a run without a cgroup, which takes several scans. A process that is forked
@@ -156,6 +162,9 @@ impl Actor {
             match order.job {
                 Job::Terminate(..) => {}
                 Job::Kill { key, .. } => (self.notify)(Report::Killed(key)),
+                Job::Signal(_, Tracking::Marks(_), _, reply) if !shows_this_namespace() => {
+                    reply.send(Err(Error::internal(BLIND)));
+                }
                 Job::Signal(.., reply) => reply.send(Ok(())),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
@@ -193,6 +202,9 @@ impl Actor {
     /// Scans /proc, and forgets processes that have ended.
     fn scan(&mut self) -> Snapshot {
         let snapshot = Snapshot::take();
+        if !std::mem::replace(&mut self.is_blind, snapshot.all.is_empty()) && self.is_blind {
+            log::warn!("{BLIND}");
+        }
         self.asked.retain(|identity| lives(&snapshot, identity));
         self.environ.forget_all_but(|identity| lives(&snapshot, identity));
         self.known.retain(|_, processes| {

@@ -18,6 +18,11 @@ pub fn fork_server(daemon: i32) -> Option<i32> {
     all_children(daemon).into_iter().filter(|child| is_fork_server(*child)).find(waits)
 }
 
+/// The PIDs of a daemon and of its fork server.
+pub fn with_fork_server(daemon: i32) -> Vec<i32> {
+    std::iter::once(daemon).chain(all_children(daemon).into_iter().filter(|child| is_fork_server(*child))).collect()
+}
+
 /// PIDs of the children of all threads of a process, the fork server included.
 pub fn all_children(pid: i32) -> Vec<i32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

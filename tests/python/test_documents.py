@@ -26,6 +26,7 @@ GROUPS = {
     "hello": "test_the_program_of_the_library_readme_is_the_example",
     "service": "test_the_service_file_is_accepted",
     "prometheus": "test_the_configuration_of_prometheus",
+    "proxy": "tests/python/test_proxy.py",
     "engine": "tests/vm/test_engines.py",
     "services": "tests/vm/test_engines.py",
     "existing": "tests/vm/test_engines.py",

@@ -1,4 +1,4 @@
-"""The daemon behind nginx with the default settings of Debian: streams pass without delay."""
+"""The daemon behind nginx, with its default settings and with those of docs/operations.md: streams pass without delay."""
 
 import http.client
 import json
@@ -8,6 +8,8 @@ import subprocess
 import threading
 import urllib.parse
 
+import documents
+import httpx
 import pytest
 from conftest import until
 from tensorlake.sandbox import Sandbox
@@ -15,8 +17,8 @@ from test_terminals import TIMEOUT, Screen, free_port, require
 
 pytestmark = require("nginx")
 
-# Apart from the address, the API needs no settings: nginx sends HTTP/1.0 and buffers responses. WebSockets need the
-# upgrade headers, and large uploads a higher limit than 1 MiB.
+# The first server has the default settings, and the two headers that WebSockets need; the second has those of the
+# documents.
 SETTINGS = """
 daemon off;
 pid {dir}/pid;
@@ -29,9 +31,8 @@ http {{
     fastcgi_temp_path {dir}/fastcgi;
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;
-    client_max_body_size 0;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{ports[0]};
         location / {{ proxy_pass {url}; }}
         location ~ ^/api/v1/(pty/.*/ws|tunnels/) {{
             proxy_pass {url};
@@ -40,19 +41,26 @@ http {{
             proxy_set_header Connection upgrade;
         }}
     }}
+    server {{
+        listen 127.0.0.1:{ports[1]};
+        {documented}
+    }}
 }}
 """
 
 
 @pytest.fixture(scope="module")
-def proxy(daemon, tmp_path_factory):
+def proxies(daemon, tmp_path_factory):
+    """The addresses of both servers."""
     directory = tmp_path_factory.mktemp("nginx")
     # The workers of nginx run as another user.
     for each in [directory, *directory.parents[:2]]:
         each.chmod(0o755)
-    port = free_port()
+    ports = [free_port(), free_port()]
+    (block,) = documents.of_group("proxy")
+    documented = block.text.replace("http://127.0.0.1:9501", daemon.url)
     settings = directory / "nginx.conf"
-    settings.write_text(SETTINGS.format(dir=directory, port=port, url=daemon.url))
+    settings.write_text(SETTINGS.format(dir=directory, ports=ports, url=daemon.url, documented=documented))
     with open(directory / "nginx.log", "w+b") as log:
         nginx = subprocess.Popen(["nginx", "-c", str(settings), "-p", str(directory), "-e", "stderr"],
                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -60,14 +68,24 @@ def proxy(daemon, tmp_path_factory):
         def listens():
             assert nginx.poll() is None, (directory / "nginx.log").read_text()
             with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
+                return probe.connect_ex(("127.0.0.1", ports[1])) == 0
 
         try:
             until("nginx listens", listens)
-            yield f"http://127.0.0.1:{port}"
+            yield [f"http://127.0.0.1:{port}" for port in ports]
         finally:
             nginx.terminate()
             nginx.wait(TIMEOUT)
+
+
+@pytest.fixture
+def proxy(proxies):
+    return proxies[0]
+
+
+@pytest.fixture
+def documented(proxies):
+    return proxies[1]
 
 
 @pytest.fixture
@@ -134,11 +152,63 @@ def test_large_output_passes_the_proxy(sandbox):
     assert len(sandbox.get_stdout(process.pid).lines) == 300_000
 
 
-def test_files_pass_the_proxy_both_ways(sandbox):
-    content = bytes(range(256)) * (5 << 12)
-    sandbox.write_file("proxied/large", content)
-    assert bytes(sandbox.read_file("proxied/large").value) == content
-    assert [entry.name for entry in sandbox.list_directory("proxied").entries] == ["large"]
+def upload(proxy, daemon, path, content):
+    """The status of an upload. An iterator as content is sent in chunks."""
+    headers = {"Authorization": f"Bearer {daemon.token}"}
+    query = {"path": str(path)}
+    return httpx.put(f"{proxy}/api/v1/files", params=query, content=content, headers=headers, timeout=TIMEOUT).status_code
+
+
+def test_files_pass_the_proxy_both_ways(daemon, proxies, sandbox):
+    with Sandbox("sbx-1", proxy_url=proxies[1], api_key=daemon.token) as documented:
+        for client, length in [(sandbox, 1 << 20), (documented, 5 << 20)]:
+            content = bytes(range(256)) * (length >> 8)
+            client.write_file("proxied/large", content)
+            assert bytes(client.read_file("proxied/large").value) == content
+            assert [entry.name for entry in client.list_directory("proxied").entries] == ["large"]
+
+
+def test_a_chunked_upload_passes_the_proxy(daemon, proxies, sandbox):
+    pieces = [bytes([number]) * 10_000 for number in range(50)]
+    for each in proxies:
+        assert upload(each, daemon, "chunked", iter(pieces)) == 204
+        assert bytes(sandbox.read_file("chunked").value) == b"".join(pieces)
+
+
+def test_an_upload_beyond_the_default_of_nginx_is_refused_and_changes_nothing(daemon, proxy, sandbox):
+    assert upload(proxy, daemon, "kept", b"old") == 204
+    assert upload(proxy, daemon, "kept", bytes((1 << 20) + 1)) == 413
+    assert bytes(sandbox.read_file("kept").value) == b"old"
+
+
+def test_input_passes_the_documented_proxy_as_it_is_written(daemon, documented, sandbox):
+    process = sandbox.start_process("cat", [], stdin_mode="pipe")
+    events = Events(documented, daemon.token, "GET", f"/processes/{process.pid}/stdout/follow")
+
+    def lines():
+        for line in ["one", "two", "three"]:
+            yield f"{line}\n".encode()
+            # The next line is sent after this one has come back.
+            assert events.next()["line"] == line
+
+    answer = httpx.post(f"{documented}/api/v1/processes/{process.pid}/stdin", content=lines(),
+                        headers={"Authorization": f"Bearer {daemon.token}"}, timeout=TIMEOUT)
+    assert answer.status_code == 204
+    sandbox.kill_process(process.pid)
+
+
+def test_a_client_that_disconnects_from_the_proxy_ends_its_run(daemon, proxies):
+    for number, each in enumerate(proxies):
+        run = Events(each, daemon.token, "POST", "/processes/run", {"command": "sleep", "args": [f"480{number}"]})
+        pid = run.next()["pid"]
+        run.connection.close()
+        run.answer.close()
+
+        def has_ended():
+            headers = {"Authorization": f"Bearer {daemon.token}"}
+            return httpx.get(f"{daemon.url}/api/v1/processes/{pid}", headers=headers).json()["status"] == "signaled"
+
+        until("the run has ended", has_ended)
 
 
 def test_a_terminal_works_through_the_proxy(sandbox):

@@ -2,6 +2,7 @@
 //!
 //! `server`, `message` and `ws` import this module, which imports none of them.
 
+pub(crate) mod entry;
 pub(crate) mod memory;
 pub(crate) mod socket;
 pub(crate) mod table;

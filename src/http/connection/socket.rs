@@ -11,8 +11,9 @@ use tl_os::allocator;
 use tl_os::poll::{self, Events, Waker};
 use tl_os::tcp;
 
+use crate::http::connection::entry::Phase;
 use crate::http::connection::memory::{MemoryGrant, MemoryPool};
-use crate::http::connection::table::{ConnectionGuard, Phase};
+use crate::http::connection::table::ConnectionGuard;
 use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.

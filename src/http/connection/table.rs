@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize,
@@ -17,46 +17,14 @@ use std::time::{Duration, Instant};
 
 use tl_os::poll::Waker;
 
+use crate::http::connection::entry::{Connection, EVICTION_GRACE, Phase, is_silent};
 use crate::http::connection::memory::MemoryPool;
-
-/// Minimum time a connection gets to send its request head, or to take its response, before it may be evicted. The head
-/// of a new client often arrives shortly after the connection; without this time two new clients could evict each other
-/// forever.
-pub(crate) const EVICTION_GRACE: Duration = Duration::from_millis(100);
 
 /// Bytes that the heads of all requests may use beyond their first buffers. Sending a head requires no token.
 const HEADS: usize = 8 << 20;
 
 /// Bytes that all bodies that are read as a whole may use.
 const BODIES: usize = 64 << 20;
-
-/// What a connection is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    /// Waiting for the next request.
-    Idle,
-    /// Receiving a request head.
-    Head,
-    /// Receiving a body that must be complete before anything is executed.
-    Body,
-    /// Waiting for the client to take a finished response, or to close.
-    Flushing,
-    /// Executing a request.
-    Busy,
-    /// Evicted. The last phase.
-    Evicted,
-}
-
-/// An entry of the table.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    id: u64,
-    stream: TcpStream,
-    phase: AtomicU8,
-    /// Time of the last change of phase, in microseconds since the table was created.
-    since: AtomicU64,
-}
 
 /// All connections of a server.
 #[derive(Debug)]
@@ -128,7 +96,8 @@ impl ConnectionTable {
     pub(crate) fn add(self: &Arc<Self>, stream: TcpStream) -> ConnectionGuard {
         let id = self.next_id.fetch_add(1, SeqCst);
         let phase = AtomicU8::new(Phase::Head as u8);
-        let connection = Arc::new(Connection { id, stream, phase, since: AtomicU64::new(self.micros()) });
+        let (since, starved) = (AtomicU64::new(self.micros()), AtomicBool::new(false));
+        let connection = Arc::new(Connection { id, stream, phase, since, starved });
         self.lock().insert(id, Arc::clone(&connection));
         ConnectionGuard { table: Arc::clone(self), connection, is_long: false }
     }
@@ -168,20 +137,23 @@ impl ConnectionTable {
         let mut slow = in_phase(&connections, &[Phase::Head, Phase::Body, Phase::Flushing]);
         slow.sort_unstable_by_key(|(since, _)| *since);
         let now = Instant::now();
-        let mut result = Eviction::AllBusy;
+        let mut next: Option<Instant> = None;
         for (since, connection) in slow {
-            let evictable_from = self.created + Duration::from_micros(since) + EVICTION_GRACE;
-            if evictable_from > now {
-                return Eviction::NotBefore(evictable_from);
+            let mut evictable_from = self.created + Duration::from_micros(since) + EVICTION_GRACE;
+            if evictable_from > now && connection.starved.load(SeqCst) && is_silent(&connection.stream) {
+                evictable_from = now;
             }
-            // Unread bytes mean that this server is slow, not the client.
-            let sends = !connection.has_bytes() && (connection.evict(Phase::Head) || connection.evict(Phase::Body));
-            if sends || connection.evict(Phase::Flushing) {
-                return Eviction::Begun;
+            if evictable_from <= now {
+                // Unread bytes mean that this server is slow, not the client.
+                let sends = !connection.has_bytes() && (connection.evict(Phase::Head) || connection.evict(Phase::Body));
+                if sends || connection.evict(Phase::Flushing) {
+                    return Eviction::Begun;
+                }
+                evictable_from = now + EVICTION_GRACE;
             }
-            result = Eviction::NotBefore(now + EVICTION_GRACE);
+            next = Some(next.map_or(evictable_from, |next| next.min(evictable_from)));
         }
-        result
+        next.map_or(Eviction::AllBusy, Eviction::NotBefore)
     }
 
     /// Stops the server: no connection is added any more, and those that execute no request are evicted.
@@ -264,21 +236,6 @@ fn in_phase<'c>(connections: &'c HashMap<u64, Arc<Connection>>, phases: &[Phase]
     connections.values().filter(is_in).map(|connection| (connection.since.load(SeqCst), connection)).collect()
 }
 
-impl Connection {
-    /// Evicts the connection if it is still in the phase `from`: its thread then reads the end of the stream.
-    fn evict(&self, from: Phase) -> bool {
-        let evicted = self.phase.compare_exchange(from as u8, Phase::Evicted as u8, SeqCst, SeqCst).is_ok();
-        if evicted {
-            let _ = self.stream.shutdown(Shutdown::Both);
-        }
-        evicted
-    }
-
-    fn has_bytes(&self) -> bool {
-        self.stream.peek(&mut [0]).is_ok_and(|read| read > 0)
-    }
-}
-
 /// Numbers of connections of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionCounts {
@@ -339,9 +296,18 @@ impl ConnectionGuard {
         self.table.progress.store(true, Relaxed);
     }
 
+    /// Records that the request head is incomplete, and that all that has arrived of it was read.
+    pub(crate) fn await_head(&self) {
+        self.connection.starved.store(true, SeqCst);
+        if self.table.client_waiting.load(SeqCst) {
+            self.table.waker.wake();
+        }
+    }
+
     /// Changes the phase. Returns false if the connection was evicted: it must end without sending another byte.
     pub(crate) fn enter(&self, phase: Phase) -> bool {
         self.connection.since.store(self.table.micros(), SeqCst);
+        self.connection.starved.store(false, SeqCst);
         // Only this connection's thread and `evict` write the phase, and an eviction is final.
         let entered = self
             .connection

@@ -14,9 +14,10 @@ use tiny_http::Method;
 use tl_os::allocator;
 use tl_os::poll::Waker;
 
+use crate::http::connection::entry::Phase;
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::connection::socket::Socket;
-use crate::http::connection::table::{ConnectionCounts, Phase};
+use crate::http::connection::table::ConnectionCounts;
 use crate::http::connection::wait::Wakeup;
 use crate::http::message::body::Body;
 use crate::http::message::error::ApiError;

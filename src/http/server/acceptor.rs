@@ -17,6 +17,7 @@ use tl_os::allocator;
 use tl_os::poll::{self, Events};
 use tl_os::thread;
 
+use crate::http::connection::entry::is_silent;
 use crate::http::connection::table::{ConnectionGuard, ConnectionTable, Eviction};
 use crate::http::message::ApiError;
 use crate::http::server::handler::Handler;
@@ -24,8 +25,9 @@ use crate::http::server::options::Options;
 use crate::http::server::reserve::Reserve;
 use crate::http::server::serve;
 
-/// Maximum number of clients in the kernel's queue.
-const BACKLOG: i32 = 1024;
+/// Maximum number of clients in the kernel's queue, unless `net.core.somaxconn` is less. A client that finds it full tries
+/// again after seconds.
+const BACKLOG: i32 = 4096;
 
 /// Pause before `accept` is tried again after an error that only another process may resolve.
 const RETRY: Duration = Duration::from_secs(1);
@@ -141,6 +143,8 @@ impl Acceptor {
     }
 
     fn accept_all(&mut self) {
+        // The table was full: other clients need the place of one that has sent nothing for long.
+        let mut crowded = false;
         while !self.connections.is_stopping() {
             if self.connections.is_full() {
                 let now = Some(Instant::now());
@@ -148,9 +152,11 @@ impl Acceptor {
                     return;
                 }
                 self.wait_for_room();
+                crowded = true;
                 continue;
             }
             match self.listener.accept() {
+                Ok((stream, _)) if crowded && is_silent(&stream) => {}
                 Ok((stream, _)) if allocator::replenish() && allocator::has_margin() => self.start_thread(stream),
                 Ok((stream, _)) => self.serve_without_memory(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,

@@ -11,8 +11,9 @@ use tl_os::impersonation;
 use tl_os::poll::Events;
 use tl_os::thread;
 
+use crate::http::connection::entry::Phase;
 use crate::http::connection::socket::Socket;
-use crate::http::connection::table::{ConnectionGuard, Phase};
+use crate::http::connection::table::ConnectionGuard;
 use crate::http::connection::wait::SendDeadline;
 use crate::http::message::request_head::{self, RequestHead};
 use crate::http::message::response::ResponseBody;
@@ -129,7 +130,15 @@ impl ConnectionLoop {
                 return Err(too_large(limit));
             }
             scanned = bytes.len();
-            match self.socket.fill(limit, Some(deadline)) {
+            let filled = match self.socket.fill_now(limit) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.socket.guard().await_head();
+                    let waited = self.socket.wait(Events::READ, Some(deadline));
+                    waited.and_then(|()| self.socket.fill(limit, Some(deadline)))
+                }
+                result => result,
+            };
+            match filled {
                 Ok(0) if scanned == 0 => return Ok(None),
                 Ok(0) => return Err(ApiError::malformed("the connection ended within the request head")),
                 Ok(_) => {}

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::http::connection::table::EVICTION_GRACE;
+use crate::http::connection::entry::EVICTION_GRACE;
 use crate::http::server::tests::*;
 
 fn with_capacity(max_connections: usize) -> Fixture {
