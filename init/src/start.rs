@@ -247,6 +247,7 @@ fn builder(config: &Config) -> Builder {
     };
     builder
         .default_user(config.default_user.clone())
+        .no_new_privs(config.no_new_privs)
         .log_limits(LogLimits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)
         .keep_ended(config.keep_ended)
