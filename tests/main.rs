@@ -22,6 +22,7 @@ mod files;
 mod follow_output;
 mod fork_server;
 mod health_checks;
+mod hostile_directories;
 mod idle_daemon;
 mod inherited_state;
 mod invalid_fields;
