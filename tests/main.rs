@@ -23,6 +23,8 @@ mod follow_output;
 mod fork_server;
 mod health_checks;
 mod hostile_directories;
+mod hostile_files;
+mod hostile_user;
 mod idle_daemon;
 mod inherited_state;
 mod invalid_fields;
