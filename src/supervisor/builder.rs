@@ -264,10 +264,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let mut spawner = Spawner::new(Some(original))?;
-        if self.no_new_privs {
-            spawner.deny_new_privileges();
-        }
+        let mut spawner = Spawner::new(Some(original), self.no_new_privs)?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, mut inbox) = mailbox()?;
         inbox.watch_children()?;

@@ -71,18 +71,19 @@ impl Spawner {
     /// Opens `/dev/null`, and makes sure that descriptors 0, 1 and 2 are open: no pipe may get one of these numbers.
     /// Those that are closed stay open on `/dev/null` for the life of the process.
     ///
-    /// `limits` are set in the children: those of this process before it raised its own.
+    /// `limits` are set in the children: those of this process before it raised its own. `no_new_privs` says whether
+    /// PR_SET_NO_NEW_PRIVS is set in all of them.
     ///
     /// # Errors
     /// When `/dev/null` cannot be opened.
-    pub fn new(limits: Option<OriginalLimits>) -> io::Result<Spawner> {
+    pub fn new(limits: Option<OriginalLimits>, no_new_privs: bool) -> io::Result<Spawner> {
         let open = || File::options().read(true).write(true).open("/dev/null");
         let mut null = open()?;
         while null.as_raw_fd() <= 2 {
             std::mem::forget(null);
             null = open()?;
         }
-        Ok(Spawner { null, forker: Forker::new(limits), nproc: None, no_new_privs: false })
+        Ok(Spawner { null, forker: Forker::new(limits), nproc: None, no_new_privs })
     }
 
     /// Starts the fork server, a child of this process. The calling thread must be the one that spawns.
@@ -104,11 +105,6 @@ impl Spawner {
     /// are not root's, for whom the kernel ignores it, and that have no cgroup which limits their tasks.
     pub fn limit_tasks(&mut self, nproc: Option<libc::rlimit>) {
         self.nproc = nproc;
-    }
-
-    /// From now on, sets PR_SET_NO_NEW_PRIVS in every child.
-    pub fn deny_new_privileges(&mut self) {
-        self.no_new_privs = true;
     }
 
     /// Forks a child that executes `launch`, in the cgroup `leaf` if that is given, and returns at once.
@@ -280,7 +276,7 @@ mod tests {
 
     #[test]
     fn an_id_that_the_kernel_would_ignore_is_refused() {
-        let mut spawner = Spawner::new(None).unwrap();
+        let mut spawner = Spawner::new(None, false).unwrap();
         let strings = || StringArray::new(vec![CString::from(c"/bin/true")]);
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let (programs, argv, envp) = (strings(), strings(), StringArray::new(Vec::new()));
