@@ -93,6 +93,7 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
         (vec!["--command", r#"[""]"#], "--command"),
         (vec!["--command", r#"["a\u0000b"]"#], "--command"),
         (vec!["--console-output=1"], "--console-output"),
+        (vec!["--no-new-privs=1"], "--no-new-privs"),
         (vec!["--max-tasks", "0"], "--max-tasks"),
         (vec!["--max-pty-sessions", "-1"], "--max-pty-sessions"),
         (vec!["--pty-idle-secs", "never"], "--pty-idle-secs"),

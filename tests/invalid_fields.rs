@@ -47,6 +47,7 @@ fn invalid_starts() -> Vec<(&'static str, &'static str, Value)> {
         ("WORKING_DIR_NOT_FOUND", "/no/such", with("working_dir", json!("/no/such"))),
         ("WORKING_DIR_NOT_FOUND", "/etc/passwd", with("working_dir", json!("/etc/passwd"))),
         ("USER_NOT_FOUND", "nobody-here", with("user", json!("nobody-here"))),
+        (INVALID, "no_new_privs", with("no_new_privs", json!("true"))),
         (INVALID, "name", with("name", json!(""))),
         (INVALID, "name", with("name", json!("a/b"))),
         (INVALID, "name", with("name", json!("123"))),

@@ -47,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) cors_origins: Vec<Origin>,
     pub(crate) default_user: UserSpec,
     pub(crate) create_user: Option<NewUser>,
+    /// Whether commands can gain no privileges by what they execute.
+    pub(crate) no_new_privs: bool,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) log_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -90,6 +92,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         default_user: parse_user(&get("default-user").text())
             .map_err(|error| get("default-user").invalid(&format!("valid: it {}", error.problem)))?,
         create_user: get("create-user").optional(NewUser::FORM)?,
+        no_new_privs: get("no-new-privs").flag()?,
         env_file: get("env-file").path(),
         log_dir: get("log-dir").dir()?,
         run_dir: get("run-dir").dir()?,

@@ -5,7 +5,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tl_os::random;
 use tl_os::regular_file::{self, ReadError};
@@ -99,16 +99,37 @@ pub(crate) fn make_dir(dir: &Path) -> Result<(), String> {
     made.map_err(|error| format!("{}: {error}", dir.display()))
 }
 
-/// Refuses a directory that another user owns, as can happen where every user may create directories.
+/// Refuses a directory, or a symlink to one, of a user other than root and the daemon's: that user could replace what the
+/// daemon writes there.
 ///
 /// # Errors
 /// A sentence that says what failed.
 pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
-    let meta = fs::symlink_metadata(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-    if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() {
-        return Ok(());
+    let failed = |error: io::Error| format!("{}: {error}", dir.display());
+    for meta in [fs::symlink_metadata(dir).map_err(failed)?, fs::metadata(dir).map_err(failed)?] {
+        if ![0, nix::unistd::geteuid().as_raw()].contains(&meta.uid()) {
+            return Err(format!("{}: it belongs to the user {}", dir.display(), meta.uid()));
+        }
     }
-    Err(format!("{}: it is not a directory that the daemon's user owns", dir.display()))
+    Ok(())
+}
+
+/// Sets the sticky bit of a directory and of those that it is in, where they belong to the daemon's user and every user
+/// may write to them, as to a volume of Kubernetes: any user could replace the files and directories of the daemon there.
+/// Returns the directories that were changed.
+pub(crate) fn keep_entries(dir: &Path) -> Vec<PathBuf> {
+    const STICKY: u32 = 0o1000;
+    // It may not exist yet.
+    let dir = std::path::absolute(dir).unwrap_or_default();
+    let dir = dir.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
+    let own = nix::unistd::geteuid().as_raw();
+    let is_changed = |dir: &&Path| {
+        let Ok(meta) = fs::metadata(dir) else { return false };
+        let mode = meta.mode() & 0o7777;
+        let is_exposed = meta.uid() == own && mode & 0o002 != 0 && mode & STICKY == 0;
+        is_exposed && fs::set_permissions(dir, Permissions::from_mode(mode | STICKY)).is_ok()
+    };
+    dir.ancestors().filter(is_changed).map(Path::to_owned).collect()
 }
 
 /// Writes the address of the API to `<run-dir>/address`, atomically.

@@ -25,6 +25,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("cors-origin", "ORIGIN", "", "origin of web pages that may use the API; may be repeated, or be a list"),
     opt("default-user", "USER", "tl-user", "default user for commands: a name, a UID, UID:GID or a JSON object"),
     opt("create-user", "NAME:UID", "", "user that is made at the start, with its group and home, if it does not exist"),
+    opt("no-new-privs", "", "", "commands can gain no privileges by what they execute, by sudo for example"),
     opt("env-file", "FILE", "", "file with KEY=value lines for the environment of all commands"),
     opt("command", "JSON", "", "the main process as a JSON array of strings, where `-- COMMAND` is not possible"),
     opt("config-dir", "DIR", "/etc/tl-init", "directory of init.conf and services/*.json"),

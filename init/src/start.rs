@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 use nix::sys::sysinfo::sysinfo;
 use nix::unistd::{AccessFlags, access};
+use tl_os::random;
 use tl_supervisor::http::Auth;
 use tl_supervisor::{Builder, LogLimits, Supervisor, TraceStop};
 
@@ -24,7 +25,7 @@ use crate::{boot, files, logger};
 /// Pause between attempts at a step that is tried until it succeeds.
 pub(crate) const RETRY: Duration = Duration::from_secs(1);
 
-/// A directory in memory, used if no other is writable. No process can have created it before PID 1 runs.
+/// A directory in memory, used if no other is writable.
 const LAST_DIR: &str = "/dev/shm/tl-init";
 
 /// Everything that is started before the API.
@@ -190,12 +191,16 @@ impl Start {
     /// The directory for the token and the address. For PID 1 that is one in memory if the configured one cannot be
     /// used.
     fn run_dir(&self, config: &Config) -> Result<PathBuf, String> {
-        let made = make_writable(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
+        let made = make_own(&config.run_dir).map_err(|error| format!("--run-dir: {error}"));
         match made {
             Err(error) if self.role != Role::Process => {
                 self.failed("run-dir", &error);
                 let last = PathBuf::from(LAST_DIR);
-                self.or("run-dir", make_writable(&last).and_then(|()| files::check_owner(&last)), || Ok(()))?;
+                // The memory may be older than this container, and every user may create directories there.
+                if files::check_owner(&last).is_err() {
+                    let _ = fs::rename(&last, format!("{LAST_DIR}.{}", random::hex::<8>().unwrap_or_default()));
+                }
+                self.or("run-dir", make_own(&last), || Ok(()))?;
                 Ok(last)
             }
             result => result.map(|()| config.run_dir.clone()),
@@ -214,6 +219,9 @@ impl Start {
             let mut last = String::new();
             for dir in &dirs {
                 config.log_dir.clone_from(dir);
+                if let Some(parent) = dir.parent() {
+                    keep_entries(parent);
+                }
                 match configure(config).start() {
                     Ok(supervisor) => return Ok(supervisor),
                     Err(error) => last = format!("--log-dir: output cannot be kept in {}: {error}", dir.display()),
@@ -232,10 +240,19 @@ impl Start {
     }
 }
 
-/// Makes a directory, and checks that this process can write in it.
-fn make_writable(dir: &Path) -> Result<(), String> {
+/// Makes a directory, and checks that this process can write in it and that no other user can replace what it writes.
+fn make_own(dir: &Path) -> Result<(), String> {
     files::make_dir(dir)?;
-    access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))
+    access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))?;
+    files::check_owner(dir)?;
+    keep_entries(dir);
+    Ok(())
+}
+
+fn keep_entries(dir: &Path) {
+    for changed in files::keep_entries(dir) {
+        log::warn!("{}: every user may write to it; its sticky bit is set", changed.display());
+    }
 }
 
 fn builder(config: &Config) -> Builder {
@@ -247,6 +264,7 @@ fn builder(config: &Config) -> Builder {
     };
     builder
         .default_user(config.default_user.clone())
+        .no_new_privs(config.no_new_privs)
         .log_limits(LogLimits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)
         .keep_ended(config.keep_ended)

@@ -19,13 +19,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, getegid, geteuid, getgroups, setfsgid, setfsuid};
 
+use crate::capabilities::{self, Capabilities};
 use crate::user_namespace::may_set_groups;
 
 /// The value that leaves an id unchanged.
 const NO_ID: u32 = u32::MAX;
-
-/// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h): sets of 64 bits, in two halves.
-const VERSION_3: u32 = 0x2008_0522;
 
 thread_local! {
     static RESTORE_FAILED: Cell<bool> = const { Cell::new(false) };
@@ -49,22 +47,6 @@ struct Credentials {
     gid: u32,
     groups: Vec<u32>,
     capabilities: [Capabilities; 2],
-}
-
-/// The kernel's `struct __user_cap_data_struct`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Capabilities {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-/// The kernel's `struct __user_cap_header_struct`.
-#[repr(C)]
-struct Header {
-    version: u32,
-    pid: i32,
 }
 
 impl Impersonation {
@@ -120,7 +102,7 @@ impl Credentials {
             uid: geteuid().as_raw(),
             gid: getegid().as_raw(),
             groups: getgroups()?.into_iter().map(Gid::as_raw).collect(),
-            capabilities: capabilities()?,
+            capabilities: capabilities::get()?,
         })
     }
 
@@ -129,16 +111,16 @@ impl Credentials {
         // All permitted capabilities first: when credentials are restored, the groups are set while the effective uid
         // is still the user's.
         let full = self.capabilities.map(|half| Capabilities { effective: half.permitted, ..half });
-        set_capabilities(&full)?;
+        capabilities::set(&full)?;
         if groups_can_be_set() {
             set_groups(&self.groups)?;
         }
         set_effective(libc::SYS_setresgid, self.gid)?;
         set_effective(libc::SYS_setresuid, self.uid)?;
         // Capabilities last: a change of the effective uid from or to 0 changes them.
-        set_capabilities(&self.capabilities)?;
+        capabilities::set(&self.capabilities)?;
         let ids = [geteuid().as_raw(), fsuid(), getegid().as_raw(), fsgid()];
-        if ids != [self.uid, self.uid, self.gid, self.gid] || capabilities()? != self.capabilities {
+        if ids != [self.uid, self.uid, self.gid, self.gid] || capabilities::get()? != self.capabilities {
             return Err(Errno::EPERM.into());
         }
         Ok(())
@@ -178,31 +160,6 @@ fn set_effective(call: libc::c_long, id: u32) -> io::Result<()> {
     Ok(Errno::result(set).map(drop)?)
 }
 
-fn capabilities() -> io::Result<[Capabilities; 2]> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    let mut sets = [Capabilities::default(); 2];
-    // SAFETY: the header and both halves are laid out as the kernel's are, and valid for reading and writing.
-    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
-    Errno::result(got)?;
-    Ok(sets)
-}
-
-fn set_capabilities(sets: &[Capabilities; 2]) -> io::Result<()> {
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    // PID 0 is the calling thread.
-    // SAFETY: the header and both halves are laid out as the kernel's are, and valid for reading and writing.
-    let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
-    Ok(Errno::result(set).map(drop)?)
-}
-
-/// Takes CAP_SYS_PTRACE from the calling thread.
-#[cfg(test)]
-pub(crate) fn without_ptrace() {
-    let mut sets = capabilities().unwrap();
-    sets[0].effective &= !(1 << 19);
-    set_capabilities(&sets).unwrap();
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File};
@@ -234,7 +191,7 @@ mod tests {
         let impersonation = Impersonation::begin(4242, 4243, &[4243, 4244]).unwrap();
         // No capability is left to ignore modes (DAC_OVERRIDE, DAC_READ_SEARCH) or to open /proc of others
         // (SYS_PTRACE).
-        assert!(capabilities().unwrap().iter().all(|half| half.effective == 0));
+        assert!(capabilities::get().unwrap().iter().all(|half| half.effective == 0));
         assert_eq!(File::open(&secret).unwrap_err().raw_os_error(), Some(libc::EACCES));
         assert_eq!(fs::read_link("/proc/1/cwd").unwrap_err().raw_os_error(), Some(libc::EACCES));
         let switch = fs::OpenOptions::new().write(true).open("/proc/sys/kernel/pid_max");
@@ -265,7 +222,7 @@ mod tests {
         }
         let before = Credentials::current().unwrap();
         let impersonation = Impersonation::begin(0, 0, &[0]).unwrap();
-        assert_eq!(capabilities().unwrap(), before.capabilities);
+        assert_eq!(capabilities::get().unwrap(), before.capabilities);
         drop(impersonation);
         assert_eq!(Credentials::current().unwrap(), before);
     }
@@ -278,7 +235,7 @@ mod tests {
         let body = || {
             let impersonation = Impersonation::begin(4242, 4242, &[]).unwrap();
             // A capability that is no longer permitted cannot be set again.
-            set_capabilities(&[Capabilities::default(); 2]).unwrap();
+            capabilities::set(&[Capabilities::default(); 2]).unwrap();
             drop(impersonation);
             restore_failed()
         };

@@ -241,7 +241,7 @@ mod tests {
             return;
         }
         let look = || {
-            crate::impersonation::without_ptrace();
+            crate::capabilities::without_ptrace();
             let mut orphan = Command::new("sleep").arg("60").uid(1).gid(1).stdout(Stdio::piped()).spawn().unwrap();
             let pipe = orphan.stdout.take().unwrap();
             let pid = orphan.id() as Pid;

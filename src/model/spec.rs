@@ -28,6 +28,7 @@ pub struct ProcessSpec {
     pub(crate) timeout: Option<Duration>,
     pub(crate) managed: Option<Arc<ManagedSpec>>,
     pub(crate) leftovers: Leftovers,
+    pub(crate) no_new_privs: bool,
 }
 
 impl ProcessSpec {
@@ -48,6 +49,7 @@ impl ProcessSpec {
                 timeout: None,
                 managed: None,
                 leftovers: Leftovers::Keep,
+                no_new_privs: false,
             },
         }
     }
@@ -97,6 +99,7 @@ impl ProcessSpec {
 ///     .user("1000:1000".parse()?)
 ///     .timeout(Duration::from_secs(600))
 ///     .leftovers(Leftovers::Kill)
+///     .no_new_privs(true)
 ///     .build()?;
 ///
 /// let error = ProcessSpec::command("make").timeout(Duration::MAX).build().unwrap_err();
@@ -155,6 +158,14 @@ impl SpecBuilder {
     /// What happens to the other processes of the tree when the leader exits by itself; they are kept by default.
     pub fn leftovers(mut self, leftovers: Leftovers) -> Self {
         self.spec.leftovers = leftovers;
+        self
+    }
+
+    /// Whether the process, and what it executes, can gain no privileges by programs with set-user-ID, set-group-ID or
+    /// file capabilities, such as sudo (PR_SET_NO_NEW_PRIVS). By default it can, unless
+    /// [`Builder::no_new_privs`](crate::Builder::no_new_privs) denies it to all processes.
+    pub fn no_new_privs(mut self, deny: bool) -> Self {
+        self.spec.no_new_privs = deny;
         self
     }
 

@@ -68,6 +68,7 @@ pub struct Builder {
     max_tasks: Option<u64>,
     session_idle: Duration,
     cgroup: Option<PathBuf>,
+    no_new_privs: bool,
     callbacks: Callbacks,
 }
 
@@ -124,6 +125,7 @@ impl Builder {
             max_tasks: None,
             session_idle: Duration::from_secs(300),
             cgroup: None,
+            no_new_privs: false,
             callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
         }
     }
@@ -191,6 +193,13 @@ impl Builder {
         self
     }
 
+    /// Whether no process can gain privileges by what it executes, as with
+    /// [`SpecBuilder::no_new_privs`](crate::SpecBuilder::no_new_privs), whatever its spec says. False by default.
+    pub fn no_new_privs(mut self, deny: bool) -> Self {
+        self.no_new_privs = deny;
+        self
+    }
+
     /// Sets a function that is called with each [`TraceStop`] that only the main thread of this process can end. It
     /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread: it
     /// must not block, and a panic shuts the supervisor down.
@@ -226,9 +235,9 @@ impl Builder {
     /// and hangs in a system call could delay the reaping.
     ///
     /// The processes are forked by the *fork server*, a small child of this process that is forked here and ends with
-    /// the supervisor. So they start with the namespaces, root directory, capabilities, nice value, CPU affinity and the
-    /// like that the calling thread has now, whatever this process changes later. They are children of this process all
-    /// the same.
+    /// the supervisor. So they start with the namespaces, root directory, bounding set of capabilities, nice value, CPU
+    /// affinity and the like that the calling thread has now, whatever this process changes later. They are children of
+    /// this process all the same.
     ///
     /// # Errors
     /// Another supervisor runs in this process (`ResourceBusy`); the log directory cannot be created, contains
@@ -255,7 +264,7 @@ impl Builder {
         if std::process::id() != 1 {
             become_subreaper()?;
         }
-        let mut spawner = Spawner::new(Some(original))?;
+        let mut spawner = Spawner::new(Some(original), self.no_new_privs)?;
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, mut inbox) = mailbox()?;
         inbox.watch_children()?;

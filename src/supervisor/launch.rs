@@ -46,6 +46,7 @@ pub(super) fn launch(
         uid: identity.uid,
         gid: identity.gid,
         groups: identity.groups.clone(),
+        no_new_privs: spec.no_new_privs,
     })
 }
 

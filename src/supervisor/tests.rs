@@ -37,7 +37,7 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         resolver: Resolver::start(|_| {}, || {}).unwrap(),
         on_main_thread: Box::new(drop),
         on_managed_start: Box::new(drop),
-        spawner: Spawner::new(None).unwrap(),
+        spawner: Spawner::new(None, false).unwrap(),
         cgroups: Cgroups::none(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),

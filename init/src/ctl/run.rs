@@ -91,6 +91,9 @@ fn spec(line: &Line) -> String {
             add_field(&mut body, field, value);
         }
     }
+    if line.has("no-new-privs") {
+        body += ",\"no_new_privs\":true";
+    }
     body
 }
 

@@ -1,11 +1,13 @@
 //! Where the API is and which token it gets: from the command line, else the environment, else the `init.conf` of the
 //! daemon, else the files of the daemon's run directory.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::unistd::geteuid;
 use tl_os::regular_file;
 
 use super::error::{Error, sentence};
@@ -45,12 +47,16 @@ impl Settings {
         let lookup = Lookup::new(line);
         let run_dir = Path::new(lookup.find("run-dir").unwrap_or_else(|| default_of("run-dir")));
         let given = lookup.given("url");
-        let url = match given {
-            Some(text) => parse_url(text).map_err(|why| {
-                let source = if line.has("url") { "--url" } else { &variable("url") };
-                Error::usage(format_args!("{source}: {text:?}: {why}"))
-            })?,
-            None => local_url(&run_dir.join("address"))?,
+        let address_file = run_dir.join("address");
+        let (url, owner) = match given {
+            Some(text) => (
+                parse_url(text).map_err(|why| {
+                    let source = if line.has("url") { "--url" } else { &variable("url") };
+                    Error::usage(format_args!("{source}: {text:?}: {why}"))
+                })?,
+                None,
+            ),
+            None => local_url(&address_file)?,
         };
         let default: &Path = Box::leak(run_dir.join("token").into_boxed_path());
         let token_file = match lookup.given("token-file") {
@@ -59,6 +65,9 @@ impl Settings {
             None if given.is_some() && !url.address.ip().is_loopback() => None,
             None => Some(lookup.find("token-file").map_or(default, Path::new)),
         };
+        if let (Some(owner), Some(token_file)) = (owner, token_file) {
+            check_owner(&address_file, owner, token_file)?;
+        }
         // Without authentication there is no such file.
         let token = match token_file {
             Some(file) => read_token(file, file == default)?,
@@ -107,16 +116,40 @@ fn default_of(option: &str) -> &'static str {
     OPTIONS.iter().find(|known| known.name == option).map_or("", |known| known.default)
 }
 
-/// The address in the daemon's file `address`; without the file, the default port of this host.
-fn local_url(file: &Path) -> Result<Url, Error> {
-    let address = match fs::read_to_string(file) {
-        Ok(text) => {
-            text.trim().parse().map_err(|_| Error::local(format_args!("{}: it has no address", file.display())))?
+/// The address in the daemon's file `address`, and the owner of the file; without the file, the default port of this
+/// host.
+fn local_url(file: &Path) -> Result<(Url, Option<u32>), Error> {
+    let (address, owner) = match read_own(file) {
+        Ok((text, owner)) => {
+            let address = text.trim().parse();
+            (address.map_err(|_| Error::local(format_args!("{}: it has no address", file.display())))?, Some(owner))
         }
-        Err(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(Error::local(format_args!("{}: it is a symlink", file.display())));
+        }
+        Err(_) => (SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)), None),
     };
     let address = reachable(address);
-    Ok(Url { address, host: address.to_string().leak(), prefix: "" })
+    Ok((Url { address, host: address.to_string().leak(), prefix: "" }, owner))
+}
+
+/// Reads a file that is no symlink. Returns its text and its owner.
+fn read_own(file: &Path) -> io::Result<(String, u32)> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(file)?;
+    let mut text = String::new();
+    (&mut file).take(MAX_LENGTH).read_to_string(&mut text)?;
+    Ok((text, file.metadata()?.uid()))
+}
+
+/// Checks that the user who has written the file with the address may know the token, which is sent there: it is root,
+/// this user, or the owner of the token. Another user could have replaced the run directory.
+fn check_owner(file: &Path, owner: u32, token_file: &Path) -> Result<(), Error> {
+    let may_know = [Some(0), Some(geteuid().as_raw()), fs::metadata(token_file).ok().map(|meta| meta.uid())];
+    if may_know.contains(&Some(owner)) {
+        return Ok(());
+    }
+    let file = file.display();
+    Err(Error::local(format_args!("{file}: it belongs to the user {owner}, who may not get the token; give --url")))
 }
 
 /// An address to connect to: the loopback interface in place of "all addresses".

@@ -96,6 +96,8 @@ const fn command(
 const USER: Opt = opt("user", Kind::Text, "USER", "user of the command: a name, a UID or UID:GID");
 const ENV: Opt = short('e', "env", Kind::Variable, "KEY=VALUE", "variable for the command; may be repeated");
 const DIR: Opt = opt("dir", Kind::Text, "DIR", "working directory of the command");
+const NO_NEW_PRIVS: Opt =
+    opt("no-new-privs", Kind::Flag, "", "the command can gain no privileges by what it executes, by sudo for example");
 
 /// The options that every command has.
 pub(crate) const GLOBAL: &[Opt] = &[
@@ -143,7 +145,13 @@ pub(crate) const COMMANDS: &[Command] = &[
         Action::Run,
         Operands::Command,
         "run a command, print its output and exit with its exit status",
-        &[USER, ENV, DIR, opt("timeout", Kind::Seconds, "SECS", "kill the command and its children after this time")],
+        &[
+            USER,
+            ENV,
+            DIR,
+            NO_NEW_PRIVS,
+            opt("timeout", Kind::Seconds, "SECS", "kill the command and its children after this time"),
+        ],
     ),
     command(
         "start",
@@ -161,6 +169,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             USER,
             ENV,
             DIR,
+            NO_NEW_PRIVS,
         ],
     ),
     command("stop", Action::Stop, Operands::Process, "stop a managed process, kill any other; wait for its end", &[]),

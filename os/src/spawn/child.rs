@@ -10,6 +10,7 @@ use std::os::fd::RawFd;
 
 use super::exec_failure::{ExecFailure, LENGTH, Stage};
 use super::program::Program;
+use crate::capabilities;
 use crate::resource_limits::OriginalLimits;
 
 /// The number that the report pipe has in the child, which closes all higher ones.
@@ -43,8 +44,13 @@ pub(super) struct Setup {
     pub(super) nproc: Option<libc::rlimit>,
     /// Whether to set the supplementary groups.
     pub(super) set_groups: bool,
-    /// Whether the child was forked with the defaults of [`set_defaults`].
-    pub(super) has_defaults: bool,
+    /// Whether the child was forked by the fork server, which has done [`set_defaults`] and holds no memory of the
+    /// daemon.
+    pub(super) by_server: bool,
+    /// Whether to give the child a session keyring of its own, whatever it was forked with.
+    pub(super) session_keyring: bool,
+    /// Whether to set PR_SET_NO_NEW_PRIVS.
+    pub(super) no_new_privs: bool,
 }
 
 /// Becomes the program. If that fails, reports why and exits as a shell would: with 127 if the program was not found,
@@ -75,6 +81,16 @@ fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure
     become_user(program, setup.set_groups).map_err(failed(Stage::User))?;
     if let Some(limit) = &setup.nproc {
         limit_tasks(limit).map_err(failed(Stage::User))?;
+    }
+    if setup.no_new_privs {
+        // SAFETY: it takes integers.
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map_err(failed(Stage::Setup))?;
+    }
+    if !setup.by_server {
+        // This memory is a copy of the daemon's, with the token in it. The kernel lets nobody but root read it after the
+        // change of the user, unless fs.suid_dumpable is 1; with 2, a signal of the user could make it dump core.
+        // SAFETY: it takes integers.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     }
     unblock_signals().map_err(failed(Stage::Setup))?;
     // From here on the child can hang in a file system. SIGTERM works by now, and the only open descriptor of the
@@ -117,8 +133,10 @@ fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
     // Before Linux 5.9 this fails; there the exec closes them, as all descriptors of the daemon are close-on-exec.
     // SAFETY: it takes integers. What it closes is not used again in this process.
     unsafe { libc::syscall(libc::SYS_close_range, REPORT_FD + 1, u32::MAX, 0) };
-    if !setup.has_defaults {
+    if !setup.by_server {
         set_defaults();
+    } else if setup.session_keyring {
+        join_session_keyring();
     }
     if let Some(limit) = setup.nproc {
         // The kernel checks the limit twice: when this process becomes the user's, against this value, which marks the
@@ -129,13 +147,25 @@ fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
     setup.limits.as_ref().map_or(Ok(()), OriginalLimits::restore)
 }
 
-/// Sets what is the same for every child: the default signal dispositions, the umask 022 and the `oom_score_adj` 0.
-/// Async-signal-safe.
+/// Sets what is the same for every child: the default signal dispositions, the umask 022, the `oom_score_adj` 0, no
+/// inheritable capabilities, and a new session keyring. Async-signal-safe.
 pub(super) fn set_defaults() {
     reset_dispositions();
     // SAFETY: it takes an integer and cannot fail.
     unsafe { libc::umask(0o022) };
     reset_oom_score();
+    // An older container runtime may have set some.
+    let _ = capabilities::drop_inheritable();
+    join_session_keyring();
+}
+
+/// Gives this process a new, empty session keyring (session-keyring(7)): a process possesses the keys in the one that it
+/// was forked with, whoever has put them there. Without keyrings in the kernel, or where a seccomp filter denies the
+/// call, there are no keys to be found either.
+fn join_session_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: it takes integers; 0 stands for a keyring without a name.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
 }
 
 /// Makes the child's user the owner of the terminal that the child has inherited from the daemon, if the daemon's user

@@ -49,4 +49,6 @@ pub struct Launch {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Whether neither the program nor what it executes can gain privileges (PR_SET_NO_NEW_PRIVS).
+    pub no_new_privs: bool,
 }

@@ -24,6 +24,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use nix::unistd::geteuid;
+
 pub use error::SpawnError;
 pub use exec_failure::{ExecFailure, ReportBuffer, Stage};
 pub use fork_server::is_fork_server;
@@ -37,7 +39,7 @@ use self::streams::{Streams, nonblocking, pipe};
 use crate::Pid;
 use crate::cgroup::Leaf;
 use crate::resource_limits::OriginalLimits;
-use crate::user_namespace::may_set_groups;
+use crate::user_namespace::{has_own_users, may_set_groups};
 use crate::wait::Reaped;
 
 /// A forked child that may not have executed its program yet, with this process's ends of its pipes, which do not
@@ -62,24 +64,26 @@ pub struct Spawner {
     null: File,
     forker: Forker,
     nproc: Option<libc::rlimit>,
+    no_new_privs: bool,
 }
 
 impl Spawner {
     /// Opens `/dev/null`, and makes sure that descriptors 0, 1 and 2 are open: no pipe may get one of these numbers.
     /// Those that are closed stay open on `/dev/null` for the life of the process.
     ///
-    /// `limits` are set in the children: those of this process before it raised its own.
+    /// `limits` are set in the children: those of this process before it raised its own. `no_new_privs` says whether
+    /// PR_SET_NO_NEW_PRIVS is set in all of them.
     ///
     /// # Errors
     /// When `/dev/null` cannot be opened.
-    pub fn new(limits: Option<OriginalLimits>) -> io::Result<Spawner> {
+    pub fn new(limits: Option<OriginalLimits>, no_new_privs: bool) -> io::Result<Spawner> {
         let open = || File::options().read(true).write(true).open("/dev/null");
         let mut null = open()?;
         while null.as_raw_fd() <= 2 {
             std::mem::forget(null);
             null = open()?;
         }
-        Ok(Spawner { null, forker: Forker::new(limits), nproc: None })
+        Ok(Spawner { null, forker: Forker::new(limits), nproc: None, no_new_privs })
     }
 
     /// Starts the fork server, a child of this process. The calling thread must be the one that spawns.
@@ -106,7 +110,8 @@ impl Spawner {
     /// Forks a child that executes `launch`, in the cgroup `leaf` if that is given, and returns at once.
     ///
     /// The child leads a new session. All its descriptors but 0, 1 and 2 are closed, its signal dispositions, signal
-    /// mask and `oom_score_adj` are the defaults, its umask is 022. Pipes that it gets become its user's.
+    /// mask and `oom_score_adj` are the defaults, its umask is 022, and it has no inheritable or ambient capabilities.
+    /// Pipes that it gets become its user's.
     ///
     /// # Errors
     /// When nothing was forked. [`SpawnError::Cgroup`] says that the same call could succeed without `leaf`, or in
@@ -127,6 +132,7 @@ impl Spawner {
             report: report_write.as_fd(),
             cgroup: cgroup.as_ref(),
             nproc: self.nproc.filter(|_| launch.uid != 0 && !leaf.is_some_and(Leaf::limits_tasks)),
+            no_new_privs: self.no_new_privs || launch.no_new_privs,
         };
         let pid = self.forker.fork(&request).map_err(|error| match &cgroup {
             Some(Cgroup::CreateIn(_)) => SpawnError::in_cgroup(error),
@@ -147,24 +153,33 @@ struct Forker {
     /// Limits to be set in a child that the server forks.
     server_limits: Option<OriginalLimits>,
     set_groups: bool,
+    /// Whether each child gets a session keyring of its own. One key for each process is much for a user, who may have
+    /// 200 (`/proc/sys/kernel/keys/maxkeys`), and nothing for root outside of user namespaces.
+    session_keyrings: bool,
 }
 
 impl Forker {
     fn new(limits: Option<OriginalLimits>) -> Forker {
         let (of_server, server_limits) = limits.map(OriginalLimits::for_fork_server).unzip();
-        Forker { server: ForkServer::new(of_server), limits, server_limits, set_groups: may_set_groups() }
+        Forker {
+            server: ForkServer::new(of_server),
+            limits,
+            server_limits,
+            set_groups: may_set_groups(),
+            session_keyrings: geteuid().is_root() && !has_own_users(),
+        }
     }
 
     /// Has the fork server fork the child or, if that is not possible, forks it.
     fn fork(&mut self, request: &Request<'_>) -> io::Result<Pid> {
-        let setup = request.setup(&IN_SERVER, self.server_limits, self.set_groups, true);
+        let setup = Setup { limits: self.server_limits, by_server: true, ..self.setup(request, &IN_SERVER) };
         let create_in = request.create_in().map(|_| IN_SERVER.cgroup);
         match self.server.spawn(request.launch, &setup, create_in, &request.descriptors()) {
             Outcome::Forked(pid) => return Ok(pid),
             Outcome::Refused(error) => return Err(error),
             Outcome::Unavailable => {}
         }
-        let setup = request.setup(&request.numbers(), self.limits, self.set_groups, false);
+        let setup = self.setup(request, &request.numbers());
         let program = Program::of(request.launch);
         let child = || {
             // SAFETY: this closure runs in a child that was just forked, and in no other process. `launch` lives there,
@@ -173,6 +188,22 @@ impl Forker {
         };
         // SAFETY: `child::run` is async-signal-safe, allocates nothing and cannot panic.
         unsafe { clone::fork(request.create_in(), child) }
+    }
+
+    /// The setup of a child of a process in which the descriptors have these numbers: as this process forks it.
+    fn setup(&self, request: &Request<'_>, numbers: &Numbers) -> Setup {
+        Setup {
+            stdio: numbers.stdio,
+            terminal: request.terminal,
+            report: numbers.report,
+            cgroup: matches!(request.cgroup, Some(Cgroup::Join(_))).then_some(numbers.cgroup),
+            limits: self.limits,
+            nproc: request.nproc,
+            set_groups: self.set_groups,
+            by_server: false,
+            session_keyring: self.session_keyrings,
+            no_new_privs: request.no_new_privs,
+        }
     }
 }
 
@@ -198,6 +229,7 @@ struct Request<'a> {
     report: BorrowedFd<'a>,
     cgroup: Option<&'a Cgroup>,
     nproc: Option<libc::rlimit>,
+    no_new_privs: bool,
 }
 
 /// The numbers of the descriptors of a request in the process that forks.
@@ -234,20 +266,6 @@ impl<'a> Request<'a> {
         let cgroup = self.cgroup_fd().map_or(-1, |fd| fd.as_raw_fd());
         Numbers { stdio: self.stdio.map(|fd| fd.as_raw_fd()), report: self.report.as_raw_fd(), cgroup }
     }
-
-    /// The setup of a child of a process in which the descriptors have these numbers.
-    fn setup(&self, numbers: &Numbers, limits: Option<OriginalLimits>, set_groups: bool, has_defaults: bool) -> Setup {
-        Setup {
-            stdio: numbers.stdio,
-            terminal: self.terminal,
-            report: numbers.report,
-            cgroup: matches!(self.cgroup, Some(Cgroup::Join(_))).then_some(numbers.cgroup),
-            limits,
-            nproc: self.nproc,
-            set_groups,
-            has_defaults,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -258,12 +276,12 @@ mod tests {
 
     #[test]
     fn an_id_that_the_kernel_would_ignore_is_refused() {
-        let mut spawner = Spawner::new(None).unwrap();
+        let mut spawner = Spawner::new(None, false).unwrap();
         let strings = || StringArray::new(vec![CString::from(c"/bin/true")]);
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let (programs, argv, envp) = (strings(), strings(), StringArray::new(Vec::new()));
-            let launch =
-                Launch { programs, argv, envp, dir: None, home: CString::from(c"/"), uid, gid, groups: Vec::new() };
+            let (home, groups, no_new_privs) = (CString::from(c"/"), Vec::new(), false);
+            let launch = Launch { programs, argv, envp, dir: None, home, uid, gid, groups, no_new_privs };
             let stdio = Stdio::Pipes { stdin: false, stdout: false, stderr: false };
             let result = spawner.spawn(stdio, &launch, None);
             assert!(matches!(result, Err(SpawnError::Other(error)) if error.raw_os_error() == Some(libc::EINVAL)));

@@ -15,7 +15,7 @@ use crate::http::api::Api;
 use crate::http::json;
 use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap};
+use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, BURST, Request, Response};
 
 /// A duration in milliseconds.
@@ -40,6 +40,7 @@ pub(crate) struct StartBody {
     health_check: Option<Object<HealthBody>>,
     stop_grace_ms: Option<Ms>,
     leftovers: Option<Choice<Leftovers>>,
+    no_new_privs: Option<Truth>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,8 +71,10 @@ pub(crate) fn command(
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    no_new_privs: Option<Truth>,
 ) -> SpecBuilder {
     let mut spec = ProcessSpec::command(command.0).args(args.unwrap_or_default().0);
+    spec = spec.no_new_privs(no_new_privs.unwrap_or_default().0);
     for (key, value) in env.unwrap_or_default().0 {
         spec = spec.env(key, value);
     }
@@ -89,12 +92,12 @@ pub(crate) fn command(
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let mut spec =
-            command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).stdio(Pipes {
-                stdin: self.stdin_mode.unwrap_or_default().0,
-                stdout: self.stdout_mode.unwrap_or_default().0,
-                stderr: self.stderr_mode.unwrap_or_default().0,
-            });
+        let StartBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        let mut spec = command(program, args, env, working_dir, user, leftovers, no_new_privs).stdio(Pipes {
+            stdin: self.stdin_mode.unwrap_or_default().0,
+            stdout: self.stdout_mode.unwrap_or_default().0,
+            stderr: self.stderr_mode.unwrap_or_default().0,
+        });
         if self.name.is_some() || self.restart.is_some() || self.health_check.is_some() {
             let mut managed = ManagedSpec::new(Policy::Never);
             managed.name = self.name.map(|name| name.0);
@@ -236,17 +239,18 @@ mod tests {
         assert_eq!(plain, ProcessSpec::command("sh").build().unwrap());
         let nulls = r#"{"command":"sh","args":null,"env":null,"working_dir":null,"user":null,"stdin_mode":null,
             "stdout_mode":null,"stderr_mode":null,"name":null,"restart":null,"health_check":null,"stop_grace_ms":null,
-            "timeout":"ignored","new_field":[1]}"#;
+            "no_new_privs":null,"timeout":"ignored","new_field":[1]}"#;
         assert_eq!(spec(nulls).unwrap(), plain);
         assert_eq!(spec(r#"{"command":"sh","stop_grace_ms":5}"#).unwrap(), plain);
         let full = spec(
             r#"{"command":"sh","args":["-c","x"],"env":{"A":"1","B":""},"working_dir":"/tmp","user":"root",
-            "stdin_mode":"pipe","stdout_mode":"discard","stderr_mode":"capture","leftovers":"kill"}"#,
+            "stdin_mode":"pipe","stdout_mode":"discard","stderr_mode":"capture","leftovers":"kill",
+            "no_new_privs":true}"#,
         );
         let right = ProcessSpec::command("sh").args(["-c", "x"]).env("A", "1").env("B", "").working_dir("/tmp");
         let root = UserSpec::Name { name: "root".to_owned(), gid: None };
         let pipes = Pipes { stdin: StdinMode::Pipe, stdout: OutputMode::Discard, stderr: OutputMode::Capture };
-        let right = right.user(root).stdio(pipes).leftovers(Leftovers::Kill).build();
+        let right = right.user(root).stdio(pipes).leftovers(Leftovers::Kill).no_new_privs(true).build();
         assert_eq!(full.unwrap(), right.unwrap());
     }
 
@@ -297,6 +301,7 @@ mod tests {
                 "`stdout_mode`: must be one of `capture`, `discard`, not the string \"pipe\"",
             ),
             (r#"{"command":"a","leftovers":"end"}"#, "`leftovers`: must be one of `keep`, `kill`"),
+            (r#"{"command":"a","no_new_privs":1}"#, "`no_new_privs`: must be true or false, not 1"),
             (r#"{"command":"a","name":""}"#, "`name`"),
             (r#"{"command":"a","name":"12"}"#, "`name`"),
             (r#"{"command":"a","name":"a/b"}"#, "`name`"),

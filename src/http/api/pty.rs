@@ -12,7 +12,7 @@ use crate::http::api::processes::command;
 use crate::http::json;
 use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Integer, JsonString, StringList, StringMap};
+use crate::http::json::value::{Choice, Integer, JsonString, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 type Size = Integer<0, { u32::MAX as u64 }>;
@@ -25,6 +25,7 @@ struct OpenBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    no_new_privs: Option<Truth>,
     rows: Option<Size>,
     cols: Option<Size>,
 }
@@ -33,7 +34,8 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let or_default = |size: Option<Size>| size.map_or(0, |size| size.0);
         let size = TerminalSize::new(or_default(self.rows), or_default(self.cols));
-        command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers).stdio(size).build()
+        let OpenBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        command(program, args, env, working_dir, user, leftovers, no_new_privs).stdio(size).build()
     }
 }
 
@@ -101,6 +103,7 @@ mod tests {
             ("", plain().stdio(TerminalSize { rows: 24, cols: 80 })),
             (r#","rows":null,"cols":0,"args":null,"env":null,"user":null"#, plain().stdio(TerminalSize::default())),
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill).stdio(TerminalSize::default())),
+            (r#","no_new_privs":true"#, plain().no_new_privs(true).stdio(TerminalSize::default())),
             (r#","rows":40,"cols":4294967295"#, plain().stdio(TerminalSize { rows: 40, cols: 1000 })),
             (r#","args":["-i"],"env":{"A":"b"}"#, plain().args(["-i"]).env("A", "b").stdio(TerminalSize::default())),
         ] {

@@ -19,7 +19,7 @@ use crate::http::api::processes::command;
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
 use crate::http::json::user::User;
-use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap};
+use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 /// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their
@@ -32,6 +32,7 @@ struct RunBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    no_new_privs: Option<Truth>,
     timeout: Option<Seconds>,
     timeout_secs: Option<Seconds>,
     stdin: Option<JsonString>,
@@ -48,7 +49,8 @@ impl RunBody {
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
-        let mut spec = command(self.command, self.args, self.env, self.working_dir, self.user, self.leftovers);
+        let RunBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        let mut spec = command(program, args, env, working_dir, user, leftovers, no_new_privs);
         if self.timeout.is_some() && self.timeout_secs.is_some() {
             return Err(SpecError::new("timeout", "and `timeout_secs` mean the same; send one of them"));
         }
@@ -230,6 +232,8 @@ mod tests {
             (r#","timeout":2,"timeout_secs":null"#, plain().timeout(Duration::from_secs(2))),
             (r#","timeout":1e300"#, plain().timeout(MAX_TIMEOUT)),
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
+            (r#","no_new_privs":true"#, plain().no_new_privs(true)),
+            (r#","no_new_privs":false"#, plain()),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
         ] {
             assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");

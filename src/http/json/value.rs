@@ -141,6 +141,22 @@ impl JsonValue<'_> for JsonString {
     }
 }
 
+/// True or false.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Truth(pub(crate) bool);
+
+impl JsonValue<'_> for Truth {
+    fn expected() -> String {
+        "true or false".to_owned()
+    }
+    fn from_scalar(value: Scalar) -> Result<Truth, Scalar> {
+        match value {
+            Scalar::Bool(truth) => Ok(Truth(truth)),
+            value => Err(value),
+        }
+    }
+}
+
 /// Bytes, sent as a string in base64 (RFC 4648, section 4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Base64(pub(crate) Vec<u8>);
@@ -321,6 +337,7 @@ deserialize! {
     [] JsonString;
     [] StringList;
     [] StringMap;
+    [] Truth;
     [] SignalNumber;
     [] Seconds;
     [T: Deserialize<'de>] Object<T>;

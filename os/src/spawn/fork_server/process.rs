@@ -29,7 +29,13 @@ pub(super) unsafe fn run(socket: RawFd, mappings: Mappings, limits: Option<Origi
     }
     // Without /proc, the memory is kept.
     // SAFETY: the caller's contract.
-    let _ = unsafe { release_memory(mappings) };
+    if unsafe { release_memory(mappings) }.is_ok() {
+        // Nothing secret is left. A daemon without CAP_SYS_PTRACE may now take back the descriptors of a request.
+        // SAFETY: it takes integers.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
+    }
+    // A child that has become another user must not be able to write requests.
+    mappings.keep_from_children();
     loop {
         // SAFETY: the mappings are valid by contract.
         match unsafe { serve(mappings) } {

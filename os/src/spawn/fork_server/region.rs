@@ -108,6 +108,12 @@ impl Mappings {
         [self.shared, self.private].map(|mapping| mapping.as_ptr() as usize)
     }
 
+    /// Leaves the shared memory out of the processes that this one forks.
+    pub(super) fn keep_from_children(self) {
+        // SAFETY: this is a whole mapping of `map`. The advice changes nothing for this process.
+        unsafe { libc::madvise(self.shared.as_ptr().cast(), LENGTH, libc::MADV_DONTFORK) };
+    }
+
     /// The private memory, for another purpose before the first request.
     ///
     /// # Safety
