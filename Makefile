@@ -3,9 +3,11 @@
 # Address of `make run`, and further arguments of tl-init or of the benchmarks.
 LISTEN ?= 127.0.0.1:9501
 ARGS ?=
+# Seconds for each target of `make fuzz`.
+SECONDS ?= 600
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm soak bench bench-peers static dist test-dist rootfs package
+.PHONY: help run test test-rust test-python test-fuzz test-vm soak fuzz bench bench-peers static dist test-dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -16,7 +18,7 @@ run: ## Build tl-init and start it as PID 1 of a namespace (LISTEN=127.0.0.1:950
 	@cargo build --release --quiet --package tl-init
 	@init/run.sh $(TARGET)/release/tl-init --listen $(LISTEN) $(ARGS)
 
-test: test-rust test-python ## Run all Rust and Python tests
+test: test-rust test-python test-fuzz ## Run all Rust and Python tests, and fuzz each target for 20 s
 
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	@tests/need unshare cc python3 perl
@@ -31,6 +33,14 @@ test-python: ## Run the public Python and npm clients, unmodified, against the r
 	@cargo build --quiet --package tl-init
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/python
+
+test-fuzz: ## Fuzz each target for 20 s, two at a time
+	@tests/need cc c++
+	fuzz/run --seconds 20
+
+fuzz: ## Fuzz each target, or those of ARGS, for 10 minutes, two at a time (SECONDS=600, ARGS="unit fleet")
+	@tests/need cc c++
+	fuzz/run --seconds $(SECONDS) $(ARGS)
 
 test-vm: rootfs ## Boot the root file systems in an emulated machine, and run containers
 	@tests/need python3

@@ -33,6 +33,9 @@ mod clock;
 mod error;
 #[cfg(feature = "http")]
 mod files;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 #[cfg(feature = "http")]
 pub mod http;

@@ -140,6 +140,9 @@ impl<K: Clone + Eq + Hash> RateLimit<K> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
+
 #[cfg(test)]
 mod tests {
     use super::*;

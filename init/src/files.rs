@@ -172,7 +172,7 @@ fn open(role: Role, path: &Path) -> Result<File, ReadError> {
 ///
 /// Empty lines and lines that begin with `#` are skipped. `export` before a name, white space around it, the CR of a
 /// CRLF and a byte order mark are dropped. A value is taken literally, including quotes, `$`, `#` and a `\` at its end.
-fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
+pub(crate) fn parse_pairs(bytes: &[u8]) -> (Vec<(String, String)>, Option<String>) {
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let (mut pairs, mut broken) = (Vec::new(), Vec::new());
     for (line, number) in bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_start).zip(1_usize..) {

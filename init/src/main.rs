@@ -14,6 +14,9 @@ mod ctl;
 mod event;
 mod exit_status;
 mod files;
+// Not `any(test, fuzzing)`: the fuzz target contains the file itself.
+#[cfg(test)]
+mod invariants;
 mod logger;
 mod main_process;
 mod mounts;

@@ -17,6 +17,8 @@
 mod attributes;
 mod condition;
 mod in_place;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod list;
 mod magic_link;
 mod path;

@@ -7,6 +7,8 @@
 //! Deliberately absent: a thread, a timer or a buffer per check, and reading more of a response than its status
 //! line.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod probe;
 mod schedule;
 mod status_line;

@@ -21,6 +21,8 @@ pub mod message;
 pub mod server;
 pub mod ws;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use api::invariants;
 pub use api::{
     Api, ApiOptions, Auth, BootReport, BootService, BootStep, EndAction, InvalidBody, Origin, SystemControl,
     parse_process,

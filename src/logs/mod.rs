@@ -28,6 +28,8 @@ mod cursor;
 mod directory;
 mod disk;
 mod follower;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod line_reader;
 pub mod lines;
 mod log;

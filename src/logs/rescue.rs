@@ -53,7 +53,7 @@ impl Writer {
 fn rescue(log: LogContext<'_>, old: &File) -> io::Result<()> {
     log.state.note_truncation();
     let newest = log.state.with(|contents| contents.segments.newest());
-    let Some(Newest { number, len, is_file: true }) = newest else {
+    let Some(Newest { number, len, is_file: true, .. }) = newest else {
         close_active(log);
         return Ok(());
     };

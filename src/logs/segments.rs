@@ -50,6 +50,8 @@ pub(super) struct Newest {
     pub(super) number: u64,
     pub(super) len: u64,
     pub(super) is_file: bool,
+    /// Whether its last record is the last one of the log. It is not if a newer segment was damaged, and dropped.
+    pub(super) is_end: bool,
 }
 
 /// A segment that was removed from the list. Must be dropped without the lock, because closing a file can block.
@@ -89,7 +91,8 @@ impl Segments {
 
     pub(super) fn newest(&self) -> Option<Newest> {
         let segment = self.segments.back()?;
-        Some(Newest { number: segment.number, len: segment.len, is_file: segment.is_file() })
+        let is_end = segment.end() == self.end.at;
+        Some(Newest { number: segment.number, len: segment.len, is_file: segment.is_file(), is_end })
     }
 
     pub(super) fn active(&self) -> Option<Arc<File>> {

@@ -94,7 +94,7 @@ impl Writer {
     fn writable(&mut self, log: LogContext<'_>, need: u64) -> io::Result<(u64, Arc<File>)> {
         self.rescue_removed(log)?;
         let (newest, active) = log.state.with(|contents| (contents.segments.newest(), contents.segments.active()));
-        if let Some(Newest { number, len, is_file: true }) = newest
+        if let Some(Newest { number, len, is_file: true, is_end: true }) = newest
             && len + need <= log.disk.segment
         {
             if let Some(file) = active {

@@ -369,5 +369,7 @@ impl<T> Fleet<T> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 #[cfg(test)]
 mod tests;

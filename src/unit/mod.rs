@@ -29,6 +29,8 @@ mod backoff;
 mod event;
 pub(crate) mod fleet;
 mod health;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod run;
 mod state;
 mod stop;

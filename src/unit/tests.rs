@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::{SHORT_RUN, SHORT_RUNS};
+use super::invariants::{PID, failed_probe};
 use super::state::{Next, Phase, State};
 use super::times::{EXEC_TIMEOUT, REAP_TIMEOUT};
 use super::{Action, Event, Now, Unit};
@@ -17,7 +18,6 @@ use crate::model::{
 };
 
 const MS: Duration = Duration::from_millis(1);
-const PID: Pid = 100;
 
 /// A unit, and a simulated supervisor that performs every action at once.
 struct Scenario {
@@ -111,10 +111,6 @@ fn health(threshold: u32) -> impl FnOnce(&mut ManagedSpec) {
             failure_threshold: threshold,
         });
     }
-}
-
-fn failed_probe() -> Result<(), String> {
-    Err("connection refused".to_owned())
 }
 
 #[test]

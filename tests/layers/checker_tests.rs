@@ -143,6 +143,7 @@ fn files_that_import_each_other_in_a_circle_are_found() {
 fn test_code_is_exempt() {
     let body = "{ use crate::http::X; fn f() { std::fs::x(Instant::now()) } }";
     expect("unit/mod.rs", &format!("#[cfg(test)]\nmod tests {body}"), &[]);
+    expect("unit/mod.rs", &format!("#[cfg(any(test, fuzzing))] mod tests {body}"), &[]);
     expect("unit/mod.rs", &format!("#[cfg(all(test, unix))] #[allow(x)] mod tests {body}"), &[]);
     let all = ["`http`", "`std::fs", "`Instant::now`"];
     expect("unit/mod.rs", &format!("#[cfg(not(test))] mod tests {body}"), &all);

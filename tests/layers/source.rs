@@ -45,7 +45,9 @@ impl Source {
                 rest.iter().take(words.len()).map(|token| token.text.as_str()).eq(words.iter().copied())
             };
             let is_test = begins_with(&["#", "[", "cfg", "(", "test", ")", "]"])
-                || begins_with(&["#", "[", "cfg", "(", "all", "(", "test"]);
+                || begins_with(&["#", "[", "cfg", "(", "all", "(", "test"])
+                // The invariants that fuzz targets check, in unit tests too.
+                || begins_with(&["#", "[", "cfg", "(", "any", "(", "test", ",", "fuzzing", ")", ")", "]"]);
             if !is_test {
                 self.tokens.push(token.clone());
                 rest = &rest[1..];

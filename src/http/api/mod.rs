@@ -22,6 +22,8 @@ mod dispatch;
 mod errors;
 mod events;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod metrics;
 mod openapi;
 mod output;

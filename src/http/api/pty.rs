@@ -39,6 +39,13 @@ impl OpenBody {
     }
 }
 
+/// The spec that a body describes, or why it is refused.
+#[cfg(any(test, fuzzing))]
+pub(super) fn spec_of(json: &[u8]) -> Result<ProcessSpec, String> {
+    let body = json::parse::<OpenBody>(json).map_err(|error| error.to_string())?;
+    body.into_spec().map_err(|error| error.to_string())
+}
+
 #[derive(Debug, Deserialize)]
 struct ResizeBody {
     rows: Size,

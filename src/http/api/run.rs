@@ -72,6 +72,13 @@ impl RunBody {
     }
 }
 
+/// The spec that a body describes, or why it is refused.
+#[cfg(any(test, fuzzing))]
+pub(super) fn spec_of(json: &[u8]) -> Result<ProcessSpec, String> {
+    let body = json::parse::<RunBody>(json).map_err(|error| error.to_string())?;
+    body.into_spec().map(|(spec, _)| spec).map_err(|error| error.to_string())
+}
+
 fn timeout(seconds: f64) -> Duration {
     // A time that overflows becomes the maximum, and one below a nanosecond becomes a nanosecond.
     let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT);

@@ -7,6 +7,8 @@
 mod body;
 mod chunked;
 pub(crate) mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 pub(crate) mod range;
 pub(crate) mod request;
 pub(crate) mod request_head;

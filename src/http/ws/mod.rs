@@ -7,6 +7,8 @@
 mod closure;
 mod frames;
 mod handshake;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
 mod liveness;
 
 use std::time::Duration;

@@ -50,6 +50,25 @@ fn a_closed_log_reopens_its_file_for_the_next_output() {
     assert_eq!(fs::read_dir(dir.path().join("logs")).unwrap().count(), 2, "the lock and one segment");
 }
 
+#[test]
+fn output_after_a_lost_segment_is_read_by_followers_at_the_end() {
+    let (dir, store) = store(64 * MIB, 256 * MIB, |disk| disk.segment = 100);
+    let log = store.create(UnitId(1));
+    log.append(1, OUT, b"first\n");
+    log.append(2, OUT, &[&[b'x'; 70][..], b"\n"].concat());
+    let mut follower = log.follow(View::Stdout, StartAt::Beginning, waker());
+    assert_eq!(drain(&mut follower).len(), 2);
+    log.close_file();
+    fs::remove_file(dir.path().join("logs/1.1")).unwrap();
+    assert_eq!(texts(log.lines(View::Stdout, None)), ["first"], "the second segment was dropped");
+    // The first segment has room for this line, but the line does not follow it.
+    log.append(3, OUT, b"later\n");
+    assert_eq!(texts(lines_of(&drain(&mut follower))), ["later"]);
+    let items = follow(&log, View::Stdout, StartAt::Beginning);
+    assert!(matches!(items[1], Item::Gap { lost_bytes: 71, .. }), "{items:?}");
+    assert_eq!(follow(&log, View::Stdout, StartAt::After(cursor(&items[1]))), items[2..]);
+}
+
 /// Replaces the directory by a file, so that no file can be created in it.
 fn lose(dir: &TempDir) {
     fs::remove_dir_all(dir.path().join("logs")).unwrap();

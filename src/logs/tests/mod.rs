@@ -13,15 +13,13 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::disk::Disk;
+pub(super) use super::invariants::{ERR, OUT, Op, VIEWS, apply, model};
 use super::record::PerStream;
 use super::*;
 use crate::logs::lines::Splitter;
 use crate::model::{Exit, UnitId};
 use tl_os::poll::Waker;
 
-pub(super) const OUT: Stream = Stream::Stdout;
-pub(super) const ERR: Stream = Stream::Stderr;
-pub(super) const VIEWS: [View; 3] = [View::Stdout, View::Stderr, View::Combined];
 pub(super) const MIB: u64 = 1024 * 1024;
 
 pub(super) fn store(per_unit: u64, total: u64, tune: impl FnOnce(&mut Disk)) -> (TempDir, Arc<LogStore>) {
@@ -136,13 +134,6 @@ impl Random {
     }
 }
 
-/// An operation on a log.
-#[derive(Clone, Debug)]
-pub(super) enum Op {
-    Append(Stream, Vec<u8>),
-    Cut,
-}
-
 pub(super) fn random_ops(random: &mut Random, count: usize) -> Vec<Op> {
     let parts: [&[u8]; 12] = [
         b"a",
@@ -168,52 +159,4 @@ pub(super) fn random_ops(random: &mut Random, count: usize) -> Vec<Op> {
             }
         })
         .collect()
-}
-
-/// Performs `ops` on a log; the time of each is its number.
-pub(super) fn apply(log: &OutputLog, ops: &[Op]) {
-    for (time, op) in ops.iter().enumerate() {
-        match op {
-            Op::Append(stream, bytes) => log.append(time as u64, *stream, bytes),
-            Op::Cut => log.cut(time as u64),
-        }
-    }
-}
-
-/// The expected lines of `ops` (docs/api.md, Output), from a simple implementation in memory.
-pub(super) fn model(ops: &[Op], view: View, max_line: usize, with_unfinished: bool) -> Vec<Line> {
-    let mut lines = Vec::new();
-    let mut splitters = [Splitter::new(max_line), Splitter::new(max_line)];
-    let mut last = [0, 0];
-    let line = |piece: crate::logs::lines::Piece<'_>, timestamp, stream| Line {
-        text: String::from_utf8_lossy(piece.bytes.unwrap()).into_owned(),
-        partial: piece.partial,
-        timestamp,
-        stream,
-    };
-    for (time, op) in ops.iter().enumerate() {
-        let time = time as u64;
-        match op {
-            Op::Append(stream, bytes) => {
-                let mut rest = &bytes[..];
-                last[*stream as usize] = time;
-                loop {
-                    let fed = splitters[*stream as usize].feed(rest);
-                    rest = &rest[fed.used..];
-                    let Some(piece) = fed.piece else { break };
-                    lines.push(line(piece, time, *stream));
-                }
-            }
-            Op::Cut => {
-                for stream in [OUT, ERR] {
-                    lines.extend(splitters[stream as usize].flush().map(|piece| line(piece, time, stream)));
-                }
-            }
-        }
-    }
-    for stream in [OUT, ERR].into_iter().filter(|_| with_unfinished) {
-        lines.extend(splitters[stream as usize].flush().map(|piece| line(piece, last[stream as usize], stream)));
-    }
-    lines.retain(|line| view.has(line.stream));
-    lines
 }
