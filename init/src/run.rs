@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, after, at, bounded, never, select, unbounded};
 use nix::sys::signal::SigSet;
 use nix::unistd::geteuid;
-use tl_os::signal_thread::{Received, SignalThread};
+use tl_os::signal_thread::Received;
 use tl_os::thread;
 use tl_supervisor::http::{Api, ApiOptions, EndAction, Options, Server};
 use tl_supervisor::{Pending, Signal, Supervisor, Target, UnitId};
@@ -48,7 +48,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     // machine, starting such a thread takes long, so it is started after the API; until then signals stay pending.
     let _ = SigSet::all().thread_block();
     if role != Role::Machine {
-        signals = watch_signals(sender.clone(), role, &report)?;
+        signals = signals::watch(sender.clone(), role, &report)?;
     }
     let trace_stops = sender.clone();
     let on_trace_stop = move |stop| drop(trace_stops.send(Event::TraceStop(stop)));
@@ -72,7 +72,7 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
         main.report_once(&error);
     }
     if role == Role::Machine {
-        signals = watch_signals(main.sender.clone(), role, &main.base.report)?;
+        signals = signals::watch(main.sender.clone(), role, &main.base.report)?;
         main.finish_boot();
     }
     let reload = main.start_services();
@@ -90,18 +90,6 @@ pub(crate) fn run(role: Role, mut raw: RawConfig, report: Report) -> Result<Endi
     }
     drop(signals);
     Ok(ending)
-}
-
-fn watch_signals(sender: Sender<Event>, role: Role, report: &Report) -> Result<Option<SignalThread>, String> {
-    let notice = move |received| drop(sender.send(Event::Signal(received)));
-    match SignalThread::start("signals", &signals::all(), notice) {
-        Ok(thread) => Ok(Some(thread)),
-        Err(error) if role == Role::Machine => {
-            report.failed("signals", &error.to_string());
-            Ok(None)
-        }
-        Err(error) => Err(format!("cannot watch signals: {error}")),
-    }
 }
 
 /// A shutdown that has begun.

@@ -1,12 +1,15 @@
-//! What each signal means, as one table.
+//! The thread that watches signals, and what each signal means, as one table.
 
 use std::time::Instant;
 
-use tl_os::signal_thread::Received;
+use crossbeam_channel::Sender;
+use tl_os::signal_thread::{Received, SignalThread};
 use tl_supervisor::RateLimit;
 use tl_supervisor::http::EndAction;
 
+use crate::event::Event;
 use crate::exit_status::of_signal;
+use crate::report::Report;
 use crate::role::Role;
 
 /// SIGRTMIN as the C library defines it. It uses the two signals below for itself.
@@ -55,6 +58,23 @@ pub(crate) fn all() -> Vec<i32> {
         libc::SIGTTOU,
     ];
     (1..RTMIN - 2).chain(RTMIN..=RTMAX).filter(|signal| !EXCLUDED.contains(signal)).collect()
+}
+
+/// Starts the thread that sends each signal to the main thread. On a machine it is no error if that fails: everything but
+/// the signals works.
+///
+/// # Errors
+/// One sentence about why the thread cannot be started.
+pub(crate) fn watch(sender: Sender<Event>, role: Role, report: &Report) -> Result<Option<SignalThread>, String> {
+    let notice = move |received| drop(sender.send(Event::Signal(received)));
+    match SignalThread::start("signals", &all(), notice) {
+        Ok(thread) => Ok(Some(thread)),
+        Err(error) if role == Role::Machine => {
+            report.failed("signals", &error.to_string());
+            Ok(None)
+        }
+        Err(error) => Err(format!("cannot watch signals: {error}")),
+    }
 }
 
 /// Logs signals whose sender is not authorised. Any process can send them in a loop, so the lines are limited.
