@@ -2,6 +2,7 @@
 //!
 //! No helper sleeps for a fixed time to wait for the daemon: a test waits for a condition, with a deadline.
 
+pub mod baseline;
 pub mod cgroups;
 pub mod client;
 pub mod daemon;

@@ -200,7 +200,8 @@ impl Options {
         if self.place() == Place::BelowPid1 {
             // While it waits for its child, unshare blocks SIGTERM.
             arguments.extend(["setpriv", "--pdeathsig", "KILL"].map(OsString::from));
-            arguments.extend(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"].map(OsString::from));
+            arguments
+                .extend(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"].map(OsString::from));
             arguments.extend(["sh", "-c", INIT].map(OsString::from));
         }
         if !self.limits.is_empty() {
