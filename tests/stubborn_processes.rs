@@ -74,32 +74,44 @@ fn with(body: &Value, more: Value) -> Value {
     body
 }
 
+/// Calls the function for each way of keeping track of trees, at the same time: it mostly waits.
+fn for_all_tree_tracking(test: fn(Options)) {
+    std::thread::scope(|scope| {
+        let tests = Options::all_tree_tracking().map(|options| scope.spawn(move || test(options)));
+        tests.into_iter().for_each(|test| test.join().expect("it passes"));
+    });
+}
+
+fn check_delete_timeout_and_restart(daemon: &Daemon, what: &str, body: &Value) {
+    let plain = pid_of(&daemon.start_process(body));
+    wait_until_up(daemon, plain);
+    daemon.check_others_are_served();
+    let begun = Instant::now();
+    daemon.delete(&format!("/processes/{plain}")).expect(204);
+    wait_until_alone(daemon, what);
+    assert_eq!(daemon.wait_for_end(plain)["signal"], 9, "{what}");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", begun.elapsed());
+
+    let run = daemon.run(&with(body, json!({"timeout": 1})));
+    assert_eq!((&run.last["reason"], &run.last["signal"]), (&json!("timed_out"), &json!(9)), "{what}");
+    wait_until_alone(daemon, what);
+
+    let managed = json!({"name": "web", "stop_grace_ms": 200});
+    wait_until_up(daemon, pid_of(&daemon.start_process(&with(body, managed))));
+    let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
+    assert_eq!(new["status"], "running", "{what}: {new}");
+    daemon.delete("/processes/web").expect(204);
+    wait_until_alone(daemon, what);
+    daemon.delete(&format!("/processes/{plain}")).expect(204);
+}
+
 #[test]
 fn delete_timeout_restart_and_shutdown_end_stubborn_processes() {
-    for options in Options::all_tree_tracking() {
+    for_all_tree_tracking(|options| {
         let mut daemon = options.args(&["--shutdown-grace", "0.3"]).start();
         let before = daemon.baseline();
         for (what, body) in bodies(&daemon) {
-            let plain = pid_of(&daemon.start_process(&body));
-            wait_until_up(&daemon, plain);
-            daemon.check_others_are_served();
-            let begun = Instant::now();
-            daemon.delete(&format!("/processes/{plain}")).expect(204);
-            wait_until_alone(&daemon, what);
-            assert_eq!(daemon.wait_for_end(plain)["signal"], 9, "{what}");
-            assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", begun.elapsed());
-
-            let run = daemon.run(&with(&body, json!({"timeout": 1})));
-            assert_eq!((&run.last["reason"], &run.last["signal"]), (&json!("timed_out"), &json!(9)), "{what}");
-            wait_until_alone(&daemon, what);
-
-            let managed = json!({"name": "web", "stop_grace_ms": 200});
-            wait_until_up(&daemon, pid_of(&daemon.start_process(&with(&body, managed))));
-            let new = daemon.post("/processes/web/restart", &json!({})).expect(200);
-            assert_eq!(new["status"], "running", "{what}: {new}");
-            daemon.delete("/processes/web").expect(204);
-            wait_until_alone(&daemon, what);
-            daemon.delete(&format!("/processes/{plain}")).expect(204);
+            check_delete_timeout_and_restart(&daemon, what, &body);
         }
         daemon.check_back_to(&before);
         for (_, body) in bodies(&daemon) {
@@ -111,7 +123,7 @@ fn delete_timeout_restart_and_shutdown_end_stubborn_processes() {
         let took = begun.elapsed();
         assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(20), "{took:?}");
         assert!(!daemon.log().contains("left: "), "{}", daemon.log());
-    }
+    });
 }
 
 #[test]
@@ -149,7 +161,7 @@ fn a_process_that_cannot_be_killed_holds_up_neither_delete_nor_shutdown() {
     if skip_without_root() {
         return;
     }
-    for options in Options::all_tree_tracking() {
+    for_all_tree_tracking(|options| {
         let mut daemon = options.args(&["--shutdown-grace", "0.3"]).start();
         let directory = UnkillableDirectory::mount(&daemon);
         let pid = pid_of(&daemon.start_process(&json!({"command": "stat", "args": [directory.path().join("x")]})));
@@ -172,5 +184,5 @@ fn a_process_that_cannot_be_killed_holds_up_neither_delete_nor_shutdown() {
         assert!(procfs::status(stat, "State").is_some(), "the process has outlived the daemon");
         drop(directory);
         assert_eq!(daemon.wait_for_exit(TIMEOUT).code(), Some(0));
-    }
+    });
 }
