@@ -43,9 +43,10 @@ impl Daemon {
         println!("back to normal after {:?}", begun.elapsed());
     }
 
-    /// Checks that other clients are served meanwhile: that most of some runs take less than a second.
+    /// Checks that other clients are served meanwhile: most of some runs take less than 5 s. They take milliseconds; the
+    /// margin is for a busy machine.
     pub fn check_others_are_served(&self) {
-        check_times(Duration::from_secs(1), self.times_of_runs(5));
+        check_times(Duration::from_secs(5), self.times_of_runs(5));
     }
 
     fn times_of_runs(&self, count: usize) -> Vec<Duration> {
