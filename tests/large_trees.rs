@@ -3,16 +3,16 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root, wait_until};
 
 /// Held by a test that starts thousands of processes: the tests of one machine share its PIDs, often 32,768.
-fn reserve_many_pids() -> File {
-    let lock = File::create(std::env::temp_dir().join("tl-test.pids")).expect("create the lock file");
-    lock.lock().expect("lock it");
-    lock
+fn reserve_many_pids() -> Flock<File> {
+    let file = File::create(std::env::temp_dir().join("tl-test.pids")).expect("create the lock file");
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("lock it")
 }
 
 /// They become orphans at once, and end at once.
