@@ -37,7 +37,8 @@ fn a_process_without_streams_runs_until_it_is_killed() {
         "stdin_mode": "pipe"});
     let pid = pid_of(&daemon.start_process(&body));
     let sleep = daemon.wait_for_processes("sleep 4790", 1)[0];
-    assert_eq!(procfs::descriptors(sleep), []);
+    // While it starts, it opens its libraries.
+    wait_until(TIMEOUT, "it has no descriptor", || procfs::descriptors(sleep).is_empty().then_some(()));
     let mut follower = daemon.follow(pid, "stdout");
     assert_eq!(follower.next_frame().expect("an event").data["line"], "a");
     let pipes = || procfs::descriptors(daemon.pid).iter().filter(|(_, target)| target.starts_with("pipe:")).count();
