@@ -131,6 +131,8 @@ fn a_shutdown_kills_leftovers_of_ended_processes_after_its_grace() {
         for pid in left {
             assert!(!procfs::command_line(pid).starts_with("sleep 5702"), "{pid} still runs");
         }
+        // Below another PID 1, which is asked, because they would end with it.
+        assert!(!daemon.log().contains("left: "), "{}", daemon.log());
     }
 }
 

@@ -9,6 +9,7 @@ use tungstenite::{Message, WebSocket};
 use crate::harness::faults::cut_off;
 use crate::harness::websocket::{Session, Terminal, client_frame};
 use crate::harness::{Daemon, TIMEOUT, procfs, start_daemon, tcp_service, wait_until};
+use crate::stopped_daemon::StoppedDaemon;
 
 fn read_to_end(mut stream: TcpStream) {
     let _ = stream.read_to_end(&mut Vec::new());
@@ -148,7 +149,9 @@ fn wait_until_dropped(daemon: &Daemon, clients: &[Unreachable]) {
 }
 
 #[test]
-fn unreachable_clients_are_dropped_within_90_s_and_slow_ones_are_kept() {
+fn unreachable_clients_are_dropped_within_90_s_and_slow_ones_and_those_of_a_stopped_daemon_are_kept() {
+    // Both take more than a minute: so they are one test.
+    let stopped = StoppedDaemon::start();
     let daemon = start_daemon();
     daemon.get("/pty").expect(200);
     let before = daemon.threads_and_descriptors();
@@ -158,6 +161,7 @@ fn unreachable_clients_are_dropped_within_90_s_and_slow_ones_are_kept() {
     wait_until_full(slow.socket());
     all.iter().for_each(|client| cut_off(client.socket()));
     wait_until_dropped(&daemon, &all);
+    stopped.check_nothing_is_lost();
     assert!(!slow.is_dropped(&daemon), "the slow client is kept");
     if let Unreachable::Tunnel(_, socket, _) = &mut slow {
         let mut bytes = 0;

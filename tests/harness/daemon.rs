@@ -10,13 +10,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+use super::options::Place;
 use super::{Options, TIMEOUT, TOKEN, procfs, wait_until, wait_until_ok};
 
 /// A running daemon. Dropping it kills it and everything that it started.
 pub struct Daemon {
     launcher: Child,
     dir: TempDir,
-    namespace: bool,
+    place: Place,
     /// PID of the daemon in the namespace of the test.
     pub pid: i32,
     /// Address of the API.
@@ -45,7 +46,7 @@ impl Daemon {
         let mut daemon = Daemon {
             launcher,
             dir,
-            namespace: options.has_namespace(),
+            place: options.place(),
             pid: 0,
             addr: SocketAddr::from(([127, 0, 0, 1], 0)),
             token: String::new(),
@@ -62,15 +63,7 @@ impl Daemon {
             }
             std::fs::read_to_string(run_dir.join("address")).ok()?.trim().parse().ok()
         });
-        self.pid = if self.namespace {
-            wait_until(TIMEOUT, "the daemon is PID 1 of its namespace", || {
-                let guard_and_unshare = procfs::children(self.launcher.id() as i32);
-                let inside = guard_and_unshare.into_iter().flat_map(procfs::children);
-                inside.into_iter().find(|&pid| procfs::is_pid1(pid))
-            })
-        } else {
-            self.launcher.id() as i32
-        };
+        self.pid = wait_until(TIMEOUT, "the daemon runs in its namespace", || self.find_daemon());
         // With --token-file or --no-auth the daemon writes no token; such tests use TOKEN.
         let written = std::fs::read_to_string(run_dir.join("token")).unwrap_or_else(|_| TOKEN.to_owned());
         written.trim().clone_into(&mut self.token);
@@ -82,6 +75,17 @@ impl Daemon {
             let has = |name: &str| threads.iter().any(|thread| thread == name);
             (has("services") && !has("http-conn")).then_some(())
         });
+    }
+
+    /// PID of the daemon, which has written its address already.
+    fn find_daemon(&self) -> Option<i32> {
+        let launcher = self.launcher.id() as i32;
+        match self.place {
+            Place::Machine => Some(launcher),
+            Place::BelowPid1 => procfs::children(pid1_below(launcher)?).first().copied(),
+            // The launcher is a script: its children are a guard and unshare.
+            Place::Pid1 => procfs::children(launcher).into_iter().find_map(pid1_below),
+        }
     }
 
     /// A directory that every user can write to; it is removed with the test.
@@ -208,19 +212,26 @@ impl Drop for Daemon {
         if matches!(self.launcher.try_wait(), Ok(Some(_))) {
             return;
         }
-        if self.namespace && self.pid != 0 {
+        let kill = |pid: i32, signal| _ = kill(Pid::from_raw(pid), signal);
+        let launcher = self.launcher.id() as i32;
+        match self.place {
             // The namespace ends with its PID 1; the launcher then cleans up and ends.
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
-        } else if self.namespace {
-            let _ = kill(Pid::from_raw(self.launcher.id() as i32), Signal::SIGTERM);
-        } else {
+            Place::Pid1 if self.pid != 0 => kill(self.pid, Signal::SIGKILL),
+            Place::Pid1 => kill(launcher, Signal::SIGTERM),
+            // unshare waits for the end of PID 1, which waits for that of the namespace.
+            Place::BelowPid1 => kill(pid1_below(launcher).unwrap_or(launcher), Signal::SIGKILL),
             // Without a namespace nothing else ends the processes of the daemon.
-            let left = procfs::descendants(self.launcher.id() as i32);
-            let _ = self.launcher.kill();
-            for pid in left {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            Place::Machine => {
+                let left = procfs::descendants(launcher);
+                kill(launcher, Signal::SIGKILL);
+                left.into_iter().for_each(|pid| kill(pid, Signal::SIGKILL));
             }
         }
         let _ = self.launcher.wait();
     }
+}
+
+/// The child of unshare that is PID 1 of a namespace.
+fn pid1_below(unshare: i32) -> Option<i32> {
+    procfs::children(unshare).into_iter().find(|&pid| procfs::is_pid1(pid))
 }

@@ -39,13 +39,17 @@ impl Holder {
     /// Starts the script with this argument, and waits for the line by which it says that it holds it.
     fn start(script: &str, arg: &OsStr, line: &str) -> Holder {
         let mut command = super::bound_command("python3");
-        let command = command.args(["-c", script]).arg(arg).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("run python3");
+        command.args(["-c", script]).arg(arg);
+        Holder::of(command, line)
+    }
+
+    fn of(mut command: Command, line: &str) -> Holder {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("run python3");
         let stdout = child.stdout.take().expect("stdout of the holder");
         let holder = Holder(child);
         let mut printed = String::new();
         BufReader::new(stdout).read_line(&mut printed).expect("read from the holder");
-        assert_eq!(printed.trim_end(), line, "{arg:?}");
+        assert_eq!(printed.trim_end(), line, "{command:?}");
         holder
     }
 }
@@ -71,6 +75,50 @@ pub fn hanging_directory(daemon: &Daemon) -> PathBuf {
         (daemon.lines(server, "stdout") == ["mounted"]).then_some(())
     });
     dir
+}
+
+/// The server of a FUSE file system (linux/fuse.h) at the directory of its argument. It answers FUSE_INIT, reads each
+/// other request and never answers it: the process that waits for it cannot be killed.
+const UNKILLABLE: &str = r#"
+import ctypes, os, struct, sys
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+assert ctypes.CDLL(None, use_errno=True).mount(b"none", sys.argv[1].encode(), b"fuse", 0, options) == 0, ctypes.get_errno()
+request = os.read(fuse, 1 << 20)
+opcode, unique = struct.unpack_from("=4xIQ", request)
+assert opcode == 26, opcode
+answer = struct.pack("=IIIIHHIIHHI28x", 7, 31, 0, 0, 16, 12, 4096, 1, 1, 0, 0)
+os.write(fuse, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
+print("mounted", flush=True)
+while True:
+    os.read(fuse, 1 << 20)
+    open(sys.argv[1] + ".read", "w")
+"#;
+
+/// A directory in the mount namespace of a daemon: a process that accesses a file in it cannot be killed until this is
+/// dropped. Its server is outside of the daemon, which cannot end it.
+pub struct UnkillableDirectory {
+    path: PathBuf,
+    _server: Holder,
+}
+
+impl UnkillableDirectory {
+    pub fn mount(daemon: &Daemon) -> UnkillableDirectory {
+        let path = daemon.scratch().join("unkillable");
+        std::fs::create_dir(&path).expect("create the mount point");
+        let mut command = super::bound_command("nsenter");
+        command.args(["--target", &daemon.pid.to_string(), "--mount", "python3", "-c", UNKILLABLE]).arg(&path);
+        UnkillableDirectory { path, _server: Holder::of(command, "mounted") }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a process waits for an answer.
+    pub fn has_request(&self) -> bool {
+        self.path.with_extension("read").exists()
+    }
 }
 
 /// Mounts a FUSE file system that never answers over /etc: a lookup in /etc/passwd hangs in the kernel.

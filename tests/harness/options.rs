@@ -1,6 +1,6 @@
 //! How a daemon is started: [`Options`], and the command line that they make.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,34 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use super::cgroups::SET_CGROUP;
-use super::{Daemon, bound_command};
+use super::{Daemon, bound_command, is_root};
 
 /// Remounts cgroups read-only in the current mount namespace, then becomes the program.
 const READ_ONLY_CGROUPS: &str = "awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts | while read -r mounted; do
     mount -o remount,bind,ro \"$mounted\"; done; exec \"$0\" \"$@\"";
 
+/// PID 1 of a namespace, which waits for the program and exits with its status. It prints what is left of the program;
+/// a zombie has no executable.
+const INIT: &str = "\"$0\" \"$@\"; status=$?
+    for dir in /proc/[1-9]*; do
+        if [ $dir != /proc/1 ] && [ -e $dir/exe ] && read -r name <$dir/comm; then echo \"left: $name\" >&2; fi
+    done
+    exit $status";
+
 /// The program under test: TL_TEST_PROGRAM, an absolute path, or else what cargo has built.
 pub fn program() -> PathBuf {
     std::env::var_os("TL_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_tl-init").into(), PathBuf::from)
+}
+
+/// Which process of which PID namespace a daemon is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// PID 1 of a namespace of its own.
+    Pid1,
+    /// The child of PID 1 of a namespace of its own.
+    BelowPid1,
+    /// A process of the namespace of the test.
+    Machine,
 }
 
 /// Options of a daemon; [`Options::default`] starts it as PID 1 of a new namespace, with a cgroup.
@@ -51,7 +70,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The daemon is an ordinary process beside the test, a subreaper in the namespaces of the machine.
+    /// The daemon is an ordinary process, a subreaper that is not PID 1. Run by root, the tests put it into a PID namespace
+    /// of a shell, with which everything ends that it has started and lost; without root it is in that of the machine.
     pub fn subreaper() -> Options {
         Options { namespace: false, ..Options::default() }
     }
@@ -132,15 +152,19 @@ impl Options {
         Daemon::start(&self)
     }
 
-    /// Whether the daemon runs in a namespace of its own.
-    pub(super) fn has_namespace(&self) -> bool {
-        self.namespace
+    /// The place of the daemon in a PID namespace.
+    pub(super) fn place(&self) -> Place {
+        match self.namespace {
+            true => Place::Pid1,
+            false if is_root() => Place::BelowPid1,
+            false => Place::Machine,
+        }
     }
 
     /// The command that starts the daemon. Its state is below `state`; stdout, and stderr unless redirected, go to
     /// `log`.
     pub(super) fn command(&self, state: &Path, log: File) -> Command {
-        let mut command = if self.namespace { self.in_namespace(state) } else { self.beside_the_test(state) };
+        let mut command = if self.namespace { self.in_namespace(state) } else { self.subreaper_command(state) };
         if !self.cgroup {
             command.env("TL_NS_CGROUP", "no");
         }
@@ -170,16 +194,26 @@ impl Options {
         command
     }
 
-    fn beside_the_test(&self, state: &Path) -> Command {
-        let binary = program();
+    fn subreaper_command(&self, state: &Path) -> Command {
         std::fs::create_dir(state).expect("create the state directory");
-        let mut command = if self.cgroup {
-            self.limited_command(&binary)
-        } else {
-            let mut command = self.limited_command("unshare");
-            command.args(["--mount", "sh", "-c", READ_ONLY_CGROUPS]).arg(&binary);
-            command
-        };
+        let mut arguments: Vec<OsString> = Vec::new();
+        if self.place() == Place::BelowPid1 {
+            // While it waits for its child, unshare blocks SIGTERM.
+            arguments.extend(["setpriv", "--pdeathsig", "KILL"].map(OsString::from));
+            arguments
+                .extend(["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"].map(OsString::from));
+            arguments.extend(["sh", "-c", INIT].map(OsString::from));
+        }
+        if !self.limits.is_empty() {
+            arguments.push("prlimit".into());
+            arguments.extend(self.limits.iter().map(OsString::from));
+        }
+        if !self.cgroup {
+            arguments.extend(["unshare", "--mount", "sh", "-c", READ_ONLY_CGROUPS].map(OsString::from));
+        }
+        arguments.push(program().into());
+        let mut command = bound_command(&arguments[0]);
+        command.args(&arguments[1..]);
         command.env("TL_INIT_RUN_DIR", state.join("run")).env("TL_INIT_LOG_DIR", state.join("log"));
         // The machine may have no user `tl-user`.
         if !self.args.iter().any(|arg| arg == "--default-user") {

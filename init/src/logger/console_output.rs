@@ -263,8 +263,8 @@ struct Out {
     sink: Sink,
     /// Lines that stdout has not taken, each [`MAX_WRITE`] bytes at most, with its newline.
     buffer: Vec<u8>,
-    /// Whether stdout has not taken something at once since the last time that there was nothing to copy.
-    is_behind: bool,
+    /// The time, on both clocks, since when stdout has not taken everything at once; none after there was nothing to copy.
+    behind_since: Option<(Instant, Duration)>,
     /// Number of lines that were dropped and have not been reported.
     dropped: u64,
     /// Number of dropped lines that are reported in the buffer.
@@ -275,7 +275,7 @@ struct Out {
 
 impl Out {
     fn new(sink: Sink) -> Out {
-        Out { sink, buffer: Vec::new(), is_behind: false, dropped: 0, reported: 0, has_failed: false }
+        Out { sink, buffer: Vec::new(), behind_since: None, dropped: 0, reported: 0, has_failed: false }
     }
 
     fn has_room(&self) -> bool {
@@ -285,9 +285,8 @@ impl Out {
     /// Adds a line that was read at `timestamp`, or drops it if that was too long ago. A line that is too long for one
     /// write is added as several lines.
     fn add(&mut self, prefix: &str, text: &str, timestamp: u64) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // The clock can have been set meanwhile; so only what has waited is old.
-        if self.is_behind && now.saturating_sub(Duration::from_millis(timestamp)) > PATIENCE {
+        let age = |since: (Instant, Duration)| age(timestamp, wall(), since.1.saturating_add(since.0.elapsed()));
+        if self.behind_since.is_some_and(|since| age(since) > PATIENCE) {
             self.dropped += 1;
             return;
         }
@@ -323,7 +322,7 @@ impl Out {
 
     /// There is nothing left to copy. Returns whether there is nothing left to write either.
     fn end_of_backlog(&mut self) -> bool {
-        self.is_behind = false;
+        self.behind_since = None;
         if self.dropped == 0 || self.has_failed {
             return true;
         }
@@ -331,11 +330,15 @@ impl Out {
         false
     }
 
+    fn fall_behind(&mut self) {
+        self.behind_since.get_or_insert_with(|| (Instant::now(), wall()));
+    }
+
     /// Writes what stdout takes at once. Returns whether that was everything.
     fn flush(&mut self) -> bool {
         while !self.buffer.is_empty() {
             if !self.sink.wait(Some(Instant::now())) {
-                self.is_behind = true;
+                self.fall_behind();
                 return false;
             }
             let most = self.buffer.get(..MAX_WRITE).unwrap_or(&self.buffer);
@@ -343,7 +346,7 @@ impl Out {
             match self.sink.write(self.buffer.get(..end).unwrap_or(&self.buffer)) {
                 Ok(written) => drop(self.buffer.drain(..written)),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                    self.is_behind = true;
+                    self.fall_behind();
                     return false;
                 }
                 // It has no reader, or its disk is full.
@@ -368,5 +371,41 @@ impl Out {
             true => self.sink.with_fd(|fd| poll::wait([woken, (fd, Events::WRITE)], deadline).map(drop)),
             false => poll::wait([woken], deadline).map(drop),
         };
+    }
+}
+
+/// The wall clock: time since 1970.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The age of a line that was read at `timestamp` of the wall clock. `now` is that clock, `unset` what it would show if
+/// it had not been set since stdout fell behind. The line was read before or after that, so the lower age is the right one;
+/// a negative one is none.
+fn age(timestamp: u64, now: Duration, unset: Duration) -> Duration {
+    let ages = [now, unset].into_iter().filter_map(|now| now.checked_sub(Duration::from_millis(timestamp)));
+    ages.min().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setting_the_clock_changes_no_age() {
+        const DAY: u64 = 86_400;
+        let at = |secs: u64| Duration::from_secs(30 * DAY + secs);
+        let line = |secs: u64| at(secs).as_millis() as u64;
+        // Not set; then set forward and back by a day, and lines from before and from after that.
+        for (line, now, right) in [
+            (line(5), at(12), 7),
+            (line(5), at(12 + DAY), 7),
+            (line(5 + DAY), at(12 + DAY), 7),
+            (line(5), at(12) - Duration::from_secs(DAY), 7),
+            (line(5) - 1000 * DAY, at(12) - Duration::from_secs(DAY), 7),
+            (line(15), at(12), 0),
+        ] {
+            assert_eq!(age(line, now, at(12)), Duration::from_secs(right), "{line} {now:?}");
+        }
     }
 }

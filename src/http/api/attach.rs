@@ -267,10 +267,11 @@ impl<'c> TerminalClient<'c> {
         if !self.flushed && *self.flush_deadline.get_or_insert(now + STALL_TIMEOUT) <= now {
             return Err(Closure::close(CloseCode::Policy, "too slow: what was sent was not read within 60 s"));
         }
+        let due = self.heartbeat.next();
         if !self.heartbeat.is_due(now) {
             return Ok(());
         }
-        if self.heartbeat.is_lost() || self.is_full() && self.liveness.is_lost(self.ws.get_ref()) {
+        if self.heartbeat.is_lost() || self.is_full() && self.liveness.is_lost(self.ws.get_ref(), due) {
             return Err(Closure::close(CloseCode::Policy, "no answer to pings"));
         }
         // A client that does not take what was sent before would not take a ping either.

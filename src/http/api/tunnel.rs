@@ -260,8 +260,8 @@ impl<'c> Tunnel<'c> {
         if now < self.next_ping {
             return Ok(());
         }
-        self.next_ping = now + PING_INTERVAL;
-        if self.liveness.is_lost(self.frames.get_ref()) {
+        let due = std::mem::replace(&mut self.next_ping, now + PING_INTERVAL);
+        if self.liveness.is_lost(self.frames.get_ref(), due) {
             return Err(Closure::Disconnected);
         }
         if self.flushed {

@@ -31,9 +31,11 @@ impl PeerLiveness {
         PeerLiveness { is_probed: socket.set_max_probe_interval(PROBE_INTERVAL).is_ok() }
     }
 
-    /// Whether the client's machine has been silent for so long that it is gone.
-    pub(crate) fn is_lost(&self, socket: &Socket) -> bool {
-        let timeout = self.timeout(|| socket.unsent().is_ok_and(|count| count > 0));
+    /// Whether the client's machine has been silent for so long that it is gone. This check was due at `due`. If it is
+    /// late, this process or machine was stopped, and has sent nothing meanwhile that the client could acknowledge: that
+    /// time does not count.
+    pub(crate) fn is_lost(&self, socket: &Socket, due: Instant) -> bool {
+        let timeout = self.timeout(|| socket.unsent().is_ok_and(|count| count > 0)) + due.elapsed();
         socket.silence().is_ok_and(|silence| silence > timeout)
     }
 
