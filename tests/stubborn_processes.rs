@@ -86,7 +86,7 @@ fn for_all_tree_tracking(test: fn(Options)) {
 fn check_delete_timeout_and_restart(daemon: &Daemon, what: &str, body: &Value) {
     let plain = pid_of(&daemon.start_process(body));
     wait_until_up(daemon, plain);
-    check_others_are_served(&daemon);
+    check_others_are_served(daemon);
     let begun = Instant::now();
     daemon.delete(&format!("/processes/{plain}")).expect(204);
     wait_until_alone(daemon, what);
