@@ -5,7 +5,7 @@ LISTEN ?= 127.0.0.1:9501
 ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-vm bench bench-peers static dist test-dist rootfs package
+.PHONY: help run test test-rust test-python test-vm bench bench-peers static dist test-dist test-sanitizers rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -53,6 +53,10 @@ test-dist: dist ## Check what `make dist` has built, and that a second build giv
 	@[ "$$(uname -m)" != x86_64 ] || init/images/fetch.sh aarch64
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/dist
+
+test-sanitizers: ## Run tests in Miri and under the address and the thread sanitizer; needs a nightly Rust
+	@tests/need unshare cc
+	tests/sanitizers
 
 rootfs: static ## Build small root file systems as directory, cpio and ext4, in dist/
 	@tests/need rootfs
