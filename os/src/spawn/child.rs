@@ -80,6 +80,8 @@ pub(super) unsafe fn run(program: &Program, setup: &Setup) -> ! {
 
 enum Never {}
 
+/// Becomes the program. Returns why that has failed.
+///
 /// # Safety
 /// As for [`run`].
 unsafe fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure> {
@@ -98,6 +100,8 @@ unsafe fn become_program(program: &Program, setup: &Setup) -> Result<Never, Exec
     Err(unsafe { exec(program) })
 }
 
+/// Sets everything that the program starts with but its user and its working directory.
+///
 /// # Safety
 /// Nothing in this process may use a descriptor afterwards but 0 to 3, which are those of `setup`, even if it owns one.
 unsafe fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
