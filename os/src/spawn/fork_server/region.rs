@@ -278,6 +278,8 @@ mod tests {
     unsafe fn strings<'a>(array: *const *const c_char) -> Vec<&'a CStr> {
         // SAFETY: the array ends with a null pointer, which ends the iteration; so no element beyond it is read.
         let elements = (0..).map(|at| unsafe { *array.wrapping_add(at) }).take_while(|element| !element.is_null());
+        // They were written as addresses, which only the kernel follows elsewhere.
+        let elements = elements.map(|element| ptr::with_exposed_provenance(element.addr()));
         // SAFETY: the elements point to C strings by contract.
         elements.map(|element| unsafe { CStr::from_ptr(element) }).collect()
     }
