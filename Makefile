@@ -7,7 +7,7 @@ ARGS ?=
 SECONDS ?= 600
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run test test-rust test-python test-fuzz test-vm soak fuzz bench bench-peers static dist test-dist rootfs package
+.PHONY: help run test test-rust test-python test-fuzz test-vm test-sanitizers soak fuzz bench bench-peers static dist test-dist rootfs package
 
 help: ## Print this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -68,6 +68,10 @@ test-dist: dist ## Check what `make dist` has built, and that a second build giv
 	@[ "$$(uname -m)" != x86_64 ] || init/images/fetch.sh aarch64
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/dist
+
+test-sanitizers: ## Run tests in Miri and under the address and the thread sanitizer; needs a nightly Rust
+	@tests/need unshare cc
+	tests/sanitizers
 
 rootfs: static ## Build small root file systems as directory, cpio and ext4, in dist/
 	@tests/need rootfs

@@ -139,10 +139,16 @@ fn every_path_and_link_of_a_document_leads_somewhere() {
 /// The documents that name the test of each claim.
 const DOCUMENTS_WITH_TESTS: [&str; 2] = ["docs/reliability.md", "docs/security.md"];
 
-/// The tests that a text names: a file of Rust or Python in a code span, then names in code spans of their own.
+/// The tests that a text names: a file of Rust or Python in a code span, then names in code spans of their own in the same
+/// cell of a table or the same line.
 fn named_tests(text: &str) -> Vec<(&str, &str)> {
+    let cells = text.split(['|', '\n']);
+    cells.flat_map(named_tests_of_cell).collect()
+}
+
+fn named_tests_of_cell(cell: &str) -> Vec<(&str, &str)> {
     let (mut file, mut named) = ("", Vec::new());
-    for span in text.split('`').skip(1).step_by(2) {
+    for span in cell.split('`').skip(1).step_by(2) {
         let is_name = span.contains('_') && span.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         if span.ends_with(".rs") || span.ends_with(".py") {
             file = span;

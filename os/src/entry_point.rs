@@ -19,7 +19,7 @@ macro_rules! entry_point {
             #[unsafe(export_name = "main")]
             extern "C" fn c_main(_: ::std::ffi::c_int, _: *const *const ::std::ffi::c_char) -> ::std::ffi::c_int {
                 let start: fn() -> u8 = $start;
-                // SAFETY: the C library calls this function first and once, before the program can start a thread.
+                // SAFETY: the C library calls this function once, before any code of the program that starts a thread.
                 unsafe { $crate::allocator::share_arenas() };
                 ::std::ffi::c_int::from(start())
             }

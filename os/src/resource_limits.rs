@@ -60,10 +60,7 @@ impl OriginalLimits {
     pub(crate) fn restore(&self) -> Result<(), i32> {
         for (resource, limit) in RAISED.into_iter().zip(&self.0) {
             let Some(limit) = limit else { continue };
-            // SAFETY: `limit` is valid for reading, and the number is that of a resource.
-            if unsafe { libc::setrlimit(resource as libc::__rlimit_resource_t, limit) } < 0 {
-                return Err(io::Error::last_os_error().raw_os_error().unwrap_or(0));
-            }
+            setrlimit(resource, limit.rlim_cur, limit.rlim_max).map_err(|errno| errno as i32)?;
         }
         Ok(())
     }

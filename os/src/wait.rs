@@ -7,7 +7,9 @@ use std::io;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
+use nix::sys::ptrace::getsiginfo;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid as Process;
 
 use crate::Pid;
 
@@ -110,13 +112,8 @@ impl TraceStop {
         if self.signal != libc::SIGTRAP {
             return false;
         }
-        // SAFETY: all zeroes is a valid value of this struct of integers and pointers.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let none = std::ptr::null_mut::<u8>();
-        // SAFETY: PTRACE_GETSIGINFO writes one siginfo_t, which `info` is valid for, and ignores the address.
-        let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, self.pid, none, &raw mut info) };
         // For a breakpoint or a single step the code is one of the kernel's, above 0 (sigaction(2)).
-        result == 0 && info.si_code == libc::SI_USER
+        getsiginfo(Process::from_raw(self.pid)).is_ok_and(|info| info.si_code == libc::SI_USER)
     }
 }
 

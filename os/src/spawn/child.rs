@@ -1,17 +1,27 @@
 //! What a child does between the fork and the exec.
 //!
-//! Everything here is async-signal-safe: nothing allocates, locks or can panic.
+//! Everything here is async-signal-safe: nothing allocates, locks or can panic. The functions of nix that are called do
+//! no more than one system call with their arguments.
 //!
 //! Credentials and signals are set by raw system calls. glibc's functions, such as `setgroups`, would signal threads
 //! that exist only in the parent; its `sigaction` refuses signals 32 and 33.
 
 use std::ffi::c_char;
 use std::os::fd::RawFd;
+use std::ptr;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::Mode;
+use nix::unistd;
 
 use super::exec_failure::{ExecFailure, LENGTH, Stage};
 use super::program::Program;
 use crate::capabilities;
 use crate::resource_limits::OriginalLimits;
+
+/// The length of a set of signals of the kernel, in bytes.
+const SIGSET: usize = 8;
 
 /// The number that the report pipe has in the child, which closes all higher ones.
 const REPORT_FD: RawFd = 3;
@@ -60,7 +70,8 @@ pub(super) struct Setup {
 /// Only for a child that was just forked: all descriptors of the process above 3 are closed, even if owned, and 0
 /// to 3 are replaced. The pointers in `program` must be valid.
 pub(super) unsafe fn run(program: &Program, setup: &Setup) -> ! {
-    let failure = match become_program(program, setup) {
+    // SAFETY: the contract is the same.
+    let failure = match unsafe { become_program(program, setup) } {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -75,9 +86,14 @@ pub(super) unsafe fn run(program: &Program, setup: &Setup) -> ! {
 
 enum Never {}
 
-fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure> {
+/// Becomes the program. Returns why that has failed.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure> {
     let failed = |stage| move |errno| ExecFailure { stage, errno };
-    set_up(program, setup).map_err(failed(Stage::Setup))?;
+    // SAFETY: nothing in a child that was just forked uses its descriptors.
+    unsafe { set_up(program, setup) }.map_err(failed(Stage::Setup))?;
     become_user(program, setup.set_groups).map_err(failed(Stage::User))?;
     if let Some(limit) = &setup.nproc {
         limit_tasks(limit).map_err(failed(Stage::User))?;
@@ -96,21 +112,26 @@ fn become_program(program: &Program, setup: &Setup) -> Result<Never, ExecFailure
     // From here on the child can hang in a file system. SIGTERM works by now, and the only open descriptor of the
     // daemon is the report pipe.
     enter_directory(program).map_err(failed(Stage::Directory))?;
-    Err(exec(program))
+    // SAFETY: the pointers are valid by contract.
+    Err(unsafe { exec(program) })
 }
 
-fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
+/// Sets everything that the program starts with but its user and its working directory.
+///
+/// # Safety
+/// Nothing in this process may use a descriptor afterwards but 0 to 3, which are those of `setup`, even if it owns one.
+unsafe fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
     if let Some(procs) = setup.cgroup {
         // "0" stands for the writing process (cgroups(7)).
         // SAFETY: the buffer is valid for reading for one byte.
         check(unsafe { libc::write(procs, b"0".as_ptr().cast(), 1) } as i32)?;
     }
-    // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
-    check(unsafe { libc::setsid() })?;
+    // It cannot fail: a forked child leads no group.
+    unistd::setsid().map_err(|errno| errno as i32)?;
     for (target, source) in (0..).zip(setup.stdio) {
         if source != target {
             // The copy is not close-on-exec.
-            // SAFETY: it takes integers. What it replaces is not used again in this process.
+            // SAFETY: it takes integers. By contract, what it replaces is not used again in this process.
             check(unsafe { libc::dup2(source, target) })?;
         }
     }
@@ -127,11 +148,12 @@ fn set_up(program: &Program, setup: &Setup) -> Result<(), i32> {
         // SAFETY: it takes integers.
         check(unsafe { libc::fcntl(REPORT_FD, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     } else {
-        // SAFETY: it takes integers. What is at number 3 is not used again: the sources of 0 to 2 have been copied.
+        // SAFETY: it takes integers. What is at number 3 is not used again by contract, nor here: the sources of 0 to 2
+        // have been copied.
         check(unsafe { libc::dup3(setup.report, REPORT_FD, libc::O_CLOEXEC) })?;
     }
     // Before Linux 5.9 this fails; there the exec closes them, as all descriptors of the daemon are close-on-exec.
-    // SAFETY: it takes integers. What it closes is not used again in this process.
+    // SAFETY: it takes integers. By contract, what it closes is not used again in this process.
     unsafe { libc::syscall(libc::SYS_close_range, REPORT_FD + 1, u32::MAX, 0) };
     if !setup.by_server {
         set_defaults();
@@ -175,8 +197,7 @@ fn give_terminal(uid: u32) {
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: `stat` is valid for writing, which is all that this call does with it.
     let found = unsafe { libc::fstat(0, &raw mut stat) };
-    // SAFETY: it takes no arguments and cannot fail.
-    let own = unsafe { libc::geteuid() };
+    let own = unistd::geteuid().as_raw();
     if found == 0 && stat.st_uid == own && uid != own {
         // The group stays what it is.
         // SAFETY: it takes integers.
@@ -187,34 +208,31 @@ fn give_terminal(uid: u32) {
 fn reset_dispositions() {
     // An ignored signal would stay ignored over the exec. The kernel's struct for the default action is all zeroes.
     let default = [0u64; 4];
+    let no_old = ptr::null_mut::<u64>();
     for signal in 1..=64 {
         // The kernel refuses to change SIGKILL and SIGSTOP.
-        // SAFETY: the struct is as long as the kernel's and valid for reading; a null pointer asks for no old action.
-        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0, 8) };
+        // SAFETY: the struct is as long as the kernel's and valid for reading; the null pointer asks for no old action.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), no_old, SIGSET) };
     }
 }
 
 fn unblock_signals() -> Result<(), i32> {
     let none = 0u64;
-    // SAFETY: the set is valid for reading for the 8 bytes that the kernel's has; a null pointer asks for no old mask.
-    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0, 8) } as i32)
+    let no_old = ptr::null_mut::<u64>();
+    // SAFETY: the set is as long as the kernel's and valid for reading; the null pointer asks for no old mask.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, no_old, SIGSET) } as i32)
 }
 
 /// Sets `oom_score_adj` to 0. Without the privilege to lower it, or without /proc, the child keeps that of the daemon.
 fn reset_oom_score() {
-    // SAFETY: the path is a C string literal.
-    let fd = unsafe { libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-    if fd >= 0 {
-        // SAFETY: the buffer is valid for reading for one byte.
-        unsafe { libc::write(fd, b"0".as_ptr().cast(), 1) };
-        // SAFETY: this function has opened the descriptor, and does not use it again.
-        unsafe { libc::close(fd) };
+    if let Ok(file) = open(c"/proc/self/oom_score_adj", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+        let _ = unistd::write(&file, b"0");
     }
 }
 
 fn become_user(program: &Program, set_groups: bool) -> Result<(), i32> {
     if set_groups {
-        // SAFETY: the groups are valid for reading for their number.
+        // SAFETY: only the kernel reads the groups, and refuses an address that is not valid.
         check(unsafe { libc::syscall(libc::SYS_setgroups, program.group_count, program.groups) } as i32)?;
     }
     // SAFETY: it takes integers.
@@ -226,8 +244,7 @@ fn become_user(program: &Program, set_groups: bool) -> Result<(), i32> {
 
 fn limit_tasks(limit: &libc::rlimit) -> Result<(), i32> {
     // It needs no privilege to lower a limit, or to raise the soft one up to the hard one.
-    // SAFETY: the limit is valid for reading.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_NPROC, limit) })
+    setrlimit(Resource::RLIMIT_NPROC, limit.rlim_cur, limit.rlim_max).map_err(|errno| errno as i32)
 }
 
 fn enter_directory(program: &Program) -> Result<(), i32> {
@@ -238,23 +255,27 @@ fn enter_directory(program: &Program) -> Result<(), i32> {
 }
 
 fn change_directory(dir: *const c_char) -> Result<(), i32> {
-    // SAFETY: `dir` points to a C string: it is one of a [`Program`], which is valid here, or a literal.
+    // SAFETY: only the kernel reads the string, and refuses an address that is not valid.
     check(unsafe { libc::chdir(dir) })
 }
 
 /// Tries each candidate, as `execvp(3)` does. If none can be executed, the failure is that of the last one that exists.
-fn exec(program: &Program) -> ExecFailure {
+///
+/// # Safety
+/// The pointers in `program` must be valid.
+unsafe fn exec(program: &Program) -> ExecFailure {
     let mut failure = ExecFailure { stage: Stage::NotFound, errno: libc::ENOENT };
     let mut next = program.paths;
     loop {
-        // SAFETY: `next` points to an element of an array that ends with a null pointer, and not beyond that.
+        // SAFETY: `next` points to an element of an array that is valid by contract and ends with a null pointer, and not
+        // beyond that.
         let path = unsafe { *next };
         if path.is_null() {
             return failure;
         }
         // SAFETY: as above; the element is not the last one.
         next = unsafe { next.add(1) };
-        // SAFETY: the path is a C string, and both arrays are null-terminated arrays of C strings.
+        // SAFETY: only the kernel reads the path and the arrays, and refuses an address that is not valid.
         unsafe { libc::execve(path, program.argv, program.envp) };
         match errno() {
             // The file exists, so its interpreter does not.
@@ -268,7 +289,7 @@ fn exec(program: &Program) -> ExecFailure {
 }
 
 fn exists(path: *const c_char) -> bool {
-    // SAFETY: `path` points to a C string of a [`Program`], which is valid here.
+    // SAFETY: only the kernel reads the string, and refuses an address that is not valid.
     unsafe { libc::access(path, libc::F_OK) == 0 }
 }
 

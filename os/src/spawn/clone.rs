@@ -72,10 +72,11 @@ unsafe fn clone(
     // this function's contract does nothing that needs another thread.
     let mut result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) };
     if result < 0 && cgroup.is_none() && Errno::last() == Errno::ENOSYS {
-        // SAFETY: no flag asks for a stack, so the child has a copy of this one; `pid` is valid by contract if a flag
+        let (flags, none) = (libc::c_long::from(flags | libc::SIGCHLD), ptr::null_mut::<libc::c_void>());
+        // SAFETY: the null pointer for its stack gives the child a copy of this one; `pid` is valid by contract if a flag
         // asks for it. The child then only runs `child`, which by this function's contract does nothing that needs
         // another thread.
-        result = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, pid, 0, 0) };
+        result = unsafe { libc::syscall(libc::SYS_clone, flags, none, pid, none, none) };
     }
     match Errno::result(result)? {
         0 => {

@@ -2,6 +2,9 @@
 //! other threads. What is left makes its forks fast. Async-signal-safe.
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::read;
 
 /// Unmaps all memory of this process that holds neither code nor static data, except the mappings that contain one of
 /// the addresses `kept`. `buffer` is for the list of mappings; those that do not fit are kept.
@@ -10,6 +13,10 @@ use nix::errno::Errno;
 /// Only for a process with one thread that uses no other memory from now on: no heap, and nothing that was borrowed
 /// from it.
 pub(super) unsafe fn release(buffer: &mut [u8], kept: &[usize]) -> Result<(), Errno> {
+    // The sanitizers have memory of their own, which `tests/sanitizers` needs.
+    if cfg!(tl_sanitize) {
+        return Ok(());
+    }
     let length = read_maps(buffer)?;
     let mut previous = Mapping::default();
     for line in buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
@@ -26,18 +33,14 @@ pub(super) unsafe fn release(buffer: &mut [u8], kept: &[usize]) -> Result<(), Er
 
 /// Reads the list of this process's mappings (proc_pid_maps(5)). Returns its length, at most that of the buffer.
 fn read_maps(buffer: &mut [u8]) -> Result<usize, Errno> {
-    // SAFETY: the path is a C string literal.
-    let fd = Errno::result(unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) })?;
+    let file = open(c"/proc/self/maps", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut length = 0;
     while let Some(room) = buffer.get_mut(length..).filter(|room| !room.is_empty()) {
-        // SAFETY: the buffer is valid for writing for its length.
-        match unsafe { libc::read(fd, room.as_mut_ptr().cast(), room.len()) } {
-            count @ 1.. => length += count as usize,
+        match read(&file, room) {
+            Ok(count @ 1..) => length += count,
             _ => break,
         }
     }
-    // SAFETY: this function has opened the descriptor, and does not use it again.
-    unsafe { libc::close(fd) };
     Ok(length)
 }
 

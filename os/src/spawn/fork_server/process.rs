@@ -4,6 +4,8 @@ use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::unistd;
 
 use super::memory;
 use super::region::{Mappings, UNUSABLE};
@@ -24,7 +26,8 @@ pub(super) const UNSUPPORTED: i32 = 2;
 /// Only for a process that was just forked, with all signals blocked: all its descriptors are closed, and its heap is
 /// unmapped. The mappings must be valid.
 pub(super) unsafe fn run(socket: RawFd, mappings: Mappings, limits: Option<OriginalLimits>) -> ! {
-    if set_up(socket, limits).is_err() {
+    // SAFETY: nothing in a process that was just forked uses its descriptors.
+    if unsafe { set_up(socket, limits) }.is_err() {
         exit(UNSUPPORTED);
     }
     // Without /proc, the memory is kept.
@@ -52,18 +55,23 @@ fn exit(code: i32) -> ! {
 }
 
 /// Sets what every child needs and the server can have as well, so that the children inherit it.
-fn set_up(socket: RawFd, limits: Option<OriginalLimits>) -> Result<(), Errno> {
-    // SAFETY: it takes no arguments. It cannot fail: a forked child leads no group.
-    unsafe { libc::setsid() };
-    // SAFETY: PR_SET_NAME takes a C string; ps(1) shows it.
-    unsafe { libc::prctl(libc::PR_SET_NAME, c"fork-server".as_ptr()) };
+///
+/// # Safety
+/// Nothing in this process may use a descriptor afterwards but `socket`, which becomes [`SOCKET`], even if it owns one.
+unsafe fn set_up(socket: RawFd, limits: Option<OriginalLimits>) -> Result<(), Errno> {
+    // It cannot fail: a forked child leads no group.
+    let _ = unistd::setsid();
+    // ps(1) shows it.
+    let _ = prctl::set_name(c"fork-server");
     if socket != SOCKET {
-        // SAFETY: it takes integers. What it replaces is not used again in this process.
+        // SAFETY: it takes integers. By contract, what it replaces is not used again in this process.
         Errno::result(unsafe { libc::dup3(socket, SOCKET, libc::O_CLOEXEC) })?;
     }
     // Before Linux 5.9 there is no such call, and no server.
-    close_range(SOCKET as u32 + 1, u32::MAX)?;
-    close_range(0, SOCKET as u32 - 1)?;
+    // SAFETY: by contract, nothing uses these descriptors again.
+    unsafe { close_range(SOCKET as u32 + 1, u32::MAX) }?;
+    // SAFETY: as above.
+    unsafe { close_range(0, SOCKET as u32 - 1) }?;
     set_defaults();
     if let Some(limits) = limits {
         limits.restore().map_err(Errno::from_raw)?;
@@ -108,7 +116,8 @@ unsafe fn serve(mappings: Mappings) -> Result<(), Errno> {
         errno = forked.err().map_or(0, |errno| errno as i32);
     }
     shared.errno.store(errno, Ordering::SeqCst);
-    close_range(0, SOCKET as u32 - 1)?;
+    // SAFETY: these descriptors came with the request, and only the child, which has copies, uses them.
+    unsafe { close_range(0, SOCKET as u32 - 1) }?;
     // SAFETY: the buffer is valid for reading for one byte.
     Errno::result(unsafe { libc::send(SOCKET, b"!".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) })?;
     Ok(())
@@ -142,8 +151,10 @@ fn receive() -> Result<usize, Errno> {
     Ok(length.saturating_sub(empty) / size_of::<RawFd>())
 }
 
-fn close_range(first: u32, last: u32) -> Result<(), Errno> {
-    // SAFETY: it takes integers. Nothing in this process owns any of these descriptors.
+/// # Safety
+/// Nothing in this process may use any of these descriptors afterwards, even if it owns one.
+unsafe fn close_range(first: u32, last: u32) -> Result<(), Errno> {
+    // SAFETY: it takes integers. By contract, what it closes is not used again.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
     Ok(())
 }

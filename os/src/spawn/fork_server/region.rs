@@ -54,7 +54,8 @@ pub(super) struct Mappings {
     private: NonNull<Request>,
 }
 
-// SAFETY: the mappings belong to the region alone, and all access goes through it.
+// SAFETY: the mappings belong to no thread, and in this process they are used only through the region. The copies of the
+// pointers that `mappings` returns are used only in the server.
 unsafe impl Send for Region {}
 
 impl Region {
@@ -64,7 +65,10 @@ impl Region {
     /// When no memory is left.
     pub(super) fn map() -> io::Result<Region> {
         let shared = map(libc::MAP_SHARED)?;
-        let private = map(libc::MAP_PRIVATE).inspect_err(|_| unmap(shared))?;
+        let private = map(libc::MAP_PRIVATE).inspect_err(|_| {
+            // SAFETY: the mapping was just made, and nothing else knows it.
+            unsafe { unmap(shared) }
+        })?;
         Ok(Region(Mappings { shared, private }))
     }
 
@@ -148,8 +152,10 @@ impl Mappings {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        unmap(self.0.shared);
-        unmap(self.0.private);
+        // SAFETY: the region is gone, and nothing else in this process uses its mappings.
+        unsafe { unmap(self.0.shared) };
+        // SAFETY: as above.
+        unsafe { unmap(self.0.private) };
     }
 }
 
@@ -163,8 +169,12 @@ fn map(flags: libc::c_int) -> io::Result<NonNull<Request>> {
     NonNull::new(address.cast()).ok_or_else(|| Errno::ENOMEM.into())
 }
 
-fn unmap(mapping: NonNull<Request>) {
-    // SAFETY: this is a whole mapping of `map`, and its owner is being dropped.
+/// Unmaps what [`map`] has returned.
+///
+/// # Safety
+/// Nothing in this process may use the mapping afterwards.
+unsafe fn unmap(mapping: NonNull<Request>) {
+    // SAFETY: this is a whole mapping of `map`, and by contract it is not used again.
     unsafe { libc::munmap(mapping.as_ptr().cast(), LENGTH) };
 }
 
@@ -227,5 +237,105 @@ impl Writer<'_> {
             self.bytes(&number)?;
         }
         Some(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::{CStr, CString};
+
+    use super::*;
+    use crate::spawn::child::ControllingTerminal;
+
+    fn setup() -> Setup {
+        let terminal = ControllingTerminal::None;
+        let (limits, nproc) = (None, None);
+        Setup {
+            stdio: [0, 1, 2],
+            terminal,
+            report: 3,
+            cgroup: None,
+            limits,
+            nproc,
+            set_groups: true,
+            has_defaults: true,
+        }
+    }
+
+    fn launch(argument: CString) -> Launch {
+        let strings =
+            |strings: &[&CStr]| StringArray::new(strings.iter().map(|string| CString::from(*string)).collect());
+        Launch {
+            programs: strings(&[c"/bin/a", c"/usr/bin/a"]),
+            argv: strings(&[c"a", c"", &argument]),
+            envp: strings(&[]),
+            dir: Some(CString::from(c"/dir")),
+            home: CString::from(c"/home"),
+            uid: 1,
+            gid: 2,
+            groups: vec![3, 4, 5],
+        }
+    }
+
+    /// The strings of a null-terminated array.
+    ///
+    /// # Safety
+    /// The pointers must be valid.
+    unsafe fn strings<'a>(array: *const *const c_char) -> Vec<&'a CStr> {
+        // SAFETY: the array ends with a null pointer, which ends the iteration; so no element beyond it is read.
+        let elements = (0..).map(|at| unsafe { *array.wrapping_add(at) }).take_while(|element| !element.is_null());
+        // They were written as addresses, which only the kernel follows elsewhere.
+        let elements = elements.map(|element| ptr::with_exposed_provenance(element.addr()));
+        // SAFETY: the elements point to C strings by contract.
+        elements.map(|element| unsafe { CStr::from_ptr(element) }).collect()
+    }
+
+    /// A region; in Miri, which has no shared mappings, one of two private ones. One process alone does not tell them apart.
+    fn region() -> Region {
+        if cfg!(miri) {
+            let map = || map(libc::MAP_PRIVATE).unwrap();
+            return Region(Mappings { shared: map(), private: map() });
+        }
+        Region::map().unwrap()
+    }
+
+    #[test]
+    fn the_server_takes_what_the_daemon_has_written() {
+        let mut region = region();
+        // Twice: a request replaces the one before it.
+        for argument in [c"a longer argument", c"b"] {
+            assert!(region.write(&launch(CString::from(argument)), &setup(), Some(4), 5));
+            // SAFETY: the region lives, and nobody else uses it.
+            let request = unsafe { region.mappings().take() };
+            assert_eq!((request.descriptors, request.cgroup, request.setup.report), (5, Some(4), 3));
+            let program = &request.program;
+            // SAFETY: the pointers are those to the private mapping, which was just filled.
+            let arrays = [program.paths, program.argv, program.envp].map(|array| unsafe { strings(array) });
+            assert_eq!(arrays, [vec![c"/bin/a", c"/usr/bin/a"], vec![c"a", c"", argument], vec![]]);
+            // SAFETY: as above.
+            let dirs = [program.dir, program.home].map(|dir| unsafe { CStr::from_ptr(dir) });
+            assert_eq!((dirs, program.uid, program.gid), ([c"/dir", c"/home"], 1, 2));
+            // SAFETY: as above.
+            let groups = unsafe { std::slice::from_raw_parts(program.groups, program.group_count) };
+            assert_eq!(groups, [3, 4, 5]);
+            assert!(matches!(region.outcome(), Outcome::Unavailable));
+        }
+    }
+
+    // It takes minutes in Miri.
+    #[cfg_attr(miri, ignore)]
+    #[test]
+    fn a_request_that_fills_the_region_fits_and_a_longer_one_does_not() {
+        let mut region = region();
+        let of_length = |length| launch(CString::new(vec![b'x'; length]).unwrap());
+        let mut fits = |length| region.write(&of_length(length), &setup(), None, 4);
+        let longest = (0..LENGTH).rev().find(|length| fits(*length)).unwrap();
+        assert!(longest > LENGTH / 2 && !fits(longest + 1) && !fits(LENGTH));
+        assert!(fits(longest));
+        // SAFETY: the region lives, and nobody else uses it.
+        let request = unsafe { region.mappings().take() };
+        // SAFETY: the pointers are those to the private mapping, which was just filled.
+        let argv = unsafe { strings(request.program.argv) };
+        assert_eq!(argv.last().map(|argument| argument.count_bytes()), Some(longest));
     }
 }
