@@ -117,19 +117,36 @@ pub(crate) fn check_owner(dir: &Path) -> Result<(), String> {
 /// Sets the sticky bit of a directory and of those that it is in, where they belong to the daemon's user and every user
 /// may write to them, as to a volume of Kubernetes: any user could replace the files and directories of the daemon there.
 /// Returns the directories that were changed.
-pub(crate) fn keep_entries(dir: &Path) -> Vec<PathBuf> {
-    const STICKY: u32 = 0o1000;
+pub(crate) fn set_sticky_bits(dir: &Path) -> Vec<PathBuf> {
     // It may not exist yet.
     let dir = std::path::absolute(dir).unwrap_or_default();
     let dir = dir.ancestors().find_map(|dir| dir.canonicalize().ok()).unwrap_or_default();
-    let own = nix::unistd::geteuid().as_raw();
-    let is_changed = |dir: &&Path| {
-        let Ok(meta) = fs::metadata(dir) else { return false };
-        let mode = meta.mode() & 0o7777;
-        let is_exposed = meta.uid() == own && mode & 0o002 != 0 && mode & STICKY == 0;
-        is_exposed && fs::set_permissions(dir, Permissions::from_mode(mode | STICKY)).is_ok()
-    };
-    dir.ancestors().filter(is_changed).map(Path::to_owned).collect()
+    let mut changed = Vec::new();
+    for dir in dir.ancestors() {
+        match set_sticky_bit(dir) {
+            Ok(true) => changed.push(dir.to_owned()),
+            Ok(false) => {}
+            Err(error) => {
+                log::warn!("{}: every user may write to it, and its sticky bit cannot be set: {error}", dir.display())
+            }
+        }
+    }
+    changed
+}
+
+/// Sets the sticky bit of a directory if it needs that; see [`set_sticky_bits`]. Returns whether it did.
+fn set_sticky_bit(dir: &Path) -> io::Result<bool> {
+    const STICKY: u32 = 0o1000;
+    // The bit is set on what was looked at: another user could replace a directory by a symlink in between.
+    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    let Ok(opened) = File::options().read(true).custom_flags(flags).open(dir) else { return Ok(false) };
+    let meta = opened.metadata()?;
+    let mode = meta.mode() & 0o7777;
+    let is_exposed = meta.uid() == nix::unistd::geteuid().as_raw() && mode & 0o002 != 0 && mode & STICKY == 0;
+    if is_exposed {
+        opened.set_permissions(Permissions::from_mode(mode | STICKY))?;
+    }
+    Ok(is_exposed)
 }
 
 /// Writes the address of the API to `<run-dir>/address`, atomically.

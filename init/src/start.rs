@@ -219,9 +219,6 @@ impl Start {
             let mut last = String::new();
             for dir in &dirs {
                 config.log_dir.clone_from(dir);
-                if let Some(parent) = dir.parent() {
-                    keep_entries(parent);
-                }
                 match configure(config).start() {
                     Ok(supervisor) => return Ok(supervisor),
                     Err(error) => last = format!("--log-dir: output cannot be kept in {}: {error}", dir.display()),
@@ -242,17 +239,13 @@ impl Start {
 
 /// Makes a directory, and checks that this process can write in it and that no other user can replace what it writes.
 fn make_own(dir: &Path) -> Result<(), String> {
-    files::make_dir(dir)?;
-    access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))?;
-    files::check_owner(dir)?;
-    keep_entries(dir);
-    Ok(())
-}
-
-fn keep_entries(dir: &Path) {
-    for changed in files::keep_entries(dir) {
+    // First: after this, no other user can replace the directory that is checked below.
+    for changed in files::set_sticky_bits(dir) {
         log::warn!("{}: every user may write to it; its sticky bit is set", changed.display());
     }
+    files::make_dir(dir)?;
+    access(dir, AccessFlags::W_OK).map_err(|errno| format!("{}: {errno}", dir.display()))?;
+    files::check_owner(dir)
 }
 
 fn builder(config: &Config) -> Builder {

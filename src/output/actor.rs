@@ -69,6 +69,8 @@ pub(super) struct PendingDrain {
     pub(super) until: Instant,
     /// The batch with its last bytes; None while they are still in the pipes.
     pub(super) batch: Option<u64>,
+    /// Its deadline has been extended because it was seen late.
+    pub(super) is_extended: bool,
 }
 
 impl Actor {

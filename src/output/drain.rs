@@ -21,7 +21,7 @@ use tl_os::pty::MAX_BUFFERED;
 
 /// Longest time from the reaping of a leader to the report of its end, even if the disk of the logs hangs.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// A deadline that is seen later than this is extended by as much.
+/// A deadline that is seen later than this is extended by this time, once.
 const LATE: Duration = Duration::from_millis(100);
 
 impl Actor {
@@ -57,7 +57,12 @@ impl Actor {
         }
         self.end_drain(key);
         if self.runs.get(&key).is_some_and(|run| run.draining.is_some()) {
-            self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch: None });
+            self.drains.push(PendingDrain {
+                run: key,
+                until: Instant::now() + DRAIN_TIMEOUT,
+                batch: None,
+                is_extended: false,
+            });
         }
     }
 
@@ -187,7 +192,12 @@ impl Actor {
         let batch = Some(self.logs.number());
         match self.drains.iter_mut().find(|drain| drain.run == key) {
             Some(drain) => drain.batch = batch,
-            None => self.drains.push(PendingDrain { run: key, until: Instant::now() + DRAIN_TIMEOUT, batch }),
+            None => self.drains.push(PendingDrain {
+                run: key,
+                until: Instant::now() + DRAIN_TIMEOUT,
+                batch,
+                is_extended: false,
+            }),
         }
     }
 
@@ -213,9 +223,9 @@ impl Actor {
         let now = Instant::now();
         let overdue: Vec<PendingDrain> = self.drains.extract_if(.., |drain| drain.until <= now).collect();
         for drain in overdue {
-            // This process was stopped, or the machine suspended: the log writer had no time to write either.
-            if now > drain.until + LATE {
-                self.drains.push(PendingDrain { until: now + LATE, ..drain });
+            // This process, or the machine that it is in, was stopped: the log writer had no time to write either.
+            if now > drain.until + LATE && !drain.is_extended {
+                self.drains.push(PendingDrain { until: now + LATE, is_extended: true, ..drain });
                 continue;
             }
             if drain.batch.is_none() {

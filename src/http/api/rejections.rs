@@ -62,8 +62,8 @@ impl Rejections {
         }
         if is_admitted {
             let from = peer.map_or_else(|| "an unknown address".to_owned(), |peer| peer.to_string());
-            let method = request.method();
-            log::warn!(event = "http.rejected", address = from.as_str(); "a {method} request from {from} was rejected: {rejection}");
+            // Nothing of what the client has sent.
+            log::warn!(event = "http.rejected", address = from.as_str(); "a request from {from} was rejected: {rejection}");
         }
     }
 }

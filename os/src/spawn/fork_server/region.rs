@@ -258,7 +258,9 @@ mod tests {
             limits,
             nproc,
             set_groups: true,
-            has_defaults: true,
+            by_server: true,
+            session_keyring: true,
+            no_new_privs: false,
         }
     }
 
@@ -274,6 +276,7 @@ mod tests {
             uid: 1,
             gid: 2,
             groups: vec![3, 4, 5],
+            no_new_privs: false,
         }
     }
 
