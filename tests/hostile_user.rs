@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{
     Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip_without_root, start_daemon, wait_until,
@@ -290,7 +290,7 @@ fn busy_programs_delay_requests_by_no_more_than_documented() {
     }
 }
 
-/// A program that fills its disk, its descriptors and its memory up to the limits that it has.
+/// A program that uses up its descriptors and the pages for pipes of its user (`fs.pipe-user-pages-soft`).
 #[test]
 fn a_program_that_uses_up_its_own_limits_harms_no_other() {
     if skip_without_root() {
@@ -304,7 +304,7 @@ try:
         fds.append(os.open('/dev/null', os.O_RDONLY))
 except OSError:
     pass
-for fd in fds[-64:]:
+for fd in fds[-3000:]:
     os.close(fd)
 try:
     while True:
@@ -317,6 +317,7 @@ time.sleep(600)";
     let pids: Vec<u64> = (0..4).map(|_| pid_of(&daemon.start_process(&body))).collect();
     pids.iter().for_each(|pid| daemon.wait_for_stdout(*pid, &["full"]));
     assert_eq!(daemon.run_sh("echo x; id -un").stdout(), "x\ntl-user");
-    let ended: Vec<Value> = pids.iter().map(|pid| daemon.delete(&format!("/processes/{pid}")).expect(204)).collect();
-    assert_eq!(ended.len(), 4);
+    for pid in pids {
+        daemon.delete(&format!("/processes/{pid}")).expect(204);
+    }
 }

@@ -16,13 +16,13 @@ use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use harness::response::ResponseStream;
+use harness::response::{EventStream, ResponseStream};
 use harness::{Daemon, Options, TIMEOUT, skip_without_root, wait_until, wait_until_ok};
 
 /// Time within which everything is back to normal after a panic; ten times as much on a busy machine.
@@ -95,13 +95,33 @@ fn start_witness(daemon: &Daemon) -> (Value, std::path::PathBuf) {
     (started, asked)
 }
 
+/// A process with the name `echo` that prints each line of its stdin.
+fn start_echo(daemon: &Daemon) {
+    daemon.start_process(&json!({
+        "command": "sh", "args": ["-c", "while read -r line; do echo \"$line\"; done"], "stdin_mode": "pipe",
+        "name": "echo", "restart": {"policy": "never"},
+    }));
+}
+
+fn write_to_echo(daemon: &Daemon, line: &str) {
+    daemon.request("POST", "/processes/echo/stdin", Some(format!("{line}\n").as_bytes())).expect(204);
+}
+
 #[test]
 fn a_panic_in_the_thread_of_a_connection_is_a_500_on_that_connection_only() {
     let victim = Victim::start(&[]);
     let (witness, _) = start_witness(&victim.daemon);
+    start_echo(&victim.daemon);
+    // Its log is open from its first output on.
+    write_to_echo(&victim.daemon, "before");
+    wait_until(TIMEOUT, "its first line is there", || {
+        let output = victim.daemon.get("/processes/echo/stdout").expect(200);
+        (output["lines"] == json!(["before"])).then_some(())
+    });
     let before = victim.daemon.threads_and_descriptors();
-    let mut other = victim.daemon.follow(witness["pid"].as_u64().unwrap(), "output");
-    assert!(other.next_frame().is_some());
+    let path = "/processes/echo/stdout/follow";
+    let mut other = EventStream::new(ResponseStream::read(victim.daemon.send_get(path)).unwrap());
+    assert_eq!(other.next_frame().unwrap().data["line"], "before");
     let request = victim.daemon.request_head("GET", "/info", "Connection: close\r\n");
     // The panic may hit the thread of an earlier connection, which then ends without a response.
     wait_until(TIMEOUT, "a request is answered with 500", || {
@@ -111,6 +131,8 @@ fn a_panic_in_the_thread_of_a_connection_is_a_500_on_that_connection_only() {
         (response.status == 500).then_some(())
     });
     victim.wait_for_panic("http-conn", || {});
+    write_to_echo(&victim.daemon, "after the panic");
+    assert_eq!(other.next_frame().unwrap().data["line"], "after the panic");
     drop(other);
     victim.daemon.wait_until_released(before);
     victim.check_all_is_normal("http-conn", &witness);
@@ -123,9 +145,7 @@ fn the_port_is_served_again_after_a_panic_of_the_accept_loop() {
     for _ in 0..2 {
         victim.arm("http-accept");
         victim.wait_for_panic("http-accept", || drop(victim.daemon.connect()));
-        let since = Instant::now();
         wait_until(RECOVERY, "a new connection is served", || (victim.daemon.try_health() == Some(200)).then_some(()));
-        assert!(since.elapsed() < RECOVERY);
     }
     victim.check_all_is_normal("http-accept", &witness);
 }
@@ -196,17 +216,10 @@ fn signals_and_services_work_after_a_panic_of_their_threads() {
 fn the_copy_of_output_continues_after_a_panic_of_its_thread() {
     let victim = Victim::start(&["--console-output"]);
     let (witness, _) = start_witness(&victim.daemon);
-    let body = json!({
-        "command": "sh", "args": ["-c", "while read -r line; do echo \"$line\"; done"], "stdin_mode": "pipe",
-        "name": "echo", "restart": {"policy": "never"},
-    });
-    victim.daemon.start_process(&body);
-    let write = |line: &str| {
-        victim.daemon.request("POST", "/processes/echo/stdin", Some(format!("{line}\n").as_bytes())).expect(204);
-    };
+    start_echo(&victim.daemon);
     victim.arm("console");
-    victim.wait_for_panic("console", || write("before"));
-    write("after the panic");
+    victim.wait_for_panic("console", || write_to_echo(&victim.daemon, "before"));
+    write_to_echo(&victim.daemon, "after the panic");
     wait_until(RECOVERY, "the line is copied", || victim.daemon.log().contains("echo | after the panic").then_some(()));
     victim.check_all_is_normal("console", &witness);
 }

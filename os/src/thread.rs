@@ -69,7 +69,7 @@ pub fn spawn_persistent(
 }
 
 /// Calls `use_name` with the name of the calling thread. The main thread of a program with
-/// [`entry_point`](crate::entry_point) is `main`, as in any other program.
+/// [`entry_point`](crate::entry_point!) is `main`, as in any other program.
 pub fn with_name<T>(use_name: impl FnOnce(&str) -> T) -> T {
     use_name(std::thread::current().name().unwrap_or("main"))
 }
