@@ -163,7 +163,7 @@ fn short_requests_are_served_again_after_a_panic_of_a_reserve_thread() {
     wait_until(TIMEOUT, "no PID is left", || (daemon.try_status("/processes/1/wait") == Some(503)).then_some(()));
     let metadata = format!("/processes/{pid}");
     victim.arm("http-reserve");
-    victim.wait_for_panic("http-reserve", || drop(daemon.try_status(&metadata)));
+    victim.wait_for_panic("http-reserve", || request(daemon, &metadata));
     for _ in 0..20 {
         wait_until(RECOVERY, "metadata is served", || (daemon.try_status(&metadata) == Some(200)).then_some(()));
     }

@@ -1,5 +1,6 @@
 //! Starts threads: each has a name, blocks all signals, and reports its own panic. Tells which of them hang.
 
+mod fault;
 mod pulse;
 
 use std::io;
@@ -7,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle, sleep};
 use std::time::Duration;
 
+pub use fault::{fault_point, with_name};
 pub use pulse::{ThreadState, idle, states};
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
@@ -66,25 +68,6 @@ pub fn spawn_persistent(
         }
     };
     spawn(name, persistent, || {})
-}
-
-/// Calls `use_name` with the name of the calling thread. The main thread of a program with
-/// [`entry_point`](crate::entry_point!) is `main`, as in any other program.
-pub fn with_name<T>(use_name: impl FnOnce(&str) -> T) -> T {
-    use_name(std::thread::current().name().unwrap_or("main"))
-}
-
-/// In a build with the feature `fault-injection`, panics if a test asks this thread to: if the directory that the
-/// environment variable `TL_FAULTS` names contains a file with the name of the thread, which is removed. Otherwise does
-/// nothing. Each thread that outlives the call that started it calls this once per turn, most of them by [`idle`].
-#[inline]
-pub fn fault_point() {
-    #[cfg(feature = "fault-injection")]
-    if let Some(dir) = std::env::var_os("TL_FAULTS")
-        && with_name(|name| std::fs::remove_file(std::path::Path::new(&dir).join(name))).is_ok()
-    {
-        std::panic::panic_any("a fault that a test has injected");
-    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub fn idle<T>(wait: impl FnOnce() -> T) -> T {
     let waiting = Waiting(pulse);
     let found = wait();
     drop(waiting);
-    super::fault_point();
+    super::fault::fault_point();
     found
 }
 
