@@ -8,7 +8,7 @@ pub fn with_name<T>(use_name: impl FnOnce(&str) -> T) -> T {
 
 /// In a build with the feature `fault-injection`, panics if a test asks this thread to: if the directory that the
 /// environment variable `TL_FAULTS` names contains a file with the name of the thread, which is removed. Otherwise does
-/// nothing. Each thread that outlives the call that started it calls this once per turn, most of them by [`idle`].
+/// nothing. Each thread that outlives the call that started it calls this once per turn, most of them by [`idle`](super::idle).
 #[inline]
 pub fn fault_point() {
     #[cfg(feature = "fault-injection")]
