@@ -42,7 +42,7 @@ use logger::Escaped;
 use poweroff::Ending;
 use report::Report;
 use role::Role;
-use tl_os::{allocator, core_dump, disposition};
+use tl_os::{allocator, disposition};
 use tl_supervisor::http::EndAction;
 
 /// Keeps a reserve for small allocations: running out of memory must not end PID 1.
@@ -68,8 +68,6 @@ fn main() -> u8 {
 /// Runs the program. Returns the exit status; on a machine it does not return.
 fn start(begun: Instant) -> u8 {
     console::open();
-    // The memory of the daemon contains the token.
-    core_dump::forbid();
     allocator::hold_reserve();
     let reset = disposition::reset();
     let report = Report::new(begun);

@@ -47,7 +47,6 @@ pub mod bell;
 mod capabilities;
 pub mod cgroup;
 pub mod child_signal;
-pub mod core_dump;
 pub mod disposition;
 pub mod entry_point;
 pub mod file_version;

@@ -49,14 +49,13 @@ impl Actor {
         let Some(shutdown) = &self.shutdown else { return };
         let kill_is_due = shutdown.is_kill_due(now.mono);
         if !shutdown.is_done() {
+            let is_quiet = self.parts.fleet.is_quiet() && self.watches.is_empty();
+            let (is_pid_1, has_children) = (std::process::id() == 1, has_children());
             let ended = match shutdown.ends_thread {
                 // What has panicked may be what would have noted that a run has ended.
-                true => !has_children(),
+                true => !has_children || (is_quiet && !is_pid_1),
                 // Only PID 1 waits for processes that belong to no unit.
-                false => {
-                    let is_quiet = self.parts.fleet.is_quiet() && self.watches.is_empty();
-                    is_quiet && !(std::process::id() == 1 && has_children())
-                }
+                false => is_quiet && !(is_pid_1 && has_children),
             };
             if !ended && kill_is_due {
                 self.kill_the_rest();

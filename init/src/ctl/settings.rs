@@ -65,14 +65,15 @@ impl Settings {
             None if given.is_some() && !url.address.ip().is_loopback() => None,
             None => Some(lookup.find("token-file").map_or(default, Path::new)),
         };
-        if let (Some(owner), Some(token_file)) = (owner, token_file) {
-            check_owner(&address_file, owner, token_file)?;
-        }
         // Without authentication there is no such file.
         let token = match token_file {
             Some(file) => read_token(file, file == default)?,
             None => None,
         };
+        if let (Some(owner), Some((_, owner_of_token))) = (owner, token) {
+            check_owner(&address_file, owner, owner_of_token)?;
+        }
+        let token = token.map(|(token, _)| token);
         Ok(Settings { url, token, token_file })
     }
 }
@@ -143,9 +144,8 @@ fn read_own(file: &Path) -> io::Result<(String, u32)> {
 
 /// Checks that the user who has written the file with the address may know the token, which is sent there: it is root,
 /// this user, or the owner of the token. Another user could have replaced the run directory.
-fn check_owner(file: &Path, owner: u32, token_file: &Path) -> Result<(), Error> {
-    let may_know = [Some(0), Some(geteuid().as_raw()), fs::metadata(token_file).ok().map(|meta| meta.uid())];
-    if may_know.contains(&Some(owner)) {
+fn check_owner(file: &Path, owner: u32, owner_of_token: u32) -> Result<(), Error> {
+    if [0, geteuid().as_raw(), owner_of_token].contains(&owner) {
         return Ok(());
     }
     let file = file.display();
@@ -213,12 +213,14 @@ fn resolve(name: &str, hosts: &str) -> Result<IpAddr, &'static str> {
     }
 }
 
-/// Reads the token.
-fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<&'static str>, Error> {
+/// Reads the token. Returns it with the owner of what was read.
+fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<(&'static str, u32)>, Error> {
     let shown = file.display();
-    let read = fs::File::open(file).map_err(regular_file::ReadError::from);
-    let bytes = match read.and_then(|open| regular_file::read_open(open, MAX_LENGTH)) {
-        Ok(bytes) => bytes,
+    let read = fs::File::open(file).and_then(|open| Ok((open.metadata()?.uid(), open)));
+    let read = read.map_err(regular_file::ReadError::from);
+    let read = read.and_then(|(owner, open)| Ok((owner, regular_file::read_open(open, MAX_LENGTH)?)));
+    let (owner, bytes) = match read {
+        Ok(read) => read,
         Err(error) if may_be_absent && error.is_not_found() => return Ok(None),
         Err(_) if matches!(fs::File::open(file), Err(error) if error.kind() == ErrorKind::PermissionDenied) => {
             let advice = "run tlctl as root or as the user of the daemon, or name another file with --token-file";
@@ -232,7 +234,7 @@ fn read_token(file: &Path, may_be_absent: bool) -> Result<Option<&'static str>, 
             "the token file {shown} must contain printable ASCII characters and no spaces"
         )));
     }
-    Ok(std::str::from_utf8(token).ok().map(|text| &*text.to_owned().leak()))
+    Ok(std::str::from_utf8(token).ok().map(|text| (&*text.to_owned().leak(), owner)))
 }
 
 #[cfg(test)]

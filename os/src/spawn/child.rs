@@ -54,10 +54,11 @@ pub(super) struct Setup {
     pub(super) nproc: Option<libc::rlimit>,
     /// Whether to set the supplementary groups.
     pub(super) set_groups: bool,
-    /// Whether the child was forked by the fork server, which has done [`set_defaults`] and holds no memory of the
-    /// daemon.
+    /// Whether the child was forked by the fork server, which has done [`set_defaults`] and has given the memory of the
+    /// daemon back, or is not dumpable.
     pub(super) by_server: bool,
-    /// Whether to give the child a session keyring of its own, whatever it was forked with.
+    /// Whether a child of the fork server gets a session keyring of its own. One that this process forks itself always
+    /// does.
     pub(super) session_keyring: bool,
     /// Whether to set PR_SET_NO_NEW_PRIVS.
     pub(super) no_new_privs: bool,

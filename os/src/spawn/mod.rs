@@ -190,7 +190,7 @@ impl Forker {
         unsafe { clone::fork(request.create_in(), child) }
     }
 
-    /// The setup of a child of a process in which the descriptors have these numbers: as this process forks it.
+    /// The setup of a child that this process forks. `numbers` are those of the descriptors in the process that forks it.
     fn setup(&self, request: &Request<'_>, numbers: &Numbers) -> Setup {
         Setup {
             stdio: numbers.stdio,

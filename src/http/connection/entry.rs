@@ -49,7 +49,7 @@ fn has_bytes(stream: &TcpStream) -> bool {
     socket::recv(stream.as_raw_fd(), &mut byte, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok_and(|read| read > 0)
 }
 
-/// Whether all that the client has sent was read, and [`EVICTION_GRACE`] has passed since.
+/// Whether all that the client has sent was read, and nothing has arrived from it for [`EVICTION_GRACE`].
 pub(crate) fn is_silent(stream: &TcpStream) -> bool {
     tcp::silence(stream).is_ok_and(|time| time >= EVICTION_GRACE) && !has_bytes(stream)
 }

@@ -304,6 +304,11 @@ impl ConnectionGuard {
         }
     }
 
+    /// Records that more of the request head has arrived, or that nothing more will.
+    pub(crate) fn head_continues(&self) {
+        self.connection.starved.store(false, SeqCst);
+    }
+
     /// Changes the phase. Returns false if the connection was evicted: it must end without sending another byte.
     pub(crate) fn enter(&self, phase: Phase) -> bool {
         self.connection.since.store(self.table.micros(), SeqCst);

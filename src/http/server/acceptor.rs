@@ -156,7 +156,7 @@ impl Acceptor {
                 continue;
             }
             match self.listener.accept() {
-                Ok((stream, _)) if crowded && is_silent(&stream) => {}
+                Ok((stream, _)) if crowded && is_silent(&stream) => self.connections.note_refused(),
                 Ok((stream, _)) if allocator::replenish() && allocator::has_margin() => self.start_thread(stream),
                 Ok((stream, _)) => self.serve_without_memory(stream),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,

@@ -134,6 +134,8 @@ impl ConnectionLoop {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     self.socket.guard().await_head();
                     let waited = self.socket.wait(Events::READ, Some(deadline));
+                    // Before the bytes are read: a client that has just sent them is not evicted for its silence.
+                    self.socket.guard().head_continues();
                     waited.and_then(|()| self.socket.fill(limit, Some(deadline)))
                 }
                 result => result,

@@ -9,26 +9,32 @@ use nix::unistd::read;
 /// Unmaps all memory of this process that holds neither code nor static data, except the mappings that contain one of
 /// the addresses `kept`. `buffer` is for the list of mappings; those that do not fit are kept.
 ///
+/// Returns whether no heap is left. Where the kernel puts the heap right behind the static data
+/// (`kernel.randomize_va_space` below 2), both can be one mapping, which is kept.
+///
 /// # Safety
 /// Only for a process with one thread that uses no other memory from now on: no heap, and nothing that was borrowed
 /// from it.
-pub(super) unsafe fn release(buffer: &mut [u8], kept: &[usize]) -> Result<(), Errno> {
+pub(super) unsafe fn release(buffer: &mut [u8], kept: &[usize]) -> Result<bool, Errno> {
     // The sanitizers have memory of their own, which `tests/sanitizers` needs.
     if cfg!(tl_sanitize) {
-        return Ok(());
+        return Ok(false);
     }
     let length = read_maps(buffer)?;
+    let mut is_clean = length < buffer.len();
     let mut previous = Mapping::default();
     for line in buffer.get(..length).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
         let Some(mapping) = Mapping::parse(line) else { continue };
         let is_kept = mapping.is_needed(&previous) || kept.iter().any(|address| mapping.contains(*address));
-        if !is_kept {
+        if is_kept {
+            is_clean &= !mapping.is_heap;
+        } else {
             // SAFETY: by contract, nothing in this mapping is used from now on.
             unsafe { libc::munmap(mapping.start as *mut libc::c_void, mapping.end - mapping.start) };
         }
         previous = mapping;
     }
-    Ok(())
+    Ok(is_clean)
 }
 
 /// Reads the list of this process's mappings (proc_pid_maps(5)). Returns its length, at most that of the buffer.
@@ -54,6 +60,8 @@ struct Mapping {
     /// Whether the kernel has made it for its own purposes, such as `[vdso]`. The heap and the stack of the main thread
     /// are not such mappings.
     is_special: bool,
+    /// Whether it is the heap, or contains it.
+    is_heap: bool,
 }
 
 impl Mapping {
@@ -68,7 +76,7 @@ impl Mapping {
         let name = fields.next().unwrap_or_default();
         let is_special =
             name.starts_with(b"[") && !matches!(name, b"[heap]" | b"[stack]") && !name.starts_with(b"[anon");
-        Some(Mapping { start, end, is_file: inode != b"0", is_special })
+        Some(Mapping { start, end, is_file: inode != b"0", is_special, is_heap: name == b"[heap]" })
     }
 
     fn contains(&self, address: usize) -> bool {

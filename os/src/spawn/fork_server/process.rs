@@ -32,7 +32,7 @@ pub(super) unsafe fn run(socket: RawFd, mappings: Mappings, limits: Option<Origi
     }
     // Without /proc, the memory is kept.
     // SAFETY: the caller's contract.
-    if unsafe { release_memory(mappings) }.is_ok() {
+    if unsafe { release_memory(mappings) } == Ok(true) {
         // Nothing secret is left. A daemon without CAP_SYS_PTRACE may now take back the descriptors of a request.
         // SAFETY: it takes integers.
         unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) };
@@ -79,11 +79,12 @@ unsafe fn set_up(socket: RawFd, limits: Option<OriginalLimits>) -> Result<(), Er
     Ok(())
 }
 
-/// Gives back all memory but the stack, the memory of the thread, the mappings and static data.
+/// Gives back all memory but the stack, the memory of the thread, the mappings and static data. Returns whether no heap is
+/// left.
 ///
 /// # Safety
 /// As for [`run`]; the mappings are not in use yet.
-unsafe fn release_memory(mappings: Mappings) -> Result<(), Errno> {
+unsafe fn release_memory(mappings: Mappings) -> Result<bool, Errno> {
     let stack = 0;
     // SAFETY: it takes no arguments. The address is in the memory of this thread (its TLS).
     let thread = unsafe { libc::__errno_location() } as usize;
