@@ -47,7 +47,8 @@ fn guarded<T>(job: impl FnOnce() -> T) -> Result<T, String> {
 pub fn run(shared: &Shared, options: &Options) -> bool {
     std::panic::set_hook(Box::new(|panic| PANIC.set(panic.to_string())));
     let begun = Instant::now();
-    let mut soak = Soak { checker: Checker::new(shared), violations: Vec::new(), rounds: 0, round: options.round };
+    let mut soak =
+        Soak { checker: Checker::new(shared), violations: Vec::new(), rounds: 0, round: options.round, hangs: false };
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (news, received) = channel();
@@ -62,6 +63,11 @@ pub fn run(shared: &Shared, options: &Options) -> bool {
         while soak.violations.is_empty() && (Instant::now() < end || soak.rounds == 0) {
             soak.run_round(scope, shared, &clients, &received, &news);
         }
+        if soak.hangs {
+            // Its thread cannot be joined.
+            soak.report(shared, options, begun);
+            std::process::exit(1);
+        }
         is_over.store(true, Ordering::SeqCst);
         drop(clients);
         // Others may have found something too, by the same fault.
@@ -71,20 +77,7 @@ pub fn run(shared: &Shared, options: &Options) -> bool {
             soak.note(news);
         }
     });
-    for violation in &soak.violations {
-        println!("{violation}");
-    }
-    if !soak.violations.is_empty() {
-        println!("{}", report::how_to_repeat(shared, soak.round, options.operations));
-        let kept = std::env::temp_dir().join(format!("soak-{}.log", shared.seed));
-        let copied = std::fs::copy(shared.daemon.log_file(), &kept);
-        println!("the log of the daemon is {kept:?}: {copied:?} bytes");
-    }
-    println!(
-        "{}",
-        report::summary(shared, begun.elapsed(), soak.rounds, &soak.checker.memories, soak.violations.len())
-    );
-    soak.violations.is_empty()
+    soak.report(shared, options, begun)
 }
 
 struct Soak {
@@ -94,9 +87,29 @@ struct Soak {
     rounds: u64,
     /// Number of the current round.
     round: u64,
+    /// Whether a client does not answer any more.
+    hangs: bool,
 }
 
 impl Soak {
+    /// Prints what was found. Returns whether nothing was wrong.
+    fn report(&self, shared: &Shared, options: &Options, begun: Instant) -> bool {
+        for violation in &self.violations {
+            println!("{violation}");
+        }
+        if !self.violations.is_empty() {
+            println!("{}", report::how_to_repeat(shared, self.round, options.operations));
+            let kept = std::env::temp_dir().join(format!("soak-{}.log", shared.seed));
+            let copied = std::fs::copy(shared.daemon.log_file(), &kept);
+            println!("the log of the daemon is {kept:?}: {copied:?} bytes");
+        }
+        println!(
+            "{}",
+            report::summary(shared, begun.elapsed(), self.rounds, &self.checker.memories, self.violations.len())
+        );
+        self.violations.is_empty()
+    }
+
     /// Notes a violation; returns what runs if a client pauses.
     fn note(&mut self, news: News) -> Option<Vec<Running>> {
         match news {
@@ -115,6 +128,7 @@ impl Soak {
                 Ok(news) => running.extend(self.note(news)?),
                 Err(_) => {
                     self.violations.push("VIOLATION: a client hangs".to_owned());
+                    self.hangs = true;
                     return None;
                 }
             }
