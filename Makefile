@@ -23,7 +23,8 @@ test: test-rust test-python test-fuzz ## Run all Rust and Python tests, and fuzz
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
 	@tests/need unshare cc python3 perl
 	@tests/need --optional shells
-	cargo test --workspace
+	@# Two tests for each CPU: many of them only wait.
+	RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test --workspace
 	cargo test --package tl-init --bench figures -- --quick
 	cargo test --package tl-init --features fault-injection --test panics
 
