@@ -9,6 +9,7 @@
 //! | a process is killed | what it has not written yet | signal 9 |
 //! | the client cuts a request before its response | whether the request was performed; not more than that | |
 //! | the client cuts a run | the run, which is killed with its whole tree | it is listed as ended by signal 9 |
+//! | a client has no token | its request | 401, and a line in the log |
 //! | the daemon is stopped (SIGSTOP) | time: every response may take that much longer | |
 //!
 //! The fork server may be killed at any time: no start may fail by that.
@@ -30,13 +31,15 @@ pub const RECOVERY: Duration = Duration::from_secs(5);
 pub const MEMORY: u64 = 24 << 10;
 
 /// Parts of lines of the daemon's log, at the levels WARN and ERROR, that the faults explain.
-const EXPECTED_LOG: [&str; 6] = [
+const EXPECTED_LOG: [&str; 8] = [
     "the fork server has ended",
     "the fork server does not answer",
     "is kept in memory: No space left on device",
     "RLIMIT_NOFILE is",
     "is stopped: gave up after",
     "a log cannot be read, trying again",
+    "was rejected: it has no token",
+    "were rejected",
 ];
 
 /// Whether a line of the daemon's log tells of a fault that was not injected.
