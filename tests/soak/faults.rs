@@ -15,7 +15,7 @@ use crate::harness::{Random, procfs};
 use crate::lines::generator;
 
 /// Injects faults until the round is over; every fault has ended by then.
-pub fn inject(shared: &Shared, round: u64, is_over: &AtomicBool) {
+pub fn inject(shared: &Shared, round: u64, full_disk: bool, is_over: &AtomicBool) {
     let mut random = generator(&[shared.seed, round, u64::MAX]);
     loop {
         pause(Duration::from_millis(20 + random.below(500)), is_over);
@@ -26,7 +26,7 @@ pub fn inject(shared: &Shared, round: u64, is_over: &AtomicBool) {
             0..=3 => signal_fork_server(shared, Signal::SIGKILL, "fork server killed"),
             4 => signal_fork_server(shared, Signal::SIGSTOP, "fork server stopped"),
             5..=7 => stop_daemon(shared, &mut random, is_over),
-            8..=10 => fill_disk(shared, &mut random, is_over),
+            8..=10 if full_disk => fill_disk(shared, &mut random, is_over),
             _ => idle_connections(shared, &mut random, is_over),
         }
     }

@@ -10,9 +10,11 @@ pub struct Options {
     pub operations: u64,
     /// The first round: that of a violation, to repeat it.
     pub round: u64,
+    /// Whether the log disk fills up: 0 or 1.
+    pub full_disk: u64,
 }
 
-const USAGE: &str = "usage: soak [--seconds N] [--seed S] [--clients N] [--operations N] [--round N]";
+const USAGE: &str = "usage: soak [--seconds N] [--seed S] [--clients N] [--operations N] [--round N] [--full-disk 0|1]";
 
 /// Options of the test harness of Rust, which `cargo test` passes to every test program.
 const OF_CARGO: [&str; 8] =
@@ -21,7 +23,8 @@ const OF_CARGO: [&str; 8] =
 impl Options {
     /// The options; none if `cargo test` was asked for other tests, or for a list.
     pub fn parse(args: impl Iterator<Item = String>) -> Option<Options> {
-        let mut options = Options { seconds: 60, seed: random_seed(), clients: 8, operations: 120, round: 1 };
+        let mut options =
+            Options { seconds: 60, seed: random_seed(), clients: 8, operations: 120, round: 1, full_disk: 0 };
         let mut args = args;
         while let Some(arg) = args.next() {
             let field = match arg.as_str() {
@@ -30,6 +33,7 @@ impl Options {
                 "--clients" => &mut options.clients,
                 "--operations" => &mut options.operations,
                 "--round" => &mut options.round,
+                "--full-disk" => &mut options.full_disk,
                 "--list" | "--ignored" => return None,
                 "--skip" if args.next().is_some_and(|name| "soak".contains(&name)) => return None,
                 "--skip" => continue,

@@ -47,8 +47,14 @@ fn guarded<T>(job: impl FnOnce() -> T) -> Result<T, String> {
 pub fn run(shared: &Shared, options: &Options) -> bool {
     std::panic::set_hook(Box::new(|panic| PANIC.set(panic.to_string())));
     let begun = Instant::now();
-    let mut soak =
-        Soak { checker: Checker::new(shared), violations: Vec::new(), rounds: 0, round: options.round, hangs: false };
+    let mut soak = Soak {
+        checker: Checker::new(shared),
+        violations: Vec::new(),
+        rounds: 0,
+        round: options.round,
+        full_disk: options.full_disk != 0,
+        hangs: false,
+    };
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (news, received) = channel();
@@ -87,6 +93,8 @@ struct Soak {
     rounds: u64,
     /// Number of the current round.
     round: u64,
+    /// Whether the log disk fills up.
+    full_disk: bool,
     /// Whether a client does not answer any more.
     hangs: bool,
 }
@@ -154,9 +162,9 @@ impl Soak {
     ) {
         let is_over = std::sync::Arc::new(AtomicBool::new(false));
         let injector = scope.spawn({
-            let (is_over, news, round) = (is_over.clone(), news.clone(), self.round);
+            let (is_over, news, round, full_disk) = (is_over.clone(), news.clone(), self.round, self.full_disk);
             move || {
-                let result = guarded(|| faults::inject(shared, round, &is_over));
+                let result = guarded(|| faults::inject(shared, round, full_disk, &is_over));
                 let _ = result.map_err(|what| news.send(News::Violation(format!("VIOLATION: the faults: {what}\n"))));
             }
         });
