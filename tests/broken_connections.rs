@@ -6,21 +6,13 @@ use std::net::{Shutdown, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::libc::linger;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
 use crate::harness::baseline::{Baseline, while_serving};
 use crate::harness::files::files;
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
-
-/// Ends the connection with a reset instead of a FIN (socket(7), SO_LINGER with a time of 0).
-fn reset(socket: TcpStream) {
-    setsockopt(&socket, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 }).expect("set the option");
-    drop(socket);
-}
+use crate::harness::{Daemon, TIMEOUT, pid_of, procfs, reset, start_daemon, start_daemon_with, wait_until};
 
 /// Sends bytes on a new connection.
 fn send(daemon: &Daemon, bytes: &[u8]) -> TcpStream {

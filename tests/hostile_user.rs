@@ -15,12 +15,6 @@ fn python(daemon: &Daemon, user: &str, script: &str, args: &[String]) -> String 
     daemon.run(&json!({"command": "python3", "args": args, "user": user})).stdout()
 }
 
-/// The PID of a process in the namespace of the daemon.
-fn inner(pid: i32) -> i32 {
-    let pids = procfs::status(pid, "NSpid").expect("its PIDs");
-    pids.split_whitespace().last().expect("a PID").parse().expect("a number")
-}
-
 /// Whether a thread of the daemon has the effective id of another user than root.
 fn is_acting(daemon: i32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).expect("its threads").flatten();
@@ -98,7 +92,7 @@ fn it_cannot_signal_stop_or_slow_down_the_daemon_the_fork_server_or_another_user
     let head = daemon.request_head("PUT", "/files?path=slow", "Content-Length: 2\r\nConnection: close\r\n");
     upload.write_all(format!("{head}x").as_bytes()).expect("send the beginning");
     wait_until(TIMEOUT, "a thread acts as the user", || is_acting(daemon.pid).then_some(()));
-    let pids = ["1".to_owned(), inner(server).to_string(), roots.to_string(), others.to_string()];
+    let pids = ["1".to_owned(), procfs::inner_pid(server).to_string(), roots.to_string(), others.to_string()];
     for (user, acting) in [("tl-user", 1), ("4243", 0)] {
         assert_eq!(python(&daemon, user, MOLEST, &pids), format!("acting threads: {acting}"), "{user}");
     }

@@ -111,12 +111,6 @@ fn spy(daemon: &Daemon, user: &str, pids: &[i32], dirs: &[&Path], secrets: &[&st
     }
 }
 
-/// The PID of a process in the namespace of the daemon.
-fn inner(pid: i32) -> i32 {
-    let pids = procfs::status(pid, "NSpid").expect("its PIDs");
-    pids.split_whitespace().last().expect("a PID").parse().expect("a number")
-}
-
 /// Whether the memory of a process contains `text`.
 fn memory_contains(pid: i32, text: &str) -> bool {
     let memory = File::open(format!("/proc/{pid}/mem")).expect("its memory");
@@ -142,7 +136,7 @@ fn a_command_of_another_user_finds_the_token_nowhere() {
     let shown = daemon.start_process(&json!({"command": "sleep", "args": ["4850"], "user": "root"}));
     assert_eq!(fs::metadata(state.join("run/token")).expect("the token").permissions().mode() & 0o7777, 0o600);
     for user in ["tl-user", "4242", "65534:65534"] {
-        let pids = [1, inner(server), i32::try_from(pid_of(&shown)).expect("a PID")];
+        let pids = [1, procfs::inner_pid(server), i32::try_from(pid_of(&shown)).expect("a PID")];
         let token = &*daemon.token;
         spy(&daemon, user, &pids, &[&state, Path::new("/dev/shm"), Path::new("/proc/self")], &[token, SECRET]);
     }
@@ -213,7 +207,7 @@ impl Hanging {
     fn start(daemon: &Daemon, arguments: &[String]) -> Hanging {
         let program = daemon.script("hangs", "#!/bin/sh\necho ran\n");
         let lease = Lease::take(&program);
-        let before = all_children(daemon.pid);
+        let before = procfs::all_children(daemon.pid);
         let body = json!({"command": program, "args": arguments, "user": "tl-user"}).to_string();
         let head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
         let mut request = daemon.connect();
@@ -221,7 +215,7 @@ impl Hanging {
         std::io::Write::write_all(&mut request, [head, body].concat().as_bytes()).expect("send the request");
         let uid = daemon.run_as_root("id -u tl-user");
         let pid = wait_until(TIMEOUT, "a child of tl-user hangs in its exec", || {
-            let new = all_children(daemon.pid).into_iter().filter(|pid| !before.contains(pid));
+            let new = procfs::all_children(daemon.pid).into_iter().filter(|pid| !before.contains(pid));
             new.into_iter().find(|pid| {
                 let is_users = procfs::status(*pid, "Uid").is_some_and(|ids| ids.starts_with(&format!("{uid}\t")));
                 is_users && fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("lease"))
@@ -234,16 +228,8 @@ impl Hanging {
     fn check_it_is_closed(&self, daemon: &Daemon) {
         assert_eq!(fs::metadata(format!("/proc/{}/environ", self.pid)).expect("its environment").uid(), 0);
         let secret = &*daemon.token;
-        spy(daemon, "tl-user", &[inner(self.pid)], &[Path::new("/proc/1/status")], &[secret]);
+        spy(daemon, "tl-user", &[procfs::inner_pid(self.pid)], &[Path::new("/proc/1/status")], &[secret]);
     }
-}
-
-/// The children of the daemon, those that have not executed their program included.
-fn all_children(daemon: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{daemon}/task")).expect("its threads").flatten();
-    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let numbers = |list: String| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>();
-    lists.flat_map(numbers).collect()
 }
 
 /// The kernel writes no core dump of a process with a thread that has acted as another user. Of its user's processes, only

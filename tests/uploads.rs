@@ -3,16 +3,14 @@
 use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::socket::{setsockopt, sockopt};
-
 use crate::harness::files::{files, names, put};
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Response, TIMEOUT, procfs, skip_without_root, start_daemon, wait_until};
+use crate::harness::{Daemon, Response, TIMEOUT, procfs, reset, skip_without_root, start_daemon, wait_until};
 
 /// Head and body of an upload as sent on the wire.
 fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u8>, Vec<u8>) {
@@ -31,11 +29,6 @@ fn upload(daemon: &Daemon, path: &Path, chunked: bool, content: &[u8]) -> (Vec<u
         body.extend_from_slice(b"\r\n0\r\n\r\n");
     }
     (head.into_bytes(), body)
-}
-
-/// Closes the connection with a reset.
-fn reset(socket: TcpStream) {
-    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("linger for 0 s");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 pub use daemon::Daemon;
@@ -44,6 +45,11 @@ pub fn skip_without_root() -> bool {
         eprintln!("{}: skipped, it needs root", std::thread::current().name().unwrap_or("a test"));
     }
     !is_root()
+}
+
+/// Closes a connection with a reset instead of an orderly end.
+pub fn reset(socket: TcpStream) {
+    setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("set the option");
 }
 
 /// Calls `condition` until it returns a value; fails with the description `what` at the deadline.

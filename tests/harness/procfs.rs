@@ -18,6 +18,12 @@ pub fn fork_server(daemon: i32) -> Option<i32> {
     all_children(daemon).into_iter().filter(|child| is_fork_server(*child)).find(waits)
 }
 
+/// The PID of a process in its own namespace.
+pub fn inner_pid(pid: i32) -> i32 {
+    let pids = status(pid, "NSpid").expect("its PIDs");
+    pids.split_whitespace().last().expect("a PID").parse().expect("a number")
+}
+
 /// The PIDs of a daemon and of its fork server.
 pub fn with_fork_server(daemon: i32) -> Vec<i32> {
     std::iter::once(daemon).chain(all_children(daemon).into_iter().filter(|child| is_fork_server(*child))).collect()

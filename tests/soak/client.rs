@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::allowed::Faults;
 use crate::harness::openapi::Described;
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Random, Response, procfs, wait_until};
+use crate::harness::{Daemon, Random, Response, procfs, reset, wait_until};
 use crate::model::Process;
 use crate::operations::files::Stored;
 use crate::operations::terminals::Console;
@@ -238,10 +238,4 @@ impl<'a> Client<'a> {
 /// Whether a command line is that of the leader of the process with this tag, not of its child.
 pub fn is_leader(command: &str, tag: &str) -> bool {
     command.contains(&format!(" {tag} ")) && !command.contains(&format!(" sleep {tag}"))
-}
-
-/// Closes a connection with a reset: what was not sent is discarded.
-pub fn reset(socket: TcpStream) {
-    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-    let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger);
 }

@@ -10,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::allowed::HEALTH;
-use crate::client::{Shared, reset};
-use crate::harness::{Random, procfs};
+use crate::client::Shared;
+use crate::harness::{Random, procfs, reset};
 use crate::lines::generator;
 
 /// Injects faults until the round is over; every fault has ended by then.

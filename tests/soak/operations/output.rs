@@ -1,9 +1,9 @@
 //! Listings and followers of output.
 
 use super::processes::{self, Need};
-use crate::client::{Client, SOON, reset};
-use crate::harness::Random;
+use crate::client::{Client, SOON};
 use crate::harness::response::{EventStream, Frame};
+use crate::harness::{Random, reset};
 use crate::model::{End, Fate, Process};
 use crate::verify::{Expected, Tails, is_finite, line_of};
 use crate::worker::{Progress, Then};

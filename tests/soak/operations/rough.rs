@@ -2,9 +2,9 @@
 
 use std::io::{Read, Write};
 
-use crate::client::{Client, reset};
-use crate::harness::Random;
+use crate::client::Client;
 use crate::harness::response::ResponseStream;
+use crate::harness::{Random, reset};
 use crate::lines::bytes;
 
 pub fn misbehave(client: &mut Client, random: &mut Random) {

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::processes::{Need, body, some_plan};
-use crate::client::{Client, reset};
-use crate::harness::Random;
+use crate::client::Client;
 use crate::harness::response::EventStream;
+use crate::harness::{Random, reset};
 use crate::lines::{LONGEST_WRITE, part_of_filler};
 use crate::model::{End, Process};
 use crate::verify::{Expected, Tails, line_of};

@@ -4,9 +4,9 @@ use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, SOON, reset};
+use crate::client::{Client, SOON};
 use crate::harness::websocket::{Session, SessionEnd, Terminal};
-use crate::harness::{Random, wait_until};
+use crate::harness::{Random, reset, wait_until};
 
 /// A session of this client.
 pub struct Console {

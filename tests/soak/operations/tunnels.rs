@@ -5,8 +5,8 @@ use std::net::{Shutdown, TcpStream};
 
 use tungstenite::{Error, Message};
 
-use crate::client::{Client, reset};
-use crate::harness::Random;
+use crate::client::Client;
+use crate::harness::{Random, reset};
 use crate::lines::bytes;
 
 /// The service: it echoes everything, and says how much that was once its client has sent everything.
