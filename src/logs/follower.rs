@@ -129,7 +129,7 @@ impl Follower {
                     return Some(gap);
                 }
                 self.after = Some(gap);
-                Some(Item::Line(line, cursor))
+                Some(Item::Line(line, long.cursor_before_loss(lost_bytes, cursor)))
             }
             Err(error) => {
                 self.long = Some((long, cursor));

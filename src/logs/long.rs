@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Line;
+use super::cursor::Cursor;
 use super::log::{Bound, OutputLog};
 use super::record::{HEADER, LogPosition};
 use super::records::{Peek, Records};
@@ -73,6 +74,17 @@ impl Long {
         records.limit_chunk(CHUNK.min(length.saturating_add(2 * HEADER)));
         let at = self.bytes.start;
         LongText { long: self.clone(), records, at, buffer: Box::new([0; REST + PIECE]), carried: 0, given: 0 }
+    }
+
+    /// The cursor between the part of the line that was read and its last `lost` bytes, which are lost. `after` is the
+    /// cursor after the line. A follower that continues there gets the gap.
+    pub(crate) fn cursor_before_loss(&self, lost: u64, after: Cursor) -> Cursor {
+        let LogPosition { at, counts, .. } = self.position;
+        // The other stream may have an unfinished line that begins before this one.
+        let (at, base) = if at < after.at { (at, counts) } else { (after.at, after.base) };
+        let mut from = after.from;
+        *from.get_mut(self.stream) = self.end.saturating_sub(lost);
+        Cursor { at, base, from, ..after }
     }
 
     /// The kept part of the line, and the number of its lost bytes.

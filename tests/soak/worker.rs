@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio, exit};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal, raise};
 
@@ -83,20 +83,20 @@ impl Progress {
     /// All runs of a process that have begun to write, in their order: a run has ended when the next one begins.
     pub fn of(directory: &Path, tag: &str) -> Vec<Progress> {
         let Ok(entries) = std::fs::read_dir(directory.join(tag)) else { return Vec::new() };
-        let mut runs: Vec<(SystemTime, Progress)> = entries
-            .flatten()
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, Progress::read(&entry.path())?)))
-            .collect();
-        runs.sort_by_key(|(modified, _)| *modified);
+        let mut runs: Vec<(u64, Progress)> =
+            entries.flatten().filter_map(|entry| Progress::read(&entry.path())).collect();
+        runs.sort_by_key(|(number, _)| *number);
         runs.into_iter().map(|(_, run)| run).collect()
     }
 
-    fn read(path: &Path) -> Option<Progress> {
-        let run = path.file_name()?.to_str()?.to_owned();
+    /// The number of a run, and what it has counted.
+    fn read(path: &Path) -> Option<(u64, Progress)> {
+        let (run_number, run) = path.file_name()?.to_str()?.split_once('-')?;
+        let (run_number, run) = (run_number.parse().ok()?, run.to_owned());
         let mut bytes = std::fs::read(path).ok()?;
         bytes.resize(24, 0);
         let number = |at: usize| u64::from_le_bytes(bytes[at * 8..at * 8 + 8].try_into().unwrap_or_default());
-        Some(Progress { run, bytes: [number(0), number(1)], is_ready: number(2) != 0 })
+        Some((run_number, Progress { run, bytes: [number(0), number(1)], is_ready: number(2) != 0 }))
     }
 }
 
@@ -110,7 +110,10 @@ struct Output {
 impl Output {
     fn new(directory: PathBuf, run: &str) -> io::Result<Output> {
         let streams = [io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?];
-        Ok(Output { streams: streams.map(File::from), written: [0; 2], file: File::create_new(directory.join(run))? })
+        // The time of the files would not tell two runs apart that begin within one tick of the clock.
+        let earlier_runs = std::fs::read_dir(&directory)?.count();
+        let file = File::create_new(directory.join(format!("{earlier_runs}-{run}")))?;
+        Ok(Output { streams: streams.map(File::from), written: [0; 2], file })
     }
 
     fn write(&mut self, stream: usize, line: &str) -> io::Result<()> {

@@ -44,6 +44,7 @@ pub(crate) fn send_output(
                     format.begin_line(stream.buffer(), cursor)?;
                     text::whole(stream, &line.text)?;
                     format.end_line(stream.buffer(), line.timestamp, line.stream, line.partial)?;
+                    stream.buffer().push(b'\n');
                 }
                 Part::Long(line, cursor) => format.long_line(stream, *line, cursor)?,
                 Part::Item(Item::Gap { lost_bytes, cursor }) => format.gap(stream.buffer(), lost_bytes, cursor)?,
@@ -102,6 +103,7 @@ impl EventFormat {
         Ok(())
     }
 
+    /// Ends the data of a line. The blank line that ends the event must follow.
     fn end_line(self, out: &mut Vec<u8>, timestamp: Millis, source: Source, partial: bool) -> io::Result<()> {
         out.extend_from_slice(b",\"timestamp\":");
         serde_json::to_writer(&mut *out, &timestamp)?;
@@ -114,12 +116,13 @@ impl EventFormat {
         if partial {
             out.extend_from_slice(b",\"partial\":true");
         }
-        out.extend_from_slice(b"}\n\n");
+        out.extend_from_slice(b"}\n");
         Ok(())
     }
 
     /// Sends a long line while it is read. If the log drops a part of it meanwhile, the line is sent as partial, and a
-    /// gap says how much is missing.
+    /// gap says how much is missing. The event of the line then has a second `id:`, which replaces the first one (HTML
+    /// standard, section 9.2.6): a client that is disconnected before the gap gets it when it reconnects.
     fn long_line(self, stream: &mut ResponseStream<'_>, mut line: LongText, cursor: Cursor) -> io::Result<()> {
         let (mut begun, mut lost) = (false, 0);
         loop {
@@ -153,6 +156,10 @@ impl EventFormat {
             text::end(stream.buffer());
             let long = line.long();
             self.end_line(stream.buffer(), long.timestamp, long.stream, long.partial || lost > 0)?;
+            if lost > 0 {
+                self.id(stream.buffer(), long.cursor_before_loss(lost, cursor));
+            }
+            stream.buffer().push(b'\n');
         }
         if lost > 0 { self.gap(stream.buffer(), lost, cursor) } else { Ok(()) }
     }
@@ -193,6 +200,7 @@ mod tests {
                 let mut out = Vec::new();
                 format.begin_line(&mut out, cursor).unwrap();
                 format.end_line(&mut out, 7, Source::Stderr, true).unwrap();
+                out.push(b'\n');
                 format.gap(&mut out, 5, cursor).unwrap();
                 let right = format!(
                     "{id}{event}data: {{\"line\":,\"timestamp\":7{stream},\"partial\":true}}\n\n\

@@ -255,6 +255,41 @@ fn a_long_line_that_is_dropped_while_it_is_read_reports_the_lost_bytes() {
     assert!(!read.is_empty() && text.starts_with(&read));
 }
 
+#[test]
+fn a_follower_resumed_after_the_kept_part_of_a_long_line_gets_the_gap() {
+    for (other, cut) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (_dir, store) = store(64 * 1024, MIB, |disk| disk.segment = 8 * 1024);
+        let log = store.create(UnitId(1));
+        if other {
+            log.append(1, ERR, b"an unfinished line that begins before");
+        }
+        let text = "€".repeat(10_000);
+        text.as_bytes().chunks(1001).for_each(|chunk| log.append(1, OUT, chunk));
+        log.append(2, OUT, b"\nnext\n");
+        let mut follower = log.follow(View::Combined, StartAt::Beginning, waker());
+        let Some(Part::Long(mut line, after)) = follower.try_part() else { panic!("a long line") };
+        let Text::Piece(first) = line.next().unwrap() else { panic!("the first piece") };
+        let mut read = first.len() as u64;
+        (0..60).for_each(|_| log.append(3, if other { OUT } else { ERR }, &[b'x'; 1000]));
+        if cut {
+            log.cut(4);
+        }
+        let lost = loop {
+            match line.next().unwrap() {
+                Text::Piece(piece) => read += piece.len() as u64,
+                Text::Lost(bytes) => break bytes,
+                Text::End => panic!("it was dropped"),
+            }
+        };
+        assert_eq!(read + lost, text.len() as u64 + 1);
+        let cursor = line.long().cursor_before_loss(lost, after).to_string().parse().unwrap();
+        let items = follow(&log, View::Stdout, StartAt::After(cursor));
+        let Some(Item::Gap { lost_bytes, .. }) = items.first() else { panic!("no gap: {items:?}") };
+        // The next line was dropped, too.
+        assert!(*lost_bytes >= lost + 5, "{lost_bytes} of {lost}: {items:?}");
+    }
+}
+
 /// The lines of a log of 4 KiB, in segments of 1000 bytes, after these writes.
 fn kept(writes: &[(Stream, &[u8])]) -> (Vec<String>, Arc<OutputLog>, TempDir) {
     let (dir, store) = store(4096, 1000 * 1024, |disk| disk.segment = 1000);
