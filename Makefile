@@ -53,7 +53,7 @@ test-vm: rootfs ## Boot the root file systems in an emulated machine, and run co
 
 soak: static ## Run random clients under faults for 10 minutes and check everything (ARGS="--seconds N --seed S --clients N")
 	TL_TEST_PROGRAM=$(or $(TL_TEST_PROGRAM),$(abspath dist/tl-init)) \
-		cargo test --package tl-init --test soak -- --seconds 600 --full-disk 1 $(ARGS)
+		cargo test --package tl-init --test soak -- --seconds 600 $(ARGS)
 
 static: ## Build only dist/tl-init, the static binary for this machine
 	@tests/need unshare cc

@@ -24,7 +24,7 @@ impl Options {
     /// The options; none if `cargo test` was asked for other tests, or for a list.
     pub fn parse(args: impl Iterator<Item = String>) -> Option<Options> {
         let mut options =
-            Options { seconds: 60, seed: random_seed(), clients: 8, operations: 120, round: 1, full_disk: 0 };
+            Options { seconds: 60, seed: random_seed(), clients: 8, operations: 120, round: 1, full_disk: 1 };
         let mut args = args;
         while let Some(arg) = args.next() {
             let field = match arg.as_str() {
