@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::response::CompletedRun;
-use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, skip_without_root, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, bound_command, pid_of, skip, skip_without_root, wait_until};
 
 const SERVER: &str = include_str!("disk.py");
 
@@ -209,12 +209,11 @@ fn start_healthy_service(daemon: &Daemon) -> (TcpListener, u64) {
 
 #[test]
 fn a_frozen_log_disk_stops_output_and_nothing_else() {
-    let name = "a_frozen_log_disk_stops_output_and_nothing_else";
     if skip_without_root() {
         return;
     }
     let Some(disk) = FreezableDisk::mount() else {
-        return eprintln!("{name}: skipped, ext4 cannot be mounted on a loop device");
+        return skip("ext4 on a loop device");
     };
     let mut daemon = start(&disk.path().join("log"));
     start_ticking(&daemon);

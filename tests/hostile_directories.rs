@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +13,9 @@ use serde_json::json;
 
 use crate::harness::files::{get, put};
 use crate::harness::options::program;
-use crate::harness::{Options, TIMEOUT, TOKEN, bound_command, pid_of, skip_without_root, start_daemon, wait_until};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, TOKEN, bound_command, pid_of, skip_without_root, start_daemon, wait_until,
+};
 
 /// Makes the directory of the run and log directories one that every user may write to, as a volume of Kubernetes is.
 const OPEN_TO_ALL: &str = "state=${TL_INIT_RUN_DIR%/run}; chmod 777 \"$state\"; chown 0:0 \"$state\"";
@@ -29,44 +32,104 @@ fn directories_in_one_that_every_user_may_write_to_cannot_be_replaced() {
     let state = daemon.state_dir();
     assert_eq!(fs::metadata(&state).expect("the directory").permissions().mode() & 0o7777, 0o1777);
     assert!(daemon.log().contains("its sticky bit is set"), "{}", daemon.log());
+    let pid = daemon.sh("echo before");
+    daemon.wait_for_stdout(pid, &["before"]);
     let replace = "for name in run log; do mv $name mine; rm -r $name; rmdir $name; ln -sfn /etc $name; done
         for name in run/token run/address log/lock log/1.1; do mv $name mine; rm -f $name; ln -sf /etc/passwd $name; done
         mkfifo log/9.1; ls log; cat run/token; touch there; rm there; echo tried";
     let run = daemon.run(&json!({"command": "sh", "args": ["-c", replace], "working_dir": state, "user": "tl-user"}));
     assert_eq!(run.stdout(), "tried");
-    assert!(state.join("run/token").is_file() && state.join("log/lock").is_file());
-    for round in 0..3 {
-        assert_eq!(daemon.run_sh("echo x").stdout(), "x", "{round}");
+    for (name, is_dir) in
+        [("run", true), ("log", true), ("run/token", false), ("run/address", false), ("log/lock", false)]
+    {
+        // Of a symlink, not of what it leads to.
+        let meta = fs::symlink_metadata(state.join(name)).expect(name);
+        assert_eq!((meta.is_dir(), meta.is_file(), meta.uid()), (is_dir, !is_dir, 0), "{name}");
     }
-    assert!(daemon.get("/processes/1").status == 200 || !daemon.list().is_empty());
+    assert_eq!(fs::read_to_string(state.join("run/token")).expect("the token").trim(), daemon.token);
+    assert_eq!(fs::read_to_string(state.join("run/address")).expect("the address").trim(), daemon.addr.to_string());
+    assert_eq!(daemon.lines(pid, "stdout"), ["before"]);
+    check_output_is_kept_in(&daemon, &state.join("log"), "after the attempts");
 }
 
-/// What another user has put in the place of the log directory leads nowhere, and stops nothing: output is kept in memory.
+/// Prints each entry of the log directory and of what symlinks lead to: its path, type, mode, owner, target, size, and
+/// the time of the last change of its content.
+const LOOK: &str = "find log victim -printf '%p %y %m %U %l %s %T@\\n' 2>/dev/null | LC_ALL=C sort";
+
+/// Starts a daemon whose log directory, `log`, is prepared by this script, in which `$as` runs a command as the
+/// stranger. `victim` is what symlinks lead to.
+fn start_after(plant: &str) -> (Daemon, PathBuf) {
+    let as_stranger = format!("setpriv --reuid {STRANGER} --regid {STRANGER} --clear-groups");
+    let prepare = format!(
+        "{OPEN_TO_ALL}; as='{as_stranger}'; cd \"$state\"\n{plant}\nplanted=$({LOOK})\necho \"$planted\" >planted; cd /"
+    );
+    let daemon = Options::default().prepare(&prepare).start();
+    let state = daemon.state_dir();
+    (daemon, state)
+}
+
+/// Checks that output is read back, and that a segment in this directory, a regular file of root, holds it.
+fn check_output_is_kept_in(daemon: &Daemon, dir: &Path, what: &str) {
+    assert_eq!(daemon.run_sh("echo kept").stdout(), "kept", "{what}");
+    let pid = daemon.sh("echo kept");
+    daemon.wait_for_end(pid);
+    daemon.wait_for_stdout(pid, &["kept"]);
+    let holds_it = |path: &Path| {
+        let meta = fs::symlink_metadata(path).expect("a file");
+        meta.is_file() && meta.uid() == 0 && fs::read(path).expect("read it").windows(4).any(|part| part == b"kept")
+    };
+    let mut files = fs::read_dir(dir).expect("the directory").map(|entry| entry.expect("an entry").path());
+    assert!(files.any(|path| holds_it(&path)), "{what}: no segment in {}: {}", dir.display(), daemon.log());
+}
+
+/// What another user has put in the place of the log directory or of its lock is left as it is, and stops nothing:
+/// output is kept below the run directory.
 #[test]
 fn a_log_directory_that_another_user_has_made_is_not_used() {
     if skip_without_root() {
         return;
     }
-    let as_stranger = format!("setpriv --reuid {STRANGER} --regid {STRANGER} --clear-groups");
-    for plant in [
-        "mkdir victim; $as ln -s \"$state/victim\" log",
-        "$as mkdir log",
-        "$as mkfifo log",
-        "$as touch log",
-        "mkdir log; chmod 777 log; $as mkfifo log/lock",
-        "mkdir log; chmod 777 log; $as ln -s \"$state/victim\" log/lock",
-        "mkdir log; chmod 777 log; touch log/lock; for n in 1 2 3; do $as ln -s \"$state/victim\" log/$n.1; done",
-        "mkdir log; chmod 777 log; touch log/lock; for n in 1 2 3; do $as mkfifo log/$n.1; done",
+    for (plant, reason) in [
+        ("mkdir victim; $as ln -s \"$state/victim\" log", "it is a symlink that belongs to the user 4242"),
+        ("$as mkdir log", "it belongs to the user 4242"),
+        ("$as mkfifo log", "it is not a directory"),
+        ("$as touch log", "it is not a directory"),
+        ("mkdir log; chmod 777 log; $as mkfifo log/lock", "`lock` in it is not a regular file"),
+        ("mkdir log; chmod 777 log; $as touch log/lock", "`lock` in it belongs to the user 4242"),
+        (
+            "mkdir log; chmod 777 log; touch victim; $as ln -s \"$state/victim\" log/lock",
+            "`lock` in it is not a regular file",
+        ),
     ] {
-        let prepare = format!("{OPEN_TO_ALL}; as='{as_stranger}'; cd \"$state\"\n{plant}\ncd /");
-        let daemon = Options::default().prepare(&prepare).start();
-        assert_eq!(daemon.run_sh("echo kept").stdout(), "kept", "{plant}");
-        let pid = daemon.sh("echo kept");
-        daemon.wait_for_end(pid);
-        daemon.wait_for_stdout(pid, &["kept"]);
-        let victim = daemon.state_dir().join("victim");
-        let is_empty = fs::read_dir(&victim).map_or(true, |mut entries| entries.next().is_none());
-        assert!(is_empty && !victim.is_file(), "{plant}");
+        let (daemon, state) = start_after(plant);
+        let refused = format!("output cannot be kept in {0}/log: log directory {0}/log: {reason}", state.display());
+        assert!(daemon.log().contains(&refused), "{plant}: {}", daemon.log());
+        check_output_is_kept_in(&daemon, &state.join("run/log"), plant);
+        let look = Command::new("sh").args(["-c", LOOK]).current_dir(&state).output().expect("run the shell");
+        let planted = fs::read_to_string(state.join("planted")).expect("what was planted");
+        assert!(planted.contains(&STRANGER.to_string()), "{planted}");
+        assert_eq!(String::from_utf8_lossy(&look.stdout), planted, "{plant}");
+    }
+}
+
+/// What another user could put there while the directory was open to all is removed, and not written to.
+#[test]
+fn segments_that_another_user_has_made_are_removed_and_not_written() {
+    if skip_without_root() {
+        return;
+    }
+    for plant in ["ln -s \"$state/victim\"", "mkfifo", "ln \"$state/victim\"", "touch"] {
+        let open = "$as sh -c 'echo untouched >victim'; mkdir log; chmod 777 log; touch log/lock";
+        let (daemon, state) = start_after(&format!("{open}; for n in 1 2 3; do $as {plant} log/$n.1; done"));
+        assert!(!daemon.log().contains("output cannot be kept"), "{plant}: {}", daemon.log());
+        check_output_is_kept_in(&daemon, &state.join("log"), plant);
+        for entry in fs::read_dir(state.join("log")).expect("the log directory").flatten() {
+            let meta = fs::symlink_metadata(entry.path()).expect("a file");
+            assert!(meta.is_file() && (meta.uid(), meta.nlink()) == (0, 1), "{plant}: {:?}", entry.path());
+        }
+        let mode = fs::symlink_metadata(state.join("log")).expect("the log directory").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{plant}");
+        assert_eq!(fs::read_to_string(state.join("victim")).expect("the victim"), "untouched\n", "{plant}");
     }
 }
 

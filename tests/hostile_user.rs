@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::harness::baseline::check_others_are_served;
 use crate::harness::{
-    Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip_without_root, start_daemon, wait_until,
+    Daemon, Options, TIMEOUT, check_most_take_less, pid_of, procfs, skip, skip_without_root, start_daemon, wait_until,
 };
 
 /// Runs a Python program as this user; what it prints.
@@ -61,16 +63,22 @@ for pid in map(int, sys.argv[1:]):
         for name in ("mem", "environ", "maps", "fd/0", "oom_score_adj", "comm"):
             flags = os.O_WRONLY if name in ("oom_score_adj", "comm") else os.O_RDONLY
             refused(f"{name} {thread}", lambda: os.open(f"/proc/{pid}/task/{thread}/{name}", flags))
-    # A descriptor that sends any signal to its owner when it is ready: the kernel checks who has set that.
-    reading, writing = os.pipe()
-    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGSEGV, signal.SIGCHLD):
-        try:
-            fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
-            fcntl.fcntl(reading, 10, number)
-            fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
-            os.write(writing, b"x")
-        except OSError:
-            pass
+# A descriptor that sends a signal to its owner when it is ready: the kernel checks who has set that. First this process
+# itself, which gets them.
+got = []
+numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD, signal.SIGIO, 34, 64)
+for number in numbers:
+    signal.signal(number, lambda number, _: got.append(number))
+for pid in (os.getpid(), *map(int, sys.argv[1:])):
+    for number in numbers + ((signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV) if pid != os.getpid() else ()):
+        reading, writing = os.pipe()
+        fcntl.fcntl(reading, fcntl.F_SETOWN, pid)
+        fcntl.fcntl(reading, fcntl.F_SETSIG, number)
+        fcntl.fcntl(reading, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        os.write(writing, b"x")
+        os.close(reading)
+        os.close(writing)
+print("own signals:", sorted(got) == sorted(numbers))
 # Everything that this user may signal, except this process.
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.kill(-1, signal.SIGTERM)
@@ -94,7 +102,8 @@ fn it_cannot_signal_stop_or_slow_down_the_daemon_the_fork_server_or_another_user
     wait_until(TIMEOUT, "a thread acts as the user", || is_acting(daemon.pid).then_some(()));
     let pids = ["1".to_owned(), procfs::inner_pid(server).to_string(), roots.to_string(), others.to_string()];
     for (user, acting) in [("tl-user", 1), ("4243", 0)] {
-        assert_eq!(python(&daemon, user, MOLEST, &pids), format!("acting threads: {acting}"), "{user}");
+        let printed = python(&daemon, user, MOLEST, &pids);
+        assert_eq!(printed, format!("own signals: True\nacting threads: {acting}"), "{user}");
     }
     upload.write_all(b"y").expect("send the end");
     let answer = std::io::read_to_string(upload).expect("an answer");
@@ -103,7 +112,21 @@ fn it_cannot_signal_stop_or_slow_down_the_daemon_the_fork_server_or_another_user
     for pid in [roots, others] {
         assert_eq!(daemon.info(pid)["status"], "running");
     }
+    let sleeping = ["sleep 4860", "sleep 4861"].map(|words| daemon.wait_for_processes(words, 1)[0]);
+    for pid in [daemon.pid, server].into_iter().chain(sleeping) {
+        let state = procfs::status(pid, "State").expect("its state");
+        assert!(!state.starts_with(['T', 't', 'Z']), "{pid} is stopped or has ended: {state}");
+    }
     daemon.wait_until_released(before);
+    check_others_are_served(&daemon);
+    // A signal that shuts down is in the log of the daemon, and so is one whose sender is not authorised. The first is
+    // the one that the test sends.
+    let of_signals =
+        || -> Vec<String> { daemon.log().lines().filter(|line| line.contains("signal ")).map(str::to_owned).collect() };
+    assert!(of_signals().is_empty(), "{:?}", of_signals());
+    daemon.signal(Signal::SIGTERM);
+    let logged = wait_until(TIMEOUT, "the daemon logs a signal", || Some(of_signals()).filter(|all| !all.is_empty()));
+    assert!(logged.len() == 1 && logged[0].contains("signal 15: shutting down"), "{logged:?}");
 }
 
 /// Tries to take the port of the API, and to use the API without the token. Prints what was not refused.
@@ -229,8 +252,7 @@ fn it_cannot_change_cgroups() {
     }
     let daemon = start_daemon();
     if crate::harness::cgroups::cgroup_of(daemon.pid).is_none() {
-        eprintln!("skipped: no cgroups of version 2");
-        return;
+        return skip("cgroups of version 2");
     }
     assert_eq!(python(&daemon, "tl-user", REGROUP, &[]).trim_end(), "True");
     assert_eq!(daemon.run_sh("echo ran").stdout(), "ran");
@@ -255,8 +277,8 @@ fn mounts_in_a_namespace_of_its_own_are_not_seen_by_the_daemon() {
         if info["status"] != "running" { Some(lines == ["mounted"]) } else { (lines == ["mounted"]).then_some(true) }
     });
     if daemon.info(pid)["status"] != "running" {
-        eprintln!("skipped: no user namespaces here: {:?}", daemon.lines(pid, "output"));
-        return;
+        eprintln!("{:?}", daemon.lines(pid, "output"));
+        return skip("user namespaces");
     }
     assert_eq!(daemon.run_sh("id -un; cd; pwd").stdout(), "tl-user\n/home/tl-user");
     assert!(state.join("run/address").exists());

@@ -1,9 +1,12 @@
 //! What a process inherits from the daemon, whatever the daemon was started with, and whichever process forks it: the
 //! fork server, or the daemon itself.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, Options, pid_of, skip_without_root};
+use crate::harness::{Daemon, Options, pid_of, procfs, skip_without_root};
 
 /// Becomes the daemon with a state that no command must see.
 const DIRTY: &str = r#"
@@ -16,6 +19,8 @@ os.setpriority(os.PRIO_PROCESS, 0, 5)
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 os.sched_setaffinity(0, {0})
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM, 40})
+for ignored in (signal.SIGHUP, signal.SIGCHLD, signal.SIGTTOU, 41, 64):
+    signal.signal(ignored, signal.SIG_IGN)
 header, sets = struct.pack("Ii", 0x20080522, 0), ctypes.create_string_buffer(24)
 assert libc.syscall(number[2] - 1, header, sets) == 0
 low = struct.unpack("6I", sets.raw)
@@ -24,9 +29,14 @@ sets = struct.pack("6I", low[0], low[1], 1 | 1 << 13, low[3], low[4], low[5])
 assert libc.syscall(number[2], header, sets) == 0
 for capability in (0, 13):
     assert libc.prctl(47, 2, capability, 0, 0) == 0
+# CAP_SYS_TIME leaves the bounding set.
+assert libc.prctl(24, 25, 0, 0, 0) == 0
 # A signal at the death of the parent, and SECBIT_NO_SETUID_FIXUP, with which a change of the user keeps capabilities.
 assert libc.prctl(1, signal.SIGUSR1, 0, 0, 0) == 0
 assert libc.prctl(28, 4, 0, 0, 0) == 0
+# A seccomp filter that allows everything: BPF_RET with SECCOMP_RET_ALLOW.
+instruction = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0x7fff0000))
+assert libc.prctl(22, 2, struct.pack("HL", 1, ctypes.addressof(instruction)), 0, 0) == 0
 os.execvp(sys.argv[1], sys.argv[1:])
 "#;
 
@@ -37,7 +47,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 add, request, keyctl = {"x86_64": (248, 249, 250), "aarch64": (217, 218, 219)}[os.uname().machine]
 status = dict(line.rstrip("\n").split(":", 1) for line in open("/proc/self/status"))
 report = {name: status[name].strip() for name in
-          ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "SigBlk", "Umask", "Groups")}
+          ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Umask",
+           "Groups")}
+report["securebits"] = libc.prctl(27, 0, 0, 0, 0)
+report["namespaces"] = {name: os.readlink(f"/proc/self/ns/{name}") for name in os.listdir("/proc/self/ns")}
+report["root"] = [os.stat("/").st_dev, os.stat("/").st_ino]
 report["death signal"] = (lambda number: (libc.prctl(2, ctypes.byref(number), 0, 0, 0), number.value)[1])(ctypes.c_int(-1))
 report["keeps capabilities"] = libc.prctl(7, 0, 0, 0, 0)
 report["subreaper"] = (lambda number: (libc.prctl(37, ctypes.byref(number), 0, 0, 0), number.value)[1])(ctypes.c_int(-1))
@@ -73,10 +87,19 @@ print(json.dumps(report))
 fn report(daemon: &Daemon, user: &str, padding: usize) -> Value {
     let longest = "x".repeat(100_000.min(padding));
     let padding = vec![json!(longest); padding.div_ceil(100_000)];
-    let args: Vec<Value> = [json!("-c"), json!(REPORT)].into_iter().chain(padding).collect();
-    // Python changes what it does with some signals, but not the mask.
-    let run = daemon.run(&json!({"command": "/usr/bin/python3", "args": args, "user": user, "working_dir": "/"}));
-    serde_json::from_str(&run.stdout()).expect("a report")
+    let run = |command: &str, args: &[&str]| {
+        let args: Vec<Value> = args.iter().map(|arg| json!(arg)).chain(padding.clone()).collect();
+        daemon.run(&json!({"command": command, "args": args, "user": user, "working_dir": "/"}))
+    };
+    let mut report: Value = serde_json::from_str(&run("/usr/bin/python3", &["-c", REPORT]).stdout()).expect("a report");
+    // Python handles and ignores some signals. This program does not; it complains about files with the other names.
+    for line in run("/usr/bin/cat", &["/proc/self/status"]).lines("stdout") {
+        let (field, value) = line.split_once(':').expect("a field");
+        if field.starts_with("Sig") || field == "ShdPnd" {
+            report[field] = json!(value.trim());
+        }
+    }
+    report
 }
 
 /// Checks what is the same however the daemon was started.
@@ -93,6 +116,10 @@ fn check_clean(report: &Value, user: &str, what: &str) {
     for (field, expected) in [
         ("NoNewPrivs", json!("0")),
         ("SigBlk", json!(none)),
+        ("SigIgn", json!(none)),
+        ("SigCgt", json!(none)),
+        ("SigPnd", json!(none)),
+        ("ShdPnd", json!(none)),
         ("Umask", json!("0022")),
         ("death signal", json!(0)),
         ("keeps capabilities", json!(0)),
@@ -129,12 +156,29 @@ fn a_process_inherits_nothing_but_what_is_documented() {
          cd /usr; export SECRET=x; set -- /usr/bin/python3 -c '{DIRTY}' \"$@\""
     );
     let daemon = Options::default().prepare(&prepare).start();
-    let bounding = report(&daemon, "root", 0)["CapBnd"].clone();
+    let of_daemon = |field: &str| json!(procfs::status(daemon.pid, field).expect(field));
+    let bounding = of_daemon("CapBnd");
+    let has_set_time = u64::from_str_radix(bounding.as_str().expect("a set"), 16).expect("a set") & 1 << 25 != 0;
+    assert!(!has_set_time && of_daemon("Seccomp") == "2", "it was started with a smaller set and with a filter");
+    let namespaces = fs::read_dir(format!("/proc/{}/ns", daemon.pid)).expect("its namespaces").map(|entry| {
+        let entry = entry.expect("a namespace");
+        let target = fs::read_link(entry.path()).expect("a link");
+        (entry.file_name().to_string_lossy().into_owned(), json!(target.to_string_lossy()))
+    });
+    let namespaces = Value::Object(namespaces.collect());
+    let root = fs::metadata(format!("/proc/{}/root/.", daemon.pid)).expect("its root");
     for (user, padding) in [("4242", 0), ("4242", 300_000), ("root", 0), ("root", 300_000)] {
         let (report, what) = (report(&daemon, user, padding), format!("{user}, {padding} bytes of arguments"));
         check_clean(&report, user, &what);
         for (field, expected) in [
             ("CapBnd", bounding.clone()),
+            ("NoNewPrivs", of_daemon("NoNewPrivs")),
+            ("Seccomp", of_daemon("Seccomp")),
+            ("Seccomp_filters", of_daemon("Seccomp_filters")),
+            // SECBIT_NO_SETUID_FIXUP
+            ("securebits", json!(4)),
+            ("namespaces", namespaces.clone()),
+            ("root", json!([root.dev(), root.ino()])),
             ("nice", json!(5)),
             // SCHED_BATCH
             ("policy", json!(3)),
@@ -157,6 +201,10 @@ fn a_process_of_a_subreaper_inherits_nothing_but_what_is_documented() {
         let (report, what) = (report(&daemon, user, padding), format!("{user}, {padding} bytes of arguments"));
         check_clean(&report, user, &what);
         assert_eq!(report["descriptors"][0], 300, "{what}");
+        for field in ["CapBnd", "Seccomp"] {
+            assert_eq!(report[field], procfs::status(daemon.pid, field).expect(field), "{what}: {field}");
+        }
+        assert_eq!(report["securebits"], 0, "{what}");
     }
 }
 

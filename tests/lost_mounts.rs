@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::harness::baseline::{Baseline, while_serving};
 use crate::harness::files::{files, get, put};
-use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip_without_root};
+use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, skip, skip_without_root};
 
 /// Unmounts /proc in the mount namespace of the daemon: that of the namespace, and that of the machine below it.
 fn unmount_proc(daemon: &Daemon) {
@@ -208,12 +208,11 @@ fn with_log_dir(dir: &Path) -> Daemon {
 
 #[test]
 fn a_log_directory_that_becomes_read_only_ends_no_process_and_loses_no_recent_output() {
-    let name = "a_log_directory_that_becomes_read_only_ends_no_process_and_loses_no_recent_output";
     if skip_without_root() {
         return;
     }
     let Some(disk) = Disk::mount() else {
-        return eprintln!("{name}: skipped, ext4 cannot be mounted on a loop device");
+        return skip("ext4 on a loop device");
     };
     let daemon = with_log_dir(&disk.path().join("log"));
     let script = "i=0; while read x; do echo $i; i=$((i + 1)); done";

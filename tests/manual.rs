@@ -8,10 +8,15 @@
 #[path = "../init/manual/main.rs"]
 mod manual;
 
+#[path = "harness/need.rs"]
+mod need;
+
 use std::fs;
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+
+use need::skip;
 
 /// The files, written to a directory. In `bin` is a `tlctl` that lists two processes.
 fn written() -> TempDir {
@@ -31,14 +36,14 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// Runs a program in the directory; none, and a line that says so, if it is not installed.
+/// Runs a program in the directory; none, and a test that is skipped, if it is not installed.
 fn run(dir: &TempDir, program: &str, args: &[&str]) -> Option<Output> {
     let path = format!("{}:{}", dir.path().join("bin").display(), std::env::var("PATH").unwrap());
     let mut command = Command::new(program);
     command.args(args).current_dir(dir.path()).env("PATH", path).env("HOME", dir.path()).env("LC_ALL", "C.UTF-8");
     match command.output() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("skipped, there is no {program}");
+            skip(program);
             None
         }
         result => Some(result.unwrap()),
@@ -180,8 +185,7 @@ fn zsh_completes_commands_options_values_and_processes() {
     ] {
         let Some(output) = run(&dir, "timeout", &["20", "zsh", "-f", "-c", driver, "zsh", line, right]) else { return };
         if output.status.code() == Some(127) {
-            eprintln!("skipped, there is no zsh");
-            return;
+            return skip("zsh");
         }
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(text, "completed\n", "{line}");

@@ -10,17 +10,17 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
 use crate::harness::baseline::{Baseline, scaled, while_serving};
-use crate::harness::{Daemon, pid_of, procfs, start_daemon, start_daemon_with};
+use crate::harness::{Daemon, pid_of, procfs, skip, start_daemon, start_daemon_with};
 
-/// Raises the descriptor limit of the test process to its maximum. Returns whether that allows `connections`, and prints
-/// that the test is skipped if not.
+/// Raises the descriptor limit of the test process to its maximum. Returns whether that allows `connections`; the test
+/// is skipped if not.
 fn has_descriptors(connections: u64) -> bool {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("our limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise our limit");
     // Other tests of this process have connections at the same time.
     let is_enough = hard >= connections + 1_000;
     if !is_enough {
-        eprintln!("{}: skipped, there are too few descriptors", std::thread::current().name().unwrap_or("a test"));
+        skip(&format!("{connections} descriptors"));
     }
     is_enough
 }

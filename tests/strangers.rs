@@ -1,11 +1,11 @@
 //! Clients without the token, and web pages: what they can find out and do, and what the log says about them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, Response, TIMEOUT, start_daemon, wait_until};
+use crate::harness::{Daemon, Options, Response, TIMEOUT, start_daemon, start_daemon_with, wait_until};
 
 /// Sends a request exactly as given but for the `Host`, on a connection of its own.
 fn send(daemon: &Daemon, method: &str, path: &str, headers: &str, body: &str) -> Response {
@@ -83,6 +83,38 @@ fn rejected_requests_are_logged_with_the_address_of_the_client_and_limited() {
     assert!((20..=most).contains(&rejected()), "{} lines, not 20 to {most}", rejected());
     let log = daemon.log();
     assert!(!log.contains("a-guess-of-the-token") && !log.contains(&daemon.token), "{log}");
+}
+
+/// The lines that are left out of the log are counted, and their number is written with the first request that is
+/// rejected 10 s later.
+#[test]
+fn the_log_says_how_many_rejected_requests_it_has_left_out() {
+    let daemon = start_daemon_with(&["--log-format", "json"]);
+    let mut sent = 0;
+    let mut reject = || {
+        send(&daemon, "GET", "/processes", "", "").expect(401);
+        sent += 1;
+    };
+    let logged = |event: &str| -> Vec<Value> {
+        let lines = daemon.log().lines().filter_map(|line| serde_json::from_str(line).ok()).collect::<Vec<Value>>();
+        lines.into_iter().filter(|line| line["event"] == event).collect()
+    };
+    (0..100).for_each(|_| reject());
+    let begun = Instant::now();
+    assert!(logged("http.rejections_left_out").is_empty());
+    let summary = wait_until(TIMEOUT, "the number of lines that were left out is logged", || {
+        // More than two requests each second, so that some are left out until the end.
+        std::thread::sleep(Duration::from_millis(100));
+        reject();
+        logged("http.rejections_left_out").pop()
+    });
+    assert!(begun.elapsed() > Duration::from_secs(9), "{:?}", begun.elapsed());
+    let (count, lines) = (summary["count"].as_u64().expect("a number"), logged("http.rejected").len() as u64);
+    assert_eq!(count + lines, sent, "each request is in the log once: {summary}");
+    assert!(lines < 100, "{lines}");
+    assert_eq!((&summary["level"], &summary["address"]), (&json!("warn"), &json!("127.0.0.1")));
+    let message = format!("{count} more requests from 127.0.0.1 were rejected");
+    assert_eq!(summary["message"], message, "{summary}");
 }
 
 #[test]

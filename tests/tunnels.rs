@@ -11,7 +11,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::{Message, WebSocket};
 
 use crate::harness::websocket::{UPGRADE, client_frame, close_code_after, try_open, upgrade_response};
-use crate::harness::{TIMEOUT, procfs, reserve_closed_port, start_daemon, tcp_service};
+use crate::harness::{TIMEOUT, procfs, reserve_closed_port, skip, start_daemon, tcp_service};
 
 fn echo_service() -> u16 {
     tcp_service(|mut stream| {
@@ -176,7 +176,7 @@ fn a_closed_port_is_502_and_an_invalid_port_400() {
 
 #[test]
 fn a_service_on_the_ipv6_loopback_is_reached() {
-    let Ok(listener) = TcpListener::bind("[::1]:0") else { return eprintln!("skipped: no IPv6 here") };
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return skip("IPv6") };
     let daemon = start_daemon();
     let port = listener.local_addr().expect("local address").port();
     let mut tunnel = daemon.tunnel(port);

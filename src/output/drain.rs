@@ -20,9 +20,9 @@ use tl_os::pipe::bytes_in;
 use tl_os::pty::MAX_BUFFERED;
 
 /// Longest time from the reaping of a leader to the report of its end, even if the disk of the logs hangs.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// A deadline that is seen later than this is extended by this time, once.
-const LATE: Duration = Duration::from_millis(100);
+pub(super) const LATE: Duration = Duration::from_millis(100);
 
 impl Actor {
     /// Begins the drain of a run after its leader was reaped. All unread output of the leader is in the pipes now.

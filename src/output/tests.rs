@@ -219,11 +219,22 @@ fn a_drain_loses_no_output_of_a_child_that_keeps_writing() {
 /// The thread that writes logs is held up in its report of this run.
 const STALLED: RunKey = (UnitId(2), 1);
 
+/// The output thread is held up in its report of this run.
+const HELD: RunKey = (UnitId(3), 1);
+
 /// An output thread whose batches are full, because the thread that writes logs waits until the sender is dropped.
 struct Stall {
     fixture: Fixture,
     release: crossbeam_channel::Sender<()>,
+    hold: Hold,
     flood: std::thread::JoinHandle<()>,
+}
+
+/// Holds up the output thread until `resume` is dropped.
+struct Hold {
+    log: Arc<OutputLog>,
+    is_held: Receiver<()>,
+    resume: crossbeam_channel::Sender<()>,
 }
 
 fn stall() -> Stall {
@@ -232,10 +243,15 @@ fn stall() -> Stall {
     let (tell, notices) = unbounded();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let (stalled, has_stalled) = crossbeam_channel::bounded::<()>(1);
+    let (held, is_held) = crossbeam_channel::bounded::<()>(1);
+    let (resume, resumed) = crossbeam_channel::bounded::<()>(0);
     let notify = move |run, notice| {
         if run == STALLED && std::thread::current().name() == Some("log-writer") {
             stalled.send(()).unwrap_or_default();
             let _ = released.recv();
+        } else if run == HELD {
+            held.send(()).unwrap_or_default();
+            let _ = resumed.recv();
         } else if run == KEY || run == (KEY.0, 2) {
             tell.send((run, notice)).unwrap_or_default();
         }
@@ -253,14 +269,14 @@ fn stall() -> Stall {
     let (at, flooded) = unbounded();
     let flood = std::thread::spawn(move || while write(&theirs, &[b'y'; PAGE]).is_ok_and(|_| at.send(()).is_ok()) {});
     while flooded.recv_timeout(Duration::from_millis(500)).is_ok() {}
-    Stall { fixture, release, flood }
+    Stall { fixture, release, hold: Hold { log: store.create(HELD.0), is_held, resume }, flood }
 }
 
 const END: RunEnd = RunEnd { exit: Exit::Code(3), timed_out: false, ended_at: 0 };
 
 #[test]
 fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_of_its_log_and_before_the_next_run() {
-    let Stall { fixture, release, flood } = stall();
+    let Stall { fixture, release, flood, .. } = stall();
     let log = &fixture.log;
     let (ours, theirs) = pipe();
     assert_eq!(write(&theirs, b"result\nunfinished").unwrap(), 17);
@@ -295,9 +311,33 @@ fn output_of_a_run_that_is_reported_while_the_disk_stalls_comes_before_the_end_o
     flood.join().unwrap();
 }
 
+/// As after a SIGSTOP of the daemon: the thread that writes logs had no time to write either, so it gets a little more.
+#[test]
+fn a_drain_whose_deadline_is_seen_late_gets_more_time_once() {
+    let Stall { fixture, release, hold, flood } = stall();
+    let (ours, theirs) = pipe();
+    assert_eq!(write(&theirs, b"result\n").unwrap(), 7);
+    drop(theirs);
+    fixture.attach(ours, None);
+    fixture.drain();
+    // Without output, the output thread reports the end of this run itself.
+    fixture.output.sender().send(HELD, Message::Drain(hold.log));
+    hold.is_held.recv_timeout(LONG).unwrap();
+    std::thread::sleep(drain::DRAIN_TIMEOUT + 2 * drain::LATE);
+    let resumed = Instant::now();
+    drop(hold.resume);
+    // Reported although the disk still stalls, so the deadline was extended only once.
+    fixture.expect(Notice::Drained);
+    assert!(resumed.elapsed() >= drain::LATE, "reported at once: after {:?}", resumed.elapsed());
+    drop(release);
+    fixture.expect_raw(b"result\n");
+    drop(fixture);
+    flood.join().unwrap();
+}
+
 #[test]
 fn runs_without_output_hold_no_descriptors_while_the_disk_stalls() {
-    let Stall { fixture, release, flood } = stall();
+    let Stall { fixture, release, flood, .. } = stall();
     let before = fixture.share.taken();
     for _ in 0..50 {
         let ((ours, theirs), (errors, their_errors)) = (pipe(), pipe());
@@ -314,7 +354,7 @@ fn runs_without_output_hold_no_descriptors_while_the_disk_stalls() {
 
 #[test]
 fn a_run_that_closes_its_output_while_it_waits_for_an_earlier_run_is_forgotten() {
-    let Stall { fixture, release, flood } = stall();
+    let Stall { fixture, release, flood, .. } = stall();
     let (ours, theirs) = pipe();
     assert_eq!(write(&theirs, b"result\n").unwrap(), 7);
     drop(theirs);

@@ -12,8 +12,8 @@ const BACK_TO_NORMAL: Duration = Duration::from_secs(5);
 const SERVED_WITHIN: Duration = Duration::from_secs(15);
 
 /// How much resident memory may remain in use after a fault, in KiB. Stacks of threads and the lists of the allocator
-/// take up to 4 MiB after a thousand connections.
-const MEMORY_MARGIN: u64 = 16 << 10;
+/// take up to 6 MiB right after 10,000 connections.
+const MEMORY_MARGIN: u64 = 8 << 10;
 
 /// Threads, descriptors and memory of a daemon before a fault.
 pub struct Baseline {
@@ -44,15 +44,16 @@ impl Baseline {
         let (threads, descriptors) = self.released;
         daemon.wait_until_released((threads + usize::from(has_reader), descriptors));
         let most = self.memory + MEMORY_MARGIN;
-        wait_until_ok(BACK_TO_NORMAL, || {
+        let memory = wait_until_ok(BACK_TO_NORMAL, || {
             let memory = procfs::kilobytes(daemon.pid, "VmRSS");
             let zombies = procfs::children(daemon.pid).into_iter().filter(|pid| procfs::is_zombie(*pid)).count();
             let is_normal = memory <= most && zombies == 0;
-            is_normal.then_some(()).ok_or_else(|| format!("{zombies} zombies; {memory} KiB, not at most {most}"))
+            is_normal.then_some(memory).ok_or_else(|| format!("{zombies} zombies; {memory} KiB, not at most {most}"))
         });
         let took = begun.elapsed();
         assert!(took < 2 * BACK_TO_NORMAL, "everything is back to normal after {took:?}");
-        eprintln!("back to normal after {took:?}, peak {} KiB", procfs::kilobytes(daemon.pid, "VmHWM"));
+        let (before, peak) = (self.memory, procfs::kilobytes(daemon.pid, "VmHWM"));
+        eprintln!("back to normal after {took:?}, with {memory} KiB, not {before}; peak {peak} KiB");
     }
 }
 

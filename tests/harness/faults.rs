@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::json;
 
-use super::{Daemon, TIMEOUT, pid_of, wait_until};
+use super::{Daemon, TIMEOUT, pid_of, skip, wait_until};
 
 /// Takes a write lease on the file and keeps it until stdin ends. The kernel sends SIGIO to the holder of a lease that
 /// another process asks for; ignoring it keeps the lease.
@@ -161,7 +161,8 @@ pub fn cut_off(socket: &TcpStream) {
     assert!(status.expect("run python3").success(), "attach the filter");
 }
 
-/// A cgroup of version 1 with this controller, for a test; none, and a message, where the controller is not mounted.
+/// A cgroup of version 1 with this controller, for a test; none, and a test that is skipped, where the controller is
+/// not mounted.
 pub struct TestCgroup(PathBuf);
 
 impl TestCgroup {
@@ -169,7 +170,7 @@ impl TestCgroup {
         let mounts = std::fs::read_to_string("/proc/mounts").expect("read /proc/mounts");
         let has_it = |line: &&str| line.contains(" cgroup ") && line.split([' ', ',']).any(|word| word == controller);
         let Some(mount) = mounts.lines().find(has_it).and_then(|line| line.split(' ').nth(1)) else {
-            eprintln!("skipped: no controller {controller} of cgroups version 1");
+            skip("a controller of cgroups of version 1");
             return None;
         };
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -200,7 +201,7 @@ impl Drop for TestCgroup {
 pub struct Freezer(TestCgroup);
 
 impl Freezer {
-    /// None, and a message, where the controller is not mounted.
+    /// None, and a test that is skipped, where the controller is not mounted.
     pub fn freeze(pid: i32) -> Option<Freezer> {
         let freezer = Freezer(TestCgroup::new("freezer")?);
         freezer.0.write("cgroup.procs", pid);

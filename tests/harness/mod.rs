@@ -8,6 +8,7 @@ pub mod client;
 pub mod daemon;
 pub mod faults;
 pub mod files;
+pub mod need;
 pub mod openapi;
 pub mod options;
 pub mod procfs;
@@ -25,6 +26,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 pub use daemon::Daemon;
+pub use need::{is_root, skip, skip_without_root};
 pub use options::{Options, start_daemon, start_daemon_with};
 pub use response::Response;
 
@@ -33,19 +35,6 @@ pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Token that tests give to the daemon with `--token-file`.
 pub const TOKEN: &str = "a-token-of-the-tests";
-
-/// Whether the tests run as root.
-pub fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
-/// Whether the current test must be skipped because it needs root; prints that it is skipped.
-pub fn skip_without_root() -> bool {
-    if !is_root() {
-        eprintln!("{}: skipped, it needs root", std::thread::current().name().unwrap_or("a test"));
-    }
-    !is_root()
-}
 
 /// Closes a connection with a reset instead of an orderly end.
 pub fn reset(socket: TcpStream) {

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import waiting
+from skips import pytest_runtest_makereport  # noqa: F401
 from tensorlake.sandbox import Sandbox
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

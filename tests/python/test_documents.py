@@ -170,7 +170,7 @@ def test_the_service_file_is_accepted(sandbox, daemon):
     assert (started.status_code, started.json()["managed"]["name"]) == (201, "web"), started.text
 
 
-@pytest.mark.skipif(not (shutil.which("promtool") or os.environ.get("TL_TEST_ALL")), reason="needs promtool")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")
 def test_the_configuration_of_prometheus(tmp_path):
     [block] = documents.of_group("prometheus")
     (tmp_path / "token").write_text("x")

@@ -34,7 +34,6 @@ use std::process::{Command, ExitCode};
 use std::sync::atomic::AtomicU64;
 
 use client::Shared;
-use harness::is_root;
 use options::Options;
 
 /// Where the daemon has a small disk for its logs. `/home` is its own: nothing of this is left on the machine.
@@ -49,8 +48,7 @@ fn main() -> ExitCode {
         worker::main(&args.collect::<Vec<_>>());
     }
     let Some(options) = Options::parse(std::env::args().skip(1)) else { return ExitCode::SUCCESS };
-    if !is_root() {
-        eprintln!("soak: skipped, it needs root");
+    if harness::skip_without_root() {
         return ExitCode::SUCCESS;
     }
     println!("soak: seed {}, {options:?}", options.seed);

@@ -5,6 +5,7 @@ import shutil
 import archive
 import pytest
 from machine import DIST, Machine
+from skips import pytest_runtest_makereport  # noqa: F401
 
 # Time limit of one test: if anything hangs, the tests end with a traceback, and QEMU ends with them.
 LIMIT = 180
@@ -36,6 +37,15 @@ def boot(tmp_path):
         return Machine(tmp_path, initramfs=initramfs, arguments=arguments, network=network)
 
     return boot
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """A machine for all tests of a module. Neither its kernel nor a thread of init may panic."""
+    with Machine(tmp_path_factory.mktemp("machine"), initramfs=DIST / "vm.cpio") as machine:
+        machine.wait_until_up()
+        yield machine
+        assert not any(word in machine.console() for word in ("Kernel panic", "panicked")), machine.console()
 
 
 @pytest.fixture

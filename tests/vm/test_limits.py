@@ -4,21 +4,13 @@ import contextlib
 import time
 
 import pytest
-from machine import DIST, Machine, until
+from machine import until
 from tensorlake.sandbox.exceptions import RemoteAPIError
 
 # A shell that runs as root sets a limit on its own cgroup, then executes the command.
 IN_LEAF = 'leaf=/sys/fs/cgroup$(sed -n "s/^0:://p" /proc/self/cgroup); '
 # Allocates memory without end: `tail` keeps a line that never ends.
 EAT = "tail -n 1 /dev/zero"
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    with Machine(tmp_path_factory.mktemp("machine"), initramfs=DIST / "vm.cpio") as machine:
-        machine.wait_until_up()
-        yield machine
-        assert "Kernel panic" not in machine.console(), machine.console()
 
 
 @pytest.fixture

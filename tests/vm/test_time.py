@@ -6,20 +6,11 @@ import threading
 import time
 import urllib.request
 
-import pytest
-from machine import DIST, Machine, token, until
+from machine import token, until
 
 DAY = 86_400
 # Longer than any of the durations below takes on a busy machine, shorter than a jump of the clock.
 LONG = 60
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    with Machine(tmp_path_factory.mktemp("machine"), initramfs=DIST / "vm.cpio") as machine:
-        machine.wait_until_up()
-        yield machine
-        assert "panicked" not in machine.console(), machine.console()
 
 
 class Follower(threading.Thread):

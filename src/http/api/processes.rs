@@ -63,37 +63,43 @@ struct HealthBody {
     failure_threshold: Option<AtLeastOne>,
 }
 
-/// Builds a spec from the fields that are common to all bodies that start a program.
-pub(crate) fn command(
-    command: JsonString,
-    args: Option<StringList>,
-    env: Option<StringMap>,
-    working_dir: Option<JsonString>,
-    user: Option<User>,
-    leftovers: Option<Choice<Leftovers>>,
-    no_new_privs: Option<Truth>,
-) -> SpecBuilder {
-    let mut spec = ProcessSpec::command(command.0).args(args.unwrap_or_default().0);
-    spec = spec.no_new_privs(no_new_privs.unwrap_or_default().0);
-    for (key, value) in env.unwrap_or_default().0 {
-        spec = spec.env(key, value);
-    }
-    if let Some(JsonString(dir)) = working_dir {
-        spec = spec.working_dir(dir);
-    }
-    if let Some(Choice(leftovers)) = leftovers {
-        spec = spec.leftovers(leftovers);
-    }
-    match user {
-        Some(user) => spec.user(user.0),
-        None => spec,
+/// The fields that are common to all bodies that start a program.
+pub(crate) struct Command {
+    pub(crate) command: JsonString,
+    pub(crate) args: Option<StringList>,
+    pub(crate) env: Option<StringMap>,
+    pub(crate) working_dir: Option<JsonString>,
+    pub(crate) user: Option<User>,
+    pub(crate) leftovers: Option<Choice<Leftovers>>,
+    pub(crate) no_new_privs: Option<Truth>,
+}
+
+impl Command {
+    /// A spec with these fields, to which the body adds its own.
+    pub(crate) fn spec(self) -> SpecBuilder {
+        let mut spec = ProcessSpec::command(self.command.0).args(self.args.unwrap_or_default().0);
+        spec = spec.no_new_privs(self.no_new_privs.unwrap_or_default().0);
+        for (key, value) in self.env.unwrap_or_default().0 {
+            spec = spec.env(key, value);
+        }
+        if let Some(JsonString(dir)) = self.working_dir {
+            spec = spec.working_dir(dir);
+        }
+        if let Some(Choice(leftovers)) = self.leftovers {
+            spec = spec.leftovers(leftovers);
+        }
+        match self.user {
+            Some(user) => spec.user(user.0),
+            None => spec,
+        }
     }
 }
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let StartBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        let mut spec = command(program, args, env, working_dir, user, leftovers, no_new_privs).stdio(Pipes {
+        let StartBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        let command = Command { command, args, env, working_dir, user, leftovers, no_new_privs };
+        let mut spec = command.spec().stdio(Pipes {
             stdin: self.stdin_mode.unwrap_or_default().0,
             stdout: self.stdout_mode.unwrap_or_default().0,
             stderr: self.stderr_mode.unwrap_or_default().0,

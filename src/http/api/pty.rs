@@ -8,7 +8,7 @@ use crate::model::{Leftovers, ProcessSpec};
 use crate::terminal::session::SessionInfo;
 
 use crate::http::api::Api;
-use crate::http::api::processes::command;
+use crate::http::api::processes::Command;
 use crate::http::json;
 use crate::http::json::response;
 use crate::http::json::user::User;
@@ -34,8 +34,8 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let or_default = |size: Option<Size>| size.map_or(0, |size| size.0);
         let size = TerminalSize::new(or_default(self.rows), or_default(self.cols));
-        let OpenBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        command(program, args, env, working_dir, user, leftovers, no_new_privs).stdio(size).build()
+        let OpenBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec().stdio(size).build()
     }
 }
 

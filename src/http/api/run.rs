@@ -15,7 +15,7 @@ use crate::supervisor::Handle;
 use crate::http::api::Api;
 use crate::http::api::events;
 use crate::http::api::events::EventFormat;
-use crate::http::api::processes::command;
+use crate::http::api::processes::Command;
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
 use crate::http::json::user::User;
@@ -49,8 +49,8 @@ impl RunBody {
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
-        let RunBody { command: program, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        let mut spec = command(program, args, env, working_dir, user, leftovers, no_new_privs);
+        let RunBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
+        let mut spec = Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec();
         if self.timeout.is_some() && self.timeout_secs.is_some() {
             return Err(SpecError::new("timeout", "and `timeout_secs` mean the same; send one of them"));
         }
