@@ -13,7 +13,7 @@ const SERVED_WITHIN: Duration = Duration::from_secs(15);
 
 /// How much resident memory may remain in use after a fault, in KiB. Stacks of threads and the lists of the allocator
 /// take up to 6 MiB right after 10,000 connections.
-const MEMORY_MARGIN: u64 = 8 << 10;
+const MEMORY_MARGIN: u64 = 10 << 10;
 
 /// Threads, descriptors and memory of a daemon before a fault.
 pub struct Baseline {
