@@ -174,7 +174,9 @@ impl Acceptor {
         self.connections.set_client_waiting(true);
         // Checked again: a connection that ended before the flag was set has not woken this thread.
         if self.connections.is_full() && !self.connections.is_stopping() {
-            match self.connections.evict_one() {
+            let eviction = self.connections.evict_one();
+            self.connections.set_crowded(eviction != Eviction::Begun);
+            match eviction {
                 Eviction::NotBefore(time) => self.pause(Some(time.saturating_duration_since(Instant::now()))),
                 Eviction::AllBusy => self.pause(None),
                 // The evicted connection ends for certain. Another wakeup must not evict a second one.
@@ -184,6 +186,7 @@ impl Acceptor {
                     }
                 }
             }
+            self.connections.set_crowded(false);
         }
         self.connections.set_client_waiting(false);
     }

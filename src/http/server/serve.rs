@@ -188,13 +188,14 @@ impl ConnectionLoop {
         log::debug!("{} {} {}", head.method, head.path, response.status());
         let complete = !ends && body.discard_received(&mut self.socket);
         let is_upgrade = matches!(response.body, ResponseBody::Upgrade { .. });
-        let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
+        let reusable = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
+        let reuse = reusable && !self.socket.guard().is_crowded();
         // Before the response, so that a client that has it finds it counted.
         observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
         let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, !reuse)));
         observer.inspect(|(observer, label)| observer.ended(*label, begun.elapsed()));
         match responded.unwrap_or_else(|panic| resume_unwind(panic)) {
-            Ok(()) if !complete => self.linger(),
+            Ok(()) if !complete || (reusable && !reuse && self.has_next()) => self.linger(),
             Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {
                 log::error!("{} {}: the response cannot be sent: {error}", head.method, head.path);
@@ -205,6 +206,11 @@ impl ConnectionLoop {
             Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
         false
+    }
+
+    /// Whether some of the next request has arrived.
+    fn has_next(&self) -> bool {
+        !self.socket.buffered().is_empty() || self.socket.guard().has_bytes()
     }
 
     fn respond(&mut self, response: Response, request: &RequestHead, close: bool) -> io::Result<()> {
