@@ -134,7 +134,7 @@ fn a_page_of_another_site_cannot_use_an_api_without_a_token() {
         ("", 502),
     ] {
         let head = format!("GET /api/v1/tunnels/tcp?port=1 HTTP/1.1\r\nHost: x\r\n{upgrade}{origin}\r\n");
-        let response = ResponseStream::try_send(daemon.connect(), head.as_bytes()).expect("a response");
+        let response = ResponseStream::try_send(daemon.connect(), &head).expect("a response");
         assert_eq!(response.status, right, "{origin:?}");
     }
     // With a token, what the browser says makes no difference: a page does not have the token.
