@@ -39,7 +39,7 @@ pub(crate) struct ConnectionTable {
     created: Instant,
     /// A client waits in the kernel's queue: a connection that ends or becomes idle wakes the acceptor.
     client_waiting: AtomicBool,
-    /// A client waits, and no connection may be evicted at once: each connection gives way after its response.
+    /// The table is full and clients wait: each connection gives way after its response.
     crowded: AtomicBool,
     stopping: AtomicBool,
     /// Set when a client takes bytes, cleared by [`ConnectionTable::await_empty`].
@@ -127,8 +127,8 @@ impl ConnectionTable {
         self.client_waiting.store(waiting, SeqCst);
     }
 
-    /// Sets whether connections give way after their responses: a client waits, and none may be evicted at once. Without
-    /// that, clients that send each request before they have the response to the last one could keep all connections.
+    /// Sets whether connections give way after their responses: the table is full and clients wait. Otherwise clients
+    /// that send each request before they have the response to the last one would keep all connections.
     pub(crate) fn set_crowded(&self, crowded: bool) {
         self.crowded.store(crowded, SeqCst);
     }

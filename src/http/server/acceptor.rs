@@ -117,6 +117,7 @@ impl Acceptor {
                     self.trim_memory();
                     if listener != Events::NONE {
                         self.accept_all();
+                        self.connections.set_crowded(false);
                     }
                 }
                 Err(error) => {
@@ -151,6 +152,7 @@ impl Acceptor {
                 if !matches!(poll::wait([(self.listener.as_fd(), Events::READ)], now), Ok([Events::READ])) {
                     return;
                 }
+                self.connections.set_crowded(true);
                 self.wait_for_room();
                 crowded = true;
                 continue;
@@ -174,9 +176,7 @@ impl Acceptor {
         self.connections.set_client_waiting(true);
         // Checked again: a connection that ended before the flag was set has not woken this thread.
         if self.connections.is_full() && !self.connections.is_stopping() {
-            let eviction = self.connections.evict_one();
-            self.connections.set_crowded(eviction != Eviction::Begun);
-            match eviction {
+            match self.connections.evict_one() {
                 Eviction::NotBefore(time) => self.pause(Some(time.saturating_duration_since(Instant::now()))),
                 Eviction::AllBusy => self.pause(None),
                 // The evicted connection ends for certain. Another wakeup must not evict a second one.
@@ -186,7 +186,6 @@ impl Acceptor {
                     }
                 }
             }
-            self.connections.set_crowded(false);
         }
         self.connections.set_client_waiting(false);
     }

@@ -52,6 +52,7 @@ pub(crate) fn serve(guard: ConnectionGuard, handler: Arc<dyn Handler>, options: 
     let mut is_first = true;
     while connection.step_catching_panics(is_first) {
         is_first = false;
+        connection.let_others_run();
     }
 }
 
@@ -66,6 +67,14 @@ impl ConnectionLoop {
             self.refuse(&panicked());
         }
         false
+    }
+
+    /// Gives the CPU to other threads if the next request has already arrived. With hundreds of such connections, each
+    /// would otherwise take a whole time slice of the scheduler in turn, and the acceptor would wait for seconds.
+    fn let_others_run(&self) {
+        if !self.socket.buffered().is_empty() || self.socket.guard().has_bytes() {
+            std::thread::yield_now();
+        }
     }
 
     /// Waits for one request and answers it. Returns whether another may follow.
@@ -188,14 +197,14 @@ impl ConnectionLoop {
         log::debug!("{} {} {}", head.method, head.path, response.status());
         let complete = !ends && body.discard_received(&mut self.socket);
         let is_upgrade = matches!(response.body, ResponseBody::Upgrade { .. });
-        let reusable = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
-        let reuse = reusable && !self.socket.guard().is_crowded();
+        let ends_now = self.socket.is_stopping() || self.socket.guard().is_crowded();
+        let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !ends_now;
         // Before the response, so that a client that has it finds it counted.
         observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
         let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, !reuse)));
         observer.inspect(|(observer, label)| observer.ended(*label, begun.elapsed()));
         match responded.unwrap_or_else(|panic| resume_unwind(panic)) {
-            Ok(()) if !complete || (reusable && !reuse && self.has_next()) => self.linger(),
+            Ok(()) if !complete => self.linger(),
             Ok(()) => return reuse && !impersonation::restore_failed(),
             Err(error) if error.kind() == ErrorKind::InvalidInput && !self.socket.response_begun() => {
                 log::error!("{} {}: the response cannot be sent: {error}", head.method, head.path);
@@ -206,11 +215,6 @@ impl ConnectionLoop {
             Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
         false
-    }
-
-    /// Whether some of the next request has arrived.
-    fn has_next(&self) -> bool {
-        !self.socket.buffered().is_empty() || self.socket.guard().has_bytes()
     }
 
     fn respond(&mut self, response: Response, request: &RequestHead, close: bool) -> io::Result<()> {
