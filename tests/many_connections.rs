@@ -1,8 +1,10 @@
 //! Far more connections than the daemon serves at once: idle ones, halves of requests, followers that never read.
 
+use std::io::ErrorKind::{ConnectionReset, WouldBlock};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -69,6 +71,43 @@ fn two_thousand_half_sent_heads_delay_no_other_client() {
         drop(halves);
     }
     check_peak(&daemon, 64);
+    baseline.check_restored(&daemon);
+}
+
+/// Sends requests on `count` connections without waiting for a response, and connects again when one ends.
+fn request_without_pause(daemon: &Daemon, count: usize, is_over: &AtomicBool) {
+    let block = "GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1_000);
+    let connect = || {
+        let client = daemon.connect();
+        client.set_nonblocking(true).expect("a socket that does not block");
+        (client, 0)
+    };
+    let mut clients: Vec<(TcpStream, usize)> = (0..count).map(|_| connect()).collect();
+    let (mut buffer, deadline) = (vec![0; 1 << 20], Instant::now() + Duration::from_secs(30));
+    while !is_over.load(Ordering::Relaxed) && Instant::now() < deadline {
+        for (client, sent) in &mut clients {
+            let read =
+                client.read(&mut buffer).and_then(|read| if read > 0 { Ok(0) } else { Err(ConnectionReset.into()) });
+            let written = client.write(&block.as_bytes()[*sent..]);
+            *sent = (*sent + written.as_ref().unwrap_or(&0)) % block.len();
+            if [read, written].into_iter().flat_map(Result::err).any(|error| error.kind() != WouldBlock) {
+                (*client, *sent) = connect();
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_that_never_wait_for_a_response_delay_no_other() {
+    let daemon = start_daemon_with(&["--max-connections", "16"]);
+    let baseline = Baseline::of(&daemon);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| request_without_pause(&daemon, 100, &is_over));
+        // Most of them are not served at first: they wait in the kernel's queue.
+        while_serving(&daemon, || (0..20).for_each(|_| assert_eq!(daemon.run_sh("echo x").stdout(), "x")));
+        is_over.store(true, Ordering::Relaxed);
+    });
     baseline.check_restored(&daemon);
 }
 

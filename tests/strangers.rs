@@ -156,6 +156,19 @@ fn a_page_of_another_site_cannot_use_an_api_without_a_token() {
     {
         assert_eq!(send(&daemon, "GET", "/processes", headers, "").status, 200, "{headers:?}");
     }
+    // Chromium sends no `Sec-Fetch-Site` with a WebSocket. Nothing listens on port 1: a tunnel that is allowed is a 502.
+    for (origin, right) in [
+        ("Origin: http://evil.example\r\n", 403),
+        ("Origin: http://x:1\r\n", 403),
+        ("Origin: null\r\n", 403),
+        ("Origin: http://x\r\n", 502),
+        ("Origin: http://app.example\r\n", 502),
+        ("", 502),
+    ] {
+        let head = format!("GET /api/v1/tunnels/tcp?port=1 HTTP/1.1\r\nHost: x\r\n{upgrade}{origin}\r\n");
+        let response = ResponseStream::try_send(daemon.connect(), &head).expect("a response");
+        assert_eq!(response.status, right, "{origin:?}");
+    }
     // With a token, what the browser says makes no difference: a page does not have the token.
     let with_token = start_daemon();
     let headers = format!("Sec-Fetch-Site: cross-site\r\nAuthorization: Bearer {}\r\n", with_token.token);

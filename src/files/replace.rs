@@ -97,7 +97,7 @@ impl<'p> Upload<'p> {
     ///
     /// # Errors
     /// If that fails, or if the condition is no longer met. A failed write in place can leave a part of the new
-    /// content; otherwise
+    /// content; otherwise the old file is unchanged.
     pub fn commit(mut self) -> Result<(), FileError> {
         let found = examine_name(&self.target.dir, &self.target.name).ok();
         if let Some(why) = self.condition.unmet(found.as_ref()) {

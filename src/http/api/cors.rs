@@ -88,11 +88,22 @@ fn is_port(scheme: &[u8], text: &[u8]) -> bool {
     is_number && number <= u32::from(u16::MAX) && !is_default
 }
 
-/// Whether a browser says that a web page of another site, and not of one of `origins`, makes this request (Fetch Metadata
-/// Request Headers, `Sec-Fetch-Site`). A page cannot change that header.
+/// Whether a browser says that a web page of another site, and not of one of `origins`, makes this request: by
+/// `Sec-Fetch-Site` (Fetch Metadata Request Headers). Chromium does not send that header with a WebSocket, but each
+/// browser sends `Origin` with one (RFC 6455, section 10.2). A page can change neither.
 pub(crate) fn is_from_other_site(request: &Request<'_>, origins: &[Origin]) -> bool {
-    let is_other = request.header("Sec-Fetch-Site").is_some_and(|site| !matches!(&*site, "same-origin" | "none"));
+    let is_other = match request.header("Sec-Fetch-Site") {
+        Some(site) => !matches!(&*site, "same-origin" | "none"),
+        None => request.upgrades_to("websocket") && !is_origin_of_host(request),
+    };
     is_other && listed(request, origins).is_none()
+}
+
+/// Whether the request has no `Origin`, or one whose host and port are those of its `Host`.
+fn is_origin_of_host(request: &Request<'_>) -> bool {
+    let Some(origin) = request.header("Origin") else { return true };
+    let host = request.header("Host").unwrap_or_default();
+    origin.split_once("://").is_some_and(|(_, of_origin)| of_origin.eq_ignore_ascii_case(&host))
 }
 
 /// The origin in the request, if it is one of `origins`.

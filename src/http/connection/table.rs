@@ -39,6 +39,8 @@ pub(crate) struct ConnectionTable {
     created: Instant,
     /// A client waits in the kernel's queue: a connection that ends or becomes idle wakes the acceptor.
     client_waiting: AtomicBool,
+    /// The table is full and clients wait: each connection gives way after its response.
+    crowded: AtomicBool,
     stopping: AtomicBool,
     /// Set when a client takes bytes, cleared by [`ConnectionTable::await_empty`].
     progress: AtomicBool,
@@ -82,6 +84,7 @@ impl ConnectionTable {
             refused: AtomicU64::new(0),
             created: Instant::now(),
             client_waiting: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             progress: AtomicBool::new(false),
             emptied: Condvar::new(),
@@ -122,6 +125,17 @@ impl ConnectionTable {
     /// Sets whether a client waits in the kernel's queue.
     pub(crate) fn set_client_waiting(&self, waiting: bool) {
         self.client_waiting.store(waiting, SeqCst);
+    }
+
+    /// Sets whether connections give way after their responses: the table is full and clients wait. Otherwise clients
+    /// that send each request before they have the response to the last one would keep all connections.
+    pub(crate) fn set_crowded(&self, crowded: bool) {
+        self.crowded.store(crowded, SeqCst);
+    }
+
+    /// Whether connections give way after their responses.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded.load(SeqCst)
     }
 
     /// Evicts one connection: the one that has been idle longest, else the one that has been sending its request, or
@@ -326,6 +340,16 @@ impl ConnectionGuard {
             self.table.waker.wake();
         }
         entered && (phase != Phase::Idle || !self.table.is_stopping())
+    }
+
+    /// See [`ConnectionTable::is_crowded`].
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.table.is_crowded()
+    }
+
+    /// Whether the client has sent bytes that were not read.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.connection.has_bytes()
     }
 
     /// The connection's stream.

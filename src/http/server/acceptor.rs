@@ -117,6 +117,7 @@ impl Acceptor {
                     self.trim_memory();
                     if listener != Events::NONE {
                         self.accept_all();
+                        self.connections.set_crowded(false);
                     }
                 }
                 Err(error) => {
@@ -151,6 +152,7 @@ impl Acceptor {
                 if !matches!(poll::wait([(self.listener.as_fd(), Events::READ)], now), Ok([Events::READ])) {
                     return;
                 }
+                self.connections.set_crowded(true);
                 self.wait_for_room();
                 crowded = true;
                 continue;

@@ -52,6 +52,7 @@ pub(crate) fn serve(guard: ConnectionGuard, handler: Arc<dyn Handler>, options: 
     let mut is_first = true;
     while connection.step_catching_panics(is_first) {
         is_first = false;
+        connection.let_others_run();
     }
 }
 
@@ -66,6 +67,14 @@ impl ConnectionLoop {
             self.refuse(&panicked());
         }
         false
+    }
+
+    /// Gives the CPU to other threads if the next request has already arrived. With hundreds of such connections, each
+    /// would otherwise take a whole time slice of the scheduler in turn, and the acceptor would wait for seconds.
+    fn let_others_run(&self) {
+        if !self.socket.buffered().is_empty() || self.socket.guard().has_bytes() {
+            std::thread::yield_now();
+        }
     }
 
     /// Waits for one request and answers it. Returns whether another may follow.
@@ -188,7 +197,8 @@ impl ConnectionLoop {
         log::debug!("{} {} {}", head.method, head.path, response.status());
         let complete = !ends && body.discard_received(&mut self.socket);
         let is_upgrade = matches!(response.body, ResponseBody::Upgrade { .. });
-        let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !self.socket.is_stopping();
+        let ends_now = self.socket.is_stopping() || self.socket.guard().is_crowded();
+        let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !ends_now;
         // Before the response, so that a client that has it finds it counted.
         observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
         let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, !reuse)));

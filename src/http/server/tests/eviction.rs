@@ -71,6 +71,26 @@ fn a_client_waits_while_every_connection_is_busy() {
 }
 
 #[test]
+fn a_connection_that_always_has_a_next_request_gives_way_after_a_response() {
+    let fixture = with_capacity(1);
+    let mut busy = fixture.connect();
+    busy.send("GET /gate HTTP/1.1\r\n\r\n".repeat(2));
+    fixture.expect("holding");
+    let mut waiting = fixture.connect();
+    waiting.send("GET /hello HTTP/1.1\r\n\r\n");
+    while !fixture.server.connections.is_crowded() {
+        std::thread::yield_now();
+    }
+    fixture.gate.send(()).unwrap();
+    let response = busy.response();
+    assert!(response.status == 204 && response.head.contains("\r\nConnection: close\r\n"), "{}", response.head);
+    assert_eq!(waiting.response().status, 200);
+    assert!(fixture.reports.is_empty(), "the second request was not handled");
+    // Closed at once, by a reset because of the second request: what lingers keeps its place.
+    busy.expect_no_response();
+}
+
+#[test]
 fn a_client_that_does_not_take_its_response_is_evicted() {
     let fixture = with_capacity(1);
     let mut slow = fixture.connect();

@@ -22,13 +22,23 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 struct Fixture {
     server: Server,
     reports: Receiver<&'static str>,
+    /// Lets a request for `/gate` go on.
+    gate: Sender<()>,
 }
 
 fn fixture(options: Options) -> Fixture {
     let (report, reports) = unbounded();
-    let handler = move |request: &mut Request<'_>| handle(request, &report);
+    let (gate, opened) = unbounded();
+    let handler = move |request: &mut Request<'_>| match request.path() {
+        "/gate" => {
+            let _ = report.send("holding");
+            opened.recv_timeout(TIMEOUT).map_err(|_| ApiError::internal("the gate was not opened"))?;
+            Ok(Response::empty(204))
+        }
+        _ => handle(request, &report),
+    };
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0)), handler, options).unwrap();
-    Fixture { server, reports }
+    Fixture { server, reports, gate }
 }
 
 fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Response, ApiError> {
