@@ -56,12 +56,16 @@ fn main() -> ExitCode {
     if rounds::run(&shared, &options) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// The user of the processes. One of its own, because the kernel counts the processes of a user on the whole machine
+/// (RLIMIT_NPROC): a fork bomb of `tl-user` in another test would keep the soak from starting any.
+const USER: &str = "61743:61743";
+
 /// Starts the daemon with a small log disk and few PIDs.
 fn start(options: &Options) -> Shared {
     let keep = allowed::KEEP_ENDED.to_string();
     // With `debug`, the log names each end of each process, which explains a violation.
     let level = std::env::var("TL_TEST_LOG_LEVEL").unwrap_or_else(|_| "info".to_owned());
-    let args = ["--keep-ended", &keep, "--log-total", "48M", "--log-level", &level];
+    let args = ["--default-user", USER, "--keep-ended", &keep, "--log-total", "48M", "--log-level", &level];
     let options_of_daemon = harness::Options::default().args(&args).prepare(MOUNT).pid_max(allowed::PID_MAX as u32);
     let daemon = options_of_daemon.start();
     let scratch = daemon.scratch();
