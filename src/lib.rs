@@ -40,11 +40,13 @@ mod health;
 #[cfg(feature = "http")]
 pub mod http;
 mod logs;
-mod metrics;
+pub mod metrics;
 mod model;
 mod oom;
 mod output;
 mod pending;
+#[cfg(feature = "http")]
+pub mod program_log;
 mod rate_limit;
 mod shrink;
 mod supervisor;

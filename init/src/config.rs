@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use log::LevelFilter;
 use tl_supervisor::http::{Origin, parse_user};
+use tl_supervisor::program_log::LogFormat;
 use tl_supervisor::{SpecError, UserSpec};
 
 use crate::create_user::NewUser;
@@ -28,13 +29,6 @@ pub(crate) struct InvalidValue {
     pub(crate) option: &'static str,
     /// A sentence that names the source of the value.
     pub(crate) message: String,
-}
-
-/// Format of the daemon's own log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LogFormat {
-    Text,
-    Json,
 }
 
 /// The configuration: a valid value for each option.

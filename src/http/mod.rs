@@ -5,10 +5,10 @@
 //! | [`server`] | accepts connections and serves any handler |
 //! | [`message`] | requests and responses |
 //! | [`ws`] | WebSockets |
+//! | [`json`] | request bodies as types, with errors that name the field |
 //!
 //! [`Api`] is the handler that serves the process API. Private modules: `connection` (the socket, the table of
-//! connections and memory limits, for the three above), `json` (bodies of requests and responses) and `api` (routes, and
-//! a file for each resource).
+//! connections and memory limits, for `server`, `message` and `ws`) and `api` (routes, and a file for each resource).
 //!
 //! `connection`, `server`, `message` and `ws` know nothing of processes. A handler knows nothing of connections: it
 //! gets a [`Request`](message::Request) and returns a [`Response`](message::Response) or an
@@ -16,7 +16,7 @@
 
 mod api;
 mod connection;
-mod json;
+pub mod json;
 pub mod message;
 pub mod server;
 pub mod ws;

@@ -7,7 +7,7 @@ const PREFIX: &str = "tl_supervisor_";
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// The text format of Prometheus, version 0.0.4.
     Text,
     /// OpenMetrics 1.0: the type of a counter has no `_total` in its name, and the page ends with `# EOF`.
@@ -16,7 +16,8 @@ pub(crate) enum Format {
 
 impl Format {
     /// The value of the header `Content-Type`.
-    pub(crate) fn content_type(self) -> &'static str {
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
         match self {
             Format::Text => "text/plain; version=0.0.4; charset=utf-8",
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -24,7 +25,8 @@ impl Format {
     }
 
     /// The format that a client prefers, by its header `Accept`.
-    pub(crate) fn preferred(accept: Option<&str>) -> Format {
+    #[must_use]
+    pub fn preferred(accept: Option<&str>) -> Format {
         let (mut text, mut open) = (0, 0);
         for range in accept.unwrap_or_default().split(',') {
             let mut parts = range.split(';').map(str::trim);
@@ -60,15 +62,18 @@ fn thousandths(text: &str) -> u32 {
 
 /// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A number that only grows.
     Counter,
+    /// A number that goes up and down.
     Gauge,
+    /// Durations, counted in buckets.
     Histogram,
 }
 
 /// A page of metrics that is being written.
 #[derive(Debug)]
-pub(crate) struct Page {
+pub struct Page {
     format: Format,
     out: String,
     /// The name of the current family, without `_total`.
@@ -77,7 +82,9 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    pub(crate) fn new(format: Format) -> Page {
+    /// An empty page.
+    #[must_use]
+    pub fn new(format: Format) -> Page {
         Page { format, out: String::with_capacity(16 << 10), name: String::new(), suffix: "" }
     }
 
@@ -91,7 +98,7 @@ impl Page {
     /// Begins a metric whose name does not have the prefix of this library.
     #[cold]
     #[inline(never)]
-    pub(crate) fn named(&mut self, name: impl Into<String>, kind: Kind, help: &str) {
+    pub fn named(&mut self, name: impl Into<String>, kind: Kind, help: &str) {
         self.name = name.into();
         self.suffix = if kind == Kind::Counter { "_total" } else { "" };
         let suffix = if self.format == Format::Text { self.suffix } else { "" };
@@ -106,12 +113,12 @@ impl Page {
     }
 
     /// Writes a value of the current metric.
-    pub(crate) fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
+    pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
         self.line(self.suffix, labels, &value);
     }
 
     /// Writes a value of the current histogram, whose name ends with `suffix`.
-    pub(crate) fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+    pub fn part(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
         self.line(suffix, labels, &value);
     }
 
@@ -138,7 +145,8 @@ impl Page {
     }
 
     /// The whole page.
-    pub(crate) fn finish(mut self) -> String {
+    #[must_use]
+    pub fn finish(mut self) -> String {
         if self.format == Format::OpenMetrics {
             self.out.push_str("# EOF\n");
         }

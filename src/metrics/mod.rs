@@ -9,28 +9,34 @@ mod encode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-pub(crate) use encode::{Format, Kind, Page};
+pub use encode::{Format, Kind, Page};
 
 use crate::model::{Occurrence, Stream};
 
 /// A number that only grows.
 #[derive(Debug)]
-pub(crate) struct Counter(AtomicU64);
+pub struct Counter(AtomicU64);
 
 impl Counter {
-    pub(crate) const fn new() -> Counter {
+    /// A counter at 0.
+    #[must_use]
+    pub const fn new() -> Counter {
         Counter(AtomicU64::new(0))
     }
 
-    pub(crate) fn add(&self, more: u64) {
+    /// Adds to the counter.
+    pub fn add(&self, more: u64) {
         self.0.fetch_add(more, Relaxed);
     }
 
-    pub(crate) fn increment(&self) {
+    /// Adds 1.
+    pub fn increment(&self) {
         self.add(1);
     }
 
-    pub(crate) fn get(&self) -> u64 {
+    /// The sum so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }
@@ -56,18 +62,33 @@ pub(crate) const BOUNDS: [(u64, &str); BUCKETS] = [
 
 /// Durations, counted in buckets with fixed bounds.
 #[derive(Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     /// The numbers of durations up to each bound and above the bound before it. The last bucket has no bound.
     buckets: [Counter; BUCKETS + 1],
     sum_micros: Counter,
 }
 
+impl Default for Counter {
+    fn default() -> Counter {
+        Counter::new()
+    }
+}
+
+impl Default for Histogram {
+    fn default() -> Histogram {
+        Histogram::new()
+    }
+}
+
 impl Histogram {
-    pub(crate) const fn new() -> Histogram {
+    /// A histogram without a duration.
+    #[must_use]
+    pub const fn new() -> Histogram {
         Histogram { buckets: [const { Counter::new() }; BUCKETS + 1], sum_micros: Counter::new() }
     }
 
-    pub(crate) fn observe(&self, duration: Duration) {
+    /// Counts a duration.
+    pub fn observe(&self, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let at = BOUNDS.iter().position(|(bound, _)| micros <= *bound).unwrap_or(BUCKETS);
         if let Some(bucket) = self.buckets.get(at) {
@@ -223,7 +244,7 @@ impl Histogram {
     /// Writes the samples with one label.
     #[cold]
     #[inline(never)]
-    pub(crate) fn write(&self, page: &mut Page, label: &str, value: &str) {
+    pub fn write(&self, page: &mut Page, label: &str, value: &str) {
         let bounds = BOUNDS.iter().map(|(_, text)| *text).chain(["+Inf"]);
         let mut total = 0;
         for (bound, bucket) in bounds.zip(&self.buckets) {

@@ -16,10 +16,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use tl_os::poll::{self, Events, Waker};
 use tl_os::thread;
+use tl_supervisor::program_log::{Escaped, MAX_WRITE, Sink};
 use tl_supervisor::{Cursor, Follower, Item, StartAt, Started, UnitId, View};
-
-use super::Escaped;
-use super::sink::{MAX_WRITE, Sink};
 
 /// How long a line may wait for stdout.
 const PATIENCE: Duration = Duration::from_secs(10);

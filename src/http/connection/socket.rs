@@ -84,8 +84,10 @@ impl Socket {
         self.guard.is_stopping()
     }
 
-    /// The bytes that have been read and not consumed.
-    pub(crate) fn buffered(&self) -> &[u8] {
+    /// The bytes that were received together with the request. [`read`](Read::read) returns them before it reads from the
+    /// connection; until then, a program must not read from the descriptor itself, with `splice(2)` for example.
+    #[must_use]
+    pub fn buffered(&self) -> &[u8] {
         self.data.get(self.start..self.end).unwrap_or_default()
     }
 
@@ -150,19 +152,6 @@ impl Socket {
             self.data.resize(size, 0);
         }
         Ok(())
-    }
-
-    /// Reads into `out`, first from the buffer. Returns 0 at the end of the stream.
-    ///
-    /// # Errors
-    /// [`ErrorKind::TimedOut`] if nothing has arrived at the deadline.
-    pub(crate) fn read_until(&mut self, out: &mut [u8], deadline: Option<Instant>) -> io::Result<usize> {
-        loop {
-            match self.read(out) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait(Events::READ, deadline)?,
-                result => return result,
-            }
-        }
     }
 
     /// Time since the client's kernel was last heard from.

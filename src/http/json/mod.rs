@@ -12,14 +12,33 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 
-use crate::http::json::value::Object;
 use crate::http::message::ApiError;
 
-/// Parses a request body, which must be one JSON object.
+pub use value::{Choice, Integer, JsonString, JsonValue, Keyword, Object, Scalar, StringList, StringMap, Truth};
+
+/// Parses a request body, which must be one JSON object. `T` is a struct with a derived `Deserialize`, whose fields have
+/// types of this module: their errors say what is expected, in the terms of JSON.
+///
+/// ```
+/// use serde::Deserialize;
+/// use tl_supervisor::http::json::{self, Integer, JsonString};
+///
+/// #[derive(Deserialize)]
+/// struct Body {
+///     name: JsonString,
+///     port: Option<Integer<1, 65535>>,
+/// }
+///
+/// let body: Body = json::parse(br#"{"name": "web", "port": 8080}"#)?;
+/// assert_eq!((body.name.0.as_str(), body.port), ("web", Some(Integer(8080))));
+/// let error = json::parse::<Body>(br#"{"name": "web", "port": 0}"#).err().unwrap();
+/// assert_eq!(error.to_string(), "`port`: must be a whole number from 1 to 65535, not 0");
+/// # Ok::<(), tl_supervisor::http::message::ApiError>(())
+/// ```
 ///
 /// # Errors
 /// 400, with a sentence that names the field that is wrong.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     if body.trim_ascii().is_empty() {
         return Err(ApiError::invalid("the body must be a JSON object, but it is empty"));
     }

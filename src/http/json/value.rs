@@ -19,26 +19,38 @@ const MAX_SHOWN: usize = 60;
 const MAX_WHOLE_FLOAT: f64 = 9_007_199_254_740_992.0;
 
 /// A type of JSON value. Any other JSON is refused with a sentence made of [`JsonValue::expected`].
-pub(crate) trait JsonValue<'de>: Sized {
+pub trait JsonValue<'de>: Sized {
     /// What is expected, to follow "must be".
     fn expected() -> String;
 
-    /// Converts a scalar. Returns it if it is not of this type.
+    /// Converts a scalar.
+    ///
+    /// # Errors
+    /// The scalar, if it is not of this type.
     fn from_scalar(value: Scalar) -> Result<Self, Scalar> {
         Err(value)
     }
 
     /// Converts a list.
+    ///
+    /// # Errors
+    /// If it is not of this type.
     fn from_list<A: SeqAccess<'de>>(_list: A) -> Result<Self, A::Error> {
         Err(wrong::<Self, _>("a list"))
     }
 
     /// Converts an object.
+    ///
+    /// # Errors
+    /// If it is not of this type.
     fn from_object<A: MapAccess<'de>>(_object: A) -> Result<Self, A::Error> {
         Err(wrong::<Self, _>("an object"))
     }
 
-    /// Implements [`Deserialize`].
+    /// Reads any JSON value. An implementation of [`Deserialize`] calls it.
+    ///
+    /// # Errors
+    /// If the value is not of this type.
     fn read<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(ValueVisitor(PhantomData))
     }
@@ -50,11 +62,16 @@ fn wrong<'de, T: JsonValue<'de>, E: Error>(sent: impl fmt::Display) -> E {
 
 /// A JSON value that is neither a list nor an object.
 #[derive(Debug)]
-pub(crate) enum Scalar {
+pub enum Scalar {
+    /// `null`.
     Null,
+    /// `true` or `false`.
     Bool(bool),
+    /// A number without a fraction or an exponent.
     Integer(i128),
+    /// Any other number.
     Float(f64),
+    /// A string.
     String(String),
 }
 
@@ -127,7 +144,7 @@ impl<'de, T: JsonValue<'de>> Visitor<'de> for ValueVisitor<T> {
 
 /// A JSON string.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct JsonString(pub(crate) String);
+pub struct JsonString(pub String);
 
 impl JsonValue<'_> for JsonString {
     fn expected() -> String {
@@ -143,7 +160,7 @@ impl JsonValue<'_> for JsonString {
 
 /// True or false.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Truth(pub(crate) bool);
+pub struct Truth(pub bool);
 
 impl JsonValue<'_> for Truth {
     fn expected() -> String {
@@ -173,7 +190,7 @@ impl JsonValue<'_> for Base64 {
 
 /// A list of strings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StringList(pub(crate) Vec<String>);
+pub struct StringList(pub Vec<String>);
 
 impl<'de> JsonValue<'de> for StringList {
     fn expected() -> String {
@@ -190,7 +207,7 @@ impl<'de> JsonValue<'de> for StringList {
 
 /// An object whose values are strings: environment variables. A name must not contain white space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StringMap(pub(crate) BTreeMap<String, String>);
+pub struct StringMap(pub BTreeMap<String, String>);
 
 impl<'de> JsonValue<'de> for StringMap {
     fn expected() -> String {
@@ -210,7 +227,7 @@ impl<'de> JsonValue<'de> for StringMap {
 
 /// A JSON object. A struct with a derived `Deserialize` would accept a list of its fields too.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Object<T>(pub(crate) T);
+pub struct Object<T>(pub T);
 
 impl<'de, T: Deserialize<'de>> JsonValue<'de> for Object<T> {
     fn expected() -> String {
@@ -223,7 +240,7 @@ impl<'de, T: Deserialize<'de>> JsonValue<'de> for Object<T> {
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Integer<const MIN: u64, const MAX: u64>(pub(crate) u64);
+pub struct Integer<const MIN: u64, const MAX: u64>(pub u64);
 
 impl<const MIN: u64, const MAX: u64> JsonValue<'_> for Integer<MIN, MAX> {
     fn expected() -> String {
@@ -270,14 +287,14 @@ impl JsonValue<'_> for Seconds {
 }
 
 /// A type whose values are written as keywords.
-pub(crate) trait Keyword: Copy + 'static {
+pub trait Keyword: Copy + 'static {
     /// Each keyword and its value.
     const KEYWORDS: &'static [(&'static str, Self)];
 }
 
 /// A string that is one of [`Keyword::KEYWORDS`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Choice<T>(pub(crate) T);
+pub struct Choice<T>(pub T);
 
 impl<T: Keyword> JsonValue<'_> for Choice<T> {
     fn expected() -> String {

@@ -1,13 +1,16 @@
 //! The body of a request: read piece by piece, with a deadline for each piece, and never beyond its end.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, Instant};
+
+use tl_os::poll::Events;
 
 use crate::http::connection::socket::Socket;
 use crate::http::connection::wait::SendDeadline;
 use crate::http::message::chunked::Decoder;
 use crate::http::message::error::ApiError;
 use crate::http::message::request_head::{BodyFraming, RequestHead};
+use crate::http::message::stream::UnreadBody;
 
 /// Maximum number of buffered bytes of a chunked body.
 const MAX_BUFFERED: usize = 64 << 10;
@@ -72,33 +75,54 @@ impl Body {
     /// 408 if nothing arrives for the idle timeout; 400 if the body ends early or a chunk is malformed;
     /// [`ApiError::disconnected`].
     pub(crate) fn read(&mut self, socket: &mut Socket, out: &mut [u8]) -> Result<usize, ApiError> {
+        loop {
+            if let Some(read) = self.read_now(socket, out)? {
+                return Ok(read);
+            }
+            let idle = Instant::now() + self.idle_timeout;
+            let deadline = Some(self.deadline.map_or(idle, |deadline| deadline.min(idle)));
+            socket.wait(Events::READ, deadline).map_err(read_error)?;
+        }
+    }
+
+    /// Like [`Body::read`], but returns None instead of waiting.
+    ///
+    /// # Errors
+    /// As for [`Body::read`], except 408.
+    pub(crate) fn read_now(&mut self, socket: &mut Socket, out: &mut [u8]) -> Result<Option<usize>, ApiError> {
         if self.is_done() || out.is_empty() {
-            return Ok(0);
+            return Ok(Some(0));
         }
         self.send_continue(socket)?;
         loop {
-            let idle = Instant::now() + self.idle_timeout;
-            let deadline = Some(self.deadline.map_or(idle, |deadline| deadline.min(idle)));
             match &mut self.state {
                 State::Length(left) => {
                     let most = usize::try_from(*left).unwrap_or(usize::MAX).min(out.len());
                     let out = out.get_mut(..most).unwrap_or_default();
-                    let read = socket.read_until(out, deadline).map_err(read_error)?;
+                    let Some(read) = arrived(socket.read(out))? else { return Ok(None) };
                     *left -= read as u64;
-                    return if read == 0 { Err(ended_early()) } else { Ok(read) };
+                    return if read == 0 { Err(ended_early()) } else { Ok(Some(read)) };
                 }
                 State::Chunked(decoder) => {
-                    let is_empty = socket.buffered().is_empty();
-                    if is_empty && socket.fill(MAX_BUFFERED, deadline).map_err(read_error)? == 0 {
-                        return Err(ended_early());
+                    if socket.buffered().is_empty() {
+                        match arrived(socket.fill_now(MAX_BUFFERED))? {
+                            None => return Ok(None),
+                            Some(0) => return Err(ended_early()),
+                            Some(_) => {}
+                        }
                     }
                     let given = decode(decoder, socket, out)?;
                     if given > 0 || decoder.is_done() {
-                        return Ok(given);
+                        return Ok(Some(given));
                     }
                 }
             }
         }
+    }
+
+    /// The final response begins: `100 Continue` must not follow it.
+    pub(crate) fn forgo_continue(&mut self) {
+        self.expects_continue = false;
     }
 
     /// Sends `100 Continue` to a client that waits for it.
@@ -150,10 +174,24 @@ impl Body {
     }
 }
 
+impl UnreadBody for Body {
+    fn read_now(&mut self, socket: &mut Socket, out: &mut [u8]) -> io::Result<Option<usize>> {
+        Body::read_now(self, socket, out).map_err(|error| io::Error::other(error.to_string()))
+    }
+}
+
 fn decode(decoder: &mut Decoder, socket: &mut Socket, out: &mut [u8]) -> Result<usize, ApiError> {
     let (taken, given) = decoder.decode(socket.buffered(), out).map_err(ApiError::malformed)?;
     socket.consume(taken);
     Ok(given)
+}
+
+/// None if nothing has arrived yet.
+fn arrived(read: io::Result<usize>) -> Result<Option<usize>, ApiError> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        result => result.map(Some).map_err(read_error),
+    }
 }
 
 fn read_error(error: io::Error) -> ApiError {

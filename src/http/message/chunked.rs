@@ -43,18 +43,35 @@ enum State {
     Done,
 }
 
-/// Decodes one body.
+/// Decodes one chunked body (RFC 9112, section 7.1), with constant memory.
+///
+/// ```
+/// use tl_supervisor::http::message::ChunkedDecoder;
+///
+/// let (mut decoder, mut out) = (ChunkedDecoder::new(), [0; 16]);
+/// let (taken, given) = decoder.decode(b"5\r\nhello\r\n0\r\n\r\nnext", &mut out)?;
+/// assert!(decoder.is_done() && taken == 15 && &out[..given] == b"hello");
+/// # Ok::<(), &'static str>(())
+/// ```
 #[derive(Debug)]
-pub(crate) struct Decoder(State);
+pub struct Decoder(State);
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
 
 impl Decoder {
     /// A decoder at the beginning of a body.
-    pub(crate) fn new() -> Decoder {
+    #[must_use]
+    pub fn new() -> Decoder {
         Decoder(State::Size { value: 0, digits: 0 })
     }
 
     /// Whether the last chunk and the trailer have been decoded.
-    pub(crate) fn is_done(&self) -> bool {
+    #[must_use]
+    pub fn is_done(&self) -> bool {
         self.0 == State::Done
     }
 
@@ -62,7 +79,7 @@ impl Decoder {
     ///
     /// # Errors
     /// A sentence that says what is wrong with the body.
-    pub(crate) fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), &'static str> {
+    pub fn decode(&mut self, input: &[u8], out: &mut [u8]) -> Result<(usize, usize), &'static str> {
         let (mut taken, mut given) = (0, 0);
         while let Some(&byte) = input.get(taken) {
             match self.0 {

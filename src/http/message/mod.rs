@@ -17,6 +17,7 @@ mod response_head;
 mod stream;
 
 pub use crate::http::connection::socket::Socket;
+pub use chunked::Decoder as ChunkedDecoder;
 pub use error::ApiError;
 pub use request::{BodyBytes, Request};
 pub use response::Response;
@@ -25,4 +26,4 @@ pub use stream::ResponseStream;
 pub(crate) use body::Body;
 pub(crate) use request::ExchangeObserver;
 pub(crate) use response_head::{Framing, check_server_name};
-pub(crate) use stream::BURST;
+pub(crate) use stream::{BURST, UnreadBody};

@@ -128,6 +128,12 @@ impl<'c> Request<'c> {
         &self.head.query
     }
 
+    /// Path and query together, exactly as they were sent: what a proxy passes on.
+    #[must_use]
+    pub fn target(&self) -> String {
+        self.head.target()
+    }
+
     /// The first value of a parameter of the query, which is form-encoded.
     #[must_use]
     pub fn query(&self, name: &str) -> Option<String> {
@@ -190,6 +196,15 @@ impl<'c> Request<'c> {
     /// early, or the client has disconnected.
     pub fn read_body(&mut self, out: &mut [u8]) -> Result<usize, ApiError> {
         self.body.read(self.socket, out)
+    }
+
+    /// Reads what has arrived of the body into `out`, without waiting: `Some(0)` at its end, None if nothing has arrived. To
+    /// wait, `poll(2)` the request for reading.
+    ///
+    /// # Errors
+    /// Return it from the handler: 400 if the body is malformed or ends early, or the client has disconnected.
+    pub fn read_body_now(&mut self, out: &mut [u8]) -> Result<Option<usize>, ApiError> {
+        self.body.read_now(self.socket, out)
     }
 
     /// Reads the whole body, which is held in memory.
@@ -340,8 +355,8 @@ impl BodyBytes {
     }
 }
 
-/// The socket, to wait with `poll(2)` for the client's disconnection beside other descriptors. Do not read from it or
-/// write to it.
+/// The socket, to wait with `poll(2)` for the client's disconnection, or for more of the body after
+/// [`Request::read_body_now`], beside other descriptors. Do not read from it or write to it.
 impl AsFd for Request<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -25,6 +25,8 @@ pub(crate) struct RequestHead {
     pub(crate) path: String,
     /// The query: what follows the `?`, or nothing.
     pub(crate) query: String,
+    /// The target has a `?`, though perhaps nothing after it.
+    has_query: bool,
     /// The request is HTTP/1.0, which has neither chunks nor persistent connections.
     pub(crate) is_http_1_0: bool,
     headers: Vec<(String, Vec<u8>)>,
@@ -63,7 +65,8 @@ fn parse_with<'b>(bytes: &'b [u8], headers: &mut [httparse::Header<'b>]) -> Resu
     let head = split_target(request.path.unwrap_or_default()).map(|(path, query)| RequestHead {
         method: method(request.method.unwrap_or_default()),
         path: path.to_owned(),
-        query: query.to_owned(),
+        query: query.unwrap_or_default().to_owned(),
+        has_query: query.is_some(),
         is_http_1_0: request.version == Some(0),
         headers: request.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect(),
     });
@@ -84,7 +87,7 @@ fn not_http(error: httparse::Error) -> ApiError {
 }
 
 /// Path and query of a target in origin form or absolute form (RFC 9112, section 3.2).
-fn split_target(target: &str) -> Result<(&str, &str), ApiError> {
+fn split_target(target: &str) -> Result<(&str, Option<&str>), ApiError> {
     let origin = match target.split_once("://") {
         _ if target.starts_with('/') => target,
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => {
@@ -96,7 +99,7 @@ fn split_target(target: &str) -> Result<(&str, &str), ApiError> {
         }
     };
     let origin = origin.split('#').next().unwrap_or_default();
-    Ok(origin.split_once('?').unwrap_or((origin, "")))
+    Ok(origin.split_once('?').map_or((origin, None), |(path, query)| (path, Some(query))))
 }
 
 impl RequestHead {
@@ -111,6 +114,13 @@ impl RequestHead {
             .iter()
             .find(|(header, _)| header.eq_ignore_ascii_case(name))
             .map(|(_, value)| String::from_utf8_lossy(value))
+    }
+
+    /// Path and query as they were sent, in origin form (RFC 9112, section 3.2.1).
+    pub(crate) fn target(&self) -> String {
+        // Only a target in absolute form can have an empty path.
+        let path = if self.path.is_empty() { "/" } else { &self.path };
+        if self.has_query { format!("{path}?{}", self.query) } else { path.to_owned() }
     }
 
     /// The values of all headers with this name.
@@ -227,6 +237,16 @@ mod tests {
         ] {
             let head = head(&format!("GET {target} HTTP/1.1\r\n\r\n"));
             assert_eq!((&*head.path, &*head.query), (path, query), "{target}");
+        }
+        for (target, origin) in [
+            ("/", "/"),
+            ("/a?", "/a?"),
+            ("/a%2f/../b?c=%20+&&?", "/a%2f/../b?c=%20+&&?"),
+            ("http://x.local", "/"),
+            ("http://x.local?b", "/?b"),
+            ("http://x.local:80/a?b#c", "/a?b"),
+        ] {
+            assert_eq!(head(&format!("GET {target} HTTP/1.1\r\n\r\n")).target(), origin, "{target}");
         }
         assert!(is_malformed(b"OPTIONS * HTTP/1.1\r\n\r\n"));
         assert!(is_malformed(b"CONNECT a:1 HTTP/1.1\r\n\r\n"));

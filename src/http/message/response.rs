@@ -46,6 +46,8 @@ pub(crate) enum ResponseBody {
         deadline: Option<SendDeadline>,
         /// Writes the body. Not called for HEAD, or if the status allows no body.
         write: WriteBody,
+        /// `write` reads the rest of the request's body meanwhile.
+        is_duplex: bool,
     },
     /// Another protocol on the same connection.
     Upgrade {
@@ -99,8 +101,51 @@ impl Response {
         write: impl FnOnce(&mut ResponseStream<'_>) -> io::Result<()> + 'static,
     ) -> Response {
         let head = Response::empty(status).header("Content-Type", content_type).head;
-        let body = ResponseBody::Stream { length, deadline: Some(SendDeadline::Never), write: Box::new(write) };
-        Response { head, body }
+        Response { head, body: ResponseBody::Bytes(Vec::new()) }.with_stream(length, write)
+    }
+
+    /// The same status and headers with a body that is streamed as that of [`Response::stream`] is. No header is added, so
+    /// that a proxy can pass on a response that has no media type.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use tl_supervisor::http::message::Response;
+    ///
+    /// let response = Response::empty(200).with_stream(Some(3), |body| body.write_all(b"abc"));
+    /// assert_eq!(response.status(), 200);
+    /// ```
+    pub fn with_stream(
+        self,
+        length: Option<u64>,
+        write: impl FnOnce(&mut ResponseStream<'_>) -> io::Result<()> + 'static,
+    ) -> Response {
+        let deadline = Some(SendDeadline::Never);
+        let body = ResponseBody::Stream { length, deadline, write: Box::new(write), is_duplex: false };
+        Response { head: self.head, body }
+    }
+
+    /// Lets the function that writes a stream read the rest of the request's body, with
+    /// [`ResponseStream::read_body_now`]: for a response that begins before the request has ended. The connection is closed
+    /// afterwards.
+    ///
+    /// ```
+    /// use std::io::Write;
+    /// use tl_supervisor::http::message::Response;
+    ///
+    /// let echo = Response::empty(200).with_stream(None, |stream| {
+    ///     let mut piece = [0; 4096];
+    ///     while let Some(read @ 1..) = stream.read_body_now(&mut piece)? {
+    ///         stream.write_all(&piece[..read])?;
+    ///     }
+    ///     Ok(())
+    /// });
+    /// assert_eq!(echo.duplex().status(), 200);
+    /// ```
+    pub fn duplex(mut self) -> Response {
+        if let ResponseBody::Stream { is_duplex, .. } = &mut self.body {
+            *is_duplex = true;
+        }
+        self
     }
 
     /// Server-sent events, which `write` produces until it returns or the client disconnects. Call

@@ -1,5 +1,6 @@
 //! The body of a streamed response.
 
+use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -23,6 +24,12 @@ const MAX_KEPT_BUFFER: usize = 4 * BURST;
 /// Bytes reserved for the size line of a chunk: eight digits and CRLF.
 const SIZE_LINE: usize = 10;
 
+/// The body of a request that has not been read to its end when the response begins.
+pub(crate) trait UnreadBody: fmt::Debug {
+    /// Reads what has arrived into `out`: `Some(0)` at the end, None if nothing has arrived.
+    fn read_now(&mut self, socket: &mut Socket, out: &mut [u8]) -> io::Result<Option<usize>>;
+}
+
 /// The body of a response while it is written.
 ///
 /// Bytes that are [written](Write) are collected, and sent once there are 64 KiB, with a piece of at least 16 KiB, or by
@@ -30,6 +37,8 @@ const SIZE_LINE: usize = 10;
 #[derive(Debug)]
 pub struct ResponseStream<'c> {
     socket: &'c mut Socket,
+    /// The body of the request, if the response is [duplex](crate::http::message::Response::duplex).
+    body: Option<&'c mut dyn UnreadBody>,
     /// The head, until it is sent; room for a size line; the payload.
     buffer: Vec<u8>,
     /// Where the head ends.
@@ -52,9 +61,27 @@ impl<'c> ResponseStream<'c> {
     ) -> ResponseStream<'c> {
         let chunked = framing == Framing::Chunked;
         let remaining = if let Framing::Length(length) = framing { Some(length) } else { None };
-        let mut stream = ResponseStream { socket, buffer: head, head: 0, payload: 0, chunked, remaining, deadline };
+        let (body, buffer) = (None, head);
+        let mut stream = ResponseStream { socket, body, buffer, head: 0, payload: 0, chunked, remaining, deadline };
         stream.begin_chunk();
         stream
+    }
+
+    /// The stream with the body of the request.
+    pub(crate) fn with_body(self, body: Option<&'c mut dyn UnreadBody>) -> ResponseStream<'c> {
+        ResponseStream { body, ..self }
+    }
+
+    /// Reads what has arrived of the rest of the request's body, without waiting: `Some(0)` at its end, None if nothing has
+    /// arrived. At its end at once unless the response is [duplex](crate::http::message::Response::duplex).
+    ///
+    /// # Errors
+    /// If the body is malformed or ends early, or the client has disconnected.
+    pub fn read_body_now(&mut self, out: &mut [u8]) -> io::Result<Option<usize>> {
+        match &mut self.body {
+            Some(body) => body.read_now(self.socket, out),
+            None => Ok(Some(0)),
+        }
     }
 
     fn begin_chunk(&mut self) {
@@ -232,8 +259,8 @@ fn wrong_length(message: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// The socket, to wait with `poll(2)` for the client's disconnection beside other descriptors. Do not read from it or
-/// write to it.
+/// The socket, to wait with `poll(2)` for the client's disconnection, or for more of the body after
+/// [`ResponseStream::read_body_now`], beside other descriptors. Do not read from it or write to it.
 impl AsFd for ResponseStream<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

@@ -17,7 +17,7 @@ use crate::http::connection::table::ConnectionGuard;
 use crate::http::connection::wait::SendDeadline;
 use crate::http::message::request_head::{self, RequestHead};
 use crate::http::message::response::ResponseBody;
-use crate::http::message::{ApiError, Body, Framing, Request, Response, ResponseStream};
+use crate::http::message::{ApiError, Body, Framing, Request, Response, ResponseStream, UnreadBody};
 use crate::http::server::handler::Handler;
 use crate::http::server::options::Options;
 
@@ -195,13 +195,14 @@ impl ConnectionLoop {
             Err(error) => (error.to_response(), error.ends_connection()),
         };
         log::debug!("{} {} {}", head.method, head.path, response.status());
-        let complete = !ends && body.discard_received(&mut self.socket);
+        let is_duplex = matches!(response.body, ResponseBody::Stream { is_duplex: true, .. });
+        let complete = !ends && !is_duplex && body.discard_received(&mut self.socket);
         let is_upgrade = matches!(response.body, ResponseBody::Upgrade { .. });
         let ends_now = self.socket.is_stopping() || self.socket.guard().is_crowded();
         let reuse = complete && !is_on_reserve && head.keeps_alive() && !is_upgrade && !ends_now;
         // Before the response, so that a client that has it finds it counted.
         observer.inspect(|(observer, label)| observer.answered(*label, Some(response.status())));
-        let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, !reuse)));
+        let responded = catch_unwind(AssertUnwindSafe(|| self.respond(response, head, &mut body, !reuse)));
         observer.inspect(|(observer, label)| observer.ended(*label, begun.elapsed()));
         match responded.unwrap_or_else(|panic| resume_unwind(panic)) {
             Ok(()) if !complete => self.linger(),
@@ -217,7 +218,7 @@ impl ConnectionLoop {
         false
     }
 
-    fn respond(&mut self, response: Response, request: &RequestHead, close: bool) -> io::Result<()> {
+    fn respond(&mut self, response: Response, request: &RequestHead, rest: &mut Body, close: bool) -> io::Result<()> {
         let (head, server) = (response.head, &self.options.server_name);
         let head_only = request.method == Method::Head || !head.may_have_body();
         match response.body {
@@ -228,7 +229,7 @@ impl ConnectionLoop {
                 }
                 self.socket.send(&bytes, self.send_deadline())
             }
-            ResponseBody::Stream { length, deadline, write } => {
+            ResponseBody::Stream { length, deadline, write, is_duplex } => {
                 let framing = match length.map(usize::try_from) {
                     Some(Ok(length)) => Framing::Length(length),
                     _ if request.is_http_1_0 => Framing::Close,
@@ -239,13 +240,16 @@ impl ConnectionLoop {
                     return self.socket.send(&printed, self.send_deadline());
                 }
                 let deadline = deadline.unwrap_or(self.send_deadline());
-                let mut stream = ResponseStream::new(&mut self.socket, printed, framing, deadline);
+                rest.forgo_continue();
+                let rest = is_duplex.then_some(rest as &mut dyn UnreadBody);
+                let mut stream = ResponseStream::new(&mut self.socket, printed, framing, deadline).with_body(rest);
                 write(&mut stream)?;
                 stream.finish()
             }
             ResponseBody::Upgrade { protocol, serve } => {
                 let printed = head.print_upgrade(server, &protocol)?;
                 self.socket.send(&printed, self.send_deadline())?;
+                self.socket.release();
                 serve(&mut self.socket);
                 Ok(())
             }

@@ -3,6 +3,7 @@
 mod bodies;
 mod eviction;
 mod heads;
+mod proxying;
 mod responses;
 mod streams;
 

@@ -12,10 +12,11 @@ use std::time::Instant;
 use tl_os::poll::{self, Events};
 
 /// Maximum number of bytes of one write: as many as a pipe that is ready for writing takes at once (PIPE_BUF, pipe(7)).
-pub(crate) const MAX_WRITE: usize = 4096;
+pub const MAX_WRITE: usize = 4096;
 
 /// Standard output or standard error.
-pub(crate) struct Sink {
+#[derive(Debug)]
+pub struct Sink {
     is_stdout: bool,
     /// If it is a terminal, that terminal opened again with O_NONBLOCK. Unlike a pipe, a terminal can take the beginning
     /// of a line and block on the rest.
@@ -23,28 +24,33 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    pub(crate) fn stdout() -> Sink {
+    /// Standard output.
+    #[must_use]
+    pub fn stdout() -> Sink {
         Sink { is_stdout: true, terminal: reopened(io::stdout().is_terminal(), "/proc/self/fd/1") }
     }
 
-    pub(crate) fn stderr() -> Sink {
+    /// Standard error.
+    #[must_use]
+    pub fn stderr() -> Sink {
         Sink { is_stdout: false, terminal: reopened(io::stderr().is_terminal(), "/proc/self/fd/2") }
     }
 
     /// Waits until it can be written to, or has failed; until `deadline` at most. Returns whether it can be.
-    pub(crate) fn wait(&self, deadline: Option<Instant>) -> bool {
+    #[must_use]
+    pub fn wait(&self, deadline: Option<Instant>) -> bool {
         let ready = self.with_fd(|fd| poll::wait([(fd, Events::WRITE)], deadline));
         ready.is_ok_and(|[events]| events != Events::NONE)
     }
 
     /// Calls `work` with the descriptor.
-    pub(crate) fn with_fd<T>(&self, work: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+    pub fn with_fd<T>(&self, work: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
         if self.is_stdout { work(io::stdout().as_fd()) } else { work(io::stderr().as_fd()) }
     }
 
     /// Writes bytes, [`MAX_WRITE`] at most, after [`Sink::wait`] has returned true. Returns how many were written: a
     /// terminal can take fewer.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.terminal {
             Some(terminal) => terminal.write(bytes),
             // Not through std's buffer of stdout, which would hold a lock and keep what was not written.
@@ -54,7 +60,10 @@ impl Sink {
     }
 
     /// Like [`Sink::write`], but an error if not all was written.
-    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// What `write(2)` says, or [`io::ErrorKind::WriteZero`].
+    pub fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.write(bytes)? < bytes.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
     }
 }
