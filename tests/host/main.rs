@@ -1,0 +1,17 @@
+//! Tests that drive the real tl-host, with an engine of their own (`podman`).
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(unreachable_pub, missing_docs)]
+
+// Not every test program uses all of it.
+#[allow(dead_code)]
+mod harness;
+#[allow(dead_code)]
+mod podman;
+
+mod doctor;
+mod engine_faults;
+mod import;
+mod life;
+mod many;
+mod outside;

@@ -1,0 +1,79 @@
+//! Sandboxes whose containers are changed by somebody else: tl-host follows the engine's events.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Host, start_host, wait_until};
+
+/// Waits until the sandbox has this status, and returns what the API says of it.
+fn wait_for(host: &Host, id: &str, status: &str) -> Value {
+    wait_until(&format!("{id} to be {status}"), || {
+        let body = host.request("GET", &format!("/sandboxes/{id}"), None).body;
+        (body["status"] == status).then_some(body)
+    })
+}
+
+#[test]
+fn one_that_is_killed_or_removed_from_outside_is_terminated() {
+    let Some(host) = start_host(&[]) else { return };
+    for words in [["kill"].as_slice(), &["rm", "--force"], &["stop", "--time", "20"]] {
+        let id = host.create(json!({ "name": "env" }));
+        let container = format!("tl-{id}");
+        host.podman().run(&[words, &[&container]].concat());
+        let info = wait_for(&host, &id, "terminated");
+        // `stop` lets tl-init shut down by itself.
+        let reasons = if words[0] == "stop" { ["main_process_ended"; 2] } else { ["engine"; 2] };
+        assert!(reasons.contains(&info["termination_reason"].as_str().unwrap()), "{words:?}: {info}");
+        // Its name is free, and nothing is left of it.
+        assert_eq!(host.request("GET", "/sandboxes/env", None).status, 404);
+        assert_eq!(host.containers(), [""; 0]);
+        assert!(!host.state_dir().join("tokens").join(&id).exists());
+    }
+}
+
+#[test]
+fn one_that_is_paused_from_outside_is_suspended_unless_it_has_no_name() {
+    let Some(host) = start_host(&[]) else { return };
+    let named = host.create(json!({ "name": "env" }));
+    let unnamed = host.create(json!({}));
+    let state = |id: &str| host.podman().run(&["inspect", "--format", "{{.State.Status}}", &format!("tl-{id}")]);
+    for id in [&named, &unnamed] {
+        host.podman().run(&["pause", &format!("tl-{id}")]);
+    }
+    wait_for(&host, &named, "suspended");
+    wait_until("the unnamed one to run again", || (state(&unnamed) == "running").then_some(()));
+    host.podman().run(&["unpause", &format!("tl-{named}")]);
+    wait_for(&host, &named, "running");
+}
+
+#[test]
+fn a_record_that_is_damaged_costs_neither_the_others_nor_its_container() {
+    let Some(mut host) = start_host(&[]) else { return };
+    let (damaged, good) = (host.create(json!({})), host.create(json!({})));
+    host.kill(nix::sys::signal::Signal::SIGKILL);
+    let record = host.state_dir().join(format!("sandboxes/{damaged}.json"));
+    std::fs::write(&record, "{\"id\": ").unwrap();
+    host.restart();
+    assert_eq!(host.request("GET", &format!("/sandboxes/{damaged}"), None).status, 404);
+    assert_eq!(host.request("GET", &format!("/sandboxes/{good}"), None).body["status"], "running");
+    assert!(!record.exists() && host.state_dir().join(format!("damaged/{damaged}.json")).exists());
+    assert_eq!(host.containers().len(), 2);
+    assert_eq!(host.request("DELETE", &format!("/sandboxes/{good}"), None).status, 200);
+    assert_eq!(host.containers(), [format!("tl-{damaged}")]);
+}
+
+#[test]
+fn a_container_that_somebody_else_has_made_from_a_snapshot_is_left_alone() {
+    let Some(mut host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    let answer = host.request("POST", &format!("/sandboxes/{id}/snapshot"), None);
+    let snapshot = answer.body["snapshot_id"].as_str().expect("the id of the snapshot").to_owned();
+    // It has all labels of the sandbox and of the snapshot.
+    host.podman().run(&["create", "--name", "theirs", &format!("localhost/tl-snapshot:{snapshot}")]);
+    host.restart();
+    assert_eq!(host.request("GET", &format!("/sandboxes/{id}"), None).body["status"], "running");
+    assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);
+    host.restart();
+    assert_eq!(host.containers(), ["theirs"]);
+    host.podman().run(&["rm", "theirs"]);
+    assert_eq!(host.request("DELETE", &format!("/snapshots/{snapshot}"), None).status, 200);
+}
