@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Top-level directories whose paths documents mention.
-const DIRECTORIES: [&str; 8] = ["benches/", "docs/", "examples/", "fuzz/", "init/", "os/", "src/", "tests/"];
+const DIRECTORIES: [&str; 9] = ["benches/", "docs/", "examples/", "fuzz/", "host/", "init/", "os/", "src/", "tests/"];
 
 /// How a comment cites a section of the API: this, then the heading.
 const CITATION: &str = "docs/api.md, ";

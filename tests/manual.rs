@@ -56,6 +56,7 @@ fn manual_pages_have_no_errors_and_name_every_option() {
     for (page, words) in [
         ("man/tl-init.8", &["--listen", "--max-tasks", "tlctl(1)", "tl-init 1.2.3"][..]),
         ("man/tlctl.1", &["--follow", "PROCESS SIGNAL", "--token-file", "NO_COLOR"]),
+        ("host/man/tl-host.8", &["--warm", "TL_HOST_STATE_DIR", "stop --all", "--default-image"]),
         ("man/init.conf.5", &["TL_INIT_LISTEN=ADDR:PORT", "TL_INIT_NO_AUTH=1", "TL_INIT_LOG_LIMIT=64M"]),
     ] {
         if let Some(output) = run(&dir, "man", &["--warnings", "-E", "UTF-8", "-l", page]) {
@@ -71,23 +72,30 @@ fn manual_pages_have_no_errors_and_name_every_option() {
             assert!(problems.is_empty(), "{problems:?}");
         }
     }
-    let options = fs::read_to_string(dir.path().join("man/tl-init.8")).unwrap();
-    for option in manual::options::OPTIONS {
-        let name = format!("\\fB\\-\\-{}\\fR", option.name.replace('-', "\\-"));
-        assert!(options.contains(&name), "{name}");
-    }
+    let has_options = |page: &str, names: &[&str]| {
+        let text = fs::read_to_string(dir.path().join(page)).unwrap();
+        for option in names {
+            let name = format!("\\fB\\-\\-{}\\fR", option.replace('-', "\\-"));
+            assert!(text.contains(&name), "{page}: {name}");
+        }
+    };
+    has_options("man/tl-init.8", &manual::options::OPTIONS.iter().map(|option| option.name).collect::<Vec<_>>());
+    has_options(
+        "host/man/tl-host.8",
+        &manual::host_options::OPTIONS.iter().map(|option| option.name).collect::<Vec<_>>(),
+    );
 }
 
 /// What bash completes for the words of a command line, the last of which is the one to complete.
 fn bash(dir: &TempDir, words: &[&str]) -> Option<Vec<String>> {
     let line: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     let script = format!(
-        "source completions/tlctl.bash; COMP_WORDS=({}); COMP_CWORD={}; \
+        "source completions/tlctl.bash; source host/completions/tl-host.bash; COMP_WORDS=({}); COMP_CWORD={}; \
          ${{COMP_WORDS[0]/tl-init/_tl_init}} >/dev/null; :",
         line.join(" "),
         words.len() - 1
     );
-    let function = if words[0] == "tlctl" { "_tlctl" } else { "_tl_init" };
+    let function = format!("_{}", words[0].replace('-', "_"));
     let script = script.replace(
         "${COMP_WORDS[0]/tl-init/_tl_init} >/dev/null; :",
         &format!("{function}; printf '%s\\n' \"${{COMPREPLY[@]}}\""),
@@ -99,7 +107,10 @@ fn bash(dir: &TempDir, words: &[&str]) -> Option<Vec<String>> {
 
 /// What fish completes for a command line.
 fn fish(dir: &TempDir, words: &[&str]) -> Option<Vec<String>> {
-    let script = format!("source completions/tlctl.fish; complete -C {}", quoted(&words.join(" ")));
+    let script = format!(
+        "source completions/tlctl.fish; source host/completions/tl-host.fish; complete -C {}",
+        quoted(&words.join(" "))
+    );
     let output = run(dir, "fish", &["--no-config", "-c", &script])?;
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
     let lines = String::from_utf8_lossy(&output.stdout)
@@ -134,6 +145,9 @@ fn bash_and_fish_complete_commands_options_values_and_processes() {
             (&["tl-init", "--log-f"], &["--log-format"]),
             (&["tl-init", "ct"], &["ctl"]),
             (&["tl-init", "--log-level", "t"], &["trace"]),
+            (&["tl-host", "do"], &["doctor"]),
+            (&["tl-host", "--log-f"], &["--log-format"]),
+            (&["tl-host", "--log-format", "j"], &["json"]),
         ] {
             if let Some(found) = complete(&dir, words) {
                 assert_eq!(found, right, "{words:?}");
@@ -147,6 +161,9 @@ fn bash_and_fish_complete_commands_options_values_and_processes() {
         (&["tl-init", "ctl", "wait", "3"], &["305"]),
         (&["tlctl", "--token-file", "man/tl-"], &["man/tl-init.8"]),
         (&["tl-init", "--log-dir", "man"], &["man"]),
+        (&["tl-host", "--state-dir", "man"], &["man"]),
+        (&["tl-host", "import", "man/tl-"], &["man/tl-init.8"]),
+        (&["tl-host", "import", "x", "--na"], &["--name"]),
         // After `--`, and after the first word of a command line, the words are those of the command.
         (&["tlctl", "run", "--", "tlct"], &["tlctl"]),
         (&["tlctl", "run", "cat", "--js"], &[]),
@@ -167,7 +184,7 @@ fn zsh_completes_commands_options_values_and_processes() {
     // not complete. Tab also prints the completed line, because what zsh itself writes are only the changes.
     let driver = r#"zmodload zsh/zpty
         zpty z zsh -f -i
-        zpty -w z "PS1='ready> '; fpath=($PWD/completions \$fpath); autoload -Uz compinit; compinit -u -D"
+        zpty -w z "PS1='ready> '; fpath=($PWD/completions $PWD/host/completions \$fpath); autoload -Uz compinit; compinit -u -D"
         zpty -w z 'tab() { zle complete-word; print -r -- "<${BUFFER% }>" }; zle -N tab; bindkey "^I" tab; echo begin-$((1+1))'
         zpty -r z text '*begin-2*ready> *'
         zpty -n -w z "$1"$'\t'
@@ -182,6 +199,8 @@ fn zsh_completes_commands_options_values_and_processes() {
         ("tlctl signal web TE", "tlctl signal web TERM"),
         ("tl-init --log-f", "tl-init --log-format"),
         ("tl-init ctl shut", "tl-init ctl shutdown"),
+        ("tl-host --log-f", "tl-host --log-format"),
+        ("tl-host doc", "tl-host doctor"),
     ] {
         let Some(output) = run(&dir, "timeout", &["20", "zsh", "-f", "-c", driver, "zsh", line, right]) else { return };
         if output.status.code() == Some(127) {

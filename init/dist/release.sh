@@ -27,7 +27,7 @@ target() { case $1 in amd64) echo x86_64-unknown-linux-gnu ;; arm64) echo aarch6
 
 rm -f dist/*.deb dist/*.cdx.json dist/NOTICES dist/SHA256SUMS dist/tl-init-*
 if [ -e init/manual/main.rs ]; then
-    rm -rf dist/man dist/completions
+    rm -rf dist/man dist/completions dist/host
     mkdir -p "$1" dist
     rustc --edition 2024 -o "$1/manual" init/manual/main.rs
     "$1/manual" "$version" dist

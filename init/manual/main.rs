@@ -1,4 +1,5 @@
-//! Writes the manual pages and the shell completions of `tl-init` and `tlctl`, from the tables that their parsers use.
+//! Writes the manual pages and the shell completions of `tl-init`, `tlctl` and `tl-host`, from the tables that their
+//! parsers use.
 //! It is not part of the program, and imports only the standard library, so that `rustc` alone builds it:
 //!
 //! ```text
@@ -12,6 +13,9 @@
 
 mod bash;
 mod fish;
+mod host;
+#[path = "../../host/src/program/options.rs"]
+pub(crate) mod host_options;
 #[path = "../src/options.rs"]
 pub(crate) mod options;
 mod pages;
@@ -33,6 +37,11 @@ fn files(version: &str) -> Vec<(&'static str, String)> {
         ("completions/tlctl.bash", bash::script()),
         ("completions/_tlctl", zsh::script()),
         ("completions/tlctl.fish", fish::script()),
+        // Not among the others, which belong to the package of tl-init.
+        ("host/man/tl-host.8", host::page(version)),
+        ("host/completions/tl-host.bash", host::bash()),
+        ("host/completions/_tl-host", host::zsh()),
+        ("host/completions/tl-host.fish", host::fish()),
     ]
 }
 

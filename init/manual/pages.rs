@@ -177,7 +177,7 @@ fn add_options(page: &mut Page, options: &[Opt]) {
 }
 
 /// The text of `--help` as a sentence.
-fn sentence(help: &str, default: &str) -> String {
+pub(crate) fn sentence(help: &str, default: &str) -> String {
     let mut letters = help.chars();
     let first = letters.next().map_or(String::new(), |letter| letter.to_uppercase().to_string());
     let default = if default.is_empty() { String::new() } else { format!(" The default is {default}.") };

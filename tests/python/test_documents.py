@@ -33,12 +33,14 @@ GROUPS = {
     "runc": "tests/vm/test_containers.py",
     "qemu": "tests/vm/test_boot.py",
     "contents": "tests/dist/test_release.py",
+    "host": "tests/host/python/test_documents.py",
 }
 # The examples of the API are replayed by tests/python/test_api_examples.py, whatever their group.
 REPLAYED = {"http"}
 # Groups that no test can run, and why.
 NOT_RUN = {
     "release": "needs the tag of a release, an account of the registry, and other toolchains",
+    "host-setup": "installs packages, and uses the engine of the machine",
     "firecracker": "needs KVM and Firecracker",
     "cluster": "needs a Kubernetes cluster; tests/vm/test_engines.py runs the same objects with Podman",
 }
