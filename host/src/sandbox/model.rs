@@ -76,6 +76,23 @@ pub(crate) struct SandboxSpec {
     pub(crate) allow_unauthenticated_access: bool,
 }
 
+impl SandboxSpec {
+    /// An unnamed sandbox of an image, with nothing that a request may ask for besides.
+    pub(crate) fn plain(image: String, resources: Resources) -> SandboxSpec {
+        SandboxSpec {
+            name: None,
+            image,
+            resources,
+            timeout_secs: None,
+            entrypoint: Vec::new(),
+            network_policy: NetworkPolicy { allow_internet_access: true },
+            snapshot_id: None,
+            exposed_ports: Vec::new(),
+            allow_unauthenticated_access: false,
+        }
+    }
+}
+
 /// Why a sandbox is terminated, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

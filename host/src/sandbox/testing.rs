@@ -1,23 +1,13 @@
 //! Records for unit tests.
 
-use crate::sandbox::model::{NetworkPolicy, Record, Resources, SandboxSpec, Status};
+use crate::sandbox::model::{Record, Resources, SandboxSpec, Status};
 
 /// A sandbox without a name, of the boot `boot`. Its id is made of `letter`.
 pub(crate) fn record(letter: &str, status: Status) -> Record {
     Record {
         id: letter.repeat(21),
         namespace: "default".to_owned(),
-        spec: SandboxSpec {
-            name: None,
-            image: "image".to_owned(),
-            resources: Resources { cpus: 1.0, memory_mb: 256, disk_mb: None },
-            timeout_secs: None,
-            entrypoint: Vec::new(),
-            network_policy: NetworkPolicy { allow_internet_access: true },
-            snapshot_id: None,
-            exposed_ports: Vec::new(),
-            allow_unauthenticated_access: false,
-        },
+        spec: SandboxSpec::plain("image".to_owned(), Resources { cpus: 1.0, memory_mb: 256, disk_mb: None }),
         status,
         created_at: 1,
         container: None,

@@ -12,7 +12,7 @@ use crate::engine::{Container, ContainerState};
 use crate::sandbox::create::Source;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::launch::Launch;
-use crate::sandbox::model::{NetworkPolicy, Resources, SandboxSpec};
+use crate::sandbox::model::{Resources, SandboxSpec};
 use crate::sandbox::pool::{Next, Shape, Warm};
 use crate::sandbox::registry::{Daemon, Launched};
 use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health, label, name};
@@ -95,17 +95,7 @@ impl Sandboxes {
 
     /// What a warm container is made from.
     fn default_spec(&self) -> SandboxSpec {
-        SandboxSpec {
-            name: None,
-            image: self.settings.default_image.clone(),
-            resources: self.settings.default_resources,
-            timeout_secs: None,
-            entrypoint: Vec::new(),
-            network_policy: NetworkPolicy { allow_internet_access: true },
-            snapshot_id: None,
-            exposed_ports: Vec::new(),
-            allow_unauthenticated_access: false,
-        }
+        SandboxSpec::plain(self.settings.default_image.clone(), self.settings.default_resources)
     }
 
     /// The shape of the container that a request asks for; None if no warm container can have it.
