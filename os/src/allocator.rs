@@ -4,6 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 
+#[cfg(target_env = "gnu")]
+use nix::sys::resource::{Resource, getrlimit};
+
 /// Size of the reserve of address space in bytes: twice what the C library takes from the kernel at once.
 const RESERVE: usize = 2 << 20;
 
@@ -147,6 +150,9 @@ unsafe impl GlobalAlloc for Allocator {
 /// Makes all threads share two of glibc's arenas. By default each thread that runs has its own: memory that many
 /// threads have used once is then spread over all arenas, and each takes 64 MiB of addresses.
 ///
+/// Under a limit on the address space (RLIMIT_AS) all threads share a single arena: the second one can take so much of
+/// the room that no thread can start any more.
+///
 /// Also fixes the size from which an allocation has a mapping of its own, and how much unused memory an arena keeps at
 /// its end. By default glibc raises both when a large allocation is freed, up to 32 and 64 MiB.
 ///
@@ -156,10 +162,12 @@ pub unsafe fn share_arenas() {
     /// The default of glibc for both limits, in bytes.
     #[cfg(target_env = "gnu")]
     const LIMIT: libc::c_int = 128 << 10;
+    #[cfg(target_env = "gnu")]
+    let is_unlimited = getrlimit(Resource::RLIMIT_AS).is_ok_and(|(soft, _)| soft == libc::RLIM_INFINITY);
     // SAFETY: by this function's contract no other thread reads the setting meanwhile.
     #[cfg(target_env = "gnu")]
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2)
+        libc::mallopt(libc::M_ARENA_MAX, if is_unlimited { 2 } else { 1 })
     };
     // SAFETY: as above.
     #[cfg(target_env = "gnu")]
