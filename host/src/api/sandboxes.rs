@@ -139,7 +139,10 @@ pub(crate) fn copy(api: &Api, request: &Request<'_>, namespace: &str, sandbox: &
         })?,
     };
     let source = api.sandboxes.get(namespace, sandbox).ok_or_else(|| errors::no_sandbox(sandbox))?;
-    let copies = api.sandboxes.copy(namespace, &source.id, times)?;
+    let copies = match api.sandboxes.copy(namespace, &source.id, times) {
+        Err(SandboxError::Failed { id, details }) => return answers::json(422, &Failed::new(&id, &details)),
+        copies => copies?,
+    };
     let urls = api.urls(request);
     let sandboxes = copies.iter().map(|record| Created::new(record, &urls)).collect();
     answers::json(200, &Copied { source_sandbox_id: &source.id, sandboxes })
