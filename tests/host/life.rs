@@ -48,3 +48,24 @@ fn a_sandbox_that_is_being_deleted_takes_no_more_requests() {
         assert_eq!(deletion.join().unwrap(), 200);
     });
 }
+
+#[test]
+fn a_copy_that_cannot_be_started_is_422_and_nothing_is_left_of_any() {
+    let Some(host) = start_host(&[]) else { return };
+    let script = "test -e /tmp/begun && { echo twice; exit 3; }; touch /tmp/begun; exec sleep 1000";
+    let source = host.create(json!({ "entrypoint": ["sh", "-c", script] }));
+    let begun = || host.podman().run(&["exec", &format!("tl-{source}"), "ls", "/tmp"]).contains("begun");
+    wait_until("the main process to begin", || begun().then_some(()));
+    let answer = host.request("POST", &format!("/sandboxes/{source}/copy?times=3"), None);
+    assert_eq!((answer.status, &answer.body["status"]), (422, &json!("failed")), "{answer:?}");
+    assert_eq!(
+        (&answer.body["code"], answer.body["error_details"]["message"].is_string()),
+        (&json!("START_FAILED"), true)
+    );
+    let copy = answer.body["sandbox_id"].as_str().expect("its id");
+    let info = host.request("GET", &format!("/sandboxes/{copy}"), None).body;
+    assert_eq!((&info["status"], &info["termination_reason"]), (&json!("terminated"), &json!("failed")), "{info}");
+    wait_until("the source to be all that is left", || (host.containers() == [format!("tl-{source}")]).then_some(()));
+    let snapshots = std::fs::read_dir(host.state_dir().join("snapshots")).expect("list the snapshots");
+    assert_eq!(snapshots.count(), 0);
+}

@@ -125,6 +125,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) state: ContainerState,
+    /// PID 1 of the container, as the engine's machine numbers it; None if it does not run.
+    pub(crate) pid: Option<i32>,
     /// The exit status of PID 1, once it has ended.
     pub(crate) exit_code: Option<i64>,
     pub(crate) is_oom_killed: bool,

@@ -10,9 +10,6 @@ use crate::program::paths;
 use crate::sandbox::Settings;
 use crate::sandbox::error::OpenError;
 
-/// The file of the state directory with the address of the API, for `tl-host stop`.
-pub(crate) const ADDRESS_FILE: &str = "address";
-
 /// How long a new sandbox may take until its tl-init answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
 

@@ -112,6 +112,7 @@ mod tests {
         Container {
             id: "c".to_owned(),
             state,
+            pid: None,
             exit_code,
             is_oom_killed,
             address: None,

@@ -15,6 +15,7 @@
 //! | `timeouts` | terminates or suspends sandboxes whose time is over |
 //! | `pool`, `warm_pool` | containers that are ready for the next `create`: which there are; keeping them so |
 //! | `directory` | the sandboxes as the proxy sees them |
+//! | `tenure` | whether the container of a sandbox still has its address |
 //! | `counters` | what `/metrics` shows |
 //!
 //! Every operation writes what it is about to do before it does it, so that the next start can finish or undo it.
@@ -41,6 +42,7 @@ mod slots;
 mod snapshots;
 mod store;
 mod suspend;
+mod tenure;
 #[cfg(test)]
 mod testing;
 mod timeouts;

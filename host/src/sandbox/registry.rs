@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::model::{Record, Snapshot, Status};
 use crate::sandbox::store::Store;
+use crate::sandbox::tenure::Tenure;
 
 /// The maximum number of sandboxes that are not terminated.
 pub(crate) const MAX_SANDBOXES: usize = 4096;
@@ -49,10 +50,12 @@ pub(crate) struct Entry {
 }
 
 /// How the tl-init of a sandbox is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) token: String,
+    /// Whether its container still has that address.
+    pub(crate) tenure: Arc<Tenure>,
 }
 
 /// A container whose tl-init answers.
