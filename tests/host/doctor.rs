@@ -1,8 +1,8 @@
 //! `tl-host doctor`: a line for each check, and what helps.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use crate::harness::{IMAGE, init, podman};
+use crate::harness::{IMAGE, init, podman, start_host, wait_until};
 
 /// Runs `doctor` with free ports and a state directory that can be made.
 fn doctor(options: &[&str]) -> (Option<i32>, String) {
@@ -55,4 +55,39 @@ fn what_is_missing_is_named_with_what_helps() {
     let image = line(&report, "image");
     assert!(image.starts_with("missing  image: there is no localhost/tl-none; `make host`"), "{image}");
     assert!(report.ends_with("tl-host: 2 things are missing\n"), "{report}");
+}
+
+#[test]
+fn what_a_killed_doctor_has_left_is_removed_by_the_next_one() {
+    let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    // As a doctor of another boot of the machine leaves it.
+    let labels = ["--label", "tl-host.doctor=trial", "--label", "tl-host.doctor.owner=another-boot 1 1"];
+    podman.run(&[&["create", "--name", "tl-doctor-left"], &labels[..], &[IMAGE]].concat());
+    let (code, report) =
+        doctor(&["--engine", &podman.url(), "--init", init.to_str().unwrap(), "--default-image", IMAGE]);
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(podman.run(&["ps", "--all", "--filter", "name=tl-doctor-left", "--format", "{{.Names}}"]), "");
+}
+
+#[test]
+fn a_doctor_that_is_killed_leaves_a_container_that_the_start_of_tl_host_removes() {
+    let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tl-host"));
+    command.args(["doctor", "--engine", &podman.url(), "--default-image", IMAGE, "--init"]).arg(&init);
+    command.args(["--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0", "--state-dir"]).arg(directory.path().join("new"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let owner = format!(" {} ", child.id());
+    let own = || {
+        let format = "{{.Names}} {{index .Labels \"tl-host.doctor.owner\"}} ";
+        let all = podman.run(&["ps", "--all", "--filter", "label=tl-host.doctor=trial", "--format", format]);
+        all.lines().find(|line| line.contains(&owner)).map(str::to_owned)
+    };
+    // It can have ended before it is killed; then it has left nothing.
+    wait_until("its container", || own().or_else(|| child.try_wait().unwrap().map(|_| String::new())));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let host = start_host(&[]).unwrap();
+    wait_until("nothing to be left", || own().is_none().then_some(()));
+    drop(host);
 }

@@ -19,7 +19,8 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 /// The state directory.
 pub(crate) fn state_dir(config: &Config) -> Result<PathBuf, Failure> {
     let given = config.state_dir.clone().map_or_else(paths::state_dir, Ok).map_err(Failure::Failed)?;
-    std::path::absolute(&given).map_err(|error| Failure::Failed(format!("--state-dir: {error}")))
+    let path = std::path::absolute(&given).map_err(|error| Failure::Failed(format!("--state-dir: {error}")))?;
+    paths::utf8("--state-dir", path).map_err(Failure::Failed)
 }
 
 /// The engine that the options name, or the one that is there.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::engine::{Engine, EngineError};
 use crate::program::config::Config;
 use crate::program::outcome::Failure;
-use crate::program::{address, key, setup};
+use crate::program::{address, doctor, key, setup};
 use crate::sandbox::error::OpenError;
 use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name};
 
@@ -36,6 +36,7 @@ pub(crate) fn stop(config: &Config) -> Result<(), Failure> {
         Err(OpenError::Locked(_)) => ask(config, &state_dir).map_err(Failure::Failed)?,
         Err(error) => return Err(setup::not_opened(&error)),
     }
+    doctor::remove_left(&engine);
     if config.purge { purge(&engine, &state_dir).map_err(Failure::Failed) } else { Ok(()) }
 }
 

@@ -131,8 +131,9 @@ impl Sandboxes {
         let mut daemon = self.daemon(&self.running(container)?, token).ok_or(LaunchError::NoAddress)?;
         let mut inspected = Instant::now();
         loop {
-            let is_ready = health::is_up(daemon.address)
-                .and_then(|()| main_process.map_or(Ok(()), |command| health::main_process_runs(&daemon, command)));
+            let is_ready = health::is_up(daemon.address).and_then(|()| {
+                main_process.map_or(Ok(()), |command| health::main_process_runs(daemon.address, &daemon.token, command))
+            });
             let Err(error) = is_ready else { return Ok(daemon) };
             if begin.elapsed() >= limit {
                 let output = self.output(container);

@@ -111,7 +111,7 @@ pub(crate) struct Sandboxes {
     /// How many threads suspend and resume, or wait to do so.
     waiting: Arc<AtomicUsize>,
     /// Rung when a deadline of a sandbox has been set, or one was terminated.
-    deadlines: Alarm,
+    deadlines: Arc<Alarm>,
     /// The boot that the machine is in.
     boot: String,
 }
@@ -120,12 +120,14 @@ impl Sandboxes {
     /// Locks and loads the state directory, finishes or undoes what an earlier run has left half done, and starts the
     /// threads that watch the sandboxes.
     pub(crate) fn open(engine: Engine, settings: Settings) -> Result<Arc<Sandboxes>, OpenError> {
+        // First what can fail and leaves nothing behind.
+        let boot = boot_id().map_err(OpenError::Boot)?;
+        let info = engine.info()?;
         let store = Arc::new(Store::open(&settings.state_dir)?);
         let failed = |cause| OpenError::Disk { path: settings.state_dir.clone(), cause };
-        let boot = boot_id().map_err(OpenError::Boot)?;
         let registry = Registry::new(store.load().map_err(failed)?, store.load().map_err(failed)?);
         let sandboxes = Arc::new(Sandboxes {
-            info: engine.info()?,
+            info,
             engine,
             store,
             registry,
@@ -133,7 +135,7 @@ impl Sandboxes {
             pool: WarmPool::new(settings.warm),
             counters: Counters::default(),
             waiting: Arc::default(),
-            deadlines: Alarm::default(),
+            deadlines: Arc::default(),
             boot,
             settings,
         });

@@ -125,9 +125,18 @@ impl State {
         self.sandboxes.get(id).is_some_and(|entry| entry.record.status != Status::Terminated)
     }
 
-    pub(crate) fn set_timing_out(&mut self, id: &str, is_timing_out: bool) {
+    /// The sandbox is being ended because its time is over.
+    pub(crate) fn begin_timing_out(&mut self, id: &str) {
         if let Some(entry) = self.sandboxes.get_mut(id) {
-            entry.is_timing_out = is_timing_out;
+            entry.is_timing_out = true;
+        }
+    }
+
+    /// That is over. If it has a deadline still, it is not due again before `retry`, if given.
+    pub(crate) fn end_timing_out(&mut self, id: &str, retry: Option<Instant>) {
+        if let Some(entry) = self.sandboxes.get_mut(id) {
+            entry.is_timing_out = false;
+            entry.deadline = entry.deadline.map(|deadline| retry.map_or(deadline, |retry| deadline.max(retry)));
         }
     }
 

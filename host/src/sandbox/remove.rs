@@ -12,6 +12,23 @@ use crate::sandbox::{Sandboxes, container_name, now};
 /// How many sandboxes are ended at a time by `stop_all`.
 const PARALLEL: usize = 4;
 
+/// New sandboxes are refused. When this is dropped, also by a panic, they are made again.
+struct Stopping<'a>(&'a Sandboxes);
+
+impl Stopping<'_> {
+    /// They are refused from now on.
+    fn stay(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.registry.change(|state| state.is_stopping = false);
+        self.0.open_pool();
+    }
+}
+
 impl Sandboxes {
     /// Ends a sandbox on request. One that is terminated is unknown. If the engine is gone at the beginning, that is an
     /// error, and nothing was done; if it is gone later, the removal goes on when it is there again.
@@ -36,6 +53,7 @@ impl Sandboxes {
     /// Ends all sandboxes and removes the containers that were started ahead. Snapshots stay. New sandboxes are refused
     /// from now on, unless a sandbox could not be ended.
     pub(crate) fn stop_all(&self) -> Result<(), SandboxError> {
+        let stopping = Stopping(self);
         let ids: Vec<String> = self.registry.change(|state| {
             state.is_stopping = true;
             state.living().map(|entry| entry.record.id.clone()).collect()
@@ -60,15 +78,12 @@ impl Sandboxes {
             stop();
         });
         let left = self.registry.lock().living().count();
-        let ended = match self.remove_kept() {
-            _ if left > 0 => Err(SandboxError::NotEnded(left)),
-            kept => kept.map_err(|error| self.engine_error(error)),
-        };
-        if ended.is_err() {
-            self.registry.change(|state| state.is_stopping = false);
-            self.open_pool();
+        match self.remove_kept() {
+            _ if left > 0 => return Err(SandboxError::NotEnded(left)),
+            kept => kept.map_err(|error| self.engine_error(error))?,
         }
-        ended
+        stopping.stay();
+        Ok(())
     }
 
     /// Ends a sandbox for another reason than a request.
