@@ -1,6 +1,7 @@
 //! `tl-host doctor`: a line for each check, and what helps.
 
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::harness::{IMAGE, init, podman, start_host, wait_until};
 
@@ -15,6 +16,12 @@ fn doctor(options: &[&str]) -> (Option<i32>, String) {
     (status.code(), String::from_utf8(stdout).unwrap() + &String::from_utf8(stderr).unwrap())
 }
 
+/// One test at a time has containers of `doctor`: each looks at all of them.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The line about one thing.
 fn line<'a>(report: &'a str, subject: &str) -> &'a str {
     let found = report.lines().find(|line| line.get(9..).is_some_and(|rest| rest.starts_with(&format!("{subject}: "))));
@@ -24,6 +31,7 @@ fn line<'a>(report: &'a str, subject: &str) -> &'a str {
 #[test]
 fn on_a_machine_that_has_everything_a_container_is_started() {
     let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    let _turn = turn();
     let (code, report) =
         doctor(&["--engine", &podman.url(), "--init", init.to_str().unwrap(), "--default-image", IMAGE]);
     assert_eq!(code, Some(0), "{report}");
@@ -60,9 +68,10 @@ fn what_is_missing_is_named_with_what_helps() {
 #[test]
 fn what_a_killed_doctor_has_left_is_removed_by_the_next_one() {
     let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    let _turn = turn();
     // As a doctor of another boot of the machine leaves it.
     let labels = ["--label", "tl-host.doctor=trial", "--label", "tl-host.doctor.owner=another-boot 1 1"];
-    podman.run(&[&["create", "--name", "tl-doctor-left"], &labels[..], &[IMAGE]].concat());
+    podman.run(&[&["create", "--name", "tl-doctor-left"], &labels[..], &[IMAGE, "true"]].concat());
     let (code, report) =
         doctor(&["--engine", &podman.url(), "--init", init.to_str().unwrap(), "--default-image", IMAGE]);
     assert_eq!(code, Some(0), "{report}");
@@ -72,6 +81,7 @@ fn what_a_killed_doctor_has_left_is_removed_by_the_next_one() {
 #[test]
 fn a_doctor_that_is_killed_leaves_a_container_that_the_start_of_tl_host_removes() {
     let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    let _turn = turn();
     let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_tl-host"));
     command.args(["doctor", "--engine", &podman.url(), "--default-image", IMAGE, "--init"]).arg(&init);

@@ -75,6 +75,8 @@ pub(crate) struct EngineInfo {
     pub(crate) limits_cpus: bool,
     /// Whether the size of a container's file system can be limited.
     pub(crate) limits_disk: bool,
+    /// Size of the file system in which containers are, in MiB; None if it cannot be seen from here.
+    pub(crate) disk_mb: Option<u64>,
 }
 
 /// What a new container is made from.

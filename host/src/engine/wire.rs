@@ -71,6 +71,7 @@ impl Info {
             limits_memory: self.memory_limit,
             limits_cpus: self.cpu_cfs_quota,
             limits_disk,
+            disk_mb: None,
         }
     }
 }

@@ -70,7 +70,7 @@ impl Sandboxes {
         let Some(Err(error)) = failed.into_iter().next() else { return Ok(made) };
         for record in made {
             if let Ok(mut operation) = self.registry.begin(None, &record.id, &self.store, None) {
-                self.remove_logged(&mut operation, Reason::Deleted, "another copy of the same request has failed");
+                self.end_logged(&mut operation, Reason::Deleted, "another copy of the same request has failed");
             }
         }
         Err(error)

@@ -9,7 +9,7 @@
 //! | `store` | the files of the state directory |
 //! | `registry` | all sandboxes in memory, by id and by name; one operation at a time for each |
 //! | `launch`, `slots`, `health` | a container from an image, until its tl-init answers; how many at a time |
-//! | `create`, `suspend`, `remove`, `snapshots`, `copy`, `update` | a file for each operation |
+//! | `create`, `suspend`, `end`, `snapshots`, `copy`, `update` | a file for each operation |
 //! | `recovery` | at the start: finishes or undoes what an earlier run has left half done |
 //! | `monitor` | follows the engine's events: sandboxes that end from outside |
 //! | `timeouts` | terminates or suspends sandboxes whose time is over |
@@ -30,6 +30,7 @@ mod copy;
 mod create;
 mod decision;
 mod directory;
+mod end;
 mod expiry;
 pub(crate) mod health;
 mod launch;
@@ -37,7 +38,6 @@ mod monitor;
 mod pool;
 mod recovery;
 mod registry;
-mod remove;
 mod slots;
 mod snapshots;
 mod store;

@@ -103,13 +103,13 @@ impl Sandboxes {
                 Ok(())
             }
             Decision::Unpause => self.unpause_left(operation, container),
-            Decision::Remove(reason, details) => {
+            Decision::End(reason, details) => {
                 if operation.record().status != Status::Pending {
                     self.counters.ended_from_outside();
                 }
-                self.remove_now(operation, reason, details)
+                self.end_at_once(operation, reason, details)
             }
-            Decision::FinishRemoval => self.finish_removal(operation),
+            Decision::FinishEnding => self.finish_ending(operation),
             Decision::RemoveContainer => {
                 self.engine.remove(&container_name(operation.id())).map_err(|error| self.engine_error(error))
             }

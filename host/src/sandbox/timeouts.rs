@@ -97,7 +97,7 @@ impl Sandboxes {
         let seconds = record.spec.timeout_secs.unwrap_or_default();
         match (&record.spec.name, record.status) {
             (None, Status::Running) if is_due => {
-                self.remove(operation, Reason::Timeout, format!("its time of {seconds} s was over"))
+                self.end(operation, Reason::Timeout, format!("its time of {seconds} s was over"))
             }
             (Some(_), Status::Running) if is_due => self.suspend_now(operation),
             _ => Ok(()),
