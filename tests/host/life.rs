@@ -105,14 +105,17 @@ fn stop_all_does_not_send_the_key_to_somebody_who_listens_where_a_killed_tl_host
     // Who holds the lock of the state directory but does not serve it.
     let lock = std::fs::File::open(host.state_dir().join("lock")).unwrap();
     let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    // It closes the connection once it has received something.
+    let stranger = std::thread::spawn(move || {
+        let (mut connection, _) = stranger.accept().unwrap();
+        let mut received = [0; 4096];
+        connection.read(&mut received).map(|count| String::from_utf8_lossy(&received[..count]).into_owned()).unwrap()
+    });
     let output = host.command(&["stop", "--all"]).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(1) && errors.contains("has ended"), "{errors}");
-    let (mut connection, _) = stranger.accept().unwrap();
-    let mut received = String::new();
-    connection.read_to_string(&mut received).unwrap();
-    assert_eq!(received, "");
-    drop((lock, stranger));
+    assert_eq!(stranger.join().unwrap(), "");
+    drop(lock);
     // Without the lock, this program ends the sandboxes itself; with a tl-host that runs, that one does.
     host.restart();
     let output = host.command(&["stop", "--all"]).output().unwrap();
