@@ -126,8 +126,19 @@ fn reused_pids_mix_up_neither_output_nor_exit_codes() {
         let code: u64 = script.rsplit(' ').next().and_then(|code| code.parse().ok()).expect("its exit code");
         assert_eq!(info["exit_code"], code, "{info}");
         pids.insert(info["pid"].as_u64());
+        // Whoever had its PID last, its handle leads to its own output.
+        let number = script.split([' ', ';']).nth(1).expect("its number");
+        let (pid, view) = (pid_of(info), format!("output?handle={}", info["handle"]));
+        let mut lines = daemon.lines(pid, &view);
+        lines.sort();
+        assert_eq!(lines, [number; 2], "{info}");
     }
     assert!(pids.len() < list.len(), "no PID was reused, so the test shows nothing");
+    for (handle, status, code, part) in
+        [("9999999", 404, "NOT_FOUND", "handle"), ("x", 400, "INVALID_REQUEST", "handle")]
+    {
+        daemon.get(&format!("/processes/1/stdout?handle={handle}")).expect_error(status, code, part);
+    }
 }
 
 #[test]

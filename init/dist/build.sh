@@ -1,8 +1,8 @@
 #!/bin/sh
 # Builds static release binaries, which run in an otherwise empty root file system.
-#   init/dist/build.sh TARGET_DIR [other]
+#   init/dist/build.sh [--program tl-host] TARGET_DIR [other]
 #
-# Without `other`: dist/tl-init, for the architecture of this machine.
+# Without `other`: dist/tl-init, for the architecture of this machine; with `--program tl-host` dist/tl-host.
 # With it: dist/tl-init-ARCH (amd64 or arm64) for the other architecture, by a cross compiler (tests/need cross).
 #
 # The same sources, Rust toolchain and linker give the same bytes, whatever the names of the directories
@@ -10,12 +10,17 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
+program=tl-init
+if [ "$1" = --program ]; then
+    program=$2
+    shift 2
+fi
 host=$(rustc -vV | sed -n 's/^host: //p')
 case ${2-}/$host in
 /*) target=$host ;;
 other/x86_64-*) target=aarch64-unknown-linux-gnu ;;
 other/aarch64-*) target=x86_64-unknown-linux-gnu ;;
-*) echo "usage: $0 TARGET_DIR [other]" >&2 && exit 1 ;;
+*) echo "usage: $0 [--program PROGRAM] TARGET_DIR [other]" >&2 && exit 1 ;;
 esac
 case $target in
 x86_64-*) arch=amd64 machine=x86_64 ;;
@@ -31,9 +36,9 @@ set -- "$@" -C llvm-args=-inline-threshold=50
 
 sysroot=$(rustc --print sysroot)
 if [ "$target" = "$host" ]; then
-    output=dist/tl-init
+    output=dist/$program
 else
-    output=dist/tl-init-$arch
+    output=dist/$program-$arch
     [ -d "$sysroot/lib/rustlib/$target" ] || rustup target add "$target"
     set -- "$@" -C "linker=$machine-linux-gnu-gcc"
     # The lld of the Rust toolchain links for every architecture.
@@ -58,17 +63,17 @@ separator=$(printf '\037')
 # A build script runs again whenever SOURCE_DATE_EPOCH changes, although nothing in the binary depends on it.
 unset SOURCE_DATE_EPOCH RUSTFLAGS
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$separator && echo "$*") CARGO_TARGET_DIR=$built \
-    cargo build --release --quiet --locked --package tl-init --target "$target"
+    cargo build --release --quiet --locked --package "$program" --target "$target"
 
 mkdir -p dist
-cp "$built/$target/release/tl-init" "$output.new"
+cp "$built/$target/release/$program" "$output.new"
 
 if readelf --program-headers --section-headers "$output.new" | grep -E 'INTERP|DYNAMIC|\.symtab'; then
     echo "$0: the binary is not static, or not stripped" >&2
     exit 1
 fi
-# 3 MiB. Also most of its memory: the pages of the code are nearly all of what an idle daemon uses.
-most=3145728
+# tl-init: 3 MiB. Also most of its memory: the pages of the code are nearly all of what an idle daemon uses.
+case $program in tl-init) most=3145728 ;; *) most=6291456 ;; esac
 size=$(stat -c %s "$output.new")
 if [ "$size" -ge $most ]; then
     echo "$0: the binary has $size bytes; at most $most are allowed" >&2
@@ -81,10 +86,10 @@ fi
 if [ "$target" = "$host" ]; then
     empty=$(mktemp -d)
     trap 'rm -rf "$empty"' EXIT
-    cp "$output.new" "$empty/tl-init"
+    cp "$output.new" "$empty/$program"
     as_root=
     if [ "$(id -u)" != 0 ]; then as_root='unshare --map-root-user'; fi
-    $as_root chroot "$empty" /tl-init --version >/dev/null
+    $as_root chroot "$empty" "/$program" --version >/dev/null
 fi
 
 # The binary gets its name only after the checks.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what a static binary of tl-init consists of: a bill of materials and the licences of its crates.
+"""Writes what a static binary of tl-init or tl-host consists of: a bill of materials and the licences of its crates.
 
     SOURCE_DATE_EPOCH=SECONDS init/dist/sbom.py TARGET BINARY SBOM NOTICES
 
@@ -27,10 +27,10 @@ def output(*command, text=None):
     return done.stdout
 
 
-def crates(target):
+def crates(program, target):
     """Returns {name@version: (licence, repository)} and {name@version: its dependencies}, the program first."""
     tree = output(
-        *["cargo", "tree", "--locked", "--package", "tl-init", "--target", target, "--no-dedupe"],
+        *["cargo", "tree", "--locked", "--package", program, "--target", target, "--no-dedupe"],
         *["--edges", "normal,no-proc-macro", "--prefix", "depth", "--format", "|{p}|{l}|{r}"],
     )
     found, needs, path = {}, {}, []
@@ -117,7 +117,7 @@ def bill_of_materials(target, binary, found, needs):
     }
 
 
-def notices(found):
+def notices(program, found):
     """The licence files of the crates, each text once with the crates that have it."""
     described = json.loads(output("cargo", "metadata", "--locked", "--format-version", "1"))["packages"]
     directory = {f"{one['name']}@{one['version']}": pathlib.Path(one["manifest_path"]).parent for one in described}
@@ -130,7 +130,7 @@ def notices(found):
             owners.setdefault(f"(The crate has no licence file. It is licensed under {found[crate][0]}.)", []).append(crate)
         for file in files:
             owners.setdefault(file.read_text(errors="replace").strip(), []).append(crate)
-    parts = ["Licences of the crates in the static binary of tl-init.\n"]
+    parts = [f"Licences of the crates in the static binary of {program}.\n"]
     for text, having in owners.items():
         parts.append("\n".join(["=" * 100, *having, "", text, ""]))
     return "\n".join(parts)
@@ -138,10 +138,12 @@ def notices(found):
 
 def main():
     target, binary, sbom, notice = sys.argv[1:]
-    found, needs = crates(target)
+    # The name of the binary without that of the architecture.
+    program = pathlib.Path(binary).name.rpartition("-")[0]
+    found, needs = crates(program, target)
     bill = bill_of_materials(target, ROOT / binary, found, needs)
     (ROOT / sbom).write_text(json.dumps(bill, indent=1) + "\n")
-    (ROOT / notice).write_text(notices(found))
+    (ROOT / notice).write_text(notices(program, found))
 
 
 main()

@@ -20,7 +20,7 @@
 //! | [`loopback`] | brings the loopback interface up |
 //! | [`mountinfo`] | reads the mounts of this namespace |
 //! | `pending_sigkill` | whether a process has a SIGKILL pending |
-//! | `pidfd` | descriptors that refer to a process |
+//! | [`pidfd`] | descriptors that refer to a process |
 //! | [`pipe`] | state and owner of a pipe |
 //! | [`poll`] | waits for descriptors and for other threads |
 //! | [`process_tree`] | finds the processes of a run in /proc |
@@ -55,7 +55,7 @@ mod kernel_file;
 pub mod loopback;
 pub mod mountinfo;
 mod pending_sigkill;
-mod pidfd;
+pub mod pidfd;
 pub mod pipe;
 pub mod poll;
 pub mod process_tree;

@@ -12,14 +12,14 @@ use crate::poll::{Events, wait};
 
 /// A descriptor that refers to one process, even after that has ended.
 #[derive(Debug)]
-pub(crate) struct PidFd(OwnedFd);
+pub struct PidFd(OwnedFd);
 
 impl PidFd {
     /// Opens the process that has this PID now.
     ///
     /// # Errors
     /// ESRCH if there is none, ENOSYS before Linux 5.3.
-    pub(crate) fn open(pid: Pid) -> io::Result<PidFd> {
+    pub fn open(pid: Pid) -> io::Result<PidFd> {
         // SAFETY: it takes integers.
         let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
         let fd = i32::try_from(fd).map_err(io::Error::other)?;
@@ -55,7 +55,7 @@ impl PidFd {
     ///
     /// # Errors
     /// What `poll(2)` says.
-    pub(crate) fn wait_end(&self, deadline: Instant) -> io::Result<bool> {
+    pub fn wait_end(&self, deadline: Instant) -> io::Result<bool> {
         let [events] = wait([(self.0.as_fd(), Events::READ)], Some(deadline))?;
         Ok(events != Events::NONE)
     }

@@ -46,7 +46,38 @@ def package(arch):
 def test_the_sums_name_every_file_that_is_published():
     output("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=DIST)
     assert {f"tl-init-{NATIVE}", f"tl-init-{NATIVE}.cdx.json", package(NATIVE).name, "NOTICES"} <= set(sums())
+    assert {f"tl-host-{VERSION}-{NATIVE}.tar.gz", f"tl-host-{NATIVE}.cdx.json", "NOTICES-tl-host"} <= set(sums())
     assert hashlib.sha256((DIST / "tl-init").read_bytes()).hexdigest() == sums()[f"tl-init-{NATIVE}"]
+
+
+@each_architecture
+def test_the_archive_of_tl_host_has_everything_that_it_needs(arch, tmp_path):
+    name = f"tl-host-{VERSION}-{arch}"
+    output("tar", "-xf", DIST / f"{name}.tar.gz", "-C", tmp_path)
+    root = tmp_path / name
+    files = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    assert files == [
+        *["LICENSE", "NOTICES", "NOTICES-tl-host", "completions/_tl-host", "completions/tl-host.bash"],
+        *["completions/tl-host.fish", "host.md", "man/tl-host.8", "tl-host", "tl-init"],
+    ]
+    assert hashlib.sha256((root / "tl-init").read_bytes()).hexdigest() == sums()[f"tl-init-{arch}"]
+    listed = output("tar", "--numeric-owner", "-tvf", DIST / f"{name}.tar.gz").splitlines()
+    assert all(line.split()[1] == "0/0" and line[7] == "r" for line in listed), listed
+    bill = json.loads((DIST / f"tl-host-{arch}.cdx.json").read_text())
+    assert JsonStrictValidator(SchemaVersion.V1_5).validate_str(json.dumps(bill)) is None
+    program = bill["metadata"]["component"]
+    assert (program["name"], program["version"]) == ("tl-host", VERSION)
+    assert program["hashes"][0]["content"] == hashlib.sha256((root / "tl-host").read_bytes()).hexdigest()
+    assert {"tl-supervisor", "tl-os", "ureq"} <= {component["name"] for component in bill["components"]}
+    if arch == NATIVE:
+        assert output(root / "tl-host", "--version") == f"tl-host {VERSION}\n"
+        # It finds tl-init beside itself.
+        done = subprocess.run(
+            [root / "tl-host", "doctor", "--state-dir", tmp_path / "state", "--engine", "unix:///nowhere"],
+            capture_output=True,
+            text=True,
+        )
+        assert f"ok       tl-init: {root}/tl-init, static" in done.stdout, done.stdout
 
 
 def test_a_build_elsewhere_gives_the_same_bytes(tmp_path):

@@ -1,8 +1,12 @@
 //! The life of a sandbox, and what is left of it.
 
+use std::io::Read;
+use std::net::TcpListener;
+use std::process::Command;
+
 use serde_json::json;
 
-use crate::harness::{start_host, wait_until};
+use crate::harness::{init, podman, start_host, wait_until};
 
 #[test]
 fn a_sandbox_is_made_listed_and_deleted_and_nothing_is_left() {
@@ -47,4 +51,74 @@ fn a_sandbox_that_is_being_deleted_takes_no_more_requests() {
         assert!(!deletion.is_finished());
         assert_eq!(deletion.join().unwrap(), 200);
     });
+}
+
+#[test]
+fn a_copy_that_cannot_be_started_is_422_and_nothing_is_left_of_any() {
+    let Some(host) = start_host(&[]) else { return };
+    let script = "test -e /tmp/begun && { echo twice; exit 3; }; touch /tmp/begun; exec sleep 1000";
+    let source = host.create(json!({ "entrypoint": ["sh", "-c", script] }));
+    let begun = || host.podman().run(&["exec", &format!("tl-{source}"), "ls", "/tmp"]).contains("begun");
+    wait_until("the main process to begin", || begun().then_some(()));
+    let answer = host.request("POST", &format!("/sandboxes/{source}/copy?times=3"), None);
+    assert_eq!((answer.status, &answer.body["status"]), (422, &json!("failed")), "{answer:?}");
+    assert_eq!(
+        (&answer.body["code"], answer.body["error_details"]["message"].is_string()),
+        (&json!("START_FAILED"), true)
+    );
+    let copy = answer.body["sandbox_id"].as_str().expect("its id");
+    let info = host.request("GET", &format!("/sandboxes/{copy}"), None).body;
+    assert_eq!((&info["status"], &info["termination_reason"]), (&json!("terminated"), &json!("failed")), "{info}");
+    wait_until("the source to be all that is left", || (host.containers() == [format!("tl-{source}")]).then_some(()));
+    let snapshots = std::fs::read_dir(host.state_dir().join("snapshots")).expect("list the snapshots");
+    assert_eq!(snapshots.count(), 0);
+}
+
+#[test]
+fn a_tl_host_that_cannot_start_leaves_no_state_directory() {
+    let (Some(podman), Some(init)) = (podman(), init()) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (taken, engine) = (listener.local_addr().unwrap().to_string(), podman.url());
+    for (options, part) in [
+        (["--api", &taken, "--engine", &engine], "--api: cannot listen"),
+        (["--proxy", &taken, "--engine", &engine], "--proxy: cannot listen"),
+        (["--api", "127.0.0.1:0", "--engine", "unix:///nowhere.sock"], "/nowhere.sock cannot be reached"),
+        (["--key-file", "/nowhere", "--engine", &engine], "--key-file: /nowhere"),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tl-host"));
+        command.args(["--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0", "--init"]).arg(&init);
+        let output = command.arg("--state-dir").arg(directory.path().join("new")).args(options).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && errors.contains(part), "{options:?}: {errors}");
+        assert!(!directory.path().join("new").exists(), "{options:?} has made it");
+    }
+}
+
+#[test]
+fn stop_all_does_not_send_the_key_to_somebody_who_listens_where_a_killed_tl_host_did() {
+    let Some(mut host) = start_host(&[]) else { return };
+    host.create(json!({}));
+    let address = host.api.strip_prefix("http://").unwrap().to_owned();
+    host.kill(nix::sys::signal::Signal::SIGKILL);
+    let stranger = TcpListener::bind(&address).expect("listen where tl-host did");
+    // Who holds the lock of the state directory but does not serve it.
+    let lock = std::fs::File::open(host.state_dir().join("lock")).unwrap();
+    let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+    // It closes the connection once it has received something.
+    let stranger = std::thread::spawn(move || {
+        let (mut connection, _) = stranger.accept().unwrap();
+        let mut received = [0; 4096];
+        connection.read(&mut received).map(|count| String::from_utf8_lossy(&received[..count]).into_owned()).unwrap()
+    });
+    let output = host.command(&["stop", "--all"]).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && errors.contains("has ended"), "{errors}");
+    assert_eq!(stranger.join().unwrap(), "");
+    drop(lock);
+    // Without the lock, this program ends the sandboxes itself; with a tl-host that runs, that one does.
+    host.restart();
+    let output = host.command(&["stop", "--all"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(host.containers(), [""; 0]);
 }

@@ -1,8 +1,12 @@
 //! Sandboxes whose containers are changed by somebody else: tl-host follows the engine's events.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use serde_json::{Value, json};
 
-use crate::harness::{Host, start_host, wait_until};
+use crate::harness::{Host, IMAGE, init, podman, start_host, wait_until};
+use crate::podman::Podman;
 
 /// Waits until the sandbox has this status, and returns what the API says of it.
 fn wait_for(host: &Host, id: &str, status: &str) -> Value {
@@ -76,4 +80,41 @@ fn a_container_that_somebody_else_has_made_from_a_snapshot_is_left_alone() {
     assert_eq!(host.containers(), ["theirs"]);
     host.podman().run(&["rm", "theirs"]);
     assert_eq!(host.request("DELETE", &format!("/snapshots/{snapshot}"), None).status, 200);
+}
+
+/// Asks the proxy for a file, and returns the whole answer.
+fn ask_proxy(host: &Host, name: &str) -> String {
+    let address = host.proxy.strip_prefix("http://").expect("an address");
+    let mut stream = TcpStream::connect(address).expect("connect to the proxy");
+    let key = &host.key;
+    write!(stream, "GET /etc/passwd HTTP/1.0\r\nHost: {name}.local\r\nAuthorization: Bearer {key}\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read the answer of the proxy");
+    answer
+}
+
+#[test]
+fn a_request_does_not_reach_the_container_that_got_the_address_of_a_sandbox() {
+    if podman().is_none() {
+        return;
+    }
+    let Some(init) = init() else { return };
+    let host = Host::start(Box::leak(Box::new(Podman::start())), init, &[]);
+    let id = host.create(json!({ "name": "old", "exposed_ports": [8080] }));
+    let podman = host.podman();
+    let address = podman.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", &format!("tl-{id}")]);
+    // Without the engine, tl-host does not learn that the container is gone.
+    podman.kill_service();
+    podman.run(&["rm", "--force", "--time", "0", &format!("tl-{id}")]);
+    let serve = "httpd -p 8080 -h / && exec httpd -f -p 9501 -h /";
+    podman.run(&["run", "--detach", "--name", "other", "--ip", &address, IMAGE, "sh", "-c", serve]);
+    for (port, name) in [(8080, "8080-old"), (9501, "old")] {
+        wait_until("the other container to listen", || TcpStream::connect((address.as_str(), port)).ok());
+        let answer = ask_proxy(&host, name);
+        assert!(answer.contains(" 503 ") && answer.contains("SANDBOX_UNREACHABLE"), "{name}: {answer}");
+    }
+    podman.run(&["rm", "--force", "--time", "0", "other"]);
+    podman.start_service();
+    wait_for(&host, &id, "terminated");
+    assert!(ask_proxy(&host, "old").contains("SANDBOX_NOT_FOUND"));
 }

@@ -58,7 +58,7 @@ struct Details<'r> {
 }
 
 impl<'r> Info<'r> {
-    pub(crate) fn new(record: &'r Record, urls: &'r Urls) -> Info<'r> {
+    pub(crate) fn new(record: &'r Record, urls: &'r Urls, whole_disk_mb: u64) -> Info<'r> {
         let spec = &record.spec;
         let termination = record.termination.as_ref();
         let allow_internet_access = spec.network_policy.allow_internet_access;
@@ -70,7 +70,7 @@ impl<'r> Info<'r> {
             status: record.status,
             pending_reason: pending_reason(record.status),
             image: &spec.image,
-            resources: spec.resources.into(),
+            resources: ResourcesInfo::new(spec.resources, whole_disk_mb),
             timeout_secs: spec.timeout_secs.unwrap_or(0),
             entrypoint: &spec.entrypoint,
             network_policy: policy,
@@ -304,21 +304,21 @@ pub(crate) mod tests {
     fn a_running_sandbox_has_every_field_that_clients_need() {
         let right = json!({
             "id": "abcdefghijklmnopqrstu", "namespace": "default", "name": "my-env", "status": "running",
-            "pending_reason": null, "image": "debian", "resources": {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 0, "ephemeral_disk_mb": 0},
+            "pending_reason": null, "image": "debian", "resources": {"cpus": 1.0, "memory_mb": 1024, "disk_mb": 5000, "ephemeral_disk_mb": 5000},
             "timeout_secs": 0, "entrypoint": [],
             "network_policy": {"allow_internet_access": true, "allow_out": [], "deny_out": []},
             "network": {"allow_internet_access": true, "allow_out": [], "deny_out": []}, "auto_resume": true,
             "exposed_ports": [8080], "allow_unauthenticated_access": false, "created_at": 1_764_500_000_000_u64,
             "terminated_at": null, "termination_reason": null, "error_details": null, "sandbox_url": "http://127.0.0.1:9443", "ingress_endpoint": "http://localhost:9443",
         });
-        assert_eq!(shown(&Info::new(&record(), &urls())), right);
+        assert_eq!(shown(&Info::new(&record(), &urls(), 5000)), right);
     }
 
     #[test]
     fn a_terminated_sandbox_says_why() {
         let termination = Termination { at: 7, reason: Reason::Timeout, details: "its time was over".to_owned() };
         let record = Record { status: Status::Terminated, termination: Some(termination), ..record() };
-        let info = shown(&Info::new(&record, &urls()));
+        let info = shown(&Info::new(&record, &urls(), 0));
         assert_eq!((&info["status"], &info["terminated_at"]), (&json!("terminated"), &json!(7)));
         assert_eq!(
             (&info["termination_reason"], &info["error_details"]["message"]),

@@ -318,16 +318,17 @@ impl SnapshotBody {
 pub(crate) struct ResourcesInfo {
     cpus: f64,
     memory_mb: u64,
-    /// 0 if the file system is not limited.
+    /// If the file system is not limited, the size of the disk of which it is a part.
     disk_mb: u64,
     /// The name of `disk_mb` in older clients.
     ephemeral_disk_mb: u64,
 }
 
-impl From<Resources> for ResourcesInfo {
-    fn from(resources: Resources) -> ResourcesInfo {
+impl ResourcesInfo {
+    /// `whole_disk_mb` is the size of the disk on which containers are; 0 if that is not known, as clients need a number.
+    pub(crate) fn new(resources: Resources, whole_disk_mb: u64) -> ResourcesInfo {
         let Resources { cpus, memory_mb, disk_mb } = resources;
-        let disk_mb = disk_mb.unwrap_or(0);
+        let disk_mb = disk_mb.unwrap_or(whole_disk_mb);
         ResourcesInfo { cpus, memory_mb, disk_mb, ephemeral_disk_mb: disk_mb }
     }
 }

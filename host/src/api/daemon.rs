@@ -106,7 +106,7 @@ impl Daemon {
 
     /// Number of lines that the log of a process has, up to `most`.
     pub(crate) fn count_lines(&self, process: &Process, most: u64) -> Result<u64, ApiError> {
-        let Some(mut response) = self.get_if_known(&format!("/{}/output?tail={most}", process.pid), TIMEOUT)? else {
+        let Some(mut response) = self.get_if_known(&output_path(process, "output", most), TIMEOUT)? else {
             return Ok(0);
         };
         // The lines are skipped while they are read.
@@ -129,7 +129,7 @@ impl Daemon {
             return Ok(Some(lines));
         }
         let patience = if process.is_over() { TIMEOUT } else { UNFINISHED };
-        let path = format!("/{}/output/follow?tail={wanted}", process.pid);
+        let path = output_path(process, "output/follow", wanted);
         let Some(mut response) = self.get_if_known(&path, patience)? else { return Ok(Some(lines)) };
         let reader = response.body_mut().with_config().limit(u64::MAX).reader();
         let begun = Instant::now();
@@ -173,6 +173,12 @@ impl Daemon {
         let request = self.agent.get(format!("{}{path}", self.base)).header("Authorization", &self.authorization);
         request.config().timeout_global(Some(timeout)).build().call()
     }
+}
+
+/// The path of the last lines of a process, by its handle: since it was listed, its PID may have passed to another one.
+/// A tl-init from before version 0.3 does not know `handle`, and goes by the PID.
+fn output_path(process: &Process, what: &str, most: u64) -> String {
+    format!("/{}/{what}?handle={}&tail={most}", process.pid, process.handle)
 }
 
 fn unavailable(error: ureq::Error) -> ApiError {
@@ -230,6 +236,13 @@ mod tests {
         let events: Vec<Event> = Events(text.as_bytes()).map(Result::unwrap).collect();
         let [Event::Line(line), Event::End] = &events[..] else { panic!("{events:?}") };
         assert_eq!((&*line.line, line.timestamp, &*line.stream), ("a", 5, "stderr"));
+    }
+
+    #[test]
+    fn output_is_asked_for_by_handle() {
+        let json = r#"{"handle":7,"pid":305,"status":"exited","command":"a","args":[],"started_at":1}"#;
+        let process: Process = serde_json::from_str(json).unwrap();
+        assert_eq!(output_path(&process, "output/follow", 5), "/305/output/follow?handle=7&tail=5");
     }
 
     #[test]

@@ -59,7 +59,6 @@ impl Api {
             Endpoint::DeleteSnapshot => snapshots::delete(self, namespace, parameter),
             Endpoint::Logs => logs::logs(self, request, namespace, parameter),
             Endpoint::Processes => logs::processes(self, namespace, parameter),
-            Endpoint::Archived => Err(errors::no_sandbox(parameter)),
             Endpoint::NotSupported(what) => Err(errors::missing(what)),
             Endpoint::Introspect => keys::introspect(),
             Endpoint::Health => keys::health(),

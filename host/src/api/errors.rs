@@ -28,7 +28,7 @@ pub(crate) fn no_file_systems(field: &str) -> ApiError {
 pub(crate) fn missing(what: Missing) -> ApiError {
     match what {
         Missing::Pools => not_supported("tl-host has no pools; start it with --warm N to keep containers ready"),
-        Missing::Archive => not_supported("tl-host has no archive; terminated sandboxes are listed for an hour"),
+        Missing::Archive => not_supported("tl-host has no archive; a terminated sandbox is listed for an hour"),
         Missing::FileSystems => no_file_systems(""),
     }
 }
@@ -56,7 +56,7 @@ impl From<SandboxError> for ApiError {
             SandboxError::InvalidState { .. } => ApiError::new(409, "INVALID_STATE", message),
             SandboxError::Unnamed(_) => ApiError::new(400, "UNNAMED_SANDBOX", message),
             SandboxError::Busy(_) => ApiError::new(409, "SANDBOX_BUSY", message),
-            // Most callers of `create` get the answer of [`crate::api::answers::Failed`] instead.
+            // The callers of `create` and `copy` get the answer of [`crate::api::answers::Failed`] instead.
             SandboxError::Failed { .. } => ApiError::new(500, "START_FAILED", message),
             SandboxError::TooMany(_) => ApiError::new(429, "TOO_MANY_SANDBOXES", message),
             SandboxError::TooManySnapshots(_) => ApiError::new(429, "TOO_MANY_SNAPSHOTS", message),

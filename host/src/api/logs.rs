@@ -130,7 +130,8 @@ pub(crate) fn processes(api: &Api, namespace: &str, sandbox: &str) -> Result<Res
     answers::json(200, &Processes { processes: infos })
 }
 
-/// The sandbox and a client of its daemon.
+/// The sandbox and a client of its daemon. Should the daemon's address belong to another sandbox by now, that one refuses
+/// the token.
 fn reach(api: &Api, namespace: &str, sandbox: &str) -> Result<(Record, Daemon), ApiError> {
     let record = api.sandboxes.get(namespace, sandbox).ok_or_else(|| errors::no_sandbox(sandbox))?;
     if record.status == Status::Terminated {

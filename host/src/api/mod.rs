@@ -31,8 +31,9 @@ use tl_supervisor::http::Auth;
 use tl_supervisor::http::message::Request;
 use tl_supervisor::metrics::Page;
 
-use crate::api::answers::Urls;
+use crate::api::answers::{Info, Urls};
 use crate::sandbox::Sandboxes;
+use crate::sandbox::model::Record;
 
 /// Writes metrics of another module to a page.
 pub(crate) type WriteMetrics = Box<dyn Fn(&mut Page) + Send + Sync>;
@@ -55,6 +56,11 @@ impl Api {
     /// Where a client reaches a sandbox.
     fn urls(&self, request: &Request<'_>) -> Urls {
         urls(self.proxy, request.header("Host").as_deref())
+    }
+
+    /// What answers show of a sandbox.
+    fn info<'r>(&self, record: &'r Record, urls: &'r Urls) -> Info<'r> {
+        Info::new(record, urls, self.sandboxes.engine_info().disk_mb.unwrap_or(0))
     }
 }
 

@@ -52,8 +52,6 @@ pub(crate) enum Endpoint {
     GetSnapshot,
     /// `DELETE snapshots/{snapshot}`.
     DeleteSnapshot,
-    /// `GET archived-sandboxes/{sandbox}`: there are none.
-    Archived,
     /// 501.
     NotSupported(Missing),
     /// `POST platform/v1/keys/introspect`.
@@ -93,7 +91,6 @@ impl Endpoint {
             | Endpoint::SnapshotsOf
             | Endpoint::Snapshots
             | Endpoint::GetSnapshot
-            | Endpoint::Archived
             | Endpoint::NotSupported(_)
             | Endpoint::Introspect
             | Endpoint::Health
@@ -162,7 +159,7 @@ pub(crate) static ROUTES: [Route; 31] = [
     Route::new("GET", "/snapshots/{snapshot}", Endpoint::GetSnapshot),
     Route::new("DELETE", "/snapshots/{snapshot}", Endpoint::DeleteSnapshot),
     Route::missing("GET", "/archived-sandboxes", Missing::Archive),
-    Route::new("GET", "/archived-sandboxes/{sandbox}", Endpoint::Archived),
+    Route::missing("GET", "/archived-sandboxes/{sandbox}", Missing::Archive),
     Route::missing("GET", "/sandbox-pools", Missing::Pools),
     Route::missing("POST", "/sandbox-pools", Missing::Pools),
     Route::missing("GET", "/sandbox-pools/{pool}", Missing::Pools),
@@ -278,6 +275,14 @@ mod tests {
         ] {
             let error = refused(method, path);
             assert!(error.status() == 405 && error.to_string().ends_with(right), "{path}: {error}");
+        }
+    }
+
+    #[test]
+    fn all_of_the_archive_is_not_supported() {
+        for path in ["archived-sandboxes", "archived-sandboxes/x", "v1/namespaces/a/archived-sandboxes/x"] {
+            let found = routed("GET", path).map(|found| found.endpoint);
+            assert_eq!(found, Some(Endpoint::NotSupported(Missing::Archive)), "{path}");
         }
     }
 

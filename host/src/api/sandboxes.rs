@@ -5,7 +5,7 @@ use std::time::Duration;
 use tl_supervisor::http::json;
 use tl_supervisor::http::message::{ApiError, Request, Response};
 
-use crate::api::answers::{self, Copied, Created, Empty, Failed, Info, List, Pending, TimedOut};
+use crate::api::answers::{self, Copied, Created, Empty, Failed, List, Pending, TimedOut};
 use crate::api::create::{CreateBody, UpdateBody, Wanted};
 use crate::api::{Api, errors};
 use crate::sandbox::error::SandboxError;
@@ -70,7 +70,7 @@ pub(crate) fn list(api: &Api, request: &Request<'_>, namespace: &str) -> Result<
     let mut records = api.sandboxes.list(namespace);
     records.retain(|record| status.is_none_or(|status| record.status == status));
     let urls = api.urls(request);
-    answers::json(200, &List { sandboxes: records.iter().map(|record| Info::new(record, &urls)).collect() })
+    answers::json(200, &List { sandboxes: records.iter().map(|record| api.info(record, &urls)).collect() })
 }
 
 fn status(word: &str) -> Result<Status, ApiError> {
@@ -83,7 +83,7 @@ fn status(word: &str) -> Result<Status, ApiError> {
 /// Shows one sandbox.
 pub(crate) fn get(api: &Api, request: &Request<'_>, namespace: &str, sandbox: &str) -> Result<Response, ApiError> {
     let record = api.sandboxes.get(namespace, sandbox).ok_or_else(|| errors::no_sandbox(sandbox))?;
-    answers::json(200, &Info::new(&record, &api.urls(request)))
+    answers::json(200, &api.info(&record, &api.urls(request)))
 }
 
 /// Changes the name or the ports.
@@ -95,7 +95,7 @@ pub(crate) fn update(
 ) -> Result<Response, ApiError> {
     let change = json::parse::<UpdateBody>(&request.whole_body()?)?.check()?;
     let record = api.sandboxes.update(namespace, sandbox, change)?;
-    answers::json(200, &Info::new(&record, &api.urls(request)))
+    answers::json(200, &api.info(&record, &api.urls(request)))
 }
 
 /// Ends a sandbox.
@@ -139,7 +139,10 @@ pub(crate) fn copy(api: &Api, request: &Request<'_>, namespace: &str, sandbox: &
         })?,
     };
     let source = api.sandboxes.get(namespace, sandbox).ok_or_else(|| errors::no_sandbox(sandbox))?;
-    let copies = api.sandboxes.copy(namespace, &source.id, times)?;
+    let copies = match api.sandboxes.copy(namespace, &source.id, times) {
+        Err(SandboxError::Failed { id, details }) => return answers::json(422, &Failed::new(&id, &details)),
+        copies => copies?,
+    };
     let urls = api.urls(request);
     let sandboxes = copies.iter().map(|record| Created::new(record, &urls)).collect();
     answers::json(200, &Copied { source_sandbox_id: &source.id, sandboxes })

@@ -113,7 +113,9 @@ impl Engine {
         let known = self.known()?;
         let info: wire::Info = self.json(&Call::new("GET", "/info"))?;
         let limits_disk = quota::limits_disk(&info);
-        Ok(info.into_engine_info(&known.version, limits_disk))
+        let is_local = matches!(self.shared.url, EngineUrl::Unix(_));
+        let disk_mb = is_local.then(|| quota::disk_mb(&info)).flatten();
+        Ok(EngineInfo { disk_mb, ..info.into_engine_info(&known.version, limits_disk) })
     }
 
     /// Performs a call whose answer is JSON.

@@ -154,6 +154,8 @@ fn host_config(spec: &ContainerSpec) -> Value {
     let mounts: Vec<Value> = spec
         .read_only_mounts
         .iter()
+        // JSON has no other text. A path that is not UTF-8 is refused before; the engine would not find this one.
+        .map(|(source, target)| (source.to_string_lossy(), target))
         .map(|(source, target)| json!({ "Type": "bind", "Source": source, "Target": target, "ReadOnly": true }))
         .collect();
     let tmpfs: serde_json::Map<String, Value> =

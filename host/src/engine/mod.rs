@@ -75,6 +75,8 @@ pub(crate) struct EngineInfo {
     pub(crate) limits_cpus: bool,
     /// Whether the size of a container's file system can be limited.
     pub(crate) limits_disk: bool,
+    /// Size of the file system in which containers are, in MiB; None if it cannot be seen from here.
+    pub(crate) disk_mb: Option<u64>,
 }
 
 /// What a new container is made from.
@@ -125,6 +127,8 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) state: ContainerState,
+    /// PID 1 of the container, as the engine's machine numbers it; None if it does not run.
+    pub(crate) pid: Option<i32>,
     /// The exit status of PID 1, once it has ended.
     pub(crate) exit_code: Option<i64>,
     pub(crate) is_oom_killed: bool,

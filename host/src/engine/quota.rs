@@ -1,6 +1,8 @@
-//! Whether the engine can limit the size of a container's file system.
+//! Whether the engine can limit the size of a container's file system, and how large it is otherwise.
 
 use std::fs;
+
+use nix::sys::statvfs::statvfs;
 
 use super::wire::Info;
 
@@ -16,6 +18,12 @@ pub(super) fn limits_disk(info: &Info) -> bool {
         }
         _ => false,
     }
+}
+
+/// Size of the file system in which the engine has its containers, in MiB.
+pub(super) fn disk_mb(info: &Info) -> Option<u64> {
+    let file_system = statvfs(info.docker_root_dir.as_str()).ok()?;
+    Some(file_system.blocks().saturating_mul(file_system.fragment_size()) >> 20)
 }
 
 /// Whether the file system of `directory` is mounted with project quotas.

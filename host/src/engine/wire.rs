@@ -71,6 +71,7 @@ impl Info {
             limits_memory: self.memory_limit,
             limits_cpus: self.cpu_cfs_quota,
             limits_disk,
+            disk_mb: None,
         }
     }
 }
@@ -115,6 +116,8 @@ pub(super) struct Inspected {
 #[serde(rename_all = "PascalCase")]
 struct State {
     status: String,
+    #[serde(default)]
+    pid: i32,
     #[serde(default)]
     exit_code: i64,
     #[serde(default, rename = "OOMKilled")]
@@ -163,6 +166,7 @@ impl From<Inspected> for Container {
             id: inspected.id,
             name: inspected.name.trim_start_matches('/').to_owned(),
             state,
+            pid: (inspected.state.pid > 0).then_some(inspected.state.pid),
             exit_code: (state == ContainerState::Exited).then_some(inspected.state.exit_code),
             is_oom_killed: inspected.state.is_oom_killed,
             address,

@@ -5,6 +5,7 @@
 //! | `options`, `args`, `config` | the table of options; reading them; their values, checked |
 //! | `paths` | the state directory and the static tl-init, where no option names them |
 //! | `key` | the API key |
+//! | `address` | the file by which `stop` finds the tl-host that runs |
 //! | `logger` | the log |
 //! | `outcome` | how the program ends, and what it prints |
 //! | `setup` | what options mean for the engine and the sandboxes |
@@ -12,6 +13,7 @@
 //! | `welcome` | what is printed at the start: the environment to paste, and lines to try |
 //! | `doctor`, `import`, `stop` | the subcommands |
 
+mod address;
 mod args;
 mod config;
 mod doctor;

@@ -3,16 +3,15 @@
 //! The API and the proxy are bound last, when all sandboxes are known. At the end they are shut down first; sandboxes go
 //! on without tl-host, and the next start finds them.
 
-use std::fs;
 use std::io;
-use std::path::Path;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use tl_os::resource_limits;
 use tl_os::signal_thread::SignalThread;
-use tl_os::{random, resource_limits};
 use tl_supervisor::http::Auth;
 use tl_supervisor::http::server::{Handler, Options, Server};
 use tl_supervisor::metrics::{Kind, Page};
@@ -20,8 +19,7 @@ use tl_supervisor::metrics::{Kind, Page};
 use crate::api::Api;
 use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
-use crate::program::setup::{self, ADDRESS_FILE};
-use crate::program::{key, welcome};
+use crate::program::{address, doctor, key, setup, welcome};
 use crate::proxy::{Numbers, Proxy};
 use crate::sandbox::Sandboxes;
 
@@ -46,11 +44,13 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
     raise_limits();
     let state_dir = setup::state_dir(&config)?;
     let settings = setup::settings(&config, state_dir.clone())?;
-    let key = match &config.key_file {
-        Some(path) => key::read(path).map_err(|error| Failure::Failed(format!("--key-file: {error}")))?,
-        None => key::read_or_make(&state_dir).map_err(Failure::Failed)?,
-    };
+    let given_key = config.key_file.as_deref().map(key::read).transpose();
+    let given_key = given_key.map_err(|error| Failure::Failed(format!("--key-file: {error}")))?;
+    check_ports(&config)?;
+    // A tl-host that cannot start leaves no state directory: it is made here, once the engine has answered.
     let sandboxes = Sandboxes::open(setup::engine(&config), settings).map_err(|error| setup::not_opened(&error))?;
+    let key = given_key.map_or_else(|| key::read_or_make(&state_dir), Ok).map_err(Failure::Failed)?;
+    doctor::remove_left(&setup::engine(&config));
     let proxy = Proxy::start(Arc::<Sandboxes>::clone(&sandboxes), key.clone().into_bytes())
         .map_err(|error| Failure::Failed(format!("--proxy: {error}")))?;
     let numbers = proxy.numbers();
@@ -64,7 +64,8 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         stopped: Box::new(move || drop(sender.send(Stop::Request))),
     };
     let api = bind("--api", config.api, api, API_CONNECTIONS, config.idle)?;
-    write_address(&state_dir, &api).map_err(|error| Failure::Failed(format!("--state-dir: {error}")))?;
+    let announced = address::announce(&state_dir, api.local_addr());
+    let announced = announced.map_err(|error| Failure::Failed(format!("--state-dir: {error}")))?;
     let (api_address, proxy_address) = (api.local_addr(), proxy.local_addr());
     log::info!(
         event = "host.listening", api:% = api_address, proxy:% = proxy_address;
@@ -77,9 +78,10 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         // Does not happen: the signal thread has a sender.
         Err(_) => {}
     }
+    // While the file is locked, the API listens.
+    drop(announced);
     api.shutdown();
     proxy.shutdown();
-    let _ = fs::remove_file(state_dir.join(ADDRESS_FILE));
     Ok(())
 }
 
@@ -102,23 +104,27 @@ fn raise_limits() {
     }
 }
 
+/// Checks that both addresses are free. They are bound once the sandboxes are known.
+fn check_ports(config: &Config) -> Result<(), Failure> {
+    let bind =
+        |option: &str, address| TcpListener::bind(address).map_err(|error| cannot_listen(option, address, &error));
+    let _proxy = bind("--proxy", config.proxy)?;
+    bind("--api", config.api).map(drop)
+}
+
+fn cannot_listen(option: &str, address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::Failed(format!("{option}: cannot listen on {address}: {error}"))
+}
+
 fn bind(
     option: &str,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     handler: impl Handler,
     connections: usize,
     idle: Duration,
 ) -> Result<Server, Failure> {
     let options = Options::new().max_connections(connections).server_name("tl-host").idle_timeout(idle);
-    Server::bind(address, handler, options)
-        .map_err(|error| Failure::Failed(format!("{option}: cannot listen on {address}: {error}")))
-}
-
-/// Writes the address of the API to the state directory, whole or not at all.
-fn write_address(state_dir: &Path, api: &Server) -> io::Result<()> {
-    let unfinished = state_dir.join(format!("{ADDRESS_FILE}.{}", random::hex::<4>()?));
-    fs::write(&unfinished, format!("{}\n", api.local_addr()))?;
-    fs::rename(unfinished, state_dir.join(ADDRESS_FILE))
+    Server::bind(address, handler, options).map_err(|error| cannot_listen(option, address, &error))
 }
 
 fn write_proxy_metrics(page: &mut Page, numbers: &Numbers) {

@@ -10,9 +10,6 @@ use crate::program::paths;
 use crate::sandbox::Settings;
 use crate::sandbox::error::OpenError;
 
-/// The file of the state directory with the address of the API, for `tl-host stop`.
-pub(crate) const ADDRESS_FILE: &str = "address";
-
 /// How long a new sandbox may take until its tl-init answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -22,7 +19,8 @@ const STOP_GRACE: Duration = Duration::from_secs(15);
 /// The state directory.
 pub(crate) fn state_dir(config: &Config) -> Result<PathBuf, Failure> {
     let given = config.state_dir.clone().map_or_else(paths::state_dir, Ok).map_err(Failure::Failed)?;
-    std::path::absolute(&given).map_err(|error| Failure::Failed(format!("--state-dir: {error}")))
+    let path = std::path::absolute(&given).map_err(|error| Failure::Failed(format!("--state-dir: {error}")))?;
+    paths::utf8("--state-dir", path).map_err(Failure::Failed)
 }
 
 /// The engine that the options name, or the one that is there.

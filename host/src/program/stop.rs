@@ -2,22 +2,23 @@
 //! `--purge`, nothing stays in the engine or on disk.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use ureq::Agent;
-
 use crate::engine::{Engine, EngineError};
 use crate::program::config::Config;
-use crate::program::key;
 use crate::program::outcome::Failure;
-use crate::program::setup::{self, ADDRESS_FILE};
+use crate::program::{address, doctor, key, setup};
 use crate::sandbox::error::OpenError;
 use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name};
 
 /// Time for all sandboxes to be ended by tl-host.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// Maximum length of its answer, in bytes.
+const LONGEST_ANSWER: u64 = 64 << 10;
 
 pub(crate) fn stop(config: &Config) -> Result<(), Failure> {
     if !config.all {
@@ -35,6 +36,7 @@ pub(crate) fn stop(config: &Config) -> Result<(), Failure> {
         Err(OpenError::Locked(_)) => ask(config, &state_dir).map_err(Failure::Failed)?,
         Err(error) => return Err(setup::not_opened(&error)),
     }
+    doctor::remove_left(&engine);
     if config.purge { purge(&engine, &state_dir).map_err(Failure::Failed) } else { Ok(()) }
 }
 
@@ -57,10 +59,29 @@ fn ask(config: &Config, state_dir: &Path) -> Result<(), String> {
         Some(path) => key::read(path).map_err(|error| format!("--key-file: {error}"))?,
         None => key::read(&state_dir.join(key::FILE))?,
     };
-    let path = state_dir.join(ADDRESS_FILE);
-    let address = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let agent: Agent = Agent::config_builder().proxy(None).timeout_global(Some(TIMEOUT)).build().into();
-    let request = agent.post(format!("http://{}/stop", address.trim()));
-    let sent = request.header("Authorization", format!("Bearer {key}")).send_empty();
-    sent.map(drop).map_err(|error| format!("the tl-host that runs at {} does not stop: {error}", address.trim()))
+    let (address, stream) = address::connect(state_dir)?;
+    match post_stop(stream, address, &key) {
+        Ok((200, _)) => Ok(()),
+        Ok((_, sentence)) => Err(format!("the tl-host that runs at {address} does not stop: {sentence}")),
+        Err(error) => Err(format!("the tl-host that runs at {address} does not stop: {error}")),
+    }
+}
+
+/// The status of the answer to `POST /stop`, and its sentence if it is an error.
+fn post_stop(mut stream: TcpStream, address: SocketAddr, key: &str) -> io::Result<(u16, String)> {
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    // With HTTP/1.0 the body ends with the connection.
+    write!(
+        stream,
+        "POST /stop HTTP/1.0\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\nContent-Length: 0\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not valid HTTP");
+    let answer = String::from_utf8(answer).map_err(|_| invalid())?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(invalid)?;
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).ok_or_else(invalid)?;
+    let error: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let sentence = error.get("error").and_then(serde_json::Value::as_str);
+    Ok((status, sentence.map_or_else(|| format!("it answers with the status {status}"), str::to_owned)))
 }

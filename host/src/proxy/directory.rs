@@ -12,6 +12,10 @@ pub(crate) trait Directory: Send + Sync + 'static {
     /// If there is no such sandbox, or it is not ready by then.
     fn reach(&self, id_or_name: &str, deadline: Instant) -> Result<Reached, ReachError>;
 
+    /// Whether the sandbox still has the address by which it was reached: asked after a connection was made, and before
+    /// anything is sent on it.
+    fn has_address(&self, reached: &Reached) -> bool;
+
     /// What is open to clients of a sandbox, in whatever state it is. Does not wait, and does not resume it. None if there
     /// is no such sandbox.
     fn exposure(&self, id_or_name: &str) -> Option<Exposure>;

@@ -48,6 +48,12 @@ pub(crate) fn daemon_unreachable(sandbox: &str, why: &dyn std::fmt::Display) -> 
     ApiError::new(503, "SANDBOX_UNREACHABLE", message)
 }
 
+/// 503: the container has ended, and its address may belong to another one by now.
+pub(crate) fn has_ended(sandbox: &str) -> ApiError {
+    let message = format!("the container of the sandbox {sandbox:?} has ended");
+    ApiError::new(503, "SANDBOX_UNREACHABLE", message)
+}
+
 /// 502: no program listens on the port.
 pub(crate) fn port_refused(sandbox: &str, port: u16) -> ApiError {
     let message = format!("no program in the sandbox {sandbox:?} accepts connections on port {port}");

@@ -195,17 +195,30 @@ impl Proxy {
         deadline: Instant,
     ) -> Result<Upstream, ApiError> {
         if let Some(port) = route.port {
-            return connect_to_port(request, route, reached, port).map(|stream| Upstream::new(stream, None, false));
+            let stream = connect_to_port(request, route, reached, port)?;
+            self.check_address(route, reached)?;
+            return Ok(Upstream::new(stream, None, false));
         }
         let key = DaemonKey { sandbox: reached.id.clone(), addr: reached.daemon };
         if let Some(kept) = may_reuse.then(|| self.pool.take(&key)).flatten() {
+            // A connection that was kept leads to where it has led before, or nowhere.
             return Ok(Upstream::new(Stream::Tcp(kept), Some(key), true));
         }
         match connect(reached.daemon, request, deadline) {
-            Ok(stream) => Ok(Upstream::new(Stream::Tcp(stream), Some(key), false)),
+            Ok(stream) => {
+                self.check_address(route, reached)?;
+                Ok(Upstream::new(Stream::Tcp(stream), Some(key), false))
+            }
             Err(ConnectError::ClientGone) => Err(ApiError::disconnected()),
             Err(error) => Err(errors::daemon_unreachable(&route.sandbox, &error)),
         }
+    }
+
+    /// Checks that a new connection leads to the sandbox. Another one may have got its address since it has ended, which
+    /// the directory learns later. Nothing of the request was sent on the connection yet; a tunnel has sent the token,
+    /// which is of no use to another sandbox.
+    fn check_address(&self, route: &Route, reached: &Reached) -> Result<(), ApiError> {
+        if self.directory.has_address(reached) { Ok(()) } else { Err(errors::has_ended(&route.sandbox)) }
     }
 }
 

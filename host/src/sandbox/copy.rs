@@ -1,5 +1,6 @@
 //! Copies a sandbox: one snapshot that is not listed, and the requested number of sandboxes from it.
 
+use std::io::ErrorKind;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -16,6 +17,11 @@ pub(crate) const MAX_COPIES: u32 = 100;
 impl Sandboxes {
     /// Makes `times` sandboxes with the file system, the resources and the settings of another. They have no names.
     /// If one of them cannot be made, none is.
+    ///
+    /// # Errors
+    /// [`SandboxError::Failed`] with the id of a copy that could not be started, whatever the cause, unless the disk is
+    /// full: a client sends a request again after the error of an engine that is gone, and here containers were made
+    /// already.
     pub(crate) fn copy(&self, namespace: &str, id_or_name: &str, times: u32) -> Result<Vec<Record>, SandboxError> {
         if !(1..=MAX_COPIES).contains(&times) {
             return Err(SandboxError::InvalidTimes { times, max: MAX_COPIES });
@@ -42,7 +48,8 @@ impl Sandboxes {
         let bring_up = || {
             let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
             while let Some(operation) = next() {
-                let result = self.bring_up(operation, None, begin);
+                let id = operation.id().to_owned();
+                let result = self.bring_up(operation, None, begin).map_err(|error| not_started(id, error));
                 if result.is_err() {
                     // The others are of no use: without a container they need only be compared with the engine.
                     waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -63,9 +70,39 @@ impl Sandboxes {
         let Some(Err(error)) = failed.into_iter().next() else { return Ok(made) };
         for record in made {
             if let Ok(mut operation) = self.registry.begin(None, &record.id, &self.store, None) {
-                self.remove_logged(&mut operation, Reason::Deleted, "another copy of the same request has failed");
+                self.end_logged(&mut operation, Reason::Deleted, "another copy of the same request has failed");
             }
         }
         Err(error)
+    }
+}
+
+/// The error of a copy that could not be started.
+fn not_started(id: String, error: SandboxError) -> SandboxError {
+    match error {
+        SandboxError::Disk(error) if error.kind() == ErrorKind::StorageFull => SandboxError::Disk(error),
+        error @ SandboxError::Failed { .. } => error,
+        error => SandboxError::Failed { id, details: error.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineError;
+
+    #[test]
+    fn a_copy_that_was_begun_fails_with_its_id_unless_the_disk_is_full() {
+        let failed = |error: SandboxError| match not_started("x".to_owned(), error) {
+            SandboxError::Failed { id, details } => Some((id, details)),
+            _ => None,
+        };
+        let gone = EngineError::Unreachable { url: "unix:///e".to_owned(), cause: "refused".to_owned() };
+        let (id, details) = failed(gone.into()).unwrap();
+        assert!(id == "x" && details.contains("unix:///e"), "{details}");
+        let ended = SandboxError::Failed { id: "y".to_owned(), details: "it has ended".to_owned() };
+        assert_eq!(failed(ended), Some(("y".to_owned(), "it has ended".to_owned())));
+        assert_eq!(failed(SandboxError::Disk(ErrorKind::StorageFull.into())), None);
+        assert!(failed(SandboxError::Disk(ErrorKind::PermissionDenied.into())).is_some());
     }
 }

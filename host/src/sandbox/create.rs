@@ -210,7 +210,7 @@ impl Sandboxes {
         self.counters.create_failed();
         let id = operation.id().to_owned();
         let details = error.to_string();
-        if let Err(error) = self.remove_now(operation, Reason::Failed, details.clone()) {
+        if let Err(error) = self.end_at_once(operation, Reason::Failed, details.clone()) {
             log::error!("what was made of sandbox {id} is removed as soon as the engine allows it: {error}");
         }
         match error {

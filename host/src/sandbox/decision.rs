@@ -5,7 +5,7 @@
 //!
 //! | record \ container | runs | is paused | has ended or is gone |
 //! |---|---|---|---|
-//! | `pending` | remove: `failed` | remove: `failed` | remove: `failed` |
+//! | `pending` | end: `failed` | end: `failed` | end: `failed` |
 //! | `running` | – | named: `suspended`; unnamed: unpause | remove |
 //! | `suspending` | `running` | `suspended` | remove |
 //! | `suspended` | `running` | – | remove |
@@ -27,9 +27,9 @@ pub(crate) enum Decision {
     /// The container is unpaused; then the sandbox is running.
     Unpause,
     /// What is left of the container is removed, and the sandbox is terminated.
-    Remove(Reason, String),
-    /// A removal that has begun is finished: its reason is in the record.
-    FinishRemoval,
+    End(Reason, String),
+    /// An ending that has begun is finished: its reason is in the record.
+    FinishEnding,
     /// The sandbox is terminated: only its container is still there.
     RemoveContainer,
 }
@@ -41,17 +41,17 @@ pub(crate) fn decide(record: &Record, container: Option<&Container>, boot: &str)
         return container.map_or(Decision::Keep, |_| Decision::RemoveContainer);
     }
     if record.ending.is_some() {
-        return Decision::FinishRemoval;
+        return Decision::FinishEnding;
     }
     if record.status == Status::Pending {
-        return Decision::Remove(Reason::Failed, "its start was interrupted".to_owned());
+        return Decision::End(Reason::Failed, "its start was interrupted".to_owned());
     }
     match container.map(|container| container.state) {
         Some(ContainerState::Running) => become_unless(record.status, Status::Running),
         Some(ContainerState::Paused) => paused(record),
         None | Some(ContainerState::Created | ContainerState::Exited | ContainerState::Other) => {
             let (reason, details) = why_ended(record, container, boot);
-            Decision::Remove(reason, details)
+            Decision::End(reason, details)
         }
     }
 }
@@ -112,6 +112,7 @@ mod tests {
         Container {
             id: "c".to_owned(),
             state,
+            pid: None,
             exit_code,
             is_oom_killed,
             address: None,
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn every_living_sandbox_whose_container_has_ended_is_removed_with_the_reason() {
+    fn every_living_sandbox_whose_container_has_ended_is_ended_with_the_reason() {
         for status in [Status::Running, Status::Suspending, Status::Suspended, Status::Snapshotting] {
             for (boot, entrypoint, found, reason, part) in [
                 ("boot", false, None, Reason::Engine, "removed from outside"),
@@ -182,7 +183,7 @@ mod tests {
                 record.spec.entrypoint = if entrypoint { vec!["sh".to_owned()] } else { Vec::new() };
                 let found = found.map(|(state, code, is_oom)| container(state, code, is_oom));
                 let decision = decide(&record, found.as_ref(), boot);
-                let Decision::Remove(is, details) = &decision else { panic!("{status:?} {found:?}: {decision:?}") };
+                let Decision::End(is, details) = &decision else { panic!("{status:?} {found:?}: {decision:?}") };
                 assert!(*is == reason && details.contains(part), "{status:?} {found:?}: {decision:?}");
             }
         }
@@ -192,11 +193,11 @@ mod tests {
     fn a_pending_one_has_failed_and_an_ending_one_is_ended_whatever_its_container_does() {
         for container in all_containers() {
             let decision = decide(&of(Status::Pending, None, None), container.as_ref(), "boot");
-            assert!(matches!(decision, Decision::Remove(Reason::Failed, _)), "{container:?}: {decision:?}");
+            assert!(matches!(decision, Decision::End(Reason::Failed, _)), "{container:?}: {decision:?}");
             for status in Status::ALL.into_iter().filter(|status| *status != Status::Terminated) {
                 let mut record = of(status, None, None);
                 record.ending = Some(Termination { at: 1, reason: Reason::Deleted, details: String::new() });
-                assert_eq!(decide(&record, container.as_ref(), "boot"), Decision::FinishRemoval, "{status:?}");
+                assert_eq!(decide(&record, container.as_ref(), "boot"), Decision::FinishEnding, "{status:?}");
             }
         }
     }
@@ -226,7 +227,7 @@ mod tests {
                         Decision::Keep => {}
                         Decision::Become(status) => record.status = status,
                         Decision::Unpause => (record.status, container) = (Status::Running, Some(running())),
-                        Decision::Remove(..) | Decision::FinishRemoval | Decision::RemoveContainer => {
+                        Decision::End(..) | Decision::FinishEnding | Decision::RemoveContainer => {
                             (record.status, container) = (Status::Terminated, None);
                         }
                     }

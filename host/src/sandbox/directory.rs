@@ -41,6 +41,10 @@ impl Directory for Sandboxes {
         }
     }
 
+    fn has_address(&self, reached: &Reached) -> bool {
+        Sandboxes::has_address(self, reached)
+    }
+
     fn exposure(&self, id_or_name: &str) -> Option<Exposure> {
         let state = self.registry.lock();
         let record = &state.find(id_or_name).filter(|entry| entry.record.status != Status::Terminated)?.record;

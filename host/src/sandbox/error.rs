@@ -80,6 +80,9 @@ pub(crate) enum OpenError {
     /// The state directory cannot be used.
     #[error("the state directory {}: {cause}", .path.display())]
     Disk { path: PathBuf, cause: io::Error },
+    /// The engine cannot be told the paths of files in it.
+    #[error("the state directory {} is not UTF-8, and the engine takes no other path", .0.display())]
+    NotUtf8(PathBuf),
     /// The machine does not say in which boot it is.
     #[error("/proc/sys/kernel/random/boot_id: {0}")]
     Boot(io::Error),

@@ -2,19 +2,21 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::engine::{Container, ContainerSpec, ContainerState, EngineError};
 use crate::sandbox::model::{NetworkPolicy, Resources};
 use crate::sandbox::registry::{Daemon, Launched};
+use crate::sandbox::tenure::Tenure;
 use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health};
 
 /// The port of every tl-init.
 const DAEMON_PORT: u16 = 9501;
 /// Where the program and its token are in a container. `/run` is in memory, so that no snapshot has them.
 const INIT_PATH: &str = "/usr/lib/tl-init/tl-init";
-const TOKEN_PATH: &str = "/run/tl-host/token";
+pub(crate) const TOKEN_PATH: &str = "/run/tl-host/token";
 /// The network of sandboxes that must not reach the internet.
 pub(crate) const INTERNAL_NETWORK: &str = "tl-host-internal";
 
@@ -110,6 +112,12 @@ impl Sandboxes {
         Some(SocketAddr::new(container.address?, DAEMON_PORT))
     }
 
+    /// How the tl-init of a container that runs is reached; None if the engine has given it no address.
+    pub(crate) fn daemon(&self, container: &Container, token: String) -> Option<Daemon> {
+        let address = self.daemon_address(container)?;
+        Some(Daemon { address, token, tenure: Arc::new(Tenure::of(container)) })
+    }
+
     /// Waits until the tl-init of a container answers and its main process runs, or until the container has ended.
     fn wait_until_ready(
         &self,
@@ -120,11 +128,12 @@ impl Sandboxes {
         let begin = Instant::now();
         let limit = self.settings.start_limit;
         let mut pause = FIRST_PAUSE;
-        let mut daemon = Daemon { address: self.address_of_running(container)?, token };
+        let mut daemon = self.daemon(&self.running(container)?, token).ok_or(LaunchError::NoAddress)?;
         let mut inspected = Instant::now();
         loop {
-            let is_ready = health::is_up(daemon.address)
-                .and_then(|()| main_process.map_or(Ok(()), |command| health::main_process_runs(&daemon, command)));
+            let is_ready = health::is_up(daemon.address).and_then(|()| {
+                main_process.map_or(Ok(()), |command| health::main_process_runs(daemon.address, &daemon.token, command))
+            });
             let Err(error) = is_ready else { return Ok(daemon) };
             if begin.elapsed() >= limit {
                 let output = self.output(container);
@@ -135,14 +144,10 @@ impl Sandboxes {
             // A port on which nothing listens yet is normal at first; anything else may be the end of the container.
             let is_normal = matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::WouldBlock);
             if !is_normal || inspected.elapsed() > INSPECT_EVERY {
-                daemon.address = self.address_of_running(container)?;
+                daemon = self.daemon(&self.running(container)?, daemon.token).ok_or(LaunchError::NoAddress)?;
                 inspected = Instant::now();
             }
         }
-    }
-
-    fn address_of_running(&self, container: &str) -> Result<SocketAddr, LaunchError> {
-        self.daemon_address(&self.running(container)?).ok_or(LaunchError::NoAddress)
     }
 
     /// Inspects a container that must run.

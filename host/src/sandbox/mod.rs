@@ -9,12 +9,13 @@
 //! | `store` | the files of the state directory |
 //! | `registry` | all sandboxes in memory, by id and by name; one operation at a time for each |
 //! | `launch`, `slots`, `health` | a container from an image, until its tl-init answers; how many at a time |
-//! | `create`, `suspend`, `remove`, `snapshots`, `copy`, `update` | a file for each operation |
+//! | `create`, `suspend`, `end`, `snapshots`, `copy`, `update` | a file for each operation |
 //! | `recovery` | at the start: finishes or undoes what an earlier run has left half done |
 //! | `monitor` | follows the engine's events: sandboxes that end from outside |
 //! | `timeouts` | terminates or suspends sandboxes whose time is over |
 //! | `pool`, `warm_pool` | containers that are ready for the next `create`: which there are; keeping them so |
 //! | `directory` | the sandboxes as the proxy sees them |
+//! | `tenure` | whether the container of a sandbox still has its address |
 //! | `counters` | what `/metrics` shows |
 //!
 //! Every operation writes what it is about to do before it does it, so that the next start can finish or undo it.
@@ -29,6 +30,7 @@ mod copy;
 mod create;
 mod decision;
 mod directory;
+mod end;
 mod expiry;
 pub(crate) mod health;
 mod launch;
@@ -36,11 +38,11 @@ mod monitor;
 mod pool;
 mod recovery;
 mod registry;
-mod remove;
 mod slots;
 mod snapshots;
 mod store;
 mod suspend;
+mod tenure;
 #[cfg(test)]
 mod testing;
 mod timeouts;
@@ -109,7 +111,7 @@ pub(crate) struct Sandboxes {
     /// How many threads suspend and resume, or wait to do so.
     waiting: Arc<AtomicUsize>,
     /// Rung when a deadline of a sandbox has been set, or one was terminated.
-    deadlines: Alarm,
+    deadlines: Arc<Alarm>,
     /// The boot that the machine is in.
     boot: String,
 }
@@ -118,12 +120,14 @@ impl Sandboxes {
     /// Locks and loads the state directory, finishes or undoes what an earlier run has left half done, and starts the
     /// threads that watch the sandboxes.
     pub(crate) fn open(engine: Engine, settings: Settings) -> Result<Arc<Sandboxes>, OpenError> {
+        // First what can fail and leaves nothing behind.
+        let boot = boot_id().map_err(OpenError::Boot)?;
+        let info = engine.info()?;
         let store = Arc::new(Store::open(&settings.state_dir)?);
         let failed = |cause| OpenError::Disk { path: settings.state_dir.clone(), cause };
-        let boot = boot_id().map_err(OpenError::Boot)?;
         let registry = Registry::new(store.load().map_err(failed)?, store.load().map_err(failed)?);
         let sandboxes = Arc::new(Sandboxes {
-            info: engine.info()?,
+            info,
             engine,
             store,
             registry,
@@ -131,7 +135,7 @@ impl Sandboxes {
             pool: WarmPool::new(settings.warm),
             counters: Counters::default(),
             waiting: Arc::default(),
-            deadlines: Alarm::default(),
+            deadlines: Arc::default(),
             boot,
             settings,
         });

@@ -155,7 +155,7 @@ pub(crate) struct Record {
     pub(crate) time_left: Option<Millis>,
     /// While it is `snapshotting`: the status that it had before and returns to.
     pub(crate) returns_to: Option<Status>,
-    /// Set before its removal begins: why it is removed.
+    /// Set before its end begins: why it is ended.
     pub(crate) ending: Option<Termination>,
     pub(crate) termination: Option<Termination>,
 }

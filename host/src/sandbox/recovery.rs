@@ -9,7 +9,7 @@ use crate::sandbox::decision::{Decision, decide};
 use crate::sandbox::error::{OpenError, SandboxError};
 use crate::sandbox::launch::INTERNAL_NETWORK;
 use crate::sandbox::model::{Snapshot, Status};
-use crate::sandbox::registry::{Daemon, Operation};
+use crate::sandbox::registry::Operation;
 use crate::sandbox::snapshots::image_name;
 use crate::sandbox::{
     LABEL_INSTANCE, LABEL_SANDBOX, LABEL_SNAPSHOT, LABEL_WARM, Sandboxes, container_name, label, now,
@@ -103,13 +103,13 @@ impl Sandboxes {
                 Ok(())
             }
             Decision::Unpause => self.unpause_left(operation, container),
-            Decision::Remove(reason, details) => {
+            Decision::End(reason, details) => {
                 if operation.record().status != Status::Pending {
                     self.counters.ended_from_outside();
                 }
-                self.remove_now(operation, reason, details)
+                self.end_at_once(operation, reason, details)
             }
-            Decision::FinishRemoval => self.finish_removal(operation),
+            Decision::FinishEnding => self.finish_ending(operation),
             Decision::RemoveContainer => {
                 self.engine.remove(&container_name(operation.id())).map_err(|error| self.engine_error(error))
             }
@@ -128,7 +128,7 @@ impl Sandboxes {
         if operation.record().status == Status::Terminated {
             return;
         }
-        let Some(address) = container.and_then(|container| self.daemon_address(container)) else { return };
+        let Some(container) = container else { return };
         let token = match self.store.token(operation.id()) {
             Ok(token) => token,
             Err(error) => {
@@ -136,9 +136,10 @@ impl Sandboxes {
                 return;
             }
         };
+        let Some(daemon) = self.daemon(container, token) else { return };
         let left = operation.record().expires_at.map(|at| Duration::from_millis(at.saturating_sub(now())));
         operation.change(|entry| {
-            entry.daemon = Some(Daemon { address, token });
+            entry.daemon = Some(daemon);
             entry.deadline = entry.deadline.or(left.and_then(|left| Instant::now().checked_add(left)));
         });
         self.deadlines.ring();

@@ -14,6 +14,7 @@ use std::time::Instant;
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::model::{Record, Snapshot, Status};
 use crate::sandbox::store::Store;
+use crate::sandbox::tenure::Tenure;
 
 /// The maximum number of sandboxes that are not terminated.
 pub(crate) const MAX_SANDBOXES: usize = 4096;
@@ -49,10 +50,12 @@ pub(crate) struct Entry {
 }
 
 /// How the tl-init of a sandbox is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Daemon {
     pub(crate) address: SocketAddr,
     pub(crate) token: String,
+    /// Whether its container still has that address.
+    pub(crate) tenure: Arc<Tenure>,
 }
 
 /// A container whose tl-init answers.
@@ -122,9 +125,18 @@ impl State {
         self.sandboxes.get(id).is_some_and(|entry| entry.record.status != Status::Terminated)
     }
 
-    pub(crate) fn set_timing_out(&mut self, id: &str, is_timing_out: bool) {
+    /// The sandbox is being ended because its time is over.
+    pub(crate) fn begin_timing_out(&mut self, id: &str) {
         if let Some(entry) = self.sandboxes.get_mut(id) {
-            entry.is_timing_out = is_timing_out;
+            entry.is_timing_out = true;
+        }
+    }
+
+    /// That is over. If it has a deadline still, it is not due again before `retry`, if given.
+    pub(crate) fn end_timing_out(&mut self, id: &str, retry: Option<Instant>) {
+        if let Some(entry) = self.sandboxes.get_mut(id) {
+            entry.is_timing_out = false;
+            entry.deadline = entry.deadline.map(|deadline| retry.map_or(deadline, |retry| deadline.max(retry)));
         }
     }
 

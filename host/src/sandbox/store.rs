@@ -65,6 +65,9 @@ impl Store {
         fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         // The engine mounts files of it, so its path must be absolute.
         let directory = &directory.canonicalize().map_err(failed)?;
+        if directory.to_str().is_none() {
+            return Err(OpenError::NotUtf8(directory.clone()));
+        }
         let lock = private_file().create(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => OpenError::Locked(directory.to_owned()),
@@ -264,6 +267,17 @@ mod tests {
         let (directory, _store) = open();
         let second = Store::open(&directory.path().join("state"));
         assert!(matches!(second, Err(OpenError::Locked(_))));
+    }
+
+    #[test]
+    fn a_directory_whose_path_is_not_utf8_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let directory = tempfile::tempdir().unwrap();
+        let odd = directory.path().join(std::ffi::OsStr::from_bytes(b"odd-\xff"));
+        assert!(matches!(Store::open(&odd), Err(OpenError::NotUtf8(_))));
+        // Also behind a link that has another name.
+        std::os::unix::fs::symlink(&odd, directory.path().join("link")).unwrap();
+        assert!(matches!(Store::open(&directory.path().join("link")), Err(OpenError::NotUtf8(_))));
     }
 
     #[test]

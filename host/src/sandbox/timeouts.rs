@@ -4,13 +4,43 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::sandbox::alarm::Alarm;
+use crate::sandbox::error::SandboxError;
 use crate::sandbox::expiry::{self, MAX_TERMINATED};
 use crate::sandbox::model::{Reason, Status};
-use crate::sandbox::registry::Operation;
+use crate::sandbox::registry::{Operation, Registry};
 use crate::sandbox::{Sandboxes, now};
 
 /// When a sandbox that could not be ended is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// A sandbox whose time is over and which is being ended: it is not due meanwhile. However that ends, also with a panic, it
+/// can be due again, and unless it was ended it is, after [`RETRY`].
+struct TimingOut {
+    registry: Arc<Registry>,
+    deadlines: Arc<Alarm>,
+    id: String,
+    is_done: bool,
+}
+
+impl TimingOut {
+    fn begin(registry: &Arc<Registry>, deadlines: &Arc<Alarm>, id: String) -> TimingOut {
+        registry.change(|state| state.begin_timing_out(&id));
+        TimingOut { registry: Arc::clone(registry), deadlines: Arc::clone(deadlines), id, is_done: false }
+    }
+
+    fn finish(mut self, is_done: bool) {
+        self.is_done = is_done;
+    }
+}
+
+impl Drop for TimingOut {
+    fn drop(&mut self) {
+        let retry = if self.is_done { None } else { Instant::now().checked_add(RETRY) };
+        self.registry.change(|state| state.end_timing_out(&self.id, retry));
+        self.deadlines.ring();
+    }
+}
 
 impl Sandboxes {
     pub(crate) fn start_timeouts(self: &Arc<Self>) -> io::Result<()> {
@@ -35,44 +65,43 @@ impl Sandboxes {
             expiry::due(deadlines, begun)
         };
         for id in due {
-            let sandbox = id.clone();
+            let timing_out = TimingOut::begin(&self.registry, &self.deadlines, id);
             let end = move |sandboxes: &Arc<Sandboxes>| {
-                // It may have ended by itself.
-                if let Ok(mut operation) = sandboxes.registry.begin(None, &sandbox, &sandboxes.store, None) {
-                    sandboxes.end_if_due(&mut operation);
-                }
+                let ended = sandboxes.end_if_due(&timing_out.id);
+                timing_out.finish(ended);
             };
-            self.registry.change(|state| state.set_timing_out(&id, true));
+            // Without a thread, the closure is dropped, and what is due is tried again.
             if let Err(error) = self.spawn("timeout", end) {
                 log::error!("no thread to end a sandbox whose time is over: {error}");
-                self.registry.change(|state| state.set_timing_out(&id, false));
                 return begun.checked_add(RETRY);
             }
         }
         [next, next_old].into_iter().flatten().min()
     }
 
-    /// Ends a sandbox if its time is over still: it may have been suspended and resumed meanwhile.
-    fn end_if_due(&self, operation: &mut Operation) {
+    /// Ends a sandbox if its time is over still: it may have been suspended and resumed meanwhile. Returns whether there
+    /// is nothing more to do.
+    fn end_if_due(&self, id: &str) -> bool {
+        // It may have ended by itself.
+        let Ok(mut operation) = self.registry.begin(None, id, &self.store, None) else { return true };
+        self.end_now_if_due(&mut operation)
+            .inspect_err(|error| {
+                log::error!("sandbox {id} cannot be ended although its time is over: {error}");
+            })
+            .is_ok()
+    }
+
+    fn end_now_if_due(&self, operation: &mut Operation) -> Result<(), SandboxError> {
         let is_due = operation.deadline().is_some_and(|deadline| deadline <= Instant::now());
         let record = operation.record();
         let seconds = record.spec.timeout_secs.unwrap_or_default();
-        let ended = match (&record.spec.name, record.status) {
+        match (&record.spec.name, record.status) {
             (None, Status::Running) if is_due => {
-                self.remove(operation, Reason::Timeout, format!("its time of {seconds} s was over"))
+                self.end(operation, Reason::Timeout, format!("its time of {seconds} s was over"))
             }
             (Some(_), Status::Running) if is_due => self.suspend_now(operation),
             _ => Ok(()),
-        };
-        let retry = ended.is_err().then(|| Instant::now().checked_add(RETRY)).flatten();
-        if let Err(error) = ended {
-            log::error!("sandbox {} cannot be ended although its time is over: {error}", operation.id());
         }
-        operation.change(|entry| {
-            entry.is_timing_out = false;
-            entry.deadline = retry.or(entry.deadline);
-        });
-        self.deadlines.ring();
     }
 
     /// Forgets sandboxes that were terminated long ago, and returns when the next is due.
@@ -96,5 +125,43 @@ impl Sandboxes {
         if let Err(error) = operation.forget() {
             log::warn!("the record of sandbox {id} cannot be removed: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::testing::record;
+
+    #[test]
+    fn after_a_panic_a_sandbox_is_due_again_but_not_at_once() {
+        let deadlines = Arc::new(Alarm::default());
+        let (registry, id) = (Registry::new(vec![record("a", Status::Running)], Vec::new()), "a".repeat(21));
+        let state = || {
+            let state = registry.lock();
+            let entry = &state.sandboxes[&id];
+            (entry.is_timing_out, entry.deadline)
+        };
+        let over = Instant::now();
+        registry.change(|state| state.sandboxes.get_mut(&id).unwrap().deadline = Some(over));
+        let begin = || TimingOut::begin(&registry, &deadlines, id.clone());
+        let done = begin();
+        assert_eq!(state(), (true, Some(over)));
+        done.finish(true);
+        assert_eq!(state(), (false, Some(over)));
+        let timing_out = begin();
+        let end = move || {
+            let _timing_out = timing_out;
+            panic!("in the middle");
+        };
+        std::thread::spawn(end).join().unwrap_err();
+        let (is_timing_out, deadline) = state();
+        assert!(!is_timing_out && deadline >= Some(over + RETRY), "{deadline:?}");
+        // The thread that waits for deadlines was woken: this returns at once.
+        deadlines.wait(None);
+        // One that was suspended meanwhile has no deadline.
+        registry.change(|state| state.sandboxes.get_mut(&id).unwrap().deadline = None);
+        drop(begin());
+        assert_eq!(state(), (false, None));
     }
 }

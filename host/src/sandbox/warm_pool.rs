@@ -14,7 +14,7 @@ use crate::sandbox::error::SandboxError;
 use crate::sandbox::launch::Launch;
 use crate::sandbox::model::{Resources, SandboxSpec};
 use crate::sandbox::pool::{Next, Shape, Warm};
-use crate::sandbox::registry::{Daemon, Launched};
+use crate::sandbox::registry::Launched;
 use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health, label, name};
 
 /// The first and the longest pause after a failure to start one.
@@ -124,10 +124,10 @@ impl Sandboxes {
             {
                 continue;
             }
-            let Some(address) = self.daemon_address(container) else { continue };
             let Ok(token) = self.store.token(id) else { continue };
-            if health::is_up(address).is_ok() {
-                let launched = Launched { container: container.id.clone(), daemon: Daemon { address, token } };
+            let Some(daemon) = self.daemon(container, token) else { continue };
+            if health::is_up(daemon.address).is_ok() {
+                let launched = Launched { container: container.id.clone(), daemon };
                 self.pool.lock().known.insert(id.to_owned());
                 self.pool.give_back(Warm { id: id.to_owned(), launched, shape: shape.clone() });
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::logs::{Cursor, LineText, Lines, LongText, OutputLog, PIECE, Raw, StartAt, Text, View};
-use crate::model::Target;
+use crate::model::{Target, UnitId};
 
 use crate::http::api::Api;
 use crate::http::api::events::{self, EventFormat};
@@ -19,6 +19,16 @@ const BYTES: &str = "application/octet-stream";
 /// the response begins before the lines are looked for, as only sending can show that the client has disconnected.
 const FEW_LINES: u64 = 10_000;
 const SMALL_LOG: u64 = 4 << 20;
+
+/// The process that a request for output is about: that of `?handle=N` if it is there, else the one that the path names.
+/// A PID can belong to another process since the client has read it, a handle cannot.
+pub(crate) fn target(request: &Request<'_>, of_path: Target) -> Result<Target, ApiError> {
+    let Some(handle) = request.query("handle") else { return Ok(of_path) };
+    let wrong = |_| {
+        ApiError::invalid(format!("the query parameter `handle` must be the whole number of a process, not {handle:?}"))
+    };
+    handle.parse::<u64>().map(|handle| Target::Unit(UnitId::from(handle))).map_err(wrong)
+}
 
 /// Reads the kept output.
 pub(crate) fn read(api: &Api, request: &Request<'_>, target: &Target, view: View) -> Result<Response, ApiError> {

@@ -6,17 +6,20 @@
 //! | `engine` | the engine, its limits and the default image |
 //! | `trial` | starts a container, and finds the settings with which one starts |
 //! | `finding` | a line of the report |
+//! | `left` | removes what a `doctor` that was killed has left |
 //! | `elf` | what an ELF file says of itself |
 
 mod elf;
 mod engine;
 mod finding;
+mod left;
 mod machine;
 mod trial;
 
 use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
 use finding::{Finding, Verdict};
+pub(crate) use left::remove_left;
 
 pub(crate) fn doctor(config: &Config) -> Result<(), Failure> {
     let mut missing = 0;
@@ -28,6 +31,7 @@ pub(crate) fn doctor(config: &Config) -> Result<(), Failure> {
     machine::state_and_ports(config, &mut show);
     machine::descriptors(&mut show);
     if let (Some(found), Some(init)) = (engine::engine(config, init.as_deref(), &mut show), &init) {
+        remove_left(&found.engine);
         show(trial::container(config, &found, init));
     }
     match missing {

@@ -12,6 +12,7 @@ use tl_os::random;
 
 use super::engine::Found;
 use super::finding::Finding;
+use super::left;
 use crate::engine::{ContainerSpec, ContainerState, Engine, EngineError};
 use crate::program::config::Config;
 use crate::sandbox::health;
@@ -117,6 +118,7 @@ fn run(config: &Config, found: &Found, init: &Path, attempt: &Attempt) -> Result
         name: name.clone(),
         image: config.default_image.clone(),
         command: [INIT, "--listen", &format!("0.0.0.0:{PORT}")].map(str::to_owned).to_vec(),
+        labels: labels(),
         read_only_mounts: vec![(init.to_owned(), INIT.to_owned())],
         // Where it puts the token that it makes, because it is given none.
         tmpfs: vec!["/run".to_owned()],
@@ -129,6 +131,12 @@ fn run(config: &Config, found: &Found, init: &Path, attempt: &Attempt) -> Result
     let removed = found.engine.remove(&name);
     result?;
     removed.map_err(|error| error.to_string())
+}
+
+fn labels() -> Vec<(String, String)> {
+    let owner = left::this_process().map(|owner| (left::LABEL_OWNER.to_owned(), owner));
+    let (name, value) = left::LABEL;
+    [(name.to_owned(), value.to_owned())].into_iter().chain(owner).collect()
 }
 
 fn start(engine: &Engine, spec: &ContainerSpec, is_rootless: bool, port: u16) -> Result<(), String> {

@@ -9,7 +9,7 @@ mod misbehaviour;
 mod ports;
 mod upgrades;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -37,6 +37,8 @@ const AUTH: &str = "Authorization: Bearer tl_key_of_the_tests\r\n";
 struct Sandboxes {
     by_name: Mutex<HashMap<String, Result<Reached, ReachError>>>,
     reached: AtomicUsize,
+    /// Ids of those whose address may belong to another one.
+    ended: Mutex<HashSet<String>>,
 }
 
 impl Directory for Sandboxes {
@@ -44,6 +46,10 @@ impl Directory for Sandboxes {
         self.reached.fetch_add(1, SeqCst);
         let found = self.by_name.lock().unwrap().get(id_or_name).cloned();
         found.unwrap_or_else(|| Err(ReachError::Unknown(id_or_name.to_owned())))
+    }
+
+    fn has_address(&self, reached: &Reached) -> bool {
+        !self.ended.lock().unwrap().contains(&reached.id)
     }
 
     fn exposure(&self, id_or_name: &str) -> Option<Exposure> {

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::daemon::{Daemon, host_and_daemon};
-use super::{AUTH, Host, ReachError, canned, read_head, tcp_service, wait_until};
+use super::{AUTH, Host, ReachError, TIMEOUT, canned, read_head, tcp_service, wait_until};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -193,4 +193,24 @@ fn an_answer_that_is_cut_off_behind_the_tunnel_is_not_taken_for_complete() {
     drop(daemon);
     assert!(client.is_cut());
     assert_eq!(client.buffer, b"", "the last chunk is missing");
+}
+
+#[test]
+fn nothing_is_sent_to_an_address_that_may_belong_to_another_sandbox() {
+    let (tell, told) = std::sync::mpsc::channel();
+    let addr = tcp_service(move |mut stream| {
+        let mut received = Vec::new();
+        let _ = stream.read_to_end(&mut received);
+        tell.send(String::from_utf8(received).unwrap()).unwrap();
+    });
+    let (host, port) = (Host::start(), addr.port());
+    host.add("env", addr, "secret", &[port]);
+    host.sandboxes.ended.lock().unwrap().insert("id-of-env".to_owned());
+    for name in ["env.local", &format!("{port}-env.local")] {
+        for method in ["GET", "POST"] {
+            let reply = host.connect().request(method, name, "/x", "", "body");
+            assert_eq!((reply.status, reply.code().as_str()), (503, "SANDBOX_UNREACHABLE"), "{method} {name}");
+            assert_eq!(told.recv_timeout(TIMEOUT).unwrap(), "", "{method} {name}");
+        }
+    }
 }

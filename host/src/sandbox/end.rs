@@ -1,4 +1,5 @@
-//! Ends a sandbox: tl-init's ordered shutdown, then its container, its token and, in time, its record.
+//! Ends a sandbox: tl-init's ordered shutdown, then its container, its token and, in time, its record. To end is the word
+//! for sandboxes, to remove that for containers, images and files, and to forget that for records.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -12,9 +13,26 @@ use crate::sandbox::{Sandboxes, container_name, now};
 /// How many sandboxes are ended at a time by `stop_all`.
 const PARALLEL: usize = 4;
 
+/// New sandboxes are refused. When this is dropped, also by a panic, they are made again.
+struct Stopping<'a>(&'a Sandboxes);
+
+impl Stopping<'_> {
+    /// They are refused from now on.
+    fn stay(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.0.registry.change(|state| state.is_stopping = false);
+        self.0.open_pool();
+    }
+}
+
 impl Sandboxes {
     /// Ends a sandbox on request. One that is terminated is unknown. If the engine is gone at the beginning, that is an
-    /// error, and nothing was done; if it is gone later, the removal goes on when it is there again.
+    /// error, and nothing was done; if it is gone later, the ending goes on when it is there again.
     pub(crate) fn delete(&self, namespace: &str, id_or_name: &str) -> Result<Progress, SandboxError> {
         let mut operation = self.begin(namespace, id_or_name, None)?;
         // A client repeats a call whose error is that the engine is gone, and must not find the sandbox deleted meanwhile.
@@ -23,10 +41,10 @@ impl Sandboxes {
         {
             return Err(self.engine_error(error));
         }
-        match self.remove(&mut operation, Reason::Deleted, "it was deleted".to_owned()) {
+        match self.end(&mut operation, Reason::Deleted, "it was deleted".to_owned()) {
             Ok(()) => Ok(Progress::Done),
             Err(SandboxError::Engine(error @ (EngineError::Unreachable { .. } | EngineError::TimedOut(..)))) => {
-                log::warn!("the removal of sandbox {} goes on later: {error}", operation.id());
+                log::warn!("the end of sandbox {} comes later: {error}", operation.id());
                 Ok(Progress::GoesOn)
             }
             Err(error) => Err(error),
@@ -36,6 +54,7 @@ impl Sandboxes {
     /// Ends all sandboxes and removes the containers that were started ahead. Snapshots stay. New sandboxes are refused
     /// from now on, unless a sandbox could not be ended.
     pub(crate) fn stop_all(&self) -> Result<(), SandboxError> {
+        let stopping = Stopping(self);
         let ids: Vec<String> = self.registry.change(|state| {
             state.is_stopping = true;
             state.living().map(|entry| entry.record.id.clone()).collect()
@@ -46,7 +65,7 @@ impl Sandboxes {
         let stop = || {
             while let Some(id) = next() {
                 match self.registry.begin(None, &id, &self.store, None) {
-                    Ok(mut operation) => self.remove_logged(&mut operation, Reason::Deleted, "tl-host stop --all"),
+                    Ok(mut operation) => self.end_logged(&mut operation, Reason::Deleted, "tl-host stop --all"),
                     // It has ended by itself.
                     Err(_) => continue,
                 }
@@ -60,31 +79,23 @@ impl Sandboxes {
             stop();
         });
         let left = self.registry.lock().living().count();
-        let ended = match self.remove_kept() {
-            _ if left > 0 => Err(SandboxError::NotEnded(left)),
-            kept => kept.map_err(|error| self.engine_error(error)),
-        };
-        if ended.is_err() {
-            self.registry.change(|state| state.is_stopping = false);
-            self.open_pool();
+        match self.remove_kept() {
+            _ if left > 0 => return Err(SandboxError::NotEnded(left)),
+            kept => kept.map_err(|error| self.engine_error(error))?,
         }
-        ended
+        stopping.stay();
+        Ok(())
     }
 
     /// Ends a sandbox for another reason than a request.
-    pub(crate) fn remove_logged(&self, operation: &mut Operation, reason: Reason, details: &str) {
-        if let Err(error) = self.remove(operation, reason, details.to_owned()) {
+    pub(crate) fn end_logged(&self, operation: &mut Operation, reason: Reason, details: &str) {
+        if let Err(error) = self.end(operation, reason, details.to_owned()) {
             log::error!("sandbox {} cannot be ended: {error}", operation.id());
         }
     }
 
     /// Ends a sandbox: its processes get the time to end that tl-init gives them.
-    pub(crate) fn remove(
-        &self,
-        operation: &mut Operation,
-        reason: Reason,
-        details: String,
-    ) -> Result<(), SandboxError> {
+    pub(crate) fn end(&self, operation: &mut Operation, reason: Reason, details: String) -> Result<(), SandboxError> {
         self.write_ending(operation, reason, details);
         let container = container_name(operation.id());
         match self.stop(&container) {
@@ -95,18 +106,18 @@ impl Sandboxes {
                 return Err(self.engine_error(error));
             }
         }
-        self.finish_removal(operation)
+        self.finish_ending(operation)
     }
 
-    /// Removes a sandbox whose processes have ended already, or need no time to end.
-    pub(crate) fn remove_now(
+    /// Ends a sandbox whose processes have ended already, or need no time for it.
+    pub(crate) fn end_at_once(
         &self,
         operation: &mut Operation,
         reason: Reason,
         details: String,
     ) -> Result<(), SandboxError> {
         self.write_ending(operation, reason, details);
-        self.finish_removal(operation)
+        self.finish_ending(operation)
     }
 
     /// Writes the intent: the next start finishes it. A full disk does not keep a sandbox alive.
@@ -125,8 +136,9 @@ impl Sandboxes {
         self.engine.stop(container, self.settings.stop_grace)
     }
 
-    /// Removes the container of a sandbox whose ending is written, and terminates it.
-    pub(crate) fn finish_removal(&self, operation: &mut Operation) -> Result<(), SandboxError> {
+    /// The second half of every end: removes the container of a sandbox whose `ending` is written, and makes the record
+    /// that of a terminated one.
+    pub(crate) fn finish_ending(&self, operation: &mut Operation) -> Result<(), SandboxError> {
         if let Err(error) = self.engine.remove(&container_name(operation.id())) {
             self.check_later(operation.id());
             return Err(self.engine_error(error));
