@@ -77,8 +77,8 @@ fn an_image_without_any_file_works() {
     // The only program of the image is the one that is mounted.
     let run = host.ask("POST", &id, "/processes/run", r#"{"command": "/usr/lib/tl-init/tl-init", "args": ["--version"]}"#);
     assert!(run.body.as_str().is_some_and(|events| events.contains(r#""exit_code":0"#)), "{run:?}");
-    assert_eq!(host.ask("PUT", &id, "/files?path=/file", "text").status, 204);
-    assert_eq!(host.ask("GET", &id, "/files?path=/file", "").body, "text");
+    assert_eq!(host.ask("PUT", &id, "/files?path=file", "text").status, 204);
+    assert_eq!(host.ask("GET", &id, "/files?path=/home/tl-user/file", "").body, "text");
     // There is none to be the main process either.
     let body = json!({ "image": image.name, "entrypoint": ["/bin/none"] });
     let failed = host.request("POST", "/sandboxes", Some(body));
