@@ -244,6 +244,19 @@ fn a_client_that_floods_delays_no_request_and_uses_bounded_memory() {
 }
 
 #[test]
+fn a_size_sent_before_a_disconnect_counts() {
+    let daemon = start_daemon();
+    let session = daemon.pty_sh("stty -echo; echo up; read line; stty size; exec sleep 4743");
+    let mut terminal = daemon.watch(&session);
+    terminal.expect("up");
+    terminal.resize(30, 70);
+    terminal.disconnect();
+    let mut again = daemon.watch(&session);
+    again.type_in("\n");
+    again.expect("30 70");
+}
+
+#[test]
 fn input_sent_before_a_disconnect_is_delivered() {
     let daemon = start_daemon();
     let session = daemon.pty_sh("stty raw -echo; echo up; sleep 0.2; head -c 200000 | wc -c; exec sleep 4742");

@@ -18,14 +18,16 @@ from test_tl import TL, tl, try_tl  # noqa: F401 (fixtures)
 
 ECHO = "exec nc -ll -p 7000 -e cat"
 # Accepts the change of the protocol, and then returns what it gets; without a word of its own.
-SILENT = r"""while read -r line && [ "$line" != "$(printf '\\r')" ]; do :; done
+SILENT = r"""while read -r line && [ "$line" != "$(printf '\r')" ]; do :; done
 printf 'HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n'
 exec cat"""
-# The beginning of the protocol of a VNC server: version 3.8, no password, 64 x 48 pixels of 32 bits, the name `test`.
+# The beginning of the protocol of a VNC server: version 3.8, no password, 64 x 48 pixels of 32 bits, the name `test`, and
+# one black picture.
 DESKTOP = r"""printf 'RFB 003.008\n'; head -c 12 >/dev/null
 printf '\1\1'; head -c 1 >/dev/null
 printf '\0\0\0\0'; head -c 1 >/dev/null
 printf '\0\100\0\060\040\030\0\1\0\377\0\377\0\377\020\010\0\0\0\0\0\0\0\4test'
+printf '\0\0\0\1\0\0\0\0\0\100\0\060\0\0\0\0'; head -c 12288 /dev/zero
 exec cat >/dev/null"""
 
 
@@ -70,11 +72,16 @@ def test_a_terminal(sdk):
     assert terminal.wait(TIMEOUT) == 7 and exits == [7]
 
 
+def receive(peer, length):
+    with peer.makefile("rb") as stream:
+        return stream.read(length)
+
+
 def exchange(port, texts=(b"one", b"two"), pause=0.0):
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as peer:
         for text in texts:
             peer.sendall(text)
-            assert peer.recv(len(text), socket.MSG_WAITALL) == text
+            assert receive(peer, len(text)) == text
             time.sleep(pause)
         peer.shutdown(socket.SHUT_WR)
         assert peer.recv(1) == b""
@@ -177,11 +184,12 @@ def test_what_is_idle_for_longer_than_the_limit_is_closed_and_upgraded_connectio
     plain = socket.create_connection((address.hostname, address.port), TIMEOUT)
     with silent, plain, sandbox.create_tunnel(7000, local_port=0) as tunnel:
         begin = time.monotonic()
-        assert plain.recv(1) == b"" and time.monotonic() - begin < 3
+        got = plain.recv(4096); print(got)
+        assert got == b"" and time.monotonic() - begin < 3
         # Three seconds between two pieces.
         exchange(tunnel.local_port, pause=3)
         silent.sendall(b"hello")
-        assert silent.recv(5, socket.MSG_WAITALL) == b"hello"
+        assert receive(silent, 5) == b"hello"
         terminal.send_input("typed\n")
         screen.expect("got typed")
         assert terminal.wait(TIMEOUT) == 0
