@@ -97,7 +97,7 @@ fn an_image_without_users_gets_one() {
     let made = image.start();
     let id = made.body["sandbox_id"].as_str().unwrap_or_else(|| panic!("{made:?}")).to_owned();
     assert_eq!(host.shell(&id, "id -un; id -u; cd && pwd"), "tl-user\n1000\n/home/tl-user");
-    let body = json!({ "command": "id", "args": ["-u"], "user": "root" }).to_string();
+    let body = json!({ "command": "id", "args": ["-u"], "user": "0:0" }).to_string();
     let run = host.ask("POST", &id, "/processes/run", &body);
     assert!(run.body.as_str().is_some_and(|events| events.contains(r#""line":"0""#)), "{run:?}");
     assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);

@@ -1,6 +1,8 @@
 """Streams through the proxy with the public clients, unmodified: many runs, terminals, tunnels, connections that are idle."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import os
 import pty
 import select
@@ -94,6 +96,8 @@ def test_a_tunnel_and_a_desktop(sdk):
         exchange(tunnel.local_port)
         exchange(tunnel.local_port, [os.urandom(1_000_000)] * 3)
     serve(sandbox, 5901, DESKTOP)
+    # The client tries the port with bash first, which the small image has not.
+    sandbox.run("sh", ["-c", "echo '#!/bin/true' >/bin/bash; chmod +x /bin/bash"], user="root")
     with sandbox.connect_desktop(connect_timeout=TIMEOUT) as desktop:
         assert (desktop.width, desktop.height) == (64, 48)
 
@@ -181,11 +185,12 @@ def test_what_is_idle_for_longer_than_the_limit_is_closed_and_upgraded_connectio
     follow.start()
     silent = upgraded(host, "7100-quiet")
     address = urllib.parse.urlsplit(host.proxy)
-    plain = socket.create_connection((address.hostname, address.port), TIMEOUT)
-    with silent, plain, sandbox.create_tunnel(7000, local_port=0) as tunnel:
+    plain = http.client.HTTPConnection(address.hostname, address.port, timeout=TIMEOUT)
+    plain.request("GET", "/api/v1/health", headers={"Host": "quiet.local", "Authorization": f"Bearer {host.key}"})
+    plain.getresponse().read()
+    with silent, contextlib.closing(plain), sandbox.create_tunnel(7000, local_port=0) as tunnel:
         begin = time.monotonic()
-        got = plain.recv(4096); print(got)
-        assert got == b"" and time.monotonic() - begin < 3
+        assert plain.sock.recv(1) == b"" and time.monotonic() - begin < 3
         # Three seconds between two pieces.
         exchange(tunnel.local_port, pause=3)
         silent.sendall(b"hello")
