@@ -75,7 +75,8 @@ fn an_image_without_any_file_works() {
     let none = host.ask("POST", &id, "/processes/run", r#"{"command": "sh"}"#);
     assert_eq!((none.status, &none.body["code"]), (400, &json!("COMMAND_NOT_FOUND")), "{none:?}");
     // The only program of the image is the one that is mounted.
-    let run = host.ask("POST", &id, "/processes/run", r#"{"command": "/usr/lib/tl-init/tl-init", "args": ["--version"]}"#);
+    let run =
+        host.ask("POST", &id, "/processes/run", r#"{"command": "/usr/lib/tl-init/tl-init", "args": ["--version"]}"#);
     assert!(run.body.as_str().is_some_and(|events| events.contains(r#""exit_code":0"#)), "{run:?}");
     assert_eq!(host.ask("PUT", &id, "/files?path=file", "text").status, 204);
     assert_eq!(host.ask("GET", &id, "/files?path=/home/tl-user/file", "").body, "text");
@@ -108,7 +109,8 @@ fn an_image_without_users_gets_one() {
 fn what_an_image_says_of_its_command_user_and_directory_is_not_used() {
     let Some(host) = start_host(&[]) else { return };
     let archive = repository().join(".cache/host/busybox.tar");
-    let settings = ["ENTRYPOINT [\"/no/program\"]", "CMD [\"--no-option\"]", "USER nobody-at-all", "WORKDIR /no/directory"];
+    let settings =
+        ["ENTRYPOINT [\"/no/program\"]", "CMD [\"--no-option\"]", "USER nobody-at-all", "WORKDIR /no/directory"];
     let options: Vec<&str> = settings.iter().flat_map(|setting| ["--change", setting]).collect();
     let image = Image::import(&host, "tl-lost", &archive, &options);
     let made = image.start();

@@ -60,7 +60,12 @@ fn everything(host: &Host) -> BTreeMap<&'static str, BTreeSet<String>> {
     let podman = |words: &[&str]| host.podman().run(words).lines().map(str::to_owned).collect();
     let engine = host.podman().storage().parent().expect("its directory").display().to_string();
     let lines = |path: &str| -> BTreeSet<String> {
-        fs::read_to_string(path).expect("read a list").lines().filter(|line| line.contains(&engine)).map(str::to_owned).collect()
+        fs::read_to_string(path)
+            .expect("read a list")
+            .lines()
+            .filter(|line| line.contains(&engine))
+            .map(str::to_owned)
+            .collect()
     };
     let walked = Command::new("find").arg(host.state_dir()).args(["-type", "f"]).output().expect("run find");
     let files = String::from_utf8(walked.stdout).unwrap();
@@ -74,7 +79,13 @@ fn everything(host: &Host) -> BTreeMap<&'static str, BTreeSet<String>> {
         ("mounts", lines("/proc/mounts")),
         ("processes", String::from_utf8(conmons.unwrap().stdout).unwrap().lines().map(str::to_owned).collect()),
         ("state", files.lines().filter(|file| !is_record(file)).map(str::to_owned).collect()),
-        ("layers", fs::read_dir(host.podman().storage().join("overlay")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()),
+        (
+            "layers",
+            fs::read_dir(host.podman().storage().join("overlay"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect(),
+        ),
     ])
 }
 
