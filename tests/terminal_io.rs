@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::websocket::{SessionEnd, client_frame};
@@ -249,7 +250,11 @@ fn a_size_sent_before_a_disconnect_counts() {
     let session = daemon.pty_sh("stty -echo; echo up; read line; stty size; exec sleep 4743");
     let mut terminal = daemon.watch(&session);
     terminal.expect("up");
+    // The daemon finds both messages at once.
+    daemon.signal(Signal::SIGSTOP);
     terminal.resize(30, 70);
+    terminal.socket.close(None).unwrap();
+    daemon.signal(Signal::SIGCONT);
     terminal.disconnect();
     let mut again = daemon.watch(&session);
     again.type_in("\n");
