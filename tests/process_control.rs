@@ -1,12 +1,31 @@
 //! Process control: inspect, signal, kill and wait.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{Daemon, Options, TIMEOUT, pid_of, procfs, start_daemon, start_daemon_with, wait_until};
+
+#[test]
+fn a_process_whose_program_cannot_be_executed_is_never_listed() {
+    let daemon = start_daemon();
+    let script = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(script.path(), "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(script.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let command = script.into_temp_path();
+    let start =
+        || daemon.post("/processes", &json!({ "command": command.to_str() })).expect_error(400, "NOT_EXECUTABLE", "");
+    std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..2).map(|_| scope.spawn(|| (0..100).for_each(|_| start()))).collect();
+        while !starts.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            let listed = daemon.get("/processes").expect(200);
+            assert_eq!(listed["processes"], json!([]));
+        }
+    });
+}
 
 #[test]
 fn process_info_has_all_documented_fields() {

@@ -24,6 +24,10 @@ const MAX_NAME: usize = 32;
 /// Mode of a new home: other users of the image, for example a web server's, cannot read what commands write there.
 const HOME_MODE: u32 = 0o700;
 
+/// What every user can do with /etc/passwd and /etc/group: without reading them, no program knows the name of its user.
+/// Podman 4 makes both with the mode 0600 in a container of an image that has none.
+const PUBLIC: u32 = 0o444;
+
 /// The number of fields of a line in each file.
 const PASSWD_FIELDS: usize = 7;
 const GROUP_FIELDS: usize = 3;
@@ -127,7 +131,7 @@ pub(crate) fn create(user: &NewUser, root: &Path) -> Result<String, CreateError>
     let NewUser { name, uid } = user;
     let password = if add_secret(&etc.join("shadow"), name, ":!:::::::")? { "x" } else { "!" };
     let shell = if root.join("bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
-    add_line(&etc.join("passwd"), &format!("{name}:{password}:{uid}:{}::/home/{name}:{shell}", group.gid))?;
+    add_line(&etc.join("passwd"), &format!("{name}:{password}:{uid}:{}::/home/{name}:{shell}", group.gid), PUBLIC)?;
     let home = home.map_err(|problem| CreateError::NoHome(user.clone(), problem))?;
     let (gid, old) = (group.gid, if group.is_new { "" } else { ", which existed" });
     Ok(format!("made the user {name} with UID {uid}, the group {name} with GID {gid}{old}, {home}"))
@@ -162,7 +166,7 @@ fn add_group(user: &NewUser, etc: &Path) -> Result<Group, CreateError> {
     let is_free = |gid: &u32| find(&content, GROUP_FIELDS, Key::Id(*gid)).is_none();
     let gid = (user.uid..u32::MAX).find(is_free).ok_or(CreateError::NoGid)?;
     let password = if add_secret(&etc.join("gshadow"), name, ":!::")? { "x" } else { "!" };
-    add_line(&path, &format!("{name}:{password}:{gid}:"))?;
+    add_line(&path, &format!("{name}:{password}:{gid}:"), PUBLIC)?;
     Ok(Group { gid, is_new: true })
 }
 
@@ -209,7 +213,7 @@ fn add_secret(path: &Path, name: &str, rest: &str) -> Result<bool, CreateError> 
     }
     let is_own = |line: &[u8]| line.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b":"));
     if !read(path)?.split(|byte| *byte == b'\n').any(is_own) {
-        add_line(path, &format!("{name}{rest}"))?;
+        add_line(path, &format!("{name}{rest}"), 0)?;
     }
     Ok(true)
 }
@@ -242,9 +246,9 @@ fn read(path: &Path) -> Result<Vec<u8>, CreateError> {
 }
 
 /// Adds a line to the end of a file, which need not exist. The file is replaced, so that a reader never sees a part of
-/// the line, with the owner and the mode of the old one. What cannot be replaced is written in place: a symlink, or a
-/// mount point.
-fn add_line(path: &Path, line: &str) -> Result<(), CreateError> {
+/// the line, with the owner of the old one, and its mode with the bits of `least`. What cannot be replaced is written in
+/// place: a symlink, or a mount point.
+fn add_line(path: &Path, line: &str, least: u32) -> Result<(), CreateError> {
     let old = read(path)?;
     // A missing newline at the end of the file would join two lines.
     let separator = if matches!(old.last(), None | Some(b'\n')) { "" } else { "\n" };
@@ -254,7 +258,7 @@ fn add_line(path: &Path, line: &str) -> Result<(), CreateError> {
     let result = match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_symlink() => in_place(),
         Ok(meta) => {
-            let (mode, owner) = (meta.mode() & 0o7777, (meta.uid(), meta.gid()));
+            let (mode, owner) = (meta.mode() & 0o7777 | least, (meta.uid(), meta.gid()));
             files::write_and_rename(path, mode, &content, Some(owner)).or_else(|_| in_place())
         }
         Err(_) => files::write_and_rename(path, 0o644, &content, Some((0, 0))),
@@ -383,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_added_to_the_files_that_exist_and_keep_their_mode_and_owner() {
+    fn lines_are_added_to_the_files_that_exist_and_keep_their_owner_and_the_mode_of_secrets() {
         let files = [
             // Without a newline at its end; with lines that are not valid.
             (
@@ -400,6 +404,9 @@ mod tests {
         let shadow = root.path().join("etc/shadow");
         fs::set_permissions(&shadow, Permissions::from_mode(0o640)).unwrap();
         lchown(&shadow, Some(0), Some(42)).unwrap();
+        for public in ["etc/passwd", "etc/group"] {
+            fs::set_permissions(root.path().join(public), Permissions::from_mode(0o600)).unwrap();
+        }
         create(&user("tl-user:1000"), root.path()).unwrap();
         for (name, old) in files {
             let (separator, added) = match name {
@@ -412,6 +419,9 @@ mod tests {
         }
         let meta = fs::metadata(&shadow).unwrap();
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o640, 0, 42));
+        for public in ["etc/passwd", "etc/group"] {
+            assert_eq!(fs::metadata(root.path().join(public)).unwrap().mode() & 0o7777, 0o644);
+        }
         let before = text(&root, "etc/passwd");
         let again = create(&user("tl-user:1000"), root.path()).unwrap();
         assert_eq!(again, "the user tl-user has UID 1000 already");

@@ -25,7 +25,8 @@ impl Actor {
         match command {
             Command::Start { id, spec, user, reply } => self.start(id, *spec, user, reply),
             Command::List(reply) => {
-                let processes = self.parts.fleet.iter().filter(|(_, member)| member.context.pty.is_none());
+                let is_listed = |member: &Member| member.context.pty.is_none() && !member.unit.is_starting();
+                let processes = self.parts.fleet.iter().filter(|(_, member)| is_listed(member));
                 let all = processes.filter_map(|(id, member)| info(id, member));
                 reply.send(Ok(all.collect()));
             }

@@ -33,6 +33,14 @@ impl Unit {
         }
     }
 
+    /// Whether it is not known yet if its first run can execute its program.
+    pub fn is_starting(&self) -> bool {
+        let is_open = |phase: &Phase| {
+            matches!(phase, Phase::Execing { .. } | Phase::Broken(_) | Phase::Reaped { slow: false, .. })
+        };
+        self.run == 1 && matches!(&self.state, State::Up(run) if is_open(&run.phase))
+    }
+
     /// Whether it neither runs nor waits for a restart.
     pub fn is_down(&self) -> bool {
         self.state == State::Down

@@ -1,77 +1,23 @@
 //! The engine is gone or does not answer, or tl-host is killed in the middle of an operation: nothing is half done.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::thread;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Host, init, wait_until};
-use crate::podman::{Podman, podman};
-
-/// A tl-host whose engine nobody else uses. None if the test must be skipped.
-fn start() -> Option<Host> {
-    podman()?;
-    let init = init()?;
-    Some(Host::start(Box::leak(Box::new(Podman::start())), init, &[]))
-}
+use crate::harness::{Host, start_host_alone, wait_until};
+use crate::order::{disorder, ids, record};
 
 fn status(host: &Host, id: &str) -> Value {
     host.request("GET", &format!("/sandboxes/{id}"), None).body["status"].clone()
 }
 
-fn post(host: &Host, path: &str) -> Answer {
-    host.request("POST", path, None)
-}
-
-/// The ids of the files in a directory of the state directory.
-fn ids(host: &Host, directory: &str) -> BTreeSet<String> {
-    let names = fs::read_dir(host.state_dir().join(directory)).expect("list the state directory");
-    let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap().trim_end_matches(".json").to_owned();
-    names.map(|entry| name(entry.unwrap())).collect()
-}
-
-fn record(host: &Host, id: &str) -> Value {
-    let text = fs::read(host.state_dir().join(format!("sandboxes/{id}.json"))).expect("read the record");
-    serde_json::from_slice(&text).expect("the record is JSON")
-}
-
-/// What is not in order; None if records, containers, tokens and images agree and nothing is half there.
-fn disorder(host: &Host) -> Option<String> {
-    let mut living = BTreeSet::new();
-    for id in ids(host, "sandboxes") {
-        let record = record(host, &id);
-        let container = || host.podman().run(&["inspect", "--format", "{{.State.Status}}", &format!("tl-{id}")]);
-        match record["status"].as_str().unwrap_or_default() {
-            "terminated" => continue,
-            "running" if container() == "running" => {}
-            "suspended" if container() == "paused" => {}
-            _ => return Some(format!("the container is {}: {record}", container())),
-        }
-        if !record["ending"].is_null() || !record["returns_to"].is_null() {
-            return Some(format!("unfinished: {record}"));
-        }
-        living.insert(id);
-    }
-    let containers: BTreeSet<String> =
-        host.containers().iter().map(|name| name.trim_start_matches("tl-").to_owned()).collect();
-    let images = host.podman().run(&["images", "--format", "{{.Tag}}", "localhost/tl-snapshot"]);
-    let images: BTreeSet<String> = images.lines().map(str::to_owned).collect();
-    let (tokens, snapshots) = (ids(host, "tokens"), ids(host, "snapshots"));
-    if containers == living && tokens == living && images == snapshots && ids(host, "damaged").is_empty() {
-        return None;
-    }
-    Some(format!(
-        "living {living:?}, containers {containers:?}, tokens {tokens:?}, images {images:?}, snapshots {snapshots:?}"
-    ))
-}
-
 #[test]
 fn while_the_engine_is_gone_what_needs_it_is_503_and_the_rest_works() {
-    let Some(host) = start() else { return };
+    let Some(host) = start_host_alone(None) else { return };
     let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| host.create(json!({ "name": name })));
-    assert_eq!(post(&host, "/sandboxes/b/suspend").status, 200);
+    assert_eq!(host.post("/sandboxes/b/suspend").status, 200);
     host.podman().kill_service();
     for (method, path) in [
         ("POST", "/sandboxes"),
@@ -102,8 +48,8 @@ fn while_the_engine_is_gone_what_needs_it_is_503_and_the_rest_works() {
             None
         })
     });
-    assert_eq!(post(&host, "/sandboxes/b/resume").status, 200);
-    assert_eq!(post(&host, "/sandboxes/a2/suspend").status, 200);
+    assert_eq!(host.post("/sandboxes/b/resume").status, 200);
+    assert_eq!(host.post("/sandboxes/a2/suspend").status, 200);
     // Events are followed again.
     host.podman().run(&["kill", &format!("tl-{b}")]);
     wait_until("the end to be seen", || (status(&host, &b) == "terminated").then_some(()));
@@ -132,7 +78,7 @@ fn kill_during(host: &mut Host, operation: &str, freeze: bool, delay: u64) {
         _ => host.create(json!({ "name": "env" })),
     };
     let before = if operation == "resume" { "suspend" } else { "resume" };
-    assert_eq!(post(host, &format!("/sandboxes/{env}/{before}?wait_ms=30000")).status, 200);
+    assert_eq!(host.post(&format!("/sandboxes/{env}/{before}?wait_ms=30000")).status, 200);
     let known = ids(host, "sandboxes");
     if freeze && operation != "create" {
         host.podman().freeze_service();
@@ -183,7 +129,7 @@ fn kill_during(host: &mut Host, operation: &str, freeze: bool, delay: u64) {
 
 #[test]
 fn killed_in_the_middle_of_an_operation_nothing_is_half_there() {
-    let Some(mut host) = start() else { return };
+    let Some(mut host) = start_host_alone(None) else { return };
     for operation in ["create", "suspend", "snapshot", "delete"] {
         kill_during(&mut host, operation, true, 0);
     }
@@ -209,10 +155,10 @@ fn killed_in_the_middle_of_an_operation_nothing_is_half_there() {
 
 #[test]
 fn what_a_slow_engine_does_after_all_is_seen() {
-    let Some(host) = start() else { return };
+    let Some(host) = start_host_alone(None) else { return };
     let id = host.create(json!({ "name": "env" }));
     host.podman().freeze_service();
-    assert_eq!(post(&host, "/sandboxes/env/suspend?wait_ms=0").status, 202);
+    assert_eq!(host.post("/sandboxes/env/suspend?wait_ms=0").status, 202);
     wait_until("the intent", || (status(&host, &id) == "suspending").then_some(()));
     // Longer than tl-host waits for the engine.
     let gave_up = || {
@@ -223,16 +169,16 @@ fn what_a_slow_engine_does_after_all_is_seen() {
     wait_until("tl-host to give up", gave_up);
     host.podman().thaw_service();
     wait_until("the suspension to be seen", || (status(&host, &id) == "suspended").then_some(()));
-    assert_eq!(post(&host, "/sandboxes/env/resume?wait_ms=30000").status, 200);
+    assert_eq!(host.post("/sandboxes/env/resume?wait_ms=30000").status, 200);
     assert_eq!(disorder(&host), None);
 }
 
 #[test]
 fn a_stop_that_the_engine_prevents_is_an_error_and_tl_host_goes_on() {
-    let Some(host) = start() else { return };
+    let Some(host) = start_host_alone(None) else { return };
     let id = host.create(json!({}));
     host.podman().kill_service();
-    let answer = post(&host, "/stop");
+    let answer = host.post("/stop");
     assert_eq!((answer.status, &answer.body["code"]), (500, &json!("NOT_ENDED")), "{answer:?}");
     host.podman().start_service();
     wait_until("the deletion to be finished", || (status(&host, &id) == "terminated").then_some(()));

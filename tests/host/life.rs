@@ -37,13 +37,7 @@ fn a_sandbox_that_is_being_deleted_takes_no_more_requests() {
     let Some(host) = start_host(&[]) else { return };
     // tl-init gives it 10 s to end.
     let id = host.create(json!({ "entrypoint": ["sh", "-c", "trap '' TERM; while :; do sleep 1; done"] }));
-    let ask = || {
-        let request = ureq::http::Request::builder().uri(format!("{}/api/v1/health", host.proxy));
-        let request = request.header("Authorization", format!("Bearer {}", host.key));
-        let request = request.header("X-Tensorlake-Sandbox-Id", &id).body(()).expect("build the request");
-        let config = ureq::Agent::config_builder().http_status_as_error(false).build();
-        ureq::Agent::from(config).run(request).expect("an answer of the proxy").status().as_u16()
-    };
+    let ask = || host.ask("GET", &id, "/health", "").status;
     assert_eq!(ask(), 200);
     std::thread::scope(|scope| {
         let deletion = scope.spawn(|| host.request("DELETE", &format!("/sandboxes/{id}"), None).status);

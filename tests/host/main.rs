@@ -6,13 +6,18 @@
 // Not every test program uses all of it.
 #[allow(dead_code)]
 mod harness;
+mod order;
 #[allow(dead_code)]
 mod podman;
 
 mod doctor;
 mod engine_faults;
+mod full_disk;
+mod images;
 mod import;
 mod life;
 mod many;
 mod outside;
+mod reboot;
 mod suspension;
+mod unreachable;

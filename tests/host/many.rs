@@ -1,12 +1,14 @@
 //! Many sandboxes: at once, one after another, copies, and those that were started ahead.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Host, start_host, wait_until};
+use crate::harness::{Host, start_host, start_host_alone, wait_until};
 
 fn small() -> Value {
     json!({ "resources": { "cpus": 0.5, "memory_mb": 64 } })
@@ -14,6 +16,10 @@ fn small() -> Value {
 
 fn descriptors(host: &Host) -> usize {
     fs::read_dir(format!("/proc/{}/fd", host.pid())).expect("list the descriptors").count()
+}
+
+fn threads(host: &Host) -> usize {
+    fs::read_dir(format!("/proc/{}/task", host.pid())).expect("list the threads").count()
 }
 
 fn files(host: &Host, directory: &str) -> usize {
@@ -49,20 +55,60 @@ fn fifty_creates_at_once_and_reads_do_not_wait_for_them() {
     assert_eq!((host.containers().len(), files(&host, "tokens")), (0, 0));
 }
 
+/// Everything that a sandbox needs a part of: the lists must not change.
+fn everything(host: &Host) -> BTreeMap<&'static str, BTreeSet<String>> {
+    let podman = |words: &[&str]| host.podman().run(words).lines().map(str::to_owned).collect();
+    let engine = host.podman().storage().parent().expect("its directory").display().to_string();
+    let lines = |path: &str| -> BTreeSet<String> {
+        fs::read_to_string(path)
+            .expect("read a list")
+            .lines()
+            .filter(|line| line.contains(&engine))
+            .map(str::to_owned)
+            .collect()
+    };
+    let walked = Command::new("find").arg(host.state_dir()).args(["-type", "f"]).output().expect("run find");
+    let files = String::from_utf8(walked.stdout).unwrap();
+    let is_record = |file: &&str| file.contains("/sandboxes/");
+    let conmons = Command::new("pgrep").args(["--full", "--list-full", &format!("conmon.*{engine}")]).output();
+    BTreeMap::from([
+        ("containers", podman(&["ps", "--all", "--external", "--format", "{{.Names}}"])),
+        ("images", podman(&["images", "--all", "--format", "{{.ID}} {{.Repository}}"])),
+        ("networks", podman(&["network", "ls", "--format", "{{.Name}}"])),
+        ("volumes", podman(&["volume", "ls", "--format", "{{.Name}}"])),
+        ("mounts", lines("/proc/mounts")),
+        ("processes", String::from_utf8(conmons.unwrap().stdout).unwrap().lines().map(str::to_owned).collect()),
+        ("state", files.lines().filter(|file| !is_record(file)).map(str::to_owned).collect()),
+        (
+            "layers",
+            fs::read_dir(host.podman().storage().join("overlay"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect(),
+        ),
+    ])
+}
+
+/// With `TL_TEST_TURNS=200` it takes a few minutes.
 #[test]
 fn creates_and_deletes_in_a_row_leave_nothing() {
-    let Some(host) = start_host(&[]) else { return };
+    let Some(host) = start_host_alone(None) else { return };
+    let turns: usize = std::env::var("TL_TEST_TURNS").map_or(20, |turns| turns.parse().expect("TL_TEST_TURNS"));
     let turn = || {
         let id = host.create(small());
         assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);
         assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 404);
     };
     turn();
-    let before = descriptors(&host);
-    (0..10).for_each(|_| turn());
+    let (before, threads_before, descriptors_before) = (everything(&host), threads(&host), descriptors(&host));
+    (0..turns).for_each(|_| turn());
+    wait_until("everything to be as before", || (everything(&host) == before).then_some(()));
     // A connection to the engine may be open still.
-    assert!(descriptors(&host) <= before + 3, "{before}, then {}", descriptors(&host));
-    assert_eq!((host.containers().len(), files(&host, "tokens"), files(&host, "damaged")), (0, 0, 0));
+    let descriptors_after = descriptors(&host);
+    assert!(descriptors_after <= descriptors_before + 3, "{descriptors_before}, then {descriptors_after}");
+    wait_until("no more threads than before", || (threads(&host) <= threads_before).then_some(()));
+    // Of those that are terminated, which are listed for an hour, there is a record only.
+    assert_eq!((files(&host, "sandboxes"), files(&host, "damaged")), (turns + 1, 0));
 }
 
 #[test]

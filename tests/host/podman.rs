@@ -50,14 +50,15 @@ impl Podman {
             skip("an engine of its own needs root");
             return None;
         }
-        Some(Podman::start())
+        Some(Podman::start(None))
     }
 
-    /// Starts the service and imports the image of the tests.
-    pub fn start() -> Podman {
+    /// Starts the service and imports the image of the tests. `storage` is the size of a storage in memory: `64m`.
+    pub fn start(storage: Option<&str>) -> Podman {
         let directory = tempfile::Builder::new().prefix("tl-engine.").tempdir().expect("make a directory").keep();
         let script = Command::new(repository().join("tests/host/podman.sh"))
             .arg(&directory)
+            .args(storage)
             .stdin(Stdio::piped())
             .spawn()
             .expect("start tests/host/podman.sh");
@@ -115,6 +116,18 @@ impl Podman {
 
     pub fn thaw_service(&self) {
         self.command("thaw");
+    }
+
+    /// Leaves everything as a restart of the machine does; the service is started again.
+    pub fn reboot(&self) {
+        self.command("reboot");
+        self.wait_for("the end of everything", || self.directory.join("rebooted").exists());
+        self.start_service();
+    }
+
+    /// The directory of everything that the engine stores.
+    pub fn storage(&self) -> PathBuf {
+        self.directory.join("graph")
     }
 
     fn wait_until_reachable(&self) {

@@ -1,12 +1,15 @@
 #!/bin/sh
 # Runs Podman's API service with a storage, locks and a network of its own, so that nothing of the user is touched.
-#   tests/host/podman.sh DIRECTORY
+#   tests/host/podman.sh DIRECTORY [SIZE]
 #
+# With SIZE, as of mount(8) (`64m`), the storage is a file system in memory of that size.
 # The directory must exist and be empty; the service listens on DIRECTORY/podman.sock. Each line of standard input is a command:
 #   kill     ends the service with SIGKILL; containers go on
 #   start    starts it again
 #   freeze   stops its execution (SIGSTOP)
 #   thaw     continues it
+#   reboot   leaves the machine as its restart does: the service and all processes of containers are killed, and what is in
+#            memory is gone (mounts, the engine's and the runtime's state). `start` starts the service afterwards
 # At the end of standard input, containers, images, mounts and the directory are removed. DIRECTORY/podman is a script
 # that runs the command `podman` on that storage.
 set -eu
@@ -19,7 +22,8 @@ limit() {
 }
 files=$(limit 'Max open files') tasks=$(limit 'Max processes')
 network=tl$$
-mkdir networks
+mkdir networks graph
+[ -z "${2-}" ] || mount -t tmpfs -o "size=$2" tmpfs graph
 cat >containers.conf <<END
 [containers]
 default_ulimits = ["nofile=$files:$files", "nproc=$tasks:$tasks"]
@@ -60,6 +64,27 @@ start() {
         setsid podman system service --time=0 "unix://$directory/podman.sock" </dev/null >>service.log 2>&1 &
     service=$!
 }
+# Podman leaves its storage mounted.
+unmount() {
+    for path in $(awk -v "prefix=$directory/" 'index($2, prefix) == 1 { print $2 }' /proc/mounts | sort -r); do
+        [ "$path" = "${1-}" ] || umount "$path" || umount -l "$path" || :
+    done
+}
+# The processes that watch containers first: they must not see the end of them.
+reboot() {
+    kill -KILL "$service" && wait "$service" 2>/dev/null || :
+    containers=$(./podman ps --all --quiet --no-trunc)
+    for field in ConmonPid Pid; do
+        for pid in $(./podman ps --all --quiet | xargs -r ./podman inspect --format "{{.State.$field}}"); do
+            [ "$pid" = 0 ] || kill -KILL "$pid" || :
+        done
+    done
+    for container in $containers; do
+        runc delete --force "$container" || :
+    done
+    unmount "$directory/graph"
+    rm -rf run libpod
+}
 trap '' INT HUP
 start
 while read -r command; do
@@ -68,6 +93,7 @@ while read -r command; do
     start) start ;;
     freeze) kill -STOP "$service" ;;
     thaw) kill -CONT "$service" ;;
+    reboot) reboot >>reboot.log 2>&1; : >rebooted ;;
     esac
 done
 kill -CONT "$service" 2>/dev/null || :
@@ -77,9 +103,6 @@ wait "$service" 2>/dev/null || :
 ./podman rmi --all --force >/dev/null 2>&1 || :
 ./podman network prune --force >/dev/null 2>&1 || :
 ip link delete "$network" 2>/dev/null || :
-# Podman leaves its storage mounted.
-for path in $(awk -v "prefix=$directory/" 'index($2, prefix) == 1 { print $2 }' /proc/mounts | sort -r); do
-    umount "$path" || umount -l "$path" || :
-done
+unmount
 cd /
 rm -rf "$directory"

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from conftest import until
 from tensorlake.sandbox import Sandbox
-from test_terminals import TIMEOUT, Screen, free_port, require
+from screen import Screen
+from test_terminals import TIMEOUT, free_port, require
 
 pytestmark = require("nginx")
 

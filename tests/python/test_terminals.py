@@ -15,31 +15,11 @@ import urllib.request
 import pytest
 from conftest import until
 from PIL import Image
+from screen import Screen
 from tensorlake.sandbox import AsyncSandbox
 from tensorlake.sandbox.exceptions import RemoteAPIError, SandboxError
 
 TIMEOUT = 60
-
-
-class Screen:
-    """Collects the output of a terminal."""
-
-    def __init__(self):
-        self.bytes = b""
-        self.changed = threading.Condition()
-
-    def __call__(self, data):
-        with self.changed:
-            self.bytes += data
-            self.changed.notify_all()
-
-    def changes(self, seen):
-        with self.changed:
-            return self.changed.wait_for(lambda: len(self.bytes) > seen, 1)
-
-    def expect(self, text):
-        with self.changed:
-            assert self.changed.wait_for(lambda: text.encode() in self.bytes, TIMEOUT), self.bytes[-500:]
 
 
 def free_port():

@@ -176,7 +176,7 @@ fn events_from_a_time_on_until_the_engine_is_gone() {
     if podman::podman().is_none() {
         return;
     }
-    let podman = Podman::start();
+    let podman = Podman::start(None);
     let engine = client(&podman);
     let since = SystemTime::now();
     let id = engine.create(&sleeper("tl-events", "events")).unwrap();

@@ -151,6 +151,15 @@ impl<'c> TerminalClient<'c> {
     /// Reads the client's messages.
     fn receive(&mut self) -> Result<(), Closure> {
         let mut resized = None;
+        let received = self.receive_messages(&mut resized);
+        // Also if the client has disconnected right after it.
+        if let Some(size) = resized {
+            self.attached.resize(size);
+        }
+        received
+    }
+
+    fn receive_messages(&mut self, resized: &mut Option<TerminalSize>) -> Result<(), Closure> {
         for _ in 0..FRAMES_PER_TURN {
             if !self.readable || self.input.len() >= MAX_INPUT {
                 break;
@@ -168,7 +177,7 @@ impl<'c> TerminalClient<'c> {
                 Message::Binary(bytes) => match parse(&bytes) {
                     ClientMessage::Input(bytes) => self.input.extend_from_slice(bytes),
                     // Of several sizes, only the last one counts.
-                    ClientMessage::Resize(size) => resized = Some(size),
+                    ClientMessage::Resize(size) => *resized = Some(size),
                     ClientMessage::Ready => self.attached.viewer.ready(),
                     ClientMessage::Unknown => {}
                 },
@@ -181,9 +190,6 @@ impl<'c> TerminalClient<'c> {
             }
             // tungstenite may have queued a pong.
             self.flushed = false;
-        }
-        if let Some(size) = resized {
-            self.attached.resize(size);
         }
         Ok(())
     }

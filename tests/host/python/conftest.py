@@ -60,6 +60,7 @@ class Engine:
     """The API of Podman with a storage of its own, which tests/host/podman.sh starts and removes."""
 
     def __init__(self, directory):
+        self.directory = directory
         self.socket = directory / "podman.sock"
         self.url = f"unix://{self.socket}"
         script = [str(ROOT / "tests/host/podman.sh"), str(directory)]
@@ -83,6 +84,12 @@ class Engine:
 
     def containers(self):
         return [container["Names"][0] for container in self.get("/containers/json?all=true")]
+
+    def log(self, container):
+        """What the processes of a container have written to its standard streams."""
+        with self.client() as client:
+            answer = client.get(f"/v1.41/containers/{container}/logs?stdout=true&stderr=true", timeout=TIMEOUT)
+            return answer.raise_for_status().text
 
     def images(self):
         return [name for image in self.get("/images/json") for name in image["RepoTags"] or ["unnamed"]]
@@ -246,6 +253,22 @@ def sdk(host):
     """The public Python client, which reads the environment when it is imported."""
     assert "tensorlake" not in sys.modules
     return importlib.import_module("tensorlake.sandbox")
+
+
+@pytest.fixture
+def own_host(engine, image, tmp_path):
+    """Starts a tl-host for one test, with further options."""
+    hosts = []
+
+    def start(*options):
+        hosts.append(Host(tmp_path, engine, *options))
+        return hosts[-1]
+
+    yield start
+    for host in hosts:
+        if host.process.poll() is None:
+            host.stop()
+        tl_host("stop", "--all", *host.options)
 
 
 @pytest.fixture(autouse=True)

@@ -129,22 +129,6 @@ def test_another_tl_host_cannot_use_the_state_directory(host, engine):
     assert code == 1 and "another tl-host uses" in errors and str(host.state) in errors
 
 
-@pytest.fixture
-def own_host(engine, image, tmp_path):
-    """Starts a tl-host for one test, with further options."""
-    hosts = []
-
-    def start(*options):
-        hosts.append(Host(tmp_path, engine, *options))
-        return hosts[-1]
-
-    yield start
-    for host in hosts:
-        if host.process.poll() is None:
-            host.stop()
-        tl_host("stop", "--all", *host.options)
-
-
 def test_stop_ends_all_sandboxes_and_the_tl_host_that_runs(own_host, engine):
     host = own_host()
     host("POST", "/sandboxes", {})
@@ -163,6 +147,27 @@ def test_stop_ends_all_sandboxes_that_tl_host_has_left(own_host, engine):
     assert code == 2 and "--all" in errors
     tl_host("stop", "--all", *host.options)
     assert engine.containers() == []
+
+
+def test_stop_with_purge_leaves_nothing(own_host, host, engine):
+    mine = own_host()
+    host("POST", "/sandboxes", {"name": "other"})
+    other = host("POST", "/sandboxes/other/snapshot")["snapshot_id"]
+    mine("POST", "/sandboxes", {"name": "mine"})
+    mine("POST", "/sandboxes/mine/snapshot")
+    hidden = mine("POST", "/sandboxes/mine/copy")["sandboxes"][0]["sandbox_id"]
+    mine("PATCH", f"/sandboxes/{hidden}", {"name": "frozen"})
+    mine("POST", "/sandboxes/frozen/suspend")
+    assert len(engine.images()) == 4
+    tl_host("stop", "--all", "--purge", *mine.options)
+    assert mine.process.wait(TIMEOUT) == 0 and not mine.state.exists()
+    # Those of another tl-host stay.
+    assert sorted(engine.images()) == [f"localhost/tl-snapshot:{other}", f"{IMAGE}:latest"]
+    assert engine.containers() == [f"/tl-{host('GET', '/sandboxes/other')['id']}"]
+    # What is gone can be purged again, and used again with another key.
+    tl_host("stop", "--all", "--purge", *mine.options)
+    again = own_host()
+    assert again.key != mine.key and again("GET", "/snapshots") == {"snapshots": []}
 
 
 def test_the_key_of_a_file(own_host, tmp_path):
