@@ -25,6 +25,12 @@ pub fn init() -> Option<PathBuf> {
     Some(path)
 }
 
+/// The program: `TL_TEST_HOST`, or the one that cargo has built for the tests of its package.
+pub fn program() -> Option<PathBuf> {
+    let built = option_env!("CARGO_BIN_EXE_tl-host").map(PathBuf::from);
+    std::env::var_os("TL_TEST_HOST").map(PathBuf::from).or(built)
+}
+
 /// A running tl-host with a state directory of its own. When it is dropped, its sandboxes are ended.
 pub struct Host {
     podman: &'static Podman,
@@ -70,7 +76,7 @@ impl Host {
 
     /// A command of tl-host with the options of this host.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tl-host"));
+        let mut command = Command::new(program().expect("TL_TEST_HOST names tl-host"));
         command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.args(["--engine", &self.podman.url(), "--default-image", IMAGE]);
         command.args(["--api", "127.0.0.1:0", "--proxy", "127.0.0.1:0"]);

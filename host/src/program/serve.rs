@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -77,8 +78,12 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         // Does not happen: the signal thread has a sender.
         Err(_) => {}
     }
+    thread::scope(|scope| {
+        // Each may take some seconds. Without another thread, one follows the other.
+        let _ = thread::Builder::new().spawn_scoped(scope, || api.shutdown());
+        proxy.shutdown();
+    });
     api.shutdown();
-    proxy.shutdown();
     let _ = fs::remove_file(state_dir.join(ADDRESS_FILE));
     Ok(())
 }
