@@ -13,9 +13,6 @@ use crate::harness::websocket::UPGRADE;
 use crate::host_harness::{Host, IMAGE, init, program};
 use crate::podman::podman;
 
-/// The port of the tl-init of each sandbox.
-const DAEMON_PORT: u16 = 9501;
-
 /// A running tl-host. None, with a sentence that says why, where it cannot run.
 pub fn start(options: &[&str]) -> Option<Host> {
     if program().is_none() {
@@ -29,7 +26,8 @@ pub fn start(options: &[&str]) -> Option<Host> {
         println!("skipped: the engine cannot run a container: {error}");
         return None;
     }
-    Some(Host::start(podman, init, options))
+    // Its log would stand between the figures.
+    Some(Host::start(podman, init, &[options, &["--log-level", "error"]].concat()))
 }
 
 /// A way to the API of a sandbox.
@@ -48,11 +46,8 @@ impl Way {
 
     /// To the tl-init of the sandbox, with its own token.
     pub fn direct(host: &Host, sandbox: &str) -> Way {
-        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
-        let ip = host.podman().run(&["inspect", "--format", format, &format!("tl-{sandbox}")]);
-        let addr = SocketAddr::new(ip.parse().expect("the address of the container"), DAEMON_PORT);
-        let token = std::fs::read_to_string(host.state_dir().join("tokens").join(sandbox)).expect("the token");
-        Way { addr, host: addr.to_string(), token: token.trim().to_owned() }
+        let addr = host.address_of(sandbox);
+        Way { addr, host: addr.to_string(), token: host.token_of(sandbox) }
     }
 
     /// Both ways: through the proxy, then direct.

@@ -1,6 +1,7 @@
 //! Starts the real tl-host on an engine of the tests' own, and speaks to it.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +15,9 @@ pub use crate::podman::{IMAGE, Podman, podman, repository, skip};
 
 /// Deadline for anything that a test waits for; long enough for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The port of the tl-init of each sandbox.
+const DAEMON_PORT: u16 = 9501;
 
 /// The static tl-init: `TL_TEST_INIT`, or what `make static` has built.
 pub fn init() -> Option<PathBuf> {
@@ -142,6 +146,19 @@ impl Host {
         let answer = self.request("POST", "/sandboxes", Some(body));
         assert_eq!((answer.status, &answer.body["status"]), (200, &Value::from("running")), "{answer:?}");
         answer.body["sandbox_id"].as_str().expect("its id").to_owned()
+    }
+
+    /// Address of the tl-init of a sandbox, in the engine's network.
+    pub fn address_of(&self, sandbox: &str) -> SocketAddr {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let ip = self.podman.run(&["inspect", "--format", format, &format!("tl-{sandbox}")]);
+        SocketAddr::new(ip.parse().expect("the address of the container"), DAEMON_PORT)
+    }
+
+    /// Token of the tl-init of a sandbox.
+    pub fn token_of(&self, sandbox: &str) -> String {
+        let path = self.state_dir().join("tokens").join(sandbox);
+        std::fs::read_to_string(path).expect("read the token").trim().to_owned()
     }
 
     /// Names of the engine's containers that belong to this host.

@@ -15,3 +15,4 @@ mod import;
 mod life;
 mod many;
 mod outside;
+mod speed;

@@ -98,8 +98,9 @@ fn a_client_that_stays_connected_after_its_last_response_does_not_delay_a_shutdo
     assert_one_is_short(|| {
         let fixture = fixture(Options::new());
         let mut client = fixture.connect();
-        client.send("this is no request\r\n\r\n");
-        assert_eq!(client.response().status, 400);
+        // The body does not come: the connection is kept open for a moment, in case the client still sends it.
+        client.send("POST /nothing HTTP/1.1\r\nContent-Length: 100\r\n\r\n");
+        assert_eq!(client.response().status, 204);
         let begun = std::time::Instant::now();
         fixture.server.shutdown();
         begun.elapsed()
