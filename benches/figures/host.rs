@@ -66,8 +66,9 @@ impl Way {
         socket.set_nodelay(true).expect("set TCP_NODELAY");
         socket.set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
         let (host, token) = (&self.host, &self.token);
-        let head =
-            format!("{method} /api/v1{path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n{headers}\r\n");
+        let head = format!(
+            "{method} /api/v1{path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n{headers}\r\n"
+        );
         socket.write_all(head.as_bytes()).expect("send");
         socket
     }

@@ -156,7 +156,8 @@ impl Connection<'_> {
     /// Sends the closing frame, and waits a moment for the client to disconnect: what it still sends would turn the close
     /// into a reset, which may discard what is on its way to it.
     fn say_goodbye(&mut self) {
-        if self.to_client.frames.as_ref().is_some_and(|frames| !frames.has_closed()) && self.to_client.is_between_frames()
+        if self.to_client.frames.as_ref().is_some_and(|frames| !frames.has_closed())
+            && self.to_client.is_between_frames()
         {
             // If there is no room for so few bytes, the client does not read.
             let _ = self.client.write_now(GOING_AWAY);

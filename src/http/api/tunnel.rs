@@ -20,7 +20,8 @@ use crate::http::api::errors;
 use crate::http::message::{ApiError, Request, Response, Socket};
 use crate::http::ws;
 use crate::http::ws::{
-    Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame, StopWatch,
+    Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, StopWatch,
+    binary_frame,
 };
 use crate::metrics::METRICS;
 
