@@ -108,8 +108,11 @@ package: ## Package each crate and build it from its package
 	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-* $(TARGET)/packages/debug/.fingerprint/tl-*
 	cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
 
-bench: static ## Measure the static binary, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
-	TL_TEST_PROGRAM=$(abspath dist/tl-init) cargo bench --package tl-init --bench figures -- $(ARGS)
+bench: static ## Measure the static binary and tl-host, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
+	@tests/need --optional podman
+	@cargo build --release --quiet --package tl-host
+	TL_TEST_PROGRAM=$(abspath dist/tl-init) TL_TEST_HOST=$(abspath $(TARGET))/release/tl-host \
+		cargo bench --package tl-init --bench figures -- $(ARGS)
 
 bench-peers: ## Measure other programs that supervise processes; installs their Debian packages
 	@tests/need peers

@@ -273,6 +273,27 @@ fn a_shutdown_ends_sessions() {
 }
 
 #[test]
+fn a_terminal_client_that_stays_connected_does_not_delay_a_shutdown() {
+    let time_of_shutdown = || {
+        let mut daemon = start_daemon();
+        let session = daemon.open_pty(&json!({"command": "cat"}));
+        let mut terminal = daemon.watch(&session);
+        assert_eq!(terminal.ask("hello", "hello\r\nhello\r\n"), "hello\r\nhello\r\n");
+        let begun = Instant::now();
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        daemon.wait_for_exit(TIMEOUT);
+        let took = begun.elapsed();
+        // It has read nothing meanwhile, and still gets everything.
+        let end = terminal.wait_for_end();
+        assert!(end.exit.is_some_and(|code| code > 128) && end.close.is_some_and(|(code, _)| code == 1000));
+        took
+    };
+    // A busy machine delays one shutdown or another, but not each.
+    let times: Vec<_> = (0..5).map(|_| time_of_shutdown()).take_while(|time| *time >= Duration::from_secs(1)).collect();
+    assert!(times.len() < 5, "{times:?}");
+}
+
+#[test]
 fn a_leader_that_closes_its_terminal_is_not_hung_up() {
     let daemon = start_daemon();
     // No process has the terminal open for 0.3 s; it is then opened again, and the exit code is that of the program.

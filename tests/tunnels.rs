@@ -308,3 +308,24 @@ fn a_tunnel_requires_the_bearer_token() {
     assert_eq!(try_open(&daemon, &path, &[]).err(), Some(401));
     assert_eq!(try_open(&daemon, &path, &[("Authorization", "Bearer x")]).err(), Some(401));
 }
+
+#[test]
+fn a_tunnel_to_a_program_that_goes_on_is_closed_by_a_shutdown() {
+    let time_of_shutdown = || {
+        // The service runs outside of the daemon's namespace, so the shutdown does not end it.
+        let mut daemon = start_daemon();
+        let mut tunnel = daemon.tunnel(echo_service());
+        tunnel.send(Message::binary("hello")).expect("send");
+        assert_eq!(receive(&mut tunnel, 5).0, b"hello");
+        let begun = Instant::now();
+        daemon.signal(nix::sys::signal::Signal::SIGTERM);
+        daemon.wait_for_exit(TIMEOUT);
+        let took = begun.elapsed();
+        let close = receive(&mut tunnel, 1).1.expect("a closing frame");
+        assert_eq!((close.code, close.reason.as_str()), (CloseCode::Away, "shutting down"));
+        took
+    };
+    // A busy machine delays one shutdown or another, but not each.
+    let times: Vec<_> = (0..5).map(|_| time_of_shutdown()).take_while(|time| *time >= Duration::from_secs(1)).collect();
+    assert!(times.len() < 5, "{times:?}");
+}

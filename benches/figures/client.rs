@@ -2,17 +2,17 @@
 //! beyond their end.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use serde_json::{Value, json};
 
 use crate::floors::read_some;
-use crate::harness::Daemon;
+use crate::harness::{Daemon, TIMEOUT};
 
 /// One connection that is kept alive.
 pub struct Client {
     socket: TcpStream,
-    addr: String,
+    host: String,
     token: String,
     response: Vec<u8>,
     block: Vec<u8>,
@@ -20,18 +20,24 @@ pub struct Client {
 
 impl Client {
     pub fn new(daemon: &Daemon) -> Client {
-        let socket = daemon.connect();
+        Client::connect(daemon.addr, &daemon.addr.to_string(), &daemon.token)
+    }
+
+    /// A client that sends `host` as the header `Host`, and `token` as the bearer token.
+    pub fn connect(addr: SocketAddr, host: &str, token: &str) -> Client {
+        let socket = TcpStream::connect(addr).expect("connect");
         socket.set_nodelay(true).expect("set TCP_NODELAY");
-        let (addr, token) = (daemon.addr.to_string(), daemon.token.clone());
-        Client { socket, addr, token, response: Vec::new(), block: vec![0; 64 << 10] }
+        socket.set_read_timeout(Some(TIMEOUT)).expect("set the timeout");
+        let (host, token) = (host.to_owned(), token.to_owned());
+        Client { socket, host, token, response: Vec::new(), block: vec![0; 64 << 10] }
     }
 
     /// A request, ready to be sent. `path` is below `/api/v1`; no body is sent for null.
     pub fn prepare(&self, method: &str, path: &str, body: &Value) -> Vec<u8> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
-        let (addr, token, length) = (&self.addr, &self.token, body.len());
+        let (host, token, length) = (&self.host, &self.token, body.len());
         format!(
-            "{method} /api/v1{path} HTTP/1.1\r\nHost: {addr}\r\nAuthorization: Bearer {token}\r\nContent-Length: \
+            "{method} /api/v1{path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Length: \
              {length}\r\n\r\n{body}"
         )
         .into_bytes()

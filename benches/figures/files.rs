@@ -11,7 +11,7 @@ use crate::harness::{Daemon, procfs, start_daemon};
 use crate::report::{Goal, Pair};
 
 /// Sends a body of `length` zero bytes.
-fn send_zeros(socket: &mut TcpStream, mut length: usize) {
+pub fn send_zeros(socket: &mut TcpStream, mut length: usize) {
     let block = vec![0; 256 << 10];
     while length > 0 {
         let piece = &block[..length.min(block.len())];

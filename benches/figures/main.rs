@@ -10,6 +10,10 @@
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
+#[path = "../../tests/host/harness.rs"]
+mod host_harness;
+#[path = "../../tests/host/podman.rs"]
+mod podman;
 
 mod beacon;
 mod bench;
@@ -17,12 +21,14 @@ mod client;
 mod files;
 mod floors;
 mod growth;
+mod host;
 mod memory;
 mod options;
 mod output;
 mod peers;
 mod report;
 mod runs;
+mod sandboxes;
 mod scale;
 mod supervision;
 mod terminals;
@@ -38,7 +44,7 @@ type Group = (&'static str, fn(&mut Bench));
 
 /// All groups in the order of the report. Groups whose floor forks this program come first: later it has more memory, of
 /// which a fork copies the page tables.
-const GROUPS: [Group; 19] = [
+const GROUPS: [Group; 23] = [
     ("run", runs::run),
     ("runs per second", runs::runs_per_second),
     ("start", runs::start),
@@ -56,6 +62,10 @@ const GROUPS: [Group; 19] = [
     ("tunnel", terminals::tunnel),
     ("terminal", terminals::terminal),
     ("files", files::files),
+    ("tl-host sandboxes", sandboxes::life),
+    ("tl-host requests", sandboxes::requests),
+    ("tl-host bytes", sandboxes::bytes),
+    ("tl-host memory", sandboxes::idle_web_sockets),
     ("peers", peers::peers),
     ("growth", growth::growth),
 ];

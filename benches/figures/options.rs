@@ -19,7 +19,7 @@ Measures the group WORD, or else all groups whose name contains WORD; without WO
   --svg FILE        plots the time of a run beside its floor (group `run`)
   --list            prints the names of the groups
 
-FILE is relative to the repository. The environment variable TL_TEST_PROGRAM=FILE measures that program instead of the one that cargo has built.";
+FILE is relative to the repository. The environment variable TL_TEST_PROGRAM=FILE measures that program instead of the one that cargo has built, and TL_TEST_HOST=FILE that tl-host; without it, tl-host is not measured.";
 
 /// The command line, parsed.
 pub struct Options {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ pub use crate::podman::{IMAGE, Podman, podman, repository, skip};
 /// Deadline for anything that a test waits for; long enough for a busy machine.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The port of the tl-init of each sandbox.
+const DAEMON_PORT: u16 = 9501;
+
 /// The static tl-init: `TL_TEST_INIT`, or what `make static` has built.
 pub fn init() -> Option<PathBuf> {
     let path = std::env::var_os("TL_TEST_INIT").map_or_else(|| repository().join("dist/tl-init"), PathBuf::from);
@@ -24,6 +28,12 @@ pub fn init() -> Option<PathBuf> {
         return None;
     }
     Some(path)
+}
+
+/// The program: `TL_TEST_HOST`, or the one that cargo has built for the tests of its package.
+pub fn program() -> Option<PathBuf> {
+    let built = option_env!("CARGO_BIN_EXE_tl-host").map(PathBuf::from);
+    std::env::var_os("TL_TEST_HOST").map(PathBuf::from).or(built)
 }
 
 /// A running tl-host with a state directory of its own. When it is dropped, its sandboxes are ended.
@@ -85,7 +95,7 @@ impl Host {
 
     /// A command of tl-host with the options of this host.
     pub fn command(&self, words: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_tl-host");
+        let program = program().expect("TL_TEST_HOST names tl-host");
         let mut command = match &self.boot {
             None => Command::new(program),
             Some(boot) => {
@@ -214,6 +224,19 @@ impl Host {
         let answer = self.request("POST", "/sandboxes", Some(body));
         assert_eq!((answer.status, &answer.body["status"]), (200, &Value::from("running")), "{answer:?}");
         answer.body["sandbox_id"].as_str().expect("its id").to_owned()
+    }
+
+    /// Address of the tl-init of a sandbox, in the engine's network.
+    pub fn address_of(&self, sandbox: &str) -> SocketAddr {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+        let ip = self.podman.run(&["inspect", "--format", format, &format!("tl-{sandbox}")]);
+        SocketAddr::new(ip.parse().expect("the address of the container"), DAEMON_PORT)
+    }
+
+    /// Token of the tl-init of a sandbox.
+    pub fn token_of(&self, sandbox: &str) -> String {
+        let path = self.state_dir().join("tokens").join(sandbox);
+        std::fs::read_to_string(path).expect("read the token").trim().to_owned()
     }
 
     /// Names of the engine's containers that belong to this host.

@@ -19,5 +19,6 @@ mod life;
 mod many;
 mod outside;
 mod reboot;
+mod speed;
 mod suspension;
 mod unreachable;

@@ -99,7 +99,7 @@ fn a_request_does_not_reach_the_container_that_got_the_address_of_a_sandbox() {
         return;
     }
     let Some(init) = init() else { return };
-    let host = Host::start(Box::leak(Box::new(Podman::start())), init, &[]);
+    let host = Host::start(Box::leak(Box::new(Podman::start(None))), init, &[]);
     let id = host.create(json!({ "name": "old", "exposed_ports": [8080] }));
     let podman = host.podman();
     let address = podman.run(&["inspect", "--format", "{{.NetworkSettings.IPAddress}}", &format!("tl-{id}")]);

@@ -82,10 +82,17 @@ impl Podman {
 
     /// Runs the command `podman` on this storage and returns its output. It needs no service.
     pub fn run(&self, words: &[&str]) -> String {
+        self.try_run(words).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Like [`Podman::run`]; the error is what the command has printed.
+    pub fn try_run(&self, words: &[&str]) -> Result<String, String> {
         let output = Command::new(self.directory.join("podman")).args(words).output().expect("run podman");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "podman {words:?}: {}\n{errors}", output.status);
-        String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+        if !output.status.success() {
+            let errors = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("podman {words:?}: {}\n{errors}", output.status));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
 
     /// Gives a command to `tests/host/podman.sh`.

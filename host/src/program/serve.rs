@@ -7,6 +7,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -80,8 +81,12 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
     }
     // While the file is locked, the API listens.
     drop(announced);
+    thread::scope(|scope| {
+        // Each may take some seconds. Without another thread, one follows the other.
+        let _ = thread::Builder::new().spawn_scoped(scope, || api.shutdown());
+        proxy.shutdown();
+    });
     api.shutdown();
-    proxy.shutdown();
     Ok(())
 }
 

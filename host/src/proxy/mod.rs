@@ -11,6 +11,7 @@
 //! | `exchange`, `pump` | sends the request and waits for the response |
 //! | `transfer` | passes the body of the response on |
 //! | `upgraded` | passes bytes on after an upgrade, in both directions |
+//! | `frames` | where the frames of a WebSocket end (pure) |
 //! | `directory` | the sandboxes, as the proxy sees them |
 //! | `errors`, `numbers` | its own error responses, and what it counts |
 //!
@@ -25,6 +26,7 @@ mod connect;
 mod directory;
 mod errors;
 mod exchange;
+mod frames;
 mod head;
 mod numbers;
 mod pool;
@@ -256,7 +258,10 @@ fn respond(mut exchange: Exchange, answer: Answer) -> Response {
     exchange.open.upgrade();
     let (stream, open) = (exchange.upstream.stream, exchange.open);
     let protocol = answer.protocol.unwrap_or_default();
-    let response = Response::upgrade(protocol, move |socket| upgraded::pass_both_ways(socket, stream, received, &open));
+    let is_web_socket = protocol.eq_ignore_ascii_case("websocket");
+    let response = Response::upgrade(protocol, move |socket| {
+        upgraded::pass_both_ways(socket, stream, received, is_web_socket, &open);
+    });
     answer.headers.into_iter().fold(response, |response, (name, value)| response.header(name, value))
 }
 

@@ -3,6 +3,8 @@
 //! Each direction holds one piece at a time and reads the next one when that is written. The bytes are copied. `splice(2)`
 //! through a pipe, which copies nothing, carried only half as much between connections on one machine: it hands over
 //! single pages, which the kernel then sends and receives one by one.
+//!
+//! When the proxy shuts down, the client of a WebSocket gets a closing frame; other connections just end.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,6 +14,7 @@ use tl_os::poll::{self, Events};
 use tl_supervisor::http::message::Socket;
 
 use crate::proxy::connect::keep_alive;
+use crate::proxy::frames::{FrameBounds, GOING_AWAY};
 use crate::proxy::numbers::OpenRequest;
 use crate::proxy::stream::{self, Stream};
 
@@ -27,6 +30,9 @@ const PIECES_PER_TURN: usize = 16;
 
 /// How long a silent connection keeps its large buffers.
 const KEEP_BUFFERS: Duration = Duration::from_secs(2);
+
+/// When the proxy shuts down: how long it waits for the end of a frame, and then for the client to disconnect.
+const STOP_GRACE: Duration = Duration::from_millis(200);
 
 /// One of the two connections.
 trait End: AsFd {
@@ -78,7 +84,13 @@ impl End for Stream {
 
 /// Passes bytes on until both directions have ended, or one connection has failed. `received` are the first bytes of the
 /// sandbox.
-pub(crate) fn pass_both_ways(client: &mut Socket, sandbox: Stream, received: Vec<u8>, open: &OpenRequest) {
+pub(crate) fn pass_both_ways(
+    client: &mut Socket,
+    sandbox: Stream,
+    received: Vec<u8>,
+    is_web_socket: bool,
+    open: &OpenRequest,
+) {
     // The daemon sees only that the proxy is there: a client that has vanished without a word is found out here.
     if let Err(error) = keep_alive(client) {
         log::debug!("an upgraded connection is not checked: {error}");
@@ -86,8 +98,9 @@ pub(crate) fn pass_both_ways(client: &mut Socket, sandbox: Stream, received: Vec
     let mut connection = Connection {
         client,
         sandbox,
-        to_sandbox: Direction::new(Vec::new()),
-        to_client: Direction::new(received),
+        to_sandbox: Direction::new(Vec::new(), None),
+        to_client: Direction::new(received, is_web_socket.then(FrameBounds::default)),
+        stop_at: None,
         client_is_broken: false,
         sandbox_is_broken: false,
     };
@@ -106,6 +119,8 @@ struct Connection<'c> {
     /// Both directions of the connection are closed, or it has failed. `poll(2)` reports that even if it is not asked.
     client_is_broken: bool,
     sandbox_is_broken: bool,
+    /// When the connection ends at the latest, once the proxy shuts down.
+    stop_at: Option<Instant>,
 }
 
 impl Connection<'_> {
@@ -120,7 +135,43 @@ impl Connection<'_> {
             if (to_sandbox, to_client) == (Want::Nothing, Want::Nothing) {
                 return Ok(());
             }
+            if self.must_stop() {
+                self.say_goodbye();
+                return Ok(());
+            }
             self.wait(to_sandbox, to_client)?;
+        }
+    }
+
+    /// Whether the proxy shuts down, and the client has whole frames.
+    fn must_stop(&mut self) -> bool {
+        if !self.client.is_stopping() {
+            return false;
+        }
+        let now = Instant::now();
+        let at = *self.stop_at.get_or_insert(now + STOP_GRACE);
+        self.to_client.is_between_frames() || now >= at
+    }
+
+    /// Sends the closing frame, and waits a moment for the client to disconnect: what it still sends would turn the close
+    /// into a reset, which may discard what is on its way to it.
+    fn say_goodbye(&mut self) {
+        if self.to_client.frames.as_ref().is_some_and(|frames| !frames.has_closed())
+            && self.to_client.is_between_frames()
+        {
+            // If there is no room for so few bytes, the client does not read.
+            let _ = self.client.write_now(GOING_AWAY);
+        }
+        if self.client.end_writing().is_err() {
+            return;
+        }
+        let (until, mut dropped) = (Instant::now() + STOP_GRACE, [0; FIRST_BUFFER]);
+        while Instant::now() < until {
+            match self.client.read_now(&mut dropped) {
+                Ok(Some(1..)) => {}
+                Ok(None) => drop(self.client.wait_readable(Some(until))),
+                Ok(Some(0)) | Err(_) => return,
+            }
         }
     }
 
@@ -136,6 +187,13 @@ impl Connection<'_> {
         if to_sandbox == Want::Turn || to_client == Want::Turn {
             deadline = Some(Instant::now());
         }
+        let stop = match self.stop_at {
+            None => (self.client.stop_signal(), Events::READ),
+            Some(at) => {
+                deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
+                (self.client.stop_signal(), Events::NONE)
+            }
+        };
         // What is broken and not wanted would end each wait at once.
         let (client, sandbox) = (self.client.as_fd(), self.sandbox.as_fd());
         let (client, sandbox) = match (
@@ -143,10 +201,10 @@ impl Connection<'_> {
             self.sandbox_is_broken && of_sandbox == Events::NONE,
         ) {
             (true, true) => return Err(io::ErrorKind::ConnectionReset.into()),
-            (true, false) => (Events::NONE, wait_for(sandbox, of_sandbox, deadline)?),
-            (false, true) => (wait_for(client, of_client, deadline)?, Events::NONE),
+            (true, false) => (Events::NONE, wait_for(sandbox, of_sandbox, stop, deadline)?),
+            (false, true) => (wait_for(client, of_client, stop, deadline)?, Events::NONE),
             (false, false) => {
-                let [client, sandbox] = poll::wait([(client, of_client), (sandbox, of_sandbox)], deadline)?;
+                let [client, sandbox, _] = poll::wait([(client, of_client), (sandbox, of_sandbox), stop], deadline)?;
                 (client, sandbox)
             }
         };
@@ -170,8 +228,13 @@ impl Connection<'_> {
     }
 }
 
-fn wait_for(fd: BorrowedFd<'_>, events: Events, deadline: Option<Instant>) -> io::Result<Events> {
-    poll::wait([(fd, events)], deadline).map(|[ready]| ready)
+fn wait_for(
+    fd: BorrowedFd<'_>,
+    events: Events,
+    stop: (BorrowedFd<'_>, Events),
+    deadline: Option<Instant>,
+) -> io::Result<Events> {
+    poll::wait([(fd, events), stop], deadline).map(|[ready, _]| ready)
 }
 
 /// What a direction waits for.
@@ -200,12 +263,19 @@ struct Direction {
     has_ended: bool,
     /// Bytes written since the counters were updated.
     passed: usize,
+    /// The frames that were written, towards the client of a WebSocket.
+    frames: Option<FrameBounds>,
 }
 
 impl Direction {
-    fn new(held: Vec<u8>) -> Direction {
+    fn new(held: Vec<u8>, frames: Option<FrameBounds>) -> Direction {
         let to = held.len();
-        Direction { buffer: held, from: 0, to, source_ended: false, has_ended: false, passed: 0 }
+        Direction { buffer: held, from: 0, to, source_ended: false, has_ended: false, passed: 0, frames }
+    }
+
+    /// Whether nothing is held, and whole frames have passed, if there are frames.
+    fn is_between_frames(&self) -> bool {
+        self.from == self.to && self.frames.as_ref().is_none_or(FrameBounds::is_between_frames)
     }
 
     fn is_large(&self) -> bool {
@@ -265,6 +335,9 @@ impl Direction {
         while self.from < self.to {
             let rest = self.buffer.get(self.from..self.to).unwrap_or_default();
             let Some(count) = to.write_now(rest)? else { return Ok(false) };
+            if let Some(frames) = &mut self.frames {
+                frames.pass(rest.get(..count).unwrap_or_default());
+            }
             self.from += count;
             self.passed += count;
         }

@@ -22,7 +22,9 @@ use tl_os::poll::{self, Events, Waker};
 use crate::http::api::Api;
 use crate::http::api::rejections::Rejection;
 use crate::http::message::{ApiError, Request, Response, Socket};
-use crate::http::ws::{self, Closure, FRAMES_PER_TURN, Handshake, Heartbeat, MAX_MESSAGE, PeerLiveness, STALL_TIMEOUT};
+use crate::http::ws::{
+    self, Closure, FRAMES_PER_TURN, Handshake, Heartbeat, MAX_MESSAGE, PeerLiveness, STALL_TIMEOUT, StopWatch,
+};
 
 // First byte of each message (docs/api.md, Terminal sessions).
 const DATA: u8 = 0x00;
@@ -98,6 +100,7 @@ struct TerminalClient<'c> {
     input: Vec<u8>,
     liveness: PeerLiveness,
     heartbeat: Heartbeat,
+    stop: StopWatch,
     /// The socket may have more to read.
     readable: bool,
     /// Everything written has been sent.
@@ -123,6 +126,7 @@ impl<'c> TerminalClient<'c> {
             writing: None,
             input: Vec::new(),
             heartbeat: Heartbeat::new(Instant::now()),
+            stop: StopWatch::default(),
             readable: true,
             flushed: true,
             flush_deadline: None,
@@ -144,6 +148,8 @@ impl<'c> TerminalClient<'c> {
         self.write_input();
         self.flush()?;
         let more = self.send_output()?;
+        // After the output: an end of the session goes first.
+        self.stop.check(self.ws.get_ref())?;
         self.check_liveness()?;
         self.wait(more)
     }
@@ -301,8 +307,10 @@ impl<'c> TerminalClient<'c> {
             true => Instant::now(),
             false => self.heartbeat.next().min(self.flush_deadline.unwrap_or(self.heartbeat.next())),
         };
-        let fds = [(self.ws.get_ref().as_fd(), events), (self.waker.as_fd(), Events::READ)];
-        let [socket, waker] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
+        let socket = self.ws.get_ref();
+        let fds = [(socket.as_fd(), events), (self.waker.as_fd(), Events::READ), self.stop.entry(socket)];
+        let deadline = self.stop.limit(deadline);
+        let [socket, waker, _] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
         if waker.any(Events::READ) {
             self.waker.clear();
         }

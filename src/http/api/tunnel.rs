@@ -20,7 +20,8 @@ use crate::http::api::errors;
 use crate::http::message::{ApiError, Request, Response, Socket};
 use crate::http::ws;
 use crate::http::ws::{
-    Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, binary_frame,
+    Closure, FRAMES_PER_TURN, FrameKind, FrameReader, Handshake, MAX_MESSAGE, PING_INTERVAL, PeerLiveness, StopWatch,
+    binary_frame,
 };
 use crate::metrics::METRICS;
 
@@ -124,6 +125,7 @@ struct Tunnel<'c> {
     buffer: Box<[u8]>,
     liveness: PeerLiveness,
     next_ping: Instant,
+    stop: StopWatch,
 }
 
 impl<'c> Tunnel<'c> {
@@ -141,6 +143,7 @@ impl<'c> Tunnel<'c> {
             has_unread: false,
             buffer: vec![0; PIECE].into_boxed_slice(),
             next_ping: Instant::now() + PING_INTERVAL,
+            stop: StopWatch::default(),
         }
     }
 
@@ -159,6 +162,7 @@ impl<'c> Tunnel<'c> {
         self.send()?;
         self.receive()?;
         self.flush()?;
+        self.stop.check(self.frames.get_ref())?;
         self.check_liveness()
     }
 
@@ -289,9 +293,10 @@ impl<'c> Tunnel<'c> {
         if blocked {
             service = service.and(Events::WRITE);
         }
-        let fds = [(self.frames.get_ref().as_fd(), client), (self.service.as_fd(), service)];
-        let deadline = if self.has_unread { Instant::now() } else { self.next_ping };
-        let [client, service] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
+        let socket = self.frames.get_ref();
+        let fds = [(socket.as_fd(), client), (self.service.as_fd(), service), self.stop.entry(socket)];
+        let deadline = self.stop.limit(if self.has_unread { Instant::now() } else { self.next_ping });
+        let [client, service, _] = poll::wait(fds, Some(deadline)).map_err(|_| Closure::Disconnected)?;
         // Reported although it was not asked for: both directions are closed.
         let is_closed = client.any(Events::GONE) && (self.closed.is_some() || blocked);
         if is_closed {
@@ -306,9 +311,10 @@ impl<'c> Tunnel<'c> {
     }
 
     fn wait_for_client(&mut self) -> Result<(), Closure> {
-        let fds = [(self.frames.get_ref().as_fd(), Events::WRITE.and(Events::GONE))];
-        match poll::wait(fds, Some(self.next_ping)) {
-            Ok([client]) if !client.any(Events::GONE) => Ok(()),
+        let socket = self.frames.get_ref();
+        let fds = [(socket.as_fd(), Events::WRITE.and(Events::GONE)), self.stop.entry(socket)];
+        match poll::wait(fds, Some(self.stop.limit(self.next_ping))) {
+            Ok([client, _]) if !client.any(Events::GONE) => Ok(()),
             _ => Err(Closure::Disconnected),
         }
     }

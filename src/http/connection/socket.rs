@@ -19,6 +19,12 @@ use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.
 const FIRST_BUFFER: usize = 4 << 10;
 
+/// How long a client may take to disconnect after its last response when the server shuts down.
+const STOP_GRACE: Duration = Duration::from_millis(200);
+
+/// Time after which such a connection is looked at again.
+const STOP_STEP: Duration = Duration::from_millis(20);
+
 /// The connection to a client, as a handler gets it after an [upgrade](crate::http::message::Response::upgrade).
 ///
 /// Reading and writing never block: both return [`ErrorKind::WouldBlock`] when nothing can be read or written. Wait
@@ -78,10 +84,18 @@ impl Socket {
     }
 
     /// Whether the server is shutting down. It then waits a few seconds for this connection to end. The beginning of the
-    /// shutdown does not end a wait: look at intervals, which the deadlines of the waits provide.
+    /// shutdown does not end [`Socket::wait_readable`] and [`Socket::wait_writable`]: look at intervals, or poll
+    /// [`Socket::stop_signal`] as well.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.guard.is_stopping()
+    }
+
+    /// A descriptor that becomes readable when the server begins to shut down, and stays so: `poll(2)` it together with
+    /// the connection. It is the same for all connections, so do not read from it.
+    #[must_use]
+    pub fn stop_signal(&self) -> BorrowedFd<'_> {
+        self.guard.stopped()
     }
 
     /// The bytes that were received together with the request. [`read`](Read::read) returns them before it reads from the
@@ -299,7 +313,8 @@ impl Socket {
     ///
     /// If the socket were closed at once, the kernel would answer unread bytes with a reset, which discards the
     /// response before the client has read it (RFC 9112, section 9.6). A client that acknowledges slowly gets more
-    /// time, until it has acknowledged nothing for `stall_timeout`.
+    /// time, until it has acknowledged nothing for `stall_timeout`. When the server shuts down, a client that has
+    /// acknowledged everything gets [`STOP_GRACE`].
     pub(crate) fn linger(&mut self, time: Duration, stall_timeout: Duration, mut bytes: usize) {
         if self.shutdown_write().is_err() || !self.enter(Phase::Flushing) {
             return;
@@ -308,24 +323,45 @@ impl Socket {
         let (mut queued, mut progress, mut deadline) = (self.unacknowledged(), begun, begun + time);
         // Many clients look for a response only when they cannot send more: read nothing for a moment, so that they
         // cannot.
-        let _ = self.wait(Events::GONE, Some(begun + time / 4));
+        let _ = self.wait_unless_stopping(Events::GONE, begun + time / 4);
+        let mut stop_at = None;
         while bytes > 0 {
             self.consume(usize::MAX);
-            match self.fill(FIRST_BUFFER, Some(deadline)) {
-                Err(error) if error.kind() == ErrorKind::TimedOut => {
-                    let (now, still_queued) = (Instant::now(), self.unacknowledged());
-                    if still_queued < queued {
-                        (queued, progress) = (still_queued, now);
-                    }
-                    if now - progress >= stall_timeout {
-                        return;
-                    }
-                    deadline = now + time;
+            match self.fill_now(FIRST_BUFFER) {
+                Ok(read @ 1..) => {
+                    bytes = bytes.saturating_sub(read);
+                    continue;
                 }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Ok(0) | Err(_) => return,
-                Ok(read) => bytes = bytes.saturating_sub(read),
+            }
+            if self.is_stopping() {
+                let now = Instant::now();
+                if now >= *stop_at.get_or_insert(now + STOP_GRACE) && self.unacknowledged() == 0 {
+                    return;
+                }
+                let _ = self.wait(Events::READ, Some(deadline.min(now + STOP_STEP)));
+            } else {
+                let _ = self.wait_unless_stopping(Events::READ, deadline);
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                let still_queued = self.unacknowledged();
+                if still_queued < queued {
+                    (queued, progress) = (still_queued, now);
+                }
+                if now - progress >= stall_timeout {
+                    return;
+                }
+                deadline = now + time;
             }
         }
+    }
+
+    /// Waits for `events`, the deadline or the beginning of the shutdown, whichever is first.
+    fn wait_unless_stopping(&self, events: Events, deadline: Instant) -> io::Result<()> {
+        let fds = [(self.guard.as_fd(), events), (self.stop_signal(), Events::READ)];
+        poll::wait(fds, Some(deadline)).map(drop)
     }
 
     fn unacknowledged(&self) -> usize {

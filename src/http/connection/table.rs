@@ -47,6 +47,8 @@ pub(crate) struct ConnectionTable {
     /// Notified, with the lock of `connections`, when the last connection is removed.
     emptied: Condvar,
     waker: Waker,
+    /// Woken when the server is stopped, and never cleared: any number of threads can wait for it.
+    stopped: Waker,
     heads: MemoryPool,
     bodies: MemoryPool,
     /// A connection has freed memory since [`ConnectionTable::take_freed`] was called last.
@@ -89,6 +91,7 @@ impl ConnectionTable {
             progress: AtomicBool::new(false),
             emptied: Condvar::new(),
             waker: Waker::new()?,
+            stopped: Waker::new()?,
             heads: MemoryPool::new(HEADS),
             bodies: MemoryPool::new(BODIES),
             freed: AtomicBool::new(false),
@@ -173,6 +176,7 @@ impl ConnectionTable {
     /// Stops the server: no connection is added any more, and those that execute no request are evicted.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, SeqCst);
+        self.stopped.wake();
         self.waker.wake();
         for connection in self.lock().values() {
             let _ = connection.evict(Phase::Idle) || connection.evict(Phase::Head);
@@ -370,6 +374,11 @@ impl ConnectionGuard {
     /// Whether the server is stopping.
     pub(crate) fn is_stopping(&self) -> bool {
         self.table.is_stopping()
+    }
+
+    /// What is readable once the server is stopping.
+    pub(crate) fn stopped(&self) -> BorrowedFd<'_> {
+        self.table.stopped.as_fd()
     }
 }
 

@@ -10,6 +10,7 @@ mod handshake;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod liveness;
+mod stop;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub use handshake::Handshake;
 pub(crate) use closure::{Closure, close_frame, is_flushed, linger, would_block};
 pub(crate) use frames::{FrameKind, FrameReader, binary_frame};
 pub(crate) use liveness::{Heartbeat, PING_INTERVAL, PeerLiveness};
+pub(crate) use stop::StopWatch;
 
 /// Maximum number of a client's frames that are read before the other direction gets its turn.
 pub(crate) const FRAMES_PER_TURN: usize = 64;

@@ -1,7 +1,7 @@
 //! Memory: large bodies in flat memory, and idle WebSockets.
 //!
-//! These tests measure this process, in which other tests may run meanwhile: their limits leave room for that. `measure`
-//! prints the figures.
+//! These tests measure this process, in which other tests may run meanwhile: their limits leave room for that. `make bench`
+//! measures the program.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use super::daemon::host_and_daemon;
 use super::{AUTH, Host, read_head, tcp_service, wait_until};
 
 /// Resident memory of this process, in KiB.
-pub(super) fn resident() -> usize {
+fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
@@ -49,8 +49,9 @@ fn large_files_pass_in_flat_memory() {
     assert!(grown < 100 << 10, "grown by {grown} KiB");
 }
 
-/// So many WebSockets, and the memory that they take in this process, in KiB.
-pub(super) fn idle_web_sockets(count: usize) -> usize {
+#[test]
+fn a_thousand_idle_web_sockets_take_little_memory() {
+    const COUNT: usize = 1000;
     let open = std::sync::Arc::new(AtomicUsize::new(0));
     let (kept, of_server) = (std::sync::Arc::new(Mutex::new(Vec::new())), std::sync::Arc::clone(&open));
     let keep = std::sync::Arc::clone(&kept);
@@ -65,14 +66,14 @@ pub(super) fn idle_web_sockets(count: usize) -> usize {
     host.add("env", addr, "secret", &[]);
     let before = resident();
     let mut clients: Vec<TcpStream> = Vec::new();
-    for _ in 0..count {
+    for _ in 0..COUNT {
         let mut client = host.connect();
         let upgrade =
             "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n";
         assert_eq!(client.request("GET", "env.local", "/", upgrade, "").status, 101);
         clients.push(client.stream);
     }
-    wait_until("all are open", || open.load(SeqCst) == count && host.numbers.read().open_upgraded == count as u64);
+    wait_until("all are open", || open.load(SeqCst) == COUNT && host.numbers.read().open_upgraded == COUNT as u64);
     let grown = resident().saturating_sub(before);
     // Each of them still works, both ways.
     let mut servers = kept.lock().unwrap();
@@ -86,11 +87,5 @@ pub(super) fn idle_web_sockets(count: usize) -> usize {
     for client in &mut clients {
         client.read_exact(&mut [0; 4]).unwrap();
     }
-    grown
-}
-
-#[test]
-fn a_thousand_idle_web_sockets_take_little_memory() {
-    let grown = idle_web_sockets(1000);
     assert!(grown < 40 << 10, "{grown} KiB");
 }

@@ -3,7 +3,6 @@
 mod client;
 mod daemon;
 mod forwarding;
-mod measure;
 mod memory;
 mod misbehaviour;
 mod ports;

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -213,4 +214,43 @@ fn a_tunnel_of_the_daemon_works_through_the_proxy() {
     assert_eq!(client.take(7), b"\x82\x05hello");
     assert_eq!(client.take(4), b"\x88\x02\x03\xe8");
     assert!(client.is_cut());
+}
+
+/// Shuts the proxy down while the client of a WebSocket stays connected and the sandbox has sent `sent`. Returns what the
+/// client gets, and the time.
+fn shut_down_after(sent: &'static [u8]) -> (Vec<u8>, Duration) {
+    let (ended, end) = mpsc::channel();
+    let ended = Mutex::new(ended);
+    let addr = upgrading(move |mut stream, _| {
+        stream.write_all(sent).unwrap();
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        ended.lock().unwrap().send(all).unwrap();
+    });
+    let host = host(addr);
+    let mut client = upgraded(&host);
+    let mut received = client.take(sent.len()).to_vec();
+    let begun = Instant::now();
+    host.server.shutdown();
+    let took = begun.elapsed();
+    assert_eq!(end.recv_timeout(TIMEOUT).expect("the end of the connection to the sandbox"), b"");
+    let _ = client.stream.read_to_end(&mut received);
+    (received, took)
+}
+
+#[test]
+fn a_shutdown_closes_web_sockets_at_once_and_between_two_frames() {
+    let whole = b"\x82\x02ab";
+    let mut last = (Vec::new(), Duration::MAX);
+    // A busy machine delays one shutdown or another, but not each.
+    for _ in 0..5 {
+        last = shut_down_after(whole);
+        assert_eq!(last.0, b"\x82\x02ab\x88\x0f\x03\xe9shutting down");
+        // The rest of the frame does not come: the connection ends without a closing frame.
+        assert_eq!(shut_down_after(b"\x82\x05ab").0, b"\x82\x05ab");
+        if last.1 < Duration::from_secs(1) {
+            return;
+        }
+    }
+    panic!("{:?}", last.1);
 }

@@ -9,9 +9,11 @@ mod streams;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use tl_os::poll::{self, Events};
 
 use crate::http::message::{ApiError, Request, Response, ResponseStream, Socket};
 use crate::http::server::{Options, Server};
@@ -106,9 +108,9 @@ fn handle(request: &mut Request<'_>, report: &Sender<&'static str>) -> Result<Re
             Ok(Response::upgrade("x", move |socket| {
                 assert!(!socket.is_stopping());
                 let _ = report.send("serving");
-                while !socket.is_stopping() {
-                    std::thread::yield_now();
-                }
+                let stop = (socket.stop_signal(), Events::READ);
+                let _ = poll::wait([stop], Some(Instant::now() + TIMEOUT));
+                assert!(socket.is_stopping());
                 let _ = report.send("stopping");
             }))
         }
