@@ -22,7 +22,7 @@ use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
 use crate::program::{address, doctor, key, setup, welcome};
 use crate::proxy::{Numbers, Proxy};
-use crate::sandbox::Sandboxes;
+use crate::sandbox::{MAX_SANDBOXES, Sandboxes};
 
 /// Connections of the API.
 const API_CONNECTIONS: usize = 512;
@@ -96,9 +96,9 @@ fn watch_signals(sender: Sender<Stop>) -> Result<SignalThread, Failure> {
     SignalThread::start("signals", &signals, notice).map_err(|error| Failure::Failed(format!("signals: {error}")))
 }
 
-/// Each connection has a descriptor, and in the proxy two.
+/// Each connection has a descriptor, and in the proxy two; each sandbox has one too.
 fn raise_limits() {
-    let enough = (2 * PROXY_CONNECTIONS + API_CONNECTIONS + 256) as u64;
+    let enough = (2 * PROXY_CONNECTIONS + API_CONNECTIONS + MAX_SANDBOXES + 256) as u64;
     let raised = resource_limits::raise_hard_nofile(enough).and_then(|_| resource_limits::raise());
     match raised {
         Ok((_, limit)) if limit < enough => {

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::engine::{ContainerState, EngineError};
 use crate::proxy::{Directory, Exposure, ReachError, Reached};
 use crate::sandbox::Sandboxes;
 use crate::sandbox::error::SandboxError;
@@ -42,7 +43,7 @@ impl Directory for Sandboxes {
     }
 
     fn has_address(&self, reached: &Reached) -> bool {
-        Sandboxes::has_address(self, reached)
+        self.keeps_address(reached)
     }
 
     fn exposure(&self, id_or_name: &str) -> Option<Exposure> {
@@ -67,6 +68,38 @@ impl Sandboxes {
             exposed_ports: entry.record.spec.exposed_ports.clone(),
             allow_unauthenticated_access: entry.record.spec.allow_unauthenticated_access,
         })
+    }
+
+    /// Whether the sandbox that was reached still has its address ([`tenure`](crate::sandbox::tenure)).
+    fn keeps_address(&self, reached: &Reached) -> bool {
+        let tenure = {
+            let state = self.registry.lock();
+            let daemon = state.sandboxes.get(&reached.id).and_then(|entry| entry.daemon.as_ref());
+            daemon.filter(|daemon| daemon.address == reached.daemon).map(|daemon| daemon.tenure.clone())
+        };
+        let Some(tenure) = tenure else { return false };
+        let has_it = tenure.goes_on().unwrap_or_else(|| self.engine_confirms(&tenure.container, reached));
+        if !has_it {
+            self.check_later(&reached.id);
+        }
+        has_it
+    }
+
+    fn engine_confirms(&self, container: &str, reached: &Reached) -> bool {
+        match self.engine.inspect(container) {
+            Ok(found) => {
+                matches!(found.state, ContainerState::Running | ContainerState::Paused)
+                    && self.daemon_address(&found) == Some(reached.daemon)
+            }
+            Err(error @ EngineError::NotFound(_)) => {
+                log::debug!("the container of sandbox {} is gone: {error}", reached.id);
+                false
+            }
+            Err(error) => {
+                log::warn!("nothing is sent to sandbox {}: {}", reached.id, self.engine_error(error));
+                false
+            }
+        }
     }
 
     /// Resumes a sandbox for a request of the proxy.

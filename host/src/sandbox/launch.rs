@@ -10,13 +10,13 @@ use crate::engine::{Container, ContainerSpec, ContainerState, EngineError};
 use crate::sandbox::model::{NetworkPolicy, Resources};
 use crate::sandbox::registry::{Daemon, Launched};
 use crate::sandbox::tenure::Tenure;
-use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health};
+use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health, sandbox_of};
 
 /// The port of every tl-init.
 const DAEMON_PORT: u16 = 9501;
 /// Where the program and its token are in a container. `/run` is in memory, so that no snapshot has them.
 const INIT_PATH: &str = "/usr/lib/tl-init/tl-init";
-pub(crate) const TOKEN_PATH: &str = "/run/tl-host/token";
+const TOKEN_PATH: &str = "/run/tl-host/token";
 /// The network of sandboxes that must not reach the internet.
 pub(crate) const INTERNAL_NETWORK: &str = "tl-host-internal";
 
@@ -112,10 +112,12 @@ impl Sandboxes {
         Some(SocketAddr::new(container.address?, DAEMON_PORT))
     }
 
-    /// How the tl-init of a container that runs is reached; None if the engine has given it no address.
+    /// How the tl-init of a container that runs is reached; None if the engine has given it no address, or it is not that
+    /// of a sandbox.
     pub(crate) fn daemon(&self, container: &Container, token: String) -> Option<Daemon> {
         let address = self.daemon_address(container)?;
-        Some(Daemon { address, token, tenure: Arc::new(Tenure::of(container)) })
+        let id = sandbox_of(&container.name)?;
+        Some(Daemon { address, token, tenure: Arc::new(Tenure::of(container, id, TOKEN_PATH)) })
     }
 
     /// Waits until the tl-init of a container answers and its main process runs, or until the container has ended.

@@ -56,6 +56,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::engine::{Engine, EngineInfo};
+pub(crate) use registry::MAX_SANDBOXES;
 pub(crate) use snapshots::is_image_name;
 
 use alarm::Alarm;

@@ -17,38 +17,39 @@ use std::time::Instant;
 
 use tl_os::pidfd::PidFd;
 
-use crate::engine::{Container, ContainerState, EngineError};
-use crate::proxy::Reached;
-use crate::sandbox::launch::TOKEN_PATH;
-use crate::sandbox::registry::Entry;
-use crate::sandbox::{Sandboxes, sandbox_of};
+use crate::engine::Container;
 
 /// A container, and the process whose end frees its address.
 #[derive(Debug)]
 pub(crate) struct Tenure {
-    container: String,
+    /// The id of the container.
+    pub(crate) container: String,
     /// None if the process cannot be seen.
     process: Option<PidFd>,
 }
 
 impl Tenure {
-    /// Of a container that runs.
-    pub(crate) fn of(container: &Container) -> Tenure {
-        Tenure {
-            container: container.id.clone(),
-            process: sandbox_of(&container.name).and_then(|id| open(container, id)),
-        }
+    /// Of a container that runs. The token of the sandbox `id` is mounted at `token_path` in it.
+    pub(crate) fn of(container: &Container, id: &str, token_path: &str) -> Tenure {
+        Tenure { container: container.id.clone(), process: open(container, id, token_path) }
+    }
+
+    /// Whether PID 1 of the container lives. None if it cannot be seen.
+    pub(crate) fn goes_on(&self) -> Option<bool> {
+        // An error of poll(2) tells nothing: then it is as if the process had ended.
+        let process = self.process.as_ref()?;
+        Some(process.wait_end(Instant::now()).is_ok_and(|has_ended| !has_ended))
     }
 }
 
 /// PID 1 of the container, if this machine shows it by the PID that the engine has told.
-fn open(container: &Container, id: &str) -> Option<PidFd> {
+fn open(container: &Container, id: &str, token_path: &str) -> Option<PidFd> {
     let pid = container.pid?;
     let process = PidFd::open(pid).ok()?;
     // The PID may belong to another process: by now, or because the engine counts in a PID namespace of its own. Only the
     // container of this sandbox has its token mounted.
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
-    let is_it = has_token(&mounts, id);
+    let is_it = has_token(&mounts, id, token_path);
     if !is_it {
         log::debug!(
             "PID {pid} is not that of the container of sandbox {id}: the engine is asked before each connection"
@@ -57,72 +58,38 @@ fn open(container: &Container, id: &str) -> Option<PidFd> {
     is_it.then_some(process)
 }
 
-fn has_token(mountinfo: &str, id: &str) -> bool {
+fn has_token(mountinfo: &str, id: &str, token_path: &str) -> bool {
     let ending = format!("/tokens/{id}");
     let is_token = |line: &str| {
         let mut fields = line.split(' ').skip(3);
-        fields.next().is_some_and(|root| root.ends_with(&ending)) && fields.next() == Some(TOKEN_PATH)
+        fields.next().is_some_and(|root| root.ends_with(&ending)) && fields.next() == Some(token_path)
     };
     mountinfo.lines().any(is_token)
-}
-
-impl Sandboxes {
-    /// Whether the sandbox that was reached still has its address. See the top of this file.
-    pub(crate) fn has_address(&self, reached: &Reached) -> bool {
-        let tenure = {
-            let state = self.registry.lock();
-            let daemon = state.sandboxes.get(&reached.id).and_then(|entry: &Entry| entry.daemon.as_ref());
-            daemon.filter(|daemon| daemon.address == reached.daemon).map(|daemon| daemon.tenure.clone())
-        };
-        let Some(tenure) = tenure else { return false };
-        let has_it = match &tenure.process {
-            // An error of poll(2) tells nothing, so nothing is sent.
-            Some(process) => process.wait_end(Instant::now()).is_ok_and(|has_ended| !has_ended),
-            None => self.engine_confirms(&tenure.container, reached),
-        };
-        if !has_it {
-            self.check_later(&reached.id);
-        }
-        has_it
-    }
-
-    fn engine_confirms(&self, container: &str, reached: &Reached) -> bool {
-        match self.engine.inspect(container) {
-            Ok(found) => {
-                matches!(found.state, ContainerState::Running | ContainerState::Paused)
-                    && self.daemon_address(&found) == Some(reached.daemon)
-            }
-            Err(error @ EngineError::NotFound(_)) => {
-                log::debug!("the container of sandbox {} is gone: {error}", reached.id);
-                false
-            }
-            Err(error) => {
-                log::warn!("nothing is sent to sandbox {}: {}", reached.id, self.engine_error(error));
-                false
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ContainerState;
+
+    const PATH: &str = "/run/tl-host/token";
 
     #[test]
     fn a_process_is_known_by_the_token_that_is_mounted_for_it() {
         let mounts = "24 1 0:22 / / rw - overlay overlay rw\n\
                       31 24 254:0 /var/lib/tl-host/tokens/abc /run/tl-host/token ro,relatime - ext4 /dev/vda rw\n";
-        assert!(has_token(mounts, "abc"));
-        assert!(!has_token(mounts, "bc") && !has_token(mounts, "abcd") && !has_token("", "abc"));
-        assert!(!has_token(&mounts.replace("/run/tl-host/token", "/tmp/token"), "abc"));
+        assert!(has_token(mounts, "abc", PATH));
+        assert!(!has_token(mounts, "bc", PATH) && !has_token(mounts, "abcd", PATH) && !has_token("", "abc", PATH));
+        assert!(!has_token(mounts, "abc", "/tmp/token"));
     }
 
     /// Nothing of this process is mounted as a token, so its PID is not taken for that of a container.
     #[test]
     fn a_pid_of_another_process_is_not_used() {
+        let id = "a".repeat(21);
         let container = Container {
             id: "c".to_owned(),
-            name: format!("tl-{}", "a".repeat(21)),
+            name: "tl-a".to_owned(),
             state: ContainerState::Running,
             pid: i32::try_from(std::process::id()).ok(),
             exit_code: None,
@@ -131,7 +98,7 @@ mod tests {
             published_at: None,
             labels: Vec::new(),
         };
-        assert!(Tenure::of(&container).process.is_none());
-        assert!(Tenure::of(&Container { pid: None, ..container }).process.is_none());
+        assert!(Tenure::of(&container, &id, PATH).process.is_none());
+        assert!(Tenure::of(&Container { pid: None, ..container }, &id, PATH).process.is_none());
     }
 }
