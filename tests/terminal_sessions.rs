@@ -278,7 +278,7 @@ fn a_terminal_client_that_stays_connected_does_not_delay_a_shutdown() {
         let mut daemon = start_daemon();
         let session = daemon.open_pty(&json!({"command": "cat"}));
         let mut terminal = daemon.watch(&session);
-        assert_eq!(terminal.ask("hello", "hello\r\nhello\r\n"), "hello\r\nhello\r\n");
+        terminal.ask("hello", "hello\r\nhello\r\n");
         let begun = Instant::now();
         daemon.signal(nix::sys::signal::Signal::SIGTERM);
         daemon.wait_for_exit(TIMEOUT);

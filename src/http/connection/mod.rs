@@ -3,6 +3,7 @@
 //! `server`, `message` and `ws` import this module, which imports none of them.
 
 pub(crate) mod entry;
+mod linger;
 pub(crate) mod memory;
 pub(crate) mod socket;
 pub(crate) mod table;
