@@ -44,7 +44,8 @@ test-host: static ## Run tl-host, and the public clients against it, with an eng
 	@tests/need unshare cc python3 curl
 	@tests/need --optional podman
 	@cargo build --quiet --package tl-init --package tl-host
-	cargo test --package tl-host
+	@# Two tests for each CPU: many of them only wait.
+	RUST_TEST_THREADS=$$((2 * $$(nproc))) cargo test --package tl-host
 	@tests/python/venv
 	.cache/venv/bin/python -m pytest tests/host/python
 

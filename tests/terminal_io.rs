@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::websocket::{SessionEnd, client_frame};
@@ -242,23 +241,6 @@ fn a_client_that_floods_delays_no_request_and_uses_bounded_memory() {
     assert!(slowest < Duration::from_secs(20), "a run took {slowest:?}");
     let grown = procfs::kilobytes(daemon.pid, "VmRSS").saturating_sub(before);
     assert!(grown < 16 << 10, "it has grown by {grown} kB");
-}
-
-#[test]
-fn a_size_sent_before_a_disconnect_counts() {
-    let daemon = start_daemon();
-    let session = daemon.pty_sh("stty -echo; echo up; read line; stty size; exec sleep 4743");
-    let mut terminal = daemon.watch(&session);
-    terminal.expect("up");
-    // The daemon finds both messages at once.
-    daemon.signal(Signal::SIGSTOP);
-    terminal.resize(30, 70);
-    terminal.socket.close(None).unwrap();
-    daemon.signal(Signal::SIGCONT);
-    terminal.disconnect();
-    let mut again = daemon.watch(&session);
-    again.type_in("\n");
-    again.expect("30 70");
 }
 
 #[test]
