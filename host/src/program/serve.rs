@@ -51,7 +51,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         None => key::read_or_make(&state_dir).map_err(Failure::Failed)?,
     };
     let sandboxes = Sandboxes::open(setup::engine(&config), settings).map_err(|error| setup::not_opened(&error))?;
-    let proxy = Proxy::start(Arc::<Sandboxes>::clone(&sandboxes), key.clone().into_bytes())
+    let proxy = Proxy::start(Arc::<Sandboxes>::clone(&sandboxes), key.clone().into_bytes(), config.idle)
         .map_err(|error| Failure::Failed(format!("--proxy: {error}")))?;
     let numbers = proxy.numbers();
     let proxy = bind("--proxy", config.proxy, proxy, PROXY_CONNECTIONS, config.idle)?;
