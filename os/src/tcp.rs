@@ -2,10 +2,33 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+
+/// Seconds of silence after which the kernel probes the peer of a connection with [`keep_alive`].
+const KEEP_ALIVE_IDLE: u32 = 60;
+
+/// Seconds between two such probes. The connection fails after nine without an answer.
+const KEEP_ALIVE_INTERVAL: u32 = 15;
+
+/// Makes the kernel probe a peer that has been silent for a minute, so that a connection whose peer has vanished fails
+/// after about 3 minutes. The kernel of a peer that is only stopped answers.
+///
+/// # Errors
+/// What `setsockopt(2)` says, for example that it is no TCP socket.
+pub fn keep_alive(socket: &impl AsFd) -> io::Result<()> {
+    let fd = socket.as_fd();
+    if getsockopt(&fd, sockopt::KeepAlive)? && getsockopt(&fd, sockopt::TcpKeepIdle)? == KEEP_ALIVE_IDLE {
+        return Ok(());
+    }
+    setsockopt(&fd, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE)?;
+    setsockopt(&fd, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL)?;
+    setsockopt(&fd, sockopt::KeepAlive, &true)?;
+    Ok(())
+}
 
 /// The time since the peer's kernel last acknowledged anything (`tcpi_last_ack_recv`). It acknowledges data whether or
 /// not the peer's program reads.

@@ -25,7 +25,7 @@ pub mod ws;
 pub(crate) use api::invariants;
 pub use api::{
     Api, ApiOptions, Auth, BootReport, BootService, BootStep, EndAction, InvalidBody, Origin, SystemControl,
-    parse_process,
+    answers_soon, parse_process,
 };
 pub use json::user::parse_user;
 pub use server::{Options, Server};

@@ -9,10 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::http::StatusCode;
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::TcpConnector;
 use ureq::{Agent, Body, SendBody};
 
-use super::transport::{NoResolver, UnixConnector};
+use super::transport::{NoResolver, TcpConnector, UnixConnector};
 use super::{EngineError, EngineInfo, EngineUrl, quota, wire};
 
 /// Time limit of calls that only read, or change a little.
@@ -99,7 +98,7 @@ impl Engine {
             .build();
         let agent = match &url {
             EngineUrl::Unix(path) => Agent::with_parts(config, UnixConnector { path: path.clone() }, NoResolver),
-            EngineUrl::Tcp(_) => Agent::with_parts(config, TcpConnector::default(), DefaultResolver::default()),
+            EngineUrl::Tcp(_) => Agent::with_parts(config, TcpConnector, DefaultResolver::default()),
         };
         Engine { shared: Arc::new(Shared { url, agent, known: Mutex::new(None) }) }
     }

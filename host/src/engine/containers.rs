@@ -167,6 +167,8 @@ fn host_config(spec: &ContainerSpec) -> Value {
         "Tmpfs": tmpfs,
         "Ulimits": ulimits,
         "CapAdd": spec.added_capabilities,
+        // Docker gives it by default: root could then send packets with the address of another container of the network.
+        "CapDrop": ["NET_RAW"],
         "Init": false,
     });
     if let Some(milli_cpus) = spec.milli_cpus {
@@ -195,5 +197,16 @@ fn host_config(spec: &ContainerSpec) -> Value {
 fn set(object: &mut Value, name: &str, value: impl Into<Value>) {
     if let Some(object) = object.as_object_mut() {
         object.insert(name.to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Podman does not give the capability by default; Docker does.
+    #[test]
+    fn no_container_may_send_packets_with_the_address_of_another_one() {
+        assert_eq!(body(&ContainerSpec::default())["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
     }
 }

@@ -55,6 +55,9 @@ fn a_container_from_its_creation_to_its_removal() {
     assert!(container.labels.contains(&("tl-test".to_owned(), "life".to_owned())), "{container:?}");
     assert_eq!(engine.list(label).unwrap(), [container]);
     assert_eq!(podman.run(&["exec", "tl-life", "sh", "-c", "hostname; cat /run/of/it"]), "tl-life\nsecret");
+    // Bit 13 is CAP_NET_RAW.
+    let bounding = podman.run(&["exec", "tl-life", "sed", "-n", "s/^CapBnd:\t*//p", "/proc/1/status"]);
+    assert_eq!(u64::from_str_radix(bounding.trim(), 16).unwrap() >> 13 & 1, 0, "{bounding}");
     engine.pause(&id).unwrap();
     assert!(matches!(engine.pause(&id), Err(EngineError::Conflict(_))));
     assert_eq!(engine.inspect(&id).unwrap().state, ContainerState::Paused);
@@ -226,4 +229,32 @@ fn an_engine_that_is_not_there_is_named() {
         let error = Engine::new(url.parse().unwrap()).info().unwrap_err().to_string();
         assert_eq!(error, format!("the engine at {url} cannot be reached: {cause}"));
     }
+}
+
+/// The stream of events has no time limit: an engine whose machine vanishes is found out by the kernel's probes.
+#[test]
+fn the_kernel_probes_an_engine_over_tcp() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    let engine = Engine::new(EngineUrl::Tcp(addr.to_string()));
+    let asking = std::thread::spawn(move || engine.info());
+    let (stream, peer) = listener.accept().unwrap();
+    let [local, remote] = [peer, addr].map(|addr| format!(":{:04X}", addr.port()));
+    let deadline = Instant::now() + Duration::from_secs(9);
+    let is_probed = || {
+        let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+        table.lines().any(|line| {
+            let columns: Vec<&str> = line.split_whitespace().collect();
+            let is_it = columns.len() > 5 && columns[1].ends_with(&local) && columns[2].ends_with(&remote);
+            // 2 is the timer of the probes; its time is in hundredths of a second.
+            let time = is_it.then(|| columns[5].strip_prefix("02:")).flatten();
+            time.is_some_and(|time| u64::from_str_radix(time, 16).unwrap() <= 6100)
+        })
+    };
+    while !is_probed() {
+        assert!(Instant::now() < deadline, "the timer of the probes does not run");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    drop(stream);
+    assert!(matches!(asking.join().unwrap(), Err(EngineError::Unreachable { .. })));
 }

@@ -1,6 +1,10 @@
 //! The connection to the engine's socket. `ureq` speaks HTTP over it.
+//!
+//! The kernel probes the other end of a TCP connection: the stream of events has no time limit, and would stay silent for
+//! ever if the engine's machine vanished without a word.
 
 use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -8,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use tl_os::tcp;
 use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
@@ -31,13 +36,46 @@ impl Resolver for NoResolver {
 }
 
 impl Connector<()> for UnixConnector {
-    type Out = UnixTransport;
+    type Out = SocketTransport<UnixStream>;
 
-    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<UnixTransport>, Error> {
-        let stream = connect(&self.path, details.timeout)?;
-        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
-        Ok(Some(UnixTransport { stream, buffers }))
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Self::Out>, Error> {
+        connect(&self.path, details.timeout).map(|stream| Some(SocketTransport::new(stream, details)))
     }
+}
+
+/// Connects to the address of the URL.
+#[derive(Debug)]
+pub(super) struct TcpConnector;
+
+impl Connector<()> for TcpConnector {
+    type Out = SocketTransport<TcpStream>;
+
+    fn connect(&self, details: &ConnectionDetails, _: Option<()>) -> Result<Option<Self::Out>, Error> {
+        let stream = connect_tcp(details)?;
+        stream.set_nodelay(true)?;
+        tcp::keep_alive(&stream)?;
+        Ok(Some(SocketTransport::new(stream, details)))
+    }
+}
+
+/// Connects to the first address that accepts. Each gets its share of the time.
+fn connect_tcp(details: &ConnectionDetails) -> Result<TcpStream, Error> {
+    let (deadline, mut failure) = (deadline(details.timeout), Error::HostNotFound);
+    let mut left = u32::try_from(details.addrs.len()).unwrap_or(u32::MAX);
+    for addr in &details.addrs {
+        let stream = match time_left(deadline, details.timeout)? {
+            // At least what `connect_timeout` takes.
+            Some(time) => TcpStream::connect_timeout(addr, (time / left.max(1)).max(Duration::from_millis(1))),
+            None => TcpStream::connect(addr),
+        };
+        left = left.saturating_sub(1);
+        match stream {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => failure = Error::Timeout(Timeout::Connect),
+            Err(error) => failure = error.into(),
+        }
+    }
+    Err(failure)
 }
 
 /// As `UnixStream::connect`, which has no time limit: it waits while the queue of the listener is full.
@@ -54,14 +92,47 @@ fn connect(path: &Path, timeout: NextTimeout) -> Result<UnixStream, Error> {
     }
 }
 
-/// A connection over a Unix socket.
+/// A socket whose reads and writes have time limits.
+pub(super) trait Socket: Read + Write + std::fmt::Debug + Send + Sync + 'static {
+    fn limit_reads(&self, limit: Option<Duration>) -> io::Result<()>;
+    fn limit_writes(&self, limit: Option<Duration>) -> io::Result<()>;
+}
+
+impl Socket for UnixStream {
+    fn limit_reads(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(limit)
+    }
+
+    fn limit_writes(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_write_timeout(limit)
+    }
+}
+
+impl Socket for TcpStream {
+    fn limit_reads(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(limit)
+    }
+
+    fn limit_writes(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.set_write_timeout(limit)
+    }
+}
+
+/// A connection over a socket.
 #[derive(Debug)]
-pub(super) struct UnixTransport {
-    stream: UnixStream,
+pub(super) struct SocketTransport<S> {
+    stream: S,
     buffers: LazyBuffers,
 }
 
-impl Transport for UnixTransport {
+impl<S: Socket> SocketTransport<S> {
+    fn new(stream: S, details: &ConnectionDetails) -> SocketTransport<S> {
+        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        SocketTransport { stream, buffers }
+    }
+}
+
+impl<S: Socket> Transport for SocketTransport<S> {
     fn buffers(&mut self) -> &mut dyn Buffers {
         &mut self.buffers
     }
@@ -71,7 +142,7 @@ impl Transport for UnixTransport {
         let deadline = deadline(timeout);
         let mut output = self.buffers.output().get(..amount).unwrap_or_default();
         while !output.is_empty() {
-            self.stream.set_write_timeout(time_left(deadline, timeout)?)?;
+            self.stream.limit_writes(time_left(deadline, timeout)?)?;
             match self.stream.write(output) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 Ok(written) => output = output.get(written..).unwrap_or_default(),
@@ -87,7 +158,7 @@ impl Transport for UnixTransport {
         let timeout = timeout.for_read();
         let deadline = deadline(timeout);
         loop {
-            self.stream.set_read_timeout(time_left(deadline, timeout)?)?;
+            self.stream.limit_reads(time_left(deadline, timeout)?)?;
             match self.stream.read(self.buffers.input_append_buf()) {
                 Ok(amount) => {
                     self.buffers.input_appended(amount);

@@ -39,7 +39,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "idle-secs",
         "SECS",
         "600",
-        "time after which a connection without a request, or whose body stands still, is closed",
+        "time after which a connection without a request, or whose request body stands still, is closed",
     ),
     opt("log-level", "LEVEL", "info", "level of the log: off, error, warn, info, debug or trace"),
     opt("log-format", "FORMAT", "text", "format of the log: text or json"),

@@ -52,7 +52,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
     let sandboxes = Sandboxes::open(setup::engine(&config), settings).map_err(|error| setup::not_opened(&error))?;
     let key = given_key.map_or_else(|| key::read_or_make(&state_dir), Ok).map_err(Failure::Failed)?;
     doctor::remove_left(&setup::engine(&config));
-    let proxy = Proxy::start(Arc::<Sandboxes>::clone(&sandboxes), key.clone().into_bytes())
+    let proxy = Proxy::start(Arc::<Sandboxes>::clone(&sandboxes), key.clone().into_bytes(), config.idle)
         .map_err(|error| Failure::Failed(format!("--proxy: {error}")))?;
     let numbers = proxy.numbers();
     let proxy = bind("--proxy", config.proxy, proxy, PROXY_CONNECTIONS, config.idle)?;

@@ -9,12 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
 
 use tl_os::poll::{self, Events};
-
-/// Seconds without a sign of the other side after which the kernel asks for one. That of a suspended sandbox answers.
-const KEEP_ALIVE_IDLE: u32 = 60;
-
-/// Seconds between two such questions. The connection fails after nine without an answer.
-const KEEP_ALIVE_INTERVAL: u32 = 15;
+use tl_os::tcp;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -27,15 +22,6 @@ pub(crate) enum ConnectError {
     Failed(#[from] io::Error),
 }
 
-/// Has the kernel check from time to time that the other side of a connection is still there.
-pub(crate) fn keep_alive(fd: &impl AsFd) -> io::Result<()> {
-    let fd = fd.as_fd();
-    setsockopt(&fd, sockopt::KeepAlive, &true)?;
-    setsockopt(&fd, sockopt::TcpKeepIdle, &KEEP_ALIVE_IDLE)?;
-    setsockopt(&fd, sockopt::TcpKeepInterval, &KEEP_ALIVE_INTERVAL)?;
-    Ok(())
-}
-
 /// Connects to `addr`. `client` is watched meanwhile. The connection is not blocking; small writes are sent at once, and
 /// the kernel checks from time to time that the other side is still there.
 pub(crate) fn connect(addr: SocketAddr, client: &impl AsFd, deadline: Instant) -> Result<TcpStream, ConnectError> {
@@ -43,7 +29,7 @@ pub(crate) fn connect(addr: SocketAddr, client: &impl AsFd, deadline: Instant) -
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket::socket(family, SockType::Stream, flags, None).map_err(io::Error::from)?;
     setsockopt(&fd, sockopt::TcpNoDelay, &true).map_err(io::Error::from)?;
-    keep_alive(&fd)?;
+    tcp::keep_alive(&fd)?;
     match socket::connect(fd.as_raw_fd(), &SockaddrStorage::from(addr)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {

@@ -1,8 +1,10 @@
 //! The proxy's own error responses.
 //!
 //! Clients send a request again after 429, 502, 503 and 504, whatever its method, and for longer if the code is
-//! `SANDBOX_NOT_READY` or `SANDBOX_UNREACHABLE`. So these are used only if nothing of the request was passed on, or if its
-//! method is safe.
+//! `SANDBOX_NOT_READY` or `SANDBOX_UNREACHABLE`. So these are used only if nothing of the request was passed on, whatever its
+//! method: what a GET does in the program of a user is not known here.
+
+use std::time::Duration;
 
 use tl_supervisor::http::message::ApiError;
 
@@ -12,7 +14,7 @@ use crate::proxy::route::{Route, RouteError};
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> ApiError {
         match error {
-            RouteError::Ambiguous => ApiError::invalid(error.to_string()),
+            RouteError::Ambiguous(_) => ApiError::invalid(error.to_string()),
             RouteError::Missing | RouteError::Port(_) => ApiError::new(404, "SANDBOX_NOT_FOUND", error.to_string()),
         }
     }
@@ -60,18 +62,31 @@ pub(crate) fn port_refused(sandbox: &str, port: u16) -> ApiError {
     ApiError::new(502, "CONNECTION_REFUSED", message)
 }
 
-/// The other side has accepted a connection and not given a response. 500 if the request may have been executed and must
-/// not be sent again by itself, else 502.
-pub(crate) fn no_response(route: &Route, why: &str, may_repeat: bool) -> ApiError {
-    let who = match route.port {
-        None => format!("the daemon of the sandbox {:?}", route.sandbox),
-        Some(port) => format!("the program on port {port} of the sandbox {:?}", route.sandbox),
-    };
-    if may_repeat {
+/// The other side has accepted a connection and not given a response. 502 if nothing of the request was passed on, else
+/// 500, because it may have been executed.
+pub(crate) fn no_response(route: &Route, why: &str, was_passed_on: bool) -> ApiError {
+    let who = recipient(route);
+    if !was_passed_on {
         return ApiError::new(502, "BAD_RESPONSE", format!("{who} gave no valid response: {why}"));
     }
     let message = format!("{who} gave no valid response, and may have executed the request: {why}");
     ApiError::new(500, "BAD_RESPONSE", message)
+}
+
+/// The other side has not answered in time: 503 if nothing of the request was passed on, else 500.
+pub(crate) fn no_response_in_time(route: &Route, limit: Duration, was_passed_on: bool) -> ApiError {
+    let message = format!("{} has not answered within {limit:?}", recipient(route));
+    if !was_passed_on {
+        return ApiError::new(503, "SANDBOX_UNREACHABLE", message);
+    }
+    ApiError::new(500, "DAEMON_TIMEOUT", format!("{message}, and may have executed the request"))
+}
+
+fn recipient(route: &Route) -> String {
+    match route.port {
+        None => format!("the daemon of the sandbox {:?}", route.sandbox),
+        Some(port) => format!("the program on port {port} of the sandbox {:?}", route.sandbox),
+    }
 }
 
 #[cfg(test)]
@@ -79,10 +94,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_not_executed_has_a_status_after_which_clients_repeat() {
+    fn only_what_was_not_passed_on_has_a_status_after_which_clients_repeat() {
         let route = Route { sandbox: "a".to_owned(), port: Some(80) };
-        assert_eq!(no_response(&route, "x", true).status(), 502);
-        assert_eq!(no_response(&route, "x", false).status(), 500);
+        assert_eq!(no_response(&route, "x", false).status(), 502);
+        assert_eq!(no_response(&route, "x", true).status(), 500);
+        let limit = Duration::from_secs(30);
+        assert_eq!(no_response_in_time(&route, limit, false).status(), 503);
+        assert_eq!(no_response_in_time(&route, limit, true).status(), 500);
         let unknown = ApiError::from(ReachError::Unknown("a".to_owned()));
         assert_eq!((unknown.status(), unknown.code()), (404, "SANDBOX_NOT_FOUND"));
         let statuses = [ReachError::NotReady("a".to_owned()), ReachError::Engine("a".to_owned(), "x".to_owned())];

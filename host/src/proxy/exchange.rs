@@ -10,18 +10,17 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tl_os::poll::{self, Events};
+use tl_os::poll::Events;
 use tl_supervisor::http::message::{ApiError, Request};
 
 use crate::proxy::answer::{Answer, Asked};
 use crate::proxy::numbers::OpenRequest;
+use crate::proxy::pair::{Pair, Want};
 use crate::proxy::pool::Pool;
-use crate::proxy::pump::{BodySource, Pump, Want};
+use crate::proxy::pump::{BodySource, Pump};
 use crate::proxy::stream::Stream;
 use crate::proxy::upstream::{Received, Upstream};
-
-/// Maximum time between two pieces of a request body, until the response begins.
-const BODY_IDLE: Duration = Duration::from_secs(600);
+use crate::proxy::watch::{Silence, Watch};
 
 /// How long a silent connection keeps a large buffer.
 const KEEP_BUFFER: Duration = Duration::from_secs(2);
@@ -36,6 +35,12 @@ pub(crate) struct Exchange {
     pub(crate) pool: Arc<Pool>,
     /// The client has ended its sending direction, and the sandbox was told.
     pub(crate) is_half_closed: bool,
+    /// The sandbox has ended its output.
+    pub(crate) sandbox_ended: bool,
+    pub(crate) watch: Watch,
+    /// Maximum time between two pieces of the request's body.
+    pub(crate) idle: Duration,
+    pub(crate) pair: Pair,
 }
 
 /// Why there is no response.
@@ -47,6 +52,8 @@ pub(crate) enum ExchangeError {
     Nothing(String),
     /// What has arrived is no response, or only the beginning of one.
     Garbage(String),
+    /// Nothing has arrived, and nothing is expected any more.
+    Silence(Silence),
 }
 
 impl Exchange {
@@ -58,9 +65,15 @@ impl Exchange {
                 return Ok(answer);
             }
             let want = self.pass(request).map_err(ExchangeError::Client)?;
-            let limit = (want == Want::Client).then(|| Instant::now() + BODY_IDLE);
-            if !self.wait(request, want, limit).map_err(ExchangeError::Client)? && want == Want::Client {
+            let limit = if want == Want::Read { Instant::now() + self.idle } else { self.watch.next_look() };
+            let happened = self.wait(request, want, Want::Read, Some(limit)).map_err(ExchangeError::Client)?;
+            if happened || want == Want::Turn {
+                self.watch.progress();
+            } else if want == Want::Read {
                 return Err(ExchangeError::Client(body_timed_out()));
+            } else if let Err(silence) = self.watch.look() {
+                // The look may have taken a moment.
+                return self.receive_head()?.ok_or(ExchangeError::Silence(silence));
             }
         }
     }
@@ -88,25 +101,33 @@ impl Exchange {
         Ok(want)
     }
 
-    /// Waits for the sandbox and for what the pump wants, until `limit`. Returns whether anything has happened.
+    /// Waits for what the two directions want, until `limit`. Returns whether anything has happened.
     ///
     /// # Errors
     /// If the client has disconnected.
-    pub(crate) fn wait(&mut self, client: &impl AsFd, want: Want, limit: Option<Instant>) -> Result<bool, ApiError> {
-        let (of_client, of_upstream) = match want {
-            Want::Client => (Events::READ, Events::READ),
-            Want::Room => (Events::NONE, Events::READ.and(Events::WRITE)),
-            Want::Turn => (Events::NONE, Events::READ),
-            Want::Nothing if self.is_half_closed || !self.pump.is_read() => (Events::NONE, Events::READ),
-            Want::Nothing => (Events::GONE, Events::READ),
+    pub(crate) fn wait(
+        &mut self,
+        client: &impl AsFd,
+        to_sandbox: Want,
+        to_client: Want,
+        limit: Option<Instant>,
+    ) -> Result<bool, ApiError> {
+        let mut of_client = Want::events(to_sandbox, to_client);
+        let mut of_upstream = Want::events(to_client, to_sandbox);
+        let watches_end = to_sandbox == Want::Nothing && !self.is_half_closed && self.pump.is_read();
+        if watches_end {
+            of_client = of_client.and(Events::GONE);
+        }
+        if to_client == Want::Nothing {
+            of_upstream = of_upstream.and(Events::GONE);
+        }
+        let deadline = match limit {
+            _ if to_sandbox == Want::Turn || to_client == Want::Turn => Some(Instant::now()),
+            None if self.upstream.is_large() => Some(Instant::now() + KEEP_BUFFER),
+            limit => limit,
         };
-        let deadline = match (want, limit) {
-            (Want::Turn, _) => Some(Instant::now()),
-            (_, None) if self.upstream.is_large() => Some(Instant::now() + KEEP_BUFFER),
-            (_, limit) => limit,
-        };
-        let fds = [(client.as_fd(), of_client), (self.upstream.as_fd(), of_upstream)];
-        let [client, upstream] = poll::wait(fds, deadline).map_err(|_| ApiError::disconnected())?;
+        let connections = [(client.as_fd(), of_client), (self.upstream.as_fd(), of_upstream)];
+        let [client, upstream] = self.pair.wait(connections, None, deadline).map_err(|_| ApiError::disconnected())?;
         if client == Events::NONE && upstream == Events::NONE {
             self.upstream.release();
             return Ok(false);
@@ -114,7 +135,8 @@ impl Exchange {
         if client.any(Events::BROKEN) {
             return Err(ApiError::disconnected());
         }
-        if want == Want::Nothing && of_client == Events::GONE && client.any(Events::GONE) {
+        self.sandbox_ended |= to_client == Want::Nothing && upstream.any(Events::GONE);
+        if watches_end && client.any(Events::GONE) {
             self.is_half_closed = true;
             // This fails only if the connection has failed, which is seen when the response is read.
             let _ = self.upstream.stream.end_writing();
@@ -124,7 +146,8 @@ impl Exchange {
 
     /// Keeps the connection for another request, if `answer`, whose body has ended, allows it.
     pub(crate) fn keep_connection(self, keeps_open: bool) {
-        let is_clean = self.pump.is_finished() && !self.is_half_closed && self.upstream.buffered().is_empty();
+        let is_whole = self.pump.is_finished() && !self.is_half_closed && !self.sandbox_ended;
+        let is_clean = is_whole && self.upstream.buffered().is_empty();
         if let (true, true, Some(key), Stream::Tcp(stream)) =
             (keeps_open, is_clean, self.upstream.key, self.upstream.stream)
         {

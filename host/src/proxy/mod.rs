@@ -9,9 +9,11 @@
 //! | `stream`, `upstream` | such a connection, and with what was received on it |
 //! | `pool` | connections that are kept for the next request |
 //! | `exchange`, `pump` | sends the request and waits for the response |
+//! | `watch` | looks after the sandbox meanwhile: it may be suspended |
 //! | `transfer` | passes the body of the response on |
 //! | `upgraded` | passes bytes on after an upgrade, in both directions |
 //! | `frames` | where the frames of a WebSocket end (pure) |
+//! | `pair` | waits for both connections |
 //! | `directory` | the sandboxes, as the proxy sees them |
 //! | `errors`, `numbers` | its own error responses, and what it counts |
 //!
@@ -29,6 +31,7 @@ mod exchange;
 mod frames;
 mod head;
 mod numbers;
+mod pair;
 mod pool;
 mod pump;
 mod route;
@@ -39,33 +42,40 @@ mod transfer;
 mod tunnel;
 mod upgraded;
 mod upstream;
+mod watch;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tl_supervisor::http::Auth;
+use tl_os::tcp;
 use tl_supervisor::http::message::{ApiError, Request, Response};
 use tl_supervisor::http::server::Handler;
+use tl_supervisor::http::{Auth, answers_soon};
 
 use crate::proxy::answer::{Answer, Asked};
 use crate::proxy::connect::{ConnectError, connect};
 use crate::proxy::exchange::{Exchange, ExchangeError};
 use crate::proxy::head::{BodyFraming, Recipient, RequestHead};
 use crate::proxy::numbers::OpenRequest;
+use crate::proxy::pair::Pair;
 use crate::proxy::pool::{DaemonKey, Pool};
 use crate::proxy::pump::Pump;
 use crate::proxy::route::{Route, route};
 use crate::proxy::stream::Stream;
 use crate::proxy::tunnel::TunnelError;
 use crate::proxy::upstream::Upstream;
+use crate::proxy::watch::{Silence, Watch};
 
 pub(crate) use directory::{Directory, Exposure, ReachError, Reached};
 pub(crate) use numbers::Numbers;
 
 /// How long a sandbox may take to become ready and to accept a connection.
 const REACH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the daemon may take to answer a request that it answers at once ([`answers_soon`]), without any progress.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a program may take to accept a connection. The kernel accepts at once, unless the program's queue is full.
 const PORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -77,16 +87,21 @@ pub(crate) struct Proxy {
     key: Vec<u8>,
     pool: Arc<Pool>,
     numbers: Arc<Numbers>,
+    /// Maximum time between two pieces of a request's body.
+    idle: Duration,
+    /// See [`RESPONSE_TIMEOUT`].
+    response_timeout: Duration,
 }
 
 impl Proxy {
-    /// A proxy for the sandboxes of `directory`, whose clients send `key`.
+    /// A proxy for the sandboxes of `directory`, whose clients send `key`. `idle` is the maximum time between two pieces of a
+    /// request's body.
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub(crate) fn start(directory: Arc<dyn Directory>, key: Vec<u8>) -> io::Result<Proxy> {
-        let (pool, numbers) = (Pool::start()?, Arc::default());
-        Ok(Proxy { directory, auth: Auth::Token(key.clone()), key, pool, numbers })
+    pub(crate) fn start(directory: Arc<dyn Directory>, key: Vec<u8>, idle: Duration) -> io::Result<Proxy> {
+        let (pool, numbers, response_timeout) = (Pool::start()?, Arc::default(), RESPONSE_TIMEOUT);
+        Ok(Proxy { directory, auth: Auth::Token(key.clone()), key, pool, numbers, idle, response_timeout })
     }
 
     /// What the proxy counts.
@@ -114,8 +129,13 @@ impl Proxy {
 
     fn pass_on(&self, request: &mut Request<'_>, open: OpenRequest) -> Result<Response, ApiError> {
         let hosts: Vec<&[u8]> = all(request, "Host").collect();
-        let route = route(&hosts, all(request, route::HEADER).next())?;
+        let labels: Vec<&[u8]> = all(request, route::HEADER).collect();
+        let route = route(&hosts, &labels)?;
         let has_key = self.admit(request, &route)?;
+        // The other side sees only that the proxy is there: a client that has vanished is found out here.
+        if let Err(error) = tcp::keep_alive(request) {
+            log::debug!("a connection is not probed: {error}");
+        }
         request.begin_long()?;
         let deadline = Instant::now() + REACH_TIMEOUT;
         let reached = self.directory.reach(&route.sandbox, deadline)?;
@@ -138,15 +158,28 @@ impl Proxy {
         deadline: Instant,
     ) -> Result<(Exchange, Answer), ApiError> {
         let asked = Asked { is_head: request.is_head(), upgrade: upgrade(request).is_some() };
-        let is_safe = matches!(request.method(), "GET" | "OPTIONS") && !asked.upgrade;
-        // What a connection that was kept could swallow may be sent again.
-        let may_repeat = is_safe && request.is_body_done();
+        let to_daemon = route.port.is_none();
+        // What a connection that was kept could swallow may be sent again: a GET changes nothing in the daemon.
+        let may_repeat = matches!(request.method(), "GET" | "OPTIONS") && !asked.upgrade && request.is_body_done();
+        let limit = (to_daemon && answers_soon(request.method(), request.path())).then_some(self.response_timeout);
+        let mut watch = Watch::new(Arc::clone(&self.directory), reached.id.clone(), limit);
         let head = self.head(request, route, reached);
         let mut upstream = self.connect(request, route, reached, may_repeat, deadline)?;
         loop {
             let remaining = request.body_remaining();
             let (pump, pool) = (Pump::new(head.clone(), remaining), Arc::clone(&self.pool));
-            let mut exchange = Exchange { upstream, pump, asked, open, pool, is_half_closed: false };
+            let mut exchange = Exchange {
+                upstream,
+                pump,
+                asked,
+                open,
+                pool,
+                is_half_closed: false,
+                sandbox_ended: false,
+                watch,
+                idle: self.idle,
+                pair: Pair::default(),
+            };
             let why = match exchange.await_answer(request) {
                 Ok(answer) if answer.status == 101 && !exchange.pump.is_finished() => {
                     "it changes the protocol before the request has ended".to_owned()
@@ -154,13 +187,17 @@ impl Proxy {
                 Ok(answer) => return Ok((exchange, answer)),
                 Err(ExchangeError::Client(error)) => return Err(error),
                 Err(ExchangeError::Nothing(_)) if may_repeat && exchange.upstream.is_reused => {
-                    open = exchange.open;
+                    (open, watch) = (exchange.open, exchange.watch);
                     upstream = self.connect(request, route, reached, false, deadline)?;
                     continue;
                 }
                 Err(ExchangeError::Nothing(why) | ExchangeError::Garbage(why)) => why,
+                Err(ExchangeError::Silence(Silence::TooLong(limit))) => {
+                    return Err(errors::no_response_in_time(route, limit, exchange.pump.has_begun()));
+                }
+                Err(ExchangeError::Silence(Silence::Unreachable(error))) => error.to_string(),
             };
-            return Err(errors::no_response(route, &why, is_safe || !exchange.pump.has_begun()));
+            return Err(errors::no_response(route, &why, exchange.pump.has_begun()));
         }
     }
 

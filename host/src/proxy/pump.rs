@@ -5,6 +5,7 @@ use std::io;
 
 use tl_supervisor::http::message::{ApiError, Request, ResponseStream};
 
+use crate::proxy::pair::Want;
 use crate::proxy::stream::Stream;
 
 /// Maximum number of bytes of the body that are held.
@@ -32,19 +33,6 @@ impl BodySource for ResponseStream<'_> {
     fn read_now(&mut self, out: &mut [u8]) -> Result<Option<usize>, ApiError> {
         self.read_body_now(out).map_err(|error| ApiError::invalid(error.to_string()))
     }
-}
-
-/// What a pump waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Want {
-    /// More of the body from the client.
-    Client,
-    /// Room at the sandbox.
-    Room,
-    /// Another turn.
-    Turn,
-    /// Nothing: everything was sent, or the sandbox takes no more.
-    Nothing,
 }
 
 /// A request on its way to the sandbox.
@@ -117,7 +105,7 @@ impl Pump {
                 self.has_tried = true;
                 self.fill(source)?;
                 if self.from == self.to && !self.is_read {
-                    return Ok(Want::Client);
+                    return Ok(Want::Read);
                 }
             }
             if self.failed || self.from == self.to {

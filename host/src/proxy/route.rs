@@ -31,23 +31,29 @@ pub(crate) enum RouteError {
          the name of a sandbox, or PORT-ID or PORT-NAME"
     )]
     Missing,
-    /// `Host` was sent twice.
-    #[error("`Host` must be sent once")]
-    Ambiguous,
+    /// This header was sent twice: another server could take the other value.
+    #[error("the header `{0}` must be sent once")]
+    Ambiguous(&'static str),
     /// The number before the hyphen is not a port.
     #[error("{0:?} names no port of a sandbox: a port is a number from 1 to 65535 without leading zeros")]
     Port(String),
 }
 
 /// The route of a request with these values of `Host` and of [`HEADER`]. The latter decides if both are there.
-pub(crate) fn route(hosts: &[&[u8]], header: Option<&[u8]>) -> Result<Route, RouteError> {
-    if let Some(label) = header.map(<[u8]>::trim_ascii).filter(|label| !label.is_empty()) {
+pub(crate) fn route(hosts: &[&[u8]], labels: &[&[u8]]) -> Result<Route, RouteError> {
+    let (host, label) = (only(hosts, "Host")?, only(labels, HEADER)?);
+    if let Some(label) = label.map(<[u8]>::trim_ascii).filter(|label| !label.is_empty()) {
         return parse(label);
     }
-    match hosts {
-        [] => Err(RouteError::Missing),
-        [host] => parse(first_label(host).ok_or(RouteError::Missing)?),
-        _ => Err(RouteError::Ambiguous),
+    parse(host.and_then(first_label).ok_or(RouteError::Missing)?)
+}
+
+/// The value of a header that may be sent once.
+fn only<'v>(values: &[&'v [u8]], name: &'static str) -> Result<Option<&'v [u8]>, RouteError> {
+    match values {
+        [] => Ok(None),
+        [value] => Ok(Some(value)),
+        _ => Err(RouteError::Ambiguous(name)),
     }
 }
 
@@ -94,7 +100,7 @@ mod tests {
     const ID: &str = "80a1b2c3d4e5f6g7h8i9j";
 
     fn by_host(host: &str) -> Result<Route, RouteError> {
-        route(&[host.as_bytes()], None)
+        route(&[host.as_bytes()], &[])
     }
 
     fn daemon(sandbox: &str) -> Result<Route, RouteError> {
@@ -162,19 +168,21 @@ mod tests {
         ] {
             assert_eq!(by_host(host), Err(RouteError::Missing), "{host}");
         }
-        assert_eq!(route(&[], None), Err(RouteError::Missing));
-        assert_eq!(route(&[b"\xff.local"], None), Err(RouteError::Missing));
-        assert_eq!(route(&[b"a", b"b"], None), Err(RouteError::Ambiguous));
+        assert_eq!(route(&[], &[]), Err(RouteError::Missing));
+        assert_eq!(route(&[b"\xff.local"], &[]), Err(RouteError::Missing));
+        assert_eq!(route(&[b"a", b"b"], &[]), Err(RouteError::Ambiguous("Host")));
     }
 
     #[test]
     fn the_header_decides_if_it_is_there() {
-        assert_eq!(route(&[b"127.0.0.1:9443"], Some(b"my-env")), daemon("my-env"));
-        assert_eq!(route(&[b"other.local"], Some(b" 8080-My-Env ")), port(8080, "my-env"));
-        assert_eq!(route(&[b"a", b"b"], Some(b"c")), daemon("c"));
-        assert_eq!(route(&[], Some(b"c")), daemon("c"));
-        assert_eq!(route(&[b"a.local"], Some(b" ")), daemon("a"));
+        assert_eq!(route(&[b"127.0.0.1:9443"], &[b"my-env"]), daemon("my-env"));
+        assert_eq!(route(&[b"other.local"], &[b" 8080-My-Env "]), port(8080, "my-env"));
+        assert_eq!(route(&[b"a", b"b"], &[b"c"]), Err(RouteError::Ambiguous("Host")));
+        assert_eq!(route(&[b"a"], &[b"c", b"c"]), Err(RouteError::Ambiguous(HEADER)));
+        assert_eq!(route(&[b"a"], &[b" ", b"c"]), Err(RouteError::Ambiguous(HEADER)));
+        assert_eq!(route(&[], &[b"c"]), daemon("c"));
+        assert_eq!(route(&[b"a.local"], &[b" "]), daemon("a"));
         // It is an id or a name, not a host name.
-        assert_eq!(route(&[], Some(b"a.local")), daemon("a.local"));
+        assert_eq!(route(&[], &[b"a.local"]), daemon("a.local"));
     }
 }

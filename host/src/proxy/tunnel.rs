@@ -20,6 +20,7 @@ use tl_os::thread;
 
 use crate::proxy::answer::Asked;
 use crate::proxy::connect::{ConnectError, connect};
+use crate::proxy::pair::Pair;
 use crate::proxy::stream::{self, Stream, TunnelFailure};
 use crate::proxy::upstream::{Received, Upstream};
 
@@ -125,7 +126,7 @@ fn start(connection: TcpStream, received: Vec<u8>) -> io::Result<Stream> {
         is_flushed: true,
         near_ended: false,
         daemon_ended: false,
-        daemon_is_broken: false,
+        pair: Pair::default(),
         pong: None,
     };
     let run = move || {
@@ -154,8 +155,7 @@ struct Translation {
     near_ended: bool,
     /// The program has ended its output.
     daemon_ended: bool,
-    /// The connection to the daemon has failed or ended: `poll(2)` reports that even if it is not asked.
-    daemon_is_broken: bool,
+    pair: Pair,
     /// The payload of a ping that is not answered yet.
     pong: Option<Bytes>,
 }
@@ -268,15 +268,8 @@ impl Translation {
         } else if !self.near_ended {
             of_near = of_near.and(Events::READ);
         }
-        let deadline = again.then(Instant::now);
-        let (daemon, near) = (self.frames.get_ref().as_fd(), self.near.as_fd());
-        let [daemon, near] = if self.daemon_is_broken && of_daemon == Events::NONE {
-            let [near] = poll::wait([(near, of_near)], deadline)?;
-            [Events::NONE, near]
-        } else {
-            poll::wait([(daemon, of_daemon), (near, of_near)], deadline)?
-        };
-        self.daemon_is_broken |= daemon.any(Events::BROKEN);
+        let connections = [(self.frames.get_ref().as_fd(), of_daemon), (self.near.as_fd(), of_near)];
+        let [_, near] = self.pair.wait(connections, None, again.then(Instant::now))?;
         // Only a close does this: the end of its output alone does not.
         Ok(!near.any(Events::BROKEN))
     }

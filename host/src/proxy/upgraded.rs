@@ -7,15 +7,15 @@
 //! When the proxy shuts down, the client of a WebSocket gets a closing frame; other connections just end.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use tl_os::poll::{self, Events};
+use tl_os::poll::Events;
 use tl_supervisor::http::message::Socket;
 
-use crate::proxy::connect::keep_alive;
 use crate::proxy::frames::{FrameBounds, GOING_AWAY};
 use crate::proxy::numbers::OpenRequest;
+use crate::proxy::pair::{Pair, Want};
 use crate::proxy::stream::{self, Stream};
 
 /// First size of the buffer of a direction, in bytes.
@@ -91,18 +91,13 @@ pub(crate) fn pass_both_ways(
     is_web_socket: bool,
     open: &OpenRequest,
 ) {
-    // The daemon sees only that the proxy is there: a client that has vanished without a word is found out here.
-    if let Err(error) = keep_alive(client) {
-        log::debug!("an upgraded connection is not checked: {error}");
-    }
     let mut connection = Connection {
         client,
         sandbox,
         to_sandbox: Direction::new(Vec::new(), None),
         to_client: Direction::new(received, is_web_socket.then(FrameBounds::default)),
         stop_at: None,
-        client_is_broken: false,
-        sandbox_is_broken: false,
+        pair: Pair::default(),
     };
     if let Err(error) = connection.run(open) {
         log::debug!("an upgraded connection has failed: {error}");
@@ -116,11 +111,9 @@ struct Connection<'c> {
     sandbox: Stream,
     to_sandbox: Direction,
     to_client: Direction,
-    /// Both directions of the connection are closed, or it has failed. `poll(2)` reports that even if it is not asked.
-    client_is_broken: bool,
-    sandbox_is_broken: bool,
     /// When the connection ends at the latest, once the proxy shuts down.
     stop_at: Option<Instant>,
+    pair: Pair,
 }
 
 impl Connection<'_> {
@@ -176,48 +169,27 @@ impl Connection<'_> {
     }
 
     fn wait(&mut self, to_sandbox: Want, to_client: Want) -> io::Result<()> {
-        let wanted = |as_source, as_destination| {
-            let read = if as_source == Want::Read { Events::READ } else { Events::NONE };
-            let write = if as_destination == Want::Room { Events::WRITE } else { Events::NONE };
-            read.and(write)
-        };
-        let (of_client, of_sandbox) = (wanted(to_sandbox, to_client), wanted(to_client, to_sandbox));
         let is_large = self.to_sandbox.is_large() || self.to_client.is_large();
         let mut deadline = is_large.then(|| Instant::now() + KEEP_BUFFERS);
         if to_sandbox == Want::Turn || to_client == Want::Turn {
             deadline = Some(Instant::now());
         }
         let stop = match self.stop_at {
-            None => (self.client.stop_signal(), Events::READ),
+            None => Some((self.client.stop_signal(), Events::READ)),
             Some(at) => {
                 deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
-                (self.client.stop_signal(), Events::NONE)
+                None
             }
         };
-        // What is broken and not wanted would end each wait at once.
-        let (client, sandbox) = (self.client.as_fd(), self.sandbox.as_fd());
-        let (client, sandbox) = match (
-            self.client_is_broken && of_client == Events::NONE,
-            self.sandbox_is_broken && of_sandbox == Events::NONE,
-        ) {
-            (true, true) => return Err(io::ErrorKind::ConnectionReset.into()),
-            (true, false) => (Events::NONE, wait_for(sandbox, of_sandbox, stop, deadline)?),
-            (false, true) => (wait_for(client, of_client, stop, deadline)?, Events::NONE),
-            (false, false) => {
-                let [client, sandbox, _] = poll::wait([(client, of_client), (sandbox, of_sandbox), stop], deadline)?;
-                (client, sandbox)
-            }
-        };
-        if client.any(Events::BROKEN) {
-            // Without an end of the output to it, only a reset does that.
-            if !self.to_client.has_ended {
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
-            self.client_is_broken = true;
+        let client = (self.client.as_fd(), Want::events(to_sandbox, to_client));
+        let sandbox = (self.sandbox.as_fd(), Want::events(to_client, to_sandbox));
+        let [client, sandbox] = self.pair.wait([client, sandbox], stop, deadline)?;
+        // Without an end of the output to it, only a reset does that.
+        if client.any(Events::BROKEN) && !self.to_client.has_ended {
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
         // What the sandbox has sent before is still passed on.
         if sandbox.any(Events::BROKEN) {
-            self.sandbox_is_broken = true;
             self.to_sandbox.fail();
         }
         if client == Events::NONE && sandbox == Events::NONE && to_sandbox != Want::Turn && to_client != Want::Turn {
@@ -226,28 +198,6 @@ impl Connection<'_> {
         }
         Ok(())
     }
-}
-
-fn wait_for(
-    fd: BorrowedFd<'_>,
-    events: Events,
-    stop: (BorrowedFd<'_>, Events),
-    deadline: Option<Instant>,
-) -> io::Result<Events> {
-    poll::wait([(fd, events), stop], deadline).map(|[ready, _]| ready)
-}
-
-/// What a direction waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Want {
-    /// Bytes from its source.
-    Read,
-    /// Room at its destination.
-    Room,
-    /// Another turn.
-    Turn,
-    /// Nothing: it has ended.
-    Nothing,
 }
 
 /// One direction.

@@ -46,6 +46,7 @@ use crate::supervisor::Handle;
 pub use auth::Auth;
 pub use cors::Origin;
 pub use processes::{InvalidBody, parse_process};
+pub use routes::answers_soon;
 pub use system_control::{BootReport, BootService, BootStep, EndAction, SystemControl};
 
 /// Bytes that the inputs of all runs may hold until their commands have read them.

@@ -203,6 +203,28 @@ pub(crate) fn route<'p>(method: &str, path: &[&'p str]) -> Option<(usize, Endpoi
     })
 }
 
+/// Whether the process API answers such a request within 5 s once it has the whole of it, whatever processes, clients and
+/// disks do. False for a request that it does not know. `path` is percent-encoded, and HEAD counts as GET: for a proxy, which
+/// can give up a daemon that does not answer.
+///
+/// ```
+/// use tl_supervisor::http::answers_soon;
+///
+/// assert!(answers_soon("POST", "/api/v1/processes"));
+/// assert!(!answers_soon("POST", "/api/v1/processes/run"));
+/// assert!(!answers_soon("GET", "/metrics"));
+/// ```
+#[must_use]
+pub fn answers_soon(method: &str, path: &str) -> bool {
+    let method = if method == "HEAD" { "GET" } else { method };
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    let Some((_, endpoint, _)) = route(method, &segments) else { return false };
+    match endpoint.duration() {
+        ExpectedDuration::Short | ExpectedDuration::Start => true,
+        ExpectedDuration::Unbounded => false,
+    }
+}
+
 /// The error for a path that [`route`] does not find: 405 if it takes other methods, else 404.
 pub(crate) fn no_route(method: &str, path: &str, segments: &[&str]) -> ApiError {
     let known = METHODS.iter().filter(|method| route(method, segments).is_some());

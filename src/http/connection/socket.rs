@@ -234,6 +234,14 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends what the kernel has room for, without waiting. None if there is no room.
+    pub(crate) fn send_now(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        match self.guard.stream().write(bytes) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            sent => self.after_send(sent, SendDeadline::Never).map(Some),
+        }
+    }
+
     /// Like [`Socket::send`], all bytes of all slices.
     pub(crate) fn send_slices(&mut self, mut slices: &mut [IoSlice<'_>], deadline: SendDeadline) -> io::Result<()> {
         IoSlice::advance_slices(&mut slices, 0);

@@ -46,6 +46,11 @@ pub struct ResponseStream<'c> {
     /// Where the payload begins.
     payload: usize,
     chunked: bool,
+    /// The bytes of the buffer from here on are framed, and [`ResponseStream::write_now`] or
+    /// [`ResponseStream::flush_now`] has found no room for them. Nothing is collected until they are sent.
+    unsent: Option<usize>,
+    /// [`ResponseStream::end_now`] has framed the end of the body.
+    has_ended: bool,
     /// Number of bytes of the announced length that have not been sent. None if no length was announced.
     remaining: Option<usize>,
     deadline: SendDeadline,
@@ -62,7 +67,9 @@ impl<'c> ResponseStream<'c> {
         let chunked = framing == Framing::Chunked;
         let remaining = if let Framing::Length(length) = framing { Some(length) } else { None };
         let (body, buffer) = (None, head);
-        let mut stream = ResponseStream { socket, body, buffer, head: 0, payload: 0, chunked, remaining, deadline };
+        let (head, payload, unsent, has_ended) = (0, 0, None, false);
+        let mut stream =
+            ResponseStream { socket, body, buffer, head, payload, chunked, unsent, has_ended, remaining, deadline };
         stream.begin_chunk();
         stream
     }
@@ -105,8 +112,94 @@ impl<'c> ResponseStream<'c> {
     /// # Errors
     /// If the client has disconnected.
     pub fn flush(&mut self) -> io::Result<()> {
+        self.send_unsent()?;
         let from = self.end_chunk(0)?;
         self.send(from)
+    }
+
+    /// Collects bytes like [`write`](Write::write), and sends without waiting. Returns how many it has taken, at most
+    /// 64 KiB; None if there is no room for what was collected before. `poll(2)` the stream for writing then, and call this
+    /// again: what was not sent goes first.
+    ///
+    /// For a [duplex](crate::http::message::Response::duplex) response: while the client does not read, the rest of its
+    /// request can be read.
+    ///
+    /// # Errors
+    /// If the client has disconnected, or the body would become longer than its announced length.
+    ///
+    /// ```
+    /// use tl_supervisor::http::message::Response;
+    ///
+    /// let response = Response::empty(200).with_stream(Some(3), |stream| {
+    ///     // There is always room for the first bytes.
+    ///     assert_eq!(stream.write_now(b"abc")?, Some(3));
+    ///     stream.flush_now().map(drop)
+    /// });
+    /// assert_eq!(response.duplex().status(), 200);
+    /// ```
+    pub fn write_now(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        if !self.send_unsent_now()? {
+            return Ok(None);
+        }
+        let taken = bytes.get(..BURST).unwrap_or(bytes);
+        self.check_length(taken.len())?;
+        self.buffer.extend_from_slice(taken);
+        if self.is_burst() {
+            self.flush_now()?;
+        }
+        Ok(Some(taken.len()))
+    }
+
+    /// Sends what is collected, without waiting. Returns whether everything was sent; `poll(2)` the stream for writing if
+    /// not. See [`ResponseStream::write_now`].
+    ///
+    /// # Errors
+    /// If the client has disconnected.
+    pub fn flush_now(&mut self) -> io::Result<bool> {
+        if self.unsent.is_none() {
+            self.unsent = Some(self.end_chunk(0)?);
+        }
+        self.send_unsent_now()
+    }
+
+    /// Ends the body, and sends what is collected without waiting. Returns whether everything was sent. Nothing may be
+    /// written afterwards, but the rest of the request can still be read. See [`ResponseStream::write_now`].
+    ///
+    /// # Errors
+    /// If the client has disconnected, or the body is shorter than its announced length.
+    pub fn end_now(&mut self) -> io::Result<bool> {
+        if !self.send_unsent_now()? {
+            return Ok(false);
+        }
+        if !self.has_ended {
+            let from = self.end_chunk(0)?;
+            self.end_body()?;
+            self.unsent = Some(from);
+        }
+        self.send_unsent_now()
+    }
+
+    /// Sends what [`ResponseStream::write_now`] has left over.
+    fn send_unsent(&mut self) -> io::Result<()> {
+        match self.unsent.take() {
+            Some(from) => self.send(from),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`ResponseStream::send_unsent`], without waiting. Returns whether nothing is left.
+    fn send_unsent_now(&mut self) -> io::Result<bool> {
+        while let Some(from) = self.unsent {
+            let rest = self.buffer.get(from..).unwrap_or_default();
+            if rest.is_empty() {
+                self.unsent = None;
+                self.end_send(Ok(()))?;
+            } else {
+                let Some(sent) = self.socket.send_now(rest)? else { return Ok(false) };
+                self.unsent = Some(from + sent);
+            }
+        }
+        Ok(true)
     }
 
     /// Sends what is collected and `piece`, as one chunk.
@@ -125,14 +218,34 @@ impl<'c> ResponseStream<'c> {
     /// If the client has disconnected, or the body is shorter than its announced length: a client would take the next
     /// response for the rest of this one.
     pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.send_unsent()?;
+        if self.has_ended {
+            return Ok(());
+        }
         let from = self.end_chunk(0)?;
+        self.end_body()?;
+        self.send(from)
+    }
+
+    /// Appends the end of the body to the buffer.
+    fn end_body(&mut self) -> io::Result<()> {
         if let Some(missing @ 1..) = self.remaining {
             return Err(wrong_length(format!("the body is {missing} bytes shorter than its announced length")));
         }
         if self.chunked {
             self.buffer.extend_from_slice(b"0\r\n\r\n");
         }
-        self.send(from)
+        self.has_ended = true;
+        Ok(())
+    }
+
+    /// Checks that so many more bytes fit into the announced length.
+    fn check_length(&self, more: usize) -> io::Result<()> {
+        if self.remaining.is_some_and(|remaining| self.collected() + more > remaining) {
+            Err(too_long())
+        } else {
+            Ok(())
+        }
     }
 
     /// Frames the collected payload as one chunk. Returns where in the buffer the bytes to send begin. If `more` is not 0,
@@ -232,9 +345,8 @@ impl Write for ResponseStream<'_> {
     /// nothing, if the body would become longer than its announced length.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = bytes.get(..BURST).unwrap_or(bytes);
-        if self.remaining.is_some_and(|remaining| self.collected() + taken.len() > remaining) {
-            return Err(too_long());
-        }
+        self.send_unsent()?;
+        self.check_length(taken.len())?;
         if taken.len() >= LARGE_PIECE {
             self.send_with(taken)?;
             return Ok(taken.len());
@@ -259,8 +371,8 @@ fn wrong_length(message: String) -> io::Error {
     io::Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// The socket, to wait with `poll(2)` for the client's disconnection, or for more of the body after
-/// [`ResponseStream::read_body_now`], beside other descriptors. Do not read from it or write to it.
+/// The socket, to wait with `poll(2)` for the client's disconnection, for more of the body after
+/// [`ResponseStream::read_body_now`], or for room after [`ResponseStream::write_now`], beside other descriptors. Do not read from it or write to it.
 impl AsFd for ResponseStream<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

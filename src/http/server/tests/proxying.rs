@@ -27,6 +27,7 @@ fn handle_as_a_proxy(request: &mut Request<'_>) -> Result<Response, ApiError> {
             }
         }
         "/echo" => Ok(Response::empty(200).with_stream(None, echo_body).duplex()),
+        "/slow-reader" => Ok(Response::empty(200).with_stream(None, answer_a_slow_reader).duplex()),
         "/simplex" => Ok(Response::empty(200).with_stream(None, echo_body)),
         "/buffered" => Ok(Response::upgrade("x", |socket| {
             let count = socket.buffered().len();
@@ -51,6 +52,36 @@ fn echo_body(stream: &mut ResponseStream<'_>) -> std::io::Result<()> {
             None => drop(poll::wait([(stream.as_fd(), Events::READ)], None)?),
         }
     }
+}
+
+/// Bytes that no buffers of sockets hold.
+const LARGE: usize = 16 << 20;
+
+/// Sends many bytes, and reads the body while the client has no room for them. Then ends the response, reads the rest of the
+/// body, and fails unless that is complete.
+fn answer_a_slow_reader(stream: &mut ResponseStream<'_>) -> std::io::Result<()> {
+    let piece: Vec<u8> = (0..50_000_u32).map(|number| (number % 251) as u8).collect();
+    let (mut written, mut is_sent, mut received, mut is_read) = (0, false, 0, false);
+    while !is_sent || !is_read {
+        while written < LARGE {
+            let from = written % piece.len();
+            let most = (LARGE - written).min(piece.len() - from);
+            let Some(count) = stream.write_now(&piece[from..from + most])? else { break };
+            written += count;
+        }
+        is_sent = written == LARGE && stream.end_now()?;
+        let mut into = [0; 4096];
+        while let (false, Some(read)) = (is_read, stream.read_body_now(&mut into)?) {
+            received += read;
+            is_read = read == 0;
+        }
+        let room = if is_sent { Events::NONE } else { Events::WRITE };
+        let more = if is_read { Events::NONE } else { Events::READ };
+        if !is_sent || !is_read {
+            poll::wait([(stream.as_fd(), room.and(more))], None)?;
+        }
+    }
+    if received == LARGE { Ok(()) } else { Err(std::io::Error::other("the body is not complete")) }
 }
 
 fn proxy() -> Fixture {
@@ -135,4 +166,36 @@ fn bytes_that_came_with_an_upgrade_are_in_the_buffer() {
     let fixture = proxy();
     let text = fixture.all("GET /buffered HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nearly");
     assert!(text.ends_with("\r\n\r\n5"), "{text}");
+}
+
+#[test]
+fn a_client_that_reads_after_its_upload_gets_what_was_written_meanwhile() {
+    let fixture = proxy();
+    let mut client = fixture.connect();
+    client.send(format!("POST /slow-reader HTTP/1.1\r\nContent-Length: {LARGE}\r\n\r\n"));
+    client.send(vec![b'x'; LARGE]);
+    while !client.read.windows(4).any(|part| part == b"\r\n\r\n") {
+        client.more();
+    }
+    let head = client.read.windows(4).position(|part| part == b"\r\n\r\n").unwrap();
+    client.read.drain(..head + 4);
+    let mut total = 0;
+    loop {
+        while !client.read.contains(&b'\n') {
+            client.more();
+        }
+        let end = client.read.iter().position(|byte| *byte == b'\n').unwrap();
+        let line = String::from_utf8(client.take(end + 1)).unwrap();
+        let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        let chunk = client.take(length + 2);
+        assert!(chunk.ends_with(b"\r\n"));
+        let is_right = |(at, byte): (usize, &u8)| usize::from(*byte) == (total + at) % 50_000 % 251;
+        assert!(chunk[..length].iter().enumerate().all(is_right), "after {total} bytes");
+        total += length;
+        if length == 0 {
+            break;
+        }
+    }
+    assert_eq!(total, LARGE);
+    assert_eq!(client.rest(), "", "the connection ends");
 }
