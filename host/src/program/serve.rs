@@ -17,7 +17,7 @@ use tl_supervisor::http::Auth;
 use tl_supervisor::http::server::{Handler, Options, Server};
 use tl_supervisor::metrics::{Kind, Page};
 
-use crate::api::Api;
+use crate::api::{Api, Turns};
 use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
 use crate::program::{address, doctor, key, setup, welcome};
@@ -62,6 +62,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         default_image: config.default_image.clone(),
         proxy: proxy.local_addr(),
         proxy_metrics: Box::new(move |page| write_proxy_metrics(page, &numbers)),
+        log_turns: Turns::new(),
         stopped: Box::new(move || drop(sender.send(Stop::Request))),
     };
     let api = bind("--api", config.api, api, API_CONNECTIONS, config.idle)?;

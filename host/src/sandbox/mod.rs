@@ -44,7 +44,7 @@ mod store;
 mod suspend;
 mod tenure;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod timeouts;
 mod update;
 mod warm_pool;
