@@ -12,7 +12,7 @@ use crate::program::config::Config;
 use crate::program::outcome::Failure;
 use crate::program::{address, doctor, key, setup};
 use crate::sandbox::error::OpenError;
-use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name};
+use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name, remove_all};
 
 /// Time for all sandboxes to be ended by tl-host.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -50,7 +50,10 @@ fn purge(engine: &Engine, state_dir: &Path) -> Result<(), String> {
             engine.remove_image(name).map_err(refused)?;
         }
     }
-    fs::remove_dir_all(state_dir).map_err(failed)
+    if !remove_all(state_dir, &[key::FILE, address::FILE]).map_err(failed)? {
+        log::warn!("{} stays: it has files that are not of tl-host", state_dir.display());
+    }
+    Ok(())
 }
 
 /// Has the tl-host that runs end all sandboxes, and itself.

@@ -57,6 +57,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::engine::{Engine, EngineInfo};
 pub(crate) use snapshots::is_image_name;
+pub(crate) use store::remove_all;
 
 use alarm::Alarm;
 use counters::{Counters, Metrics};
