@@ -69,6 +69,38 @@ fn a_copy_that_cannot_be_started_is_422_and_nothing_is_left_of_any() {
 }
 
 #[test]
+fn what_is_made_of_a_sandbox_has_its_ports_unless_the_request_says_otherwise() {
+    let Some(host) = start_host(&[]) else { return };
+    let open = json!({ "exposed_ports": [8080], "allow_unauthenticated_access": true });
+    let id = host.create(open.clone());
+    let snapshot = host.post(&format!("/sandboxes/{id}/snapshot")).body["snapshot_id"].clone();
+    let ports = |id: &str| {
+        let info = host.request("GET", &format!("/sandboxes/{id}"), None).body;
+        json!({ "exposed_ports": info["exposed_ports"], "allow_unauthenticated_access": info["allow_unauthenticated_access"] })
+    };
+    assert_eq!(ports(&host.create(json!({ "snapshot_id": snapshot }))), open);
+    let closed = json!({ "exposed_ports": [], "allow_unauthenticated_access": false });
+    let mut request = closed.clone();
+    request["snapshot_id"] = snapshot;
+    assert_eq!(ports(&host.create(request)), closed);
+    let copied = host.post(&format!("/sandboxes/{id}/copy")).body;
+    assert_eq!(ports(copied["sandboxes"][0]["sandbox_id"].as_str().unwrap()), open);
+}
+
+#[test]
+fn a_terminated_sandbox_is_in_the_wrong_state_for_everything() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({ "name": "gone" }));
+    assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);
+    for (method, what) in
+        [("POST", "suspend"), ("POST", "resume"), ("POST", "snapshot"), ("POST", "copy"), ("GET", "logs"), ("GET", "processes")]
+    {
+        let answer = host.request(method, &format!("/sandboxes/{id}/{what}"), None);
+        assert_eq!((answer.status, &answer.body["code"]), (409, &json!("INVALID_STATE")), "{what}: {answer:?}");
+    }
+}
+
+#[test]
 fn a_tl_host_that_cannot_start_leaves_no_state_directory() {
     let (Some(podman), Some(init)) = (podman(), init()) else { return };
     let directory = tempfile::tempdir().unwrap();

@@ -85,6 +85,8 @@ impl Sandboxes {
             created_at: now(),
             resources: record.spec.resources,
             entrypoint: record.spec.entrypoint.clone(),
+            exposed_ports: record.spec.exposed_ports.clone(),
+            allow_unauthenticated_access: record.spec.allow_unauthenticated_access,
         };
         self.add_snapshot(&snapshot)?;
         let result = self.commit(operation, before, snapshot.clone());
