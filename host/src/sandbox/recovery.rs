@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Container, EngineError};
+use crate::engine::{Container, ContainerState, EngineError};
 use crate::sandbox::decision::{Decision, decide};
 use crate::sandbox::error::{OpenError, SandboxError};
 use crate::sandbox::launch::INTERNAL_NETWORK;
@@ -23,6 +23,11 @@ impl Sandboxes {
         for id in ids {
             let container = containers.iter().find(|container| label(&container.labels, LABEL_SANDBOX) == Some(&id));
             let Some(mut operation) = self.registry.begin_any(&id, &self.store) else { continue };
+            if operation.record().ending.is_some() && is_alive(container) {
+                // It takes as long as its processes need: the start does not wait for that.
+                self.check_later(&id);
+                continue;
+            }
             if let Err(error) = self.make_right(&mut operation, container) {
                 log::error!("sandbox {id} cannot be put in order yet: {error}");
                 self.check_later(&id);
@@ -109,7 +114,7 @@ impl Sandboxes {
                 }
                 self.end_at_once(operation, reason, details)
             }
-            Decision::FinishEnding => self.finish_ending(operation),
+            Decision::FinishEnding => self.continue_ending(operation, is_alive(container)),
             Decision::RemoveContainer => {
                 self.engine.remove(&container_name(operation.id())).map_err(|error| self.engine_error(error))
             }
@@ -224,4 +229,9 @@ impl Sandboxes {
             Err(error) => log::warn!("the tokens cannot be listed: {error}"),
         }
     }
+}
+
+/// Whether processes of the container live.
+fn is_alive(container: Option<&Container>) -> bool {
+    container.is_some_and(|container| matches!(container.state, ContainerState::Running | ContainerState::Paused))
 }
