@@ -53,7 +53,7 @@ fn a_container_from_its_creation_to_its_removal() {
     assert_eq!((container.state, container.exit_code), (ContainerState::Running, None));
     assert!(container.address.is_some() && container.published_at.is_some(), "{container:?}");
     assert!(container.labels.contains(&("tl-test".to_owned(), "life".to_owned())), "{container:?}");
-    assert_eq!(engine.list(label).unwrap(), [container]);
+    assert_eq!(engine.list(label).unwrap(), (vec![container], vec![]));
     assert_eq!(podman.run(&["exec", "tl-life", "sh", "-c", "hostname; cat /run/of/it"]), "tl-life\nsecret");
     engine.pause(&id).unwrap();
     assert!(matches!(engine.pause(&id), Err(EngineError::Conflict(_))));
@@ -69,7 +69,7 @@ fn a_container_from_its_creation_to_its_removal() {
     engine.remove(&id).unwrap();
     engine.remove(&id).unwrap();
     assert!(matches!(engine.inspect(&id), Err(EngineError::NotFound(_))));
-    assert_eq!(engine.list(label).unwrap(), []);
+    assert_eq!(engine.list(label).unwrap(), (vec![], vec![]));
 }
 
 #[test]
