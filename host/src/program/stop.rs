@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::engine::{Engine, EngineError};
@@ -30,7 +30,8 @@ pub(crate) fn stop(config: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     let engine = setup::engine(config);
-    let settings = Settings { warm: 0, ..setup::settings(config, state_dir.clone())? };
+    // Nothing is started: no tl-init is needed.
+    let settings = Settings { warm: 0, ..setup::settings(config, state_dir.clone(), PathBuf::new()) };
     match Sandboxes::open(engine.clone(), settings) {
         Ok(sandboxes) => sandboxes.stop_all().map_err(|error| Failure::Failed(error.to_string()))?,
         Err(OpenError::Locked(_)) => ask(config, &state_dir).map_err(Failure::Failed)?,
