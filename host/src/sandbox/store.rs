@@ -246,7 +246,8 @@ fn read_record<T: Stored>(path: &Path) -> Result<T, String> {
 
 /// Replaces a file: the bytes are on disk under a temporary name before that is renamed.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    // Two threads may replace the same file.
+    let temporary = path.with_extension(format!("{}.new", random::hex::<4>()?));
     let written = write_and_rename(&temporary, path, bytes);
     if written.is_err() {
         // Best effort: the next start removes it too.
