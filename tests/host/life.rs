@@ -92,9 +92,14 @@ fn a_terminated_sandbox_is_in_the_wrong_state_for_everything() {
     let Some(host) = start_host(&[]) else { return };
     let id = host.create(json!({ "name": "gone" }));
     assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);
-    for (method, what) in
-        [("POST", "suspend"), ("POST", "resume"), ("POST", "snapshot"), ("POST", "copy"), ("GET", "logs"), ("GET", "processes")]
-    {
+    for (method, what) in [
+        ("POST", "suspend"),
+        ("POST", "resume"),
+        ("POST", "snapshot"),
+        ("POST", "copy"),
+        ("GET", "logs"),
+        ("GET", "processes"),
+    ] {
         let answer = host.request(method, &format!("/sandboxes/{id}/{what}"), None);
         assert_eq!((answer.status, &answer.body["code"]), (409, &json!("INVALID_STATE")), "{what}: {answer:?}");
     }

@@ -68,20 +68,26 @@ impl Engine {
         Ok(self.json::<wire::Inspected>(&call)?.into())
     }
 
-    /// All containers with this label, whether they run or not.
-    pub(crate) fn list(&self, label: (&str, &str)) -> Result<Vec<Container>, EngineError> {
+    /// All containers with this label, whether they run or not, and the names of those of which the engine does not tell
+    /// more.
+    pub(crate) fn list(&self, label: (&str, &str)) -> Result<(Vec<Container>, Vec<String>), EngineError> {
         let call = Call::new("GET", "/containers/json").query("all", "true").query("filters", label_filter(label));
         let mut containers = Vec::new();
+        let mut broken = Vec::new();
         // The list has neither exit codes nor, with some engines, addresses.
         for listed in self.json::<Vec<wire::ListedContainer>>(&call)? {
             match self.inspect(&listed.id) {
                 Ok(container) => containers.push(container),
                 // Removed meanwhile.
                 Err(EngineError::NotFound(_)) => {}
-                Err(error) => return Err(error),
+                Err(error @ (EngineError::Unreachable { .. } | EngineError::TimedOut(..))) => return Err(error),
+                Err(error) => {
+                    log::warn!("container {} cannot be inspected: {error}", listed.id);
+                    broken.extend(listed.names.iter().map(|name| name.trim_start_matches('/').to_owned()));
+                }
             }
         }
-        Ok(containers)
+        Ok((containers, broken))
     }
 
     /// The last lines that PID 1 has written to stdout and stderr.
@@ -128,12 +134,10 @@ fn body(spec: &ContainerSpec) -> Value {
             .collect::<serde_json::Map<_, _>>()
             .into()
     };
-    let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mut body = json!({
         "Image": spec.image,
         "Entrypoint": spec.command.first(),
         "Cmd": spec.command.get(1..).unwrap_or_default(),
-        "Env": env,
         "Labels": pairs(&spec.labels),
         // What the image says of these does not fit to another PID 1.
         "User": "0:0",
@@ -166,7 +170,6 @@ fn host_config(spec: &ContainerSpec) -> Value {
         "Mounts": mounts,
         "Tmpfs": tmpfs,
         "Ulimits": ulimits,
-        "CapAdd": spec.added_capabilities,
         "Init": false,
     });
     if let Some(milli_cpus) = spec.milli_cpus {
@@ -195,5 +198,27 @@ fn host_config(spec: &ContainerSpec) -> Value {
 fn set(object: &mut Value, name: &str, value: impl Into<Value>) {
     if let Some(object) = object.as_object_mut() {
         object.insert(name.to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_reach_the_engine_in_its_units_and_none_is_no_limit() {
+        let spec = ContainerSpec {
+            disk_bytes: Some(100 << 20),
+            memory_bytes: Some(64 << 20),
+            milli_cpus: Some(500),
+            ..ContainerSpec::default()
+        };
+        let config = &body(&spec)["HostConfig"];
+        assert_eq!(config["StorageOpt"], json!({ "size": "104857600" }));
+        assert_eq!((&config["Memory"], &config["NanoCpus"]), (&json!(67_108_864), &json!(500_000_000)));
+        let config = &body(&ContainerSpec::default())["HostConfig"];
+        for limit in ["StorageOpt", "Memory", "NanoCpus"] {
+            assert!(config.get(limit).is_none(), "{limit}: {config}");
+        }
     }
 }
