@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{init, podman, start_host, wait_until};
+use crate::harness::{Host, init, podman, start_host, wait_until};
 
 #[test]
 fn a_sandbox_is_made_listed_and_deleted_and_nothing_is_left() {
@@ -103,6 +103,29 @@ fn a_terminated_sandbox_is_in_the_wrong_state_for_everything() {
         let answer = host.request(method, &format!("/sandboxes/{id}/{what}"), None);
         assert_eq!((answer.status, &answer.body["code"]), (409, &json!("INVALID_STATE")), "{what}: {answer:?}");
     }
+}
+
+/// The most memory that tl-host has taken so far, in KiB.
+fn peak_memory(host: &Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn many_lines_of_a_long_script_take_little_memory() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    let comment = "x".repeat(100 << 10);
+    host.shell(&id, &format!("i=0; while [ $i -lt 10000 ]; do echo $i; i=$((i + 1)); done # {comment}"));
+    let before = peak_memory(&host);
+    let answer = host.request("GET", &format!("/sandboxes/{id}/logs?head=10000"), None);
+    let logs = answer.body["logs"].as_array().unwrap_or_else(|| panic!("{}", answer.status));
+    assert_eq!((logs.len(), logs[9999]["body"].as_str()), (10_000, Some("9999")));
+    let processes = host.request("GET", &format!("/sandboxes/{id}/processes"), None).body;
+    assert_eq!(processes["processes"][0]["logCount"], 10_000);
+    let taken = peak_memory(&host) - before;
+    assert!(taken < 100 << 10, "{taken} KiB");
 }
 
 #[test]

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::client::{Call, PLAIN, SLOW};
 use super::{Container, ContainerSpec, Engine, EngineError, wire};
 
+/// Maximum size of the file with the output of a container's PID 1.
+const LOG_SIZE: &str = "10m";
+
 impl Engine {
     /// Makes a container and returns its id. It does not run yet.
     pub(crate) fn create(&self, spec: &ContainerSpec) -> Result<String, EngineError> {
@@ -171,6 +174,8 @@ fn host_config(spec: &ContainerSpec) -> Value {
         "Tmpfs": tmpfs,
         "Ulimits": ulimits,
         "Init": false,
+        // What PID 1 writes would fill the disk otherwise. Both engines have this driver.
+        "LogConfig": { "Type": "json-file", "Config": { "max-size": LOG_SIZE } },
     });
     if let Some(milli_cpus) = spec.milli_cpus {
         set(&mut config, "NanoCpus", milli_cpus.saturating_mul(1_000_000));

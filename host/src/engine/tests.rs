@@ -55,6 +55,7 @@ fn a_container_from_its_creation_to_its_removal() {
     assert!(container.labels.contains(&("tl-test".to_owned(), "life".to_owned())), "{container:?}");
     assert_eq!(engine.list(label).unwrap(), (vec![container], vec![]));
     assert_eq!(podman.run(&["exec", "tl-life", "sh", "-c", "hostname; cat /run/of/it"]), "tl-life\nsecret");
+    assert_eq!(podman.run(&["inspect", "--format", "{{.HostConfig.LogConfig.Size}}", "tl-life"]), "10MB");
     engine.pause(&id).unwrap();
     assert!(matches!(engine.pause(&id), Err(EngineError::Conflict(_))));
     assert_eq!(engine.inspect(&id).unwrap().state, ContainerState::Paused);
