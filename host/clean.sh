@@ -18,5 +18,7 @@ case $TL_HOST_ENGINE in
 *docker*) docker --host "$TL_HOST_ENGINE" rmi localhost/tl-default >/dev/null 2>&1 || : ;;
 *) podman --url "$TL_HOST_ENGINE" rmi localhost/tl-default >/dev/null 2>&1 || : ;;
 esac
-# The socket of a service of ours is in that directory: it is removed last.
 "$program" stop --all --purge
+# What host/run.sh has written. The socket of a service of ours is in that directory, so it is removed last.
+(cd "$state" 2>/dev/null && rm -f podman.sock podman.log podman.pid settings checked ./*.imported) || :
+rmdir "$state" 2>/dev/null || [ ! -e "$state" ] || echo "$state stays: it has other files" >&2

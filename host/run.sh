@@ -11,7 +11,9 @@ program=$1
 shift
 
 state=${TL_HOST_STATE_DIR:-$PWD/.cache/host/state}
-mkdir -p -m 700 "$state"
+[ -d "$state" ] || mkdir -p -m 700 "$state"
+# The files of this script are in it too: this one says that the directory is for tl-host.
+[ -n "$(ls -A "$state")" ] || (umask 077 && : >"$state/lock")
 export TL_HOST_STATE_DIR="$state" TL_HOST_INIT="${TL_HOST_INIT:-$PWD/dist/tl-init}"
 
 # shellcheck source=host/engine.sh

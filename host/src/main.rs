@@ -7,6 +7,7 @@
 //! | `api` | the control plane: the HTTP endpoints of sandboxes and snapshots |
 //! | `proxy` | the data plane: passes requests on to the sandboxes |
 //! | `program` | the command line, and starting and stopping everything |
+//! | `text` | shortens text |
 //!
 //! `engine` knows nothing of sandboxes. `proxy` sees the sandboxes through [`proxy::Directory`] only. `api` and `proxy`
 //! know nothing of each other.
@@ -17,6 +18,7 @@ mod engine;
 mod program;
 mod proxy;
 mod sandbox;
+mod text;
 
 use std::process::ExitCode;
 

@@ -154,6 +154,32 @@ fn killed_in_the_middle_of_an_operation_nothing_is_half_there() {
 }
 
 #[test]
+fn a_deletion_that_was_interrupted_ends_the_processes_in_order() {
+    let Some(mut host) = start_host_alone(None) else { return };
+    // It takes a while to end, and says with which exit code.
+    let script = "trap 'sleep 1; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    let id = host.create(json!({ "entrypoint": ["sh", "-c", script] }));
+    wait_until("it to be ready for SIGTERM", || {
+        host.ask("GET", &id, "/processes", "").body["processes"][0]["pid"].as_u64()
+    });
+    host.podman().freeze_service();
+    thread::scope(|scope| {
+        let request = || host.request("DELETE", &format!("/sandboxes/{id}"), None).status;
+        let deletion = scope.spawn(request);
+        wait_for_intent(&host, "delete", &BTreeSet::new(), &id);
+        assert_eq!(deletion.join().unwrap(), 202);
+    });
+    host.kill(Signal::SIGKILL);
+    host.podman().thaw_service();
+    host.restart();
+    wait_until("the deletion to be finished", || (status(&host, &id) == "terminated").then_some(()));
+    let filter = format!("container=tl-{id}");
+    let format = "{{.Status}} {{.ContainerExitCode}}";
+    let events = host.podman().run(&["events", "--stream=false", "--filter", &filter, "--format", format]);
+    assert!(events.lines().any(|event| event == "died 7"), "{events}");
+}
+
+#[test]
 fn what_a_slow_engine_does_after_all_is_seen() {
     let Some(host) = start_host_alone(None) else { return };
     let id = host.create(json!({ "name": "env" }));

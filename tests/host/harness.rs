@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -76,11 +77,14 @@ pub fn start_host_alone(storage: Option<&str>) -> Option<Host> {
 impl Host {
     pub fn start(podman: &'static Podman, init: PathBuf, options: &[&str]) -> Host {
         let config = ureq::Agent::config_builder().http_status_as_error(false).timeout_global(Some(TIMEOUT)).build();
+        let mut private = tempfile::Builder::new();
+        private.permissions(fs::Permissions::from_mode(0o700));
         let mut host = Host {
             podman,
             init,
             options: options.iter().map(|&word| word.to_owned()).collect(),
-            state: tempfile::tempdir().expect("make a state directory"),
+            // Of the mode that tl-host wants.
+            state: private.tempdir().expect("make a state directory"),
             log: NamedTempFile::new().expect("make a file for the log"),
             boot: None,
             program: None,

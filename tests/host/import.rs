@@ -41,6 +41,40 @@ fn a_directory_keeps_owners_modes_and_links() {
 }
 
 #[test]
+fn a_directory_that_tar_cannot_read_whole_makes_no_image_and_the_older_one_keeps_its_name() {
+    let Some(podman) = podman() else { return };
+    let root = tempfile::tempdir().unwrap();
+    fs::write(root.path().join("file"), "text").unwrap();
+    // Found before the one of the system: it writes the archive and then fails.
+    let programs = tempfile::tempdir().unwrap();
+    let script = "#!/bin/sh\nPATH=${PATH#*:}\ntar \"$@\"\nexit $FAKE_TAR_STATUS\n";
+    fs::write(programs.path().join("tar"), script).unwrap();
+    fs::set_permissions(programs.path().join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
+    let import = |status: &str| {
+        let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap());
+        Command::new(env!("CARGO_BIN_EXE_tl-host"))
+            .args(["import", "--engine", &podman.url(), "--name", "localhost/tl-partly"])
+            .arg(root.path())
+            .envs([("PATH", path.as_str()), ("FAKE_TAR_STATUS", status)])
+            .output()
+            .unwrap()
+    };
+    let images = || podman.run(&["images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}"]);
+    let ours = || images().lines().filter(|line| line.contains("/tl-import") || line.contains("/tl-partly")).count();
+    let failed = import("2");
+    let errors = String::from_utf8(failed.stderr).unwrap();
+    assert!(failed.status.code() == Some(1) && errors.contains("tar has failed"), "{errors}");
+    assert_eq!(ours(), 0, "{}", images());
+    assert!(import("0").status.success());
+    let before = podman.run(&["inspect", "--format", "{{.Id}}", "localhost/tl-partly:latest"]);
+    fs::write(root.path().join("more"), "text").unwrap();
+    assert_eq!(import("2").status.code(), Some(1));
+    assert_eq!(podman.run(&["inspect", "--format", "{{.Id}}", "localhost/tl-partly:latest"]), before);
+    assert_eq!(ours(), 1, "{}", images());
+    podman.run(&["rmi", "localhost/tl-partly"]);
+}
+
+#[test]
 fn what_cannot_be_imported_is_named() {
     let Some(podman) = podman() else { return };
     let not_tar = tempfile::NamedTempFile::new().unwrap();

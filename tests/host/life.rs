@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{init, podman, start_host, wait_until};
+use crate::harness::{Host, init, podman, start_host, wait_until};
 
 #[test]
 fn a_sandbox_is_made_listed_and_deleted_and_nothing_is_left() {
@@ -66,6 +66,66 @@ fn a_copy_that_cannot_be_started_is_422_and_nothing_is_left_of_any() {
     wait_until("the source to be all that is left", || (host.containers() == [format!("tl-{source}")]).then_some(()));
     let snapshots = std::fs::read_dir(host.state_dir().join("snapshots")).expect("list the snapshots");
     assert_eq!(snapshots.count(), 0);
+}
+
+#[test]
+fn what_is_made_of_a_sandbox_has_its_ports_unless_the_request_says_otherwise() {
+    let Some(host) = start_host(&[]) else { return };
+    let open = json!({ "exposed_ports": [8080], "allow_unauthenticated_access": true });
+    let id = host.create(open.clone());
+    let snapshot = host.post(&format!("/sandboxes/{id}/snapshot")).body["snapshot_id"].clone();
+    let ports = |id: &str| {
+        let info = host.request("GET", &format!("/sandboxes/{id}"), None).body;
+        json!({ "exposed_ports": info["exposed_ports"], "allow_unauthenticated_access": info["allow_unauthenticated_access"] })
+    };
+    assert_eq!(ports(&host.create(json!({ "snapshot_id": snapshot }))), open);
+    let closed = json!({ "exposed_ports": [], "allow_unauthenticated_access": false });
+    let mut request = closed.clone();
+    request["snapshot_id"] = snapshot;
+    assert_eq!(ports(&host.create(request)), closed);
+    let copied = host.post(&format!("/sandboxes/{id}/copy")).body;
+    assert_eq!(ports(copied["sandboxes"][0]["sandbox_id"].as_str().unwrap()), open);
+}
+
+#[test]
+fn a_terminated_sandbox_is_in_the_wrong_state_for_everything() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({ "name": "gone" }));
+    assert_eq!(host.request("DELETE", &format!("/sandboxes/{id}"), None).status, 200);
+    for (method, what) in [
+        ("POST", "suspend"),
+        ("POST", "resume"),
+        ("POST", "snapshot"),
+        ("POST", "copy"),
+        ("GET", "logs"),
+        ("GET", "processes"),
+    ] {
+        let answer = host.request(method, &format!("/sandboxes/{id}/{what}"), None);
+        assert_eq!((answer.status, &answer.body["code"]), (409, &json!("INVALID_STATE")), "{what}: {answer:?}");
+    }
+}
+
+/// The most memory that tl-host has taken so far, in KiB.
+fn peak_memory(host: &Host) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", host.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn many_lines_of_a_long_script_take_little_memory() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    let comment = "x".repeat(100 << 10);
+    host.shell(&id, &format!("i=0; while [ $i -lt 10000 ]; do echo $i; i=$((i + 1)); done # {comment}"));
+    let before = peak_memory(&host);
+    let answer = host.request("GET", &format!("/sandboxes/{id}/logs?head=10000"), None);
+    let logs = answer.body["logs"].as_array().unwrap_or_else(|| panic!("{}", answer.status));
+    assert_eq!((logs.len(), logs[9999]["body"].as_str()), (10_000, Some("9999")));
+    let processes = host.request("GET", &format!("/sandboxes/{id}/processes"), None).body;
+    assert_eq!(processes["processes"][0]["logCount"], 10_000);
+    let taken = peak_memory(&host) - before;
+    assert!(taken < 100 << 10, "{taken} KiB");
 }
 
 #[test]

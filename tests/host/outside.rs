@@ -118,3 +118,25 @@ fn a_request_does_not_reach_the_container_that_got_the_address_of_a_sandbox() {
     wait_for(&host, &id, "terminated");
     assert!(ask_proxy(&host, "old").contains("SANDBOX_NOT_FOUND"));
 }
+
+#[test]
+fn a_container_that_the_engine_makes_late_is_removed() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    let instance = std::fs::read_to_string(host.state_dir().join("instance")).unwrap();
+    let make = |id: &str| {
+        let (name, sandbox) = (format!("tl-{id}"), format!("tl-host.sandbox={id}"));
+        let instance = format!("tl-host.instance={}", instance.trim());
+        host.podman()
+            .run(&["create", "--name", &name, "--label", &instance, "--label", &sandbox, IMAGE, "sleep", "1000"]);
+    };
+    let others = || host.containers().into_iter().filter(|name| *name != format!("tl-{id}")).count();
+    let gone = host.create(json!({}));
+    assert_eq!(host.request("DELETE", &format!("/sandboxes/{gone}"), None).status, 200);
+    for late in [gone.as_str(), "0123456789abcdefghijk"] {
+        make(late);
+        wait_until("it to be removed", || (others() == 0).then_some(()));
+    }
+    assert_eq!(host.request("GET", &format!("/sandboxes/{id}"), None).body["status"], "running");
+    assert_eq!(host.containers(), [format!("tl-{id}")]);
+}

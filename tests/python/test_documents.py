@@ -34,6 +34,7 @@ GROUPS = {
     "qemu": "tests/vm/test_boot.py",
     "contents": "tests/dist/test_release.py",
     "host": "tests/host/python/test_documents.py",
+    "host-port": "tests/host/python/test_documents.py",
 }
 # The examples of the API are replayed by tests/python/test_api_examples.py, whatever their group.
 REPLAYED = {"http"}

@@ -140,8 +140,8 @@ pub(crate) struct Wanted {
     timeout_secs: Option<u64>,
     entrypoint: Option<Vec<String>>,
     network_policy: NetworkPolicy,
-    exposed_ports: Vec<u16>,
-    allow_unauthenticated_access: bool,
+    exposed_ports: Option<Vec<u16>>,
+    allow_unauthenticated_access: Option<bool>,
 }
 
 impl CreateBody {
@@ -178,15 +178,15 @@ impl CreateBody {
             timeout_secs: self.timeout_secs.map(|seconds| seconds.0).filter(|seconds| *seconds > 0),
             entrypoint,
             network_policy: network_policy(self.network)?,
-            exposed_ports: ports(self.exposed_ports)?.unwrap_or_default(),
-            allow_unauthenticated_access: self.allow_unauthenticated_access.is_some_and(|truth| truth.0),
+            exposed_ports: ports(self.exposed_ports)?,
+            allow_unauthenticated_access: self.allow_unauthenticated_access.map(|truth| truth.0),
         })
     }
 }
 
 impl Wanted {
-    /// What the sandbox is made from. `snapshot` is the one that it starts from, whose resources and entrypoint it has
-    /// unless the request says otherwise.
+    /// What the sandbox is made from. `snapshot` is the one that it starts from, whose resources, entrypoint, exposed
+    /// ports and access to them it has unless the request says otherwise.
     pub(crate) fn into_spec(self, snapshot: Option<&Snapshot>, default_image: &str) -> SandboxSpec {
         let base = snapshot.map_or(DEFAULT_RESOURCES, |snapshot| snapshot.resources);
         let image = match snapshot {
@@ -194,6 +194,7 @@ impl Wanted {
             None => self.image.unwrap_or_else(|| default_image.to_owned()),
         };
         let entrypoint = self.entrypoint.or_else(|| snapshot.map(|snapshot| snapshot.entrypoint.clone()));
+        let exposed_ports = self.exposed_ports.or_else(|| snapshot.map(|snapshot| snapshot.exposed_ports.clone()));
         SandboxSpec {
             name: self.name,
             image,
@@ -206,8 +207,10 @@ impl Wanted {
             entrypoint: entrypoint.unwrap_or_default(),
             network_policy: self.network_policy,
             snapshot_id: snapshot.map(|snapshot| snapshot.id.clone()),
-            exposed_ports: self.exposed_ports,
-            allow_unauthenticated_access: self.allow_unauthenticated_access,
+            exposed_ports: exposed_ports.unwrap_or_default(),
+            allow_unauthenticated_access: self
+                .allow_unauthenticated_access
+                .unwrap_or_else(|| snapshot.is_some_and(|snapshot| snapshot.allow_unauthenticated_access)),
         }
     }
 }
@@ -303,7 +306,7 @@ impl SnapshotBody {
         match self.snapshot_type.as_ref().map(|text| text.0.as_str()) {
             None | Some("filesystem") => Ok(()),
             Some("memory") => Err(ApiError::invalid(
-                "`snapshot_type`: the engine cannot keep the memory of a sandbox; only `filesystem` is supported",
+                "`snapshot_type`: tl-host does not keep the memory of a sandbox; only `filesystem` is supported",
             )),
             Some(other) => {
                 let shown: String = other.chars().take(60).collect();
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_has_the_resources_of_its_snapshot_unless_the_request_says_otherwise() {
+    fn a_sandbox_has_what_its_snapshot_has_unless_the_request_says_otherwise() {
         let snapshot = Snapshot {
             id: "s".to_owned(),
             namespace: "default".to_owned(),
@@ -400,6 +403,8 @@ mod tests {
             created_at: 1,
             resources: Resources { cpus: 2.0, memory_mb: 2048, disk_mb: Some(100) },
             entrypoint: vec!["server".to_owned()],
+            exposed_ports: vec![80, 8080],
+            allow_unauthenticated_access: true,
         };
         let made = |body: &str| wanted(body).unwrap().into_spec(Some(&snapshot), "default-image");
         let same = made(r#"{"snapshot_id": "s"}"#);
@@ -407,6 +412,11 @@ mod tests {
             (same.resources, same.entrypoint, same.image),
             (snapshot.resources, snapshot.entrypoint.clone(), "debian".to_owned())
         );
+        assert_eq!((same.exposed_ports, same.allow_unauthenticated_access), (vec![80, 8080], true));
+        let closed = made(r#"{"snapshot_id": "s", "exposed_ports": [], "allow_unauthenticated_access": false}"#);
+        assert_eq!((closed.exposed_ports, closed.allow_unauthenticated_access), (vec![], false));
+        let null = made(r#"{"snapshot_id": "s", "exposed_ports": null, "allow_unauthenticated_access": null}"#);
+        assert_eq!((null.exposed_ports, null.allow_unauthenticated_access), (vec![80, 8080], true));
         let other = made(r#"{"snapshot_id": "s", "resources": {"cpus": 1}, "entrypoint": ["sh"]}"#);
         assert_eq!(other.resources, Resources { cpus: 1.0, ..snapshot.resources });
         assert_eq!((other.entrypoint, other.snapshot_id.as_deref()), (vec!["sh".to_owned()], Some("s")));

@@ -4,16 +4,18 @@
 //! output. A suspended sandbox is resumed, as by any request to it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tl_supervisor::http::message::{ApiError, Request, Response};
 
-use crate::api::daemon::{Daemon, Line, Process};
+use crate::api::daemon::{Daemon, Line, Process, Stream};
 use crate::api::{Api, answers, errors};
 use crate::proxy::{Directory, ReachError};
 use crate::sandbox::error::SandboxError;
 use crate::sandbox::model::{Record, Status};
+use crate::text;
 
 /// How long to wait for a sandbox that is starting or being resumed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,28 +23,49 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Number of records of an answer, unless the request says otherwise.
 const PAGE: usize = 1_000;
 
+/// Maximum number of records of an answer.
+const MAX_PAGE: usize = 10_000;
+
 /// Number of last lines of each process that are looked at and counted.
 const MAX_LINES: u64 = 10_000;
 
 /// Bytes of lines that are read for one request.
 const MAX_BYTES: usize = 32 << 20;
 
+/// Bytes of the output of one process that are read at least to count its lines.
+const MIN_COUNTED: u64 = 64 << 10;
+
+/// Length to which the command line of a process is shortened in each of its records, in bytes.
+const MAX_COMMAND: usize = 1024;
+
+/// How many requests are served at a time: each takes some memory.
+const PARALLEL: usize = 4;
+
 /// The numbers of the levels in the clients. Standard output is `info`, standard error is `error`.
 const INFO: u8 = 3;
 const ERROR: u8 = 5;
 
-/// A record, in the shape of the clients' model.
-#[derive(Clone, Debug, Serialize)]
+/// A line that a request asks for.
+#[derive(Debug)]
+struct Found {
+    /// The index of its process, and its own among the lines of that.
+    process: usize,
+    at: usize,
+    line: Line,
+}
+
+/// A record, in the shape of the clients' model. It is made only of lines that the answer has.
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct LogRecord {
+struct LogRecord<'a> {
     /// Milliseconds since 1970.
     timestamp: u64,
     uuid: String,
-    namespace: String,
+    namespace: &'a str,
     application: &'static str,
-    sandbox_id: String,
-    resource_attributes: Vec<(&'static str, String)>,
-    body: String,
+    sandbox_id: &'a str,
+    resource_attributes: [(&'static str, &'a str); 4],
+    body: &'a str,
     /// An object as text. `tl` prints it in place of the body unless it is empty.
     log_attributes: &'static str,
     level: u8,
@@ -50,8 +73,8 @@ struct LogRecord {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Page {
-    logs: Vec<LogRecord>,
+struct Page<'a> {
+    logs: Vec<LogRecord<'a>>,
     next_token: Option<String>,
 }
 
@@ -73,6 +96,63 @@ struct Processes {
     processes: Vec<ProcessInfo>,
 }
 
+/// The texts of a process that its records have.
+struct Source {
+    handle: u64,
+    handle_text: String,
+    pid: String,
+    /// Shortened.
+    command: String,
+}
+
+impl Source {
+    fn new(process: &Process) -> Source {
+        let mut command = process.command_line();
+        if command.len() > MAX_COMMAND {
+            command.truncate(text::prefix(&command, MAX_COMMAND).len());
+            command.push('…');
+        }
+        Source {
+            handle: process.handle,
+            handle_text: process.handle.to_string(),
+            pid: process.pid.to_string(),
+            command,
+        }
+    }
+}
+
+/// How many requests for logs may begin.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    pub(crate) fn new() -> Turns {
+        Turns { free: Mutex::new(PARALLEL), changed: Condvar::new() }
+    }
+
+    /// Waits until fewer than [`PARALLEL`] requests are being served.
+    fn take(&self, patience: Duration) -> Result<Turn<'_>, ApiError> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(free, patience, |free| *free == 0);
+        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let too_many = || ApiError::unavailable(format!("{PARALLEL} requests for logs are being served: try again"));
+        *free = free.checked_sub(1).ok_or_else(too_many)?;
+        Ok(Turn(self))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.changed.notify_one();
+    }
+}
+
 /// Which records are asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Query {
@@ -90,31 +170,45 @@ struct Query {
 pub(crate) fn logs(api: &Api, request: &Request<'_>, namespace: &str, sandbox: &str) -> Result<Response, ApiError> {
     let query = parse(request.query_string())?;
     let (record, daemon) = reach(api, namespace, sandbox)?;
+    let _turn = api.log_turns.take(PATIENCE)?;
     let mut processes = daemon.processes()?;
     processes.retain(|process| query.processes.is_empty() || query.processes.contains(&process.handle.to_string()));
     let mut budget = MAX_BYTES;
-    let mut logs = Vec::new();
-    for process in &processes {
-        let Some(lines) = daemon.lines(process, MAX_LINES, &mut budget)? else {
+    let mut found = Vec::new();
+    for (index, process) in processes.iter().enumerate() {
+        let mut at = 0;
+        let is_enough = daemon.lines(process, MAX_LINES, &mut budget, |line| {
+            if query.wants(&line) {
+                found.push(Found { process: index, at, line });
+            }
+            at += 1;
+        })?;
+        if !is_enough {
             let message =
                 format!("the logs are longer than {MAX_BYTES} bytes: ask for those of some processes with `processId`");
             return Err(ApiError::invalid(message));
-        };
-        let records = lines.into_iter().enumerate().map(|(at, line)| log_record(&record, process, at, line));
-        logs.extend(records.filter(|record| query.wants(record)));
+        }
     }
     // Stable: the lines of one process keep their order.
-    logs.sort_by_key(|record| record.timestamp);
-    answers::json(200, &query.page(logs))
+    found.sort_by_key(|found| found.line.timestamp);
+    let sources: Vec<Source> = processes.iter().map(Source::new).collect();
+    drop(processes);
+    let (found, next_token) = query.page(&found);
+    let logs = found.iter().filter_map(|found| Some(log_record(&record, sources.get(found.process)?, found))).collect();
+    answers::json(200, &Page { logs, next_token })
 }
 
 /// Lists the processes by which records can be filtered.
 pub(crate) fn processes(api: &Api, namespace: &str, sandbox: &str) -> Result<Response, ApiError> {
     let (_, daemon) = reach(api, namespace, sandbox)?;
+    let _turn = api.log_turns.take(PATIENCE)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let now = u64::try_from(now).unwrap_or(u64::MAX);
+    let processes = daemon.processes()?;
+    // To transfer all output only to count its lines would take too long.
+    let max_bytes = (MAX_BYTES as u64).checked_div(processes.len() as u64).unwrap_or(0).max(MIN_COUNTED);
     let mut infos = Vec::new();
-    for process in daemon.processes()? {
+    for process in processes {
         let managed = process.managed.as_ref();
         infos.push(ProcessInfo {
             process_id: process.handle.to_string(),
@@ -124,7 +218,7 @@ pub(crate) fn processes(api: &Api, namespace: &str, sandbox: &str) -> Result<Res
             process_managed_name: managed.and_then(|managed| managed.name.clone()).unwrap_or_default(),
             first_seen: process.started_at,
             last_seen: process.ended_at.unwrap_or(now),
-            log_count: daemon.count_lines(&process, MAX_LINES)?,
+            log_count: daemon.count_lines(&process, MAX_LINES, max_bytes)?.lines,
         });
     }
     answers::json(200, &Processes { processes: infos })
@@ -145,25 +239,28 @@ fn reach(api: &Api, namespace: &str, sandbox: &str) -> Result<(Record, Daemon), 
     Ok((record, Daemon::new(&reached)))
 }
 
-fn log_record(record: &Record, process: &Process, at: usize, line: Line) -> LogRecord {
-    let uuid = uuid(&(&record.id, process.handle, at, line.timestamp, &line.line));
-    let level = if line.stream == "stderr" { ERROR } else { INFO };
+fn log_record<'a>(record: &'a Record, source: &'a Source, found: &'a Found) -> LogRecord<'a> {
+    let Line { line, timestamp, stream } = &found.line;
     LogRecord {
-        timestamp: line.timestamp,
-        uuid,
-        namespace: record.namespace.clone(),
+        timestamp: *timestamp,
+        uuid: uuid(&(&record.id, source.handle, found.at, timestamp, line)),
+        namespace: &record.namespace,
         application: "",
-        sandbox_id: record.id.clone(),
-        resource_attributes: vec![
-            ("process.id", process.handle.to_string()),
-            ("process.pid", process.pid.to_string()),
-            ("process.command", process.command_line()),
-            ("stream", line.stream),
+        sandbox_id: &record.id,
+        resource_attributes: [
+            ("process.id", &source.handle_text),
+            ("process.pid", &source.pid),
+            ("process.command", &source.command),
+            ("stream", stream.as_str()),
         ],
-        level,
+        level: level(*stream),
         log_attributes: "{}",
-        body: line.line,
+        body: line,
     }
+}
+
+fn level(stream: Stream) -> u8 {
+    if stream == Stream::Stderr { ERROR } else { INFO }
 }
 
 /// A UUID (RFC 9562, version 8) that is the same for the same content.
@@ -211,20 +308,20 @@ fn parse(query: &str) -> Result<Query, ApiError> {
 }
 
 impl Query {
-    fn wants(&self, record: &LogRecord) -> bool {
-        let has_level = self.levels.is_empty() || self.levels.contains(&record.level);
-        has_level && self.body.as_ref().is_none_or(|part| record.body.to_lowercase().contains(part))
+    fn wants(&self, line: &Line) -> bool {
+        let has_level = self.levels.is_empty() || self.levels.contains(&level(line.stream));
+        has_level && self.body.as_ref().is_none_or(|part| line.line.to_lowercase().contains(part))
     }
 
-    /// The records of one answer, of all that match, oldest first.
-    fn page(&self, mut logs: Vec<LogRecord>) -> Page {
+    /// What one answer has of all that match, oldest first, and the token of the next one.
+    fn page<'f, T>(&self, found: &'f [T]) -> (&'f [T], Option<String>) {
         if let Some(tail) = self.tail {
-            return Page { logs: logs.split_off(logs.len().saturating_sub(tail)), next_token: None };
+            let first = found.len().saturating_sub(tail.min(MAX_PAGE));
+            return (found.get(first..).unwrap_or_default(), None);
         }
-        let end = self.skip.saturating_add(self.head.unwrap_or(PAGE));
-        let next_token = (end < logs.len()).then(|| end.to_string());
-        logs.truncate(end);
-        Page { logs: logs.split_off(self.skip.min(logs.len())), next_token }
+        let end = self.skip.saturating_add(self.head.unwrap_or(PAGE).min(MAX_PAGE));
+        let page = found.get(self.skip.min(found.len())..end.min(found.len())).unwrap_or_default();
+        (page, (end < found.len()).then(|| end.to_string()))
     }
 }
 
@@ -232,18 +329,8 @@ impl Query {
 mod tests {
     use super::*;
 
-    fn log(level: u8, body: &str) -> LogRecord {
-        LogRecord {
-            timestamp: 1,
-            uuid: uuid(&body),
-            namespace: "default".to_owned(),
-            application: "",
-            sandbox_id: "x".to_owned(),
-            resource_attributes: Vec::new(),
-            body: body.to_owned(),
-            log_attributes: "{}",
-            level,
-        }
+    fn line(stream: Stream, text: &str) -> Line {
+        Line { line: text.to_owned(), timestamp: 1, stream }
     }
 
     #[test]
@@ -268,27 +355,50 @@ mod tests {
     #[test]
     fn records_are_filtered_by_level_and_text() {
         let query = parse("level=5&body=WARN").unwrap();
-        assert!(query.wants(&log(ERROR, "a Warning")));
-        assert!(!query.wants(&log(INFO, "a Warning")) && !query.wants(&log(ERROR, "fine")));
+        assert!(query.wants(&line(Stream::Stderr, "a Warning")));
+        assert!(!query.wants(&line(Stream::Stdout, "a Warning")) && !query.wants(&line(Stream::Stderr, "fine")));
     }
 
     #[test]
     fn pages_follow_each_other_without_a_gap() {
-        let logs: Vec<LogRecord> = (0..5).map(|at| log(INFO, &at.to_string())).collect();
-        let bodies = |page: &Page| page.logs.iter().map(|log| log.body.clone()).collect::<String>();
-        let page = |query: &str| parse(query).unwrap().page(logs.clone());
-        assert_eq!((bodies(&page("")), page("").next_token), ("01234".to_owned(), None));
-        assert_eq!(bodies(&page("tail=2")), "34");
-        assert_eq!(bodies(&page("tail=9")), "01234");
+        let all = ["0", "1", "2", "3", "4"];
+        let page = |query: &str| {
+            let (page, next) = parse(query).unwrap().page(&all);
+            (page.concat(), next)
+        };
+        assert_eq!(page(""), ("01234".to_owned(), None));
+        assert_eq!(page("tail=2").0, "34");
+        assert_eq!(page("tail=9").0, "01234");
         let mut seen = String::new();
         let mut token = Some(String::new());
         while let Some(next) = token {
-            let page = page(&format!("head=2&nextToken={next}"));
-            seen += &bodies(&page);
-            token = page.next_token;
+            let (page, next) = page(&format!("head=2&nextToken={next}"));
+            seen += &page;
+            token = next;
         }
         assert_eq!(seen, "01234");
-        assert_eq!(bodies(&page("nextToken=99")), "");
+        assert_eq!(page("nextToken=99").0, "");
+    }
+
+    #[test]
+    fn no_answer_has_more_than_the_maximum() {
+        let all = vec![(); 2 * MAX_PAGE + 1];
+        let page = |query: &str| {
+            let (page, next) = parse(query).unwrap().page(&all);
+            (page.len(), next)
+        };
+        assert_eq!(page("head=999999999"), (MAX_PAGE, Some(MAX_PAGE.to_string())));
+        assert_eq!(page("tail=999999999"), (MAX_PAGE, None));
+        assert_eq!(page("head=999999999&nextToken=20000"), (1, None));
+    }
+
+    #[test]
+    fn one_request_more_than_the_maximum_waits_for_its_turn() {
+        let turns = Turns::new();
+        let mut taken: Vec<Turn<'_>> = (0..PARALLEL).map(|_| turns.take(Duration::ZERO).unwrap()).collect();
+        assert_eq!(turns.take(Duration::ZERO).err().map(|error| error.status()), Some(503));
+        taken.pop();
+        taken.push(turns.take(Duration::ZERO).unwrap());
     }
 
     #[test]
@@ -303,7 +413,16 @@ mod tests {
 
     #[test]
     fn a_record_has_the_names_of_the_clients_model() {
-        let json = serde_json::to_value(log(INFO, "a")).unwrap();
+        let process = format!(
+            r#"{{"handle":7,"pid":305,"status":"exited","command":"sh","args":["{}"],"started_at":1}}"#,
+            "é".repeat(100_000)
+        );
+        let source = Source::new(&serde_json::from_str(&process).unwrap());
+        let found = Found { process: 0, at: 0, line: line(Stream::Stdout, "a") };
+        let record = crate::sandbox::testing::record("x", Status::Running);
+        let json = serde_json::to_value(log_record(&record, &source, &found)).unwrap();
+        let command = json["resourceAttributes"][2][1].as_str().unwrap();
+        assert!(command.starts_with("sh é") && command.ends_with("é…") && command.len() < MAX_COMMAND + 5, "{command}");
         for field in ["timestamp", "uuid", "namespace", "application", "sandboxId", "body", "logAttributes", "level"] {
             assert!(json.get(field).is_some(), "{field}: {json}");
         }

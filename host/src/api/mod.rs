@@ -22,6 +22,7 @@ mod sandboxes;
 mod snapshots;
 
 pub(crate) use create::DEFAULT_RESOURCES;
+pub(crate) use logs::Turns;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,6 +49,7 @@ pub(crate) struct Api {
     pub(crate) proxy: SocketAddr,
     /// The metrics of the proxy.
     pub(crate) proxy_metrics: WriteMetrics,
+    pub(crate) log_turns: Turns,
     /// Called after `POST /stop` has ended all sandboxes.
     pub(crate) stopped: Box<dyn Fn() + Send + Sync>,
 }

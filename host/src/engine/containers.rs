@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::client::{Call, PLAIN, SLOW};
 use super::{Container, ContainerSpec, Engine, EngineError, wire};
 
+/// Maximum size of the file with the output of a container's PID 1.
+const LOG_SIZE: &str = "10m";
+
 impl Engine {
     /// Makes a container and returns its id. It does not run yet.
     pub(crate) fn create(&self, spec: &ContainerSpec) -> Result<String, EngineError> {
@@ -68,20 +71,26 @@ impl Engine {
         Ok(self.json::<wire::Inspected>(&call)?.into())
     }
 
-    /// All containers with this label, whether they run or not.
-    pub(crate) fn list(&self, label: (&str, &str)) -> Result<Vec<Container>, EngineError> {
+    /// All containers with this label, whether they run or not, and the names of those of which the engine does not tell
+    /// more.
+    pub(crate) fn list(&self, label: (&str, &str)) -> Result<(Vec<Container>, Vec<String>), EngineError> {
         let call = Call::new("GET", "/containers/json").query("all", "true").query("filters", label_filter(label));
         let mut containers = Vec::new();
+        let mut broken = Vec::new();
         // The list has neither exit codes nor, with some engines, addresses.
         for listed in self.json::<Vec<wire::ListedContainer>>(&call)? {
             match self.inspect(&listed.id) {
                 Ok(container) => containers.push(container),
                 // Removed meanwhile.
                 Err(EngineError::NotFound(_)) => {}
-                Err(error) => return Err(error),
+                Err(error @ (EngineError::Unreachable { .. } | EngineError::TimedOut(..))) => return Err(error),
+                Err(error) => {
+                    log::warn!("container {} cannot be inspected: {error}", listed.id);
+                    broken.extend(listed.names.iter().map(|name| name.trim_start_matches('/').to_owned()));
+                }
             }
         }
-        Ok(containers)
+        Ok((containers, broken))
     }
 
     /// The last lines that PID 1 has written to stdout and stderr.
@@ -128,12 +137,10 @@ fn body(spec: &ContainerSpec) -> Value {
             .collect::<serde_json::Map<_, _>>()
             .into()
     };
-    let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mut body = json!({
         "Image": spec.image,
         "Entrypoint": spec.command.first(),
         "Cmd": spec.command.get(1..).unwrap_or_default(),
-        "Env": env,
         "Labels": pairs(&spec.labels),
         // What the image says of these does not fit to another PID 1.
         "User": "0:0",
@@ -166,10 +173,11 @@ fn host_config(spec: &ContainerSpec) -> Value {
         "Mounts": mounts,
         "Tmpfs": tmpfs,
         "Ulimits": ulimits,
-        "CapAdd": spec.added_capabilities,
         // Docker gives it by default: root could then send packets with the address of another container of the network.
         "CapDrop": ["NET_RAW"],
         "Init": false,
+        // What PID 1 writes would fill the disk otherwise. Both engines have this driver.
+        "LogConfig": { "Type": "json-file", "Config": { "max-size": LOG_SIZE } },
     });
     if let Some(milli_cpus) = spec.milli_cpus {
         set(&mut config, "NanoCpus", milli_cpus.saturating_mul(1_000_000));
@@ -208,5 +216,22 @@ mod tests {
     #[test]
     fn no_container_may_send_packets_with_the_address_of_another_one() {
         assert_eq!(body(&ContainerSpec::default())["HostConfig"]["CapDrop"], json!(["NET_RAW"]));
+    }
+
+    #[test]
+    fn limits_reach_the_engine_in_its_units_and_none_is_no_limit() {
+        let spec = ContainerSpec {
+            disk_bytes: Some(100 << 20),
+            memory_bytes: Some(64 << 20),
+            milli_cpus: Some(500),
+            ..ContainerSpec::default()
+        };
+        let config = &body(&spec)["HostConfig"];
+        assert_eq!(config["StorageOpt"], json!({ "size": "104857600" }));
+        assert_eq!((&config["Memory"], &config["NanoCpus"]), (&json!(67_108_864), &json!(500_000_000)));
+        let config = &body(&ContainerSpec::default())["HostConfig"];
+        for limit in ["StorageOpt", "Memory", "NanoCpus"] {
+            assert!(config.get(limit).is_none(), "{limit}: {config}");
+        }
     }
 }

@@ -37,7 +37,7 @@ impl Engine {
         Ok(self.json::<wire::InspectedImage>(&call)?.into())
     }
 
-    /// All images with this label.
+    /// All images with this label. One that the engine cannot show is left out.
     pub(crate) fn images(&self, label: (&str, &str)) -> Result<Vec<Image>, EngineError> {
         let call = Call::new("GET", "/images/json").query("filters", label_filter(label));
         let mut images = Vec::new();
@@ -46,13 +46,20 @@ impl Engine {
                 Ok(image) => images.push(image),
                 // Removed meanwhile.
                 Err(EngineError::NotFound(_)) => {}
-                Err(error) => return Err(error),
+                Err(error @ (EngineError::Unreachable { .. } | EngineError::TimedOut(..))) => return Err(error),
+                Err(error) => log::warn!("image {} cannot be inspected: {error}", listed.id),
             }
         }
         Ok(images)
     }
 
-    /// Removes an image by its name or id. It is no error if it is gone, and `Conflict` if a container uses it.
+    /// Gives an image another name, which another image may have had.
+    pub(crate) fn tag(&self, name: &str, repository: &str, tag: &str) -> Result<(), EngineError> {
+        let call = Call::new("POST", path(name, "/tag")?).query("repo", repository).query("tag", tag);
+        self.bytes(&call).map(drop)
+    }
+
+    /// Removes an image by its name or id, or only that name if it has others. It is no error if it is gone, and `Conflict` if a container uses it.
     pub(crate) fn remove_image(&self, name: &str) -> Result<(), EngineError> {
         let call = Call::new("DELETE", path(name, "")?).limit(SLOW);
         match self.bytes(&call) {

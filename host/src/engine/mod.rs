@@ -86,7 +86,6 @@ pub(crate) struct ContainerSpec {
     pub(crate) image: String,
     /// The program that runs as PID 1, and its arguments. What the image names is not used. It runs as root.
     pub(crate) command: Vec<String>,
-    pub(crate) env: Vec<(String, String)>,
     pub(crate) labels: Vec<(String, String)>,
     /// Files of this machine that are mounted read-only: the path here, and the path in the container.
     pub(crate) read_only_mounts: Vec<(PathBuf, String)>,
@@ -105,8 +104,6 @@ pub(crate) struct ContainerSpec {
     /// An OCI runtime, by name; the engine's default if None.
     pub(crate) runtime: Option<String>,
     pub(crate) hostname: Option<String>,
-    /// Capabilities beyond the engine's default ones.
-    pub(crate) added_capabilities: Vec<String>,
 }
 
 /// The state of a container.

@@ -53,11 +53,12 @@ fn a_container_from_its_creation_to_its_removal() {
     assert_eq!((container.state, container.exit_code), (ContainerState::Running, None));
     assert!(container.address.is_some() && container.published_at.is_some(), "{container:?}");
     assert!(container.labels.contains(&("tl-test".to_owned(), "life".to_owned())), "{container:?}");
-    assert_eq!(engine.list(label).unwrap(), [container]);
+    assert_eq!(engine.list(label).unwrap(), (vec![container], vec![]));
     assert_eq!(podman.run(&["exec", "tl-life", "sh", "-c", "hostname; cat /run/of/it"]), "tl-life\nsecret");
     // Bit 13 is CAP_NET_RAW.
     let bounding = podman.run(&["exec", "tl-life", "sed", "-n", "s/^CapBnd:\t*//p", "/proc/1/status"]);
     assert_eq!(u64::from_str_radix(bounding.trim(), 16).unwrap() >> 13 & 1, 0, "{bounding}");
+    assert_eq!(podman.run(&["inspect", "--format", "{{.HostConfig.LogConfig.Size}}", "tl-life"]), "10MB");
     engine.pause(&id).unwrap();
     assert!(matches!(engine.pause(&id), Err(EngineError::Conflict(_))));
     assert_eq!(engine.inspect(&id).unwrap().state, ContainerState::Paused);
@@ -72,7 +73,7 @@ fn a_container_from_its_creation_to_its_removal() {
     engine.remove(&id).unwrap();
     engine.remove(&id).unwrap();
     assert!(matches!(engine.inspect(&id), Err(EngineError::NotFound(_))));
-    assert_eq!(engine.list(label).unwrap(), []);
+    assert_eq!(engine.list(label).unwrap(), (vec![], vec![]));
 }
 
 #[test]

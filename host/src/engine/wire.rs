@@ -194,6 +194,9 @@ fn container_state(status: &str) -> ContainerState {
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ListedContainer {
     pub(super) id: String,
+    /// Docker puts a slash before each.
+    #[serde(default, deserialize_with = "or_default")]
+    pub(super) names: Vec<String>,
 }
 
 /// `GET /images/{name}/json`

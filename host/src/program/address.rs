@@ -15,7 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tl_os::random;
 
 /// The name of the file.
-const FILE: &str = "address";
+pub(crate) const FILE: &str = "address";
 
 /// The file of a tl-host that runs. It is removed when this is dropped, which must be before the API stops to listen.
 #[derive(Debug)]

@@ -6,10 +6,15 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::engine::EngineError;
+use tl_os::random;
+
+use crate::engine::{Engine, EngineError};
 use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
 use crate::program::setup;
+
+/// The repository of an image that is not known to be complete.
+const UNFINISHED: &str = "localhost/tl-import";
 
 /// The tag of a name without one.
 const DEFAULT_TAG: &str = "latest";
@@ -26,7 +31,7 @@ pub(crate) fn import(config: &Config, operands: &[OsString]) -> Result<(), Failu
     let imported = if source == Path::new("-") {
         engine.import(io::stdin().lock(), repository, tag)
     } else if source.is_dir() {
-        import_directory(config, source, repository, tag).map_err(|error| failed(&error))?
+        import_directory(&engine, source, repository, tag).map_err(|error| failed(&error))?
     } else {
         engine.import(File::open(source).map_err(|error| failed(&error))?, repository, tag)
     };
@@ -35,9 +40,10 @@ pub(crate) fn import(config: &Config, operands: &[OsString]) -> Result<(), Failu
     Ok(())
 }
 
-/// Has `tar` read the directory, with owners and extended attributes.
+/// Has `tar` read the directory, with owners and extended attributes. The image gets its name only when `tar` has
+/// succeeded: until then, another image may have that.
 fn import_directory(
-    config: &Config,
+    engine: &Engine,
     source: &Path,
     repository: &str,
     tag: &str,
@@ -46,12 +52,22 @@ fn import_directory(
     tar.args(["--numeric-owner", "--xattrs", "-C"]).arg(source).args(["-c", "."]).stdin(Stdio::null());
     let mut tar = tar.stdout(Stdio::piped()).spawn()?;
     let output = tar.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
-    let imported = setup::engine(config).import(output, repository, tag);
+    let unfinished = random::hex::<8>()?;
+    let imported = engine.import(output, UNFINISHED, &unfinished);
     let status = tar.wait()?;
-    if imported.is_ok() && !status.success() {
-        return Err(io::Error::other(format!("tar has failed ({status}): the image is not complete")));
+    let id = match imported {
+        Ok(id) => id,
+        Err(error) => return Ok(Err(error)),
+    };
+    let name = format!("{UNFINISHED}:{unfinished}");
+    let tagged = if status.success() { engine.tag(&name, repository, tag) } else { Ok(()) };
+    if let Err(error) = engine.remove_image(&name) {
+        log::warn!("the image {name} cannot be removed: {error}");
     }
-    Ok(imported)
+    if !status.success() {
+        return Err(io::Error::other(format!("tar has failed ({status}): no image is made")));
+    }
+    Ok(tagged.map(|()| id))
 }
 
 /// The repository and the tag of a name. A colon before the last slash belongs to the address of a registry.

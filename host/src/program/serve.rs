@@ -17,7 +17,7 @@ use tl_supervisor::http::Auth;
 use tl_supervisor::http::server::{Handler, Options, Server};
 use tl_supervisor::metrics::{Kind, Page};
 
-use crate::api::Api;
+use crate::api::{Api, Turns};
 use crate::program::config::Config;
 use crate::program::outcome::{Failure, print};
 use crate::program::{address, doctor, key, setup, welcome};
@@ -44,7 +44,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
     let _signals = watch_signals(sender.clone())?;
     raise_limits();
     let state_dir = setup::state_dir(&config)?;
-    let settings = setup::settings(&config, state_dir.clone())?;
+    let settings = setup::settings(&config, state_dir.clone(), setup::init(&config)?);
     let given_key = config.key_file.as_deref().map(key::read).transpose();
     let given_key = given_key.map_err(|error| Failure::Failed(format!("--key-file: {error}")))?;
     check_ports(&config)?;
@@ -62,6 +62,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         default_image: config.default_image.clone(),
         proxy: proxy.local_addr(),
         proxy_metrics: Box::new(move |page| write_proxy_metrics(page, &numbers)),
+        log_turns: Turns::new(),
         stopped: Box::new(move || drop(sender.send(Stop::Request))),
     };
     let api = bind("--api", config.api, api, API_CONNECTIONS, config.idle)?;
@@ -72,6 +73,7 @@ pub(crate) fn serve(config: Config) -> Result<(), Failure> {
         event = "host.listening", api:% = api_address, proxy:% = proxy_address;
         "{}: the API listens on {api_address}, the proxy on {proxy_address}", sandboxes.engine_info().name
     );
+    let key = config.key_file.as_deref().map_or(key, welcome::key_in);
     let _ = print(&welcome::text(api_address, proxy_address, &key, &config.default_image));
     match stops.recv() {
         Ok(Stop::Signal(signal)) => log::info!("signal {signal}: ending; the sandboxes go on"),

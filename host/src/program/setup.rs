@@ -28,23 +28,28 @@ pub(crate) fn engine(config: &Config) -> Engine {
     Engine::new(config.engine.clone().unwrap_or_default())
 }
 
-/// What the options say of sandboxes.
-pub(crate) fn settings(config: &Config, state_dir: PathBuf) -> Result<Settings, Failure> {
+/// The static tl-init.
+pub(crate) fn init(config: &Config) -> Result<PathBuf, Failure> {
     let init = match &config.init {
         Some(path) => paths::existing("--init", path),
         None => paths::init(),
     };
-    Ok(Settings {
+    init.map_err(Failure::Failed)
+}
+
+/// What the options say of sandboxes.
+pub(crate) fn settings(config: &Config, state_dir: PathBuf, init: PathBuf) -> Settings {
+    Settings {
         default_image: config.default_image.clone(),
         default_resources: crate::api::DEFAULT_RESOURCES,
-        init: init.map_err(Failure::Failed)?,
+        init,
         state_dir,
         ulimits: config.ulimits.clone(),
         runtime: config.runtime.clone(),
         warm: config.warm,
         start_limit: START_LIMIT,
         stop_grace: STOP_GRACE,
-    })
+    }
 }
 
 /// Why the sandboxes cannot be managed, and what helps.

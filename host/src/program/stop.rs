@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::engine::{Engine, EngineError};
@@ -12,7 +12,7 @@ use crate::program::config::Config;
 use crate::program::outcome::Failure;
 use crate::program::{address, doctor, key, setup};
 use crate::sandbox::error::OpenError;
-use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name};
+use crate::sandbox::{LABEL_INSTANCE, Sandboxes, Settings, is_image_name, remove_all};
 
 /// Time for all sandboxes to be ended by tl-host.
 const TIMEOUT: Duration = Duration::from_secs(10 * 60);
@@ -30,7 +30,8 @@ pub(crate) fn stop(config: &Config) -> Result<(), Failure> {
         return Ok(());
     }
     let engine = setup::engine(config);
-    let settings = Settings { warm: 0, ..setup::settings(config, state_dir.clone())? };
+    // Nothing is started: no tl-init is needed.
+    let settings = Settings { warm: 0, ..setup::settings(config, state_dir.clone(), PathBuf::new()) };
     match Sandboxes::open(engine.clone(), settings) {
         Ok(sandboxes) => sandboxes.stop_all().map_err(|error| Failure::Failed(error.to_string()))?,
         Err(OpenError::Locked(_)) => ask(config, &state_dir).map_err(Failure::Failed)?,
@@ -50,7 +51,10 @@ fn purge(engine: &Engine, state_dir: &Path) -> Result<(), String> {
             engine.remove_image(name).map_err(refused)?;
         }
     }
-    fs::remove_dir_all(state_dir).map_err(failed)
+    if !remove_all(state_dir, &[key::FILE, address::FILE]).map_err(failed)? {
+        log::warn!("{} stays: it has files that are not of tl-host", state_dir.display());
+    }
+    Ok(())
 }
 
 /// Has the tl-host that runs end all sandboxes, and itself.

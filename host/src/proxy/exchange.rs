@@ -65,13 +65,15 @@ impl Exchange {
                 return Ok(answer);
             }
             let want = self.pass(request).map_err(ExchangeError::Client)?;
-            let limit = if want == Want::Read { Instant::now() + self.idle } else { self.watch.next_look() };
-            let happened = self.wait(request, want, Want::Read, Some(limit)).map_err(ExchangeError::Client)?;
+            let limit = if want == Want::Read { Some(Instant::now() + self.idle) } else { self.watch.next_look() };
+            let happened = self.wait(request, want, Want::Read, limit).map_err(ExchangeError::Client)?;
             if happened || want == Want::Turn {
                 self.watch.progress();
             } else if want == Want::Read {
                 return Err(ExchangeError::Client(body_timed_out()));
-            } else if let Err(silence) = self.watch.look() {
+            } else if self.watch.next_look().is_some_and(|at| at <= Instant::now())
+                && let Err(silence) = self.watch.look()
+            {
                 // The look may have taken a moment.
                 return self.receive_head()?.ok_or(ExchangeError::Silence(silence));
             }

@@ -169,7 +169,7 @@ impl Transfer {
         let watches = self.exchange.watch.has_limit() && !awaits_request;
         let limit = match (awaits_request, watches) {
             (true, _) => Some(Instant::now() + self.exchange.idle),
-            (false, true) => Some(self.exchange.watch.next_look()),
+            (false, true) => self.exchange.watch.next_look(),
             (false, false) => None,
         };
         if self.exchange.wait(stream, to_sandbox, to_client, limit).map_err(other)? {

@@ -1,5 +1,8 @@
 //! Looks after a sandbox while its response is awaited: it may be suspended after the request has been sent to it. Its
 //! kernel takes the bytes all the same, and nobody else would resume it.
+//!
+//! A request that may wait for long is looked after only once. If the sandbox runs then, the request has been taken, and
+//! like everything else in the sandbox it stands still while that is suspended later.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +32,8 @@ pub(crate) struct Watch {
     /// Maximum time without any progress; None if the response may take any time.
     limit: Option<Duration>,
     silent_since: Instant,
-    next_look: Instant,
+    /// None once a request that may wait for long was looked after.
+    next_look: Option<Instant>,
     /// The time since which the engine has failed to resume the sandbox.
     failing_since: Option<Instant>,
 }
@@ -37,7 +41,7 @@ pub(crate) struct Watch {
 impl Watch {
     pub(crate) fn new(directory: Arc<dyn Directory>, id: String, limit: Option<Duration>) -> Watch {
         let now = Instant::now();
-        Watch { directory, id, limit, silent_since: now, next_look: now + INTERVAL, failing_since: None }
+        Watch { directory, id, limit, silent_since: now, next_look: Some(now + INTERVAL), failing_since: None }
     }
 
     /// Whether the response must come soon.
@@ -46,14 +50,14 @@ impl Watch {
     }
 
     /// When to call [`Watch::look`], unless something happens before.
-    pub(crate) fn next_look(&self) -> Instant {
+    pub(crate) fn next_look(&self) -> Option<Instant> {
         self.next_look
     }
 
     /// The sandbox has sent or taken something.
     pub(crate) fn progress(&mut self) {
         let now = Instant::now();
-        (self.silent_since, self.next_look, self.failing_since) = (now, now + INTERVAL, None);
+        (self.silent_since, self.next_look, self.failing_since) = (now, Some(now + INTERVAL), None);
     }
 
     /// Looks whether the sandbox runs, and resumes it if it is suspended. Waits up to [`INTERVAL`] for a sandbox with which
@@ -67,9 +71,14 @@ impl Watch {
             return Err(Silence::TooLong(limit));
         }
         let reached = self.directory.reach(&self.id, now + INTERVAL);
-        self.next_look = Instant::now() + INTERVAL;
+        self.next_look = Some(Instant::now() + INTERVAL);
         match reached {
-            Ok(_) => self.failing_since = None,
+            Ok(_) => {
+                self.failing_since = None;
+                if self.limit.is_none() {
+                    self.next_look = None;
+                }
+            }
             // A snapshot of it is being made, for example.
             Err(ReachError::NotReady(_)) => {}
             Err(error @ ReachError::Unknown(_)) => return Err(Silence::Unreachable(error)),

@@ -165,7 +165,8 @@ impl Sandboxes {
             Some(claim) => Ok(claim.launched),
             None => self.launch_pending(&operation),
         };
-        let saved = launched.and_then(|launched| Ok(self.save_running(&mut operation, launched)?));
+        let saved =
+            launched.and_then(|launched| self.save_running(&mut operation, launched).map_err(LaunchError::Record));
         match saved {
             Ok(()) => {
                 self.counters.created(begin.elapsed(), is_warm);
@@ -217,7 +218,7 @@ impl Sandboxes {
             LaunchError::Engine(error @ (EngineError::Unreachable { .. } | EngineError::TimedOut(..))) => {
                 self.engine_error(error)
             }
-            LaunchError::Disk(error) => error.into(),
+            LaunchError::Token(error) | LaunchError::Record(error) => error.into(),
             _ => SandboxError::Failed { id, details },
         }
     }
@@ -225,6 +226,9 @@ impl Sandboxes {
     /// Counts an error of the engine.
     pub(crate) fn engine_error(&self, error: EngineError) -> SandboxError {
         self.counters.engine_failed();
+        if matches!(error, EngineError::TimedOut(..)) {
+            self.doubt();
+        }
         SandboxError::Engine(error)
     }
 }

@@ -109,6 +109,23 @@ impl Sandboxes {
         self.finish_ending(operation)
     }
 
+    /// Goes on with an ending that was interrupted: what still runs gets the time that it would have got.
+    pub(crate) fn continue_ending(&self, operation: &mut Operation, is_alive: bool) -> Result<(), SandboxError> {
+        let has_started = operation.record().ending.as_ref().is_none_or(|ending| ending.reason != Reason::Failed);
+        if is_alive && has_started {
+            match self.stop(&container_name(operation.id())) {
+                Err(error @ EngineError::Unreachable { .. }) => {
+                    self.check_later(operation.id());
+                    return Err(self.engine_error(error));
+                }
+                // It was asked before, and is removed now.
+                Err(error) => log::warn!("sandbox {} is ended by force: {error}", operation.id()),
+                Ok(()) => {}
+            }
+        }
+        self.finish_ending(operation)
+    }
+
     /// Ends a sandbox whose processes have ended already, or need no time for it.
     pub(crate) fn end_at_once(
         &self,

@@ -80,6 +80,15 @@ pub(crate) enum OpenError {
     /// The state directory cannot be used.
     #[error("the state directory {}: {cause}", .path.display())]
     Disk { path: PathBuf, cause: io::Error },
+    /// Others could read or change what is in it.
+    #[error(
+        "the state directory {} can be used by other users or belongs to one; chmod 700 it if it is for tl-host alone",
+        .0.display()
+    )]
+    NotPrivate(PathBuf),
+    /// It has files, and none of them is of tl-host.
+    #[error("the state directory {} has files that are not of tl-host: name an empty directory, or none yet", .0.display())]
+    NotOurs(PathBuf),
     /// The engine cannot be told the paths of files in it.
     #[error("the state directory {} is not UTF-8, and the engine takes no other path", .0.display())]
     NotUtf8(PathBuf),

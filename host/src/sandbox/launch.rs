@@ -1,5 +1,6 @@
 //! Makes a container from an image and waits until its tl-init answers.
 
+use std::borrow::Cow;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::sandbox::model::{NetworkPolicy, Resources};
 use crate::sandbox::registry::{Daemon, Launched};
 use crate::sandbox::tenure::Tenure;
 use crate::sandbox::{LABEL_SANDBOX, LABEL_WARM, Sandboxes, container_name, health, sandbox_of};
+use crate::text;
 
 /// The port of every tl-init.
 const DAEMON_PORT: u16 = 9501;
@@ -27,8 +29,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 const INSPECT_EVERY: Duration = Duration::from_millis(200);
 /// How many lines of the container's output are looked at to explain its end.
 const TAIL_LINES: u32 = 30;
-/// How many of them are shown.
+/// How many of them are shown, and how much of each, in bytes.
 const LAST_LINES: usize = 5;
+const MAX_LINE: usize = 1024;
 
 /// What a container is made from.
 pub(crate) struct Launch<'a> {
@@ -47,7 +50,9 @@ pub(crate) enum LaunchError {
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("its token cannot be written: {0}")]
-    Disk(#[from] io::Error),
+    Token(io::Error),
+    #[error("its record cannot be written: {0}")]
+    Record(io::Error),
     #[error("it has ended with exit code {code}: {output}")]
     Ended { code: i64, output: String },
     #[error("it was not ready within {limit:?} ({last}); its output: {output}")]
@@ -59,13 +64,15 @@ pub(crate) enum LaunchError {
 impl Sandboxes {
     /// Makes and starts a container. After an error a part of it may be left: the caller removes it by its name.
     pub(crate) fn launch(&self, launch: &Launch<'_>) -> Result<Launched, LaunchError> {
-        let token = self.store.make_token(launch.id)?;
-        let _slot = self.slots.take(launch.warm_label.is_none());
+        let token = self.store.make_token(launch.id).map_err(LaunchError::Token)?;
+        let slot = self.slots.take(launch.warm_label.is_none());
         if !launch.network_policy.allow_internet_access {
             self.engine.ensure_network(INTERNAL_NETWORK, true)?;
         }
         let container = self.engine.create(&self.container_spec(launch))?;
         self.engine.start(&container)?;
+        // What is slow in the container keeps no other from being started.
+        drop(slot);
         let daemon = self.wait_until_ready(&container, token, launch.entrypoint.first())?;
         Ok(Launched { container, daemon })
     }
@@ -100,7 +107,6 @@ impl Sandboxes {
             ulimits: self.settings.ulimits.clone(),
             runtime: self.settings.runtime.clone(),
             hostname: Some(launch.id.to_owned()),
-            ..ContainerSpec::default()
         }
     }
 
@@ -187,7 +193,14 @@ fn explanation(output: &str) -> String {
     let chosen = if errors.is_empty() { others } else { errors };
     match chosen.get(chosen.len().saturating_sub(LAST_LINES)..) {
         Some([]) | None => "(no output)".to_owned(),
-        Some(last) => last.join("\n"),
+        Some(last) => last.iter().map(|line| shortened(line)).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn shortened(line: &str) -> Cow<'_, str> {
+    match text::prefix(line, MAX_LINE) {
+        start if start.len() < line.len() => Cow::Owned(format!("{start}…")),
+        whole => Cow::Borrowed(whole),
     }
 }
 
@@ -211,5 +224,9 @@ mod tests {
         assert_eq!(explanation("tl-init 1.1 INFO  listening\nwhy\ntl-init 1.2 INFO  bye\n"), "why");
         assert_eq!(explanation("1\n2\n\n3\n4\n5\n6\n"), "2\n3\n4\n5\n6");
         assert_eq!(explanation("\ntl-init 1.1 INFO  bye\n"), "(no output)");
+        let long = format!("{}\n", "é".repeat(1 << 20));
+        let short = explanation(&long.repeat(9));
+        assert_eq!(short.lines().count(), LAST_LINES);
+        assert!(short.lines().all(|line| line == format!("{}…", "é".repeat(MAX_LINE / 2))), "{}", short.len());
     }
 }

@@ -44,20 +44,23 @@ mod store;
 mod suspend;
 mod tenure;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod timeouts;
 mod update;
 mod warm_pool;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::unistd::geteuid;
 
 use crate::engine::{Engine, EngineInfo};
 pub(crate) use registry::MAX_SANDBOXES;
 pub(crate) use snapshots::is_image_name;
+pub(crate) use store::remove_all;
 
 use alarm::Alarm;
 use counters::{Counters, Metrics};
@@ -113,6 +116,9 @@ pub(crate) struct Sandboxes {
     waiting: Arc<AtomicUsize>,
     /// Rung when a deadline of a sandbox has been set, or one was terminated.
     deadlines: Arc<Alarm>,
+    /// Until when the engine may still make something whose call has reached its time limit; rung when that is set.
+    doubted_until: Mutex<Option<Instant>>,
+    doubts: Alarm,
     /// The boot that the machine is in.
     boot: String,
 }
@@ -125,6 +131,12 @@ impl Sandboxes {
         let boot = boot_id().map_err(OpenError::Boot)?;
         let info = engine.info()?;
         let store = Arc::new(Store::open(&settings.state_dir)?);
+        if !geteuid().is_root() && !info.is_rootless {
+            log::warn!(
+                "the user with the UID {} in a sandbox can read its token: the engine runs as root, and this does not",
+                geteuid()
+            );
+        }
         let failed = |cause| OpenError::Disk { path: settings.state_dir.clone(), cause };
         let registry = Registry::new(store.load().map_err(failed)?, store.load().map_err(failed)?);
         let sandboxes = Arc::new(Sandboxes {
@@ -137,6 +149,8 @@ impl Sandboxes {
             counters: Counters::default(),
             waiting: Arc::default(),
             deadlines: Arc::default(),
+            doubted_until: Mutex::default(),
+            doubts: Alarm::default(),
             boot,
             settings,
         });

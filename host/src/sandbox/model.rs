@@ -206,4 +206,8 @@ pub(crate) struct Snapshot {
     /// What the sandbox had: a sandbox that is made from the snapshot has the same unless the request says otherwise.
     pub(crate) resources: Resources,
     pub(crate) entrypoint: Vec<String>,
+    #[serde(default)]
+    pub(crate) exposed_ports: Vec<u16>,
+    #[serde(default)]
+    pub(crate) allow_unauthenticated_access: bool,
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use crate::engine::{Container, EngineError};
+use crate::engine::{Container, ContainerState, EngineError};
 use crate::sandbox::decision::{Decision, decide};
 use crate::sandbox::error::{OpenError, SandboxError};
 use crate::sandbox::launch::INTERNAL_NETWORK;
@@ -12,17 +12,27 @@ use crate::sandbox::model::{Snapshot, Status};
 use crate::sandbox::registry::Operation;
 use crate::sandbox::snapshots::image_name;
 use crate::sandbox::{
-    LABEL_INSTANCE, LABEL_SANDBOX, LABEL_SNAPSHOT, LABEL_WARM, Sandboxes, container_name, label, now,
+    LABEL_INSTANCE, LABEL_SANDBOX, LABEL_SNAPSHOT, LABEL_WARM, Sandboxes, container_name, label, now, sandbox_of,
 };
 
 impl Sandboxes {
     /// At the start: nothing else is going on.
     pub(crate) fn recover(&self) -> Result<(), OpenError> {
-        let containers = self.containers()?;
+        let (containers, broken) = self.containers()?;
         let ids: Vec<String> = self.registry.lock().sandboxes.keys().cloned().collect();
         for id in ids {
             let container = containers.iter().find(|container| label(&container.labels, LABEL_SANDBOX) == Some(&id));
+            if broken.contains(&container_name(&id)) {
+                // It is there, but not known how: not to be taken for one that is gone.
+                self.check_later(&id);
+                continue;
+            }
             let Some(mut operation) = self.registry.begin_any(&id, &self.store) else { continue };
+            if operation.record().ending.is_some() && is_alive(container) {
+                // It takes as long as its processes need: the start does not wait for that.
+                self.check_later(&id);
+                continue;
+            }
             if let Err(error) = self.make_right(&mut operation, container) {
                 log::error!("sandbox {id} cannot be put in order yet: {error}");
                 self.check_later(&id);
@@ -34,19 +44,21 @@ impl Sandboxes {
         Ok(())
     }
 
-    /// The containers that tl-host has made. A container that somebody else has made of a snapshot has the snapshot's
+    /// The containers that tl-host has made, and the names of those that the engine cannot show. A container that somebody else has made of a snapshot has the snapshot's
     /// labels too, but another name.
-    fn containers(&self) -> Result<Vec<Container>, EngineError> {
-        let mut containers = self.engine.list((LABEL_INSTANCE, self.store.instance()))?;
+    fn containers(&self) -> Result<(Vec<Container>, Vec<String>), EngineError> {
+        let (mut containers, mut broken) = self.engine.list((LABEL_INSTANCE, self.store.instance()))?;
         containers.retain(|container| {
             label(&container.labels, LABEL_SANDBOX).is_some_and(|id| container.name == container_name(id))
         });
-        Ok(containers)
+        broken.retain(|name| sandbox_of(name).is_some());
+        Ok((containers, broken))
     }
 
     /// Once the engine is there again.
     pub(crate) fn reconcile(&self) -> Result<(), EngineError> {
-        let containers = self.containers()?;
+        // Those that cannot be shown are checked one by one, as all.
+        let (containers, _) = self.containers()?;
         let with_container: HashSet<&str> =
             containers.iter().filter_map(|container| label(&container.labels, LABEL_SANDBOX)).collect();
         self.registry.change(|state| {
@@ -109,7 +121,7 @@ impl Sandboxes {
                 }
                 self.end_at_once(operation, reason, details)
             }
-            Decision::FinishEnding => self.finish_ending(operation),
+            Decision::FinishEnding => self.continue_ending(operation, is_alive(container)),
             Decision::RemoveContainer => {
                 self.engine.remove(&container_name(operation.id())).map_err(|error| self.engine_error(error))
             }
@@ -200,7 +212,9 @@ impl Sandboxes {
 
     /// For `stop --all`: removes containers that were kept because their records are damaged, and the network.
     pub(crate) fn remove_kept(&self) -> Result<(), EngineError> {
-        self.containers()?.iter().try_for_each(|container| self.engine.remove(&container.id))?;
+        let (containers, broken) = self.containers()?;
+        let names = containers.iter().map(|container| &container.id).chain(&broken);
+        names.map(String::as_str).try_for_each(|name| self.engine.remove(name))?;
         // Another tl-host may use it.
         if let Err(error) = self.engine.remove_network(INTERNAL_NETWORK) {
             log::debug!("the network stays: {error}");
@@ -224,4 +238,9 @@ impl Sandboxes {
             Err(error) => log::warn!("the tokens cannot be listed: {error}"),
         }
     }
+}
+
+/// Whether processes of the container live.
+fn is_alive(container: Option<&Container>) -> bool {
+    container.is_some_and(|container| matches!(container.state, ContainerState::Running | ContainerState::Paused))
 }

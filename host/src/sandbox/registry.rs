@@ -4,7 +4,7 @@
 //! there is at most one at a time for each sandbox: it writes the file first, then memory, so that nobody sees what a
 //! crash could take back.
 
-use std::collections::{BTreeSet, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Bound;
@@ -29,10 +29,10 @@ pub(crate) struct Registry {
 pub(crate) struct State {
     pub(crate) sandboxes: HashMap<String, Entry>,
     pub(crate) snapshots: HashMap<String, Snapshot>,
-    /// The ids of those that are not terminated, by name. A name that is here before the record has it is reserved.
+    /// The ids of those that are neither terminated nor being ended, by name. A name that is here before the record has it is reserved.
     names: HashMap<String, String>,
-    /// Ids of sandboxes that are compared with the engine as soon as no operation is going on.
-    unchecked: BTreeSet<String>,
+    /// Ids of sandboxes that are compared with the engine as soon as no operation is going on, but not before a moment.
+    unchecked: BTreeMap<String, Instant>,
     /// After `stop_all` has begun: no new sandboxes.
     pub(crate) is_stopping: bool,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Operation {
 }
 
 impl State {
-    /// Finds a sandbox by its id, or one that is not terminated by its name.
+    /// Finds a sandbox by its id, or one that is neither terminated nor being ended by its name.
     pub(crate) fn find(&self, id_or_name: &str) -> Option<&Entry> {
         let by_name = || self.sandboxes.get(self.names.get(id_or_name)?).filter(|entry| entry.has_name(id_or_name));
         self.sandboxes.get(id_or_name).or_else(by_name)
@@ -100,7 +100,7 @@ impl State {
     /// Gives up all names of the sandbox but the one that its record has.
     fn release_names(&mut self, id: &str) {
         let kept = match self.sandboxes.get(id).map(|entry| &entry.record) {
-            Some(record) if record.status != Status::Terminated => record.spec.name.clone(),
+            Some(record) if has_its_name(record) => record.spec.name.clone(),
             _ => None,
         };
         self.names.retain(|name, owner| owner != id || kept.as_ref() == Some(name));
@@ -132,11 +132,11 @@ impl State {
         }
     }
 
-    /// That is over. If it has a deadline still, it is not due again before `retry`, if given.
-    pub(crate) fn end_timing_out(&mut self, id: &str, retry: Option<Instant>) {
+    /// That is over at the time `now`. If its deadline has passed still, it is due again at `retry`.
+    pub(crate) fn end_timing_out(&mut self, id: &str, now: Instant, retry: Option<Instant>) {
         if let Some(entry) = self.sandboxes.get_mut(id) {
             entry.is_timing_out = false;
-            entry.deadline = entry.deadline.map(|deadline| retry.map_or(deadline, |retry| deadline.max(retry)));
+            entry.deadline = entry.deadline.map(|deadline| retry.filter(|_| deadline <= now).unwrap_or(deadline));
         }
     }
 
@@ -147,7 +147,12 @@ impl State {
 
     /// Asks for a comparison of the sandbox with the engine.
     pub(crate) fn ask_for_check(&mut self, id: &str) {
-        self.unchecked.insert(id.to_owned());
+        self.unchecked.insert(id.to_owned(), Instant::now());
+    }
+
+    /// Asks for the next comparison of the sandbox with the engine, not before `at`.
+    pub(crate) fn postpone_check(&mut self, id: &str, at: Instant) {
+        self.unchecked.insert(id.to_owned(), at);
     }
 }
 
@@ -157,9 +162,14 @@ impl Entry {
     }
 }
 
+/// Whether the sandbox has its name still. Once its end has begun, another one can have it.
+fn has_its_name(record: &Record) -> bool {
+    record.status != Status::Terminated && record.ending.is_none()
+}
+
 impl Registry {
     pub(crate) fn new(sandboxes: Vec<Record>, snapshots: Vec<Snapshot>) -> Arc<Registry> {
-        let is_living = |record: &&Record| record.status != Status::Terminated;
+        let is_living = |record: &&Record| has_its_name(record);
         let name = |record: &Record| Some((record.spec.name.clone()?, record.id.clone()));
         let names = sandboxes.iter().filter(is_living).filter_map(name).collect();
         let entry = |record: Record| {
@@ -260,17 +270,26 @@ impl Registry {
         loop {
             let State { sandboxes, unchecked, .. } = &mut *state;
             // Those that have been forgotten meanwhile.
-            unchecked.retain(|id| sandboxes.contains_key(id));
-            let is_free = |id: &&String| sandboxes.get(*id).is_some_and(|entry| !entry.is_busy);
+            unchecked.retain(|id, _| sandboxes.contains_key(id));
+            let is_free = |id: &String| sandboxes.get(id).is_some_and(|entry| !entry.is_busy);
             let after = (Bound::Excluded(last), Bound::Unbounded);
-            let next = unchecked.range::<str, _>(after).chain(unchecked.iter()).find(is_free);
-            if let Some(id) = next.cloned() {
+            let now = Instant::now();
+            let mut in_turn = unchecked.range::<str, _>(after).chain(unchecked.iter());
+            let next = in_turn.find(|(id, at)| **at <= now && is_free(id)).map(|(id, _)| id.clone());
+            let due = unchecked.iter().filter(|(id, _)| is_free(id)).map(|(_, at)| *at).min();
+            if let Some(id) = next {
                 unchecked.remove(&id);
                 if let Some(entry) = sandboxes.get_mut(&id) {
                     return self.take(entry, store);
                 }
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = match due {
+                Some(due) => {
+                    let left = due.saturating_duration_since(now);
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 

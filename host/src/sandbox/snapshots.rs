@@ -48,14 +48,34 @@ impl Sandboxes {
     /// Deletes a snapshot. Its image stays, and is not listed, while sandboxes that were made from it exist.
     pub(crate) fn delete_snapshot(&self, namespace: &str, id_or_name: &str) -> Result<(), SandboxError> {
         let unknown = || SandboxError::UnknownSnapshot(id_or_name.to_owned());
-        let mut snapshot = self.get_snapshot(namespace, id_or_name).ok_or_else(unknown)?;
-        if !snapshot.is_complete {
-            return Err(SandboxError::Busy(snapshot.sandbox_id));
+        // At once: for a second deletion it is unknown.
+        let snapshot = self.registry.change(|state| {
+            let snapshot = state.find_snapshot(namespace, id_or_name).ok_or_else(unknown)?;
+            if !snapshot.is_complete {
+                return Err(SandboxError::Busy(snapshot.sandbox_id.clone()));
+            }
+            let hidden = Snapshot { is_hidden: true, ..snapshot.clone() };
+            state.snapshots.insert(hidden.id.clone(), hidden.clone());
+            Ok(hidden)
+        })?;
+        if let Err(error) = self.store.save(&snapshot) {
+            self.hide_snapshot(&snapshot.id, false);
+            return Err(error.into());
         }
-        snapshot.is_hidden = true;
-        self.save_snapshot(&snapshot)?;
+        if !self.registry.lock().snapshots.contains_key(&snapshot.id) {
+            // It was not used any more, and was removed before its record was written.
+            self.forget_snapshot(&snapshot.id);
+        }
         self.remove_unused_snapshot(&snapshot.id);
         Ok(())
+    }
+
+    fn hide_snapshot(&self, id: &str, is_hidden: bool) {
+        self.registry.change(|state| {
+            if let Some(snapshot) = state.snapshots.get_mut(id) {
+                snapshot.is_hidden = is_hidden;
+            }
+        });
     }
 
     /// Commits the file system of a sandbox, which is paused meanwhile.
@@ -85,6 +105,8 @@ impl Sandboxes {
             created_at: now(),
             resources: record.spec.resources,
             entrypoint: record.spec.entrypoint.clone(),
+            exposed_ports: record.spec.exposed_ports.clone(),
+            allow_unauthenticated_access: record.spec.allow_unauthenticated_access,
         };
         self.add_snapshot(&snapshot)?;
         let result = self.commit(operation, before, snapshot.clone());

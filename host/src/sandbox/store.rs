@@ -13,10 +13,11 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tl_os::random;
@@ -24,6 +25,13 @@ use tl_os::random;
 use crate::sandbox::error::OpenError;
 use crate::sandbox::model::{Record, Snapshot};
 use crate::sandbox::name::is_id;
+
+/// Names in the state directory that are files or directories, some of them with more after a dot: `instance.1f3a.new`.
+const LOCK: &str = "lock";
+const INSTANCE: &str = "instance";
+const DAMAGED: &str = "damaged";
+const TOKENS: &str = "tokens";
+const DIRECTORIES: [&str; 4] = [Record::DIRECTORY, Snapshot::DIRECTORY, TOKENS, DAMAGED];
 
 /// The open state directory.
 pub(crate) struct Store {
@@ -53,26 +61,25 @@ impl Stored for Snapshot {
 }
 
 impl Store {
-    /// Makes the directory if it does not exist, and locks it.
+    /// Makes the directory if it does not exist, and locks it. A directory of somebody else is left as it is.
     pub(crate) fn open(directory: &Path) -> Result<Store, OpenError> {
         let failed = |cause| OpenError::Disk { path: directory.to_owned(), cause };
-        let subdirectories = [Record::DIRECTORY, Snapshot::DIRECTORY, "tokens", "damaged"];
-        for name in [""].into_iter().chain(subdirectories) {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700).create(directory.join(name)).map_err(failed)?;
-        }
-        // The directory may have been made by somebody else.
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).map_err(failed)?;
+        let make = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed);
+        make(directory)?;
+        check_ours(directory)?;
         // The engine mounts files of it, so its path must be absolute.
         let directory = &directory.canonicalize().map_err(failed)?;
         if directory.to_str().is_none() {
             return Err(OpenError::NotUtf8(directory.clone()));
         }
-        let lock = private_file().create(true).truncate(false).open(directory.join("lock")).map_err(failed)?;
+        let lock = private_file().create(true).truncate(false).open(directory.join(LOCK)).map_err(failed)?;
         let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
             nix::errno::Errno::EWOULDBLOCK => OpenError::Locked(directory.to_owned()),
             errno => failed(errno.into()),
         })?;
+        for name in DIRECTORIES {
+            make(&directory.join(name))?;
+        }
         let instance = instance(directory).map_err(failed)?;
         Ok(Store { directory: directory.clone(), instance, _lock: lock })
     }
@@ -101,7 +108,7 @@ impl Store {
     }
 
     fn set_aside(&self, path: &Path, problem: &str) {
-        let target = self.directory.join("damaged").join(path.file_name().unwrap_or_default());
+        let target = self.directory.join(DAMAGED).join(path.file_name().unwrap_or_default());
         match fs::rename(path, &target) {
             Ok(()) => log::error!("{} is damaged ({problem}): it is moved to {}", path.display(), target.display()),
             Err(error) => log::error!("{} is damaged ({problem}), and cannot be moved: {error}", path.display()),
@@ -110,7 +117,7 @@ impl Store {
 
     /// Whether the record of this id was set aside, at this start or an earlier one.
     pub(crate) fn is_damaged(&self, id: &str) -> bool {
-        is_id(id) && self.directory.join("damaged").join(format!("{id}.json")).exists()
+        is_id(id) && self.directory.join(DAMAGED).join(format!("{id}.json")).exists()
     }
 
     /// Writes a record: after a crash, the file is the old or the new one.
@@ -131,7 +138,7 @@ impl Store {
 
     /// Where the token of a sandbox is.
     pub(crate) fn token_path(&self, id: &str) -> PathBuf {
-        self.directory.join("tokens").join(id)
+        self.directory.join(TOKENS).join(id)
     }
 
     /// Makes the token of a sandbox: 32 random bytes in hexadecimal.
@@ -160,8 +167,45 @@ impl Store {
 
     /// The ids of all tokens, of which some may belong to no sandbox.
     pub(crate) fn token_ids(&self) -> io::Result<Vec<String>> {
-        let names = fs::read_dir(self.directory.join("tokens"))?;
+        let names = fs::read_dir(self.directory.join(TOKENS))?;
         Ok(names.filter_map(|file| file.ok()?.file_name().into_string().ok()).collect())
+    }
+}
+
+/// Refuses a directory that others can use, and one that has files but none of a state directory.
+fn check_ours(directory: &Path) -> Result<(), OpenError> {
+    let failed = |cause| OpenError::Disk { path: directory.to_owned(), cause };
+    let metadata = fs::metadata(directory).map_err(failed)?;
+    if metadata.mode() & 0o077 != 0 || metadata.uid() != geteuid().as_raw() {
+        return Err(OpenError::NotPrivate(directory.to_owned()));
+    }
+    let is_ours = [LOCK, INSTANCE].iter().any(|name| directory.join(name).exists());
+    if !is_ours && fs::read_dir(directory).map_err(failed)?.next().is_some() {
+        return Err(OpenError::NotOurs(directory.to_owned()));
+    }
+    Ok(())
+}
+
+/// Removes a state directory: what tl-host has written to it, files that begin with one of `more` too, and the directory
+/// itself if nothing else is in it. Returns whether it was.
+pub(crate) fn remove_all(directory: &Path, more: &[&str]) -> io::Result<bool> {
+    let is_one_of = |name: &str, names: &[&str]| {
+        names.iter().any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    };
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if DIRECTORIES.contains(&name) {
+            fs::remove_dir_all(entry.path())?;
+        } else if is_one_of(name, &[LOCK, INSTANCE]) || is_one_of(name, more) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    match fs::remove_dir(directory) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -174,7 +218,7 @@ fn private_file() -> OpenOptions {
 
 /// Reads the id of the state directory, or makes it.
 fn instance(directory: &Path) -> io::Result<String> {
-    let path = directory.join("instance");
+    let path = directory.join(INSTANCE);
     match fs::read_to_string(&path) {
         Ok(text) if text.len() == 32 => Ok(text),
         Ok(_) => {
@@ -202,7 +246,8 @@ fn read_record<T: Stored>(path: &Path) -> Result<T, String> {
 
 /// Replaces a file: the bytes are on disk under a temporary name before that is renamed.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension("new");
+    // Two threads may replace the same file.
+    let temporary = path.with_extension(format!("{}.new", random::hex::<4>()?));
     let written = write_and_rename(&temporary, path, bytes);
     if written.is_err() {
         // Best effort: the next start removes it too.
@@ -233,6 +278,8 @@ fn sync_parent(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::sandbox::model::Status;
     use crate::sandbox::testing::record;
@@ -267,6 +314,46 @@ mod tests {
         let (directory, _store) = open();
         let second = Store::open(&directory.path().join("state"));
         assert!(matches!(second, Err(OpenError::Locked(_))));
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused_and_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        let modes = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
+        fs::create_dir(&path).unwrap();
+        for loose in [0o755, 0o1777, 0o701] {
+            modes(loose);
+            assert!(matches!(Store::open(&path), Err(OpenError::NotPrivate(_))), "{loose:o}");
+            assert_eq!((mode(), fs::read_dir(&path).unwrap().count()), (loose, 0));
+        }
+        modes(0o700);
+        fs::write(path.join("notes"), "mine").unwrap();
+        assert!(matches!(Store::open(&path), Err(OpenError::NotOurs(_))));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        fs::remove_file(path.join("notes")).unwrap();
+        drop(Store::open(&path).unwrap());
+        fs::write(path.join("notes"), "mine").unwrap();
+        drop(Store::open(&path).unwrap());
+    }
+
+    #[test]
+    fn only_what_was_written_is_removed() {
+        let (directory, store) = open();
+        store.save(&record("a", Status::Running)).unwrap();
+        store.make_token("a").unwrap();
+        drop(store);
+        let state = directory.path().join("state");
+        for name in ["key", "key.5", "keys", "instance.12.new", "notes", "locksmith"] {
+            fs::write(state.join(name), "x").unwrap();
+        }
+        assert!(!remove_all(&state, &["key"]).unwrap());
+        let mut left: Vec<_> = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["keys", "locksmith", "notes"]);
+        left.iter().for_each(|name| fs::remove_file(state.join(name)).unwrap());
+        assert!(remove_all(&state, &["key"]).unwrap() && !state.exists());
     }
 
     #[test]

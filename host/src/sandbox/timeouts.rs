@@ -15,29 +15,25 @@ use crate::sandbox::{Sandboxes, now};
 const RETRY: Duration = Duration::from_secs(10);
 
 /// A sandbox whose time is over and which is being ended: it is not due meanwhile. However that ends, also with a panic, it
-/// can be due again, and unless it was ended it is, after [`RETRY`].
+/// can be due again, and if its time is over still it is, after [`RETRY`]: it was not ended, or it is in a state in which
+/// it cannot be.
 struct TimingOut {
     registry: Arc<Registry>,
     deadlines: Arc<Alarm>,
     id: String,
-    is_done: bool,
 }
 
 impl TimingOut {
     fn begin(registry: &Arc<Registry>, deadlines: &Arc<Alarm>, id: String) -> TimingOut {
         registry.change(|state| state.begin_timing_out(&id));
-        TimingOut { registry: Arc::clone(registry), deadlines: Arc::clone(deadlines), id, is_done: false }
-    }
-
-    fn finish(mut self, is_done: bool) {
-        self.is_done = is_done;
+        TimingOut { registry: Arc::clone(registry), deadlines: Arc::clone(deadlines), id }
     }
 }
 
 impl Drop for TimingOut {
     fn drop(&mut self) {
-        let retry = if self.is_done { None } else { Instant::now().checked_add(RETRY) };
-        self.registry.change(|state| state.end_timing_out(&self.id, retry));
+        let now = Instant::now();
+        self.registry.change(|state| state.end_timing_out(&self.id, now, now.checked_add(RETRY)));
         self.deadlines.ring();
     }
 }
@@ -67,8 +63,8 @@ impl Sandboxes {
         for id in due {
             let timing_out = TimingOut::begin(&self.registry, &self.deadlines, id);
             let end = move |sandboxes: &Arc<Sandboxes>| {
-                let ended = sandboxes.end_if_due(&timing_out.id);
-                timing_out.finish(ended);
+                sandboxes.end_if_due(&timing_out.id);
+                drop(timing_out);
             };
             // Without a thread, the closure is dropped, and what is due is tried again.
             if let Err(error) = self.spawn("timeout", end) {
@@ -79,16 +75,13 @@ impl Sandboxes {
         [next, next_old].into_iter().flatten().min()
     }
 
-    /// Ends a sandbox if its time is over still: it may have been suspended and resumed meanwhile. Returns whether there
-    /// is nothing more to do.
-    fn end_if_due(&self, id: &str) -> bool {
+    /// Ends a sandbox if its time is over still: it may have been suspended and resumed meanwhile.
+    fn end_if_due(&self, id: &str) {
         // It may have ended by itself.
-        let Ok(mut operation) = self.registry.begin(None, id, &self.store, None) else { return true };
-        self.end_now_if_due(&mut operation)
-            .inspect_err(|error| {
-                log::error!("sandbox {id} cannot be ended although its time is over: {error}");
-            })
-            .is_ok()
+        let Ok(mut operation) = self.registry.begin(None, id, &self.store, None) else { return };
+        if let Err(error) = self.end_now_if_due(&mut operation) {
+            log::error!("sandbox {id} cannot be ended although its time is over: {error}");
+        }
     }
 
     fn end_now_if_due(&self, operation: &mut Operation) -> Result<(), SandboxError> {
@@ -145,10 +138,18 @@ mod tests {
         let over = Instant::now();
         registry.change(|state| state.sandboxes.get_mut(&id).unwrap().deadline = Some(over));
         let begin = || TimingOut::begin(&registry, &deadlines, id.clone());
+        // In a state in which it cannot be ended yet, it is not due again at once.
         let done = begin();
         assert_eq!(state(), (true, Some(over)));
-        done.finish(true);
-        assert_eq!(state(), (false, Some(over)));
+        drop(done);
+        let (is_timing_out, deadline) = state();
+        assert!(!is_timing_out && deadline >= Some(over + RETRY), "{deadline:?}");
+        // One that was resumed meanwhile has the deadline that it was given.
+        let later = Instant::now() + RETRY / 2;
+        registry.change(|state| state.sandboxes.get_mut(&id).unwrap().deadline = Some(later));
+        drop(begin());
+        assert_eq!(state(), (false, Some(later)));
+        registry.change(|state| state.sandboxes.get_mut(&id).unwrap().deadline = Some(over));
         let timing_out = begin();
         let end = move || {
             let _timing_out = timing_out;

@@ -166,7 +166,11 @@ class Host:
         # The environment to paste, an empty line, and three lines to try.
         self.lines = [self.process.stdout.readline() for _ in range(5)]
         assert self.lines[0].startswith("export "), self.errors()
-        self.environment = dict(word.split("=", 1) for word in self.lines[0].split()[1:])
+        # As a shell that gets this line.
+        script = self.lines[0] + 'echo "$TENSORLAKE_API_URL $TENSORLAKE_API_KEY $TENSORLAKE_SANDBOX_PROXY_URL"'
+        values = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.split()
+        names = ["TENSORLAKE_API_URL", "TENSORLAKE_API_KEY", "TENSORLAKE_SANDBOX_PROXY_URL"]
+        self.environment = dict(zip(names, values, strict=True))
         self.url = self.environment["TENSORLAKE_API_URL"]
         self.proxy = self.environment["TENSORLAKE_SANDBOX_PROXY_URL"]
         self.key = self.environment["TENSORLAKE_API_KEY"]

@@ -33,7 +33,7 @@ fn is_alive(owner: &str) -> bool {
 /// Removes the containers that were left by a `doctor` that does not run any more. It is no error if that fails: the next
 /// one does it.
 pub(crate) fn remove_left(engine: &Engine) {
-    let containers = match engine.list(LABEL) {
+    let (containers, _) = match engine.list(LABEL) {
         Ok(containers) => containers,
         Err(error) => return log::debug!("the containers of `tl-host doctor` cannot be listed: {error}"),
     };

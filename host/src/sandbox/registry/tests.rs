@@ -1,4 +1,5 @@
 use super::*;
+use crate::sandbox::model::{Reason, Termination};
 use crate::sandbox::testing::record;
 use std::time::Duration;
 
@@ -104,11 +105,51 @@ fn what_the_disk_has_not_taken_is_not_seen() {
 #[test]
 fn what_an_operation_has_left_half_done_is_checked() {
     let (_directory, store, registry) = registry(Vec::new());
-    let is_asked_for = |id: &str| registry.lock().unchecked.contains(&id.repeat(21));
+    let is_asked_for = |id: &str| registry.lock().unchecked.contains_key(&id.repeat(21));
     drop(registry.add(record("a", Status::Pending), &store).unwrap());
     assert!(is_asked_for("a"));
     let mut whole = registry.add(record("b", Status::Pending), &store).unwrap();
     whole.save(|record| record.status = Status::Running).unwrap();
     drop(whole);
     assert!(!is_asked_for("b"));
+}
+
+#[test]
+fn a_check_that_is_postponed_keeps_no_other_waiting() {
+    let (_directory, store, registry) = registry(["a", "b"].map(|id| record(id, Status::Running)).to_vec());
+    let begun = Instant::now();
+    let pause = Duration::from_millis(200);
+    registry.change(|state| {
+        state.postpone_check(&"a".repeat(21), begun + pause);
+        state.ask_for_check(&"b".repeat(21));
+    });
+    assert_eq!(registry.begin_check("", &store).id(), "b".repeat(21));
+    // The other is due after its pause, and at once if something happens to it.
+    assert_eq!(registry.begin_check("", &store).id(), "a".repeat(21));
+    assert!(begun.elapsed() >= pause);
+    registry.change(|state| state.postpone_check(&"a".repeat(21), begun + Duration::from_secs(3600)));
+    registry.change(|state| state.ask_for_check(&"a".repeat(21)));
+    assert_eq!(registry.begin_check("", &store).id(), "a".repeat(21));
+}
+
+#[test]
+fn a_name_is_free_once_the_end_of_its_sandbox_has_begun() {
+    let named = |letter: &str| {
+        let mut record = record(letter, Status::Pending);
+        record.spec.name = Some("env".to_owned());
+        record
+    };
+    let (_directory, store, registry) = registry(Vec::new());
+    let mut first = registry.add(named("a"), &store).unwrap();
+    assert!(matches!(registry.add(named("b"), &store), Err(SandboxError::NameTaken(_))));
+    let ending = Termination { at: 1, reason: Reason::Failed, details: String::new() };
+    first.save(|record| record.ending = Some(ending)).unwrap();
+    assert!(registry.lock().find("env").is_none());
+    let second = registry.add(named("b"), &store).unwrap();
+    assert_eq!(registry.lock().find("env").map(|entry| entry.record.id.clone()), Some("b".repeat(21)));
+    drop((first, second));
+    // Also after a restart.
+    let records = registry.lock().sandboxes.values().map(|entry| entry.record.clone()).collect();
+    let again = Registry::new(records, Vec::new());
+    assert_eq!(again.lock().find("env").map(|entry| entry.record.id.clone()), Some("b".repeat(21)));
 }
