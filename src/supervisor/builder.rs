@@ -14,6 +14,7 @@ use super::actor::{Actor, Parts};
 use super::cgroups::Cgroups;
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
+use super::limits::DefaultLimits;
 use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
@@ -25,7 +26,7 @@ use super::trace::TraceStop;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
-use crate::model::UserSpec;
+use crate::model::{Limits, UserSpec};
 use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
@@ -69,6 +70,7 @@ pub struct Builder {
     session_idle: Duration,
     cgroup: Option<PathBuf>,
     no_new_privs: bool,
+    default_limits: Limits,
     callbacks: Callbacks,
 }
 
@@ -126,6 +128,7 @@ impl Builder {
             session_idle: Duration::from_secs(300),
             cgroup: None,
             no_new_privs: false,
+            default_limits: Limits::default(),
             callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
         }
     }
@@ -197,6 +200,24 @@ impl Builder {
     /// [`SpecBuilder::no_new_privs`](crate::SpecBuilder::no_new_privs), whatever its spec says. False by default.
     pub fn no_new_privs(mut self, deny: bool) -> Self {
         self.no_new_privs = deny;
+        self
+    }
+
+    /// Limits for each run of processes and terminal sessions whose spec does not set the same limit. One that is not
+    /// available here is left out, and logged once.
+    ///
+    /// ```
+    /// use tl_supervisor::{Limits, Supervisor, UserSpec};
+    ///
+    /// let mut limits = Limits::default();
+    /// limits.open_files = Some(256);
+    /// let dir = tempfile::tempdir()?;
+    /// let builder = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current());
+    /// let supervisor = builder.default_limits(limits).start()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn default_limits(mut self, limits: Limits) -> Self {
+        self.default_limits = limits;
         self
     }
 
@@ -288,6 +309,8 @@ impl Builder {
         )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
+        let (mut default_limits, limit_warnings) = DefaultLimits::new(self.default_limits);
+        warnings.extend(limit_warnings);
         let default_user = Arc::new(self.default_user.clone());
         let bounds =
             Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
@@ -297,6 +320,7 @@ impl Builder {
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
+            default_limits.report(cgroups.controllers());
             spawner.limit_tasks(nproc);
             spawner.start_server();
             let parts = Parts {
@@ -311,6 +335,7 @@ impl Builder {
                 on_managed_start,
                 spawner,
                 cgroups,
+                default_limits,
                 default_user: self.default_user,
                 base_env: self.base_env,
                 descriptors: Share::of(max_files, budget.connections),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::mailbox::MessageSender;
 use super::message::Message;
 use crate::oom::OomThread;
-use tl_os::cgroup::{Leaf, Slice, probe};
+use tl_os::cgroup::{Controllers, Leaf, Slice, probe};
 use tl_os::spawn::SpawnError;
 
 /// Consequence of having no cgroup, for warnings.
@@ -90,6 +90,14 @@ impl Cgroups {
     /// Whether the slice limits the number of tasks.
     pub(super) fn limit_tasks(&self) -> bool {
         matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
+    }
+
+    /// The controllers that limit units; none without a slice.
+    pub(super) fn controllers(&self) -> Controllers {
+        match &self.state {
+            State::Usable(slice) => slice.controllers(),
+            State::Never | State::Lost(_) => Controllers::default(),
+        }
     }
 
     /// Calls `start` with an empty leaf, or with None if there is no usable slice. Returns its result and

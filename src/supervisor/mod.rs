@@ -9,6 +9,7 @@ mod ending;
 pub(crate) mod fd_budget;
 mod handle;
 mod launch;
+mod limits;
 mod mailbox;
 mod memory_return;
 mod message;
@@ -30,6 +31,7 @@ mod trace;
 mod tree_checks;
 mod tree_watch;
 mod trees;
+mod usage;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -41,6 +43,7 @@ pub use pty::Attached;
 pub(crate) use replies::Census;
 pub use replies::{Counts, SessionKey, Started, Stdin};
 pub use trace::TraceStop;
+pub(crate) use usage::UsageSums;
 
 use fd_budget::Budget;
 use message::{Command, Message};
