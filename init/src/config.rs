@@ -115,7 +115,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         max_sessions: get("max-pty-sessions").positive()?,
         session_idle: get("pty-idle-secs").seconds(0.001)?,
         max_connections: get("max-connections").positive()?,
-        metrics_per_process: get("metrics-per-process").words(),
+        metrics_per_process: get("metrics-per-process").names()?,
         max_body: get("max-body").size()?,
         max_head: get("max-head").size()?,
         head_time: get("head-secs").seconds(0.001)?,
@@ -186,6 +186,18 @@ impl OptionValue<'_> {
     /// The values of a list.
     fn words(&self) -> Vec<String> {
         self.text().split([' ', '\t', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// A list of names of managed processes.
+    fn names(&self) -> Result<Vec<String>, InvalidValue> {
+        let is_name = |name: &str| {
+            !name.contains('/') && ![".", ".."].contains(&name) && !name.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let names = self.words();
+        match names.iter().find(|name| !is_name(name)) {
+            Some(wrong) => Err(self.refused(&format!("{wrong:?} is not a name of a managed process"))),
+            None => Ok(names),
+        }
     }
 
     fn limits(&self) -> Result<Limits, InvalidValue> {
