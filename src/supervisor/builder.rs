@@ -11,7 +11,7 @@ use nix::unistd::{getegid, geteuid};
 
 use super::Supervisor;
 use super::actor::{Actor, Parts};
-use super::cgroups::Cgroups;
+use super::cgroups::{Cgroups, limit_tasks};
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
 use super::limits::DefaultLimits;
@@ -21,7 +21,6 @@ use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
 use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
-use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
@@ -32,9 +31,7 @@ use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
 use tl_os::spawn::Spawner;
-use tl_os::task_limits;
 use tl_os::thread;
-use tl_os::user_namespace::has_own_users;
 use tl_os::wait::become_subreaper;
 
 /// Options of a [`Supervisor`], created by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
@@ -297,11 +294,7 @@ impl Builder {
         let remover = output.remover();
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let trees = Trees::start(
-            move |report| to_self.send(Message::Trees(report)),
-            move || died.send(Message::ThreadDied("trees")),
-        )?;
+        let trees = trees(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let resolver = Resolver::start(
             move |answer| to_self.send(Message::UserResolved(answer)),
@@ -309,8 +302,8 @@ impl Builder {
         )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
-        let (mut default_limits, limit_warnings) = DefaultLimits::new(self.default_limits);
-        warnings.extend(limit_warnings);
+        let (default_limits, left_out) = DefaultLimits::new(self.default_limits);
+        warnings.extend(left_out);
         let default_user = Arc::new(self.default_user.clone());
         let bounds =
             Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
@@ -320,7 +313,6 @@ impl Builder {
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
-            default_limits.report(cgroups.controllers());
             spawner.limit_tasks(nproc);
             spawner.start_server();
             let parts = Parts {
@@ -334,8 +326,8 @@ impl Builder {
                 on_main_thread,
                 on_managed_start,
                 spawner,
+                default_limits: default_limits.reported(cgroups.controllers()),
                 cgroups,
-                default_limits,
                 default_user: self.default_user,
                 base_env: self.base_env,
                 descriptors: Share::of(max_files, budget.connections),
@@ -369,30 +361,9 @@ impl Builder {
     }
 }
 
-/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup
-/// limits tasks.
-fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
-    let kernel = task_limit::Kernel {
-        pids: task_limits::pid_max(),
-        threads: task_limits::threads_max(),
-        cgroup: task_limits::lowest_pids_max(),
-        own_users: has_own_users(),
-    };
-    let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
-    let max = requested.or_else(|| kernel.for_each_user(connections));
-    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
-        log::warn!("RLIMIT_NPROC: {error}");
-        None
-    });
-    if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
-        match task_limits::nproc() {
-            Ok(current) if current < requested => {
-                log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
-            }
-            _ => log::warn!("no cgroup limits tasks: {requested} of each user but root (RLIMIT_NPROC)"),
-        }
-    }
-    (cgroups, nproc)
+fn trees(messages: MessageSender) -> io::Result<Trees> {
+    let died = messages.clone();
+    Trees::start(move |report| messages.send(Message::Trees(report)), move || died.send(Message::ThreadDied("trees")))
 }
 
 pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {

@@ -163,10 +163,14 @@ impl Handle {
         self.call(|reply| Command::Usage(target.clone(), reply))
     }
 
+    /// Like [`usage`](Handle::usage). None also if the supervisor thread does not answer until the deadline.
+    pub(crate) fn usage_until(&self, target: &Target, deadline: Instant) -> Option<Usage> {
+        self.begin(|reply| Command::Usage(target.clone(), reply)).wait_until(deadline)?.ok()
+    }
+
     /// The sums of what all processes have used, by their status, sessions aside. None if the supervisor thread does not
-    /// answer within `timeout` in all, or has ended.
-    pub(crate) fn usage_sums(&self, timeout: Duration) -> Option<[UsageSums; 4]> {
-        let deadline = Instant::now() + timeout;
+    /// answer until the deadline, or has ended.
+    pub(crate) fn usage_sums(&self, deadline: Instant) -> Option<[UsageSums; 4]> {
         let (mut sums, mut after) = ([UsageSums::default(); 4], None);
         loop {
             let page = self.begin(|reply| Command::UsagePage(after, reply)).wait_until(deadline)?.ok()?;

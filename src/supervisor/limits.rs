@@ -92,6 +92,12 @@ impl DefaultLimits {
         Ok((!all.is_empty()).then(|| Arc::new(all)))
     }
 
+    /// These limits, after those that these controllers cannot set were logged.
+    pub(super) fn reported(mut self, has: Controllers) -> DefaultLimits {
+        self.report(has);
+        self
+    }
+
     /// Logs which default limits these controllers cannot set, if these are others than before.
     pub(super) fn report(&mut self, has: Controllers) {
         let left_out: Vec<&str> = missing(&self.limits, has).map(|(name, _)| name).collect();
@@ -128,7 +134,9 @@ pub(super) fn prepare(
     leaf: Option<&Leaf>,
 ) -> Result<Result<Option<Arc<Limits>>, Error>, SpawnError> {
     let has = leaf.map_or(Controllers::default(), Leaf::controllers);
-    defaults.report(has);
+    if !defaults.limits.is_empty() {
+        defaults.report(has);
+    }
     let limits = match (defaults.apply(requested, has), leaf) {
         (Ok(Some(limits)), Some(leaf)) => set(leaf, &limits)?.map(|()| Some(limits)),
         (limits, _) => limits,

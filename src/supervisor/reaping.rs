@@ -148,6 +148,13 @@ impl Actor {
                 self.parts.cgroups.leader_was_killed();
             }
         }
+        if exit == Exit::OomKilled
+            && let Some(key) = self.current_run(id)
+            && matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.was_oom_killed_as_a_whole())
+        {
+            // The kernel spares processes that have set their `oom_score_adj` to -1000.
+            self.kill_run(key);
+        }
         self.step(id, now, Event::Exited(exit));
         if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none())
             && let Some(key) = self.current_run(id)
@@ -171,7 +178,7 @@ impl Actor {
                 }
             }
         }
-        // The kernel spares processes that have set their `oom_score_adj` to -1000.
+        // The leader may be one of those that the kernel spares.
         whole.into_iter().for_each(|key| self.kill_run(key));
     }
 }

@@ -155,3 +155,27 @@ def test_default_limits_and_those_of_a_service_file_apply(boot):
         assert (limits["processes"], limits["memory_bytes"], limits["cpus"]) == (3, 67108864, None), limits
         own = "cat /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/pids.max"
         assert sandbox.run("sh", ["-c", own], user="root").stdout == "20"
+
+
+def test_a_limit_that_no_program_fits_into_ends_it(machine, sandbox):
+    status, told = machine.http(
+        "POST", "/processes", {"command": "sleep", "args": ["6903"], "limits": {"memory_bytes": 4096}}
+    )
+    assert status in (201, 503), told
+    if status == 201:
+        ended = machine.http("GET", f"/processes/{told['pid']}/wait?timeout=30")[1]
+        assert ended["status"] == "oom_killed", ended
+    assert sandbox.run("echo", ["here"]).stdout == "here"
+
+
+def test_a_controller_that_is_taken_away_is_given_back_or_refused(machine, sandbox):
+    """Somebody has taken the controller from the cgroup of all units: another one is made, or the start is refused."""
+    take = "for slice in /sys/fs/cgroup/tl-units.*; do echo -pids >$slice/cgroup.subtree_control; done"
+    sandbox.run("sh", ["-c", take], user="root")
+    own = "cat /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)/pids.max"
+    body = {"command": "sh", "args": ["-c", own], "limits": {"processes": 7}}
+    status, told = machine.http("POST", "/processes", body)
+    assert (status, told.get("code")) in [(201, None), (400, "LIMIT_NOT_AVAILABLE")], told
+    if status == 201:
+        until("it has ended", lambda: sandbox.get_process(told["pid"]).status != "running")
+        assert sandbox.get_stdout(told["pid"]).lines == ["7"]

@@ -1,7 +1,7 @@
 //! The usage of processes, as part of the metrics: sums by the status of the processes, and series of the processes that
 //! were asked for by their names.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use crate::http::api::Api;
 use crate::http::api::metrics::STATUSES;
@@ -18,13 +18,14 @@ type Part = fn(&UsageSums) -> u64;
 /// A part of the usage of one process.
 type NamedPart = fn(&Usage) -> Option<u64>;
 
-/// Writes the usage of processes. The sums are left out if the supervisor does not tell them within `patience`.
-pub(super) fn write(api: &Api, page: &mut Page, patience: Duration) {
-    if let Some(sums) = api.handle.usage_sums(patience) {
+/// Writes the usage of processes. The sums are left out if the supervisor does not tell them until the deadline.
+pub(super) fn write(api: &Api, page: &mut Page, deadline: Instant) {
+    if let Some(sums) = api.handle.usage_sums(deadline) {
         write_sums(page, &sums);
     }
     let named = api.metrics_per_process.iter();
-    let named = named.filter_map(|name| Some((name.as_str(), api.handle.usage(&Target::Name(name.clone())).ok()?)));
+    let named =
+        named.filter_map(|name| Some((name.as_str(), api.handle.usage_until(&Target::Name(name.clone()), deadline)?)));
     let named: Vec<(&str, Usage)> = named.collect();
     if !named.is_empty() {
         write_named(page, &named);
