@@ -94,7 +94,7 @@ impl Cpus {
 impl Serialize for Cpus {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         // A whole number is written as one.
-        if self.0 % WHOLE == 0 { to.serialize_u32(self.0 / WHOLE) } else { to.serialize_f64(self.as_f64()) }
+        if self.0.is_multiple_of(WHOLE) { to.serialize_u32(self.0 / WHOLE) } else { to.serialize_f64(self.as_f64()) }
     }
 }
 

@@ -119,7 +119,9 @@ impl Actor {
             && leaf.is_empty()
             && let Some(usage) = leaf.usage()
         {
-            member.context.last_usage = LastUsage::Tree(Box::new(usage));
+            // Zombies count as tasks until they are reaped.
+            let tasks = usage.tasks.map(|_| 0);
+            member.context.last_usage = LastUsage::Tree(Box::new(usage::Usage { tasks, ..usage }));
         }
     }
 }
