@@ -1,4 +1,4 @@
-//! What processes have used (docs/api.md, Usage), and limits where no cgroup has controllers. Those that need
+//! What processes have used (docs/api.md, Process control), and limits where no cgroup has controllers. Those that need
 //! controllers are in `tests/vm/test_usage.py`.
 
 use std::io::Write;

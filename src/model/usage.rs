@@ -13,7 +13,7 @@ pub enum UsageScope {
     Leader,
 }
 
-/// What the current run of a process, or its last one, has used; its `Serialize` form is that of docs/api.md, Usage. What
+/// What the current run of a process, or its last one, has used; its `Serialize` form is that of docs/api.md, Process control. What
 /// cannot be known is None.
 ///
 /// ```

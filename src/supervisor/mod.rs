@@ -11,6 +11,7 @@ mod handle;
 mod launch;
 mod limits;
 mod mailbox;
+mod measure;
 mod memory_return;
 mod message;
 mod probes;

@@ -111,7 +111,7 @@ def test_a_limit_on_processes_stops_a_fork_bomb(machine, sandbox):
 def test_the_usage_agrees_with_what_a_program_did(machine, sandbox):
     # 40 MiB in a file in memory. `times` is a builtin, which a pipe would put into a shell of its own. The shell tells its own CPU time and that of its children.
     write = "dd if=/dev/zero of=/dev/shm/known bs=1M count=40 2>/dev/null"
-    burn = "n=0; while [ $n -lt 20000 ]; do n=$((n + 1)); done; times >/tmp/times; echo $(cat /tmp/times); read end"
+    burn = "n=0; while [ $n -lt 60000 ]; do n=$((n + 1)); done; times >/tmp/times; echo $(cat /tmp/times); read end"
     script = f"mkdir -p /dev/shm; {write}; {burn}; rm /dev/shm/known"
     pid = start(machine, script, stdin_mode="pipe")["pid"]
     until("it is done", lambda: len(sandbox.get_stdout(pid).lines) == 1)

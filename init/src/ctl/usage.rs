@@ -56,8 +56,8 @@ pub(crate) fn cpu_time(ms: u64) -> String {
 fn size(bytes: u64) -> String {
     let (shift, unit) = match bytes {
         0..1024 => return bytes.to_string(),
-        0..0x10_0000 => (10, 'K'),
-        0..0x4000_0000 => (20, 'M'),
+        1024..0x10_0000 => (10, 'K'),
+        0x10_0000..0x4000_0000 => (20, 'M'),
         _ => (30, 'G'),
     };
     let tenths = (u128::from(bytes) * 10) >> shift;

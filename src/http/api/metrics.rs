@@ -22,8 +22,7 @@ const CODES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "disconnected"];
 /// How long requests may take, as values of the label `kind`.
 const DURATIONS: [&str; 3] = ["short", "start", "long"];
 
-/// The values of the label `status` of processes.
-pub(super) const STATUSES: [&str; 4] = ["running", "exited", "signaled", "oom_killed"];
+const STATUSES: [&str; 4] = ["running", "exited", "signaled", "oom_killed"];
 const MANAGED: [&str; 4] = ["starting", "running", "backing_off", "stopped"];
 const SESSIONS: [&str; 2] = ["alive", "ended"];
 
@@ -78,7 +77,7 @@ pub(crate) fn scrape(api: &Api, request: &Request<'_>) -> Response {
     page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     if let Some(census) = &census {
         write_census(&mut page, census);
-        usage_metrics::write(api, &mut page, deadline);
+        usage_metrics::write(api, &mut page, &STATUSES, deadline);
     }
     METRICS.write(&mut page);
     write_requests(&mut page, request);

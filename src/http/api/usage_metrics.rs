@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use crate::http::api::Api;
-use crate::http::api::metrics::STATUSES;
 use crate::metrics::{Kind, Page};
 use crate::model::{Target, Usage};
 use crate::supervisor::UsageSums;
@@ -18,10 +17,10 @@ type Part = fn(&UsageSums) -> u64;
 /// A part of the usage of one process.
 type NamedPart = fn(&Usage) -> Option<u64>;
 
-/// Writes the usage of processes. The sums are left out if the supervisor does not tell them until the deadline.
-pub(super) fn write(api: &Api, page: &mut Page, deadline: Instant) {
+/// Writes the usage of processes, whose statuses have these names. The sums are left out if the supervisor does not tell them until the deadline.
+pub(super) fn write(api: &Api, page: &mut Page, statuses: &[&str; 4], deadline: Instant) {
     if let Some(sums) = api.handle.usage_sums(deadline) {
-        write_sums(page, &sums);
+        write_sums(page, statuses, &sums);
     }
     let named = api.metrics_per_process.iter();
     let named =
@@ -33,10 +32,10 @@ pub(super) fn write(api: &Api, page: &mut Page, deadline: Instant) {
 }
 
 #[cold]
-fn write_sums(page: &mut Page, sums: &[UsageSums; 4]) {
+fn write_sums(page: &mut Page, statuses: &[&str; 4], sums: &[UsageSums; 4]) {
     let help = "CPU time of the processes that are kept, by their status. It falls when ended ones are forgotten.";
     page.family("processes_cpu_seconds", Kind::Gauge, help);
-    for (status, sums) in STATUSES.iter().zip(sums) {
+    for (status, sums) in statuses.iter().zip(sums) {
         for (mode, ms) in MODES.iter().zip([sums.cpu_user_ms, sums.cpu_system_ms]) {
             page.sample(&[("status", status), ("mode", mode)], seconds(ms));
         }
@@ -56,7 +55,7 @@ fn write_sums(page: &mut Page, sums: &[UsageSums; 4]) {
     ];
     for (name, help, part) in parts {
         page.family(name, Kind::Gauge, help);
-        for (status, sums) in STATUSES.iter().zip(sums) {
+        for (status, sums) in statuses.iter().zip(sums) {
             page.sample(&[("status", status)], part(sums));
         }
     }
