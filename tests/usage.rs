@@ -120,7 +120,7 @@ fn the_usage_of_a_thousand_processes_takes_less_than_a_second_over_one_connectio
         fastest = fastest.min(begun.elapsed().as_millis());
     }
     println!("1,000 usages: {fastest} ms");
-    // Ten times what docs/performance.md promises of an idle machine.
+    // Ten times the goal for an idle machine.
     assert!(fastest < 1000, "{fastest} ms");
 }
 
