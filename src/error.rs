@@ -79,6 +79,14 @@ pub enum Error {
     /// The working directory does not exist or is not a directory.
     #[error("`working_dir`: there is no directory {0:?}")]
     WorkingDirNotFound(String),
+    /// A limit needs a cgroup with a controller that is not available. Nothing was started.
+    #[error("`limits.{limit}` is not available here: there is no cgroup with the controller `{controller}`")]
+    LimitNotAvailable {
+        /// The name of the limit.
+        limit: &'static str,
+        /// The name of the controller.
+        controller: &'static str,
+    },
     /// The operation needs a privilege that the supervisor or the user does not have.
     #[error(transparent)]
     PermissionDenied(SystemFailure),

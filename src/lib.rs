@@ -58,9 +58,10 @@ mod users;
 pub use error::{Error, SpecError, SystemFailure};
 pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
 pub use model::{
-    Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, ManagedInfo, ManagedSpec, ManagedStatus, Millis,
-    OutputMode, Pid, Pipes, Policy, ProcessInfo, ProcessSpec, RestartPolicy, RunEnd, Signal, SignalScope, SpecBuilder,
-    Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, UserSpec,
+    Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, ManagedInfo, ManagedSpec,
+    ManagedStatus, Millis, OutputMode, Pid, Pipes, Policy, ProcessInfo, ProcessSpec, RestartPolicy, RunEnd, Signal,
+    SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, Usage, UsageScope,
+    UserSpec,
 };
 pub use pending::Pending;
 pub use rate_limit::RateLimit;

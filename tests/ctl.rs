@@ -382,6 +382,34 @@ fn colours_are_for_terminals_only_and_can_be_turned_off() {
 }
 
 #[test]
+fn usage_shows_what_a_process_has_used() {
+    let daemon = start_daemon();
+    let pid = daemon.sh("exit 0");
+    daemon.wait_for_end(pid);
+    let pid = pid.to_string();
+    let text = out_of(&daemon, &["usage", &pid]);
+    assert!(
+        text.starts_with("Scope:      ") && text.contains("User CPU:   0.") && text.contains("Peak:       "),
+        "{text}"
+    );
+    let usage = json_of(&daemon, &["--json", "usage", &pid]);
+    assert_eq!(usage, daemon.get(&format!("/processes/{pid}/usage")).expect(200));
+    expect_failure(&ctl(&daemon, &["usage", "nothing"]), 1, "nothing");
+}
+
+#[test]
+fn limits_of_a_command_are_sent_with_it() {
+    let daemon = start_daemon();
+    let limit = ["run", "--limit", "open-files=99", "--limit=open-files=88", "--", "sh", "-c", "ulimit -n"];
+    assert_eq!(out_of(&daemon, &limit), "88\n", "the last one counts");
+    let start = ["start", "--json", "--limit", "open-files=77", "--", "sleep", "6011"];
+    assert_eq!(json_of(&daemon, &start)["limits"]["open_files"], 77);
+    let beyond = ["run", "--limit", "memory=8000000G", "true"];
+    expect_failure(&ctl(&daemon, &beyond), 1, "`limits.memory_bytes` must be at most");
+    expect_failure(&ctl(&daemon, &["run", "--limit", "memory=x", "true"]), 2, "--limit must have a number of bytes");
+}
+
+#[test]
 fn top_shows_the_processes_as_often_as_asked() {
     let daemon = start_daemon();
     daemon.sh("sleep 6010");

@@ -68,3 +68,4 @@ mod token_secrecy;
 mod tunnels;
 mod unreachable_clients;
 mod uploads;
+mod usage;

@@ -44,6 +44,7 @@ fn process_info_has_all_documented_fields() {
         "args",
         "started_at",
         "ended_at",
+        "limits",
         "managed",
     ];
     for field in fields {
@@ -56,7 +57,7 @@ fn process_info_has_all_documented_fields() {
     assert!(begun <= over && over <= now && now - begun < 60_000, "{ended} at {now}");
     let expected = json!({"handle": info["handle"], "pid": pid, "status": "exited", "exit_code": 3, "signal": null,
         "oom_killed": false, "stdin_writable": false, "command": "sh", "args": args, "started_at": begun,
-        "ended_at": over, "managed": null});
+        "ended_at": over, "limits": null, "managed": null});
     assert_eq!(ended, expected);
     assert_eq!(daemon.list(), [expected]);
     let running = daemon.start_process(&json!({"command": "sleep", "args": ["4500"]}));

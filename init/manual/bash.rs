@@ -120,7 +120,9 @@ fn cases<'a>(options: impl Iterator<Item = &'a Opt>, indent: &str) -> String {
             Kind::File => "COMPREPLY=($(compgen -f -- \"$current\")); return".to_owned(),
             Kind::Directory => "COMPREPLY=($(compgen -d -- \"$current\")); return".to_owned(),
             Kind::OneOf(words) => format!("COMPREPLY=($(compgen -W '{}' -- \"$current\")); return", words.join(" ")),
-            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => "return".to_owned(),
+            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable | Kind::Limit => {
+                "return".to_owned()
+            }
         };
         for form in forms_of(option) {
             // `-n` of two commands: the first one counts.

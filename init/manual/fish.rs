@@ -54,7 +54,7 @@ fn options(options: &[Opt], condition: &str) -> String {
             Kind::File => " -rF".to_owned(),
             Kind::Directory => " -xa '(__fish_complete_directories)'".to_owned(),
             Kind::OneOf(words) => format!(" -xa '{}'", words.join(" ")),
-            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => " -x".to_owned(),
+            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable | Kind::Limit => " -x".to_owned(),
         };
         let letter = option.letter.map_or(String::new(), |letter| format!(" -s {letter}"));
         let (name, help) = (option.name, plain(option.help));

@@ -132,6 +132,7 @@ pub(crate) fn tlctl(version: &str) -> String {
     page.section("EXAMPLES");
     page.example(&[
         "tlctl run -- make test",
+        "tlctl run --limit memory=256M --limit cpus=0.5 -- make test",
         "tlctl start --name web --restart always -- python3 -m http.server 8080",
         "tlctl logs -f -n 20 web",
         "tlctl signal web HUP",
@@ -155,7 +156,14 @@ fn notes(page: &mut Page) {
          A command without input is killed by the daemon as soon as the connection ends, whatever the reason.",
     );
     page.paragraph(
-        "**top** shows what the list of processes has: state, time and restarts. CPU time and memory are not part of it.",
+        "**top** and **usage** show what the API measures: where the process has a cgroup that counts memory, of its whole \
+         tree, otherwise of its leader. **CPU%** of **top** is the CPU time since the last update, 100 for one whole CPU, \
+         and empty at the first one.",
+    );
+    page.paragraph(
+        "The names of **--limit** are **memory** and **memory-high** (bytes, or with K, M or G), **cpus** (such as 0.5), \
+         **cpu-weight** (1 to 10000), **processes** and **open-files**. All but the last one need a cgroup with a \
+         controller; where that is missing, the command is not started.",
     );
     page.paragraph(
         "**--json** prints one JSON document; **logs --follow**, **run** and **top** print one for each event or update, \

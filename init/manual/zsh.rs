@@ -64,10 +64,12 @@ fn specs(options: &[Opt]) -> String {
             Kind::File => format!(":{}:_files", option.value),
             Kind::Directory => format!(":{}:_files -/", option.value),
             Kind::OneOf(words) => format!(":{}:({})", option.value, words.join(" ")),
-            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => format!(":{}: ", option.value),
+            Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable | Kind::Limit => {
+                format!(":{}: ", option.value)
+            }
         };
         let help = plain(option.help);
-        let repeat = if option.kind == Kind::Variable { "*" } else { "" };
+        let repeat = if matches!(option.kind, Kind::Variable | Kind::Limit) { "*" } else { "" };
         if let Some(letter) = option.letter {
             text += &format!(" \\\n        '{repeat}-{letter}[{help}]{value}'");
         }

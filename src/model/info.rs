@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Exit, HealthCheck, Millis, Pid, RestartPolicy, RunEnd, UnitId};
+use super::{Exit, HealthCheck, Limits, Millis, Pid, RestartPolicy, RunEnd, UnitId};
 
 /// Status of the current run of a process, or of its last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -143,6 +143,8 @@ pub struct ProcessInfo {
     pub started_at: Millis,
     /// When the run ended; None while it is running.
     pub ended_at: Option<Millis>,
+    /// The limits of the current run, or of the last one, the supervisor's default ones included; None if it has none.
+    pub limits: Option<Arc<Limits>>,
     /// Its supervision; None if it is not managed.
     pub managed: Option<ManagedInfo>,
 }

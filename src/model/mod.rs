@@ -4,12 +4,14 @@
 //! those of the process API (docs/api.md, Data model).
 
 mod info;
+mod limits;
 mod managed;
 mod occurrence;
 mod signal;
 mod spec;
 mod stdio;
 pub(crate) mod terminal_size;
+mod usage;
 mod user;
 
 use std::convert::Infallible;
@@ -19,6 +21,8 @@ use std::str::FromStr;
 use serde::Serialize;
 
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
+pub(crate) use limits::MAX_CPU_WEIGHT;
+pub use limits::{Cpus, Limits};
 pub(crate) use managed::MAX_MS;
 pub use managed::{HealthCheck, HealthKind, ManagedSpec, Policy, RestartPolicy};
 pub use occurrence::{Occurrence, RestartReason};
@@ -27,6 +31,7 @@ pub(crate) use spec::MAX_TIMEOUT;
 pub use spec::{ProcessSpec, SpecBuilder};
 pub use stdio::{OutputMode, Pipes, StdinMode, Stdio};
 pub use terminal_size::TerminalSize;
+pub use usage::{Usage, UsageScope};
 pub(crate) use user::NO_ID;
 pub use user::UserSpec;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Leftovers, ManagedSpec, Stdio, UserSpec};
+use super::{Leftovers, Limits, ManagedSpec, Stdio, UserSpec};
 use crate::error::SpecError;
 
 /// The longest timeout of a process: ten years.
@@ -28,6 +28,8 @@ pub struct ProcessSpec {
     pub(crate) timeout: Option<Duration>,
     pub(crate) managed: Option<Arc<ManagedSpec>>,
     pub(crate) leftovers: Leftovers,
+    /// None if there is no limit.
+    pub(crate) limits: Option<Arc<Limits>>,
     pub(crate) no_new_privs: bool,
 }
 
@@ -49,6 +51,7 @@ impl ProcessSpec {
                 timeout: None,
                 managed: None,
                 leftovers: Leftovers::Keep,
+                limits: None,
                 no_new_privs: false,
             },
         }
@@ -161,6 +164,12 @@ impl SpecBuilder {
         self
     }
 
+    /// Limits for each run; by default those of [`Builder::default_limits`](crate::Builder::default_limits), if any.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.spec.limits = (!limits.is_empty()).then(|| Arc::new(limits));
+        self
+    }
+
     /// Whether the process, and what it executes, can gain no privileges by programs with set-user-ID, set-group-ID or
     /// file capabilities, such as sudo (PR_SET_NO_NEW_PRIVS). By default it can, unless
     /// [`Builder::no_new_privs`](crate::Builder::no_new_privs) denies it to all processes.
@@ -206,6 +215,7 @@ impl SpecBuilder {
             let problem = format!("must be at most {} seconds, ten years", MAX_TIMEOUT.as_secs());
             return Err(SpecError::new("timeout", problem));
         }
+        spec.limits.as_deref().map_or(Ok(()), Limits::validate)?;
         spec.managed.as_deref().map_or(Ok(()), ManagedSpec::validate)?;
         Ok(spec)
     }
@@ -247,6 +257,8 @@ mod tests {
         refused(plain().env("A", "\0").build(), "env.A");
         refused(plain().working_dir("").build(), "working_dir");
         refused(plain().user(UserSpec::from(u32::MAX)).build(), "user");
+        let limits = Limits { processes: Some(0), ..Limits::default() };
+        refused(plain().limits(limits).build(), "limits.processes");
         let managed = ManagedSpec { stop_grace: Duration::MAX, ..ManagedSpec::new(Policy::Never) };
         refused(plain().managed(managed).build(), "stop_grace_ms");
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::cgroups::Cgroups;
 use super::context::{LogSource, UnitContext};
 use super::fd_budget::Share;
+use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
@@ -49,6 +50,7 @@ pub(super) struct Parts {
     pub(super) on_managed_start: Box<dyn FnMut(Started) + Send>,
     pub(super) spawner: Spawner,
     pub(super) cgroups: Cgroups,
+    pub(super) default_limits: DefaultLimits,
     pub(super) default_user: UserSpec,
     pub(super) base_env: Vec<(String, String)>,
     /// The descriptors that processes may take, for pipes, logs and probes.

@@ -11,29 +11,27 @@ use nix::unistd::{getegid, geteuid};
 
 use super::Supervisor;
 use super::actor::{Actor, Parts};
-use super::cgroups::Cgroups;
+use super::cgroups::{Cgroups, limit_tasks};
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
+use super::limits::DefaultLimits;
 use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
 use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
-use super::task_limit;
 use super::trace::TraceStop;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
-use crate::model::UserSpec;
+use crate::model::{Limits, UserSpec};
 use crate::output::Output;
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
 use tl_os::spawn::Spawner;
-use tl_os::task_limits;
 use tl_os::thread;
-use tl_os::user_namespace::has_own_users;
 use tl_os::wait::become_subreaper;
 
 /// Options of a [`Supervisor`], created by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
@@ -69,6 +67,7 @@ pub struct Builder {
     session_idle: Duration,
     cgroup: Option<PathBuf>,
     no_new_privs: bool,
+    default_limits: Limits,
     callbacks: Callbacks,
 }
 
@@ -126,6 +125,7 @@ impl Builder {
             session_idle: Duration::from_secs(300),
             cgroup: None,
             no_new_privs: false,
+            default_limits: Limits::default(),
             callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
         }
     }
@@ -197,6 +197,24 @@ impl Builder {
     /// [`SpecBuilder::no_new_privs`](crate::SpecBuilder::no_new_privs), whatever its spec says. False by default.
     pub fn no_new_privs(mut self, deny: bool) -> Self {
         self.no_new_privs = deny;
+        self
+    }
+
+    /// Limits for each run of processes and terminal sessions whose spec does not set the same limit. One that is not
+    /// available here is left out, and logged once.
+    ///
+    /// ```
+    /// use tl_supervisor::{Limits, Supervisor, UserSpec};
+    ///
+    /// let mut limits = Limits::default();
+    /// limits.open_files = Some(256);
+    /// let dir = tempfile::tempdir()?;
+    /// let builder = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current());
+    /// let supervisor = builder.default_limits(limits).start()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn default_limits(mut self, limits: Limits) -> Self {
+        self.default_limits = limits;
         self
     }
 
@@ -276,11 +294,7 @@ impl Builder {
         let remover = output.remover();
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let trees = Trees::start(
-            move |report| to_self.send(Message::Trees(report)),
-            move || died.send(Message::ThreadDied("trees")),
-        )?;
+        let trees = trees(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
         let resolver = Resolver::start(
             move |answer| to_self.send(Message::UserResolved(answer)),
@@ -288,6 +302,8 @@ impl Builder {
         )?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
+        let (default_limits, left_out) = DefaultLimits::new(self.default_limits);
+        warnings.extend(left_out);
         let default_user = Arc::new(self.default_user.clone());
         let bounds =
             Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
@@ -310,6 +326,7 @@ impl Builder {
                 on_main_thread,
                 on_managed_start,
                 spawner,
+                default_limits: default_limits.reported(cgroups.controllers()),
                 cgroups,
                 default_user: self.default_user,
                 base_env: self.base_env,
@@ -344,30 +361,9 @@ impl Builder {
     }
 }
 
-/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup
-/// limits tasks.
-fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
-    let kernel = task_limit::Kernel {
-        pids: task_limits::pid_max(),
-        threads: task_limits::threads_max(),
-        cgroup: task_limits::lowest_pids_max(),
-        own_users: has_own_users(),
-    };
-    let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
-    let max = requested.or_else(|| kernel.for_each_user(connections));
-    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
-        log::warn!("RLIMIT_NPROC: {error}");
-        None
-    });
-    if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
-        match task_limits::nproc() {
-            Ok(current) if current < requested => {
-                log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
-            }
-            _ => log::warn!("no cgroup limits tasks: {requested} of each user but root (RLIMIT_NPROC)"),
-        }
-    }
-    (cgroups, nproc)
+fn trees(messages: MessageSender) -> io::Result<Trees> {
+    let died = messages.clone();
+    Trees::start(move |report| messages.send(Message::Trees(report)), move || died.send(Message::ThreadDied("trees")))
 }
 
 pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::replies::{SessionKey, Started};
 use super::resolver::{LookUp, RunUser};
+use super::usage::LastUsage;
 use crate::error::Error;
 use crate::logs::OutputLog;
-use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
+use crate::model::{HealthStatus, Limits, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
 use crate::output::Descriptor;
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
@@ -27,6 +28,10 @@ pub(super) struct UnitContext {
     pub(super) outputs: [Option<Arc<Descriptor>>; 2],
     /// How the processes of the current or last run are tracked. None after all of them have ended.
     pub(super) tree: Option<Tracking>,
+    /// The limits of the current or last run; None if it has none.
+    pub(super) limits: Option<Arc<Limits>>,
+    /// What was measured at the end of the current or last run.
+    pub(super) last_usage: LastUsage,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
@@ -56,6 +61,8 @@ impl UnitContext {
             report: None,
             outputs: [None, None],
             tree: None,
+            limits: None,
+            last_usage: LastUsage::None,
             killed: false,
             starting: Vec::new(),
             pty: None,
@@ -85,6 +92,7 @@ pub(super) fn info(id: UnitId, member: &Member) -> Option<ProcessInfo> {
         args: context.spec.args.clone(),
         started_at: shown.started_at,
         ended_at: shown.end.map(|end| end.ended_at),
+        limits: context.limits.clone(),
         managed: managed_info(id, member),
     })
 }

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::limits;
 use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
+use super::usage::UsageSums;
 use crate::error::Error;
 use crate::logs::{Follower, StartAt, View};
-use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, UserSpec};
+use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, Usage, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
 
 /// Size of the pieces in which [`Handle::write_stdin`] queues its bytes, in bytes.
@@ -72,6 +74,7 @@ impl Handle {
     /// could not be started.
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
         spec.check_process()?;
+        limits::check(&spec)?;
         let id = self.next_id();
         let user = Some(self.look_up_user(&spec));
         self.call(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
@@ -91,7 +94,7 @@ impl Handle {
 
     fn begin_start_as(&self, spec: ProcessSpec, user: Option<Result<RunUser, Error>>) -> (UnitId, Pending<Started>) {
         let id = self.next_id();
-        if let Err(error) = spec.check_process() {
+        if let Err(error) = spec.check_process().and_then(|()| limits::check(&spec)) {
             let (reply, result) = pending();
             reply.send(Err(error.into()));
             return (id, result);
@@ -150,6 +153,33 @@ impl Handle {
     /// The number of units in each state. None if the supervisor thread does not answer within `timeout`, or has ended.
     pub(crate) fn census(&self, timeout: Duration) -> Option<Census> {
         self.begin(Command::Census).wait_until(Instant::now() + timeout)?.ok()
+    }
+
+    /// What the current run of a process has used, or its last one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn usage(&self, target: &Target) -> Result<Usage, Error> {
+        self.call(|reply| Command::Usage(target.clone(), reply))
+    }
+
+    /// Like [`usage`](Handle::usage). None also if the supervisor thread does not answer until the deadline.
+    pub(crate) fn usage_until(&self, target: &Target, deadline: Instant) -> Option<Usage> {
+        self.begin(|reply| Command::Usage(target.clone(), reply)).wait_until(deadline)?.ok()
+    }
+
+    /// The sums of what all processes have used, by their status, sessions aside. None if the supervisor thread does not
+    /// answer until the deadline, or has ended.
+    pub(crate) fn usage_sums(&self, deadline: Instant) -> Option<[UsageSums; 4]> {
+        let (mut sums, mut after) = ([UsageSums::default(); 4], None);
+        loop {
+            let page = self.begin(|reply| Command::UsagePage(after, reply)).wait_until(deadline)?.ok()?;
+            sums.iter_mut().zip(&page.sums).for_each(|(sum, more)| sum.merge(more));
+            after = page.last;
+            if after.is_none() {
+                return Some(sums);
+            }
+        }
     }
 
     /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use super::replies::{Census, Counts, SessionAccess, SessionKey, Started, Stdin};
 use super::resolver::{Resolved, RunUser};
+use super::usage::UsagePage;
 use crate::error::Error;
 use crate::health::Verdict;
-use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId, Usage};
 use crate::output::Notice;
 use crate::pending::ReplySender;
 use crate::terminal::session::SessionInfo;
@@ -30,6 +31,9 @@ pub(crate) enum Command {
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
     Census(ReplySender<Census>),
+    Usage(Target, ReplySender<Usage>),
+    /// The sums of the processes after this unit.
+    UsagePage(Option<UnitId>, ReplySender<UsagePage>),
     /// A scope of None means the process group, or the tree for SIGKILL.
     Signal {
         target: Target,

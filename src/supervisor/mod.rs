@@ -9,7 +9,9 @@ mod ending;
 pub(crate) mod fd_budget;
 mod handle;
 mod launch;
+mod limits;
 mod mailbox;
+mod measure;
 mod memory_return;
 mod message;
 mod probes;
@@ -30,6 +32,7 @@ mod trace;
 mod tree_checks;
 mod tree_watch;
 mod trees;
+mod usage;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -41,6 +44,7 @@ pub use pty::Attached;
 pub(crate) use replies::Census;
 pub use replies::{Counts, SessionKey, Started, Stdin};
 pub use trace::TraceStop;
+pub(crate) use usage::UsageSums;
 
 use fd_budget::Budget;
 use message::{Command, Message};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use super::handle::Handle;
+use super::limits;
 use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use super::replies::{SessionAccess, SessionKey, Started, Stdin};
@@ -22,6 +23,7 @@ impl Handle {
     /// [`Error::TooManySessions`]; or the reason why it could not be started.
     pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
         spec.check_session()?;
+        limits::check(&spec)?;
         let key = SessionKey::generate()?;
         let (id, its_key) = (self.next_id(), key.clone());
         let user = self.look_up_user(&spec);

@@ -10,6 +10,7 @@ use super::builder::probes;
 use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
+use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake, mailbox};
 use super::probes::Probes;
 use super::resolver::Resolver;
@@ -39,6 +40,7 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         on_managed_start: Box::new(drop),
         spawner: Spawner::new(None, false).unwrap(),
         cgroups: Cgroups::none(),
+        default_limits: DefaultLimits::default(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),
         descriptors: Share::of(1_000, 100),

@@ -25,6 +25,7 @@ GROUPS = {
     "embed": "test_embedding_the_library",
     "hello": "test_the_program_of_the_library_readme_is_the_example",
     "service": "test_the_service_file_is_accepted",
+    "usage": "test_the_example_of_limits_and_usage",
     "prometheus": "test_the_configuration_of_prometheus",
     "proxy": "tests/python/test_proxy.py",
     "engine": "tests/vm/test_engines.py",
@@ -171,6 +172,14 @@ def test_the_service_file_is_accepted(sandbox, daemon):
     started = httpx.post(daemon.url + "/api/v1/processes", content=block.text, headers=headers)
     # The fixture kills it.
     assert (started.status_code, started.json()["managed"]["name"]) == (201, "web"), started.text
+
+
+def test_the_example_of_limits_and_usage(daemon):
+    [block] = documents.of_group("usage")
+    env = dict(os.environ, TL_INIT_URL=daemon.url, TL_INIT_TOKEN=daemon.token)
+    told = subprocess.run([sys.executable, "-c", block.text], env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    assert told.returncode == 0, told.stderr
+    assert re.fullmatch(r"256\n(tree|leader) \d+ \d+\n", told.stdout), told.stdout
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")

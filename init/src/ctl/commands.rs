@@ -19,7 +19,7 @@ const WAIT_SECS: u64 = 30;
 /// Maximum grace of `shutdown`, in seconds, as the API has it.
 const MAX_GRACE: f64 = 86_400.0;
 
-/// Width of the names of `status`.
+/// Width of the names of `status` and of `usage`.
 const NAME_WIDTH: usize = 12;
 
 const STEPS: &[Column] = &[
@@ -43,18 +43,18 @@ pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<Vec<u8>, E
 }
 
 /// The path of the process that the line names.
-fn path(line: &Line, rest: &str) -> String {
+pub(crate) fn path(line: &Line, rest: &str) -> String {
     format!("/processes/{}{rest}", encode(line.process))
 }
 
-/// The list of processes, with at most this many rows.
-pub(crate) fn list(screen: &Screen, listing: Json<'_>, all: bool, most: usize) -> String {
+/// The list of processes.
+fn list(screen: &Screen, listing: Json<'_>, all: bool) -> String {
     let now = now();
     let mut cells = Vec::new();
     let mut processes = listing.get("processes").members();
     loop {
         let process = processes.next();
-        if !process.is_some() || cells.len() / COLUMNS.len() >= most {
+        if !process.is_some() {
             return screen.table(COLUMNS, &cells);
         }
         let process = Process(process);
@@ -70,7 +70,7 @@ pub(crate) fn ps(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Er
     if line.has("json") {
         return print_json(&body);
     }
-    print(list(screen, client.parse(&body)?, line.has("all"), usize::MAX).as_bytes())
+    print(list(screen, client.parse(&body)?, line.has("all")).as_bytes())
 }
 
 /// `tlctl status`.
@@ -86,20 +86,25 @@ pub(crate) fn status(client: &Client, line: &Line, screen: &Screen) -> Result<u8
     if line.has("json") {
         print_json(&body)?;
     } else {
-        let mut text = String::new();
-        let most = screen.width.map_or(usize::MAX, |width| width.saturating_sub(NAME_WIDTH).max(1));
-        for (name, value) in process.details(now()).iter().filter(|(_, value)| !value.is_empty()) {
-            text += name;
-            text.push(':');
-            for _ in name.len() + 1..NAME_WIDTH {
-                text.push(' ');
-            }
-            screen.add(&mut text, value, most);
-            text.push('\n');
-        }
-        print(text.as_bytes())?;
+        print_fields(screen, &process.details(now()))?;
     }
     Ok(if process.is_running() { 0 } else { NOT_RUNNING })
+}
+
+/// Prints names and values, one pair on each line. Pairs without a value are left out.
+pub(crate) fn print_fields(screen: &Screen, fields: &[(&'static str, Cell)]) -> Result<u8, Error> {
+    let mut text = String::new();
+    let most = screen.width.map_or(usize::MAX, |width| width.saturating_sub(NAME_WIDTH).max(1));
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+        text += name;
+        text.push(':');
+        for _ in name.len() + 1..NAME_WIDTH {
+            text.push(' ');
+        }
+        screen.add(&mut text, value, most);
+        text.push('\n');
+    }
+    print(text.as_bytes())
 }
 
 /// `tlctl start` with a process. The start of a new one is in `run.rs`.

@@ -3,11 +3,11 @@
 //! | module | what |
 //! |---|---|
 //! | `table` | the commands and their options; everything below, the completions and the manual page follow from it |
-//! | `parse`, `help` | the command line; the text of `--help` |
+//! | `parse`, `limit`, `help` | the command line; the value of `--limit`; the text of `--help` |
 //! | `settings` | the address of the API and the token |
 //! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
-//! | `commands`, `logs`, `run`, `top` | what the commands do |
+//! | `commands`, `logs`, `run`, `top`, `usage` | what the commands do |
 //! | `error` | errors and their exit status |
 
 mod commands;
@@ -15,6 +15,7 @@ mod error;
 mod help;
 mod http;
 mod json;
+mod limit;
 mod logs;
 mod parse;
 mod process;
@@ -23,6 +24,7 @@ mod screen;
 mod settings;
 mod table;
 mod top;
+mod usage;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -91,6 +93,7 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Restart => commands::restart(client, line),
         Action::Signal => commands::signal(client, line),
         Action::Wait => commands::wait(client, line),
+        Action::Usage => usage::usage(client, line, &screen),
         Action::Top => top::top(client, line),
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),

@@ -106,6 +106,16 @@ impl Process<'_> {
         cells.push(Cell::plain(&self.command()));
     }
 
+    /// Its row of `top`, with what it has used.
+    pub(crate) fn add_row_with(self, used: [Cell; 3], cells: &mut Vec<Cell>) {
+        let (state, colour) = self.state();
+        cells.push(Cell::of_number(self.number("pid")));
+        cells.push(Cell::plain(&self.text("managed/name")));
+        cells.push(Cell::new(&state, colour));
+        cells.extend(used);
+        cells.push(Cell::plain(&self.command()));
+    }
+
     /// All that is known about it: a name and a value each.
     pub(crate) fn details(self, now: u64) -> Vec<(&'static str, Cell)> {
         let mut details = Vec::new();

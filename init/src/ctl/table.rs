@@ -13,6 +13,7 @@ pub(crate) enum Action {
     Restart,
     Signal,
     Wait,
+    Usage,
     Top,
     Boot,
     Shutdown,
@@ -50,6 +51,8 @@ pub(crate) enum Kind {
     Grace,
     /// A variable of the environment.
     Variable,
+    /// A limit: one of [`LIMITS`] and its value.
+    Limit,
     OneOf(&'static [&'static str]),
 }
 
@@ -98,6 +101,13 @@ const ENV: Opt = short('e', "env", Kind::Variable, "KEY=VALUE", "variable for th
 const DIR: Opt = opt("dir", Kind::Text, "DIR", "working directory of the command");
 const NO_NEW_PRIVS: Opt =
     opt("no-new-privs", Kind::Flag, "", "the command can gain no privileges by what it executes, by sudo for example");
+
+const LIMIT: Opt = opt(
+    "limit",
+    Kind::Limit,
+    "NAME=VALUE",
+    "limit of the command and its children, such as memory=256M, cpus=0.5 or processes=20; may be repeated",
+);
 
 /// The options that every command has.
 pub(crate) const GLOBAL: &[Opt] = &[
@@ -150,6 +160,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             ENV,
             DIR,
             NO_NEW_PRIVS,
+            LIMIT,
             opt("timeout", Kind::Seconds, "SECS", "kill the command and its children after this time"),
         ],
     ),
@@ -170,6 +181,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             ENV,
             DIR,
             NO_NEW_PRIVS,
+            LIMIT,
         ],
     ),
     command("stop", Action::Stop, Operands::Process, "stop a managed process, kill any other; wait for its end", &[]),
@@ -194,10 +206,17 @@ pub(crate) const COMMANDS: &[Command] = &[
         &[],
     ),
     command(
+        "usage",
+        Action::Usage,
+        Operands::Process,
+        "show the CPU time, the memory and more that the current or last run of a process has used",
+        &[],
+    ),
+    command(
         "top",
         Action::Top,
         Operands::None,
-        "show the running and managed processes again and again",
+        "show the running and managed processes with what they use, again and again",
         &[
             short('d', "delay", Kind::Seconds, "SECS", "time between two updates [2]"),
             short('n', "count", Kind::Number, "N", "number of updates; by default 1 if stdout is no terminal"),
@@ -231,6 +250,16 @@ impl Operands {
         }
     }
 }
+
+/// The names of the limits of `--limit`, and of the fields of the API.
+pub(crate) const LIMITS: [(&str, &str); 6] = [
+    ("memory", "memory_bytes"),
+    ("memory-high", "memory_high_bytes"),
+    ("cpus", "cpus"),
+    ("cpu-weight", "cpu_weight"),
+    ("processes", "processes"),
+    ("open-files", "open_files"),
+];
 
 /// The names of the signals from 1 to 31, without `SIG`.
 pub(crate) const SIGNALS: [&str; 31] = [

@@ -80,6 +80,7 @@ impl Api {
             Endpoint::WriteStdin => control::write_stdin(self, request, &target),
             Endpoint::CloseStdin => control::close_stdin(self, &target),
             Endpoint::Wait => control::wait(self, request, &target),
+            Endpoint::Usage => processes::usage(self, &target),
             Endpoint::ReadFile => files::read(self, request),
             Endpoint::WriteFile => files::write(self, request),
             Endpoint::RemoveFile => files::remove(self, request),

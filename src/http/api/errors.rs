@@ -38,6 +38,7 @@ fn status_and_code(error: &Error) -> (u16, &'static str) {
         Error::NotExecutable { .. } => (400, "NOT_EXECUTABLE"),
         Error::WorkingDirNotFound(_) => (400, "WORKING_DIR_NOT_FOUND"),
         Error::StdinNotWritable(_) => (400, "STDIN_NOT_WRITABLE"),
+        Error::LimitNotAvailable { .. } => (400, "LIMIT_NOT_AVAILABLE"),
         Error::InvalidSignal(_) => (400, "INVALID_SIGNAL"),
         Error::PermissionDenied(_) => (403, "PERMISSION_DENIED"),
         Error::InvalidToken => (403, "INVALID_TOKEN"),

@@ -7,6 +7,7 @@
 //! | `errors`, `conditions` | statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `openapi` | the description of the API |
+//! | `usage_metrics` | the usage of processes as metrics |
 //! | `metrics` | the metrics, in the text formats of Prometheus |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
@@ -35,6 +36,7 @@ mod run;
 mod system;
 mod system_control;
 mod tunnel;
+mod usage_metrics;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -79,6 +81,8 @@ pub struct Api {
     auth: Auth,
     /// Origins of the web pages that may use the API.
     cors_origins: Vec<Origin>,
+    /// Names of the processes whose usage is among the metrics.
+    metrics_per_process: Vec<String>,
     rejections: Rejections,
     system: Option<Arc<dyn SystemControl>>,
     run_inputs: MemoryPool,
@@ -91,6 +95,7 @@ pub struct Api {
 pub struct ApiOptions {
     auth: Auth,
     cors_origins: Vec<Origin>,
+    metrics_per_process: Vec<String>,
     system: Option<Arc<dyn SystemControl>>,
 }
 
@@ -114,6 +119,12 @@ impl ApiOptions {
         ApiOptions { cors_origins: origins.into(), ..self }
     }
 
+    /// Adds the usage of the managed processes with these names to the metrics, as series of their own. Each name adds
+    /// eight series.
+    pub fn metrics_per_process(self, names: impl IntoIterator<Item = impl Into<String>>) -> ApiOptions {
+        ApiOptions { metrics_per_process: names.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// What answers `GET /boot` and `POST /shutdown`.
     pub fn system(self, system: Arc<dyn SystemControl>) -> ApiOptions {
         ApiOptions { system: Some(system), ..self }
@@ -129,6 +140,7 @@ impl Api {
             created: Instant::now(),
             auth: options.auth,
             cors_origins: options.cors_origins,
+            metrics_per_process: options.metrics_per_process,
             rejections: Rejections::new(),
             system: options.system,
             run_inputs: MemoryPool::new(RUN_INPUTS),

@@ -10,9 +10,10 @@ use crate::terminal::session::SessionInfo;
 use crate::http::api::Api;
 use crate::http::api::processes::Command;
 use crate::http::json;
+use crate::http::json::limits::LimitsBody;
 use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Integer, JsonString, StringList, StringMap, Truth};
+use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 type Size = Integer<0, { u32::MAX as u64 }>;
@@ -25,6 +26,7 @@ struct OpenBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    limits: Option<Object<LimitsBody>>,
     no_new_privs: Option<Truth>,
     rows: Option<Size>,
     cols: Option<Size>,
@@ -34,8 +36,8 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let or_default = |size: Option<Size>| size.map_or(0, |size| size.0);
         let size = TerminalSize::new(or_default(self.rows), or_default(self.cols));
-        let OpenBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec().stdio(size).build()
+        let OpenBody { command, args, env, working_dir, user, leftovers, limits, no_new_privs, .. } = self;
+        Command { command, args, env, working_dir, user, leftovers, limits, no_new_privs }.spec().stdio(size).build()
     }
 }
 

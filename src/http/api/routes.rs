@@ -45,6 +45,8 @@ pub(crate) enum Endpoint {
     CloseStdin,
     /// `GET /processes/{process}/wait`.
     Wait,
+    /// `GET /processes/{process}/usage`.
+    Usage,
     /// `GET /files`.
     ReadFile,
     /// `PUT /files`.
@@ -109,6 +111,7 @@ impl Endpoint {
             | Endpoint::Kill
             | Endpoint::Signal
             | Endpoint::CloseStdin
+            | Endpoint::Usage
             | Endpoint::ListPtys
             | Endpoint::Pty
             | Endpoint::ResizePty
@@ -155,7 +158,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 33] = [
+pub(crate) static ROUTES: [Route; 34] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -178,6 +181,7 @@ pub(crate) static ROUTES: [Route; 33] = [
     Route::new("POST", "/processes/{process}/stdin", Endpoint::WriteStdin),
     Route::new("POST", "/processes/{process}/stdin/close", Endpoint::CloseStdin),
     Route::new("GET", "/processes/{process}/wait", Endpoint::Wait),
+    Route::new("GET", "/processes/{process}/usage", Endpoint::Usage),
     Route::new("GET", "/files", Endpoint::ReadFile),
     Route::new("PUT", "/files", Endpoint::WriteFile),
     Route::new("DELETE", "/files", Endpoint::RemoveFile),
@@ -282,6 +286,7 @@ mod tests {
             ("POST", "processes/web/stdin", Endpoint::WriteStdin),
             ("POST", "processes/web/stdin/close", Endpoint::CloseStdin),
             ("GET", "processes/web/wait", Endpoint::Wait),
+            ("GET", "processes/web/usage", Endpoint::Usage),
             ("GET", "files", Endpoint::ReadFile),
             ("PUT", "files", Endpoint::WriteFile),
             ("DELETE", "files", Endpoint::RemoveFile),

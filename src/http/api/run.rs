@@ -18,8 +18,9 @@ use crate::http::api::events::EventFormat;
 use crate::http::api::processes::Command;
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
+use crate::http::json::limits::LimitsBody;
 use crate::http::json::user::User;
-use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap, Truth};
+use crate::http::json::value::{Base64, Choice, JsonString, Object, Seconds, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 /// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their
@@ -32,6 +33,7 @@ struct RunBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    limits: Option<Object<LimitsBody>>,
     no_new_privs: Option<Truth>,
     timeout: Option<Seconds>,
     timeout_secs: Option<Seconds>,
@@ -49,8 +51,8 @@ impl RunBody {
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
-        let RunBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        let mut spec = Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec();
+        let RunBody { command, args, env, working_dir, user, leftovers, limits, no_new_privs, .. } = self;
+        let mut spec = Command { command, args, env, working_dir, user, leftovers, limits, no_new_privs }.spec();
         if self.timeout.is_some() && self.timeout_secs.is_some() {
             return Err(SpecError::new("timeout", "and `timeout_secs` mean the same; send one of them"));
         }
@@ -186,6 +188,7 @@ fn hold_input(api: &Api, bytes: usize) -> Result<MemoryGrant, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::json::limits::parse_limits;
 
     fn spec(fields: &str) -> Result<ProcessSpec, String> {
         let body = format!("{{\"command\":\"sh\"{fields}}}");
@@ -241,6 +244,9 @@ mod tests {
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
             (r#","no_new_privs":true"#, plain().no_new_privs(true)),
             (r#","no_new_privs":false"#, plain()),
+            (r#","limits":null"#, plain()),
+            (r#","limits":{}"#, plain()),
+            (r#","limits":{"open_files":9}"#, plain().limits(parse_limits(r#"{"open_files":9}"#).unwrap())),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
         ] {
             assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");
@@ -254,6 +260,7 @@ mod tests {
             (r#","timeout_secs":0"#, "`timeout_secs`: must be a number of seconds above 0, not 0"),
             (r#","timeout_secs":"5""#, "`timeout_secs`"),
             (r#","timeout":5,"timeout_secs":5"#, "`timeout` and `timeout_secs` mean the same"),
+            (r#","limits":{"processes":0}"#, "`limits.processes`: must be a whole number from 1 to"),
             (r#","name":"web""#, "`name` makes a process managed"),
             (r#","restart":{}"#, "`restart` makes a process managed"),
             (r#","health_check":0"#, "`health_check` makes a process managed"),
