@@ -22,6 +22,7 @@ use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
 use super::task_limit;
 use super::trace::TraceStop;
+use crate::events::EventLog;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
@@ -95,6 +96,15 @@ impl Drop for CallOnEnd {
         if let Some(notify) = self.0.take() {
             notify();
         }
+    }
+}
+
+/// Ends all subscriptions to events when dropped.
+struct CloseOnEnd(Arc<EventLog>);
+
+impl Drop for CloseOnEnd {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -274,6 +284,11 @@ impl Builder {
             move |thread| died.send(Message::ThreadDied(thread)),
         )?;
         let remover = output.remover();
+        let to_self = messages.clone();
+        logs.set_on_truncation(move |unit| to_self.send(Message::Truncated(unit)));
+        let events = EventLog::new();
+        let close_events = CloseOnEnd(Arc::clone(&events));
+        let of_handle = Arc::clone(&events);
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
         let (to_self, died) = (messages.clone(), messages.clone());
@@ -294,6 +309,7 @@ impl Builder {
         let Callbacks { on_main_thread, on_end, on_managed_start } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
+            let _close_events = close_events;
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
@@ -303,6 +319,7 @@ impl Builder {
                 inbox,
                 fleet: Fleet::new(bounds),
                 logs,
+                events,
                 output,
                 probes,
                 trees,
@@ -323,7 +340,7 @@ impl Builder {
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events: of_handle };
         Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
     }
 

@@ -2,6 +2,7 @@
 
 mod actions;
 mod actor;
+mod announcements;
 mod builder;
 mod cgroups;
 mod context;
