@@ -139,7 +139,9 @@ pub struct EventFilter {
 
 impl EventFilter {
     pub(super) fn admits(&self, subject: Option<&EventSubject>, kind: &EventKind) -> bool {
-        let is_about = |wanted: UnitId| subject.is_none_or(|subject| subject.handle == wanted);
-        (self.ports || !kind.is_about_port()) && self.handle.is_none_or(is_about)
+        let is_port = kind.is_about_port();
+        // A port whose owner is not known is not about this process.
+        let is_about = |wanted: UnitId| subject.map_or(!is_port, |subject| subject.handle == wanted);
+        (self.ports || !is_port) && self.handle.is_none_or(is_about)
     }
 }

@@ -110,7 +110,8 @@ fn a_dropped_subscription_leaves_nothing_behind() {
         assert_eq!((events.try_next(), events.subscriptions(), log.lock().armed), (None, 1, 1));
         drop(events);
         log.push(about(1), EventKind::OutputTruncated);
-        assert_eq!((wakes.take(), log.lock().readers.len(), log.lock().armed), (0, 0, 0));
+        let state = log.lock();
+        assert_eq!((wakes.take(), state.readers.len(), state.armed), (0, 0, 0));
     }
 }
 
