@@ -155,3 +155,12 @@ fn many_threads_get_every_event_in_order_or_a_gap_that_counts_what_is_missing() 
     log.close();
     assert!(readers.into_iter().all(|reader| reader.join().unwrap() == COUNT));
 }
+
+#[test]
+fn the_close_wakes_a_subscription_that_waits() {
+    let log = EventLog::new();
+    let (mut events, wakes) = subscribe(&log, only(1));
+    assert_eq!((events.try_next(), events.has_ended()), (None, false));
+    log.close();
+    assert_eq!((wakes.take(), events.try_next(), events.has_ended()), (1, None, true));
+}
