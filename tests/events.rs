@@ -260,7 +260,7 @@ fn a_request_that_is_wrong_is_refused_with_the_name_of_the_field() {
 fn a_client_that_does_not_read_gets_a_gap_and_holds_up_nothing() {
     let daemon = start_daemon();
     let mut socket = daemon.connect();
-    setsockopt(&socket, sockopt::RcvBuf, &4096).expect("set the buffer size");
+    setsockopt(&socket, sockopt::RcvBuf, &65_536).expect("set the buffer size");
     let head = daemon.request_head("GET", "/events", ALL);
     std::io::Write::write_all(&mut socket, head.as_bytes()).expect("send the request");
     let stream = ResponseStream::read(socket).expect("the head of the response");

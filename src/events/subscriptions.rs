@@ -133,6 +133,11 @@ impl EventLog {
         readers.iter().for_each(|reader| reader.wake());
     }
 
+    /// Ends all subscriptions when the result is dropped.
+    pub(crate) fn close_on_drop(self: &Arc<Self>) -> CloseOnDrop {
+        CloseOnDrop(Arc::clone(self))
+    }
+
     /// Sets a function that is called, now and whenever it changes, with the number of subscriptions that want events
     /// about ports. It must not block.
     #[allow(dead_code)]
@@ -168,6 +173,16 @@ impl EventLog {
             self.count_port_reader(1);
         }
         Events { log: Arc::clone(self), reader, position, ended: false }
+    }
+}
+
+/// See [`EventLog::close_on_drop`].
+#[derive(Debug)]
+pub(crate) struct CloseOnDrop(Arc<EventLog>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 

@@ -18,17 +18,15 @@ use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
-use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
 use super::task_limit;
+use super::threads;
 use super::trace::TraceStop;
 use crate::events::EventLog;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
 use crate::model::UserSpec;
-use crate::output::Output;
-use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
 use tl_os::spawn::Spawner;
@@ -96,15 +94,6 @@ impl Drop for CallOnEnd {
         if let Some(notify) = self.0.take() {
             notify();
         }
-    }
-}
-
-/// Ends all subscriptions to events when dropped.
-struct CloseOnEnd(Arc<EventLog>);
-
-impl Drop for CloseOnEnd {
-    fn drop(&mut self) {
-        self.0.close();
     }
 }
 
@@ -278,29 +267,17 @@ impl Builder {
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, mut inbox) = mailbox()?;
         inbox.watch_children()?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let output = Output::start(
-            move |run, notice| to_self.send(Message::Output(run, notice)),
-            move |thread| died.send(Message::ThreadDied(thread)),
-        )?;
+        let output = threads::output(&messages)?;
         let remover = output.remover();
         let to_self = messages.clone();
         logs.set_on_truncation(move |unit| to_self.send(Message::Truncated(unit)));
         let events = EventLog::new();
-        let close_events = CloseOnEnd(Arc::clone(&events));
+        let close_events = events.close_on_drop();
         let of_handle = Arc::clone(&events);
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let trees = Trees::start(
-            move |report| to_self.send(Message::Trees(report)),
-            move || died.send(Message::ThreadDied("trees")),
-        )?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let resolver = Resolver::start(
-            move |answer| to_self.send(Message::UserResolved(answer)),
-            move || died.send(Message::ThreadDied("users")),
-        )?;
+        let trees = threads::trees(&messages)?;
+        let resolver = threads::resolver(&messages)?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
         let default_user = Arc::new(self.default_user.clone());

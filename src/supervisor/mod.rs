@@ -27,6 +27,7 @@ mod single_instance;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod trace;
 mod tree_checks;
 mod tree_watch;
