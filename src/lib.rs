@@ -31,6 +31,7 @@
 
 mod clock;
 mod error;
+mod events;
 #[cfg(feature = "http")]
 mod files;
 #[cfg(any(test, fuzzing))]
@@ -56,6 +57,7 @@ mod unit;
 mod users;
 
 pub use error::{Error, SpecError, SystemFailure};
+pub use events::{Event, EventFilter, EventItem, EventKind, EventStart, EventSubject, Events};
 pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
 pub use model::{
     Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, ManagedInfo, ManagedSpec,

@@ -422,6 +422,36 @@ fn top_shows_the_processes_as_often_as_asked() {
 }
 
 #[test]
+fn events_are_printed_one_a_line() {
+    let mut daemon = start_daemon();
+    daemon.run_sh("exit 3");
+    start_web(&daemon);
+    let text = out_of(&daemon, &["events"]);
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once("Z ").expect("a time").1).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("process.started ") && lines[0].ends_with(": sh, restart_count 0"), "{text}");
+    assert!(lines[1].starts_with("process.ended ") && lines[1].ends_with(": exit 3"), "{text}");
+    assert!(lines[2].starts_with("process.started web ("), "{text}");
+    assert_eq!(out_of(&daemon, &["events", "--process", "web"]).lines().count(), 1);
+    let json = out_of(&daemon, &["events", "--json", "--ports"]);
+    let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((json.len(), &json[1]["exit_code"], &json[2]["name"]), (3, &json!(3), &json!("web")));
+    expect_failure(&ctl(&daemon, &["events", "--process", "nothing"]), 1, "\"nothing\"");
+    let mut child = tlctl(&daemon, &["events", "-f"]).spawn().expect("start the client");
+    let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+    let mut kept = String::new();
+    (0..3).for_each(|_| assert!(out.read_line(&mut kept).expect("a line") > 0));
+    assert_eq!(kept, text);
+    daemon.signal(Signal::SIGTERM);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("the rest");
+    assert_eq!(wait_for(child, "events -f").status.code(), Some(0), "{rest}");
+    let told = ["daemon.shutdown\n", "process.ended web ("].map(|part| rest.find(&format!(" {part}")).expect(part));
+    assert!(told[0] < told[1], "{rest}");
+    daemon.wait_for_exit(TIMEOUT);
+}
+
+#[test]
 fn boot_shows_the_steps() {
     let daemon = start_daemon();
     let text = out_of(&daemon, &["boot"]);

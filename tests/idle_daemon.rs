@@ -128,6 +128,17 @@ fn check_no_wake_up(daemon: &Daemon) {
 }
 
 #[test]
+fn a_daemon_with_a_thousand_events_and_with_subscribers_does_not_wake_up_while_nothing_happens() {
+    let daemon = start_daemon();
+    let _asleep: Vec<u64> = (0..10).map(|_| daemon.sh("exec sleep 6000")).collect();
+    run_commands(&daemon, 500);
+    check_no_wake_up(&daemon);
+    let _streams: Vec<_> = (0..20).map(|_| daemon.events("", "Last-Event-ID: 0\r\n")).collect();
+    // Except for the comments, every 15 s.
+    check_no_wake_up(&daemon);
+}
+
+#[test]
 fn an_idle_daemon_does_not_wake_up() {
     let daemon = start_daemon();
     check_no_wake_up(&daemon);

@@ -19,6 +19,7 @@ mod create_user;
 mod ctl;
 mod daemon_log;
 mod dead_disk;
+mod events;
 mod few_descriptors;
 mod file_permissions;
 mod files;

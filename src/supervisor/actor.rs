@@ -24,6 +24,7 @@ use super::shutdown::Shutdown;
 use super::trace::TraceStop;
 use super::tree_watch::{AwaitedKill, TreeWatches};
 use crate::clock::Clock;
+use crate::events::EventLog;
 use crate::logs::LogStore;
 use crate::model::{UnitId, UserSpec};
 use crate::output::Output;
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) inbox: Inbox,
     pub(super) fleet: Fleet<UnitContext>,
     pub(super) logs: Arc<LogStore>,
+    pub(super) events: Arc<EventLog>,
     pub(super) output: Output,
     pub(super) probes: Probes,
     pub(super) trees: Trees,
@@ -189,6 +191,7 @@ impl Actor {
         match message {
             Message::Command(command) => self.handle_command(command),
             Message::OomKill => self.note_oom_kills(),
+            Message::Truncated(unit) => self.report_truncation(unit),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Trees(report) => self.tree_report(report),
             Message::UserResolved(answer) => self.user_resolved(answer),

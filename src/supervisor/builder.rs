@@ -19,15 +19,14 @@ use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
 use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
-use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
+use super::threads;
 use super::trace::TraceStop;
+use crate::events::EventLog;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
 use crate::model::{Limits, UserSpec};
-use crate::output::Output;
-use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
 use tl_os::spawn::Spawner;
@@ -286,20 +285,17 @@ impl Builder {
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, mut inbox) = mailbox()?;
         inbox.watch_children()?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let output = Output::start(
-            move |run, notice| to_self.send(Message::Output(run, notice)),
-            move |thread| died.send(Message::ThreadDied(thread)),
-        )?;
+        let output = threads::output(&messages)?;
         let remover = output.remover();
+        let to_self = messages.clone();
+        logs.set_on_truncation(move |unit| to_self.send(Message::Truncated(unit)));
+        let events = EventLog::new();
+        let close_events = events.close_on_drop();
+        let of_handle = Arc::clone(&events);
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
-        let trees = trees(messages.clone())?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let resolver = Resolver::start(
-            move |answer| to_self.send(Message::UserResolved(answer)),
-            move || died.send(Message::ThreadDied("users")),
-        )?;
+        let trees = threads::trees(&messages)?;
+        let resolver = threads::resolver(&messages)?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
         let (default_limits, left_out) = DefaultLimits::new(self.default_limits);
@@ -310,6 +306,7 @@ impl Builder {
         let Callbacks { on_main_thread, on_end, on_managed_start } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
+            let _close_events = close_events;
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
@@ -319,6 +316,7 @@ impl Builder {
                 inbox,
                 fleet: Fleet::new(bounds),
                 logs,
+                events,
                 output,
                 probes,
                 trees,
@@ -340,7 +338,7 @@ impl Builder {
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events: of_handle };
         Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
     }
 
@@ -360,12 +358,6 @@ impl Builder {
         (budget, vec![warning])
     }
 }
-
-fn trees(messages: MessageSender) -> io::Result<Trees> {
-    let died = messages.clone();
-    Trees::start(move |report| messages.send(Message::Trees(report)), move || died.send(Message::ThreadDied("trees")))
-}
-
 pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {
     Probes::new(move |filter: VerdictFilter| {
         let (to_self, died) = (messages.clone(), messages.clone());

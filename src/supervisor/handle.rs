@@ -12,6 +12,7 @@ use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
 use super::usage::UsageSums;
 use crate::error::Error;
+use crate::events::{EventFilter, EventLog, EventStart, Events};
 use crate::logs::{Follower, StartAt, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, Usage, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
@@ -50,6 +51,7 @@ pub struct Handle {
     pub(super) messages: MessageSender,
     pub(super) ids: Arc<AtomicU64>,
     pub(super) default_user: Arc<UserSpec>,
+    pub(super) events: Arc<EventLog>,
 }
 
 impl Handle {
@@ -273,6 +275,13 @@ impl Handle {
     /// [`Error::NotFound`].
     pub fn follow(&self, target: &Target, view: View) -> Result<Follower, Error> {
         Ok(self.look_up(target)?.follow(view, StartAt::Beginning, Waker::noop().clone()))
+    }
+
+    /// Subscribes to what happens to processes, to terminal sessions and to the supervisor, from now on or from an earlier
+    /// event. `waker` is woken when [`Events::try_next`] may return an item. A subscription that is only read with
+    /// [`Events::next`] needs no waker: pass a clone of [`Waker::noop`].
+    pub fn events(&self, start: EventStart, filter: EventFilter, waker: Waker) -> Events {
+        self.events.subscribe(start, filter, waker)
     }
 
     /// Ends all processes: SIGTERM to all of them, and SIGKILL after `grace` (at most one day) to those that still run.

@@ -69,6 +69,8 @@ pub(crate) enum Message {
     Command(Command),
     /// The kernel has killed a process of a unit because memory had run out.
     OomKill,
+    /// For the first time, output of this unit was dropped or could not be kept. Sent once for each unit.
+    Truncated(UnitId),
     Output(RunKey, Notice),
     Trees(Report),
     UserResolved(Resolved),

@@ -2,6 +2,7 @@
 
 mod actions;
 mod actor;
+mod announcements;
 mod builder;
 mod cgroups;
 mod context;
@@ -28,6 +29,7 @@ mod single_instance;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod trace;
 mod tree_checks;
 mod tree_watch;

@@ -16,6 +16,7 @@ use super::probes::Probes;
 use super::resolver::Resolver;
 use super::*;
 use crate::error::Error;
+use crate::events::EventLog;
 use crate::health::{Health, Verdict};
 use crate::logs::{LogLimits, LogStore};
 use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId, UserSpec};
@@ -32,6 +33,7 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         inbox,
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
+        events: EventLog::new(),
         output: Output::start(|_, _| {}, |_| {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
@@ -142,7 +144,7 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
 fn a_spec_that_is_invalid_for_the_operation_is_rejected_before_any_command_is_sent() {
     let (messages, inbox) = mailbox().unwrap();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
-    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events: EventLog::new() };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
     let on_terminal = || ProcessSpec::command("sh").stdio(crate::model::TerminalSize::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");

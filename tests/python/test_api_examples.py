@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "api.md"
 
 # Fields whose values differ from run to run. Only their types are compared.
 VARYING = {
-    "pid", "handle", "started_at", "ended_at", "timestamp", "created_at", "modified_at", "next_restart_at", "session_id",
+    "at", "pid", "handle", "started_at", "ended_at", "timestamp", "created_at", "modified_at", "next_restart_at", "session_id",
     "token", "version", "uptime_secs", "running_processes", "detail", "ms",
 }
 # Fields that are not compared: what can be known depends on the machine.

@@ -7,11 +7,12 @@
 //! | `settings` | the address of the API and the token |
 //! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
-//! | `commands`, `logs`, `run`, `top`, `usage` | what the commands do |
+//! | `commands`, `logs`, `run`, `top`, `usage`, `events` | what the commands do |
 //! | `error` | errors and their exit status |
 
 mod commands;
 mod error;
+mod events;
 mod help;
 mod http;
 mod json;
@@ -95,6 +96,7 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Wait => commands::wait(client, line),
         Action::Usage => usage::usage(client, line, &screen),
         Action::Top => top::top(client, line),
+        Action::Events => events::events(client, line),
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }

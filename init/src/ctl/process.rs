@@ -52,7 +52,7 @@ impl Process<'_> {
     }
 
     /// How its last run ended.
-    fn ending(self) -> (String, Colour) {
+    pub(crate) fn ending(self) -> (String, Colour) {
         match (self.number("exit_code"), self.number("signal")) {
             _ if self.0.get("status").is("\"oom_killed\"") => ("oom_killed".to_owned(), Colour::Red),
             (Some(0), _) => ("exit 0".to_owned(), Colour::None),

@@ -15,6 +15,7 @@ pub(crate) enum Action {
     Wait,
     Usage,
     Top,
+    Events,
     Boot,
     Shutdown,
 }
@@ -123,7 +124,7 @@ pub(crate) const GLOBAL: &[Opt] = &[
         "json",
         Kind::Flag,
         "",
-        "print the response of the API as JSON; run, top and logs --follow: one document for each event",
+        "print the response of the API as JSON; run, top, events and logs --follow: one document for each event",
     ),
     short('h', "help", Kind::Flag, "", "print help, also about one command"),
     short('V', "version", Kind::Flag, "", "print the version"),
@@ -220,6 +221,17 @@ pub(crate) const COMMANDS: &[Command] = &[
         &[
             short('d', "delay", Kind::Seconds, "SECS", "time between two updates [2]"),
             short('n', "count", Kind::Number, "N", "number of updates; by default 1 if stdout is no terminal"),
+        ],
+    ),
+    command(
+        "events",
+        Action::Events,
+        Operands::None,
+        "print what has happened to processes and terminal sessions, as far as it is kept",
+        &[
+            short('f', "follow", Kind::Flag, "", "wait for more events until the daemon ends"),
+            opt("process", Kind::Text, "PROCESS", "only events about this process: a PID or a name"),
+            opt("ports", Kind::Flag, "", "also say which TCP ports are opened and closed"),
         ],
     ),
     command("boot", Action::Boot, Operands::None, "show what the boot did, and the services from files", &[]),

@@ -3,8 +3,8 @@
 use crate::http::api::rejections::Rejection;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, Auth, about, attach, conditions, control, cors, errors, files, metrics, openapi, output, processes, pty, run,
-    system, tunnel,
+    Api, Auth, about, attach, conditions, control, cors, daemon_events, errors, files, metrics, openapi, output,
+    processes, pty, run, system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -92,6 +92,7 @@ impl Api {
             Endpoint::KillPty => pty::kill(self, parameter),
             Endpoint::AttachPty => attach::attach(self, request, parameter),
             Endpoint::Tunnel => tunnel::open(request),
+            Endpoint::Events => daemon_events::stream(self, request),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::http::json::text;
 use crate::http::message::ResponseStream;
 
 /// After this time without an event, a comment shows that the connection is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Pause before a log that cannot be read, for lack of descriptors or memory, is read again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -11,6 +11,7 @@
 //! | `metrics` | the metrics, in the text formats of Prometheus |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
+//! | `daemon_events` | what happens to processes, sessions and the daemon, as server-sent events |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
 
 mod about;
@@ -19,6 +20,7 @@ mod auth;
 mod conditions;
 mod control;
 mod cors;
+mod daemon_events;
 mod dispatch;
 mod errors;
 mod events;

@@ -69,6 +69,8 @@ pub(crate) enum Endpoint {
     AttachPty,
     /// `GET /tunnels/tcp`.
     Tunnel,
+    /// `GET /events`.
+    Events,
 }
 
 /// How long a request may take.
@@ -99,7 +101,8 @@ impl Endpoint {
             | Endpoint::RemoveFile
             | Endpoint::ListFiles
             | Endpoint::AttachPty
-            | Endpoint::Tunnel => ExpectedDuration::Unbounded,
+            | Endpoint::Tunnel
+            | Endpoint::Events => ExpectedDuration::Unbounded,
             Endpoint::Health
             | Endpoint::Info
             | Endpoint::Boot
@@ -158,7 +161,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 34] = [
+pub(crate) static ROUTES: [Route; 35] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -193,6 +196,7 @@ pub(crate) static ROUTES: [Route; 34] = [
     Route::new("POST", "/pty/{id}/resize", Endpoint::ResizePty),
     Route::new("GET", "/pty/{id}/ws", Endpoint::AttachPty),
     Route::new("GET", "/tunnels/tcp", Endpoint::Tunnel),
+    Route::new("GET", "/events", Endpoint::Events),
 ];
 
 /// The endpoint with this method and this path, with the index of its row in [`ROUTES`] and the value of the path's
@@ -298,6 +302,7 @@ mod tests {
             ("POST", "pty/x/resize", Endpoint::ResizePty),
             ("GET", "pty/x/ws", Endpoint::AttachPty),
             ("GET", "tunnels/tcp", Endpoint::Tunnel),
+            ("GET", "events", Endpoint::Events),
         ] {
             let parameter = path
                 .split('/')

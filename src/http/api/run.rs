@@ -98,7 +98,7 @@ struct Begin {
 /// The data of the last event. It must not have a field `pid` or `started_at`, by which clients recognise the first
 /// one.
 #[derive(Serialize)]
-struct End {
+pub(crate) struct End {
     exit_code: Option<i32>,
     signal: Option<i32>,
     oom_killed: bool,
