@@ -111,6 +111,8 @@ fn requests_to_unknown_processes_are_404() {
             ("GET", "/wait?timeout=1"),
             ("DELETE", ""),
             ("POST", "/restart"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
             ("POST", "/stdin"),
             ("POST", "/stdin/close"),
         ] {

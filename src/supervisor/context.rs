@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::pauses::Hold;
 use super::replies::{SessionKey, Started};
 use super::resolver::{LookUp, RunUser};
 use crate::error::Error;
@@ -27,6 +28,8 @@ pub(super) struct UnitContext {
     pub(super) outputs: [Option<Arc<Descriptor>>; 2],
     /// How the processes of the current or last run are tracked. None after all of them have ended.
     pub(super) tree: Option<Tracking>,
+    /// How the tree of the current run is paused, if it is.
+    pub(super) hold: Option<Hold>,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
@@ -56,6 +59,7 @@ impl UnitContext {
             report: None,
             outputs: [None, None],
             tree: None,
+            hold: None,
             killed: false,
             starting: Vec::new(),
             pty: None,
@@ -81,6 +85,7 @@ pub(super) fn info(id: UnitId, member: &Member) -> Option<ProcessInfo> {
         signal: exit.and_then(|exit| exit.signal()),
         oom_killed: exit == Some(crate::model::Exit::OomKilled),
         stdin_writable: context.spec.stdio.has_stdin_pipe() && context.stdin_open && shown.end.is_none(),
+        paused: unit.is_paused(),
         command: context.spec.command.clone(),
         args: context.spec.args.clone(),
         started_at: shown.started_at,

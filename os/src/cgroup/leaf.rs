@@ -201,11 +201,11 @@ impl Leaf {
         open_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name), flags)
     }
 
-    fn read(&self, name: &str) -> io::Result<String> {
+    pub(super) fn read(&self, name: &str) -> io::Result<String> {
         read_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name))
     }
 
-    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str) -> io::Result<()> {
         self.file(name, OFlag::O_WRONLY)?.write_all(text.as_bytes())
     }
 }

@@ -13,6 +13,7 @@
 
 mod controllers;
 mod directory;
+mod freezer;
 mod leaf;
 pub(crate) mod membership;
 mod memory_events;
