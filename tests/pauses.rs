@@ -142,7 +142,10 @@ fn a_stop_resumes_a_paused_process_and_gives_it_its_whole_grace() {
             match how {
                 "restart" => {
                     let info = daemon.post("/processes/web/restart", &json!({})).expect(200);
-                    assert_eq!((&info["paused"], &info["managed"]["last_exit"]["exit_code"]), (&json!(false), &json!(0)));
+                    assert_eq!(
+                        (&info["paused"], &info["managed"]["last_exit"]["exit_code"]),
+                        (&json!(false), &json!(0))
+                    );
                 }
                 "delete" => {
                     daemon.delete("/processes/web").expect(204);
@@ -168,7 +171,8 @@ fn a_process_that_is_being_stopped_or_backs_off_cannot_be_paused() {
     daemon.delete("/processes/slow").expect(204);
     daemon.post(&format!("/processes/{slow}/pause"), &json!({})).expect_error(409, "NOT_RUNNING", "");
     daemon.post(&format!("/processes/{slow}/signal"), &json!({"signal": 9})).expect(200);
-    let body = json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 60_000}});
+    let body =
+        json!({"command": "false", "name": "crash", "restart": {"policy": "always", "initial_backoff_ms": 60_000}});
     daemon.start_process(&body);
     wait_until(TIMEOUT, "it backs off", || {
         (daemon.get("/processes/crash").expect(200)["managed"]["status"] == "backing_off").then_some(())
@@ -218,7 +222,8 @@ fn stdin_is_kept_and_a_follower_stays_while_a_process_is_paused() {
 fn health_checks_stand_still_while_a_process_is_paused() {
     let daemon = start_daemon();
     let (port, held) = reserve_closed_port();
-    let check = json!({"type": "tcp", "port": port, "initial_delay_ms": 0, "interval_ms": 50, "failure_threshold": 1_000});
+    let check =
+        json!({"type": "tcp", "port": port, "initial_delay_ms": 0, "interval_ms": 50, "failure_threshold": 1_000});
     let body = json!({"command": "sleep", "args": ["5802"], "name": "web", "health_check": check,
         "restart": {"policy": "always"}});
     daemon.start_process(&body);
@@ -297,9 +302,8 @@ fn a_tree_that_keeps_forking_stands_still_or_runs_on() {
         let daemon = options.start();
         let scratch = daemon.scratch();
         let script = "busy() { while :; do /bin/true; printf . >>$1; done; }; busy a & busy b & busy c & wait";
-        let pid = pid_of(&daemon.start_process(
-            &json!({"command": "sh", "args": ["-c", script], "working_dir": scratch}),
-        ));
+        let pid =
+            pid_of(&daemon.start_process(&json!({"command": "sh", "args": ["-c", script], "working_dir": scratch})));
         let counters = Counters(["a", "b", "c"].map(|name| scratch.join(name)).to_vec());
         for _ in 0..3 {
             counters.wait_until_they_count();

@@ -29,3 +29,37 @@ impl Leaf {
         self.read("cgroup.events").is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::Command;
+
+    use super::super::slice::Slice;
+    use crate::testing::wait_until;
+
+    #[test]
+    fn a_frozen_process_can_be_killed_and_the_leaf_is_as_new_after_a_thaw() {
+        // Only root can make cgroups, and only where a hierarchy of version 2 is mounted.
+        let Ok(slice) = Slice::below(None) else { return };
+        let leaf = slice.new_leaf().unwrap();
+        let dir = slice.dir().join(leaf.name());
+        if !dir.join("cgroup.freeze").exists() {
+            return;
+        }
+        let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+        assert!(!leaf.is_frozen());
+        leaf.freeze().unwrap();
+        wait_until("it stands still", || leaf.is_frozen());
+        leaf.thaw().unwrap();
+        wait_until("it runs on", || !leaf.is_frozen());
+        leaf.freeze().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        leaf.thaw().unwrap();
+        leaf.leader_exited();
+        leaf.give_back().unwrap();
+        assert!(dir.exists(), "it is kept for another run");
+    }
+}
