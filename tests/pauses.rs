@@ -192,7 +192,8 @@ fn the_timeout_of_a_run_goes_on_while_it_is_paused() {
         let pid = pid_of(&run.next_frame().expect("the first event").data);
         daemon.wait_for_stdout(pid, &["up"]);
         pause(&daemon, pid);
-        let frames = run.until_eof();
+        // A run has no `eof`.
+        let frames: Vec<_> = std::iter::from_fn(|| run.next_frame()).collect();
         let last = &frames.last().expect("the end").data;
         assert_eq!((&last["reason"], &last["signal"]), (&json!("timed_out"), &json!(9)));
         assert!(begun.elapsed() >= Duration::from_millis(1_500), "{:?}", begun.elapsed());
