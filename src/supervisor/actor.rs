@@ -15,7 +15,7 @@ use super::fd_budget::Share;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
-use super::pauses::Pauses;
+use super::pause_watch::Pauses;
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
 use super::replies::Started;

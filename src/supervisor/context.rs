@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::pauses::Hold;
+use super::pause_watch::Hold;
 use super::replies::{SessionKey, Started};
 use super::resolver::{LookUp, RunUser};
 use crate::error::Error;

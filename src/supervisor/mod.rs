@@ -12,6 +12,7 @@ mod launch;
 mod mailbox;
 mod memory_return;
 mod message;
+mod pause_watch;
 mod pauses;
 mod probes;
 mod pty;

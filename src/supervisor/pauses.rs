@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::actor::Actor;
+use super::pause_watch::{Hold, Pausing};
 use super::replies::Started;
 use super::trees::log_failure;
 use crate::error::Error;
@@ -25,49 +26,6 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 /// Why a tree cannot be paused without a cgroup.
 const GROWING: &str = "the processes of the tree start others more quickly than they can be stopped";
 const BLIND: &str = "/proc does not show this PID namespace, so the processes of the tree cannot be found";
-
-/// How a tree is paused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// By the freezer of its cgroup.
-    Frozen,
-    /// Each process has got SIGSTOP.
-    Stopped {
-        /// A client has sent SIGCONT meanwhile: processes that were stopped before the pause run on with the others.
-        continue_all: bool,
-    },
-}
-
-/// The pauses that clients wait for.
-#[derive(Debug, Default)]
-pub(super) struct Pauses {
-    waiting: Vec<Pausing>,
-    /// Number of the latest one.
-    last: u64,
-}
-
-/// A tree that does not stand still yet, as far as is known.
-#[derive(Debug)]
-struct Pausing {
-    number: u64,
-    run: RunKey,
-    /// When to look again; None while the trees thread is at work.
-    next: Option<Duration>,
-    /// Time from that look to the one after it.
-    wait: Duration,
-    /// When it is answered in any case.
-    until: Duration,
-    /// What the trees thread has reported last.
-    suspension: Suspension,
-    waiting: Vec<(Target, ReplySender<Started>)>,
-}
-
-impl Pauses {
-    /// When the next look is due, or the reply to a client.
-    pub(super) fn deadline(&self) -> Option<Duration> {
-        self.waiting.iter().map(|pausing| pausing.next.map_or(pausing.until, |next| next.min(pausing.until))).min()
-    }
-}
 
 impl Actor {
     /// Pauses a unit. Replies when its whole tree stands still, or after [`TIMEOUT`].
