@@ -302,8 +302,13 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     out_of(&daemon, &["start", "w b"]);
     let second = json_of(&daemon, &["restart", "--json", "w b"]);
     assert_eq!(second["managed"]["restart_count"], 2, "a start of what runs does nothing: {second}");
+    assert_eq!(json_of(&daemon, &["pause", "--json", "w b"])["paused"], true);
+    assert!(out_of(&daemon, &["status", "w b"]).contains("paused"));
+    out_of(&daemon, &["resume", "w b"]);
+    assert!(!out_of(&daemon, &["status", "w b"]).contains("paused"));
     out_of(&daemon, &["stop", "w b"]);
     assert_eq!(ctl(&daemon, &["status", "w b"]).status.code(), Some(3));
+    expect_failure(&ctl(&daemon, &["pause", "w b"]), 1, "has ended");
     expect_failure(&ctl(&daemon, &["restart", &plain.to_string()]), 1, "not managed");
     expect_failure(&ctl(&daemon, &["signal", &plain.to_string(), "1"]), 1, "has ended");
 }

@@ -112,6 +112,8 @@ fn requests_to_unknown_processes_are_404() {
             ("GET", "/usage"),
             ("DELETE", ""),
             ("POST", "/restart"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
             ("POST", "/stdin"),
             ("POST", "/stdin/close"),
         ] {

@@ -46,6 +46,7 @@ mod namespace_script;
 mod no_new_privs;
 mod output;
 mod overload;
+mod pauses;
 mod pid1_signals;
 mod process_control;
 mod process_trees;

@@ -136,6 +136,7 @@ pub(crate) fn tlctl(version: &str) -> String {
         "tlctl start --name web --restart always -- python3 -m http.server 8080",
         "tlctl logs -f -n 20 web",
         "tlctl signal web HUP",
+        "tlctl pause web",
         "tlctl --url http://10.0.2.15:9501 --token-file token ps",
     ]);
     page.section("SEE ALSO");

@@ -71,6 +71,10 @@ pub enum EventKind {
         /// The error of the last probe, if it failed.
         error: Option<Arc<str>>,
     },
+    /// A client has paused its tree.
+    ProcessPaused,
+    /// Its tree runs on after a pause.
+    ProcessResumed,
     /// A terminal session has been opened.
     PtyOpened {
         /// Id of the session.
@@ -99,6 +103,8 @@ impl EventKind {
             EventKind::ProcessRestarting { .. } => "process.restarting",
             EventKind::ProcessStopped { .. } => "process.stopped",
             EventKind::ProcessHealth { .. } => "process.health",
+            EventKind::ProcessPaused => "process.paused",
+            EventKind::ProcessResumed => "process.resumed",
             EventKind::PtyOpened { .. } => "pty.opened",
             EventKind::PtyEnded { .. } => "pty.ended",
             EventKind::OutputTruncated => "output.truncated",
@@ -122,6 +128,8 @@ impl EventKind {
             EventKind::PtyOpened { session_id } | EventKind::PtyEnded { session_id, .. } => session_id.len(),
             EventKind::ProcessEnded(_)
             | EventKind::ProcessRestarting { .. }
+            | EventKind::ProcessPaused
+            | EventKind::ProcessResumed
             | EventKind::OutputTruncated
             | EventKind::DaemonShutdown => 0,
         }

@@ -135,6 +135,8 @@ pub struct ProcessInfo {
     pub oom_killed: bool,
     /// Whether standard input is an open pipe and the process is running.
     pub stdin_writable: bool,
+    /// Whether a client has paused it: no process of its tree runs until it is resumed.
+    pub paused: bool,
     /// The program, as it was requested.
     pub command: Arc<str>,
     /// The arguments, as they were requested. Shared, like `command`, so that a listing copies neither.
@@ -157,6 +159,7 @@ impl ProcessInfo {
         self.signal = end.exit.signal();
         self.oom_killed = end.exit == Exit::OomKilled;
         self.stdin_writable = false;
+        self.paused = false;
         self.ended_at = Some(end.ended_at);
         self
     }

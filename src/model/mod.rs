@@ -48,6 +48,9 @@ pub(crate) const INVOCATION_ID: &str = "INVOCATION_ID";
 /// Number of one run of a unit; the first is 1.
 pub(crate) type RunNo = u64;
 
+/// Number of one watch of the health of a unit. Each run that is probed has one, and another one after each pause.
+pub(crate) type WatchNo = u64;
+
 /// One run of one unit.
 pub(crate) type RunKey = (UnitId, RunNo);
 

@@ -15,6 +15,10 @@ pub enum Occurrence {
     Restarting { delay: Duration, reason: RestartReason },
     /// A managed process is down and does not restart by itself. `gave_up`: the limit on restarts was reached.
     Stopped { last_error: Option<String>, gave_up: bool },
+    /// A client pauses it. Its tree stands still a moment later.
+    Paused,
+    /// It runs on after a pause. Not reported if it ends while it is paused.
+    Resumed,
     /// The health of a managed process has changed. `error` is that of the last probe, if it failed.
     Health { status: HealthStatus, error: Option<String> },
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::launch::{launch, stdio};
 use crate::error::Error;
 use crate::logs::Writing;
-use crate::model::{RunEnd, RunNo, Target, UnitId};
+use crate::model::{HealthCheck, RunEnd, RunNo, Target, UnitId};
 use crate::output::{Attach, Descriptor, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::fd_budget;
@@ -71,11 +71,14 @@ impl Actor {
                 let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
-            Action::Watch => {
+            Action::Watch(delay) => {
                 let member = self.parts.fleet.get(id)?;
-                let check = member.unit.probed()?.clone();
-                self.parts.probes.watch(id, member.unit.run_no(), check);
+                let initial_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                let check = HealthCheck { initial_delay_ms, ..member.unit.probed()?.clone() };
+                self.parts.probes.watch(id, member.unit.watch_no(), check);
             }
+            Action::Freeze => self.freeze_tree(id),
+            Action::Thaw => self.thaw_tree(id),
             Action::Unwatch => self.parts.probes.unwatch(id),
             Action::Drain => return self.drain(id),
             Action::ReportLateFailure(error) => self.report_late_failure(id, &error),
@@ -255,6 +258,7 @@ impl Actor {
         }
         context.killed = false;
         (context.limits, context.last_usage) = (limits, LastUsage::None);
+        context.hold = None;
         context.tree = Some(tree);
         Ok(child.pid)
     }

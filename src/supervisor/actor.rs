@@ -16,6 +16,7 @@ use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
+use super::pause_watch::Pauses;
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
 use super::replies::Started;
@@ -67,6 +68,7 @@ pub(super) struct Actor {
     /// DELETE requests awaiting the end of the tree.
     pub(super) kills: Vec<AwaitedKill>,
     pub(super) watches: TreeWatches,
+    pub(super) pauses: Pauses,
     pub(super) shutdown: Option<Shutdown>,
     /// When to look for ended children among all children.
     pub(super) reap_scan: ReapScan,
@@ -88,6 +90,7 @@ impl Actor {
             clock: Clock::start(),
             kills: Vec::new(),
             watches: TreeWatches::default(),
+            pauses: Pauses::default(),
             shutdown: None,
             reap_scan: ReapScan::default(),
             memory_return: MemoryReturn::default(),
@@ -113,7 +116,7 @@ impl Actor {
             let wake = self.parts.inbox.wait(deadline);
             let is_message = matches!(wake, Wake::Message(_));
             match wake {
-                Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
+                Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return self.resume_all(),
                 Wake::Message(message) => self.receive(message),
                 Wake::Children => self.reap_signalled(),
                 Wake::ExecReport(unit) => self.read_report(unit),
@@ -146,6 +149,7 @@ impl Actor {
             .chain(self.memory_return.due())
             .chain(self.log_limit.due())
             .chain(self.watches.deadline())
+            .chain(self.pauses.deadline())
             .chain(units)
             .chain(shutdown)
             .chain(probes)
@@ -161,6 +165,7 @@ impl Actor {
         }
         self.tick_sessions(now);
         self.tick_trees(now);
+        self.settle_pauses(now);
         self.settle_kills(now);
         while let Some((id, member)) = self.parts.fleet.pop_surplus() {
             self.release_unit(id, member);
@@ -181,7 +186,7 @@ impl Actor {
     fn watch_all(&self) {
         for (id, member) in self.parts.fleet.iter() {
             if let Some(check) = member.unit.probed() {
-                self.parts.probes.watch(id, member.unit.run_no(), check.clone());
+                self.parts.probes.watch(id, member.unit.watch_no(), check.clone());
             }
         }
     }
@@ -198,7 +203,7 @@ impl Actor {
             Message::Health(verdict) => {
                 self.parts.probes.delivered(verdict.unit);
                 let now = self.clock.now();
-                self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
+                self.step(verdict.unit, now, Event::Verdict(verdict.watch, verdict.outcome));
             }
             Message::HealthDied => self.parts.probes.died(self.clock.now().mono),
             Message::ThreadDied(thread) => self.shut_down_after_panic(thread),

@@ -33,6 +33,8 @@ fn event(kind: UnitKind, member: &Member, occurrence: &Occurrence) -> EventKind 
             EventKind::ProcessRestarting { delay_ms, reason: reason.word() }
         }
         Occurrence::Stopped { last_error, .. } => EventKind::ProcessStopped { last_error: text(last_error) },
+        Occurrence::Paused => EventKind::ProcessPaused,
+        Occurrence::Resumed => EventKind::ProcessResumed,
         Occurrence::Health { status, error } => EventKind::ProcessHealth { status: *status, error: text(error) },
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::pause_watch::Hold;
 use super::replies::{SessionKey, Started};
 use super::resolver::{LookUp, RunUser};
 use super::usage::LastUsage;
@@ -32,6 +33,8 @@ pub(super) struct UnitContext {
     pub(super) limits: Option<Arc<Limits>>,
     /// What was measured at the end of the current or last run.
     pub(super) last_usage: LastUsage,
+    /// How the tree of the current run is paused, if it is.
+    pub(super) hold: Option<Hold>,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
@@ -63,6 +66,7 @@ impl UnitContext {
             tree: None,
             limits: None,
             last_usage: LastUsage::None,
+            hold: None,
             killed: false,
             starting: Vec::new(),
             pty: None,
@@ -88,6 +92,7 @@ pub(super) fn info(id: UnitId, member: &Member) -> Option<ProcessInfo> {
         signal: exit.and_then(|exit| exit.signal()),
         oom_killed: exit == Some(crate::model::Exit::OomKilled),
         stdin_writable: context.spec.stdio.has_stdin_pipe() && context.stdin_open && shown.end.is_none(),
+        paused: unit.is_paused(),
         command: context.spec.command.clone(),
         args: context.spec.args.clone(),
         started_at: shown.started_at,

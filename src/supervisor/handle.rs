@@ -222,6 +222,40 @@ impl Handle {
         self.call(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
     }
 
+    /// Pauses a process: no process of its tree runs until it is [resumed](Handle::resume). Blocks until the whole tree
+    /// stands still, but at most 2 s; a process that hangs in the kernel then stands still once its system call returns.
+    /// Has no effect on a process that is paused.
+    ///
+    /// Whatever ends the process resumes it first, except a SIGKILL, which ends it at once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::NotRunning`] also for a process that is being ended; [`Error::Internal`] if there is
+    /// no cgroup and its processes cannot be found, or start others more quickly than they can be stopped. The process
+    /// then runs on.
+    ///
+    /// ```
+    /// # use tl_supervisor::{ProcessSpec, Supervisor, Target, UserSpec};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+    /// # let handle = supervisor.handle();
+    /// let process = Target::Unit(handle.start(ProcessSpec::command("sleep").args(["60"]).build()?)?.handle);
+    /// assert!(handle.pause(&process)?.paused);
+    /// assert!(!handle.resume(&process)?.paused);
+    /// handle.kill(&process)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pause(&self, target: &Target) -> Result<ProcessInfo, Error> {
+        self.call(|reply| Command::Pause(target.clone(), reply)).map(|started| started.info)
+    }
+
+    /// Resumes a process that was [paused](Handle::pause). Has no effect on one that was not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotRunning`].
+    pub fn resume(&self, target: &Target) -> Result<ProcessInfo, Error> {
+        self.call(|reply| Command::Resume(target.clone(), reply)).map(|started| started.info)
+    }
+
     /// The standard input of the current run, to write to.
     ///
     /// # Errors

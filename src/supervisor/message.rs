@@ -43,6 +43,8 @@ pub(crate) enum Command {
     },
     Kill(Target, ReplySender<()>),
     Restart(Target, ReplySender<Started>),
+    Pause(Target, ReplySender<Started>),
+    Resume(Target, ReplySender<Started>),
     Stdin(Target, ReplySender<Stdin>),
     CloseStdin(Target, ReplySender<()>),
     OpenPty {

@@ -15,6 +15,8 @@ mod mailbox;
 mod measure;
 mod memory_return;
 mod message;
+mod pause_watch;
+mod pauses;
 mod probes;
 mod pty;
 mod reap_scan;

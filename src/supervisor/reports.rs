@@ -234,6 +234,10 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
                 None => write(level, &fields, format_args!("{subject} is stopped")),
             }
         }
+        Occurrence::Paused => write(level, &subject.fields("process.paused"), format_args!("{subject} is paused")),
+        Occurrence::Resumed => {
+            write(level, &subject.fields("process.resumed"), format_args!("{subject} is resumed"));
+        }
         Occurrence::Health { status, error } => {
             let mut fields = subject.fields("process.health");
             let is_healthy = *status == HealthStatus::Healthy;

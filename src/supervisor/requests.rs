@@ -42,6 +42,8 @@ impl Actor {
             Command::Signal { target, signal, scope, reply } => self.signal(&target, signal, scope, reply),
             Command::Kill(target, reply) => self.kill(&target, reply),
             Command::Restart(target, reply) => self.restart(target, reply),
+            Command::Pause(target, reply) => self.pause(target, reply),
+            Command::Resume(target, reply) => self.resume(target, reply),
             Command::Stdin(target, reply) => reply.send(self.stdin(&target)),
             Command::CloseStdin(target, reply) => reply.send(self.close_stdin(&target)),
             Command::OpenPty { id, spec, user, key, reply } => self.open_pty(id, *spec, user, key, reply),
@@ -134,6 +136,9 @@ impl Actor {
         match self.signalled_leader(target) {
             Ok((id, leader)) => {
                 let number = signal.number();
+                if self.keep_sigcont(id, number) {
+                    return reply.send(Ok(()));
+                }
                 let default = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
                 if number == libc::SIGKILL
                     && let Some(member) = self.parts.fleet.get_mut(id)

@@ -32,6 +32,24 @@ pub enum Job {
     },
     /// Send one signal to the run, then complete the reply.
     Signal(RunKey, Tracking, i32, ReplySender<()>),
+    /// Send SIGSTOP to the run until every process of it is stopped. Reported by [`Report::Suspended`].
+    Suspend {
+        /// The run.
+        key: RunKey,
+        /// How its processes are tracked.
+        tracking: Tracking,
+        /// Number of the request, for the report.
+        request: u64,
+    },
+    /// Send SIGCONT to the processes that [`Job::Suspend`] has stopped.
+    Continue {
+        /// The run.
+        key: RunKey,
+        /// How its processes are tracked.
+        tracking: Tracking,
+        /// Whether the others, which something else has stopped, get it too.
+        all: bool,
+    },
     /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which already got them.
     HangUp(Marks),
     /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
@@ -48,6 +66,21 @@ pub enum Report {
     Killed(RunKey),
     /// The runs of a [`Job::Scan`] of which all processes have ended.
     Scanned(Vec<RunKey>),
+    /// The request of a [`Job::Suspend`], and how far it has got.
+    Suspended(u64, Suspension),
+}
+
+/// How far a [`Job::Suspend`] has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspension {
+    /// Every process of the run is stopped.
+    Complete,
+    /// Every process of the run got SIGSTOP, and some have not stopped yet.
+    Signalled,
+    /// The last look has found new processes.
+    Growing,
+    /// The processes of the run cannot be found.
+    Blind,
 }
 
 /// A tree to look for in /proc.
@@ -78,7 +111,8 @@ impl Job {
         match self {
             Job::Kill { key, .. } => Some(Report::Killed(*key)),
             Job::Scan(_) => Some(Report::Scanned(Vec::new())),
-            Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
+            Job::Suspend { request, .. } => Some(Report::Suspended(*request, Suspension::Growing)),
+            Job::Continue { .. } | Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
         }
     }
 
@@ -88,7 +122,7 @@ impl Job {
             Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
-            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
         }
     }
 
@@ -101,6 +135,7 @@ impl Job {
             Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
+            Job::Suspend { .. } | Job::Continue { .. } => Some(Vec::new()),
         }
     }
 
@@ -108,7 +143,7 @@ impl Job {
     pub(super) fn key(&self) -> Option<RunKey> {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
         }
     }
 }

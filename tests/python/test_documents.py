@@ -20,7 +20,7 @@ GROUPS = {
     "tour": "test_the_tour_of_the_readme",
     "paste": "test_the_tour_of_the_readme",
     "tlctl": "test_the_commands_of_tlctl",
-    "events": "test_the_python_example_of_events",
+    "httpx": "test_the_examples_with_httpx",
     "make": "test_commands_of_make_and_cargo",
     "image": "test_the_dockerfile_of_the_readme_is_the_example",
     "embed": "test_embedding_the_library",
@@ -140,13 +140,15 @@ def test_the_commands_of_tlctl(daemon, tmp_path):
     documents.run(documents.of_group("tlctl"), tmp_path, env)
 
 
-def test_the_python_example_of_events(daemon, tmp_path):
+def test_the_examples_with_httpx(daemon, tmp_path):
     env = {
         "PATH": os.environ["PATH"],
         "TL_INIT_URL": daemon.url,
         "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token"),
     }
-    documents.run(documents.of_group("events"), tmp_path, env, python=sys.executable)
+    # Each is a program of its own.
+    for block in documents.of_group("httpx"):
+        documents.run([block], tmp_path, env, python=sys.executable)
 
 
 def test_the_dockerfile_of_the_readme_is_the_example():

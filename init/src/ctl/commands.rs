@@ -113,12 +113,12 @@ pub(crate) fn start_again(client: &Client, line: &Line) -> Result<u8, Error> {
     if Process(client.parse(&body)?).is_running() {
         return print_if_json(line, &body);
     }
-    restart(client, line)
+    post_to_process(client, line, "/restart")
 }
 
-/// `tlctl restart`.
-pub(crate) fn restart(client: &Client, line: &Line) -> Result<u8, Error> {
-    let body = post(client, &path(line, "/restart"), "")?;
+/// `tlctl restart`, `pause` and `resume`: the end of the path says which.
+pub(crate) fn post_to_process(client: &Client, line: &Line, end: &str) -> Result<u8, Error> {
+    let body = post(client, &path(line, end), "")?;
     print_if_json(line, &body)
 }
 

@@ -68,6 +68,7 @@ impl Process<'_> {
         match managed.as_str() {
             "backing_off" => (managed, Colour::Yellow),
             _ if !self.is_running() => self.ending(),
+            _ if self.0.get("paused").is("true") => ("paused".to_owned(), Colour::Yellow),
             "starting" => (managed, Colour::Yellow),
             _ if self.0.get("managed/health_status").is("\"unhealthy\"") => ("unhealthy".to_owned(), Colour::Red),
             _ => ("running".to_owned(), Colour::Green),

@@ -11,6 +11,8 @@ pub(crate) enum Action {
     Start,
     Stop,
     Restart,
+    Pause,
+    Resume,
     Signal,
     Wait,
     Usage,
@@ -187,6 +189,8 @@ pub(crate) const COMMANDS: &[Command] = &[
     ),
     command("stop", Action::Stop, Operands::Process, "stop a managed process, kill any other; wait for its end", &[]),
     command("restart", Action::Restart, Operands::Process, "stop a managed process and start it again", &[]),
+    command("pause", Action::Pause, Operands::Process, "stop the execution of a process and its children for now", &[]),
+    command("resume", Action::Resume, Operands::Process, "let a process that was paused run on", &[]),
     command(
         "signal",
         Action::Signal,

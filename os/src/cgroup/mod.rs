@@ -14,6 +14,7 @@
 
 mod controllers;
 mod directory;
+mod freezer;
 mod leaf;
 mod limits;
 pub(crate) mod membership;

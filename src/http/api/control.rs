@@ -1,4 +1,4 @@
-//! Signals, stdin, restart, wait and `DELETE` of one process.
+//! Signals, stdin, restart, pause, wait and `DELETE` of one process.
 
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,16 @@ pub(crate) fn kill(api: &Api, target: &Target) -> Result<Response, ApiError> {
 /// Restarts a managed process. Answers with the new run.
 pub(crate) fn restart(api: &Api, target: &Target) -> Result<Response, ApiError> {
     Ok(response::of(200, api.handle.restart(target)?))
+}
+
+/// Pauses the process. Answers when its tree stands still, or after 2 s.
+pub(crate) fn pause(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.pause(target)?))
+}
+
+/// Resumes the process. Succeeds if it is not paused.
+pub(crate) fn resume(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.resume(target)?))
 }
 
 /// Streams the body into stdin, one piece at a time: a process that does not read holds up this request only.

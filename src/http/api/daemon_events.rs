@@ -147,7 +147,10 @@ impl<'e> From<&'e Event> for Data<'e> {
             }
             EventKind::PtyOpened { session_id } => More::PtyOpened { session_id },
             EventKind::PtyEnded { session_id, exit_code } => More::PtyEnded { session_id, exit_code: *exit_code },
-            EventKind::OutputTruncated | EventKind::DaemonShutdown => More::Nothing {},
+            EventKind::ProcessPaused
+            | EventKind::ProcessResumed
+            | EventKind::OutputTruncated
+            | EventKind::DaemonShutdown => More::Nothing {},
         };
         Data {
             at: event.at,

@@ -77,6 +77,8 @@ impl Api {
             Endpoint::Follow(view) => output::follow(self, request, &output::target(request, target)?, view),
             Endpoint::Signal => control::signal(self, request, &target),
             Endpoint::Restart => control::restart(self, &target),
+            Endpoint::Pause => control::pause(self, &target),
+            Endpoint::Resume => control::resume(self, &target),
             Endpoint::WriteStdin => control::write_stdin(self, request, &target),
             Endpoint::CloseStdin => control::close_stdin(self, &target),
             Endpoint::Wait => control::wait(self, request, &target),

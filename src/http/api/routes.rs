@@ -39,6 +39,10 @@ pub(crate) enum Endpoint {
     Signal,
     /// `POST /processes/{process}/restart`.
     Restart,
+    /// `POST /processes/{process}/pause`.
+    Pause,
+    /// `POST /processes/{process}/resume`.
+    Resume,
     /// `POST /processes/{process}/stdin`.
     WriteStdin,
     /// `POST /processes/{process}/stdin/close`.
@@ -113,6 +117,8 @@ impl Endpoint {
             | Endpoint::Get
             | Endpoint::Kill
             | Endpoint::Signal
+            | Endpoint::Pause
+            | Endpoint::Resume
             | Endpoint::CloseStdin
             | Endpoint::Usage
             | Endpoint::ListPtys
@@ -161,7 +167,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 35] = [
+pub(crate) static ROUTES: [Route; 37] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -181,6 +187,8 @@ pub(crate) static ROUTES: [Route; 35] = [
     Route::new("GET", "/processes/{process}/output/follow", Endpoint::Follow(View::Combined)),
     Route::new("POST", "/processes/{process}/signal", Endpoint::Signal),
     Route::new("POST", "/processes/{process}/restart", Endpoint::Restart),
+    Route::new("POST", "/processes/{process}/pause", Endpoint::Pause),
+    Route::new("POST", "/processes/{process}/resume", Endpoint::Resume),
     Route::new("POST", "/processes/{process}/stdin", Endpoint::WriteStdin),
     Route::new("POST", "/processes/{process}/stdin/close", Endpoint::CloseStdin),
     Route::new("GET", "/processes/{process}/wait", Endpoint::Wait),
@@ -287,6 +295,8 @@ mod tests {
             ("GET", "processes/web/output/follow", Endpoint::Follow(View::Combined)),
             ("POST", "processes/web/signal", Endpoint::Signal),
             ("POST", "processes/web/restart", Endpoint::Restart),
+            ("POST", "processes/web/pause", Endpoint::Pause),
+            ("POST", "processes/web/resume", Endpoint::Resume),
             ("POST", "processes/web/stdin", Endpoint::WriteStdin),
             ("POST", "processes/web/stdin/close", Endpoint::CloseStdin),
             ("GET", "processes/web/wait", Endpoint::Wait),

@@ -11,6 +11,7 @@ use crate::unit::invariants::{Node, World, check, check_stop, follow, inputs};
 /// Caps the counts: higher ones are equivalent.
 fn cap(unit: &mut Unit) {
     unit.run = unit.run.min(2);
+    unit.watch = unit.watch.min(2);
     unit.restarts = unit.restarts.min(4);
     unit.short_runs = unit.short_runs.min(SHORT_RUNS);
     unit.health.failures = unit.health.failures.min(2);
