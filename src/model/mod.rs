@@ -6,6 +6,7 @@
 mod info;
 mod managed;
 mod occurrence;
+mod request_key;
 mod signal;
 mod spec;
 mod stdio;
@@ -22,6 +23,7 @@ pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, 
 pub(crate) use managed::MAX_MS;
 pub use managed::{HealthCheck, HealthKind, ManagedSpec, Policy, RestartPolicy};
 pub use occurrence::{Occurrence, RestartReason};
+pub(crate) use request_key::{Operation, RequestKey};
 pub use signal::Signal;
 pub(crate) use spec::MAX_TIMEOUT;
 pub use spec::{ProcessSpec, SpecBuilder};

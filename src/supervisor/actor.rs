@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::cgroups::Cgroups;
 use super::context::{LogSource, UnitContext};
 use super::fd_budget::Share;
+use super::keyed_requests::KeyedRequests;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
@@ -54,6 +55,8 @@ pub(super) struct Parts {
     /// The descriptors that processes may take, for pipes, logs and probes.
     pub(super) descriptors: Share,
     pub(super) session_idle: Duration,
+    /// See [`Builder::run_grace`](super::Builder::run_grace).
+    pub(super) run_grace: Duration,
 }
 
 /// The state of the supervisor thread.
@@ -71,6 +74,8 @@ pub(super) struct Actor {
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
     pub(super) sessions: BTreeMap<String, UnitId>,
+    /// The requests with an idempotency key.
+    pub(super) keyed: KeyedRequests,
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
     /// Limits the log lines of each source.
@@ -79,8 +84,10 @@ pub(super) struct Actor {
 
 impl Actor {
     pub(super) fn new(parts: Parts) -> Actor {
+        let keyed = KeyedRequests::new(parts.run_grace);
         Actor {
             parts,
+            keyed,
             clock: Clock::start(),
             kills: Vec::new(),
             watches: TreeWatches::default(),
@@ -145,6 +152,7 @@ impl Actor {
             .chain(units)
             .chain(shutdown)
             .chain(probes)
+            .chain(self.keyed.deadline())
             .min()
     }
 
@@ -156,6 +164,7 @@ impl Actor {
             self.step(id, now, Event::Tick);
         }
         self.tick_sessions(now);
+        self.kill_left_runs(now);
         self.tick_trees(now);
         self.settle_kills(now);
         while let Some((id, member)) = self.parts.fleet.pop_surplus() {

@@ -67,6 +67,7 @@ pub struct Builder {
     max_sessions: usize,
     max_tasks: Option<u64>,
     session_idle: Duration,
+    pub(super) run_grace: Duration,
     cgroup: Option<PathBuf>,
     no_new_privs: bool,
     callbacks: Callbacks,
@@ -124,6 +125,7 @@ impl Builder {
             max_sessions: 64,
             max_tasks: None,
             session_idle: Duration::from_secs(300),
+            run_grace: Duration::from_secs(10),
             cgroup: None,
             no_new_privs: false,
             callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
@@ -315,6 +317,7 @@ impl Builder {
                 base_env: self.base_env,
                 descriptors: Share::of(max_files, budget.connections),
                 session_idle: self.session_idle,
+                run_grace: self.run_grace,
             };
             let mut actor = Actor::new(parts);
             // A child may have ended before SIGCHLD was watched.

@@ -43,6 +43,7 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         base_env: Vec::new(),
         descriptors: Share::of(1_000, 100),
         session_idle: LONG,
+        run_grace: LONG,
     })
 }
 
