@@ -454,6 +454,8 @@ fn the_end_of_a_run_is_no_departure_of_its_clients() {
     let body = sh("sleep 4232 >/dev/null 2>&1 & echo x");
     assert_eq!(CompletedRun::collect(open_run(&daemon, "k", &body).1).stdout(), "x");
     let begun = Instant::now();
+    // The run can end before the process that it leaves behind has executed its program.
+    daemon.wait_for_processes("sleep 4232", 1);
     wait_until(TIMEOUT, "more than the grace passes", || {
         assert_eq!(daemon.pids_executing("sleep 4232").len(), 1);
         (begun.elapsed() > GRACE + Duration::from_secs(2)).then_some(())
