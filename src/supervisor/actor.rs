@@ -55,8 +55,6 @@ pub(super) struct Parts {
     /// The descriptors that processes may take, for pipes, logs and probes.
     pub(super) descriptors: Share,
     pub(super) session_idle: Duration,
-    /// See [`Builder::run_grace`](super::Builder::run_grace).
-    pub(super) run_grace: Duration,
 }
 
 /// The state of the supervisor thread.
@@ -83,8 +81,9 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(parts: Parts) -> Actor {
-        let keyed = KeyedRequests::new(parts.run_grace);
+    /// For `run_grace`, see [`Builder::run_grace`](super::Builder::run_grace).
+    pub(super) fn new(parts: Parts, run_grace: Duration) -> Actor {
+        let keyed = KeyedRequests::new(run_grace);
         Actor {
             parts,
             keyed,

@@ -317,9 +317,8 @@ impl Builder {
                 base_env: self.base_env,
                 descriptors: Share::of(max_files, budget.connections),
                 session_idle: self.session_idle,
-                run_grace: self.run_grace,
             };
-            let mut actor = Actor::new(parts);
+            let mut actor = Actor::new(parts, self.run_grace);
             // A child may have ended before SIGCHLD was watched.
             actor.reap_scan.request(Duration::ZERO);
             actor.run_despite_panic();
