@@ -123,6 +123,9 @@ pub enum Error {
     /// The number of running terminal sessions has reached its limit.
     #[error("the limit of {0} running terminal sessions is reached; end one first")]
     TooManySessions(usize),
+    /// The idempotency key belongs to another request, whose process or session is remembered.
+    #[error("`Idempotency-Key`: the key {0:?} was used for another request; repeat that one exactly, or use a new key")]
+    IdempotencyKeyReused(String),
     /// The shutdown has begun: no process or session is started any more.
     #[error("the daemon is shutting down")]
     ShuttingDown,

@@ -29,6 +29,7 @@ mod health_checks;
 mod hostile_directories;
 mod hostile_files;
 mod hostile_user;
+mod idempotency;
 mod idle_daemon;
 mod inherited_state;
 mod invalid_fields;

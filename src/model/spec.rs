@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Leftovers, Limits, ManagedSpec, Stdio, UserSpec};
+use super::{Leftovers, Limits, ManagedSpec, RequestKey, Stdio, UserSpec};
 use crate::error::SpecError;
 
 /// The longest timeout of a process: ten years.
@@ -31,6 +31,8 @@ pub struct ProcessSpec {
     /// None if there is no limit.
     pub(crate) limits: Option<Arc<Limits>>,
     pub(crate) no_new_privs: bool,
+    /// The idempotency key of the request for it.
+    pub(crate) request: Option<Arc<RequestKey>>,
 }
 
 impl ProcessSpec {
@@ -53,6 +55,7 @@ impl ProcessSpec {
                 leftovers: Leftovers::Keep,
                 limits: None,
                 no_new_privs: false,
+                request: None,
             },
         }
     }
@@ -79,13 +82,19 @@ impl ProcessSpec {
         }
     }
 
+    /// Has a repetition of the request with this key answered with what this spec starts.
+    pub(crate) fn with_request(self, request: Option<RequestKey>) -> ProcessSpec {
+        ProcessSpec { request: request.map(Arc::new), ..self }
+    }
+
     /// Approximate memory use of the spec, in bytes.
     pub(crate) fn size(&self) -> usize {
         // Overhead of each string besides its text: its own fields and, estimated, the overhead of its heap block.
         const STRING: usize = size_of::<String>() + 32;
         let args = self.args.iter().map(|arg| STRING + arg.len());
         let env = self.env.iter().map(|(key, value)| 2 * STRING + key.len() + value.len());
-        size_of::<ProcessSpec>() + self.command.len() + args.chain(env).sum::<usize>()
+        let request = self.request.as_ref().map_or(0, |request| request.size());
+        size_of::<ProcessSpec>() + self.command.len() + args.chain(env).sum::<usize>() + request
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::cgroups::Cgroups;
 use super::context::{LogSource, UnitContext};
 use super::fd_budget::Share;
+use super::keyed_requests::KeyedRequests;
 use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
@@ -77,6 +78,8 @@ pub(super) struct Actor {
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
     pub(super) sessions: BTreeMap<String, UnitId>,
+    /// The requests with an idempotency key.
+    pub(super) keyed: KeyedRequests,
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
     /// Limits the log lines of each source.
@@ -84,9 +87,12 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(parts: Parts) -> Actor {
+    /// For `run_grace`, see [`Builder::run_grace`](super::Builder::run_grace).
+    pub(super) fn new(parts: Parts, run_grace: Duration) -> Actor {
+        let keyed = KeyedRequests::new(run_grace);
         Actor {
             parts,
+            keyed,
             clock: Clock::start(),
             kills: Vec::new(),
             watches: TreeWatches::default(),
@@ -153,6 +159,7 @@ impl Actor {
             .chain(units)
             .chain(shutdown)
             .chain(probes)
+            .chain(self.keyed.deadline())
             .min()
     }
 
@@ -164,6 +171,7 @@ impl Actor {
             self.step(id, now, Event::Tick);
         }
         self.tick_sessions(now);
+        self.kill_left_runs(now);
         self.tick_trees(now);
         self.settle_pauses(now);
         self.settle_kills(now);

@@ -64,6 +64,7 @@ pub struct Builder {
     max_sessions: usize,
     max_tasks: Option<u64>,
     session_idle: Duration,
+    pub(super) run_grace: Duration,
     cgroup: Option<PathBuf>,
     no_new_privs: bool,
     default_limits: Limits,
@@ -122,6 +123,7 @@ impl Builder {
             max_sessions: 64,
             max_tasks: None,
             session_idle: Duration::from_secs(300),
+            run_grace: Duration::from_secs(10),
             cgroup: None,
             no_new_privs: false,
             default_limits: Limits::default(),
@@ -331,7 +333,7 @@ impl Builder {
                 descriptors: Share::of(max_files, budget.connections),
                 session_idle: self.session_idle,
             };
-            let mut actor = Actor::new(parts);
+            let mut actor = Actor::new(parts, self.run_grace);
             // A child may have ended before SIGCHLD was watched.
             actor.reap_scan.request(Duration::ZERO);
             actor.run_despite_panic();

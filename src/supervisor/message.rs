@@ -60,6 +60,8 @@ pub(crate) enum Command {
     /// The token must be that of the session.
     Attach(SessionKey, ReplySender<SessionAccess>),
     Detach(UnitId),
+    /// The client with this id no longer follows the run of its request, which has an idempotency key.
+    LeaveRun(UnitId),
     Shutdown(Duration, ReplySender<()>),
     /// Ends the supervisor thread. Processes keep running.
     Quit,

@@ -52,6 +52,7 @@ impl Actor {
             Command::KillPty(session, reply) => self.kill_pty(&session, reply),
             Command::Attach(key, reply) => reply.send(self.attach(&key)),
             Command::Detach(id) => self.detach(id),
+            Command::LeaveRun(client) => self.leave_run(client),
             Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), false),
             Command::Quit => {}
         }
@@ -89,7 +90,8 @@ impl Actor {
     /// A unit as it is returned to clients; None before its first fork.
     pub(super) fn started(&self, id: UnitId) -> Option<Started> {
         let member = self.parts.fleet.get(id)?;
-        Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log) })
+        let session = member.context.pty.as_ref().map(|session| Box::new(session.key.clone()));
+        Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log), session })
     }
 
     fn start(
@@ -99,6 +101,7 @@ impl Actor {
         user: Option<Result<RunUser, Error>>,
         reply: ReplySender<Started>,
     ) {
+        let Some(reply) = self.answer_repeat(id, &spec, reply) else { return };
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -129,6 +132,7 @@ impl Actor {
             reply.send(Err(error));
             return false;
         }
+        self.record_request(id);
         true
     }
 

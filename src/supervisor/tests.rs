@@ -29,7 +29,7 @@ use tl_os::spawn::Spawner;
 const LONG: Duration = Duration::from_secs(60);
 
 fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
-    Actor::new(Parts {
+    let parts = Parts {
         inbox,
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
@@ -47,7 +47,8 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         base_env: Vec::new(),
         descriptors: Share::of(1_000, 100),
         session_idle: LONG,
-    })
+    };
+    Actor::new(parts, LONG)
 }
 
 fn checked(port: u16) -> ProcessSpec {

@@ -39,6 +39,7 @@ const LAYERS: [&[&str]; 6] = [
         "terminal::session",
         "users::passwd",
         "supervisor::fd_budget",
+        "supervisor::keyed_requests",
         "supervisor::memory_return",
         "supervisor::reap_scan",
         "supervisor::task_limit",

@@ -27,6 +27,7 @@ GROUPS = {
     "hello": "test_the_program_of_the_library_readme_is_the_example",
     "service": "test_the_service_file_is_accepted",
     "usage": "test_the_example_of_limits_and_usage",
+    "idempotency": "test_a_run_that_is_repeated_in_python",
     "prometheus": "test_the_configuration_of_prometheus",
     "proxy": "tests/python/test_proxy.py",
     "engine": "tests/vm/test_engines.py",
@@ -127,6 +128,11 @@ def check_the_tour(tmp_path, export, command):
     tour = [dataclasses.replace(block, text=block.text.replace("8765", free_port())) for block in documents.of_group("tour")]
     blocks = [the_command(export, command), *tour]
     documents.run(blocks, tmp_path, {"PATH": os.environ["PATH"]}, python=sys.executable)
+
+
+def test_a_run_that_is_repeated_in_python(daemon, tmp_path):
+    env = {"PATH": os.environ["PATH"], "TL_INIT_URL": daemon.url, "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token")}
+    documents.run(documents.of_group("idempotency"), tmp_path, env, python=sys.executable)
 
 
 def test_the_commands_of_tlctl(daemon, tmp_path):

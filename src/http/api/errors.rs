@@ -48,6 +48,7 @@ fn status_and_code(error: &Error) -> (u16, &'static str) {
         Error::NotManaged(_) => (409, "NOT_MANAGED"),
         Error::NotRunning(_) => (409, "NOT_RUNNING"),
         Error::StdinClosed(_) => (409, "STDIN_CLOSED"),
+        Error::IdempotencyKeyReused(_) => (422, "IDEMPOTENCY_KEY_REUSED"),
         Error::TooManyProcesses(_) => (429, "TOO_MANY_PROCESSES"),
         Error::TooManySessions(_) => (429, "TOO_MANY_SESSIONS"),
         Error::Internal(_) => (500, "INTERNAL"),

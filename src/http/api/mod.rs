@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `routes`, `dispatch` | the table of endpoints; the token check and the call of an endpoint's function |
 //! | `auth`, `cors` | who may use the API, and from which web pages |
-//! | `errors`, `conditions` | statuses and codes; headers that change a request's meaning |
+//! | `errors`, `conditions`, `idempotency` | statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `openapi` | the description of the API |
 //! | `usage_metrics` | the usage of processes as metrics |
@@ -25,6 +25,7 @@ mod dispatch;
 mod errors;
 mod events;
 mod files;
+mod idempotency;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod metrics;

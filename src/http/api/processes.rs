@@ -7,11 +7,11 @@ use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Pipes, Policy, ProcessInfo, ProcessSpec,
-    RestartPolicy, SpecBuilder, StdinMode, Target,
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, Operation, OutputMode, Pipes, Policy, ProcessInfo,
+    ProcessSpec, RestartPolicy, SpecBuilder, StdinMode, Target,
 };
 
-use crate::http::api::Api;
+use crate::http::api::{Api, idempotency};
 use crate::http::json;
 use crate::http::json::limits::{LimitsBody, limits};
 use crate::http::json::response;
@@ -180,9 +180,13 @@ pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
 
 /// Starts a process. Answers once the program runs, or has failed to start.
 pub(crate) fn start(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::Start, &body)?;
+    let spec = json::parse::<StartBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     request.begin_start()?;
-    Ok(response::of(201, api.handle.start(spec)?))
+    let started = api.handle.start_or_repeat(spec.with_request(key))?;
+    Ok(idempotency::mark(response::of(201, started.result), started.is_repeat))
 }
 
 /// Lists all processes as they are at one moment, oldest first.

@@ -4,11 +4,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::model::terminal_size::TerminalSize;
-use crate::model::{Leftovers, ProcessSpec};
+use crate::model::{Leftovers, Operation, ProcessSpec};
+use crate::supervisor::SessionKey;
 use crate::terminal::session::SessionInfo;
 
-use crate::http::api::Api;
 use crate::http::api::processes::Command;
+use crate::http::api::{Api, idempotency};
 use crate::http::json;
 use crate::http::json::limits::LimitsBody;
 use crate::http::json::response;
@@ -67,10 +68,14 @@ struct SessionList {
 
 /// Opens a session. Answers once its program runs, or has failed to start.
 pub(crate) fn open(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let spec = json::parse::<OpenBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::OpenPty, &body)?;
+    let spec = json::parse::<OpenBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     request.begin_start()?;
-    let key = api.handle.open_pty(spec)?;
-    Ok(response::whole(201, &Opened { session_id: key.session_id, token: key.token }))
+    let opened = api.handle.open_pty_or_repeat(spec.with_request(key))?;
+    let SessionKey { session_id, token } = opened.result;
+    Ok(idempotency::mark(response::whole(201, &Opened { session_id, token }), opened.is_repeat))
 }
 
 /// Lists the sessions, oldest first, without their tokens.

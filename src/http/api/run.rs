@@ -1,5 +1,5 @@
 //! `POST /processes/run`: starts a command and streams its output and its end in one response. If the client
-//! disconnects, the process is killed.
+//! disconnects, the process is killed, with an idempotency key after a while.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -9,13 +9,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{StartAt, View};
-use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, Pipes, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
+use crate::model::{
+    Exit, Leftovers, MAX_TIMEOUT, Millis, Operation, Pid, Pipes, ProcessSpec, RunEnd, StdinMode, Target, UnitId,
+};
 use crate::supervisor::Handle;
 
-use crate::http::api::Api;
 use crate::http::api::events;
 use crate::http::api::events::EventFormat;
 use crate::http::api::processes::Command;
+use crate::http::api::{Api, idempotency};
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
 use crate::http::json::limits::LimitsBody;
@@ -116,52 +118,66 @@ impl From<RunEnd> for End {
     }
 }
 
-/// Kills the tree when it is dropped before the end of the run, whatever has ended the response.
-struct KillOnDrop {
+/// When it is dropped, whatever has ended the response: kills the tree if the run has not ended, or, with an idempotency
+/// key, tells the supervisor that this client has gone.
+struct ClientGuard {
     handle: Handle,
-    /// The unit to kill. None once its run has ended.
-    unit: Option<UnitId>,
+    /// What the request has drawn: the unit, unless the request repeats another.
+    id: UnitId,
+    has_key: bool,
+    has_ended: bool,
 }
 
-impl KillOnDrop {
+impl ClientGuard {
     fn ended(&mut self) {
-        self.unit = None;
+        self.has_ended = true;
     }
 }
 
-impl Drop for KillOnDrop {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
-        if let Some(unit) = self.unit {
+        if self.has_key {
+            self.handle.leave_run(self.id);
+        } else if !self.has_ended {
             // Nothing waits for the result.
-            drop(self.handle.begin_kill(&Target::Unit(unit)));
+            drop(self.handle.begin_kill(&Target::Unit(self.id)));
         }
     }
 }
 
-/// Runs a command.
+/// Runs a command, or follows the run that an earlier request with the same key has started.
 pub(crate) fn run(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let body = json::parse::<RunBody>(&request.whole_body()?)?;
-    let (spec, input) = body.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::Run, &body)?;
+    let has_key = key.is_some();
+    let (spec, input) = json::parse::<RunBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     let input = input.map(|input| hold_input(api, input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
-    let (unit, starting) = api.handle.begin_start_with_user(spec);
+    let (unit, starting) = api.handle.begin_start_with_user(spec.with_request(key));
     starting.set_waker(waker.clone().into());
-    let mut guard = KillOnDrop { handle: api.handle.clone(), unit: Some(unit) };
-    let started = loop {
+    let mut guard = ClientGuard { handle: api.handle.clone(), id: unit, has_key, has_ended: false };
+    let (started, connected) = loop {
         if let Some(started) = starting.try_take() {
-            break started;
+            break (started, Ok(false));
         }
-        request.wait(&waker, None)?;
+        match request.wait(&waker, None) {
+            // The run goes on for a while without this client, and its input comes from here.
+            Err(disconnected) if has_key => break (starting.wait(), Err(disconnected)),
+            waited => drop(waited?),
+        }
     };
     let started = started.inspect_err(|_| guard.ended())?;
-    if let Some((input, grant)) = input {
+    let is_repeat = started.info.handle != unit;
+    if let Some((input, grant)) = input.filter(|_| !is_repeat) {
         match api.handle.stdin(&Target::Unit(unit)) {
             Ok(stdin) => stdin.feed(input, Box::new(grant)),
             // The process has ended or has closed its stdin, so it does not read the input.
             Err(error) => log::debug!("unit {unit}: its input was dropped: {error}"),
         }
     }
-    Ok(Response::events(move |stream| {
+    connected?;
+    let response = Response::events(move |stream| {
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
         let mut follower = started.log.follow(View::Combined, StartAt::Beginning, waker.clone());
@@ -170,7 +186,8 @@ pub(crate) fn run(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiE
             guard.ended();
             events::data(out, &End::from(end))
         })
-    }))
+    });
+    Ok(idempotency::mark(response, is_repeat))
 }
 
 /// Counts the input of a run until its command has read it.
