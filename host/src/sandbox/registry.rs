@@ -4,7 +4,7 @@
 //! there is at most one at a time for each sandbox: it writes the file first, then memory, so that nobody sees what a
 //! crash could take back.
 
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Bound;
@@ -87,13 +87,9 @@ impl State {
 
     /// Takes a name for the sandbox `id`.
     fn reserve_name(&mut self, name: &str, id: &str) -> Result<(), SandboxError> {
-        match self.names.entry(name.to_owned()) {
-            hash_map::Entry::Occupied(owner) if owner.get() != id => Err(SandboxError::NameTaken(name.to_owned())),
-            hash_map::Entry::Occupied(_) => Ok(()),
-            hash_map::Entry::Vacant(free) => {
-                free.insert(id.to_owned());
-                Ok(())
-            }
+        match self.names.entry(name.to_owned()).or_insert_with(|| id.to_owned()) {
+            owner if owner == id => Ok(()),
+            _ => Err(SandboxError::NameTaken(name.to_owned())),
         }
     }
 

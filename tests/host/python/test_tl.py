@@ -53,7 +53,8 @@ def test_create_list_describe_and_terminate(host, tl, try_tl):
     assert "hello" in tl("logs", "my-box") and "echo hello" in tl("logs", "streams", "my-box")
     tl("terminate", "my-box")
     code, _, errors = try_tl("sbx", "describe", "my-box")
-    assert code == 1 and "not found" in errors
+    # After the 404 of the sandbox, `tl` asks for it in the archive.
+    assert code == 1 and "no archive" in errors, errors
     code, _, errors = try_tl("sbx", "terminate", "my-box")
     assert code == 1 and "SANDBOX_NOT_FOUND" in errors
 
