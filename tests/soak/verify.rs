@@ -15,8 +15,8 @@ pub struct Expected<'a> {
     pub tails: Tails<'a>,
     /// The process has ended by itself, with all its lines.
     pub is_complete: bool,
-    /// The daemon says that output is missing.
-    pub is_truncated: bool,
+    /// The number of places at which the daemon says that output is missing.
+    pub gaps: u64,
 }
 
 /// What follows the numbered lines on stdout.
@@ -72,12 +72,25 @@ impl Expected<'_> {
     /// daemon says that output is missing. Returns the number of bytes that the lines stand for.
     pub fn check(&self, stream: usize, lines: &[String]) -> Result<u64, String> {
         let name = ["stdout", "stderr"][stream];
-        let checked = if self.is_truncated { self.check_order(stream, lines) } else { self.check_runs(stream, lines) };
+        let checked = if self.gaps > 0 { self.check_kept(stream, lines) } else { self.check_runs(stream, lines) };
         checked.map_err(|error| format!("{name}: {error}"))
     }
 
-    /// Checks lines of which some may be missing: each is one of those that were written, and they are in order.
-    fn check_order(&self, stream: usize, lines: &[String]) -> Result<u64, String> {
+    /// Checks lines of which some may be missing. If the log has kept only the rest of a line after a gap, and no other
+    /// line begins after that, this rest is shown.
+    fn check_kept(&self, stream: usize, lines: &[String]) -> Result<u64, String> {
+        let mut rests = Vec::new();
+        loop {
+            match self.check_order(stream, lines, &rests) {
+                Err((at, _)) if (rests.len() as u64) < self.gaps && !rests.contains(&at) => rests.push(at),
+                checked => return checked.map_err(|(_, error)| error),
+            }
+        }
+    }
+
+    /// Checks that each line is one of those that were written, or the rest of one for the numbers in `rests`, and that
+    /// they are in order. An error has the number of the line.
+    fn check_order(&self, stream: usize, lines: &[String], rests: &[usize]) -> Result<u64, (usize, String)> {
         let mut bytes = 0;
         let mut at = 0;
         for run in self.runs {
@@ -89,7 +102,18 @@ impl Expected<'_> {
                 let mut next = right.next();
                 let mut parts = false;
                 let partial = found.strip_suffix(PARTIAL);
-                let is_same = |line: &String| partial.map_or(line == found, |found| line.starts_with(found));
+                let is_rest = rests.contains(&at);
+                // It may begin inside a character.
+                let rest = partial.unwrap_or(found).trim_start_matches('\u{fffd}');
+                // The last one may be unfinished as well.
+                let is_last = at + 1 == lines.len();
+                let is_same = |line: &String| match partial {
+                    Some(_) if is_rest => line.contains(rest),
+                    Some(found) => line.starts_with(found),
+                    None if is_rest && is_last && !self.is_complete => line.contains(rest.trim_end_matches('\u{fffd}')),
+                    None if is_rest => line.ends_with(rest),
+                    None => line == found,
+                };
                 while next.as_ref().is_some_and(|line| !is_same(line)) {
                     parts = parts || next.as_ref().is_some_and(is_part);
                     next = right.next();
@@ -108,7 +132,7 @@ impl Expected<'_> {
             Some(found) => {
                 let before = at.checked_sub(1).map(|before| shown(&lines[before]));
                 let parts: Vec<String> = self.runs.iter().map(|run| self.parts_of(&run.run, stream, found)).collect();
-                Err(format!("line {at} of a truncated log: {}, after {before:?}; {parts:?}", shown(found)))
+                Err((at, format!("line {at} of a truncated log: {}, after {before:?}; {parts:?}", shown(found))))
             }
         }
     }

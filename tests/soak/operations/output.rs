@@ -26,7 +26,7 @@ fn check(
     runs: &[Progress],
     view: &[Vec<String>; 2],
     has_ended: bool,
-    truncated: bool,
+    gaps: u64,
 ) -> u64 {
     let process = &client.processes[at];
     let input = &process.input;
@@ -44,7 +44,7 @@ fn check(
         runs,
         tails,
         is_complete: has_ended && is_complete(process),
-        is_truncated: truncated,
+        gaps,
     };
     let bytes = [0, 1].map(|stream| {
         expected.check(stream, &view[stream]).unwrap_or_else(|error| panic!("output of {}: {error}", process.tag))
@@ -114,7 +114,7 @@ pub fn listing(client: &mut Client, random: &mut Random) {
     for run in &mut runs {
         run.bytes = before.iter().find(|old| old.run == run.run).map_or([0; 2], |old| old.bytes);
     }
-    check(client, at, &runs, &[stdout, stderr], false, truncated);
+    check(client, at, &runs, &[stdout, stderr], false, u64::from(truncated));
 }
 
 /// Waits until the daemon has read what a process has written: it reads soon, but not before the write returns.
@@ -196,11 +196,11 @@ pub fn leave_follower(client: &mut Client, random: &mut Random) {
 
 fn check_follow(client: &mut Client, at: usize, stream: EventStream, random: &mut Random, cuts: bool) {
     let (lines, lost, gaps) = read_follow(client, at, stream, random, cuts);
-    let truncated = check_truncated(client, at, gaps > 0);
+    check_truncated(client, at, gaps > 0);
     let runs = client.progress(at);
     client
         .note_process(at, format_args!("followed: {} and {} lines, {lost} bytes lost", lines[0].len(), lines[1].len()));
-    let bytes = check(client, at, &runs, &lines, true, truncated);
+    let bytes = check(client, at, &runs, &lines, true, gaps);
     let written: u64 = runs.iter().map(|run| run.bytes[0] + run.bytes[1]).sum();
     // A last write that was killed may have been logged in part without having been counted.
     assert!(bytes + lost >= written, "{bytes} bytes and {lost} lost ones of {written}: a silent loss");
@@ -231,5 +231,5 @@ pub fn check_all(client: &mut Client, at: usize, random: &mut Random) {
     }
     client
         .note_process(at, format_args!("output: {} and {} lines, truncated: {truncated}", stdout.len(), stderr.len()));
-    check(client, at, &runs, &[stdout, stderr], true, truncated);
+    check(client, at, &runs, &[stdout, stderr], true, u64::from(truncated));
 }
