@@ -34,9 +34,11 @@
 //! | [`send_signal`] | sends signals to processes and process groups |
 //! | [`sigmask`] | blocks and unblocks signals for the calling thread |
 //! | [`signal_thread`] | a thread that calls a function for each signal |
+//! | [`socket_holders`] | finds the processes that have a socket open |
 //! | [`spawn`] | starts a program in a child process |
 //! | [`task_limits`] | limits on the number of processes and threads |
 //! | [`tcp`] | what the kernel knows about the peer of a TCP connection |
+//! | [`tcp_listeners`] | lists the listening TCP sockets |
 //! | [`thread`] | starts named threads that report their panics; tells which threads hang |
 //! | [`tree_walk`] | finds the processes of a few trees without reading all of /proc |
 //! | [`usage`] | what processes use of the machine |
@@ -71,9 +73,11 @@ pub mod self_usage;
 pub mod send_signal;
 pub mod sigmask;
 pub mod signal_thread;
+pub mod socket_holders;
 pub mod spawn;
 pub mod task_limits;
 pub mod tcp;
+pub mod tcp_listeners;
 #[cfg(test)]
 mod testing;
 pub mod thread;
