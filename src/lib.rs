@@ -46,6 +46,8 @@ mod model;
 mod oom;
 mod output;
 mod pending;
+mod ports;
+mod probe;
 #[cfg(feature = "http")]
 pub mod program_log;
 mod rate_limit;
@@ -61,11 +63,12 @@ pub use events::{Event, EventFilter, EventItem, EventKind, EventStart, EventSubj
 pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
 pub use model::{
     Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, ManagedInfo, ManagedSpec,
-    ManagedStatus, Millis, OutputMode, Pid, Pipes, Policy, ProcessInfo, ProcessSpec, RestartPolicy, RunEnd, Signal,
-    SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, Usage, UsageScope,
-    UserSpec,
+    ManagedStatus, Millis, OutputMode, Pid, Pipes, Policy, Port, PortQuery, ProcessInfo, ProcessSpec, RestartPolicy,
+    RunEnd, Signal, SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, Usage,
+    UsageScope, UserSpec,
 };
 pub use pending::Pending;
+pub use ports::PortWatch;
 pub use rate_limit::RateLimit;
 pub use supervisor::{Attached, Builder, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop};
 pub use terminal::session::SessionInfo;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{HealthStatus, Millis, Pid, RunEnd, UnitId};
+use crate::model::{HealthStatus, Millis, Pid, Port, RunEnd, UnitId};
 
 /// An event (docs/api.md, Events). Cheap to clone: its texts are shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +87,10 @@ pub enum EventKind {
         /// How the leader ended.
         exit_code: Option<i32>,
     },
+    /// A process listens on a port. Only for subscriptions that [want ports](EventFilter::ports).
+    PortOpened(Arc<Port>),
+    /// Nothing listens any more on a port, at this address. The process is the one that did, when the port was opened.
+    PortClosed(Arc<Port>),
     /// For the first time, output of this process was dropped or could not be kept.
     OutputTruncated,
     /// The ordered shutdown begins. Nothing is started any more; the ends of the processes that run follow.
@@ -107,6 +111,8 @@ impl EventKind {
             EventKind::ProcessResumed => "process.resumed",
             EventKind::PtyOpened { .. } => "pty.opened",
             EventKind::PtyEnded { .. } => "pty.ended",
+            EventKind::PortOpened(_) => "port.opened",
+            EventKind::PortClosed(_) => "port.closed",
             EventKind::OutputTruncated => "output.truncated",
             EventKind::DaemonShutdown => "daemon.shutdown",
         }
@@ -115,7 +121,7 @@ impl EventKind {
     /// Whether it is about a port of the sandbox: only those get it that ask for ports.
     #[must_use]
     pub(crate) fn is_about_port(&self) -> bool {
-        false
+        matches!(self, EventKind::PortOpened(_) | EventKind::PortClosed(_))
     }
 
     /// Bytes of the texts that it refers to.
@@ -126,6 +132,9 @@ impl EventKind {
                 text.as_ref().map_or(0, |text| text.len())
             }
             EventKind::PtyOpened { session_id } | EventKind::PtyEnded { session_id, .. } => session_id.len(),
+            EventKind::PortOpened(port) | EventKind::PortClosed(port) => {
+                size_of::<Port>() + port.command.as_ref().map_or(0, |command| command.len())
+            }
             EventKind::ProcessEnded(_)
             | EventKind::ProcessRestarting { .. }
             | EventKind::ProcessPaused
@@ -141,7 +150,8 @@ impl EventKind {
 pub struct EventFilter {
     /// Only events about this process, and those about none, as [`EventKind::DaemonShutdown`] is. None: about all.
     pub handle: Option<UnitId>,
-    /// Also events about ports.
+    /// Also events about ports. They are observed only while a subscription wants them, so those of the time before the
+    /// first such subscription do not exist: [`Handle::ports`](crate::Handle::ports) has the ports that are open.
     pub ports: bool,
 }
 

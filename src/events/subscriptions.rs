@@ -140,7 +140,6 @@ impl EventLog {
 
     /// Sets a function that is called, now and whenever it changes, with the number of subscriptions that want events
     /// about ports. It must not block.
-    #[allow(dead_code)]
     pub(crate) fn set_on_port_readers(&self, notify: impl Fn(usize) + Send + 'static) {
         let mut on_port_readers = self.on_port_readers.lock().unwrap_or_else(PoisonError::into_inner);
         notify(self.lock().port_readers);

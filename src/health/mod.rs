@@ -9,9 +9,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
-mod probe;
 mod schedule;
-mod status_line;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +22,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
-use self::probe::{Outcome, Probe};
 use crate::health::schedule::{Due, Schedule, Timing};
 use crate::model::{HealthCheck, UnitId, WatchNo};
+use crate::probe::{Outcome, Probe};
 use tl_os::thread;
 
 /// The result of one probe of one run of a unit.

@@ -30,6 +30,7 @@ use crate::events::EventLog;
 use crate::logs::LogStore;
 use crate::model::{UnitId, UserSpec};
 use crate::output::Output;
+use crate::ports::Ports;
 use crate::rate_limit::RateLimit;
 use crate::terminal::Backlog;
 use crate::trees::Trees;
@@ -44,6 +45,7 @@ pub(super) struct Parts {
     pub(super) fleet: Fleet<UnitContext>,
     pub(super) logs: Arc<LogStore>,
     pub(super) events: Arc<EventLog>,
+    pub(super) ports: Ports,
     pub(super) output: Output,
     pub(super) probes: Probes,
     pub(super) trees: Trees,

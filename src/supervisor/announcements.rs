@@ -9,7 +9,7 @@ use crate::metrics::UnitKind;
 use crate::model::{Occurrence, UnitId};
 
 /// The subject of events about a unit.
-fn subject(id: UnitId, member: &Member) -> EventSubject {
+pub(super) fn subject(id: UnitId, member: &Member) -> EventSubject {
     let name = member.unit.managed().and_then(|managed| managed.name.as_deref());
     EventSubject::new(id, member.unit.shown().map(|shown| shown.pid), name.map(Arc::from))
 }
@@ -44,6 +44,9 @@ impl Actor {
     pub(super) fn announce(&self, id: UnitId, kind: UnitKind, occurrence: &Occurrence) {
         if let Some(member) = self.parts.fleet.get(id) {
             self.parts.events.push(Some(subject(id, member)), event(kind, member, occurrence));
+        }
+        if matches!(occurrence, Occurrence::Started { .. }) {
+            self.parts.ports.hurry();
         }
     }
 

@@ -17,6 +17,7 @@ use super::handle::Handle;
 use super::limits::DefaultLimits;
 use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
+use super::ports;
 use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
 use super::single_instance::SingleInstance;
@@ -294,6 +295,8 @@ impl Builder {
         let events = EventLog::new();
         let close_events = events.close_on_drop();
         let of_handle = Arc::clone(&events);
+        let ports = ports::ports(messages.clone(), &events);
+        let (ports_of_handle, close_ports) = (ports.clone(), ports.close_on_drop());
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
         let trees = threads::trees(&messages)?;
@@ -309,6 +312,7 @@ impl Builder {
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
             let _close_events = close_events;
+            let _close_ports = close_ports;
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
@@ -319,6 +323,7 @@ impl Builder {
                 fleet: Fleet::new(bounds),
                 logs,
                 events,
+                ports,
                 output,
                 probes,
                 trees,
@@ -340,7 +345,13 @@ impl Builder {
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events: of_handle };
+        let handle = Handle {
+            messages,
+            ids: Arc::new(AtomicU64::new(1)),
+            default_user,
+            events: of_handle,
+            ports: ports_of_handle,
+        };
         Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
     }
 

@@ -31,6 +31,7 @@ impl Actor {
         if first {
             reports::shutdown_begun(grace);
             self.parts.events.push(None, EventKind::DaemonShutdown);
+            self.parts.ports.refuse_waits();
         }
         self.parts.spawner.stop_server();
         self.watch_leftovers(now);

@@ -16,6 +16,7 @@ use crate::events::{EventFilter, EventLog, EventStart, Events};
 use crate::logs::{Follower, StartAt, View};
 use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, Usage, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
+use crate::ports::Ports;
 
 /// Size of the pieces in which [`Handle::write_stdin`] queues its bytes, in bytes.
 const PIECE: usize = 64 * 1024;
@@ -52,6 +53,7 @@ pub struct Handle {
     pub(super) ids: Arc<AtomicU64>,
     pub(super) default_user: Arc<UserSpec>,
     pub(super) events: Arc<EventLog>,
+    pub(super) ports: Ports,
 }
 
 impl Handle {

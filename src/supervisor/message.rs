@@ -10,10 +10,12 @@ use super::replies::{Census, Counts, SessionAccess, SessionKey, Started, Stdin};
 use super::resolver::{Resolved, RunUser};
 use super::usage::UsagePage;
 use crate::error::Error;
+use crate::events::EventSubject;
 use crate::health::Verdict;
 use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId, Usage};
 use crate::output::Notice;
 use crate::pending::ReplySender;
+use crate::ports::Candidate;
 use crate::terminal::session::SessionInfo;
 use crate::trees::Report;
 
@@ -31,6 +33,8 @@ pub(crate) enum Command {
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
     Census(ReplySender<Census>),
+    /// The units to whose trees these processes belong.
+    UnitsOf(Vec<Candidate>, ReplySender<Vec<Option<EventSubject>>>),
     Usage(Target, ReplySender<Usage>),
     /// The sums of the processes after this unit.
     UsagePage(Option<UnitId>, ReplySender<UsagePage>),

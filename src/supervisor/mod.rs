@@ -18,6 +18,7 @@ mod memory_return;
 mod message;
 mod pause_watch;
 mod pauses;
+mod ports;
 mod probes;
 mod pty;
 mod reap_scan;

@@ -37,6 +37,7 @@ impl Actor {
                 reply.send(Ok(Counts { running: self.parts.fleet.running(), total: self.parts.fleet.len() }));
             }
             Command::Census(reply) => reply.send(Ok(self.census())),
+            Command::UnitsOf(candidates, reply) => self.units_of(candidates, reply),
             Command::Usage(target, reply) => reply.send(self.usage(&target)),
             Command::UsagePage(after, reply) => reply.send(Ok(self.usage_page(after))),
             Command::Signal { target, signal, scope, reply } => self.signal(&target, signal, scope, reply),

@@ -1,5 +1,6 @@
 //! Jobs of the trees thread, and its reports.
 
+use super::attribute::Attribution;
 use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
 use tl_os::cgroup::Leaf;
@@ -54,6 +55,8 @@ pub enum Job {
     HangUp(Marks),
     /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
     Scan(Vec<(RunKey, Marks)>),
+    /// Find the runs to which processes belong, then complete the reply.
+    Attribute(Box<Attribution>),
     /// As PID 1 only: send SIGTERM and SIGCONT to all processes that were not asked to end, by [`Job::Terminate`], by
     /// [`Job::HangUp`], or with the session or the process group of a leader.
     TerminateRest,
@@ -113,6 +116,7 @@ impl Job {
             Job::Scan(_) => Some(Report::Scanned(Vec::new())),
             Job::Suspend { request, .. } => Some(Report::Suspended(*request, Suspension::Growing)),
             Job::Continue { .. } | Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
+            Job::Attribute(_) => None,
         }
     }
 
@@ -123,6 +127,7 @@ impl Job {
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
             Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Attribute(_) => None,
         }
     }
 
@@ -135,7 +140,7 @@ impl Job {
             Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
-            Job::Suspend { .. } | Job::Continue { .. } => Some(Vec::new()),
+            Job::Suspend { .. } | Job::Continue { .. } | Job::Attribute(_) => Some(Vec::new()),
         }
     }
 
@@ -144,6 +149,7 @@ impl Job {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
             Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Attribute(_) => None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! milliseconds, and because a hostile process can make reading its environment block for ever. The thread signals
 //! through pidfds (`tl_os::send_signal`), because the supervisor thread reaps processes meanwhile.
 
+mod attribute;
 mod environ;
 mod job;
 mod suspend;
@@ -16,6 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+pub use attribute::Attribution;
 pub use job::{Job, Report, Suspension, Tracking};
 
 use crate::error::Error;
@@ -175,6 +177,7 @@ impl Actor {
                     (self.notify)(Report::Suspended(request, suspension));
                 }
                 Job::Continue { key, tracking, all } => self.let_continue(key, &tracking, all, &leaders),
+                Job::Attribute(attribution) => self.attribute(*attribution),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
                 Job::Scan(runs) => self.find_gone(&snapshot, &runs, &leaders),

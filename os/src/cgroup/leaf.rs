@@ -53,8 +53,7 @@ impl Leaf {
     }
 
     /// The name of its directory in the slice.
-    #[cfg(test)]
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.dir.name
     }
 
@@ -107,12 +106,15 @@ impl Leaf {
     /// Whether the process that has this PID now is in the leaf or below it.
     pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
-            Ok(cgroup) => {
-                self.dir.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.dir.name))
-            }
+            Ok(cgroup) => self.is_above(&cgroup),
             // There is no /proc of this PID namespace: the list of members is read again.
             Err(_) => self.members().contains(&pid),
         }
+    }
+
+    /// Whether a cgroup, as [`procfs::cgroup_of`] returns it, is the leaf or below it.
+    pub fn is_above(&self, cgroup: &str) -> bool {
+        self.dir.slice.path().file_name().is_some_and(|slice| is_below(cgroup, slice, &self.dir.name))
     }
 
     /// Whether the leaf has no processes except zombies, or no longer exists.

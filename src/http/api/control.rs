@@ -94,7 +94,8 @@ pub(crate) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<
     Ok(response::of(200, api.handle.after_wait(process.info, end)?))
 }
 
-fn timeout(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
+/// The query parameter `timeout`.
+pub(crate) fn timeout(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
     let Some(text) = query else { return Ok(None) };
     match text.parse::<f64>() {
         Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {

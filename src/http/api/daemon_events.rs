@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::events::ring::Read;
 use crate::events::{Event, EventFilter, EventKind, EventStart, Events};
-use crate::model::{HealthStatus, Millis, Pid, Target, UnitId};
+use crate::model::{HealthStatus, Millis, Pid, Port, Target, UnitId};
 use tl_os::poll::Waker;
 
 use crate::http::api::Api;
@@ -111,11 +111,18 @@ fn write(out: &mut Vec<u8>, read: Read) -> io::Result<()> {
 #[derive(Serialize)]
 struct Data<'e> {
     at: Millis,
+    #[serde(flatten)]
+    subject: Option<Subject<'e>>,
+    #[serde(flatten)]
+    more: More<'e>,
+}
+
+/// The process or the session that an event is about. An event about a port has these fields itself.
+#[derive(Serialize)]
+struct Subject<'e> {
     handle: Option<UnitId>,
     pid: Option<Pid>,
     name: Option<&'e str>,
-    #[serde(flatten)]
-    more: More<'e>,
 }
 
 /// The fields that only events of one type have.
@@ -129,6 +136,7 @@ enum More<'e> {
     Health { health_status: HealthStatus, error: Option<&'e str> },
     PtyOpened { session_id: &'e str },
     PtyEnded { session_id: &'e str, exit_code: Option<i32> },
+    Port(&'e Port),
     Nothing {},
 }
 
@@ -147,18 +155,18 @@ impl<'e> From<&'e Event> for Data<'e> {
             }
             EventKind::PtyOpened { session_id } => More::PtyOpened { session_id },
             EventKind::PtyEnded { session_id, exit_code } => More::PtyEnded { session_id, exit_code: *exit_code },
+            EventKind::PortOpened(port) | EventKind::PortClosed(port) => More::Port(port),
             EventKind::ProcessPaused
             | EventKind::ProcessResumed
             | EventKind::OutputTruncated
             | EventKind::DaemonShutdown => More::Nothing {},
         };
-        Data {
-            at: event.at,
+        let subject = (!event.kind.is_about_port()).then(|| Subject {
             handle: subject.map(|subject| subject.handle),
             pid: subject.and_then(|subject| subject.pid),
             name: subject.and_then(|subject| subject.name.as_deref()),
-            more,
-        }
+        });
+        Data { at: event.at, subject, more }
     }
 }
 

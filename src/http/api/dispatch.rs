@@ -3,7 +3,7 @@
 use crate::http::api::rejections::Rejection;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, Auth, about, attach, conditions, control, cors, daemon_events, errors, files, metrics, openapi, output,
+    Api, Auth, about, attach, conditions, control, cors, daemon_events, errors, files, metrics, openapi, output, ports,
     processes, pty, run, system, tunnel,
 };
 use crate::http::message::{ApiError, Request, Response};
@@ -95,6 +95,8 @@ impl Api {
             Endpoint::AttachPty => attach::attach(self, request, parameter),
             Endpoint::Tunnel => tunnel::open(request),
             Endpoint::Events => daemon_events::stream(self, request),
+            Endpoint::Ports => ports::list(self),
+            Endpoint::WaitPort => ports::wait(self, request, parameter),
         }
     }
 }

@@ -12,6 +12,7 @@
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
 //! | `daemon_events` | what happens to processes, sessions and the daemon, as server-sent events |
+//! | `ports` | which processes listen for TCP connections |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
 
 mod about;
@@ -31,6 +32,7 @@ pub(crate) mod invariants;
 mod metrics;
 mod openapi;
 mod output;
+mod ports;
 mod processes;
 mod pty;
 mod rejections;

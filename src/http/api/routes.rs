@@ -75,6 +75,10 @@ pub(crate) enum Endpoint {
     Tunnel,
     /// `GET /events`.
     Events,
+    /// `GET /ports`.
+    Ports,
+    /// `GET /ports/{port}/wait`.
+    WaitPort,
 }
 
 /// How long a request may take.
@@ -106,7 +110,8 @@ impl Endpoint {
             | Endpoint::ListFiles
             | Endpoint::AttachPty
             | Endpoint::Tunnel
-            | Endpoint::Events => ExpectedDuration::Unbounded,
+            | Endpoint::Events
+            | Endpoint::WaitPort => ExpectedDuration::Unbounded,
             Endpoint::Health
             | Endpoint::Info
             | Endpoint::Boot
@@ -124,7 +129,8 @@ impl Endpoint {
             | Endpoint::ListPtys
             | Endpoint::Pty
             | Endpoint::ResizePty
-            | Endpoint::KillPty => ExpectedDuration::Short,
+            | Endpoint::KillPty
+            | Endpoint::Ports => ExpectedDuration::Short,
         }
     }
 
@@ -167,7 +173,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 37] = [
+pub(crate) static ROUTES: [Route; 39] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -205,6 +211,8 @@ pub(crate) static ROUTES: [Route; 37] = [
     Route::new("GET", "/pty/{id}/ws", Endpoint::AttachPty),
     Route::new("GET", "/tunnels/tcp", Endpoint::Tunnel),
     Route::new("GET", "/events", Endpoint::Events),
+    Route::new("GET", "/ports", Endpoint::Ports),
+    Route::new("GET", "/ports/{port}/wait", Endpoint::WaitPort),
 ];
 
 /// The endpoint with this method and this path, with the index of its row in [`ROUTES`] and the value of the path's
@@ -313,6 +321,8 @@ mod tests {
             ("GET", "pty/x/ws", Endpoint::AttachPty),
             ("GET", "tunnels/tcp", Endpoint::Tunnel),
             ("GET", "events", Endpoint::Events),
+            ("GET", "ports", Endpoint::Ports),
+            ("GET", "ports/80/wait", Endpoint::WaitPort),
         ] {
             let parameter = path
                 .split('/')

@@ -1,0 +1,50 @@
+//! Finds the runs without a cgroup to which processes belong.
+
+use super::Actor;
+use crate::events::EventSubject;
+use crate::model::RunKey;
+use crate::pending::ReplySender;
+use tl_os::process_tree::Marks;
+use tl_os::procfs::{Process, pipes_of};
+
+/// Processes whose runs are to be found.
+#[derive(Debug)]
+pub struct Attribution {
+    /// The runs, with what is answered for each.
+    pub runs: Vec<(RunKey, Marks, EventSubject)>,
+    /// Each process with its ancestors, up to a child of this process, and its index in the answer.
+    pub processes: Vec<(usize, Vec<Process>)>,
+    /// The answer as far as it is known.
+    pub found: Vec<Option<EventSubject>>,
+    /// Completed with the answer.
+    pub reply: ReplySender<Vec<Option<EventSubject>>>,
+}
+
+impl Actor {
+    pub(super) fn attribute(&mut self, mut attribution: Attribution) {
+        for (at, ancestry) in &attribution.processes {
+            let subject = self.run_of(ancestry, &attribution.runs);
+            if let Some(place) = attribution.found.get_mut(*at) {
+                *place = subject;
+            }
+        }
+        attribution.reply.send(Ok(attribution.found));
+    }
+
+    fn run_of(&mut self, ancestry: &[Process], runs: &[(RunKey, Marks, EventSubject)]) -> Option<EventSubject> {
+        let is_known = |key: &RunKey, process: &Process| {
+            self.known.get(key).is_some_and(|known| known.contains(&process.identity()))
+        };
+        let by_leader = ancestry
+            .iter()
+            .find_map(|process| runs.iter().find(|(key, marks, _)| marks.is_leader(process) || is_known(key, process)));
+        if let Some((.., subject)) = by_leader {
+            return Some(subject.clone());
+        }
+        // It descends from an orphan, which its session, its output or its environment may betray.
+        let orphan = ancestry.last()?;
+        let (pipes, invocation) = (pipes_of(orphan), self.environ.invocation_of(orphan));
+        let run = runs.iter().find(|(_, marks, _)| marks.fits(orphan, &pipes, invocation.as_deref()));
+        run.map(|(.., subject)| subject.clone())
+    }
+}
