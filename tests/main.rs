@@ -49,6 +49,7 @@ mod output;
 mod overload;
 mod pauses;
 mod pid1_signals;
+mod ports;
 mod process_control;
 mod process_trees;
 mod ptrace;

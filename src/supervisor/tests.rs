@@ -21,6 +21,7 @@ use crate::health::{Health, Verdict};
 use crate::logs::{LogLimits, LogStore};
 use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId, UserSpec};
 use crate::output::Output;
+use crate::ports::{FindUnits, Ports};
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use crate::unit::{Event, Unit};
@@ -29,11 +30,14 @@ use tl_os::spawn::Spawner;
 const LONG: Duration = Duration::from_secs(60);
 
 fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
+    let events = EventLog::new();
+    let ports = Ports::new(FindUnits(Box::new(|candidates| vec![None; candidates.len()])), &events);
     let parts = Parts {
         inbox,
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
-        events: EventLog::new(),
+        events,
+        ports,
         output: Output::start(|_, _| {}, |_| {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),

@@ -225,6 +225,18 @@ mod tests {
         let event = Event { id: 5, at: 9, subject: None, kind: EventKind::DaemonShutdown };
         let data = r#"{"at":9,"handle":null,"pid":null,"name":null}"#;
         assert_eq!(written(Read::Event(event)), format!("id: 5\nevent: daemon.shutdown\ndata: {data}\n\n"));
+        let port = Port {
+            port: 80,
+            address: "::".parse().unwrap(),
+            pid: Some(12),
+            handle: Some(UnitId(7)),
+            name: None,
+            command: Some(text("node")),
+        };
+        let subject = Some(EventSubject::new(UnitId(7), Some(11), None));
+        let event = Event { id: 5, at: 9, subject, kind: EventKind::PortClosed(Arc::new(port)) };
+        let data = r#"{"at":9,"port":80,"address":"::","pid":12,"handle":7,"name":null,"command":"node"}"#;
+        assert_eq!(written(Read::Event(event)), format!("id: 5\nevent: port.closed\ndata: {data}\n\n"));
         let gap = Read::Gap { lost: 3, before: 8 };
         assert_eq!(written(gap), "id: 8\nevent: gap\ndata: {\"lost\":3}\n\n");
     }
