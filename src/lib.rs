@@ -62,14 +62,16 @@ pub use error::{Error, SpecError, SystemFailure};
 pub use events::{Event, EventFilter, EventItem, EventKind, EventStart, EventSubject, Events};
 pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
 pub use model::{
-    Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, ManagedInfo, ManagedSpec,
-    ManagedStatus, Millis, OutputMode, Pid, Pipes, Policy, Port, PortQuery, ProcessInfo, ProcessSpec, RestartPolicy,
-    RunEnd, Signal, SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, Usage,
-    UsageScope, UserSpec,
+    Condition, Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, LineQuery, ManagedInfo,
+    ManagedSpec, ManagedStatus, Met, Millis, OutputMode, Pid, Pipes, Policy, Port, PortQuery, ProcessInfo, ProcessSpec,
+    RestartPolicy, RunEnd, Signal, SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize,
+    UnitId, Usage, UsageScope, UserSpec, Waited,
 };
 pub use pending::Pending;
 pub use ports::PortWatch;
 pub use rate_limit::RateLimit;
-pub use supervisor::{Attached, Builder, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop};
+pub use supervisor::{
+    Attached, Builder, ConditionWatch, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop,
+};
 pub use terminal::session::SessionInfo;
 pub use terminal::{Seen, Viewer};

@@ -3,6 +3,7 @@
 //! A [`ProcessSpec`] is validated once, when it is built; no code after that checks it again. The `Serialize` forms are
 //! those of the process API (docs/api.md, Data model).
 
+mod condition;
 mod info;
 mod limits;
 mod managed;
@@ -22,6 +23,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+pub use condition::{Condition, LineQuery, Met, Waited};
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
 pub(crate) use limits::MAX_CPU_WEIGHT;
 pub use limits::{Cpus, Limits};

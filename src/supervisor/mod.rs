@@ -5,6 +5,7 @@ mod actor;
 mod announcements;
 mod builder;
 mod cgroups;
+mod conditions;
 mod context;
 mod ending;
 pub(crate) mod fd_budget;
@@ -46,6 +47,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use builder::Builder;
+pub use conditions::ConditionWatch;
 pub use handle::Handle;
 pub use pty::Attached;
 pub(crate) use replies::Census;

@@ -32,6 +32,7 @@ const LAYERS: [&[&str]; 6] = [
         "unit",
         "events::event",
         "events::ring",
+        "logs::line_search",
         "logs::lines",
         "logs::retention",
         "health::schedule",

@@ -4,7 +4,7 @@ use crate::http::api::rejections::Rejection;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
     Api, Auth, about, attach, conditions, control, cors, daemon_events, errors, files, metrics, openapi, output, ports,
-    processes, pty, run, system, tunnel,
+    processes, pty, run, system, tunnel, wait,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -81,7 +81,7 @@ impl Api {
             Endpoint::Resume => control::resume(self, &target),
             Endpoint::WriteStdin => control::write_stdin(self, request, &target),
             Endpoint::CloseStdin => control::close_stdin(self, &target),
-            Endpoint::Wait => control::wait(self, request, &target),
+            Endpoint::Wait => wait::wait(self, request, &target),
             Endpoint::Usage => processes::usage(self, &target),
             Endpoint::ReadFile => files::read(self, request),
             Endpoint::WriteFile => files::write(self, request),

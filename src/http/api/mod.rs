@@ -42,6 +42,7 @@ mod system;
 mod system_control;
 mod tunnel;
 mod usage_metrics;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Instant;
