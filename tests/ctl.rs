@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::harness::options::program;
 use crate::harness::{
-    Daemon, Options, TIMEOUT, TOKEN, bound_command, reserve_closed_port, skip_without_root, start_daemon, wait_until,
+    Daemon, Options, TIMEOUT, TOKEN, bound_command, pid_of, reserve_closed_port, skip_without_root, start_daemon,
+    wait_until,
 };
 
 /// The client, called by a symlink, with the run directory of the daemon and without standard input.
@@ -454,6 +455,32 @@ fn events_are_printed_one_a_line() {
     let told = ["daemon.shutdown\n", "process.ended web ("].map(|part| rest.find(&format!(" {part}")).expect(part));
     assert!(told[0] < told[1], "{rest}");
     daemon.wait_for_exit(TIMEOUT);
+}
+
+#[test]
+fn ports_lists_who_listens_and_waits_for_a_port() {
+    let daemon = start_daemon();
+    let (closed, _reserved) = reserve_closed_port();
+    let port = closed.to_string();
+    let timed_out = ctl(&daemon, &["ports", "--wait", &port, "--timeout", "0.2"]);
+    expect_failure(&timed_out, 1, &format!("nothing listens on port {port} after 0.2 s"));
+    let json = ctl(&daemon, &["--json", "ports", "--wait", &port, "--timeout", "0", "--http-path", "/a b?c"]);
+    expect_failure(&json, 1, "`http_path`");
+    let json = ctl(&daemon, &["--json", "ports", "--wait", &port, "--timeout", "0", "--http-path", "/a?b"]);
+    assert_eq!((json.status.code(), &*json.stdout), (Some(1), &b"{\"open\":false,\"port\":null}\n"[..]));
+    let waiting =
+        tlctl(&daemon, &["ports", "--wait", &port, "--http-path", "/"]).stdout(Stdio::piped()).spawn().unwrap();
+    let args = ["-m", "http.server", "--bind", "127.0.0.2", &port];
+    let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": args, "name": "web"})));
+    let waited = wait_for(waiting, "tlctl ports --wait");
+    let row = String::from_utf8(waited.stdout).unwrap().lines().nth(1).map(str::to_owned).unwrap_or_default();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words[..4], [&*port, "127.0.0.2", &pid.to_string(), "web"], "{row}");
+    let listed = out_of(&daemon, &["ports"]);
+    assert!(listed.lines().any(|line| line.split_whitespace().collect::<Vec<_>>() == words), "{listed}");
+    assert_eq!(json_of(&daemon, &["--json", "ports"]), daemon.get("/ports").expect(200));
+    expect_failure(&ctl(&daemon, &["ports", "--timeout", "1"]), 2, "--timeout is only for --wait");
+    expect_failure(&ctl(&daemon, &["ports", "--wait", "70000"]), 1, "`port`");
 }
 
 #[test]

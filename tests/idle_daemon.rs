@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::cgroups::cgroup_of;
-use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until, wait_until_ok};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, procfs, reserve_closed_port, start_daemon, start_daemon_with, wait_until, wait_until_ok,
+};
 
 fn run_commands(daemon: &Daemon, count: usize) {
     std::thread::scope(|scope| {
@@ -135,6 +137,20 @@ fn a_daemon_with_a_thousand_events_and_with_subscribers_does_not_wake_up_while_n
     check_no_wake_up(&daemon);
     let _streams: Vec<_> = (0..20).map(|_| daemon.events("", "Last-Event-ID: 0\r\n")).collect();
     // Except for the comments, every 15 s.
+    check_no_wake_up(&daemon);
+}
+
+#[test]
+fn a_daemon_does_not_wake_up_for_ports_once_nobody_waits_for_them() {
+    let daemon = start_daemon();
+    let (closed, _reserved) = reserve_closed_port();
+    let listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); time.sleep(6000)";
+    daemon.start_process(&json!({"command": "python3", "args": ["-c", listen]}));
+    let is_watching = || procfs::threads(daemon.pid).iter().any(|thread| thread == "ports");
+    let (stream, waiting) = (daemon.events("?ports=true", ""), daemon.send_get(&format!("/ports/{closed}/wait")));
+    wait_until(TIMEOUT, "ports are watched", || is_watching().then_some(()));
+    drop((stream, waiting));
+    wait_until(TIMEOUT, "ports are watched no more", || (!is_watching()).then_some(()));
     check_no_wake_up(&daemon);
 }
 

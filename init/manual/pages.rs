@@ -116,7 +116,7 @@ pub(crate) fn tlctl(version: &str) -> String {
     page.term("**2**", "The command line is wrong.");
     page.paragraph(
         "**status** exits with 0 if the process is running, with 3 if it is not, and with 4 if there is no such process. \
-         **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it, so 137 after a **--timeout**. **run** \
+         **ports --wait** exits with 1 if the port is not open after **--timeout**. **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it, so 137 after a **--timeout**. **run** \
          exits with 127 if the command was not found, and with 126 if it cannot be executed.",
     );
     page.section("ENVIRONMENT");

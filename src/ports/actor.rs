@@ -9,12 +9,13 @@ use mio::{Events, Poll, Token};
 
 use super::owners::{Holder, Lister, Place, entry, find_holders};
 use super::schedule::Schedule;
-use super::shared::{Shared, Want};
+use super::shared::Shared;
 use super::table::{Changes, Table};
 use super::wait::{Need, RETRY, Wait};
 use crate::error::Error;
 use crate::events::{EventKind, EventSubject};
 use crate::model::Port;
+use tl_os::thread;
 
 /// The token of the waker. Those of waits begin at 0.
 pub const WAKE: Token = Token(usize::MAX);
@@ -65,6 +66,7 @@ impl Actor {
     pub fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(64);
         while self.take_orders() {
+            thread::fault_point();
             let now = Instant::now();
             if self.schedule.next() <= now.duration_since(self.epoch) {
                 self.look();
@@ -91,22 +93,22 @@ impl Actor {
     /// Takes over what has been asked for. Returns false if the thread must end.
     fn take_orders(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
+        let now = Instant::now();
         let mut state = shared.lock();
-        let (new, baseline) = (std::mem::take(&mut state.new), state.baseline.take());
-        let hurry = std::mem::take(&mut state.hurry) || !new.is_empty() || baseline.is_some();
+        let baseline = state.baseline.take();
+        let hurry = std::mem::take(&mut state.hurry) || !state.new.is_empty() || baseline.is_some();
+        for want in state.new.drain(..) {
+            self.last_token = self.last_token.wrapping_add(1) % WAKE.0;
+            self.waits.push(Wait::new(want, Token(self.last_token), now));
+        }
         self.drop_cancelled();
-        let (refuses, closed) = (state.refuses || state.closed, state.closed);
-        let is_idle = (refuses || (self.waits.is_empty() && new.is_empty())) && state.readers == 0;
-        let ends = closed || is_idle;
         let is_telling = state.readers > 0;
+        let refuses = state.refuses || state.closed;
+        let ends = state.closed || !is_telling && (refuses || self.waits.is_empty());
         if ends {
             state.thread = None;
         }
         drop(state);
-        let now = Instant::now();
-        for want in new {
-            self.take_over(want, now);
-        }
         if refuses {
             self.end_waits(&Error::ShuttingDown);
         }
@@ -116,18 +118,17 @@ impl Actor {
         if hurry {
             self.schedule.hurry(now.duration_since(self.epoch));
         }
+        let is_first = baseline.is_some();
+        if let Some(baseline) = baseline {
+            self.table = baseline;
+        }
         if !is_telling {
             self.told = None;
-        } else if let Some(baseline) = baseline {
-            self.table = baseline;
+        } else if is_first || self.told.is_none() {
+            // Also after a panic.
             self.told = Some(self.describe(self.table.iter().map(|(place, _)| place)));
         }
         true
-    }
-
-    fn take_over(&mut self, want: Arc<Want>, now: Instant) {
-        self.last_token = self.last_token.wrapping_add(1) % usize::MAX;
-        self.waits.push(Wait::new(want, Token(self.last_token), now));
     }
 
     fn drop_cancelled(&mut self) {

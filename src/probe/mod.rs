@@ -75,7 +75,7 @@ impl Probe {
     /// listens.
     pub(crate) fn of_any_status(address: IpAddr, port: u16, path: &str) -> Result<Probe, Outcome> {
         let http = Some(Http { path: path.to_owned(), any_status: true, ..Http::default() });
-        if address.is_unspecified() || address.is_loopback() && address.is_ipv4() {
+        if address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::LOCALHOST) {
             return Probe::connect_to_loopback(port, http);
         }
         let address = SocketAddr::from((address, port));

@@ -281,6 +281,7 @@ impl Builder {
         let instance = SingleInstance::register()?;
         let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
+        let bounds = self.bounds(budget);
         if std::process::id() != 1 {
             become_subreaper()?;
         }
@@ -290,13 +291,11 @@ impl Builder {
         inbox.watch_children()?;
         let output = threads::output(&messages)?;
         let remover = output.remover();
-        let to_self = messages.clone();
-        logs.set_on_truncation(move |unit| to_self.send(Message::Truncated(unit)));
+        threads::report_truncation(&logs, &messages);
         let events = EventLog::new();
-        let close_events = events.close_on_drop();
-        let of_handle = Arc::clone(&events);
         let ports = ports::ports(messages.clone(), &events);
-        let (ports_of_handle, close_ports) = (ports.clone(), ports.close_on_drop());
+        let closing = (events.close_on_drop(), ports.close_on_drop());
+        let (its_events, its_ports) = (Arc::clone(&events), ports.clone());
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
         let trees = threads::trees(&messages)?;
@@ -306,13 +305,10 @@ impl Builder {
         let (default_limits, left_out) = DefaultLimits::new(self.default_limits);
         warnings.extend(left_out);
         let default_user = Arc::new(self.default_user.clone());
-        let bounds =
-            Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
         let Callbacks { on_main_thread, on_end, on_managed_start } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
-            let _close_events = close_events;
-            let _close_ports = close_ports;
+            let _closing = closing;
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
@@ -345,14 +341,13 @@ impl Builder {
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        let handle = Handle {
-            messages,
-            ids: Arc::new(AtomicU64::new(1)),
-            default_user,
-            events: of_handle,
-            ports: ports_of_handle,
-        };
+        let ids = AtomicU64::new(1).into();
+        let handle = Handle { messages, ids, default_user, events: its_events, ports: its_ports };
         Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
+    }
+
+    fn bounds(&self, budget: Budget) -> Bounds {
+        Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions }
     }
 
     /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are

@@ -5,6 +5,7 @@ use std::io;
 use super::mailbox::MessageSender;
 use super::message::Message;
 use super::resolver::Resolver;
+use crate::logs::LogStore;
 use crate::output::Output;
 use crate::trees::Trees;
 
@@ -15,6 +16,12 @@ pub(super) fn output(messages: &MessageSender) -> io::Result<Output> {
         move |run, notice| to_self.send(Message::Output(run, notice)),
         move |thread| died.send(Message::ThreadDied(thread)),
     )
+}
+
+/// Has the log writer report of which units output was dropped or could not be kept.
+pub(super) fn report_truncation(logs: &LogStore, messages: &MessageSender) {
+    let to_self = messages.clone();
+    logs.set_on_truncation(move |unit| to_self.send(Message::Truncated(unit)));
 }
 
 /// The thread that signals trees.

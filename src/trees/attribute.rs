@@ -1,24 +1,11 @@
 //! Finds the runs without a cgroup to which processes belong.
 
 use super::Actor;
+use super::job::Attribution;
 use crate::events::EventSubject;
 use crate::model::RunKey;
-use crate::pending::ReplySender;
 use tl_os::process_tree::Marks;
 use tl_os::procfs::{Process, pipes_of};
-
-/// Processes whose runs are to be found.
-#[derive(Debug)]
-pub struct Attribution {
-    /// The runs, with what is answered for each.
-    pub runs: Vec<(RunKey, Marks, EventSubject)>,
-    /// Each process with its ancestors, up to a child of this process, and its index in the answer.
-    pub processes: Vec<(usize, Vec<Process>)>,
-    /// The answer as far as it is known.
-    pub found: Vec<Option<EventSubject>>,
-    /// Completed with the answer.
-    pub reply: ReplySender<Vec<Option<EventSubject>>>,
-}
 
 impl Actor {
     pub(super) fn attribute(&mut self, mut attribution: Attribution) {

@@ -1,10 +1,11 @@
 //! Jobs of the trees thread, and its reports.
 
-use super::attribute::Attribution;
+use crate::events::EventSubject;
 use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::Marks;
+use tl_os::procfs::Process;
 use tl_os::send_signal::TERMINATE;
 
 /// How the processes of a run are tracked.
@@ -60,6 +61,19 @@ pub enum Job {
     /// As PID 1 only: send SIGTERM and SIGCONT to all processes that were not asked to end, by [`Job::Terminate`], by
     /// [`Job::HangUp`], or with the session or the process group of a leader.
     TerminateRest,
+}
+
+/// Processes whose runs are to be found.
+#[derive(Debug)]
+pub struct Attribution {
+    /// The runs, with what is answered for each.
+    pub runs: Vec<(RunKey, Marks, EventSubject)>,
+    /// Each process with its ancestors, up to a child of this process, and its index in the answer.
+    pub processes: Vec<(usize, Vec<Process>)>,
+    /// The answer as far as it is known.
+    pub found: Vec<Option<EventSubject>>,
+    /// Completed with the answer.
+    pub reply: ReplySender<Vec<Option<EventSubject>>>,
 }
 
 /// The result of a job.

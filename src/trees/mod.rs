@@ -17,8 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-pub use attribute::Attribution;
-pub use job::{Job, Report, Suspension, Tracking};
+pub use job::{Attribution, Job, Report, Suspension, Tracking};
 
 use crate::error::Error;
 use crate::model::{Pid, RunKey};

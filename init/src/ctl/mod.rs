@@ -7,7 +7,7 @@
 //! | `settings` | the address of the API and the token |
 //! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
-//! | `commands`, `logs`, `run`, `top`, `usage`, `events` | what the commands do |
+//! | `commands`, `logs`, `run`, `top`, `usage`, `events`, `ports` | what the commands do |
 //! | `error` | errors and their exit status |
 
 mod commands;
@@ -19,6 +19,7 @@ mod json;
 mod limit;
 mod logs;
 mod parse;
+mod ports;
 mod process;
 mod run;
 mod screen;
@@ -99,6 +100,7 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Usage => usage::usage(client, line, &screen),
         Action::Top => top::top(client, line),
         Action::Events => events::events(client, line),
+        Action::Ports => ports::ports(client, line, &screen),
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }

@@ -18,6 +18,7 @@ pub(crate) enum Action {
     Usage,
     Top,
     Events,
+    Ports,
     Boot,
     Shutdown,
 }
@@ -236,6 +237,17 @@ pub(crate) const COMMANDS: &[Command] = &[
             short('f', "follow", Kind::Flag, "", "wait for more events until the daemon ends"),
             opt("process", Kind::Text, "PROCESS", "only events about this process: a PID or a name"),
             opt("ports", Kind::Flag, "", "also say which TCP ports are opened and closed"),
+        ],
+    ),
+    command(
+        "ports",
+        Action::Ports,
+        Operands::None,
+        "list the TCP ports on which processes listen, or wait for one",
+        &[
+            opt("wait", Kind::Number, "PORT", "wait until a process listens on this port"),
+            opt("timeout", Kind::Grace, "SECS", "with --wait: exit with 1 after this time; by default never"),
+            opt("http-path", Kind::Text, "PATH", "with --wait: also wait until GET PATH is answered, with any status"),
         ],
     ),
     command("boot", Action::Boot, Operands::None, "show what the boot did, and the services from files", &[]),
