@@ -73,3 +73,4 @@ mod tunnels;
 mod unreachable_clients;
 mod uploads;
 mod usage;
+mod waits;

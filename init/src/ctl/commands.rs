@@ -13,9 +13,6 @@ const NOT_RUNNING: u8 = 3;
 /// Exit status of `status` if there is no such process, as systemctl has it.
 const NO_SUCH_PROCESS: u8 = 4;
 
-/// Time after which a wait for a process is asked for again, in seconds: it shows that the daemon is still there.
-const WAIT_SECS: u64 = 30;
-
 /// Maximum grace of `shutdown`, in seconds, as the API has it.
 const MAX_GRACE: f64 = 86_400.0;
 
@@ -122,36 +119,9 @@ pub(crate) fn post_to_process(client: &Client, line: &Line, end: &str) -> Result
     print_if_json(line, &body)
 }
 
-fn print_if_json(line: &Line, body: &[u8]) -> Result<u8, Error> {
+/// Prints the response if the line has `--json`.
+pub(crate) fn print_if_json(line: &Line, body: &[u8]) -> Result<u8, Error> {
     if line.has("json") { print_json(body) } else { Ok(0) }
-}
-
-/// `tlctl stop`.
-pub(crate) fn stop(client: &Client, line: &Line) -> Result<u8, Error> {
-    let info = client.get(&path(line, ""))?;
-    // Afterwards another process may get the name.
-    let process = format!("/processes/{}", Process(client.parse(&info)?).pid());
-    client.fetch(Request { method: "DELETE", path: &path(line, ""), ..Request::default() })?;
-    wait_for_end(client, line, &process)?;
-    Ok(0)
-}
-
-/// `tlctl wait`.
-pub(crate) fn wait(client: &Client, line: &Line) -> Result<u8, Error> {
-    wait_for_end(client, line, &path(line, ""))
-}
-
-/// Waits until the process has ended; its exit status.
-fn wait_for_end(client: &Client, line: &Line, process: &str) -> Result<u8, Error> {
-    let path = format!("{process}/wait?timeout={WAIT_SECS}");
-    loop {
-        let body = client.get(&path)?;
-        let process = Process(client.parse(&body)?);
-        if process.is_over() {
-            print_if_json(line, &body)?;
-            return Ok(process.exit_status());
-        }
-    }
 }
 
 /// `tlctl signal`.

@@ -27,6 +27,7 @@ mod settings;
 mod table;
 mod top;
 mod usage;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -91,12 +92,12 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Run => run::run(client, line),
         Action::Start if line.words.is_empty() => commands::start_again(client, line),
         Action::Start => run::start(client, line),
-        Action::Stop => commands::stop(client, line),
+        Action::Stop => wait::stop(client, line),
         Action::Restart => commands::post_to_process(client, line, "/restart"),
         Action::Pause => commands::post_to_process(client, line, "/pause"),
         Action::Resume => commands::post_to_process(client, line, "/resume"),
         Action::Signal => commands::signal(client, line),
-        Action::Wait => commands::wait(client, line),
+        Action::Wait => wait::wait(client, line),
         Action::Usage => usage::usage(client, line, &screen),
         Action::Top => top::top(client, line),
         Action::Events => events::events(client, line),

@@ -1,17 +1,13 @@
 //! `tlctl ports`: which processes listen for TCP connections, or a wait for one that does.
 
-use std::time::Instant;
-
 use super::error::Error;
-use super::http::{Client, Request, encode};
+use super::http::{Client, encode};
 use super::json::Json;
 use super::parse::Line;
 use super::screen::{Cell, Column, Screen, print, print_json};
+use super::wait::{WAIT_SECS, until};
 
-/// Time after which a wait is asked for again, in seconds: it shows that the daemon is still there.
-const WAIT_SECS: f64 = 30.0;
-
-/// The same with `--http-path`, where the service may take long to answer, and is asked again each time.
+/// [`WAIT_SECS`] with `--http-path`, where the service may take long to answer, and is asked again each time.
 const HTTP_WAIT_SECS: f64 = 3_600.0;
 
 const COLUMNS: &[Column] = &[
@@ -55,32 +51,23 @@ fn add_row(port: Json<'_>, cells: &mut Vec<Cell>) {
 
 /// Waits until the port is open, or until the timeout, after which the exit status is 1.
 fn wait(client: &Client, line: &Line, screen: &Screen, port: &str) -> Result<u8, Error> {
-    let begun = Instant::now();
     let timeout = line.seconds("timeout");
-    let http_path = line.value("http-path").map(|path| format!("&http_path={}", encode(path))).unwrap_or_default();
+    let http_path = line.value("http-path").map(|path| format!("http_path={}&", encode(path))).unwrap_or_default();
     let longest = if http_path.is_empty() { WAIT_SECS } else { HTTP_WAIT_SECS };
-    loop {
-        let left = timeout.map(|seconds| (seconds - begun.elapsed().as_secs_f64()).max(0.0));
-        let seconds = left.unwrap_or(longest).min(longest);
-        let path = format!("/ports/{port}/wait?timeout={seconds}{http_path}");
-        let request = Request { method: "GET", path: &path, is_unbounded: true, ..Request::default() };
-        let body = client.fetch(request)?;
-        let answer = client.parse(&body)?;
-        let is_open = answer.get("open").is("true");
-        if !is_open && left.is_none_or(|left| left > seconds) {
-            continue;
-        }
-        if line.has("json") {
-            print_json(&body)?;
-        } else if is_open {
-            let mut cells = Vec::new();
-            add_row(answer.get("port"), &mut cells);
-            print(screen.table(COLUMNS, &cells).as_bytes())?;
-        } else {
-            let what = if line.has("http-path") { "answers HTTP requests" } else { "listens" };
-            let timeout = timeout.unwrap_or_default();
-            return Err(Error::local(format_args!("nothing {what} on port {port} after {timeout} s")));
-        }
-        return Ok(if is_open { 0 } else { crate::exit_status::FAILURE });
+    let path = format!("/ports/{port}/wait?{http_path}");
+    let body = until(client, &path, timeout, longest, |answer| answer.get("open").is("true"))?;
+    let answer = client.parse(&body)?;
+    let is_open = answer.get("open").is("true");
+    if line.has("json") {
+        print_json(&body)?;
+    } else if is_open {
+        let mut cells = Vec::new();
+        add_row(answer.get("port"), &mut cells);
+        print(screen.table(COLUMNS, &cells).as_bytes())?;
+    } else {
+        let what = if line.has("http-path") { "answers HTTP requests" } else { "listens" };
+        let timeout = timeout.unwrap_or_default();
+        return Err(Error::local(format_args!("nothing {what} on port {port} after {timeout} s")));
     }
+    Ok(if is_open { 0 } else { crate::exit_status::FAILURE })
 }

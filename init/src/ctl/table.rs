@@ -208,8 +208,19 @@ pub(crate) const COMMANDS: &[Command] = &[
         "wait",
         Action::Wait,
         Operands::Process,
-        "wait for the end of a process and exit with its exit status",
-        &[],
+        "wait for the end of a process and exit with its exit status, or wait for a condition",
+        &[
+            opt(
+                "for",
+                Kind::OneOf(&["end", "healthy", "line", "port"]),
+                "CONDITION",
+                "what to wait for: end, healthy, line or port; 0 if it is met, 1 if the process has ended before [end]",
+            ),
+            opt("contains", Kind::Text, "TEXT", "with --for line: the text that the line contains"),
+            opt("stream", Kind::OneOf(&["stdout", "stderr"]), "STREAM", "with --for line: stdout or stderr only"),
+            opt("port", Kind::Number, "PORT", "with --for port: the port on which a process of the tree listens"),
+            opt("timeout", Kind::Grace, "SECS", "exit with 1 after this time; by default never"),
+        ],
     ),
     command(
         "usage",
