@@ -290,6 +290,12 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     let waiting = tlctl(&daemon, &["wait", &plain.to_string()]).spawn().expect("start the client");
     out_of(&daemon, &["signal", "--scope", "tree", &plain.to_string(), "sigterm"]);
     assert_eq!(wait_for(waiting, "wait").status.code(), Some(143));
+    let endless = daemon.sh("exec sleep 6007").to_string();
+    for words in [&["--timeout=0.2"][..], &["--timeout=0.2", "--for=line", "--contains=x"]] {
+        let output = ctl(&daemon, &[&["wait", endless.as_str()], words].concat());
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains("after 0.2 s") && output.status.code() == Some(1), "{message}");
+    }
     daemon.wait_until_gone(TIMEOUT, "sleep 6006");
     let script = "trap 'exit 9' USR1; echo up; while :; do sleep 0.01; done";
     let info = json_of(&daemon, &["start", "--json", "--name", "w b", "--restart=never", "--", "sh", "-c", script]);
@@ -297,6 +303,21 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     daemon.wait_for_stdout(info["pid"].as_u64().expect("a PID"), &["up"]);
     out_of(&daemon, &["signal", "w b", "USR1"]);
     assert_eq!(ctl(&daemon, &["wait", "w b"]).status.code(), Some(9));
+    assert_eq!(out_of(&daemon, &["wait", "w b", "--for", "line", "--contains=u"]), "up\n");
+    assert_eq!(json_of(&daemon, &["wait", "w b", "--json", "--for=line", "--contains=u"])["met"], true);
+    for (words, part) in [
+        (&["--for=line", "--contains=down", "--stream=stderr"][..], "has not written such a line and has ended"),
+        (&["--for=port", "--port=1"], "does not listen on that port and has ended"),
+        (&["--for=healthy"], "`for`"),
+        (&["--for=port", "--port=70000"], "`port`"),
+        (&["--for=line"], "wait: --for line needs --contains; see"),
+        (&["--for=end", "--port=1"], "wait: --port is only for --for port; see"),
+    ] {
+        let output = ctl(&daemon, &[&["wait", "w b"], words].concat());
+        let message = String::from_utf8_lossy(&output.stderr);
+        let status = if part.ends_with("; see") { 2 } else { 1 };
+        assert!(message.contains(part) && output.status.code() == Some(status), "{words:?}: {message}");
+    }
     out_of(&daemon, &["start", "w b"]);
     let first = daemon.info(info["pid"].as_u64().expect("a PID"));
     assert_eq!((&first["status"], &first["managed"]["restart_count"]), (&json!("running"), &json!(1)));
