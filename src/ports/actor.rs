@@ -29,6 +29,9 @@ const PROBE_QUEUE: Duration = Duration::from_millis(20);
 /// A look for owners is repeated after this many times as long as it took.
 const OWNER_REST: u32 = 10;
 
+/// The entries of places, each with the unit that it is about.
+type Entries = BTreeMap<Place, (Arc<Port>, Option<EventSubject>)>;
+
 /// The state of the thread.
 pub struct Actor {
     shared: Arc<Shared>,
@@ -41,7 +44,7 @@ pub struct Actor {
     waits: Vec<Wait>,
     last_token: usize,
     /// The ports that subscriptions know to be open. None while there are no subscriptions.
-    told: Option<BTreeMap<Place, (Arc<Port>, Option<EventSubject>)>>,
+    told: Option<Entries>,
     /// The last look has failed. That is logged once, not for every look.
     is_blind: bool,
 }
@@ -201,10 +204,7 @@ impl Actor {
         self.told = Some(told);
     }
 
-    fn describe<'p>(
-        &self,
-        places: impl IntoIterator<Item = &'p Place>,
-    ) -> BTreeMap<Place, (Arc<Port>, Option<EventSubject>)> {
+    fn describe<'p>(&self, places: impl IntoIterator<Item = &'p Place>) -> Entries {
         let places = places.into_iter().filter_map(|place| Some((place, self.table.get(place)?)));
         let holders = find_holders(&self.shared.find, places);
         let entry = |(place, holders): (Place, Vec<Holder>)| {

@@ -12,7 +12,7 @@ use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use crate::error::Error;
 use crate::events::{EventLog, EventSubject};
-use crate::model::{Port, PortQuery, UnitId};
+use crate::model::{Port, PortQuery, RunKey, UnitId};
 use crate::pending::parker::Parker;
 use crate::pending::{ReplySender, pending};
 use crate::ports::{Candidate, FindUnits, PortWatch, Ports};
@@ -113,7 +113,7 @@ impl Actor {
                 Tracking::Leaf(leaf) => {
                     leaves.insert(leaf.name(), (key.0, leaf));
                 }
-                Tracking::Marks(marks) => marked.push((key, marks)),
+                Tracking::Marks(marks) => marked.push((key, Marks::clone(marks))),
             }
         }
         let in_leaf = |cgroup: &str| {
@@ -125,9 +125,7 @@ impl Actor {
         if marked.is_empty() || found.iter().all(Option::is_some) {
             return reply.send(Ok(found));
         }
-        let run = |(key, marks): ((UnitId, u64), &Box<Marks>)| {
-            Some((key, Marks::clone(marks), subject(key.0, self.parts.fleet.get(key.0)?)))
-        };
+        let run = |(key, marks): (RunKey, Marks)| Some((key, marks, subject(key.0, self.parts.fleet.get(key.0)?)));
         let runs = marked.into_iter().filter_map(run).collect();
         let open = candidates.into_iter().enumerate().filter(|(at, _)| found.get(*at).is_some_and(Option::is_none));
         let processes = open.map(|(at, candidate)| (at, candidate.ancestry)).collect();

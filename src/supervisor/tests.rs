@@ -149,7 +149,9 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
 fn a_spec_that_is_invalid_for_the_operation_is_rejected_before_any_command_is_sent() {
     let (messages, inbox) = mailbox().unwrap();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
-    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events: EventLog::new() };
+    let events = EventLog::new();
+    let ports = ports::ports(messages.clone(), &events);
+    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events, ports };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
     let on_terminal = || ProcessSpec::command("sh").stdio(crate::model::TerminalSize::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");
