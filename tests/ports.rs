@@ -338,7 +338,7 @@ enum Ending {
 
 #[test]
 fn a_shutdown_ends_waits_at_once() {
-    let mut daemon = start_daemon_with(&["--shutdown-grace", "3"]);
+    let mut daemon = start_daemon_with(&["--shutdown-grace", "40"]);
     let (closed, _reserved) = reserve_closed_port();
     let silent = tcp_service(|stream| drop((thread::sleep(TIMEOUT), stream)));
     // The shutdown waits for it, and so does not end before the waits are answered.
@@ -351,7 +351,8 @@ fn a_shutdown_ends_waits_at_once() {
         let response = ResponseStream::read(socket).expect("a response").into_response("the wait");
         response.expect_error(503, "SHUTTING_DOWN", "shutting down");
     }
-    assert!(procfs::is_alive(daemon.pid), "the waits are answered before the shutdown has ended");
+    assert_eq!(daemon.info(stubborn)["status"], "running", "the waits are answered before the shutdown has ended");
+    daemon.post(&format!("/processes/{stubborn}/signal"), &json!({"signal": 9})).expect(200);
     daemon.wait_for_exit(TIMEOUT);
 }
 
@@ -392,6 +393,10 @@ fn subscriptions_that_want_ports_are_told_when_one_is_opened_and_closed() {
     }
     let (kind, data) = next_about(&mut stream, open_before);
     assert_eq!((kind.as_str(), &data["handle"]), ("port.closed", &before["handle"]), "it was open before: {data}");
+    let mut kept = daemon.events("?ports=true&follow=false", "Last-Event-ID: 0\r\n");
+    let about: Vec<_> =
+        std::iter::from_fn(|| kept.next_frame()).filter(|frame| frame.data["port"] == open_before).collect();
+    assert_eq!(about.len(), 1, "what was open before is not told to be opened: {about:?}");
     // The others are told of the processes only.
     let end = pid_of(&daemon.start_process(&json!({"command": "true"})));
     loop {
@@ -430,11 +435,11 @@ fn a_wait_is_answered_soon_after_the_port_is_opened() {
     let daemon = start_daemon();
     let (kept, _reserved) = reserve_closed_port();
     let _other = begin_wait(&daemon, kept, "");
-    let times = (0..10).map(|_| {
+    let times = (0..5).map(|_| {
         let (port, _reserved) = reserve_closed_port();
         let waiting = begin_wait(&daemon, port, "timeout=50");
         // By then the daemon looks every 250 ms.
-        thread::sleep(Duration::from_millis(600));
+        thread::sleep(Duration::from_millis(1_500));
         let listener = TcpListener::bind((FREE, port)).expect("bind the port");
         let begun = Instant::now();
         assert_eq!(answer(waiting)["open"], true);
