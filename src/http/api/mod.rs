@@ -32,6 +32,7 @@ pub(crate) mod invariants;
 mod metrics;
 mod openapi;
 mod output;
+mod parameters;
 mod ports;
 mod processes;
 mod pty;

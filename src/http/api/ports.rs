@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::model::{Port, PortQuery};
 
-use crate::http::api::{Api, wait};
+use crate::http::api::{Api, parameters};
 use crate::http::json::response;
 use crate::http::message::{ApiError, Request, Response};
 
@@ -30,7 +30,7 @@ pub(crate) fn list(api: &Api) -> Result<Response, ApiError> {
 /// Waits until a process listens on the port and, with `http_path`, answers a request for that, or until the timeout.
 pub(crate) fn wait(api: &Api, request: &Request<'_>, port: &str) -> Result<Response, ApiError> {
     let query = query(port, request.query("http_path"))?;
-    let deadline = wait::timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
+    let deadline = parameters::timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
     let waker = request.waker()?;
     let watch = api.handle.watch_port(query, waker.clone().into())?;
     let port = loop {
@@ -44,14 +44,8 @@ pub(crate) fn wait(api: &Api, request: &Request<'_>, port: &str) -> Result<Respo
     Ok(response::whole(200, &Waited { open: port.is_some(), port }))
 }
 
-/// The port that a text of digits stands for. None if it is no port.
-pub(crate) fn number(text: &str) -> Option<u16> {
-    let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|text| text.parse().ok()).filter(|port| *port != 0)
-}
-
 fn query(port: &str, http_path: Option<String>) -> Result<PortQuery, ApiError> {
-    let Some(number) = number(port) else {
+    let Some(number) = parameters::port(port) else {
         return Err(ApiError::invalid(format!("`port` in the path must be a number from 1 to 65535, not {port:?}")));
     };
     let query = PortQuery::new(number).map_err(Error::from)?;

@@ -1,13 +1,13 @@
 //! `GET /processes/{process}/wait`: for the end of a process, or for a condition.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::error::Error;
-use crate::model::{Condition, LineQuery, MAX_TIMEOUT, Met, Port, ProcessInfo, Stream, Target};
+use crate::model::{Condition, LineQuery, Met, Port, ProcessInfo, Stream, Target};
 
-use crate::http::api::{Api, ports};
+use crate::http::api::{Api, parameters};
 use crate::http::json::response;
 use crate::http::message::{ApiError, Request, Response};
 
@@ -31,7 +31,7 @@ enum More {
 /// Waits for the condition, for the end of the process or of the timeout.
 pub(crate) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let condition = condition(|name| request.query(name))?;
-    let deadline = timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
+    let deadline = parameters::timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
     let waker = request.waker()?;
     let awaited = condition.as_ref().unwrap_or(&Condition::End);
     let mut watch = api.handle.watch_condition(target, awaited, waker.clone().into())?;
@@ -71,7 +71,7 @@ fn condition(query: impl Fn(&str) -> Option<String>) -> Result<Option<Condition>
         "line" => Condition::Line(line(query("contains"), query("stream"))?),
         "port" => {
             let text = query("port").ok_or_else(|| missing("port", "port"))?;
-            Condition::Port(ports::number(&text).ok_or_else(|| {
+            Condition::Port(parameters::port(&text).ok_or_else(|| {
                 ApiError::invalid(format!("the query parameter `port` must be a number from 1 to 65535, not {text:?}"))
             })?)
         }
@@ -100,19 +100,6 @@ fn line(contains: Option<String>, stream: Option<String>) -> Result<LineQuery, A
 
 fn missing(parameter: &str, kind: &str) -> ApiError {
     ApiError::invalid(format!("the query parameter `{parameter}` is missing, which `for={kind}` needs"))
-}
-
-/// The query parameter `timeout`.
-pub(crate) fn timeout(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
-    let Some(text) = query else { return Ok(None) };
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
-            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT)))
-        }
-        _ => Err(ApiError::invalid(format!(
-            "the query parameter `timeout` must be a number of seconds, 0 or more, not {text:?}"
-        ))),
-    }
 }
 
 #[cfg(test)]
@@ -154,18 +141,6 @@ mod tests {
         ] {
             let sentence = parsed(parameters).unwrap_err();
             assert!(sentence.contains(part), "{parameters:?}: {sentence}");
-        }
-    }
-
-    #[test]
-    fn timeouts_are_numbers_of_seconds() {
-        assert_eq!(timeout(None).unwrap(), None);
-        for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
-            assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
-        }
-        assert_eq!(timeout(Some("1e300")).unwrap(), Some(MAX_TIMEOUT));
-        for text in ["", "-1", "inf", "NaN", "5s", "1e999"] {
-            assert!(timeout(Some(text)).unwrap_err().to_string().contains("`timeout`"), "{text}");
         }
     }
 }
