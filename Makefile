@@ -107,7 +107,9 @@ package: ## Package each crate and build it from its package
 	@# For cargo, a package of one version never changes. What an earlier run has unpacked below cargo's home, and built,
 	@# is removed: otherwise the crates would be built against old copies of each other.
 	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-* $(TARGET)/packages/debug/.fingerprint/tl-*
-	cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
+	@# What is built is not run.
+	CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
+		cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
 
 bench: static ## Measure the static binary and tl-host, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
 	@tests/need --optional podman

@@ -6,6 +6,15 @@
 
 mod harness;
 
+/// Tests of which some take a minute or more. Tests are started in the order of their names: these first, so that the others
+/// run beside them.
+#[path = "."]
+mod a_minute_or_more {
+    mod terminal_clients;
+    mod terminal_sessions;
+    mod unreachable_clients;
+}
+
 mod blocked_in_kernel;
 mod boot;
 mod broken_connections;
@@ -64,13 +73,10 @@ mod stopped_daemon;
 mod strangers;
 mod stubborn_processes;
 mod task_limit;
-mod terminal_clients;
 mod terminal_io;
-mod terminal_sessions;
 mod token_file;
 mod token_secrecy;
 mod tunnels;
-mod unreachable_clients;
 mod uploads;
 mod usage;
 mod waits;
