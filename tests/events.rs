@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::harness::response::{EventStream, Frame, ResponseStream};
-use crate::harness::{Daemon, TIMEOUT, check_times, reserve_closed_port, start_daemon, start_daemon_with};
+use crate::harness::{Daemon, TIMEOUT, check_times, procfs, reserve_closed_port, start_daemon, start_daemon_with};
 
 /// The header of a client that asks for everything that is kept.
 const ALL: &str = "Last-Event-ID: 0\r\n";
@@ -128,6 +128,11 @@ fn terminal_sessions_are_told_of_when_they_are_opened_and_ended() {
     assert_eq!(kinds(&frames), ["pty.opened", "pty.ended"]);
     assert!(frames.iter().all(|frame| frame.data["session_id"] == session.id), "{frames:?}");
     assert_eq!(frames[1].data["exit_code"], 5);
+    // By a signal: the same code as that of the session.
+    let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", "kill -9 $$"]}));
+    let ended = next(&mut stream, 2).pop().expect("two events");
+    assert_eq!(ended.data["exit_code"], 137);
+    assert_eq!(ended.data["exit_code"], daemon.get(&format!("/pty/{}", session.id)).expect(200)["exit_code"]);
 }
 
 #[test]
@@ -240,6 +245,9 @@ fn a_request_that_is_wrong_is_refused_with_the_name_of_the_field() {
         let response = daemon.open("GET", "/events", &head, b"").into_response("GET /events");
         response.expect_error(400, "INVALID_REQUEST", "`Last-Event-ID`");
     }
+    let twice = "Last-Event-ID: 1\r\nlast-event-id: 1\r\n";
+    let response = daemon.open("GET", "/events", twice, b"").into_response("GET /events");
+    response.expect_error(400, "INVALID_REQUEST", "`Last-Event-ID` must be sent once");
     for (query, status, part) in [
         ("ports=1", 400, "`ports`"),
         ("follow=", 400, "`follow`"),
@@ -281,6 +289,31 @@ fn a_client_that_does_not_read_gets_a_gap_and_holds_up_nothing() {
         }
     }
     assert_eq!((seen, gaps > 0), (6_000, true), "{gaps} gaps");
+}
+
+#[test]
+fn long_names_cost_the_streams_little_memory() {
+    const STREAMS: usize = 50;
+    let daemon = start_daemon();
+    // One byte of the name is six bytes of JSON, so the data of an event takes 600 kB.
+    let name = "\u{1}".repeat(100_000);
+    let mut streams: Vec<EventStream> = (0..STREAMS).map(|_| daemon.events("", "")).collect();
+    daemon.run_sh("true");
+    streams.iter_mut().for_each(|stream| drop(next(stream, 2)));
+    let before = procfs::kilobytes(daemon.pid, "VmHWM");
+    daemon.start_process(&json!({"command": "true", "name": name}));
+    std::thread::scope(|scope| {
+        for stream in &mut streams {
+            scope.spawn(|| {
+                for frame in next(stream, 3) {
+                    assert!(frame.data["name"] == name, "another name");
+                }
+            });
+        }
+    });
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
+    // Each stream may collect 64 KiB. 30 MB were collected before names were sent piece by piece.
+    assert!(grown < 12 * 1024, "{grown} kB for {STREAMS} streams");
 }
 
 #[test]

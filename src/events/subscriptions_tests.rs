@@ -157,6 +157,25 @@ fn many_threads_get_every_event_in_order_or_a_gap_that_counts_what_is_missing() 
 }
 
 #[test]
+fn a_batch_refers_to_few_events_or_to_short_texts() {
+    let batch = |bytes: usize| {
+        let log = EventLog::new();
+        let (mut events, _) = subscribe(&log, EventFilter::default());
+        for _ in 0..100 {
+            let name = Some(Arc::from("n".repeat(bytes)));
+            log.push(
+                Some(EventSubject { name, ..EventSubject::new(UnitId(1), None, None) }),
+                EventKind::OutputTruncated,
+            );
+        }
+        let mut count = 0;
+        assert!(events.read_batch(true, |read| count += u32::from(matches!(read, Read::Event(_)))));
+        count
+    };
+    assert_eq!([0, 100, 1 << 12, 1 << 13, 40 << 10, 900 << 10].map(batch), [64, 64, 16, 8, 2, 1]);
+}
+
+#[test]
 fn the_close_wakes_a_subscription_that_waits() {
     let log = EventLog::new();
     let (mut events, wakes) = subscribe(&log, only(1));
