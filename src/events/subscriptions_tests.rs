@@ -157,6 +157,18 @@ fn many_threads_get_every_event_in_order_or_a_gap_that_counts_what_is_missing() 
 }
 
 #[test]
+fn the_shutdown_wakes_a_subscription_that_pauses() {
+    let log = EventLog::new();
+    let (mut all, wakes) = subscribe(&log, EventFilter::default());
+    let (one, wakes_of_one) = subscribe(&log, only(1));
+    log.push(about(1), EventKind::OutputTruncated);
+    assert!(all.try_next().is_some());
+    assert_eq!((wakes.take(), wakes_of_one.take(), all.is_urgent(), one.is_urgent()), (0, 0, false, false));
+    log.push(None, EventKind::DaemonShutdown);
+    assert_eq!((wakes.take(), wakes_of_one.take(), all.is_urgent(), one.is_urgent()), (1, 1, true, true));
+}
+
+#[test]
 fn a_batch_refers_to_few_events_or_to_short_texts() {
     let batch = |bytes: usize| {
         let log = EventLog::new();
