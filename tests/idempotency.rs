@@ -269,6 +269,23 @@ fn all_requests_get_the_error_of_a_failed_start_and_the_next_one_starts_anew() {
 }
 
 #[test]
+fn a_repetition_is_answered_although_nothing_more_can_be_started() {
+    let daemon = start_daemon_with(&["--max-processes", "1", "--max-pty-sessions", "1"]);
+    let body = json!({"command": "sleep", "args": ["4233"]});
+    for (path, code) in [("/processes", "TOO_MANY_PROCESSES"), ("/pty", "TOO_MANY_SESSIONS")] {
+        let key = path.trim_start_matches('/');
+        let first = post(&daemon, path, key, &body).expect(201);
+        daemon.post(path, &body).expect_error(429, code, "");
+        let repeat = post(&daemon, path, key, &body);
+        assert!(is_replayed(repeat.header(REPLAYED)));
+        assert_eq!(repeat.expect(201), first);
+        // A key that was refused is free.
+        post(&daemon, path, "other", &body).expect_error(429, code, "");
+        post(&daemon, path, "other", &sh("exit 0")).expect_error(429, code, "");
+    }
+}
+
+#[test]
 fn a_key_is_forgotten_with_its_process() {
     let daemon = start_daemon_with(&["--keep-ended", "2"]);
     let body = sh("echo x");
