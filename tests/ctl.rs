@@ -463,6 +463,8 @@ fn events_are_printed_one_a_line() {
     let json = out_of(&daemon, &["events", "--json", "--ports"]);
     let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!((json.len(), &json[1]["exit_code"], &json[2]["name"]), (3, &json!(3), &json!("web")));
+    let types: Vec<&Value> = json.iter().map(|event| &event["event"]).collect();
+    assert_eq!(types, ["process.started", "process.ended", "process.started"]);
     expect_failure(&ctl(&daemon, &["events", "--process", "nothing"]), 1, "\"nothing\"");
     let mut child = tlctl(&daemon, &["events", "-f"]).spawn().expect("start the client");
     let mut out = BufReader::new(child.stdout.take().expect("its stdout"));

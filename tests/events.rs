@@ -10,7 +10,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 use crate::harness::response::{EventStream, Frame, ResponseStream};
-use crate::harness::{Daemon, TIMEOUT, check_times, reserve_closed_port, start_daemon, start_daemon_with};
+use crate::harness::{Daemon, TIMEOUT, check_times, procfs, reserve_closed_port, start_daemon, start_daemon_with};
 
 /// The header of a client that asks for everything that is kept.
 const ALL: &str = "Last-Event-ID: 0\r\n";
@@ -128,6 +128,11 @@ fn terminal_sessions_are_told_of_when_they_are_opened_and_ended() {
     assert_eq!(kinds(&frames), ["pty.opened", "pty.ended"]);
     assert!(frames.iter().all(|frame| frame.data["session_id"] == session.id), "{frames:?}");
     assert_eq!(frames[1].data["exit_code"], 5);
+    // By a signal: the same code as that of the session.
+    let session = daemon.open_pty(&json!({"command": "sh", "args": ["-c", "kill -9 $$"]}));
+    let ended = next(&mut stream, 2).pop().expect("two events");
+    assert_eq!(ended.data["exit_code"], 137);
+    assert_eq!(ended.data["exit_code"], daemon.get(&format!("/pty/{}", session.id)).expect(200)["exit_code"]);
 }
 
 #[test]
@@ -240,6 +245,9 @@ fn a_request_that_is_wrong_is_refused_with_the_name_of_the_field() {
         let response = daemon.open("GET", "/events", &head, b"").into_response("GET /events");
         response.expect_error(400, "INVALID_REQUEST", "`Last-Event-ID`");
     }
+    let twice = "Last-Event-ID: 1\r\nlast-event-id: 1\r\n";
+    let response = daemon.open("GET", "/events", twice, b"").into_response("GET /events");
+    response.expect_error(400, "INVALID_REQUEST", "`Last-Event-ID` must be sent once");
     for (query, status, part) in [
         ("ports=1", 400, "`ports`"),
         ("follow=", 400, "`follow`"),
@@ -284,6 +292,31 @@ fn a_client_that_does_not_read_gets_a_gap_and_holds_up_nothing() {
 }
 
 #[test]
+fn long_names_cost_the_streams_little_memory() {
+    const STREAMS: usize = 50;
+    let daemon = start_daemon();
+    // One byte of the name is six bytes of JSON, so the data of an event takes 600 kB.
+    let name = "\u{1}".repeat(100_000);
+    let mut streams: Vec<EventStream> = (0..STREAMS).map(|_| daemon.events("", "")).collect();
+    daemon.run_sh("true");
+    streams.iter_mut().for_each(|stream| drop(next(stream, 2)));
+    let before = procfs::kilobytes(daemon.pid, "VmHWM");
+    daemon.start_process(&json!({"command": "true", "name": name}));
+    std::thread::scope(|scope| {
+        for stream in &mut streams {
+            scope.spawn(|| {
+                for frame in next(stream, 3) {
+                    assert!(frame.data["name"] == name, "another name");
+                }
+            });
+        }
+    });
+    let grown = procfs::kilobytes(daemon.pid, "VmHWM") - before;
+    // Each stream may collect 64 KiB. 30 MB were collected before names were sent piece by piece.
+    assert!(grown < 12 * 1024, "{grown} kB for {STREAMS} streams");
+}
+
+#[test]
 fn the_shutdown_is_told_before_the_stream_ends() {
     let mut daemon = start_daemon();
     daemon.start_process(&json!({"command": "sleep", "args": ["60"], "name": "svc"}));
@@ -313,23 +346,23 @@ fn a_shutdown_without_any_process_is_told() {
     daemon.wait_for_exit(TIMEOUT);
 }
 
-/// The goal is 10 % (docs/performance.md); a busy machine may take ten times as much.
+/// The goal, 10 %, is measured by the benchmark `events` (docs/performance.md).
 #[test]
 fn a_hundred_streams_get_every_event_or_a_gap_and_hardly_delay_starts() {
-    const STARTS: u64 = 1_000;
+    const STARTS: u64 = 400;
     const STREAMS: usize = 100;
     let daemon = start_daemon();
     let run = || {
-        let begun = Instant::now();
+        let (begun, before) = (Instant::now(), procfs::wakeups(daemon.pid));
         for _ in 0..STARTS {
             daemon.start_process(&json!({"command": "true"}));
         }
-        begun.elapsed()
+        (begun.elapsed(), procfs::wakeups(daemon.pid).saturating_sub(before))
     };
     run();
-    let alone = run();
+    let (alone, wakeups_alone) = run();
     let ready = Barrier::new(STREAMS + 1);
-    let with_streams = std::thread::scope(|scope| {
+    let (with_streams, wakeups) = std::thread::scope(|scope| {
         for _ in 0..STREAMS {
             scope.spawn(|| {
                 // The ends of earlier processes may still come.
@@ -345,7 +378,7 @@ fn a_hundred_streams_get_every_event_or_a_gap_and_hardly_delay_starts() {
                         assert!(seen == 0 || id == last + 1, "event {id} follows {last}");
                         (last, seen) = (id, seen + 1);
                     } else if line.starts_with("event: gap") {
-                        panic!("a gap in 2,000 events");
+                        panic!("a gap although all events are kept");
                     } else if line.starts_with("event: process.started") {
                         started += 1;
                     }
@@ -355,9 +388,30 @@ fn a_hundred_streams_get_every_event_or_a_gap_and_hardly_delay_starts() {
         ready.wait();
         run()
     });
-    let factor = with_streams.as_secs_f64() / alone.as_secs_f64();
-    assert!(factor < 2.0, "{STARTS} starts take {alone:?} alone and {with_streams:?} with {STREAMS} streams");
-    println!("{STARTS} starts: {alone:?} alone, {with_streams:?} with {STREAMS} streams");
+    let figures = format!(
+        "{STARTS} starts: {alone:?} and {wakeups_alone} wake-ups alone, {with_streams:?} and {wakeups} wake-ups with \
+         {STREAMS} streams"
+    );
+    // The speed of a busy machine changes, so this only finds starts that wait for the streams.
+    let factor = with_streams.as_secs_f64() / alone.max(run().0).as_secs_f64();
+    assert!(factor < 4.0, "{figures}");
+    // The pauses allow for about a thousand bursts a second, whatever the number of streams is.
+    let wakeups_a_second = wakeups.saturating_sub(wakeups_alone) as f64 / with_streams.as_secs_f64();
+    assert!(wakeups_a_second < 5_000.0, "{figures}");
+    println!("{figures}");
+}
+
+#[test]
+fn a_quiet_stream_gets_a_comment_after_15_s() {
+    let daemon = start_daemon();
+    let begun = Instant::now();
+    let mut reader = daemon.events("", "").into_reader();
+    let mut line = String::new();
+    reader.read_line(&mut line).expect("the stream goes on");
+    assert_eq!(line, ": keep-alive\n");
+    let time = begun.elapsed();
+    // The margin is for a busy machine.
+    assert!(time >= Duration::from_secs(15) && time < Duration::from_secs(25), "{time:?}");
 }
 
 #[test]

@@ -198,11 +198,10 @@ fn running(daemon: &Daemon) -> Value {
 }
 
 /// Sends one request with a key and three repetitions while the program, a script, cannot be read; their responses.
-fn send_while_the_exec_hangs(daemon: &Daemon, path: &str, script: &Path) -> Vec<ResponseStream> {
-    let body = json!({"command": script});
+fn send_while_the_exec_hangs(daemon: &Daemon, path: &str, script: &Path, body: &Value) -> Vec<ResponseStream> {
     let lease = Lease::take(script);
     std::thread::scope(|scope| {
-        let request = || scope.spawn(|| (open(daemon, path, "k", &body), Instant::now()));
+        let request = || scope.spawn(|| (open(daemon, path, "k", body), Instant::now()));
         let first = request();
         wait_until(TIMEOUT, "the start is in progress", || (running(daemon) == 1).then_some(()));
         let repeats = [request(), request(), request()];
@@ -230,7 +229,7 @@ fn a_request_waits_for_the_one_that_it_repeats() {
     for path in ["/processes", "/processes/run"] {
         let daemon = start_daemon();
         let script = daemon.script("slow", "#!/bin/sh\necho ran\n");
-        let responses = send_while_the_exec_hangs(&daemon, path, &script);
+        let responses = send_while_the_exec_hangs(&daemon, path, &script, &json!({"command": script}));
         let replayed = responses.iter().filter(|response| is_replayed(response.header(REPLAYED))).count();
         assert_eq!(replayed, 3, "{path}");
         for response in responses {
@@ -251,7 +250,7 @@ fn all_requests_get_the_error_of_a_failed_start_and_the_next_one_starts_anew() {
     for path in ["/processes", "/processes/run"] {
         let daemon = start_daemon();
         let script = daemon.script("broken", "#!/no/such/interpreter\n");
-        for response in send_while_the_exec_hangs(&daemon, path, &script) {
+        for response in send_while_the_exec_hangs(&daemon, path, &script, &json!({"command": script})) {
             assert_eq!(response.header(REPLAYED), None);
             response.into_response(path).expect_error(400, "NOT_EXECUTABLE", "broken");
         }
@@ -266,6 +265,23 @@ fn all_requests_get_the_error_of_a_failed_start_and_the_next_one_starts_anew() {
             "such",
         );
         assert!(!is_replayed(post(&daemon, "/pty", "t", &json!({"command": "cat"})).header(REPLAYED)));
+    }
+}
+
+#[test]
+fn a_repetition_is_answered_although_nothing_more_can_be_started() {
+    let daemon = start_daemon_with(&["--max-processes", "1", "--max-pty-sessions", "1"]);
+    let body = json!({"command": "sleep", "args": ["4233"]});
+    for (path, code) in [("/processes", "TOO_MANY_PROCESSES"), ("/pty", "TOO_MANY_SESSIONS")] {
+        let key = path.trim_start_matches('/');
+        let first = post(&daemon, path, key, &body).expect(201);
+        daemon.post(path, &body).expect_error(429, code, "");
+        let repeat = post(&daemon, path, key, &body);
+        assert!(is_replayed(repeat.header(REPLAYED)));
+        assert_eq!(repeat.expect(201), first);
+        // A key that was refused is free.
+        post(&daemon, path, "other", &body).expect_error(429, code, "");
+        post(&daemon, path, "other", &sh("exit 0")).expect_error(429, code, "");
     }
 }
 
@@ -290,14 +306,19 @@ fn a_key_is_forgotten_with_its_process() {
 
 #[test]
 fn the_input_of_a_run_is_fed_once() {
+    if skip_without_root() {
+        return;
+    }
     let daemon = start_daemon();
+    let script = daemon.script("slow", "#!/bin/sh\nexec wc -c\n");
+    // More than a pipe holds, so that the input is still being written when the repetitions are answered.
     let input = "line\n".repeat(50_000);
-    let body = json!({"command": "sh", "args": ["-c", "sleep 0.3; wc -c"], "stdin": input});
-    let streams: Vec<String> = std::thread::scope(|scope| {
-        let request = || scope.spawn(|| CompletedRun::collect(open_run(&daemon, "k", &body).1).stdout());
-        [request(), request(), request()].map(|request| request.join().expect("a client")).into()
-    });
-    assert_eq!(streams, vec![input.len().to_string(); 3]);
+    let body = json!({"command": script, "stdin": input});
+    let responses = send_while_the_exec_hangs(&daemon, "/processes/run", &script, &body);
+    let streams = responses.into_iter().map(|response| CompletedRun::collect(EventStream::new(response)).stdout());
+    assert_eq!(streams.collect::<Vec<_>>(), vec![input.len().to_string(); 4]);
+    let (replayed, stream) = open_run(&daemon, "k", &body);
+    assert!(replayed && CompletedRun::collect(stream).stdout() == input.len().to_string());
 }
 
 #[test]

@@ -167,8 +167,9 @@ fn notes(page: &mut Page) {
          controller; where that is missing, the command is not started.",
     );
     page.paragraph(
-        "**--json** prints one JSON document; **logs --follow**, **run** and **top** print one for each event or update, \
-         each on one line.",
+        "**--json** prints one JSON document; **logs --follow**, **run**, **top** and **events** print one for each event or \
+         update, each on one line. The member **event** of what **events** prints is the type.",
+
     );
     page.paragraph(
         "The host of a URL is an IP address, **localhost**, or a name in */etc/hosts*: DNS is not used. TLS is not \

@@ -1,4 +1,4 @@
-//! [`Event`]: something that has happened, as those are told that subscribe to events.
+//! [`Event`]: something that has happened to a process, to a terminal session or to the supervisor.
 
 use std::sync::Arc;
 
@@ -84,8 +84,8 @@ pub enum EventKind {
     PtyEnded {
         /// Id of the session.
         session_id: Arc<str>,
-        /// How the leader ended.
-        exit_code: Option<i32>,
+        /// The exit code of the leader, or 128 plus the number of the signal that has ended it.
+        exit_code: i32,
     },
     /// A process listens on a port. Only for subscriptions that [want ports](EventFilter::ports).
     PortOpened(Arc<Port>),
@@ -143,6 +143,11 @@ impl EventKind {
             | EventKind::DaemonShutdown => 0,
         }
     }
+}
+
+/// Bytes of the texts that an event refers to.
+pub(super) fn text_bytes(subject: Option<&EventSubject>, kind: &EventKind) -> usize {
+    subject.and_then(|subject| subject.name.as_ref()).map_or(0, |name| name.len()) + kind.text_bytes()
 }
 
 /// Which events a subscription yields.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::events::event::{Event, EventFilter, EventKind, EventSubject};
+use crate::events::event::{Event, EventFilter, EventKind, EventSubject, text_bytes};
 use crate::model::Millis;
 
 /// Number of events that are kept.
@@ -22,8 +22,7 @@ struct Kept {
 impl Kept {
     /// Memory that it takes, in bytes. A text that several events share counts for each.
     fn cost(&self) -> usize {
-        let name = self.subject.as_ref().and_then(|subject| subject.name.as_ref()).map_or(0, |name| name.len());
-        size_of::<Kept>() + name + self.kind.text_bytes()
+        size_of::<Kept>() + text_bytes(self.subject.as_ref(), &self.kind)
     }
 }
 
@@ -66,6 +65,16 @@ pub enum Read {
     Event(Event),
     /// This many events are no longer kept. `before`: the number before the oldest event that is kept.
     Gap { lost: u64, before: u64 },
+}
+
+impl Read {
+    /// Bytes of the texts that it refers to.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Read::Event(event) => text_bytes(event.subject.as_ref(), &event.kind),
+            Read::Gap { .. } => 0,
+        }
+    }
 }
 
 impl Ring {

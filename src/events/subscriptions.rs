@@ -12,10 +12,14 @@ use crate::events::ring::{EventStart, Position, Read, Ring};
 use crate::pending::parker::Parker;
 use crate::pending::wake;
 
-/// Most events that a subscription looks at while it holds the lock.
+/// Maximum number of items that a subscription takes from the ring at a time.
 const BATCH: usize = 64;
 
-/// The latest events, and those that wait for more.
+/// Bytes of texts after which a batch ends. A reader refers to the texts of its batch until it has passed all of it on,
+/// even after the ring has dropped them.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// The latest events, and the subscriptions.
 pub(crate) struct EventLog {
     state: Mutex<State>,
     /// Called with the number of subscriptions that want events about ports, whenever it changes.
@@ -90,7 +94,7 @@ impl EventLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event that has happened now, and wakes who waits for it.
+    /// Adds an event that has happened now, and wakes the subscriptions that wait for it.
     pub(crate) fn push(&self, subject: Option<EventSubject>, kind: EventKind) {
         let at = wall();
         let is_urgent = kind == EventKind::DaemonShutdown;
@@ -275,8 +279,8 @@ impl Events {
         self.ended
     }
 
-    /// Passes the items that are there to `each`, in batches of [`BATCH`] at most. Returns false if there was none. If
-    /// `arm`, and there was none, the waker is woken at the next one.
+    /// Passes the next items that are there, one batch at most, to `each`, which may block. Returns false if there was none.
+    /// If `arm`, and there was none, the waker is woken at the next one.
     pub(crate) fn read_batch(&mut self, arm: bool, each: impl FnMut(Read)) -> bool {
         self.read(BATCH, arm, each)
     }
@@ -292,7 +296,7 @@ impl Events {
     }
 
     fn read(&mut self, max: usize, arm: bool, mut each: impl FnMut(Read)) -> bool {
-        let mut batch = Vec::new();
+        let (mut batch, mut bytes) = (Vec::new(), 0);
         let mut state = self.log.lock();
         let mut wanting = self.reader.wanting();
         let ring = &state.ring;
@@ -302,8 +306,10 @@ impl Events {
             Wanting::Woken(id) => self.position = ring.skip_to(self.position, id),
         }
         while batch.len() < max
+            && bytes < BATCH_BYTES
             && let Some(read) = ring.read(&mut self.position, &self.reader.filter)
         {
+            bytes += read.text_bytes();
             batch.push(read);
         }
         self.ended = batch.is_empty() && state.closed;

@@ -157,6 +157,37 @@ fn many_threads_get_every_event_in_order_or_a_gap_that_counts_what_is_missing() 
 }
 
 #[test]
+fn the_shutdown_wakes_a_subscription_that_pauses() {
+    let log = EventLog::new();
+    let (mut all, wakes) = subscribe(&log, EventFilter::default());
+    let (one, wakes_of_one) = subscribe(&log, only(1));
+    log.push(about(1), EventKind::OutputTruncated);
+    assert!(all.try_next().is_some());
+    assert_eq!((wakes.take(), wakes_of_one.take(), all.is_urgent(), one.is_urgent()), (0, 0, false, false));
+    log.push(None, EventKind::DaemonShutdown);
+    assert_eq!((wakes.take(), wakes_of_one.take(), all.is_urgent(), one.is_urgent()), (1, 1, true, true));
+}
+
+#[test]
+fn a_batch_refers_to_few_events_or_to_short_texts() {
+    let batch = |bytes: usize| {
+        let log = EventLog::new();
+        let (mut events, _) = subscribe(&log, EventFilter::default());
+        for _ in 0..100 {
+            let name = Some(Arc::from("n".repeat(bytes)));
+            log.push(
+                Some(EventSubject { name, ..EventSubject::new(UnitId(1), None, None) }),
+                EventKind::OutputTruncated,
+            );
+        }
+        let mut count = 0;
+        assert!(events.read_batch(true, |read| count += u32::from(matches!(read, Read::Event(_)))));
+        count
+    };
+    assert_eq!([0, 100, 1 << 12, 1 << 13, 40 << 10, 900 << 10].map(batch), [64, 64, 16, 8, 2, 1]);
+}
+
+#[test]
 fn the_close_wakes_a_subscription_that_waits() {
     let log = EventLog::new();
     let (mut events, wakes) = subscribe(&log, only(1));

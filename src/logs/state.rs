@@ -22,7 +22,7 @@ pub(super) struct LogState {
     contents: Mutex<Contents>,
 }
 
-/// Told of the first truncation of each log.
+/// A function that is called at the first truncation of each log.
 #[derive(Default)]
 pub(super) struct OnTruncation(OnceLock<Box<dyn Fn(UnitId) + Send + Sync>>);
 

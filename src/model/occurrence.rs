@@ -1,4 +1,4 @@
-//! What happens to a unit, as operators and clients are told: in the daemon's log and in its metrics.
+//! What happens to a unit, as the log, the metrics and the events report it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Passes what is reported of units and of the supervisor to those that subscribe to events (docs/api.md, Events).
+//! Adds what is reported of units to the events (docs/api.md, Events).
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn event(kind: UnitKind, member: &Member, occurrence: &Occurrence) -> EventKind 
     match occurrence {
         Occurrence::Started { .. } if kind == UnitKind::Terminal => EventKind::PtyOpened { session_id: session_id() },
         Occurrence::Ended { end, .. } if kind == UnitKind::Terminal => {
-            EventKind::PtyEnded { session_id: session_id(), exit_code: end.exit.code() }
+            EventKind::PtyEnded { session_id: session_id(), exit_code: end.exit.shell_status() }
         }
         Occurrence::Started { restart_count } => EventKind::ProcessStarted {
             command: Arc::clone(&member.context.spec.command),
@@ -40,7 +40,7 @@ fn event(kind: UnitKind, member: &Member, occurrence: &Occurrence) -> EventKind 
 }
 
 impl Actor {
-    /// Tells all subscriptions what has happened to a unit.
+    /// Adds the event that an occurrence is.
     pub(super) fn announce(&self, id: UnitId, kind: UnitKind, occurrence: &Occurrence) {
         if let Some(member) = self.parts.fleet.get(id) {
             self.parts.events.push(Some(subject(id, member)), event(kind, member, occurrence));
@@ -50,8 +50,8 @@ impl Actor {
         }
     }
 
-    /// Tells all subscriptions that output of a unit was dropped or could not be kept, for the first time. A unit that was
-    /// forgotten by now has no output to read any more.
+    /// Adds the event that output of a unit was dropped or could not be kept. A unit that was forgotten by now has no output
+    /// to read any more.
     pub(super) fn report_truncation(&self, id: UnitId) {
         if let Some(member) = self.parts.fleet.get(id) {
             self.parts.events.push(Some(subject(id, member)), EventKind::OutputTruncated);

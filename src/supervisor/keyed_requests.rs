@@ -1,7 +1,7 @@
 //! The units that were started by requests with an idempotency key, and the clients that follow the runs among them.
 //!
-//! Pure. There is one key for each unit, and it is forgotten with the unit. A client is known by an id that its request
-//! has drawn from the ids of units.
+//! Pure. There is at most one key for each unit, and it is forgotten with the unit. A client is identified by the unit id
+//! that its request has reserved: that of the run, if the request has started it, otherwise one that no unit has.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub(super) struct KeyedRequests {
     due: BTreeSet<(Duration, UnitId)>,
 }
 
-/// A run, with those who follow it.
+/// A run and its clients.
 #[derive(Debug, Default)]
 struct Followed {
     clients: Vec<UnitId>,

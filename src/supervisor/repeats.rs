@@ -41,8 +41,8 @@ impl Handle {
         Ok(Repeatable { result: *key, is_repeat: opened.info.handle != id })
     }
 
-    /// Reports that the client whose request has drawn the id `client` no longer follows the run that its request has
-    /// started or found, whether that has ended or not.
+    /// Reports that a client no longer follows the run that its request has started or found, whether that has ended or
+    /// not. `client`: the id that the request has reserved.
     pub(crate) fn leave_run(&self, client: UnitId) {
         self.messages.send(Message::Command(Command::LeaveRun(client)));
     }
@@ -59,7 +59,7 @@ impl Builder {
 
 impl Actor {
     /// Answers a request that repeats an earlier one, or that has the key of a different one. Returns the reply if the
-    /// request is neither. `id` is what the request has drawn.
+    /// request is neither. `id` is what the request has reserved.
     pub(super) fn answer_repeat(
         &mut self,
         id: UnitId,
@@ -99,7 +99,7 @@ impl Actor {
         }
     }
 
-    /// Handles the departure of a client of a run. If nobody follows the run any more, it is killed after a while.
+    /// Handles the departure of a client of a run. If it was the last one, the run is killed after the grace.
     pub(super) fn leave_run(&mut self, client: UnitId) {
         let Some(run) = self.keyed.detach(client) else { return };
         if self.parts.fleet.get(run).is_some_and(|member| !member.unit.is_down()) {

@@ -26,7 +26,8 @@ pub(crate) fn events(client: &Client, line: &Line) -> Result<u8, Error> {
         }
         is_down |= event.name == "daemon.shutdown";
         if line.has("json") {
-            print_json(&event.data)?;
+            client.parse(&event.data)?;
+            print_json(&with_type(&event.name, &event.data))?;
             continue;
         }
         let data = client.parse(&event.data)?;
@@ -39,6 +40,16 @@ pub(crate) fn events(client: &Client, line: &Line) -> Result<u8, Error> {
     }
     // The daemon ends the stream when it has shut down.
     if follow && !is_down { Err(client.broken(&io::ErrorKind::UnexpectedEof.into())) } else { Ok(0) }
+}
+
+/// The data of an event, a JSON object, with the type of the event as its first member.
+fn with_type(kind: &str, data: &[u8]) -> Vec<u8> {
+    let members = data.trim_ascii().strip_prefix(b"{").unwrap_or_default().trim_ascii_start();
+    let comma = if members.starts_with(b"}") { "" } else { "," };
+    // A type of the API has no other characters, so nothing needs an escape.
+    let kind: String =
+        kind.chars().filter(|letter| letter.is_ascii_alphanumeric() || "._-".contains(*letter)).collect();
+    [format!("{{\"event\":\"{kind}\"{comma}").as_bytes(), members].concat()
 }
 
 /// The line of an event.
@@ -115,6 +126,17 @@ mod tests {
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
         ] {
             assert_eq!(time(ms), text);
+        }
+    }
+
+    #[test]
+    fn json_of_an_event_has_its_type() {
+        for (kind, data, right) in [
+            ("process.paused", r#"{"at":1,"pid":2}"#, r#"{"event":"process.paused","at":1,"pid":2}"#),
+            ("gap", " { \"lost\": 3 }\n", r#"{"event":"gap","lost": 3 }"#),
+            ("x\"\u{1b}\\", "{}", r#"{"event":"x"}"#),
+        ] {
+            assert_eq!(String::from_utf8(with_type(kind, data.as_bytes())).unwrap(), right);
         }
     }
 

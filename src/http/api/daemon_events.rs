@@ -14,7 +14,10 @@ use crate::http::api::Api;
 use crate::http::api::events::{self, KEEP_ALIVE};
 use crate::http::api::output;
 use crate::http::api::run::End;
-use crate::http::message::{ApiError, Request, Response, ResponseStream};
+use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
+
+/// The request header with the number of the last event that the client has seen.
+const LAST_EVENT_ID: &str = "Last-Event-ID";
 
 /// The pause of a stream after each burst of events, for each other stream. So all of them together are woken about a
 /// thousand times a second, however many events there are and however many streams: a start does not wait for them.
@@ -22,6 +25,10 @@ const PAUSE_FOR_EACH: Duration = Duration::from_millis(1);
 
 /// Maximum of that pause.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bytes of texts from which an event is not collected as a whole, but sent while it is written. A name can be as long as
+/// the body of a request, and an escape can make six bytes of one.
+const LARGE: usize = BURST / 8;
 
 /// Streams the events: from now on, or after the last one that the client has seen.
 pub(crate) fn stream(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
@@ -35,10 +42,15 @@ pub(crate) fn stream(api: &Api, request: &Request<'_>) -> Result<Response, ApiEr
 
 /// Where the stream begins.
 fn start(request: &Request<'_>) -> Result<EventStart, ApiError> {
-    let Some(id) = request.header("Last-Event-ID") else { return Ok(EventStart::Now) };
+    let mut values = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(LAST_EVENT_ID));
+    let Some((_, id)) = values.next() else { return Ok(EventStart::Now) };
+    let id = String::from_utf8_lossy(id);
     if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
-        let problem = format!("the header `Last-Event-ID` must be the number of an event, or 0, not {id:?}");
+        let problem = format!("the header `{LAST_EVENT_ID}` must be the number of an event, or 0, not {id:?}");
         return Err(ApiError::invalid(problem));
+    }
+    if values.next().is_some() {
+        return Err(ApiError::invalid(format!("the header `{LAST_EVENT_ID}` must be sent once")));
     }
     // A number too large for a u64 is not the number of any event, and neither is u64::MAX.
     Ok(EventStart::After(id.parse().unwrap_or(u64::MAX)))
@@ -70,14 +82,11 @@ fn send(stream: &mut ResponseStream<'_>, subscription: &mut Events, waker: &Wake
         let mut result = Ok(());
         while subscription.read_batch(!pauses && follow, |read| {
             if result.is_ok() {
-                result = write(stream.buffer(), read);
+                result = collect(stream, read);
             }
         }) {
             std::mem::replace(&mut result, Ok(()))?;
             pauses = true;
-            if stream.is_burst() {
-                stream.flush()?;
-            }
         }
         stream.flush()?;
         if subscription.has_ended() || !follow {
@@ -96,8 +105,17 @@ fn send(stream: &mut ResponseStream<'_>, subscription: &mut Events, waker: &Wake
     }
 }
 
-/// Appends what was read as a server-sent event.
-fn write(out: &mut Vec<u8>, read: Read) -> io::Result<()> {
+/// Collects what was read, and sends what is collected if it is a burst.
+fn collect(stream: &mut ResponseStream<'_>, read: Read) -> io::Result<()> {
+    if read.text_bytes() >= LARGE {
+        return write(stream, read);
+    }
+    write(stream.buffer(), read)?;
+    if stream.is_burst() { stream.flush() } else { Ok(()) }
+}
+
+/// Writes what was read as a server-sent event.
+fn write(out: &mut impl Write, read: Read) -> io::Result<()> {
     match read {
         Read::Event(event) => {
             write!(out, "id: {}\nevent: {}\n", event.id, event.kind.word())?;
@@ -135,7 +153,7 @@ enum More<'e> {
     Stopped { last_error: Option<&'e str> },
     Health { health_status: HealthStatus, error: Option<&'e str> },
     PtyOpened { session_id: &'e str },
-    PtyEnded { session_id: &'e str, exit_code: Option<i32> },
+    PtyEnded { session_id: &'e str, exit_code: i32 },
     Port(&'e Port),
     Nothing {},
 }
@@ -211,9 +229,9 @@ mod tests {
             ),
             (EventKind::PtyOpened { session_id: text("s") }, "pty.opened", r#","session_id":"s""#),
             (
-                EventKind::PtyEnded { session_id: text("s"), exit_code: None },
+                EventKind::PtyEnded { session_id: text("s"), exit_code: 137 },
                 "pty.ended",
-                r#","session_id":"s","exit_code":null"#,
+                r#","session_id":"s","exit_code":137"#,
             ),
             (EventKind::OutputTruncated, "output.truncated", ""),
         ] {

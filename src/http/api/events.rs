@@ -1,6 +1,6 @@
 //! Server-sent events of a process's output.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -172,12 +172,11 @@ impl EventFormat {
     }
 }
 
-/// Appends `data:` with `value` as JSON.
-pub(crate) fn data(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
-    out.extend_from_slice(b"data: ");
+/// Writes `data:` with `value` as JSON.
+pub(crate) fn data(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    out.write_all(b"data: ")?;
     serde_json::to_writer(&mut *out, value)?;
-    out.extend_from_slice(b"\n\n");
-    Ok(())
+    out.write_all(b"\n\n")
 }
 
 #[derive(Serialize)]

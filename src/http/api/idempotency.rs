@@ -18,7 +18,7 @@ const LONGEST: usize = 255;
 /// client that sends both with the same key, which gains nothing by it.
 ///
 /// # Errors
-/// 400 if the header is there more than once, or its value is no key.
+/// 400 if the header was sent more than once, or its value is not a valid key.
 pub(crate) fn key_of(request: &Request<'_>, operation: Operation, body: &[u8]) -> Result<Option<RequestKey>, ApiError> {
     let mut values = request.headers().filter(|(name, _)| name.eq_ignore_ascii_case(KEY)).map(|(_, value)| value);
     let Some(value) = values.next() else { return Ok(None) };

@@ -118,11 +118,11 @@ impl From<RunEnd> for End {
     }
 }
 
-/// When it is dropped, whatever has ended the response: kills the tree if the run has not ended, or, with an idempotency
-/// key, tells the supervisor that this client has gone.
+/// When it is dropped, whatever has ended the response: kills the tree if the run has not ended or, with an idempotency key,
+/// tells the supervisor that this client has gone.
 struct ClientGuard {
     handle: Handle,
-    /// What the request has drawn: the unit, unless the request repeats another.
+    /// The id that the request has reserved: that of the unit, unless the request repeats another.
     id: UnitId,
     has_key: bool,
     has_ended: bool,

@@ -313,6 +313,22 @@ mod tests {
     }
 
     #[test]
+    fn a_control_character_in_a_value_is_refused_with_the_name_of_its_header() {
+        for (lines, name) in [
+            ("Idempotency-Key: a\x01b\r\n", "Idempotency-Key"),
+            ("A: tab\tis allowed\r\nIdempotency-Key: a\x1b\r\nB: \x01\r\n", "Idempotency-Key"),
+            ("last-event-id: 1\x7f\r\n", "last-event-id"),
+            ("A: b:c\nX-Y:\x00\r\n", "X-Y"),
+        ] {
+            let error = parse(format!("GET / HTTP/1.1\r\n{lines}\r\n").as_bytes()).unwrap_err();
+            let body = error.to_response().bytes().map(<[u8]>::to_vec).unwrap();
+            let sentence = String::from_utf8(body).unwrap();
+            let right = format!("`{name}`: the value of the header has a control character");
+            assert!(error.status() == 400 && error.ends_connection() && sentence.contains(&right), "{sentence}");
+        }
+    }
+
+    #[test]
     fn segments_are_decoded_after_they_are_split() {
         assert_eq!(head("GET /a%20b/c%2Fd/ HTTP/1.1\r\n\r\n").segments().unwrap(), ["a b", "c/d", ""]);
         assert!(head("GET /%FF HTTP/1.1\r\n\r\n").segments().is_none());
