@@ -173,6 +173,7 @@ mod tests {
         assert_eq!([0.5, 1.0, 1.00001].map(|number| Cpus::new(number).unwrap().whole()), [1, 1, 2]);
     }
 
+    #[cfg(feature = "http")]
     #[test]
     fn whole_and_other_numbers_of_cpus_are_written_as_they_are() {
         let json = |number| serde_json::to_string(&Cpus::new(number).unwrap()).unwrap();

@@ -101,6 +101,7 @@ impl PortQuery {
 mod tests {
     use super::*;
 
+    #[cfg(feature = "http")]
     #[test]
     fn a_port_is_serialized_with_all_fields() {
         let port = Port {
