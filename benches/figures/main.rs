@@ -34,6 +34,7 @@ mod scale;
 mod supervision;
 mod terminals;
 mod usage;
+mod waits;
 
 use beacon::Programs;
 use bench::{Bench, machine};
@@ -45,7 +46,7 @@ type Group = (&'static str, fn(&mut Bench));
 
 /// All groups in the order of the report. Groups whose floor forks this program come first: later it has more memory, of
 /// which a fork copies the page tables.
-const GROUPS: [Group; 24] = [
+const GROUPS: [Group; 25] = [
     ("run", runs::run),
     ("runs per second", runs::runs_per_second),
     ("start", runs::start),
@@ -54,6 +55,7 @@ const GROUPS: [Group; 24] = [
     ("listing of output", output::listing),
     ("followers", output::followers),
     ("events", events::starts),
+    ("waits", waits::latencies),
     ("memory", memory::memory),
     ("memory after load", memory::growth_of_memory),
     ("start-up", supervision::start_up),
