@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::harness::need::skip;
 use crate::harness::response::ResponseStream;
 use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, start_daemon_with, wait_until};
 
@@ -86,6 +87,28 @@ fn a_managed_process_shows_its_current_or_last_run() {
         u128::from(cpu_ms(&restarted)) <= begun.elapsed().as_millis() + 300 && cpu_ms(&restarted) < 475,
         "{restarted}"
     );
+}
+
+/// The PID of the process is in `/proc`, but as that of the test.
+#[test]
+fn the_usage_of_another_process_is_not_shown_where_proc_is_that_of_another_namespace() {
+    let daemon = Options::default().without_cgroup().outer_proc().start();
+    let right = std::process::id();
+    // Others may be forked in between, so each attempt begins with another PID.
+    let found = (0..40).find_map(|attempt| {
+        let set_last_pid = format!("echo {} >/proc/sys/kernel/ns_last_pid", right - 1 - attempt % 8);
+        let written = daemon.run(&json!({"command": "sh", "args": ["-c", set_last_pid], "user": "root"})).code();
+        if written != Some(0) {
+            return Some(None);
+        }
+        let started = daemon.start_process(&json!({"command": "sleep", "args": ["6109"]}));
+        (started["pid"] == right).then_some(Some(right))
+    });
+    let Some(pid) = found.expect("a process has the PID") else { return skip("a writable ns_last_pid") };
+    let running = usage(&daemon, pid);
+    assert!(running["memory_bytes"].is_null() && running["cpu_user_ms"].is_null(), "{running}");
+    daemon.delete(&format!("/processes/{pid}")).expect(204);
+    assert!(usage(&daemon, pid)["memory_peak_bytes"].is_u64(), "what wait4 says of its end is right");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Jobs of the trees thread, and its reports.
 
+use std::fmt;
+
 use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
 use tl_os::cgroup::Leaf;
@@ -13,6 +15,15 @@ pub enum Tracking {
     Leaf(Leaf),
     /// Without cgroups, marks by which they are found in /proc.
     Marks(Box<Marks>),
+}
+
+/// Replies to a client. Dropping it replies with an error.
+pub struct Reply(pub Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
 }
 
 /// A job for the thread. The queue of jobs has no bound of its own: the supervisor requests one [`Job::Scan`] at a
@@ -50,6 +61,8 @@ pub enum Job {
         /// Whether the others, which something else has stopped, get it too.
         all: bool,
     },
+    /// Reply to a client, once the jobs before this one are done.
+    Reply(Reply),
     /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which already got them.
     HangUp(Marks),
     /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
@@ -112,7 +125,12 @@ impl Job {
             Job::Kill { key, .. } => Some(Report::Killed(*key)),
             Job::Scan(_) => Some(Report::Scanned(Vec::new())),
             Job::Suspend { request, .. } => Some(Report::Suspended(*request, Suspension::Growing)),
-            Job::Continue { .. } | Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
+            Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Terminate(..)
+            | Job::Signal(..)
+            | Job::HangUp(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -122,7 +140,12 @@ impl Job {
             Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
-            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -135,7 +158,7 @@ impl Job {
             Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
-            Job::Suspend { .. } | Job::Continue { .. } => Some(Vec::new()),
+            Job::Suspend { .. } | Job::Continue { .. } | Job::Reply(_) => Some(Vec::new()),
         }
     }
 
@@ -143,7 +166,12 @@ impl Job {
     pub(super) fn key(&self) -> Option<RunKey> {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-pub use job::{Job, Report, Suspension, Tracking};
+pub use job::{Job, Reply, Report, Suspension, Tracking};
 
 use crate::error::Error;
 use crate::model::{Pid, RunKey};
@@ -175,6 +175,7 @@ impl Actor {
                     (self.notify)(Report::Suspended(request, suspension));
                 }
                 Job::Continue { key, tracking, all } => self.let_continue(key, &tracking, all, &leaders),
+                Job::Reply(Reply(reply)) => reply(),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
                 Job::Scan(runs) => self.find_gone(&snapshot, &runs, &leaders),
