@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::need::skip;
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
 
 /// Uses half a second of CPU time, and some memory.
 const BURN: &str = "import time\nkept = bytearray(64 << 20)\nwhile time.process_time() < 0.5: pass";
@@ -94,11 +94,13 @@ fn a_managed_process_shows_its_current_or_last_run() {
 fn the_usage_of_another_process_is_not_shown_where_proc_is_that_of_another_namespace() {
     let daemon = Options::default().without_cgroup().outer_proc().start();
     let right = std::process::id();
-    // Others may be forked in between, so each attempt begins with another PID.
-    let found = (0..40).find_map(|attempt| {
-        let set_last_pid = format!("echo {} >/proc/sys/kernel/ns_last_pid", right - 1 - attempt % 8);
-        let written = daemon.run(&json!({"command": "sh", "args": ["-c", set_last_pid], "user": "root"})).code();
-        if written != Some(0) {
+    let set_last_pid = format!("echo {} >/proc/sys/kernel/ns_last_pid", right - 1);
+    let set_last_pid = json!({"command": "sh", "args": ["-c", set_last_pid], "user": "root"});
+    // The fork server takes a PID for as long as it runs.
+    daemon.run(&json!({"command": "true"}));
+    wait_until(TIMEOUT, "the fork server runs", || procfs::fork_server(daemon.pid));
+    let found = (0..20).find_map(|_| {
+        if daemon.run(&set_last_pid).code() != Some(0) {
             return Some(None);
         }
         let started = daemon.start_process(&json!({"command": "sleep", "args": ["6109"]}));
