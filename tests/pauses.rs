@@ -296,6 +296,41 @@ fn processes_that_were_stopped_before_a_pause_without_cgroup_stay_stopped_after_
     wait_until(TIMEOUT, "the SIGCONT took effect on resume", || (!is_stopped()).then_some(()));
 }
 
+/// Without a cgroup, a thread sends SIGCONT to each process of the tree.
+#[test]
+fn a_sigstop_after_a_resume_takes_effect() {
+    for options in Options::all_tree_tracking() {
+        let daemon = options.start();
+        let pid = daemon.sh("for n in $(seq 100); do sleep 5807 & done; wait");
+        daemon.wait_for_processes("sleep 5807", 100);
+        // The leader has it in its arguments.
+        let processes = daemon.pids_matching("sleep 5807");
+        assert_eq!(processes.len(), 101);
+        let is_stopped = |pid: &i32| procfs::status(*pid, "State").is_some_and(|state| state.starts_with('T'));
+        for _ in 0..10 {
+            pause(&daemon, pid);
+            resume(&daemon, pid);
+            daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 19})).expect(200);
+            wait_until(TIMEOUT, "all are stopped", || processes.iter().all(is_stopped).then_some(()));
+            daemon.post(&format!("/processes/{pid}/signal"), &json!({"signal": 18})).expect(200);
+            wait_until(TIMEOUT, "all run", || (!processes.iter().any(is_stopped)).then_some(()));
+        }
+    }
+}
+
+#[test]
+fn a_tree_that_cannot_be_found_runs_on() {
+    let daemon = Options::default().without_cgroup().outer_proc().start();
+    let counters = Counters(vec![daemon.scratch().join("leader")]);
+    let script = format!("{COUNT}; count leader");
+    let body = json!({"command": "sh", "args": ["-c", script], "working_dir": daemon.scratch()});
+    let pid = pid_of(&daemon.start_process(&body));
+    daemon.post(&format!("/processes/{pid}/pause"), &json!({})).expect_error(500, "INTERNAL", "/proc does not show");
+    assert_eq!(daemon.info(pid)["paused"], false);
+    counters.wait_until_they_count();
+    resume(&daemon, pid);
+}
+
 /// Processes that fork all the time, each of which lives for a short time.
 #[test]
 fn a_tree_that_keeps_forking_stands_still_or_runs_on() {

@@ -6,7 +6,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use crate::Pid;
 use crate::kernel_file;
-use crate::procfs::stat_fields;
+use crate::procfs::{shows_this_namespace, stat_fields};
 
 /// What processes use of the machine. What cannot be known is None.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,9 +31,12 @@ pub struct Usage {
 
 /// What the process that has this PID now has used since its start, as /proc shows it (proc_pid_stat(5)). As in the
 /// usage that `wait4(2)` reports at its end, its CPU time includes that of its children that it has waited for. None if
-/// there is no such process.
+/// there is no such process, or if /proc does not show this PID namespace.
 pub fn of_process(pid: Pid) -> Option<Usage> {
     let stat = kernel_file::read(format!("/proc/{pid}/stat")).ok()?;
+    if !shows_this_namespace() {
+        return None;
+    }
     let (cpu_user, cpu_system, tasks) = times(&stat)?;
     let status = kernel_file::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     // It is not readable for a process that has gained privileges, or without the capability for that.

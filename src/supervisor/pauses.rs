@@ -13,7 +13,7 @@ use super::trees::log_failure;
 use crate::error::Error;
 use crate::model::{RunKey, Target, UnitId};
 use crate::pending::ReplySender;
-use crate::trees::{Job, Suspension, Tracking};
+use crate::trees::{Job, Reply, Suspension, Tracking};
 use crate::unit::{Event, Now};
 
 /// Longest wait for a tree to stand still (docs/api.md, Process control). A process that hangs in the kernel then stands
@@ -62,16 +62,22 @@ impl Actor {
         self.settle_pauses(now);
     }
 
-    /// Resumes a unit. It is no error if it is not paused.
+    /// Resumes a unit. It is no error if it is not paused. Replies when its tree can run on: a SIGSTOP that the client
+    /// sends after the reply takes effect.
     pub(super) fn resume(&mut self, target: Target, reply: ReplySender<Started>) {
-        match self.member(&target).map(|(id, member)| (id, member.unit.leader())) {
-            Ok((id, Some(_))) => {
-                self.step(id, self.clock.now(), Event::Resume);
-                self.reply_with(id, target, reply);
-            }
-            Ok((_, None)) => reply.send(Err(Error::NotRunning(target))),
-            Err(error) => reply.send(Err(error)),
+        let found = self.member(&target).map(|(id, member)| (id, member.unit.leader(), member.context.hold));
+        let (id, hold) = match found {
+            Ok((id, Some(_), hold)) => (id, hold),
+            Ok((_, None, _)) => return reply.send(Err(Error::NotRunning(target))),
+            Err(error) => return reply.send(Err(error)),
+        };
+        self.step(id, self.clock.now(), Event::Resume);
+        if hold == Some(Hold::Frozen) {
+            return self.reply_with(id, target, reply);
         }
+        // The trees thread sends SIGCONT, perhaps for an earlier request.
+        let result = self.started(id).ok_or(Error::NotRunning(target));
+        self.send_job(Job::Reply(Reply(Box::new(move || reply.send(result)))));
     }
 
     /// Resumes all units: nobody could do it later.

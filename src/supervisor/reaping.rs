@@ -9,7 +9,7 @@ use super::launch::{exit, explain};
 use super::trace::TraceStop;
 use super::usage::LastUsage;
 use crate::metrics::METRICS;
-use crate::model::{Exit, Pid, RunKey, UnitId};
+use crate::model::{Exit, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Tracking;
 use crate::unit::{Event, Now};
@@ -167,18 +167,20 @@ impl Actor {
     pub(super) fn note_oom_kills(&mut self) {
         self.parts.cgroups.begin_oom_check();
         let fleet = &mut self.parts.fleet;
-        let led = fleet.iter().filter_map(|(id, member)| Some((id, member.unit.leader()?)));
         let mut whole = Vec::new();
-        for (id, leader) in led.collect::<Vec<(UnitId, Pid)>>() {
+        for (id, leader) in fleet.iter().map(|(id, member)| (id, member.unit.leader())).collect::<Vec<_>>() {
             let Some(member) = fleet.get_mut(id) else { continue };
             if let Some(Tracking::Leaf(leaf)) = &mut member.context.tree {
-                leaf.note_oom_kills(leader);
-                if member.context.limits.is_some() && leaf.was_oom_killed_as_a_whole() {
+                if let Some(leader) = leader {
+                    leaf.note_oom_kills(leader);
+                }
+                let is_limited = member.context.limits.as_ref().is_some_and(|limits| limits.memory_bytes.is_some());
+                if is_limited && leaf.was_oom_killed_as_a_whole() {
                     whole.push((id, member.unit.run_no()));
                 }
             }
         }
-        // The leader may be one of those that the kernel spares.
+        // The leader may be one of those that the kernel spares, or have ended before.
         whole.into_iter().for_each(|key| self.kill_run(key));
     }
 }

@@ -1,5 +1,7 @@
 //! Jobs of the trees thread, and its reports.
 
+use std::fmt;
+
 use crate::events::EventSubject;
 use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
@@ -15,6 +17,15 @@ pub enum Tracking {
     Leaf(Leaf),
     /// Without cgroups, marks by which they are found in /proc.
     Marks(Box<Marks>),
+}
+
+/// Replies to a client. Dropping it replies with an error.
+pub struct Reply(pub Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
 }
 
 /// A job for the thread. The queue of jobs has no bound of its own: the supervisor requests one [`Job::Scan`] at a
@@ -52,6 +63,8 @@ pub enum Job {
         /// Whether the others, which something else has stopped, get it too.
         all: bool,
     },
+    /// Reply to a client, once the jobs before this one are done.
+    Reply(Reply),
     /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which already got them.
     HangUp(Marks),
     /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
@@ -129,8 +142,13 @@ impl Job {
             Job::Kill { key, .. } => Some(Report::Killed(*key)),
             Job::Scan(_) => Some(Report::Scanned(Vec::new())),
             Job::Suspend { request, .. } => Some(Report::Suspended(*request, Suspension::Growing)),
-            Job::Continue { .. } | Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
-            Job::Attribute(_) => None,
+            Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::Terminate(..)
+            | Job::Signal(..)
+            | Job::HangUp(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -140,8 +158,13 @@ impl Job {
             Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
-            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
-            Job::Attribute(_) => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -154,7 +177,7 @@ impl Job {
             Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
-            Job::Suspend { .. } | Job::Continue { .. } | Job::Attribute(_) => Some(Vec::new()),
+            Job::Suspend { .. } | Job::Continue { .. } | Job::Reply(_) | Job::Attribute(_) => Some(Vec::new()),
         }
     }
 
@@ -162,8 +185,13 @@ impl Job {
     pub(super) fn key(&self) -> Option<RunKey> {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::Suspend { .. } | Job::Continue { .. } | Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
-            Job::Attribute(_) => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-pub use job::{Attribution, Job, Report, Suspension, Tracking};
+pub use job::{Attribution, Job, Reply, Report, Suspension, Tracking};
 
 use crate::error::Error;
 use crate::model::{Pid, RunKey};
@@ -176,6 +176,7 @@ impl Actor {
                     (self.notify)(Report::Suspended(request, suspension));
                 }
                 Job::Continue { key, tracking, all } => self.let_continue(key, &tracking, all, &leaders),
+                Job::Reply(Reply(reply)) => reply(),
                 Job::Attribute(attribution) => self.attribute(*attribution),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),

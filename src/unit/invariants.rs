@@ -229,8 +229,10 @@ fn forks(node: Node, context: Context) -> Vec<Node> {
 
 /// Lets time pass: moves every time that the unit holds into the past.
 fn pass(unit: &mut Unit, passed: Duration) {
-    let past = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE - LONG_AGO);
+    let past_from = |now: Duration, at: &mut Duration| *at = at.saturating_sub(passed).max(now - LONG_AGO);
+    let past = |at: &mut Duration| past_from(BASE, at);
     let due = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE);
+    let mut counted_until = BASE;
     if let State::BackingOff { until } = &mut unit.state {
         due(until);
     }
@@ -240,8 +242,10 @@ fn pass(unit: &mut Unit, passed: Duration) {
     }
     if let State::Up(run) = &mut unit.state {
         past(&mut run.since);
-        past(&mut run.counted_from);
         run.paused_at.iter_mut().for_each(past);
+        // What counts is how long ago they were when the run was paused.
+        counted_until = run.paused_at.unwrap_or(BASE);
+        past_from(counted_until, &mut run.counted_from);
         let deadlines = [&mut run.kill_at, &mut run.disconnect_at, &mut run.expires_at, &mut run.abandon_at];
         deadlines.into_iter().flatten().for_each(due);
         if let Phase::Execing { give_up } = &mut run.phase {
@@ -249,7 +253,7 @@ fn pass(unit: &mut Unit, passed: Duration) {
         }
     }
     unit.sweep_at.iter_mut().for_each(due);
-    unit.health.healthy_since.iter_mut().for_each(past);
+    unit.health.healthy_since.iter_mut().for_each(|at| past_from(counted_until, at));
 }
 
 pub(super) fn check(node: &Node) {

@@ -66,6 +66,20 @@ def test_a_tree_over_its_memory_limit_ends_whole(machine, sandbox, protect):
     until("the log says so", lambda: "was killed because memory had run out" in machine.console())
 
 
+def test_a_cgroup_below_that_runs_out_of_its_own_memory_ends_alone(machine, sandbox):
+    """As a container in the sandbox does: `memory.oom.group` of its own cgroup is not that of the tree."""
+    script = "cd /sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup) && mkdir own inner && echo $$ >own/cgroup.procs"
+    script += " && echo +memory >cgroup.subtree_control && echo 16M >inner/memory.max && echo 1 >inner/memory.oom.group"
+    script += f" && (echo 0 >inner/cgroup.procs; exec {EAT}); echo ended $?; grep oom_group_kill memory.events; exec sleep 6904"
+    pid = start(machine, script, limits={"memory_bytes": 64 * MIB})["pid"]
+    until("the inner one has ended", lambda: len(sandbox.get_stdout(pid).lines) == 2, timeout=60)
+    assert sandbox.get_stdout(pid).lines == ["ended 137", "oom_group_kill 1"]
+    # The supervisor has heard of it by then, and would have killed the tree at once.
+    time.sleep(2)
+    assert machine.http("GET", f"/processes/{pid}")[1]["status"] == "running"
+    assert usage(machine, pid)["oom_kills"] >= 1
+
+
 def test_a_run_and_each_run_of_a_service_have_the_limit(machine, sandbox):
     body = {"command": "sh", "args": ["-c", f"exec {EAT}"], "limits": {"memory_bytes": 16 * MIB}}
     status, told = machine.http(

@@ -130,14 +130,15 @@ impl Leaf {
     /// The kernel counts its kills in a cgroup and does not name the victims. So this is true if there was a kill that
     /// was not [noted](Leaf::note_oom_kills) as that of another process, or one of all processes.
     pub fn leader_was_oom_killed(&self) -> bool {
-        let events = self.memory_events();
-        oom_kills(&events) > self.noted || oom_group_kills(&events) > 0
+        oom_kills(&self.memory_events()) > self.noted || self.was_oom_killed_as_a_whole()
     }
 
-    /// Whether the out-of-memory killer was to kill all processes in the leaf, or in a cgroup below it, at once. It
-    /// leaves out those with an `oom_score_adj` of -1000.
+    /// Whether the out-of-memory killer was to kill all processes in the leaf at once, those in cgroups below it included.
+    /// It leaves out those with an `oom_score_adj` of -1000.
     pub fn was_oom_killed_as_a_whole(&self) -> bool {
-        oom_group_kills(&self.memory_events()) > 0
+        // The kills that a cgroup below the leaf has requested for itself, for example one of a container, do not count
+        // in the local file.
+        oom_group_kills(&self.read("memory.events.local").unwrap_or_default()) > 0
     }
 
     /// Notes kills of processes other than the leader: call it soon after each kill by the out-of-memory killer. If the

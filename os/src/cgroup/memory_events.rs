@@ -8,8 +8,8 @@ pub fn oom_kills(events: &str) -> u64 {
     kills.and_then(|kills| kills.trim().parse().ok()).unwrap_or(0)
 }
 
-/// The number of times that the out-of-memory killer has killed all processes of a cgroup (`memory.oom.group`); 0 if the
-/// kernel does not count it (before Linux 5.17).
+/// The number of times that the out-of-memory killer has killed all processes of a cgroup (`memory.oom.group`), in the
+/// text of its `memory.events.local`; 0 if the kernel does not count it (before Linux 5.17).
 pub(super) fn oom_group_kills(events: &str) -> u64 {
     value(events, "oom_group_kill").unwrap_or(0)
 }
