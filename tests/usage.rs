@@ -2,13 +2,14 @@
 //! controllers are in `tests/vm/test_usage.py`.
 
 use std::io::Write;
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use crate::harness::need::skip;
 use crate::harness::response::ResponseStream;
-use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until};
+use crate::harness::{Daemon, Options, TIMEOUT, start_daemon, start_daemon_with, wait_until};
 
 /// Uses half a second of CPU time, and some memory.
 const BURN: &str = "import time\nkept = bytearray(64 << 20)\nwhile time.process_time() < 0.5: pass";
@@ -89,28 +90,30 @@ fn a_managed_process_shows_its_current_or_last_run() {
     );
 }
 
-/// The PID of the process is in `/proc`, but as that of the test.
+/// The PID of the process is in `/proc`, but as that of a child of the test.
 #[test]
 fn the_usage_of_another_process_is_not_shown_where_proc_is_that_of_another_namespace() {
     let daemon = Options::default().without_cgroup().outer_proc().start();
-    let right = std::process::id();
-    let set_last_pid = format!("echo {} >/proc/sys/kernel/ns_last_pid", right - 1);
+    // They end when their stdin is closed, also if the test fails.
+    let other = || Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("start cat");
+    let mut others: Vec<Child> = (0..10).map(|_| other()).collect();
+    let pids: Vec<u64> = others.iter().map(|child| child.id().into()).collect();
+    let set_last_pid = format!("echo {} >/proc/sys/kernel/ns_last_pid", pids[0] - 1);
     let set_last_pid = json!({"command": "sh", "args": ["-c", set_last_pid], "user": "root"});
-    // The fork server takes a PID for as long as it runs.
-    daemon.run(&json!({"command": "true"}));
-    wait_until(TIMEOUT, "the fork server runs", || procfs::fork_server(daemon.pid));
-    let found = (0..20).find_map(|_| {
-        if daemon.run(&set_last_pid).code() != Some(0) {
-            return Some(None);
-        }
-        let started = daemon.start_process(&json!({"command": "sleep", "args": ["6109"]}));
-        (started["pid"] == right).then_some(Some(right))
-    });
-    let Some(pid) = found.expect("a process has the PID") else { return skip("a writable ns_last_pid") };
+    if daemon.run(&set_last_pid).code() != Some(0) {
+        return skip("a writable ns_last_pid");
+    }
+    // The first of these PIDs may be taken by a thread of the daemon.
+    let start =
+        |_| daemon.start_process(&json!({"command": "sleep", "args": ["6109"]}))["pid"].as_u64().expect("a PID");
+    let pid = (0..10).map(start).find(|pid| pids.contains(pid)).expect("a process has one of the PIDs");
     let running = usage(&daemon, pid);
     assert!(running["memory_bytes"].is_null() && running["cpu_user_ms"].is_null(), "{running}");
     daemon.delete(&format!("/processes/{pid}")).expect(204);
     assert!(usage(&daemon, pid)["memory_peak_bytes"].is_u64(), "what wait4 says of its end is right");
+    for other in &mut others {
+        other.wait().expect("wait for cat");
+    }
 }
 
 #[test]

@@ -113,8 +113,8 @@ pub fn event_of_child(pid: Pid) -> Option<ChildEvent> {
     if pid > 0 { take_event(pid) } else { None }
 }
 
-/// nix has no `wait4`, and its `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and then returns an error
-/// without the PID.
+/// nix has no `wait4`, and its `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and
+/// then returns an error without the PID.
 fn take_event(which: Pid) -> Option<ChildEvent> {
     let mut status = 0;
     // SAFETY: all zeroes is a valid value of this struct of integers.

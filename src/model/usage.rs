@@ -13,8 +13,8 @@ pub enum UsageScope {
     Leader,
 }
 
-/// What the current run of a process, or its last one, has used; its `Serialize` form is that of docs/api.md, Process control. What
-/// cannot be known is None.
+/// What the current run of a process, or its last one, has used. Its `Serialize` form is that of docs/api.md, Process
+/// control. What cannot be known is None.
 ///
 /// ```
 /// use tl_supervisor::{ProcessSpec, Supervisor, Target, UserSpec};

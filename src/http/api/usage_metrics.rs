@@ -17,7 +17,8 @@ type Part = fn(&UsageSums) -> u64;
 /// A part of the usage of one process.
 type NamedPart = fn(&Usage) -> Option<u64>;
 
-/// Writes the usage of processes, whose statuses have these names. The sums are left out if the supervisor does not tell them until the deadline.
+/// Writes the usage of processes, whose statuses have these names. The sums are left out if the supervisor does not reply
+/// before the deadline.
 pub(super) fn write(api: &Api, page: &mut Page, statuses: &[&str; 4], deadline: Instant) {
     if let Some(sums) = api.handle.usage_sums(deadline) {
         write_sums(page, statuses, &sums);
