@@ -18,11 +18,11 @@ run: ## Build tl-init and start it as PID 1 of a namespace (LISTEN=127.0.0.1:950
 	@cargo build --release --quiet --package tl-init
 	@init/run.sh $(TARGET)/release/tl-init --listen $(LISTEN) $(ARGS)
 
-test: test-rust ## Run all Rust and Python tests, and fuzz each target for 20 s
-	@# Beside the fuzzers, at the lowest priority, run tests that mostly wait.
+test: ## Run all Rust and Python tests, and fuzz each target for 20 s
+	@# Many tests mostly wait: beside them, the fuzzers run at the lowest priority.
 	@mkdir -p .cache; \
 	nice -n 19 $(MAKE) --no-print-directory test-fuzz >.cache/fuzz.log 2>&1 & fuzz=$$!; \
-	$(MAKE) --no-print-directory test-python test-host || { kill $$fuzz; exit 1; }; \
+	$(MAKE) --no-print-directory test-rust test-python test-host || { kill $$fuzz; exit 1; }; \
 	wait $$fuzz || failed=yes; cat .cache/fuzz.log; [ -z "$$failed" ]
 
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
