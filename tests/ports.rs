@@ -310,6 +310,20 @@ fn more_waits_with_a_path_than_there_may_be_requests_are_all_answered() {
 }
 
 #[test]
+fn services_that_do_not_answer_do_not_keep_a_wait_for_another_one_from_its_turn() {
+    let daemon = start_daemon();
+    let silent = tcp_service(|stream| drop((thread::sleep(TIMEOUT), stream)));
+    let _waiting: Vec<TcpStream> = (0..20).map(|_| begin_wait(&daemon, silent, "http_path=/")).collect();
+    wait_until(TIMEOUT, "the service is asked", || procfs::has_connection_to(silent).then_some(()));
+    let service = http_service(|_, mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+    });
+    let begun = Instant::now();
+    assert_eq!(wait(&daemon, service, "timeout=50&http_path=/")["open"], true);
+    println!("the turn came after {:?}", begun.elapsed());
+}
+
+#[test]
 fn a_client_that_has_gone_leaves_no_thread_and_no_descriptor_behind() {
     let daemon = start_daemon();
     let silent = tcp_service(|stream| drop((thread::sleep(TIMEOUT), stream)));

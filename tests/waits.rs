@@ -229,6 +229,26 @@ fn a_wait_for_a_port_is_met_by_the_tree_of_the_process_only() {
 }
 
 #[test]
+fn the_end_of_a_server_that_leaves_its_port_to_a_child_does_not_hide_the_port() {
+    let daemon = start_daemon();
+    let server = "import os, socket, sys, time; sys.stdin.readline(); s = socket.create_server(('127.0.0.2', int(sys.argv[1])))\n\
+                  if os.fork(): os._exit(0)\n\
+                  time.sleep(6014)";
+    // Most of these ends come between two looks of the daemon at the ports.
+    for _ in 0..5 {
+        let (port, _reserved) = reserve_closed_port();
+        let args = json!(["-c", server, port.to_string()]);
+        let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": args, "stdin_mode": "pipe"})));
+        let waiting = begin(&daemon, pid, &format!("for=port&port={port}"));
+        write(&daemon, pid, "\n");
+        let met = answer(waiting);
+        assert_eq!((&met["met"], &met["port"]["port"]), (&json!(true), &json!(port)), "{met}");
+        assert_eq!(met["port"]["handle"], met["process"]["handle"]);
+        daemon.wait_for_end(pid);
+    }
+}
+
+#[test]
 fn bad_conditions_are_refused_and_name_the_field() {
     let daemon = start_daemon();
     let pid = daemon.sh("exec sleep 6013");

@@ -115,7 +115,12 @@ fn read_messages(mut bytes: &[u8], sequence: u32, found: &mut Vec<Listener>) -> 
             part.is_interrupted |= flags & libc::NLM_F_DUMP_INTR as u16 != 0;
             match kind {
                 SOCK_DIAG_BY_FAMILY => found.extend(read_socket(payload)),
-                _ if kind == libc::NLMSG_DONE as u16 => part.is_last = true,
+                // The last message says why the list ends early: with ENOENT before the first socket if the kernel has no
+                // tcp_diag.
+                _ if kind == libc::NLMSG_DONE as u16 => match u32_at(payload, 0).map_or(0, |errno| errno as i32) {
+                    0.. => part.is_last = true,
+                    errno => return Err(io::Error::from_raw_os_error(errno.saturating_neg())),
+                },
                 _ if kind == libc::NLMSG_ERROR as u16 => {
                     let errno = u32_at(payload, 0).ok_or_else(malformed)? as i32;
                     return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
@@ -256,6 +261,15 @@ mod tests {
         assert_eq!(part, Part { is_last: true, is_interrupted: false });
         let error = netlink(libc::NLMSG_ERROR as u16, 0, 5, &(-libc::ENOENT).to_ne_bytes());
         assert_eq!(read_messages(&error, 5, &mut found).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn a_list_that_the_kernel_has_ended_early_is_an_error() {
+        let list = |errno: i32| read_messages(&netlink(DONE, 2, 5, &errno.to_ne_bytes()), 5, &mut Vec::new());
+        assert_eq!(list(-libc::ENOENT).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        assert!(list(i32::MIN).is_err());
+        assert!(list(0).unwrap().is_last);
+        assert!(read_messages(&netlink(DONE, 2, 5, &[]), 5, &mut Vec::new()).unwrap().is_last);
     }
 
     #[test]

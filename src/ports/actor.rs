@@ -23,9 +23,6 @@ pub const WAKE: Token = Token(usize::MAX);
 /// Most probes at the same time. The descriptors that the daemon reserves for itself suffice for them.
 const MAX_PROBES: usize = 16;
 
-/// Time after which a wait tries again to get one of these probes.
-const PROBE_QUEUE: Duration = Duration::from_millis(20);
-
 /// A look for owners is repeated after this many times as long as it took.
 const OWNER_REST: u32 = 10;
 
@@ -217,11 +214,12 @@ impl Actor {
     /// Goes on with all waits as far as possible.
     fn advance_waits(&mut self) {
         let (now, registry) = (Instant::now(), self.poll.registry());
+        // A probe whose time is over has failed.
+        self.waits.iter_mut().for_each(|wait| wait.advance_probe(registry, now));
         let mut probes = self.waits.iter().filter(|wait| wait.has_probe()).count();
+        self.waits.sort_by_key(Wait::turn);
         let mut need_owner = Vec::new();
         for (at, wait) in self.waits.iter_mut().enumerate() {
-            // One whose time is over has failed.
-            wait.advance_probe(registry, now);
             let port = wait.want.query.port();
             let mut places = self.table.iter().map(|(place, _)| place).filter(|place| place.0 == port);
             let first = places.next();
@@ -230,10 +228,11 @@ impl Actor {
                 // Loopback reaches a socket that listens on all addresses, or on that one.
                 let is_usual = |place: &&Place| place.1.is_unspecified() || place.1.is_loopback();
                 let place = Some(first).filter(is_usual).or_else(|| places.find(is_usual)).unwrap_or(first);
-                match probes < MAX_PROBES {
-                    true => wait.begin_probe(place, registry, now),
-                    false => wait.retry(now + PROBE_QUEUE),
+                if probes >= MAX_PROBES {
+                    wait.queue();
+                    continue;
                 }
+                wait.begin_probe(place, registry, now);
                 probes += usize::from(wait.has_probe());
                 need = wait.need(true, now);
             }

@@ -173,6 +173,11 @@ impl PortWatch {
     pub fn try_take(&self) -> Option<Result<Port, Error>> {
         self.want.outcome()
     }
+
+    /// Looks now whether the wait is met, without a probe. The thread may not have looked since the port was opened.
+    pub(crate) fn look(&self) -> Option<Port> {
+        self.ports.find(&self.want.query).ok().flatten()
+    }
 }
 
 impl Drop for PortWatch {

@@ -132,6 +132,8 @@ impl ConditionWatch {
                 Some(Ok(port)) => Some(Met::Port(port)),
                 Some(Err(_)) if has_ended => None,
                 Some(Err(error)) => return Some(Err(error)),
+                // A server may open its port, fork and exit, all between two looks of the thread.
+                None if has_ended => watch.look().map(Met::Port),
                 None => None,
             },
             Watched::Line(watch) => match watch.advance(Instant::now()) {
