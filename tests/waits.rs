@@ -262,6 +262,8 @@ fn bad_conditions_are_refused_and_name_the_field() {
         ("for=line&contains=a%0Ab", "`contains`"),
         (&format!("for=line&contains={long}"), "`contains`"),
         ("for=line&contains=a&stream=both", "`stream`"),
+        ("contains=a", "`contains`"),
+        ("for=end&port=80", "`port`"),
         ("for=port", "`port`"),
         ("for=port&port=0", "`port`"),
         ("for=port&port=70000", "`port`"),

@@ -62,9 +62,17 @@ fn answer(condition: &Condition, met: Option<Met>, process: ProcessInfo) -> Answ
     Answer { met: is_met, process, more }
 }
 
+/// The parameters that only one kind of condition has, with that kind.
+const PARAMETERS: [(&str, &str); 3] = [("contains", "line"), ("stream", "line"), ("port", "port")];
+
 /// The condition that the query parameters describe. None without `for`.
 fn condition(query: impl Fn(&str) -> Option<String>) -> Result<Option<Condition>, ApiError> {
-    let Some(kind) = query("for") else { return Ok(None) };
+    let kind = query("for");
+    let misplaced = |(name, of): &&(&str, &str)| kind.as_deref() != Some(of) && query(name).is_some();
+    if let Some((name, of)) = PARAMETERS.iter().find(misplaced) {
+        return Err(ApiError::invalid(format!("the query parameter `{name}` is only for `for={of}`")));
+    }
+    let Some(kind) = kind else { return Ok(None) };
     let condition = match kind.as_str() {
         "end" => Condition::End,
         "healthy" => Condition::Healthy,
@@ -118,9 +126,8 @@ mod tests {
         let line = [("for", "line"), ("contains", "is ready")];
         for (parameters, right) in [
             (&[][..], None),
-            (&[("contains", ""), ("port", "x")], None),
             (&[("for", "end")], Some(Condition::End)),
-            (&[("for", "healthy"), ("port", "0")], Some(Condition::Healthy)),
+            (&[("for", "healthy")], Some(Condition::Healthy)),
             (&line, Some(Condition::Line(ready()))),
             (&[line[0], line[1], ("stream", "stdout")], Some(Condition::Line(ready().on(Stream::Stdout)))),
             (&[line[0], line[1], ("stream", "stderr")], Some(Condition::Line(ready().on(Stream::Stderr)))),
@@ -134,6 +141,9 @@ mod tests {
             (&[("for", "line")], "`contains` is missing, which `for=line` needs"),
             (&[("for", "line"), ("contains", "")], "`contains` must not be empty"),
             (&[line[0], line[1], ("stream", "output")], "`stream` must be `stdout` or `stderr`, not \"output\""),
+            (&[("contains", "x")], "`contains` is only for `for=line`"),
+            (&[("for", "port"), ("port", "1"), ("stream", "stdout")], "`stream` is only for `for=line`"),
+            (&[("for", "end"), ("port", "1")], "`port` is only for `for=port`"),
             (&[("for", "port")], "`port` is missing, which `for=port` needs"),
             (&[("for", "port"), ("port", "0")], "`port` must be a number from 1 to 65535, not \"0\""),
             (&[("for", "port"), ("port", "70000")], "`port`"),
