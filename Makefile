@@ -18,11 +18,11 @@ run: ## Build tl-init and start it as PID 1 of a namespace (LISTEN=127.0.0.1:950
 	@cargo build --release --quiet --package tl-init
 	@init/run.sh $(TARGET)/release/tl-init --listen $(LISTEN) $(ARGS)
 
-test: test-rust ## Run all Rust and Python tests, and fuzz each target for 20 s
-	@# Beside the fuzzers, at the lowest priority, run tests that mostly wait.
+test: ## Run all Rust and Python tests, and fuzz each target for 20 s
+	@# Many tests mostly wait: beside them, the fuzzers run at the lowest priority.
 	@mkdir -p .cache; \
 	nice -n 19 $(MAKE) --no-print-directory test-fuzz >.cache/fuzz.log 2>&1 & fuzz=$$!; \
-	$(MAKE) --no-print-directory test-python test-host || { kill $$fuzz; exit 1; }; \
+	$(MAKE) --no-print-directory test-rust test-python test-host || { kill $$fuzz; exit 1; }; \
 	wait $$fuzz || failed=yes; cat .cache/fuzz.log; [ -z "$$failed" ]
 
 test-rust: ## Run unit tests, doc examples, and the real binary as PID 1
@@ -107,7 +107,9 @@ package: ## Package each crate and build it from its package
 	@# For cargo, a package of one version never changes. What an earlier run has unpacked below cargo's home, and built,
 	@# is removed: otherwise the crates would be built against old copies of each other.
 	@rm -rf $(or $(CARGO_HOME),$(HOME)/.cargo)/registry/src/-*/tl-* $(TARGET)/packages/debug/.fingerprint/tl-*
-	cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
+	@# What is built is not run.
+	CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 \
+		cargo package --workspace --allow-dirty --target-dir $(TARGET)/packages
 
 bench: static ## Measure the static binary and tl-host, each figure beside its floor (ARGS="--json FILE GROUP", ARGS=--help)
 	@tests/need --optional podman

@@ -79,6 +79,14 @@ pub enum Error {
     /// The working directory does not exist or is not a directory.
     #[error("`working_dir`: there is no directory {0:?}")]
     WorkingDirNotFound(String),
+    /// A limit needs a cgroup with a controller that is not available. Nothing was started.
+    #[error("`limits.{limit}` is not available here: there is no cgroup with the controller `{controller}`")]
+    LimitNotAvailable {
+        /// The name of the limit.
+        limit: &'static str,
+        /// The name of the controller.
+        controller: &'static str,
+    },
     /// The operation needs a privilege that the supervisor or the user does not have.
     #[error(transparent)]
     PermissionDenied(SystemFailure),
@@ -115,6 +123,9 @@ pub enum Error {
     /// The number of running terminal sessions has reached its limit.
     #[error("the limit of {0} running terminal sessions is reached; end one first")]
     TooManySessions(usize),
+    /// The idempotency key belongs to another request, whose process or session is remembered.
+    #[error("`Idempotency-Key`: the key {0:?} was used for another request; repeat that one exactly, or use a new key")]
+    IdempotencyKeyReused(String),
     /// The shutdown has begun: no process or session is started any more.
     #[error("the daemon is shutting down")]
     ShuttingDown,

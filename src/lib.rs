@@ -31,6 +31,7 @@
 
 mod clock;
 mod error;
+mod events;
 #[cfg(feature = "http")]
 mod files;
 #[cfg(any(test, fuzzing))]
@@ -45,6 +46,8 @@ mod model;
 mod oom;
 mod output;
 mod pending;
+mod ports;
+mod probe;
 #[cfg(feature = "http")]
 pub mod program_log;
 mod rate_limit;
@@ -56,14 +59,19 @@ mod unit;
 mod users;
 
 pub use error::{Error, SpecError, SystemFailure};
+pub use events::{Event, EventFilter, EventItem, EventKind, EventStart, EventSubject, Events};
 pub use logs::{BadCursor, Cursor, Follower, Item, Line, LogLimits, StartAt, View};
 pub use model::{
-    Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, ManagedInfo, ManagedSpec, ManagedStatus, Millis,
-    OutputMode, Pid, Pipes, Policy, ProcessInfo, ProcessSpec, RestartPolicy, RunEnd, Signal, SignalScope, SpecBuilder,
-    Status, StdinMode, Stdio, Stream, Target, TerminalSize, UnitId, UserSpec,
+    Condition, Cpus, Exit, HealthCheck, HealthKind, HealthStatus, LastExit, Leftovers, Limits, LineQuery, ManagedInfo,
+    ManagedSpec, ManagedStatus, Met, Millis, OutputMode, Pid, Pipes, Policy, Port, PortQuery, ProcessInfo, ProcessSpec,
+    RestartPolicy, RunEnd, Signal, SignalScope, SpecBuilder, Status, StdinMode, Stdio, Stream, Target, TerminalSize,
+    UnitId, Usage, UsageScope, UserSpec, Waited,
 };
 pub use pending::Pending;
+pub use ports::PortWatch;
 pub use rate_limit::RateLimit;
-pub use supervisor::{Attached, Builder, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop};
+pub use supervisor::{
+    Attached, Builder, ConditionWatch, Counts, Handle, SessionKey, Started, Stdin, Supervisor, TraceStop,
+};
 pub use terminal::session::SessionInfo;
 pub use terminal::{Seen, Viewer};

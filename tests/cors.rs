@@ -71,7 +71,7 @@ fn a_preflight_of_a_listed_origin_is_answered_without_a_token() {
     }
     // Old browsers do not know `*`.
     let allowed = list(&preflight(&daemon, APP, "/info", "GET", ""), "Access-Control-Allow-Headers");
-    for header in ["authorization", "content-type", "last-event-id", "x-pty-token", "range"] {
+    for header in ["authorization", "content-type", "idempotency-key", "last-event-id", "x-pty-token", "range"] {
         assert!(allowed.iter().any(|name| name == header), "{header} is not in {allowed:?}");
     }
 }
@@ -156,7 +156,7 @@ fn a_page_of_a_listed_origin_can_read_every_kind_of_response() {
         assert_eq!(response.header("Access-Control-Allow-Origin"), Some(APP), "{method} {path}");
         assert_eq!(response.header("Vary"), Some("Origin"), "{method} {path}");
         let exposed = list(&response, "Access-Control-Expose-Headers");
-        for name in ["accept-ranges", "content-range", "allow", "retry-after"] {
+        for name in ["accept-ranges", "content-range", "allow", "retry-after", "idempotent-replayed"] {
             assert!(exposed.iter().any(|exposed| exposed == name), "{name} is not in {exposed:?}");
         }
         assert_eq!(response.header("Access-Control-Allow-Credentials"), None, "{method} {path}");

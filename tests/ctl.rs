@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::harness::options::program;
 use crate::harness::{
-    Daemon, Options, TIMEOUT, TOKEN, bound_command, reserve_closed_port, skip_without_root, start_daemon, wait_until,
+    Daemon, Options, TIMEOUT, TOKEN, bound_command, pid_of, reserve_closed_port, skip_without_root, start_daemon,
+    wait_until,
 };
 
 /// The client, called by a symlink, with the run directory of the daemon and without standard input.
@@ -289,6 +290,12 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     let waiting = tlctl(&daemon, &["wait", &plain.to_string()]).spawn().expect("start the client");
     out_of(&daemon, &["signal", "--scope", "tree", &plain.to_string(), "sigterm"]);
     assert_eq!(wait_for(waiting, "wait").status.code(), Some(143));
+    let endless = daemon.sh("exec sleep 6007").to_string();
+    for words in [&["--timeout=0.2"][..], &["--timeout=0.2", "--for=line", "--contains=x"]] {
+        let output = ctl(&daemon, &[&["wait", endless.as_str()], words].concat());
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(message.contains("after 0.2 s") && output.status.code() == Some(1), "{message}");
+    }
     daemon.wait_until_gone(TIMEOUT, "sleep 6006");
     let script = "trap 'exit 9' USR1; echo up; while :; do sleep 0.01; done";
     let info = json_of(&daemon, &["start", "--json", "--name", "w b", "--restart=never", "--", "sh", "-c", script]);
@@ -296,14 +303,34 @@ fn processes_are_started_signalled_restarted_waited_for_and_stopped() {
     daemon.wait_for_stdout(info["pid"].as_u64().expect("a PID"), &["up"]);
     out_of(&daemon, &["signal", "w b", "USR1"]);
     assert_eq!(ctl(&daemon, &["wait", "w b"]).status.code(), Some(9));
+    assert_eq!(out_of(&daemon, &["wait", "w b", "--for", "line", "--contains=u"]), "up\n");
+    assert_eq!(json_of(&daemon, &["wait", "w b", "--json", "--for=line", "--contains=u"])["met"], true);
+    for (words, part) in [
+        (&["--for=line", "--contains=down", "--stream=stderr"][..], "has not written such a line and has ended"),
+        (&["--for=port", "--port=1"], "does not listen on that port and has ended"),
+        (&["--for=healthy"], "`for`"),
+        (&["--for=port", "--port=70000"], "`port`"),
+        (&["--for=line"], "wait: --for line needs --contains; see"),
+        (&["--for=end", "--port=1"], "wait: --port is only for --for port; see"),
+    ] {
+        let output = ctl(&daemon, &[&["wait", "w b"], words].concat());
+        let message = String::from_utf8_lossy(&output.stderr);
+        let status = if part.ends_with("; see") { 2 } else { 1 };
+        assert!(message.contains(part) && output.status.code() == Some(status), "{words:?}: {message}");
+    }
     out_of(&daemon, &["start", "w b"]);
     let first = daemon.info(info["pid"].as_u64().expect("a PID"));
     assert_eq!((&first["status"], &first["managed"]["restart_count"]), (&json!("running"), &json!(1)));
     out_of(&daemon, &["start", "w b"]);
     let second = json_of(&daemon, &["restart", "--json", "w b"]);
     assert_eq!(second["managed"]["restart_count"], 2, "a start of what runs does nothing: {second}");
+    assert_eq!(json_of(&daemon, &["pause", "--json", "w b"])["paused"], true);
+    assert!(out_of(&daemon, &["status", "w b"]).contains("paused"));
+    out_of(&daemon, &["resume", "w b"]);
+    assert!(!out_of(&daemon, &["status", "w b"]).contains("paused"));
     out_of(&daemon, &["stop", "w b"]);
     assert_eq!(ctl(&daemon, &["status", "w b"]).status.code(), Some(3));
+    expect_failure(&ctl(&daemon, &["pause", "w b"]), 1, "has ended");
     expect_failure(&ctl(&daemon, &["restart", &plain.to_string()]), 1, "not managed");
     expect_failure(&ctl(&daemon, &["signal", &plain.to_string(), "1"]), 1, "has ended");
 }
@@ -382,6 +409,34 @@ fn colours_are_for_terminals_only_and_can_be_turned_off() {
 }
 
 #[test]
+fn usage_shows_what_a_process_has_used() {
+    let daemon = start_daemon();
+    let pid = daemon.sh("exit 0");
+    daemon.wait_for_end(pid);
+    let pid = pid.to_string();
+    let text = out_of(&daemon, &["usage", &pid]);
+    assert!(
+        text.starts_with("Scope:      ") && text.contains("User CPU:   0.") && text.contains("Peak:       "),
+        "{text}"
+    );
+    let usage = json_of(&daemon, &["--json", "usage", &pid]);
+    assert_eq!(usage, daemon.get(&format!("/processes/{pid}/usage")).expect(200));
+    expect_failure(&ctl(&daemon, &["usage", "nothing"]), 1, "nothing");
+}
+
+#[test]
+fn limits_of_a_command_are_sent_with_it() {
+    let daemon = start_daemon();
+    let limit = ["run", "--limit", "open-files=99", "--limit=open-files=88", "--", "sh", "-c", "ulimit -n"];
+    assert_eq!(out_of(&daemon, &limit), "88\n", "the last one counts");
+    let start = ["start", "--json", "--limit", "open-files=77", "--", "sleep", "6011"];
+    assert_eq!(json_of(&daemon, &start)["limits"]["open_files"], 77);
+    let beyond = ["run", "--limit", "memory=8000000G", "true"];
+    expect_failure(&ctl(&daemon, &beyond), 1, "`limits.memory_bytes` must be at most");
+    expect_failure(&ctl(&daemon, &["run", "--limit", "memory=x", "true"]), 2, "--limit must have a number of bytes");
+}
+
+#[test]
 fn top_shows_the_processes_as_often_as_asked() {
     let daemon = start_daemon();
     daemon.sh("sleep 6010");
@@ -391,6 +446,64 @@ fn top_shows_the_processes_as_often_as_asked() {
     assert_eq!(out_of(&daemon, &["top"]).matches("sleep 6010").count(), 1, "without a terminal once");
     let text = out_of(&daemon, &["top", "--json", "--count=2", "--delay=0.01"]);
     assert_eq!(text.lines().filter(|line| serde_json::from_str::<Value>(line).is_ok()).count(), 2, "{text}");
+}
+
+#[test]
+fn events_are_printed_one_a_line() {
+    let mut daemon = start_daemon();
+    daemon.run_sh("exit 3");
+    start_web(&daemon);
+    let text = out_of(&daemon, &["events"]);
+    let lines: Vec<&str> = text.lines().map(|line| line.split_once("Z ").expect("a time").1).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0].starts_with("process.started ") && lines[0].ends_with(": sh, restart_count 0"), "{text}");
+    assert!(lines[1].starts_with("process.ended ") && lines[1].ends_with(": exit 3"), "{text}");
+    assert!(lines[2].starts_with("process.started web ("), "{text}");
+    assert_eq!(out_of(&daemon, &["events", "--process", "web"]).lines().count(), 1);
+    let json = out_of(&daemon, &["events", "--json", "--ports"]);
+    let json: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((json.len(), &json[1]["exit_code"], &json[2]["name"]), (3, &json!(3), &json!("web")));
+    let types: Vec<&Value> = json.iter().map(|event| &event["event"]).collect();
+    assert_eq!(types, ["process.started", "process.ended", "process.started"]);
+    expect_failure(&ctl(&daemon, &["events", "--process", "nothing"]), 1, "\"nothing\"");
+    let mut child = tlctl(&daemon, &["events", "-f"]).spawn().expect("start the client");
+    let mut out = BufReader::new(child.stdout.take().expect("its stdout"));
+    let mut kept = String::new();
+    (0..3).for_each(|_| assert!(out.read_line(&mut kept).expect("a line") > 0));
+    assert_eq!(kept, text);
+    daemon.signal(Signal::SIGTERM);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("the rest");
+    assert_eq!(wait_for(child, "events -f").status.code(), Some(0), "{rest}");
+    let told = ["daemon.shutdown\n", "process.ended web ("].map(|part| rest.find(&format!(" {part}")).expect(part));
+    assert!(told[0] < told[1], "{rest}");
+    daemon.wait_for_exit(TIMEOUT);
+}
+
+#[test]
+fn ports_lists_who_listens_and_waits_for_a_port() {
+    let daemon = start_daemon();
+    let (closed, _reserved) = reserve_closed_port();
+    let port = closed.to_string();
+    let timed_out = ctl(&daemon, &["ports", "--wait", &port, "--timeout", "0.2"]);
+    expect_failure(&timed_out, 1, &format!("nothing listens on port {port} after 0.2 s"));
+    let json = ctl(&daemon, &["--json", "ports", "--wait", &port, "--timeout", "0", "--http-path", "/a b?c"]);
+    expect_failure(&json, 1, "`http_path`");
+    let json = ctl(&daemon, &["--json", "ports", "--wait", &port, "--timeout", "0", "--http-path", "/a?b"]);
+    assert_eq!((json.status.code(), &*json.stdout), (Some(1), &b"{\"open\":false,\"port\":null}\n"[..]));
+    let waiting =
+        tlctl(&daemon, &["ports", "--wait", &port, "--http-path", "/"]).stdout(Stdio::piped()).spawn().unwrap();
+    let args = ["-m", "http.server", "--bind", "127.0.0.2", &port];
+    let pid = pid_of(&daemon.start_process(&json!({"command": "python3", "args": args, "name": "web"})));
+    let waited = wait_for(waiting, "tlctl ports --wait");
+    let row = String::from_utf8(waited.stdout).unwrap().lines().nth(1).map(str::to_owned).unwrap_or_default();
+    let words: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(words[..4], [&*port, "127.0.0.2", &pid.to_string(), "web"], "{row}");
+    let listed = out_of(&daemon, &["ports"]);
+    assert!(listed.lines().any(|line| line.split_whitespace().collect::<Vec<_>>() == words), "{listed}");
+    assert_eq!(json_of(&daemon, &["--json", "ports"]), daemon.get("/ports").expect(200));
+    expect_failure(&ctl(&daemon, &["ports", "--timeout", "1"]), 2, "--timeout is only for --wait");
+    expect_failure(&ctl(&daemon, &["ports", "--wait", "70000"]), 1, "`port`");
 }
 
 #[test]

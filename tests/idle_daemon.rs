@@ -5,8 +5,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::harness::baseline::scaled;
 use crate::harness::cgroups::cgroup_of;
-use crate::harness::{Daemon, Options, TIMEOUT, procfs, start_daemon, start_daemon_with, wait_until, wait_until_ok};
+use crate::harness::{
+    Daemon, Options, TIMEOUT, procfs, reserve_closed_port, start_daemon, start_daemon_with, wait_until, wait_until_ok,
+};
+
+/// Shorter than the time after which an idle stream sends a comment.
+const SHORT: Duration = Duration::from_secs(5);
 
 fn run_commands(daemon: &Daemon, count: usize) {
     std::thread::scope(|scope| {
@@ -112,32 +118,58 @@ fn own_cgroup(pid: i32) -> Option<PathBuf> {
     own.ancestors().find(is_launchers).map(Path::to_owned)
 }
 
-/// Checks that no thread of the daemon wakes up for 5 s.
-fn check_no_wake_up(daemon: &Daemon) {
+/// Checks that no thread of the daemon wakes up for this time.
+fn check_no_wake_up(daemon: &Daemon, quiet: Duration) {
     // Work that the test has caused may take any time to finish.
     let mut count = procfs::wakeups(daemon.pid);
     let mut since = Instant::now();
-    wait_until(TIMEOUT, "the daemon does not wake up for 5 s", || {
+    wait_until(TIMEOUT + quiet, &format!("the daemon does not wake up for {quiet:?}"), || {
         let now = procfs::wakeups(daemon.pid);
         if now != count {
             count = now;
             since = Instant::now();
         }
-        (since.elapsed() > Duration::from_secs(5)).then_some(())
+        (since.elapsed() > quiet).then_some(())
     });
+}
+
+#[test]
+fn a_daemon_with_a_thousand_events_and_with_subscribers_does_not_wake_up_while_nothing_happens() {
+    let daemon = start_daemon();
+    let _asleep: Vec<u64> = (0..10).map(|_| daemon.sh("exec sleep 6000")).collect();
+    // A start and an end each.
+    run_commands(&daemon, 500);
+    check_no_wake_up(&daemon, Duration::from_secs(scaled(5, 60)));
+    let _streams: Vec<_> = (0..20).map(|_| daemon.events("", "Last-Event-ID: 0\r\n")).collect();
+    // Except for the comments, every 15 s.
+    check_no_wake_up(&daemon, SHORT);
+}
+
+#[test]
+fn a_daemon_does_not_wake_up_for_ports_once_nobody_waits_for_them() {
+    let daemon = start_daemon();
+    let (closed, _reserved) = reserve_closed_port();
+    let listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); time.sleep(6000)";
+    daemon.start_process(&json!({"command": "python3", "args": ["-c", listen]}));
+    let is_watching = || procfs::threads(daemon.pid).iter().any(|thread| thread == "ports");
+    let (stream, waiting) = (daemon.events("?ports=true", ""), daemon.send_get(&format!("/ports/{closed}/wait")));
+    wait_until(TIMEOUT, "ports are watched", || is_watching().then_some(()));
+    drop((stream, waiting));
+    wait_until(TIMEOUT, "ports are watched no more", || (!is_watching()).then_some(()));
+    check_no_wake_up(&daemon, Duration::from_secs(5));
 }
 
 #[test]
 fn an_idle_daemon_does_not_wake_up() {
     let daemon = start_daemon();
-    check_no_wake_up(&daemon);
+    check_no_wake_up(&daemon, SHORT);
     for _ in 0..3 {
         daemon.start_process(&json!({"command": "sleep", "args": ["4700"], "stdin_mode": "pipe"}));
     }
     let pid = daemon.sh("echo x; exec sleep 4700");
     let _follower = daemon.follow(pid, "stdout");
     daemon.run_sh("sleep 4700 & echo x");
-    check_no_wake_up(&daemon);
+    check_no_wake_up(&daemon, SHORT);
 }
 
 /// The longest time for which one of a hundred orphans that end at about the same time is a zombie, without the time

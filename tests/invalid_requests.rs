@@ -109,8 +109,11 @@ fn requests_to_unknown_processes_are_404() {
             ("GET", "/stderr/follow"),
             ("GET", "/output/follow"),
             ("GET", "/wait?timeout=1"),
+            ("GET", "/usage"),
             ("DELETE", ""),
             ("POST", "/restart"),
+            ("POST", "/pause"),
+            ("POST", "/resume"),
             ("POST", "/stdin"),
             ("POST", "/stdin/close"),
         ] {

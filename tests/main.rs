@@ -6,6 +6,15 @@
 
 mod harness;
 
+/// Tests of which some take a minute or more. Tests are started in the order of their names: these first, so that the others
+/// run beside them.
+#[path = "."]
+mod a_minute_or_more {
+    mod terminal_clients;
+    mod terminal_sessions;
+    mod unreachable_clients;
+}
+
 mod blocked_in_kernel;
 mod boot;
 mod broken_connections;
@@ -19,6 +28,7 @@ mod create_user;
 mod ctl;
 mod daemon_log;
 mod dead_disk;
+mod events;
 mod few_descriptors;
 mod file_permissions;
 mod files;
@@ -28,6 +38,7 @@ mod health_checks;
 mod hostile_directories;
 mod hostile_files;
 mod hostile_user;
+mod idempotency;
 mod idle_daemon;
 mod inherited_state;
 mod invalid_fields;
@@ -45,7 +56,9 @@ mod namespace_script;
 mod no_new_privs;
 mod output;
 mod overload;
+mod pauses;
 mod pid1_signals;
+mod ports;
 mod process_control;
 mod process_trees;
 mod ptrace;
@@ -60,11 +73,10 @@ mod stopped_daemon;
 mod strangers;
 mod stubborn_processes;
 mod task_limit;
-mod terminal_clients;
 mod terminal_io;
-mod terminal_sessions;
 mod token_file;
 mod token_secrecy;
 mod tunnels;
-mod unreachable_clients;
 mod uploads;
+mod usage;
+mod waits;

@@ -151,6 +151,31 @@ fn the_port_is_served_again_after_a_panic_of_the_accept_loop() {
 }
 
 #[test]
+fn waits_for_ports_and_their_events_go_on_after_a_panic_of_the_thread_that_watches_them() {
+    let victim = Victim::start(&[]);
+    let daemon = &victim.daemon;
+    let (witness, _) = start_witness(daemon);
+    let mut stream = daemon.events("?ports=true", "");
+    let (closed, _reserved) = crate::harness::reserve_closed_port();
+    let waiting = daemon.send_get(&format!("/ports/{closed}/wait?timeout=50"));
+    victim.arm("ports");
+    victim.wait_for_panic("ports", || {});
+    let listener = std::net::TcpListener::bind(("127.0.0.2", closed)).expect("bind the port");
+    let met = ResponseStream::read(waiting).unwrap().into_response("the wait");
+    assert_eq!(met.expect(200)["open"], true);
+    let mut next_kind = || {
+        let about = std::iter::from_fn(|| stream.next_frame()).find(|frame| frame.data["port"] == closed);
+        about.expect("another event").event
+    };
+    // Only then: the thread may still pause after its panic.
+    assert_eq!(next_kind(), "port.opened");
+    drop(listener);
+    assert_eq!(next_kind(), "port.closed");
+    drop(stream);
+    victim.check_all_is_normal("ports", &witness);
+}
+
+#[test]
 fn short_requests_are_served_again_after_a_panic_of_a_reserve_thread() {
     if skip_without_root() {
         return;

@@ -40,10 +40,12 @@ fn process_info_has_all_documented_fields() {
         "signal",
         "oom_killed",
         "stdin_writable",
+        "paused",
         "command",
         "args",
         "started_at",
         "ended_at",
+        "limits",
         "managed",
     ];
     for field in fields {
@@ -55,8 +57,9 @@ fn process_info_has_all_documented_fields() {
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("the time").as_millis() as u64;
     assert!(begun <= over && over <= now && now - begun < 60_000, "{ended} at {now}");
     let expected = json!({"handle": info["handle"], "pid": pid, "status": "exited", "exit_code": 3, "signal": null,
-        "oom_killed": false, "stdin_writable": false, "command": "sh", "args": args, "started_at": begun,
-        "ended_at": over, "managed": null});
+        "oom_killed": false, "stdin_writable": false, "paused": false, "command": "sh", "args": args,
+        "started_at": begun, "ended_at": over, "limits": null,
+        "managed": null});
     assert_eq!(ended, expected);
     assert_eq!(daemon.list(), [expected]);
     let running = daemon.start_process(&json!({"command": "sleep", "args": ["4500"]}));

@@ -18,6 +18,7 @@ mod podman;
 mod beacon;
 mod bench;
 mod client;
+mod events;
 mod files;
 mod floors;
 mod growth;
@@ -33,6 +34,7 @@ mod scale;
 mod supervision;
 mod terminals;
 mod usage;
+mod waits;
 
 use beacon::Programs;
 use bench::{Bench, machine};
@@ -44,7 +46,7 @@ type Group = (&'static str, fn(&mut Bench));
 
 /// All groups in the order of the report. Groups whose floor forks this program come first: later it has more memory, of
 /// which a fork copies the page tables.
-const GROUPS: [Group; 23] = [
+const GROUPS: [Group; 25] = [
     ("run", runs::run),
     ("runs per second", runs::runs_per_second),
     ("start", runs::start),
@@ -52,6 +54,8 @@ const GROUPS: [Group; 23] = [
     ("capture", output::capture),
     ("listing of output", output::listing),
     ("followers", output::followers),
+    ("events", events::starts),
+    ("waits", waits::latencies),
     ("memory", memory::memory),
     ("memory after load", memory::growth_of_memory),
     ("start-up", supervision::start_up),

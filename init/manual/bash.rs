@@ -1,7 +1,7 @@
 //! The completion for bash, of `tlctl` and of `tl-init`.
 
 use super::options::{self, OPTIONS};
-use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
+use super::table::{COMMANDS, GLOBAL, Kind, LIMITS, Operands, Opt, SIGNALS};
 
 pub(crate) fn script() -> String {
     let names: Vec<&str> = COMMANDS.iter().map(|command| command.name).collect();
@@ -111,6 +111,11 @@ fn forms_of(option: &Opt) -> Vec<String> {
     letter.into_iter().chain([format!("--{}", option.name)]).collect()
 }
 
+/// The beginnings of the values of `--limit`.
+pub(crate) fn limits() -> [String; LIMITS.len()] {
+    LIMITS.map(|(name, _)| format!("{name}="))
+}
+
 /// How the values of options are completed.
 fn cases<'a>(options: impl Iterator<Item = &'a Opt>, indent: &str) -> String {
     let mut cases: Vec<(String, String)> = Vec::new();
@@ -120,6 +125,11 @@ fn cases<'a>(options: impl Iterator<Item = &'a Opt>, indent: &str) -> String {
             Kind::File => "COMPREPLY=($(compgen -f -- \"$current\")); return".to_owned(),
             Kind::Directory => "COMPREPLY=($(compgen -d -- \"$current\")); return".to_owned(),
             Kind::OneOf(words) => format!("COMPREPLY=($(compgen -W '{}' -- \"$current\")); return", words.join(" ")),
+            // The value follows the name without a space.
+            Kind::Limit => format!(
+                "compopt -o nospace 2>/dev/null; COMPREPLY=($(compgen -W '{}' -- \"$current\")); return",
+                limits().join(" ")
+            ),
             Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => "return".to_owned(),
         };
         for form in forms_of(option) {

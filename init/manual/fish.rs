@@ -1,5 +1,6 @@
 //! The completion for fish, of `tlctl` and of `tl-init`.
 
+use super::bash::limits;
 use super::options::{self, OPTIONS};
 use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
@@ -54,6 +55,7 @@ fn options(options: &[Opt], condition: &str) -> String {
             Kind::File => " -rF".to_owned(),
             Kind::Directory => " -xa '(__fish_complete_directories)'".to_owned(),
             Kind::OneOf(words) => format!(" -xa '{}'", words.join(" ")),
+            Kind::Limit => format!(" -xa '{}'", limits().join(" ")),
             Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => " -x".to_owned(),
         };
         let letter = option.letter.map_or(String::new(), |letter| format!(" -s {letter}"));

@@ -116,7 +116,7 @@ pub(crate) fn tlctl(version: &str) -> String {
     page.term("**2**", "The command line is wrong.");
     page.paragraph(
         "**status** exits with 0 if the process is running, with 3 if it is not, and with 4 if there is no such process. \
-         **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it, so 137 after a **--timeout**. **run** \
+         **ports --wait** exits with 1 if the port is not open after **--timeout**. **run** and **wait** exit with the exit status of the process: 128 + *N* if signal *N* has killed it, so 137 after a **--timeout**. **run** \
          exits with 127 if the command was not found, and with 126 if it cannot be executed.",
     );
     page.section("ENVIRONMENT");
@@ -132,9 +132,11 @@ pub(crate) fn tlctl(version: &str) -> String {
     page.section("EXAMPLES");
     page.example(&[
         "tlctl run -- make test",
+        "tlctl run --limit memory=256M --limit cpus=0.5 -- make test",
         "tlctl start --name web --restart always -- python3 -m http.server 8080",
         "tlctl logs -f -n 20 web",
         "tlctl signal web HUP",
+        "tlctl pause web",
         "tlctl --url http://10.0.2.15:9501 --token-file token ps",
     ]);
     page.section("SEE ALSO");
@@ -155,11 +157,19 @@ fn notes(page: &mut Page) {
          A command without input is killed by the daemon as soon as the connection ends, whatever the reason.",
     );
     page.paragraph(
-        "**top** shows what the list of processes has: state, time and restarts. CPU time and memory are not part of it.",
+        "**top** and **usage** show what the API measures: where the process has a cgroup that counts memory, of its whole \
+         tree, otherwise of its leader. **CPU%** of **top** is the CPU time since the last update, 100 for one whole CPU, \
+         and empty at the first one.",
     );
     page.paragraph(
-        "**--json** prints one JSON document; **logs --follow**, **run** and **top** print one for each event or update, \
-         each on one line.",
+        "The names of **--limit** are **memory** and **memory-high** (bytes, or with K, M or G), **cpus** (such as 0.5), \
+         **cpu-weight** (1 to 10000), **processes** and **open-files**. All but the last one need a cgroup with a \
+         controller; where that is missing, the command is not started.",
+    );
+    page.paragraph(
+        "**--json** prints one JSON document; **logs --follow**, **run**, **top** and **events** print one for each event or \
+         update, each on one line. The member **event** of what **events** prints is the type.",
+
     );
     page.paragraph(
         "The host of a URL is an IP address, **localhost**, or a name in */etc/hosts*: DNS is not used. TLS is not \

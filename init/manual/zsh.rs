@@ -1,5 +1,6 @@
 //! The completion for zsh, of `tlctl` and of `tl-init`.
 
+use super::bash::limits;
 use super::options::{self, OPTIONS};
 use super::table::{COMMANDS, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
@@ -64,10 +65,12 @@ fn specs(options: &[Opt]) -> String {
             Kind::File => format!(":{}:_files", option.value),
             Kind::Directory => format!(":{}:_files -/", option.value),
             Kind::OneOf(words) => format!(":{}:({})", option.value, words.join(" ")),
+            // The value follows the name without a space.
+            Kind::Limit => format!(":{}:compadd -S \"\" - {}", option.value, limits().join(" ")),
             Kind::Text | Kind::Number | Kind::Seconds | Kind::Grace | Kind::Variable => format!(":{}: ", option.value),
         };
         let help = plain(option.help);
-        let repeat = if option.kind == Kind::Variable { "*" } else { "" };
+        let repeat = if matches!(option.kind, Kind::Variable | Kind::Limit) { "*" } else { "" };
         if let Some(letter) = option.letter {
             text += &format!(" \\\n        '{repeat}-{letter}[{help}]{value}'");
         }

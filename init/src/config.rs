@@ -7,9 +7,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
-use tl_supervisor::http::{Origin, parse_user};
+use tl_supervisor::http::{Origin, parse_limits, parse_user};
 use tl_supervisor::program_log::LogFormat;
-use tl_supervisor::{SpecError, UserSpec};
+use tl_supervisor::{Limits, SpecError, UserSpec};
 
 use crate::create_user::NewUser;
 use crate::options::OPTIONS;
@@ -43,6 +43,8 @@ pub(crate) struct Config {
     pub(crate) create_user: Option<NewUser>,
     /// Whether commands can gain no privileges by what they execute.
     pub(crate) no_new_privs: bool,
+    /// Limits of commands that do not set the same one.
+    pub(crate) default_limits: Limits,
     pub(crate) env_file: Option<PathBuf>,
     pub(crate) log_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -62,6 +64,8 @@ pub(crate) struct Config {
     pub(crate) max_sessions: usize,
     pub(crate) session_idle: Duration,
     pub(crate) max_connections: usize,
+    /// Names of the processes whose usage is in the metrics.
+    pub(crate) metrics_per_process: Vec<String>,
     pub(crate) max_body: usize,
     pub(crate) max_head: usize,
     pub(crate) head_time: Duration,
@@ -87,6 +91,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
             .map_err(|error| get("default-user").invalid(&format!("valid: it {}", error.problem)))?,
         create_user: get("create-user").optional(NewUser::FORM)?,
         no_new_privs: get("no-new-privs").flag()?,
+        default_limits: get("default-limits").limits()?,
         env_file: get("env-file").path(),
         log_dir: get("log-dir").dir()?,
         run_dir: get("run-dir").dir()?,
@@ -110,6 +115,7 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         max_sessions: get("max-pty-sessions").positive()?,
         session_idle: get("pty-idle-secs").seconds(0.001)?,
         max_connections: get("max-connections").positive()?,
+        metrics_per_process: get("metrics-per-process").names()?,
         max_body: get("max-body").size()?,
         max_head: get("max-head").size()?,
         head_time: get("head-secs").seconds(0.001)?,
@@ -177,9 +183,32 @@ impl OptionValue<'_> {
         if self.text().is_empty() { Ok(None) } else { self.parsed(expected).map(Some) }
     }
 
+    /// The values of a list.
+    fn words(&self) -> Vec<String> {
+        self.text().split([' ', '\t', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// A list of names of managed processes.
+    fn names(&self) -> Result<Vec<String>, InvalidValue> {
+        let is_name = |name: &str| {
+            !name.contains('/') && ![".", ".."].contains(&name) && !name.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let names = self.words();
+        match names.iter().find(|name| !is_name(name)) {
+            Some(wrong) => Err(self.refused(&format!("{wrong:?} is not a name of a managed process"))),
+            None => Ok(names),
+        }
+    }
+
+    fn limits(&self) -> Result<Limits, InvalidValue> {
+        match self.text().as_str() {
+            "" => Ok(Limits::default()),
+            text => parse_limits(text).map_err(|error| self.refused(&format!("{text:?} {}", error.problem))),
+        }
+    }
+
     fn origins(&self) -> Result<Vec<Origin>, InvalidValue> {
-        let text = self.text();
-        let origins = text.split([' ', '\t', ',']).filter(|origin| !origin.is_empty()).map(|origin| {
+        let origins = self.words().into_iter().map(|origin| {
             origin.parse().map_err(|error: SpecError| self.refused(&format!("{origin:?} {}", error.problem)))
         });
         origins.collect()

@@ -26,6 +26,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("default-user", "USER", "tl-user", "default user for commands: a name, a UID, UID:GID or a JSON object"),
     opt("create-user", "NAME:UID", "", "user that is made at the start, with its group and home, if it does not exist"),
     opt("no-new-privs", "", "", "commands can gain no privileges by what they execute, by sudo for example"),
+    opt("default-limits", "JSON", "", "limits of commands that do not set the same one: a JSON object as in the API"),
     opt("env-file", "FILE", "", "file with KEY=value lines for the environment of all commands"),
     opt("command", "JSON", "", "the main process as a JSON array of strings, where `-- COMMAND` is not possible"),
     opt("config-dir", "DIR", "/etc/tl-init", "directory of init.conf and services/*.json"),
@@ -48,6 +49,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("max-pty-sessions", "N", "64", "maximum number of running terminal sessions"),
     opt("pty-idle-secs", "SECS", "300", "time after which a terminal session without a client ends"),
     opt("max-connections", "N", "1024", "maximum number of open connections"),
+    opt("metrics-per-process", "NAME", "", "process whose usage is in the metrics; may be repeated, or be a list"),
     opt("max-body", "BYTES", "1M", "maximum size of a JSON body"),
     opt("max-head", "BYTES", "64K", "maximum size of a request's head"),
     opt("head-secs", "SECS", "10", "time for a client to send a request's head"),
@@ -66,7 +68,7 @@ pub(crate) fn words(option: &Opt) -> &'static [&'static str] {
 
 /// Whether an option that is given several times has all the values, separated by spaces or commas.
 pub(crate) fn is_list(option: &str) -> bool {
-    option == "cors-origin"
+    matches!(option, "cors-origin" | "metrics-per-process")
 }
 
 /// The environment variable that sets an option.

@@ -123,6 +123,7 @@ impl Main {
         let system = System { role: *role, report: report.clone(), sender: self.sender.clone() };
         let api = ApiOptions::new(start::auth(token.as_ref()))
             .cors_origins(config.cors_origins.clone())
+            .metrics_per_process(config.metrics_per_process.clone())
             .system(Arc::new(system));
         let options = Options::new()
             .max_connections(supervisor.max_connections())

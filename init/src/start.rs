@@ -258,6 +258,7 @@ fn builder(config: &Config) -> Builder {
     builder
         .default_user(config.default_user.clone())
         .no_new_privs(config.no_new_privs)
+        .default_limits(config.default_limits)
         .log_limits(LogLimits { per_unit: config.log_limit, total })
         .max_processes(config.max_processes)
         .keep_ended(config.keep_ended)

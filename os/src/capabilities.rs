@@ -7,6 +7,9 @@ use nix::errno::Errno;
 /// `_LINUX_CAPABILITY_VERSION_3` (linux/capability.h): sets of 64 bits, in two halves.
 const VERSION_3: u32 = 0x2008_0522;
 
+/// The number of `CAP_SYS_RESOURCE` (linux/capability.h).
+pub(crate) const CAP_SYS_RESOURCE: u32 = 24;
+
 /// One half of the sets: the kernel's `struct __user_cap_data_struct`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +43,11 @@ pub(crate) fn set(sets: &[Capabilities; 2]) -> io::Result<()> {
     // SAFETY: the header and both halves are laid out as the kernel's are, and valid for reading and writing.
     let set = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) };
     Ok(Errno::result(set).map(drop)?)
+}
+
+/// Whether the calling thread has this capability, one of the first 32.
+pub(crate) fn has_effective(capability: u32) -> bool {
+    get().is_ok_and(|[low, _]| low.effective >> capability & 1 == 1)
 }
 
 /// Removes the inheritable capabilities of the calling thread, and with them the ambient ones: programs that it executes

@@ -18,6 +18,7 @@
 //! | [`impersonation`] | lets one thread access files with the rights of another user |
 //! | `kernel_file` | reads files of /proc and of cgroups with few system calls |
 //! | [`loopback`] | brings the loopback interface up |
+//! | [`machine`] | memory, CPUs and tasks that the machine has |
 //! | [`mountinfo`] | reads the mounts of this namespace |
 //! | `pending_sigkill` | whether a process has a SIGKILL pending |
 //! | [`pidfd`] | descriptors that refer to a process |
@@ -33,11 +34,14 @@
 //! | [`send_signal`] | sends signals to processes and process groups |
 //! | [`sigmask`] | blocks and unblocks signals for the calling thread |
 //! | [`signal_thread`] | a thread that calls a function for each signal |
+//! | [`socket_holders`] | finds the processes that have a socket open |
 //! | [`spawn`] | starts a program in a child process |
 //! | [`task_limits`] | limits on the number of processes and threads |
 //! | [`tcp`] | what the kernel knows about the peer of a TCP connection |
+//! | [`tcp_listeners`] | lists the listening TCP sockets |
 //! | [`thread`] | starts named threads that report their panics; tells which threads hang |
 //! | [`tree_walk`] | finds the processes of a few trees without reading all of /proc |
+//! | [`usage`] | what processes use of the machine |
 //! | [`user_namespace`] | what the user namespace allows and isolates |
 //! | [`wait`] | waits for children and reaps them |
 //! | [`xattr`] | extended attributes of an open file |
@@ -53,6 +57,7 @@ pub mod file_version;
 pub mod impersonation;
 mod kernel_file;
 pub mod loopback;
+pub mod machine;
 pub mod mountinfo;
 mod pending_sigkill;
 pub mod pidfd;
@@ -68,13 +73,16 @@ pub mod self_usage;
 pub mod send_signal;
 pub mod sigmask;
 pub mod signal_thread;
+pub mod socket_holders;
 pub mod spawn;
 pub mod task_limits;
 pub mod tcp;
+pub mod tcp_listeners;
 #[cfg(test)]
 mod testing;
 pub mod thread;
 pub mod tree_walk;
+pub mod usage;
 pub mod user_namespace;
 pub mod wait;
 pub mod xattr;

@@ -79,6 +79,18 @@ impl Marks {
             || invocation_of(orphan).is_some_and(|id| id == self.invocation)
     }
 
+    /// Like [`Marks::match_orphan`], with the [`pipes_of`] the orphan and its `INVOCATION_ID`, if that is known.
+    pub fn fits(&self, orphan: &Process, pipes: &[u64], invocation: Option<&str>) -> bool {
+        orphan.session == self.leader
+            || pipes.iter().any(|pipe| self.pipes.contains(pipe))
+            || invocation.is_some_and(|id| id == self.invocation)
+    }
+
+    /// Whether the process is the leader, and not a later process with its PID.
+    pub fn is_leader(&self, process: &Process) -> bool {
+        process.pid == self.leader && process.start <= self.forked_by
+    }
+
     fn by_session<'a>(
         &self,
         snapshot: &'a Snapshot,

@@ -107,6 +107,13 @@ pub(crate) fn is_working(pid: Pid) -> bool {
     matches!(state, Some("R" | "D")) && shows_this_namespace()
 }
 
+/// The name of a process (proc_pid_comm(5)): at most 15 bytes, of which those that are not UTF-8 are replaced. Reading it
+/// never blocks, unlike reading the command line, which is memory of the process.
+pub fn name_of(pid: Pid) -> Option<String> {
+    let name = kernel_file::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+}
+
 fn parse_stat(stat: &[u8]) -> Option<Process> {
     let pid = std::str::from_utf8(stat.split(|byte| *byte == b' ').next()?).ok()?.parse().ok()?;
     let mut fields = stat_fields(stat)?;
@@ -138,7 +145,7 @@ pub fn ticks_now() -> u64 {
 
 /// The directory in /proc that shows the descriptors and the memory of a process: the directory of its main thread, or
 /// of another thread if the main thread has ended.
-fn dir_of(process: &Process) -> PathBuf {
+pub(crate) fn dir_of(process: &Process) -> PathBuf {
     let dir = PathBuf::from(format!("/proc/{}", process.pid));
     if !process.headless {
         return dir;
@@ -189,7 +196,7 @@ fn find_variable(environ: impl Read, name: &str) -> io::Result<Option<String>> {
 
 /// Calls `look` with the file-system ids of the user of a process, on the calling thread only. In a container, root
 /// often may not read the entries of other users' processes in /proc, while these users may.
-fn as_its_user<T>(pid: Pid, look: impl FnOnce() -> T) -> T {
+pub(crate) fn as_its_user<T>(pid: Pid, look: impl FnOnce() -> T) -> T {
     /// Restores the file-system ids of the calling thread, also when `look` panics.
     struct Restore;
 

@@ -9,6 +9,10 @@ use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+use crate::capabilities::{CAP_SYS_RESOURCE, has_effective};
+use crate::kernel_file;
+use crate::user_namespace::has_own_users;
+
 /// The limits that are raised. A finite one can end this process: RLIMIT_AS and RLIMIT_DATA by an allocation that
 /// fails, RLIMIT_FSIZE by SIGXFSZ, RLIMIT_CPU by SIGKILL.
 const RAISED: [Resource; 5] =
@@ -88,6 +92,16 @@ pub fn raise() -> io::Result<(OriginalLimits, u64)> {
         }
     }
     Ok((original, descriptors))
+}
+
+/// The highest RLIMIT_NOFILE that a child can get: the hard limit that this process was started with or, with
+/// CAP_SYS_RESOURCE in the machine's user namespace, the limit of the kernel (`fs.nr_open`).
+pub fn highest_nofile() -> u64 {
+    let hard = OriginalLimits::get().0.first().copied().flatten().map_or(u64::MAX, |limit| limit.rlim_max);
+    let may_exceed = has_effective(CAP_SYS_RESOURCE) && !has_own_users();
+    let kernel = kernel_file::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|most| most.trim().parse().ok());
+    // Without /proc, the kernel tells the child.
+    if may_exceed { kernel.unwrap_or(u64::MAX) } else { hard.min(kernel.unwrap_or(u64::MAX)) }
 }
 
 /// Raises the hard limit of RLIMIT_NOFILE of this process to `enough` if it is lower, which needs CAP_SYS_RESOURCE.

@@ -4,6 +4,7 @@
 //! for a child, `std::process::Child` included, does not get it.
 
 use std::io;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::prctl;
@@ -12,6 +13,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid as Process;
 
 use crate::Pid;
+use crate::usage::Usage;
 
 /// A change in one child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,56 @@ pub struct Reaped {
     pub pid: Pid,
     /// How the child ended.
     pub exit: Exit,
+    /// What it has used.
+    pub usage: ExitUsage,
+}
+
+/// What a child has used until its end (getrusage(2)), those of its children that it has waited for included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitUsage {
+    /// CPU time in user mode, in microseconds.
+    pub cpu_user: u64,
+    /// CPU time in the kernel, in microseconds.
+    pub cpu_system: u64,
+    /// The most memory that it, or one of these children, had at the same time, in bytes. It is at least that of the
+    /// process which has forked it.
+    pub memory_peak: u64,
+    /// Bytes read from storage devices.
+    pub read_bytes: u64,
+    /// Bytes written to storage devices.
+    pub written_bytes: u64,
+}
+
+impl From<ExitUsage> for Usage {
+    /// A process that has ended has neither memory nor tasks.
+    fn from(usage: ExitUsage) -> Usage {
+        Usage {
+            cpu_user: Some(Duration::from_micros(usage.cpu_user)),
+            cpu_system: Some(Duration::from_micros(usage.cpu_system)),
+            memory: Some(0),
+            memory_peak: Some(usage.memory_peak),
+            tasks: Some(0),
+            read_bytes: Some(usage.read_bytes),
+            written_bytes: Some(usage.written_bytes),
+            oom_kills: None,
+        }
+    }
+}
+
+impl ExitUsage {
+    fn of(usage: &libc::rusage) -> ExitUsage {
+        let number = |number: libc::c_long| u64::try_from(number).unwrap_or(0);
+        let micros =
+            |time: libc::timeval| number(time.tv_sec).saturating_mul(1_000_000).saturating_add(number(time.tv_usec));
+        ExitUsage {
+            cpu_user: micros(usage.ru_utime),
+            cpu_system: micros(usage.ru_stime),
+            memory_peak: number(usage.ru_maxrss).saturating_mul(1024),
+            // The kernel counts in blocks of 512 bytes.
+            read_bytes: number(usage.ru_inblock).saturating_mul(512),
+            written_bytes: number(usage.ru_oublock).saturating_mul(512),
+        }
+    }
 }
 
 /// How a child has ended.
@@ -61,15 +113,17 @@ pub fn event_of_child(pid: Pid) -> Option<ChildEvent> {
     if pid > 0 { take_event(pid) } else { None }
 }
 
-/// nix's `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and then returns an error
-/// without the PID.
+/// nix has no `wait4`, and its `waitpid` cannot be used here: it reaps a child that a real-time signal has killed, and
+/// then returns an error without the PID.
 fn take_event(which: Pid) -> Option<ChildEvent> {
     let mut status = 0;
+    // SAFETY: all zeroes is a valid value of this struct of integers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     loop {
         // Without WUNTRACED and WCONTINUED, only stops of traced children are reported.
-        // SAFETY: `status` is valid for writing, which is all that this call does with it.
-        match unsafe { libc::waitpid(which, &raw mut status, libc::WNOHANG) } {
-            pid if pid > 0 => return Some(event_of(pid, status)),
+        // SAFETY: `status` and `usage` are valid for writing, which is all that this call does with them.
+        match unsafe { libc::wait4(which, &raw mut status, libc::WNOHANG, &raw mut usage) } {
+            pid if pid > 0 => return Some(event_of(pid, status, ExitUsage::of(&usage))),
             0 => return None,
             _ if Errno::last() == Errno::EINTR => {}
             // ECHILD: no children at all, or not a child.
@@ -78,7 +132,7 @@ fn take_event(which: Pid) -> Option<ChildEvent> {
     }
 }
 
-fn event_of(pid: Pid, status: i32) -> ChildEvent {
+fn event_of(pid: Pid, status: i32, usage: ExitUsage) -> ChildEvent {
     let exit = if libc::WIFSTOPPED(status) {
         // Higher bits would name a ptrace event; only a tracer that has asked for those gets any.
         return ChildEvent::Stopped(TraceStop { pid, signal: libc::WSTOPSIG(status) });
@@ -87,7 +141,7 @@ fn event_of(pid: Pid, status: i32) -> ChildEvent {
     } else {
         Exit::Code(libc::WEXITSTATUS(status))
     };
-    ChildEvent::Ended(Reaped { pid, exit })
+    ChildEvent::Ended(Reaped { pid, exit, usage })
 }
 
 impl TraceStop {
@@ -136,7 +190,8 @@ mod tests {
 
     #[test]
     fn a_wait_status_is_a_code_or_any_signal_or_a_stop() {
-        let ended = |exit| ChildEvent::Ended(Reaped { pid: 7, exit });
+        let usage = ExitUsage { memory_peak: 4096, ..ExitUsage::default() };
+        let ended = |exit| ChildEvent::Ended(Reaped { pid: 7, exit, usage });
         for (status, event) in [
             (3 << 8, ended(Exit::Code(3))),
             (255 << 8, ended(Exit::Code(255))),
@@ -147,7 +202,7 @@ mod tests {
             (5 << 8 | 0x7f, ChildEvent::Stopped(TraceStop { pid: 7, signal: 5 })),
             (64 << 8 | 0x7f, ChildEvent::Stopped(TraceStop { pid: 7, signal: 64 })),
         ] {
-            assert_eq!(event_of(7, status), event, "{status:#x}");
+            assert_eq!(event_of(7, status, usage), event, "{status:#x}");
         }
     }
 }

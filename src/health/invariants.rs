@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::schedule::{Due, GAP, Schedule, Timing};
-use super::status_line::{self, Reading};
 use crate::fuzzing::Choices;
+use crate::probe::status_line::{self, Reading};
 
 /// Longest time by which a deadline is rounded up.
 const ROUNDING: Duration = Duration::from_millis(8);

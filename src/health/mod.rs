@@ -9,9 +9,7 @@
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
-mod probe;
 mod schedule;
-mod status_line;
 #[cfg(test)]
 mod tests;
 
@@ -24,9 +22,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use mio::{Events, Poll, Token, Waker};
 
-use self::probe::{Outcome, Probe};
 use crate::health::schedule::{Due, Schedule, Timing};
-use crate::model::{HealthCheck, RunNo, UnitId};
+use crate::model::{HealthCheck, UnitId, WatchNo};
+use crate::probe::{Outcome, Probe};
 use tl_os::thread;
 
 /// The result of one probe of one run of a unit.
@@ -34,8 +32,8 @@ use tl_os::thread;
 pub struct Verdict {
     /// The unit that was probed.
     pub unit: UnitId,
-    /// The run that was probed. It may have ended since.
-    pub run: RunNo,
+    /// The watch that it belongs to. It may have ended since.
+    pub watch: WatchNo,
     /// Success, or a sentence that describes the failure.
     pub outcome: Result<(), String>,
 }
@@ -51,7 +49,7 @@ pub struct Health {
 
 #[derive(Debug)]
 enum Command {
-    Watch { unit: UnitId, run: RunNo, check: HealthCheck, since: Instant },
+    Watch { unit: UnitId, watch: WatchNo, check: HealthCheck, since: Instant },
     Unwatch(UnitId),
 }
 
@@ -84,9 +82,9 @@ impl Health {
 
     /// Probes `unit` from now on, and ends an earlier check of it. The initial delay begins with this call.
     ///
-    /// A verdict about an earlier run may still follow; its `run` identifies it.
-    pub fn watch(&self, unit: UnitId, run: RunNo, check: HealthCheck) {
-        self.send(Command::Watch { unit, run, check, since: Instant::now() });
+    /// A verdict of an earlier watch may still follow; its `watch` identifies it.
+    pub fn watch(&self, unit: UnitId, watch: WatchNo, check: HealthCheck) {
+        self.send(Command::Watch { unit, watch, check, since: Instant::now() });
     }
 
     /// Stops probing `unit`.
@@ -136,7 +134,7 @@ struct Actor<F> {
 }
 
 struct Check {
-    run: RunNo,
+    watch: WatchNo,
     spec: HealthCheck,
     probe: Option<Probe>,
 }
@@ -182,11 +180,11 @@ impl<F: Fn(Verdict)> Actor<F> {
     fn take_commands(&mut self) -> bool {
         loop {
             match self.commands.try_recv() {
-                Ok(Command::Watch { unit, run, check, since }) => {
+                Ok(Command::Watch { unit, watch, check, since }) => {
                     self.drop_probe(unit);
                     let since = since.saturating_duration_since(self.epoch);
                     self.schedule.watch(since, unit, timing(&check));
-                    self.checks.insert(unit, Check { run, spec: check, probe: None });
+                    self.checks.insert(unit, Check { watch, spec: check, probe: None });
                 }
                 Ok(Command::Unwatch(unit)) => {
                     self.drop_probe(unit);
@@ -258,7 +256,7 @@ impl<F: Fn(Verdict)> Actor<F> {
             probe.close(self.poll.registry(), with_fin);
         }
         let starved = matches!(outcome, Outcome::Void(_));
-        let verdict = |outcome| Verdict { unit, run: check.run, outcome };
+        let verdict = |outcome| Verdict { unit, watch: check.watch, outcome };
         match outcome {
             Outcome::Healthy => (self.report)(verdict(Ok(()))),
             Outcome::Failed(why) => (self.report)(verdict(Err(why))),

@@ -153,7 +153,7 @@ fn expect_http(timeout_ms: u64, want: Result<(), &str>, serve: impl FnMut(TcpStr
     let (mut seen, end) = (0, Instant::now() + LONG);
     while seen < 2 {
         let verdict = verdicts.recv_timeout(LONG).unwrap();
-        assert_eq!((verdict.unit, verdict.run), (UnitId(1), 7));
+        assert_eq!((verdict.unit, verdict.watch), (UnitId(1), 7));
         match (&verdict.outcome, want) {
             (Ok(()), Ok(())) => {}
             // On a busy machine the first bytes of the service may be late, too.
@@ -440,7 +440,7 @@ fn a_new_watch_replaces_the_earlier_one() {
     health.watch(UnitId(1), 2, check(HealthKind::Tcp, good.port()));
     drain(in_flight);
     for _ in 0..5 {
-        assert_eq!(verdicts.recv_timeout(LONG).unwrap(), Verdict { unit: UnitId(1), run: 2, outcome: Ok(()) });
+        assert_eq!(verdicts.recv_timeout(LONG).unwrap(), Verdict { unit: UnitId(1), watch: 2, outcome: Ok(()) });
     }
     connected_so_far(&silent, &streams).into_iter().for_each(drain);
 }

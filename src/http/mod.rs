@@ -27,5 +27,6 @@ pub use api::{
     Api, ApiOptions, Auth, BootReport, BootService, BootStep, EndAction, InvalidBody, Origin, SystemControl,
     answers_soon, parse_process,
 };
+pub use json::limits::parse_limits;
 pub use json::user::parse_user;
 pub use server::{Options, Server};

@@ -12,6 +12,7 @@ use super::long::{Long, LongText};
 use super::wakers::Armed;
 use super::{Item, StartAt, View, tail};
 use crate::logs::line_reader::{LineEvent, LineReader};
+use crate::model::Stream;
 
 /// An item of a follower that returns long lines as readers.
 pub(crate) enum Part {
@@ -145,6 +146,13 @@ impl Follower {
             NextItem::Item(item) => Part::Item(item),
             NextItem::Long(long, cursor) => Part::Long(Box::new(long.text(&self.log)), cursor),
         })
+    }
+
+    /// The unfinished lines so far, of which [`Follower::try_part`] has returned nothing yet; without those that are longer
+    /// than 16 KiB.
+    pub(crate) fn unfinished(&self) -> impl Iterator<Item = (Stream, &[u8])> {
+        let streams = [Stream::Stdout, Stream::Stderr].into_iter();
+        streams.filter_map(|stream| Some((stream, self.reader.unfinished(stream)?)))
     }
 
     fn fail(&mut self, error: io::Error) {

@@ -117,6 +117,11 @@ impl LineReader {
         self.view.streams().iter().all(|stream| self.synced(*stream))
     }
 
+    /// The bytes of the unfinished line of this stream. None if there are none, or more than are held in memory.
+    pub(super) fn unfinished(&self, stream: Stream) -> Option<&[u8]> {
+        self.states.get(stream).splitter.unfinished()
+    }
+
     /// Releases memory that unfinished lines do not need.
     pub(super) fn release(&mut self) {
         self.records.release();

@@ -75,6 +75,12 @@ impl Splitter {
         self.length.saturating_sub(self.given)
     }
 
+    /// The bytes of the unfinished line. None if there are none, or more than the splitter keeps.
+    pub fn unfinished(&self) -> Option<&[u8]> {
+        let is_kept = self.bytes.len() == self.length;
+        self.bytes.get(self.given..).filter(|rest| is_kept && !rest.is_empty())
+    }
+
     /// Consumes `input` up to the end of the next line or piece. Call it again with the rest.
     pub fn feed<'a>(&'a mut self, input: &'a [u8]) -> Fed<'a> {
         self.settle();
@@ -244,6 +250,7 @@ mod tests {
                     None => break assert!(rest.is_empty()),
                 }
                 assert!(splitter.held() <= max);
+                assert_eq!(splitter.unfinished().map_or(0, <[u8]>::len), splitter.held());
             }
         }
         out.extend(splitter.flush().map(|piece| (piece.bytes.unwrap().to_vec(), piece.partial)));

@@ -363,7 +363,7 @@ impl OutputLog {
 impl LogStore {
     /// Creates a log for a new unit. It has no file before the first byte is written.
     pub fn create(self: &Arc<Self>, unit: UnitId) -> Arc<OutputLog> {
-        let state = Arc::new(LogState::new(unit));
+        let state = Arc::new(LogState::new(unit, Arc::clone(&self.on_truncation)));
         self.register(&state);
         Arc::new(OutputLog {
             store: Arc::clone(self),

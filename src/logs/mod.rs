@@ -18,6 +18,7 @@
 //! | `long` | a line that is too long for memory, read piece by piece |
 //! | `tail` | finds where the last N lines begin |
 //! | `follower`, `views` | followers; listings of lines and of raw bytes |
+//! | `line_watch`, `line_search` | waits for a line with a certain text; finds the text in lines |
 //!
 //! Locks: the registry of the store, the state of a log, and its wakers. No thread holds two of these at once, nor any
 //! of them across a system call that can block. The log writer thread and a reader wait for the disk, but neither makes
@@ -31,6 +32,8 @@ mod follower;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod line_reader;
+mod line_search;
+mod line_watch;
 pub mod lines;
 mod log;
 mod long;
@@ -57,6 +60,7 @@ use crate::model::{Millis, RunEnd, Stream};
 pub use self::cursor::{BadCursor, Cursor};
 pub use self::follower::Follower;
 pub(crate) use self::follower::Part;
+pub(crate) use self::line_watch::{LineProgress, LineWatch};
 pub use self::log::{OutputLog, Writing};
 pub(crate) use self::long::{LongText, PIECE, Text};
 pub use self::store::{LogStore, Removal};

@@ -1,7 +1,8 @@
 //! The state of a log that its writer, its readers and the store share, under one lock that is never held during I/O.
 
-use std::sync::Mutex;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::disk::Disk;
 use super::lock;
@@ -17,7 +18,30 @@ pub(super) struct LogState {
     pub(super) unit: UnitId,
     /// Output was dropped, or could not be written to the disk.
     pub(super) truncated: AtomicBool,
+    on_truncation: Arc<OnTruncation>,
     contents: Mutex<Contents>,
+}
+
+/// A function that is called at the first truncation of each log.
+#[derive(Default)]
+pub(super) struct OnTruncation(OnceLock<Box<dyn Fn(UnitId) + Send + Sync>>);
+
+impl OnTruncation {
+    pub(super) fn set(&self, notify: impl Fn(UnitId) + Send + Sync + 'static) {
+        let _ = self.0.set(Box::new(notify));
+    }
+
+    fn call(&self, unit: UnitId) {
+        if let Some(notify) = self.0.get() {
+            notify(unit);
+        }
+    }
+}
+
+impl fmt::Debug for OnTruncation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnTruncation").finish_non_exhaustive()
+    }
 }
 
 /// The state that the lock protects.
@@ -40,13 +64,15 @@ pub(super) struct End {
 }
 
 impl LogState {
-    pub(super) fn new(unit: UnitId) -> LogState {
-        LogState { unit, truncated: AtomicBool::new(false), contents: Mutex::default() }
+    pub(super) fn new(unit: UnitId, on_truncation: Arc<OnTruncation>) -> LogState {
+        LogState { unit, truncated: AtomicBool::new(false), on_truncation, contents: Mutex::default() }
     }
 
     /// Records that a part of the output was dropped.
     pub(super) fn note_truncation(&self) {
-        self.truncated.store(true, Ordering::Relaxed);
+        if !self.truncated.swap(true, Ordering::Relaxed) {
+            self.on_truncation.call(self.unit);
+        }
         METRICS.truncations.increment();
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use super::disk::Disk;
-use super::state::LogState;
+use super::state::{LogState, OnTruncation};
 use super::{LogLimits, lock};
 use crate::logs::retention;
 use crate::model::UnitId;
@@ -50,6 +50,7 @@ pub struct LogStore {
     /// Held while old segments are being dropped, so that two threads do not both free the space for one of them.
     reclaiming: Mutex<()>,
     remove_files: OnceLock<RemoveFiles>,
+    pub(super) on_truncation: Arc<OnTruncation>,
 }
 
 impl fmt::Debug for LogStore {
@@ -77,6 +78,7 @@ impl LogStore {
             logs: Mutex::default(),
             reclaiming: Mutex::default(),
             remove_files: OnceLock::new(),
+            on_truncation: Arc::default(),
         }))
     }
 
@@ -84,6 +86,12 @@ impl LogStore {
     /// thread that drops the last reference to a log removes its files.
     pub fn set_remove_files(&self, remove: impl Fn(Removal) + Send + Sync + 'static) {
         let _ = self.remove_files.set(Box::new(remove));
+    }
+
+    /// Sets a function that is called, once for each log, when output of it is dropped or cannot be kept for the first
+    /// time. It must not block.
+    pub fn set_on_truncation(&self, notify: impl Fn(UnitId) + Send + Sync + 'static) {
+        self.on_truncation.set(notify);
     }
 
     /// Total size of all logs on disk, in bytes.

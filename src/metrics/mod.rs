@@ -172,7 +172,7 @@ impl Metrics {
                 }
             }
             Occurrence::Restarting { reason, .. } => count(&self.restarts, &REASONS, reason.word()),
-            Occurrence::Stopped { .. } | Occurrence::Health { .. } => {}
+            Occurrence::Stopped { .. } | Occurrence::Paused | Occurrence::Resumed | Occurrence::Health { .. } => {}
         }
     }
 

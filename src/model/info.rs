@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{Exit, HealthCheck, Millis, Pid, RestartPolicy, RunEnd, UnitId};
+use super::{Exit, HealthCheck, Limits, Millis, Pid, RestartPolicy, RunEnd, UnitId};
 
 /// Status of the current run of a process, or of its last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -135,6 +135,8 @@ pub struct ProcessInfo {
     pub oom_killed: bool,
     /// Whether standard input is an open pipe and the process is running.
     pub stdin_writable: bool,
+    /// Whether a client has paused it: no process of its tree runs until it is resumed.
+    pub paused: bool,
     /// The program, as it was requested.
     pub command: Arc<str>,
     /// The arguments, as they were requested. Shared, like `command`, so that a listing copies neither.
@@ -143,6 +145,8 @@ pub struct ProcessInfo {
     pub started_at: Millis,
     /// When the run ended; None while it is running.
     pub ended_at: Option<Millis>,
+    /// The limits of the current run, or of the last one, the supervisor's default ones included; None if it has none.
+    pub limits: Option<Arc<Limits>>,
     /// Its supervision; None if it is not managed.
     pub managed: Option<ManagedInfo>,
 }
@@ -155,6 +159,7 @@ impl ProcessInfo {
         self.signal = end.exit.signal();
         self.oom_killed = end.exit == Exit::OomKilled;
         self.stdin_writable = false;
+        self.paused = false;
         self.ended_at = Some(end.ended_at);
         self
     }

@@ -218,7 +218,7 @@ impl ManagedSpec {
 }
 
 /// Whether `path` is valid in a request line (RFC 9112, section 3).
-fn is_request_path(path: &str) -> bool {
+pub(crate) fn is_request_path(path: &str) -> bool {
     path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
 }
 

@@ -3,13 +3,18 @@
 //! A [`ProcessSpec`] is validated once, when it is built; no code after that checks it again. The `Serialize` forms are
 //! those of the process API (docs/api.md, Data model).
 
+mod condition;
 mod info;
+mod limits;
 mod managed;
 mod occurrence;
+mod port;
+mod request_key;
 mod signal;
 mod spec;
 mod stdio;
 pub(crate) mod terminal_size;
+mod usage;
 mod user;
 
 use std::convert::Infallible;
@@ -18,15 +23,21 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+pub use condition::{Condition, LineQuery, Met, Waited};
 pub use info::{HealthStatus, LastExit, ManagedInfo, ManagedStatus, ProcessInfo, Status};
-pub(crate) use managed::MAX_MS;
+pub(crate) use limits::MAX_CPU_WEIGHT;
+pub use limits::{Cpus, Limits};
 pub use managed::{HealthCheck, HealthKind, ManagedSpec, Policy, RestartPolicy};
+pub(crate) use managed::{MAX_MS, is_request_path};
 pub use occurrence::{Occurrence, RestartReason};
+pub use port::{Port, PortQuery};
+pub(crate) use request_key::{Operation, RequestKey};
 pub use signal::Signal;
 pub(crate) use spec::MAX_TIMEOUT;
 pub use spec::{ProcessSpec, SpecBuilder};
 pub use stdio::{OutputMode, Pipes, StdinMode, Stdio};
 pub use terminal_size::TerminalSize;
+pub use usage::{Usage, UsageScope};
 pub(crate) use user::NO_ID;
 pub use user::UserSpec;
 
@@ -42,6 +53,9 @@ pub(crate) const INVOCATION_ID: &str = "INVOCATION_ID";
 
 /// Number of one run of a unit; the first is 1.
 pub(crate) type RunNo = u64;
+
+/// Number of one watch of the health of a unit. Each run that is probed has one, and another one after each pause.
+pub(crate) type WatchNo = u64;
 
 /// One run of one unit.
 pub(crate) type RunKey = (UnitId, RunNo);

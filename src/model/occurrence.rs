@@ -1,4 +1,4 @@
-//! What happens to a unit, as operators and clients are told: in the daemon's log and in its metrics.
+//! What happens to a unit, as the log, the metrics and the events report it.
 
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ pub enum Occurrence {
     Restarting { delay: Duration, reason: RestartReason },
     /// A managed process is down and does not restart by itself. `gave_up`: the limit on restarts was reached.
     Stopped { last_error: Option<String>, gave_up: bool },
+    /// A client pauses it. Its tree stands still a moment later.
+    Paused,
+    /// It runs on after a pause. Not reported if it ends while it is paused.
+    Resumed,
     /// The health of a managed process has changed. `error` is that of the last probe, if it failed.
     Health { status: HealthStatus, error: Option<String> },
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Leftovers, ManagedSpec, Stdio, UserSpec};
+use super::{Leftovers, Limits, ManagedSpec, RequestKey, Stdio, UserSpec};
 use crate::error::SpecError;
 
 /// The longest timeout of a process: ten years.
@@ -28,7 +28,11 @@ pub struct ProcessSpec {
     pub(crate) timeout: Option<Duration>,
     pub(crate) managed: Option<Arc<ManagedSpec>>,
     pub(crate) leftovers: Leftovers,
+    /// None if there is no limit.
+    pub(crate) limits: Option<Arc<Limits>>,
     pub(crate) no_new_privs: bool,
+    /// The idempotency key of the request for it.
+    pub(crate) request: Option<Arc<RequestKey>>,
 }
 
 impl ProcessSpec {
@@ -49,7 +53,9 @@ impl ProcessSpec {
                 timeout: None,
                 managed: None,
                 leftovers: Leftovers::Keep,
+                limits: None,
                 no_new_privs: false,
+                request: None,
             },
         }
     }
@@ -76,13 +82,19 @@ impl ProcessSpec {
         }
     }
 
+    /// Has a repetition of the request with this key answered with what this spec starts.
+    pub(crate) fn with_request(self, request: Option<RequestKey>) -> ProcessSpec {
+        ProcessSpec { request: request.map(Arc::new), ..self }
+    }
+
     /// Approximate memory use of the spec, in bytes.
     pub(crate) fn size(&self) -> usize {
         // Overhead of each string besides its text: its own fields and, estimated, the overhead of its heap block.
         const STRING: usize = size_of::<String>() + 32;
         let args = self.args.iter().map(|arg| STRING + arg.len());
         let env = self.env.iter().map(|(key, value)| 2 * STRING + key.len() + value.len());
-        size_of::<ProcessSpec>() + self.command.len() + args.chain(env).sum::<usize>()
+        let request = self.request.as_ref().map_or(0, |request| request.size());
+        size_of::<ProcessSpec>() + self.command.len() + args.chain(env).sum::<usize>() + request
     }
 }
 
@@ -161,6 +173,12 @@ impl SpecBuilder {
         self
     }
 
+    /// Limits for each run; by default those of [`Builder::default_limits`](crate::Builder::default_limits), if any.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.spec.limits = (!limits.is_empty()).then(|| Arc::new(limits));
+        self
+    }
+
     /// Whether the process, and what it executes, can gain no privileges by programs with set-user-ID, set-group-ID or
     /// file capabilities, such as sudo (PR_SET_NO_NEW_PRIVS). By default it can, unless
     /// [`Builder::no_new_privs`](crate::Builder::no_new_privs) denies it to all processes.
@@ -206,6 +224,7 @@ impl SpecBuilder {
             let problem = format!("must be at most {} seconds, ten years", MAX_TIMEOUT.as_secs());
             return Err(SpecError::new("timeout", problem));
         }
+        spec.limits.as_deref().map_or(Ok(()), Limits::validate)?;
         spec.managed.as_deref().map_or(Ok(()), ManagedSpec::validate)?;
         Ok(spec)
     }
@@ -247,6 +266,8 @@ mod tests {
         refused(plain().env("A", "\0").build(), "env.A");
         refused(plain().working_dir("").build(), "working_dir");
         refused(plain().user(UserSpec::from(u32::MAX)).build(), "user");
+        let limits = Limits { processes: Some(0), ..Limits::default() };
+        refused(plain().limits(limits).build(), "limits.processes");
         let managed = ManagedSpec { stop_grace: Duration::MAX, ..ManagedSpec::new(Policy::Never) };
         refused(plain().managed(managed).build(), "stop_grace_ms");
     }

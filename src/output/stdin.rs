@@ -98,3 +98,30 @@ impl Drop for StdinQueue {
 pub(super) fn closed(unit: UnitId) -> Error {
     Error::StdinClosed(Target::Unit(unit))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn the_last_bytes_are_taken_once_and_nothing_after_them() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut queue = StdinQueue::new(UnitId(1));
+        let (first, _) = pending();
+        queue.push(1, b"a".to_vec(), first);
+        queue.push_last(b"b".to_vec(), Box::new(()));
+        queue.push_last(b"c".to_vec(), Box::new(()));
+        let (late, refused) = pending();
+        queue.push(2, b"d".to_vec(), late);
+        assert_eq!(refused.wait(), Err(closed(UnitId(1))));
+        assert!(!queue.is_at_end());
+        queue.write_to(&writer).unwrap();
+        assert!(queue.is_at_end());
+        drop(writer);
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "ab");
+    }
+}

@@ -7,13 +7,16 @@ use std::sync::Arc;
 use super::launch::{launch, stdio};
 use crate::error::Error;
 use crate::logs::Writing;
-use crate::model::{RunEnd, RunNo, Target, UnitId};
+use crate::model::{HealthCheck, RunEnd, RunNo, Target, UnitId};
 use crate::output::{Attach, Descriptor, Message as ToOutput};
 use crate::supervisor::actor::Actor;
 use crate::supervisor::fd_budget;
+use crate::supervisor::limits;
 use crate::supervisor::resolver::{LookUp, Resolved};
+use crate::supervisor::usage::LastUsage;
 use crate::trees::Tracking;
 use crate::unit::{Action, Event, Now};
+use tl_os::cgroup::Leaf;
 use tl_os::pipe::is_at_end;
 use tl_os::process_tree::Marks;
 use tl_os::random;
@@ -68,11 +71,14 @@ impl Actor {
                 let _ = send_signal::signal_group(leader, libc::SIGKILL);
                 self.parts.fleet.abandon(id, leader);
             }
-            Action::Watch => {
+            Action::Watch(delay) => {
                 let member = self.parts.fleet.get(id)?;
-                let check = member.unit.probed()?.clone();
-                self.parts.probes.watch(id, member.unit.run_no(), check);
+                let initial_delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                let check = HealthCheck { initial_delay_ms, ..member.unit.probed()?.clone() };
+                self.parts.probes.watch(id, member.unit.watch_no(), check);
             }
+            Action::Freeze => self.freeze_tree(id),
+            Action::Thaw => self.thaw_tree(id),
             Action::Unwatch => self.parts.probes.unwatch(id),
             Action::Drain => return self.drain(id),
             Action::ReportLateFailure(error) => self.report_late_failure(id, &error),
@@ -214,10 +220,18 @@ impl Actor {
             taken.ok_or_else(|| Error::out_of_resources("all descriptors reserved for processes are in use"))?;
         let spec = &member.context.spec;
         let invocation = random::hex::<16>().map_err(|error| Error::from_io("generating the id of a run", &error))?;
-        let launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
-        let spawner = &mut self.parts.spawner;
-        let started = self.parts.cgroups.start_in(|leaf| spawner.spawn(stdio(spec, user.tty_group), &launch, leaf));
-        let (child, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
+        let mut launch = launch(spec, &user.identity, &self.parts.base_env, &invocation)?;
+        launch.open_files = self.parts.default_limits.open_files(spec.limits.as_ref());
+        let (spawner, defaults) = (&mut self.parts.spawner, &mut self.parts.default_limits);
+        let started = self.parts.cgroups.start_in(|leaf| {
+            let limits = match limits::prepare(defaults, spec.limits.as_ref(), leaf)? {
+                Ok(limits) => limits,
+                Err(error) => return Ok(Err(error)),
+            };
+            Ok(Ok((spawner.spawn(stdio(spec, user.tty_group), &launch, leaf)?, limits)))
+        });
+        let (started, leaf) = started.map_err(|error| Error::from_io("starting a process", &error))?;
+        let (child, limits) = started.inspect_err(|_| drop(leaf.as_ref().map(Leaf::give_back)))?;
         let outputs = [&child.stdout, &child.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
         let marks = || Tracking::Marks(Box::new(Marks::new(child.pid, &invocation, outputs)));
         let tree = leaf.map_or_else(marks, Tracking::Leaf);
@@ -243,6 +257,8 @@ impl Actor {
             log::error!("unit {id}: the outcome of its exec is not known before its end: {error}");
         }
         context.killed = false;
+        (context.limits, context.last_usage) = (limits, LastUsage::None);
+        context.hold = None;
         context.tree = Some(tree);
         Ok(child.pid)
     }

@@ -12,9 +12,12 @@ use std::time::Duration;
 use super::cgroups::Cgroups;
 use super::context::{LogSource, UnitContext};
 use super::fd_budget::Share;
+use super::keyed_requests::KeyedRequests;
+use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake};
 use super::memory_return::MemoryReturn;
 use super::message::{Command, Message};
+use super::pause_watch::Pauses;
 use super::probes::Probes;
 use super::reap_scan::ReapScan;
 use super::replies::Started;
@@ -23,9 +26,11 @@ use super::shutdown::Shutdown;
 use super::trace::TraceStop;
 use super::tree_watch::{AwaitedKill, TreeWatches};
 use crate::clock::Clock;
+use crate::events::EventLog;
 use crate::logs::LogStore;
 use crate::model::{UnitId, UserSpec};
 use crate::output::Output;
+use crate::ports::Ports;
 use crate::rate_limit::RateLimit;
 use crate::terminal::Backlog;
 use crate::trees::Trees;
@@ -39,6 +44,8 @@ pub(super) struct Parts {
     pub(super) inbox: Inbox,
     pub(super) fleet: Fleet<UnitContext>,
     pub(super) logs: Arc<LogStore>,
+    pub(super) events: Arc<EventLog>,
+    pub(super) ports: Ports,
     pub(super) output: Output,
     pub(super) probes: Probes,
     pub(super) trees: Trees,
@@ -49,6 +56,7 @@ pub(super) struct Parts {
     pub(super) on_managed_start: Box<dyn FnMut(Started) + Send>,
     pub(super) spawner: Spawner,
     pub(super) cgroups: Cgroups,
+    pub(super) default_limits: DefaultLimits,
     pub(super) default_user: UserSpec,
     pub(super) base_env: Vec<(String, String)>,
     /// The descriptors that processes may take, for pipes, logs and probes.
@@ -63,6 +71,7 @@ pub(super) struct Actor {
     /// DELETE requests awaiting the end of the tree.
     pub(super) kills: Vec<AwaitedKill>,
     pub(super) watches: TreeWatches,
+    pub(super) pauses: Pauses,
     pub(super) shutdown: Option<Shutdown>,
     /// When to look for ended children among all children.
     pub(super) reap_scan: ReapScan,
@@ -71,6 +80,8 @@ pub(super) struct Actor {
     pub(super) last_writer: u64,
     /// The terminal sessions by their ids.
     pub(super) sessions: BTreeMap<String, UnitId>,
+    /// The requests with an idempotency key.
+    pub(super) keyed: KeyedRequests,
     /// Number of bytes that all sessions keep for viewers that are behind.
     pub(super) backlog: Backlog,
     /// Limits the log lines of each source.
@@ -78,12 +89,16 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(parts: Parts) -> Actor {
+    /// For `run_grace`, see [`Builder::run_grace`](super::Builder::run_grace).
+    pub(super) fn new(parts: Parts, run_grace: Duration) -> Actor {
+        let keyed = KeyedRequests::new(run_grace);
         Actor {
             parts,
+            keyed,
             clock: Clock::start(),
             kills: Vec::new(),
             watches: TreeWatches::default(),
+            pauses: Pauses::default(),
             shutdown: None,
             reap_scan: ReapScan::default(),
             memory_return: MemoryReturn::default(),
@@ -109,7 +124,7 @@ impl Actor {
             let wake = self.parts.inbox.wait(deadline);
             let is_message = matches!(wake, Wake::Message(_));
             match wake {
-                Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return,
+                Wake::Message(Message::Command(Command::Quit)) | Wake::Closed => return self.resume_all(),
                 Wake::Message(message) => self.receive(message),
                 Wake::Children => self.reap_signalled(),
                 Wake::ExecReport(unit) => self.read_report(unit),
@@ -142,9 +157,11 @@ impl Actor {
             .chain(self.memory_return.due())
             .chain(self.log_limit.due())
             .chain(self.watches.deadline())
+            .chain(self.pauses.deadline())
             .chain(units)
             .chain(shutdown)
             .chain(probes)
+            .chain(self.keyed.deadline())
             .min()
     }
 
@@ -156,7 +173,9 @@ impl Actor {
             self.step(id, now, Event::Tick);
         }
         self.tick_sessions(now);
+        self.kill_left_runs(now);
         self.tick_trees(now);
+        self.settle_pauses(now);
         self.settle_kills(now);
         while let Some((id, member)) = self.parts.fleet.pop_surplus() {
             self.release_unit(id, member);
@@ -177,7 +196,7 @@ impl Actor {
     fn watch_all(&self) {
         for (id, member) in self.parts.fleet.iter() {
             if let Some(check) = member.unit.probed() {
-                self.parts.probes.watch(id, member.unit.run_no(), check.clone());
+                self.parts.probes.watch(id, member.unit.watch_no(), check.clone());
             }
         }
     }
@@ -187,13 +206,14 @@ impl Actor {
         match message {
             Message::Command(command) => self.handle_command(command),
             Message::OomKill => self.note_oom_kills(),
+            Message::Truncated(unit) => self.report_truncation(unit),
             Message::Output(run, notice) => self.notice(run, notice),
             Message::Trees(report) => self.tree_report(report),
             Message::UserResolved(answer) => self.user_resolved(answer),
             Message::Health(verdict) => {
                 self.parts.probes.delivered(verdict.unit);
                 let now = self.clock.now();
-                self.step(verdict.unit, now, Event::Verdict(verdict.run, verdict.outcome));
+                self.step(verdict.unit, now, Event::Verdict(verdict.watch, verdict.outcome));
             }
             Message::HealthDied => self.parts.probes.died(self.clock.now().mono),
             Message::ThreadDied(thread) => self.shut_down_after_panic(thread),

@@ -11,29 +11,27 @@ use nix::unistd::{getegid, geteuid};
 
 use super::Supervisor;
 use super::actor::{Actor, Parts};
-use super::cgroups::Cgroups;
+use super::cgroups::{Cgroups, limit_tasks};
 use super::fd_budget::{self, Budget, Share};
 use super::handle::Handle;
+use super::limits::DefaultLimits;
 use super::mailbox::{MessageSender, mailbox};
 use super::message::Message;
+use super::ports;
 use super::probes::{Probes, VerdictFilter};
 use super::replies::Started;
-use super::resolver::Resolver;
 use super::single_instance::SingleInstance;
-use super::task_limit;
+use super::threads;
 use super::trace::TraceStop;
+use crate::events::EventLog;
 use crate::health::Health;
 use crate::logs::{LogLimits, LogStore};
 use crate::metrics::METRICS;
-use crate::model::UserSpec;
-use crate::output::Output;
-use crate::trees::Trees;
+use crate::model::{Limits, UserSpec};
 use crate::unit::fleet::{Bounds, Fleet};
 use tl_os::resource_limits;
 use tl_os::spawn::Spawner;
-use tl_os::task_limits;
 use tl_os::thread;
-use tl_os::user_namespace::has_own_users;
 use tl_os::wait::become_subreaper;
 
 /// Options of a [`Supervisor`], created by [`Supervisor::builder`]. The defaults are those of docs/api.md, Limits.
@@ -67,8 +65,10 @@ pub struct Builder {
     max_sessions: usize,
     max_tasks: Option<u64>,
     session_idle: Duration,
+    pub(super) run_grace: Duration,
     cgroup: Option<PathBuf>,
     no_new_privs: bool,
+    default_limits: Limits,
     callbacks: Callbacks,
 }
 
@@ -124,8 +124,10 @@ impl Builder {
             max_sessions: 64,
             max_tasks: None,
             session_idle: Duration::from_secs(300),
+            run_grace: Duration::from_secs(10),
             cgroup: None,
             no_new_privs: false,
+            default_limits: Limits::default(),
             callbacks: Callbacks { on_main_thread: Box::new(drop), on_end: None, on_managed_start: Box::new(drop) },
         }
     }
@@ -200,6 +202,24 @@ impl Builder {
         self
     }
 
+    /// Limits for each run of processes and terminal sessions whose spec does not set the same limit. One that is not
+    /// available here is left out, and logged once.
+    ///
+    /// ```
+    /// use tl_supervisor::{Limits, Supervisor, UserSpec};
+    ///
+    /// let mut limits = Limits::default();
+    /// limits.open_files = Some(256);
+    /// let dir = tempfile::tempdir()?;
+    /// let builder = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current());
+    /// let supervisor = builder.default_limits(limits).start()?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn default_limits(mut self, limits: Limits) -> Self {
+        self.default_limits = limits;
+        self
+    }
+
     /// Sets a function that is called with each [`TraceStop`] that only the main thread of this process can end. It
     /// must pass the stop to the main thread, which calls [`TraceStop::resume`]. It runs on the supervisor thread: it
     /// must not block, and a panic shuts the supervisor down.
@@ -261,6 +281,7 @@ impl Builder {
         let instance = SingleInstance::register()?;
         let (original, max_files) = resource_limits::raise()?;
         let (budget, mut warnings) = self.fit_budget(max_files);
+        let bounds = self.bounds(budget);
         if std::process::id() != 1 {
             become_subreaper()?;
         }
@@ -268,32 +289,26 @@ impl Builder {
         let logs = LogStore::open(&self.log_dir, self.log_limits)?;
         let (messages, mut inbox) = mailbox()?;
         inbox.watch_children()?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let output = Output::start(
-            move |run, notice| to_self.send(Message::Output(run, notice)),
-            move |thread| died.send(Message::ThreadDied(thread)),
-        )?;
+        let output = threads::output(&messages)?;
         let remover = output.remover();
+        threads::report_truncation(&logs, &messages);
+        let events = EventLog::new();
+        let ports = ports::ports(messages.clone(), &events);
+        let closing = (events.close_on_drop(), ports.close_on_drop());
+        let (its_events, its_ports) = (Arc::clone(&events), ports.clone());
         logs.set_remove_files(move |removal| remover.remove(removal));
         let probes = probes(messages.clone())?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let trees = Trees::start(
-            move |report| to_self.send(Message::Trees(report)),
-            move || died.send(Message::ThreadDied("trees")),
-        )?;
-        let (to_self, died) = (messages.clone(), messages.clone());
-        let resolver = Resolver::start(
-            move |answer| to_self.send(Message::UserResolved(answer)),
-            move || died.send(Message::ThreadDied("users")),
-        )?;
+        let trees = threads::trees(&messages)?;
+        let resolver = threads::resolver(&messages)?;
         let (cgroups, warning) = Cgroups::make(self.cgroup, messages.clone());
         warnings.extend(warning);
+        let (default_limits, left_out) = DefaultLimits::new(self.default_limits);
+        warnings.extend(left_out);
         let default_user = Arc::new(self.default_user.clone());
-        let bounds =
-            Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions };
         let Callbacks { on_main_thread, on_end, on_managed_start } = self.callbacks;
         let body = move || {
             let _call_on_end = CallOnEnd(on_end);
+            let _closing = closing;
             inbox.unblock()?;
             // The slice is still empty here: no unit can start before `start` returns a handle.
             let (cgroups, nproc) = limit_tasks(cgroups, self.max_tasks, budget.connections);
@@ -303,6 +318,8 @@ impl Builder {
                 inbox,
                 fleet: Fleet::new(bounds),
                 logs,
+                events,
+                ports,
                 output,
                 probes,
                 trees,
@@ -310,21 +327,27 @@ impl Builder {
                 on_main_thread,
                 on_managed_start,
                 spawner,
+                default_limits: default_limits.reported(cgroups.controllers()),
                 cgroups,
                 default_user: self.default_user,
                 base_env: self.base_env,
                 descriptors: Share::of(max_files, budget.connections),
                 session_idle: self.session_idle,
             };
-            let mut actor = Actor::new(parts);
+            let mut actor = Actor::new(parts, self.run_grace);
             // A child may have ended before SIGCHLD was watched.
             actor.reap_scan.request(Duration::ZERO);
             actor.run_despite_panic();
             Ok(())
         };
         let thread = thread::spawn("supervisor", body, || {})?;
-        let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+        let ids = AtomicU64::new(1).into();
+        let handle = Handle { messages, ids, default_user, events: its_events, ports: its_ports };
         Ok(Supervisor { handle, budget, warnings, thread: Some(thread), _instance: instance })
+    }
+
+    fn bounds(&self, budget: Budget) -> Bounds {
+        Bounds { max_running: budget.processes, keep_ended: self.keep_ended, max_sessions: self.max_sessions }
     }
 
     /// The numbers of processes and connections for which `max_files` descriptors suffice, with a warning if these are
@@ -343,33 +366,6 @@ impl Builder {
         (budget, vec![warning])
     }
 }
-
-/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup
-/// limits tasks.
-fn limit_tasks(cgroups: Cgroups, requested: Option<u64>, connections: usize) -> (Cgroups, Option<libc::rlimit>) {
-    let kernel = task_limit::Kernel {
-        pids: task_limits::pid_max(),
-        threads: task_limits::threads_max(),
-        cgroup: task_limits::lowest_pids_max(),
-        own_users: has_own_users(),
-    };
-    let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
-    let max = requested.or_else(|| kernel.for_each_user(connections));
-    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
-        log::warn!("RLIMIT_NPROC: {error}");
-        None
-    });
-    if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
-        match task_limits::nproc() {
-            Ok(current) if current < requested => {
-                log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
-            }
-            _ => log::warn!("no cgroup limits tasks: {requested} of each user but root (RLIMIT_NPROC)"),
-        }
-    }
-    (cgroups, nproc)
-}
-
 pub(super) fn probes(messages: MessageSender) -> io::Result<Probes> {
     Probes::new(move |filter: VerdictFilter| {
         let (to_self, died) = (messages.clone(), messages.clone());

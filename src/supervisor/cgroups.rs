@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::MessageSender;
 use super::message::Message;
+use super::task_limit;
 use crate::oom::OomThread;
-use tl_os::cgroup::{Leaf, Slice, probe};
+use tl_os::cgroup::{Controllers, Leaf, Slice, probe};
 use tl_os::spawn::SpawnError;
+use tl_os::task_limits;
+use tl_os::user_namespace::has_own_users;
 
 /// Consequence of having no cgroup, for warnings.
 const WITHOUT: &str = "a process that leaves its session and its environment may escape a kill";
@@ -90,6 +93,14 @@ impl Cgroups {
     /// Whether the slice limits the number of tasks.
     pub(super) fn limit_tasks(&self) -> bool {
         matches!(&self.state, State::Usable(slice) if slice.limits_tasks())
+    }
+
+    /// The controllers that limit units; none without a slice.
+    pub(super) fn controllers(&self) -> Controllers {
+        match &self.state {
+            State::Usable(slice) => slice.controllers(),
+            State::Never | State::Lost(_) => Controllers::default(),
+        }
     }
 
     /// Calls `start` with an empty leaf, or with None if there is no usable slice. Returns its result and
@@ -184,6 +195,36 @@ impl Cgroups {
             None
         }))
     }
+}
+
+/// Prepares the cgroups, with a limit on the tasks of all units. Returns the RLIMIT_NPROC of each child where no cgroup
+/// limits tasks.
+pub(super) fn limit_tasks(
+    cgroups: Cgroups,
+    requested: Option<u64>,
+    connections: usize,
+) -> (Cgroups, Option<libc::rlimit>) {
+    let kernel = task_limit::Kernel {
+        pids: task_limits::pid_max(),
+        threads: task_limits::threads_max(),
+        cgroup: task_limits::lowest_pids_max(),
+        own_users: has_own_users(),
+    };
+    let cgroups = cgroups.prepared(requested.unwrap_or_else(|| kernel.for_all(connections)));
+    let max = requested.or_else(|| kernel.for_each_user(connections));
+    let nproc = max.map_or(Ok(None), task_limits::lower_nproc).unwrap_or_else(|error| {
+        log::warn!("RLIMIT_NPROC: {error}");
+        None
+    });
+    if let (Some(requested), false) = (requested, cgroups.limit_tasks()) {
+        match task_limits::nproc() {
+            Ok(current) if current < requested => {
+                log::warn!("RLIMIT_NPROC is {current}: at most {current} tasks of each user but root")
+            }
+            _ => log::warn!("no cgroup limits tasks: {requested} of each user but root (RLIMIT_NPROC)"),
+        }
+    }
+    (cgroups, nproc)
 }
 
 /// Calls `start` with the leaf. Returns its result and the leaf; if it has failed, the leaf is given back.

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use super::pause_watch::Hold;
 use super::replies::{SessionKey, Started};
 use super::resolver::{LookUp, RunUser};
+use super::usage::LastUsage;
 use crate::error::Error;
 use crate::logs::OutputLog;
-use crate::model::{HealthStatus, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
+use crate::model::{HealthStatus, Limits, ManagedInfo, ProcessInfo, ProcessSpec, RunNo, UnitId};
 use crate::output::Descriptor;
 use crate::pending::ReplySender;
 use crate::terminal::Terminal;
@@ -27,6 +29,12 @@ pub(super) struct UnitContext {
     pub(super) outputs: [Option<Arc<Descriptor>>; 2],
     /// How the processes of the current or last run are tracked. None after all of them have ended.
     pub(super) tree: Option<Tracking>,
+    /// The limits of the current or last run; None if it has none.
+    pub(super) limits: Option<Arc<Limits>>,
+    /// What was measured at the end of the current or last run.
+    pub(super) last_usage: LastUsage,
+    /// How the tree of the current run is paused, if it is.
+    pub(super) hold: Option<Hold>,
     /// The supervisor has sent SIGKILL to the leader, so its end is not an out-of-memory kill.
     pub(super) killed: bool,
     /// Requests that wait for the start of this run or of a later one.
@@ -56,6 +64,9 @@ impl UnitContext {
             report: None,
             outputs: [None, None],
             tree: None,
+            limits: None,
+            last_usage: LastUsage::None,
+            hold: None,
             killed: false,
             starting: Vec::new(),
             pty: None,
@@ -81,10 +92,12 @@ pub(super) fn info(id: UnitId, member: &Member) -> Option<ProcessInfo> {
         signal: exit.and_then(|exit| exit.signal()),
         oom_killed: exit == Some(crate::model::Exit::OomKilled),
         stdin_writable: context.spec.stdio.has_stdin_pipe() && context.stdin_open && shown.end.is_none(),
+        paused: unit.is_paused(),
         command: context.spec.command.clone(),
         args: context.spec.args.clone(),
         started_at: shown.started_at,
         ended_at: shown.end.map(|end| end.ended_at),
+        limits: context.limits.clone(),
         managed: managed_info(id, member),
     })
 }

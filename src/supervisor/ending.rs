@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::actor::Actor;
 use super::reports;
 use super::shutdown::Shutdown;
+use crate::events::EventKind;
 use crate::model::MAX_MS;
 use crate::pending::ReplySender;
 use crate::unit::{Event, Now};
@@ -29,6 +30,8 @@ impl Actor {
         let first = self.shutdown.is_none();
         if first {
             reports::shutdown_begun(grace);
+            self.parts.events.push(None, EventKind::DaemonShutdown);
+            self.parts.ports.refuse_waits();
         }
         self.parts.spawner.stop_server();
         self.watch_leftovers(now);
@@ -67,6 +70,8 @@ impl Actor {
                 // This thread may end before they are due.
                 self.log_left_out(Duration::MAX);
                 reports::shutdown_done(took, ended);
+                // Before the reply: a subscription must end before the connections are waited for.
+                self.parts.events.close();
             }
         }
         if let Some(shutdown) = &mut self.shutdown {

@@ -5,14 +5,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::limits;
 use super::mailbox::MessageSender;
 use super::message::{Command, Message};
 use super::replies::{Census, Counts, Started, Stdin};
 use super::resolver::RunUser;
+use super::usage::UsageSums;
 use crate::error::Error;
+use crate::events::{EventFilter, EventLog, EventStart, Events};
 use crate::logs::{Follower, StartAt, View};
-use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, UserSpec};
+use crate::model::{ProcessInfo, ProcessSpec, RunEnd, Signal, SignalScope, Target, UnitId, Usage, UserSpec};
 use crate::pending::{Pending, ReplySender, pending};
+use crate::ports::Ports;
 
 /// Size of the pieces in which [`Handle::write_stdin`] queues its bytes, in bytes.
 const PIECE: usize = 64 * 1024;
@@ -48,6 +52,8 @@ pub struct Handle {
     pub(super) messages: MessageSender,
     pub(super) ids: Arc<AtomicU64>,
     pub(super) default_user: Arc<UserSpec>,
+    pub(super) events: Arc<EventLog>,
+    pub(super) ports: Ports,
 }
 
 impl Handle {
@@ -72,6 +78,7 @@ impl Handle {
     /// could not be started.
     pub fn start(&self, spec: ProcessSpec) -> Result<ProcessInfo, Error> {
         spec.check_process()?;
+        limits::check(&spec)?;
         let id = self.next_id();
         let user = Some(self.look_up_user(&spec));
         self.call(|reply| Command::Start { id, spec: Box::new(spec), user, reply }).map(|started| started.info)
@@ -91,7 +98,7 @@ impl Handle {
 
     fn begin_start_as(&self, spec: ProcessSpec, user: Option<Result<RunUser, Error>>) -> (UnitId, Pending<Started>) {
         let id = self.next_id();
-        if let Err(error) = spec.check_process() {
+        if let Err(error) = spec.check_process().and_then(|()| limits::check(&spec)) {
             let (reply, result) = pending();
             reply.send(Err(error.into()));
             return (id, result);
@@ -152,6 +159,33 @@ impl Handle {
         self.begin(Command::Census).wait_until(Instant::now() + timeout)?.ok()
     }
 
+    /// What the current run of a process has used, or its last one.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn usage(&self, target: &Target) -> Result<Usage, Error> {
+        self.call(|reply| Command::Usage(target.clone(), reply))
+    }
+
+    /// Like [`usage`](Handle::usage). None also if the supervisor thread does not answer until the deadline.
+    pub(crate) fn usage_until(&self, target: &Target, deadline: Instant) -> Option<Usage> {
+        self.begin(|reply| Command::Usage(target.clone(), reply)).wait_until(deadline)?.ok()
+    }
+
+    /// The sums of what all processes have used, by their status, sessions aside. None if the supervisor thread does not
+    /// answer until the deadline, or has ended.
+    pub(crate) fn usage_sums(&self, deadline: Instant) -> Option<[UsageSums; 4]> {
+        let (mut sums, mut after) = ([UsageSums::default(); 4], None);
+        loop {
+            let page = self.begin(|reply| Command::UsagePage(after, reply)).wait_until(deadline)?.ok()?;
+            sums.iter_mut().zip(&page.sums).for_each(|(sum, more)| sum.merge(more));
+            after = page.last;
+            if after.is_none() {
+                return Some(sums);
+            }
+        }
+    }
+
     /// Sends a signal to the processes of `scope`. None means the process group, except for SIGKILL, which goes to the
     /// whole tree.
     ///
@@ -188,6 +222,40 @@ impl Handle {
     /// [`Error::NotFound`], [`Error::NotManaged`], [`Error::NameInUse`], or the reason why it could not be started.
     pub fn restart(&self, target: &Target) -> Result<ProcessInfo, Error> {
         self.call(|reply| Command::Restart(target.clone(), reply)).map(|started| started.info)
+    }
+
+    /// Pauses a process: no process of its tree runs until it is [resumed](Handle::resume). Blocks until the whole tree
+    /// stands still, but at most 2 s; a process that hangs in the kernel then stands still once its system call returns.
+    /// Has no effect on a process that is paused.
+    ///
+    /// Whatever ends the process resumes it first, except a SIGKILL, which ends it at once.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::NotRunning`] also for a process that is being ended; [`Error::Internal`] if there is
+    /// no cgroup and its processes cannot be found, or start others more quickly than they can be stopped. The process
+    /// then runs on.
+    ///
+    /// ```
+    /// # use tl_supervisor::{ProcessSpec, Supervisor, Target, UserSpec};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let supervisor = Supervisor::builder(dir.path().join("logs")).default_user(UserSpec::current()).start()?;
+    /// # let handle = supervisor.handle();
+    /// let process = Target::Unit(handle.start(ProcessSpec::command("sleep").args(["60"]).build()?)?.handle);
+    /// assert!(handle.pause(&process)?.paused);
+    /// assert!(!handle.resume(&process)?.paused);
+    /// handle.kill(&process)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pause(&self, target: &Target) -> Result<ProcessInfo, Error> {
+        self.call(|reply| Command::Pause(target.clone(), reply)).map(|started| started.info)
+    }
+
+    /// Resumes a process that was [paused](Handle::pause). Has no effect on one that was not.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotRunning`].
+    pub fn resume(&self, target: &Target) -> Result<ProcessInfo, Error> {
+        self.call(|reply| Command::Resume(target.clone(), reply)).map(|started| started.info)
     }
 
     /// The standard input of the current run, to write to.
@@ -243,6 +311,13 @@ impl Handle {
     /// [`Error::NotFound`].
     pub fn follow(&self, target: &Target, view: View) -> Result<Follower, Error> {
         Ok(self.look_up(target)?.follow(view, StartAt::Beginning, Waker::noop().clone()))
+    }
+
+    /// Subscribes to what happens to processes, to terminal sessions and to the supervisor, from now on or from an earlier
+    /// event. `waker` is woken when [`Events::try_next`] may return an item. A subscription that is only read with
+    /// [`Events::next`] needs no waker: pass a clone of [`Waker::noop`].
+    pub fn events(&self, start: EventStart, filter: EventFilter, waker: Waker) -> Events {
+        self.events.subscribe(start, filter, waker)
     }
 
     /// Ends all processes: SIGTERM to all of them, and SIGKILL after `grace` (at most one day) to those that still run.

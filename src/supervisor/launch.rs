@@ -8,7 +8,7 @@ use tl_os::pty::Size;
 use tl_os::spawn::{ExecFailure, Launch, Stage, Stdio, StringArray};
 use tl_os::wait;
 
-use crate::error::{Error, is_resource_exhaustion};
+use crate::error::{Error, SpecError, is_resource_exhaustion};
 use crate::model::{self, Exit, INVOCATION_ID, OutputMode, ProcessSpec, StdinMode};
 use crate::users::Identity;
 
@@ -46,6 +46,7 @@ pub(super) fn launch(
         uid: identity.uid,
         gid: identity.gid,
         groups: identity.groups.clone(),
+        open_files: None,
         no_new_privs: spec.no_new_privs,
     })
 }
@@ -112,6 +113,9 @@ pub(super) fn explain(failure: ExecFailure, spec: &ProcessSpec) -> Error {
         }
         (_, errno) if is_resource_exhaustion(errno) => other("starting a process"),
         (Stage::Setup, _) => other("preparing a process"),
+        (Stage::OpenFiles, _) => {
+            SpecError::new("limits.open_files", format!("cannot be set by the daemon: {why}")).into()
+        }
         (Stage::User, libc::EPERM) => {
             Error::permission_denied("`user`: the daemon does not have the privilege to become another user")
         }

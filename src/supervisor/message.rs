@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use super::replies::{Census, Counts, SessionAccess, SessionKey, Started, Stdin};
 use super::resolver::{Resolved, RunUser};
+use super::usage::UsagePage;
 use crate::error::Error;
+use crate::events::EventSubject;
 use crate::health::Verdict;
-use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId};
+use crate::model::{ProcessInfo, ProcessSpec, RunKey, Signal, SignalScope, Target, UnitId, Usage};
 use crate::output::Notice;
 use crate::pending::ReplySender;
+use crate::ports::Candidate;
 use crate::terminal::session::SessionInfo;
 use crate::trees::Report;
 
@@ -30,6 +33,11 @@ pub(crate) enum Command {
     LookUp(Target, ReplySender<Started>),
     Counts(ReplySender<Counts>),
     Census(ReplySender<Census>),
+    /// The units to whose trees these processes belong.
+    UnitsOf(Vec<Candidate>, ReplySender<Vec<Option<EventSubject>>>),
+    Usage(Target, ReplySender<Usage>),
+    /// The sums of the processes after this unit.
+    UsagePage(Option<UnitId>, ReplySender<UsagePage>),
     /// A scope of None means the process group, or the tree for SIGKILL.
     Signal {
         target: Target,
@@ -39,6 +47,8 @@ pub(crate) enum Command {
     },
     Kill(Target, ReplySender<()>),
     Restart(Target, ReplySender<Started>),
+    Pause(Target, ReplySender<Started>),
+    Resume(Target, ReplySender<Started>),
     Stdin(Target, ReplySender<Stdin>),
     CloseStdin(Target, ReplySender<()>),
     OpenPty {
@@ -54,6 +64,8 @@ pub(crate) enum Command {
     /// The token must be that of the session.
     Attach(SessionKey, ReplySender<SessionAccess>),
     Detach(UnitId),
+    /// The client with this id no longer follows the run of its request, which has an idempotency key.
+    LeaveRun(UnitId),
     Shutdown(Duration, ReplySender<()>),
     /// Ends the supervisor thread. Processes keep running.
     Quit,
@@ -65,6 +77,8 @@ pub(crate) enum Message {
     Command(Command),
     /// The kernel has killed a process of a unit because memory had run out.
     OomKill,
+    /// For the first time, output of this unit was dropped or could not be kept. Sent once for each unit.
+    Truncated(UnitId),
     Output(RunKey, Notice),
     Trees(Report),
     UserResolved(Resolved),

@@ -2,20 +2,29 @@
 
 mod actions;
 mod actor;
+mod announcements;
 mod builder;
 mod cgroups;
+mod conditions;
 mod context;
 mod ending;
 pub(crate) mod fd_budget;
 mod handle;
+mod keyed_requests;
 mod launch;
+mod limits;
 mod mailbox;
+mod measure;
 mod memory_return;
 mod message;
+mod pause_watch;
+mod pauses;
+mod ports;
 mod probes;
 mod pty;
 mod reap_scan;
 mod reaping;
+mod repeats;
 mod replies;
 mod reports;
 mod requests;
@@ -26,21 +35,25 @@ mod single_instance;
 pub(crate) mod task_limit;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod trace;
 mod tree_checks;
 mod tree_watch;
 mod trees;
+mod usage;
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use builder::Builder;
+pub use conditions::ConditionWatch;
 pub use handle::Handle;
 pub use pty::Attached;
 pub(crate) use replies::Census;
 pub use replies::{Counts, SessionKey, Started, Stdin};
 pub use trace::TraceStop;
+pub(crate) use usage::UsageSums;
 
 use fd_budget::Budget;
 use message::{Command, Message};

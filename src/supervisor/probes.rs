@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::health::{Health, Verdict};
-use crate::model::{HealthCheck, RunNo, UnitId};
+use crate::model::{HealthCheck, UnitId, WatchNo};
 
 /// Time from a panic to the next start of the thread, so that repeated panics do not use all of a CPU.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ impl fmt::Debug for Probes {
 pub(super) struct VerdictFilter {
     /// The units that the supervisor knows to be healthy. Their positive verdicts are dropped, so that healthy units
     /// do not wake the supervisor each second.
-    healthy: RefCell<HashMap<UnitId, RunNo>>,
+    healthy: RefCell<HashMap<UnitId, WatchNo>>,
     undelivered: Undelivered,
 }
 
@@ -68,7 +68,7 @@ impl VerdictFilter {
     /// Whether to send a verdict. If so, the supervisor must call [`Probes::delivered`] when it receives the verdict.
     pub(super) fn admits(&self, verdict: &Verdict) -> bool {
         let mut healthy = self.healthy.borrow_mut();
-        if verdict.outcome.is_ok() && healthy.get(&verdict.unit) == Some(&verdict.run)
+        if verdict.outcome.is_ok() && healthy.get(&verdict.unit) == Some(&verdict.watch)
             || !self.undelivered.add(verdict.unit)
         {
             return false;
@@ -80,7 +80,7 @@ impl VerdictFilter {
         if healthy.len() >= Self::MAX {
             healthy.clear();
         }
-        healthy.insert(verdict.unit, verdict.run);
+        healthy.insert(verdict.unit, verdict.watch);
         true
     }
 }
@@ -100,8 +100,8 @@ impl Probes {
         self.undelivered.remove(unit);
     }
 
-    pub(super) fn watch(&self, unit: UnitId, run: RunNo, check: HealthCheck) {
-        self.health.watch(unit, run, check);
+    pub(super) fn watch(&self, unit: UnitId, watch: WatchNo, check: HealthCheck) {
+        self.health.watch(unit, watch, check);
     }
 
     pub(super) fn unwatch(&self, unit: UnitId) {
@@ -144,8 +144,11 @@ mod tests {
     #[test]
     fn only_verdicts_that_can_change_something_are_sent() {
         let filter = VerdictFilter::default();
-        let verdict =
-            |run, outcome: Result<(), &str>| Verdict { unit: UnitId(1), run, outcome: outcome.map_err(str::to_owned) };
+        let verdict = |watch, outcome: Result<(), &str>| Verdict {
+            unit: UnitId(1),
+            watch,
+            outcome: outcome.map_err(str::to_owned),
+        };
         let cases =
             [(1, Ok(()), true), (1, Ok(()), false), (1, Err("x"), true), (1, Err("x"), true), (1, Ok(()), true)];
         for (run, outcome, expected) in cases.into_iter().chain([(1, Ok(()), false), (2, Ok(()), true)]) {
@@ -160,7 +163,7 @@ mod tests {
         let filter = VerdictFilter::new(undelivered.clone());
         let verdict = |unit, outcome: Result<(), &str>| Verdict {
             unit: UnitId(unit),
-            run: 1,
+            watch: 1,
             outcome: outcome.map_err(str::to_owned),
         };
         assert!(filter.admits(&verdict(1, Err("x"))) && filter.admits(&verdict(2, Err("x"))));

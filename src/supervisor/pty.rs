@@ -6,7 +6,7 @@ use std::task::Waker;
 use super::handle::Handle;
 use super::mailbox::MessageSender;
 use super::message::{Command, Message};
-use super::replies::{SessionAccess, SessionKey, Started, Stdin};
+use super::replies::{SessionAccess, SessionKey, Stdin};
 use crate::error::Error;
 use crate::model::{ProcessSpec, TerminalSize, UnitId};
 use crate::output::Message as ToOutput;
@@ -21,12 +21,7 @@ impl Handle {
     /// [`Error::Invalid`] for a spec without a terminal, or with a timeout or a [`ManagedSpec`](crate::ManagedSpec);
     /// [`Error::TooManySessions`]; or the reason why it could not be started.
     pub fn open_pty(&self, spec: ProcessSpec) -> Result<SessionKey, Error> {
-        spec.check_session()?;
-        let key = SessionKey::generate()?;
-        let (id, its_key) = (self.next_id(), key.clone());
-        let user = self.look_up_user(&spec);
-        let open = |reply| Command::OpenPty { id, spec: Box::new(spec), user, key: its_key, reply };
-        self.call(open).map(|_: Started| key)
+        self.open_pty_or_repeat(spec).map(|opened| opened.result)
     }
 
     /// All sessions, oldest first. An ended one is kept for a minute.

@@ -7,8 +7,9 @@ use nix::unistd::read;
 use super::actor::Actor;
 use super::launch::{exit, explain};
 use super::trace::TraceStop;
+use super::usage::LastUsage;
 use crate::metrics::METRICS;
-use crate::model::{Exit, Pid, RunKey, UnitId};
+use crate::model::{Exit, RunKey, UnitId};
 use crate::output::Notice;
 use crate::trees::Tracking;
 use crate::unit::{Event, Now};
@@ -104,7 +105,7 @@ impl Actor {
 
     fn reaped(&mut self, reaped: Reaped, now: Now) {
         match self.parts.fleet.led_by(reaped.pid) {
-            Some(id) => self.leader_ended(id, exit(reaped.exit), now),
+            Some(id) => self.leader_ended(id, reaped, now),
             None if self.parts.spawner.reaped(reaped) => {}
             None => {
                 if self.parts.fleet.reaped(reaped.pid).is_none() {
@@ -123,12 +124,15 @@ impl Actor {
         }
     }
 
-    fn leader_ended(&mut self, id: UnitId, exit: Exit, now: Now) {
+    fn leader_ended(&mut self, id: UnitId, reaped: Reaped, now: Now) {
         // It has reported by now.
         self.read_report(id);
-        let mut exit = exit;
+        let mut exit = exit(reaped.exit);
         if let Some(member) = self.parts.fleet.get_mut(id) {
             member.context.stdin_open = false;
+            if matches!(member.context.last_usage, LastUsage::None) {
+                member.context.last_usage = LastUsage::Leader(reaped.usage);
+            }
             if let (Exit::Signal(libc::SIGKILL), false, Some(Tracking::Leaf(leaf))) =
                 (exit, member.context.killed, &member.context.tree)
                 && leaf.leader_was_oom_killed()
@@ -144,6 +148,13 @@ impl Actor {
                 self.parts.cgroups.leader_was_killed();
             }
         }
+        if exit == Exit::OomKilled
+            && let Some(key) = self.current_run(id)
+            && matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.was_oom_killed_as_a_whole())
+        {
+            // The kernel spares processes that have set their `oom_score_adj` to -1000.
+            self.kill_run(key);
+        }
         self.step(id, now, Event::Exited(exit));
         if self.parts.fleet.get(id).is_some_and(|member| member.unit.leader().is_none())
             && let Some(key) = self.current_run(id)
@@ -156,11 +167,20 @@ impl Actor {
     pub(super) fn note_oom_kills(&mut self) {
         self.parts.cgroups.begin_oom_check();
         let fleet = &mut self.parts.fleet;
-        let led = fleet.iter().filter_map(|(id, member)| Some((id, member.unit.leader()?)));
-        for (id, leader) in led.collect::<Vec<(UnitId, Pid)>>() {
-            if let Some(Some(Tracking::Leaf(leaf))) = fleet.get_mut(id).map(|member| &mut member.context.tree) {
-                leaf.note_oom_kills(leader);
+        let mut whole = Vec::new();
+        for (id, leader) in fleet.iter().map(|(id, member)| (id, member.unit.leader())).collect::<Vec<_>>() {
+            let Some(member) = fleet.get_mut(id) else { continue };
+            if let Some(Tracking::Leaf(leaf)) = &mut member.context.tree {
+                if let Some(leader) = leader {
+                    leaf.note_oom_kills(leader);
+                }
+                let is_limited = member.context.limits.as_ref().is_some_and(|limits| limits.memory_bytes.is_some());
+                if is_limited && leaf.was_oom_killed_as_a_whole() {
+                    whole.push((id, member.unit.run_no()));
+                }
             }
         }
+        // The leader may be one of those that the kernel spares, or have ended before.
+        whole.into_iter().for_each(|key| self.kill_run(key));
     }
 }

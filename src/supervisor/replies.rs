@@ -65,6 +65,8 @@ pub struct Started {
     /// The process, as it was when the request was answered.
     pub info: ProcessInfo,
     pub(crate) log: Arc<OutputLog>,
+    /// The key of the session; None for a process.
+    pub(super) session: Option<Box<SessionKey>>,
 }
 
 impl Started {

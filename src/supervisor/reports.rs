@@ -1,4 +1,5 @@
-//! Tells operators what happens to units and to the supervisor itself: the one place that logs and counts it.
+//! Tells operators what happens to units and to the supervisor itself: the one place that logs and counts it, and
+//! that makes events of it.
 //!
 //! Each line of the log has key-value pairs (the feature `kv` of the crate `log`), whose keys `src/README.md` lists. The
 //! lines of each unit are limited, because a process that crashes in a loop, or a client, could fill the log otherwise.
@@ -23,10 +24,11 @@ const TARGET: &str = "tl_supervisor::events";
 type Fields<'a> = Vec<(&'static str, Value<'a>)>;
 
 impl Actor {
-    /// Counts what has happened to a unit, and logs it.
+    /// Counts what has happened to a unit, tells those that subscribe to events, and logs it.
     pub(super) fn report(&mut self, id: UnitId, occurrence: &Occurrence) {
         let Some(kind) = self.parts.fleet.get(id).map(kind) else { return };
         METRICS.record(kind, occurrence);
+        self.announce(id, kind, occurrence);
         if let (UnitKind::Managed, Occurrence::Started { .. }) = (kind, occurrence)
             && let Some(started) = self.started(id)
         {
@@ -231,6 +233,10 @@ fn log_occurrence(level: Level, subject: &Subject<'_>, occurrence: &Occurrence) 
                 Some(error) => write(level, &fields, format_args!("{subject} is stopped: {error}")),
                 None => write(level, &fields, format_args!("{subject} is stopped")),
             }
+        }
+        Occurrence::Paused => write(level, &subject.fields("process.paused"), format_args!("{subject} is paused")),
+        Occurrence::Resumed => {
+            write(level, &subject.fields("process.resumed"), format_args!("{subject} is resumed"));
         }
         Occurrence::Health { status, error } => {
             let mut fields = subject.fields("process.health");

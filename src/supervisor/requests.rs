@@ -37,9 +37,14 @@ impl Actor {
                 reply.send(Ok(Counts { running: self.parts.fleet.running(), total: self.parts.fleet.len() }));
             }
             Command::Census(reply) => reply.send(Ok(self.census())),
+            Command::UnitsOf(candidates, reply) => self.units_of(candidates, reply),
+            Command::Usage(target, reply) => reply.send(self.usage(&target)),
+            Command::UsagePage(after, reply) => reply.send(Ok(self.usage_page(after))),
             Command::Signal { target, signal, scope, reply } => self.signal(&target, signal, scope, reply),
             Command::Kill(target, reply) => self.kill(&target, reply),
             Command::Restart(target, reply) => self.restart(target, reply),
+            Command::Pause(target, reply) => self.pause(target, reply),
+            Command::Resume(target, reply) => self.resume(target, reply),
             Command::Stdin(target, reply) => reply.send(self.stdin(&target)),
             Command::CloseStdin(target, reply) => reply.send(self.close_stdin(&target)),
             Command::OpenPty { id, spec, user, key, reply } => self.open_pty(id, *spec, user, key, reply),
@@ -48,6 +53,7 @@ impl Actor {
             Command::KillPty(session, reply) => self.kill_pty(&session, reply),
             Command::Attach(key, reply) => reply.send(self.attach(&key)),
             Command::Detach(id) => self.detach(id),
+            Command::LeaveRun(client) => self.leave_run(client),
             Command::Shutdown(grace, reply) => self.begin_shutdown(grace, Some(reply), false),
             Command::Quit => {}
         }
@@ -85,7 +91,8 @@ impl Actor {
     /// A unit as it is returned to clients; None before its first fork.
     pub(super) fn started(&self, id: UnitId) -> Option<Started> {
         let member = self.parts.fleet.get(id)?;
-        Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log) })
+        let session = member.context.pty.as_ref().map(|session| Box::new(session.key.clone()));
+        Some(Started { info: info(id, member)?, log: Arc::clone(&member.context.log), session })
     }
 
     fn start(
@@ -95,6 +102,7 @@ impl Actor {
         user: Option<Result<RunUser, Error>>,
         reply: ReplySender<Started>,
     ) {
+        let Some(reply) = self.answer_repeat(id, &spec, reply) else { return };
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -125,6 +133,7 @@ impl Actor {
             reply.send(Err(error));
             return false;
         }
+        self.record_request(id);
         true
     }
 
@@ -132,6 +141,9 @@ impl Actor {
         match self.signalled_leader(target) {
             Ok((id, leader)) => {
                 let number = signal.number();
+                if self.keep_sigcont(id, number) {
+                    return reply.send(Ok(()));
+                }
                 let default = if number == libc::SIGKILL { SignalScope::Tree } else { SignalScope::Group };
                 if number == libc::SIGKILL
                     && let Some(member) = self.parts.fleet.get_mut(id)

@@ -29,6 +29,7 @@ impl Actor {
         key: SessionKey,
         reply: ReplySender<Started>,
     ) {
+        let Some(reply) = self.answer_repeat(id, &spec, reply) else { return };
         if self.shutdown.is_some() {
             return reply.send(Err(Error::ShuttingDown));
         }
@@ -134,6 +135,9 @@ impl Actor {
 
     /// Releases what belongs to a unit that was removed from the fleet.
     pub(super) fn release_unit(&mut self, id: UnitId, member: Member) {
+        if let Some(request) = &member.context.spec.request {
+            self.keyed.forget(request, id);
+        }
         if let Some(session) = member.context.pty {
             self.sessions.remove(&session.key.session_id);
             session.terminal.forget();

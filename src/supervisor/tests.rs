@@ -10,15 +10,18 @@ use super::builder::probes;
 use super::cgroups::Cgroups;
 use super::context::UnitContext;
 use super::fd_budget::Share;
+use super::limits::DefaultLimits;
 use super::mailbox::{Inbox, Wake, mailbox};
 use super::probes::Probes;
 use super::resolver::Resolver;
 use super::*;
 use crate::error::Error;
+use crate::events::EventLog;
 use crate::health::{Health, Verdict};
 use crate::logs::{LogLimits, LogStore};
 use crate::model::{HealthCheck, HealthKind, ManagedSpec, Policy, ProcessSpec, UnitId, UserSpec};
 use crate::output::Output;
+use crate::ports::{FindUnits, Ports};
 use crate::trees::Trees;
 use crate::unit::fleet::{Bounds, Fleet};
 use crate::unit::{Event, Unit};
@@ -27,10 +30,14 @@ use tl_os::spawn::Spawner;
 const LONG: Duration = Duration::from_secs(60);
 
 fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
-    Actor::new(Parts {
+    let events = EventLog::new();
+    let ports = Ports::new(FindUnits(Box::new(|candidates| vec![None; candidates.len()])), &events);
+    let parts = Parts {
         inbox,
         fleet: Fleet::new(Bounds { max_running: 10, keep_ended: 10, max_sessions: 10 }),
         logs: LogStore::open(dir, LogLimits { per_unit: 1 << 20, total: 1 << 20 }).unwrap(),
+        events,
+        ports,
         output: Output::start(|_, _| {}, |_| {}).unwrap(),
         probes,
         trees: Trees::start(|_| {}, || {}).unwrap(),
@@ -39,11 +46,13 @@ fn actor(dir: &std::path::Path, inbox: Inbox, probes: Probes) -> Actor {
         on_managed_start: Box::new(drop),
         spawner: Spawner::new(None, false).unwrap(),
         cgroups: Cgroups::none(),
+        default_limits: DefaultLimits::default(),
         default_user: UserSpec::Uid { uid: 0, gid: None },
         base_env: Vec::new(),
         descriptors: Share::of(1_000, 100),
         session_idle: LONG,
-    })
+    };
+    Actor::new(parts, LONG)
 }
 
 fn checked(port: u16) -> ProcessSpec {
@@ -140,7 +149,9 @@ fn a_shutdown_with_the_longest_possible_grace_does_not_panic() {
 fn a_spec_that_is_invalid_for_the_operation_is_rejected_before_any_command_is_sent() {
     let (messages, inbox) = mailbox().unwrap();
     let default_user = Arc::new(UserSpec::Uid { uid: 0, gid: None });
-    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user };
+    let events = EventLog::new();
+    let ports = ports::ports(messages.clone(), &events);
+    let handle = Handle { messages, ids: Arc::new(AtomicU64::new(1)), default_user, events, ports };
     let invalid = |error: Error, right: &str| assert!(matches!(error, Error::Invalid(wrong) if wrong.field == right));
     let on_terminal = || ProcessSpec::command("sh").stdio(crate::model::TerminalSize::default());
     invalid(handle.start(on_terminal().build().unwrap()).unwrap_err(), "terminal");

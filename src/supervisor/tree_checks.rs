@@ -137,6 +137,7 @@ impl Actor {
                 }
             }
             Report::Scanned(empty) => self.scanned(empty, self.clock.now()),
+            Report::Suspended(request, suspension) => self.suspended(request, suspension),
         }
     }
 

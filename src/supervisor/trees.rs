@@ -144,6 +144,7 @@ impl Actor {
 
     /// Gives the cgroup of a run back if it is empty. Returns whether it was.
     pub(super) fn release_if_empty(&mut self, key: RunKey) -> bool {
+        self.keep_tree_usage(key);
         let empty = matches!(self.tracking(key), Some(Tracking::Leaf(leaf)) if leaf.give_back().is_ok());
         if empty {
             self.release(key);

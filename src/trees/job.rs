@@ -1,9 +1,13 @@
 //! Jobs of the trees thread, and its reports.
 
+use std::fmt;
+
+use crate::events::EventSubject;
 use crate::model::{Pid, RunKey};
 use crate::pending::ReplySender;
 use tl_os::cgroup::Leaf;
 use tl_os::process_tree::Marks;
+use tl_os::procfs::Process;
 use tl_os::send_signal::TERMINATE;
 
 /// How the processes of a run are tracked.
@@ -13,6 +17,15 @@ pub enum Tracking {
     Leaf(Leaf),
     /// Without cgroups, marks by which they are found in /proc.
     Marks(Box<Marks>),
+}
+
+/// Replies to a client. Dropping it replies with an error.
+pub struct Reply(pub Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reply")
+    }
 }
 
 /// A job for the thread. The queue of jobs has no bound of its own: the supervisor requests one [`Job::Scan`] at a
@@ -32,13 +45,48 @@ pub enum Job {
     },
     /// Send one signal to the run, then complete the reply.
     Signal(RunKey, Tracking, i32, ReplySender<()>),
+    /// Send SIGSTOP to the run until every process of it is stopped. Reported by [`Report::Suspended`].
+    Suspend {
+        /// The run.
+        key: RunKey,
+        /// How its processes are tracked.
+        tracking: Tracking,
+        /// Number of the request, for the report.
+        request: u64,
+    },
+    /// Send SIGCONT to the processes that [`Job::Suspend`] has stopped.
+    Continue {
+        /// The run.
+        key: RunKey,
+        /// How its processes are tracked.
+        tracking: Tracking,
+        /// Whether the others, which something else has stopped, get it too.
+        all: bool,
+    },
+    /// Reply to a client, once the jobs before this one are done.
+    Reply(Reply),
     /// Send SIGHUP and SIGCONT to the session of a leader, except to the leader, which already got them.
     HangUp(Marks),
     /// Find out of which of these runs all processes have ended. Reported by [`Report::Scanned`].
     Scan(Vec<(RunKey, Marks)>),
+    /// Find the runs to which processes belong, then complete the reply.
+    Attribute(Box<Attribution>),
     /// As PID 1 only: send SIGTERM and SIGCONT to all processes that were not asked to end, by [`Job::Terminate`], by
     /// [`Job::HangUp`], or with the session or the process group of a leader.
     TerminateRest,
+}
+
+/// Processes whose runs are to be found.
+#[derive(Debug)]
+pub struct Attribution {
+    /// The runs, with what is answered for each.
+    pub runs: Vec<(RunKey, Marks, EventSubject)>,
+    /// Each process with its ancestors, up to a child of this process, and its index in the answer.
+    pub processes: Vec<(usize, Vec<Process>)>,
+    /// The answer as far as it is known.
+    pub found: Vec<Option<EventSubject>>,
+    /// Completed with the answer.
+    pub reply: ReplySender<Vec<Option<EventSubject>>>,
 }
 
 /// The result of a job.
@@ -48,6 +96,21 @@ pub enum Report {
     Killed(RunKey),
     /// The runs of a [`Job::Scan`] of which all processes have ended.
     Scanned(Vec<RunKey>),
+    /// The request of a [`Job::Suspend`], and how far it has got.
+    Suspended(u64, Suspension),
+}
+
+/// How far a [`Job::Suspend`] has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Suspension {
+    /// Every process of the run is stopped.
+    Complete,
+    /// Every process of the run got SIGSTOP, and some have not stopped yet.
+    Signalled,
+    /// The last look has found new processes.
+    Growing,
+    /// The processes of the run cannot be found.
+    Blind,
 }
 
 /// A tree to look for in /proc.
@@ -78,7 +141,14 @@ impl Job {
         match self {
             Job::Kill { key, .. } => Some(Report::Killed(*key)),
             Job::Scan(_) => Some(Report::Scanned(Vec::new())),
-            Job::Terminate(..) | Job::Signal(..) | Job::HangUp(_) | Job::TerminateRest => None,
+            Job::Suspend { request, .. } => Some(Report::Suspended(*request, Suspension::Growing)),
+            Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::Terminate(..)
+            | Job::Signal(..)
+            | Job::HangUp(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -88,7 +158,13 @@ impl Job {
             Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
             Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
             Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
-            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 
@@ -101,6 +177,7 @@ impl Job {
             Job::HangUp(marks) => Some(vec![Tree { key: None, leader: marks.leader() }]),
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
+            Job::Suspend { .. } | Job::Continue { .. } | Job::Reply(_) | Job::Attribute(_) => Some(Vec::new()),
         }
     }
 
@@ -108,7 +185,13 @@ impl Job {
     pub(super) fn key(&self) -> Option<RunKey> {
         match self {
             Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::HangUp(_) | Job::Scan(_) | Job::TerminateRest => None,
+            Job::Suspend { .. }
+            | Job::Continue { .. }
+            | Job::Reply(_)
+            | Job::Attribute(_)
+            | Job::HangUp(_)
+            | Job::Scan(_)
+            | Job::TerminateRest => None,
         }
     }
 }

@@ -5,8 +5,10 @@
 //! milliseconds, and because a hostile process can make reading its environment block for ever. The thread signals
 //! through pidfds (`tl_os::send_signal`), because the supervisor thread reaps processes meanwhile.
 
+mod attribute;
 mod environ;
 mod job;
+mod suspend;
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -15,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-pub use job::{Job, Report, Tracking};
+pub use job::{Attribution, Job, Reply, Report, Suspension, Tracking};
 
 use crate::error::Error;
 use crate::model::{Pid, RunKey};
@@ -73,6 +75,7 @@ impl Trees {
             notify: Box::new(notify),
             known: HashMap::new(),
             asked: HashSet::new(),
+            suspended: HashMap::new(),
             environ: Environ::default(),
             is_blind: false,
         };
@@ -107,6 +110,8 @@ struct Actor {
     known: HashMap<RunKey, HashSet<Identity>>,
     /// Live processes that were asked to end, by SIGTERM or SIGHUP.
     asked: HashSet<Identity>,
+    /// The processes that [`Job::Suspend`] has stopped, in the order in which they were.
+    suspended: HashMap<RunKey, Vec<Identity>>,
     environ: Environ,
     /// The last scan has found nothing, not even this process.
     is_blind: bool,
@@ -166,6 +171,13 @@ impl Actor {
                     reply.send(Err(Error::internal(BLIND)));
                 }
                 Job::Signal(.., reply) => reply.send(Ok(())),
+                Job::Suspend { key, tracking, request } => {
+                    let suspension = self.suspend(key, &tracking, &leaders);
+                    (self.notify)(Report::Suspended(request, suspension));
+                }
+                Job::Continue { key, tracking, all } => self.let_continue(key, &tracking, all, &leaders),
+                Job::Reply(Reply(reply)) => reply(),
+                Job::Attribute(attribution) => self.attribute(*attribution),
                 Job::HangUp(marks) => self.hang_up(&snapshot, &marks),
                 Job::TerminateRest => self.terminate_rest(&snapshot, &leaders),
                 Job::Scan(runs) => self.find_gone(&snapshot, &runs, &leaders),

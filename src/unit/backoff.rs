@@ -19,7 +19,7 @@ const STABLE: Duration = Duration::from_secs(10);
 impl Unit {
     pub(super) fn note_run_length(&mut self, now: Now) {
         let State::Up(run) = &self.state else { return };
-        let up = now.mono.saturating_sub(run.since);
+        let up = now.mono.saturating_sub(run.counted_from);
         self.short_runs = if up < SHORT_RUN { self.short_runs.saturating_add(1) } else { 0 };
         self.note_stability(now);
         let stable = if self.watched() { self.health.stable } else { up >= self.stable_after() };

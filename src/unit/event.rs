@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::model::{Exit, Millis, Occurrence, Pid, RunEnd, RunNo};
+use crate::model::{Exit, Millis, Occurrence, Pid, RunEnd, RunNo, WatchNo};
 
 /// The current time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,12 @@ pub enum Event {
     Restart,
     /// The supervisor shuts down: SIGTERM to the tree now, SIGKILL at this time, no restart.
     ShutDown(Duration),
-    /// A health probe of a run has finished.
-    Verdict(RunNo, Result<(), String>),
+    /// A client pauses the run.
+    Pause,
+    /// A client resumes the run, or it could not be paused.
+    Resume,
+    /// A health probe has finished. It belongs to the [`Action::Watch`] with this number.
+    Verdict(WatchNo, Result<(), String>),
     /// A deadline may have passed.
     Tick,
 }
@@ -68,8 +72,12 @@ pub enum Action {
     KillTree,
     /// Stop waiting for this leader, which was killed but not reaped. [`Event::Exited`] must not follow for it.
     Abandon(Pid),
-    /// Begin to probe the health of the run.
-    Watch,
+    /// Stop the execution of every process of the tree, until [`Action::Thaw`].
+    Freeze,
+    /// Let every process of the tree run on. The tree may have ended.
+    Thaw,
+    /// Begin to probe the health of the run: the first probe after this time, later ones at the interval of the check.
+    Watch(Duration),
     /// Stop probing.
     Unwatch,
     /// Read the rest of the output from the pipes. [`Event::Drained`] follows.

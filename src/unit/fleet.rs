@@ -4,6 +4,7 @@
 //! unit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -339,6 +340,12 @@ impl<T> Fleet<T> {
     /// All units, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (UnitId, &Member<T>)> {
         self.members.iter().map(|(id, member)| (*id, &**member))
+    }
+
+    /// The units that are younger than `after`, or all, oldest first.
+    pub fn after(&self, after: Option<UnitId>) -> impl Iterator<Item = (UnitId, &Member<T>)> {
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.members.range((first, Bound::Unbounded)).map(|(id, member)| (*id, &**member))
     }
 
     /// All units in the order in which a shutdown terminates them: managed processes, then terminal sessions, then the

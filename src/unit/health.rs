@@ -1,9 +1,11 @@
 //! The health of a unit, from the verdicts of its probes.
 
+use std::time::Duration;
+
 use super::Unit;
 use super::event::{Action, Now};
 use super::state::{Actions, Next, Phase, State};
-use crate::model::{HealthCheck, HealthStatus, Occurrence, Policy, RunNo};
+use crate::model::{HealthCheck, HealthStatus, Occurrence, Policy, WatchNo};
 
 impl Unit {
     /// Ends a healthy status when the leader has ended. An unhealthy status stays: it is the reason for the restart.
@@ -17,16 +19,31 @@ impl Unit {
     /// The health check, if its verdicts have an effect in the present state.
     pub fn probed(&self) -> Option<&HealthCheck> {
         match &self.state {
-            State::Up(run) if run.next == Next::Policy && matches!(run.phase, Phase::Running | Phase::Slow) => {
+            State::Up(run)
+                if run.next == Next::Policy
+                    && run.paused_at.is_none()
+                    && matches!(run.phase, Phase::Running | Phase::Slow) =>
+            {
                 self.managed.as_ref()?.health.as_ref()
             }
             _ => None,
         }
     }
 
-    pub(super) fn verdict(&mut self, now: Now, of: RunNo, outcome: Result<(), String>, actions: Actions) {
+    /// Begins to probe the run, for the first time after `delay`.
+    pub(super) fn watch(&mut self, delay: Duration, actions: Actions) {
+        self.watch += 1;
+        actions.push(Action::Watch(delay));
+    }
+
+    /// The number of the latest [`Action::Watch`]; 0 before the first.
+    pub fn watch_no(&self) -> WatchNo {
+        self.watch
+    }
+
+    pub(super) fn verdict(&mut self, now: Now, of: WatchNo, outcome: Result<(), String>, actions: Actions) {
         let Some(check) = self.probed() else { return };
-        if of != self.run {
+        if of != self.watch {
             return;
         }
         let threshold = check.failure_threshold;

@@ -35,6 +35,8 @@ pub(super) struct World {
     draining: bool,
     /// The health of the run is probed.
     watched: bool,
+    /// The tree stands still.
+    frozen: bool,
     /// The log and its followers have ended.
     finished: bool,
     /// The latest request was to stop the unit.
@@ -70,10 +72,12 @@ pub(super) fn inputs(node: &Node) -> Vec<Input> {
         events.push(Event::Start);
     } else {
         events.extend([Event::Stop, Event::Restart, Event::ShutDown(BASE), Event::Start, Event::HangUp]);
+        events.extend([Event::Pause, Event::Resume]);
     }
     if world.resolving {
         events.push(Event::UserResolved);
     }
+    // Only a signal ends a child that stands still; its end may have been under way.
     if world.child {
         events.extend([Exit::Code(0), Exit::Code(1), Exit::Signal(9)].map(Event::Exited));
     }
@@ -87,10 +91,10 @@ pub(super) fn inputs(node: &Node) -> Vec<Input> {
         events.push(Event::TreeGone);
     }
     if world.watched {
-        events.extend([Event::Verdict(unit.run, Ok(())), Event::Verdict(unit.run, failed_probe())]);
+        events.extend([Event::Verdict(unit.watch, Ok(())), Event::Verdict(unit.watch, failed_probe())]);
     }
-    // A verdict on an earlier run, and events at the wrong time: these must change nothing.
-    events.extend([Event::Verdict(unit.run.wrapping_sub(1), failed_probe()), Event::Spawned(1), Event::Tick]);
+    // A verdict of an earlier watch, and events at the wrong time: these must change nothing.
+    events.extend([Event::Verdict(unit.watch.wrapping_sub(1), failed_probe()), Event::Spawned(1), Event::Tick]);
     let mut inputs: Vec<Input> = events.into_iter().map(Input::Event).collect();
     if let Some(at) = unit.deadline() {
         inputs.push(Input::Time(at.saturating_sub(BASE)));
@@ -142,7 +146,7 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
                 return forks(node, context);
             }
             // Sent to the tree, which can outlive its leader.
-            Action::Terminate => {}
+            Action::Terminate => assert!(!world.frozen, "a paused tree cannot react to the signal: {context:?}"),
             Action::Abandon(_) => {
                 assert!(world.child && node.unit.leader().is_none(), "{context:?}");
                 // The outcome of the exec comes late or never, and no state depends on it.
@@ -150,10 +154,21 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
             }
             Action::HangUp => {
                 assert!(world.child, "a signal to a PID that was reaped: {context:?}");
-                assert!(node.unit.leader().is_some(), "{context:?}");
+                assert!(node.unit.leader().is_some() && !world.frozen, "{context:?}");
             }
             Action::Disconnect => {}
-            Action::Watch => world.watched = true,
+            Action::Freeze => {
+                assert!(world.child && !world.frozen && !world.watched, "{context:?}");
+                world.frozen = true;
+            }
+            Action::Thaw => {
+                assert!(world.frozen, "{context:?}");
+                world.frozen = false;
+            }
+            Action::Watch(_) => {
+                assert!(!world.frozen && !world.watched, "{context:?}");
+                world.watched = true;
+            }
             Action::Unwatch => world.watched = false,
             Action::Drain => {
                 assert!(!world.child && !world.exec && !world.draining, "{context:?}");
@@ -162,12 +177,15 @@ fn perform(mut node: Node, actions: Vec<Action>, context: Context) -> Vec<Node> 
             Action::Finish(_) => {
                 assert!(!world.child && !world.draining, "ended before its output was drained: {context:?}");
                 assert!(!world.shown_up, "the end was not reported: {context:?}");
-                assert!(!world.watched, "{context:?}");
+                assert!(!world.watched && !world.frozen, "{context:?}");
                 world.finished = true;
             }
             Action::Report(occurrence) => report(world, occurrence, context),
             Action::Reopen => world.finished = false,
-            Action::Forget => world.forgotten = true,
+            Action::Forget => {
+                assert!(!world.frozen, "its processes would stand still for ever: {context:?}");
+                world.forgotten = true;
+            }
             Action::KillTree | Action::Started | Action::StartFailed(..) | Action::ReportLateFailure(_) => {}
         }
     }
@@ -189,7 +207,9 @@ fn report(world: &mut World, occurrence: &Occurrence, context: Context) {
             assert!(!world.shown_up && !world.stopped, "a restart of what is up or stopped: {context:?}");
         }
         Occurrence::Stopped { .. } => assert!(!world.shown_up && !world.child, "{context:?}"),
-        Occurrence::Health { .. } => assert!(world.shown_up, "{context:?}"),
+        Occurrence::Health { .. } => assert!(world.shown_up && !world.frozen, "{context:?}"),
+        Occurrence::Paused => assert!(world.frozen, "{context:?}"),
+        Occurrence::Resumed => assert!(!world.frozen, "{context:?}"),
     }
 }
 
@@ -209,8 +229,10 @@ fn forks(node: Node, context: Context) -> Vec<Node> {
 
 /// Lets time pass: moves every time that the unit holds into the past.
 fn pass(unit: &mut Unit, passed: Duration) {
-    let past = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE - LONG_AGO);
+    let past_from = |now: Duration, at: &mut Duration| *at = at.saturating_sub(passed).max(now - LONG_AGO);
+    let past = |at: &mut Duration| past_from(BASE, at);
     let due = |at: &mut Duration| *at = at.saturating_sub(passed).max(BASE);
+    let mut counted_until = BASE;
     if let State::BackingOff { until } = &mut unit.state {
         due(until);
     }
@@ -220,6 +242,10 @@ fn pass(unit: &mut Unit, passed: Duration) {
     }
     if let State::Up(run) = &mut unit.state {
         past(&mut run.since);
+        run.paused_at.iter_mut().for_each(past);
+        // What counts is how long ago they were when the run was paused.
+        counted_until = run.paused_at.unwrap_or(BASE);
+        past_from(counted_until, &mut run.counted_from);
         let deadlines = [&mut run.kill_at, &mut run.disconnect_at, &mut run.expires_at, &mut run.abandon_at];
         deadlines.into_iter().flatten().for_each(due);
         if let Phase::Execing { give_up } = &mut run.phase {
@@ -227,7 +253,7 @@ fn pass(unit: &mut Unit, passed: Duration) {
         }
     }
     unit.sweep_at.iter_mut().for_each(due);
-    unit.health.healthy_since.iter_mut().for_each(past);
+    unit.health.healthy_since.iter_mut().for_each(|at| past_from(counted_until, at));
 }
 
 pub(super) fn check(node: &Node) {
@@ -262,7 +288,10 @@ pub(super) fn check(node: &Node) {
     }
     if unit.leader().is_some() {
         assert!(world.child, "a reaped leader could be signalled: {node:?}");
+        assert_eq!(unit.is_paused(), world.frozen, "{node:?}");
     }
+    assert!(!world.frozen || matches!(unit.state, State::Up(_)), "a tree stands still for ever: {node:?}");
+    assert!(!world.frozen || !world.watched && unit.probed().is_none(), "probed while it is paused: {node:?}");
 }
 
 /// In every state, a stop and the end of the child lead to a unit that is down.

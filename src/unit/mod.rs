@@ -22,6 +22,10 @@
 //! grace is over. The next run begins when all of them have ended, at the latest 1 s after that kill. Processes that a
 //! leader leaves behind when it exits by itself are killed before the next run, without a grace.
 //!
+//! **Pausing.** While a run is paused, its health is not probed, and the time that counts as a stable run stands still;
+//! its timeout goes on. Whatever ends the run resumes it first, except a SIGKILL, which needs no resume. A run that is
+//! being ended cannot be paused.
+//!
 //! **Abandoning.** A leader that was killed but cannot be reaped, because a tracer holds it or it hangs in the kernel,
 //! is abandoned after 750 ms: its run is reported as ended.
 
@@ -31,6 +35,7 @@ pub(crate) mod fleet;
 mod health;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
+mod pause;
 mod run;
 mod state;
 mod stop;
@@ -46,7 +51,7 @@ use std::time::Duration;
 pub use event::{Action, Event, Now};
 pub use state::Shown;
 
-use crate::model::{HealthStatus, Leftovers, ManagedSpec, Millis, RestartPolicy, RunEnd, RunNo};
+use crate::model::{HealthStatus, Leftovers, ManagedSpec, Millis, RestartPolicy, RunEnd, RunNo, WatchNo};
 use state::{Actions, Health, Next, Phase, State, take_if_due};
 
 /// One unit. See the module's documentation.
@@ -65,6 +70,8 @@ pub struct Unit {
     last_error: Option<String>,
     next_restart_at: Option<Millis>,
     health: Health,
+    /// Number of the latest [`Action::Watch`]. A verdict on an earlier one, of another run or before a pause, is ignored.
+    watch: WatchNo,
     /// Number of restarts in a row without a stable run.
     restarts: u32,
     /// Number of short runs in a row.
@@ -92,6 +99,7 @@ impl Unit {
             last_error: None,
             next_restart_at: None,
             health: Health { status, failures: 0, healthy_since: None, stable: false },
+            watch: 0,
             restarts: 0,
             short_runs: 0,
             released: false,
@@ -126,11 +134,13 @@ impl Unit {
             Event::Exited(exit) => self.exited(now, exit, actions),
             Event::Drained => self.drained(now, actions),
             Event::TreeGone => self.tree_gone(now, actions),
-            Event::HangUp => self.hang_up(actions),
+            Event::HangUp => self.hang_up(now, actions),
             Event::Stop => self.stop(now, actions),
             Event::Restart => self.restart(now, actions),
             Event::ShutDown(kill_at) => self.shut_down(now, kill_at, actions),
-            Event::Verdict(run, outcome) => self.verdict(now, run, outcome, actions),
+            Event::Pause => self.pause(now, actions),
+            Event::Resume => self.resume(now, actions),
+            Event::Verdict(watch, outcome) => self.verdict(now, watch, outcome, actions),
             Event::Tick => self.tick(now, actions),
         }
     }

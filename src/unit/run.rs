@@ -1,5 +1,7 @@
 //! A run, from the fork to the last byte of its output.
 
+use std::time::Duration;
+
 use super::Unit;
 use super::event::{Action, Now};
 use super::state::{Actions, Next, Phase, Run, Shown, State};
@@ -16,6 +18,8 @@ impl Unit {
         self.state = State::Up(Box::new(Run {
             pid,
             since: now.mono,
+            counted_from: now.mono,
+            paused_at: None,
             phase: Phase::Execing { give_up: now.mono + EXEC_TIMEOUT },
             next: Next::Policy,
             kill_at: None,
@@ -46,10 +50,15 @@ impl Unit {
     pub(super) fn exec_failed(&mut self, now: Now, error: Error, actions: Actions) {
         let State::Up(run) = &mut self.state else { return };
         match run.phase {
-            Phase::Execing { .. } => run.phase = Phase::Broken(error),
+            Phase::Execing { .. } => {
+                run.phase = Phase::Broken(error);
+                // The child must be able to exit.
+                self.resume(now, actions);
+            }
             Phase::Slow => {
                 run.phase = Phase::Running;
                 actions.push(Action::ReportLateFailure(error));
+                self.resume(now, actions);
             }
             Phase::Reaped { end, slow: true } => {
                 actions.push(Action::ReportLateFailure(error));
@@ -64,10 +73,11 @@ impl Unit {
     }
 
     /// Reports that the run has started, and begins its health checks.
-    pub(super) fn report_started(&self, actions: Actions) {
+    pub(super) fn report_started(&mut self, actions: Actions) {
         self.push_started(actions);
-        if self.watched() && self.next() == Next::Policy {
-            actions.push(Action::Watch);
+        if let Some(check) = self.probed() {
+            let delay = Duration::from_millis(check.initial_delay_ms);
+            self.watch(delay, actions);
         }
     }
 
@@ -82,8 +92,12 @@ impl Unit {
         let timed_out = run.next == Next::TimedOut && exit == Exit::Signal(9);
         let end = RunEnd { exit, timed_out, ended_at: now.wall };
         match &run.phase {
-            Phase::Execing { .. } => run.phase = Phase::Reaped { end, slow: false },
-            Phase::Slow => run.phase = Phase::Reaped { end, slow: true },
+            Phase::Execing { .. } | Phase::Slow => {
+                run.phase = Phase::Reaped { end, slow: run.phase == Phase::Slow };
+                if self.end_pause(now) {
+                    actions.push(Action::Thaw);
+                }
+            }
             Phase::Running => self.drain(now, end, actions),
             Phase::Broken(error) => {
                 let (error, next) = (error.clone(), run.next);
@@ -94,12 +108,16 @@ impl Unit {
     }
 
     pub(super) fn drain(&mut self, now: Now, end: RunEnd, actions: Actions) {
+        let was_paused = self.end_pause(now);
         self.note_run_length(now);
         if self.watched() {
             actions.push(Action::Unwatch);
         }
         if self.kills_leftovers(end) {
             actions.push(Action::KillTree);
+        }
+        if was_paused {
+            actions.push(Action::Thaw);
         }
         self.end_healthy_status();
         if let State::Up(run) = &mut self.state {
@@ -165,6 +183,9 @@ impl Unit {
 
     /// Handles a program that could not be started. `end` is the end of the forked child, if there was one.
     pub(super) fn start_failed(&mut self, now: Now, error: Error, next: Next, end: Option<RunEnd>, actions: Actions) {
+        if self.end_pause(now) {
+            actions.push(Action::Thaw);
+        }
         self.last_error = Some(error.to_string());
         actions.push(Action::StartFailed(self.run, error));
         if self.run == 1 {

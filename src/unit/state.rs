@@ -38,7 +38,12 @@ pub(super) struct TreeWait {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Run {
     pub(super) pid: Pid,
+    /// When it was forked.
     pub(super) since: Duration,
+    /// `since`, moved by the length of each pause: the run has lasted from here on without its pauses.
+    pub(super) counted_from: Duration,
+    /// When a client has paused it; None once the leader was reaped.
+    pub(super) paused_at: Option<Duration>,
     pub(super) phase: Phase,
     pub(super) next: Next,
     /// When the grace of a stop is over.

@@ -116,6 +116,9 @@ impl Unit {
         let State::Up(run) = &mut self.state else { return };
         let first = run.next == Next::Policy;
         run.next = next;
+        // A process that is paused could not react to a signal.
+        self.resume(now, actions);
+        let State::Up(run) = &mut self.state else { return };
         match run.phase {
             // The leader has exited by itself: the processes it left behind have no grace.
             Phase::Reaped { .. } | Phase::Draining { .. } if run.kill_at.is_none() => actions.push(Action::KillTree),
@@ -134,12 +137,13 @@ impl Unit {
     }
 
     /// Disconnects the terminal. A process that ignores that keeps running.
-    pub(super) fn hang_up(&mut self, actions: Actions) {
+    pub(super) fn hang_up(&mut self, now: Now, actions: Actions) {
         if let State::Up(run) = &mut self.state
             && self.terminal
             && run.has_leader()
         {
             run.disconnect_at = None;
+            self.resume(now, actions);
             actions.push(Action::Disconnect);
         }
     }

@@ -1,5 +1,7 @@
-//! Scenarios with a simulated clock. `table` lists every event in every state; `walk` searches every reachable state.
+//! Scenarios with a simulated clock. `pause` is about pauses; `table`
+//! lists every event in every state; `walk` searches every reachable state.
 
+mod pause;
 mod table;
 mod walk;
 
@@ -593,7 +595,7 @@ fn the_end_of_a_run_ends_a_healthy_status_but_not_an_unhealthy_one() {
 #[test]
 fn an_unhealthy_process_is_restarted_unless_the_policy_is_never() {
     let mut scenario = Scenario::managed(Policy::OnFailure, health(3));
-    assert_eq!(scenario.start(), [Action::Spawn, Action::Started, Action::Watch]);
+    assert_eq!(scenario.start(), [Action::Spawn, Action::Started, Action::Watch(Duration::ZERO)]);
     assert_eq!(scenario.unit.health(), (HealthStatus::Starting, 0));
     scenario.event(Event::Verdict(1, Ok(())));
     assert_eq!(scenario.unit.health(), (HealthStatus::Healthy, 0));

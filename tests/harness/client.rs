@@ -193,6 +193,11 @@ impl Daemon {
         self.follow_with(pid, view, "")
     }
 
+    /// The event stream of `GET /events`, not read yet. `headers` are lines that end in CRLF.
+    pub fn events(&self, query: &str, headers: &str) -> EventStream {
+        EventStream::new(self.open("GET", &format!("/events{query}"), headers, b"").expect_status(200))
+    }
+
     /// The report of `GET /boot`.
     pub fn boot(&self) -> Value {
         self.get("/boot").expect(200)

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::json;
 
-use crate::harness::{Host, start_host, start_host_alone, wait_until};
+use crate::harness::{Host, TIMEOUT, start_host, start_host_alone, wait_until};
 
 /// A connection to the proxy, on which this head of a request was sent.
 fn send_head(host: &Host, sandbox: &str, line: &str, headers: &str) -> TcpStream {
@@ -120,4 +120,64 @@ fn a_suspended_sandbox_that_a_slow_engine_does_not_resume_is_503_and_later_works
     assert_eq!((answer.status, &answer.body["code"]), (503, &json!("ENGINE_UNAVAILABLE")), "{answer:?}");
     host.podman().thaw_service();
     wait_until("the sandbox to be reached", || (host.ask("GET", &id, "/info", "").status == 200).then_some(()));
+}
+
+#[test]
+fn a_run_with_a_key_whose_client_vanishes_is_attached_to_again() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    let body = json!({ "command": "sh", "args": ["-c", "echo begun; read x </tmp/fifo; echo done"] }).to_string();
+    host.shell(&id, "mkfifo /tmp/fifo");
+    let open = || {
+        let headers = format!("Idempotency-Key: a;b=\"c\"\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let mut stream = send_head(&host, &id, "POST /api/v1/processes/run", &headers);
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(body.as_bytes()).unwrap();
+        stream
+    };
+    let read_until_begun = |stream: &mut TcpStream| {
+        let mut bytes = Vec::new();
+        while !String::from_utf8_lossy(&bytes).contains("\"begun\"") {
+            let mut some = [0; 4096];
+            let count = stream.read(&mut some).unwrap();
+            assert!(count > 0, "the response ends: {}", String::from_utf8_lossy(&bytes));
+            bytes.extend_from_slice(&some[..count]);
+        }
+        String::from_utf8(bytes).unwrap()
+    };
+    let first_event =
+        |response: &str| response.lines().find(|line| line.starts_with("data: ")).expect("the first event").to_owned();
+    let mut lost = open();
+    let first = read_until_begun(&mut lost);
+    assert!(!first.to_lowercase().contains("idempotent-replayed"), "{first}");
+    reset(lost);
+    wait_for_open_requests(&host, 0);
+    let mut again = open();
+    let mut response = read_until_begun(&mut again);
+    host.shell(&id, "echo go >/tmp/fifo");
+    again.read_to_string(&mut response).unwrap();
+    assert!(response.to_lowercase().contains("idempotent-replayed: true\r\n"), "{response}");
+    assert_eq!(first_event(&response), first_event(&first));
+    assert!(response.contains("\"done\"") && response.contains("\"exit_code\":0"), "{response}");
+}
+
+#[test]
+fn events_are_resumed_through_the_proxy() {
+    let Some(host) = start_host(&[]) else { return };
+    let id = host.create(json!({}));
+    host.shell(&id, "true");
+    let events = |last_id: &str| {
+        let headers = format!("Last-Event-ID: {last_id}\r\nConnection: close\r\n");
+        let mut stream = send_head(&host, &id, "GET /api/v1/events?follow=false", &headers);
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
+    };
+    let all = events("0");
+    let ids: Vec<&str> = all.lines().filter_map(|line| line.strip_prefix("id: ")).collect();
+    assert!(ids.len() >= 2 && !all.contains("event: gap"), "{all}");
+    let rest = events(ids[0]);
+    assert!(rest.contains(&format!("id: {}\n", ids[1])) && !rest.contains(ids[0]), "{rest}");
+    assert!(events("1").contains("event: gap\ndata: {\"lost\":0}\n"));
 }

@@ -3,6 +3,8 @@
 Invalid requests are sent as they are: the daemon must refuse them.
 """
 
+import itertools
+
 import schemathesis
 
 COMMANDS = ["true", "echo", "pwd"]
@@ -13,6 +15,7 @@ PATHS = ["st-a", "st-b", "st-c/d"]
 # others about one that does not exist.
 processes = []
 sessions = []
+keys = itertools.count()
 
 
 @schemathesis.hook
@@ -25,13 +28,25 @@ def after_call(context, case, response):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    if case.operation.path == "/events" and (case.query or {}).get("follow") in (None, True, "true"):
+        # Otherwise a valid request is answered for as long as the daemon runs.
+        case.query = {**(case.query or {}), "follow": "false"}
+    if case.operation.path.endswith("/wait") and "timeout" not in (case.query or {}):
+        # The same for a wait.
+        case.query = {**(case.query or {}), "timeout": 0.1}
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
+    if case.headers and "Idempotency-Key" in case.headers:
+        # A key that was used before is refused unless the whole request is the same.
+        case.headers["Idempotency-Key"] = f"key-{next(keys)}"
     body, query, in_path = case.body, case.query or {}, case.path_parameters or {}
     if isinstance(body, dict) and "command" in body:
         # Ends at once, needs no particular user or directory, and prints little.
         body["command"] = COMMANDS[len(body["command"]) % len(COMMANDS)]
         body["user"] = body["working_dir"] = None
+        if isinstance(body.get("limits"), dict):
+            # The others depend on the machine: on its size, and on the controllers of its cgroups.
+            body["limits"] = {"open_files": 64} if body["limits"].get("open_files") else {}
         body["env"] = {name: value for name, value in (body.get("env") or {}).items() if not name.startswith("LD_")}
     if "path" in query:
         query["path"] = "." if case.operation.path == "/files/list" else PATHS[len(query["path"]) % len(PATHS)]

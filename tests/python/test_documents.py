@@ -20,11 +20,14 @@ GROUPS = {
     "tour": "test_the_tour_of_the_readme",
     "paste": "test_the_tour_of_the_readme",
     "tlctl": "test_the_commands_of_tlctl",
+    "httpx": "test_the_examples_with_httpx",
     "make": "test_commands_of_make_and_cargo",
     "image": "test_the_dockerfile_of_the_readme_is_the_example",
     "embed": "test_embedding_the_library",
     "hello": "test_the_program_of_the_library_readme_is_the_example",
     "service": "test_the_service_file_is_accepted",
+    "usage": "test_the_example_of_limits_and_usage",
+    "idempotency": "test_a_run_that_is_repeated_in_python",
     "prometheus": "test_the_configuration_of_prometheus",
     "proxy": "tests/python/test_proxy.py",
     "engine": "tests/vm/test_engines.py",
@@ -127,6 +130,11 @@ def check_the_tour(tmp_path, export, command):
     documents.run(blocks, tmp_path, {"PATH": os.environ["PATH"]}, python=sys.executable)
 
 
+def test_a_run_that_is_repeated_in_python(daemon, tmp_path):
+    env = {"PATH": os.environ["PATH"], "TL_INIT_URL": daemon.url, "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token")}
+    documents.run(documents.of_group("idempotency"), tmp_path, env, python=sys.executable)
+
+
 def test_the_commands_of_tlctl(daemon, tmp_path):
     (tmp_path / "tlctl").symlink_to(BINARY)
     # The token belongs to the user who runs the tests.
@@ -136,6 +144,17 @@ def test_the_commands_of_tlctl(daemon, tmp_path):
         "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token"),
     }
     documents.run(documents.of_group("tlctl"), tmp_path, env)
+
+
+def test_the_examples_with_httpx(daemon, tmp_path):
+    env = {
+        "PATH": os.environ["PATH"],
+        "TL_INIT_URL": daemon.url,
+        "TL_INIT_TOKEN_FILE": str(daemon.state / "run/token"),
+    }
+    # Each is a program of its own.
+    for block in documents.of_group("httpx"):
+        documents.run([block], tmp_path, env, python=sys.executable)
 
 
 def test_the_dockerfile_of_the_readme_is_the_example():
@@ -171,6 +190,14 @@ def test_the_service_file_is_accepted(sandbox, daemon):
     started = httpx.post(daemon.url + "/api/v1/processes", content=block.text, headers=headers)
     # The fixture kills it.
     assert (started.status_code, started.json()["managed"]["name"]) == (201, "web"), started.text
+
+
+def test_the_example_of_limits_and_usage(daemon):
+    [block] = documents.of_group("usage")
+    env = dict(os.environ, TL_INIT_URL=daemon.url, TL_INIT_TOKEN=daemon.token)
+    told = subprocess.run([sys.executable, "-c", block.text], env=env, capture_output=True, text=True, timeout=TIMEOUT)
+    assert told.returncode == 0, told.stderr
+    assert re.fullmatch(r"256\n(tree|leader) \d+ \d+\n", told.stdout), told.stdout
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")

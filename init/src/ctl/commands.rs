@@ -13,13 +13,10 @@ const NOT_RUNNING: u8 = 3;
 /// Exit status of `status` if there is no such process, as systemctl has it.
 const NO_SUCH_PROCESS: u8 = 4;
 
-/// Time after which a wait for a process is asked for again, in seconds: it shows that the daemon is still there.
-const WAIT_SECS: u64 = 30;
-
 /// Maximum grace of `shutdown`, in seconds, as the API has it.
 const MAX_GRACE: f64 = 86_400.0;
 
-/// Width of the names of `status`.
+/// Width of the names of `status` and of `usage`.
 const NAME_WIDTH: usize = 12;
 
 const STEPS: &[Column] = &[
@@ -43,18 +40,18 @@ pub(crate) fn post(client: &Client, path: &str, body: &str) -> Result<Vec<u8>, E
 }
 
 /// The path of the process that the line names.
-fn path(line: &Line, rest: &str) -> String {
+pub(crate) fn path(line: &Line, rest: &str) -> String {
     format!("/processes/{}{rest}", encode(line.process))
 }
 
-/// The list of processes, with at most this many rows.
-pub(crate) fn list(screen: &Screen, listing: Json<'_>, all: bool, most: usize) -> String {
+/// The list of processes.
+fn list(screen: &Screen, listing: Json<'_>, all: bool) -> String {
     let now = now();
     let mut cells = Vec::new();
     let mut processes = listing.get("processes").members();
     loop {
         let process = processes.next();
-        if !process.is_some() || cells.len() / COLUMNS.len() >= most {
+        if !process.is_some() {
             return screen.table(COLUMNS, &cells);
         }
         let process = Process(process);
@@ -70,7 +67,7 @@ pub(crate) fn ps(client: &Client, line: &Line, screen: &Screen) -> Result<u8, Er
     if line.has("json") {
         return print_json(&body);
     }
-    print(list(screen, client.parse(&body)?, line.has("all"), usize::MAX).as_bytes())
+    print(list(screen, client.parse(&body)?, line.has("all")).as_bytes())
 }
 
 /// `tlctl status`.
@@ -86,20 +83,25 @@ pub(crate) fn status(client: &Client, line: &Line, screen: &Screen) -> Result<u8
     if line.has("json") {
         print_json(&body)?;
     } else {
-        let mut text = String::new();
-        let most = screen.width.map_or(usize::MAX, |width| width.saturating_sub(NAME_WIDTH).max(1));
-        for (name, value) in process.details(now()).iter().filter(|(_, value)| !value.is_empty()) {
-            text += name;
-            text.push(':');
-            for _ in name.len() + 1..NAME_WIDTH {
-                text.push(' ');
-            }
-            screen.add(&mut text, value, most);
-            text.push('\n');
-        }
-        print(text.as_bytes())?;
+        print_fields(screen, &process.details(now()))?;
     }
     Ok(if process.is_running() { 0 } else { NOT_RUNNING })
+}
+
+/// Prints names and values, one pair on each line. Pairs without a value are left out.
+pub(crate) fn print_fields(screen: &Screen, fields: &[(&'static str, Cell)]) -> Result<u8, Error> {
+    let mut text = String::new();
+    let most = screen.width.map_or(usize::MAX, |width| width.saturating_sub(NAME_WIDTH).max(1));
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
+        text += name;
+        text.push(':');
+        for _ in name.len() + 1..NAME_WIDTH {
+            text.push(' ');
+        }
+        screen.add(&mut text, value, most);
+        text.push('\n');
+    }
+    print(text.as_bytes())
 }
 
 /// `tlctl start` with a process. The start of a new one is in `run.rs`.
@@ -108,45 +110,18 @@ pub(crate) fn start_again(client: &Client, line: &Line) -> Result<u8, Error> {
     if Process(client.parse(&body)?).is_running() {
         return print_if_json(line, &body);
     }
-    restart(client, line)
+    post_to_process(client, line, "/restart")
 }
 
-/// `tlctl restart`.
-pub(crate) fn restart(client: &Client, line: &Line) -> Result<u8, Error> {
-    let body = post(client, &path(line, "/restart"), "")?;
+/// `tlctl restart`, `pause` and `resume`: the end of the path says which.
+pub(crate) fn post_to_process(client: &Client, line: &Line, end: &str) -> Result<u8, Error> {
+    let body = post(client, &path(line, end), "")?;
     print_if_json(line, &body)
 }
 
-fn print_if_json(line: &Line, body: &[u8]) -> Result<u8, Error> {
+/// Prints the response if the line has `--json`.
+pub(crate) fn print_if_json(line: &Line, body: &[u8]) -> Result<u8, Error> {
     if line.has("json") { print_json(body) } else { Ok(0) }
-}
-
-/// `tlctl stop`.
-pub(crate) fn stop(client: &Client, line: &Line) -> Result<u8, Error> {
-    let info = client.get(&path(line, ""))?;
-    // Afterwards another process may get the name.
-    let process = format!("/processes/{}", Process(client.parse(&info)?).pid());
-    client.fetch(Request { method: "DELETE", path: &path(line, ""), ..Request::default() })?;
-    wait_for_end(client, line, &process)?;
-    Ok(0)
-}
-
-/// `tlctl wait`.
-pub(crate) fn wait(client: &Client, line: &Line) -> Result<u8, Error> {
-    wait_for_end(client, line, &path(line, ""))
-}
-
-/// Waits until the process has ended; its exit status.
-fn wait_for_end(client: &Client, line: &Line, process: &str) -> Result<u8, Error> {
-    let path = format!("{process}/wait?timeout={WAIT_SECS}");
-    loop {
-        let body = client.get(&path)?;
-        let process = Process(client.parse(&body)?);
-        if process.is_over() {
-            print_if_json(line, &body)?;
-            return Ok(process.exit_status());
-        }
-    }
 }
 
 /// `tlctl signal`.

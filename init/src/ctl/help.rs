@@ -28,7 +28,7 @@ fn overview() -> String {
              --url, --token-file and --run-dir are also read from TL_INIT_URL, TL_INIT_TOKEN_FILE and TL_INIT_RUN_DIR,\n\
              and the last two from the daemon's init.conf.\n\
              Exit status: 1 for an error, 2 for a wrong command line; `status`: 0 running, 3 not running, 4 no such\n\
-             process; `run` and `wait`: that of the process, 128 + N if signal N has killed it (137 after a --timeout);\n\
+             process; `run` and `wait`: that of the process, 128 + N if signal N has killed it (137 after a --timeout of `run`);\n\
              `run`: 127 if the command was not found, 126 if it cannot be executed.\n";
     text
 }

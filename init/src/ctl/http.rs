@@ -37,6 +37,8 @@ pub(crate) struct Request<'a> {
     pub(crate) raw: bool,
     /// The response may come after any time.
     pub(crate) is_unbounded: bool,
+    /// The header `Last-Event-ID`.
+    pub(crate) last_event_id: Option<&'a str>,
 }
 
 /// A client of one daemon.
@@ -123,6 +125,9 @@ impl Client {
         write!(bytes, "{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host)?;
         if let Some(token) = &self.settings.token {
             write!(bytes, "Authorization: Bearer {token}\r\n")?;
+        }
+        if let Some(id) = request.last_event_id {
+            write!(bytes, "Last-Event-ID: {id}\r\n")?;
         }
         let accept = if request.raw { "Accept: application/octet-stream\r\n" } else { "" };
         write!(bytes, "{accept}Connection: close\r\nContent-Length: {}\r\n\r\n", request.body.len())?;

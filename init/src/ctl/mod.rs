@@ -3,26 +3,31 @@
 //! | module | what |
 //! |---|---|
 //! | `table` | the commands and their options; everything below, the completions and the manual page follow from it |
-//! | `parse`, `help` | the command line; the text of `--help` |
+//! | `parse`, `limit`, `help` | the command line; the value of `--limit`; the text of `--help` |
 //! | `settings` | the address of the API and the token |
 //! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
-//! | `commands`, `logs`, `run`, `top` | what the commands do |
+//! | `commands`, `logs`, `run`, `top`, `usage`, `events`, `ports` | what the commands do |
 //! | `error` | errors and their exit status |
 
 mod commands;
 mod error;
+mod events;
 mod help;
 mod http;
 mod json;
+mod limit;
 mod logs;
 mod parse;
+mod ports;
 mod process;
 mod run;
 mod screen;
 mod settings;
 mod table;
 mod top;
+mod usage;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -87,11 +92,16 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Run => run::run(client, line),
         Action::Start if line.words.is_empty() => commands::start_again(client, line),
         Action::Start => run::start(client, line),
-        Action::Stop => commands::stop(client, line),
-        Action::Restart => commands::restart(client, line),
+        Action::Stop => wait::stop(client, line),
+        Action::Restart => commands::post_to_process(client, line, "/restart"),
+        Action::Pause => commands::post_to_process(client, line, "/pause"),
+        Action::Resume => commands::post_to_process(client, line, "/resume"),
         Action::Signal => commands::signal(client, line),
-        Action::Wait => commands::wait(client, line),
+        Action::Wait => wait::wait(client, line),
+        Action::Usage => usage::usage(client, line, &screen),
         Action::Top => top::top(client, line),
+        Action::Events => events::events(client, line),
+        Action::Ports => ports::ports(client, line, &screen),
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }

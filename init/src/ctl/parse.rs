@@ -6,6 +6,7 @@ use std::fmt;
 use lexopt::Arg;
 
 use super::error::Error;
+use super::limit;
 use super::table::{COMMANDS, Command, GLOBAL, Kind, Operands, Opt, SIGNALS};
 
 /// SIGRTMIN as the C library of the daemon defines it.
@@ -149,6 +150,11 @@ fn check(shown: &str, option: &Opt, value: &str) -> Result<(), Error> {
         Kind::Grace => "a number of seconds",
         Kind::Variable if value.find('=').is_some_and(|at| at > 0) => return Ok(()),
         Kind::Variable => "of the form KEY=VALUE",
+        Kind::Limit => {
+            return limit::field(value)
+                .map(drop)
+                .map_err(|rule| Error::usage(format_args!("{shown} {rule}, not {value:?}")));
+        }
         Kind::OneOf(words) if words.contains(&value) => return Ok(()),
         Kind::OneOf(words) => &words.join(" or "),
     };
@@ -282,6 +288,17 @@ mod tests {
             (&["run", "--timeout", "0", "x"], "--timeout must be a number of seconds above 0, not \"0\""),
             (&["run", "--timeout", "nan", "x"], "--timeout"),
             (&["run", "--env", "=x", "x"], "--env must be of the form KEY=VALUE, not \"=x\""),
+            (
+                &["run", "--limit", "memory", "x"],
+                "--limit must be of the form NAME=VALUE, where NAME is memory, memory-high",
+            ),
+            (&["run", "--limit", "disk=1", "x"], "--limit must be of the form NAME=VALUE"),
+            (
+                &["run", "--limit", "memory=1T", "x"],
+                "--limit must have a number of bytes above 0, optionally with K, M or G",
+            ),
+            (&["run", "--limit", "cpus=0", "x"], "--limit must have a number above 0, not \"cpus=0\""),
+            (&["run", "--limit", "processes=1.5", "x"], "--limit must have a whole number above 0"),
             (&["run", "--user", "", "x"], "--user must not be empty; see"),
             (&["start"], "start: the process is missing"),
             (&["start", "--"], "start: the command after -- is missing"),

@@ -52,7 +52,7 @@ impl Process<'_> {
     }
 
     /// How its last run ended.
-    fn ending(self) -> (String, Colour) {
+    pub(crate) fn ending(self) -> (String, Colour) {
         match (self.number("exit_code"), self.number("signal")) {
             _ if self.0.get("status").is("\"oom_killed\"") => ("oom_killed".to_owned(), Colour::Red),
             (Some(0), _) => ("exit 0".to_owned(), Colour::None),
@@ -68,6 +68,7 @@ impl Process<'_> {
         match managed.as_str() {
             "backing_off" => (managed, Colour::Yellow),
             _ if !self.is_running() => self.ending(),
+            _ if self.0.get("paused").is("true") => ("paused".to_owned(), Colour::Yellow),
             "starting" => (managed, Colour::Yellow),
             _ if self.0.get("managed/health_status").is("\"unhealthy\"") => ("unhealthy".to_owned(), Colour::Red),
             _ => ("running".to_owned(), Colour::Green),
@@ -103,6 +104,16 @@ impl Process<'_> {
         cells.push(Cell::new(&state, colour));
         cells.push(Cell::plain(&self.since(now)));
         cells.push(Cell::of_number(self.number("managed/restart_count")));
+        cells.push(Cell::plain(&self.command()));
+    }
+
+    /// Its row of `top`, with what it has used.
+    pub(crate) fn add_row_with(self, used: [Cell; 3], cells: &mut Vec<Cell>) {
+        let (state, colour) = self.state();
+        cells.push(Cell::of_number(self.number("pid")));
+        cells.push(Cell::plain(&self.text("managed/name")));
+        cells.push(Cell::new(&state, colour));
+        cells.extend(used);
         cells.push(Cell::plain(&self.command()));
     }
 

@@ -10,10 +10,12 @@ use tl_os::{disposition, sigmask, signal_thread::SignalThread, thread};
 use super::commands::post;
 use super::error::Error;
 use super::http::{Body, Client, Request};
+use super::limit;
 use super::logs::print_event;
 use super::parse::Line;
 use super::process::Process;
 use super::screen::{print, print_error, print_json};
+use super::table::LIMITS;
 use crate::exit_status;
 
 /// Bytes of standard input that are sent at once.
@@ -90,6 +92,18 @@ fn spec(line: &Line) -> String {
         if let Some(value) = line.value(option) {
             add_field(&mut body, field, value);
         }
+    }
+    let mut limits = String::new();
+    // Of a limit that is given twice, the last value counts, as the API takes each once.
+    for (name, _) in LIMITS {
+        let given = line.values("limit").filter(|value| value.split_once('=').is_some_and(|(given, _)| given == name));
+        if let Some((field, number)) = given.last().and_then(|value| limit::field(value).ok()) {
+            limits += if limits.is_empty() { "" } else { "," };
+            limits += &format!("\"{field}\":{number}");
+        }
+    }
+    if !limits.is_empty() {
+        body += &format!(",\"limits\":{{{limits}}}");
     }
     if line.has("no-new-privs") {
         body += ",\"no_new_privs\":true";

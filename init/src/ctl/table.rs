@@ -11,9 +11,14 @@ pub(crate) enum Action {
     Start,
     Stop,
     Restart,
+    Pause,
+    Resume,
     Signal,
     Wait,
+    Usage,
     Top,
+    Events,
+    Ports,
     Boot,
     Shutdown,
 }
@@ -50,6 +55,8 @@ pub(crate) enum Kind {
     Grace,
     /// A variable of the environment.
     Variable,
+    /// A limit: one of [`LIMITS`] and its value.
+    Limit,
     OneOf(&'static [&'static str]),
 }
 
@@ -99,6 +106,13 @@ const DIR: Opt = opt("dir", Kind::Text, "DIR", "working directory of the command
 const NO_NEW_PRIVS: Opt =
     opt("no-new-privs", Kind::Flag, "", "the command can gain no privileges by what it executes, by sudo for example");
 
+const LIMIT: Opt = opt(
+    "limit",
+    Kind::Limit,
+    "NAME=VALUE",
+    "limit of the command and its children, such as memory=256M, cpus=0.5 or processes=20; may be repeated",
+);
+
 /// The options that every command has.
 pub(crate) const GLOBAL: &[Opt] = &[
     opt(
@@ -113,7 +127,7 @@ pub(crate) const GLOBAL: &[Opt] = &[
         "json",
         Kind::Flag,
         "",
-        "print the response of the API as JSON; run, top and logs --follow: one document for each event",
+        "print the response of the API as JSON; run, top, events and logs --follow: one document for each event",
     ),
     short('h', "help", Kind::Flag, "", "print help, also about one command"),
     short('V', "version", Kind::Flag, "", "print the version"),
@@ -150,6 +164,7 @@ pub(crate) const COMMANDS: &[Command] = &[
             ENV,
             DIR,
             NO_NEW_PRIVS,
+            LIMIT,
             opt("timeout", Kind::Seconds, "SECS", "kill the command and its children after this time"),
         ],
     ),
@@ -170,10 +185,13 @@ pub(crate) const COMMANDS: &[Command] = &[
             ENV,
             DIR,
             NO_NEW_PRIVS,
+            LIMIT,
         ],
     ),
     command("stop", Action::Stop, Operands::Process, "stop a managed process, kill any other; wait for its end", &[]),
     command("restart", Action::Restart, Operands::Process, "stop a managed process and start it again", &[]),
+    command("pause", Action::Pause, Operands::Process, "stop the execution of a process and its children for now", &[]),
+    command("resume", Action::Resume, Operands::Process, "let a process that was paused run on", &[]),
     command(
         "signal",
         Action::Signal,
@@ -190,17 +208,57 @@ pub(crate) const COMMANDS: &[Command] = &[
         "wait",
         Action::Wait,
         Operands::Process,
-        "wait for the end of a process and exit with its exit status",
+        "wait for the end of a process and exit with its exit status, or wait for a condition",
+        &[
+            opt(
+                "for",
+                Kind::OneOf(&["end", "healthy", "line", "port"]),
+                "CONDITION",
+                "what to wait for: end, healthy, line or port; 0 if it is met, 1 if the process has ended before [end]",
+            ),
+            opt("contains", Kind::Text, "TEXT", "with --for line: the text that the line contains"),
+            opt("stream", Kind::OneOf(&["stdout", "stderr"]), "STREAM", "with --for line: stdout or stderr only"),
+            opt("port", Kind::Number, "PORT", "with --for port: the port on which a process of the tree listens"),
+            opt("timeout", Kind::Grace, "SECS", "exit with 1 after this time; by default never"),
+        ],
+    ),
+    command(
+        "usage",
+        Action::Usage,
+        Operands::Process,
+        "show the CPU time, the memory and more that the current or last run of a process has used",
         &[],
     ),
     command(
         "top",
         Action::Top,
         Operands::None,
-        "show the running and managed processes again and again",
+        "show the running and managed processes with what they use, again and again",
         &[
             short('d', "delay", Kind::Seconds, "SECS", "time between two updates [2]"),
             short('n', "count", Kind::Number, "N", "number of updates; by default 1 if stdout is no terminal"),
+        ],
+    ),
+    command(
+        "events",
+        Action::Events,
+        Operands::None,
+        "print what has happened to processes and terminal sessions, as far as it is kept",
+        &[
+            short('f', "follow", Kind::Flag, "", "wait for more events until the daemon ends"),
+            opt("process", Kind::Text, "PROCESS", "only events about this process: a PID or a name"),
+            opt("ports", Kind::Flag, "", "also say which TCP ports are opened and closed"),
+        ],
+    ),
+    command(
+        "ports",
+        Action::Ports,
+        Operands::None,
+        "list the TCP ports on which processes listen, or wait for one",
+        &[
+            opt("wait", Kind::Number, "PORT", "wait until a process listens on this port"),
+            opt("timeout", Kind::Grace, "SECS", "with --wait: exit with 1 after this time; by default never"),
+            opt("http-path", Kind::Text, "PATH", "with --wait: also wait until GET PATH is answered, with any status"),
         ],
     ),
     command("boot", Action::Boot, Operands::None, "show what the boot did, and the services from files", &[]),
@@ -231,6 +289,16 @@ impl Operands {
         }
     }
 }
+
+/// The names of the limits of `--limit`, and of the fields of the API.
+pub(crate) const LIMITS: [(&str, &str); 6] = [
+    ("memory", "memory_bytes"),
+    ("memory-high", "memory_high_bytes"),
+    ("cpus", "cpus"),
+    ("cpu-weight", "cpu_weight"),
+    ("processes", "processes"),
+    ("open-files", "open_files"),
+];
 
 /// The names of the signals from 1 to 31, without `SIG`.
 pub(crate) const SIGNALS: [&str; 31] = [

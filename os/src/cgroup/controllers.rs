@@ -8,6 +8,25 @@ use crate::kernel_file;
 /// The controllers that units use, if the kernel has them and lets this process enable them.
 const CONTROLLERS: [&str; 4] = ["cpu", "memory", "io", "pids"];
 
+/// Which of the controllers are enabled for leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Controllers {
+    /// CPU time can be limited. It is counted anyway.
+    pub cpu: bool,
+    /// Memory is counted and can be limited.
+    pub memory: bool,
+    /// Tasks are counted and can be limited.
+    pub pids: bool,
+}
+
+impl Controllers {
+    /// Those with these names.
+    pub(super) fn named(names: &[&str]) -> Controllers {
+        let has = |name| names.contains(&name);
+        Controllers { cpu: has("cpu"), memory: has("memory"), pids: has("pids") }
+    }
+}
+
 /// The file that enables controllers for the children of a cgroup. Every cgroup of version 2 has it.
 pub(super) const CONTROL: &str = "cgroup.subtree_control";
 

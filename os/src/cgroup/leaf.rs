@@ -13,9 +13,8 @@ use nix::fcntl::OFlag;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::{MAX_DEPTH, children, is_gone, open_dir, open_file, read_file, remove_tree};
-use super::memory_events::oom_kills;
+use super::memory_events::{oom_group_kills, oom_kills};
 use super::slice_dir::SliceDir;
-use super::spare::Spare;
 use crate::Pid;
 use crate::pending_sigkill::has_pending_sigkill;
 use crate::procfs;
@@ -43,14 +42,18 @@ struct LeafDir {
 
 impl Leaf {
     /// A leaf of `slice` that exists and is empty.
-    pub(super) fn new(slice: Arc<SliceDir>, Spare { name, oom_kills }: Spare) -> Leaf {
+    pub(super) fn new(slice: Arc<SliceDir>, name: String) -> Leaf {
         let [killed, is_clean, given_back] = [(); 3].map(|()| AtomicBool::new(false));
-        Leaf { dir: Arc::new(LeafDir { slice, name, killed, is_clean, given_back }), noted: oom_kills }
+        Leaf { dir: Arc::new(LeafDir { slice, name, killed, is_clean, given_back }), noted: 0 }
+    }
+
+    /// The directory of its slice.
+    pub(super) fn slice(&self) -> &SliceDir {
+        &self.dir.slice
     }
 
     /// The name of its directory in the slice.
-    #[cfg(test)]
-    pub(super) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.dir.name
     }
 
@@ -103,16 +106,19 @@ impl Leaf {
     /// Whether the process that has this PID now is in the leaf or below it.
     pub fn holds(&self, pid: Pid) -> bool {
         match procfs::cgroup_of(pid) {
-            Ok(cgroup) => {
-                self.dir.slice.path().file_name().is_some_and(|slice| is_below(&cgroup, slice, &self.dir.name))
-            }
+            Ok(cgroup) => self.is_above(&cgroup),
             // There is no /proc of this PID namespace: the list of members is read again.
             Err(_) => self.members().contains(&pid),
         }
     }
 
+    /// Whether a cgroup, as [`procfs::cgroup_of`] returns it, is the leaf or below it.
+    pub fn is_above(&self, cgroup: &str) -> bool {
+        self.dir.slice.path().file_name().is_some_and(|slice| is_below(cgroup, slice, &self.dir.name))
+    }
+
     /// Whether the leaf has no processes except zombies, or no longer exists.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         match self.read("cgroup.events") {
             Ok(events) => events.lines().any(|line| line == "populated 0"),
             Err(error) => is_gone(&error),
@@ -122,9 +128,17 @@ impl Leaf {
     /// Whether the out-of-memory killer has killed the leader, which is known to have been killed.
     ///
     /// The kernel counts its kills in a cgroup and does not name the victims. So this is true if there was a kill that
-    /// was not [noted](Leaf::note_oom_kills) as that of another process.
+    /// was not [noted](Leaf::note_oom_kills) as that of another process, or one of all processes.
     pub fn leader_was_oom_killed(&self) -> bool {
-        self.oom_kills() > self.noted
+        oom_kills(&self.memory_events()) > self.noted || self.was_oom_killed_as_a_whole()
+    }
+
+    /// Whether the out-of-memory killer was to kill all processes in the leaf at once, those in cgroups below it included.
+    /// It leaves out those with an `oom_score_adj` of -1000.
+    pub fn was_oom_killed_as_a_whole(&self) -> bool {
+        // The kills that a cgroup below the leaf has requested for itself, for example one of a container, do not count
+        // in the local file.
+        oom_group_kills(&self.read("memory.events.local").unwrap_or_default()) > 0
     }
 
     /// Notes kills of processes other than the leader: call it soon after each kill by the out-of-memory killer. If the
@@ -132,16 +146,15 @@ impl Leaf {
     pub fn note_oom_kills(&mut self, leader: Pid) {
         // The count is read first: `has_pending_sigkill` is true of the victim of every kill counted before it is
         // called.
-        let kills = self.oom_kills();
+        let kills = oom_kills(&self.memory_events());
         if kills > self.noted && !has_pending_sigkill(leader) {
             self.noted = kills;
         }
     }
 
-    /// How many processes in the leaf and below it the out-of-memory killer has killed so far.
-    fn oom_kills(&self) -> u64 {
-        // Without the memory controller there is no such file.
-        self.read("memory.events").map_or(0, |events| oom_kills(&events))
+    /// What has happened in the leaf and below it for lack of memory. Empty without the memory controller.
+    fn memory_events(&self) -> String {
+        self.read("memory.events").unwrap_or_default()
     }
 
     /// Notes that the leader has ended, and not by a SIGKILL. If the leaf is empty when it is next given back, nobody
@@ -201,11 +214,13 @@ impl Leaf {
         open_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name), flags)
     }
 
-    fn read(&self, name: &str) -> io::Result<String> {
+    /// Reads the file `name` of the leaf.
+    pub(super) fn read(&self, name: &str) -> io::Result<String> {
         read_file(self.dir.slice.as_fd(), &format!("{}/{name}", self.dir.name))
     }
 
-    fn write(&self, name: &str, text: &str) -> io::Result<()> {
+    /// Writes to the file `name` of the leaf.
+    pub(super) fn write(&self, name: &str, text: &str) -> io::Result<()> {
         self.file(name, OFlag::O_WRONLY)?.write_all(text.as_bytes())
     }
 }

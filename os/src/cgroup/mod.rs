@@ -6,6 +6,7 @@
 //! - `slice`: the cgroup that holds all leaves;
 //! - `slice_dir`: its directory, which the slice and its leaves share;
 //! - `leaf`: the cgroup of one run;
+//! - `limits`, `usage`: the limits of a leaf, and what its processes use;
 //! - `memory_events`: the kills by the out-of-memory killer in a cgroup;
 //! - `spare`: the empty leaves of ended runs, kept for the next runs;
 //! - `probe`: checks by a fork whether processes can be put into a slice;
@@ -13,7 +14,9 @@
 
 mod controllers;
 mod directory;
+mod freezer;
 mod leaf;
+mod limits;
 pub(crate) mod membership;
 mod memory_events;
 mod probe;
@@ -21,8 +24,11 @@ mod settle;
 mod slice;
 mod slice_dir;
 mod spare;
+mod usage;
 
+pub use controllers::Controllers;
 pub use leaf::Leaf;
+pub use limits::{CPU_PERIOD, LeafLimits, LimitError};
 pub use memory_events::oom_kills;
 pub use probe::probe;
 pub use settle::{Settled, enter, settle};

@@ -10,12 +10,11 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{Mode, mkdirat};
 
-use super::controllers::{CONTROL, enable};
+use super::controllers::{CONTROL, Controllers, enable};
 use super::directory::{MAX_DEPTH, is_gone, remove_tree, write_existing};
 use super::leaf::Leaf;
 use super::membership;
 use super::slice_dir::SliceDir;
-use super::spare::Spare;
 use crate::random;
 
 /// What the names of all slices begin with; eight random bytes in hexadecimal follow.
@@ -76,6 +75,12 @@ impl Slice {
         }
         let controllers = enable(dir);
         log::debug!("{}: controllers for units: {}", dir.display(), controllers.join(" "));
+        self.0.set_controllers(Controllers::named(&controllers));
+    }
+
+    /// The controllers that [`Slice::enable_controllers`] has enabled for the leaves.
+    pub fn controllers(&self) -> Controllers {
+        self.0.controllers()
     }
 
     /// Limits the number of tasks (processes and threads) of all leaves together to `most`. Returns false if there is
@@ -113,7 +118,7 @@ impl Slice {
     /// What `mkdir(2)` says.
     pub fn leaf(&self) -> io::Result<Leaf> {
         match self.0.spare().take() {
-            Some(spare) => Ok(Leaf::new(Arc::clone(&self.0), spare)),
+            Some(name) => Ok(Leaf::new(Arc::clone(&self.0), name)),
             None => self.new_leaf(),
         }
     }
@@ -125,7 +130,7 @@ impl Slice {
     pub fn new_leaf(&self) -> io::Result<Leaf> {
         let name = self.0.new_name();
         mkdirat(&*self.0, name.as_str(), Mode::from_bits_truncate(0o755))?;
-        Ok(Leaf::new(Arc::clone(&self.0), Spare { name, oom_kills: 0 }))
+        Ok(Leaf::new(Arc::clone(&self.0), name))
     }
 
     /// Removes the spare leaves, because one of them could not be used or may have been killed.

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::fcntl::Flock;
 
+use super::controllers::Controllers;
 use super::directory::{MAX_DEPTH, remove_tree};
 use super::spare::SpareLeaves;
 
@@ -23,6 +25,8 @@ pub(super) struct SliceDir {
     can_clone_into: AtomicBool,
     /// Whether the slice limits the number of tasks.
     limits_tasks: AtomicBool,
+    /// The controllers of the leaves; none until they are enabled.
+    controllers: OnceLock<Controllers>,
     spare: SpareLeaves,
     /// The number of leaves made so far.
     made: AtomicU64,
@@ -36,6 +40,7 @@ impl SliceDir {
             lock,
             can_clone_into: AtomicBool::new(true),
             limits_tasks: AtomicBool::new(false),
+            controllers: OnceLock::new(),
             spare: SpareLeaves::default(),
             made: AtomicU64::new(0),
         }
@@ -59,6 +64,16 @@ impl SliceDir {
     /// Whether the slice limits the number of tasks of all leaves together.
     pub(super) fn limits_tasks(&self) -> bool {
         self.limits_tasks.load(Ordering::Relaxed)
+    }
+
+    /// The controllers that are enabled for the leaves.
+    pub(super) fn controllers(&self) -> Controllers {
+        self.controllers.get().copied().unwrap_or_default()
+    }
+
+    /// Notes which controllers were enabled for the leaves, once.
+    pub(super) fn set_controllers(&self, controllers: Controllers) {
+        let _ = self.controllers.set(controllers);
     }
 
     /// The empty leaves that are kept for the next runs.

@@ -3,7 +3,8 @@
 //! Making a cgroup, forking the first process into it and removing it costs the kernel about 150 µs, a quarter of what a
 //! short run takes altogether; forking into an empty one that exists costs 10 µs. A leaf is kept only if everything
 //! about it is as in a new one: each of its settings, and the owner and the mode of each file that can be written, are
-//! compared. A process of root's could have changed them, for example to delegate the leaf to another user.
+//! compared. A process of root's could have changed them, for example to delegate the leaf to another user. Where memory
+//! is counted, no leaf is kept: the peak of its memory cannot be reset, so each run gets a new leaf.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -15,7 +16,6 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::{open_dir, open_file, read_file};
-use super::memory_events::oom_kills;
 use crate::kernel_file;
 
 /// Maximum number of spare leaves.
@@ -24,17 +24,10 @@ const MAX: usize = 16;
 /// The spare leaves of a slice.
 #[derive(Debug, Default)]
 pub(super) struct SpareLeaves {
-    leaves: Mutex<Vec<Spare>>,
+    /// Their names.
+    leaves: Mutex<Vec<String>>,
     /// The settings of a new leaf, read when the first run has ended; empty if they cannot be read.
     new: OnceLock<Vec<Setting>>,
-}
-
-/// A spare leaf.
-#[derive(Debug)]
-pub(super) struct Spare {
-    pub(super) name: String,
-    /// How many processes in it the out-of-memory killer has killed so far.
-    pub(super) oom_kills: u64,
 }
 
 /// A file of a leaf that is compared.
@@ -49,8 +42,8 @@ struct Setting {
 }
 
 impl SpareLeaves {
-    /// Takes a leaf.
-    pub(super) fn take(&self) -> Option<Spare> {
+    /// Takes a leaf: its name.
+    pub(super) fn take(&self) -> Option<String> {
         self.lock().pop()
     }
 
@@ -61,18 +54,20 @@ impl SpareLeaves {
         if new.is_empty() || self.lock().len() >= MAX || !is_as_new(slice, name, new) {
             return false;
         }
-        // Without the memory controller there is no such file.
-        let oom_kills = read(slice, name, "memory.events").map_or(0, |events| oom_kills(&events));
-        self.lock().push(Spare { name: name.to_owned(), oom_kills });
+        // The counts of memory cannot be reset, and are those of one run.
+        if read(slice, name, "memory.events").is_ok() {
+            return false;
+        }
+        self.lock().push(name.to_owned());
         true
     }
 
     /// Forgets all leaves and returns their names.
     pub(super) fn drain(&self) -> Vec<String> {
-        self.lock().drain(..).map(|spare| spare.name).collect()
+        std::mem::take(&mut *self.lock())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Spare>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
         self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

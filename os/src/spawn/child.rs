@@ -50,6 +50,8 @@ pub(super) struct Setup {
     pub(super) cgroup: Option<RawFd>,
     /// Resource limits to set: those of the daemon before it raised its own, unless the child has them already.
     pub(super) limits: Option<OriginalLimits>,
+    /// RLIMIT_NOFILE to set, soft and hard; `None` leaves what `limits` sets.
+    pub(super) open_files: Option<u64>,
     /// RLIMIT_NPROC to set; `None` leaves it as the daemon has it.
     pub(super) nproc: Option<libc::rlimit>,
     /// Whether to set the supplementary groups.
@@ -95,6 +97,10 @@ unsafe fn become_program(program: &Program, setup: &Setup) -> Result<Never, Exec
     let failed = |stage| move |errno| ExecFailure { stage, errno };
     // SAFETY: nothing in a child that was just forked uses its descriptors.
     unsafe { set_up(program, setup) }.map_err(failed(Stage::Setup))?;
+    if let Some(most) = setup.open_files {
+        // Still with the privileges of the daemon.
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(|errno| failed(Stage::OpenFiles)(errno as i32))?;
+    }
     become_user(program, setup.set_groups).map_err(failed(Stage::User))?;
     if let Some(limit) = &setup.nproc {
         limit_tasks(limit).map_err(failed(Stage::User))?;

@@ -20,11 +20,13 @@ pub enum Stage {
     NotFound = 4,
     /// Executing a candidate that exists.
     Exec = 5,
+    /// Setting the limit on descriptors.
+    OpenFiles = 6,
 }
 
 impl Stage {
     fn from_byte(byte: u8) -> Option<Stage> {
-        [Stage::Setup, Stage::User, Stage::Directory, Stage::NotFound, Stage::Exec]
+        [Stage::Setup, Stage::User, Stage::Directory, Stage::NotFound, Stage::Exec, Stage::OpenFiles]
             .into_iter()
             .find(|stage| *stage as u8 == byte)
     }
@@ -61,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_report_survives_the_pipe() {
-        for stage in [Stage::Setup, Stage::User, Stage::Directory, Stage::NotFound, Stage::Exec] {
+        for stage in [Stage::Setup, Stage::User, Stage::Directory, Stage::NotFound, Stage::Exec, Stage::OpenFiles] {
             let failure = ExecFailure { stage, errno: libc::EACCES };
             assert_eq!(ExecFailure::read(&failure.to_bytes()), Some(failure));
         }

@@ -49,6 +49,8 @@ pub struct Launch {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Number of descriptors, soft and hard (RLIMIT_NOFILE); `None` leaves it as this process was started with.
+    pub open_files: Option<u64>,
     /// Whether neither the program nor what it executes can gain privileges (PR_SET_NO_NEW_PRIVS).
     pub no_new_privs: bool,
 }

@@ -131,6 +131,7 @@ impl Spawner {
             terminal: streams.terminal,
             report: report_write.as_fd(),
             cgroup: cgroup.as_ref(),
+            open_files: launch.open_files,
             nproc: self.nproc.filter(|_| launch.uid != 0 && !leaf.is_some_and(Leaf::limits_tasks)),
             no_new_privs: self.no_new_privs || launch.no_new_privs,
         };
@@ -198,6 +199,7 @@ impl Forker {
             report: numbers.report,
             cgroup: matches!(request.cgroup, Some(Cgroup::Join(_))).then_some(numbers.cgroup),
             limits: self.limits,
+            open_files: request.open_files,
             nproc: request.nproc,
             set_groups: self.set_groups,
             by_server: false,
@@ -228,6 +230,7 @@ struct Request<'a> {
     terminal: ControllingTerminal,
     report: BorrowedFd<'a>,
     cgroup: Option<&'a Cgroup>,
+    open_files: Option<u64>,
     nproc: Option<libc::rlimit>,
     no_new_privs: bool,
 }
@@ -280,8 +283,9 @@ mod tests {
         let strings = || StringArray::new(vec![CString::from(c"/bin/true")]);
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let (programs, argv, envp) = (strings(), strings(), StringArray::new(Vec::new()));
-            let (home, groups, no_new_privs) = (CString::from(c"/"), Vec::new(), false);
-            let launch = Launch { programs, argv, envp, dir: None, home, uid, gid, groups, no_new_privs };
+            let (home, groups, open_files, no_new_privs) = (CString::from(c"/"), Vec::new(), None, false);
+            let dir = None;
+            let launch = Launch { programs, argv, envp, dir, home, uid, gid, groups, open_files, no_new_privs };
             let stdio = Stdio::Pipes { stdin: false, stdout: false, stderr: false };
             let result = spawner.spawn(stdio, &launch, None);
             assert!(matches!(result, Err(SpawnError::Other(error)) if error.raw_os_error() == Some(libc::EINVAL)));

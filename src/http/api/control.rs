@@ -1,11 +1,9 @@
-//! Signals, stdin, restart, wait and `DELETE` of one process.
-
-use std::time::{Duration, Instant};
+//! Signals, stdin, restart, pause and `DELETE` of one process.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::model::{MAX_TIMEOUT, Signal, SignalScope, Target};
+use crate::model::{Signal, SignalScope, Target};
 
 use crate::http::api::Api;
 use crate::http::json;
@@ -45,6 +43,16 @@ pub(crate) fn restart(api: &Api, target: &Target) -> Result<Response, ApiError> 
     Ok(response::of(200, api.handle.restart(target)?))
 }
 
+/// Pauses the process. Answers when its tree stands still, or after 2 s.
+pub(crate) fn pause(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.pause(target)?))
+}
+
+/// Resumes the process. Succeeds if it is not paused.
+pub(crate) fn resume(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::of(200, api.handle.resume(target)?))
+}
+
 /// Streams the body into stdin, one piece at a time: a process that does not read holds up this request only.
 pub(crate) fn write_stdin(api: &Api, request: &mut Request<'_>, target: &Target) -> Result<Response, ApiError> {
     let waker = request.waker()?;
@@ -73,44 +81,9 @@ pub(crate) fn close_stdin(api: &Api, target: &Target) -> Result<Response, ApiErr
     Ok(Response::empty(204))
 }
 
-/// Waits for the end of the process or of the timeout.
-pub(crate) fn wait(api: &Api, request: &Request<'_>, target: &Target) -> Result<Response, ApiError> {
-    let deadline = timeout(request.query("timeout").as_deref())?.map(|time| Instant::now() + time);
-    let waker = request.waker()?;
-    let process = api.handle.look_up(target)?;
-    let _watch = process.log.watch_end(waker.clone());
-    while process.log.ended().is_none() && request.wait(&waker, deadline)? {}
-    let end = process.log.ended();
-    Ok(response::of(200, api.handle.after_wait(process.info, end)?))
-}
-
-fn timeout(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
-    let Some(text) = query else { return Ok(None) };
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds.is_finite() && seconds >= 0.0 => {
-            Ok(Some(Duration::try_from_secs_f64(seconds).unwrap_or(MAX_TIMEOUT).min(MAX_TIMEOUT)))
-        }
-        _ => Err(ApiError::invalid(format!(
-            "the query parameter `timeout` must be a number of seconds, 0 or more, not {text:?}"
-        ))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timeouts_are_numbers_of_seconds() {
-        assert_eq!(timeout(None).unwrap(), None);
-        for (text, right) in [("0", 0), ("1.5", 1500), ("2", 2000)] {
-            assert_eq!(timeout(Some(text)).unwrap(), Some(Duration::from_millis(right)), "{text}");
-        }
-        assert_eq!(timeout(Some("1e300")).unwrap(), Some(MAX_TIMEOUT));
-        for text in ["", "-1", "inf", "NaN", "5s", "1e999"] {
-            assert!(timeout(Some(text)).unwrap_err().to_string().contains("`timeout`"), "{text}");
-        }
-    }
 
     #[test]
     fn the_body_of_a_signal_is_parsed() {

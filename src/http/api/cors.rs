@@ -12,10 +12,12 @@ const METHODS: &str = "GET, POST, PUT, DELETE";
 
 /// Request headers that a page may send. `*` stands for all but `Authorization`; browsers that do not know it need the
 /// names.
-const REQUEST_HEADERS: &str = "Authorization, Content-Type, If-None-Match, Last-Event-ID, Range, X-PTY-Token, *";
+const REQUEST_HEADERS: &str =
+    "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Range, X-PTY-Token, *";
 
 /// Response headers that a page may read, beside those that it always may.
-const RESPONSE_HEADERS: &str = "Accept-Ranges, Allow, Content-Range, Retry-After, WWW-Authenticate";
+const RESPONSE_HEADERS: &str =
+    "Accept-Ranges, Allow, Content-Range, Idempotent-Replayed, Retry-After, WWW-Authenticate";
 
 /// Seconds for which a browser may remember the answer to a preflight.
 const MAX_AGE: &str = "7200";

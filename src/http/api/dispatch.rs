@@ -3,8 +3,8 @@
 use crate::http::api::rejections::Rejection;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, no_route, route};
 use crate::http::api::{
-    Api, Auth, about, attach, conditions, control, cors, errors, files, metrics, openapi, output, processes, pty, run,
-    system, tunnel,
+    Api, Auth, about, attach, conditions, control, cors, daemon_events, errors, files, metrics, openapi, output, ports,
+    processes, pty, run, system, tunnel, wait,
 };
 use crate::http::message::{ApiError, Request, Response};
 use crate::http::server::Handler;
@@ -77,9 +77,12 @@ impl Api {
             Endpoint::Follow(view) => output::follow(self, request, &output::target(request, target)?, view),
             Endpoint::Signal => control::signal(self, request, &target),
             Endpoint::Restart => control::restart(self, &target),
+            Endpoint::Pause => control::pause(self, &target),
+            Endpoint::Resume => control::resume(self, &target),
             Endpoint::WriteStdin => control::write_stdin(self, request, &target),
             Endpoint::CloseStdin => control::close_stdin(self, &target),
-            Endpoint::Wait => control::wait(self, request, &target),
+            Endpoint::Wait => wait::wait(self, request, &target),
+            Endpoint::Usage => processes::usage(self, &target),
             Endpoint::ReadFile => files::read(self, request),
             Endpoint::WriteFile => files::write(self, request),
             Endpoint::RemoveFile => files::remove(self, request),
@@ -91,6 +94,9 @@ impl Api {
             Endpoint::KillPty => pty::kill(self, parameter),
             Endpoint::AttachPty => attach::attach(self, request, parameter),
             Endpoint::Tunnel => tunnel::open(request),
+            Endpoint::Events => daemon_events::stream(self, request),
+            Endpoint::Ports => ports::list(self),
+            Endpoint::WaitPort => ports::wait(self, request, parameter),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Server-sent events of a process's output.
 
-use std::io;
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::http::json::text;
 use crate::http::message::ResponseStream;
 
 /// After this time without an event, a comment shows that the connection is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Pause before a log that cannot be read, for lack of descriptors or memory, is read again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -172,12 +172,11 @@ impl EventFormat {
     }
 }
 
-/// Appends `data:` with `value` as JSON.
-pub(crate) fn data(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
-    out.extend_from_slice(b"data: ");
+/// Writes `data:` with `value` as JSON.
+pub(crate) fn data(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    out.write_all(b"data: ")?;
     serde_json::to_writer(&mut *out, value)?;
-    out.extend_from_slice(b"\n\n");
-    Ok(())
+    out.write_all(b"\n\n")
 }
 
 #[derive(Serialize)]

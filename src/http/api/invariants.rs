@@ -181,6 +181,7 @@ pub(crate) fn json_bodies(input: &[u8]) {
     if let (Ok(started), Ok(run)) = (&started, &run) {
         assert_eq!((&started.command, &started.args, &started.env), (&run.command, &run.args, &run.env));
         assert_eq!((&started.working_dir, &started.user), (&run.working_dir, &run.user));
+        assert_eq!(started.limits, run.limits);
         assert!(started.managed.is_none());
     }
 }
@@ -190,6 +191,21 @@ fn check_spec(spec: &ProcessSpec, value: &Value) {
     assert_eq!(value["command"].as_str(), Some(&**command));
     let texts = |value: &Value| value.as_array().map_or(0, Vec::len);
     assert_eq!(args.len(), texts(&value["args"]));
+    let limits = spec.limits.as_deref().copied().unwrap_or_default();
+    for (number, name) in [
+        (limits.memory_bytes, "memory_bytes"),
+        (limits.memory_high_bytes, "memory_high_bytes"),
+        (limits.cpu_weight, "cpu_weight"),
+        (limits.processes, "processes"),
+        (limits.open_files, "open_files"),
+    ] {
+        let sent = value["limits"][name].as_f64();
+        assert_eq!(number.map(|number| number as f64), sent, "{name}");
+        assert_ne!(number, Some(0));
+    }
+    let cpus = limits.cpus.map(|cpus| cpus.as_f64());
+    assert_eq!(cpus.is_some(), value["limits"]["cpus"].is_number());
+    assert!(cpus.is_none_or(|cpus| cpus >= 0.01));
     assert!(args.iter().enumerate().all(|(at, arg)| value["args"][at].as_str() == Some(arg)));
     assert_eq!(env.len(), value["env"].as_object().map_or(0, |env| env.len()));
     assert!(env.iter().all(|(key, text)| value["env"][key].as_str() == Some(text)));

@@ -1,12 +1,13 @@
 //! `GET /metrics`: the counters of this process, and what is only known at the time of the request.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tl_os::self_usage::self_usage;
 use tl_os::thread;
 
 use crate::http::api::Api;
 use crate::http::api::routes::{Endpoint, ExpectedDuration, ROUTES};
+use crate::http::api::usage_metrics;
 use crate::http::message::{ExchangeObserver, Request, Response};
 use crate::metrics::{Counter, Format, Histogram, Kind, METRICS, Page};
 use crate::supervisor::Census;
@@ -69,12 +70,14 @@ pub(crate) fn observe(request: &mut Request<'_>, routed: Option<(usize, Endpoint
 /// the supervisor knows is left out.
 pub(crate) fn scrape(api: &Api, request: &Request<'_>) -> Response {
     let format = Format::preferred(request.list("Accept").map(|ranges| ranges.join(",")).as_deref());
+    let deadline = Instant::now() + PATIENCE;
     let census = api.handle.census(PATIENCE);
     let mut page = Page::new(format);
     page.family("build_info", Kind::Gauge, "Always 1; the label is the version.");
     page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     if let Some(census) = &census {
         write_census(&mut page, census);
+        usage_metrics::write(api, &mut page, &STATUSES, deadline);
     }
     METRICS.write(&mut page);
     write_requests(&mut page, request);

@@ -4,12 +4,15 @@
 //! |---|---|
 //! | `routes`, `dispatch` | the table of endpoints; the token check and the call of an endpoint's function |
 //! | `auth`, `cors` | who may use the API, and from which web pages |
-//! | `errors`, `conditions` | statuses and codes; headers that change a request's meaning |
+//! | `errors`, `conditions`, `idempotency` | statuses and codes; headers that change a request's meaning |
 //! | `about`, `system`, `system_control` | health, info, boot and shutdown; the interface to the serving program |
 //! | `openapi` | the description of the API |
+//! | `usage_metrics` | the usage of processes as metrics |
 //! | `metrics` | the metrics, in the text formats of Prometheus |
 //! | `processes`, `control`, `run` | processes; their signals, stdin, restart and end; one command from start to end |
 //! | `output`, `events` | output as JSON, as bytes, and as server-sent events |
+//! | `daemon_events` | what happens to processes, sessions and the daemon, as server-sent events |
+//! | `ports` | which processes listen for TCP connections |
 //! | `files`, `pty`, `attach`, `tunnel` | files; terminal sessions, and a client attached to one; TCP tunnels |
 
 mod about;
@@ -18,15 +21,19 @@ mod auth;
 mod conditions;
 mod control;
 mod cors;
+mod daemon_events;
 mod dispatch;
 mod errors;
 mod events;
 mod files;
+mod idempotency;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod metrics;
 mod openapi;
 mod output;
+mod parameters;
+mod ports;
 mod processes;
 mod pty;
 mod rejections;
@@ -35,6 +42,8 @@ mod run;
 mod system;
 mod system_control;
 mod tunnel;
+mod usage_metrics;
+mod wait;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -79,6 +88,8 @@ pub struct Api {
     auth: Auth,
     /// Origins of the web pages that may use the API.
     cors_origins: Vec<Origin>,
+    /// Names of the processes whose usage is among the metrics.
+    metrics_per_process: Vec<String>,
     rejections: Rejections,
     system: Option<Arc<dyn SystemControl>>,
     run_inputs: MemoryPool,
@@ -91,6 +102,7 @@ pub struct Api {
 pub struct ApiOptions {
     auth: Auth,
     cors_origins: Vec<Origin>,
+    metrics_per_process: Vec<String>,
     system: Option<Arc<dyn SystemControl>>,
 }
 
@@ -114,6 +126,12 @@ impl ApiOptions {
         ApiOptions { cors_origins: origins.into(), ..self }
     }
 
+    /// Adds the usage of the managed processes with these names to the metrics, as series of their own. Each name adds
+    /// eight series.
+    pub fn metrics_per_process(self, names: impl IntoIterator<Item = impl Into<String>>) -> ApiOptions {
+        ApiOptions { metrics_per_process: names.into_iter().map(Into::into).collect(), ..self }
+    }
+
     /// What answers `GET /boot` and `POST /shutdown`.
     pub fn system(self, system: Arc<dyn SystemControl>) -> ApiOptions {
         ApiOptions { system: Some(system), ..self }
@@ -129,6 +147,7 @@ impl Api {
             created: Instant::now(),
             auth: options.auth,
             cors_origins: options.cors_origins,
+            metrics_per_process: options.metrics_per_process,
             rejections: Rejections::new(),
             system: options.system,
             run_inputs: MemoryPool::new(RUN_INPUTS),

@@ -7,12 +7,13 @@ use serde::Deserialize;
 
 use crate::error::{Error, SpecError};
 use crate::model::{
-    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, OutputMode, Pipes, Policy, ProcessInfo, ProcessSpec,
-    RestartPolicy, SpecBuilder, StdinMode, Target,
+    HealthCheck, HealthKind, Leftovers, MAX_MS, ManagedSpec, Operation, OutputMode, Pipes, Policy, ProcessInfo,
+    ProcessSpec, RestartPolicy, SpecBuilder, StdinMode, Target,
 };
 
-use crate::http::api::Api;
+use crate::http::api::{Api, idempotency};
 use crate::http::json;
+use crate::http::json::limits::{LimitsBody, limits};
 use crate::http::json::response;
 use crate::http::json::user::User;
 use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap, Truth};
@@ -40,6 +41,7 @@ pub(crate) struct StartBody {
     health_check: Option<Object<HealthBody>>,
     stop_grace_ms: Option<Ms>,
     leftovers: Option<Choice<Leftovers>>,
+    limits: Option<Object<LimitsBody>>,
     no_new_privs: Option<Truth>,
 }
 
@@ -71,6 +73,7 @@ pub(crate) struct Command {
     pub(crate) working_dir: Option<JsonString>,
     pub(crate) user: Option<User>,
     pub(crate) leftovers: Option<Choice<Leftovers>>,
+    pub(crate) limits: Option<Object<LimitsBody>>,
     pub(crate) no_new_privs: Option<Truth>,
 }
 
@@ -78,7 +81,7 @@ impl Command {
     /// A spec with these fields, to which the body adds its own.
     pub(crate) fn spec(self) -> SpecBuilder {
         let mut spec = ProcessSpec::command(self.command.0).args(self.args.unwrap_or_default().0);
-        spec = spec.no_new_privs(self.no_new_privs.unwrap_or_default().0);
+        spec = spec.limits(limits(self.limits)).no_new_privs(self.no_new_privs.unwrap_or_default().0);
         for (key, value) in self.env.unwrap_or_default().0 {
             spec = spec.env(key, value);
         }
@@ -97,8 +100,8 @@ impl Command {
 
 impl StartBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
-        let StartBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        let command = Command { command, args, env, working_dir, user, leftovers, no_new_privs };
+        let StartBody { command, args, env, working_dir, user, leftovers, limits, no_new_privs, .. } = self;
+        let command = Command { command, args, env, working_dir, user, leftovers, limits, no_new_privs };
         let mut spec = command.spec().stdio(Pipes {
             stdin: self.stdin_mode.unwrap_or_default().0,
             stdout: self.stdout_mode.unwrap_or_default().0,
@@ -177,9 +180,13 @@ pub fn parse_process(json: &[u8]) -> Result<ProcessSpec, InvalidBody> {
 
 /// Starts a process. Answers once the program runs, or has failed to start.
 pub(crate) fn start(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let spec = json::parse::<StartBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::Start, &body)?;
+    let spec = json::parse::<StartBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     request.begin_start()?;
-    Ok(response::of(201, api.handle.start(spec)?))
+    let started = api.handle.start_or_repeat(spec.with_request(key))?;
+    Ok(idempotency::mark(response::of(201, started.result), started.is_repeat))
 }
 
 /// Lists all processes as they are at one moment, oldest first.
@@ -223,6 +230,11 @@ impl ProcessList {
         }
         Ok(false)
     }
+}
+
+/// What the current or last run of a process has used.
+pub(crate) fn usage(api: &Api, target: &Target) -> Result<Response, ApiError> {
+    Ok(response::whole(200, &api.handle.usage(target)?))
 }
 
 /// Gets one process.
@@ -307,6 +319,12 @@ mod tests {
                 "`stdout_mode`: must be one of `capture`, `discard`, not the string \"pipe\"",
             ),
             (r#"{"command":"a","leftovers":"end"}"#, "`leftovers`: must be one of `keep`, `kill`"),
+            (r#"{"command":"a","limits":5}"#, "`limits`: must be an object, not 5"),
+            (
+                r#"{"command":"a","limits":{"cpus":0}}"#,
+                "`limits.cpus`: must be a number of CPUs of at least 0.01, not 0",
+            ),
+            (r#"{"command":"a","limits":{"memory_bytes":"1M"}}"#, "`limits.memory_bytes`"),
             (r#"{"command":"a","no_new_privs":1}"#, "`no_new_privs`: must be true or false, not 1"),
             (r#"{"command":"a","name":""}"#, "`name`"),
             (r#"{"command":"a","name":"12"}"#, "`name`"),

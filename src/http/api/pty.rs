@@ -4,15 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::model::terminal_size::TerminalSize;
-use crate::model::{Leftovers, ProcessSpec};
+use crate::model::{Leftovers, Operation, ProcessSpec};
+use crate::supervisor::SessionKey;
 use crate::terminal::session::SessionInfo;
 
-use crate::http::api::Api;
 use crate::http::api::processes::Command;
+use crate::http::api::{Api, idempotency};
 use crate::http::json;
+use crate::http::json::limits::LimitsBody;
 use crate::http::json::response;
 use crate::http::json::user::User;
-use crate::http::json::value::{Choice, Integer, JsonString, StringList, StringMap, Truth};
+use crate::http::json::value::{Choice, Integer, JsonString, Object, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 type Size = Integer<0, { u32::MAX as u64 }>;
@@ -25,6 +27,7 @@ struct OpenBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    limits: Option<Object<LimitsBody>>,
     no_new_privs: Option<Truth>,
     rows: Option<Size>,
     cols: Option<Size>,
@@ -34,8 +37,8 @@ impl OpenBody {
     fn into_spec(self) -> Result<ProcessSpec, SpecError> {
         let or_default = |size: Option<Size>| size.map_or(0, |size| size.0);
         let size = TerminalSize::new(or_default(self.rows), or_default(self.cols));
-        let OpenBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec().stdio(size).build()
+        let OpenBody { command, args, env, working_dir, user, leftovers, limits, no_new_privs, .. } = self;
+        Command { command, args, env, working_dir, user, leftovers, limits, no_new_privs }.spec().stdio(size).build()
     }
 }
 
@@ -65,10 +68,14 @@ struct SessionList {
 
 /// Opens a session. Answers once its program runs, or has failed to start.
 pub(crate) fn open(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let spec = json::parse::<OpenBody>(&request.whole_body()?)?.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::OpenPty, &body)?;
+    let spec = json::parse::<OpenBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     request.begin_start()?;
-    let key = api.handle.open_pty(spec)?;
-    Ok(response::whole(201, &Opened { session_id: key.session_id, token: key.token }))
+    let opened = api.handle.open_pty_or_repeat(spec.with_request(key))?;
+    let SessionKey { session_id, token } = opened.result;
+    Ok(idempotency::mark(response::whole(201, &Opened { session_id, token }), opened.is_repeat))
 }
 
 /// Lists the sessions, oldest first, without their tokens.

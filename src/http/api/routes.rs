@@ -39,12 +39,18 @@ pub(crate) enum Endpoint {
     Signal,
     /// `POST /processes/{process}/restart`.
     Restart,
+    /// `POST /processes/{process}/pause`.
+    Pause,
+    /// `POST /processes/{process}/resume`.
+    Resume,
     /// `POST /processes/{process}/stdin`.
     WriteStdin,
     /// `POST /processes/{process}/stdin/close`.
     CloseStdin,
     /// `GET /processes/{process}/wait`.
     Wait,
+    /// `GET /processes/{process}/usage`.
+    Usage,
     /// `GET /files`.
     ReadFile,
     /// `PUT /files`.
@@ -67,6 +73,12 @@ pub(crate) enum Endpoint {
     AttachPty,
     /// `GET /tunnels/tcp`.
     Tunnel,
+    /// `GET /events`.
+    Events,
+    /// `GET /ports`.
+    Ports,
+    /// `GET /ports/{port}/wait`.
+    WaitPort,
 }
 
 /// How long a request may take.
@@ -97,7 +109,9 @@ impl Endpoint {
             | Endpoint::RemoveFile
             | Endpoint::ListFiles
             | Endpoint::AttachPty
-            | Endpoint::Tunnel => ExpectedDuration::Unbounded,
+            | Endpoint::Tunnel
+            | Endpoint::Events
+            | Endpoint::WaitPort => ExpectedDuration::Unbounded,
             Endpoint::Health
             | Endpoint::Info
             | Endpoint::Boot
@@ -108,11 +122,15 @@ impl Endpoint {
             | Endpoint::Get
             | Endpoint::Kill
             | Endpoint::Signal
+            | Endpoint::Pause
+            | Endpoint::Resume
             | Endpoint::CloseStdin
+            | Endpoint::Usage
             | Endpoint::ListPtys
             | Endpoint::Pty
             | Endpoint::ResizePty
-            | Endpoint::KillPty => ExpectedDuration::Short,
+            | Endpoint::KillPty
+            | Endpoint::Ports => ExpectedDuration::Short,
         }
     }
 
@@ -155,7 +173,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 33] = [
+pub(crate) static ROUTES: [Route; 39] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -175,9 +193,12 @@ pub(crate) static ROUTES: [Route; 33] = [
     Route::new("GET", "/processes/{process}/output/follow", Endpoint::Follow(View::Combined)),
     Route::new("POST", "/processes/{process}/signal", Endpoint::Signal),
     Route::new("POST", "/processes/{process}/restart", Endpoint::Restart),
+    Route::new("POST", "/processes/{process}/pause", Endpoint::Pause),
+    Route::new("POST", "/processes/{process}/resume", Endpoint::Resume),
     Route::new("POST", "/processes/{process}/stdin", Endpoint::WriteStdin),
     Route::new("POST", "/processes/{process}/stdin/close", Endpoint::CloseStdin),
     Route::new("GET", "/processes/{process}/wait", Endpoint::Wait),
+    Route::new("GET", "/processes/{process}/usage", Endpoint::Usage),
     Route::new("GET", "/files", Endpoint::ReadFile),
     Route::new("PUT", "/files", Endpoint::WriteFile),
     Route::new("DELETE", "/files", Endpoint::RemoveFile),
@@ -189,6 +210,9 @@ pub(crate) static ROUTES: [Route; 33] = [
     Route::new("POST", "/pty/{id}/resize", Endpoint::ResizePty),
     Route::new("GET", "/pty/{id}/ws", Endpoint::AttachPty),
     Route::new("GET", "/tunnels/tcp", Endpoint::Tunnel),
+    Route::new("GET", "/events", Endpoint::Events),
+    Route::new("GET", "/ports", Endpoint::Ports),
+    Route::new("GET", "/ports/{port}/wait", Endpoint::WaitPort),
 ];
 
 /// The endpoint with this method and this path, with the index of its row in [`ROUTES`] and the value of the path's
@@ -279,9 +303,12 @@ mod tests {
             ("GET", "processes/web/output/follow", Endpoint::Follow(View::Combined)),
             ("POST", "processes/web/signal", Endpoint::Signal),
             ("POST", "processes/web/restart", Endpoint::Restart),
+            ("POST", "processes/web/pause", Endpoint::Pause),
+            ("POST", "processes/web/resume", Endpoint::Resume),
             ("POST", "processes/web/stdin", Endpoint::WriteStdin),
             ("POST", "processes/web/stdin/close", Endpoint::CloseStdin),
             ("GET", "processes/web/wait", Endpoint::Wait),
+            ("GET", "processes/web/usage", Endpoint::Usage),
             ("GET", "files", Endpoint::ReadFile),
             ("PUT", "files", Endpoint::WriteFile),
             ("DELETE", "files", Endpoint::RemoveFile),
@@ -293,6 +320,9 @@ mod tests {
             ("POST", "pty/x/resize", Endpoint::ResizePty),
             ("GET", "pty/x/ws", Endpoint::AttachPty),
             ("GET", "tunnels/tcp", Endpoint::Tunnel),
+            ("GET", "events", Endpoint::Events),
+            ("GET", "ports", Endpoint::Ports),
+            ("GET", "ports/80/wait", Endpoint::WaitPort),
         ] {
             let parameter = path
                 .split('/')

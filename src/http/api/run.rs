@@ -1,5 +1,5 @@
 //! `POST /processes/run`: starts a command and streams its output and its end in one response. If the client
-//! disconnects, the process is killed.
+//! disconnects, the process is killed, with an idempotency key after a while.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -9,17 +9,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, SpecError};
 use crate::logs::{StartAt, View};
-use crate::model::{Exit, Leftovers, MAX_TIMEOUT, Millis, Pid, Pipes, ProcessSpec, RunEnd, StdinMode, Target, UnitId};
+use crate::model::{
+    Exit, Leftovers, MAX_TIMEOUT, Millis, Operation, Pid, Pipes, ProcessSpec, RunEnd, StdinMode, Target, UnitId,
+};
 use crate::supervisor::Handle;
 
-use crate::http::api::Api;
 use crate::http::api::events;
 use crate::http::api::events::EventFormat;
 use crate::http::api::processes::Command;
+use crate::http::api::{Api, idempotency};
 use crate::http::connection::memory::MemoryGrant;
 use crate::http::json;
+use crate::http::json::limits::LimitsBody;
 use crate::http::json::user::User;
-use crate::http::json::value::{Base64, Choice, JsonString, Seconds, StringList, StringMap, Truth};
+use crate::http::json::value::{Base64, Choice, JsonString, Object, Seconds, StringList, StringMap, Truth};
 use crate::http::message::{ApiError, Request, Response};
 
 /// The body. The fields `stdin_mode`, `stdout_mode` and `stderr_mode` of `POST /processes` are ignored, whatever their
@@ -32,6 +35,7 @@ struct RunBody {
     working_dir: Option<JsonString>,
     user: Option<User>,
     leftovers: Option<Choice<Leftovers>>,
+    limits: Option<Object<LimitsBody>>,
     no_new_privs: Option<Truth>,
     timeout: Option<Seconds>,
     timeout_secs: Option<Seconds>,
@@ -49,8 +53,8 @@ impl RunBody {
         if let Some((field, _)) = managed.iter().find(|(_, value)| value.is_some()) {
             return Err(SpecError::new(*field, "makes a process managed; start that with `POST /api/v1/processes`"));
         }
-        let RunBody { command, args, env, working_dir, user, leftovers, no_new_privs, .. } = self;
-        let mut spec = Command { command, args, env, working_dir, user, leftovers, no_new_privs }.spec();
+        let RunBody { command, args, env, working_dir, user, leftovers, limits, no_new_privs, .. } = self;
+        let mut spec = Command { command, args, env, working_dir, user, leftovers, limits, no_new_privs }.spec();
         if self.timeout.is_some() && self.timeout_secs.is_some() {
             return Err(SpecError::new("timeout", "and `timeout_secs` mean the same; send one of them"));
         }
@@ -96,7 +100,7 @@ struct Begin {
 /// The data of the last event. It must not have a field `pid` or `started_at`, by which clients recognise the first
 /// one.
 #[derive(Serialize)]
-struct End {
+pub(crate) struct End {
     exit_code: Option<i32>,
     signal: Option<i32>,
     oom_killed: bool,
@@ -114,52 +118,66 @@ impl From<RunEnd> for End {
     }
 }
 
-/// Kills the tree when it is dropped before the end of the run, whatever has ended the response.
-struct KillOnDrop {
+/// When it is dropped, whatever has ended the response: kills the tree if the run has not ended or, with an idempotency key,
+/// tells the supervisor that this client has gone.
+struct ClientGuard {
     handle: Handle,
-    /// The unit to kill. None once its run has ended.
-    unit: Option<UnitId>,
+    /// The id that the request has reserved: that of the unit, unless the request repeats another.
+    id: UnitId,
+    has_key: bool,
+    has_ended: bool,
 }
 
-impl KillOnDrop {
+impl ClientGuard {
     fn ended(&mut self) {
-        self.unit = None;
+        self.has_ended = true;
     }
 }
 
-impl Drop for KillOnDrop {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
-        if let Some(unit) = self.unit {
+        if self.has_key {
+            self.handle.leave_run(self.id);
+        } else if !self.has_ended {
             // Nothing waits for the result.
-            drop(self.handle.begin_kill(&Target::Unit(unit)));
+            drop(self.handle.begin_kill(&Target::Unit(self.id)));
         }
     }
 }
 
-/// Runs a command.
+/// Runs a command, or follows the run that an earlier request with the same key has started.
 pub(crate) fn run(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiError> {
-    let body = json::parse::<RunBody>(&request.whole_body()?)?;
-    let (spec, input) = body.into_spec().map_err(Error::from)?;
+    let body = request.whole_body()?;
+    let key = idempotency::key_of(request, Operation::Run, &body)?;
+    let has_key = key.is_some();
+    let (spec, input) = json::parse::<RunBody>(&body)?.into_spec().map_err(Error::from)?;
+    drop(body);
     let input = input.map(|input| hold_input(api, input.len()).map(|grant| (input, grant))).transpose()?;
     let waker = request.waker()?;
-    let (unit, starting) = api.handle.begin_start_with_user(spec);
+    let (unit, starting) = api.handle.begin_start_with_user(spec.with_request(key));
     starting.set_waker(waker.clone().into());
-    let mut guard = KillOnDrop { handle: api.handle.clone(), unit: Some(unit) };
-    let started = loop {
+    let mut guard = ClientGuard { handle: api.handle.clone(), id: unit, has_key, has_ended: false };
+    let (started, connected) = loop {
         if let Some(started) = starting.try_take() {
-            break started;
+            break (started, Ok(false));
         }
-        request.wait(&waker, None)?;
+        match request.wait(&waker, None) {
+            // The run goes on for a while without this client, and its input comes from here.
+            Err(disconnected) if has_key => break (starting.wait(), Err(disconnected)),
+            waited => drop(waited?),
+        }
     };
     let started = started.inspect_err(|_| guard.ended())?;
-    if let Some((input, grant)) = input {
+    let is_repeat = started.info.handle != unit;
+    if let Some((input, grant)) = input.filter(|_| !is_repeat) {
         match api.handle.stdin(&Target::Unit(unit)) {
             Ok(stdin) => stdin.feed(input, Box::new(grant)),
             // The process has ended or has closed its stdin, so it does not read the input.
             Err(error) => log::debug!("unit {unit}: its input was dropped: {error}"),
         }
     }
-    Ok(Response::events(move |stream| {
+    connected?;
+    let response = Response::events(move |stream| {
         let info = &started.info;
         events::data(stream.buffer(), &Begin { handle: info.handle, pid: info.pid, started_at: info.started_at })?;
         let mut follower = started.log.follow(View::Combined, StartAt::Beginning, waker.clone());
@@ -168,7 +186,8 @@ pub(crate) fn run(api: &Api, request: &mut Request<'_>) -> Result<Response, ApiE
             guard.ended();
             events::data(out, &End::from(end))
         })
-    }))
+    });
+    Ok(idempotency::mark(response, is_repeat))
 }
 
 /// Counts the input of a run until its command has read it.
@@ -186,6 +205,7 @@ fn hold_input(api: &Api, bytes: usize) -> Result<MemoryGrant, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::json::limits::parse_limits;
 
     fn spec(fields: &str) -> Result<ProcessSpec, String> {
         let body = format!("{{\"command\":\"sh\"{fields}}}");
@@ -241,6 +261,9 @@ mod tests {
             (r#","leftovers":"kill""#, plain().leftovers(Leftovers::Kill)),
             (r#","no_new_privs":true"#, plain().no_new_privs(true)),
             (r#","no_new_privs":false"#, plain()),
+            (r#","limits":null"#, plain()),
+            (r#","limits":{}"#, plain()),
+            (r#","limits":{"open_files":9}"#, plain().limits(parse_limits(r#"{"open_files":9}"#).unwrap())),
             (r#","timeout":1e-300"#, plain().timeout(Duration::from_nanos(1))),
         ] {
             assert_eq!(spec(fields), Ok(right.build().unwrap()), "{fields}");
@@ -254,6 +277,7 @@ mod tests {
             (r#","timeout_secs":0"#, "`timeout_secs`: must be a number of seconds above 0, not 0"),
             (r#","timeout_secs":"5""#, "`timeout_secs`"),
             (r#","timeout":5,"timeout_secs":5"#, "`timeout` and `timeout_secs` mean the same"),
+            (r#","limits":{"processes":0}"#, "`limits.processes`: must be a whole number from 1 to"),
             (r#","name":"web""#, "`name` makes a process managed"),
             (r#","restart":{}"#, "`restart` makes a process managed"),
             (r#","health_check":0"#, "`health_check` makes a process managed"),

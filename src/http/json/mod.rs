@@ -1,6 +1,7 @@
 //! JSON bodies: requests are parsed once, into types that are valid by construction, with error sentences that name the
 //! field; responses are written in pieces if they are long.
 
+pub(crate) mod limits;
 pub(crate) mod response;
 pub(crate) mod text;
 pub(crate) mod user;

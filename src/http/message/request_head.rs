@@ -51,10 +51,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, ApiErr
     let mut few = [httparse::EMPTY_HEADER; FEW_HEADERS];
     match parse_with(bytes, &mut few) {
         Err(httparse::Error::TooManyHeaders) => {}
-        result => return result.map_err(not_http)?.transpose(),
+        result => return result.map_err(|error| not_http(error, bytes))?.transpose(),
     }
     let mut many = vec![httparse::EMPTY_HEADER; MAX_HEADERS];
-    parse_with(bytes, &mut many).map_err(not_http)?.transpose()
+    parse_with(bytes, &mut many).map_err(|error| not_http(error, bytes))?.transpose()
 }
 
 type Parsed = Option<Result<(RequestHead, usize), ApiError>>;
@@ -78,12 +78,30 @@ fn method(name: &str) -> Method {
     name.parse().unwrap_or(Method::Trace)
 }
 
-fn not_http(error: httparse::Error) -> ApiError {
+fn not_http(error: httparse::Error, bytes: &[u8]) -> ApiError {
     match error {
         httparse::Error::TooManyHeaders => ApiError::head_too_large(&format!("have at most {MAX_HEADERS} headers")),
         httparse::Error::Version => ApiError::malformed("the HTTP version must be 1.0 or 1.1"),
+        httparse::Error::HeaderValue => {
+            let sentence = match header_with_control_character(bytes) {
+                Some(name) => format!("`{name}`: the value of the header has a control character"),
+                None => "the value of a header has a control character".to_owned(),
+            };
+            ApiError::malformed(sentence)
+        }
         error => ApiError::malformed(format!("this is not an HTTP/1 request: {error}")),
     }
+}
+
+/// The name of the first header whose value has a control character that a value must not have (RFC 9110, section 5.5).
+fn header_with_control_character(head: &[u8]) -> Option<&str> {
+    head.split(|byte| *byte == b'\n').skip(1).find_map(|line| {
+        let colon = line.iter().position(|byte| *byte == b':')?;
+        let (name, value) = line.split_at_checked(colon)?;
+        let value = value.strip_suffix(b"\r").unwrap_or(value);
+        let is_invalid = value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t');
+        std::str::from_utf8(name).ok().filter(|_| is_invalid)
+    })
 }
 
 /// Path and query of a target in origin form or absolute form (RFC 9112, section 3.2).
@@ -291,6 +309,22 @@ mod tests {
             "hello\r\n\r\n",
         ] {
             assert!(is_malformed(text.as_bytes()), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_control_character_in_a_value_is_refused_with_the_name_of_its_header() {
+        for (lines, name) in [
+            ("Idempotency-Key: a\x01b\r\n", "Idempotency-Key"),
+            ("A: tab\tis allowed\r\nIdempotency-Key: a\x1b\r\nB: \x01\r\n", "Idempotency-Key"),
+            ("last-event-id: 1\x7f\r\n", "last-event-id"),
+            ("A: b:c\nX-Y:\x00\r\n", "X-Y"),
+        ] {
+            let error = parse(format!("GET / HTTP/1.1\r\n{lines}\r\n").as_bytes()).unwrap_err();
+            let body = error.to_response().bytes().map(<[u8]>::to_vec).unwrap();
+            let sentence = String::from_utf8(body).unwrap();
+            let right = format!("`{name}`: the value of the header has a control character");
+            assert!(error.status() == 400 && error.ends_connection() && sentence.contains(&right), "{sentence}");
         }
     }
 

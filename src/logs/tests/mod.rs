@@ -3,6 +3,7 @@
 mod disk;
 mod figures;
 mod follow;
+mod line_watch;
 mod replay;
 mod retention;
 mod unusual_output;

@@ -123,7 +123,7 @@ impl Model {
 
     /// An event that can happen to the unit now.
     fn event(&mut self, id: UnitId, choices: &mut Choices) -> Option<Event> {
-        let (kind, grace) = (choices.below(9), Duration::from_millis(choices.number() >> 48));
+        let (kind, grace) = (choices.below(11), Duration::from_millis(choices.number() >> 48));
         let now = self.now;
         let member = self.fleet.get_mut(id)?;
         let (unit, world) = (&member.unit, &mut member.context);
@@ -151,6 +151,8 @@ impl Model {
                 world.resolving = false;
                 return Some(Event::UserResolved);
             }
+            8 => return Some(Event::Pause),
+            9 => return Some(Event::Resume),
             _ => {}
         }
         world.child.take().map(|_| Event::Exited(choices.one_of(&[Exit::Code(0), Exit::Code(1), Exit::Signal(9)])))

@@ -22,6 +22,7 @@ execing             | exited 0     |                                            
 execing             | exited 1     |                                               | reaped
 execing             | stop         | term unwatch                                  | execing, stop
 execing             | restart      | term unwatch                                  | execing, restart
+execing             | pause        | freeze +paused                                | execing, paused
 execing             | shut down    | term unwatch                                  | execing, stop
 execing             | tick, due    | started +started watch                        | slow
 slow                | exec ok      |                                               | running
@@ -30,6 +31,7 @@ slow                | exited 0     |                                            
 slow                | exited 1     |                                               | slow, reaped
 slow                | stop         | term unwatch                                  | slow, stop
 slow                | restart      | term unwatch                                  | slow, restart
+slow                | pause        | unwatch freeze +paused                        | slow, paused
 slow                | shut down    | term unwatch                                  | slow, stop
 slow                | probe ok     | +health                                       | slow
 slow                | probe failed | +health term unwatch                          | slow, failed
@@ -52,9 +54,33 @@ running             | exited 0     | unwatch drain                              
 running             | exited 1     | unwatch kill drain                            | draining
 running             | stop         | term unwatch                                  | running, stop
 running             | restart      | term unwatch                                  | running, restart
+running             | pause        | unwatch freeze +paused                        | running, paused
 running             | shut down    | term unwatch                                  | running, stop
 running             | probe ok     | +health                                       | running
 running             | probe failed | +health term unwatch                          | running, failed
+execing, paused     | exec ok      | started +started                              | running, paused
+execing, paused     | exec failed  | thaw +resumed                                 | broken
+execing, paused     | exited 0     | thaw                                          | reaped
+execing, paused     | exited 1     | thaw                                          | reaped
+execing, paused     | stop         | thaw +resumed term unwatch                    | execing, stop
+execing, paused     | restart      | thaw +resumed term unwatch                    | execing, restart
+execing, paused     | resume       | thaw +resumed                                 | execing
+execing, paused     | shut down    | thaw +resumed term unwatch                    | execing, stop
+execing, paused     | tick, due    | started +started                              | slow, paused
+slow, paused        | exec ok      |                                               | running, paused
+slow, paused        | exec failed  | late-failure thaw +resumed watch              | running
+slow, paused        | exited 0     | thaw                                          | slow, reaped
+slow, paused        | exited 1     | thaw                                          | slow, reaped
+slow, paused        | stop         | thaw +resumed term unwatch                    | slow, stop
+slow, paused        | restart      | thaw +resumed term unwatch                    | slow, restart
+slow, paused        | resume       | thaw +resumed watch                           | slow
+slow, paused        | shut down    | thaw +resumed term unwatch                    | slow, stop
+running, paused     | exited 0     | unwatch thaw drain                            | draining
+running, paused     | exited 1     | unwatch kill thaw drain                       | draining
+running, paused     | stop         | thaw +resumed term unwatch                    | running, stop
+running, paused     | restart      | thaw +resumed term unwatch                    | running, restart
+running, paused     | resume       | thaw +resumed watch                           | running
+running, paused     | shut down    | thaw +resumed term unwatch                    | running, stop
 running, stop       | exited 0     | unwatch drain                                 | draining, stop
 running, stop       | exited 1     | unwatch drain                                 | draining, stop
 running, stop       | restart      |                                               | running, restart
@@ -126,6 +152,7 @@ down, leftovers     | tick, due    | kill                                       
 2nd execing         | exited 1     |                                               | reaped
 2nd execing         | stop         | term unwatch                                  | execing, stop
 2nd execing         | restart      | term unwatch                                  | execing, restart
+2nd execing         | pause        | freeze +paused                                | execing, paused
 2nd execing         | shut down    | term unwatch                                  | execing, stop
 2nd execing         | tick, due    | started +started watch                        | slow
 2nd broken          | exited 0     | start-failed +restarting                      | backing off
@@ -152,6 +179,7 @@ plain execing       | exec failed  |                                            
 plain execing       | exited 0     |                                               | reaped
 plain execing       | exited 1     |                                               | reaped
 plain execing       | stop         | kill                                          | execing, stop
+plain execing       | pause        | freeze +paused                                | execing, paused
 plain execing       | shut down    | term                                          | execing, stop
 plain execing       | tick, due    | started +started                              | slow
 plain broken        | exited 0     | start-failed forget                           | down
@@ -167,8 +195,15 @@ plain reaped        | tick, due    |                                            
 plain running       | exited 0     | drain                                         | draining
 plain running       | exited 1     | drain                                         | draining
 plain running       | stop         | kill                                          | running, stop
+plain running       | pause        | freeze +paused                                | running, paused
 plain running       | shut down    | term                                          | running, stop
 plain running       | tick, due    | kill                                          | running, timed out
+plain paused        | exited 0     | thaw drain                                    | draining
+plain paused        | exited 1     | thaw drain                                    | draining
+plain paused        | stop         | kill                                          | running, stop, paused
+plain paused        | resume       | thaw +resumed                                 | running
+plain paused        | shut down    | thaw +resumed term                            | running, stop
+plain paused        | tick, due    | kill                                          | running, timed out, paused
 plain running, stop | exited 0     | drain                                         | draining, stop
 plain running, stop | exited 1     | drain                                         | draining, stop
 plain running, stop | stop         | kill                                          | running, stop
@@ -177,6 +212,12 @@ plain draining      | drained      | +ended finish                              
 plain draining      | stop         | kill                                          | draining, stop
 plain draining      | shut down    | term                                          | draining, stop
 plain draining      | tick, due    |                                               | draining
+session, paused     | exited 0     | thaw drain                                    | draining
+session, paused     | exited 1     | thaw drain                                    | draining
+session, paused     | hang up      | thaw +resumed disconnect                      | running
+session, paused     | stop         | thaw +resumed hangup                          | running, stop
+session, paused     | resume       | thaw +resumed                                 | running
+session, paused     | shut down    | thaw +resumed hangup                          | running, stop
 plain down          | stop         | kill                                          | down
 plain down          | shut down    | term                                          | down
 ";
@@ -232,6 +273,9 @@ fn states() -> Vec<(&'static str, Scenario)> {
         ("reaped", apply(checked(), &with(start(), &[exited(1)]))),
         ("slow, reaped", apply(late(checked()), &[exited(1)])),
         ("running", apply(checked(), &up())),
+        ("execing, paused", apply(checked(), &with(start(), &[Event::Pause]))),
+        ("slow, paused", apply(late(checked()), &[Event::Pause])),
+        ("running, paused", apply(checked(), &with(up(), &[Event::Pause]))),
         ("running, stop", apply(checked(), &with(up(), &[Event::Stop]))),
         ("running, restart", apply(checked(), &with(up(), &[Event::Restart]))),
         ("running, failed", apply(checked(), &with(up(), &[Event::Verdict(1, failed_probe())]))),
@@ -260,14 +304,16 @@ fn states() -> Vec<(&'static str, Scenario)> {
         ("plain broken", apply(plain(), &with(start(), &[failed()]))),
         ("plain reaped", apply(plain(), &with(start(), &[exited(1)]))),
         ("plain running", apply(plain(), &up())),
+        ("plain paused", apply(plain(), &with(up(), &[Event::Pause]))),
         ("plain running, stop", apply(plain(), &with(up(), &[Event::Stop]))),
         ("plain draining", apply(plain(), &with(up(), &[exited(1)]))),
+        ("session, paused", apply(Scenario { unit: Unit::with_terminal(), ..plain() }, &with(up(), &[Event::Pause]))),
         ("plain down", apply(plain(), &with(up(), &[exited(0), Event::Drained]))),
     ]
 }
 
 fn events(scenario: &Scenario) -> Vec<(&'static str, Event)> {
-    let run = scenario.unit.run;
+    let watch = scenario.unit.watch;
     vec![
         ("start", Event::Start),
         ("resolved", Event::UserResolved),
@@ -282,10 +328,12 @@ fn events(scenario: &Scenario) -> Vec<(&'static str, Event)> {
         ("hang up", Event::HangUp),
         ("stop", Event::Stop),
         ("restart", Event::Restart),
+        ("pause", Event::Pause),
+        ("resume", Event::Resume),
         ("shut down", Event::ShutDown(scenario.now + 3_000 * MS)),
-        ("probe ok", Event::Verdict(run, Ok(()))),
-        ("probe failed", Event::Verdict(run, failed_probe())),
-        ("old verdict", Event::Verdict(run.wrapping_sub(1), failed_probe())),
+        ("probe ok", Event::Verdict(watch, Ok(()))),
+        ("probe failed", Event::Verdict(watch, failed_probe())),
+        ("old verdict", Event::Verdict(watch.wrapping_sub(1), failed_probe())),
         ("tick", Event::Tick),
         ("tick, due", Event::Tick),
     ]
@@ -311,9 +359,10 @@ fn name(unit: &Unit) -> String {
         Phase::Reaped { slow: true, .. } => "slow, reaped",
         Phase::Draining { .. } => "draining",
     };
+    let paused = if run.paused_at.is_some() { ", paused" } else { "" };
     match run.next {
-        Next::Policy => phase.to_owned(),
-        next => format!("{phase}, {}", next_word(next)),
+        Next::Policy => format!("{phase}{paused}"),
+        next => format!("{phase}, {}{paused}", next_word(next)),
     }
 }
 

@@ -352,6 +352,7 @@ mod tests {
 
     use super::*;
     use crate::testing::{LONG, wait_until};
+    use crate::wait::ExitUsage;
 
     fn started() -> (ForkServer, Pid) {
         let mut server = ForkServer::new(None);
@@ -468,10 +469,14 @@ mod tests {
     #[test]
     fn a_server_that_the_kernel_does_not_permit_is_not_started_again() {
         let (mut server, pid) = started();
-        assert!(!server.reaped(Reaped { pid: pid + 1, exit: Exit::Code(process::UNSUPPORTED) }));
+        assert!(!server.reaped(Reaped {
+            pid: pid + 1,
+            exit: Exit::Code(process::UNSUPPORTED),
+            usage: ExitUsage::default()
+        }));
         wait_until("it has ended", || server.running.as_ref().is_some_and(|it| it.end(Instant::now() + LONG)));
         wait_until("it is reaped", || event_of_child(pid).is_some());
-        assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED) }));
+        assert!(server.reaped(Reaped { pid, exit: Exit::Code(process::UNSUPPORTED), usage: ExitUsage::default() }));
         server.started = None;
         server.start();
         assert!(server.running.is_none());

@@ -249,13 +249,14 @@ mod tests {
 
     fn setup() -> Setup {
         let terminal = ControllingTerminal::None;
-        let (limits, nproc) = (None, None);
+        let (limits, open_files, nproc) = (None, None, None);
         Setup {
             stdio: [0, 1, 2],
             terminal,
             report: 3,
             cgroup: None,
             limits,
+            open_files,
             nproc,
             set_groups: true,
             by_server: true,
@@ -276,6 +277,7 @@ mod tests {
             uid: 1,
             gid: 2,
             groups: vec![3, 4, 5],
+            open_files: None,
             no_new_privs: false,
         }
     }

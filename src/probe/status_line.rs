@@ -3,11 +3,11 @@
 //! A parser of whole heads would wait for the end of the headers, which may never come.
 
 /// Maximum length of a status line in bytes, including its end.
-pub(super) const MAX: usize = 1024;
+pub(crate) const MAX: usize = 1024;
 
 /// The result of [`read`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub(crate) enum Reading {
     /// The beginning of a status line.
     Incomplete,
     /// A status line with this status.
@@ -22,7 +22,7 @@ pub(super) enum Reading {
 ///
 /// The grammar is that of RFC 9112, section 4. As some servers do, a response may omit the `\r`, and the space after
 /// the status if no reason follows.
-pub(super) fn read(bytes: &[u8]) -> Reading {
+pub(crate) fn read(bytes: &[u8]) -> Reading {
     const VERSION: &[u8] = b"HTTP/1.";
     // Garbage is detected at its first byte, without reading to the end of a line.
     if bytes.iter().zip(VERSION).any(|(got, want)| got != want) {

@@ -1,22 +1,25 @@
-//! One probe: a connection to the service and, for HTTP, one request and the status line of its response.
+//! One probe: a connection to a service and, for HTTP, one request and the status line of its response. Health checks and
+//! waits for a port are made of them.
 //!
 //! No service can block the daemon or make its memory grow: no call here blocks, at most [`status_line::MAX`] bytes of
-//! a response are kept, and the schedule ends a probe that takes too long.
+//! a response are kept, and who makes a probe ends one that takes too long.
+
+pub(crate) mod status_line;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::status_line::{self, Reading};
+use self::status_line::Reading;
 use crate::model::{HealthCheck, HealthKind};
 
 /// How a probe ended.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// The service is healthy.
     Healthy,
     /// The service is not healthy: a sentence that says why.
@@ -27,10 +30,10 @@ pub(super) enum Outcome {
 
 /// A probe in progress. It connects to 127.0.0.1, and to `[::1]` if the former has no listener.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(crate) struct Probe {
     stream: TcpStream,
     address: SocketAddr,
-    /// If it tries `[::1]`, a sentence about the attempt on 127.0.0.1.
+    /// If it tries `[::1]`, a sentence about the attempt on 127.0.0.1. Also set if there is no second address to try.
     first: Option<String>,
     connected: bool,
     registered: bool,
@@ -44,6 +47,8 @@ struct Http {
     path: String,
     /// Empty until the connection is established, because the request names its address.
     request: Vec<u8>,
+    /// Every status will do, not only those from 200 to 399.
+    any_status: bool,
     /// Number of bytes of the request that were sent.
     sent: usize,
     /// The bytes of the response that were received.
@@ -59,15 +64,37 @@ enum Unconnected {
 }
 
 impl Probe {
-    /// Begins a probe.
-    pub(super) fn connect(check: &HealthCheck) -> Result<Probe, Outcome> {
+    /// Begins the probe of a health check.
+    pub(crate) fn connect(check: &HealthCheck) -> Result<Probe, Outcome> {
         let path = || check.path.clone().unwrap_or_else(|| "/".to_owned());
         let http = (check.kind == HealthKind::Http).then(|| Http { path: path(), ..Http::default() });
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, check.port));
+        Probe::connect_to_loopback(check.port, http)
+    }
+
+    /// Begins a probe that any HTTP response to a request for `path` satisfies. `address` is the one at which the service
+    /// listens.
+    pub(crate) fn of_any_status(address: IpAddr, port: u16, path: &str) -> Result<Probe, Outcome> {
+        let http = Some(Http { path: path.to_owned(), any_status: true, ..Http::default() });
+        if address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::LOCALHOST) {
+            return Probe::connect_to_loopback(port, http);
+        }
+        let address = SocketAddr::from((address, port));
+        match begin(address) {
+            // There is no second address: as if it were the second one.
+            Ok(stream) => {
+                Ok(Probe { stream, address, first: Some(String::new()), connected: false, registered: false, http })
+            }
+            Err(Unconnected::NoListener(why)) => Err(Outcome::Failed(why)),
+            Err(Unconnected::Ended(outcome)) => Err(outcome),
+        }
+    }
+
+    fn connect_to_loopback(port: u16, http: Option<Http>) -> Result<Probe, Outcome> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (stream, address, first) = match begin(address) {
             Ok(stream) => (stream, address, None),
             Err(Unconnected::NoListener(why)) => {
-                let (stream, address) = begin_second(check.port, &why)?;
+                let (stream, address) = begin_second(port, &why)?;
                 (stream, address, Some(why))
             }
             Err(Unconnected::Ended(outcome)) => return Err(outcome),
@@ -76,12 +103,12 @@ impl Probe {
     }
 
     /// Whether it is registered for events.
-    pub(super) fn is_registered(&self) -> bool {
+    pub(crate) fn is_registered(&self) -> bool {
         self.registered
     }
 
     /// Registers it for events. Call it after [`Probe::advance`], and call that again when an event arrives.
-    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)?;
         self.registered = true;
         Ok(())
@@ -89,7 +116,7 @@ impl Probe {
 
     /// Continues as far as possible without blocking. Returns the outcome if the probe has ended. Otherwise it may need
     /// to be registered again, because it opens a new connection for the second address.
-    pub(super) fn advance(&mut self, registry: &Registry) -> Option<Outcome> {
+    pub(crate) fn advance(&mut self, registry: &Registry) -> Option<Outcome> {
         while !self.connected {
             match (self.finish_connecting(), &self.first) {
                 (Ok(true), _) => {
@@ -123,7 +150,7 @@ impl Probe {
     }
 
     /// The outcome after its timeout.
-    pub(super) fn timed_out(&self, timeout_ms: u64) -> Outcome {
+    pub(crate) fn timed_out(&self, timeout_ms: u64) -> Outcome {
         let what = match &self.http {
             _ if !self.connected => "did not accept a connection",
             Some(http) if !http.response.is_empty() => "did not finish its status line",
@@ -138,7 +165,7 @@ impl Probe {
     /// A FIN leaves the connection in TIME_WAIT for a minute: 1,000 probes per second would keep 60,000 of them, more
     /// than there are ephemeral ports for one service, and slow down `connect(2)` for all processes. A reset leaves
     /// nothing, but is an error to the service, which many services log.
-    pub(super) fn close(mut self, registry: &Registry, with_fin: bool) {
+    pub(crate) fn close(mut self, registry: &Registry, with_fin: bool) {
         self.deregister(registry);
         if !with_fin {
             let _ = setsockopt(&self.stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
@@ -240,6 +267,7 @@ impl Http {
     fn judge(&self, address: SocketAddr, reading: Reading) -> Option<Outcome> {
         Some(match reading {
             Reading::Status(200..=399) => Outcome::Healthy,
+            Reading::Status(_) if self.any_status => Outcome::Healthy,
             Reading::Status(status) => failed(address, format_args!("answered with status {status}, not 2xx or 3xx")),
             Reading::TooLong => {
                 failed(address, format_args!("answered with a status line of more than {} bytes", status_line::MAX))
