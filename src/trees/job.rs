@@ -153,11 +153,11 @@ impl Job {
     }
 
     /// The run to signal as a whole, and the signals, if this job signals one.
-    pub(super) fn signals(&self) -> Option<(&Tracking, Kind)> {
+    pub(super) fn signals(&self) -> Option<(RunKey, &Tracking, Kind)> {
         match self {
-            Job::Terminate(_, tracking, but) => Some((tracking, Kind::Terminate(*but))),
-            Job::Kill { tracking, again, .. } => Some((tracking, Kind::Kill { again: *again })),
-            Job::Signal(_, tracking, signal, _) => Some((tracking, Kind::Signal(*signal))),
+            Job::Terminate(key, tracking, but) => Some((*key, tracking, Kind::Terminate(*but))),
+            Job::Kill { key, tracking, again, .. } => Some((*key, tracking, Kind::Kill { again: *again })),
+            Job::Signal(key, tracking, signal, _) => Some((*key, tracking, Kind::Signal(*signal))),
             Job::Suspend { .. }
             | Job::Continue { .. }
             | Job::Reply(_)
@@ -178,20 +178,6 @@ impl Job {
             Job::TerminateRest => None,
             Job::Terminate(..) | Job::Kill { .. } | Job::Signal(..) => Some(Vec::new()),
             Job::Suspend { .. } | Job::Continue { .. } | Job::Reply(_) | Job::Attribute(_) => Some(Vec::new()),
-        }
-    }
-
-    /// The run to signal as a whole, if this job signals one.
-    pub(super) fn key(&self) -> Option<RunKey> {
-        match self {
-            Job::Terminate(key, ..) | Job::Kill { key, .. } | Job::Signal(key, ..) => Some(*key),
-            Job::Suspend { .. }
-            | Job::Continue { .. }
-            | Job::Reply(_)
-            | Job::Attribute(_)
-            | Job::HangUp(_)
-            | Job::Scan(_)
-            | Job::TerminateRest => None,
         }
     }
 }

@@ -147,7 +147,7 @@ impl Actor {
     fn serve(&mut self, orders: Vec<Order>) {
         let leaders = orders.last().map(|order| Arc::clone(&order.leaders)).unwrap_or_default();
         for order in &orders {
-            if let Some((Tracking::Leaf(leaf), kind)) = order.job.signals() {
+            if let Some((_, Tracking::Leaf(leaf), kind)) = order.job.signals() {
                 self.signal_leaf(leaf, kind);
             }
         }
@@ -384,7 +384,7 @@ fn lives(snapshot: &Snapshot, (pid, start): &Identity) -> bool {
 
 impl<'a> Round<'a> {
     fn of(job: &'a Job) -> Option<Round<'a>> {
-        let (Tracking::Marks(marks), kind) = job.signals()? else { return None };
-        Some(Round { key: job.key()?, marks, kind, seen: HashSet::new() })
+        let (key, Tracking::Marks(marks), kind) = job.signals()? else { return None };
+        Some(Round { key, marks, kind, seen: HashSet::new() })
     }
 }
