@@ -8,14 +8,16 @@
 //! At most one buffer of a file's content is held in memory. A file is examined through an `O_PATH` descriptor
 //! before it is opened, because opening a FIFO can block, and opening a device can have side effects.
 //!
-//! - `path`: an absolute path; `walk`: opens and examines files; `magic_link`: the link in `/proc` to an open file;
+//! - `path`: an absolute path; `walk`: opens and examines files; `descent`: walks a directory tree; `magic_link`: the link in `/proc` to an open file;
 //! - `read`, `list`, `remove`: one operation each;
 //! - `replace`: an upload; `target`: the file that it replaces; `temporary`: the files for its incomplete content;
 //!   `in_place`: writes into a file that cannot be replaced; `attributes`: the attributes that a replaced file keeps;
 //! - `condition`: the conditions of a request; `proc_guard`: denies access to the daemon's own entries in `/proc`.
 
+pub(crate) mod archive;
 mod attributes;
 mod condition;
+mod descent;
 mod in_place;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
@@ -82,6 +84,17 @@ pub enum FileError {
         path: String,
         /// The kernel's reason.
         why: String,
+    },
+    /// Something exists at the path already.
+    #[error("{0:?} exists already")]
+    AlreadyExists(String),
+    /// A file cannot be moved to another file system.
+    #[error("{from:?} cannot be moved to {to:?}, which is on another file system")]
+    CrossDevice {
+        /// The old path.
+        from: String,
+        /// The new path.
+        to: String,
     },
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]

@@ -21,6 +21,8 @@ impl From<FileError> for ApiError {
             FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
             FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
             FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
+            FileError::CrossDevice { .. } => (400, "CROSS_DEVICE"),
+            FileError::AlreadyExists(_) => (409, "ALREADY_EXISTS"),
             FileError::NotFound(_) => (404, "NOT_FOUND"),
             FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
             FileError::NoSpace { .. } => (507, "NO_SPACE"),
