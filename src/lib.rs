@@ -35,7 +35,9 @@ pub mod archive {
     //! meanwhile.
 
     pub use crate::files::FileError;
-    pub use crate::files::archive::{ArchiveError, ArchiveFormat, ArchiveLimit, UnpackOptions, pack, unpack};
+    pub use crate::files::archive::{
+        ArchiveError, ArchiveFormat, ArchiveLimit, UnpackError, UnpackOptions, pack, unpack,
+    };
 }
 mod clock;
 mod error;

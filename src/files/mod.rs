@@ -112,7 +112,11 @@ pub enum FileError {
 impl FileError {
     /// The error for a failed system call of a request about `path`.
     fn of(path: &FilePath, error: &io::Error) -> FileError {
-        let shown = path.shown();
+        FileError::at(path.shown(), error)
+    }
+
+    /// The error for a failed system call about the file with this path.
+    fn at(shown: String, error: &io::Error) -> FileError {
         let Some(errno) = error.raw_os_error() else {
             return FileError::Other(Error::from_io(&shown, error));
         };

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use super::FileError;
 
@@ -33,6 +34,11 @@ impl FilePath {
     /// The path for messages, with U+FFFD in place of bytes that are not UTF-8.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
+    }
+
+    /// The path for functions of this library that take one.
+    pub(crate) fn as_path(&self) -> &Path {
+        Path::new(self.as_os_str())
     }
 
     /// The path for system calls.

@@ -1,69 +1,95 @@
-//! Directory trees as tar archives.
+//! Directory trees as tar archives, both ways, in flat memory.
+//!
+//! | file | what |
+//! |---|---|
+//! | `entry`, `pax`, `name` | an entry and its header blocks; pax records; which names are safe. All three are pure |
+//! | `reader` | the entries of an archive from a stream |
+//! | `compression` | gzip, and what else an archive can be compressed with |
+//! | `pack` | a tree as an archive |
+//! | `unpack`, `place`, `dirs` | an archive as a tree; one entry of it; attributes that directories get at the end |
+//!
+//! Extended attributes and ACLs are not part of an archive.
 
-use std::io::{self, Read, Write};
+mod compression;
+mod dirs;
+mod entry;
+mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod invariants;
+mod name;
+mod pack;
+mod pax;
+mod place;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::io::{Read, Write};
 use std::path::Path;
 
-use thiserror::Error;
-
-use super::FileError;
+pub use error::{ArchiveError, UnpackError};
+pub(crate) use pack::Packing;
 
 /// The form of an archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ArchiveFormat {
-    /// tar(5).
+    /// tar in the form of POSIX (pax).
     #[default]
     Tar,
-    /// tar, compressed with gzip.
+    /// The same, compressed with gzip.
     TarGz,
 }
 
-/// What an archive that is unpacked may hold at most. By default without a limit.
+/// What an archive that is unpacked may hold. By default without a limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArchiveLimit {
-    /// Number of entries.
+    /// Maximum number of entries, and of directories that are created for them.
     pub entries: Option<u64>,
-    /// Bytes of the content of all files.
+    /// Maximum size of the content of all files, in bytes.
     pub bytes: Option<u64>,
 }
 
 /// How an archive is unpacked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnpackOptions {
-    /// Files get the owners that the archive names, instead of the user that unpacks it. Only root can do that.
+    /// Files get the owners that the archive names as numbers, instead of the user that unpacks it, and keep set-user-id
+    /// and set-group-id. Only root can do that.
     pub preserve_owner: bool,
     /// What the archive may hold.
     pub limit: ArchiveLimit,
 }
 
-/// Why a tree cannot be packed, or an archive not be unpacked.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum ArchiveError {
-    /// A file of the tree cannot be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The archive cannot be read.
-    #[error("the archive cannot be read: {0}")]
-    Input(io::Error),
-    /// The archive cannot be written.
-    #[error("the archive cannot be written: {0}")]
-    Output(io::Error),
-}
-
-/// Writes the directory tree at `path`, or the file, as an archive.
+/// Writes the directory tree at `path`, or the regular file, as an archive. A symlink at `path` is followed; those in the
+/// tree become entries. The paths of the entries are those below the directory.
 ///
 /// # Errors
-/// If a file cannot be read, or the archive not be written.
+/// If a file cannot be read, or the archive cannot be written. What has been written by then is no whole archive.
+///
+/// ```
+/// use tl_supervisor::archive::{ArchiveFormat, UnpackOptions, pack, unpack};
+///
+/// let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
+/// std::fs::write(from.path().join("file"), "content")?;
+/// let mut archive = Vec::new();
+/// pack(from.path(), ArchiveFormat::TarGz, &mut archive)?;
+/// unpack(&to.path().join("copy"), &mut &archive[..], UnpackOptions::default())?;
+/// assert_eq!(std::fs::read_to_string(to.path().join("copy/file"))?, "content");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn pack(path: &Path, format: ArchiveFormat, out: &mut dyn Write) -> Result<(), ArchiveError> {
-    let _ = (path, format, out);
-    Err(ArchiveError::Output(io::ErrorKind::Unsupported.into()))
+    Packing::begin(path)?.write(format, out)
 }
 
-/// Unpacks an archive into the directory at `path`, which is created if it is missing.
+/// Unpacks an archive into the directory at `path`, which is created with its parents if it is missing. The archive is tar
+/// or tar.gz, recognised by its content.
+///
+/// Nothing outside of the directory is written, and no symlink below it is followed. An existing file is replaced
+/// atomically; an existing directory keeps its attributes. Set-user-id and set-group-id are dropped.
 ///
 /// # Errors
-/// If the archive is malformed, or would write outside of the directory, or a file cannot be written.
-pub fn unpack(path: &Path, archive: &mut dyn Read, options: UnpackOptions) -> Result<(), ArchiveError> {
-    let _ = (path, archive, options);
-    Err(ArchiveError::Input(io::ErrorKind::Unsupported.into()))
+/// If the archive is malformed or cut off, if an entry would write outside of the directory, if it is a device, or if a file
+/// cannot be written. The entries before are unpacked then.
+pub fn unpack(path: &Path, archive: &mut dyn Read, options: UnpackOptions) -> Result<(), UnpackError> {
+    unpack::unpack(path, archive, options)
 }
