@@ -27,6 +27,7 @@ mod path;
 mod proc_guard;
 mod read;
 mod remove;
+mod remove_tree;
 mod replace;
 mod target;
 mod temporary;
@@ -44,6 +45,7 @@ pub use list::{Listing, list};
 pub use path::FilePath;
 pub use read::{Content, read};
 pub use remove::remove;
+pub use remove_tree::remove_tree;
 pub use replace::Upload;
 
 use crate::error::Error;
@@ -96,6 +98,12 @@ pub enum FileError {
         /// The new path.
         to: String,
     },
+    /// The path is a directory with entries, where it must be empty.
+    #[error("{0:?} is a directory that is not empty")]
+    NotEmpty(String),
+    /// The path is a mount point, or the kernel uses it otherwise.
+    #[error("{0:?} is a mount point or in use")]
+    MountPoint(String),
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]
     Unmet {

@@ -35,6 +35,11 @@ impl FilePath {
         String::from_utf8_lossy(&self.0).into_owned()
     }
 
+    /// The path of an entry below this one: `rest` is empty or begins with `/`.
+    pub(super) fn below(&self, rest: &[u8]) -> FilePath {
+        FilePath([&self.0, rest].concat())
+    }
+
     /// The path for system calls.
     pub(super) fn as_os_str(&self) -> &OsStr {
         OsStr::from_bytes(&self.0)
