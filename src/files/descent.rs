@@ -293,7 +293,7 @@ pub(super) fn is_of_kernel(file: impl AsFd) -> nix::Result<bool> {
     Ok(KERNEL_FILE_SYSTEMS.contains(&fstatfs(file.as_fd())?.filesystem_type()))
 }
 
-fn errno(errno: rustix::io::Errno) -> Errno {
+pub(super) fn errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }
 

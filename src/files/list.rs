@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, OFlag};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 
 use super::walk::{examine_name, open, open_path};
-use super::{FileError, FilePath, is, proc_guard, unsigned};
+use super::{FileError, FilePath, is, modified_at, proc_guard, unsigned};
 
 /// Maximum number of entries in a listing. If a directory has more, the file system decides which are listed.
 pub const MAX_ENTRIES: usize = 200_000;
@@ -95,7 +95,7 @@ fn examine(dir: &OwnedFd, name: &[u8], kind: Option<Type>, at: usize) -> Option<
     };
     let is_dir = is(&stat, SFlag::S_IFDIR);
     let size = (!is_dir).then(|| unsigned(stat.st_size));
-    let modified_at = Some(stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec / 1_000_000));
+    let modified_at = Some(modified_at(&stat));
     Some(Record { is_dir, size, modified_at, ..record })
 }
 

@@ -382,7 +382,13 @@ mod tests {
         let left = fs::read_dir(&tree).unwrap().count();
         assert!(left > 500 && left < 1000, "{left}");
         let mut asked = 0;
-        assert!(remove_tree(&path, &mut || { asked += 1; true }).unwrap());
+        assert!(
+            remove_tree(&path, &mut || {
+                asked += 1;
+                true
+            })
+            .unwrap()
+        );
         assert!(asked > 0 && !tree.exists());
     }
 

@@ -14,21 +14,26 @@ impl From<Error> for ApiError {
 
 impl From<FileError> for ApiError {
     fn from(error: FileError) -> ApiError {
-        let (status, code) = match &error {
-            FileError::Invalid(_) => (400, "INVALID_REQUEST"),
-            FileError::IsDirectory(_) => (400, "IS_DIRECTORY"),
-            FileError::NotADirectory(_) => (400, "NOT_A_DIRECTORY"),
-            FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
-            FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
-            FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
-            FileError::CrossDevice { .. } | FileError::MountPoint(_) => (400, "CROSS_DEVICE"),
-            FileError::AlreadyExists(_) | FileError::NotEmpty(_) => (409, "ALREADY_EXISTS"),
-            FileError::NotFound(_) => (404, "NOT_FOUND"),
-            FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
-            FileError::NoSpace { .. } => (507, "NO_SPACE"),
-            FileError::Other(error) => status_and_code(error),
-        };
+        let (status, code) = status_and_code_of_file(&error);
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+fn status_and_code_of_file(error: &FileError) -> (u16, &'static str) {
+    match error {
+        FileError::Invalid(_) => (400, "INVALID_REQUEST"),
+        FileError::IsDirectory(_) => (400, "IS_DIRECTORY"),
+        FileError::NotADirectory(_) => (400, "NOT_A_DIRECTORY"),
+        FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
+        FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
+        FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
+        FileError::CrossDevice { .. } | FileError::MountPoint(_) => (400, "CROSS_DEVICE"),
+        FileError::AlreadyExists(_) | FileError::NotEmpty(_) => (409, "ALREADY_EXISTS"),
+        FileError::NotFound(_) => (404, "NOT_FOUND"),
+        FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
+        FileError::NoSpace { .. } => (507, "NO_SPACE"),
+        FileError::Named { error, .. } => status_and_code_of_file(error),
+        FileError::Other(error) => status_and_code(error),
     }
 }
 
