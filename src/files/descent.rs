@@ -245,8 +245,11 @@ impl Descent {
         Ok(())
     }
 
-    /// Returns to the directory above the last one.
-    fn leave(&mut self) -> nix::Result<Option<Found>> {
+    /// Returns to the directory above the last one, also before the end of that.
+    ///
+    /// # Errors
+    /// See [`Descent::next`].
+    pub(super) fn leave(&mut self) -> nix::Result<Option<Found>> {
         let (Some(left), Some(parent)) = (self.levels.pop(), self.levels.last_mut()) else { return Ok(None) };
         self.path.truncate(left.path);
         if parent.dir.is_none() {

@@ -44,7 +44,7 @@ use nix::sys::stat::{FileStat, SFlag};
 use thiserror::Error;
 
 pub use condition::{Condition, Unmet};
-pub use list::{Listing, list};
+pub use list::{Listing, MAX_DEPTH, list};
 pub use make_dir::make_dir;
 pub use path::FilePath;
 pub use read::{Content, read};
@@ -52,7 +52,7 @@ pub use remove::remove;
 pub use remove_tree::remove_tree;
 pub use rename::rename;
 pub use replace::Upload;
-pub use stat::{FileInfo, FileKind, stat};
+pub use stat::{FileKind, stat};
 
 use crate::error::Error;
 
@@ -135,6 +135,7 @@ impl FileError {
     /// The error, which also says which field of the request the path is from.
     pub fn named(self, name: &'static str) -> FileError {
         match self {
+            error if name == "path" => error,
             error @ (FileError::Other(_) | FileError::Named { .. } | FileError::CrossDevice { .. }) => error,
             error => FileError::Named { name, error: Box::new(error) },
         }
