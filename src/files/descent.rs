@@ -30,7 +30,7 @@ const MAX_OPEN: usize = 32;
 const MAX_LEVELS: usize = 100_000;
 
 /// Bytes that one call of getdents64(2) reads.
-const BATCH: usize = 16 << 10;
+pub(super) const BATCH: usize = 16 << 10;
 
 /// File systems that hold no files of users, but show the state of the kernel.
 const KERNEL_FILE_SYSTEMS: [FsType; 13] = [
@@ -95,7 +95,7 @@ struct Level {
 
 /// Entries that have been read from a directory.
 #[derive(Debug, Default)]
-struct Batch {
+pub(super) struct Batch {
     /// The names, one after another.
     names: Vec<u8>,
     entries: Vec<BatchEntry>,
@@ -104,8 +104,8 @@ struct Batch {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct BatchEntry {
-    kind: FileType,
+pub(super) struct BatchEntry {
+    pub(super) kind: FileType,
     /// Where its name begins and ends in the names.
     name: (usize, usize),
     /// The position in the directory after it.
@@ -114,14 +114,14 @@ struct BatchEntry {
 
 impl Batch {
     /// The next entry, and its name.
-    fn pop(&mut self) -> Option<(BatchEntry, &[u8])> {
+    pub(super) fn pop(&mut self) -> Option<(BatchEntry, &[u8])> {
         let entry = *self.entries.get(self.next)?;
         self.next += 1;
         Some((entry, self.names.get(entry.name.0..entry.name.1).unwrap_or_default()))
     }
 
     /// Reads more entries of `dir`. Returns false at its end.
-    fn fill(&mut self, dir: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> nix::Result<bool> {
+    pub(super) fn fill(&mut self, dir: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> nix::Result<bool> {
         self.names.clear();
         self.entries.clear();
         self.next = 0;
@@ -245,8 +245,11 @@ impl Descent {
         Ok(())
     }
 
-    /// Returns to the directory above the last one.
-    fn leave(&mut self) -> nix::Result<Option<Found>> {
+    /// Returns to the directory above the last one, also before the end of that.
+    ///
+    /// # Errors
+    /// See [`Descent::next`].
+    pub(super) fn leave(&mut self) -> nix::Result<Option<Found>> {
         let (Some(left), Some(parent)) = (self.levels.pop(), self.levels.last_mut()) else { return Ok(None) };
         self.path.truncate(left.path);
         if parent.dir.is_none() {
@@ -267,7 +270,7 @@ impl Descent {
 }
 
 /// Opens a directory for reading by its name in `parent`, and not through a symlink.
-fn open_dir(parent: BorrowedFd<'_>, name: &OsStr, mounts: Mounts) -> nix::Result<OwnedFd> {
+pub(super) fn open_dir(parent: BorrowedFd<'_>, name: &OsStr, mounts: Mounts) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     if mounts == Mounts::Follow {
         return fcntl::openat(parent, name, flags, Mode::empty());
@@ -293,7 +296,7 @@ pub(super) fn is_of_kernel(file: impl AsFd) -> nix::Result<bool> {
     Ok(KERNEL_FILE_SYSTEMS.contains(&fstatfs(file.as_fd())?.filesystem_type()))
 }
 
-fn errno(errno: rustix::io::Errno) -> Errno {
+pub(super) fn errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_raw(errno.raw_os_error())
 }
 

@@ -23,11 +23,15 @@ mod in_place;
 pub(crate) mod invariants;
 mod list;
 mod magic_link;
+mod make_dir;
 mod path;
 mod proc_guard;
 mod read;
 mod remove;
+mod remove_tree;
+mod rename;
 mod replace;
+mod stat;
 mod target;
 mod temporary;
 #[cfg(test)]
@@ -40,11 +44,15 @@ use nix::sys::stat::{FileStat, SFlag};
 use thiserror::Error;
 
 pub use condition::{Condition, Unmet};
-pub use list::{Listing, list};
+pub use list::{Listing, MAX_DEPTH, list};
+pub use make_dir::make_dir;
 pub use path::FilePath;
 pub use read::{Content, read};
 pub use remove::remove;
+pub use remove_tree::remove_tree;
+pub use rename::rename;
 pub use replace::Upload;
+pub use stat::{FileKind, stat};
 
 use crate::error::Error;
 
@@ -96,6 +104,12 @@ pub enum FileError {
         /// The new path.
         to: String,
     },
+    /// The path is a directory with entries, where it must be empty.
+    #[error("{0:?} is a directory that is not empty")]
+    NotEmpty(String),
+    /// The path is a mount point, or the kernel uses it otherwise.
+    #[error("{0:?} is a mount point or in use")]
+    MountPoint(String),
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]
     Unmet {
@@ -104,12 +118,38 @@ pub enum FileError {
         /// The condition that is not met.
         why: Unmet,
     },
+    /// An error about one of several paths of a request.
+    #[error("`{name}`{}", error.predicate())]
+    Named {
+        /// The field of the path.
+        name: &'static str,
+        /// The error.
+        error: Box<FileError>,
+    },
     /// The error is not about the path.
     #[error(transparent)]
     Other(#[from] Error),
 }
 
 impl FileError {
+    /// The error, which also says which field of the request the path is from.
+    pub fn named(self, name: &'static str) -> FileError {
+        match self {
+            error if name == "path" => error,
+            error @ (FileError::Other(_) | FileError::Named { .. } | FileError::CrossDevice { .. }) => error,
+            error => FileError::Named { name, error: Box::new(error) },
+        }
+    }
+
+    /// The sentence, to follow the name of a field.
+    fn predicate(&self) -> String {
+        match self {
+            FileError::Invalid(why) => format!(" {why}"),
+            FileError::Traversal(path) => format!(" must not contain a component `..`: {path:?}"),
+            error => format!(": {error}"),
+        }
+    }
+
     /// The error for a failed system call of a request about `path`.
     fn of(path: &FilePath, error: &io::Error) -> FileError {
         FileError::at(path.shown(), error)
@@ -142,6 +182,11 @@ impl FileError {
 /// Whether `stat` is of this type.
 fn is(stat: &FileStat, kind: SFlag) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
+}
+
+/// The modification time in milliseconds since the epoch.
+fn modified_at(stat: &FileStat) -> i64 {
+    stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec / 1_000_000)
 }
 
 /// A size or a time as the kernel reports it; 0 if it is negative.

@@ -53,11 +53,12 @@ fn status_and_code_of_file(error: &FileError) -> (u16, &'static str) {
         FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
         FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
         FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
-        FileError::CrossDevice { .. } => (400, "CROSS_DEVICE"),
-        FileError::AlreadyExists(_) => (409, "ALREADY_EXISTS"),
+        FileError::CrossDevice { .. } | FileError::MountPoint(_) => (400, "CROSS_DEVICE"),
+        FileError::AlreadyExists(_) | FileError::NotEmpty(_) => (409, "ALREADY_EXISTS"),
         FileError::NotFound(_) => (404, "NOT_FOUND"),
         FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
         FileError::NoSpace { .. } => (507, "NO_SPACE"),
+        FileError::Named { error, .. } => status_and_code_of_file(error),
         FileError::Other(error) => status_and_code(error),
     }
 }

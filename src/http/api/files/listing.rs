@@ -23,8 +23,9 @@ struct EntryJson<'l> {
 
 /// Lists a directory.
 pub(crate) fn list(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
+    let depth = depth(request.query("depth").as_deref())?;
     let (acting, path) = act_as_user(api, request)?;
-    let listing = files::list(&path)?;
+    let listing = files::list(&path, depth)?;
     drop(acting);
     let mut grant = api.listings.grant();
     if !grant.grow_to(listing.size()) {
@@ -39,6 +40,19 @@ pub(crate) fn list(api: &Api, request: &Request<'_>) -> Result<Response, ApiErro
         json.entries(out)
     };
     response::in_bursts(None, more).map_err(|error| Error::internal(error).into())
+}
+
+/// The query parameter `depth`.
+fn depth(query: Option<&str>) -> Result<usize, ApiError> {
+    let Some(text) = query else { return Ok(1) };
+    let digits = Some(text).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let number = digits.and_then(|text| text.parse().ok());
+    number.filter(|number| (1..=files::MAX_DEPTH).contains(number)).ok_or_else(|| {
+        ApiError::invalid(format!(
+            "the query parameter `depth` must be a whole number from 1 to {}, not {text:?}",
+            files::MAX_DEPTH
+        ))
+    })
 }
 
 /// Writes a listing as JSON, a burst at a time.
@@ -73,5 +87,18 @@ impl ListingJson {
             self.next += 1;
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_depth_is_a_number_from_1_to_32() {
+        assert_eq!([depth(None).unwrap(), depth(Some("1")).unwrap(), depth(Some("32")).unwrap()], [1, 1, 32]);
+        for text in ["", "0", "33", "-1", "+1", "1.0", "two", "1 ", "18446744073709551617"] {
+            assert!(depth(Some(text)).unwrap_err().to_string().contains("`depth`"), "{text}");
+        }
     }
 }

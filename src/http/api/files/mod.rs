@@ -23,5 +23,5 @@ use crate::http::message::{ApiError, Request, Response};
 
 /// `DELETE /files`: removes a file, or with `recursive=true` a directory and all that is in it.
 pub(crate) fn remove(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
-    content::remove(api, request)
+    if manage::is_recursive(request)? { manage::remove_tree(api, request) } else { content::remove(api, request) }
 }
