@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     fn sides(paths: &[&'static str]) -> Sides {
-        let paths: Vec<&OsStr> = paths.iter().map(OsStr::new).collect();
+        let paths: Vec<&OsStr> = paths.iter().copied().map(OsStr::new).collect();
         parse(&paths).unwrap()
     }
 
