@@ -27,6 +27,7 @@ mod console_output;
 mod cors;
 mod create_user;
 mod ctl;
+mod ctl_cp;
 mod daemon_log;
 mod dead_disk;
 mod events;
