@@ -2,8 +2,9 @@
 //!
 //! No path is resolved twice: each directory is opened by its name in the descriptor of its parent, and never through a
 //! symlink. So other processes can rename directories and swap them for symlinks during the walk, and it still never
-//! leaves the tree that it began with. A directory that is moved out of the tree while the walk is in it is read to its
-//! end; then the walk fails, because the way back is checked.
+//! enters a directory that was outside when it began, unless that is moved into the tree. A directory that is moved out of
+//! the tree while the walk is in it is read to its end. If the directory above is still open, the walk then goes on there;
+//! else it fails, because `..` does not lead back.
 //!
 //! At most [`MAX_OPEN`] descriptors are open, whatever the depth: the directories above are closed and opened again
 //! through `..`, which must be the same directory as before. The walk takes memory for one batch of entries of each open
@@ -127,7 +128,11 @@ impl Batch {
         self.next = 0;
         let mut entries = RawDir::new(dir, buffer);
         while let Some(entry) = entries.next() {
-            let entry = entry.map_err(errno)?;
+            let entry = match entry {
+                // The directory has been removed since it was opened.
+                Err(rustix::io::Errno::NOENT) => break,
+                entry => entry.map_err(errno)?,
+            };
             let name = entry.file_name().to_bytes();
             if !matches!(name, b"." | b"..") {
                 let begin = self.names.len();

@@ -23,6 +23,7 @@ use super::entry::{BLOCK, Entry, EntryKind, Time, pad};
 use super::error::ArchiveError;
 use super::{ArchiveFormat, compression};
 use crate::files::descent::{Descent, Found, Mounts, is_of_kernel};
+use crate::files::magic_link::magic_link;
 use crate::files::path::split;
 use crate::files::walk::{examine_name, open, open_path, open_regular};
 use crate::files::{FileError, is, unsigned};
@@ -114,16 +115,31 @@ impl Packing {
     }
 }
 
+/// Opens a regular file and waits for the end of a lease on it (F_SETLEASE in fcntl(2)), which the kernel ends after 45 s.
+fn open_leased(dir: BorrowedFd<'_>, name: &OsStr) -> nix::Result<OwnedFd> {
+    let held = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    if !is(&fstat(&held)?, SFlag::S_IFREG) {
+        return Err(Errno::ENOENT);
+    }
+    // Without /proc it cannot be opened without its name, which another process can give to a FIFO meanwhile.
+    let again = magic_link(&held).ok_or(Errno::EAGAIN)?;
+    openat(AT_FDCWD, &*again, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
 /// What went wrong, of which the path is not known yet.
 #[derive(Debug)]
 enum PackError {
+    /// A file cannot be found, examined or opened.
+    Open(io::Error),
+    /// The content of a file cannot be read.
     Read(io::Error),
+    /// The archive cannot be written.
     Write(io::Error),
 }
 
 impl From<Errno> for PackError {
     fn from(errno: Errno) -> PackError {
-        PackError::Read(errno.into())
+        PackError::Open(errno.into())
     }
 }
 
@@ -131,7 +147,7 @@ impl PackError {
     fn about(self, root: &[u8], below: &[u8]) -> ArchiveError {
         match self {
             PackError::Write(error) => ArchiveError::Output(error),
-            PackError::Read(error) => {
+            PackError::Open(error) | PackError::Read(error) => {
                 let slash: &[u8] = if below.is_empty() || root.ends_with(b"/") { b"" } else { b"/" };
                 let path = [root, slash, below].concat();
                 FileError::at(String::from_utf8_lossy(&path).into_owned(), &error).into()
@@ -155,8 +171,8 @@ impl Packer<'_> {
             None => return Ok(false),
             Some(Found::Left) => {}
             Some(Found::Entry(kind)) => match self.entry(descent, kind) {
-                // It vanished, or became something else after it was examined.
-                Err(PackError::Read(error)) if is_gone(&error) => {}
+                // It vanished, or became something else after it was examined. Nothing of it has been written.
+                Err(PackError::Open(error)) if is_gone(&error) => {}
                 result => result?,
             },
         }
@@ -190,8 +206,9 @@ impl Packer<'_> {
         // Another process can replace it at any time: a FIFO must not block, and a symlink must not be followed.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let mut file = File::from(match openat(dir, name, flags, Mode::empty()) {
-            // Another process holds a lease on it, which only a regular file can have.
-            Err(Errno::EAGAIN) => openat(dir, name, flags - OFlag::O_NONBLOCK, Mode::empty())?,
+            // Another process holds a lease on it, which only a regular file can have. The open waits for the end of the
+            // lease, so the file must be the one that is examined.
+            Err(Errno::EAGAIN) => open_leased(dir, name)?,
             opened => opened?,
         });
         let stat = fstat(&file)?;

@@ -53,12 +53,28 @@ impl Attributes {
         futimens(file, &TimeSpec::UTIME_NOW, &self.time())
     }
 
-    /// Sets those of a file that cannot be opened, but the mode.
-    fn set_by_name(&self, dir: BorrowedFd<'_>, name: &OsStr) -> nix::Result<()> {
-        if let Some((uid, gid)) = self.owner {
-            fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    /// Sets those of a symlink or a FIFO that was created under this name, but not the mode of a symlink. Does nothing if
+    /// the file with the name is another by now: with the rights of root, another user's rename must not give that user
+    /// any other file.
+    fn set_by_name(&self, dir: BorrowedFd<'_>, name: &OsStr, kind: SFlag) -> nix::Result<()> {
+        // With `O_PATH`, because opening the FIFO itself would affect the processes that use it.
+        let file = match openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()) {
+            Err(Errno::ENOENT) => return Ok(()),
+            file => file?,
+        };
+        let stat = fstat(&file)?;
+        if !is(&stat, kind) || stat.st_nlink != 1 {
+            return Ok(());
         }
-        utimensat(dir, name, &TimeSpec::UTIME_NOW, &self.time(), UtimensatFlags::NoFollowSymlink)
+        if let Some((uid, gid)) = self.owner {
+            fchownat(&file, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
+        }
+        // Calls that take such a descriptor need Linux 5.8 (utimensat) and 6.6 (fchmodat2); its magic link needs /proc.
+        let Some(link) = magic_link(&file) else { return Ok(()) };
+        if kind == SFlag::S_IFIFO {
+            fchmodat(AT_FDCWD, &*link, self.mode, FchmodatFlags::FollowSymlink)?;
+        }
+        utimensat(AT_FDCWD, &*link, &TimeSpec::UTIME_NOW, &self.time(), UtimensatFlags::FollowSymlink)
     }
 
     fn time(&self) -> TimeSpec {
@@ -146,8 +162,10 @@ pub(super) fn put_symlink(
     target: &OsStr,
     attributes: &Attributes,
 ) -> io::Result<()> {
-    create_or_replace(dir, name, |name| symlinkat(target, dir, name))?;
-    Ok(attributes.set_by_name(dir, name)?)
+    create_or_replace(dir, name, |name| {
+        symlinkat(target, dir, name)?;
+        attributes.set_by_name(dir, name, SFlag::S_IFLNK)
+    })
 }
 
 /// Creates another name of the file `target` in `target_dir`. Replaces a file that has the name, but no directory.
@@ -164,14 +182,8 @@ pub(super) fn put_hard_link(
 pub(super) fn put_fifo(dir: BorrowedFd<'_>, name: &OsStr, attributes: &Attributes) -> io::Result<()> {
     create_or_replace(dir, name, |name| {
         mkfifoat(dir, name, attributes.mode)?;
-        // The umask has cut the mode. Opening the FIFO itself would affect the processes that use it.
-        let fifo = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
-        if is(&fstat(&fifo)?, SFlag::S_IFIFO)
-            && let Some(link) = magic_link(&fifo)
-        {
-            fchmodat(AT_FDCWD, &*link, attributes.mode, FchmodatFlags::FollowSymlink)?;
-        }
-        attributes.set_by_name(dir, name)
+        // Also the mode, which the umask has cut.
+        attributes.set_by_name(dir, name, SFlag::S_IFIFO)
     })
 }
 
