@@ -50,6 +50,7 @@ mod limits;
 mod lost_mounts;
 mod main_process;
 mod malformed_http;
+mod manage_files;
 mod managed_processes;
 mod many_connections;
 mod memory_pressure;
