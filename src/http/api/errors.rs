@@ -22,6 +22,7 @@ impl From<FileError> for ApiError {
             FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
             FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
             FileError::CrossDevice { .. } => (400, "CROSS_DEVICE"),
+            FileError::TooManyDirectories(_) => (400, "TOO_MANY_DIRECTORIES"),
             FileError::AlreadyExists(_) => (409, "ALREADY_EXISTS"),
             FileError::NotFound(_) => (404, "NOT_FOUND"),
             FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
