@@ -34,8 +34,8 @@ use rustix::fs::{FileType, RawDir};
 
 use self::kernel::Kernel;
 use self::stop::Stop;
-use self::table::{FileId, Placed, Table};
-use self::translate::{Change, Next, Step, Translator};
+use self::table::{Placed, Table};
+use self::translate::{After, Change, Next, Step, Translator};
 use super::walk::examine_name;
 use super::{FileError, FilePath, is};
 
@@ -91,7 +91,7 @@ pub type Report<'r> = dyn FnMut(WatchEvent<'_>) -> io::Result<()> + 'r;
 /// A look that waits for later events: the path of its directory is not the one of the table.
 #[derive(Debug)]
 enum Deferred {
-    Look { parent: i32, name: Box<[u8]>, only: Option<FileId> },
+    Look { parent: i32, name: Box<[u8]>, after: After },
     Read(i32),
 }
 
@@ -190,7 +190,7 @@ impl Watch {
     fn perform(&mut self, step: Step, report: &mut Report<'_>) -> Result<(), Stop> {
         match step {
             Step::Change(change) => self.report(&change, report)?,
-            Step::Look { parent, name, only } => self.look(parent, name, only, report)?,
+            Step::Look { parent, name, after } => self.look(parent, name, after, report)?,
             Step::CheckRoot { is_modified: false } => self.checks_root = true,
             Step::CheckRoot { is_modified: true } => {
                 self.kernel.check_root()?;
@@ -209,7 +209,7 @@ impl Watch {
         }
         for deferred in std::mem::take(&mut self.deferred) {
             match deferred {
-                Deferred::Look { parent, name, only } => self.look(parent, name, only, report)?,
+                Deferred::Look { parent, name, after } => self.look(parent, name, after, report)?,
                 Deferred::Read(wd) => self.read_all(wd, Some(&mut *report))?,
             }
         }
@@ -253,20 +253,36 @@ impl Watch {
         &mut self,
         parent: i32,
         name: Box<[u8]>,
-        only: Option<FileId>,
+        after: After,
         report: &mut Report<'_>,
     ) -> Result<(), Stop> {
         if !self.translator.table.is_placed(parent) {
             return Ok(());
         }
         let Some(dir) = self.open(parent)? else {
-            self.defer(Deferred::Look { parent, name, only });
+            self.defer(Deferred::Look { parent, name, after });
             return Ok(());
         };
-        match self.watch_child(&dir, parent, &name, only)? {
-            Some((wd, true)) => self.read_all(wd, Some(report)),
-            _ => Ok(()),
+        let had_other = self.translator.table.child(parent, &name).is_some();
+        if after == After::Exchanged {
+            let Ok(stat) = examine_name(&dir, OsStr::from_bytes(&name)) else { return Ok(()) };
+            self.report_entry(ChangeKind::Created, parent, &name, is(&stat, SFlag::S_IFDIR), report)?;
+            if !self.is_recursive {
+                return Ok(());
+            }
         }
+        let Some((wd, is_new)) = self.watch_child(&dir, parent, &name, after)? else { return Ok(()) };
+        if !is_new && after != After::Exchanged {
+            return Ok(());
+        }
+        let is_other = after == After::MovedTo && had_other;
+        if is_other {
+            self.report_entry(ChangeKind::Deleted, parent, &name, true, report)?;
+        }
+        if is_other || matches!(after, After::MovedFrom(_)) {
+            self.report_entry(ChangeKind::Created, parent, &name, true, report)?;
+        }
+        self.read_all(wd, Some(report))
     }
 
     fn defer(&mut self, deferred: Deferred) {
@@ -290,14 +306,14 @@ impl Watch {
         dir: &OwnedFd,
         parent: i32,
         name: &[u8],
-        only: Option<FileId>,
+        after: After,
     ) -> Result<Option<(i32, bool)>, Stop> {
         // Otherwise the watch that is added could be one that is to be removed.
         self.drop_watches();
         let table = &mut self.translator.table;
         let device = table.id(parent).map_or(0, |(device, _)| device);
         let Some((child, id)) = self.kernel.open_child(dir, name, device)? else { return Ok(None) };
-        if only.is_some_and(|only| only != id) {
+        if matches!(after, After::MovedFrom(moved) if moved != id) {
             return Ok(None);
         }
         let known = table.child(parent, name).filter(|known| table.id(*known) == Some(id));
@@ -367,10 +383,24 @@ impl Watch {
                 self.report(&Change { kind: ChangeKind::Created, path, to: None, is_dir }, report)?;
             }
             if is_dir {
-                rest.extend(self.watch_child(dir, wd, name, None)?.map(|(child, _)| child));
+                rest.extend(self.watch_child(dir, wd, name, After::Created)?.map(|(child, _)| child));
             }
         }
         Ok(())
+    }
+
+    fn report_entry(
+        &self,
+        kind: ChangeKind,
+        parent: i32,
+        name: &[u8],
+        is_dir: bool,
+        report: &mut Report<'_>,
+    ) -> io::Result<()> {
+        match self.translator.table.path(parent, name) {
+            Some(path) => self.report(&Change { kind, path, to: None, is_dir }, report),
+            None => Ok(()),
+        }
     }
 
     fn report(&self, change: &Change, report: &mut Report<'_>) -> io::Result<()> {

@@ -4,6 +4,8 @@
 //!   events may come between, and it may not have been read yet: the first one then waits for it, and all later events
 //!   with it, for [`PAIR_WAIT`] at most. Both halves are written while the kernel holds the locks of both directories,
 //!   so another event about the entries of the first one says that no second half will come.
+//! - The exchange of two entries (RENAME_EXCHANGE) is two moves, back and forth. So a move that takes back the one before,
+//!   at the same time, becomes a look at both names.
 //! - Consecutive events `modified` of the same file become one.
 //! - The [table](Table) of directories follows what the events say. The events say only names, and a directory may have
 //!   been renamed and another one made in its place before its event is read. So each event that gives a directory a
@@ -52,9 +54,9 @@ pub(super) struct Change {
 pub(super) enum Step {
     /// Report it.
     Change(Change),
-    /// See which directory has this name in a watched one now, watch it, and report what is in it. With an identity: only
-    /// if the directory is this one.
-    Look { parent: i32, name: Box<[u8]>, only: Option<FileId> },
+    /// See which directory has this name in a watched one now. If it is not the one of the table, watch it, and report what
+    /// is in it.
+    Look { parent: i32, name: Box<[u8]>, after: After },
     /// See whether the path of the request still leads to the root, and report that the root was modified if it does and
     /// that is so.
     CheckRoot { is_modified: bool },
@@ -62,6 +64,21 @@ pub(super) enum Step {
     RootGone,
     /// Events are missing.
     Lost,
+}
+
+/// The event after which a name is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// A directory got the name.
+    Created,
+    /// A directory of the tree got the name. If it is another one than the table says, it was not that which was reported
+    /// as moved: that is reported as deleted, and this one as created.
+    MovedTo,
+    /// A directory, which the table had as this one, lost the name. If it still has it, it was not the one that was moved:
+    /// it is reported as created.
+    MovedFrom(FileId),
+    /// Two entries may have exchanged their names: what has this one now, of any type, is reported as created.
+    Exchanged,
 }
 
 /// The result of [`Translator::next`].
@@ -99,6 +116,17 @@ pub(super) struct Translator {
     waits: Option<(Instant, usize)>,
     /// The last change, if it is `modified`: watch and name.
     modified: Option<(i32, Box<[u8]>)>,
+    /// The last change of entries, if it is a move.
+    last_move: Option<Move>,
+}
+
+/// A move: watches and names, when it was translated, and whether it is of a directory.
+#[derive(Debug)]
+struct Move {
+    from: (i32, Box<[u8]>),
+    to: (i32, Box<[u8]>),
+    at: Instant,
+    is_dir: bool,
 }
 
 impl Translator {
@@ -113,6 +141,7 @@ impl Translator {
             steps: VecDeque::new(),
             waits: None,
             modified: None,
+            last_move: None,
         }
     }
 
@@ -156,7 +185,7 @@ impl Translator {
             self.waits = None;
             let to = pair.and_then(|index| self.queue.remove(index));
             if let Some(from) = self.queue.pop_front() {
-                self.moved(from, to);
+                self.moved(from, to, now);
             }
         }
     }
@@ -179,6 +208,9 @@ impl Translator {
 
     /// Translates any event but the first half of a move.
     fn translate(&mut self, event: RawEvent) {
+        if event.is(raw::ENTRIES) {
+            self.last_move = None;
+        }
         if event.is(raw::Q_OVERFLOW) {
             self.steps.push_back(Step::Lost);
             return;
@@ -231,7 +263,7 @@ impl Translator {
         if !is_reported {
             self.report(ChangeKind::Created, &event, None);
         }
-        self.look(event.wd, event.name, event.mask, None);
+        self.look(event.wd, event.name, event.mask, After::Created);
     }
 
     fn modified(&mut self, event: RawEvent) {
@@ -250,35 +282,53 @@ impl Translator {
     }
 
     /// A move. Without a second half, the entry has left the tree.
-    fn moved(&mut self, from: RawEvent, to: Option<RawEvent>) {
+    fn moved(&mut self, from: RawEvent, to: Option<RawEvent>, now: Instant) {
         self.fresh.take(from.wd, &from.name, from.end);
+        let last = self.last_move.take();
         let child = self.table.child(from.wd, &from.name).filter(|_| from.is_dir());
         let id = child.and_then(|child| self.table.id(child));
-        match to {
-            Some(to) => {
-                self.fresh.take(to.wd, &to.name, to.end);
-                self.report(ChangeKind::Moved, &from, Some(&to));
-                if child.is_some() {
-                    self.table.rename((from.wd, &from.name), (to.wd, &to.name));
-                }
-                self.look(to.wd, to.name, to.mask, None);
+        let Some(to) = to else {
+            self.report(ChangeKind::Deleted, &from, None);
+            if let Some(child) = child {
+                self.table.remove(child);
             }
-            None => {
-                self.report(ChangeKind::Deleted, &from, None);
-                if let Some(child) = child {
-                    self.table.remove(child);
-                }
+            return self.look_from(from, id);
+        };
+        self.fresh.take(to.wd, &to.name, to.end);
+        let step = Move {
+            from: (from.wd, from.name.clone()),
+            to: (to.wd, to.name.clone()),
+            at: now,
+            is_dir: from.is_dir(),
+        };
+        let back = last.filter(|last| last.from == step.to && last.to == step.from && now < last.at + PAIR_WAIT);
+        if let Some(back) = back {
+            if child.is_some() {
+                self.table.rename((from.wd, &from.name), (to.wd, &to.name));
             }
+            let mask = if back.is_dir { raw::ISDIR } else { 0 };
+            self.report(ChangeKind::Deleted, &RawEvent { mask, ..from.clone() }, None);
+            for (parent, name) in [(to.wd, to.name), (from.wd, from.name)] {
+                self.steps.push_back(Step::Look { parent, name, after: After::Exchanged });
+            }
+            return;
         }
-        // The table may have had another directory here than that of the event, which is still there then.
-        if id.is_some() {
-            self.look(from.wd, from.name, from.mask, id);
+        self.last_move = Some(step);
+        self.report(ChangeKind::Moved, &from, Some(&to));
+        let is_known = child.is_some() && self.table.rename((from.wd, &from.name), (to.wd, &to.name));
+        self.look(to.wd, to.name, to.mask, if is_known { After::MovedTo } else { After::Created });
+        self.look_from(from, id);
+    }
+
+    fn look_from(&mut self, from: RawEvent, id: Option<FileId>) {
+        if let Some(id) = id {
+            self.look(from.wd, from.name, from.mask, After::MovedFrom(id));
         }
     }
 
-    fn look(&mut self, parent: i32, name: Box<[u8]>, mask: u32, only: Option<FileId>) {
+    fn look(&mut self, parent: i32, name: Box<[u8]>, mask: u32, after: After) {
         if self.is_recursive && mask & raw::ISDIR != 0 && self.table.is_placed(parent) {
-            self.steps.push_back(Step::Look { parent, name, only });
+            self.steps.push_back(Step::Look { parent, name, after });
         }
     }
 
