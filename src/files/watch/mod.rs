@@ -172,6 +172,13 @@ impl Watch {
             let (before, bytes) = self.kernel.read(&mut buffer)?;
             has_read = !bytes.is_empty();
             self.translator.add(bytes, before);
+            if std::env::var("RAW").is_ok() {
+            let mut q = std::collections::VecDeque::new();
+            raw::parse(bytes, before, &mut q);
+            for e in q {
+                let t = format!("#RAW wd={} {:?}/ mask={:x} cookie={} {}", e.wd, self.translator.table.path(e.wd, b"").map(|p|String::from_utf8(p).unwrap()), e.mask, e.cookie, String::from_utf8_lossy(&e.name));
+                report(WatchEvent::Change{kind: ChangeKind::Modified, path: b"RAW", to: Some(t.as_bytes()), is_dir: false})?;
+            }}
         }
         loop {
             match self.translator.next(Instant::now()) {

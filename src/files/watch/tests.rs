@@ -50,6 +50,7 @@ impl Watched {
         loop {
             let progress = self.watch.advance(&mut |event| {
                 events.push(match event {
+                    WatchEvent::Change { kind: ChangeKind::Modified, path: b"RAW", to, .. } => String::from_utf8_lossy(to.unwrap()).into_owned(),
                     WatchEvent::Overflow => "!".to_owned(),
                     WatchEvent::Change { kind, path, to, is_dir } => match (kind, to) {
                         (ChangeKind::Created, None) => format!("+{}", shown(path, is_dir)),
@@ -474,6 +475,9 @@ fn a_client_that_follows_the_events_knows_the_tree_whatever_happens_at_once() {
         }
         assert!(all.len() > 500, "{}", all.len());
         if overflows == 0 {
+            if known != right {
+                fs::write("/tmp/h/watch-ev.log", all.join("\n")).unwrap();
+            }
             let tail = all[all.len().saturating_sub(60)..].join("\n");
             assert_eq!(known, right, "seed {seed}, {} events, the last:\n{tail}", all.len());
         }
@@ -486,7 +490,7 @@ fn a_client_that_follows_the_events_knows_the_tree_whatever_happens_at_once() {
                 continue;
             }
             fs::write(watched.at(&path).join("probe"), "").unwrap();
-            let first = watched.events().first().cloned();
+            let first = watched.events().into_iter().find(|event| !event.starts_with("#"));
             assert_eq!(first, Some(format!("+{path}/probe")));
         }
     }

@@ -4,8 +4,8 @@
 //!   events may come between, and it may not have been read yet: the first one then waits for it, and all later events
 //!   with it, for [`PAIR_WAIT`] at most. Both halves are written while the kernel holds the locks of both directories,
 //!   so another event about the entries of the first one says that no second half will come.
-//! - The exchange of two entries (RENAME_EXCHANGE) is two moves, back and forth. So a move that takes back the one before,
-//!   at the same time, becomes a look at both names.
+//! - The exchange of two entries (RENAME_EXCHANGE) is two moves, back and forth, of which only halves may be in the tree.
+//!   So a move that takes back the one before, at the same time, becomes a look at the names.
 //! - Consecutive events `modified` of the same file become one.
 //! - The [table](Table) of directories follows what the events say. The events say only names, and a directory may have
 //!   been renamed and another one made in its place before its event is read. So each event that gives a directory a
@@ -120,10 +120,11 @@ pub(super) struct Translator {
     last_move: Option<Move>,
 }
 
-/// A move: watches and names, when it was translated, and whether it is of a directory.
+/// A move: watches and names, when it was translated, and whether it is of a directory. Nothing is known of where it came
+/// from if that is not in the tree.
 #[derive(Debug)]
 struct Move {
-    from: (i32, Box<[u8]>),
+    from: Option<(i32, Box<[u8]>)>,
     to: (i32, Box<[u8]>),
     at: Instant,
     is_dir: bool,
@@ -166,7 +167,7 @@ impl Translator {
             let Some(first) = self.queue.front() else { return Next::Nothing };
             if !first.is(raw::MOVED_FROM) || !self.table.is_placed(first.wd) {
                 if let Some(event) = self.queue.pop_front() {
-                    self.translate(event);
+                    self.translate(event, now);
                 }
                 continue;
             }
@@ -207,7 +208,7 @@ impl Translator {
     }
 
     /// Translates any event but the first half of a move.
-    fn translate(&mut self, event: RawEvent) {
+    fn translate(&mut self, event: RawEvent, now: Instant) {
         if event.is(raw::ENTRIES) {
             self.last_move = None;
         }
@@ -223,7 +224,7 @@ impl Translator {
         } else if event.name.is_empty() {
             self.about_directory(&event);
         } else if event.is(raw::CREATE | raw::MOVED_TO) {
-            self.created(event);
+            self.created(event, now);
         } else if event.is(raw::DELETE) {
             self.deleted(event);
         } else if event.is(raw::MODIFY | raw::ATTRIB) {
@@ -258,7 +259,11 @@ impl Translator {
         }
     }
 
-    fn created(&mut self, event: RawEvent) {
+    fn created(&mut self, event: RawEvent, now: Instant) {
+        if event.is(raw::MOVED_TO) {
+            let to = (event.wd, event.name.clone());
+            self.last_move = Some(Move { from: None, to, at: now, is_dir: event.is_dir() });
+        }
         let is_reported = self.fresh.take(event.wd, &event.name, event.end);
         if !is_reported {
             self.report(ChangeKind::Created, &event, None);
@@ -284,40 +289,37 @@ impl Translator {
     /// A move. Without a second half, the entry has left the tree.
     fn moved(&mut self, from: RawEvent, to: Option<RawEvent>, now: Instant) {
         self.fresh.take(from.wd, &from.name, from.end);
-        let last = self.last_move.take();
+        let last = self.last_move.take().filter(|last| now < last.at + PAIR_WAIT);
         let child = self.table.child(from.wd, &from.name).filter(|_| from.is_dir());
         let id = child.and_then(|child| self.table.id(child));
+        let from_name = (from.wd, from.name.clone());
         let Some(to) = to else {
             self.report(ChangeKind::Deleted, &from, None);
             if let Some(child) = child {
                 self.table.remove(child);
             }
-            return self.look_from(from, id);
+            return match last {
+                Some(last) if last.from.is_none() && last.to == from_name => self.look_exchanged([from_name]),
+                _ => self.look_from(from, id),
+            };
         };
         self.fresh.take(to.wd, &to.name, to.end);
-        let step = Move {
-            from: (from.wd, from.name.clone()),
-            to: (to.wd, to.name.clone()),
-            at: now,
-            is_dir: from.is_dir(),
-        };
-        let back = last.filter(|last| last.from == step.to && last.to == step.from && now < last.at + PAIR_WAIT);
-        if let Some(back) = back {
-            if child.is_some() {
-                self.table.rename((from.wd, &from.name), (to.wd, &to.name));
-            }
-            let mask = if back.is_dir { raw::ISDIR } else { 0 };
-            self.report(ChangeKind::Deleted, &RawEvent { mask, ..from.clone() }, None);
-            for (parent, name) in [(to.wd, to.name), (from.wd, from.name)] {
-                self.steps.push_back(Step::Look { parent, name, after: After::Exchanged });
-            }
-            return;
-        }
-        self.last_move = Some(step);
-        self.report(ChangeKind::Moved, &from, Some(&to));
+        let to_name = (to.wd, to.name.clone());
         let is_known = child.is_some() && self.table.rename((from.wd, &from.name), (to.wd, &to.name));
+        if let Some(last) = last.filter(|last| last.from.as_ref() == Some(&to_name) && last.to == from_name) {
+            let mask = if last.is_dir { raw::ISDIR } else { 0 };
+            self.report(ChangeKind::Deleted, &RawEvent { mask, ..from }, None);
+            return self.look_exchanged([to_name, from_name]);
+        }
+        self.report(ChangeKind::Moved, &from, Some(&to));
+        self.last_move = Some(Move { from: Some(from_name), to: to_name, at: now, is_dir: from.is_dir() });
         self.look(to.wd, to.name, to.mask, if is_known { After::MovedTo } else { After::Created });
         self.look_from(from, id);
+    }
+
+    fn look_exchanged<const N: usize>(&mut self, names: [(i32, Box<[u8]>); N]) {
+        let steps = names.map(|(parent, name)| Step::Look { parent, name, after: After::Exchanged });
+        self.steps.extend(steps);
     }
 
     fn look_from(&mut self, from: RawEvent, id: Option<FileId>) {
