@@ -12,6 +12,7 @@
 //! - `read`, `list`, `remove`: one operation each;
 //! - `replace`: an upload; `target`: the file that it replaces; `temporary`: the files for its incomplete content;
 //!   `in_place`: writes into a file that cannot be replaced; `attributes`: the attributes that a replaced file keeps;
+//! - `watch`: the changes of a directory;
 //! - `condition`: the conditions of a request; `proc_guard`: denies access to the daemon's own entries in `/proc`.
 
 pub(crate) mod archive;
@@ -37,6 +38,7 @@ mod temporary;
 #[cfg(test)]
 mod tests;
 mod walk;
+pub(crate) mod watch;
 
 use std::io;
 
@@ -110,6 +112,9 @@ pub enum FileError {
     /// The path is a mount point, or the kernel uses it otherwise.
     #[error("{0:?} is a mount point or in use")]
     MountPoint(String),
+    /// The directory contains more directories than can be watched.
+    #[error("{0:?} contains more than {max} directories, which is the most that can be watched", max = watch::MAX_DIRECTORIES)]
+    TooManyDirectories(String),
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]
     Unmet {

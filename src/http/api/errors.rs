@@ -54,6 +54,7 @@ fn status_and_code_of_file(error: &FileError) -> (u16, &'static str) {
         FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
         FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
         FileError::CrossDevice { .. } | FileError::MountPoint(_) => (400, "CROSS_DEVICE"),
+        FileError::TooManyDirectories(_) => (400, "TOO_MANY_DIRECTORIES"),
         FileError::AlreadyExists(_) | FileError::NotEmpty(_) => (409, "ALREADY_EXISTS"),
         FileError::NotFound(_) => (404, "NOT_FOUND"),
         FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
