@@ -15,6 +15,7 @@ mod a_minute_or_more {
     mod unreachable_clients;
 }
 
+mod archives;
 mod blocked_in_kernel;
 mod boot;
 mod broken_connections;

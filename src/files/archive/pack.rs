@@ -17,6 +17,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use rustix::fs::FileType;
 
 use super::entry::{BLOCK, Entry, EntryKind, Time, pad};
 use super::error::ArchiveError;
@@ -153,7 +154,7 @@ impl Packer<'_> {
         match descent.next()? {
             None => return Ok(false),
             Some(Found::Left) => {}
-            Some(Found::Entry(_)) => match self.entry(descent) {
+            Some(Found::Entry(kind)) => match self.entry(descent, kind) {
                 // It vanished, or became something else after it was examined.
                 Err(PackError::Read(error)) if is_gone(&error) => {}
                 result => result?,
@@ -162,10 +163,13 @@ impl Packer<'_> {
         Ok(true)
     }
 
-    /// Writes the current entry of the tree.
-    fn entry(&mut self, descent: &mut Descent) -> Result<(), PackError> {
-        let stat = examine_name(descent.dir()?, descent.name())?;
+    /// Writes the current entry of the tree, which its directory says is of this type.
+    fn entry(&mut self, descent: &mut Descent, kind: FileType) -> Result<(), PackError> {
         let path = descent.path().to_vec();
+        if kind == FileType::RegularFile {
+            return self.regular(descent.dir()?, descent.name(), path);
+        }
+        let stat = examine_name(descent.dir()?, descent.name())?;
         match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
             SFlag::S_IFDIR => {
                 descent.enter()?;
@@ -261,7 +265,7 @@ impl Packer<'_> {
 #[derive(Debug, Default)]
 struct Links {
     /// By device and inode: the name, and the number of names that have not been found.
-    names: HashMap<(u64, u64), (Vec<u8>, u64)>,
+    names: HashMap<(u64, u64), (Vec<u8>, libc::nlink_t)>,
     bytes: usize,
 }
 
@@ -284,7 +288,7 @@ impl Links {
         let size = size_of_link(path);
         if self.bytes + size <= MAX_LINK_NAMES {
             self.bytes += size;
-            let others = u64::try_from(stat.st_nlink).unwrap_or(u64::MAX) - 1;
+            let others = stat.st_nlink - 1;
             self.names.insert(id, (path.to_vec(), others));
         }
         None

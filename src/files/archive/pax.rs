@@ -64,14 +64,17 @@ pub(super) fn time(text: &[u8]) -> Option<Time> {
         Some(dot) => (text.get(..dot)?, text.get(dot + 1..)?),
         None => (text, &b""[..]),
     };
-    let seconds: i64 = number(whole)?;
+    let whole: u64 = number(whole)?;
     let digits: Vec<u8> = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9).collect();
     let nanoseconds: u32 = number(&digits)?;
     Some(match (is_negative, nanoseconds) {
-        (false, _) => Time { seconds, nanoseconds },
-        (true, 0) => Time { seconds: -seconds, nanoseconds },
+        (false, _) => Time { seconds: i64::try_from(whole).ok()?, nanoseconds },
+        (true, 0) => Time { seconds: 0_i64.checked_sub_unsigned(whole)?, nanoseconds },
         // Nanoseconds count forward from the second before.
-        (true, _) => Time { seconds: (-seconds).checked_sub(1)?, nanoseconds: 1_000_000_000 - nanoseconds },
+        (true, _) => {
+            let seconds = 0_i64.checked_sub_unsigned(whole)?.checked_sub(1)?;
+            Time { seconds, nanoseconds: 1_000_000_000 - nanoseconds }
+        }
     })
 }
 
@@ -149,6 +152,7 @@ mod tests {
             ("-1.5", -2, 500_000_000),
             ("-0.25", -1, 750_000_000),
             ("1234567890.123456789", 1_234_567_890, 123_456_789),
+            ("-9223372036854775808", i64::MIN, 0),
         ] {
             let right = Time { seconds, nanoseconds };
             assert_eq!(time(text.as_bytes()), Some(right), "{text}");

@@ -216,7 +216,7 @@ fn an_archive_that_is_cut_leaves_what_was_whole() {
         let (dir, result) = unpacked(&whole[..length]);
         let error = result.unwrap_err();
         assert!(matches!(error.error, ArchiveError::Malformed(_)), "{length}: {error}");
-        let found = if length == 0 { Vec::new() } else { snapshot(&dir.path().join("P")) };
+        let found = snapshot(&dir.path().join("P"));
         // The content of the last whole entry need not be followed by the zeros that fill its last block.
         let right = [512, 512 + 512 + 600, 512 + 512 + 1024 + 512 + 700].iter().filter(|end| length >= **end).count();
         assert_eq!((found.len(), error.unpacked), (right, right as u64), "{length}");

@@ -43,8 +43,9 @@ const LARGE: u64 = 1 << 20;
 /// Unpacks `archive` into the directory at `path`, which is created if it is missing.
 pub(super) fn unpack(path: &Path, archive: &mut dyn Read, options: UnpackOptions) -> Result<(), UnpackError> {
     let failed = |error| UnpackError { error, unpacked: 0 };
-    let source = Source::recognise(archive).map_err(|why| failed(unreadable(why)))?;
+    // Before anything is read: a client that waits for `100 Continue` need not send an archive that cannot be unpacked.
     let mut unpacker = Unpacker::begin(path, options).map_err(failed)?;
+    let source = Source::recognise(archive).map_err(|why| failed(unreadable(why)))?;
     unpacker.all(source).map_err(|error| UnpackError { error, unpacked: unpacker.unpacked })
 }
 
