@@ -25,6 +25,7 @@ mod reader;
 mod tests;
 mod unpack;
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::Path;
 
@@ -79,6 +80,27 @@ pub struct UnpackOptions {
 /// ```
 pub fn pack(path: &Path, format: ArchiveFormat, out: &mut dyn Write) -> Result<(), ArchiveError> {
     Packing::begin(path)?.write(format, out)
+}
+
+/// Writes the directory tree at `path`, or the regular file, as an archive in which it has this name, with its own mode and
+/// time: the paths of what is in the tree begin with the name. A symlink at `path` is followed.
+///
+/// # Errors
+/// As [`pack`].
+///
+/// ```
+/// use tl_supervisor::archive::{ArchiveFormat, UnpackOptions, pack_as, unpack};
+///
+/// let (from, to) = (tempfile::tempdir()?, tempfile::tempdir()?);
+/// std::fs::write(from.path().join("file"), "content")?;
+/// let mut archive = Vec::new();
+/// pack_as(from.path(), "copy".as_ref(), ArchiveFormat::Tar, &mut archive)?;
+/// unpack(to.path(), &mut &archive[..], UnpackOptions::default())?;
+/// assert_eq!(std::fs::read_to_string(to.path().join("copy/file"))?, "content");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn pack_as(path: &Path, name: &OsStr, format: ArchiveFormat, out: &mut dyn Write) -> Result<(), ArchiveError> {
+    Packing::begin(path)?.write_as(Some(name), format, out)
 }
 
 /// Unpacks an archive into the directory at `path`, which is created with its parents if it is missing. The archive is tar

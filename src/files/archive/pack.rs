@@ -81,19 +81,40 @@ impl Packing {
     /// # Errors
     /// If a file cannot be read, or the archive not be written.
     pub(crate) fn write(self, format: ArchiveFormat, out: &mut dyn Write) -> Result<(), ArchiveError> {
+        self.write_as(None, format, out)
+    }
+
+    /// Writes the archive; with a name, of which the tree or the file is the entry.
+    ///
+    /// # Errors
+    /// As [`Packing::write`].
+    pub(super) fn write_as(
+        mut self,
+        name: Option<&OsStr>,
+        format: ArchiveFormat,
+        out: &mut dyn Write,
+    ) -> Result<(), ArchiveError> {
+        let prefix = match (&mut self.root, name) {
+            (Root::File(_, _, own), Some(name)) => {
+                *own = name.as_bytes().to_vec();
+                Vec::new()
+            }
+            (Root::Directory(_), Some(name)) => [name.as_bytes(), b"/"].concat(),
+            (_, None) => Vec::new(),
+        };
         match format {
-            ArchiveFormat::Tar => self.write_tar(out)?,
+            ArchiveFormat::Tar => self.write_tar(prefix, out)?,
             ArchiveFormat::TarGz => {
                 let mut encoder = compression::encoder(&mut *out);
-                self.write_tar(&mut encoder)?;
+                self.write_tar(prefix, &mut encoder)?;
                 encoder.finish().map_err(ArchiveError::Output)?;
             }
         }
         out.flush().map_err(ArchiveError::Output)
     }
 
-    fn write_tar(self, out: &mut dyn Write) -> Result<(), ArchiveError> {
-        let mut packer = Packer { out, pending: Vec::with_capacity(2 * PIECE), links: Links::default() };
+    fn write_tar(self, prefix: Vec<u8>, out: &mut dyn Write) -> Result<(), ArchiveError> {
+        let mut packer = Packer { out, pending: Vec::with_capacity(2 * PIECE), links: Links::default(), prefix };
         match self.root {
             Root::File(mut file, stat, name) => {
                 let entry = entry_of(EntryKind::File, &stat, name);
@@ -101,6 +122,7 @@ impl Packing {
             }
             Root::Directory(dir) => {
                 let failed = |errno: Errno| PackError::from(errno).about(&self.path, b"");
+                packer.root(&dir).map_err(|error| error.about(&self.path, b""))?;
                 let mut descent = Descent::begin(dir, Mounts::Follow).map_err(failed)?;
                 loop {
                     match packer.step(&mut descent) {
@@ -162,9 +184,20 @@ struct Packer<'o> {
     /// What is collected for the next write.
     pending: Vec<u8>,
     links: Links,
+    /// What the paths of the entries begin with: empty, or the name of the tree and a `/`.
+    prefix: Vec<u8>,
 }
 
 impl Packer<'_> {
+    /// Writes the entry of the tree itself, if it has a name.
+    fn root(&mut self, dir: &OwnedFd) -> Result<(), PackError> {
+        if self.prefix.is_empty() {
+            return Ok(());
+        }
+        let entry = entry_of(EntryKind::Directory, &fstat(dir)?, self.prefix.clone());
+        self.head(&entry)
+    }
+
     /// Writes the next entry of the tree. Returns false at its end.
     fn step(&mut self, descent: &mut Descent) -> Result<bool, PackError> {
         match descent.next()? {
@@ -181,7 +214,7 @@ impl Packer<'_> {
 
     /// Writes the current entry of the tree, which its directory says is of this type.
     fn entry(&mut self, descent: &mut Descent, kind: FileType) -> Result<(), PackError> {
-        let path = descent.path().to_vec();
+        let path = [&*self.prefix, descent.path()].concat();
         if kind == FileType::RegularFile {
             return self.regular(descent.dir()?, descent.name(), path);
         }

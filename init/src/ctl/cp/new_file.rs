@@ -23,7 +23,7 @@ const SIGNALS: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGT
 static TEMPORARY: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 /// The permission bits that a file gets from the sandbox: set-user-ID and the like would count for the user here.
-const PERMISSIONS: u32 = 0o777;
+pub(super) const PERMISSIONS: u32 = 0o777;
 
 /// Removes the temporary file at a signal that ends this program, and then ends it.
 ///

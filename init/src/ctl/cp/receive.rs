@@ -1,15 +1,16 @@
 //! `tlctl cp` from the sandbox. What comes from there is not trusted: nothing outside of the destination is written.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use tl_supervisor::archive::{ArchiveError, UnpackOptions, unpack};
+use tl_supervisor::archive::{UnpackError, UnpackOptions, unpack};
 
-use super::new_file::{NewFile, cannot_write, create_symlink, remove_at_signals};
+use super::new_file::{NewFile, PERMISSIONS, cannot_write, create_symlink, remove_at_signals};
 use super::sandbox::{Kind, Sandbox, Stat};
 use super::side::{Side, base_name, is_of_directory};
 use super::{each, read_piece, shown};
@@ -73,7 +74,7 @@ impl Destination<'_> {
             stat = sandbox.leads_to(path, stat)?;
         }
         match stat.kind {
-            Kind::Directory => self.take_dir(sandbox, path),
+            Kind::Directory => self.take_dir(sandbox, path, &stat),
             Kind::File => self.take_file(sandbox, path, &stat),
             Kind::Symlink => create_symlink(&self.target(path)?, symlink_target(path, &stat)?),
             Kind::Other => {
@@ -83,7 +84,7 @@ impl Destination<'_> {
         }
     }
 
-    fn take_dir(&self, sandbox: Sandbox<'_>, path: &[u8]) -> Result<(), Error> {
+    fn take_dir(&self, sandbox: Sandbox<'_>, path: &[u8], stat: &Stat) -> Result<(), Error> {
         let name = base_name(path).filter(|_| self.is_dir);
         let target = name.map_or(self.path.to_owned(), |name| in_dir(self.path, name));
         // A symlink in the directory may come from the sandbox too, and is not followed.
@@ -95,6 +96,7 @@ impl Destination<'_> {
             let path = shown(path);
             return Err(Error::local(format_args!("cp: {path} is a directory, and {target:?} is none")));
         }
+        let is_new = !target.exists();
         let mut response = sandbox.download("/archive", path)?;
         let mut reader = Remembering { body: &mut response.body, broken: None };
         let unpacked = unpack(&target, &mut reader, UnpackOptions::default());
@@ -104,7 +106,9 @@ impl Destination<'_> {
             return Err(Error::local(format_args!("cp: only a part of {} was copied: {error}", shown(path))));
         }
         unpacked.map_err(|error| cannot_unpack(&target, &error))?;
-        sandbox.drain(response)
+        sandbox.drain(response)?;
+        // A directory that was there keeps its mode, and the time of the last change in it.
+        if is_new { set_attributes(&target, stat) } else { Ok(()) }
     }
 
     fn take_file(&self, sandbox: Sandbox<'_>, path: &[u8], stat: &Stat) -> Result<(), Error> {
@@ -129,6 +133,16 @@ impl Destination<'_> {
         let name = base_name(path).filter(|_| self.is_dir);
         Ok(name.map_or(self.path.to_owned(), |name| in_dir(self.path, name)))
     }
+}
+
+/// Gives a new directory its mode and its time.
+fn set_attributes(dir: &Path, stat: &Stat) -> Result<(), Error> {
+    let set = || {
+        let opened = File::open(dir)?;
+        opened.set_permissions(Permissions::from_mode(stat.mode & PERMISSIONS))?;
+        stat.modified.map_or(Ok(()), |modified| opened.set_modified(modified))
+    };
+    set().map_err(|error| cannot_write(dir, &error))
 }
 
 fn in_dir(dir: &Path, name: &[u8]) -> PathBuf {
@@ -185,6 +199,6 @@ fn not_found(path: &[u8]) -> Error {
     Error::local(format_args!("cp: there is no file or directory {} in the sandbox", shown(path)))
 }
 
-fn cannot_unpack(path: &Path, error: &ArchiveError) -> Error {
+fn cannot_unpack(path: &Path, error: &UnpackError) -> Error {
     Error::local(format_args!("cp: cannot write {path:?}: {error}"))
 }

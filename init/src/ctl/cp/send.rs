@@ -1,5 +1,6 @@
 //! `tlctl cp` to the sandbox.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -7,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use tl_supervisor::archive::{ArchiveError, ArchiveFormat, pack};
+use tl_supervisor::archive::{ArchiveError, ArchiveFormat, pack, pack_as};
 
 use super::sandbox::{Kind, Sandbox};
 use super::side::{Side, base_name, is_of_directory, join, parent};
@@ -87,19 +88,25 @@ impl Destination<'_> {
         let failed = |error: io::Error| cannot_read(path, &error);
         match Source::open(path, follows).map_err(failed)? {
             Source::Directory => {
-                let target = match (self.kind, base_name(name)) {
-                    (Some(Kind::Directory), Some(name)) => join(self.path, name),
-                    (Some(Kind::Directory) | None, _) => self.path.to_vec(),
+                let (target, exists) = match (self.kind, base_name(name)) {
+                    (Some(Kind::Directory), Some(_)) => self.target(name)?,
+                    (Some(Kind::Directory), None) => (self.path.to_vec(), true),
+                    (None, _) => (self.path.to_vec(), false),
                     _ => {
                         let dest = shown(self.path);
                         return Err(Error::local(format_args!("cp: {path:?} is a directory, and {dest} is none")));
                     }
                 };
-                // Also if it is a symlink, whose directory is meant here.
-                let dir = path.join(".");
-                self.put("/archive", &target, None, |upload| {
-                    pack(&dir, ArchiveFormat::Tar, upload).map_err(|error| cannot_pack(path, &error))
-                })
+                let failed = |error: ArchiveError| cannot_pack(path, &error);
+                match exists {
+                    true => self.put("/archive", &target, None, |upload| {
+                        pack(path, ArchiveFormat::Tar, upload).map_err(failed)
+                    }),
+                    // With its mode and its time, which a directory that is there keeps.
+                    false => self.put_entry(&target, |name, upload| {
+                        pack_as(path, OsStr::from_bytes(name), ArchiveFormat::Tar, upload).map_err(failed)
+                    }),
+                }
             }
             Source::File(file, meta) => match self.target(name)? {
                 (target, true) => self.put("", &target, Some(meta.len()), |upload| {
