@@ -1,11 +1,18 @@
 //! Checks the names that an archive gives to its entries.
 
+/// Maximum number of components of a path. A deeper tree could not be packed or removed (`descent`).
+const MAX_DEPTH: usize = 50_000;
+
+/// Maximum length of a name in a message, in bytes.
+const MAX_SHOWN: usize = 4096;
+
 /// Why an entry cannot be unpacked below a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BadName {
     Absolute,
     Parent,
     Nul,
+    Deep,
 }
 
 impl BadName {
@@ -15,6 +22,7 @@ impl BadName {
             BadName::Absolute => "is absolute",
             BadName::Parent => "has a component `..`",
             BadName::Nul => "contains a NUL character",
+            BadName::Deep => "is in more directories than a tree may be deep",
         }
     }
 }
@@ -28,8 +36,20 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, BadName> {
     if path.contains(&0) {
         return Err(BadName::Nul);
     }
+    // Also empty ones count, so that a name of 1 MiB does not take 16 times as much memory.
+    if memchr::memchr_iter(b'/', path).count() > MAX_DEPTH {
+        return Err(BadName::Deep);
+    }
     let components = path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."));
     components.map(|name| if name == b".." { Err(BadName::Parent) } else { Ok(name) }).collect()
+}
+
+/// A name for messages: with U+FFFD in place of bytes that are not UTF-8, and cut if it is longer than a path can be.
+pub(super) fn shown(name: &[u8]) -> String {
+    match name.get(..MAX_SHOWN) {
+        Some(begin) if name.len() > MAX_SHOWN => format!("{}...", String::from_utf8_lossy(begin)),
+        _ => String::from_utf8_lossy(name).into_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -61,5 +81,13 @@ mod tests {
         ] {
             assert_eq!(components(path.as_bytes()), Err(wrong), "{path:?}");
         }
+        assert_eq!(components("a/".repeat(MAX_DEPTH).as_bytes()).map(|path| path.len()), Ok(MAX_DEPTH));
+        assert_eq!(components("a/".repeat(MAX_DEPTH + 1).as_bytes()), Err(BadName::Deep));
+    }
+
+    #[test]
+    fn a_message_shows_the_beginning_of_a_long_name() {
+        assert_eq!((shown(b"a\xff"), shown(&[b'x'; MAX_SHOWN])), ("a\u{fffd}".to_owned(), "x".repeat(MAX_SHOWN)));
+        assert_eq!(shown(&[b'x'; MAX_SHOWN + 1]), format!("{}...", "x".repeat(MAX_SHOWN)));
     }
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{Mode, SFlag, mkdirat};
+use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::geteuid;
 
@@ -22,14 +22,13 @@ use super::compression::{Source, Unreadable, is_corrupt};
 use super::dirs::Dirs;
 use super::entry::{Entry, EntryKind};
 use super::error::{ArchiveError, UnpackError};
-use super::name::components;
+use super::name::{components, shown};
 use super::place::{Attributes, NewFile, open_below, open_child, put_fifo, put_hard_link, put_symlink};
 use super::reader::{EntryReader, ReadError};
 use super::{ArchiveLimit, UnpackOptions};
 use crate::files::descent::is_of_kernel;
 use crate::files::target::create_dirs;
-use crate::files::walk::examine_name;
-use crate::files::{FileError, is};
+use crate::files::FileError;
 
 /// Bytes of a file that are written at once.
 const PIECE: usize = 128 << 10;
@@ -224,15 +223,16 @@ impl<'p> Unpacker<'p> {
             }
             Err(errno) => return Err(self.failed(&joined, &errno.into())),
         }
-        let added = examine_name(dir, name).and_then(|stat| match is(&stat, SFlag::S_IFDIR) {
-            true => self.dirs.add(&self.root, joined.clone(), (stat.st_dev, stat.st_ino), attributes),
-            false => Err(Errno::ENOTDIR),
-        });
+        let added = match self.dirs.add(&self.root, (dir, name), joined.clone(), attributes) {
+            // Another process has removed or replaced it meanwhile.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(()),
+            added => added,
+        };
         added.map_err(|errno| self.failed(&joined, &errno.into()))
     }
 
     fn hard_link(&mut self, dir: &OwnedFd, name: &OsStr, entry: &Entry) -> Result<(), ArchiveError> {
-        let shown = String::from_utf8_lossy(&entry.link).into_owned();
+        let shown = shown(&entry.link);
         let target = components(&entry.link)
             .map_err(|wrong| bad(&entry.path, &format!("is a hard link to {shown:?}, which {}", wrong.why())))?;
         let missing = || bad(&entry.path, &format!("is a hard link to {shown:?}, which does not exist"));
@@ -280,12 +280,13 @@ impl<'p> Unpacker<'p> {
 
     /// The path of an entry, for messages.
     fn shown(&self, entry: &[u8]) -> String {
-        self.path.join(OsStr::from_bytes(entry)).to_string_lossy().into_owned()
+        let path = self.path.to_string_lossy();
+        if entry.is_empty() { path.into_owned() } else { format!("{}/{}", path.trim_end_matches('/'), shown(entry)) }
     }
 }
 
 fn bad(entry: &[u8], why: &str) -> ArchiveError {
-    ArchiveError::BadEntry { entry: String::from_utf8_lossy(entry).into_owned(), why: why.to_owned() }
+    ArchiveError::BadEntry { entry: shown(entry), why: why.to_owned() }
 }
 
 fn input_error(error: ReadError) -> ArchiveError {
