@@ -36,7 +36,7 @@ pub mod archive {
 
     pub use crate::files::FileError;
     pub use crate::files::archive::{
-        ArchiveError, ArchiveFormat, ArchiveLimit, UnpackError, UnpackOptions, pack, pack_as, unpack, pack_as,
+        ArchiveError, ArchiveFormat, ArchiveLimit, UnpackError, UnpackOptions, pack, pack_as, unpack,
     };
 }
 mod clock;

@@ -142,7 +142,9 @@ fn tree(root: &Path) -> Tree {
             let name = entry.strip_prefix(root).expect("below").as_os_str().as_bytes().to_vec();
             let (kind, content) = match meta.file_type() {
                 kind if kind.is_dir() => ('d', Vec::new()),
-                kind if kind.is_symlink() => ('l', fs::read_link(&entry).expect("a target").into_os_string().into_vec()),
+                kind if kind.is_symlink() => {
+                    ('l', fs::read_link(&entry).expect("a target").into_os_string().into_vec())
+                }
                 kind if kind.is_file() => ('f', read(&entry)),
                 _ => ('?', Vec::new()),
             };
@@ -192,12 +194,7 @@ fn a_file_is_copied_to_a_directory_to_a_new_name_or_onto_a_file() {
     let sides = Sides::new();
     write(sides.here.join("script"), "#!/bin/sh\necho 1\n", 0o755);
     write(sides.here.join(":odd"), "odd", 0o640);
-    for (dest, name) in [
-        (":./", "script"),
-        (":./.", "script"),
-        (":./new", "new"),
-        (":./script", "script"),
-    ] {
+    for (dest, name) in [(":./", "script"), (":./.", "script"), (":./new", "new"), (":./script", "script")] {
         sides.cp(&["script", dest]);
         check_same(sides.here.join("script"), sides.there.join(name));
     }
@@ -206,7 +203,8 @@ fn a_file_is_copied_to_a_directory_to_a_new_name_or_onto_a_file() {
     // And back.
     fs::create_dir(sides.here.join("dir")).expect("create a directory");
     write(sides.there.join("data"), vec![9; 200_000], 0o750);
-    for (dest, name) in [(".", "data"), ("dir", "dir/data"), ("dir/", "dir/data"), ("other", "other"), ("data", "data")] {
+    for (dest, name) in [(".", "data"), ("dir", "dir/data"), ("dir/", "dir/data"), ("other", "other"), ("data", "data")]
+    {
         sides.cp(&[":./data", dest]);
         check_same(sides.there.join("data"), sides.here.join(name));
     }
@@ -214,7 +212,8 @@ fn a_file_is_copied_to_a_directory_to_a_new_name_or_onto_a_file() {
     check_same(sides.there.join(":odd"), sides.here.join("dir/:odd"));
     sides.cp(&[":./script", "./:new"]);
     check_same(sides.there.join("script"), sides.here.join(":new"));
-    let names: Vec<_> = fs::read_dir(&sides.here).expect("list").map(|entry| entry.expect("an entry").file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(&sides.here).expect("list").map(|entry| entry.expect("an entry").file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().starts_with(".tlctl")), "{names:?}");
 }
 
@@ -264,12 +263,14 @@ fn standard_input_and_output_are_files_or_archives() {
     make_tree(&sides.here.join("tree"));
     fs::create_dir(sides.there.join("tree")).expect("create a directory");
     fs::set_permissions(sides.there.join("tree"), Permissions::from_mode(0o777)).expect("set the mode");
-    let packed = Command::new("tar").args(["-C", "tree", "-c", "."]).current_dir(&sides.here).output().expect("run tar");
+    let packed =
+        Command::new("tar").args(["-C", "tree", "-c", "."]).current_dir(&sides.here).output().expect("run tar");
     sides.cp_from(&packed.stdout, &["-", ":./tree"]);
     assert_eq!(tree(&sides.there.join("tree")), tree(&sides.here.join("tree")));
     let archive = sides.cp_to_stdout(&[":./tree/", "-"]);
     fs::create_dir(sides.here.join("unpacked")).expect("create a directory");
-    let unpack = Command::new("tar").args(["-C", "unpacked", "-xp"]).current_dir(&sides.here).stdin(Stdio::piped()).spawn();
+    let unpack =
+        Command::new("tar").args(["-C", "unpacked", "-xp"]).current_dir(&sides.here).stdin(Stdio::piped()).spawn();
     let mut unpack = unpack.expect("run tar");
     unpack.stdin.take().expect("its stdin").write_all(&archive).expect("write");
     assert!(unpack.wait().expect("wait").success());
@@ -310,7 +311,10 @@ fn a_tree_is_the_same_after_a_round_trip() {
     write(back.join("all/kept"), "kept", 0o644);
     sides.cp(&[":./new/script", ":./tree", ":./content", "back/all"]);
     assert_eq!(tree(&back.join("all/tree")), right);
-    assert_eq!((read(back.join("all/kept")), read(back.join("all/script"))), (b"kept".to_vec(), b"#!/bin/sh\n".to_vec()));
+    assert_eq!(
+        (read(back.join("all/kept")), read(back.join("all/script"))),
+        (b"kept".to_vec(), b"#!/bin/sh\n".to_vec())
+    );
 }
 
 #[test]
@@ -390,7 +394,8 @@ fn memory_does_not_grow_with_the_file() {
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     };
-    let is_right = |path: PathBuf| fs::metadata(&path).expect("examine").len() == size && read(path).starts_with(&piece);
+    let is_right =
+        |path: PathBuf| fs::metadata(&path).expect("examine").len() == size && read(path).starts_with(&piece);
     limited(&["big", ":./new"], None);
     limited(&["big", ":./new"], None);
     limited(&["-", ":./stdin"], Some(File::open(sides.here.join("big")).expect("open")));
@@ -466,7 +471,9 @@ fn a_full_disk_here_or_there_is_an_error_and_leaves_nothing() {
         return;
     }
     let options = crate::harness::Options::default();
-    let daemon = options.prepare("mkdir -p /mnt && mount -t tmpfs -o size=1m none /mnt && chmod 777 /mnt; exec \"$0\" \"$@\"").start();
+    let daemon = options
+        .prepare("mkdir -p /mnt && mount -t tmpfs -o size=1m none /mnt && chmod 777 /mnt; exec \"$0\" \"$@\"")
+        .start();
     let sides = Sides::of(daemon);
     write(sides.here.join("big"), vec![1; 8 << 20], 0o644);
     fs::create_dir(sides.here.join("dir")).expect("create a directory");
@@ -602,11 +609,21 @@ fn a_hostile_archive_writes_nothing_outside_of_the_destination() {
         ("symlink", [entry(b'2', "dir", &target, b"", 0o777), file("dir/victim")].concat()),
         ("symlink to itself", [entry(b'2', "dir", "../outside", b"", 0o777), file("dir/new")].concat()),
         ("symlink of a file", [entry(b'2', "file", &format!("{target}/victim"), b"", 0o777), file("file")].concat()),
-        ("directory through a symlink", [entry(b'2', "dir", &target, b"", 0o777), entry(b'5', "dir/sub", "", b"", 0o777)].concat()),
-        ("mode through a symlink", [entry(b'2', "dir", &target, b"", 0o777), entry(b'5', "dir", "", b"", 0o777)].concat()),
+        (
+            "directory through a symlink",
+            [entry(b'2', "dir", &target, b"", 0o777), entry(b'5', "dir/sub", "", b"", 0o777)].concat(),
+        ),
+        (
+            "mode through a symlink",
+            [entry(b'2', "dir", &target, b"", 0o777), entry(b'5', "dir", "", b"", 0o777)].concat(),
+        ),
         ("hard link", [entry(b'1', "file", &format!("{target}/victim"), b"", 0o644), file("file")].concat()),
         ("hard link with ..", [entry(b'1', "file", "../outside/victim", b"", 0o644), file("file")].concat()),
-        ("hard link through a symlink", [entry(b'2', "dir", &target, b"", 0o777), entry(b'1', "file", "dir/victim", b"", 0o644), file("file")].concat()),
+        (
+            "hard link through a symlink",
+            [entry(b'2', "dir", &target, b"", 0o777), entry(b'1', "file", "dir/victim", b"", 0o644), file("file")]
+                .concat(),
+        ),
         ("device", entry(b'3', "device", "", b"", 0o666)),
         ("set-user-ID", entry(b'0', "suid", "", b"x", 0o6755)),
     ] {
@@ -615,7 +632,10 @@ fn a_hostile_archive_writes_nothing_outside_of_the_destination() {
         let dest = sides.here.join("dest");
         let output = sides.run(&["--url", &url, ":/x", "dest"]);
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() || output.status.code() == Some(1) && message.lines().count() == 1, "{what}: {message}");
+        assert!(
+            output.status.success() || output.status.code() == Some(1) && message.lines().count() == 1,
+            "{what}: {message}"
+        );
         assert_eq!(tree(&outside), before, "{what}: {message}");
         for (name, (kind, mode, ..)) in tree(&dest) {
             assert!(kind != '?' && mode & 0o6000 == 0, "{what}: {name:?} has the mode {mode:o}");

@@ -76,8 +76,6 @@ pub(super) struct Descent {
     /// The path of the current entry below the first directory.
     path: Vec<u8>,
     mounts: Mounts,
-    /// A directory that is opened again is read from its beginning: all entries before have been removed.
-    rewinds: bool,
     buffer: Vec<MaybeUninit<u8>>,
 }
 
@@ -155,20 +153,10 @@ impl Descent {
     /// # Errors
     /// If it cannot be examined.
     pub(super) fn begin(dir: OwnedFd, mounts: Mounts) -> nix::Result<Descent> {
-        let mut descent = Descent {
-            levels: Vec::new(),
-            path: Vec::new(),
-            mounts,
-            rewinds: false,
-            buffer: vec![MaybeUninit::uninit(); BATCH],
-        };
+        let mut descent =
+            Descent { levels: Vec::new(), path: Vec::new(), mounts, buffer: vec![MaybeUninit::uninit(); BATCH] };
         descent.push(dir)?;
         Ok(descent)
-    }
-
-    /// The walk, if the caller removes each entry before it asks for the next.
-    pub(super) fn removing(self) -> Descent {
-        Descent { rewinds: true, ..self }
     }
 
     /// The next entry, or the end of a directory that was entered; None at the end of the first directory.
@@ -265,9 +253,7 @@ impl Descent {
             if (stat.st_dev, stat.st_ino) != parent.id {
                 return Err(Errno::ESTALE);
             }
-            if !self.rewinds {
-                lseek(&dir, parent.position, Whence::SeekSet)?;
-            }
+            lseek(&dir, parent.position, Whence::SeekSet)?;
             parent.dir = Some(dir);
         }
         Ok(Some(Found::Left))
@@ -396,31 +382,6 @@ mod tests {
         // Other tests open files at the same time.
         assert!(most < before + MAX_OPEN + 500, "{before} {most}");
         fs::remove_dir_all(dir.path()).unwrap();
-    }
-
-    #[test]
-    fn a_tree_is_removed_while_it_is_walked() {
-        use nix::unistd::{UnlinkatFlags, unlinkat};
-        let dir = tempfile::tempdir().unwrap();
-        let mut path = dir.path().to_owned();
-        for _ in 0..2 * MAX_OPEN {
-            (0..400).for_each(|n| drop(File::create(path.join(format!("{n:030}"))).unwrap()));
-            path.push("d");
-            fs::create_dir(&path).unwrap();
-        }
-        let mut descent = begin(dir.path()).removing();
-        while let Some(step) = descent.next().unwrap() {
-            let how = match step {
-                Found::Entry(FileType::Directory) => {
-                    descent.enter().unwrap();
-                    continue;
-                }
-                Found::Entry(_) => UnlinkatFlags::NoRemoveDir,
-                Found::Left => UnlinkatFlags::RemoveDir,
-            };
-            unlinkat(descent.dir().unwrap(), descent.name(), how).unwrap();
-        }
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

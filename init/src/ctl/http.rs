@@ -151,7 +151,8 @@ impl Client {
     /// The head of a request. `framing` is the header that says where the body ends.
     pub(super) fn head(&self, request: &Request<'_>, framing: fmt::Arguments<'_>) -> Vec<u8> {
         let url = &self.settings.url;
-        let mut head = format!("{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host);
+        let mut head =
+            format!("{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host);
         if let Some(token) = &self.settings.token {
             head += &format!("Authorization: Bearer {token}\r\n");
         }
@@ -176,7 +177,9 @@ impl Client {
             (_, "") => {
                 sentence(format_args!("{} is not a tl-init: it answers with the HTTP status {status}", self.url()))
             }
-            (_, "NOT_FOUND") if !path.starts_with("/files") => sentence(format_args!("{text}; `tlctl ps --all` lists the processes")),
+            (_, "NOT_FOUND") if !path.starts_with("/files") => {
+                sentence(format_args!("{text}; `tlctl ps --all` lists the processes"))
+            }
             _ => text.leak(),
         };
         Error::Api { code: code.leak(), message }

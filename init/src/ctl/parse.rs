@@ -318,7 +318,10 @@ mod tests {
             (&["--url", "", "ps"], "--url"),
             (&["cp"], "cp: what to copy is missing"),
             (&["cp", "a"], "cp: the destination is missing"),
-            (&["cp", "a", "b"], "cp: both sides are on this host: one begins with a colon, as in :b, and is in the sandbox"),
+            (
+                &["cp", "a", "b"],
+                "cp: both sides are on this host: one begins with a colon, as in :b, and is in the sandbox",
+            ),
             (&["cp", ":a", ":b"], "cp: both sides are in the sandbox: `tlctl run -- cp` copies there"),
             (&["cp", ":a", "b", "c"], "cp: \":a\" and \"b\" are on different sides"),
             (&["cp", "a", ":b", ":c"], "cp: \"a\" and \":b\" are on different sides"),

@@ -106,8 +106,10 @@ impl Upload {
 
     fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let [events] =
-                poll::wait([(self.socket.as_fd(), Events::READ.and(Events::WRITE))], Some(Instant::now() + IDLE_TIMEOUT))?;
+            let [events] = poll::wait(
+                [(self.socket.as_fd(), Events::READ.and(Events::WRITE))],
+                Some(Instant::now() + IDLE_TIMEOUT),
+            )?;
             if events == Events::NONE || events.any(Events::READ.and(Events::GONE)) {
                 self.is_over = true;
                 self.is_stalled = events == Events::NONE;
@@ -214,7 +216,9 @@ mod tests {
             };
             client.upload("/files?path=x", length, produce).unwrap();
             let request = thread.join().unwrap();
-            assert!(request.starts_with(b"PUT /api/v1/files?path=x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t"));
+            assert!(
+                request.starts_with(b"PUT /api/v1/files?path=x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer t")
+            );
             assert_eq!(body(request), right);
         }
     }

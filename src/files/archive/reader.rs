@@ -14,9 +14,6 @@ use super::pax;
 /// Maximum size of a pax header or of a long name, in bytes.
 const MAX_EXTENSION: u64 = 1 << 20;
 
-/// Maximum number of headers before that of an entry. Programs write one of each type at most.
-const MAX_EXTENSIONS: usize = 64;
-
 /// Why no entry can be read.
 #[derive(Debug, Error)]
 pub(super) enum ReadError {
@@ -72,7 +69,7 @@ impl<R: Read> EntryReader<R> {
     /// If there is no valid header, or the stream ends before the end of the archive.
     pub(super) fn next(&mut self) -> Result<Option<Entry>, ReadError> {
         let mut extensions = Extensions::default();
-        for _ in 0..=MAX_EXTENSIONS {
+        loop {
             self.skip()?;
             let mut header = Header::new_old();
             self.input.read_exact(header.as_mut_bytes())?;
@@ -84,14 +81,12 @@ impl<R: Read> EntryReader<R> {
             self.begin(size)?;
             match header.entry_type() {
                 EntryType::XHeader => extensions.records = self.extension()?,
-                EntryType::XGlobalHeader => self.global = pax::last_of_each(&[&self.global, &*self.extension()?].concat(), &KEYS)
-                    .ok_or(MALFORMED)?,
+                EntryType::XGlobalHeader => self.global = self.extension()?,
                 EntryType::GNULongName => extensions.path = Some(without_nul(self.extension()?)),
                 EntryType::GNULongLink => extensions.link = Some(without_nul(self.extension()?)),
                 _ => return self.entry(&header, extensions).map(Some),
             }
         }
-        Err(ReadError::Malformed("too many headers before an entry"))
     }
 
     /// Reads some of the content of the current entry. Returns 0 at its end.

@@ -48,8 +48,11 @@ fn unpacked(archive: &[u8]) -> (tempfile::TempDir, Result<(), UnpackError>) {
     (dir, result)
 }
 
-/// Every file below a directory: its path, mode, modification time, and content or target.
-fn snapshot(dir: &Path) -> Vec<(Vec<u8>, u32, (i64, i64), Vec<u8>)> {
+/// The path, mode, modification time, and content or target of a file.
+type Snapshot = (Vec<u8>, u32, (i64, i64), Vec<u8>);
+
+/// Every file below a directory.
+fn snapshot(dir: &Path) -> Vec<Snapshot> {
     let mut found = Vec::new();
     let mut waiting = vec![dir.to_owned()];
     while let Some(next) = waiting.pop() {

@@ -26,9 +26,9 @@ use super::name::{components, shown};
 use super::place::{Attributes, NewFile, open_below, open_child, put_fifo, put_hard_link, put_symlink};
 use super::reader::{EntryReader, ReadError};
 use super::{ArchiveLimit, UnpackOptions};
+use crate::files::FileError;
 use crate::files::descent::is_of_kernel;
 use crate::files::target::create_dirs;
-use crate::files::FileError;
 
 /// Bytes of a file that are written at once.
 const PIECE: usize = 128 << 10;

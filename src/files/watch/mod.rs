@@ -172,13 +172,6 @@ impl Watch {
             let (before, bytes) = self.kernel.read(&mut buffer)?;
             has_read = !bytes.is_empty();
             self.translator.add(bytes, before);
-            if std::env::var("RAW").is_ok() {
-            let mut q = std::collections::VecDeque::new();
-            raw::parse(bytes, before, &mut q);
-            for e in q {
-                let t = format!("#RAW wd={} {:?}/ mask={:x} cookie={} {}", e.wd, self.translator.table.path(e.wd, b"").map(|p|String::from_utf8(p).unwrap()), e.mask, e.cookie, String::from_utf8_lossy(&e.name));
-                report(WatchEvent::Change{kind: ChangeKind::Modified, path: b"RAW", to: Some(t.as_bytes()), is_dir: false})?;
-            }}
         }
         loop {
             match self.translator.next(Instant::now()) {
@@ -256,13 +249,7 @@ impl Watch {
     }
 
     /// Finds out which directory has this name. A new one is watched, and what is in it reported.
-    fn look(
-        &mut self,
-        parent: i32,
-        name: Box<[u8]>,
-        after: After,
-        report: &mut Report<'_>,
-    ) -> Result<(), Stop> {
+    fn look(&mut self, parent: i32, name: Box<[u8]>, after: After, report: &mut Report<'_>) -> Result<(), Stop> {
         if !self.translator.table.is_placed(parent) {
             return Ok(());
         }

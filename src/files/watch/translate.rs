@@ -272,7 +272,7 @@ impl Translator {
     }
 
     fn modified(&mut self, event: RawEvent) {
-        if !self.modified.as_ref().is_some_and(|(wd, name)| (*wd, &**name) == (event.wd, &*event.name)) {
+        if self.modified.as_ref().is_none_or(|(wd, name)| (*wd, &**name) != (event.wd, &*event.name)) {
             self.report(ChangeKind::Modified, &event, None);
             self.modified = Some((event.wd, event.name));
         }

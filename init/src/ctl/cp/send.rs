@@ -111,12 +111,13 @@ impl Destination<'_> {
             Source::File(file, meta) => match self.target(name)? {
                 (target, true) => self.put("", &target, Some(meta.len()), |upload| {
                     let sent = io::copy(&mut (&file).take(meta.len()), upload).map_err(failed)?;
-                    let shorter = || Error::local(format_args!("cp: cannot read {path:?}: the file has become shorter"));
+                    let shorter =
+                        || Error::local(format_args!("cp: cannot read {path:?}: the file has become shorter"));
                     if sent < meta.len() { Err(shorter()) } else { Ok(()) }
                 }),
-                (target, false) => self.put_entry(&target, |name, upload| {
-                    entry::file(upload, name, &file, &meta).map_err(failed)
-                }),
+                (target, false) => {
+                    self.put_entry(&target, |name, upload| entry::file(upload, name, &file, &meta).map_err(failed))
+                }
             },
             Source::Symlink(leads_to, meta) => {
                 let (target, _) = self.target(name)?;

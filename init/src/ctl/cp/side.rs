@@ -132,7 +132,8 @@ mod tests {
             ("...", Some("..."), false, None),
         ] {
             let text = |bytes: Option<&'static [u8]>| bytes.map(|bytes| std::str::from_utf8(bytes).unwrap());
-            let found = (text(base_name(path.as_bytes())), is_of_directory(path.as_bytes()), text(parent(path.as_bytes())));
+            let found =
+                (text(base_name(path.as_bytes())), is_of_directory(path.as_bytes()), text(parent(path.as_bytes())));
             assert_eq!(found, (base, of_directory, above), "{path}");
         }
         assert_eq!((join(b"a", b"b"), join(b"/", b"b")), (b"a/b".to_vec(), b"/b".to_vec()));
