@@ -12,7 +12,6 @@ pub type Check = fn(&[u8]);
 /// Each target of the library: its name, which is also that of the directory of its seeds, and its check.
 #[cfg(feature = "http")]
 pub const TARGETS: &[(&str, Check)] = &[
-    ("archive", crate::files::archive::invariants::archive),
     ("chunked_body", crate::http::message::invariants::chunked_body),
     ("fleet", crate::unit::fleet::invariants::fleet),
     ("header_values", crate::http::invariants::header_values),

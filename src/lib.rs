@@ -29,16 +29,6 @@
 // Some functions have no caller but the HTTP API.
 #![cfg_attr(not(feature = "http"), allow(dead_code, unused_imports))]
 
-#[cfg(feature = "http")]
-pub mod archive {
-    //! Directory trees as tar archives. Nothing outside of the tree is read or written, whatever other processes rename
-    //! meanwhile.
-
-    pub use crate::files::FileError;
-    pub use crate::files::archive::{
-        ArchiveError, ArchiveFormat, ArchiveLimit, UnpackError, UnpackOptions, pack, pack_as, unpack,
-    };
-}
 mod clock;
 mod error;
 mod events;

@@ -102,8 +102,6 @@ fn an_invalid_option_exits_with_1_and_one_line_that_names_it() {
         (vec!["--max-pty-sessions", "-1"], "--max-pty-sessions"),
         (vec!["--pty-idle-secs", "never"], "--pty-idle-secs"),
         (vec!["--max-connections", "0"], "--max-connections"),
-        (vec!["--max-archive", "x"], "--max-archive"),
-        (vec!["--max-archive-entries", "0"], "--max-archive-entries"),
         (vec!["--idle-secs", "99999999"], "--idle-secs"),
     ];
     let help = run_to_exit(dir.path(), &["--help"], &[]).stdout;

@@ -19,7 +19,7 @@ use crate::harness::{
 };
 
 /// The client, called by a symlink, with the run directory of the daemon and without standard input.
-pub fn tlctl(daemon: &Daemon, args: &[&str]) -> Command {
+fn tlctl(daemon: &Daemon, args: &[&str]) -> Command {
     let link = daemon.scratch().join("tlctl");
     if !link.exists() {
         std::os::unix::fs::symlink(program(), &link).expect("create the symlink");
@@ -31,12 +31,12 @@ pub fn tlctl(daemon: &Daemon, args: &[&str]) -> Command {
 }
 
 /// Runs a command to its end, with a deadline.
-pub fn finish(mut command: Command) -> Output {
+fn finish(mut command: Command) -> Output {
     let child = command.spawn().expect("start the client");
     wait_for(child, &format!("{command:?}"))
 }
 
-pub fn wait_for(mut child: Child, what: &str) -> Output {
+fn wait_for(mut child: Child, what: &str) -> Output {
     // The pipes are read meanwhile: a client that cannot write does not end.
     let reader = |pipe: Option<Box<dyn Read + Send>>| {
         std::thread::spawn(move || {
@@ -78,7 +78,7 @@ fn json_of(daemon: &Daemon, args: &[&str]) -> Value {
 
 /// Checks the exit status and that stderr is one line with this part and without control characters.
 #[track_caller]
-pub fn expect_failure(output: &Output, status: i32, part: &str) {
+fn expect_failure(output: &Output, status: i32, part: &str) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{stderr}");
     assert!(stderr.starts_with("tlctl: ") && stderr.lines().count() == 1 && stderr.ends_with('\n'), "{stderr:?}");

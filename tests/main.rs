@@ -15,7 +15,6 @@ mod a_minute_or_more {
     mod unreachable_clients;
 }
 
-mod archives;
 mod blocked_in_kernel;
 mod boot;
 mod broken_connections;
@@ -27,7 +26,6 @@ mod console_output;
 mod cors;
 mod create_user;
 mod ctl;
-mod ctl_cp;
 mod daemon_log;
 mod dead_disk;
 mod events;
@@ -50,7 +48,6 @@ mod limits;
 mod lost_mounts;
 mod main_process;
 mod malformed_http;
-mod manage_files;
 mod managed_processes;
 mod many_connections;
 mod memory_pressure;

@@ -15,7 +15,6 @@ mod host_harness;
 #[path = "../../tests/host/podman.rs"]
 mod podman;
 
-mod archives;
 mod beacon;
 mod bench;
 mod client;
@@ -47,7 +46,7 @@ type Group = (&'static str, fn(&mut Bench));
 
 /// All groups in the order of the report. Groups whose floor forks this program come first: later it has more memory, of
 /// which a fork copies the page tables.
-const GROUPS: [Group; 26] = [
+const GROUPS: [Group; 25] = [
     ("run", runs::run),
     ("runs per second", runs::runs_per_second),
     ("start", runs::start),
@@ -67,7 +66,6 @@ const GROUPS: [Group; 26] = [
     ("tunnel", terminals::tunnel),
     ("terminal", terminals::terminal),
     ("files", files::files),
-    ("archives", archives::archives),
     ("tl-host sandboxes", sandboxes::life),
     ("tl-host requests", sandboxes::requests),
     ("tl-host bytes", sandboxes::bytes),

@@ -40,8 +40,6 @@ pub(crate) fn script() -> String {
                 SIGNALS.join(" ")
             ),
             Operands::Command => "        if ((operands > 0)) || [[ $current != -* ]]; then\n            _tlctl_command_line $((COMP_CWORD - operands - 1))\n            return\n        fi ;;\n".to_owned(),
-            // Of those in the sandbox, nothing is known.
-            Operands::Copy => "        [[ $current == -* ]] || { COMPREPLY=($(compgen -f -- \"$current\")); return; } ;;\n".to_owned(),
             Operands::None => "        ;;\n".to_owned(),
         }
         .as_str();

@@ -31,7 +31,6 @@ pub(crate) fn script() -> String {
                 "complete -c tlctl{seen} -a '(__tlctl_processes)'\ncomplete -c tlctl{seen} -a '{}'\n",
                 SIGNALS.join(" ")
             ),
-            Operands::Copy => format!("complete -c tlctl{seen} -F\n"),
             Operands::Command => format!("complete -c tlctl{seen} -a '(__fish_complete_subcommand)'\n"),
         };
     }

@@ -36,7 +36,6 @@ pub(crate) fn script() -> String {
                 format!(" '1:process:_tlctl_processes' '2:signal:({})'", SIGNALS.join(" "))
             }
             Operands::Command => " '*::command:_normal'".to_owned(),
-            Operands::Copy => " '*:file:_files'".to_owned(),
         };
         text +=
             &format!("        {}) _arguments{}{}{operands} ;;\n", command.name, specs(command.options), specs(GLOBAL));

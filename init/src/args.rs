@@ -164,7 +164,6 @@ mod tests {
     use std::time::Duration;
 
     use tl_supervisor::UserSpec;
-    use tl_supervisor::archive::ArchiveLimit;
 
     use super::*;
     use crate::options::OPTIONS;
@@ -190,18 +189,11 @@ mod tests {
         assert_eq!(config.listen, "0.0.0.0:9501".parse().unwrap());
         assert_eq!(config.log_limit, 256 << 20);
         assert_eq!((config.log_total, config.max_tasks), (None, None));
-        assert_eq!(config.max_archive, ArchiveLimit::default());
         assert_eq!((config.keep_ended, config.max_processes, config.max_connections), (1_000, 4_096, 1_024));
         assert_eq!((config.max_sessions, config.session_idle), (64, Duration::from_secs(300)));
         assert_eq!((config.max_body, config.max_head), (1 << 20, 64 << 10));
         assert_eq!((config.head_time, config.idle_time), (Duration::from_secs(10), Duration::from_secs(75)));
         assert_eq!(config.default_user, UserSpec::Name { name: "tl-user".into(), gid: None });
-    }
-
-    #[test]
-    fn an_archive_may_hold_as_much_as_two_options_say() {
-        let config = config(&["--max-archive", "2G", "--max-archive-entries=1000"]);
-        assert_eq!(config.max_archive, ArchiveLimit { entries: Some(1000), bytes: Some(2 << 30) });
     }
 
     #[test]
@@ -306,10 +298,6 @@ mod tests {
             &["--max-processes", "0"],
             &["--keep-ended", "-1"],
             &["--max-tasks", "0"],
-            &["--max-archive", "0"],
-            &["--max-archive", "many"],
-            &["--max-archive-entries", "0"],
-            &["--max-archive-entries", "1K"],
             &["--max-pty-sessions", "0"],
             &["--pty-idle-secs", "0"],
             &["--head-secs", "0"],

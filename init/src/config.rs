@@ -7,7 +7,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use log::LevelFilter;
-use tl_supervisor::archive::ArchiveLimit;
 use tl_supervisor::http::{Origin, parse_limits, parse_user};
 use tl_supervisor::program_log::LogFormat;
 use tl_supervisor::{Limits, SpecError, UserSpec};
@@ -67,8 +66,6 @@ pub(crate) struct Config {
     pub(crate) max_connections: usize,
     /// Names of the processes whose usage is in the metrics.
     pub(crate) metrics_per_process: Vec<String>,
-    /// What an archive that is unpacked may hold.
-    pub(crate) max_archive: ArchiveLimit,
     pub(crate) max_body: usize,
     pub(crate) max_head: usize,
     pub(crate) head_time: Duration,
@@ -107,18 +104,18 @@ pub(crate) fn resolve(values: &HashMap<&'static str, Value>, command: &[String])
         console_output: get("console-output").flag()?,
         shutdown_grace: get("shutdown-grace").seconds(0.0)?,
         log_limit: get("log-limit").bytes()?,
-        log_total: get("log-total").given(|bytes| bytes.bytes())?,
+        log_total: values.contains_key("log-total").then(|| get("log-total").bytes()).transpose()?,
         keep_ended: get("keep-ended").parsed("a number")?,
         max_processes: get("max-processes").positive()?,
-        max_tasks: get("max-tasks").given(|tasks| tasks.positive())?.map(|most| most as u64),
+        max_tasks: values
+            .contains_key("max-tasks")
+            .then(|| get("max-tasks").positive())
+            .transpose()?
+            .map(|most| most as u64),
         max_sessions: get("max-pty-sessions").positive()?,
         session_idle: get("pty-idle-secs").seconds(0.001)?,
         max_connections: get("max-connections").positive()?,
         metrics_per_process: get("metrics-per-process").names()?,
-        max_archive: ArchiveLimit {
-            entries: get("max-archive-entries").given(|entries| entries.positive())?.map(|most| most as u64),
-            bytes: get("max-archive").given(|bytes| bytes.bytes())?,
-        },
         max_body: get("max-body").size()?,
         max_head: get("max-head").size()?,
         head_time: get("head-secs").seconds(0.001)?,
@@ -150,11 +147,6 @@ impl OptionValue<'_> {
     fn text(&self) -> String {
         let default = OPTIONS.iter().find(|option| option.name == self.name).map_or("", |option| option.default);
         self.values.get(self.name).map_or(default, |given| &given.text).to_owned()
-    }
-
-    /// The value that was given; none if there is no default, and none was given.
-    fn given<T>(&self, parse: impl FnOnce(&Self) -> Result<T, InvalidValue>) -> Result<Option<T>, InvalidValue> {
-        self.values.contains_key(self.name).then(|| parse(self)).transpose()
     }
 
     fn invalid(&self, expected: &str) -> InvalidValue {

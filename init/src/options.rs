@@ -50,8 +50,6 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt("pty-idle-secs", "SECS", "300", "time after which a terminal session without a client ends"),
     opt("max-connections", "N", "1024", "maximum number of open connections"),
     opt("metrics-per-process", "NAME", "", "process whose usage is in the metrics; may be repeated, or be a list"),
-    opt("max-archive", "BYTES", "", "maximum bytes of all files of an archive that is unpacked; by default no limit"),
-    opt("max-archive-entries", "N", "", "maximum number of entries of such an archive; by default no limit"),
     opt("max-body", "BYTES", "1M", "maximum size of a JSON body"),
     opt("max-head", "BYTES", "64K", "maximum size of a request's head"),
     opt("head-secs", "SECS", "10", "time for a client to send a request's head"),

@@ -124,7 +124,6 @@ impl Main {
         let api = ApiOptions::new(start::auth(token.as_ref()))
             .cors_origins(config.cors_origins.clone())
             .metrics_per_process(config.metrics_per_process.clone())
-            .max_archive(config.max_archive)
             .system(Arc::new(system));
         let options = Options::new()
             .max_connections(supervisor.max_connections())

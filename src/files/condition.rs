@@ -71,24 +71,12 @@ impl Condition {
         if self.is_empty() {
             return Ok(None);
         }
-        let found = examine(path, if follow { OFlag::empty() } else { OFlag::O_NOFOLLOW })?;
+        let flags = if follow { OFlag::O_PATH } else { OFlag::O_PATH | OFlag::O_NOFOLLOW };
+        let found = open(AT_FDCWD, path.as_os_str(), flags, Mode::empty()).and_then(fstat);
+        let found = found.map_err(|errno| FileError::of(path, &errno.into()))?;
         // A directory meets all conditions here, because the error to report is that it is not a file.
         Ok(if is(&found, SFlag::S_IFDIR) { None } else { self.unmet(Some(&found)) })
     }
-
-    /// The first condition that what is at `path` does not meet: a file of any type, a directory, or a symlink itself.
-    ///
-    /// # Errors
-    /// If there is nothing, or it cannot be examined.
-    pub fn unmet_at_entry(&self, path: &FilePath) -> Result<Option<Unmet>, FileError> {
-        if self.is_empty() { Ok(None) } else { Ok(self.unmet(Some(&examine(path, OFlag::O_NOFOLLOW)?))) }
-    }
-}
-
-/// The `fstat` of what is at `path`.
-fn examine(path: &FilePath, flags: OFlag) -> Result<FileStat, FileError> {
-    let found = open(AT_FDCWD, path.as_os_str(), OFlag::O_PATH | flags, Mode::empty()).and_then(fstat);
-    found.map_err(|errno| FileError::of(path, &errno.into()))
 }
 
 /// The modification time in seconds since the epoch.

@@ -8,37 +8,29 @@
 //! At most one buffer of a file's content is held in memory. A file is examined through an `O_PATH` descriptor
 //! before it is opened, because opening a FIFO can block, and opening a device can have side effects.
 //!
-//! - `path`: an absolute path; `walk`: opens and examines files; `descent`: walks a directory tree; `magic_link`: the link in `/proc` to an open file;
+//! - `path`: an absolute path; `walk`: opens and examines files; `magic_link`: the link in `/proc` to an open file;
 //! - `read`, `list`, `remove`: one operation each;
 //! - `replace`: an upload; `target`: the file that it replaces; `temporary`: the files for its incomplete content;
 //!   `in_place`: writes into a file that cannot be replaced; `attributes`: the attributes that a replaced file keeps;
-//! - `watch`: the changes of a directory;
 //! - `condition`: the conditions of a request; `proc_guard`: denies access to the daemon's own entries in `/proc`.
 
-pub(crate) mod archive;
 mod attributes;
 mod condition;
-mod descent;
 mod in_place;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod invariants;
 mod list;
 mod magic_link;
-mod make_dir;
 mod path;
 mod proc_guard;
 mod read;
 mod remove;
-mod remove_tree;
-mod rename;
 mod replace;
-mod stat;
 mod target;
 mod temporary;
 #[cfg(test)]
 mod tests;
 mod walk;
-pub(crate) mod watch;
 
 use std::io;
 
@@ -46,15 +38,11 @@ use nix::sys::stat::{FileStat, SFlag};
 use thiserror::Error;
 
 pub use condition::{Condition, Unmet};
-pub use list::{Listing, MAX_DEPTH, list};
-pub use make_dir::make_dir;
+pub use list::{Listing, list};
 pub use path::FilePath;
 pub use read::{Content, read};
 pub use remove::remove;
-pub use remove_tree::remove_tree;
-pub use rename::rename;
 pub use replace::Upload;
-pub use stat::{FileKind, stat};
 
 use crate::error::Error;
 
@@ -95,26 +83,6 @@ pub enum FileError {
         /// The kernel's reason.
         why: String,
     },
-    /// Something exists at the path already.
-    #[error("{0:?} exists already")]
-    AlreadyExists(String),
-    /// A file cannot be moved to another file system.
-    #[error("{from:?} cannot be moved to {to:?}, which is on another file system")]
-    CrossDevice {
-        /// The old path.
-        from: String,
-        /// The new path.
-        to: String,
-    },
-    /// The path is a directory with entries, where it must be empty.
-    #[error("{0:?} is a directory that is not empty")]
-    NotEmpty(String),
-    /// The path is a mount point, or the kernel uses it otherwise.
-    #[error("{0:?} is a mount point or in use")]
-    MountPoint(String),
-    /// The directory contains more directories than can be watched.
-    #[error("{0:?} contains more than {max} directories, which is the most that can be watched", max = watch::MAX_DIRECTORIES)]
-    TooManyDirectories(String),
     /// The file does not meet a condition of the request.
     #[error("{why}: {path:?}")]
     Unmet {
@@ -123,45 +91,15 @@ pub enum FileError {
         /// The condition that is not met.
         why: Unmet,
     },
-    /// An error about one of several paths of a request.
-    #[error("`{name}`{}", error.predicate())]
-    Named {
-        /// The field of the path.
-        name: &'static str,
-        /// The error.
-        error: Box<FileError>,
-    },
     /// The error is not about the path.
     #[error(transparent)]
     Other(#[from] Error),
 }
 
 impl FileError {
-    /// The error, which also says which field of the request the path is from.
-    pub fn named(self, name: &'static str) -> FileError {
-        match self {
-            error if name == "path" => error,
-            error @ (FileError::Other(_) | FileError::Named { .. } | FileError::CrossDevice { .. }) => error,
-            error => FileError::Named { name, error: Box::new(error) },
-        }
-    }
-
-    /// The sentence, to follow the name of a field.
-    fn predicate(&self) -> String {
-        match self {
-            FileError::Invalid(why) => format!(" {why}"),
-            FileError::Traversal(path) => format!(" must not contain a component `..`: {path:?}"),
-            error => format!(": {error}"),
-        }
-    }
-
     /// The error for a failed system call of a request about `path`.
     fn of(path: &FilePath, error: &io::Error) -> FileError {
-        FileError::at(path.shown(), error)
-    }
-
-    /// The error for a failed system call about the file with this path.
-    fn at(shown: String, error: &io::Error) -> FileError {
+        let shown = path.shown();
         let Some(errno) = error.raw_os_error() else {
             return FileError::Other(Error::from_io(&shown, error));
         };
@@ -187,11 +125,6 @@ impl FileError {
 /// Whether `stat` is of this type.
 fn is(stat: &FileStat, kind: SFlag) -> bool {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == kind
-}
-
-/// The modification time in milliseconds since the epoch.
-fn modified_at(stat: &FileStat) -> i64 {
-    stat.st_mtime.saturating_mul(1000).saturating_add(stat.st_mtime_nsec / 1_000_000)
 }
 
 /// A size or a time as the kernel reports it; 0 if it is negative.

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use super::FileError;
 
@@ -34,35 +33,6 @@ impl FilePath {
     /// The path for messages, with U+FFFD in place of bytes that are not UTF-8.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
-    }
-
-    /// The path for functions of this library that take one.
-    pub(crate) fn as_path(&self) -> &Path {
-        Path::new(self.as_os_str())
-    }
-
-    /// The path of an entry below this one: `rest` is empty or begins with `/`.
-    pub(super) fn below(&self, rest: &[u8]) -> FilePath {
-        FilePath([&self.0, rest].concat())
-    }
-
-    /// The directory, and the last component, without the `/` and `/.` that may follow it. `None` if there is none, as in
-    /// `/`.
-    pub(super) fn split_last(&self) -> Option<(FilePath, &OsStr)> {
-        let mut bytes = &*self.0;
-        while let Some(shorter) = bytes.strip_suffix(b"/").or_else(|| bytes.strip_suffix(b"/.")) {
-            bytes = shorter;
-        }
-        let (mut dir, name) = bytes.split_at(memchr::memrchr(b'/', bytes)? + 1);
-        while let Some(shorter) = dir.strip_suffix(b"/").filter(|shorter| !shorter.is_empty()) {
-            dir = shorter;
-        }
-        Some((FilePath(dir.to_vec()), OsStr::from_bytes(name)))
-    }
-
-    /// Whether it ends in `/`, and so must be the path of a directory.
-    pub(super) fn ends_in_slash(&self) -> bool {
-        self.0.ends_with(b"/")
     }
 
     /// The path for system calls.
@@ -113,25 +83,6 @@ mod tests {
         }
         for text in ["..", "/..", "../a", "/a/../b", "/a/..", "a/../", "/../../etc/shadow", "/a//..//b"] {
             assert!(matches!(FilePath::parse(text.as_bytes(), "/"), Err(FileError::Traversal(_))), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn the_last_component_is_split_off() {
-        for (path, expected) in [
-            ("/a/b", Some(("/a", "b"))),
-            ("/a", Some(("/", "a"))),
-            ("//a", Some(("/", "a"))),
-            ("/a//b/", Some(("/a", "b"))),
-            ("/a/./b/.//./", Some(("/a/.", "b"))),
-            ("/a/...", Some(("/a", "..."))),
-            ("/a.", Some(("/", "a."))),
-            ("/", None),
-            ("//./", None),
-        ] {
-            let path = FilePath::parse(path.as_bytes(), "/").unwrap();
-            let split = path.split_last().map(|(dir, name)| (dir.shown(), name.to_str().unwrap()));
-            assert_eq!(split.as_ref().map(|(dir, name)| (&**dir, *name)), expected, "{path:?}");
         }
     }
 

@@ -63,7 +63,7 @@ impl Target {
 }
 
 /// Opens a directory with `O_PATH`. First creates it and its parents if they do not exist.
-pub(super) fn create_dirs(from: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
+fn create_dirs(from: impl AsFd, path: &OsStr) -> nix::Result<OwnedFd> {
     match open_path_dir(from.as_fd(), path) {
         Err(Errno::ENOENT) => {}
         result => return result,

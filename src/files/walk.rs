@@ -24,7 +24,7 @@ pub(super) fn open(dir: impl AsFd, path: &OsStr, flags: OFlag, mode: Mode) -> ni
 
 /// Whether `openat2(2)` can be called: it needs Linux 5.6, and a container's seccomp filter can deny it.
 /// Determined once, on a file that every user may open, because on other files the same errors can be about the file.
-pub(super) fn has_openat2() -> bool {
+fn has_openat2() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(|| {
         let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_NO_MAGICLINKS);

@@ -34,19 +34,6 @@ pub fn group(name: &str) -> Option<u32> {
     passwd::group_id(name, &read(Path::new("/etc/group"), SystemTime::now()).ok()?.bytes)
 }
 
-/// The name of the user with this id; None if `/etc/passwd` has no entry or cannot be read.
-pub fn user_name(uid: u32) -> Option<String> {
-    // With a gid, only `/etc/passwd` is needed.
-    let identity = resolve(&UserSpec::Uid { uid, gid: Some(0) }).ok()?;
-    // A user without an entry has its id as a name.
-    (identity.name != uid.to_string()).then(|| identity.name.clone())
-}
-
-/// The name of the group with this id; None if `/etc/group` has no entry or cannot be read.
-pub fn group_name(gid: u32) -> Option<String> {
-    passwd::group_name(gid, &read(Path::new("/etc/group"), SystemTime::now()).ok()?.bytes).map(str::to_owned)
-}
-
 /// Looks up a user in the files of `dir`. `clock` is the time of day.
 fn resolve_in(
     cache: &Cache,
@@ -161,14 +148,6 @@ mod tests {
     fn root_is_found_in_the_files_of_this_machine() {
         let root = resolve(&root()).unwrap();
         assert_eq!((root.uid, root.gid, root.groups.first()), (0, 0, Some(&0)));
-    }
-
-    #[test]
-    fn names_are_found_by_ids() {
-        assert_eq!((user_name(0).as_deref(), group_name(0).as_deref()), (Some("root"), Some("root")));
-        for unknown in [4_242_424_242, u32::MAX] {
-            assert_eq!((user_name(unknown), group_name(unknown)), (None, None), "{unknown}");
-        }
     }
 
     #[test]

@@ -6,5 +6,5 @@ pub(crate) mod invariants;
 mod lookup;
 mod passwd;
 
-pub(crate) use lookup::{group, group_name, resolve, user_name};
+pub(crate) use lookup::{group, resolve};
 pub(crate) use passwd::Identity;

@@ -181,15 +181,6 @@ pub fn group_id(name: &str, group: &[u8]) -> Option<u32> {
     })
 }
 
-/// The name of the first group with this id, given the bytes of `/etc/group`. A name that is not UTF-8 is none.
-pub fn group_name(gid: u32, group: &[u8]) -> Option<&str> {
-    lines(group).find_map(|line| {
-        let mut fields = line.splitn(4, |&byte| byte == b':');
-        let name = fields.next().and_then(text).filter(|name| !name.is_empty())?;
-        (fields.nth(1).and_then(parse_id) == Some(gid)).then_some(name)
-    })
-}
-
 fn text(field: &[u8]) -> Option<&str> {
     str::from_utf8(field).ok()
 }
@@ -248,14 +239,6 @@ mod tests {
             assert_eq!(group_id(name, GROUP), id, "{name}");
         }
         assert_eq!(group_id("tty", b"tty\ntty:x:no:\n+tty:x:4:\ntty:x:5\ntty:x:6:"), Some(5));
-    }
-
-    #[test]
-    fn a_group_name_is_found_by_id() {
-        for (id, name) in [(10, Some("wheel")), (0, Some("root")), (1, None)] {
-            assert_eq!(group_name(id, GROUP), name, "{id}");
-        }
-        assert_eq!(group_name(5, b"a:x:no:\n:x:5:\n\xff:x:5:\ntty:x:5\nother:x:5:"), Some("tty"));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! A small blocking HTTP client: one connection for each request, and responses that are read as they arrive.
 
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use super::settings::Settings;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time between two reads or two writes. Event streams have an event or a comment every 15 s.
-pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum length of a line of a response's head, or of the size of a chunk, in bytes.
 const MAX_LINE: u64 = 64 << 10;
@@ -63,35 +62,19 @@ impl Client {
     /// # Errors
     /// A sentence that says what to do; that of the API if it answers with an error.
     pub(crate) fn send(&self, request: Request<'_>) -> Result<Response, Error> {
-        let socket = self.connect()?;
-        let response = self.exchange(&socket, request).map_err(|error| self.broken(&error))?;
-        self.accept(request.path, response)
-    }
-
-    /// Connects to the daemon.
-    ///
-    /// # Errors
-    /// A sentence that says what to do.
-    pub(super) fn connect(&self) -> Result<TcpStream, Error> {
         let address = self.settings.url.address;
-        TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|error| {
+        let socket = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).map_err(|error| {
             let url = self.url();
             Error::local(format_args!(
                 "no daemon answers at {url} ({error}); start tl-init, or give its address with --url"
             ))
-        })
-    }
-
-    /// Tells an error of the API from a success. `path` is that of the request.
-    ///
-    /// # Errors
-    /// The sentence of the API.
-    pub(super) fn accept(&self, path: &str, mut response: Response) -> Result<Response, Error> {
+        })?;
+        let mut response = self.exchange(&socket, request).map_err(|error| self.broken(&error))?;
         // A redirection, as of a proxy that wants HTTPS, has done nothing.
         if (200..300).contains(&response.status) {
             return Ok(response);
         }
-        Err(self.api_error(path, &mut response))
+        Err(self.api_error(&mut response))
     }
 
     /// Sends a request, and returns the whole response.
@@ -137,7 +120,17 @@ impl Client {
     fn exchange(&self, socket: &TcpStream, request: Request<'_>) -> io::Result<Response> {
         socket.set_read_timeout((!request.is_unbounded).then_some(IDLE_TIMEOUT))?;
         socket.set_write_timeout(Some(IDLE_TIMEOUT))?;
-        let mut bytes = self.head(&request, format_args!("Content-Length: {}", request.body.len()));
+        let url = &self.settings.url;
+        let mut bytes = Vec::with_capacity(1024 + request.body.len());
+        write!(bytes, "{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host)?;
+        if let Some(token) = &self.settings.token {
+            write!(bytes, "Authorization: Bearer {token}\r\n")?;
+        }
+        if let Some(id) = request.last_event_id {
+            write!(bytes, "Last-Event-ID: {id}\r\n")?;
+        }
+        let accept = if request.raw { "Accept: application/octet-stream\r\n" } else { "" };
+        write!(bytes, "{accept}Connection: close\r\nContent-Length: {}\r\n\r\n", request.body.len())?;
         bytes.extend_from_slice(request.body);
         let mut out = socket;
         // The daemon may answer before it has read the whole request, and then close the connection.
@@ -148,23 +141,7 @@ impl Client {
         }
     }
 
-    /// The head of a request. `framing` is the header that says where the body ends.
-    pub(super) fn head(&self, request: &Request<'_>, framing: fmt::Arguments<'_>) -> Vec<u8> {
-        let url = &self.settings.url;
-        let mut head =
-            format!("{} {}/api/v1{} HTTP/1.1\r\nHost: {}\r\n", request.method, url.prefix, request.path, url.host);
-        if let Some(token) = &self.settings.token {
-            head += &format!("Authorization: Bearer {token}\r\n");
-        }
-        if let Some(id) = request.last_event_id {
-            head += &format!("Last-Event-ID: {id}\r\n");
-        }
-        head += if request.raw { "Accept: application/octet-stream\r\n" } else { "" };
-        head += &format!("Connection: close\r\n{framing}\r\n\r\n");
-        head.into_bytes()
-    }
-
-    fn api_error(&self, path: &str, response: &mut Response) -> Error {
+    fn api_error(&self, response: &mut Response) -> Error {
         let status = response.status;
         let mut body = Vec::new();
         let _ = (&mut response.body).take(MAX_LINE).read_to_end(&mut body);
@@ -177,9 +154,7 @@ impl Client {
             (_, "") => {
                 sentence(format_args!("{} is not a tl-init: it answers with the HTTP status {status}", self.url()))
             }
-            (_, "NOT_FOUND") if !path.starts_with("/files") => {
-                sentence(format_args!("{text}; `tlctl ps --all` lists the processes"))
-            }
+            (_, "NOT_FOUND") => sentence(format_args!("{text}; `tlctl ps --all` lists the processes")),
             _ => text.leak(),
         };
         Error::Api { code: code.leak(), message }
@@ -209,8 +184,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// Reads the head of a response.
-    pub(super) fn read(socket: TcpStream) -> io::Result<Response> {
+    fn read(socket: TcpStream) -> io::Result<Response> {
         let mut socket = BufReader::with_capacity(64 << 10, socket);
         let first = read_line(&mut socket)?;
         let status = first.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|text| text.parse().ok());
@@ -280,11 +254,6 @@ impl Body {
                 event.name = String::from_utf8_lossy(name).into_owned();
             }
         }
-    }
-
-    /// Whether it shows its end itself, so that a body which is cut is an error.
-    pub(crate) fn has_end(&self) -> bool {
-        !matches!(self.framing, Framing::ToEnd)
     }
 
     /// Sets the maximum time until something is received.
@@ -372,13 +341,8 @@ fn malformed(what: &str) -> io::Error {
 
 /// A part of a path, percent-encoded.
 pub(crate) fn encode(text: &str) -> String {
-    encode_bytes(text.as_bytes())
-}
-
-/// Bytes that need not be UTF-8, percent-encoded.
-pub(crate) fn encode_bytes(bytes: &[u8]) -> String {
     let mut out = String::new();
-    for byte in bytes.iter().copied() {
+    for byte in text.bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' | b'.' => out.push(byte.into()),
             _ => out += &format!("%{byte:02X}"),

@@ -7,13 +7,10 @@
 //! | `settings` | the address of the API and the token |
 //! | `http`, `json` | a small blocking HTTP client; JSON that is read in place |
 //! | `screen`, `process` | tables and colours; a process as text |
-//! | `upload` | a request whose body is written piece by piece |
-//! | `cp` | `tlctl cp`: files and folders to and from the sandbox |
 //! | `commands`, `logs`, `run`, `top`, `usage`, `events`, `ports` | what the commands do |
 //! | `error` | errors and their exit status |
 
 mod commands;
-mod cp;
 mod error;
 mod events;
 mod help;
@@ -29,7 +26,6 @@ mod screen;
 mod settings;
 mod table;
 mod top;
-mod upload;
 mod usage;
 mod wait;
 
@@ -106,7 +102,6 @@ fn perform(action: Action, client: &'static Client, line: &Line) -> Result<u8, E
         Action::Top => top::top(client, line),
         Action::Events => events::events(client, line),
         Action::Ports => ports::ports(client, line, &screen),
-        Action::Cp => cp::cp(client, line),
         Action::Boot => commands::boot(client, line, &screen),
         Action::Shutdown => commands::shutdown(client, line),
     }

@@ -1,11 +1,10 @@
 //! Parses the command line of `tlctl` by the table of commands, without any effect.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 
 use lexopt::Arg;
 
-use super::cp::side;
 use super::error::Error;
 use super::limit;
 use super::table::{COMMANDS, Command, GLOBAL, Kind, Operands, Opt, SIGNALS};
@@ -26,8 +25,6 @@ pub(crate) struct Line {
     pub(crate) signal: i32,
     /// The command to start and its arguments.
     pub(crate) words: Vec<&'static str>,
-    /// What to copy, and as the last one where to.
-    pub(crate) paths: Vec<&'static OsStr>,
 }
 
 impl Line {
@@ -76,11 +73,6 @@ pub(crate) fn parse(args: Vec<OsString>) -> Result<Line, Error> {
         }
         let Some(arg) = parser.next().map_err(|error| Error::usage(format_args!("{error}")))? else { break };
         let value = match arg {
-            // Names of files need not be UTF-8.
-            Arg::Value(value) if line.command.is_some_and(|command| command.operands == Operands::Copy) => {
-                line.paths.push(Box::leak(value.into_boxed_os_str()));
-                continue;
-            }
             Arg::Value(value) => text(value)?,
             Arg::Long(_) | Arg::Short(_) => {
                 let (option, shown) = find_option(line.command, &arg)?;
@@ -176,7 +168,6 @@ fn place_operands(line: &mut Line, operands: Vec<&'static str>) -> Result<(), Er
     let mut rest = operands.into_iter();
     match command.operands {
         Operands::None => {}
-        Operands::Copy => side::parse(&line.paths).map(drop)?,
         Operands::Command if line.words.is_empty() => return fail(format_args!("the command to run is missing")),
         Operands::Command => {}
         Operands::ProcessOrCommand if !line.words.is_empty() => {}
@@ -316,21 +307,6 @@ mod tests {
             (&["signal", "x"], "signal: the signal is missing"),
             (&["signal", "x", "y"], "signal: \"y\" is not a signal"),
             (&["--url", "", "ps"], "--url"),
-            (&["cp"], "cp: what to copy is missing"),
-            (&["cp", "a"], "cp: the destination is missing"),
-            (
-                &["cp", "a", "b"],
-                "cp: both sides are on this host: one begins with a colon, as in :b, and is in the sandbox",
-            ),
-            (&["cp", ":a", ":b"], "cp: both sides are in the sandbox: `tlctl run -- cp` copies there"),
-            (&["cp", ":a", "b", "c"], "cp: \":a\" and \"b\" are on different sides"),
-            (&["cp", "a", ":b", ":c"], "cp: \"a\" and \":b\" are on different sides"),
-            (&["cp", "-", "-"], "cp: both sides are on this host"),
-            (&["cp", "-", "a", ":b"], "cp: - must be the only source"),
-            (&["cp", ":a", ":b", "-"], "cp: - takes only one source"),
-            (&["cp", "", ":b"], "cp: a name is empty"),
-            (&["cp", ":a", ""], "cp: a name is empty"),
-            (&["cp", "--user", "", "a", ":b"], "--user must not be empty"),
         ] {
             let error = parse(words.iter().map(OsString::from).collect()).unwrap_err();
             assert!(error.to_string().contains(part) && error.exit_status() == 2, "{words:?}: {error}");

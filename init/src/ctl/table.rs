@@ -19,7 +19,6 @@ pub(crate) enum Action {
     Top,
     Events,
     Ports,
-    Cp,
     Boot,
     Shutdown,
 }
@@ -36,8 +35,6 @@ pub(crate) enum Operands {
     Command,
     /// A process, or `--` and a command line.
     ProcessOrCommand,
-    /// Files to copy and their destination, some of them in the sandbox.
-    Copy,
 }
 
 /// The value of an option.
@@ -264,16 +261,6 @@ pub(crate) const COMMANDS: &[Command] = &[
             opt("http-path", Kind::Text, "PATH", "with --wait: also wait until GET PATH is answered, with any status"),
         ],
     ),
-    command(
-        "cp",
-        Action::Cp,
-        Operands::Copy,
-        "copy files and folders to or from the sandbox, whose paths begin with a colon; - is stdin or stdout",
-        &[
-            opt("user", Kind::Text, "USER", "user whose rights apply in the sandbox: a name, a UID or UID:GID"),
-            short('L', "follow-link", Kind::Flag, "", "if SRC is a symlink, copy what it leads to"),
-        ],
-    ),
     command("boot", Action::Boot, Operands::None, "show what the boot did, and the services from files", &[]),
     command(
         "shutdown",
@@ -299,7 +286,6 @@ impl Operands {
             Operands::ProcessAndSignal => " PROCESS SIGNAL",
             Operands::Command => " [--] COMMAND [ARG…]",
             Operands::ProcessOrCommand => " PROCESS | -- COMMAND [ARG…]",
-            Operands::Copy => " SRC… :DEST | :SRC… DEST",
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::error::Error;
 use crate::files::FileError;
-use crate::files::archive::{ArchiveError, UnpackError};
 
 use crate::http::message::ApiError;
 
@@ -15,52 +14,19 @@ impl From<Error> for ApiError {
 
 impl From<FileError> for ApiError {
     fn from(error: FileError) -> ApiError {
-        let (status, code) = status_and_code_of_file(&error);
+        let (status, code) = match &error {
+            FileError::Invalid(_) => (400, "INVALID_REQUEST"),
+            FileError::IsDirectory(_) => (400, "IS_DIRECTORY"),
+            FileError::NotADirectory(_) => (400, "NOT_A_DIRECTORY"),
+            FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
+            FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
+            FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
+            FileError::NotFound(_) => (404, "NOT_FOUND"),
+            FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
+            FileError::NoSpace { .. } => (507, "NO_SPACE"),
+            FileError::Other(error) => status_and_code(error),
+        };
         ApiError::new(status, code, error.to_string())
-    }
-}
-
-impl From<ArchiveError> for ApiError {
-    fn from(error: ArchiveError) -> ApiError {
-        let (status, code) = status_and_code_of_archive(&error);
-        ApiError::new(status, code, error.to_string())
-    }
-}
-
-impl From<UnpackError> for ApiError {
-    fn from(error: UnpackError) -> ApiError {
-        let (status, code) = status_and_code_of_archive(&error.error);
-        ApiError::new(status, code, error.to_string())
-    }
-}
-
-fn status_and_code_of_archive(error: &ArchiveError) -> (u16, &'static str) {
-    match error {
-        ArchiveError::File(error) => status_and_code_of_file(error),
-        ArchiveError::Malformed(_) | ArchiveError::BadEntry { .. } => (400, "BAD_ARCHIVE"),
-        ArchiveError::TooLarge(_) => (413, "ARCHIVE_TOO_LARGE"),
-        ArchiveError::OwnersNeedRoot => (403, "PERMISSION_DENIED"),
-        // The handlers answer with the error of the connection instead.
-        ArchiveError::Input(_) | ArchiveError::Output(_) => (500, "INTERNAL"),
-    }
-}
-
-fn status_and_code_of_file(error: &FileError) -> (u16, &'static str) {
-    match error {
-        FileError::Invalid(_) => (400, "INVALID_REQUEST"),
-        FileError::IsDirectory(_) => (400, "IS_DIRECTORY"),
-        FileError::NotADirectory(_) => (400, "NOT_A_DIRECTORY"),
-        FileError::NotARegularFile(_) => (400, "NOT_A_REGULAR_FILE"),
-        FileError::Traversal(_) => (403, "PATH_TRAVERSAL"),
-        FileError::Denied { .. } => (403, "PERMISSION_DENIED"),
-        FileError::CrossDevice { .. } | FileError::MountPoint(_) => (400, "CROSS_DEVICE"),
-        FileError::TooManyDirectories(_) => (400, "TOO_MANY_DIRECTORIES"),
-        FileError::AlreadyExists(_) | FileError::NotEmpty(_) => (409, "ALREADY_EXISTS"),
-        FileError::NotFound(_) => (404, "NOT_FOUND"),
-        FileError::Unmet { .. } => (412, "PRECONDITION_FAILED"),
-        FileError::NoSpace { .. } => (507, "NO_SPACE"),
-        FileError::Named { error, .. } => status_and_code_of_file(error),
-        FileError::Other(error) => status_and_code(error),
     }
 }
 

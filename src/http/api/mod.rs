@@ -48,7 +48,6 @@ mod wait;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::files::archive::ArchiveLimit;
 use crate::http::api::rejections::Rejections;
 use crate::http::connection::memory::MemoryPool;
 use crate::supervisor::Handle;
@@ -92,7 +91,6 @@ pub struct Api {
     /// Names of the processes whose usage is among the metrics.
     metrics_per_process: Vec<String>,
     rejections: Rejections,
-    max_archive: ArchiveLimit,
     system: Option<Arc<dyn SystemControl>>,
     run_inputs: MemoryPool,
     listings: MemoryPool,
@@ -105,7 +103,6 @@ pub struct ApiOptions {
     auth: Auth,
     cors_origins: Vec<Origin>,
     metrics_per_process: Vec<String>,
-    max_archive: ArchiveLimit,
     system: Option<Arc<dyn SystemControl>>,
 }
 
@@ -135,11 +132,6 @@ impl ApiOptions {
         ApiOptions { metrics_per_process: names.into_iter().map(Into::into).collect(), ..self }
     }
 
-    /// What an archive that is unpacked may hold at most. By default without a limit.
-    pub fn max_archive(self, limit: ArchiveLimit) -> ApiOptions {
-        ApiOptions { max_archive: limit, ..self }
-    }
-
     /// What answers `GET /boot` and `POST /shutdown`.
     pub fn system(self, system: Arc<dyn SystemControl>) -> ApiOptions {
         ApiOptions { system: Some(system), ..self }
@@ -157,7 +149,6 @@ impl Api {
             cors_origins: options.cors_origins,
             metrics_per_process: options.metrics_per_process,
             rejections: Rejections::new(),
-            max_archive: options.max_archive,
             system: options.system,
             run_inputs: MemoryPool::new(RUN_INPUTS),
             listings: MemoryPool::new(DIRECTORY_LISTINGS),

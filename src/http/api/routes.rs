@@ -59,18 +59,6 @@ pub(crate) enum Endpoint {
     RemoveFile,
     /// `GET /files/list`.
     ListFiles,
-    /// `GET /files/stat`.
-    StatFile,
-    /// `POST /files/mkdir`.
-    MakeDir,
-    /// `POST /files/move`.
-    MoveFile,
-    /// `GET /files/archive`.
-    Pack,
-    /// `PUT /files/archive`.
-    Unpack,
-    /// `GET /files/watch`.
-    WatchFiles,
     /// `POST /pty`.
     OpenPty,
     /// `GET /pty`.
@@ -120,12 +108,6 @@ impl Endpoint {
             | Endpoint::WriteFile
             | Endpoint::RemoveFile
             | Endpoint::ListFiles
-            | Endpoint::StatFile
-            | Endpoint::MakeDir
-            | Endpoint::MoveFile
-            | Endpoint::Pack
-            | Endpoint::Unpack
-            | Endpoint::WatchFiles
             | Endpoint::AttachPty
             | Endpoint::Tunnel
             | Endpoint::Events
@@ -191,7 +173,7 @@ impl Route {
 }
 
 /// Every endpoint of the API, once. No two rows match the same method and path.
-pub(crate) static ROUTES: [Route; 45] = [
+pub(crate) static ROUTES: [Route; 39] = [
     Route::new("GET", "/health", Endpoint::Health),
     Route::new("GET", "/info", Endpoint::Info),
     Route::new("GET", "/boot", Endpoint::Boot),
@@ -221,12 +203,6 @@ pub(crate) static ROUTES: [Route; 45] = [
     Route::new("PUT", "/files", Endpoint::WriteFile),
     Route::new("DELETE", "/files", Endpoint::RemoveFile),
     Route::new("GET", "/files/list", Endpoint::ListFiles),
-    Route::new("GET", "/files/stat", Endpoint::StatFile),
-    Route::new("POST", "/files/mkdir", Endpoint::MakeDir),
-    Route::new("POST", "/files/move", Endpoint::MoveFile),
-    Route::new("GET", "/files/archive", Endpoint::Pack),
-    Route::new("PUT", "/files/archive", Endpoint::Unpack),
-    Route::new("GET", "/files/watch", Endpoint::WatchFiles),
     Route::new("POST", "/pty", Endpoint::OpenPty),
     Route::new("GET", "/pty", Endpoint::ListPtys),
     Route::new("GET", "/pty/{id}", Endpoint::Pty),
@@ -337,12 +313,6 @@ mod tests {
             ("PUT", "files", Endpoint::WriteFile),
             ("DELETE", "files", Endpoint::RemoveFile),
             ("GET", "files/list", Endpoint::ListFiles),
-            ("GET", "files/stat", Endpoint::StatFile),
-            ("POST", "files/mkdir", Endpoint::MakeDir),
-            ("POST", "files/move", Endpoint::MoveFile),
-            ("GET", "files/archive", Endpoint::Pack),
-            ("PUT", "files/archive", Endpoint::Unpack),
-            ("GET", "files/watch", Endpoint::WatchFiles),
             ("POST", "pty", Endpoint::OpenPty),
             ("GET", "pty", Endpoint::ListPtys),
             ("GET", "pty/x", Endpoint::Pty),
@@ -357,7 +327,7 @@ mod tests {
             let parameter = path
                 .split('/')
                 .nth(1)
-                .filter(|_| !path.starts_with("files/") && !matches!(right, Endpoint::Run | Endpoint::Tunnel))
+                .filter(|_| !matches!(right, Endpoint::Run | Endpoint::ListFiles | Endpoint::Tunnel))
                 .unwrap_or_default();
             assert_eq!(routed(method, &format!("api/v1/{path}")), Some((right, parameter)), "{method} {path}");
         }

@@ -14,7 +14,7 @@ use tl_os::tcp;
 use crate::http::connection::entry::Phase;
 use crate::http::connection::memory::{MemoryGrant, MemoryPool};
 use crate::http::connection::table::ConnectionGuard;
-use crate::http::connection::wait::{Input, PeerState, SendDeadline, Wakeup};
+use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 
 /// First size of the read buffer, in bytes: most request heads fit, and most JSON bodies with them.
 pub(super) const FIRST_BUFFER: usize = 4 << 10;
@@ -198,23 +198,6 @@ impl Socket {
             return Ok(Wakeup::Waker);
         }
         Ok(Wakeup::Deadline)
-    }
-
-    /// Waits until `source` can be read, for the deadline or the shutdown of the server, whichever is first.
-    ///
-    /// # Errors
-    /// [`ErrorKind::ConnectionAborted`] when the client disconnects.
-    pub(crate) fn wait_for_input(&self, source: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Input> {
-        let fds = [(self.guard.as_fd(), Events::GONE), (source, Events::READ), (self.stop_signal(), Events::READ)];
-        let [socket, source, stopped] = poll::wait(fds, deadline)?;
-        if socket.any(Events::GONE) {
-            return Err(ErrorKind::ConnectionAborted.into());
-        }
-        Ok(match (source == Events::NONE, stopped == Events::NONE) {
-            (false, _) => Input::Ready,
-            (true, false) => Input::Stopping,
-            (true, true) => Input::Deadline,
-        })
     }
 
     /// Waits for the deadline or the client's disconnection, whichever is first.

@@ -26,17 +26,6 @@ pub(crate) enum Wakeup {
     Disconnected,
 }
 
-/// What ended a wait for a descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Input {
-    /// It can be read.
-    Ready,
-    /// The deadline has passed.
-    Deadline,
-    /// The server is shutting down.
-    Stopping,
-}
-
 /// State of the client's end of the connection, as far as the kernel knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PeerState {

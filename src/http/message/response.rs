@@ -80,7 +80,7 @@ impl Response {
     ///
     /// An error of `write` ends the connection, so that the client notices that the body is incomplete. So does a body that
     /// is shorter than `length`; writing more than `length` bytes is an error. If nothing has been sent by then, the
-    /// response becomes a 500, or the [`ApiError`](crate::http::message::ApiError) that the error wraps.
+    /// response becomes a 500.
     ///
     /// ```
     /// use std::io::Write;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tl_os::poll::Waker;
 
 use crate::http::connection::socket::Socket;
-use crate::http::connection::wait::{Input, PeerState, SendDeadline, Wakeup};
+use crate::http::connection::wait::{PeerState, SendDeadline, Wakeup};
 use crate::http::message::response_head::Framing;
 
 /// Bytes that are collected for one write to the socket.
@@ -337,14 +337,6 @@ impl<'c> ResponseStream<'c> {
             Wakeup::Deadline => Ok(false),
             Wakeup::Disconnected => Err(ErrorKind::ConnectionAborted.into()),
         }
-    }
-
-    /// Waits until `source` can be read, for the deadline or the shutdown of the server.
-    ///
-    /// # Errors
-    /// When the client disconnects.
-    pub(crate) fn wait_for_input(&self, source: &impl AsFd, deadline: Option<Instant>) -> io::Result<Input> {
-        self.socket.wait_for_input(source.as_fd(), deadline)
     }
 }
 

@@ -218,13 +218,7 @@ impl ConnectionLoop {
                     "internal error: the response is not valid; the daemon's log says more",
                 ));
             }
-            Err(error) => {
-                log::debug!("{} {}: {error}", head.method, head.path);
-                let wrapped = error.get_ref().and_then(|error| error.downcast_ref::<ApiError>());
-                if let Some(error) = wrapped.filter(|_| !self.socket.response_begun()) {
-                    self.refuse(error);
-                }
-            }
+            Err(error) => log::debug!("{} {}: {error}", head.method, head.path),
         }
         false
     }

@@ -1,21 +1,44 @@
-//! `GET`, `PUT` and `DELETE /files`: the content of single files.
+//! `GET`, `PUT` and `DELETE /files`, and `GET /files/list`.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::ops;
 use std::os::unix::fs::FileExt;
 
-use crate::files::{self, Content, FileError, Unmet, Upload};
+use serde::Serialize;
 
-use crate::http::api::files::acting::act_as_user;
+use crate::error::Error;
+use crate::files::{self, Content, FileError, FilePath, Listing, Unmet, Upload};
+use crate::users;
+use tl_os::impersonation::Impersonation;
+
 use crate::http::api::{Api, conditions, errors};
+use crate::http::connection::memory::MemoryGrant;
+use crate::http::json::response;
+use crate::http::json::user::parse_user;
 use crate::http::message::range::Range;
-use crate::http::message::{ApiError, Request, Response, ResponseStream};
+use crate::http::message::{ApiError, BURST, Request, Response, ResponseStream};
 
 const BYTES: &str = "application/octet-stream";
 
 /// Bytes of a file that are read at once, and bytes of a body that are written at once.
 const PIECE: usize = 128 << 10;
+
+/// The path that the request names, and the rights of its user, whom this thread acts as until they are dropped.
+fn act_as_user(api: &Api, request: &Request<'_>) -> Result<(Impersonation, FilePath), ApiError> {
+    let path = request.query_bytes("path");
+    let path = path.ok_or_else(|| ApiError::invalid("the query parameter `path` is missing"))?;
+    let requested = request.query("user").map(|user| parse_user(&user)).transpose().map_err(Error::from)?;
+    let default = api.handle.default_user();
+    let user = users::resolve(requested.as_ref().unwrap_or(default))?;
+    // Whichever user acts, a relative path is below the home of the default user (docs/api.md, Files).
+    let path = match (path.first(), &requested) {
+        (Some(b'/'), _) | (_, None) => FilePath::parse(&path, &user.home)?,
+        _ => FilePath::parse(&path, &users::resolve(default)?.home)?,
+    };
+    let failed = |error| Error::from_io(&format!("acting as the user {:?}", user.name), &error);
+    Ok((Impersonation::begin(user.uid, user.gid, &user.groups).map_err(failed)?, path))
+}
 
 /// Reads a file, or a range of it.
 pub(crate) fn read(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
@@ -166,4 +189,67 @@ pub(crate) fn remove(api: &Api, request: &Request<'_>) -> Result<Response, ApiEr
     }
     files::remove(&path)?;
     Ok(Response::empty(204))
+}
+
+#[derive(Serialize)]
+struct EntryJson<'l> {
+    name: &'l str,
+    is_dir: bool,
+    size: Option<u64>,
+    modified_at: Option<i64>,
+}
+
+/// Lists a directory.
+pub(crate) fn list(api: &Api, request: &Request<'_>) -> Result<Response, ApiError> {
+    let (acting, path) = act_as_user(api, request)?;
+    let listing = files::list(&path)?;
+    drop(acting);
+    let mut grant = api.listings.grant();
+    if !grant.grow_to(listing.size()) {
+        return Err(ApiError::out_of("the listing of a directory", &ErrorKind::OutOfMemory.into()));
+    }
+    let mut json = ListingJson { listing, next: 0, _grant: grant };
+    let mut shown = Some(path.shown());
+    let more = move |out: &mut Vec<u8>| {
+        if let Some(path) = shown.take() {
+            ListingJson::begin(&path, out)?;
+        }
+        json.entries(out)
+    };
+    response::in_bursts(None, more).map_err(|error| Error::internal(error).into())
+}
+
+/// Writes a listing as JSON, a burst at a time.
+struct ListingJson {
+    listing: Listing,
+    next: usize,
+    _grant: MemoryGrant,
+}
+
+impl ListingJson {
+    fn begin(path: &str, out: &mut Vec<u8>) -> io::Result<()> {
+        out.extend_from_slice(b"{\"path\":");
+        serde_json::to_writer(&mut *out, path)?;
+        out.extend_from_slice(b",\"entries\":[");
+        Ok(())
+    }
+
+    /// Appends a burst of entries. Returns whether these were the last.
+    fn entries(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        let full = out.len() + BURST;
+        while out.len() < full {
+            let Some(entry) = self.listing.get(self.next) else {
+                out.extend_from_slice(if self.listing.truncated { b"],\"truncated\":true}" } else { b"]}" });
+                return Ok(true);
+            };
+            if self.next > 0 {
+                out.push(b',');
+            }
+            let name = &*entry.name;
+            let (is_dir, size, modified_at) = (entry.is_dir, entry.size, entry.modified_at);
+            serde_json::to_writer(&mut *out, &EntryJson { name, is_dir, size, modified_at })?;
+            self.next += 1;
+        }
+        Ok(false)
+    }
 }
