@@ -137,6 +137,7 @@ impl Watch {
                 Err(Stop::Gone | Stop::Report(_)) => return Err(FileError::NotFound(path.shown())),
             }
         }
+        watch.is_lost = false;
         watch.kernel.rest();
         Ok(watch)
     }
@@ -238,6 +239,8 @@ impl Watch {
             self.translator.table.end_round();
             self.drop_watches();
         }
+        // A mount point that shows a directory above it is refused at each look.
+        self.is_lost = false;
         Ok(())
     }
 
@@ -322,7 +325,11 @@ impl Watch {
         match table.place(parent, name, wd, id) {
             Placed::Known => Ok(Some((wd, false))),
             Placed::New | Placed::Moved => Ok(Some((wd, true))),
-            Placed::Refused | Placed::Full if was_there => Ok(None),
+            Placed::Refused | Placed::Full if was_there => {
+                // The table has it above itself, which only a look at all directories can mend.
+                self.is_lost = true;
+                Ok(None)
+            }
             Placed::Refused => {
                 self.kernel.remove(wd);
                 Ok(None)

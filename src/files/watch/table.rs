@@ -126,8 +126,7 @@ impl Table {
 
     /// Notes that the directory with this watch has this place.
     pub(super) fn place(&mut self, parent: i32, name: &[u8], wd: i32, id: FileId) -> Placed {
-        let is_inside = self.ancestors(parent).any(|ancestor| ancestor == wd);
-        if wd == self.root || is_inside || !self.is_placed(parent) || !self.fits(parent, name) {
+        if wd == self.root || self.is_in(parent, wd) || !self.is_placed(parent) || !self.fits(parent, name) {
             return Placed::Refused;
         }
         match self.child(parent, name) {
@@ -162,11 +161,11 @@ impl Table {
         self.prefix(parent) + name.len() <= self.max_path
     }
 
-    /// Follows a rename. Returns whether the directory was known.
+    /// Follows a rename of a directory that is not known to be in itself afterwards ([`Table::is_in`]). Returns whether the
+    /// directory was known.
     pub(super) fn rename(&mut self, from: (i32, &[u8]), to: (i32, &[u8])) -> bool {
         let Some(wd) = self.child(from.0, from.1) else { return false };
-        let is_inside = self.ancestors(to.0).any(|ancestor| ancestor == wd);
-        if is_inside || !self.is_placed(to.0) || !self.fits(to.0, to.1) {
+        if self.is_in(to.0, wd) || !self.is_placed(to.0) || !self.fits(to.0, to.1) {
             self.remove(wd);
             return false;
         }
@@ -178,6 +177,11 @@ impl Table {
         self.unlink(wd);
         self.link(to.0, to.1, wd);
         true
+    }
+
+    /// Whether the directory `wd` is `above`, or below it.
+    pub(super) fn is_in(&self, wd: i32, above: i32) -> bool {
+        self.ancestors(wd).any(|ancestor| ancestor == above)
     }
 
     /// Forgets a directory and all below it.

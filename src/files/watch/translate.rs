@@ -305,13 +305,19 @@ impl Translator {
         };
         self.fresh.take(to.wd, &to.name, to.end);
         let to_name = (to.wd, to.name.clone());
+        if child.is_some_and(|child| self.table.is_in(to.wd, child)) {
+            // No directory is moved into itself: an earlier event was taken for one about another directory.
+            self.steps.push_back(Step::Lost);
+        }
+        // Taken before the rename, which changes the paths.
+        let moved = self.change(ChangeKind::Moved, &from, Some(&to));
         let is_known = child.is_some() && self.table.rename((from.wd, &from.name), (to.wd, &to.name));
         if let Some(last) = last.filter(|last| last.from.as_ref() == Some(&to_name) && last.to == from_name) {
             let mask = if last.is_dir { raw::ISDIR } else { 0 };
             self.report(ChangeKind::Deleted, &RawEvent { mask, ..from }, None);
             return self.look_exchanged([to_name, from_name]);
         }
-        self.report(ChangeKind::Moved, &from, Some(&to));
+        self.push(moved);
         self.last_move = Some(Move { from: Some(from_name), to: to_name, at: now, is_dir: from.is_dir() });
         self.look(to.wd, to.name, to.mask, if is_known { After::MovedTo } else { After::Created });
         self.look_from(from, id);
@@ -336,9 +342,20 @@ impl Translator {
 
     /// Reports a change, unless its directory has no place in the tree.
     fn report(&mut self, kind: ChangeKind, event: &RawEvent, to: Option<&RawEvent>) {
-        let Some(path) = self.table.path(event.wd, &event.name) else { return };
+        let change = self.change(kind, event, to);
+        self.push(change);
+    }
+
+    fn push(&mut self, change: Option<Change>) {
+        if let Some(change) = change {
+            self.modified = None;
+            self.steps.push_back(Step::Change(change));
+        }
+    }
+
+    fn change(&self, kind: ChangeKind, event: &RawEvent, to: Option<&RawEvent>) -> Option<Change> {
+        let path = self.table.path(event.wd, &event.name)?;
         let to = to.and_then(|to| self.table.path(to.wd, &to.name));
-        self.modified = None;
-        self.steps.push_back(Step::Change(Change { kind, path, to, is_dir: event.is_dir() }));
+        Some(Change { kind, path, to, is_dir: event.is_dir() })
     }
 }
